@@ -179,7 +179,7 @@ class AdapterMethod(ABC):
         for name in parameters:
             if name not in gradients:
                 raise MethodError(
-                    f"{self.name}: {name} has no gradient in this step: its layer is unused or "
+                    f"{self.name}: {name} has no gradient in this step: its layer is unused, it is "
                     "frozen, or gradients were cleared before the hook; leave layers that the "
                     "loss does not use out of the targets"
                 )
