@@ -219,7 +219,7 @@ def subspace_overlap(U: Tensor, V: Tensor) -> float:
 
 
 def _thin_svd(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the SVD of B A, (U (out, k), S (k,), Vt (k, in)), k = min(r, in, out), without B A."""
+    """Return U (out, k), S (k,), Vt (k, in) of B A, without forming B A; k = min(r, in, out)."""
     q_b, r_b = torch.linalg.qr(B.detach().double())  # (out, k1), (k1, r)
     q_a, r_a = torch.linalg.qr(A.detach().double().T)  # (in, k2), (k2, r)
     u, s, vt = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)  # of (k1, k2)

@@ -22,7 +22,7 @@ _PLAIN = frozenset({Tensor, nn.Parameter})
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Return True if a tensor has no subclass: neither sharded nor fake."""
+    """Return True if a tensor is a plain Tensor or Parameter: neither sharded nor fake."""
     return type(tensor) in _PLAIN
 
 

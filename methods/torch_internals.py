@@ -1,4 +1,4 @@
-"""All private names of torch that this project uses, so that a new torch is adapted to here alone.
+"""All private names of torch that this project uses; a new version of torch is adapted to here.
 
 Last checked with torch 2.13. A test (`tests/test_architecture.py`) reports private names elsewhere.
 """

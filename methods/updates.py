@@ -115,7 +115,7 @@ class Hadamard(Update):
         return self.A1, self.B1, self.A2, self.B2
 
     def factors(self) -> LowRankFactors:
-        """Return the equal sum of r^2 components: (b_i o b_j) (a_i o a_j)^T for all i, j."""
+        """Return the update as r^2 components: (b_i o b_j) (a_i o a_j)^T for all i, j."""
         r, n_in = self.A1.shape
         a = (self.A1[:, None, :] * self.A2[None, :, :]).reshape(r * len(self.A2), n_in)
         b = (self.B1[:, :, None] * self.B2[:, None, :]).reshape(len(self.B1), len(a))
@@ -158,7 +158,7 @@ class Kronecker(Update):
         return tuple(t for t in (self.L1, self.R1, self.L2, self.R2) if t is not None)
 
     def factors(self) -> LowRankFactors:
-        """Return the equal product of factors (L1 x L2) (R1 x R2)."""
+        """Return the update as one product of factors, (L1 x L2) (R1 x R2)."""
         (l1, r1), (l2, r2) = _pair(self.L1, self.R1), _pair(self.L2, self.R2)
         return LowRankFactors(torch.kron(r1, r2), torch.kron(l1, l2) * self.scaling)
 
