@@ -63,7 +63,7 @@ _ROUNDING = 1e-12  # of float64 sums of a dozen terms near 1
 
 
 def output_is_bit_equal_at_injection(make: MethodFactory) -> None:
-    """Check that the update is exactly 0 at the start, in every dtype, in training and in evaluation."""
+    """Check that the update starts at exactly 0, in every dtype, in training and in evaluation."""
     for dtype in _DTYPES:
         x, _ = regression_data(dtype)
         net = small_net(dtype)
