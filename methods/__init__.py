@@ -1,5 +1,5 @@
-"""The mathematics: adapter methods whose update is a sum of rank-one terms.
+"""The mathematics: adapter methods whose update is a sum of rank-one components.
 
 Nothing here knows YAML, transformers or the command line. Start at `methods.base` (the contract),
-`methods.registry` (names to classes) and `methods.inject` (putting layers into a model).
+`methods.registry` (methods by name) and `methods.inject` (wraps a model's layers).
 """

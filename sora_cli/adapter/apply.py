@@ -94,7 +94,7 @@ def fold_in(module: nn.Module, update: Update) -> None:
     total, memory, rows = torch.empty_like(base), torch.empty_like(base), (0, len(base))
     # DoRA divides by the norm over the inputs of each output (arXiv 2402.09353, eq. 5); a row of a
     # transposed weight has one input only, so the norms need a pass over the whole sum first
-    if isinstance(update, Rescaled) and update.unknown(transposed=transposed):
+    if isinstance(update, Rescaled) and update.needs_norms(transposed=transposed):
         delta = update.delta(rows, memory, transposed=transposed)
         update = update.with_norms((base + delta).double().square().sum(0))
     update.add(base, rows, memory, total, transposed=transposed)

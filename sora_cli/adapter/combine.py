@@ -271,7 +271,7 @@ def _check_sum(path: str, distance: float, expected: LowRankFactors, dtype: str)
     """Check that factors differ from a sum by no more than rounding to their dtype explains."""
     # (1 + u)^2 for the two halves of each term, u = eps / 2, and a few roundings in float32
     rounding = 1.5 * torch.finfo(getattr(torch, dtype)).eps + 4 * torch.finfo(torch.float32).eps
-    if distance > rounding * float(expected.term_norms().sum()):
+    if distance > rounding * float(expected.component_norms().sum()):
         raise SoraError(f"'{path}' is not the weighted sum of the updates: off by {distance:.2g} "
                         f"of {expected.norm():.2g}")  # fmt: skip
 

@@ -78,7 +78,7 @@ class Adapter:
 
     def ranks(self) -> dict[str, int]:
         """Return {module path: live components}: 0 for dead modules, also those not stored."""
-        live = {path: int(f.live_terms().sum()) for path, f in self.layers.items()}
+        live = {path: int(f.live_components().sum()) for path, f in self.layers.items()}
         return {path: live.get(path, 0) for path in dict.fromkeys([*self.meta.ranks, *live])}
 
     def ranks_start(self) -> dict[str, int]:

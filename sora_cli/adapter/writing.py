@@ -64,7 +64,7 @@ class Plan:
         self._keep: dict[str, Tensor] = {}  # (r,) bool
         self._sides: dict[str, tuple[int, int]] = {}  # (out, in)
         self._written: dict[tuple[str, str], bytes] = {}  # (path, "A" or "B") -> digest
-        for path, (keep, sides) in by_cores(layers, self._live_terms_and_sides).items():
+        for path, (keep, sides) in by_cores(layers, self._live_and_sides).items():
             self._keep[path], self._sides[path] = keep, sides
         self.start = {path: keep.numel() for path, keep in self._keep.items()}
         self.live = {path: int(keep.sum()) for path, keep in self._keep.items()}
@@ -73,9 +73,9 @@ class Plan:
             self.stored = {next(iter(layers)): 1}
         self._padded_to = max(self.stored.values()) if layout == "padded" else None
 
-    def _live_terms_and_sides(self, path: str) -> tuple[Tensor, tuple[int, int]]:
+    def _live_and_sides(self, path: str) -> tuple[Tensor, tuple[int, int]]:
         plain = _float32_on_cpu(path, self._layers[path])
-        return plain.live_terms(), (plain.B.shape[0], plain.A.shape[1])
+        return plain.live_components(), (plain.B.shape[0], plain.A.shape[1])
 
     def factors(self, path: str) -> LowRankFactors:
         """Return one module's factors in the dtype and layout of the file."""

@@ -1,1 +1,1 @@
-"""The parts of a merge: the base's files, names, a plan, blocks of tensors, and what is written."""
+"""Merging an adapter into a base model's files, and extracting one from a fine-tuned model."""

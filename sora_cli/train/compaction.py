@@ -9,7 +9,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from methods.base import AdapterMethod, Layers
-from methods.compaction import DeadSpells, remove_components
+from methods.compaction import DeadSteps, remove_components
 from sora_cli.core.errors import SoraError
 from sora_cli.report import Compaction, Removal
 from sora_cli.train.checkpoint.resumable import Resumable
@@ -47,18 +47,18 @@ class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
         self.trainer, self.method, self.layers = trainer, method, layers
         self.record = Compaction(every=every, only_count=only_count)
         self.after_removal = after_removal
-        self._spells = DeadSpells(layers)
-        self._chosen = torch.zeros_like(self._spells.alive())  # only_count: would be removed
+        self._dead_steps = DeadSteps(layers)
+        self._chosen = torch.zeros_like(self._dead_steps.alive())  # only_count: would be removed
         self._returned = torch.zeros_like(self._chosen)  # ... and revived later
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the dead components; at every N-th step remove those dead for N steps."""
-        self._spells.step()
+        self._dead_steps.step()
         if self.record.only_count:
-            self._returned |= self._chosen & self._spells.alive()
+            self._returned |= self._chosen & self._dead_steps.alive()
         if state.global_step % self.record.every:
             return
-        gone = self._spells.at_least(self.record.every)
+        gone = self._dead_steps.at_least(self.record.every)
         if self.record.only_count:
             gone &= ~self._chosen
             self._chosen |= gone
@@ -67,7 +67,7 @@ class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
         if not self.record.only_count:
             with plain_moments(plain_optimizer(self.trainer)) as moments:
                 self.method.removed(remove_components(self.layers, gone, moments))
-            self._spells.drop(gone)
+            self._dead_steps.drop(gone)
             self.after_removal()
         left = sum(layer.rank for layer in self.layers.values())
         removal = Removal(step=state.global_step, removed=int(gone.sum()), left=left)
@@ -82,7 +82,7 @@ class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
         """Return the record and the counts, JSON-able."""
         return {
             "record": self.record.model_dump(),
-            "spells": self._spells.steps.tolist(),
+            "spells": self._dead_steps.steps.tolist(),
             "chosen": self._chosen.tolist(),
             "returned": self._returned.tolist(),
         }
@@ -91,6 +91,6 @@ class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
         """Continue from the record and counts of `progress`."""
         self.record = Compaction.model_validate(progress["record"])
         device = self._chosen.device
-        self._spells.steps = torch.tensor(progress["spells"], device=device)
+        self._dead_steps.steps = torch.tensor(progress["spells"], device=device)
         self._chosen = torch.tensor(progress["chosen"], dtype=torch.bool, device=device)
         self._returned = torch.tensor(progress["returned"], dtype=torch.bool, device=device)

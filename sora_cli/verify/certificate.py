@@ -257,7 +257,7 @@ def _measured(
         scorer = build_scorer(recipe, task, base, Path(scratch))
         scores = {n: scorer.row_scores(part.encoded(task, base)) for n, part in parts.items()}
     return _Measured(
-        ranks={path: int(f.live_terms().sum()) for path, f in adapter.layers.items()},
+        ranks={path: int(f.live_components().sum()) for path, f in adapter.layers.items()},
         cost={path: f.A.shape[1] + f.B.shape[0] for path, f in adapter.layers.items()},
         scores=scores,
     )

@@ -105,7 +105,7 @@ def test_an_adapter_is_not_merged_twice_even_by_force(
     stored = read_adapter(tmp_path / "adapter")  # the first one, from the disk
     for adapter, model in ((first, "one"), (stored, "one"), (first, "two"), (second, "two")):
         for force in (False, True):
-            with pytest.raises(SoraError, match="already folded into") as caught:
+            with pytest.raises(SoraError, match="already merged into") as caught:
                 merge_adapter(adapter, tmp_path / "out", base=str(tmp_path / model), force=force)
             assert MERGED_KEY in str(caught.value.where)
             assert "--base" in str(caught.value.hint)

@@ -22,7 +22,7 @@ from torch.nn.functional import cosine_similarity
 
 from methods.base import Layers
 from methods.baselines import Baseline, choose
-from methods.compaction import DeadSpells, remove_components
+from methods.compaction import DeadSteps, remove_components
 from methods.inject import adapted_layers, inject
 from methods.registry import builtin_names, create
 from sora_cli.adapter.directory import read_adapter
@@ -154,7 +154,7 @@ def test_what_is_compiled_and_when() -> None:
         assert_same(stub.training_step(rows=5), Stub(copy.deepcopy(model)).step(rows=5))
         assert graphs() == 1
         model.zero_grad()
-        remove_components(layers, ~DeadSpells(layers).alive(), {})
+        remove_components(layers, ~DeadSteps(layers).alive(), {})
         forget()
         assert_same(stub.training_step(), Stub(copy.deepcopy(model)).step())
         stub.training_step(rows=5)
