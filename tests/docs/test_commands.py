@@ -38,7 +38,7 @@ def test_index_has_every_command_and_task() -> None:
 
 
 def _commands(page: Path) -> Iterator[tuple[str, bool]]:
-    """Yield what follows `sora`, and whether it can be nothing but a command.
+    """Yield the words after `sora`, and True if they can only be a command.
 
     In the output of a program a line may begin with "sora", the method.
     """
@@ -51,7 +51,7 @@ def _commands(page: Path) -> Iterator[tuple[str, bool]]:
 
 
 def find_command(words: list[str]) -> str | None:
-    """Return the longest name of a command that the words begin with."""
+    """Return the longest command name at the beginning of the words."""
     names = (" ".join(["sora", *words[:count]]) for count in (2, 1))
     found = next((name for name in names if name in OPTIONS), None)
     if found is None and (not words or words[0].startswith("-") or words[0].isupper()):

@@ -1,4 +1,4 @@
-"""Links lead to what is there, on the site and on a code host; every page is in the navigation."""
+"""Links work on the site and on a code host; the navigation and the index have every page."""
 
 from __future__ import annotations
 
