@@ -1,4 +1,4 @@
-"""The one error boundary: turns exceptions into at most three lines on stderr and an exit code."""
+"""Error boundary: turns an exception into at most three lines on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _DISK_ERRORS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST,
     errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG,
 }  # fmt: skip
-"""Errors of reading and writing files that are no fault of the program."""
+"""File errors that the user can put right: they are not faults of the program."""
 
 _OF_THE_SYSTEM = re.compile(r"\(os error (\d+)\)")  # as libraries written in Rust show it
 _NO_TEMPORARY = "No usable temporary directory"  # of tempfile: a full disk, or a limit of size 0
 
 _ClickError = typer.BadParameter.__mro__[2]
-"""Typer's own: usage errors and their kin; it has moved between packages over the versions."""
+"""Base class of Typer's usage errors. Typer moved it between packages from version to version."""
 
 
 def guarded(command: Callable[[], object], *, debug: bool = False) -> int:
     """Call a command and return its exit code.
 
     Args:
-        command: may return an exit code.
-        debug: show tracebacks, also of user errors.
+        command: a return value of type int is the exit code; any other counts as 0.
+        debug: show tracebacks, also for user errors.
     """
     try:
         result = command()
@@ -55,7 +55,7 @@ def guarded(command: Callable[[], object], *, debug: bool = False) -> int:
 
 
 def told_losses(code: int) -> int:
-    """Say that data on stdout were lost, at a command's end; return the exit code then."""
+    """Report at a command's end if data for stdout were lost; return the final exit code."""
     reason = lost_output()
     if reason is None:
         return code
@@ -94,7 +94,7 @@ def _told(error: Exception, *, debug: bool) -> int:
 
 
 def _disk_error(error: OSError) -> list[str]:
-    """Return what is wrong with a file, or with the directory for temporary ones."""
+    """Return the message for a file, or for the directory of temporary files, that fails."""
     if error.errno in _DISK_ERRORS:
         name = "a file" if error.filename is None else f"'{printable(error.filename)}'"
         return [f"{name} cannot be used: {(error.strerror or str(error)).lower()}"]

@@ -1,4 +1,4 @@
-"""The exit codes of `sora`, all in one place."""
+"""The exit codes of `sora` and their meanings."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ MEANINGS = {
     "continues. All other commands leave nothing half written.",
     TERMINATED: "Told to end (SIGTERM, as schedulers of clusters do). As with SIGINT.",
 }
-"""The meaning of each, for docs/reference/exit-codes.md."""
+"""Meaning of each exit code, for docs/reference/exit-codes.md."""
 
 FINISHED = (OK, NO_VERDICT)
-"""Exit codes of a command that is done and found nothing wrong."""
+"""Exit codes of a command that ended without an error."""
 
 BY_SIGNAL = (INTERRUPTED, TERMINATED)
-"""Exit codes of a run that ended in order on a signal, its checkpoint written."""
+"""Exit codes of a run that stopped on a signal after it wrote its checkpoint."""

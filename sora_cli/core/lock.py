@@ -1,7 +1,7 @@
 """A lock that lets one run at a time work in an output directory.
 
-The lock is the system's (`flock`, through filelock), so that it ends with the process that holds
-it, however that ends; the file says who that is.
+It is the system's lock (`flock`, through filelock), so that it ends with its process even if that
+is killed. The lock file names the process.
 """
 
 from __future__ import annotations
@@ -34,16 +34,12 @@ _ATTEMPTS = 20
 def locked(
     directory: Path, *, elsewhere: str = "wait for it, stop it, or train elsewhere: output.dir=DIR"
 ) -> Iterator[None]:
-    """Keep other runs out of a directory; it is made if need be, and removed if it stays empty.
+    """Lock a directory against other runs; create it if missing, remove it if it stays empty.
 
-    Of several processes that train together only the main one holds it.
+    Of several processes that train together, only the main process holds the lock.
 
     Args:
-        elsewhere: what to do where another run is at work.
-
-    Raises:
-        SoraError: another run is at work there; it is named. Or a file of another program has the
-            lock's name.
+        elsewhere: the hint of the error if another run holds the lock.
     """
     if not is_main():
         yield
@@ -64,7 +60,7 @@ def locked(
 
 
 def is_locked(directory: Path) -> bool:
-    """Return whether a run is at work in a directory; it is not disturbed."""
+    """Return whether a run holds the lock of a directory; the run is not disturbed."""
     try:
         with (directory / FILE_NAME).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back when the file is closed
@@ -76,7 +72,7 @@ def is_locked(directory: Path) -> bool:
 
 
 def check_directory(path: Path) -> None:
-    """Raise `SoraError` unless an output directory is there, or can be made, and takes files."""
+    """Raise `SoraError` unless an output directory exists or can be made, and is writable."""
     there = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not there.is_dir():
         raise SoraError(f"output '{path}': '{there}' is a file", hint="output.dir=DIR")
@@ -84,9 +80,9 @@ def check_directory(path: Path) -> None:
 
 
 def holds_only(directory: Path, *names: str) -> bool:
-    """Return whether a directory holds only these names and what killed runs leave behind.
+    """Return whether a directory holds only these names, the lock, and leftovers of killed runs.
 
-    A directory that is not there holds nothing else.
+    True for a missing directory.
     """
     known = (FILE_NAME, *names)
     there = directory.iterdir() if directory.is_dir() else ()
@@ -94,7 +90,7 @@ def holds_only(directory: Path, *names: str) -> bool:
 
 
 def _acquired(directory: Path, elsewhere: str) -> tuple[list[Path], FileLock]:
-    """Take the lock; return the directories made for it, and the lock."""
+    """Take the lock; return the directories created for it, and the lock."""
     for _ in range(_ATTEMPTS):
         # a run that ends takes its empty directory away, perhaps at this very moment
         with suppress(FileNotFoundError, FileExistsError):
@@ -124,7 +120,7 @@ def _acquire(directory: Path, elsewhere: str) -> tuple[list[Path], FileLock]:
 
 
 def _is_own(file: Path) -> bool:
-    """Return whether a file in the lock's place is one that `locked` wrote, or about to be."""
+    """Return whether the file at the lock's place is ours: missing, empty, or with a process id."""
     try:
         text = file.read_text(encoding="utf-8")
         return not text or "pid" in json.loads(text)
@@ -135,7 +131,7 @@ def _is_own(file: Path) -> bool:
 
 
 def _make(directory: Path) -> list[Path]:
-    """Make a directory; return those that were made, deepest first."""
+    """Create a directory with its parents; return the created directories, deepest first."""
     missing = [p for p in (directory, *directory.parents) if not p.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     return missing
