@@ -1,4 +1,4 @@
-"""The recipe's `auto` block: the loss that is tolerated, and what a run may spend on finding it."""
+"""The recipe's `auto` block: the accepted drop, and the cost of the search for a size."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Serve = Literal["vllm", "llama.cpp"]
 
 
 class AutoBlock(Block):
-    """The smallest adapter within a tolerated loss, found in one run (`sora auto`).
+    """A search for the smallest adapter whose drop stays within a promise (`sora auto`).
 
-    The run trains at full rank. Some sizes leave it by a cut before its end and are trained on for
-    the steps that are left; tests on rows that are not trained on choose one of them.
+    The run trains at full rank. Before its end, the adapter is cut to some smaller sizes, and each
+    size is trained for the remaining steps. Tests on rows outside the training then choose a size.
     """
 
     max_drop: float | str = Field(

@@ -1,8 +1,8 @@
 """Layers of a recipe: files joined by `extends:`, then overrides from the command line.
 
-Later layers win key by key. Where a layer chooses another method, options that only the old method
-knows are dropped, and a note says so: that makes `method.name=lora` work on any recipe. The same
-holds for the data's place: a layer with `data.files` takes the place of `data.path`, and back.
+Later layers win key by key. If a layer chooses another method, options that only the old method
+knows are dropped with a note; thanks to that, `method.name=lora` works on any recipe. The same
+holds for the source of the data: `data.files` replaces `data.path`, and the other way round.
 """
 
 from __future__ import annotations
@@ -24,33 +24,25 @@ from sora_cli.recipe.yaml_lines import DEEPEST, Origin, Path_, Tree, parse_file,
 EXTENDS = "extends"
 COMMAND_LINE = "command line"
 _PLACES = {"files": ("path", "name", "revision"), "path": ("files",)}
-"""Keys that say where the data are -> keys of another place; the first of these names it."""
+"""Key that names the source of the data -> keys of the other source, its own name first."""
 _MAY_LACK = [block for block, field in Recipe.model_fields.items() if field.default is None]
-"""Blocks that a recipe may do without: null takes them away."""
+"""Optional blocks of a recipe: null removes them."""
 
 
 def file_layers(path: Path) -> list[Tree]:
-    """Return a recipe file's layers, starting with those it extends.
-
-    Raises:
-        SoraError: a file is missing or unreadable, or the chain is a cycle.
-    """
+    """Return a recipe file's layers: first the files that it extends, then the file itself."""
     return [tree for _, tree in _file_layers(path, None, ())]
 
 
 def extended_files(path: Path) -> list[Path]:
-    """Return a recipe file and all it extends, directly or not."""
+    """Return a recipe file and all files that it extends, directly or indirectly."""
     return [file for file, _ in _file_layers(path, None, ())]
 
 
 def override_layers(overrides: Sequence[str]) -> list[Tree]:
-    """Make layers of `block.key=value` words; of two for one key the last one wins.
+    """Make layers of `block.key=value` words; the last word for a key wins.
 
-    A block that is taken away ends a layer: words after it fill the block anew.
-
-    Raises:
-        SoraError: a word that is no override, a value that cannot be read, or a block that cannot
-            be taken away.
+    A word that removes a block (`auto=null`) ends a layer: later words fill the block anew.
     """
     layers = [Tree()]
     for text in overrides:
@@ -76,7 +68,7 @@ def override_layers(overrides: Sequence[str]) -> list[Tree]:
 
 
 def _check_may_lack(block: str, text: str) -> None:
-    """Refuse to take away what every recipe has; unknown blocks are reported later."""
+    """Raise `SoraError` for the removal of a required block; unknown blocks are reported later."""
     if block in Recipe.model_fields and block not in _MAY_LACK:
         raise SoraError(
             f"only {listed(_MAY_LACK)} can be taken away: every run has {block}",
@@ -86,7 +78,7 @@ def _check_may_lack(block: str, text: str) -> None:
 
 
 def _check_text(text: str) -> None:
-    """Refuse text that is not UTF-8: its bytes reach a program as halves of surrogate pairs."""
+    """Raise `SoraError` for text that is not UTF-8 (Python hands such bytes on as surrogates)."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -94,7 +86,7 @@ def _check_text(text: str) -> None:
 
 
 def combine(layers: Sequence[Tree]) -> tuple[Tree, tuple[str, ...]]:
-    """Return all layers as one, and notes on what was dropped with a method, task or data."""
+    """Merge all layers; return also notes on keys dropped with a method, task or data source."""
     result = Tree()
     notes: list[str] = []
     for layer in layers:
@@ -104,10 +96,10 @@ def combine(layers: Sequence[Tree]) -> tuple[Tree, tuple[str, ...]]:
 
 
 def merge(base: Tree, over: Tree) -> None:
-    """Put `over` on `base`, in place; mappings merge, everything else replaces.
+    """Merge `over` into `base`, in place: mappings are merged, other values replaced.
 
-    An empty mapping inside a block replaces, too: `data.columns={}` takes back what others named.
-    So does null for a block that a recipe may do without; any other empty block adds nothing.
+    An empty mapping inside a block replaces, too: `data.columns={}` removes the columns of lower
+    layers. So does null for an optional block. Any other empty block changes nothing.
     """
     _merge_values(base, over, base.values, over.values, ())
     base.origins.update(over.origins)
@@ -190,7 +182,7 @@ def _note_origins(tree: Tree, path: Path_, value: Any, origin: Origin) -> None:
 
 
 def _drop_options(below: Tree, above: Tree) -> list[str]:
-    """Remove what only a replaced method, or task family, knows from the lower layers."""
+    """Remove options of a replaced method or task family from the lower layers; return notes."""
     return [note for block in OPEN_BLOCKS for note in _drop_from(block, below, above)]
 
 
@@ -218,7 +210,7 @@ def _drop_from(block: str, below: Tree, above: Tree) -> list[str]:
 
 
 def _drop_data(below: Tree, above: Tree) -> list[str]:
-    """Remove what says where the lower layers' data are, if the data are somewhere else now."""
+    """Remove the lower layers' source of data if `above` names another source; return notes."""
     old, new = below.values.get("data"), above.values.get("data")
     if not isinstance(old, dict) or not isinstance(new, dict):
         return []
@@ -238,7 +230,7 @@ def _drop_data(below: Tree, above: Tree) -> list[str]:
 
 
 def _options(block: str, name: Any) -> set[str] | None:
-    """Return the option names of a method or task family; None if it does not exist."""
+    """Return the option names of a method or task family; None for an unknown one."""
     try:
         return set(OPEN_BLOCKS[block].options(str(name)).model_fields)
     except (MethodError, SoraError, ImportError, AttributeError):

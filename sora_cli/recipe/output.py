@@ -1,4 +1,4 @@
-"""The recipe's block on where results go, and what they are called."""
+"""The recipe's `output` block: directory, label and card of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sora_cli.recipe.types import Block
 
 
 class OutputBlock(Block):
-    """The place where results go."""
+    """Directory, label and card of the run's results."""
 
     dir: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="output directory; unset: runs/<recipe>-<method>-s<seed>"

@@ -18,15 +18,11 @@ from sora_cli.core.interruption import Interrupted
 from sora_cli.core.words import near_files
 
 LOGGERS: dict[str, type[Any]] = {}
-"""Classes of users' own callbacks of a Trainer, by the name that `training.loggers` gives."""
+"""Loggers (Trainer callbacks) of users' files, by their name in `training.loggers`."""
 
 
 def load_code(path: Path) -> ModuleType:
-    """Import a file and register the methods and loggers it defines; a second call does nothing.
-
-    Raises:
-        SoraError: no such file, it fails on import, it defines neither, or a name is taken.
-    """
+    """Import a file and register its methods and loggers; a second call does nothing."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise SoraError(f"no file '{path}' (--code)", hint=near_files(path, "*.py"))
@@ -64,7 +60,7 @@ def _imported(name: str, full: Path, path: Path) -> ModuleType:
 
 
 def _line(error: BaseException, full: Path, path: Path) -> str:
-    """Return the innermost line of the user's file that the error passed through."""
+    """Return file and line of the innermost frame of the error in the user's file."""
     if isinstance(error, SyntaxError) and error.filename == str(full):
         return f"{path}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
@@ -96,7 +92,7 @@ def _register_all(module: ModuleType, path: Path) -> None:
 
 
 def _defined(module: ModuleType, kind: type[Any]) -> list[type[Any]]:
-    """Return the classes of a kind that a module itself defines."""
+    """Return the subclasses of `kind` that a module defines itself, without imported classes."""
     classes = [item for item in vars(module).values() if inspect.isclass(item)]
     return [c for c in classes if issubclass(c, kind) and c.__module__ == module.__name__]
 

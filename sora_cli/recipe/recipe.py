@@ -43,7 +43,7 @@ from sora_cli.recipe.types import (
 )
 
 Cadence = Literal["epoch", "no"] | Count
-"""Each epoch, never, or every so many optimiser steps."""
+"""Each epoch, never, or a number of optimiser steps."""
 
 
 class ModelBlock(Block):
@@ -70,29 +70,29 @@ class ModelBlock(Block):
 
 
 class _NamedBlock(BaseModel):
-    """A block of a name and that name's own options, whose class builds them once."""
+    """A block with a name and that name's options; a typed object of them is built once."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Make the block anew: pydantic's copy would keep the options that were built before."""
+        """Build a new block: pydantic's copy would keep the options object of the old block."""
         del deep  # nothing is shared with the copy
         return type(self)(**{**self.model_dump(), **(update or {})})
 
 
 class TaskBlock(_NamedBlock):
-    """The task to learn and its scores: `name`, and the options of that task family."""
+    """The task to learn: `name` is a task family; the other keys are its options."""
 
     name: str = Field(description=f"task family: {', '.join(task_names())}")
 
     @cached_property
     def options(self) -> TaskOptions:
-        """The typed options, validated by the family's class."""
+        """The task's options as a validated object of the family's options class."""
         return options_class(self.name)(**(self.model_extra or {}))
 
 
 class MethodBlock(_NamedBlock):
-    """`name` plus the options of that method's own configuration class."""
+    """The training method: `name` is a method; the other keys are its options."""
 
     name: str = Field(
         description=f"{', '.join(builtin_names())} (sora methods describes them), or a registered "
@@ -101,12 +101,12 @@ class MethodBlock(_NamedBlock):
 
     @cached_property
     def config(self) -> MethodOptions:
-        """The typed options, validated by the method's configuration class."""
+        """The method's options as a validated object of its configuration class."""
         return config_class(self.name)(**(self.model_extra or {}))
 
 
 class DataBlock(Block):
-    """The rows: where they come from, and which columns count."""
+    """The rows: their source, splits and columns."""
 
     path: Text = Field(
         description="Hub id, local data-set directory, or builtin://NAME; unset if files are given",
@@ -168,7 +168,7 @@ class DataBlock(Block):
 
 
 class TrainingBlock(Block):
-    """The optimisation run."""
+    """The optimisation: steps, learning rate, precision, checkpoints."""
 
     epochs: float = Field(3.0, gt=0, le=1e6, description="passes over the training rows")
     max_steps: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
@@ -265,26 +265,30 @@ class TrainingBlock(Block):
     workers: int = Field(0, ge=0, le=1024, description="processes that prepare batches")
 
     def steps_per_epoch(self, rows: int) -> int:
-        """Return the optimiser steps of one pass over so many training rows."""
+        """Return the number of optimiser steps in one pass over `rows` training rows."""
         return max(-(-rows // self.batch_size), 1)
 
     def total_steps(self, rows: int) -> int:
-        """Return the optimiser steps of the run on so many training rows."""
+        """Return the number of optimiser steps of the run on `rows` training rows."""
         if self.max_steps is not None:
             return self.max_steps
         return math.ceil(self.epochs * self.steps_per_epoch(rows))
 
     def kept_steps(self, total: int) -> frozenset[int]:
-        """Return the steps of `keep_checkpoints` in a run of so many steps."""
+        """Return the steps of `keep_checkpoints` in a run of `total` steps."""
         return frozenset(steps_of(moment, total) for moment in self.keep_checkpoints)
 
     def choice(self, rule: str) -> str:
-        """Say how the checkpoint is chosen; `rule` says on which rows, if there is a choice."""
+        """Return `rule` if the run chooses a checkpoint, else the sentence that it does not.
+
+        Args:
+            rule: the sentence that names the rows of the choice.
+        """
         asked = self.evaluate != "no" and (self.keep_best or self.early_stopping is not None)
         return rule if asked else "no checkpoint is chosen: the last step's weights are scored"
 
     def _next_batch_size(self) -> int:
-        """Return the smallest size from `batch_size` up that splits into micro-batches."""
+        """Return the smallest multiple of `gradient_accumulation` from `batch_size` up."""
         return -(-self.batch_size // self.gradient_accumulation) * self.gradient_accumulation
 
     @model_validator(mode="after")
@@ -306,7 +310,7 @@ class TrainingBlock(Block):
 
 
 class PaperBlock(Block):
-    """Values that a paper prints for this task, for `sora compare --paper`."""
+    """Results of a paper on this task, for `sora compare --paper`."""
 
     source: str = Field(description="authors, year, arXiv number, table")
     model: str = Field(description="base model the values hold for, as in model.path")
@@ -317,7 +321,7 @@ class PaperBlock(Block):
 
 
 class ResourcesBlock(Block):
-    """The share of the machine that `sora sweep` gives the run; `sora train` takes all there is."""
+    """The run's share of the machine in `sora sweep`; `sora train` uses the whole machine."""
 
     cpus: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         None, description="threads; unset: the machine's, divided among the runs at work"
@@ -328,7 +332,7 @@ class ResourcesBlock(Block):
 
 
 class Recipe(Block):
-    """One run. `method` and `task` hold a name; the typed options are `.config` and `.options`."""
+    """One run. `method.config` and `task.options` hold the typed options of method and task."""
 
     model: ModelBlock
     task: TaskBlock
@@ -350,7 +354,7 @@ class Recipe(Block):
         return self
 
     def resolved(self) -> dict[str, Any]:
-        """Return every value as plain data, with defaults and the method's own options."""
+        """Return all values as plain data, with defaults and the options of method and task."""
         blocks: dict[str, Any] = self.model_dump(mode="json")
         method, task = self.method, self.task
         return {
@@ -360,21 +364,21 @@ class Recipe(Block):
         }
 
     def set_places(self, places: Mapping[str, str]) -> None:
-        """Store where keys were set, which is no value: "training.epochs" -> "rte.yaml:12"."""
+        """Store the places of keys, for errors: "training.epochs" -> "rte.yaml:12"."""
         self._places = places
 
     def place(self, key: str) -> str | None:
-        """Return where a key was set, else where the block around it starts; None: in no file."""
+        """Return the place of a key, else of the block around it; None: no file and no override."""
         parts = key.split(".")
         keys = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
         return next((self._places[key] for key in keys if key in self._places), None)
 
     @contextmanager
     def placing(self, default: str | None = None) -> Iterator[None]:
-        """Make errors about a key of this recipe say where it was set.
+        """Add the file and line of the key to errors that arise in the block.
 
         Args:
-            default: the key that errors are about which name none.
+            default: the key for errors that name none.
         """
         try:
             yield

@@ -11,7 +11,7 @@ from sora_cli.recipe.types import Block, Count, Seed
 
 
 class Schedule(Block):
-    """The values of a path's option, one per stage."""
+    """The values of the varied option, one per stage."""
 
     kind: Literal["linear", "log_linear", "exp_linear", "list"] = Field(
         "linear",
@@ -26,7 +26,7 @@ class Schedule(Block):
     )
 
     def stage_values(self) -> list[Any]:
-        """Return one value per stage, in order."""
+        """Return the value of each stage, in order."""
         if self.values is not None:
             return list(self.values)
         assert self.kind != "list"
@@ -49,7 +49,7 @@ class Schedule(Block):
 
 
 class PathBlock(Block):
-    """A regularisation path: stages with one option changing, each warm-started (`sora path`)."""
+    """A regularisation path (`sora path`): stages that change one option, each warm-started."""
 
     vary: str = Field(
         description="the option that changes from stage to stage, such as method.threshold; "

@@ -1,8 +1,9 @@
-"""A tolerated loss as people write it: in the metric's own unit, or in points.
+"""The accepted drop as users write it: in the metric's own unit, or in points.
 
-`0.01` is in the metric's own unit. `0.5pt` is half a point, a hundredth of a metric that ends at 1:
-0.005. A bare 0.5 of such a metric would allow half of all there is, and is more likely half a
-point, so it is asked back. One parser for `auto`, `prune --max-drop` and `pick --max-drop`.
+`0.01` is in the metric's own unit. `0.5pt` is half a point; a point is a hundredth of a metric that
+ends at 1, so that it means 0.005. A bare 0.5 of such a metric would allow half of its whole range;
+the user more likely means half a point, and gets an error that asks. `auto`, `prune --max-drop` and
+`pick --max-drop` share this parser.
 """
 
 from __future__ import annotations
@@ -13,22 +14,21 @@ import re
 from sora_cli.core.errors import SoraError
 
 CONFIDENCE = 0.95
-"""The confidence with which a tolerated drop is kept, where none is given."""
+"""Default confidence of a certified drop."""
 _POINTS = re.compile(r"(.+?)\s*(?:pt|pts|points?)")
 _ASKED_BACK = 0.1  # of a metric that ends at 1: ten points, which is more than anybody means
 
 
 def parse_drop(value: str | float, metric: str, *, name: str = "--max-drop") -> float:
-    """Return a tolerated drop in the metric's own unit.
+    """Return an accepted drop in the metric's own unit.
+
+    Points of a metric that does not end at 1, and a bare number of 0.1 or more of one that does,
+    are errors.
 
     Args:
-        value: a number, or one with `pt`.
-        metric: the metric that may fall, or rise if it is a loss, by so much.
+        value: a number, or a number with `pt`.
+        metric: the metric that may get worse by this much.
         name: the option or key, for errors.
-
-    Raises:
-        SoraError: no such number; points of a metric that does not end at 1; a bare number that
-            could mean two things.
     """
     from sora_cli.recipe.families import is_share  # pydantic, which --help can do without
 
@@ -58,11 +58,7 @@ def parse_drop(value: str | float, metric: str, *, name: str = "--max-drop") -> 
 
 
 def check_drop(value: str | float, *, name: str = "--max-drop") -> str:
-    """Check a tolerated drop as far as that needs no metric; return it as text.
-
-    Raises:
-        SoraError: no number of 0 or more, with or without `pt`.
-    """
+    """Return an accepted drop as text; raise `SoraError` unless it is 0 or more, perhaps in pt."""
     shown = f"{value:.12g}" if isinstance(value, int | float) else value.strip()
     points = _POINTS.fullmatch(shown)
     try:

@@ -1,4 +1,4 @@
-"""The strict base class of the recipe's blocks, and the types of their values."""
+"""Base class of the recipe's blocks, and types of their values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Text = Annotated[
     BeforeValidator(_empty_if_unset),
     WithJsonSchema({"anyOf": [_TEXT, {"type": "null"}]}),
 ]
-"""Text, or nothing: `data.path=` unsets it."""
+"""Text that may be empty: `data.path=` clears it."""
 Names = Annotated[
     list[str],
     BeforeValidator(_as_list),
@@ -43,11 +43,11 @@ SomeNames = Annotated[
     Field(min_length=1),
     WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]}),
 ]
-"""At least one."""
+"""At least one name."""
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
-"""Seed of every generator; NumPy's takes 32 bits, and stages of a path add to it."""
+"""Seed of the generators: NumPy's takes 32 bits, and stages of a path add to the seed."""
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
-"""Rows or steps."""
+"""A number of rows or steps."""
 
 
 _KERNEL = r"^[\w.-]+/[\w.-]+@[0-9a-f]{40}(:\w+)?$"
@@ -113,7 +113,7 @@ Loss = Annotated[
         "allows it"
     ),
 ]
-"""Names of the ways to compute the loss (`sora_cli/tasks/learned.py`)."""
+"""Names of the loss computations in `sora_cli/tasks/learned.py`."""
 Offload = Annotated[
     bool,
     Field(
@@ -145,10 +145,10 @@ Moment = Annotated[
     Field(gt=0, le=2**31 - 1),
     AfterValidator(_whole_from_one),
 ]
-"""A number of optimiser steps, or below 1 a share of the run's."""
+"""A number of optimiser steps; below 1: a share of the run's steps."""
 
 
 class Block(BaseModel):
-    """Strict base of all recipe blocks."""
+    """Base class of all blocks: unknown keys are errors, objects are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,4 +1,4 @@
-"""YAML read safely, with the file and line of every key kept, and without YAML 1.1's surprises.
+"""A safe YAML reader that keeps the file and line of every key.
 
 Plain scalars follow the YAML 1.2 core schema: `3e-4` is a number, `no`, `on` and `12:30` are text,
 only `true` and `false` are truth values. Tags, duplicate keys and non-finite numbers are errors.
@@ -20,11 +20,11 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from sora_cli.core.errors import SoraError
 
 Path_ = tuple[str, ...]
-"""Keys from the top down; positions in lists as text."""
+"""Keys from the top down; a position in a list is written as text ("0")."""
 
 _START = "a recipe starts like 'model:'"
 DEEPEST = 50
-"""Levels that values may be nested in."""
+"""Largest depth of nesting."""
 _MAX_VALUES = 100_000  # aliases can blow a small file up
 _TAG = "tag:yaml.org,2002:"
 _SCALARS: tuple[tuple[str, str], ...] = (
@@ -38,12 +38,12 @@ _SCALARS: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True)
 class Origin:
-    """The place that a value comes from.
+    """The origin of a value: a file and line, an override, or a default.
 
     Attributes:
-        file: a file as shown to people, or "command line" or "default".
-        line: 1-based line in that file.
-        text: the override as typed, for values from the command line.
+        file: the file's name for messages, or "command line" or "default".
+        line: line in the file, from 1.
+        text: the override as typed; empty for values from files.
     """
 
     file: str
@@ -55,13 +55,13 @@ class Origin:
 
     @property
     def place(self) -> str:
-        """The place as error messages show it: it also names the override."""
+        """The origin as error messages show it, with the text of the override."""
         return f"{self}: {self.text}" if self.text else str(self)
 
 
 @dataclass
 class Tree:
-    """Plain values and the origin of every key and list item in them."""
+    """Plain values, and the origin of every key and list item."""
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[Path_, Origin] = field(default_factory=dict)
@@ -72,11 +72,11 @@ _ADVICE = {
     "another document": "one file holds one recipe: take out the line '---'",
     "mapping values are not allowed": "put text with a colon in quotes",
 }
-"""Advice on an error of the parser, by a part of its message."""
+"""Hints for errors of the YAML parser, by a part of the parser's message."""
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader that resolves plain scalars as YAML 1.2 does."""
+    """A YAML loader with the plain scalars of YAML 1.2."""
 
 
 _Loader.yaml_implicit_resolvers = {}  # of its own: the inherited dict is SafeLoader's, too
@@ -85,14 +85,10 @@ for _name, _pattern in _SCALARS:
 
 
 def parse_file(content: bytes, file: str) -> Tree:
-    """Return the mapping in a YAML file.
+    """Parse a YAML file that holds a mapping.
 
     Args:
-        content: the file's bytes.
-        file: its name in messages and origins.
-
-    Raises:
-        SoraError: not UTF-8, not YAML, empty, no mapping, or something a recipe cannot hold.
+        file: the file's name for messages and origins.
     """
     tree = _parsed(content, file)
     return Tree(copy.deepcopy(tree.values), dict(tree.origins))
@@ -111,11 +107,7 @@ def _parsed(content: bytes, file: str) -> Tree:
 
 
 def parse_value(text: str) -> Any:
-    """Read a value of the command line: a YAML list, mapping or quoted text, or a plain scalar.
-
-    Raises:
-        SoraError: it starts as a list, mapping or quotation and does not end as one.
-    """
+    """Parse a value of the command line: a YAML list, mapping, quoted text or plain scalar."""
     if text.lstrip()[:1] in {"[", "{", '"', "'"}:
         node = _compose(text, "")
     else:
@@ -156,7 +148,7 @@ def _compose(text: str, file: str) -> Any:
 
 
 class _Builder:
-    """The step from composed nodes to plain values; it notes where each value came from."""
+    """Conversion of YAML nodes to plain values; it records the origin of each value."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -216,7 +208,7 @@ class _Builder:
             return _fail(f"'{text[:40]}' {what}", self._origin(node), hint=hint, cause=error)
 
     def _text(self, node: ScalarNode) -> str:
-        """Return the text of a scalar; two escaped surrogates are one character, as in JSON."""
+        """Return the text of a scalar; an escaped surrogate pair is one character, as in JSON."""
         try:
             text = str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError as error:
