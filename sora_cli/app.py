@@ -1,7 +1,7 @@
-"""The table of commands, and the one error boundary.
+"""The application: table of commands, global options, error boundary.
 
-Nothing heavy is imported here: a command's module is imported when the command is called, and what
-takes seconds when the command needs it.
+Nothing slow is imported here. A command's module is imported when the command is called, and torch
+only when the command needs it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sora_cli.core.timing import leave_with, start_with_process
 from sora_cli.core.verbosity import Verbosity, choose
 
 ANYWHERE = frozenset({"--debug", "--quiet", "--verbose"})
-"""Options of every command, which may stand anywhere before a `--`."""
+"""Options of every command, accepted at any place before a `--`."""
 
 COMMANDS = {
     "init": "Write a recipe for data that has none.",
@@ -56,16 +56,16 @@ COMMANDS = {
     "methods": "List the methods with their papers and options.",
     "recipes": "List, show and copy the recipes that come with the tool.",
 }
-"""The commands with their help, whose first line `sora --help` shows, in this order.
+"""Help of each command, in the order of `sora --help`, which shows the first lines.
 
-Each is the function of its name in `sora_cli.commands`, in the module of that name.
+The command NAME is the function `sora_cli.commands.NAME.NAME`, except for `_FUNCTIONS`.
 """
 _FUNCTIONS = {"eval": "evaluate", "list": "list_runs"}
-"""The functions, and their modules, of the commands whose names are Python's own."""
+"""Commands whose names are Python's own -> names of their functions and modules."""
 
 
 class Commands(TyperGroup):
-    """The commands by name and help; one is built only when it is called, or asked for its help."""
+    """Group of commands that builds a command only when it is called or asked for its help."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -73,14 +73,14 @@ class Commands(TyperGroup):
             self.add_command(TyperCommand(name, help=text))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the name and the command that words begin with, and the words after it."""
+        """Return the command named by the first word: its name, the command, the other words."""
         name, known, rest = super().resolve_command(ctx, args)
         return name, build(name) if name and known else None, rest
 
 
 @cache
 def build(name: str) -> Any:
-    """Build a command from its function, whose signature holds its arguments and options."""
+    """Build a command from the signature of its function."""
     function = _FUNCTIONS.get(name, name)
     found = getattr(import_module(f"sora_cli.commands.{function}"), function)
     if not isinstance(found, typer.Typer):
@@ -119,7 +119,7 @@ def options(
         bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")
     ] = False,
 ) -> None:
-    """Print the version, or the help page if there is no command."""
+    """Print the version, or the help if no command was given."""
     if version:
         typer.echo(f"sora {__version__}")
     elif context.invoked_subcommand is None:
@@ -129,7 +129,7 @@ def options(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line; return its exit code (see `sora_cli.core.exit_codes`)."""
+    """Run a command line; return its exit code (see `sora_cli.core.exit_codes`)."""
     words, anywhere = _taken_out(arguments)
     debug = "--debug" in anywhere or bool(os.environ.get("SORA_DEBUG"))
 
@@ -141,7 +141,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _taken_out(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
-    """Return a command line without the options that may stand anywhere, and those."""
+    """Split a command line into the words without the `ANYWHERE` options, and these options."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     anywhere = {word for word in arguments[:end] if word in ANYWHERE}
     return [w for i, w in enumerate(arguments) if w not in ANYWHERE or i >= end], anywhere
@@ -155,7 +155,7 @@ def _verbosity(anywhere: set[str]) -> Verbosity:
 
 
 def main() -> None:
-    """Run the command line of this process, and end the process."""
+    """Run the command line of this process, then end the process."""
     end_on_signals()
     open_streams()
     leave_with(_run_process)

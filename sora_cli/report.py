@@ -1,7 +1,7 @@
-"""The run report: `report.json` says what was run, on what, and what came out, on about a page.
+"""The report of a run: `report.json` holds its recipe, data, scores and ranks on about a page.
 
-What has an entry for each step or component, such as losses, stands beside it in `history.json`.
-`sora_cli.train.log` writes the two during a run; `sora_cli.run` fills in scores and ranks.
+Lists with an entry per step or component, such as losses, are in `history.json` beside it.
+`sora_cli.train.log` writes both files during a run; `sora_cli.run` fills in scores and ranks.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ FILE_NAME = "report.json"
 HISTORY_FILE = "history.json"
 PAGE_FILE = "report.html"
 SCHEMA_VERSION = 2
-"""1: everything was in `report.json`; such reports are read as ever."""
+"""Layout 1 had everything in `report.json`; such reports can still be read."""
 MOVE_AWAY = "move it away, or train elsewhere: output.dir=DIR"
-"""The hint beside a damaged record of a directory that is to be trained in."""
+"""Hint of the error for a damaged record in a run's output directory."""
 _GROWING = ("history", "live_components", "non_finite_steps")  # all of them in history.json
 
 Status = Literal["running", "completed", "failed", "interrupted"]
@@ -37,14 +37,14 @@ Score = Annotated[float, BeforeValidator(lambda v: math.nan if v is None else v)
 
 
 class Ranks(BaseModel):
-    """Numbers of components of one module."""
+    """Rank of one module before and after training."""
 
     start: int = Field(description="before the training")
     end: int = Field(description="in the saved adapter")
 
 
 class Parameters(BaseModel):
-    """Numbers of parameters, counted from real shapes; gates count in `trained` only."""
+    """Numbers of parameters, counted from tensor shapes; gates count in `trained` only."""
 
     base: int = Field(0, description="all of the base model, its head among them")
     trained: int = Field(0, description="everything with a gradient: factors, gates, head")
@@ -60,7 +60,7 @@ class Parameters(BaseModel):
 
 
 class Removal(BaseModel):
-    """Dead components that were taken out after one step."""
+    """Dead components that were removed after one step."""
 
     step: int = Field(description="optimiser steps taken by then")
     removed: int = Field(description="components taken out")
@@ -68,7 +68,7 @@ class Removal(BaseModel):
 
 
 class Compaction(BaseModel):
-    """The effect of `training.compact_every`; with `compact_only_count`, a forecast of it."""
+    """The effect of `training.compact_every`; with `compact_only_count`, its forecast."""
 
     every: int = Field(description="optimiser steps")
     only_count: bool = Field(description="nothing was taken out, only counted")
@@ -81,7 +81,7 @@ class Compaction(BaseModel):
 
     @property
     def removed(self) -> int:
-        """Components removed, in all."""
+        """Number of removed components."""
         return sum(removal.removed for removal in self.removals)
 
     def event(self) -> str:
@@ -99,7 +99,7 @@ class Compaction(BaseModel):
 
 
 class MicroBatchChoice(BaseModel):
-    """The micro-batches that `training.micro_batch: auto` chose; bytes are of the main process."""
+    """The choice of `training.micro_batch: auto`; bytes are those of the main process."""
 
     rows: int = Field(description="of a forward pass and process")
     parts: int = Field(description="micro-batches to a step and process: gradient_accumulation")
@@ -109,7 +109,7 @@ class MicroBatchChoice(BaseModel):
 
 
 class Start(BaseModel):
-    """The place where a run's weights began, if not at the method's own start."""
+    """The adapter or checkpoint at the start of a run."""
 
     directory: str = Field(description="of the adapter or the checkpoint, as the recipe names it")
     digest: str = Field(description="of what lay there: SHA-256")
@@ -127,7 +127,7 @@ class Start(BaseModel):
     )
 
     def sentence(self) -> str:
-        """Return the line that a run's output has on it."""
+        """Return the line on the start for the run's output."""
         if self.step is not None:
             return f"forked from {self.directory} after step {self.step}"
         stored = sum(m.start for m in self.ranks.values())
@@ -137,16 +137,16 @@ class Start(BaseModel):
 
 
 class Resumption(BaseModel):
-    """A later process that resumed a run."""
+    """A process that resumed a run."""
 
     step: int = Field(description="optimiser steps taken before, by earlier processes")
     started: str = Field(description="date and time, UTC")
 
 
 class Facts(BaseModel):
-    """An object of a report whose keys depend on the version that wrote it, unknown ones kept.
+    """Part of a report with the keys of the version that wrote it; unknown keys are kept.
 
-    What it was not given is not written.
+    Keys that were not given are not written.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -160,7 +160,7 @@ _Version = Annotated[str | None, Field(description="version of the package")]
 
 
 class Environment(Facts):
-    """The versions, the machine and the commit that a result depends on."""
+    """Versions, machine and git commit of a run."""
 
     sora: str | None = Field(None, description="version of this program")
     python: str | None = Field(None, description="version of Python")
@@ -192,7 +192,7 @@ class BaseFacts(Facts):
 
 
 class DataFacts(Facts):
-    """The rows of a run; objects are by split."""
+    """The rows of a run, by split."""
 
     rows: dict[str, int] = Field({}, description="how many")
     encoded: dict[str, int] = Field({}, description="rows after encoding")
@@ -207,7 +207,7 @@ class DataFacts(Facts):
 
 
 class FileFacts(Facts):
-    """The comparison of a run's files with the trained model, as `sora verify --json` says it."""
+    """Comparison of a run's files with the trained model, in the layout of `sora verify --json`."""
 
     inputs: str | None = Field(None, description="what both were given")
     effect: float | None = Field(
@@ -229,7 +229,7 @@ class FileFacts(Facts):
 
 
 class Report(BaseModel):
-    """The fields of every report. Unknown keys of later versions are ignored on reading."""
+    """Fields of every report; unknown keys of later versions are ignored on reading."""
 
     model_config = ConfigDict(extra="ignore", validate_assignment=True)
 
@@ -257,7 +257,7 @@ class Report(BaseModel):
 
 
 class RunReport(Report):
-    """The fields of `report.json` and `history.json` of one training run."""
+    """Fields of `report.json` and `history.json` of one training run."""
 
     base: BaseFacts = Field(default_factory=BaseFacts, description="the base model")
     data: DataFacts = Field(default_factory=DataFacts, description="the rows")
@@ -306,14 +306,14 @@ class RunReport(Report):
 
     @property
     def steps_before(self) -> int:
-        """The optimiser steps that this process found taken: its seconds are of those after."""
+        """Optimiser steps taken before this process; its `seconds` count the later steps only."""
         if self.resumed:
             return self.resumed[-1].step
         return (self.start.step or 0) if self.start is not None else 0
 
 
 class History(BaseModel):
-    """`history.json`: those fields of a run's report that grow with its steps or components."""
+    """`history.json`: the fields of a run's report that grow with its steps or components."""
 
     started: str = Field(description="as in the report that it belongs to")
     history: list[dict[str, Any]] = Field(
@@ -335,7 +335,7 @@ class History(BaseModel):
 
     @classmethod
     def of(cls, report: RunReport) -> History:
-        """Take a report's growing fields."""
+        """Copy the growing fields of a report."""
         details = report.method_details.items()
         return cls(
             started=report.started,
@@ -345,7 +345,7 @@ class History(BaseModel):
         )
 
     def fill(self, report: RunReport) -> None:
-        """Put the fields back into the report that they were taken from."""
+        """Copy the fields back into their report."""
         for name in _GROWING:
             setattr(report, name, getattr(self, name))
         if report.compaction is not None:
@@ -353,16 +353,16 @@ class History(BaseModel):
         report.method_details.update(self.method_details)
 
     def fields_of_report(self) -> dict[str, Any]:
-        """Return what the report leaves out, as pydantic's `exclude`."""
+        """Return the fields to leave out of `report.json`, for pydantic's `exclude`."""
         whole: dict[str, Any] = dict.fromkeys(_GROWING, True)
         return whole | {"compaction": {"removals"}, "method_details": set(self.method_details)}
 
 
 def read_report(directory: Path) -> RunReport | None:
-    """Return the report of a run directory; None if there is none.
+    """Return the report of a run directory; None if there is none, or if it is no valid report.
 
     Raises:
-        OSError: there is something that the system lets nobody read.
+        OSError: the file exists and cannot be read.
     """
     try:
         return load_report(directory / FILE_NAME)
@@ -371,11 +371,11 @@ def read_report(directory: Path) -> RunReport | None:
 
 
 def load_report(file: Path) -> RunReport:
-    """Read a report of any version, with the history beside it if there is one that belongs to it.
+    """Read a report of any version; add `history.json` beside it if both are of the same run.
 
     Raises:
         OSError: the report cannot be read.
-        ValidationError: it is no run's report.
+        ValidationError: the file is not a run's report.
     """
     report = RunReport.model_validate_json(file.read_bytes())
     with suppress(OSError, ValueError):  # without its history it is a report all the same
@@ -386,5 +386,5 @@ def load_report(file: Path) -> RunReport:
 
 
 def now(later: float = 0.0) -> str:
-    """Return the time in so many seconds."""
+    """Return the current time, plus `later` seconds, as ISO text in UTC."""
     return (datetime.now(UTC) + timedelta(seconds=later)).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""The training of one recipe, for `sora train` and `sora prune --heal`: a step a line."""
+"""Training of one recipe, for `sora train` and `sora prune --heal`."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def train_loaded(
     began: float,
     as_json: bool = False,
 ) -> int:
-    """Train a recipe that has been read; return the exit code.
+    """Train a loaded recipe; return the exit code.
 
     Args:
-        words: the recipe as it was given, and its overrides, for what is to be typed next.
+        words: the recipe and its overrides as typed, for the command that resumes the run.
         force: replace a finished run; with `resume`, accept safe changes of the recipe.
         resume: continue from the newest complete checkpoint, if there is one.
-        verify: compare the trained model with what its files give, where memory allows.
-        began: when the command began, by `time.perf_counter`.
+        verify: compare the trained model with the model loaded from its files, if memory allows.
+        began: start time of the command on the clock of `time.perf_counter`, in seconds.
         as_json: print the report instead of a summary.
     """
     say_notes(loaded.notes)
@@ -83,10 +83,10 @@ def run(
     force: bool,
     summary: bool = True,
 ) -> tuple[Prepared, RunLog]:
-    """Carry out the whole run, one step a line; the model ends as it was saved.
+    """Prepare, train, score and save; afterwards the model in memory equals the saved one.
 
     Args:
-        words: the recipe as it was given, and its overrides.
+        words: the recipe and its overrides as typed.
         summary: print the result.
     """
     with importing():

@@ -1,4 +1,4 @@
-"""`sora auto`: a tolerated loss in, the smallest adapter that keeps the promise out."""
+"""`sora auto`: find and certify the smallest adapter within an accepted drop."""
 
 from __future__ import annotations
 
@@ -95,10 +95,11 @@ def auto(
     ] = False,
     code: options.Code = None,
 ) -> int:
-    """Find and write the smallest adapter within a tolerated loss, or go on with it.
+    """Search for the smallest adapter within the accepted drop, or continue such a search.
 
     Returns:
-        Exit code: 3 where the promise is not certified, 1 if the files do not give the model.
+        Exit code: 3 if the promise is not certified, 1 if the saved files give other outputs than
+        the trained model.
     """
     began = command_start()
     options.load_plugins(code)
@@ -142,11 +143,7 @@ def auto(
 
 
 def open_record(plan: AutoPlan, *, force: bool) -> AutoRecord:
-    """Return the record to fill: a new one, or that of a search that was not finished.
-
-    Raises:
-        SoraError: the directory holds a finished search, one of another recipe, or something else.
-    """
+    """Return the record of an unfinished search in the output directory, or a new record."""
     output, loaded = plan.output, plan.loaded
     found = read_auto(output)
     check_own(output)
@@ -166,7 +163,7 @@ def open_record(plan: AutoPlan, *, force: bool) -> AutoRecord:
 
 
 def clear(output: Path) -> None:
-    """Delete a search's own files, and nothing else."""
+    """Delete the files of a search; other files stay."""
     for folder in sorted((output / SIZES).glob("*")):
         if folder.name == FULL or folder.name.isdecimal():
             clear_run(folder)
@@ -181,7 +178,7 @@ def clear(output: Path) -> None:
 def run(
     plan: AutoPlan, record: AutoRecord, *, began: float
 ) -> tuple[Certificate, Prepared, RunLog]:
-    """Carry out the whole search, or what is left of it, one step a line."""
+    """Run the search, or its remaining steps; return certificate, chosen model and log."""
     with importing():
         from sora_cli.adapter.card import rewrite_card
         from sora_cli.experiments.auto.maker import Maker
@@ -236,7 +233,7 @@ def _at_probed_rate(
     rows: RowPlan,
     log: ReportLog[AutoRecord],
 ) -> tuple[AutoPlan, LoadedRecipe]:
-    """Return the plan and the full run at the rate that trials found; it is found once."""
+    """Return the plan and the full run at the learning rate of the probe, which runs only once."""
     from sora_cli.experiments.auto.probe import probe_rates
     from sora_cli.search.search import decided
 
@@ -251,7 +248,7 @@ def _at_probed_rate(
 
 
 def _write_run(maker: Maker, chosen: int, record: ReportLog[AutoRecord]) -> tuple[Prepared, RunLog]:
-    """Score the chosen size on the reported rows, and write it as a run of its own."""
+    """Score the chosen size on the validation rows, and save it as a run of its own."""
     from sora_cli.report import read_report
     from sora_cli.run.evaluate import evaluate_run
     from sora_cli.run.results import save_results
@@ -279,7 +276,7 @@ def _write_run(maker: Maker, chosen: int, record: ReportLog[AutoRecord]) -> tupl
 
 
 def _placed(loaded: LoadedRecipe, plan: AutoPlan) -> LoadedRecipe:
-    """Return a recipe with the search's own directory as its output, and its size as found."""
+    """Return a recipe with the search's directory as its output, and its size as a derived key."""
     update = {
         "dir": str(plan.output),
         "derived": [*loaded.recipe.output.derived, *found_keys(plan)],
@@ -291,7 +288,7 @@ def _placed(loaded: LoadedRecipe, plan: AutoPlan) -> LoadedRecipe:
 
 @contextmanager
 def _resumable(record: AutoRecord) -> Iterator[None]:
-    """Say, whatever stops a search, that the same command continues it."""
+    """If the search stops early, tell the user that the same command continues the search."""
     try:
         yield
     except BaseException:
@@ -318,7 +315,7 @@ def _new_record(plan: AutoPlan) -> AutoRecord:
 
 
 def conclude(found: Certificate, report: RunReport, output: Path, *, as_json: bool) -> None:
-    """Print the result to stdout, and what to do with it to stderr."""
+    """Print the result to stdout, and the next commands to stderr."""
     if as_json:
         emit(json.dumps(json.loads(found.model_dump_json()), indent=2))
     else:
@@ -344,7 +341,7 @@ def conclude(found: Certificate, report: RunReport, output: Path, *, as_json: bo
 
 
 def _show_plan(plan: AutoPlan, preview: int | None) -> None:
-    """Show the full run as an ordinary one, then what finding the size takes."""
+    """Show the dry run of the run at full rank, then the cost of the search."""
     from sora_cli.run.dry_run import dry_run, emit_section
 
     with importing():

@@ -1,4 +1,4 @@
-"""`sora chat`: a conversation with a trained model, or with two of them side by side."""
+"""`sora chat`: a conversation with one trained model, or with two side by side."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def chat(
     base: options.BaseModel = None,
     dtype: options.ComputeDtype = None,
 ) -> None:
-    """Answer what is typed, or the lines of stdin, until they end."""
+    """Answer typed lines, or the lines of stdin, until the end of input."""
     targets = [target] if other is None else [target, other]
     given = Given(temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed, greedy)
     check_given(given, dtype)

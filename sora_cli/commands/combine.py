@@ -1,4 +1,4 @@
-"""`sora combine`: several adapters of one base model made into one."""
+"""`sora combine`: one adapter from several adapters of the same base model."""
 
 from __future__ import annotations
 
@@ -72,11 +72,7 @@ def combine(
     as_json: options.Json = False,
     force: options.Force = False,
 ) -> None:
-    """Write one adapter whose update is made of those of several.
-
-    Raises:
-        SoraError: bad input, or adapters that do not belong together.
-    """
+    """Combine the updates of several adapters into one adapter."""
     keep = check_keep(energy=energy, rank=rank, max_params=max_params, mean_rank=mean_rank)
     check_choice("method", method, COMBINATIONS)
     check_choice("dtype", dtype, STORED)
@@ -115,7 +111,7 @@ def combine(
 
 
 def _untold(path: str) -> None:
-    """Say nothing of a module: a sum of factors takes no time."""
+    """Show no progress: a weighted sum of factors takes no time."""
 
 
 def _numbers(weights: str | None, adapters: int) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""`sora compare`: finished runs side by side, from their reports alone."""
+"""`sora compare`: tables of finished runs, from their reports alone."""
 
 from __future__ import annotations
 
@@ -113,12 +113,7 @@ def compare(
     ] = None,
     force: options.Force = False,
 ) -> None:
-    """Print a table over groups of runs that differ in their seed only.
-
-    Raises:
-        SoraError: no finished run, no such label, metric or format, options that do not go
-            together, or an impossible file.
-    """
+    """Print a table of groups of runs; the runs of a group differ in their seed only."""
     if as_json:
         check_one(["--json", *([] if form is None else ["--format"])])
         form = "json"
@@ -169,7 +164,7 @@ def compare(
 def _shares(
     budgets: str | None, baseline: str | None, *, paper: bool, min_gain: float | None
 ) -> tuple[float, ...]:
-    """Return the budgets as shares of the baseline's parameters; none where none are asked for."""
+    """Return --budgets as shares of the baseline's parameters; empty without --budgets."""
     if budgets is None:
         if min_gain is not None:
             raise SoraError("--min-gain goes with --budgets", hint="--budgets 50,15,8")
@@ -183,7 +178,7 @@ def _shares(
 
 
 def _write_lines(places: Sequence[Path], output: Path | None, asked: Sequence[str]) -> None:
-    """Write the runs themselves, to a file or to stdout."""
+    """Write the runs themselves (format jsonl) to a file or to stdout."""
     if asked:
         raise SoraError(
             f"{asked[0]} goes with a table, and the format {LINES} holds the runs themselves",
@@ -199,11 +194,7 @@ def _write_lines(places: Sequence[Path], output: Path | None, asked: Sequence[st
 
 
 def _find(places: Sequence[Path], *outputs: Path | None) -> Sequence[Run]:
-    """Return all finished runs, and say which reports are left out.
-
-    Raises:
-        SoraError: no finished run, or an output that would change what is read.
-    """
+    """Return all finished runs; print notes on the reports that are left out."""
     found = find_runs(places)
     for output in filter(None, outputs):
         check_apart(output, *found.read, hint="name another file")
@@ -214,7 +205,7 @@ def _find(places: Sequence[Path], *outputs: Path | None) -> Sequence[Run]:
 
 
 def _groups(found: Sequence[Run], metric: str | None, *, selection: bool) -> list[Group]:
-    """Return the groups of all finished runs, and say what is left out."""
+    """Return the groups of all finished runs; print notes on the runs that are left out."""
     runs = list(found)
     if selection:
         runs, left_out = on_selection_rows(runs)

@@ -1,4 +1,4 @@
-"""`sora eval`: the scores of an adapter, a run or a model, from files alone."""
+"""`sora eval`: score an adapter, a run or a model from its files."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def evaluate(
     force: options.Force = False,
     code: options.Code = None,
 ) -> None:
-    """Score an adapter, a run or a model on a recipe's reported splits, or on benchmarks."""
+    """Score an adapter, a run or a model on a recipe's validation rows, or on benchmarks."""
     options.load_plugins(code)
     given = overrides or []
     if benchmark is not None:
@@ -155,8 +155,8 @@ def _on_benchmarks(
     """Score a causal language model on benchmarks, and write the report.
 
     Args:
-        recipe: whose model options and precision are used; None: as the files of the target tell.
-        output: the report to write; None: `benchmarks.json` in a run's directory.
+        recipe: the source of model options and precision; None: the files of the target.
+        output: the report to write; None: `benchmarks.json` in a run's directory, else no file.
     """
     asked.check()
     known = takes_base(Path(target).expanduser())
@@ -207,7 +207,7 @@ def _show_benchmarks(report: BenchmarkReport, *, as_json: bool) -> None:
 
 
 def _data_files(recipe: Recipe) -> list[Path]:
-    """Return the files that a recipe names as its data, or their directory."""
+    """Return the data files of a recipe, or their directory."""
     files = recipe.data.files or {}
     named = [name for names in files.values() for name in names]
     return [Path(name).expanduser() for name in (*named, recipe.data.path) if name]

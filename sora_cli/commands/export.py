@@ -1,4 +1,4 @@
-"""`sora export`: any adapter as a plain LoRA, in the form that another program needs."""
+"""`sora export`: write an adapter as a plain LoRA for another program."""
 
 from __future__ import annotations
 
@@ -83,13 +83,10 @@ def export(
     force: options.Force = False,
     no_verify: options.NoVerify = False,
 ) -> int:
-    """Write an adapter as a plain LoRA, and say who can load it.
+    """Write an adapter as a plain LoRA, and list the programs that can load it.
 
     Returns:
-        Exit code: 1 if the outputs of both differ, 3 if that cannot be told.
-
-    Raises:
-        SoraError: bad input, or an output that exists.
+        Exit code: 1 if the outputs of both adapters differ, 3 if the comparison cannot tell.
     """
     check_choice("format", form, FORMATS)
     if form == "gguf":
@@ -189,9 +186,10 @@ def _export_gguf(
 
 
 def _check_written(output: Path) -> int:
-    """Load what was made of another program's file, whose outputs cannot be compared with.
+    """Load an adapter that was made from another program's file; return the exit code.
 
-    Its numbers were: whatever is written is read back.
+    The outputs of the source file cannot be computed here. Its numbers were compared when the
+    adapter was read back after writing.
     """
     from sora_cli.adapter.consumers import base_configuration
 

@@ -1,4 +1,4 @@
-"""`sora extract`: a full fine-tuning's difference to its base, as a plain LoRA."""
+"""`sora extract`: the difference of a fully fine-tuned model to its base, as a plain LoRA."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sora_cli.merge.extract import Extracted
 
 _NEARLY_ALL = 0.99
-"""The share of each layer's squared difference in the largest size that `--max-drop` tries."""
+"""Share of each layer's squared difference that the largest size of `--max-drop` keeps."""
 
 
 def extract(
@@ -78,11 +78,7 @@ def extract(
     """Write the difference of a fine-tuned model to its base as an adapter of that base.
 
     Returns:
-        Exit code: 3 if nothing shows that the promise of `max_drop` is kept.
-
-    Raises:
-        SoraError: bad input, models that do not belong together, no difference, or one that a
-            plain LoRA cannot hold.
+        Exit code: 3 if `max_drop` is not certified.
     """
     promise = None
     if max_drop is None:
@@ -136,7 +132,7 @@ def extract(
 
 
 def _source(model: str) -> str:
-    """Return the model's own directory, where a run's is given."""
+    """Return the directory of the model in a run; any other name is returned unchanged."""
     place = Path(model).expanduser()
     if adapter_folder(place) is not None:
         raise SoraError(f"{model} is an adapter already", hint="to shrink it: sora prune")

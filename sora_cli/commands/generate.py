@@ -1,4 +1,4 @@
-"""`sora generate`: what a trained model writes after one prompt."""
+"""`sora generate`: the answer of a trained model to one prompt."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def generate(
     dtype: options.ComputeDtype = None,
     as_json: options.Json = False,
 ) -> None:
-    """Write a model's answer to a prompt to stdout, as it comes."""
+    """Print a model's answer to a prompt, token by token."""
     given = Given(temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed, greedy)
     check_given(given, dtype)
     if raw and system is not None:

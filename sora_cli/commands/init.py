@@ -1,4 +1,4 @@
-"""`sora init`: a recipe for data that has none."""
+"""`sora init`: write a recipe for the user's data."""
 
 from __future__ import annotations
 
@@ -39,11 +39,7 @@ def init(
     preview: options.Preview = 2,
     force: options.Force = False,
 ) -> None:
-    """Write a recipe for data, and show what was understood.
-
-    Raises:
-        SoraError: see `propose`; a file that is there, without `force`.
-    """
+    """Write a recipe for data; show the detected task, columns and some rows."""
     file = output or recipe_name(source)
     check_new_file("-o", file, force=force, hint="name another file: -o OTHER.yaml")
     if file.suffix.lower() not in (".yaml", ".yml"):
@@ -68,5 +64,5 @@ def init(
 
 
 def _typed() -> str | None:
-    """Return the command as it was typed; None where this is no process of its own."""
+    """Return the command as typed; None if another program called `init` in its own process."""
     return shlex.join(["sora", *sys.argv[1:]]) if sys.argv[1:2] == ["init"] else None

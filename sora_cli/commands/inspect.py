@@ -1,4 +1,4 @@
-"""`sora inspect`: where an adapter's ranks are, how strong they are, and who can load it."""
+"""`sora inspect`: ranks and spectra of adapters, and the programs that can load them."""
 
 from __future__ import annotations
 
@@ -52,11 +52,7 @@ def inspect(
     ] = False,
     force: options.Force = False,
 ) -> None:
-    """Show adapters from their files alone: one in full, two compared, more in a line each.
-
-    Raises:
-        SoraError: no adapter, one that cannot be read, or two of different models.
-    """
+    """Show adapters from their files: one in full, two compared, more with one line each."""
     _check(directories, plot=plot, modules=modules, force=force)
     missing = "there are no ranks to inspect"
     located = [locate_adapter(directory, missing=missing) for directory in directories]
@@ -107,13 +103,10 @@ def _inspect_one(directory: Path, *, as_json: bool, plot: Path | None, modules: 
 
 
 def _inspect_several(directories: Sequence[Path], *, as_json: bool) -> None:
-    """Show two adapters or more.
+    """Show two or more adapters in one table; compare two.
 
     Args:
-        as_json: print JSON: {"adapters": [...]}, and for two {"comparison": ...} with it.
-
-    Raises:
-        SoraError: an adapter that cannot be read, or two of different models.
+        as_json: print {"adapters": [...]} as JSON, for two adapters with "comparison".
     """
     with uncollected():
         from sora_cli.adapter.comparing import compare
@@ -146,7 +139,7 @@ def _inspect_several(directories: Sequence[Path], *, as_json: bool) -> None:
 
 
 def _emit_rank_table(table: RankMap, title: str) -> None:
-    """Print layers by kinds of modules, with totals as live/start."""
+    """Print ranks in a table of layers by kinds of modules; totals are live/start."""
     columns = [label.replace(".", "\n.") for label in table.column_labels()]
     rows = [
         [label, *(_cell(table, row, column) for column in table.columns), table.row_total(row)]
@@ -162,7 +155,7 @@ def _cell(table: RankMap, row: str, column: str) -> int | None:
 
 
 def _emit_modules(facts: dict[str, Any]) -> None:
-    """Print a line per module; ranks and effective ranks add up, norms as squares do."""
+    """Print a line per module; the last line has sums, and the norm over all modules."""
     rows = []
     for path, s in facts["spectra"].items():
         rank = facts["ranks"][path]
@@ -183,7 +176,7 @@ def _emit_modules(facts: dict[str, Any]) -> None:
 
 
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the name and value of each line below the table."""
+    """Return name and value of each line below the table."""
     modules, effective, base = facts["modules"], facts["effective_rank"], facts["base"]
     lines = [
         ("method", facts["method"] or f"{facts['kind']}, {_writer(facts)}"),
@@ -235,7 +228,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _cut_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return a line for each share of the parameters: the ranks it leaves, and how to have it."""
+    """Return a line for each cut by share of parameters: the ranks left, and the command."""
     return [
         (f"cut to {cut['share']:.0%}",
          f"mean rank {cut['mean_rank']:.2f}, at most {max(cut['ranks'].values())}, "
@@ -245,7 +238,7 @@ def _cut_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _prune(facts: dict[str, Any], cut: dict[str, Any]) -> str:
-    """Return how to have a cut; other programs' files become a PEFT adapter first."""
+    """Return the command that makes a cut; empty for files of other programs."""
     if facts["format"]:
         return ""
     return f": sora prune {quote(facts['directory'])} -o OUT --max-params {cut['max_params']}"
@@ -261,7 +254,7 @@ def _share(live: int, start: int) -> str:
 
 
 def _saving(facts: dict[str, Any], kind: str) -> str:
-    """Return "1,024 parameters (3 %, 4.1 kB)", or "nothing"."""
+    """Format the savings of a prune: "1,024 parameters (3 %, 4.1 kB)", or "nothing"."""
     saved, stored = facts["prune_saves"][kind], facts["parameters"]["adapter"]
     if not saved["parameters"]:
         return "nothing"
@@ -274,7 +267,7 @@ def _revision(base: dict[str, Any]) -> str:
 
 
 def _step(entry: dict[str, Any]) -> str:
-    """Describe one entry of the lineage: the command, then its values."""
+    """Format one entry of the lineage: the command, then its values."""
     values = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in entry.items()
               if k != "command" and v is not None)  # fmt: skip
     return f"{entry.get('command', '?')}: {', '.join(values)}".removesuffix(": ")

@@ -1,4 +1,4 @@
-"""`sora list`: the runs below a directory, and how each stands."""
+"""`sora list`: the runs below a directory, with their status."""
 
 from __future__ import annotations
 
@@ -43,11 +43,7 @@ def list_runs(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Print a line for each run below a directory.
-
-    Raises:
-        SoraError: there is no such directory, order or status.
-    """
+    """Print a line for each run below a directory."""
     check_choice("order", sort, SORTS)
     if status is not None:
         check_choice("status", status, STATES)

@@ -1,4 +1,4 @@
-"""`sora merge`: an adapter folded into its base model, ready for `from_pretrained`."""
+"""`sora merge`: add an adapter's update into the weights of its base model."""
 
 from __future__ import annotations
 
@@ -89,15 +89,13 @@ def merge(
     force: options.Force = False,
     no_verify: options.NoVerify = False,
 ) -> int:
-    """Write the base model with the adapter, its head and its labels in it.
+    """Write a merged model: base weights plus update, with the adapter's head and labels.
+
+    It is an error if rounding would keep less than 75 % of the update, unless `accept_loss`.
 
     Returns:
-        Exit code: 1 if they differ by more than the loss that was accepted, 3 if that cannot be
-        told.
-
-    Raises:
-        SoraError: bad input, a base that does not fit, an output that exists, or an update of which
-            rounding would leave too little.
+        Exit code: 1 if the outputs of merged model and adapter differ (0 if `accept_loss` explains
+        it), 3 if the comparison cannot tell.
     """
     check_choice("format", form, MODEL_FORMATS)
     if form == "gguf":
@@ -163,7 +161,7 @@ def _merge_gguf(
     force: bool,
     accept_loss: bool,
 ) -> int:
-    """Write the base model's GGUF file with the adapter in it; see `merge`."""
+    """Merge an adapter into the base model's GGUF file; see `merge`."""
     type = type or MERGED_GGUF[0]
     check_choice("type", type, MERGED_GGUF)
     place = locate_adapter(directory, missing="there is no adapter to merge")
@@ -204,7 +202,7 @@ def _announce(plan: Merge) -> None:
 
 @contextmanager
 def _bar(total: int) -> Iterator[Progress]:
-    """Show a progress bar by bytes."""
+    """Show a progress bar that counts bytes."""
     from tqdm import tqdm
 
     with tqdm(total=total, desc="merging", unit="B", unit_scale=True, dynamic_ncols=True) as bar:
@@ -212,7 +210,7 @@ def _bar(total: int) -> Iterator[Progress]:
 
 
 def _tell_what_is_left(merged: Merged, storing: Storing) -> bool:
-    """Say how much of the update the stored weights hold; return whether that is too little."""
+    """Print the share of the update that survives rounding; return True if it is too small."""
     from sora_cli.merge.rounding import ENOUGH, shown_survival, ways_out
 
     assert merged.survival is not None  # it is written

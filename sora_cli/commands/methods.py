@@ -1,4 +1,4 @@
-"""`sora methods`: the adapter methods, their papers and their options."""
+"""`sora methods`: list the methods with their papers and options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sora_cli.core.words import default_of, expected, shown_value
 
 
 def methods(*, as_json: Json = False, code: Code = None) -> None:
-    """Print every method: name, paper, and each option with its default and meaning."""
+    """Print every method: name, paper, and each option with its default and description."""
     load_plugins(code)
     described = [describe_method(name) for name in method_names()]
     if as_json:
@@ -22,7 +22,7 @@ def methods(*, as_json: Json = False, code: Code = None) -> None:
 
 
 def describe_method(name: str) -> dict[str, Any]:
-    """Return a method as plain data."""
+    """Return name, paper and options of a method as plain data."""
     config = config_class(name)
     options = [
         {

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, and what `--code` does."""
+"""Arguments and options of several commands, and the loading of `--code` files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sora_cli.core.outputs import output_path
 
 
 def output(*names: str, help: str) -> Any:
-    """Declare an option that names an output; the command gets its place resolved."""
+    """Declare an option for an output path, which the command receives resolved."""
     return typer.Option(*names, help=help, parser=output_path, metavar="<path>")
 
 
@@ -172,11 +172,7 @@ ComputeDtype = Annotated[
 
 
 def load_plugins(code: Sequence[Path] | None) -> None:
-    """Register the methods of the files that `--code` names.
-
-    Raises:
-        SoraError: see `load_code`.
-    """
+    """Register the methods and loggers of `--code` files."""
     if code:
         from sora_cli.recipe.plugins import load_code
 

@@ -1,4 +1,4 @@
-"""`sora path`: a family of adapters, from dense to sparse, in one run."""
+"""`sora path`: train adapters from dense to sparse as the stages of one run."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def path(
     ] = False,
     code: options.Code = None,
 ) -> None:
-    """Train the stages of a recipe's path, or those that are missing."""
+    """Train the stages of a recipe's path; finished stages are kept."""
     began = command_start()
     options.load_plugins(code)
     loaded = load_recipe(recipe, overrides or [])
@@ -77,11 +77,7 @@ def path(
 def open_report(
     loaded: LoadedRecipe, plans: list[StagePlan], output: Path, *, controls: bool, force: bool
 ) -> PathReport:
-    """Return the record to fill: a new one, or that of an unfinished path.
-
-    Raises:
-        SoraError: the directory holds a finished path, one of another recipe, or something else.
-    """
+    """Return the record of an unfinished path in the output directory, or a new record."""
     found, stage_count = read_path(output), len(plans)
     kept = 0 if found is None or force else len(found.stages)
     for plan in plans[kept:]:
@@ -103,7 +99,7 @@ def open_report(
 
 
 def clear(output: Path) -> None:
-    """Delete a path's own files, and nothing else."""
+    """Delete the files of a path; other files stay."""
     for stage in sorted((output / STAGES).glob("[0-9]*")):
         clear_run(stage)
     with suppress(OSError):
@@ -123,7 +119,7 @@ def run(
     began: float,
     as_json: bool = False,
 ) -> None:
-    """Carry out the whole path, one step a line."""
+    """Train the missing stages, score the controls, draw the picture, print the result."""
     with importing():
         from sora_cli.experiments.path.controls import run_controls
         from sora_cli.experiments.path.plot import plot_path
@@ -166,7 +162,7 @@ def run(
 
 @contextmanager
 def _resumable(report: PathReport) -> Iterator[None]:
-    """Say, whatever stops a path, that the same command continues it."""
+    """If the path stops early, tell the user that the same command continues the path."""
     try:
         yield
     except BaseException:
@@ -225,7 +221,7 @@ def _show_stages(report: PathReport) -> None:
 
 
 def _show_plan(loaded: LoadedRecipe, plans: list[StagePlan], output: Path) -> None:
-    """Show stage 0 as an ordinary run, then all stages."""
+    """Show the dry run of stage 0, then a line for every stage."""
     from sora_cli.run.dry_run import dry_run, emit_section
 
     first = plans[0].loaded
@@ -237,7 +233,7 @@ def _show_plan(loaded: LoadedRecipe, plans: list[StagePlan], output: Path) -> No
 
 
 def _stage_lines(ready: Prepared, plans: list[StagePlan]) -> Iterator[str]:
-    """Yield a line per stage: its value, steps, and the method's notes."""
+    """Yield a line per stage with its value and steps, and the method's notes below."""
     from methods.registry import method_class
     from sora_cli.train.steps import learning_rates
     from sora_cli.train.trainer import training_arguments

@@ -1,4 +1,4 @@
-"""`sora pick`: the smallest adapter of a path that is good enough."""
+"""`sora pick`: choose an adapter of a path by size or score."""
 
 from __future__ import annotations
 
@@ -59,11 +59,7 @@ def pick(
     as_json: options.Json = False,
     force: options.Force = False,
 ) -> None:
-    """Name a stage and show its table; with `output`, copy its adapter there.
-
-    Raises:
-        SoraError: no path, no stage that will do, not exactly one wish.
-    """
+    """Choose a stage of a path, and print the path's table; with `output`, copy its adapter."""
     report = _finished_stages(directory)
     if output is not None:
         check_apart(output, directory / STAGES)
@@ -98,11 +94,7 @@ def choose(
     min_metric: float | None = None,
     max_drop: str | None = None,
 ) -> Stage:
-    """Return the stage that satisfies the one wish given.
-
-    Raises:
-        SoraError: none or several wishes, or no stage that satisfies it.
-    """
+    """Return the best stage for the given condition; exactly one condition must be given."""
     if sum(wish is not None for wish in (keep, max_params, min_metric, max_drop)) != 1:
         raise SoraError(
             "give exactly one condition",

@@ -1,4 +1,4 @@
-"""`sora predict`: the answers of a trained model to the rows of a file."""
+"""`sora predict`: write the answers of a trained model to the rows of a file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STREAM = "-"
 _STREAMED = {"jsonl": "json", "csv": "csv"}
 _WRITTEN = (".csv", ".tsv", ".jsonl", ".parquet")
 _READING = ("data.text_columns", "data.columns", "task.prompt")
-"""Overrides by which the user chooses the columns."""
+"""Overrides that choose the columns."""
 
 
 def predict(
@@ -83,7 +83,7 @@ def predict(
         typer.Option("--force", help="Overwrite an existing file, and begin anew."),
     ] = False,
 ) -> None:
-    """Write the rows of a file with a model's answers."""
+    """Write the rows of a file with a model's answers in new columns."""
     given = overrides or []
     check_choice("--format", stream or "jsonl", _STREAMED)
     if stream is not None and STREAM not in (file, output):
@@ -115,7 +115,7 @@ def predict(
 
 
 def _check_output(to: Path | None, stream: str | None, *, as_json: bool, force: bool) -> str:
-    """Check the output of the rows (None: stdout); return their form there."""
+    """Check the output (None: stdout); return its file format."""
     if to is None:
         others = {"--json": as_json, "--force": force}
         check_apart_from("-o -", [name for name, given in others.items() if given])
@@ -131,7 +131,7 @@ def _check_output(to: Path | None, stream: str | None, *, as_json: bool, force: 
 
 @contextmanager
 def _rows(file: str, stream: str | None) -> Iterator[Path]:
-    """Give the file of rows; stdin is read to its end first, and put into one."""
+    """Yield the file of rows; stdin is first read to its end into a temporary file."""
     if file != STREAM:
         yield Path(file).expanduser()
         return

@@ -1,4 +1,4 @@
-"""`sora prune`: a smaller adapter, and what was lost by that."""
+"""`sora prune`: write a smaller adapter, and report its loss."""
 
 from __future__ import annotations
 
@@ -84,14 +84,11 @@ def prune(
     force: options.Force = False,
     no_verify: options.NoVerify = False,
 ) -> int:
-    """Write a smaller copy of an adapter; without a rule, only exact zeros are left out.
+    """Write a smaller copy of an adapter; without a rule, only exact zeros are removed.
 
     Returns:
-        Exit code: 3 if nothing shows that `max_drop` is kept, 1 if a healed run's files do not give
-        its outputs.
-
-    Raises:
-        SoraError: bad input, two rules at once, or an output that exists.
+        Exit code: 3 if `max_drop` is not certified, 1 if the files of a healed run give other
+        outputs than the trained model.
     """
     keep = check_keep(
         energy=energy, rank=rank, max_params=max_params, mean_rank=mean_rank, max_drop=max_drop
@@ -131,7 +128,7 @@ def _prune(
     *,
     force: bool,
 ) -> int:
-    """Write a pruned copy of an adapter, without training it on; see `prune`."""
+    """Write a pruned copy of an adapter, without training it further; see `prune`."""
     measured = None if asked is None else asked.load()
     read = locate_adapter(directory, missing="there are no ranks to prune")
     say_notes(result_remarks(read))
@@ -182,22 +179,19 @@ def _heal_sizes(
     resume: bool,
     train: Callable[[LoadedRecipe, list[str]], int],
 ) -> int:
-    """Cut, heal and test at most three sizes; write the smallest that passed as a run.
+    """Cut, heal and test at most three sizes; write the smallest size that passed as a run.
 
     Args:
-        directory: an adapter directory, or a run's.
+        directory: an adapter directory or a run directory.
         output: the new run's directory; each size is a run in its `sizes/`.
-        asked: the promise, with the recipe to train and to measure with; None: that of the run in
-            `directory`.
-        steps: optimiser steps that each size is trained on.
-        train: trains one size, from its recipe and its words; returns an exit code.
+        asked: the promise, and the recipe for training and scoring (recipe None: the recipe of the
+            run in `directory`).
+        steps: optimiser steps of training after each cut.
+        train: trains a size, given its recipe and command-line words; returns an exit code.
 
     Returns:
-        Exit code: 3 if nothing shows that the drop is within the promise, 1 if a run's files do
-        not give its outputs.
-
-    Raises:
-        SoraError: bad input, an output that is something else.
+        Exit code: 3 if the promise is not certified, 1 if the files of a size give other outputs
+        than the trained model.
     """
     from sora_cli.search.heal import NotVerifiedError, healing_runs, publish, smallest_healed
 
@@ -224,7 +218,7 @@ def _heal_sizes(
 
 
 def _check_sizes(output: Path, recipe: Recipe, *, force: bool, resume: bool) -> None:
-    """Raise `SoraError` where something is that is no unfinished work of `_heal_sizes`."""
+    """Raise `SoraError` unless `output` is free or holds unfinished work of `_heal_sizes`."""
     is_there = (output / SIZES).is_dir()
     check_place(output, recipe, is_there=is_there, work="sizes of this command", hint=_ELSEWHERE)
     work = Work("search", finished=False, left="sizes already") if is_there else None
@@ -232,7 +226,7 @@ def _check_sizes(output: Path, recipe: Recipe, *, force: bool, resume: bool) -> 
 
 
 def _dtype(file: AdapterFile, *, lossy: bool) -> str:
-    """Return the dtype as stored, unless a lossless copy would round the folded scaling in it."""
+    """Return the dtype of the copy: as stored, but float32 if a lossless copy would be rounded."""
     if file.dtype in {"float32", "float64"}:
         return "float32"
     exact = file.config.is_plain and all(
@@ -272,7 +266,7 @@ def _pruned(
 
 
 def _entry(rule: Mapping[str, float], total: Loss, before: int, after: int) -> dict[str, Any]:
-    """Return what the lineage says of this step."""
+    """Return the entry of this command for the adapter's lineage."""
     return {
         "command": "prune",
         **rule,
@@ -292,7 +286,7 @@ def _show(losses: Mapping[str, Loss], total: Loss, file: AdapterFile, kept: int)
 
 
 def _described(rule: Mapping[str, float]) -> str:
-    """Return the line that says by which rule was pruned."""
+    """Return the output line that names the rule."""
     how = {
         **RULES,
         "max_drop": "pooled squared singular values per number stored, over all layers together; "

@@ -1,4 +1,4 @@
-"""`sora push`: an adapter or a merged model to the Hub, and nothing else of this machine."""
+"""`sora push`: upload an adapter or a merged model to the Hub, and no other files."""
 
 from __future__ import annotations
 
@@ -64,11 +64,7 @@ def push(
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Upload an adapter directory, or that of a merged model, in one commit.
-
-    Raises:
-        SoraError: nothing that could be pushed, a name that is none, no token, or the Hub refuses.
-    """
+    """Upload the directory of an adapter or of a merged model in one commit."""
     directory = run if merged else locate_adapter(run, missing="there is no adapter to push")
     name = _name(run, directory, repository)
     say_notes(result_remarks(directory))
@@ -96,11 +92,7 @@ def push(
 
 
 def _name(run: Path, directory: Path, given: str | None) -> str:
-    """Return the repository's name.
-
-    Raises:
-        SoraError: it can be none.
-    """
+    """Return the repository's name: the given one, or the name of the run's directory."""
     place = directory.resolve()
     own = place.parent.name if place != run.resolve() else place.name
     name = own if given is None else given
@@ -114,7 +106,7 @@ def _name(run: Path, directory: Path, given: str | None) -> str:
 
 
 def _show(shared: Shared, name: str, *, public: bool, as_json: bool) -> None:
-    """Print what would leave."""
+    """Print the files of the upload with their sizes, and the header of the card."""
     if as_json:
         emit(json.dumps(_facts(shared, name, public=public), indent=2))
         return
@@ -143,11 +135,7 @@ def _header(shared: Shared) -> str:
 
 
 def _api(run: Path, name: str) -> HfApi:
-    """Return the Hub's client.
-
-    Raises:
-        SoraError: there is no token.
-    """
+    """Return the Hub's client; raise `SoraError` without a token or in offline mode."""
     from huggingface_hub import HfApi, constants, get_token
 
     quiet_hub()
@@ -166,7 +154,7 @@ def _api(run: Path, name: str) -> HfApi:
 def _push(
     api: HfApi, shared: Shared, name: str, *, public: bool, revision: str | None, message: str
 ) -> tuple[str, CommitInfo]:
-    """Make the repository if need be, and commit; return its full name and the commit."""
+    """Create the repository if it is missing, and commit; return its full name and the commit."""
     from huggingface_hub import CommitOperationAdd
 
     full = api.create_repo(name, private=not public, exist_ok=True).repo_id
@@ -191,7 +179,7 @@ def _push(
 
 @contextmanager
 def _refusals(name: str) -> Iterator[None]:
-    """Say in one line why the Hub does not take it."""
+    """Convert errors of the Hub's client into `SoraError`."""
     try:
         yield
     except SoraError:

@@ -1,4 +1,4 @@
-"""`sora recipes`: list, show and copy the recipes that come with the tool."""
+"""`sora recipes`: list, show and copy the packaged recipes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def list_without_subcommand(context: typer.Context) -> None:
 
 @recipes.command(name="list")
 def list_recipes(*, as_json: options.Json = False) -> None:
-    """List the recipes: name and what it is."""
+    """List the recipes with their titles."""
     names = recipe_names()
     if as_json:
         titles = {name: recipe_title(recipes_dir() / f"{name}.yaml") for name in names}
@@ -77,7 +77,7 @@ def copy_recipes(
     ] = None,
     force: options.Force = False,
 ) -> None:
-    """Copy recipes, to change them."""
+    """Copy recipes into a directory of your own."""
     root = recipes_dir().resolve()
     chosen = [_packaged(name) for name in names or recipe_names()]
     sweeps = [] if names else [*sweep_files(), *sweep_code()]

@@ -1,4 +1,4 @@
-"""`sora report`: a run's directory as one page that can be passed on."""
+"""`sora report`: one HTML page about a run or a path."""
 
 from __future__ import annotations
 
@@ -65,11 +65,7 @@ def report(
     force: options.Force = False,
     code: options.Code = None,
 ) -> None:
-    """Write one HTML page about a run.
-
-    Raises:
-        SoraError: there is no run, its report is damaged, or the page may not be written there.
-    """
+    """Write one HTML page about a run or a path."""
     options.load_plugins(code)
     found = _read(run)
     page = output or run / PAGE_FILE
@@ -110,7 +106,7 @@ def _read(run: Path) -> RunReport | PathReport:
 
 
 def _no_run(run: Path) -> SoraError:
-    """Say what a directory without a report holds instead, and what to type."""
+    """Return the error for a directory without a report, with a command that fits its content."""
     what = f"{run} is no run's directory: it holds no {FILE_NAME} and no {PATH_FILE}"
     if (run.parent / FILE_NAME).is_file():
         return SoraError(what, hint=f"sora report {quote(str(run.parent))}")
@@ -128,7 +124,7 @@ def _no_run(run: Path) -> SoraError:
 
 
 def _check_page(page: Path, run: Path, predictions: Path | None, *, force: bool) -> None:
-    """Check that the page may be written: nothing that is read, and nothing of somebody else's."""
+    """Raise `SoraError` if the page would overwrite an input or a file of another program."""
     hint = "name another file: -o FILE.html"
     check_new_file("--output", page, force=force, hint=hint)
     names = (FILE_NAME, HISTORY_FILE, PATH_FILE, AUTO_FILE, CERTIFICATE_FILE, PREDICTIONS_FILE,
@@ -140,7 +136,7 @@ def _check_page(page: Path, run: Path, predictions: Path | None, *, force: bool)
 def _check_no_rows(
     path: PathReport, run: Path, *, examples: int | None, predictions: Path | None
 ) -> None:
-    """Refuse examples of a path, whose stages are runs of their own."""
+    """Raise `SoraError` for --examples or --predictions of a path, which need one of its stages."""
     given = {"--examples": examples, "--predictions": predictions}
     for option, value in given.items():
         if value is not None:
@@ -152,7 +148,7 @@ def _check_no_rows(
 def _records(
     found: RunReport, run: Path, examples: int | None, predictions: Path | None
 ) -> Sequence[dict[str, Any]]:
-    """Return stored predictions; or, where examples are asked for, those of a new scoring."""
+    """Return stored predictions; without stored ones, score the rows anew if `examples` is set."""
     stored = predictions or run / PREDICTIONS_FILE
     if predictions is not None or stored.is_file():
         return read_records(stored)
@@ -160,7 +156,7 @@ def _records(
 
 
 def _scored(found: RunReport, run: Path) -> list[dict[str, Any]]:
-    """Score the rows of the run's recipe anew."""
+    """Return the predictions of a finished run for the rows of its recipe, computed anew."""
     from sora_cli.recipe.load import load_stored
     from sora_cli.run.preflight import check_recipe
 

@@ -1,4 +1,4 @@
-"""`sora sweep`: the runs of a sweep file, carried out, continued, or only listed."""
+"""`sora sweep`: train the runs of a sweep file, continue them, or list them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def sweep(
     as_json: options.Json = False,
     code: options.Code = None,
 ) -> int:
-    """Carry out a sweep file's runs; finished ones are left alone.
+    """Train the runs of a sweep file; finished runs are kept.
 
     Returns:
         Exit code: 1 if a run failed.
@@ -135,7 +135,7 @@ def _carry_out(
 
 
 def _conclude(plan: SweepPlan, source: Source, *, as_json: bool) -> int:
-    """Say how the runs ended and what to type next; return the exit code."""
+    """Print the results of the runs and the next command; return the exit code."""
     records = list(source.records.values())
     bad = [record for record in records if record.state in ("failed", "blocked")]
     good = sum(record.state == "finished" for record in records)

@@ -1,4 +1,4 @@
-"""`sora train`: a recipe in; an adapter, checkpoints, a report and a picture out."""
+"""`sora train`: train a recipe; write adapter, checkpoints, report and picture."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def train(
     ] = False,
     code: options.Code = None,
 ) -> int:
-    """Train a recipe, or with `dry_run` only show what would be trained.
+    """Train a recipe, or show its plan with `dry_run`.
 
     Returns:
-        Exit code: 1 if the files do not give the trained model's outputs.
+        Exit code: 1 if the saved files give other outputs than the trained model.
     """
     began = command_start()
     options.load_plugins(code)

@@ -1,4 +1,4 @@
-"""`sora verify`: the outputs of an adapter compared with those of what was made of it."""
+"""`sora verify`: compare the outputs of two adapters or models, or check a certificate."""
 
 from __future__ import annotations
 
@@ -68,10 +68,7 @@ def verify(
     """Compare the outputs of two adapters or models on fixed inputs.
 
     Returns:
-        Exit code: 1 if they differ, 3 if that cannot be told.
-
-    Raises:
-        SoraError: something that is not there, cannot be loaded, or cannot be compared.
+        Exit code: 1 if the outputs differ, 3 if the comparison cannot tell.
     """
     if certificate:
         given = {"--base": base, "--tolerance": tolerance}
@@ -100,10 +97,7 @@ def _verify_certificate(run: str, overrides: list[str], *, as_json: bool) -> int
     """Score the sizes of a run of `sora auto` again; return the exit code.
 
     Args:
-        overrides: of its recipe: where its data or model are by now.
-
-    Raises:
-        SoraError: no certificate, or something it is of that is not there.
+        overrides: overrides of the run's recipe, for data or a model at a new place.
     """
     check_apart_from("--certificate", ["B" for word in overrides if "=" not in word][:1])
     place = Path(run).expanduser()
