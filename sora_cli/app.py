@@ -28,33 +28,79 @@ ANYWHERE = frozenset({"--debug", "--quiet", "--verbose"})
 """Options of every command, accepted at any place before a `--`."""
 
 COMMANDS = {
-    "init": "Write a recipe for data that has none.",
-    "train": "Train a recipe.",
-    "path": "Train a path of adapters from dense to sparse.",
-    "pick": "Choose the smallest adapter of a path that is good enough.",
-    "eval": "Score an adapter or a model on a recipe's validation data, or on benchmarks.",
-    "predict": "Write rows with a model's answers; rows need no labels.",
-    "generate": "Print what a trained model writes to a prompt, as it comes.",
-    "chat": "Talk with a trained model, or with two; /base switches the adapter off.",
-    "inspect": "Show where an adapter's ranks are and who can load it; or compare two.",
-    "prune": "Shrink an adapter; without options, take out exact zeros only.",
-    "export": "Write any adapter as a plain LoRA, and say who can load it.",
-    "merge": "Fold an adapter into its base model, tensor by tensor.",
-    "verify": (
-        "Compare the outputs of two adapters or models, or a certificate with what its files "
-        "give.\n\nThe exit code is 1 if they differ, and 3 if that cannot be told."
+    "init": (
+        "Write a recipe for your own data.\n\nThe task and the columns are detected and shown. "
+        "Example: sora init reviews.csv"
     ),
-    "push": "Upload an adapter, or a merged model, to the Hub; private unless --public.",
-    "extract": "Write a full fine-tuning's difference to its base as a plain LoRA.",
-    "combine": "Make one adapter of several of the same base model.",
-    "auto": "Find the smallest adapter within a tolerated loss, and certify it.",
-    "sweep": "Carry out the runs of a sweep file.",
-    "list": "List runs: status, method, score, size kept, time, and which can be resumed.",
-    "compare": "Compare finished runs: mean and spread over seeds, size, time.",
-    "report": "Write one HTML page about a run: scores, curves, ranks, spectra, examples, cost.",
+    "train": (
+        "Train one run from a recipe.\n\nThe run's directory gets the adapter, a report, a picture "
+        "and checkpoints. Example: sora train rte training.epochs=3"
+    ),
+    "path": (
+        "Train a series of adapters from large to small.\n\nThe recipe's path block names an "
+        "option that changes from stage to stage; each stage starts from the one before. sora pick "
+        "then chooses an adapter."
+    ),
+    "pick": (
+        "Choose an adapter of a path by its score or size.\n\nGive exactly one condition. Example: "
+        "sora pick runs/my-path --max-drop 1pt -o small"
+    ),
+    "eval": "Score an adapter or a model on validation rows or benchmarks.",
+    "predict": "Add a model's answers to the rows of a file.\n\nThe rows need no labels.",
+    "generate": "Print a model's answer to one prompt.",
+    "chat": (
+        "Chat with a model, or with two side by side.\n\nType /base to switch the adapter off or "
+        "on, and /help for all commands."
+    ),
+    "inspect": (
+        "Show an adapter's ranks and the programs that can load it.\n\nTwo adapters are compared; "
+        "of three or more, each gets one line."
+    ),
+    "prune": (
+        "Write a smaller copy of an adapter.\n\nGive at most one rule: --energy, --rank, "
+        "--max-params, --mean-rank or --max-drop. Without a rule, only components that are exactly "
+        "zero are removed. Example: sora prune runs/rte -o small --energy 0.9"
+    ),
+    "export": (
+        "Write an adapter as a plain LoRA for other programs.\n\nThe output lists the programs "
+        "that can load it."
+    ),
+    "merge": (
+        "Add an adapter's update into the weights of its base model.\n\nThe result is an ordinary "
+        "model. Weights are read and written one tensor at a time."
+    ),
+    "verify": (
+        "Compare the outputs of two adapters or models.\n\nWith --certificate, check the "
+        "certificate of a run of sora auto instead. Exits with 1 if they differ, and with 3 if the "
+        "comparison cannot tell."
+    ),
+    "push": (
+        "Upload an adapter or a merged model to the Hugging Face Hub.\n\nA new repository is "
+        "private unless --public is given."
+    ),
+    "extract": (
+        "Turn a fully fine-tuned model into a LoRA of its base model.\n\nGive one rule for the "
+        "size: --energy, --rank, --max-params, --mean-rank or --max-drop."
+    ),
+    "combine": "Combine several adapters of one base model into one.",
+    "auto": (
+        "Find and certify the smallest adapter within an accepted drop.\n\nTrain at full rank, cut "
+        "to smaller sizes and train on, then test the sizes on rows outside the training. Exits "
+        "with 3 if no size is certified. Example: sora auto reviews.yaml --max-drop 1pt"
+    ),
+    "sweep": "Train all runs of a sweep file.\n\nThe same command continues an interrupted sweep.",
+    "list": "List runs with status, method, score, size and time.",
+    "compare": (
+        "Compare finished runs in a table.\n\nRuns that differ only in their seed are one row, "
+        "with mean and spread."
+    ),
+    "report": (
+        "Write an HTML page about a run or a path.\n\nIt shows scores, curves, ranks, spectra, "
+        "examples and cost."
+    ),
     "schema": "Print the JSON schema of recipes, for editors.",
     "methods": "List the methods with their papers and options.",
-    "recipes": "List, show and copy the recipes that come with the tool.",
+    "recipes": "List, show or copy the recipes that come with sora.",
 }
 """Help of each command, in the order of `sora --help`, which shows the first lines.
 
@@ -97,7 +143,8 @@ app = typer.Typer(
     name="sora",
     cls=Commands,
     help="Low-rank fine-tuning that finds its own rank: LoRA cut while it trains, SoRA, AdaLoRA.",
-    epilog="Start with: sora train quickstart, then sora inspect on what it wrote.",
+    epilog="To start: sora train quickstart. Your own data: sora init FILE.csv. "
+    "Options of a command: sora COMMAND --help.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     invoke_without_command=True,
@@ -107,16 +154,17 @@ app = typer.Typer(
 @app.callback()
 def options(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     # read before parsing, so that they work in any place
     quiet: Annotated[  # noqa: ARG001
-        bool, typer.Option("--quiet", help="Show results and errors only; may stand anywhere.")
+        bool, typer.Option("--quiet", help="Show results and errors only. Accepted at any place.")
     ] = False,
     verbose: Annotated[  # noqa: ARG001
-        bool, typer.Option("--verbose", help="Show what libraries log, too; may stand anywhere.")
+        bool,
+        typer.Option("--verbose", help="Show the logs of libraries, too. Accepted at any place."),
     ] = False,
     debug: Annotated[  # noqa: ARG001
-        bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")
+        bool, typer.Option("--debug", help="Show tracebacks of errors. Accepted at any place.")
     ] = False,
 ) -> None:
     """Print the version, or the help if no command was given."""

@@ -49,49 +49,66 @@ def auto(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="A recipe file, or the name of one that comes with the tool; or give --data.",
+            help="A recipe file, or the name of a packaged recipe (see: sora recipes). Not needed "
+            "with --data.",
             autocompletion=completion.recipes,
         ),
     ] = None,
     overrides: options.Overrides = None,
     *,
     data: Annotated[
-        str | None, typer.Option("--data", help="Data without a recipe: it is written and used.")
+        str | None,
+        typer.Option(
+            "--data", help="A data file, directory or Hub id: a recipe is written for it and used."
+        ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="With --data: the base model; unset: a small one.")
+        str | None,
+        typer.Option("--model", help="With --data: the base model. Default: a small model."),
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option("--task", help="With --data: the task family; unset: told by the columns."),
+        typer.Option(
+            "--task", help="With --data: the task family. Default: detected from the columns."
+        ),
     ] = None,
     max_drop: Annotated[
         str | None,
         typer.Option(
             "--max-drop",
-            help="How much worse than at full rank the metric may be: 0.5pt, or 0.005 in its own "
-            "unit; smallest: the smallest loss that the test rows can be expected to certify.",
+            help="The promise: the largest drop of the main metric from full rank. 0.5pt is half "
+            "a point; 0.005 is in the metric's own unit; smallest is the smallest drop that the "
+            "test rows can be expected to certify.",
         ),
     ] = None,
     confidence: Annotated[
         float | None,
-        typer.Option("--confidence", help="1 - the probability that it is worse; default: 0.95."),
+        typer.Option("--confidence", help="Confidence of the certificate. Default: 0.95."),
     ] = None,
     serve: Annotated[
-        str | None, typer.Option("--serve", help="Choose by what it pays for: vllm, llama.cpp.")
+        str | None,
+        typer.Option(
+            "--serve",
+            help="Minimise the cost in this server: vllm or llama.cpp. Default: minimise the "
+            "number of parameters.",
+        ),
     ] = None,
     probe: Annotated[
         bool,
-        typer.Option("--probe", help="Try three learning rates for a few steps; take the best."),
+        typer.Option(
+            "--probe", help="First try three learning rates for a few steps, and take the best."
+        ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be done, and train nothing.")
+        bool, typer.Option("--dry-run", help="Show the plan and its cost; train nothing.")
     ] = False,
     preview: options.PreviewInDryRun = None,
-    force: Annotated[bool, typer.Option("--force", help="Delete an existing run first.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Delete an existing run in the directory first.")
+    ] = False,
     no_verify: options.NoVerify = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the certificate instead of tables.")
+        bool, typer.Option("--json", help="Print the certificate as JSON instead of tables.")
     ] = False,
     code: options.Code = None,
 ) -> int:

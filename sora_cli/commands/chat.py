@@ -22,7 +22,7 @@ def chat(
         str | None,
         typer.Argument(
             metavar="B",
-            help="Another one, which answers the same side by side.",
+            help="A second model, whose answers stand beside those of the first.",
             autocompletion=completion.runs,
         ),
     ] = None,

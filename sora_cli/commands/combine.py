@@ -31,7 +31,8 @@ def combine(
         list[Path],
         typer.Argument(
             metavar="DIR...",
-            help="Two or more adapter directories (ours or any PEFT LoRA) or runs, of one base.",
+            help="Two or more run or adapter directories (ours or any PEFT LoRA) of one base "
+            "model.",
             autocompletion=completion.runs,
         ),
     ],
@@ -40,29 +41,33 @@ def combine(
     weights: Annotated[
         str | None,
         typer.Option(
-            "--weights", help="What each update is multiplied with: 0.7,0.3; default: the mean."
+            "--weights",
+            help="Factor of each update, in the order of the adapters: 0.7,0.3. Default: the mean.",
         ),
     ] = None,
     method: Annotated[
         str,
         typer.Option(
             "--method",
-            help="linear: the weighted sum, exact without a budget. ties: trimmed, signs elected "
-            "(arXiv 2306.01708). dare: numbers dropped at random (arXiv 2311.03099).",
+            help="linear: the weighted sum, exact unless cut by a rule. ties: small numbers are "
+            "trimmed, and signs elected by majority (arXiv 2306.01708). dare: numbers are dropped "
+            "at random (arXiv 2311.03099).",
         ),
     ] = COMBINATIONS[0],
     density: Annotated[
         float | None,
         typer.Option(
             "--density",
-            help="With ties and dare: the share of an update's numbers to keep; default: 0.2 and "
-            "0.5.",
+            help="With ties or dare: share of each update's numbers to keep. Default: 0.2 for "
+            "ties, 0.5 for dare.",
             show_default=False,
         ),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", min=0, help="Of --method dare; default: 0.", show_default=False),
+        typer.Option(
+            "--seed", min=0, help="With dare: seed of the dropping. Default: 0.", show_default=False
+        ),
     ] = None,
     energy: options.Energy = None,
     rank: options.Rank = None,

@@ -35,8 +35,8 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="RUNS...",
-            help="Run directories, directories with runs somewhere in them, report files, or "
-            "files of runs (.jsonl), of which FILE/NAME selects some.",
+            help="Run directories, directories that contain runs at any depth, report files, or "
+            "files of runs (.jsonl; FILE/NAME selects runs of such a file by name).",
             autocompletion=completion.runs,
         ),
     ],
@@ -44,55 +44,57 @@ def compare(
     baseline: Annotated[
         str | None,
         typer.Option(
-            "--baseline", help="A label of the table; differences to it are shown, paired by seed."
+            "--baseline",
+            help="Label of a row; the table then shows differences to it, paired by seed.",
         ),
     ] = None,
     paper: Annotated[
-        bool, typer.Option("--paper", help="Also show what the recipes' papers print.")
+        bool, typer.Option("--paper", help="Show the results printed in the recipes' papers, too.")
     ] = False,
     metric: Annotated[
         str | None,
-        typer.Option("--metric", help="Compare another metric of the reports than the main one."),
+        typer.Option(
+            "--metric", help="Compare this metric of the reports. Default: the main metric."
+        ),
     ] = None,
     selection: Annotated[
         bool,
         typer.Option(
-            "--selection", help="Score on the rows that chose the checkpoints, as for tuning."
+            "--selection",
+            help="Compare scores on the rows that chose the checkpoints (for tuning).",
         ),
     ] = False,
     ranks: Annotated[
         bool,
         typer.Option(
-            "--ranks", help="Show where the ranks are, and whether seeds and tasks agree."
+            "--ranks", help="Show the ranks by layer, and their agreement between seeds and tasks."
         ),
     ] = False,
     budgets: Annotated[
         str | None,
         typer.Option(
             "--budgets",
-            help="Compare at equal size instead: per cent of the baseline's parameters, such as "
-            "50,15,8.",
+            help="Compare at equal size: percentages of the baseline's parameters, such as "
+            "50,15,8. Needs --baseline.",
         ),
     ] = None,
     min_gain: Annotated[
         float | None,
         typer.Option(
             "--min-gain",
-            help="With --budgets: a task counts if the baseline is so many points above the head "
-            "alone; default: 5; 0: all do.",
+            help="With --budgets: count only tasks on which the baseline is this many points above "
+            "the head alone; 0: count all tasks. Default: 5.",
         ),
     ] = None,
     form: Annotated[
         str | None,
         typer.Option(
             "--format",
-            help="table, markdown, csv, latex, json, or jsonl for the runs themselves; without: by "
+            help="table, markdown, csv, latex, json, or jsonl (the runs themselves). Default: by "
             "the suffix of --output, else table.",
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON: the same as --format json.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     output: Annotated[
         Path | None,
         options.output(
@@ -103,13 +105,13 @@ def compare(
         Path | None,
         options.output(
             "--plot",
-            help="Draw metric against parameters, or with --budgets what is lost at each size, "
-            "into this picture; others go beside it.",
+            help="Draw the metric against parameters (with --budgets: the drop at each size) into "
+            "this picture file. Further pictures are written beside it.",
         ),
     ] = None,
     html: Annotated[
         Path | None,
-        options.output("--html", help="Write a single HTML page that needs no other file."),
+        options.output("--html", help="Write the comparison as one self-contained HTML page."),
     ] = None,
     force: options.Force = False,
 ) -> None:

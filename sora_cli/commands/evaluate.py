@@ -38,7 +38,7 @@ def evaluate(
     target: Annotated[
         str,
         typer.Argument(
-            help="An adapter, run or model directory, or a model's Hub id.",
+            help="A run, adapter or model directory, or a model's Hub id.",
             autocompletion=completion.runs,
         ),
     ],
@@ -49,51 +49,56 @@ def evaluate(
         typer.Option(
             "--recipe",
             "-r",
-            help="The recipe whose task and data are used; may be left out with --benchmark.",
+            help="The recipe with the task and the data. Not needed with --benchmark.",
             autocompletion=completion.recipes,
         ),
     ] = None,
     predictions: Annotated[
         Path | None,
-        options.output("--predictions", help="Write each row's prediction to this .jsonl file."),
+        options.output(
+            "--predictions", help="Write the prediction for each row to this .jsonl file."
+        ),
     ] = None,
     benchmark: Annotated[
         str | None,
         typer.Option(
             "--benchmark",
-            help="Score on benchmarks of lm-evaluation-harness instead (extra [lm-eval]): "
-            "hellaswag,arc_easy.",
+            help="Score on benchmarks of lm-evaluation-harness instead: hellaswag,arc_easy. Needs "
+            "pip install 'sora-cli[lm-eval]'.",
         ),
     ] = None,
     benchmark_tasks: Annotated[
         Path | None,
         typer.Option(
-            "--benchmark-tasks", help="With --benchmark: a directory with definitions of your own."
+            "--benchmark-tasks", help="With --benchmark: a directory with your own benchmarks."
         ),
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", min=1, help="With --benchmark: rows of each at most."),
+        typer.Option(
+            "--limit", min=1, help="With --benchmark: largest number of rows per benchmark."
+        ),
     ] = None,
     few_shot: Annotated[
         int | None,
         typer.Option(
             "--few-shot",
             min=0,
-            help="With --benchmark: examples in each prompt; unset: as each benchmark has it.",
+            help="With --benchmark: number of examples in each prompt. Default: the benchmark's "
+            "own.",
         ),
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", min=1, help="With --benchmark: rows at a time; default: 8."),
+        typer.Option("--batch-size", min=1, help="With --benchmark: rows per batch. Default: 8."),
     ] = None,
     output: Annotated[
         Path | None,
         options.output(
             "--output",
             "-o",
-            help="With --benchmark: the report to write; default: benchmarks.json in a run's "
-            "directory, else none.",
+            help="With --benchmark: the report file to write. Default: benchmarks.json in the "
+            "run's directory; without a run, none.",
         ),
     ] = None,
     as_json: options.Json = False,

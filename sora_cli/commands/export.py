@@ -46,38 +46,47 @@ def export(
         str | None,
         typer.Option(
             "--layout",
-            help="exact (default): each module at its own rank. padded: all at the largest, for "
-            "programs that ignore patterns.",
+            help="exact: each module keeps its own rank. padded: all modules get the largest rank, "
+            "for programs that ignore rank patterns. Default: exact.",
         ),
     ] = None,
     form: Annotated[
         str,
-        typer.Option("--format", help="peft: a directory. gguf: one file that llama.cpp loads."),
+        typer.Option(
+            "--format",
+            help="peft: a directory for PEFT, vLLM and others. gguf: one file for llama.cpp.",
+        ),
     ] = FORMATS[0],
     type: Annotated[
         str | None,
-        typer.Option("--type", help="Of the numbers in a GGUF file: f32 (default) or f16."),
+        typer.Option("--type", help="With --format gguf: number format, f32 or f16. Default: f32."),
     ] = None,
     base: Annotated[
         str | None,
         typer.Option(
             "--base",
-            help="For another program's file (Kohya, diffusers, MLX): the base model, which tells "
-            "which layers its names are. With --format gguf: the base model, a GGUF file or a "
-            "checkpoint, if it is not the one that the adapter names.",
+            help="The base model. Needed for a file of another program (Kohya, diffusers, MLX), "
+            "to find the layers of its names. With --format gguf it may be a checkpoint or a GGUF "
+            "file. Default: the model that the adapter names.",
         ),
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option("--dtype", help="float32, bfloat16 or float16; default: as stored."),
+        typer.Option(
+            "--dtype", help="Number format: float32, bfloat16 or float16. Default: as stored."
+        ),
     ] = None,
     rank: Annotated[
         int | None,
-        typer.Option("--rank", help="Cut each layer to this rank at most; says what is lost."),
+        typer.Option("--rank", help="Cut each layer to at most this rank, and report the loss."),
     ] = None,
     energy: Annotated[
         float | None,
-        typer.Option("--energy", help="Cut each layer to this share of its squared norm."),
+        typer.Option(
+            "--energy",
+            help="Keep this share of each layer's squared singular values, such as 0.9, and report "
+            "the loss.",
+        ),
     ] = None,
     as_json: options.Json = False,
     force: options.Force = False,

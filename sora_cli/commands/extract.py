@@ -40,12 +40,12 @@ def extract(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A fine-tuned model: its directory or Hub id, or a run's that trained a whole "
-            "model.",
+            help="A fine-tuned model: its directory or Hub id, or a run directory of "
+            "method.name=full.",
             autocompletion=completion.runs,
         ),
     ],
-    base: Annotated[str, typer.Option("--base", help="The model that it was fine-tuned from.")],
+    base: Annotated[str, typer.Option("--base", help="The base model: MODEL before fine-tuning.")],
     output: options.Output,
     overrides: options.ReadOverrides = None,
     *,
@@ -60,7 +60,7 @@ def extract(
         typer.Option(
             "--recipe",
             "-r",
-            help="The recipe that --max-drop is measured with.",
+            help="With --max-drop: the recipe with the task and the rows for the tests.",
             autocompletion=completion.recipes,
         ),
     ] = None,
@@ -68,7 +68,7 @@ def extract(
         bool,
         typer.Option(
             "--no-biases",
-            help="Leave out changed biases of linear layers, which vLLM and llama.cpp refuse.",
+            help="Leave out changed biases of linear layers, which vLLM and llama.cpp cannot load.",
         ),
     ] = False,
     dtype: options.FactorDtype = STORED[0],

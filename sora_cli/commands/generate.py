@@ -23,13 +23,15 @@ STDIN = "-"
 def generate(
     target: options.Target,
     prompt: Annotated[
-        str, typer.Option("--prompt", "-p", help="What to answer; - is stdin, to its end.")
+        str, typer.Option("--prompt", "-p", help="The prompt; - reads it from stdin.")
     ],
     *,
     system: options.System = None,
     raw: Annotated[
         bool,
-        typer.Option("--raw", help="Go on with the prompt as it is: no template, no headings."),
+        typer.Option(
+            "--raw", help="Continue the prompt itself, without chat template or headings."
+        ),
     ] = False,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,

@@ -21,20 +21,23 @@ def init(
     source: Annotated[
         str,
         typer.Argument(
-            help="A csv, tsv, json, jsonl or parquet file, a directory, or a data set's Hub id."
+            help="The data: a csv, tsv, json, jsonl or parquet file, a directory, or a Hub id."
         ),
     ],
     overrides: options.Overrides = None,
     *,
     output: Annotated[
         Path | None,
-        options.output("--output", "-o", help="The recipe to write; unset: named as the data are."),
+        options.output(
+            "--output", "-o", help="The recipe file to write. Default: the data's name with .yaml."
+        ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="The base model; unset: a small one.")
+        str | None, typer.Option("--model", help="The base model. Default: a small model.")
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", help="The task family; unset: told by the columns.")
+        str | None,
+        typer.Option("--task", help="The task family. Default: detected from the columns."),
     ] = None,
     preview: options.Preview = 2,
     force: options.Force = False,

@@ -36,8 +36,7 @@ def inspect(
         list[Path],
         typer.Argument(
             metavar="DIR...",
-            help="An adapter directory (ours or any PEFT LoRA) or a run's directory. Two are "
-            "compared; more get a line each.",
+            help="One or more run directories or adapter directories (ours or any PEFT LoRA).",
             autocompletion=completion.runs,
         ),
     ],
@@ -45,10 +44,10 @@ def inspect(
     as_json: options.Json = False,
     plot: Annotated[
         Path | None,
-        options.output("--plot", help="Draw the ranks and the spectra to this picture."),
+        options.output("--plot", help="Draw the ranks and spectra into this picture file."),
     ] = None,
     modules: Annotated[
-        bool, typer.Option("--modules", help="Also print a line for each module.")
+        bool, typer.Option("--modules", help="Print a line for each module, too.")
     ] = False,
     force: options.Force = False,
 ) -> None:

@@ -19,27 +19,30 @@ from sora_cli.experiments.listing.walk import find_entries
 
 def list_runs(
     directory: Annotated[
-        Path, typer.Argument(metavar="[DIR]", help="A directory with runs somewhere in it.")
+        Path, typer.Argument(metavar="[DIR]", help="A directory that contains runs at any depth.")
     ] = Path("runs"),
     *,
     sort: Annotated[
         str,
         typer.Option(
-            "--sort", help="name, started, score (the best first), parameters, time or status."
+            "--sort",
+            help="Order of the runs: name, started, score (best first), parameters, time or "
+            "status.",
         ),
     ] = "name",
     status: Annotated[
         str | None,
         typer.Option(
             "--status",
-            help="Only those: finished, running, interrupted, failed, pruned, blocked or damaged.",
+            help="Show only runs with this status: finished, running, interrupted, failed, pruned, "
+            "blocked or damaged.",
         ),
     ] = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="Only runs of this method.")
+        str | None, typer.Option("--method", help="Show only runs of this method.")
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", help="Only runs on this data set or file.")
+        str | None, typer.Option("--task", help="Show only runs on this data set or file.")
     ] = None,
     as_json: options.Json = False,
 ) -> None:

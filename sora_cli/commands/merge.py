@@ -46,44 +46,51 @@ def merge(
         str,
         typer.Option(
             "--format",
-            help="checkpoint: a directory. gguf: one file for llama.cpp, where the base is one.",
+            help="checkpoint: a directory for transformers. gguf: one file for llama.cpp, from a "
+            "base model in a GGUF file.",
         ),
     ] = MODEL_FORMATS[0],
     type: Annotated[
         str | None,
-        typer.Option("--type", help="Of changed weights in a GGUF file: f16 (default), q8_0, f32."),
+        typer.Option(
+            "--type",
+            help="With --format gguf: number format of changed weights, f16, q8_0 or f32. Default: "
+            "f16.",
+        ),
     ] = None,
     untie: Annotated[
         bool,
         typer.Option(
-            "--untie", help="Merge into a weight that is tied to another: write both, untied."
+            "--untie", help="Allow merging into a tied weight: both weights are written, untied."
         ),
     ] = False,
     dtype: Annotated[
         str,
         typer.Option(
             "--dtype",
-            help="Store all weights as float32, float16 or bfloat16; base: each as in the base. "
-            "An update much smaller than its weight is lost in 16 bits.",
+            help="Number format of all weights: float32, float16 or bfloat16; base: each weight as "
+            "in the base model. With 16 bits, updates much smaller than their weight are lost.",
         ),
     ] = MERGED[0],
     rounding: Annotated[
         str,
         typer.Option(
             "--round",
-            help="nearest, or stochastic: in 16 bits, keeps a small update on average and adds "
-            "noise.",
+            help="Rounding to 16 bits: nearest, or stochastic, which keeps small updates on "
+            "average but adds noise.",
         ),
     ] = ROUNDINGS[0],
     seed: Annotated[
         int | None,
-        typer.Option("--seed", help="Of --round stochastic; default: 0.", show_default=False),
+        typer.Option(
+            "--seed", help="With --round stochastic: its seed. Default: 0.", show_default=False
+        ),
     ] = None,
     accept_loss: Annotated[
         bool,
         typer.Option(
             "--accept-loss",
-            help="Merge also where less than 75 % of the update survives the rounding.",
+            help="Merge even if less than 75 % of the update survives the rounding.",
         ),
     ] = False,
     force: options.Force = False,

@@ -40,16 +40,18 @@ def path(
         bool,
         typer.Option(
             "--controls",
-            help="Also score the first stage cut down at random and by norm; "
-            "works on a finished path, too.",
+            help="For comparison, also score the first stage after cuts at random and by norm. "
+            "Also works on a finished path.",
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show all stages, and train nothing.")
+        bool, typer.Option("--dry-run", help="Show all stages; train nothing.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Delete an existing path first.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Delete an existing path in the directory first.")
+    ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the path's report instead of tables.")
+        bool, typer.Option("--json", help="Print the path's report as JSON instead of tables.")
     ] = False,
     code: options.Code = None,
 ) -> None:

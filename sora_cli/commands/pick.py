@@ -25,36 +25,40 @@ from sora_cli.recipe.tolerance import parse_drop
 
 def pick(
     directory: Annotated[
-        Path, typer.Argument(help="A path's directory.", autocompletion=completion.runs)
+        Path, typer.Argument(help="The directory of a path.", autocompletion=completion.runs)
     ],
     *,
     keep: Annotated[
         float | None,
         typer.Option(
-            "--keep", help="Choose the smallest that keeps this share of the first stage's metric."
+            "--keep",
+            help="Choose the smallest adapter that keeps this share of the first stage's score: "
+            "0.99.",
         ),
     ] = None,
     max_params: Annotated[
         int | None,
-        typer.Option("--max-params", help="Choose the best with at most this many parameters."),
+        typer.Option(
+            "--max-params", help="Choose the best adapter with at most this many parameters."
+        ),
     ] = None,
     min_metric: Annotated[
         float | None,
         typer.Option(
-            "--min-metric", help="Choose the smallest whose metric is at least this good."
+            "--min-metric", help="Choose the smallest adapter whose score is at least this good."
         ),
     ] = None,
     max_drop: Annotated[
         str | None,
         typer.Option(
             "--max-drop",
-            help="Choose the smallest whose metric is at most this much worse than the first "
-            "stage's: 0.01 in its own unit, or 1pt for the same of a metric that ends at 1.",
+            help="Choose the smallest adapter whose score is at most this much worse than the "
+            "first stage's: 0.01 in the metric's unit, or 1pt for one point.",
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        options.output("--output", "-o", help="Copy the adapter to this directory."),
+        options.output("--output", "-o", help="Copy the chosen adapter to this directory."),
     ] = None,
     as_json: options.Json = False,
     force: options.Force = False,

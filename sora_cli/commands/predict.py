@@ -40,7 +40,7 @@ def predict(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="FILE", help="The rows: csv, tsv, jsonl, json or parquet; - is stdin."
+            metavar="FILE", help="The rows: a csv, tsv, jsonl, json or parquet file; - is stdin."
         ),
     ],
     output: Annotated[
@@ -48,39 +48,44 @@ def predict(
         typer.Option(
             "--output",
             "-o",
-            help="The file to write, by its ending csv, tsv, jsonl or parquet; - is stdout.",
+            help="The file to write (.csv, .tsv, .jsonl or .parquet); - is stdout.",
         ),
     ],
     overrides: options.ReadOverrides = None,
     *,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Add the probability of each class, too.")
+        bool,
+        typer.Option("--probabilities", help="Add a column with the probability of each class."),
     ] = False,
     prefix: Annotated[
         str,
-        typer.Option("--prefix", help="Put before the new columns' names.", show_default=False),
+        typer.Option(
+            "--prefix",
+            help="Text before the names of the new columns, such as model_.",
+            show_default=False,
+        ),
     ] = "",
     stream: Annotated[
         str | None,
         typer.Option(
             "--format",
-            help="The form of stdin and stdout: jsonl or csv; default: jsonl.",
+            help="Format of stdin and stdout: jsonl or csv. Default: jsonl.",
             show_default=False,
         ),
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option("--task", help="The task family, if the files do not say which it is."),
+        typer.Option("--task", help="The task family, if the model's files do not name it."),
     ] = None,
     base: options.BaseModel = None,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", min=1, help="Rows that the model gets at a time."),
+        typer.Option("--batch-size", min=1, help="Rows per batch."),
     ] = None,
     as_json: options.Json = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Overwrite an existing file, and begin anew."),
+        typer.Option("--force", help="Replace an existing file instead of continuing it."),
     ] = False,
 ) -> None:
     """Write the rows of a file with a model's answers in new columns."""

@@ -65,8 +65,8 @@ def prune(
         typer.Option(
             "--recipe",
             "-r",
-            help="The recipe that --max-drop is measured with, or --heal trains with; for --heal "
-            "the default is the run's own.",
+            help="The recipe with the task and the rows for --max-drop and --heal. Default with "
+            "--heal: the run's own recipe.",
             autocompletion=completion.recipes,
         ),
     ] = None,
@@ -75,7 +75,7 @@ def prune(
         typer.Option(
             "--heal",
             min=0,
-            help="Train what is left for so many optimiser steps; the output is then a run.",
+            help="After the cut, train for this many optimiser steps. The output is then a run.",
         ),
     ] = None,
     resume: Annotated[

@@ -31,36 +31,40 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 def push(
     run: Annotated[
         Path,
-        typer.Argument(metavar="RUN", help="A run's or an adapter's directory; or see --merged."),
+        typer.Argument(
+            metavar="RUN", help="A run or adapter directory; with --merged, a merged model."
+        ),
     ],
     repository: Annotated[
         str | None,
         typer.Argument(
-            metavar="[REPO]", help="NAME or OWNER/NAME on the Hub; without: the run's name."
+            metavar="[REPO]", help="NAME or OWNER/NAME on the Hub. Default: the run's name."
         ),
     ] = None,
     *,
     merged: Annotated[
-        bool, typer.Option("--merged", help="RUN is a model that sora merge has written.")
+        bool, typer.Option("--merged", help="RUN is the output of sora merge.")
     ] = False,
     base_id: Annotated[
         str | None,
-        typer.Option("--base-id", help="The base model's Hub id, if the adapter does not know it."),
+        typer.Option("--base-id", help="The base model's Hub id, if the adapter does not name it."),
     ] = None,
     license_: Annotated[
         str | None,
-        typer.Option("--license", help="For the card, as the Hub calls it, such as apache-2.0."),
+        typer.Option("--license", help="Licence for the card, by its name on the Hub: apache-2.0."),
     ] = None,
     public: Annotated[
-        bool, typer.Option("--public", help="Let everybody see a new repository.")
+        bool, typer.Option("--public", help="Make a new repository visible to everybody.")
     ] = False,
     revision: Annotated[
-        str | None, typer.Option("--revision", help="Branch to commit to; default: main.")
+        str | None, typer.Option("--revision", help="The branch to commit to. Default: main.")
     ] = None,
-    message: Annotated[str | None, typer.Option("--message", "-m", help="Of the commit.")] = None,
+    message: Annotated[
+        str | None, typer.Option("--message", "-m", help="Message of the commit.")
+    ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="List what would leave, and the card's header; send none."),
+        typer.Option("--dry-run", help="List the files and the card's header; upload nothing."),
     ] = False,
     as_json: options.Json = False,
 ) -> None:

@@ -67,11 +67,11 @@ def show_recipe(
 
 @recipes.command(name="copy")
 def copy_recipes(
-    to: Annotated[Path, options.output("--to", help="Directory to copy into.")],
+    to: Annotated[Path, options.output("--to", help="The directory to copy into.")],
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Recipes to copy, with what they extend; without: all.",
+            help="Names of recipes; the files that they extend are copied, too. Default: all.",
             autocompletion=completion.recipes,
         ),
     ] = None,

@@ -34,32 +34,28 @@ from sora_cli.train.checkpoint.places import FOLDER
 def report(
     run: Annotated[
         Path,
-        typer.Argument(
-            help="The directory of a run, or of a path.", autocompletion=completion.runs
-        ),
+        typer.Argument(help="The directory of a run or a path.", autocompletion=completion.runs),
     ],
     *,
     output: Annotated[
         Path | None,
-        options.output(
-            "--output", "-o", help="Write the page to this file; default: report.html in RUN."
-        ),
+        options.output("--output", "-o", help="The page to write. Default: report.html in RUN."),
     ] = None,
     examples: Annotated[
         int | None,
         typer.Option(
             "--examples",
             min=1,
-            help="Show this many right and wrong rows of each; without stored predictions, score "
-            "the recipe's rows anew for them.",
+            help="Show this many rows with right answers and this many with wrong ones. Without "
+            "stored predictions, the recipe's rows are scored anew.",
         ),
     ] = None,
     predictions: Annotated[
         Path | None,
         typer.Option(
             "--predictions",
-            help="Predictions that sora eval has written; default: predictions.jsonl in RUN, if it "
-            "is there.",
+            help="A file of predictions from sora eval. Default: predictions.jsonl in RUN, if "
+            "present.",
         ),
     ] = None,
     force: options.Force = False,

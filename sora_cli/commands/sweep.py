@@ -31,42 +31,55 @@ def sweep(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A sweep file, or the name of one that comes with the tool.",
+            help="A sweep file, or the name of a packaged sweep (see: sora recipes).",
             autocompletion=completion.sweeps,
         ),
     ],
     overrides: options.Overrides = None,
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the runs and their expected time; start none.")
+        bool,
+        typer.Option("--dry-run", help="List the runs and their expected time; train nothing."),
     ] = False,
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="With --dry-run: take a few steps of each kind of run."),
+        typer.Option(
+            "--measure",
+            help="With --dry-run: measure the time with a few steps of each kind of run.",
+        ),
     ] = False,
     max_runs: Annotated[
         int | None,
-        typer.Option("--max-runs", min=1, help="Plan at most this many runs; default: 10,000."),
+        typer.Option(
+            "--max-runs", min=1, help="Refuse a sweep with more runs than this. Default: 10,000."
+        ),
     ] = None,
     jobs: Annotated[
         int | None,
         typer.Option(
-            "--jobs", "-j", min=1, help="Runs at the same time; default: one per GPU or CPU."
+            "--jobs",
+            "-j",
+            min=1,
+            help="Number of runs at the same time. Default: one per GPU; without a GPU, up to 4.",
         ),
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option("--threads", min=1, help="CPU threads of each run; default: divided evenly."),
+        typer.Option("--threads", min=1, help="CPU threads of each run. Default: divided evenly."),
     ] = None,
     engine: Annotated[
-        str, typer.Option("--engine", help="Where runs are carried out: local or ray.")
+        str,
+        typer.Option(
+            "--engine", help="Place of the runs: local (this machine) or ray (a Ray cluster)."
+        ),
     ] = "local",
     address: Annotated[
-        str | None, typer.Option("--address", help="The Ray cluster's address: auto, or HOST:PORT.")
+        str | None,
+        typer.Option("--address", help="Address of the Ray cluster: auto, or HOST:PORT."),
     ] = None,
     retries: Annotated[
         int,
-        typer.Option("--retries", min=0, help="How often a run that was killed is started again."),
+        typer.Option("--retries", min=0, help="Number of restarts of a run that was killed."),
     ] = 2,
     no_verify: options.NoVerify = False,
     as_json: options.Json = False,

@@ -24,19 +24,22 @@ def train(
     overrides: options.Overrides = None,
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show everything the run would do, and train nothing.")
+        bool, typer.Option("--dry-run", help="Show the plan of the run; train nothing.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Resume from the newest complete checkpoint.")
+        bool, typer.Option("--resume", help="Continue from the newest complete checkpoint.")
     ] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Replace a run; with --resume, accept safe changes."),
+        typer.Option(
+            "--force",
+            help="Replace an existing run. With --resume: accept safe changes of the recipe.",
+        ),
     ] = False,
     preview: options.PreviewInDryRun = None,
     no_verify: options.NoVerify = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the run's report instead of a summary.")
+        bool, typer.Option("--json", help="Print the run's report as JSON instead of a summary.")
     ] = False,
     code: options.Code = None,
 ) -> int:

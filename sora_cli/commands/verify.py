@@ -28,7 +28,7 @@ def verify(
         str,
         typer.Argument(
             metavar="A",
-            help="An adapter, run or model directory, or a model's Hub id.",
+            help="A run, adapter or model directory, or a model's Hub id.",
             autocompletion=completion.runs,
         ),
     ],
@@ -36,7 +36,7 @@ def verify(
         str | None,
         typer.Argument(
             metavar="B",
-            help="Another one; without it, A is loaded again in a fresh process.",
+            help="The second one, to compare with A. Default: A again, loaded in a fresh process.",
             autocompletion=completion.runs,
         ),
     ] = None,
@@ -47,20 +47,24 @@ def verify(
         float | None,
         typer.Option(
             "--tolerance",
-            help="Judge by this alone: the largest difference that counts as the same, relative to "
-            "the largest output. Default: 1e-5, or 8 roundings of 16-bit weights, and how much of "
-            "the adapter's effect is there.",
+            help="Largest accepted difference, relative to the largest output; it alone then "
+            "decides. Default: 1e-5, or 8 roundings of 16-bit weights, and the adapter's effect "
+            "must be there, too.",
         ),
     ] = None,
     dtype: Annotated[
-        str, typer.Option("--dtype", help="Compute in float32, float64, bfloat16 or float16.")
+        str,
+        typer.Option(
+            "--dtype",
+            help="Number format of the computation: float32, float64, bfloat16 or float16.",
+        ),
     ] = COMPUTE[0],
     certificate: Annotated[
         bool,
         typer.Option(
             "--certificate",
-            help="A is a run of sora auto: score its sizes again, and compare them with its "
-            "certificate. KEY=VALUE says where its data or model are by now: data.path=DIR.",
+            help="A is a run of sora auto: score its sizes again and compare with its certificate. "
+            "If its data or model have moved, give their new place: data.path=DIR.",
         ),
     ] = False,
     as_json: options.Json = False,
