@@ -43,7 +43,7 @@ def push(
     ] = None,
     *,
     merged: Annotated[
-        bool, typer.Option("--merged", help="RUN is the output of sora merge.")
+        bool, typer.Option("--merged", help="RUN is a merged model (the output of sora merge).")
     ] = False,
     base_id: Annotated[
         str | None,

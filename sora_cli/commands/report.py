@@ -54,7 +54,7 @@ def report(
         Path | None,
         typer.Option(
             "--predictions",
-            help="A file of predictions from sora eval. Default: predictions.jsonl in RUN, if "
+            help="A predictions file (written by sora eval). Default: predictions.jsonl in RUN, if "
             "present.",
         ),
     ] = None,
