@@ -29,13 +29,11 @@ ONE_NUMBER = (*_CLASSES, *_NUMBERS)
 Columns = Mapping[str, tuple[str, ...]]
 
 
-_OR_THE_HUBS = (
-    ", or the name of one in the Hub's own collection (evaluate-metric), whose code is then run"
-)
+_OR_THE_HUBS = ", or a metric of the Hub's own collection (evaluate-metric), whose code is then run"
 
 
 def _metrics(*default: str, known: str = "") -> Any:
-    about = f": {known}" if known else "; the first chooses checkpoints"
+    about = f": {known}" if known else "; the first one chooses the checkpoint"
     return Field(list(default), description=f"metrics to report{about}")
 
 
@@ -63,12 +61,12 @@ class TaskOptions(Block):
 
     metrics: SomeNames = _metrics("accuracy")
     best_metric: str | None = Field(
-        None, description="metric that chooses the best checkpoint; unset: the first of metrics"
+        None, description="metric that chooses the best checkpoint. Default: the first of metrics"
     )
     greater_is_better: bool = Field(
         default_factory=_greater,
-        description="whether a larger best_metric is better; unset: by its name, false for loss "
-        "and perplexity",
+        description="whether a larger best_metric is better. Default: false for loss and "
+        "perplexity, else true",
     )
 
     @model_validator(mode="before")
@@ -110,8 +108,8 @@ class SequenceRegressionOptions(TaskOptions):
 class _Writing(TaskOptions):
     """Families that generate texts."""
 
-    max_new_tokens: Count = Field(64, description="tokens a generated text has at most")
-    generation_batch_size: Count = Field(16, description="rows generated at a time")
+    max_new_tokens: Count = Field(64, description="largest number of tokens in a generated text")
+    generation_batch_size: Count = Field(16, description="rows per batch of generated texts")
 
 
 class CausalLmOptions(_Writing):
@@ -135,15 +133,15 @@ class CausalLmOptions(_Writing):
     )
     prompt: str = Field(
         "auto",
-        description="how instructions become a prompt: chat (the tokenizer's chat template), "
-        "plain (### headings), a text with columns in braces ('Q: {question}\\nA:'), or auto: chat "
-        "where the tokenizer has a template, else plain",
+        description="form of the prompt for instructions: chat (the tokenizer's chat template), "
+        "plain (### headings), a text with columns in braces ('Q: {question}\\nA:'), or auto (chat "
+        "if the tokenizer has a template, else plain)",
     )
-    system: str | None = Field(None, description="system message before each row's own messages")
+    system: str | None = Field(None, description="system message before the messages of each row")
     packing: bool = Field(
         False,
-        description="put several rows into one of max_length tokens, each kept apart by its "
-        "positions; only in training, where a step then has more rows",
+        description="in training, pack several rows into one sequence of max_length tokens; their "
+        "positions keep the rows apart. A step then has more rows",
     )
 
 
@@ -163,10 +161,15 @@ class Seq2SeqOptions(_Writing):
         "rougeL",
         "exact_match",
         "token_accuracy",
-        known=f"{', '.join(WRITTEN)} of generated texts; {', '.join(_TOKENS)} of the given ones",
+        known=f"{', '.join(WRITTEN)} of generated texts; {', '.join(_TOKENS)} of the given targets",
     )
-    prefix: str = Field("", description="text put before each source ('summarize: ')")
-    max_target_length: int = Field(64, ge=2, le=2**24, description="tokens; longer targets are cut")
+    prefix: str = Field("", description="text before each source, such as 'summarize: '")
+    max_target_length: int = Field(
+        64,
+        ge=2,
+        le=2**24,
+        description="largest number of tokens in a target; longer targets are cut",
+    )
 
 
 class QuestionAnsweringOptions(TaskOptions):
@@ -183,12 +186,14 @@ class QuestionAnsweringOptions(TaskOptions):
     }
 
     metrics: SomeNames = _metrics("f1", "exact_match")
-    stride: Count = Field(64, description="tokens that two windows of one context have in common")
-    max_answer_length: Count = Field(30, description="tokens an answer has at most")
+    stride: Count = Field(
+        64, description="number of tokens that two neighbouring windows of a context share"
+    )
+    max_answer_length: Count = Field(30, description="largest number of tokens in an answer")
     unanswerable: bool = Field(
         False,
-        description="rows without answers mean that the context has none (SQuAD 2.0): an empty "
-        "answer may be given; false: such rows are errors",
+        description="true: a row without answers has a context without the answer (SQuAD 2.0), and "
+        "an empty answer may be predicted. false: a row without answers is an error",
     )
 
 
@@ -207,7 +212,8 @@ class TokenClassificationOptions(TaskOptions):
         *METRICS, known="f1, precision, recall of entities (seqeval), accuracy of words"
     )
     label_all_pieces: bool = Field(
-        False, description="train on every piece of a word; false: on its first one only"
+        False,
+        description="true: train on every piece of a word. false: train on the first piece only",
     )
 
 

@@ -15,14 +15,17 @@ class Schedule(Block):
 
     kind: Literal["linear", "log_linear", "exp_linear", "list"] = Field(
         "linear",
-        description="linear: equal differences; exp_linear: equal ratios; log_linear: logarithm of "
-        "a linear ramp between exp(start) and exp(stop); list: the values themselves",
+        description="linear: equal differences. exp_linear: equal ratios. log_linear: logarithms "
+        "of equally spaced values from exp(start) to exp(stop). list: the given values",
     )
-    start: float | None = Field(None, description="value of the first stage; may be 0 if linear")
+    start: float | None = Field(
+        None,
+        description="value of the first stage; 0 is possible with linear, but not with exp_linear",
+    )
     stop: float | None = Field(None, description="value of the last stage")
     num: int | None = Field(None, ge=2, le=10_000, description="number of stages")
     values: list[bool | int | float | str] | None = Field(
-        None, min_length=2, description="kind: list: the value of every stage"
+        None, min_length=2, description="with kind: list, the value of every stage"
     )
 
     def stage_values(self) -> list[Any]:
@@ -52,14 +55,19 @@ class PathBlock(Block):
     """A regularisation path (`sora path`): stages that change one option, each warm-started."""
 
     vary: str = Field(
-        description="the option that changes from stage to stage, such as method.threshold; "
-        "sora methods lists those that may"
+        description="option that changes from stage to stage, such as method.threshold; sora "
+        "methods lists the possible options"
     )
-    schedule: Schedule = Field(description="the option's values, one per stage")
+    schedule: Schedule = Field(description="values of the option, one per stage")
     epochs: float | None = Field(
-        None, gt=0, le=1e6, description="epochs of each stage after the first; unset: as the first"
+        None,
+        gt=0,
+        le=1e6,
+        description="epochs of each stage after the first. Default: as the first stage",
     )
     memorisation_rows: Count = Field(
-        1000, description="training rows scored after each stage, a fixed random subset"
+        1000,
+        description="number of training rows to score after each stage; they are a fixed random "
+        "subset",
     )
     memorisation_seed: Seed = Field(42, description="seed of that subset")

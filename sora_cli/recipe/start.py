@@ -23,13 +23,14 @@ class StartBlock(Block, KeepOptions):
 
     adapter: _Directory | None = Field(
         None,
-        description="run directory or adapter directory (also another tool's PEFT LoRA) whose "
-        "update and head the training begins with",
+        description="run directory or adapter directory (also a PEFT LoRA of another tool); "
+        "training begins with its update and head",
     )
     checkpoint: _Directory | None = Field(
         None,
-        description="checkpoint directory of another run, or its run directory with step: training "
-        "goes on from there under this recipe, which may differ in the method's options",
+        description="checkpoint directory of another run, or its run directory together with step. "
+        "Training goes on from there under this recipe, which may have another method and "
+        "other options of it",
     )
     step: Moment | None = Field(
         None, description="step of the checkpoint in a run directory; below 1: a share of the run"

@@ -105,7 +105,7 @@ VALUES: dict[str, Case] = {
         ("training", "epochs: 0", "must be a number above 0, not 0", "passes over"),
         ("training", "checkpoint: 0", "must be epoch, no or a whole number at least 1, not 0",
             "steps"),
-        ("training", "loggers: [a, 3]", 'a list of texts, not ["a", 3]', "integrations"),
+        ("training", "loggers: [a, 3]", 'a list of texts, not ["a", 3]', "integration of"),
         ("training", "precision: bf61", "must be fp32, bf16, fp16 or auto", "did you mean 'bf16'?"),
         ("training", "epochs: .nan", "'.nan' is no finite number", "quotes"),
         ("training", "learning_rate: .inf", "'.inf' is no finite number", "quotes"),
