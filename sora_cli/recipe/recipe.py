@@ -257,7 +257,7 @@ class TrainingBlock(Block):
     )
     length_grouping: bool = Field(
         True,
-        description="put rows of similar length into the same batch; scores do not depend on it",
+        description="put training rows of similar length into the same batch, which saves padding",
     )
     evaluate: Cadence = Field(
         "epoch",
