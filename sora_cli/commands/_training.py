@@ -51,7 +51,7 @@ def train_loaded(
         if resume:
             loaded = settle_precision(loaded, resume=True)
         if is_main() and check_output(loaded, force=force, resume=resume):
-            say(f"'{output}' holds this run, finished")
+            say(f"'{output}' already holds this run, finished")
             if as_json:
                 emit((output / FILE_NAME).read_text(encoding="utf-8").rstrip("\n"))
             return OK

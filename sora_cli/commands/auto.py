@@ -130,7 +130,7 @@ def auto(
     else:
         check_needed("--data", {"--model": model is not None, "--task": task is not None})
     if recipe is None:
-        raise SoraError("which recipe?", hint="sora auto RECIPE, or sora auto --data FILE")
+        raise SoraError("no recipe is given", hint="sora auto RECIPE, or sora auto --data FILE")
     block = {"max_drop": max_drop, "confidence": confidence, "serve": serve}
     block |= {"probe": "true"} if probe else {}
     words = [f"auto.{key}={value}" for key, value in block.items() if value is not None]

@@ -87,7 +87,7 @@ def combine(
     if method != dare:
         check_needed("--method dare", {"--seed": seed is not None})
     if len(adapters) < 2:
-        raise SoraError("one adapter is nothing to combine", hint="name two or more")
+        raise SoraError("one adapter alone: nothing to combine", hint="name two or more adapters")
     numbers = _numbers(weights, len(adapters))
     places = [locate_adapter(place, missing="there is no adapter in it") for place in adapters]
     for place in places:
@@ -125,21 +125,21 @@ def _numbers(weights: str | None, adapters: int) -> tuple[float, ...]:
     try:
         return tuple(float(word) for word in weights.split(","))
     except ValueError as error:
-        raise SoraError(f"--weights {weights} is no list of numbers", hint="such as 0.7,0.3") from (
-            error
-        )
+        raise SoraError(
+            f"--weights {weights} is not a list of numbers", hint="for example: --weights 0.7,0.3"
+        ) from (error)
 
 
 def _show(done: Combined) -> None:
     emit_table(loss_table(done.losses, done.total))
-    head = f", and a head as it was ({', '.join(done.head)})" if done.head else ""
+    head = f", and an unchanged head ({', '.join(done.head)})" if done.head else ""
     emit(f"parameters: {count(done.parameters)}{head}")
     if done.exact:
         worst = max(loss.relative_error for loss in done.losses.values())
         emit(f"verified: each module's update is the weighted sum, to {shown_error(worst)} at most")
     else:
         emit(f"error of the combined update: {shown_error(done.total.relative_error)}, measured on "
-             "what was written")  # fmt: skip
+             "the written file")  # fmt: skip
 
 
 def _facts(done: Combined, weights: Sequence[float], rule: Mapping[str, Any]) -> dict[str, Any]:

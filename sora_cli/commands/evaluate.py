@@ -120,7 +120,7 @@ def evaluate(
     check_needed("--benchmark", {name: value is not None for name, value in needless.items()})
     if recipe is None:
         raise SoraError(
-            "sora eval needs a recipe, whose data are scored",
+            "sora eval needs a recipe with the data to score",
             hint="add --recipe RECIPE; or --benchmark NAMES",
         )
     check_new_file("--predictions", predictions, force=force)
@@ -183,7 +183,7 @@ def _on_benchmarks(
         if "--task" not in (error.hint or ""):
             raise
         raise SoraError(
-            error.what, where=error.where, hint="add --recipe RECIPE, of the task it is for"
+            error.what, where=error.where, hint="add --recipe RECIPE, for the task of the model"
         ) from error
     used = settle_precision(read).recipe
     report = benchmark_report(target, place, used, asked, on=named_base(read))
@@ -208,7 +208,7 @@ def _show_benchmarks(report: BenchmarkReport, *, as_json: bool) -> None:
                "few-shot", "rows")  # fmt: skip
     emit_table(Table(printable(report.target), columns, rows))
     if report.limit is not None:
-        say(f"note: at most {count(report.limit)} rows of each were scored: --limit")
+        say(f"note: at most {count(report.limit)} rows of each benchmark were scored (--limit)")
 
 
 def _data_files(recipe: Recipe) -> list[Path]:

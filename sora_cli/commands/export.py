@@ -146,7 +146,7 @@ def export(
             emit(f"  {consumer.name + ':':<13} {loads}  {printable(consumer.advice)}")
     say(f"wrote {output}: {size(done.sizes[1])}, was {size(done.sizes[0])}")
     if any(loss.dropped for loss in done.losses.values()):
-        say(f"not verified: what was cut is lost; to see how much of the effect is left: "
+        say(f"not verified: the cut changes the outputs; to see how much of the effect is left: "
             f"sora verify {quote(str(directory))} {quote(str(output))}")  # fmt: skip
         return OK
     if no_verify:

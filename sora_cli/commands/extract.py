@@ -157,7 +157,7 @@ def _show(done: Extracted) -> None:
         emit(f"biases: {first_few(done.biases, 3)}")
     if done.left:
         emit(f"left out: {first_few(done.left, 3)}")
-    emit(f"error of the whole difference: {shown_error(done.error)}, measured on what was written")
+    emit(f"error of the whole difference: {shown_error(done.error)}, measured on the written file")
 
 
 def _facts(done: Extracted, rule: Mapping[str, Any]) -> dict[str, Any]:

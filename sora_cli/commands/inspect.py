@@ -200,7 +200,9 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         )
         lines.append(("head", head))
     if facts["base_weights"]:
-        lines.append(("base weights", f"{first_few(facts['base_weights'])}, in the base's place"))
+        lines.append(
+            ("base weights", f"{first_few(facts['base_weights'])}, instead of the base model's")
+        )
     if facts["biases"]:
         trained = facts["biases"]
         lines.append(("biases", f"{count(len(trained))} of the base model, such as {trained[0]}"))
@@ -220,7 +222,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [("serve", f"{s['name']}: {'; '.join(s['commands'])}") for s in facts["servers"]]
     if facts["format"]:
         export = f"sora export {quote(facts['directory'])} -o DIR --base MODEL"
-        lines.append(("PEFT", f"no: {export} makes an adapter of it"))
+        lines.append(("PEFT", f"no; to convert it: {export}"))
     lines += [("note", note) for note in facts["notes"]]
     lines += [("then", _step(entry)) for entry in facts["lineage"]]
     return lines

@@ -58,6 +58,8 @@ def _as_text(method: dict[str, Any]) -> str:
     if not method["low_rank"]:
         lines.append("  a baseline: trains parameters of the model itself, and has no ranks")
     if method["may_vary"]:
-        lines.append(f"  along a path (sora path) may vary: {', '.join(method['may_vary'])}")
+        lines.append(
+            f"  options that may vary along a path (sora path): {', '.join(method['may_vary'])}"
+        )
     title = f"{method['name']}: {method['paper']}" if method["paper"] else method["name"]
     return "\n".join([title, *lines])

@@ -219,7 +219,7 @@ def _show_stages(report: PathReport) -> None:
         emit_table(control_table(report))
         emit(report.controls.verdict)
         floor = f"{report.main_metric} {report.controls.floor:.4f}"
-        emit(f"stage 0 with every component taken out: {floor} on {report.generalisation}")
+        emit(f"stage 0 with every component removed: {floor} on {report.generalisation}")
 
 
 def _show_plan(loaded: LoadedRecipe, plans: list[StagePlan], output: Path) -> None:

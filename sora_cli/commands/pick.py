@@ -73,7 +73,7 @@ def pick(
     )
     adapter = directory / stage.directory / "adapter"
     if not (adapter / ADAPTER_CONFIG).is_file():
-        raise SoraError(f"the chosen adapter is gone: {adapter}")
+        raise SoraError(f"the chosen adapter is missing: {adapter}")
     say_notes(result_remarks(adapter))
     if as_json:
         emit(json.dumps(_facts(report, stage, adapter), indent=2))
@@ -81,8 +81,9 @@ def pick(
         emit_table(stage_table(report, stage.index))
         emit(f"stage {stage.index}: {printable(adapter)}")
     if report.choice == report.generalisation:
-        say(f"note: chosen on {report.choice}, the split that is reported: a best of "
-            f"{len(report.stages)}; data.selection=half-validation keeps them apart")  # fmt: skip
+        say(f"note: chosen on {report.choice}, which is also the reported split: the score is "
+            f"the best of {len(report.stages)}; data.selection=half-validation keeps the two "
+            "apart")  # fmt: skip
     else:
         say(f"chosen on {report.choice} ({report.selection})")
     if output is not None:

@@ -92,7 +92,9 @@ def predict(
     given = overrides or []
     check_choice("--format", stream or "jsonl", _STREAMED)
     if stream is not None and STREAM not in (file, output):
-        raise SoraError("--format is of stdin and stdout; files say theirs by their endings")
+        raise SoraError(
+            "--format is for stdin and stdout only: the format of a file follows from its ending"
+        )
     to = None if output == STREAM else output_path(output)
     kind = _check_output(to, stream, as_json=as_json, force=force)
     if file != STREAM:
@@ -128,7 +130,7 @@ def _check_output(to: Path | None, stream: str | None, *, as_json: bool, force: 
     check_new_file("-o", to, force=force)
     if to.suffix.lower() not in _WRITTEN:
         raise SoraError(
-            f"-o {to}: by its ending it is none of {', '.join(_WRITTEN)}",
+            f"-o {to}: the file must end in one of {', '.join(_WRITTEN)}",
             hint=f"-o {to.with_suffix('.jsonl')}",
         )
     return file_kind(to)

@@ -280,20 +280,20 @@ def _show(losses: Mapping[str, Loss], total: Loss, file: AdapterFile, kept: int)
     emit_table(loss_table(losses, total, error=_error))
     head = file.head_parameters
     emit(f"parameters: {count(file.parameters)} -> {count(kept)}"
-         + (f", and a head of {count(head)} as it was" if head else ""))  # fmt: skip
+         + (f", and an unchanged head of {count(head)}" if head else ""))  # fmt: skip
     if total.dropped == 0:
-        emit("nothing was lost: only terms that are exactly zero were left out")
+        emit("nothing was lost: only components that are exactly zero were removed")
 
 
 def _described(rule: Mapping[str, float]) -> str:
     """Return the output line that names the rule."""
     how = {
         **RULES,
-        "max_drop": "pooled squared singular values per number stored, over all layers together; "
-        "how many by tests in a fixed order",
+        "max_drop": "pooled squared singular values per number stored, the largest of all layers "
+        "together; tests in a fixed order decide how many",
     }
     named = (f"{option(name)} {value:g}: {how[name]}" for name, value in rule.items())
-    return f"rule: {next(named, 'what is exactly zero goes')}"
+    return f"rule: {next(named, 'only exact zeros are removed')}"
 
 
 def _error(loss: Loss) -> str:

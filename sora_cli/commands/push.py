@@ -76,9 +76,9 @@ def push(
 
     collect = shared_model if merged else shared_adapter
     shared = collect(directory, base_id=base_id, license_=license_)
-    say_notes(f"{left} stays: it is no part of what is pushed" for left in shared.left)
+    say_notes(f"{left} is not uploaded" for left in shared.left)
     if "\nlicense:" not in shared.card.partition("\n---")[0]:
-        say("note: the card states no licence: --license apache-2.0, or another one of the Hub's")
+        say("note: the card states no licence; to add one: --license apache-2.0")
     if dry_run:
         _show(shared.called(name), name, public=public, as_json=as_json)
         return
@@ -145,11 +145,11 @@ def _api(run: Path, name: str) -> HfApi:
     quiet_hub()
     if constants.is_offline_mode():
         raise SoraError("HF_HUB_OFFLINE is set: nothing can be pushed",
-                        hint="unset it, or look at what would leave: --dry-run")  # fmt: skip
+                        hint="unset it, or only list the files: --dry-run")  # fmt: skip
     if get_token() is None:
         raise SoraError(
             "there is no token for the Hub",
-            where="neither in HF_TOKEN nor where `hf auth login` keeps it",
+            where="neither in HF_TOKEN nor stored by `hf auth login`",
             hint=f"hf auth login; then: sora push {quote(str(run))} {quote(name)}",
         )
     return HfApi()
@@ -164,11 +164,11 @@ def _push(
     full = api.create_repo(name, private=not public, exist_ok=True).repo_id
     is_private = api.repo_info(full).private  # what was there before stays as it is
     if public and is_private:
-        raise SoraError(f"{full} is there, and private",
+        raise SoraError(f"{full} exists and is private",
                         hint="leave out --public; or make it public on the Hub first")  # fmt: skip
     if not public and not is_private:
-        raise SoraError(f"{full} is there, and everybody can see it",
-                        hint="--public; or another name")  # fmt: skip
+        raise SoraError(f"{full} exists and is public",
+                        hint="add --public, or choose another name")  # fmt: skip
     if revision is not None:
         api.create_branch(full, branch=revision, exist_ok=True)
     operations = [
@@ -190,5 +190,5 @@ def _refusals(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # the client's HTTP library is its own affair
         why = first_line(error, 160)
-        hint = "is the token one that may write? hf auth whoami"
-        raise SoraError(f"the Hub does not take {name}", where=why, hint=hint) from error
+        hint = "check that the token may write: hf auth whoami"
+        raise SoraError(f"the Hub refuses {name}", where=why, hint=hint) from error

@@ -138,7 +138,9 @@ def _check_no_rows(
         if value is not None:
             stage = run / (path.stages[-1].directory if path.stages else f"{STAGES}/00")
             hint = f"sora report {quote(str(stage))} {option} {quote(str(value))}"
-            raise SoraError(f"{option} is for one run, and {run} holds a path of them", hint=hint)
+            raise SoraError(
+                f"{option} is for one run, and {run} holds a path of several", hint=hint
+            )
 
 
 def _records(
@@ -158,7 +160,7 @@ def _scored(found: RunReport, run: Path) -> list[dict[str, Any]]:
 
     if found.status != "completed":
         raise SoraError(
-            f"--examples scores what a run has trained, and {run} has not finished",
+            f"--examples needs a finished run, and {run} has not finished",
             hint=f"sora report {quote(str(run))}",
         )
     recipe = load_stored(found.recipe, run / FILE_NAME, found.name).recipe

@@ -53,7 +53,7 @@ def train(
     given = overrides or []
     loaded = load_recipe(recipe, given)
     if loaded.recipe.path is not None:
-        say(f"note: this trains one run; the recipe's path of stages: sora path {quote(recipe)}")
+        say(f"note: this trains one run; to train the recipe's path: sora path {quote(recipe)}")
     if loaded.recipe.auto is not None:
         say(f"note: this trains one run; to find the smallest size: sora auto {quote(recipe)}")
     if preview is not None and not dry_run:

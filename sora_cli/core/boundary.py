@@ -99,7 +99,11 @@ def _disk_error(error: OSError) -> list[str]:
         name = "a file" if error.filename is None else f"'{printable(error.filename)}'"
         return [f"{name} cannot be used: {(error.strerror or str(error)).lower()}"]
     if _NO_TEMPORARY in str(error):
-        return ["no temporary file can be written", str(error.strerror), "TMPDIR=DIR names another"]
+        return [
+            "no temporary file can be written",
+            str(error.strerror),
+            "choose another directory: TMPDIR=DIR",
+        ]
     return []
 
 

@@ -111,5 +111,5 @@ def check_working_directory() -> None:
         Path.cwd()
     except FileNotFoundError as error:
         raise SoraError(
-            "the current directory is not there any more", hint="cd to one that is there"
+            "the current directory has been deleted", hint="cd to an existing directory"
         ) from error

@@ -75,7 +75,9 @@ def check_directory(path: Path) -> None:
     """Raise `SoraError` unless an output directory exists or can be made, and is writable."""
     there = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not there.is_dir():
-        raise SoraError(f"output '{path}': '{there}' is a file", hint="output.dir=DIR")
+        raise SoraError(
+            f"output '{path}' cannot be a directory: '{there}' is a file", hint="output.dir=DIR"
+        )
     check_writable(path / FILE_NAME, called=path)
 
 
@@ -104,7 +106,7 @@ def _acquire(directory: Path, elsewhere: str) -> tuple[list[Path], FileLock]:
     file = directory / FILE_NAME
     if not _is_own(file):
         raise SoraError(
-            f"'{file}' is not of this program: it stays",
+            f"'{file}' was not written by this program and will not be touched",
             hint="move it away, or train elsewhere: output.dir=DIR",
         )
     made = _make(directory)
@@ -113,7 +115,7 @@ def _acquire(directory: Path, elsewhere: str) -> tuple[list[Path], FileLock]:
         lock.acquire()
     except Timeout as error:
         raise SoraError(
-            f"another run is at work in '{directory}': {_owner(file)}",
+            f"another run is working in '{directory}': {_owner(file)}",
             hint=elsewhere,
         ) from error
     return made, lock
@@ -159,4 +161,4 @@ def _owner(file: Path) -> str:
         facts = json.loads(file.read_text(encoding="utf-8"))
         return f"process {facts['pid']} on {facts['host']}, since {facts['since']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "which one is not known"
+        return "its process is not known"

@@ -67,7 +67,7 @@ def check_new_file(
     if above is not None and not above.is_dir():
         raise SoraError(f"{option} {file}: {above} is a file, not a directory")
     if file.exists() and not file.is_file():
-        raise SoraError(f"{option} {file} is a device or a pipe: it stays", hint=hint)
+        raise SoraError(f"{option} {file} is a device or a pipe and is not replaced", hint=hint)
     if file.exists() and not force and not was_written_here(file):
         raise SoraError(f"{file} exists already", hint=f"{hint}, or add --force")
     check_writable(file)
@@ -110,11 +110,13 @@ def check_apart(output: Path, *read: Path, hint: str = "choose another place: -o
     for place in filter(os.path.lexists, read):
         around = _places(place)
         if above[0] == around[0]:
-            raise SoraError(f"{output} is what is read here: it would be overwritten", hint=hint)
+            raise SoraError(
+                f"{output} is an input of this command and would be overwritten", hint=hint
+            )
         if around[0] in above:
-            raise SoraError(f"{output} lies in what is read here: {place}", hint=hint)
+            raise SoraError(f"{output} lies inside an input of this command: {place}", hint=hint)
         if above[0] in around:
-            raise SoraError(f"{output} holds what is read here: {place}", hint=hint)
+            raise SoraError(f"{output} contains an input of this command: {place}", hint=hint)
 
 
 def _places(path: Path) -> list[object]:

@@ -33,8 +33,8 @@ def check_alone(key: str, hint: str) -> None:
     """
     if world_size() > 1:
         raise SoraError(
-            f"{key} works on one process only: with several it was never tried",
-            where=f"there are {world_size()}",
+            f"{key} works with one process only; it is untested with several",
+            where=f"this run has {world_size()} processes",
             hint=hint,
             key=key,
         )

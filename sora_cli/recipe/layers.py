@@ -51,10 +51,13 @@ def override_layers(overrides: Sequence[str]) -> list[Tree]:
         path = tuple(key.strip().split("."))
         if not equals or not all(path) or len(path) > DEEPEST:
             raise SoraError(
-                f"'{text}' is no override", hint="write block.key=value: training.epochs=3"
+                f"'{text}' is not an override", hint="write block.key=value: training.epochs=3"
             )
         if path[0] == EXTENDS:
-            raise SoraError("extends belongs in a file", where=f"{COMMAND_LINE}: {text}")
+            raise SoraError(
+                "extends belongs in a recipe file, not on the command line",
+                where=f"{COMMAND_LINE}: {text}",
+            )
         try:
             parsed = parse_value(value)
         except SoraError as error:
@@ -71,9 +74,9 @@ def _check_may_lack(block: str, text: str) -> None:
     """Raise `SoraError` for the removal of a required block; unknown blocks are reported later."""
     if block in Recipe.model_fields and block not in _MAY_LACK:
         raise SoraError(
-            f"only {listed(_MAY_LACK)} can be taken away: every run has {block}",
+            f"only {listed(_MAY_LACK)} can be removed: every run needs {block}",
             where=f"{COMMAND_LINE}: {text}",
-            hint=f"a key of it is changed by {block}.KEY=VALUE",
+            hint=f"to change a key in it: {block}.KEY=VALUE",
         )
 
 

@@ -76,7 +76,7 @@ def find_recipe(reference: str | Path) -> Path:
     if path.is_file():
         if path.suffix.lower() in _DATA_ENDINGS:
             raise SoraError(
-                f"'{reference}' is a file of data, not a recipe",
+                f"'{reference}' is a data file, not a recipe",
                 hint=f"sora init {quote(str(reference))} writes a recipe for it",
             )
         return path
@@ -107,5 +107,5 @@ def _nearest(path: Path) -> str:
         return beside
     near = closest(path.as_posix().removeprefix("recipes/").removesuffix(".yaml"), recipe_names())
     if near is not None:
-        return f"did you mean '{near}'? (sora recipes lists them)"
-    return "sora recipes lists those that come with the tool"
+        return f"did you mean '{near}'? (all of them: sora recipes)"
+    return "to list the packaged recipes: sora recipes"

@@ -37,14 +37,14 @@ def check_metric(name: str, known: Sequence[str], *, from_hub: bool) -> None:
         )
     if not _ONE_WORD.fullmatch(name):
         raise SoraError(
-            f"metric '{name[:80]}' is not run: it is a user's own code",
+            f"metric '{name[:80]}' is not run: it is code of a user of the Hub",
             where=built_in(known),
             hint="or the name of a metric in the Hub's own collection, such as mcc",
             key="task.metrics",
         )
     if os.path.lexists(name):
         raise SoraError(
-            f"metric '{name}' is not run: '{name}' here would be taken for it",
+            f"metric '{name}' is not run: '{name}' in this directory would be run instead",
             hint="start the program in another directory, or use one of the built-in metrics",
             where=built_in(known),
             key="task.metrics",

@@ -17,8 +17,8 @@ class OutputBlock(Block):
     )
     label: Annotated[str, Field(min_length=1)] | None = Field(
         None,
-        description="name of the run in sora compare. Default: the options in which the runs "
-        "differ",
+        description="label of the run in tables (sora compare). Default: the options in which "
+        "the runs differ",
     )
     derived: list[str] = Field(
         [],

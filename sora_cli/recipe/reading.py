@@ -90,7 +90,7 @@ def load_read(load: Load, overrides: Sequence[str], reading: Reading) -> LoadedR
                 raise SoraError(
                     f"{key} would change nothing: {reading.command} does not read it",
                     where=f"{COMMAND_LINE}: {word}",
-                    hint=f"what may be given: {reading.words()}",
+                    hint=f"keys that it reads: {reading.words()}",
                 )
     return loaded
 

@@ -180,7 +180,7 @@ class DataBlock(Block):
         names = self.label_names or []
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"'{name}' is there twice in label_names")
+                raise ValueError(f"'{name}' occurs twice in label_names")
         return self
 
 
@@ -332,7 +332,7 @@ class TrainingBlock(Block):
         if self.batch_size % self.gradient_accumulation:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of gradient_accumulation "
-                f"{self.gradient_accumulation}; the next is {self._next_batch_size()}"
+                f"{self.gradient_accumulation}; the next multiple is {self._next_batch_size()}"
             )
         if self.micro_batch is not None and self.gradient_accumulation > 1:
             raise ValueError(

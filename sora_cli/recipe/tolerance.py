@@ -37,7 +37,7 @@ def parse_drop(value: str | float, metric: str, *, name: str = "--max-drop") -> 
     drop = float(points[1]) / 100 if points else float(shown)
     if is_share(metric) and drop >= (1 if points else 100):
         raise SoraError(
-            f"{name} {shown} of {metric}, which ends at 1, is everything there is",
+            f"{name} {shown} allows any score: {metric} ends at 1",
             hint=f"{name} 1pt",
         )
     if points is None:
@@ -50,9 +50,8 @@ def parse_drop(value: str | float, metric: str, *, name: str = "--max-drop") -> 
         return drop
     if not is_share(metric):
         raise SoraError(
-            f"{name} {shown}: a point is a hundredth of a metric that ends at 1, and {metric} "
-            "is not known to",
-            hint=f"give it in the unit of {metric}: {name} 0.02",
+            f"{name} {shown}: {metric} has no points (a point is 0.01 of a metric that ends at 1)",
+            hint=f"give the drop in the unit of {metric}: {name} 0.02",
         )
     return drop
 
@@ -65,8 +64,8 @@ def check_drop(value: str | float, *, name: str = "--max-drop") -> str:
         number = float(points[1] if points else shown)
     except ValueError as error:
         raise SoraError(
-            f"{name} must be a number, or one of points, not '{shown[:40]}'",
-            hint=f"{name} 0.005, or {name} 0.5pt for the same of a metric that ends at 1",
+            f"{name} must be a number, with or without pt, not '{shown[:40]}'",
+            hint=f"{name} 0.005, or {name} 0.5pt for half a point",
         ) from error
     if not 0 <= number < math.inf:
         raise SoraError(f"{name} must be 0 or more, not {shown}", hint=f"{name} 0.005")

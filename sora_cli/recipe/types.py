@@ -58,8 +58,8 @@ def _name_or_kernel(value: Any, name: ValidatorFunctionWrapHandler) -> Any:
         return name(value)
     if not re.fullmatch(_KERNEL, value):
         raise ValueError(
-            f"'{value}' is compiled code from the Hub, and names no commit that it stays at: "
-            "ORG/NAME@COMMIT, with all 40 digits"
+            f"'{value}' is compiled code from the Hub and must name its commit: ORG/NAME@COMMIT, "
+            "with all 40 digits"
         )
     return value
 
@@ -136,7 +136,7 @@ Precision = Annotated[
 
 def _whole_from_one(value: float) -> float:
     if value >= 1 and value != int(value):
-        raise ValueError("a share of the run is below 1, a number of steps is whole")
+        raise ValueError("below 1 it is a share of the run, from 1 on a whole number of steps")
     return int(value) if value >= 1 else value
 
 

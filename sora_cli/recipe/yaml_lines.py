@@ -203,7 +203,7 @@ class _Builder:
         try:
             return _SCALAR_VALUES[kind](text)
         except (ValueError, KeyError) as error:
-            what = "is no finite number" if kind == "float" else f"is no {kind}"
+            what = "is not a finite number" if kind == "float" else f"is not a valid {kind}"
             hint = "put it in quotes if it is meant as text"
             return _fail(f"'{text[:40]}' {what}", self._origin(node), hint=hint, cause=error)
 

@@ -144,7 +144,7 @@ def test_the_program_itself(folder: Path) -> None:
     gone = 'mkdir gone; cd gone; rmdir ../gone; "$@"'
     code, said, _ = _shell(gone, *module, "sweep", str(folder / "sweep.yaml"), cwd=folder)
     assert code == 2
-    assert said.startswith("error: the current directory is not there any more\n")
+    assert said.startswith("error: the current directory has been deleted\n")
 
 
 def test_what_an_encoding_lacks() -> None:
