@@ -128,12 +128,12 @@ class Commands(TyperGroup):
 def build(name: str) -> Any:
     """Build a command from the signature of its function."""
     function = _FUNCTIONS.get(name, name)
-    found = getattr(import_module(f"sora_cli.commands.{function}"), function)
-    if not isinstance(found, typer.Typer):
+    command = getattr(import_module(f"sora_cli.commands.{function}"), function)
+    if not isinstance(command, typer.Typer):
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        single.command(name)(found)
-        found = single
-    built = typer.main.get_command(found)
+        single.command(name)(command)
+        command = single
+    built = typer.main.get_command(command)
     built.help = COMMANDS[name]
     return built
 
@@ -178,7 +178,7 @@ def options(
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command line; return its exit code (see `sora_cli.core.exit_codes`)."""
-    words, anywhere = _taken_out(arguments)
+    words, anywhere = _split_options(arguments)
     debug = "--debug" in anywhere or bool(os.environ.get("SORA_DEBUG"))
 
     def call() -> object:
@@ -188,7 +188,7 @@ def run(arguments: Sequence[str]) -> int:
     return guarded(call, debug=debug)
 
 
-def _taken_out(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
+def _split_options(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
     """Split a command line into the words without the `ANYWHERE` options, and these options."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     anywhere = {word for word in arguments[:end] if word in ANYWHERE}

@@ -148,35 +148,35 @@ def auto(
         return OK
     with locked(plan.output):
         record = open_record(plan, force=force)
-        found, ready, log = run(plan, record, began=began)
-        exit_code = OK if found.certified else NO_VERDICT
+        certificate, ready, log = run(plan, record, began=began)
+        exit_code = OK if certificate.certified else NO_VERDICT
         if not no_verify and is_main():
             from sora_cli.verify.run_check import check_run
 
             with log.epilogue("verify"):
                 exit_code = check_run(_placed(loaded, plan), ready, log.report) or exit_code
-    conclude(found, log.report, plan.output, as_json=as_json)
+    conclude(certificate, log.report, plan.output, as_json=as_json)
     return exit_code
 
 
 def open_record(plan: AutoPlan, *, force: bool) -> AutoRecord:
     """Return the record of an unfinished search in the output directory, or a new record."""
     output, loaded = plan.output, plan.loaded
-    found = read_auto(output)
+    record = read_auto(output)
     check_own(output)
     for name in (FULL, *(str(i + 1) for i in range(plan.block.sizes))):
-        check_own(output / SIZES / name, resume=found is not None)
+        check_own(output / SIZES / name, resume=record is not None)
     work = None
-    if found is not None:
+    if record is not None:
         usage = f"sora inspect {quote(str(output))}"
-        work = Work("run", found.status == "completed", found.recipe, usage=usage)
+        work = Work("run", record.status == "completed", record.recipe, usage=usage)
     opening = open_work(output, work, loaded.resolved(), force=force, resume=None)
-    if found is None or opening is Opening.NEW:
-        if found is not None and is_main():
+    if record is None or opening is Opening.NEW:
+        if record is not None and is_main():
             clear(output)
         return _new_record(plan)
-    say(f"continuing in {output}: {_done(found)}")
-    return found
+    say(f"continuing in {output}: {_done(record)}")
+    return record
 
 
 def clear(output: Path) -> None:
@@ -231,16 +231,16 @@ def run(
         chosen = choose(record.candidates)
         with log.phase("conclude"):
             trained, final = _write_run(maker, chosen, log)
-            found = maker.certificate(final.report)
+            certificate = maker.certificate(final.report)
             if is_main():
-                text = found.model_dump_json()
+                text = certificate.model_dump_json()
                 write_text_atomic(plan.output / FILE_NAME, readable_json(json.loads(text)))
-                plot_curve(found, plan.output / PICTURE)
-                rewrite_card(plan.output / ADAPTER, found.lines())
+                plot_curve(certificate, plan.output / PICTURE)
+                rewrite_card(plan.output / ADAPTER, certificate.lines())
     for number in range(len(record.candidates)):
         maker.runner.forget(maker.candidate(number).output_dir)
     maker.runner.forget(full.output_dir)
-    return found, trained, final
+    return certificate, trained, final
 
 
 def _at_probed_rate(
@@ -331,25 +331,25 @@ def _new_record(plan: AutoPlan) -> AutoRecord:
     )
 
 
-def conclude(found: Certificate, report: RunReport, output: Path, *, as_json: bool) -> None:
+def conclude(certificate: Certificate, report: RunReport, output: Path, *, as_json: bool) -> None:
     """Print the result to stdout, and the next commands to stderr."""
     if as_json:
-        emit(json.dumps(json.loads(found.model_dump_json()), indent=2))
+        emit(json.dumps(json.loads(certificate.model_dump_json()), indent=2))
     else:
-        emit_table(size_table(found))
-        if (others := untrained_line(found)) is not None:
+        emit_table(size_table(certificate))
+        if (others := untrained_line(certificate)) is not None:
             emit(others)
         emit("\n".join(result_lines(report)))
-        for split, measured in found.written.reported.items():
+        for split, measured in certificate.written.reported.items():
             emit(
                 f"{split}: drop {measured.drop:+.4f} against full rank; no decision saw these rows"
             )
-        emit(f"kept: {found.saved}")
-        emit(f"{found.status}: {found.statement}")
+        emit(f"kept: {certificate.saved}")
+        emit(f"{certificate.status}: {certificate.statement}")
     full = full_layers(report)
     say_notes([*report.events, *([full] if full else [])])
-    if not found.certified:
-        say(f"the adapter at full rank: {output / found.full.directory / 'adapter'}")
+    if not certificate.certified:
+        say(f"the adapter at full rank: {output / certificate.full.directory / 'adapter'}")
     say(f"\nfiles in {output}/: adapter/  {FILE_NAME}  {PICTURE}  report.json  {SIZES}/")
     say("next:")
     say(f"  sora report {quote(str(output))}")
@@ -366,12 +366,12 @@ def _show_plan(plan: AutoPlan, preview: int | None) -> None:
     rows = plan.row_plan(count_rows(plan.loaded.recipe.data))
     full = plan.full(rows)
     shown = dry_run(full, rows=preview)
-    found = certifiable_by(full.recipe, shown.ready, rows.test, plan.block.confidence)
+    certifiable = certifiable_by(full.recipe, shown.ready, rows.test, plan.block.confidence)
     emit_section(
         f"sizes of {plan.loaded.name}; the above is the run at full rank",
         [
             *cost_lines(plan, rows),
-            *promise_lines(plan.promise.settled(found, rows.test), rows, found),
+            *promise_lines(plan.promise.settled(certifiable, rows.test), rows, certifiable),
             *whole_lines(plan, rows, shown),
         ],
     )

@@ -126,10 +126,10 @@ def compare(
     for picture in pictures[1:]:
         check_new_file("--plot", picture, force=force)
     if form == LINES:
-        asked = {"--baseline": baseline, "--paper": paper, "--metric": metric, "--ranks": ranks,
+        chosen = {"--baseline": baseline, "--paper": paper, "--metric": metric, "--ranks": ranks,
                  "--selection": selection, "--budgets": budgets, "--plot": plot,
                  "--html": html}  # fmt: skip
-        _write_lines(runs, output, [option for option, value in asked.items() if value])
+        _write_lines(runs, output, [option for option, value in chosen.items() if value])
         return
     shares = _shares(budgets, baseline, paper=paper, min_gain=min_gain)
     finished = _find(runs, output, *pictures, html)
@@ -179,12 +179,12 @@ def _shares(
     return parse_budgets(budgets)
 
 
-def _write_lines(places: Sequence[Path], output: Path | None, asked: Sequence[str]) -> None:
+def _write_lines(places: Sequence[Path], output: Path | None, chosen: Sequence[str]) -> None:
     """Write the runs themselves (format jsonl) to a file or to stdout."""
-    if asked:
+    if chosen:
         raise SoraError(
-            f"{asked[0]} goes with a table, and the format {LINES} holds the runs themselves",
-            hint=f"compare the file that holds them: sora compare FILE {asked[0]}",
+            f"{chosen[0]} goes with a table, and the format {LINES} holds the runs themselves",
+            hint=f"compare the file that holds them: sora compare FILE {chosen[0]}",
         )
     runs = _find(places, output)
     text = write_lines(runs)
@@ -197,18 +197,18 @@ def _write_lines(places: Sequence[Path], output: Path | None, asked: Sequence[st
 
 def _find(places: Sequence[Path], *outputs: Path | None) -> Sequence[Run]:
     """Return all finished runs; print notes on the reports that are left out."""
-    found = find_runs(places)
+    reports = find_runs(places)
     for output in filter(None, outputs):
-        check_apart(output, *found.read, hint="name another file")
-    changed = (changed_results(run.directory, run.report) for run in found.runs)
+        check_apart(output, *reports.read, hint="name another file")
+    changed = (changed_results(run.directory, run.report) for run in reports.runs)
     say_notes(chain.from_iterable(changed), "warning")
-    say_notes(found.left_out, "left out")
-    return found.runs
+    say_notes(reports.left_out, "left out")
+    return reports.runs
 
 
-def _groups(found: Sequence[Run], metric: str | None, *, selection: bool) -> list[Group]:
+def _groups(finished: Sequence[Run], metric: str | None, *, selection: bool) -> list[Group]:
     """Return the groups of all finished runs; print notes on the runs that are left out."""
-    runs = list(found)
+    runs = list(finished)
     if selection:
         runs, left_out = on_selection_rows(runs)
         say_notes(left_out, "left out")

@@ -36,8 +36,8 @@ def sweeps(incomplete: str) -> list[str]:
 def runs(incomplete: str) -> list[str]:
     """Complete the directory of a run or an adapter."""
     typed, folder = _folder_of(incomplete)
-    found = (typed + path.relative_to(folder).as_posix() for path in _marked(folder))
-    return sorted(_beginning(incomplete, found))
+    names = (typed + path.relative_to(folder).as_posix() for path in _marked(folder))
+    return sorted(_beginning(incomplete, names))
 
 
 def overrides(context: typer.Context, incomplete: str) -> list[str]:
@@ -55,10 +55,10 @@ def overrides(context: typer.Context, incomplete: str) -> list[str]:
     key, equals, value = incomplete.partition("=")
     if equals:
         return [f"{key}={known}" for known in _beginning(value, _values(keys.get(key, {})))]
-    found = _beginning(incomplete, keys)
+    matches = _beginning(incomplete, keys)
     # a single one would get a space behind its equals sign, so that its values are there, too
-    values = _values(keys[found[0]]) if len(found) == 1 else []
-    return [*(f"{name}=" for name in found), *(f"{found[0]}={value}" for value in values)]
+    values = _values(keys[matches[0]]) if len(matches) == 1 else []
+    return [*(f"{name}=" for name in matches), *(f"{matches[0]}={value}" for value in values)]
 
 
 def recipe_keys(chosen: Mapping[str, str]) -> dict[str, dict[str, Any]]:

@@ -110,9 +110,9 @@ def evaluate(
     given = overrides or []
     if benchmark is not None:
         check_apart_from("--benchmark", [] if predictions is None else ["--predictions"])
-        asked = Benchmarks(benchmark, benchmark_tasks, limit, few_shot, batch_size or 8)
+        benchmarks = Benchmarks(benchmark, benchmark_tasks, limit, few_shot, batch_size or 8)
         _show_benchmarks(
-            _on_benchmarks(target, asked, recipe, given, output, force=force), as_json=as_json
+            _on_benchmarks(target, benchmarks, recipe, given, output, force=force), as_json=as_json
         )
         return
     needless = {"--benchmark-tasks": benchmark_tasks, "--limit": limit, "--few-shot": few_shot,
@@ -150,7 +150,7 @@ def evaluate(
 
 def _on_benchmarks(
     target: str,
-    asked: Benchmarks,
+    benchmarks: Benchmarks,
     recipe: str | None,
     overrides: list[str],
     output: Path | None,
@@ -163,14 +163,14 @@ def _on_benchmarks(
         recipe: the source of model options and precision; None: the files of the target.
         output: the report to write; None: `benchmarks.json` in a run's directory, else no file.
     """
-    asked.check()
+    benchmarks.check()
     known = takes_base(Path(target).expanduser())
     reading = BENCHMARK if known else BENCHMARK.without("model.path")
     loaded = None
     if recipe is not None:
         loaded = load_read(partial(load_recipe, recipe), overrides, reading)
     check_new_file("--output", output, force=force)
-    place = check_target(target, f"sora eval {{}} --benchmark {quote(asked.text)}")
+    place = check_target(target, f"sora eval {{}} --benchmark {quote(benchmarks.text)}")
     if output is not None:
         check_apart(output, *with_base(place), hint="name another file")
     say_notes(result_remarks(place))
@@ -186,7 +186,7 @@ def _on_benchmarks(
             error.what, where=error.where, hint="add --recipe RECIPE, for the task of the model"
         ) from error
     used = settle_precision(read).recipe
-    report = benchmark_report(target, place, used, asked, on=named_base(read))
+    report = benchmark_report(target, place, used, benchmarks, on=named_base(read))
     if output is None and (place.parent / FILE_NAME).is_file():
         output = place.parent / BENCHMARKS
     if output is not None:
@@ -200,9 +200,9 @@ def _show_benchmarks(report: BenchmarkReport, *, as_json: bool) -> None:
         emit(readable_json(json.loads(report.model_dump_json())).rstrip("\n"))
         return
     rows = [
-        [name, metric, value, found.errors.get(metric), found.few_shot, found.rows]
-        for name, found in report.results.items()
-        for metric, value in found.scores.items()
+        [name, metric, value, result.errors.get(metric), result.few_shot, result.rows]
+        for name, result in report.results.items()
+        for metric, value in result.scores.items()
     ]
     columns = ("benchmark", "metric", Column("score", ".4f"), Column("+- (stderr)", ".4f"),
                "few-shot", "rows")  # fmt: skip

@@ -82,11 +82,11 @@ def extract(
     """
     promise = None
     if max_drop is None:
-        of_drop = {"--confidence": confidence, "--recipe": recipe, "OVERRIDES": overrides}
-        check_needed("--max-drop", {name: bool(value) for name, value in of_drop.items()})
+        drop_options = {"--confidence": confidence, "--recipe": recipe, "OVERRIDES": overrides}
+        check_needed("--max-drop", {name: bool(value) for name, value in drop_options.items()})
     else:
-        sure = CONFIDENCE if confidence is None else confidence
-        promise = PromiseOptions(max_drop, recipe, overrides or [], sure)
+        level = CONFIDENCE if confidence is None else confidence
+        promise = PromiseOptions(max_drop, recipe, overrides or [], level)
     keep = check_keep(
         energy=energy, rank=rank, max_params=max_params, mean_rank=mean_rank, max_drop=max_drop
     )

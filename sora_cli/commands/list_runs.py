@@ -50,10 +50,10 @@ def list_runs(
     check_choice("order", sort, SORTS)
     if status is not None:
         check_choice("status", status, STATES)
-    found = find_entries(directory)
-    asked = {"status": status, "method": method, "task": task}
-    wanted = {name: value for name, value in asked.items() if value is not None}
-    shown = ordered(chosen(found, wanted), sort)
+    every_run = find_entries(directory)
+    filters = {"status": status, "method": method, "task": task}
+    wanted = {name: value for name, value in filters.items() if value is not None}
+    shown = ordered(chosen(every_run, wanted), sort)
     if as_json:
         emit(
             json.dumps([json.loads(entry.model_dump_json()) for entry in entries(shown)], indent=2)
@@ -61,4 +61,4 @@ def list_runs(
     elif shown:
         emit_table(run_table(shown, directory))
     if not shown:
-        say(f"{directory} holds no such run" if found else f"{directory} holds no run")
+        say(f"{directory} holds no such run" if every_run else f"{directory} holds no run")

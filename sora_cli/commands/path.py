@@ -80,24 +80,24 @@ def open_report(
     loaded: LoadedRecipe, plans: list[StagePlan], output: Path, *, controls: bool, force: bool
 ) -> PathReport:
     """Return the record of an unfinished path in the output directory, or a new record."""
-    found, stage_count = read_path(output), len(plans)
-    kept = 0 if found is None or force else len(found.stages)
+    report, stage_count = read_path(output), len(plans)
+    kept = 0 if report is None or force else len(report.stages)
     for plan in plans[kept:]:
         check_own(output / plan.directory)
     work = None
-    if found is not None:
-        missing_controls = controls and found.controls is None
-        complete = len(found.stages) == stage_count and found.status == "completed"
+    if report is not None:
+        missing_controls = controls and report.controls is None
+        complete = len(report.stages) == stage_count and report.status == "completed"
         usage = f"sora pick {quote(str(output))} --keep 0.99"
-        work = Work("path", complete and not missing_controls, found.recipe, usage=usage)
+        work = Work("path", complete and not missing_controls, report.recipe, usage=usage)
     opening = open_work(output, work, loaded.resolved(), force=force, resume=None)
-    if found is None or opening is Opening.NEW:
-        if found is not None:
+    if report is None or opening is Opening.NEW:
+        if report is not None:
             clear(output)
         return _new_report(loaded, stage_count)
-    if found.stages:
-        say(f"continuing in {output}: {len(found.stages)} of {stage_count} stages are finished")
-    return found
+    if report.stages:
+        say(f"continuing in {output}: {len(report.stages)} of {stage_count} stages are finished")
+    return report
 
 
 def clear(output: Path) -> None:

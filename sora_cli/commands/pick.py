@@ -100,7 +100,7 @@ def choose(
     max_drop: str | None = None,
 ) -> Stage:
     """Return the best stage for the given condition; exactly one condition must be given."""
-    if sum(wish is not None for wish in (keep, max_params, min_metric, max_drop)) != 1:
+    if sum(condition is not None for condition in (keep, max_params, min_metric, max_drop)) != 1:
         raise SoraError(
             "give exactly one condition",
             hint="--keep 0.99, --max-drop 1pt, --max-params 100000 or --min-metric 0.85",
@@ -118,8 +118,8 @@ def choose(
 def _finished_stages(directory: Path) -> PathReport:
     report = read_path(directory)
     if report is None:
-        there = "is no directory" if not directory.is_dir() else f"holds no {FILE_NAME}"
-        raise SoraError(f"{directory} {there}", hint="make a path with: sora path RECIPE")
+        problem = "is no directory" if not directory.is_dir() else f"holds no {FILE_NAME}"
+        raise SoraError(f"{directory} {problem}", hint="make a path with: sora path RECIPE")
     if not report.stages:
         raise SoraError(
             f"{directory} has no finished stage", hint="continue with: sora path RECIPE"

@@ -96,10 +96,10 @@ def prune(
     given = overrides or []
     if max_drop is None:
         check_needed("--max-drop", {"--confidence": confidence is not None})
-    sure = CONFIDENCE if confidence is None else confidence
+    level = CONFIDENCE if confidence is None else confidence
     if heal is None:
         check_needed("--heal", {"--resume": resume, "--no-verify": no_verify})
-        promise = None if max_drop is None else PromiseOptions(max_drop, recipe, given, sure)
+        promise = None if max_drop is None else PromiseOptions(max_drop, recipe, given, level)
         if promise is None and (recipe or given):
             raise SoraError(
                 "--recipe goes with --max-drop and --heal only", hint="--max-drop 0.01 --recipe R"
@@ -113,7 +113,7 @@ def prune(
     try:
         if max_drop is None:
             return train(*healing_recipe(directory, output, keep, heal, recipe, given))
-        asked = PromiseOptions(max_drop, recipe, given, sure)
+        asked = PromiseOptions(max_drop, recipe, given, level)
         return _heal_sizes(directory, output, asked, heal, force=force, resume=resume, train=train)
     except SoraError as error:  # training names a place by a key of its recipe
         error.renamed(ELSEWHERE, _ELSEWHERE)

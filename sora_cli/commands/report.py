@@ -63,20 +63,22 @@ def report(
 ) -> None:
     """Write one HTML page about a run or a path."""
     options.load_plugins(code)
-    found = _read(run)
+    content = _read(run)
     page = output or run / PAGE_FILE
     _check_page(page, run, predictions, force=force)
-    if isinstance(found, PathReport):
-        _check_no_rows(found, run, examples=examples, predictions=predictions)
+    if isinstance(content, PathReport):
+        _check_no_rows(content, run, examples=examples, predictions=predictions)
         from sora_cli.experiments.report.page import path_page
 
-        html = path_page(found, run)
+        html = path_page(content, run)
     else:
         certificate = read_certificate(run)
-        records = _records(found, run, examples, predictions)
+        records = _records(content, run, examples, predictions)
         from sora_cli.experiments.report.page import FEW, run_page
 
-        html = run_page(found, run, records=records, most=examples or FEW, certificate=certificate)
+        html = run_page(
+            content, run, records=records, most=examples or FEW, certificate=certificate
+        )
     write_text_atomic(page, html)
     say(f"wrote {page}: {size(page.stat().st_size)}")
 
@@ -144,26 +146,26 @@ def _check_no_rows(
 
 
 def _records(
-    found: RunReport, run: Path, examples: int | None, predictions: Path | None
+    report: RunReport, run: Path, examples: int | None, predictions: Path | None
 ) -> Sequence[dict[str, Any]]:
     """Return stored predictions; without stored ones, score the rows anew if `examples` is set."""
     stored = predictions or run / PREDICTIONS_FILE
     if predictions is not None or stored.is_file():
         return read_records(stored)
-    return [] if examples is None else _scored(found, run)
+    return [] if examples is None else _scored(report, run)
 
 
-def _scored(found: RunReport, run: Path) -> list[dict[str, Any]]:
+def _scored(report: RunReport, run: Path) -> list[dict[str, Any]]:
     """Return the predictions of a finished run for the rows of its recipe, computed anew."""
     from sora_cli.recipe.load import load_stored
     from sora_cli.run.preflight import check_recipe
 
-    if found.status != "completed":
+    if report.status != "completed":
         raise SoraError(
             f"--examples needs a finished run, and {run} has not finished",
             hint=f"sora report {quote(str(run))}",
         )
-    recipe = load_stored(found.recipe, run / FILE_NAME, found.name).recipe
+    recipe = load_stored(report.recipe, run / FILE_NAME, report.name).recipe
     recipe = recipe.model_copy(update={"start": None})  # what it began with may be gone
     check_recipe(recipe, model=False)
     check_target(str(run), "sora report {} --examples 5")

@@ -111,7 +111,7 @@ def _verify_certificate(run: str, overrides: list[str], *, as_json: bool) -> int
         )
     with importing():
         from sora_cli.verify.certificate import recheck
-    found, done = recheck(place, overrides)
+    certificate, done = recheck(place, overrides)
     if as_json:
         facts = json.loads(done.model_dump_json())  # NaN is null
         emit(json.dumps({**facts, "verdict": done.verdict.value}, indent=2))
@@ -119,8 +119,8 @@ def _verify_certificate(run: str, overrides: list[str], *, as_json: bool) -> int
     columns = ("figure", Column("certificate", ".6g"), Column("here", ".6g"),
                Column("tolerance", ".2g"))  # fmt: skip
     rows = [(c.name, c.stored, c.here, c.apart) for c in done.compared]
-    emit_table(Table(f"{printable(place)}: {found.status}", columns, rows))
-    emit(f"tolerance:  {count(done.rows)} of {count(found.rows[TEST].rows)} rows may differ")
+    emit_table(Table(f"{printable(place)}: {certificate.status}", columns, rows))
+    emit(f"tolerance:  {count(done.rows)} of {count(certificate.rows[TEST].rows)} rows may differ")
     for what in (*done.differs, *done.unclear):
         emit(f"reason:     {what}")
     emit(f"verdict:    {done.verdict.value}")

@@ -146,12 +146,12 @@ def check_replaceable(
         raise SoraError(f"{path} exists and is not a directory", hint=hint)
     if Path.cwd().is_relative_to(path.resolve()):
         raise SoraError(f"{path} is, or holds, the current directory and cannot be replaced")
-    there = [entry.name for entry in path.iterdir() if not is_leftover(entry)]
+    existing = [entry.name for entry in path.iterdir() if not is_leftover(entry)]
     stays = f"{path} is not replaced, even with --force"
-    if markers and there and not any((path / marker).is_file() for marker in markers):
+    if markers and existing and not any((path / marker).is_file() for marker in markers):
         raise SoraError(f"{stays}: it holds no {' or '.join(markers)}", hint=hint)
-    known = there if names is None else names
-    foreign = sorted(name for name in there if not any(fnmatchcase(name, k) for k in known))
+    known = existing if names is None else names
+    foreign = sorted(name for name in existing if not any(fnmatchcase(name, k) for k in known))
     if foreign:
         first = first_few((repr(name) for name in foreign), 1)
         raise SoraError(f"{stays}: it also holds {first}", hint=f"move that away, or {hint}")
@@ -187,14 +187,14 @@ def is_leftover(path: Path) -> bool:
 
 def tidy(directory: Path) -> None:
     """Delete the half-written files of killed processes from a directory that has no writer now."""
-    found = [path for path in directory.iterdir() if is_leftover(path)]
-    for left in (path for path in found if path.name.endswith(_REPLACED)):
+    leftovers = [path for path in directory.iterdir() if is_leftover(path)]
+    for left in (path for path in leftovers if path.name.endswith(_REPLACED)):
         original = left.with_name(left.name[1 : -len(_REPLACED) - _RANDOM - 1])
         if original.exists():
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.rename(original)
-    for left in (path for path in found if path.name.endswith(_PARTIAL)):
+    for left in (path for path in leftovers if path.name.endswith(_PARTIAL)):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:

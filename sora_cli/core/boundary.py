@@ -50,7 +50,7 @@ def guarded(command: Callable[[], object], *, debug: bool = False) -> int:
         return INTERRUPTED
     except Exception as error:
         signal = swallowed()
-        return _told(error, debug=debug) if signal is None else _interrupted(signal)
+        return _report(error, debug=debug) if signal is None else _interrupted(signal)
     return result if isinstance(result, int) else OK
 
 
@@ -68,7 +68,7 @@ def _interrupted(end: Interrupted) -> int:
     return end.exit_code
 
 
-def _told(error: Exception, *, debug: bool) -> int:
+def _report(error: Exception, *, debug: bool) -> int:
     if isinstance(error, SoraError):
         return _user_error(error.lines(), debug=debug)
     if isinstance(error, MethodError):

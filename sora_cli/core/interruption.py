@@ -118,7 +118,7 @@ def _ignore_once(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 
 
 def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (Python passes it)
     interrupted = Interrupted(number)
-    _tell(str(interrupted))
+    _write_line(str(interrupted))
     while _last_steps:
         _last_steps.pop()()
     os._exit(interrupted.exit_code)
@@ -153,7 +153,7 @@ def _send_again(number: int) -> None:
     threading.Timer(0.01, os.kill, [os.getpid(), number]).start()
 
 
-def _tell(message: str) -> None:
+def _write_line(message: str) -> None:
     if is_main():
         with suppress(OSError):
             os.write(2, f"{message}\n".encode())
@@ -169,9 +169,9 @@ class Deferral:
         received: the number of the first signal; None: none yet.
     """
 
-    def __init__(self, told: str) -> None:
+    def __init__(self, message: str) -> None:
         self.received: int | None = None
-        self._told = told
+        self._message = message
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Store the first signal; raise `Interrupted` at the second."""
@@ -179,19 +179,19 @@ class Deferral:
             raise Interrupted(number)
         self.received = number
         name = signal.Signals(number).name
-        _tell(f"\n{name}: {self._told}")
+        _write_line(f"\n{name}: {self._message}")
 
 
 @contextmanager
-def deferred(told: str = _A_STEP) -> Iterator[Deferral]:
+def deferred(message: str = _A_STEP) -> Iterator[Deferral]:
     """Store signals in the `Deferral` while the block runs.
 
     In any thread but the main one nothing changes, because Python handles no signals there.
 
     Args:
-        told: the message to the user at the first signal.
+        message: the text to the user at the first signal.
     """
-    deferral = Deferral(told)
+    deferral = Deferral(message)
     if threading.current_thread() is not threading.main_thread():
         yield deferral
         return

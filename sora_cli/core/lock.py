@@ -73,10 +73,10 @@ def is_locked(directory: Path) -> bool:
 
 def check_directory(path: Path) -> None:
     """Raise `SoraError` unless an output directory exists or can be made, and is writable."""
-    there = next(p for p in (path, *path.absolute().parents) if p.exists())
-    if not there.is_dir():
+    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not existing.is_dir():
         raise SoraError(
-            f"output '{path}' cannot be a directory: '{there}' is a file", hint="output.dir=DIR"
+            f"output '{path}' cannot be a directory: '{existing}' is a file", hint="output.dir=DIR"
         )
     check_writable(path / FILE_NAME, called=path)
 
@@ -87,8 +87,8 @@ def holds_only(directory: Path, *names: str) -> bool:
     True for a missing directory.
     """
     known = (FILE_NAME, *names)
-    there = directory.iterdir() if directory.is_dir() else ()
-    return all(path.name in known or is_leftover(path) for path in there)
+    entries = directory.iterdir() if directory.is_dir() else ()
+    return all(path.name in known or is_leftover(path) for path in entries)
 
 
 def _acquired(directory: Path, elsewhere: str) -> tuple[list[Path], FileLock]:

@@ -122,11 +122,13 @@ def check_apart(output: Path, *read: Path, hint: str = "choose another place: -o
 def _places(path: Path) -> list[object]:
     """Return an identity of a path and of each directory above: device and inode if it exists."""
     real = Path(os.path.realpath(path))
-    found: list[object] = []
+    identities: list[object] = []
     for part in (real, *real.parents):
         try:
             facts = part.stat()
-            found.append((facts.st_dev, facts.st_ino))  # the same where names differ in case only
+            identities.append(
+                (facts.st_dev, facts.st_ino)
+            )  # the same where names differ in case only
         except OSError:
-            found.append(part)
-    return found
+            identities.append(part)
+    return identities

@@ -47,9 +47,9 @@ def choose(verbosity: Verbosity) -> None:
     os.environ.update(_VARIABLES[verbosity])
     if verbosity is Verbosity.QUIET:
         warnings.simplefilter("ignore")
-    told = verbosity is Verbosity.VERBOSE
-    logging.getLogger(_NOISY).setLevel(logging.NOTSET if told else logging.ERROR)
-    if told:
+    shows_logs = verbosity is Verbosity.VERBOSE
+    logging.getLogger(_NOISY).setLevel(logging.NOTSET if shows_logs else logging.ERROR)
+    if shows_logs:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
 
 

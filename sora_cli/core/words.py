@@ -61,8 +61,8 @@ def near_files(
     folder = path if path.is_dir() else path.parent
     if not folder.is_dir():
         return f"there is no directory '{folder}'"
-    there = (entry.name for entry in folder.glob(pattern) if wanted(entry))
-    names = sorted(name for name in there if name != path.name)  # it may be a link to nothing
+    candidates = (entry.name for entry in folder.glob(pattern) if wanted(entry))
+    names = sorted(name for name in candidates if name != path.name)  # it may be a link to nothing
     near = closest(path.name, names)
     if near is not None:
         return f"did you mean '{shown_path(folder / near)}'?"

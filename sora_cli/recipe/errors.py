@@ -65,7 +65,7 @@ def place_of(key: Path_, tree: Tree, file: str = "") -> str:
 
 def _problems(errors: Sequence[ValidationError], values: Mapping[str, Any]) -> list[Problem]:
     """Return one problem per key. Unknown keys come first: a typo explains a missing key."""
-    found: dict[Path_, Problem] = {}
+    problems: dict[Path_, Problem] = {}
     for error in errors:
         prefix = _block_of(error, values)
         for item in error.errors(include_url=False):
@@ -75,15 +75,15 @@ def _problems(errors: Sequence[ValidationError], values: Mapping[str, Any]) -> l
             key = loc if item["type"] == "missing" else _in_recipe(loc, values)
             cause = item.get("ctx", {}).get("error")
             message = str(cause) if cause is not None else item["msg"]
-            found.setdefault(key, Problem(item["type"], key, message))
-    return sorted(found.values(), key=lambda problem: problem.kind != "extra_forbidden")
+            problems.setdefault(key, Problem(item["type"], key, message))
+    return sorted(problems.values(), key=lambda problem: problem.kind != "extra_forbidden")
 
 
 def _block_of(error: ValidationError, values: Mapping[str, Any]) -> Path_:
     """Return the block ("method" or "task") that an error belongs to; () for all other blocks."""
     classes = {block: options_of(block, values) for block in OPEN_BLOCKS}
-    found = (b for b, kind in classes.items() if kind and kind.__name__ == error.title)
-    return () if error.title == Recipe.__name__ else (next(found, "method"),)
+    blocks = (b for b, kind in classes.items() if kind and kind.__name__ == error.title)
+    return () if error.title == Recipe.__name__ else (next(blocks, "method"),)
 
 
 def _in_recipe(loc: Path_, values: Any) -> Path_:

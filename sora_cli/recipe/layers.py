@@ -199,17 +199,17 @@ def _drop_from(block: str, below: Tree, above: Tree) -> list[str]:
     known, old_known = _options(block, name), _options(block, old_name)
     if known is None:
         return []  # reported as an unknown name later
-    gone = [
+    dropped = [
         key
         for key in old
         if key != "name" and key not in known and (old_known is None or key in old_known)
     ]
-    for key in gone:
+    for key in dropped:
         del old[key]
         _forget(below, (block, key))
     where = above.origins.get((block, "name"))
-    note = f"{block}.name={name} ({where}): dropped {old_name}'s {', '.join(gone)}"
-    return [note] if gone else []
+    note = f"{block}.name={name} ({where}): dropped {old_name}'s {', '.join(dropped)}"
+    return [note] if dropped else []
 
 
 def _drop_data(below: Tree, above: Tree) -> list[str]:
@@ -221,13 +221,13 @@ def _drop_data(below: Tree, above: Tree) -> list[str]:
     for given, others in _PLACES.items():
         if not new.get(given) or new.get(others[0]):
             continue
-        gone = [key for key in others if old.get(key)]
-        for key in gone:
+        removed = [key for key in others if old.get(key)]
+        for key in removed:
             del old[key]
             _forget(below, ("data", key))
-        if gone:
+        if removed:
             where = above.origins.get(("data", given))
-            dropped = ", ".join(f"data.{key}" for key in gone)
+            dropped = ", ".join(f"data.{key}" for key in removed)
             notes.append(f"data.{given} ({where}): dropped {dropped}")
     return notes
 

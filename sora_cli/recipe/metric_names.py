@@ -63,5 +63,5 @@ def built_in(known: Sequence[str]) -> str:
 
 def near(name: str, known: Sequence[str]) -> str | None:
     """Return "did you mean 'x'?"; None if nothing is near."""
-    found = closest(name, known)
-    return None if found is None else f"did you mean '{found}'?"
+    match = closest(name, known)
+    return None if match is None else f"did you mean '{match}'?"

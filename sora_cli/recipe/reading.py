@@ -82,11 +82,11 @@ def load_read(load: Load, overrides: Sequence[str], reading: Reading) -> LoadedR
     loaded, kept = load(overrides), _without_unread(load, overrides, reading)
     if kept is None:
         return loaded
-    before, now = (dict(flat(found.resolved())) for found in (kept[1], loaded))
+    before, now = (dict(flat(recipe.resolved())) for recipe in (kept[1], loaded))
     changed = {".".join(p) for p in {*before, *now} if before.get(p) != now.get(p)}
     for word in overrides:
         for key in _keys(word):
-            if not reading.reads(key) and any(_among(found, (key,)) for found in changed):
+            if not reading.reads(key) and any(_among(other, (key,)) for other in changed):
                 raise SoraError(
                     f"{key} would change nothing: {reading.command} does not read it",
                     where=f"{COMMAND_LINE}: {word}",
