@@ -17,8 +17,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from sora_cli import __version__
-from sora_cli.core.boundary import guarded, told_losses
-from sora_cli.core.checks import check_one, check_working_directory
+from sora_cli.core.boundary import guarded, report_lost_output
+from sora_cli.core.checks import check_exclusive, check_working_directory
 from sora_cli.core.interruption import end_on_signals, raise_on_signals
 from sora_cli.core.streams import open_streams
 from sora_cli.core.timing import leave_with, start_with_process
@@ -196,7 +196,7 @@ def _split_options(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
 
 
 def _verbosity(anywhere: set[str]) -> Verbosity:
-    check_one(sorted(anywhere - {"--debug"}))
+    check_exclusive(sorted(anywhere - {"--debug"}))
     if "--quiet" in anywhere:
         return Verbosity.QUIET
     return Verbosity.VERBOSE if "--verbose" in anywhere else Verbosity.NORMAL
@@ -214,6 +214,6 @@ def _run_process() -> int:
     try:
         start_with_process()
         code = run(sys.argv[1:])
-        return told_losses(code)
+        return report_lost_output(code)
     finally:
         end_on_signals()

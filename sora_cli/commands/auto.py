@@ -15,7 +15,7 @@ import typer
 from sora_cli.adapter.places import ADAPTER
 from sora_cli.commands import completion, options
 from sora_cli.core.atomic import tidy, write_text_atomic
-from sora_cli.core.checks import check_needed
+from sora_cli.core.checks import check_requires
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
@@ -128,7 +128,7 @@ def auto(
         )
         preview = preview if dry_run else None  # it has been shown
     else:
-        check_needed("--data", {"--model": model is not None, "--task": task is not None})
+        check_requires("--data", {"--model": model is not None, "--task": task is not None})
     if recipe is None:
         raise SoraError("no recipe is given", hint="sora auto RECIPE, or sora auto --data FILE")
     block = {"max_drop": max_drop, "confidence": confidence, "serve": serve}

@@ -14,7 +14,7 @@ from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.losses import loss_table, module_facts, shown_error
 from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
 from sora_cli.commands import completion, options
-from sora_cli.core.checks import COMBINATIONS, STORED, check_choice, check_keep, check_needed
+from sora_cli.core.checks import COMBINATIONS, STORED, check_choice, check_keep, check_requires
 from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart
@@ -83,9 +83,9 @@ def combine(
     check_choice("dtype", dtype, STORED)
     linear, _, dare = COMBINATIONS
     if method == linear:
-        check_needed("--method ties or dare", {"--density": density is not None})
+        check_requires("--method ties or dare", {"--density": density is not None})
     if method != dare:
-        check_needed("--method dare", {"--seed": seed is not None})
+        check_requires("--method dare", {"--seed": seed is not None})
     if len(adapters) < 2:
         raise SoraError("one adapter alone: nothing to combine", hint="name two or more adapters")
     numbers = _numbers(weights, len(adapters))

@@ -13,7 +13,7 @@ import typer
 from sora_cli.adapter.digest import changed_results
 from sora_cli.commands import completion, options
 from sora_cli.core.atomic import write_text_atomic
-from sora_cli.core.checks import check_one
+from sora_cli.core.checks import check_exclusive
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart, check_new_file
@@ -117,7 +117,7 @@ def compare(
 ) -> None:
     """Print a table of groups of runs; the runs of a group differ in their seed only."""
     if as_json:
-        check_one(["--json", *([] if form is None else ["--format"])])
+        check_exclusive(["--json", *([] if form is None else ["--format"])])
         form = "json"
     form = format_of(output, form)
     for option, file in {"--output": output, "--plot": plot, "--html": html}.items():
@@ -173,7 +173,7 @@ def _shares(
         return ()
     if baseline is None:
         raise SoraError("--budgets are shares of a baseline's parameters", hint="--baseline LABEL")
-    check_one(["--budgets", "--paper"] if paper else ["--budgets"])
+    check_exclusive(["--budgets", "--paper"] if paper else ["--budgets"])
     if min_gain is not None and not math.isfinite(min_gain):
         raise SoraError(f"--min-gain is a number of points, not {min_gain:g}", hint="--min-gain 5")
     return parse_budgets(budgets)

@@ -14,7 +14,7 @@ from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_target, takes_base, with_base
 from sora_cli.commands import completion, options
 from sora_cli.core.atomic import write_text_atomic
-from sora_cli.core.checks import check_apart_from, check_needed
+from sora_cli.core.checks import check_excludes, check_requires
 from sora_cli.core.console import count, emit, printable, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.json_text import readable_json
@@ -109,7 +109,7 @@ def evaluate(
     options.load_plugins(code)
     given = overrides or []
     if benchmark is not None:
-        check_apart_from("--benchmark", [] if predictions is None else ["--predictions"])
+        check_excludes("--benchmark", [] if predictions is None else ["--predictions"])
         benchmarks = Benchmarks(benchmark, benchmark_tasks, limit, few_shot, batch_size or 8)
         _show_benchmarks(
             _on_benchmarks(target, benchmarks, recipe, given, output, force=force), as_json=as_json
@@ -117,7 +117,7 @@ def evaluate(
         return
     needless = {"--benchmark-tasks": benchmark_tasks, "--limit": limit, "--few-shot": few_shot,
                 "--batch-size": batch_size, "--output": output}  # fmt: skip
-    check_needed("--benchmark", {name: value is not None for name, value in needless.items()})
+    check_requires("--benchmark", {name: value is not None for name, value in needless.items()})
     if recipe is None:
         raise SoraError(
             "sora eval needs a recipe with the data to score",

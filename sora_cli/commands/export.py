@@ -24,10 +24,10 @@ from sora_cli.core.checks import (
     GGUF_TYPES,
     LAYOUTS,
     STORED,
-    check_apart_from,
     check_choice,
+    check_excludes,
     check_keep,
-    check_needed,
+    check_requires,
 )
 from sora_cli.core.console import emit, printable, say, say_notes, size
 from sora_cli.core.exit_codes import OK
@@ -101,11 +101,11 @@ def export(
     if form == "gguf":
         given = {"--layout": layout, "--dtype": dtype, "--rank": rank, "--energy": energy}
         given |= {"--no-verify": "given" if no_verify else None}
-        check_apart_from(
+        check_excludes(
             "--format gguf", [name for name, value in given.items() if value is not None]
         )
         return _export_gguf(directory, output, type=type, base=base, force=force, as_json=as_json)
-    check_needed("--format gguf", {"--type": type is not None})
+    check_requires("--format gguf", {"--type": type is not None})
     layout = layout or LAYOUTS[0]
     check_choice("layout", layout, LAYOUTS)
     check_choice("dtype", dtype or STORED[0], STORED)

@@ -14,7 +14,7 @@ from methods.keep import Keep
 from sora_cli.adapter.losses import loss_table, module_facts, shown_error
 from sora_cli.adapter.places import adapter_folder, baseline_folder, check_adapter_place
 from sora_cli.commands import completion, options
-from sora_cli.core.checks import STORED, check_choice, check_keep, check_needed
+from sora_cli.core.checks import STORED, check_choice, check_keep, check_requires
 from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
@@ -83,7 +83,7 @@ def extract(
     promise = None
     if max_drop is None:
         drop_options = {"--confidence": confidence, "--recipe": recipe, "OVERRIDES": overrides}
-        check_needed("--max-drop", {name: bool(value) for name, value in drop_options.items()})
+        check_requires("--max-drop", {name: bool(value) for name, value in drop_options.items()})
     else:
         level = CONFIDENCE if confidence is None else confidence
         promise = PromiseOptions(max_drop, recipe, overrides or [], level)

@@ -18,9 +18,9 @@ from sora_cli.core.checks import (
     MERGED_GGUF,
     MODEL_FORMATS,
     ROUNDINGS,
-    check_apart_from,
     check_choice,
-    check_needed,
+    check_excludes,
+    check_requires,
 )
 from sora_cli.core.console import count, emit, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError
@@ -108,11 +108,11 @@ def merge(
     if form == "gguf":
         given = {"--untie": untie, "--dtype": dtype != MERGED[0], "--seed": seed is not None,
                  "--round": rounding != ROUNDINGS[0], "--no-verify": no_verify}  # fmt: skip
-        check_apart_from("--format gguf", [name for name, is_given in given.items() if is_given])
+        check_excludes("--format gguf", [name for name, is_given in given.items() if is_given])
         return _merge_gguf(
             directory, output, base=base, type=type, force=force, accept_loss=accept_loss
         )
-    check_needed("--format gguf", {"--type": type is not None})
+    check_requires("--format gguf", {"--type": type is not None})
     check_choice("dtype", dtype, MERGED)
     check_choice("rounding", rounding, ROUNDINGS)
     if seed is not None and rounding != "stochastic":

@@ -13,7 +13,7 @@ import typer
 
 from sora_cli.commands import options
 from sora_cli.core.atomic import tidy
-from sora_cli.core.checks import check_apart_from
+from sora_cli.core.checks import check_excludes
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
@@ -68,7 +68,7 @@ def path(
     is_there = read_path(output) is not None
     check_place(output, loaded.recipe, STAGES, is_there=is_there, work="path")
     if dry_run:
-        check_apart_from("--dry-run", ["--json"] if as_json else [])
+        check_excludes("--dry-run", ["--json"] if as_json else [])
         _show_plan(loaded, plans, output)
         return
     with locked(output):

@@ -18,7 +18,7 @@ import typer
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_named_base, check_target, with_base
 from sora_cli.commands import options
-from sora_cli.core.checks import check_apart_from, check_choice
+from sora_cli.core.checks import check_choice, check_excludes
 from sora_cli.core.console import count, duration, emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart, check_new_file, output_path
@@ -125,7 +125,7 @@ def _check_output(to: Path | None, stream: str | None, *, as_json: bool, force: 
     """Check the output (None: stdout); return its file format."""
     if to is None:
         others = {"--json": as_json, "--force": force}
-        check_apart_from("-o -", [name for name, given in others.items() if given])
+        check_excludes("-o -", [name for name, given in others.items() if given])
         return _STREAMED[stream or "jsonl"]
     check_new_file("-o", to, force=force)
     if to.suffix.lower() not in _WRITTEN:

@@ -20,7 +20,7 @@ from sora_cli.commands import completion, options
 from sora_cli.commands._training import train_loaded
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.atomic import write_text_atomic
-from sora_cli.core.checks import check_keep, check_needed, option
+from sora_cli.core.checks import check_keep, check_requires, option
 from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
@@ -95,10 +95,10 @@ def prune(
     )
     given = overrides or []
     if max_drop is None:
-        check_needed("--max-drop", {"--confidence": confidence is not None})
+        check_requires("--max-drop", {"--confidence": confidence is not None})
     level = CONFIDENCE if confidence is None else confidence
     if heal is None:
-        check_needed("--heal", {"--resume": resume, "--no-verify": no_verify})
+        check_requires("--heal", {"--resume": resume, "--no-verify": no_verify})
         promise = None if max_drop is None else PromiseOptions(max_drop, recipe, given, level)
         if promise is None and (recipe or given):
             raise SoraError(

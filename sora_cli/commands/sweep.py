@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sora_cli.commands import completion, options
-from sora_cli.core.checks import check_apart_from
+from sora_cli.core.checks import check_excludes
 from sora_cli.core.console import duration, emit, say
 from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.core.interruption import Interrupted
@@ -98,7 +98,7 @@ def sweep(
         check_apart(plan.directory, Path(base).expanduser(), hint="elsewhere: output.dir=DIR")
     check_record(plan.directory)
     if dry_run or measure:
-        check_apart_from("--dry-run", ["--json"] if as_json else [])
+        check_excludes("--dry-run", ["--json"] if as_json else [])
         from sora_cli.experiments.sweep.listing import list_runs
 
         list_runs(plan, measured=measure, jobs=jobs, threads=threads, code=plugins)

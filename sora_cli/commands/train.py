@@ -9,7 +9,7 @@ import typer
 
 from sora_cli.commands import options
 from sora_cli.commands._training import train_loaded
-from sora_cli.core.checks import check_apart_from
+from sora_cli.core.checks import check_excludes
 from sora_cli.core.console import say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import OK
@@ -59,7 +59,7 @@ def train(
     if preview is not None and not dry_run:
         raise SoraError("--preview goes with --dry-run", hint="add --dry-run")
     if dry_run:
-        check_apart_from("--dry-run", ["--json"] if as_json else [])
+        check_excludes("--dry-run", ["--json"] if as_json else [])
         check_run_place(loaded, force=force)
         from sora_cli.run.dry_run import dry_run as show
 

@@ -11,7 +11,7 @@ import typer
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_target, refuse_baseline
 from sora_cli.commands import completion, options
-from sora_cli.core.checks import COMPUTE, check_apart_from, check_comparison
+from sora_cli.core.checks import COMPUTE, check_comparison, check_excludes
 from sora_cli.core.console import count, emit, printable, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.table import Column, Table, emit_table
@@ -76,7 +76,7 @@ def verify(
     """
     if certificate:
         given = {"--base": base, "--tolerance": tolerance}
-        check_apart_from("--certificate", [name for name, value in given.items() if value])
+        check_excludes("--certificate", [name for name, value in given.items() if value])
         others = [*([] if b is None else [b]), *(overrides or [])]
         return _verify_certificate(a, others, as_json=as_json)
     check_comparison(dtype, tolerance)
@@ -103,7 +103,7 @@ def _verify_certificate(run: str, overrides: list[str], *, as_json: bool) -> int
     Args:
         overrides: overrides of the run's recipe, for data or a model at a new place.
     """
-    check_apart_from("--certificate", ["B" for word in overrides if "=" not in word][:1])
+    check_excludes("--certificate", ["B" for word in overrides if "=" not in word][:1])
     place = Path(run).expanduser()
     if read_certificate(place) is None:
         raise SoraError(

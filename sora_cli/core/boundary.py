@@ -54,7 +54,7 @@ def guarded(command: Callable[[], object], *, debug: bool = False) -> int:
     return result if isinstance(result, int) else OK
 
 
-def told_losses(code: int) -> int:
+def report_lost_output(code: int) -> int:
     """Report at a command's end if data for stdout were lost; return the final exit code."""
     reason = lost_output()
     if reason is None:
@@ -85,9 +85,9 @@ def _report(error: Exception, *, debug: bool) -> int:
 
     if isinstance(error, ValidationError):
         return _user_error([first_mistake(error)], debug=debug)
-    from sora_cli.core.versions import blamed
+    from sora_cli.core.versions import version_error
 
-    version = blamed(error)
+    version = version_error(error)
     if version is not None:
         return _user_error(version.lines(), debug=debug)
     return _internal_error(error, debug=debug)

@@ -44,20 +44,20 @@ def check_choice(name: str, value: str, known: Iterable[str]) -> None:
         raise SoraError(f"there is no {name} '{value}'", hint=f"one of {', '.join(known)}")
 
 
-def check_one(options: Sequence[str]) -> None:
+def check_exclusive(options: Sequence[str]) -> None:
     """Raise `SoraError` if more than one of some mutually exclusive options was given."""
     if len(options) > 1:
         raise SoraError(f"{' and '.join(options)} exclude each other: give one of them")
 
 
-def check_needed(needed: str, given: Mapping[str, bool]) -> None:
+def check_requires(needed: str, given: Mapping[str, bool]) -> None:
     """Raise `SoraError` if an option was given but not `needed`, which that option requires."""
     for name, is_given in given.items():
         if is_given:
             raise SoraError(f"{name} goes with {needed} only")
 
 
-def check_apart_from(option: str, others: Sequence[str]) -> None:
+def check_excludes(option: str, others: Sequence[str]) -> None:
     """Raise `SoraError` if any of `others` was given together with `option`."""
     if others:
         raise SoraError(f"{others[0]} does not go with {option}")
@@ -89,7 +89,7 @@ def check_keep(*, max_drop: str | None = None, **rules: float | None) -> Keep:
     from methods.keep import KeepOptions
 
     given = {name: value for name, value in rules.items() if value is not None}
-    check_one([*map(option, given), *(["--max-drop"] if max_drop is not None else [])])
+    check_exclusive([*map(option, given), *(["--max-drop"] if max_drop is not None else [])])
     try:
         return KeepOptions.model_validate(given).keep()
     except ValidationError as error:

@@ -51,7 +51,7 @@ def check_versions() -> None:
         raise _error(old)
 
 
-def blamed(error: BaseException) -> SoraError | None:
+def version_error(error: BaseException) -> SoraError | None:
     """Return the error for an exception that a package's version explains; None if none does.
 
     A version outside its bounds explains any exception (a package of an extra: only if it was

@@ -37,12 +37,12 @@ WRITE = [["recipes", "copy", "rte", "--to", "copies"], ["compare", "runs", "--ht
 _PROGRAM = """
 import json, sys
 from sora_cli.app import run
-from sora_cli.core.boundary import told_losses
+from sora_cli.core.boundary import report_lost_output
 from sora_cli.core.streams import open_streams
 open_streams()
 wanted = int(sys.argv[2])
 wrong = [words for words in json.loads(sys.argv[1]) if run(words) != wanted]
-sys.exit(77 if wrong else told_losses(0))
+sys.exit(77 if wrong else report_lost_output(0))
 """
 
 
