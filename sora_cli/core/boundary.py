@@ -87,9 +87,9 @@ def _report(error: Exception, *, debug: bool) -> int:
         return _user_error([first_mistake(error)], debug=debug)
     from sora_cli.core.versions import version_error
 
-    version = version_error(error)
-    if version is not None:
-        return _user_error(version.lines(), debug=debug)
+    explained = version_error(error)
+    if explained is not None:
+        return _user_error(explained.lines(), debug=debug)
     return _internal_error(error, debug=debug)
 
 
