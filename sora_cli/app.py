@@ -115,7 +115,7 @@ class Commands(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        for name, text in COMMANDS.items():
+        for name, text in COMMANDS.items():  # stubs: the real commands import their modules
             self.add_command(TyperCommand(name, help=text))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -138,7 +138,7 @@ def build(name: str) -> Any:
     return built
 
 
-# Plain help: rich would take longer to import than everything else here.
+# No rich help: rich would take longer to import than everything else here together.
 app = typer.Typer(
     name="sora",
     cls=Commands,
@@ -155,7 +155,7 @@ app = typer.Typer(
 def options(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-    # read before parsing, so that they work in any place
+    # these three are read in `run`, before parsing, so that they work at any place
     quiet: Annotated[  # noqa: ARG001
         bool, typer.Option("--quiet", help="Show results and errors only. Accepted at any place.")
     ] = False,
@@ -205,7 +205,7 @@ def _verbosity(anywhere: set[str]) -> Verbosity:
 def main() -> None:
     """Run the command line of this process, then end the process."""
     end_on_signals()
-    open_streams()
+    open_streams()  # before anything is printed or a file is opened
     leave_with(_run_process)
 
 

@@ -28,7 +28,7 @@ SCHEMA_VERSION = 2
 """Layout 1 had everything in `report.json`; such reports can still be read."""
 MOVE_AWAY = "move it away, or train elsewhere: output.dir=DIR"
 """Hint of the error for a damaged record in a run's output directory."""
-_GROWING = ("history", "live_components", "non_finite_steps")  # all of them in history.json
+_GROWING = ("history", "live_components", "non_finite_steps")  # written to history.json
 
 Status = Literal["running", "completed", "failed", "interrupted"]
 
@@ -400,7 +400,7 @@ def load_report(file: Path) -> RunReport:
         ValidationError: the file is not a run's report.
     """
     report = RunReport.model_validate_json(file.read_bytes())
-    with suppress(OSError, ValueError):  # without its history it is a report all the same
+    with suppress(OSError, ValueError):  # a report without its history is still useful
         history = History.model_validate_json(file.with_name(HISTORY_FILE).read_bytes())
         if history.started == report.started:
             history.fill(report)

@@ -48,14 +48,14 @@ def train_loaded(
     check_recipe(loaded.recipe)
     output, code = loaded.output_dir, OK
     with locked(output):
-        if resume:
+        if resume:  # before check_output, which compares this recipe with the stored one
             loaded = settle_precision(loaded, resume=True)
         if is_main() and check_output(loaded, force=force, resume=resume):
             say(f"'{output}' already holds this run, finished")
             if as_json:
                 emit((output / FILE_NAME).read_text(encoding="utf-8").rstrip("\n"))
             return OK
-        loaded = settle_precision(loaded)
+        loaded = settle_precision(loaded)  # only now: it imports torch, which takes seconds
         try:
             ready, log = run(
                 loaded, words, began=began, resume=resume, force=force, summary=not as_json
@@ -101,7 +101,7 @@ def run(
     log = RunLog(output, name=loaded.name, recipe=loaded.resolved(), began=began)
     report = log.report
     report.recipe_notes = list(loaded.notes)
-    set_deterministic(recipe.training.deterministic)
+    set_deterministic(recipe.training.deterministic)  # before the first computation on a GPU
     ready = prepare(recipe, log.phase)
     with log.phase("set up"):
         runner = Runner(ready, loaded, output)

@@ -126,7 +126,7 @@ def auto(
         recipe = recipe_for(
             data, given, say, model=model, task=task, dry_run=dry_run, preview=preview
         )
-        preview = preview if dry_run else None  # it has been shown
+        preview = preview if dry_run else None  # recipe_for has shown the rows already
     else:
         check_requires("--data", {"--model": model is not None, "--task": task is not None})
     if recipe is None:
@@ -154,6 +154,7 @@ def auto(
             from sora_cli.verify.run_check import check_run
 
             with log.epilogue("verify"):
+                # a difference in the files (1) weighs more than a missing certificate (3)
                 exit_code = check_run(_placed(loaded, plan), ready, log.report) or exit_code
     conclude(certificate, log.report, plan.output, as_json=as_json)
     return exit_code
@@ -189,7 +190,7 @@ def clear(output: Path) -> None:
     for name in (PICTURE, FILE_NAME):
         (output / name).unlink(missing_ok=True)
     clear_run(output)
-    (output / RECORD).unlink(missing_ok=True)  # the last: it says whose the others are
+    (output / RECORD).unlink(missing_ok=True)  # last: it marks the other files as ours
 
 
 def run(
@@ -210,6 +211,8 @@ def run(
     log = ReportLog(plan.output / RECORD, record)
     log.note_import(began)
     set_deterministic(recipe.training.deterministic)
+    # the size of the training split decides how many rows are held out, so it is counted before
+    # the rows are loaded and encoded
     rows = plan.row_plan(count_rows(recipe.data))
     full = plan.full(rows)
     ready = prepare(full.recipe, log.phase)
@@ -217,7 +220,7 @@ def run(
         tidy(plan.output)
     for line in start_lines(ready):
         say(line)
-    if plan.block.probe:
+    if plan.block.probe:  # before Maker, which builds the full run at the final learning rate
         plan, full = _at_probed_rate(plan, full, ready, rows, log)
     with log.phase("set up"):
         maker = Maker(plan, rows, ready, log, say)
@@ -237,6 +240,7 @@ def run(
                 write_text_atomic(plan.output / FILE_NAME, readable_json(json.loads(text)))
                 plot_curve(certificate, plan.output / PICTURE)
                 rewrite_card(plan.output / ADAPTER, certificate.lines())
+    # only now: until the certificate is written, an interrupted search continues from these states
     for number in range(len(record.candidates)):
         maker.runner.forget(maker.candidate(number).output_dir)
     maker.runner.forget(full.output_dir)

@@ -53,6 +53,7 @@ def chat(
     for target, place in zip(targets, places, strict=True):
         on = base if takes_base(place) else None
         speaker, trained_with = load_speaker(target, place, on=on, dtype=dtype)
+        # two models get the same system message, that of the first, so that answers compare
         system = trained_with if system is None else system
         speakers.append(speaker)
         say_form(speaker)

@@ -16,7 +16,7 @@ import typer
 
 _DEPTH, _MOST = 3, 2000
 """Limits of the search for runs: depth of folders, and number of folders."""
-_MARKS = ("report.json", "adapter_config.json")  # of a run, of an adapter
+_MARKS = ("report.json", "adapter_config.json")  # files that mark a run or an adapter
 
 
 def recipes(incomplete: str) -> list[str]:
@@ -56,7 +56,7 @@ def overrides(context: typer.Context, incomplete: str) -> list[str]:
     if equals:
         return [f"{key}={known}" for known in _beginning(value, _values(keys.get(key, {})))]
     matches = _beginning(incomplete, keys)
-    # a single one would get a space behind its equals sign, so that its values are there, too
+    # a shell adds a space after a single match: offering its values, too, keeps `key=` open
     values = _values(keys[matches[0]]) if len(matches) == 1 else []
     return [*(f"{name}=" for name in matches), *(f"{matches[0]}={value}" for value in values)]
 
@@ -140,5 +140,5 @@ def _marked(folder: Path) -> Iterator[Path]:
             yield path
             folders.clear()
         elif len(path.relative_to(folder).parts) >= _DEPTH:
-            folders.clear()
+            folders.clear()  # os.walk descends into the names that are left in this list
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -126,7 +126,7 @@ def evaluate(
     check_new_file("--predictions", predictions, force=force)
     reading = EVAL if takes_base(Path(target).expanduser()) else EVAL.without("model.path")
     loaded = load_read(partial(load_recipe, recipe), given, reading)
-    check_recipe(loaded.recipe, model=False)  # the target takes its place
+    check_recipe(loaded.recipe, model=False)  # the target replaces the recipe's model
     read = check_target(target, f"sora eval {{}} --recipe {quote(recipe)}")
     say_notes(result_remarks(read))
     if predictions is not None:

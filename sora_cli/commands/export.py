@@ -117,7 +117,7 @@ def export(
     with uncollected():
         from sora_cli.adapter.export import export_adapter
 
-    keep_freed_memory()
+    keep_freed_memory()  # before the first large tensors
     done = export_adapter(
         directory,
         output,

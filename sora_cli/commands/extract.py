@@ -106,6 +106,8 @@ def extract(
         from sora_cli.merge.extract import prepare_extract
 
     extraction = prepare_extract(source, base, output, biases=not no_biases)
+    # the search starts from factors with nearly all of the difference: at full rank a layer's
+    # factors, r (in + out) numbers, would be larger than the layer, in x out
     search, kept = None, keep if promise is None else Keep(energy=_NEARLY_ALL)
     with ExitStack() as stack:
         with told_modules("decomposing") as told:

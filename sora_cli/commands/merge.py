@@ -118,7 +118,7 @@ def merge(
     if seed is not None and rounding != "stochastic":
         raise SoraError("--seed is for stochastic rounding", hint="add --round stochastic")
     missing = "there is no adapter to merge"
-    adapter_place = locate_adapter(directory, missing=missing)  # before torch is imported
+    adapter_place = locate_adapter(directory, missing=missing)  # fails before torch is imported
     read = [adapter_place] if base is None else [adapter_place, Path(resolve_model_path(base))]
     say_notes(result_remarks(adapter_place))
     check_apart(output, *read)
@@ -126,7 +126,7 @@ def merge(
         from sora_cli.adapter.reading import open_adapter
 
     with open_adapter(directory, base=base) as adapter:
-        with uncollected():  # transformers: after what can fail fast
+        with uncollected():  # imports transformers: after all checks that can fail fast
             from sora_cli.merge.merge import prepare_merge
             from sora_cli.merge.rounding import Storing
 
@@ -148,11 +148,12 @@ def merge(
     say(f"merged {merged.modules} layers{head} into {merged.base}, {merged.dtype}")
     lossy = _tell_what_is_left(merged, storing)
     say(f"wrote {output}")
-    if no_verify or merged.absent:  # random parameters give other outputs each time
+    if no_verify or merged.absent:  # absent parameters are random: outputs differ each time
         return OK
     from sora_cli.verify.self_check import self_check
 
     code = self_check(directory, output, base=base, force=force)
+    # rounding that removes more than 5 % of the update also changes the outputs by that much
     if code == FAILED and lossy and accept_loss:
         say("the loss was accepted with --accept-loss: the difference is no failure")
         return OK
@@ -220,7 +221,7 @@ def _tell_what_is_left(merged: Merged, storing: Storing) -> bool:
     """Print the share of the update that survives rounding; return True if it is too small."""
     from sora_cli.merge.rounding import ENOUGH, shown_survival, ways_out
 
-    assert merged.survival is not None  # it is written
+    assert merged.survival is not None  # known once the weights are written
     text = shown_survival(merged.survival, merged.dtype)
     if merged.survival.share >= ENOUGH:
         say(text)

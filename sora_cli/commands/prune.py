@@ -115,7 +115,7 @@ def prune(
             return train(*healing_recipe(directory, output, keep, heal, recipe, given))
         asked = PromiseOptions(max_drop, recipe, given, level)
         return _heal_sizes(directory, output, asked, heal, force=force, resume=resume, train=train)
-    except SoraError as error:  # training names a place by a key of its recipe
+    except SoraError as error:  # training's hint is the key output.dir; here the option is -o
         error.renamed(ELSEWHERE, _ELSEWHERE)
         raise
 
@@ -229,9 +229,9 @@ def _dtype(file: AdapterFile, *, lossy: bool) -> str:
     """Return the dtype of the copy: as stored, but float32 if a lossless copy would be rounded."""
     if file.dtype in {"float32", "float64"}:
         return "float32"
+    # the scaling is folded into the factors; multiplying by a power of two changes no digit
     exact = file.config.is_plain and all(
-        math.frexp(file.config.scaling(path))[0] == 0.5  # a power of two
-        for path in file.paths
+        math.frexp(file.config.scaling(path))[0] == 0.5 for path in file.paths
     )
     return file.dtype if lossy or exact else "float32"
 

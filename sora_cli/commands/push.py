@@ -162,7 +162,7 @@ def _push(
     from huggingface_hub import CommitOperationAdd
 
     full = api.create_repo(name, private=not public, exist_ok=True).repo_id
-    is_private = api.repo_info(full).private  # what was there before stays as it is
+    is_private = api.repo_info(full).private  # exist_ok leaves an old repository as it was
     if public and is_private:
         raise SoraError(f"{full} exists and is private",
                         hint="leave out --public; or make it public on the Hub first")  # fmt: skip
@@ -188,7 +188,7 @@ def _refusals(name: str) -> Iterator[None]:
         yield
     except SoraError:
         raise
-    except Exception as error:  # the client's HTTP library is its own affair
+    except Exception as error:  # the client may raise errors of its HTTP library, requests or httpx
         why = first_line(error, 160)
         hint = "check that the token may write: hf auth whoami"
         raise SoraError(f"the Hub refuses {name}", where=why, hint=hint) from error

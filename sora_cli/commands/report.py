@@ -166,7 +166,7 @@ def _scored(report: RunReport, run: Path) -> list[dict[str, Any]]:
             hint=f"sora report {quote(str(run))}",
         )
     recipe = load_stored(report.recipe, run / FILE_NAME, report.name).recipe
-    recipe = recipe.model_copy(update={"start": None})  # what it began with may be gone
+    recipe = recipe.model_copy(update={"start": None})  # not needed, and perhaps deleted
     check_recipe(recipe, model=False)
     check_target(str(run), "sora report {} --examples 5")
     with importing():

@@ -91,9 +91,10 @@ def sweep(
         Exit code: 1 if a run failed.
     """
     options.load_plugins(code)
-    plugins = code or []  # each run is handed them, too
+    plugins = code or []  # each run is a process of its own and loads them again
     plan = plan_sweep(file, overrides or [], most=MAX_RUNS if max_runs is None else max_runs)
     check_directory(plan.directory)
+    # runs inside a base model's directory would change the model that they train
     for base in dict.fromkeys(run.loaded.recipe.model.path for run in plan.runs):
         check_apart(plan.directory, Path(base).expanduser(), hint="elsewhere: output.dir=DIR")
     check_record(plan.directory)

@@ -113,7 +113,8 @@ def _verify_certificate(run: str, overrides: list[str], *, as_json: bool) -> int
         from sora_cli.verify.certificate import recheck
     certificate, done = recheck(place, overrides)
     if as_json:
-        facts = json.loads(done.model_dump_json())  # NaN is null
+        # by way of pydantic's JSON, which has null for NaN
+        facts = json.loads(done.model_dump_json())
         emit(json.dumps({**facts, "verdict": done.verdict.value}, indent=2))
         return done.exit_code
     columns = ("figure", Column("certificate", ".6g"), Column("here", ".6g"),

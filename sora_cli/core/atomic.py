@@ -24,7 +24,7 @@ from sora_cli.core.outputs import check_writable
 from sora_cli.core.words import first_few
 
 _PARTIAL, _REPLACED = ".partial", ".replaced"
-_RANDOM = 8  # characters before them
+_RANDOM = 8  # random characters before these endings
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}(\.partial|\.replaced)", re.DOTALL)
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE, from fcntl.h and linux/fs.h
 
@@ -48,10 +48,10 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())
+                os.fsync(file.fileno())  # before the rename: else a crash may leave an empty file
             check_read_back(temporary.read_bytes() == content, path)
             temporary.replace(real)
-            _sync(real.parent)  # else a power cut may undo the rename
+            _sync(real.parent)  # the rename itself: else a power cut may undo it
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -167,7 +167,7 @@ def sync_tree(directory: Path) -> None:
 
 def _set_permissions(directory: Path) -> None:
     """Give files the usual permissions; safetensors makes its files readable by the owner only."""
-    mask = os.umask(0)  # reading it means setting it
+    mask = os.umask(0)  # the mask can be read only by setting it
     os.umask(mask)
     for file in (path for path in directory.rglob("*") if path.is_file()):
         file.chmod(0o666 & ~mask)
@@ -211,7 +211,7 @@ def _move_into_place(temporary: Path, path: Path) -> None:
         temporary.rename(path)
         return
     if _exchange(temporary, path):
-        return  # the old one now has the temporary name
+        return  # the old directory now has the temporary name, and the caller deletes it
     aside = _beside(path, _REPLACED)
     path.rename(aside)
     try:
@@ -224,7 +224,7 @@ def _move_into_place(temporary: Path, path: Path) -> None:
 
 def _exchange(a: Path, b: Path) -> bool:
     """Exchange two paths in one step; return False if the system or file system cannot."""
-    # Python has no binding of renameat2; os.replace() refuses a directory that is not empty
+    # renameat2 has no Python binding, and os.replace() refuses a directory that is not empty
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False

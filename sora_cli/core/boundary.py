@@ -27,8 +27,9 @@ _DISK_ERRORS = {
 }  # fmt: skip
 """File errors that the user can put right: they are not faults of the program."""
 
-_OF_THE_SYSTEM = re.compile(r"\(os error (\d+)\)")  # as libraries written in Rust show it
-_NO_TEMPORARY = "No usable temporary directory"  # of tempfile: a full disk, or a limit of size 0
+_OF_THE_SYSTEM = re.compile(r"\(os error (\d+)\)")  # the notation of libraries written in Rust
+_NO_TEMPORARY = "No usable temporary directory"
+"""tempfile's message if the disk is full, or if files are limited to 0 bytes."""
 
 _ClickError = typer.BadParameter.__mro__[2]
 """Base class of Typer's usage errors. Typer moved it between packages from version to version."""
@@ -117,7 +118,8 @@ def _user_error(lines: Sequence[str], *, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     flat = [line for text in lines for line in text.splitlines() if line.strip()]
-    for i, line in enumerate(flat[: 3 if is_main() else 1]):  # all processes find the same errors
+    # all processes meet the same error: one line from each is enough
+    for i, line in enumerate(flat[: 3 if is_main() else 1]):
         complain(f"{'error:' if i == 0 else ' '} {printable(line)}")
     return USER_ERROR
 

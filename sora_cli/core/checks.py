@@ -84,7 +84,7 @@ def check_keep(*, max_drop: str | None = None, **rules: float | None) -> Keep:
             here (`recipe.tolerance` checks the value).
         rules: values by the names of `KeepOptions`; None: not given.
     """
-    from pydantic import ValidationError  # help does without
+    from pydantic import ValidationError  # not needed for --help
 
     from methods.keep import KeepOptions
 
@@ -92,7 +92,7 @@ def check_keep(*, max_drop: str | None = None, **rules: float | None) -> Keep:
     check_exclusive([*map(option, given), *(["--max-drop"] if max_drop is not None else [])])
     try:
         return KeepOptions.model_validate(given).keep()
-    except ValidationError as error:
+    except ValidationError as error:  # pydantic's text would name a field, not the option
         name, value = next(iter(given.items()))
         raise SoraError(f"{option(name)} {_LIMITS[name]}, not {value:g}") from error
 

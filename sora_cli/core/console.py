@@ -43,6 +43,7 @@ def say_notes(notes: Iterable[str], kind: str = "note") -> None:
 
 def complain(message: str) -> None:
     """Write an error message to stderr; with several processes, every process may do so."""
+    # --quiet does not silence errors, and each process reports its own
     where = "" if is_main() else f"[process {rank()}] "
     sys.stderr.write(f"{where}{message}\n")
     sys.stderr.flush()
@@ -86,4 +87,4 @@ def printable(text: object) -> str:
 
 
 def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")  # halves of surrogate pairs, too
+    return character.encode("unicode_escape").decode("ascii")  # works for lone surrogates, too

@@ -49,6 +49,7 @@ def peak_memory() -> int | None:
         import resource
     except ImportError:  # Windows
         return None
+    # ru_maxrss is in bytes on macOS, in kilobytes on Linux and the BSDs
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
@@ -116,7 +117,7 @@ def _left_in_container() -> int | None:
 def _number(file: Path) -> int | None:
     try:
         return int(file.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # not there, or "max"
+    except (OSError, ValueError):  # no such file, or "max", which means no limit
         return None
 
 

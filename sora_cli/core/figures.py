@@ -43,7 +43,7 @@ def save_figure(figure: Any, path: Path) -> None:
             f"no picture can be written as .{kind}: {path}", hint=f"known: {', '.join(known)}"
         )
     buffer = io.BytesIO()
-    if kind == "png":  # drawn once, where `savefig` draws twice
+    if kind == "png":  # `savefig` would draw the figure twice
         figure.set_dpi(_DPI)
         figure.canvas.print_png(buffer, metadata={"Software": MARK})
     else:
@@ -107,5 +107,5 @@ def arrange(figure: Any, rows: int, columns: int, *, below: float, above: float 
         wspace=(left + right) / inner_width,
         hspace=(top + bottom) / inner_height,
     )
-    for axes in figure.axes:  # their limits are found only when asked for
+    for axes in figure.axes:  # autoscaling is lazy: asking for the limits makes it happen now
         axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())

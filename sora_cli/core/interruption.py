@@ -109,7 +109,7 @@ def leave_signals_to_parent(_: int = 0) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _ignore_once)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # a mask set by `held` is inherited
 
 
 def _ignore_once(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (as below)
@@ -121,11 +121,12 @@ def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (Python 
     _write_line(str(interrupted))
     while _last_steps:
         _last_steps.pop()()
-    os._exit(interrupted.exit_code)
+    os._exit(interrupted.exit_code)  # not sys.exit, whose exception could be swallowed
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
     files = list(_files(frame))
+    # an import is running: C++ code of the module would abort on an exception
     if any(file.startswith("<frozen importlib") for file in files):
         _end(number, frame)
     if any(file.endswith(_SWALLOWING) for file in files):
@@ -150,6 +151,7 @@ def _raise_later(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 def _send_again(number: int) -> None:
+    # again in 10 ms, and if need be again, until the frame that swallows exceptions has returned
     threading.Timer(0.01, os.kill, [os.getpid(), number]).start()
 
 

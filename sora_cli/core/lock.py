@@ -49,7 +49,7 @@ def locked(
     file = directory / FILE_NAME
 
     def leave() -> None:
-        file.unlink(missing_ok=True)  # still held: who waits for it sees that it is gone
+        file.unlink(missing_ok=True)  # before the release: a waiting process sees it is gone
         lock.release()
         _remove_empty(made)
 
@@ -63,7 +63,7 @@ def is_locked(directory: Path) -> bool:
     """Return whether a run holds the lock of a directory; the run is not disturbed."""
     try:
         with (directory / FILE_NAME).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back when the file is closed
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released when the file is closed
     except BlockingIOError:
         return True
     except OSError:
@@ -94,14 +94,14 @@ def holds_only(directory: Path, *names: str) -> bool:
 def _acquired(directory: Path, elsewhere: str) -> tuple[list[Path], FileLock]:
     """Take the lock; return the directories created for it, and the lock."""
     for _ in range(_ATTEMPTS):
-        # a run that ends takes its empty directory away, perhaps at this very moment
+        # a run that ends may remove its empty directory between our mkdir and our lock
         with suppress(FileNotFoundError, FileExistsError):
             return _acquire(directory, elsewhere)
     return _acquire(directory, elsewhere)
 
 
 def _acquire(directory: Path, elsewhere: str) -> tuple[list[Path], FileLock]:
-    from filelock import FileLock, Timeout  # 80 ms, which mistakes in the recipe need not wait for
+    from filelock import FileLock, Timeout  # takes 80 ms: not before the recipe was checked
 
     file = directory / FILE_NAME
     if not _is_own(file):
@@ -143,7 +143,7 @@ def _remove_empty(directories: list[Path]) -> None:
     for directory in directories:
         try:
             directory.rmdir()
-        except OSError:  # there is something in it, or it is gone
+        except OSError:  # not empty, or deleted already
             return
 
 

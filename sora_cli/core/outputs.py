@@ -15,7 +15,7 @@ from sora_cli.core.errors import SoraError, reason
 MARK = "sora"
 """Name of this tool in the metadata of its HTML pages ("generator") and PNGs ("Software")."""
 _MARKS = '<meta name="generator" content="{}', "Software\0{}"
-_TOP = 4096  # bytes at a file's beginning that hold its mark
+_TOP = 4096  # bytes at the beginning of a file in which the mark must be
 
 
 def output_path(name: str | Path) -> Path:
@@ -82,8 +82,8 @@ def check_writable(path: Path, *, called: Path | None = None) -> None:
     above = next((folder for folder in path.absolute().parents if os.path.lexists(folder)), None)
     if above is None or not above.is_dir():
         return
-    # Asking for permissions is not enough: root has all of them, in /proc, too. The trial has the
-    # name of a half-written directory (`core.atomic`), which all that looks at directories ignores.
+    # A trial, not a look at permissions: root has all of them, even in /proc. The trial has the
+    # name of a half-written directory (`core.atomic`), which readers of directories ignore.
     trial = above / f".sora.{secrets.token_hex(4)}.partial"
     try:
         trial.mkdir()
@@ -92,7 +92,7 @@ def check_writable(path: Path, *, called: Path | None = None) -> None:
             f"{called or path} cannot be written: {reason(error, trial)}",
             hint="write to another directory",
         ) from error
-    with suppress(FileNotFoundError):  # a run that starts there has tidied it away
+    with suppress(FileNotFoundError):  # another run that starts here may have tidied it away
         trial.rmdir()
 
 
@@ -126,9 +126,8 @@ def _places(path: Path) -> list[object]:
     for part in (real, *real.parents):
         try:
             facts = part.stat()
-            identities.append(
-                (facts.st_dev, facts.st_ino)
-            )  # the same where names differ in case only
+            # not the name: on some file systems A and a are one file
+            identities.append((facts.st_dev, facts.st_ino))
         except OSError:
             identities.append(part)
     return identities

@@ -30,9 +30,9 @@ def on_terminal(stream: TextIO | None = None) -> bool:
 
 def plain_bars() -> None:
     """Make tqdm print counts and remaining time instead of a drawn bar."""
-    # read when tqdm is imported
+    # tqdm reads both variables when it is imported
     os.environ.setdefault("TQDM_BAR_FORMAT", _FORMAT)
-    os.environ.setdefault("TQDM_POSITION", "0")  # else a bar within a bar moves the cursor
+    os.environ.setdefault("TQDM_POSITION", "0")  # else an inner bar moves the cursor
 
 
 class Lines(io.TextIOWrapper):
@@ -47,10 +47,10 @@ class Lines(io.TextIOWrapper):
     ) -> None:
         super().__init__(buffer, **options)
         self._clock = clock
-        self._drawing = False  # since the last line's end there was a carriage return
-        self._drawn = self._shown = ""  # the line as it stands, and as it was shown last
+        self._drawing = False  # True after a carriage return, until the line ends
+        self._drawn = self._shown = ""  # the current text of the line, and its text last written
         self._shown_at = -INTERVAL
-        self._inside = False  # the line written last has not ended
+        self._inside = False  # True: the line written last has not ended yet
 
     def write(self, text: str, /) -> int:
         """Write text; return its length."""

@@ -50,7 +50,8 @@ def open_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
+            # open() takes the lowest free number, which is the closed one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     codecs.register_error(_UNPRINTED, _replaced)
     watched = sys.stderr is not None and on_terminal(sys.stderr)
     sys.stdout = _opened(1, sys.stdout, io.TextIOWrapper)

@@ -140,7 +140,7 @@ def emit_table(table: Table) -> None:
         drawn.add_row(*map(printable, table.shown(row)))
     plain = partial(Console, highlight=False, markup=False, emoji=False)
     needed = plain(width=10_000).measure(drawn).maximum
-    # never cut numbers off: a terminal that is too narrow wraps the lines
+    # rich would cut numbers off in a narrow terminal; at full width the terminal wraps the lines
     plain(width=max(plain().width, needed)).print(drawn, soft_wrap=True)
 
 

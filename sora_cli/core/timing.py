@@ -27,7 +27,7 @@ def process_start() -> float:
     now = time.perf_counter()
     try:
         fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        ticks = int(fields[19])  # starttime, since boot
+        ticks = int(fields[19])  # field 22 of proc(5)'s stat, starttime: clock ticks since boot
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError, ValueError, IndexError):
         age = time.process_time()
@@ -72,7 +72,7 @@ def uncollected() -> Iterator[None]:
     try:
         yield
     finally:
-        if first:  # later there may be a model that is garbage by now
+        if first:  # a later freeze could keep a discarded model alive for ever
             gc.freeze()
         if enabled:
             gc.enable()
@@ -97,6 +97,6 @@ def leave_with(command: Callable[[], int]) -> NoReturn:
         code = command()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except Interrupted as end:  # a second signal, while the first one was told
+    except Interrupted as end:  # a second signal during the message on the first
         code = end.exit_code
     sys.exit(code)

@@ -19,7 +19,7 @@ _BOUNDS = (
     ("exclusiveMaximum", "below"),
 )
 
-_FILES = 8  # of a folder, named in a hint
+_FILES = 8  # names of files in a hint, at most
 _LARGE = 10**6
 _LARGE_BOUND = re.compile(r" and at most \d{7,}")
 
@@ -62,7 +62,8 @@ def near_files(
     if not folder.is_dir():
         return f"there is no directory '{folder}'"
     candidates = (entry.name for entry in folder.glob(pattern) if wanted(entry))
-    names = sorted(name for name in candidates if name != path.name)  # it may be a link to nothing
+    # the name itself is there if it is a dangling link
+    names = sorted(name for name in candidates if name != path.name)
     near = closest(path.name, names)
     if near is not None:
         return f"did you mean '{shown_path(folder / near)}'?"

@@ -39,7 +39,7 @@ def completed(resolved: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     try:
         return Recipe.model_validate(resolved).resolved()
-    except (ValidationError, MethodError):  # the second: of a method that is not registered here
+    except (ValidationError, MethodError):  # MethodError: its method is not registered here
         return resolved
 
 

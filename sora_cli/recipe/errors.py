@@ -17,7 +17,7 @@ from sora_cli.recipe.recipe import MethodBlock, Recipe, TaskBlock
 from sora_cli.recipe.yaml_lines import Origin, Path_, Tree
 
 _NAMED: Mapping[str, type[BaseModel]] = {"method": MethodBlock, "task": TaskBlock}
-_NO_DEFAULT = "default_factory_not_called"  # it is made of another value, which is wrong
+_NO_DEFAULT = "default_factory_not_called"  # a consequence: another value of the block is wrong
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _explain(problem: Problem, tree: Tree, file: str) -> SoraError:
     if problem.kind == "missing":
         return _missing(problem.key, tree, file)
     if problem.kind in {"value_error", "assertion_error"}:
-        what = f"{name}: {problem.message}" if name else problem.message  # of the whole recipe
+        what = f"{name}: {problem.message}" if name else problem.message  # no name: of the whole
         return SoraError(what, where=_place_of_mentioned(problem, tree) or file or None)
     return _bad_value(_field_of(problem.key, tree), tree, place_of(problem.key, tree, file))
 
@@ -171,6 +171,7 @@ def _place_of_mentioned(problem: Problem, tree: Tree) -> str | None:
     block = problem.key if _model(problem.key, tree.values) else problem.key[:-1]
     origins = [tree.origins.get((*block, word)) for word in words]
     known: list[Origin] = [origin for origin in origins if origin is not None]
+    # of two keys in conflict, the user has just typed the override
     known.sort(key=lambda origin: not origin.text)
     return known[0].place if known else place_of(problem.key, tree) or None
 

@@ -64,6 +64,8 @@ def override_layers(overrides: Sequence[str]) -> list[Tree]:
             where = f"{COMMAND_LINE}: {text}"
             raise SoraError(error.what, where=where, hint="quote it if it is text") from error
         merge(layers[-1], _single(path, parsed, Origin(COMMAND_LINE, text=text)))
+        # a new layer: in the same one, a later `auto.max_drop=1pt` would overwrite the null, and
+        # the other keys of the files' block would stay
         if len(path) == 1 and parsed is None:
             _check_may_lack(path[0], text)
             layers.append(Tree())
@@ -118,10 +120,10 @@ def _merge_values(
         if isinstance(old, dict) and adds:
             _merge_values(base, over, old, value, here)
         elif isinstance(old, dict) and value is None and not path and key not in _MAY_LACK:
-            continue  # an empty block adds nothing
+            continue  # `training:` without keys below it parses as null, and changes nothing
         else:
             _forget(base, here)
-            below[key] = copy.deepcopy(value)  # mappings are changed in place later
+            below[key] = copy.deepcopy(value)  # later layers change mappings in place
 
 
 def _forget(tree: Tree, path: Path_) -> None:
@@ -132,7 +134,7 @@ def _forget(tree: Tree, path: Path_) -> None:
 def _file_layers(
     path: Path, named_by: Origin | None, chain: tuple[Path, ...]
 ) -> Iterator[tuple[Path, Tree]]:
-    path = Path(os.path.normpath(path))
+    path = Path(os.path.normpath(path))  # not resolved: errors show the path as people write it
     if path.resolve() in chain:
         names = " -> ".join(shown_path(p) for p in (*chain, path.resolve()))
         raise SoraError("recipes extend each other in a circle", where=names)
@@ -164,6 +166,7 @@ def _extended(value: Any, origin: Origin | None) -> list[str]:
             where=str(origin),
             hint="such as extends: base.yaml",
         )
+    # not Path.expanduser, which raises for an unknown ~user
     return [os.path.expanduser(name) for name in names]  # noqa: PTH111
 
 

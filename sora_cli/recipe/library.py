@@ -14,7 +14,7 @@ SCHEMA_FILE = "schema.json"
 _SWEEPS = "sweeps"
 YAML_FILES = "*.y*ml"
 _DATA_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
-_NO_RUNS = ("base", _SWEEPS)  # folders of parts that recipes extend, and of sweeps over them
+_NO_RUNS = ("base", _SWEEPS)  # folders without recipes to train: parts to extend, and sweeps
 
 
 def recipes_dir() -> Path:

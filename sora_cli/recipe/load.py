@@ -33,7 +33,7 @@ from sora_cli.recipe.yaml_lines import Origin, Tree, parse_file
 __all__ = ["LoadedRecipe", "Origin", "load_recipe"]
 
 DEFAULT = Origin("default")
-_TRUST = ("trust_remote_code", "trust_kernel")  # of the model's block: let code of others run
+_TRUST = ("trust_remote_code", "trust_kernel")  # keys of `model` that allow code of others
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,8 @@ def _loaded(layers: Sequence[Tree], path: Path, name: str) -> LoadedRecipe:
 def _validated(tree: Tree, file: str) -> Recipe:
     for block, field in Recipe.model_fields.items():
         if field.default is not None and tree.values.get(block, {}) is None:
-            tree.values[block] = {}  # an empty block; where a block may be left out it is none
+            tree.values[block] = {}  # a required block without keys; an optional one stays None
+    # all errors are collected before one is raised: the message counts the others
     errors: list[ValidationError] = []
     recipe: Recipe | None = None
     try:

@@ -29,6 +29,7 @@ def load_code(path: Path) -> ModuleType:
     if path.suffix != ".py":
         raise SoraError(f"'{path}' is no Python file (--code)", hint="its name must end in .py")
     full = path.resolve()
+    # the hash keeps two files of the same name apart in sys.modules
     name = f"sora_code_{full.stem}_{hashlib.sha256(str(full).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -44,15 +45,15 @@ def load_code(path: Path) -> ModuleType:
 def _imported(name: str, full: Path, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, full)
     assert spec is not None
-    assert spec.loader is not None  # a .py file always has one
+    assert spec.loader is not None  # there is always a loader for a .py file
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # pydantic and pickle look classes up there
+    sys.modules[name] = module  # before it runs: pydantic and pickle look up classes there
     try:
         spec.loader.exec_module(module)
     except (KeyboardInterrupt, Interrupted):
         del sys.modules[name]
         raise
-    except BaseException as error:  # also what a script's exit() raises
+    except BaseException as error:  # not Exception: exit() in the file raises SystemExit
         del sys.modules[name]
         what = f"'{path}' fails on import: {type(error).__name__}: {error}"
         raise SoraError(what, where=_line(error, full, path)) from error
@@ -72,7 +73,7 @@ def _register_all(module: ModuleType, path: Path) -> None:
     from methods.base import AdapterMethod
 
     methods = [m for m in _defined(module, AdapterMethod) if not inspect.isabstract(m)]
-    transformers = sys.modules.get("transformers")  # a file with a callback has imported it
+    transformers = sys.modules.get("transformers")  # a file that defines a callback imported it
     callbacks = [] if transformers is None else _defined(module, transformers.TrainerCallback)
     loggers = [callback for callback in callbacks if _name(callback) is not None]
     if not methods and not loggers:

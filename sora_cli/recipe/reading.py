@@ -79,6 +79,7 @@ def load_read(load: Load, overrides: Sequence[str], reading: Reading) -> LoadedR
     An override of a key that the command does not read is an error, except if the override changes
     no value or the recipe is invalid without it.
     """
+    # loaded twice, with and without the unread overrides: the difference shows which change a value
     loaded, kept = load(overrides), _without_unread(load, overrides, reading)
     if kept is None:
         return loaded

@@ -78,7 +78,7 @@ class _NamedBlock(BaseModel):
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Build a new block: pydantic's copy would keep the options object of the old block."""
-        del deep  # nothing is shared with the copy
+        del deep  # the new block is built from plain data, so that nothing is shared
         return type(self)(**{**self.model_dump(), **(update or {})})
 
 
@@ -177,7 +177,7 @@ class DataBlock(Block):
 
     @model_validator(mode="after")
     def _distinct(self) -> DataBlock:
-        names = self.label_names or []
+        names = self.label_names or []  # a name's position is its label: twice is ambiguous
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"'{name}' occurs twice in label_names")

@@ -47,7 +47,7 @@ class Schedule(Block):
                 raise ValueError(f"kind {self.kind} needs {' and '.join(wanted)}; no {key} is set")
             if key not in wanted and key in given:
                 raise ValueError(f"{key} does not go with kind {self.kind}; set {key}: null")
-        self.stage_values()
+        self.stage_values()  # raises ValueError for impossible bounds, such as exp_linear from 0
         return self
 
 

@@ -16,7 +16,7 @@ from sora_cli.core.errors import SoraError
 CONFIDENCE = 0.95
 """Default confidence of a certified drop."""
 _POINTS = re.compile(r"(.+?)\s*(?:pt|pts|points?)")
-_ASKED_BACK = 0.1  # of a metric that ends at 1: ten points, which is more than anybody means
+_ASKED_BACK = 0.1  # ten points of a metric that ends at 1: larger than any useful promise
 
 
 def parse_drop(value: str | float, metric: str, *, name: str = "--max-drop") -> float:
@@ -30,7 +30,7 @@ def parse_drop(value: str | float, metric: str, *, name: str = "--max-drop") -> 
         metric: the metric that may get worse by this much.
         name: the option or key, for errors.
     """
-    from sora_cli.recipe.families import is_share  # pydantic, which --help can do without
+    from sora_cli.recipe.families import is_share  # imports pydantic, which --help does not need
 
     shown = check_drop(value, name=name)
     points = _POINTS.fullmatch(shown)

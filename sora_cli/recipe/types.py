@@ -50,6 +50,7 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 """A number of rows or steps."""
 
 
+# all 40 digits of a commit: a branch or a tag could be moved to other code after it was reviewed
 _KERNEL = r"^[\w.-]+/[\w.-]+@[0-9a-f]{40}(:\w+)?$"
 
 

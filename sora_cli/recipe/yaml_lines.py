@@ -25,7 +25,7 @@ Path_ = tuple[str, ...]
 _START = "a recipe starts like 'model:'"
 DEEPEST = 50
 """Largest depth of nesting."""
-_MAX_VALUES = 100_000  # aliases can blow a small file up
+_MAX_VALUES = 100_000  # nested aliases can expand a small file to gigabytes (billion laughs)
 _TAG = "tag:yaml.org,2002:"
 _SCALARS: tuple[tuple[str, str], ...] = (
     ("null", r"~|null|Null|NULL|"),
@@ -79,7 +79,7 @@ class _Loader(yaml.SafeLoader):
     """A YAML loader with the plain scalars of YAML 1.2."""
 
 
-_Loader.yaml_implicit_resolvers = {}  # of its own: the inherited dict is SafeLoader's, too
+_Loader.yaml_implicit_resolvers = {}  # a new dict: the inherited one belongs to SafeLoader
 for _name, _pattern in _SCALARS:
     _Loader.add_implicit_resolver(f"{_TAG}{_name}", re.compile(f"^(?:{_pattern})$"), None)
 
@@ -94,7 +94,8 @@ def parse_file(content: bytes, file: str) -> Tree:
     return Tree(copy.deepcopy(tree.values), dict(tree.origins))
 
 
-@functools.lru_cache(maxsize=32)  # a sweep's runs share their files: parsing was most of planning
+# the runs of a sweep share their files, and parsing took most of the time of planning
+@functools.lru_cache(maxsize=32)
 def _parsed(content: bytes, file: str) -> Tree:
     node = _compose(_decode(content, file), file)
     if node is None:
@@ -143,7 +144,7 @@ def _compose(text: str, file: str) -> Any:
         _fail(f"not valid YAML: {problem}", origin, hint=hint, cause=error)
     except RecursionError as error:
         _fail("not valid YAML: nested too deeply", Origin(file), cause=error)
-    except ValueError as error:  # of chr(), for "\\U00110000"
+    except ValueError as error:  # PyYAML calls chr(), which raises for "\\U00110000"
         _fail("not valid YAML: an escape that stands for no character", Origin(file), cause=error)
 
 
@@ -158,6 +159,7 @@ class _Builder:
 
     def build(self, node: Node, path: Path_) -> Any:
         self._count += 1
+        # an alias to a node that is still open would contain itself
         if self._count > _MAX_VALUES or any(node is above for above in self._open):
             _fail("aliases make this file endless", self._origin(node))
         if len(self._open) == DEEPEST:
