@@ -1,4 +1,4 @@
-"""`sora generate`: what a trained model writes after one prompt."""
+"""`sora generate`: the answer of a trained model to one prompt."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ STDIN = "-"
 def generate(
     target: options.Target,
     prompt: Annotated[
-        str, typer.Option("--prompt", "-p", help="What to answer; - is stdin, to its end.")
+        str, typer.Option("--prompt", "-p", help="The prompt; - reads it from stdin.")
     ],
     *,
     system: options.System = None,
     raw: Annotated[
         bool,
-        typer.Option("--raw", help="Go on with the prompt as it is: no template, no headings."),
+        typer.Option(
+            "--raw", help="Continue the prompt itself, without chat template or headings."
+        ),
     ] = False,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -42,7 +44,7 @@ def generate(
     dtype: options.ComputeDtype = None,
     as_json: options.Json = False,
 ) -> None:
-    """Write a model's answer to a prompt to stdout, as it comes."""
+    """Print a model's answer to a prompt, token by token."""
     given = SamplingOptions(
         temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed, greedy
     )

@@ -1,1 +1,1 @@
-"""Errors, console, words, signals, processes, atomic files: knows neither recipe nor model."""
+"""Errors, console output, signals, processes, atomic files; imports no recipe and no model."""

@@ -113,7 +113,7 @@ class _Job:
     def run(self, blocks: Blocks, incoming: Incoming) -> dict[str, list[bytes]]:
         """Write the file; return the first and last bytes of each computed tensor."""
         header = header_of(self._file)
-        # the inner block ends first: on an error, threads stop before the files that they read close
+        # `running` ends first: on an error, threads stop before the files that they read close
         with ExitStack() as stack, ExitStack() as running:
             sources = _Sources(stack)
             running.callback(self._abandon)

@@ -1,1 +1,1 @@
-"""The recipe, from YAML to a validated object."""
+"""Recipes: reading YAML, combining files and overrides, and validating the result."""

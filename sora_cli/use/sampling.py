@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sora_cli.core.checks import STORED, check_apart_from, check_choice
+from sora_cli.core.checks import STORED, check_choice, check_excludes
 from sora_cli.core.errors import SoraError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def check_sampling(given: SamplingOptions, dtype: str | None) -> None:
     if given.greedy:
         named = {"--temperature": given.temperature, "--top-p": given.top_p, "--top-k": given.top_k,
                  "--seed": given.seed}  # fmt: skip
-        check_apart_from("--greedy", [name for name, value in named.items() if value is not None])
+        check_excludes("--greedy", [name for name, value in named.items() if value is not None])
     if given.temperature is not None and not 0 < given.temperature < 100:
         raise SoraError(
             f"--temperature must be above 0, not {given.temperature:g}",

@@ -311,7 +311,7 @@ def test_the_command_says_what_a_cut_loses(
     assert run(["export", adapter, "-o", str(out), "--energy", "0.9"]) == 0
     said = capsys.readouterr()
     assert "error in ||dW||" in said.out
-    assert "not verified: what was cut is lost" in said.err
+    assert "not verified: the cut changes the outputs" in said.err
     assert (
         run(["export", adapter, "-o", str(out), "--force", "--energy", "0.9", "--rank", "1"]) == 2
     )

@@ -58,7 +58,7 @@ def test_what_is_read_is_not_overwritten(study: Path, tmp_path: Path, capsys: Ou
         [str(study), "--html", str(report)],
     ):
         before = report.read_bytes(), lines.read_bytes()
-        assert "is what is read here" in error_text(capsys, "compare", *words, "--force")
+        assert "is an input of this command" in error_text(capsys, "compare", *words, "--force")
         assert (report.read_bytes(), lines.read_bytes()) == before
 
 

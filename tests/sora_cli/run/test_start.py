@@ -199,7 +199,7 @@ def test_a_dry_run_shows_the_start(
         (["start.adapter=HERE", "method={name: bitfit}"], "no adapter to load"),
         (["start.adapter=HERE", "method.targets=[query]"], "which this run does not adapt"),
         (["start.adapter=HERE", "data.label_names=[a, b]"], "the adapter's classes are"),
-        (["start.adapter=HERE", "output.dir=HERE"], "holds what is read here"),
+        (["start.adapter=HERE", "output.dir=HERE"], "contains an input"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

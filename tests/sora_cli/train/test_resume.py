@@ -171,7 +171,7 @@ def test_a_finished_run_has_nothing_left_to_do(
     train(recipe)
     before = files_of(tmp_path / "out")
     assert run(["train", str(recipe), "--resume"]) == 0
-    assert "holds this run, finished" in capsys.readouterr().err
+    assert "already holds this run, finished" in capsys.readouterr().err
     assert files_of(tmp_path / "out") == before
 
 
