@@ -84,7 +84,7 @@ def check(side: Side) -> Verdict:
     _spread(layers)
     with side.running(), side.moving():
         ours_loss, ours = _gradients(side.model, layers, batch, side.precision)
-    plain_model, branches = _plain(side.model)
+    plain_model, branches = _plain_copy(side.model)
     plain_batch = {name: value for name, value in batch.items() if name != LEARNED}
     _, plain = _gradients(plain_model, branches, plain_batch, side.precision)
     _to_float32(plain_model)
@@ -121,7 +121,7 @@ def _spread(layers: dict[str, LowRankLinear]) -> None:
         layer.B.copy_(torch.randn(layer.B.shape, generator=generator) * _SPREAD)
 
 
-def _plain(model: nn.Module) -> tuple[Any, dict[str, nn.Module]]:
+def _plain_copy(model: nn.Module) -> tuple[Any, dict[str, nn.Module]]:
     plain: Any = sharing_copy(model)
     for off in ("activation_checkpointing_disable", "gradient_checkpointing_disable"):
         if hasattr(plain, off):  # the first is the newer name in transformers 5

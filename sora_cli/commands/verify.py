@@ -135,7 +135,7 @@ def _show(done: Verification) -> None:
         Column("same argmax", none="-"),
     )  # fmt: skip
     title = f"{printable(done.a)}\n{printable(done.b)}"
-    emit_table(Table(title, columns, [_row(d) for d in done.differences]))
+    emit_table(Table(title, columns, [_cells(d) for d in done.differences]))
     emit(f"inputs:     {done.inputs}")
     if done.effect is not None:
         emit(f"adapter:    its layers change the outputs by {done.effect:.1e} (relative)")
@@ -149,6 +149,6 @@ def _show(done: Verification) -> None:
     emit(f"verdict:    {judged.verdict.value}")
 
 
-def _row(d: Difference) -> list[Any]:
+def _cells(d: Difference) -> list[Any]:
     same = None if d.decisions is None else f"{count(d.agree or 0)} of {count(d.decisions)}"
     return [d.name, d.numbers, d.largest, d.mean, d.scale, d.relative, same]

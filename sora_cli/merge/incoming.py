@@ -95,14 +95,14 @@ def incoming(adapter: Adapter | AdapterFile) -> Incoming:
 def _from_memory(adapter: Adapter) -> Incoming:
     def factors(path: str) -> LowRankFactors:
         f = adapter.layers[path]
-        return LowRankFactors(_plain(f.A), _plain(f.B))
+        return LowRankFactors(_float32_on_cpu(f.A), _float32_on_cpu(f.B))
 
     def update(path: str) -> Update:
         if path in adapter.token_rows:
             return adapter.token_rows[path]
         f, magnitude = factors(path), adapter.magnitudes.get(path)
         product = Product(f.A, f.B)
-        return product if magnitude is None else Rescaled(product, _plain(magnitude))
+        return product if magnitude is None else Rescaled(product, _float32_on_cpu(magnitude))
 
     layers = {p: _outline(f.B.shape[0], f.rank, f.A.shape[1]) for p, f in adapter.layers.items()}
     head = {name: torch.empty_like(t, device="meta") for name, t in adapter.head.items()}
@@ -149,7 +149,7 @@ def _outline(n_out: int, rank: int, n_in: int) -> LowRankFactors:
     return LowRankFactors(*(torch.empty(shape, device="meta") for shape in shapes))
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def _float32_on_cpu(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float32)
 
 

@@ -15,10 +15,10 @@ def page(title: str, *parts: str) -> str:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table, or empty text if there are no rows."""
-    lines = [_row([cell(text) for text in row]) for row in rows]
+    lines = [_line([cell(text) for text in row]) for row in rows]
     if not lines:
         return ""
-    return "\n".join([_row(columns), _row(["---"] * len(columns)), *lines])
+    return "\n".join([_line(columns), _line(["---"] * len(columns)), *lines])
 
 
 def code(text: str) -> str:
@@ -36,5 +36,5 @@ def _escape(text: str) -> str:
     return re.sub(r"([<>*\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)
 
 
-def _row(cells: Sequence[str]) -> str:
+def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
