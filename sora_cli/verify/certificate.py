@@ -1,7 +1,8 @@
-"""A certificate checked again: every adapter is loaded from its files and scored anew.
+"""Check a certificate again: load every adapter from its files and score it anew.
 
-Scores are compared with a tolerance (`scored`), since another machine rounds otherwise: a verdict
-that turns within it cannot be told. All else must be what the run's files give (`expected`).
+Scores are compared with a tolerance (`scored`), since another machine rounds differently: if a
+verdict changes within the tolerance, the check cannot tell. Everything else must equal the facts in
+the run's files (`expected`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from sora_cli.adapter.card import states
-from sora_cli.adapter.digest import apart, deciding, result_digest
+from sora_cli.adapter.card import card_matches
+from sora_cli.adapter.digest import deciding, differing_facts, result_digest
 from sora_cli.adapter.directory import read_adapter
 from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.adapter.places import ADAPTER
@@ -64,9 +65,9 @@ from sora_cli.verify.scored import Compared, ScoresAgain
 from sora_cli.verify.verdict import Verdict
 
 TOLERANCE = 0.005
-"""Share of the rows that may fall on the other side on another machine; one row always may."""
+"""Share of the rows that may change their outcome on another machine; one row always may."""
 _TEST = ""
-"""The test rows beside the reported splits, one of which may be called test."""
+"""Key of the test rows beside the reported splits; a split may already be called "test"."""
 
 
 class Rechecked(BaseModel):
@@ -74,9 +75,9 @@ class Rechecked(BaseModel):
 
     Attributes:
         compared: every figure that was computed again.
-        differs: what is not as the certificate has it, a sentence each.
-        unclear: verdicts that turned within the tolerance, a sentence each.
-        rows: differing rows that are tolerated.
+        differs: differences from the certificate, a sentence each.
+        unclear: verdicts that changed within the tolerance, a sentence each.
+        rows: number of differing rows that are tolerated.
     """
 
     compared: list[Compared]
@@ -86,14 +87,14 @@ class Rechecked(BaseModel):
 
     @property
     def verdict(self) -> Verdict:
-        """The same, different, or not to be told."""
+        """DIFFERENT if anything differs, UNKNOWN if only a verdict is unclear, else SAME."""
         if self.differs:
             return Verdict.DIFFERENT
         return Verdict.UNKNOWN if self.unclear else Verdict.SAME
 
     @property
     def exit_code(self) -> int:
-        """The exit code that goes with it."""
+        """The exit code of the verdict."""
         return {Verdict.SAME: OK, Verdict.UNKNOWN: NO_VERDICT}.get(self.verdict, FAILED)
 
 
@@ -101,43 +102,41 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
     """Compare a run's certificate with its files, and score its adapters again on the same rows.
 
     Args:
-        overrides: of its recipe: where its data or model are by now. Rows and adapters must be
-            those of the certificate all the same.
-
-    Raises:
-        SoraError: no certificate, no recipe, or data, model or an adapter that are not there.
+        overrides: recipe keys with the present place of its data or model. Rows and adapters must
+            still be those of the certificate.
     """
-    found, loaded = _read(run, overrides)
+    certificate, loaded = _read_run(run, overrides)
     stored = read_stored(run)
     recipe, block = loaded.recipe, loaded.recipe.auto
     if stored is None or block is None:
-        raise SoraError(f"{run / REPORT} is of no run of sora auto")
+        raise SoraError(f"{run / REPORT} is not the report of a sora auto run")
     task, rows = _load(recipe)
-    held = choosing_rows(task, found.rows[SCREENING].rows, block.seed)
+    held = choosing_rows(task, certificate.rows[SCREENING].rows, block.seed)
     sets = row_sets(rows, held)
-    reports = read_reports(run, len(found.candidates))
-    differs = [*_changed_rows(found.rows, sets), *_changed_adapters(run, found, task)]
-    differs += reports if isinstance(reports, list) else unreported(found, reports.written)
-    scored, right = ScoresAgain(TOLERANCE), found
+    reports = read_reports(run, len(certificate.candidates))
+    differs = [*_changed_rows(certificate.rows, sets), *_changed_adapters(run, certificate, task)]
+    differs += reports if isinstance(reports, list) else unreported(certificate, reports.written)
+    scored, correct = ScoresAgain(TOLERANCE), certificate
+    # scoring is the long part: not if other rows or adapters make the scores meaningless
     if not differs and not isinstance(reports, list):
         parts = {_TEST: held[TEST], **{s: Part(r, rows.origin(r)) for s, r in rows.report.items()}}
-        agreed, sizes, able = _again(run, found, loaded, task, parts, scored)
-        right = expected(agreed, recipe, reports, sets, able, sizes)
-    differs += [*unlike(stored, right), *out_of_order(right)]
-    if same_words(stored, right) and not states(run / ADAPTER, right.lines()):
-        differs.append(f"the card in {run / ADAPTER} does not say: {right.lines()[0]}")
+        agreed, sizes, certifiable = _score_again(run, certificate, loaded, task, parts, scored)
+        correct = expected(agreed, recipe, reports, sets, certifiable, sizes)
+    differs += [*unlike(stored, correct), *out_of_order(correct)]
+    if same_words(stored, correct) and not card_matches(run / ADAPTER, correct.lines()):
+        differs.append(f"the card in {run / ADAPTER} does not say: {correct.lines()[0]}")
     done = Rechecked(
         compared=scored.compared,
         differs=differs,
         unclear=scored.unclear,
         rows=scored.tolerated(sets[TEST].rows),
     )
-    return found, done
+    return certificate, done
 
 
-def _again(
+def _score_again(
     run: Path,
-    found: Certificate,
+    certificate: Certificate,
     loaded: LoadedRecipe,
     task: Task,
     parts: Mapping[str, Part],
@@ -146,64 +145,65 @@ def _again(
     """Score all adapters and compare.
 
     Returns:
-        The certificate with its scores where they agree, else those here; the adapters' sizes; and
-        what the test rows can certify.
+        The certificate with its own scores if they agree, else with those computed here; the
+        adapters' sizes; and the drops that the test rows can certify.
     """
     recipe, on = loaded.recipe, named_base(loaded)
     promise, seed = promise_of(recipe), recipe.auto.seed if recipe.auto is not None else 0
     confidence = promise.confidence
     whole = _measured(run / directory_of(None), recipe, task, parts, on)
     full = whole.scores[_TEST]
-    able = Certifiable.on(len(full), confidence, right_or_wrong=full.is_right_or_wrong)
-    promise = promise.settled(able, len(full))
+    certifiable = Certifiable.on(len(full), confidence, right_or_wrong=full.is_right_or_wrong)
+    promise = promise.settled(certifiable, len(full))
     max_drop = promise.max_drop
-    test = scored.score("full rank", found.full.test, full)
+    test = scored.score("full rank", certificate.full.test, full)
     reported: dict[str, float] = {}
     sizes, candidates = [], []
-    for number, size in enumerate(found.candidates):
+    for number, size in enumerate(certificate.candidates):
         name = directory_of(number)
-        written = parts if number == found.chosen else {_TEST: parts[_TEST]}
+        # only the chosen adapter was scored on the reported splits
+        written = parts if number == certificate.chosen else {_TEST: parts[_TEST]}
         small = _measured(run / name, recipe, task, written, on)
         sizes.append(size_of(small.ranks, small.cost, promise.serve))
         here, own = None, {}
-        if able.may_pass(max_drop):
+        if certifiable.may_pass(max_drop):
             tested = small.scores[_TEST]
             here = SizeTest.of(
                 tested.value, drop_bound(full, tested, confidence, seed=seed), max_drop
             )
             if size.test is not None:
-                here = scored.test(name, size.test, found.full.test, full, here, promise)
+                here = scored.test(name, size.test, certificate.full.test, full, here, promise)
         for split in written.keys() - {_TEST}:
-            was = found.full.reported.get(split, math.nan)
+            was = certificate.full.reported.get(split, math.nan)
             reported[split] = scored.score(f"full rank, {split}", was, whole.scores[split])
             was = size.reported[split].score if split in size.reported else math.nan
             value = scored.score(f"{name}, {split}", was, small.scores[split])
             own[split] = Measured(score=value, drop=promise.drop(reported[split], value))
         candidates.append(size.model_copy(update={"test": here, "reported": own}))
-    whole_size = found.full.model_copy(update={"test": test, "reported": reported})
-    agreed = found.model_copy(update={"full": whole_size, "candidates": candidates})
-    return agreed, sizes, able
+    whole_size = certificate.full.model_copy(update={"test": test, "reported": reported})
+    agreed = certificate.model_copy(update={"full": whole_size, "candidates": candidates})
+    return agreed, sizes, certifiable
 
 
-def _read(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedRecipe]:
-    found, report = read_certificate(run), read_report(run)
-    if found is None:
+def _read_run(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedRecipe]:
+    certificate, report = read_certificate(run), read_report(run)
+    if certificate is None:
         raise SoraError(
             f"{run} holds no certificate", hint="sora auto RECIPE --max-drop 0.5pt writes one"
         )
     if report is None:
-        raise SoraError(f"{run / REPORT} is gone: it says which data and model were used")
+        raise SoraError(f"{run / REPORT} is missing: it says which data and model were used")
     values = {**report.recipe, "start": None}  # what it started from may be elsewhere by now
     load = partial(load_stored, values, run / REPORT, report.name)
-    return found, load_read(load, overrides, CERTIFICATE)
+    return certificate, load_read(load, overrides, CERTIFICATE)
 
 
 def _load(recipe: Recipe) -> tuple[Task, Rows]:
-    """Load the rows; where they are not found, say how to tell where they are by now."""
+    """Load the rows; if they are not found, name the overrides that say where they are."""
     try:
         return load_task(recipe)
     except MissingDataError as error:
-        error.hint = "say where it is by now: data.files.train=FILE, or data.path=DIR"
+        error.hint = "say where it is now: data.files.train=FILE, or data.path=DIR"
         raise
 
 
@@ -213,24 +213,29 @@ def _changed_rows(stored: Mapping[str, RowSet], here: Mapping[str, RowSet]) -> I
         if now is None:
             yield f"there are no {name} rows any more"
         elif rows is None:
-            yield f"the certificate knows of no {name} rows"
+            yield f"the certificate has no {name} rows"
         elif now.digest != rows.digest:
             yield f"the {name} rows are not those of the certificate ({now.rows:,}, {rows.rows:,})"
 
 
-def _changed_adapters(run: Path, found: Certificate, task: Task) -> list[str]:
-    known = {run / ADAPTER: found.adapter, run / directory_of(None) / ADAPTER: found.full.digest}
-    for number, size in enumerate(found.candidates):
+def _changed_adapters(run: Path, certificate: Certificate, task: Task) -> list[str]:
+    known = {
+        run / ADAPTER: certificate.adapter,
+        run / directory_of(None) / ADAPTER: certificate.full.digest,
+    }
+    for number, size in enumerate(certificate.candidates):
         known[run / directory_of(number) / ADAPTER] = size.digest
     changed = []
     for place, digest in known.items():
         now = result_digest(place)
         if now is None:
-            changed.append(f"{place} is gone")
+            changed.append(f"{place} is missing")
         elif now != digest:
             changed.append(f"{place} is not the adapter of the certificate")
-        said = deciding(read_sora_file(place / SORA_FILE)[0])
-        changed += apart(said, deciding(task_meta(task)), (place / SORA_FILE, "the run"))
+        recorded = deciding(read_sora_file(place / SORA_FILE)[0])
+        changed += differing_facts(
+            recorded, deciding(task_meta(task)), (place / SORA_FILE, "the run")
+        )
     return changed
 
 
@@ -252,7 +257,7 @@ def _measured(
         scorer = build_scorer(recipe, task, base, Path(scratch))
         scores = {n: scorer.row_scores(part.encoded(task, base)) for n, part in parts.items()}
     return _Measured(
-        ranks={path: int(f.live_terms().sum()) for path, f in adapter.layers.items()},
+        ranks={path: int(f.live_components().sum()) for path, f in adapter.layers.items()},
         cost={path: f.A.shape[1] + f.B.shape[0] for path, f in adapter.layers.items()},
         scores=scores,
     )
