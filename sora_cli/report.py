@@ -93,8 +93,8 @@ class Compaction(BaseModel):
             )
         return (
             f"compaction removed {self.removed} components that were dead for {self.every} steps "
-            f"or more; what is removed cannot come back, as a gate at zero can (how many would: "
-            f"training.compact_only_count=true)"
+            f"or more; unlike a gate at zero, a removed component cannot come back (to count "
+            f"those that would: training.compact_only_count=true)"
         )
 
 

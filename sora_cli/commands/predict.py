@@ -144,7 +144,7 @@ def _rows(file: str, stream: str | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="sora-stdin-") as folder:
         path = Path(folder) / f"stdin.{stream or 'jsonl'}"
-        # the reader of rows takes a file, which it may read twice; a pipe can be read only once
+        # the reader of rows takes a file, not a pipe
         with path.open("wb") as copy:
             shutil.copyfileobj(sys.stdin.buffer, copy)
         if not path.stat().st_size:

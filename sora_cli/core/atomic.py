@@ -56,10 +56,10 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def check_read_back(same: bool, what: str | Path = "what was written") -> None:
+def check_read_back(same: bool, what: str | Path = "the written file") -> None:
     """Raise `SoraError` unless a file that was read back equals the written content."""
     if not same:
-        raise SoraError(f"{what} reads back differently: is the disk all right?")
+        raise SoraError(f"{what} reads back differently: check the disk")
 
 
 @contextmanager

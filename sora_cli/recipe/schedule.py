@@ -70,4 +70,4 @@ class PathBlock(Block):
         description="number of training rows to score after each stage; they are a fixed random "
         "subset",
     )
-    memorisation_seed: Seed = Field(42, description="seed of that subset")
+    memorisation_seed: Seed = Field(42, description="seed of this subset")

@@ -146,7 +146,7 @@ def test_a_metric_is_not_taken_from_the_working_directory(
     monkeypatch.chdir(tmp_path)
     (tmp_path / place).parent.mkdir(exist_ok=True)
     (tmp_path / place).write_text(EVIL)
-    with pytest.raises(SoraError, match="'bleu' here would be taken for it"):
+    with pytest.raises(SoraError, match="'bleu' in this directory would be run instead"):
         load_metric("bleu")
     assert not (tmp_path / "ran").exists()
 

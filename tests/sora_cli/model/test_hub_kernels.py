@@ -56,7 +56,7 @@ def test_a_kernel_that_could_be_put_in_its_place(
 ) -> None:
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2))
     said = error_text(capsys, "train", recipe, f"{KEY}={name}", f"{TRUST}=true")
-    assert f"'{name}' is compiled code from the Hub, and names no commit" in said
+    assert f"'{name}' is compiled code from the Hub and must name its commit" in said
     assert len(said.splitlines()) <= 3
     assert not (tmp_path / "out").exists()
 

@@ -197,4 +197,4 @@ def test_checkpoints_that_are_never_reached_are_named(
 
 def test_a_number_of_steps_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = error_text(capsys, "train", str(_recipe(tmp_path)), "training.keep_checkpoints=[1.5]")
-    assert "a number of steps is whole" in said
+    assert "a whole number of steps" in said
