@@ -178,11 +178,11 @@ class SoraConfig(MethodConfig):
         0.0, ge=0, description="adds l1 x mean |gate| to the training loss (authors' sparse_lambda)"
     )
     gate_lr: float | None = Field(
-        None, gt=0, description="peak learning rate of the gates; unset: training.learning_rate"
+        None, gt=0, description="peak learning rate of the gates. Default: training.learning_rate."
     )
     gate_eps: float = Field(1e-8, ge=0, description="epsilon of the gates' AdamW")
     betas: Betas | None = Field(
-        None, description="betas of the gates' AdamW; unset: the optimiser's"
+        None, description="betas of the gates' AdamW. Default: those of the optimiser."
     )
 
     def start(self) -> tuple[int, float]:

@@ -346,7 +346,7 @@ def conclude(certificate: Certificate, report: RunReport, output: Path, *, as_js
         emit("\n".join(result_lines(report)))
         for split, measured in certificate.written.reported.items():
             emit(
-                f"{split}: drop {measured.drop:+.4f} against full rank; no decision saw these rows"
+                f"{split}: drop {measured.drop:+.4f} against full rank; no decision used these rows"
             )
         emit(f"kept: {certificate.saved}")
         emit(f"{certificate.status}: {certificate.statement}")

@@ -31,7 +31,7 @@ from sora_cli.recipe.recipe import TrainingBlock
 
 KEY = "training.activation_offload"
 SMALLEST = 1 << 18
-"""Tensors of at least so many bytes are moved: starting a copy takes as long as copying less."""
+"""Tensors of at least this many bytes are moved: starting a copy takes as long as copying less."""
 _OFF = f"{KEY}=false"
 
 

@@ -9,7 +9,7 @@ from sora_cli.core.words import first_few
 from sora_cli.run.prepare import Prepared
 from sora_cli.tasks.base import Encoded, Task
 
-_FEW = 8  # so many classes are listed one by one
+_FEW = 8  # up to this many classes are listed one by one
 _LONG = 40  # characters of a name
 _PARTS = {"select": "the selection rows"}
 

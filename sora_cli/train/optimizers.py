@@ -28,8 +28,8 @@ TRAINER_NAMES: dict[Optimizer, str] = {
 """Our name -> transformers' name, for `TrainingArguments(optim=...)`."""
 BLOCK = 256
 """Codes that share a scale (`Optimizer2State.init_state` in bitsandbytes)."""
-_SMALLEST = 4096  # tensors of at least so many numbers have coded moments (`min_8bit_size`)
-_PAGED = 100_000  # tensors of at least so many numbers have paged moments (`get_state_buffer`)
+_SMALLEST = 4096  # tensors of at least this many numbers have coded moments (`min_8bit_size`)
+_PAGED = 100_000  # tensors of at least this many numbers have paged moments (`get_state_buffer`)
 
 
 def check_optimizer(recipe: Recipe) -> None:

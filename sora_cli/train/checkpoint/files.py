@@ -184,7 +184,7 @@ def _mark(file: Path) -> dict[str, Any]:
 def _check(meant: Mapping[str, Tensor], back: Mapping[str, Tensor], path: Path) -> None:
     """Compare the written tensors with the tensors read back."""
     if back.keys() != meant.keys() or not all(_same(back[n], meant[n]) for n in back):
-        raise SoraError(f"{path} reads back differently: is the disk all right?")
+        raise SoraError(f"{path} reads back differently: check the disk")
 
 
 def _same(back: Tensor, meant: Tensor) -> bool:
