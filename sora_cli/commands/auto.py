@@ -73,6 +73,28 @@ def auto(
             "unit; smallest: the smallest loss that the test rows can be expected to certify.",
         ),
     ] = None,
+    max_differ: Annotated[
+        str | None,
+        typer.Option(
+            "--max-differ",
+            help="In place of --max-drop: the largest share of rows that may be answered otherwise "
+            "than at full rank, such as 1%. No labels are needed, but --unlabelled.",
+        ),
+    ] = None,
+    unlabelled: Annotated[
+        str | None,
+        typer.Option(
+            "--unlabelled", help="File of rows without labels, on which answers are compared."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            help="With --max-differ, for answers that are numbers: the largest distance of two "
+            "that count as the same, such as 0.1.",
+        ),
+    ] = None,
     confidence: Annotated[
         float | None,
         typer.Option("--confidence", help="1 - the probability that it is worse; default: 0.95."),
@@ -113,7 +135,8 @@ def auto(
         check_needed("--data", {"--model": model is not None, "--task": task is not None})
     if recipe is None:
         raise SoraError("which recipe?", hint="sora auto RECIPE, or sora auto --data FILE")
-    block = {"max_drop": max_drop, "confidence": confidence, "serve": serve}
+    block = {"max_drop": max_drop, "max_differ": max_differ, "unlabelled": unlabelled}
+    block |= {"tolerance": tolerance, "confidence": confidence, "serve": serve}
     block |= {"probe": "true"} if probe else {}
     words = [f"auto.{key}={value}" for key, value in block.items() if value is not None]
     if preview is not None and not dry_run:
@@ -186,17 +209,18 @@ def run(
         from sora_cli.adapter.card import rewrite_card
         from sora_cli.experiments.auto.maker import Maker
         from sora_cli.experiments.auto.plot import plot_curve
+        from sora_cli.experiments.auto.rows import planned_rows
         from sora_cli.run.layers import describe_layers
         from sora_cli.run.prepare import prepare
         from sora_cli.run.preview import start_lines
-        from sora_cli.search.rows import count_rows
         from sora_cli.train.log import ReportLog
         from sora_cli.train.machine import set_deterministic
     recipe = plan.loaded.recipe
     log = ReportLog(plan.output / RECORD, record)
     log.note_import(began)
     set_deterministic(recipe.training.deterministic)
-    rows = plan.row_plan(count_rows(recipe.data))
+    rows, notes = planned_rows(plan)
+    say_notes(notes)
     full = plan.full(rows)
     ready = prepare(full.recipe, log.phase)
     if is_main():
@@ -348,11 +372,13 @@ def _show_plan(plan: AutoPlan, preview: int | None) -> None:
     from sora_cli.run.dry_run import dry_run, emit_section
 
     with importing():
-        from sora_cli.search.rows import certifiable_by, count_rows
-    rows = plan.row_plan(count_rows(plan.loaded.recipe.data))
+        from sora_cli.experiments.auto.rows import planned_rows
+        from sora_cli.search.rows import certifiable_by
+    rows, notes = planned_rows(plan)
+    say_notes(notes)
     full = plan.full(rows)
     shown = dry_run(full, rows=preview)
-    found = certifiable_by(full.recipe, shown.ready, rows.test, plan.block.confidence)
+    found = certifiable_by(full.recipe, shown.ready, rows.test, plan.promise)
     emit_section(
         f"sizes of {plan.loaded.name}; the above is the run at full rank",
         [

@@ -75,11 +75,14 @@ _LIMITS = {
 }
 
 
-def check_keep(*, max_drop: str | None = None, **rules: float | None) -> Keep:
+def check_keep(
+    *, max_drop: str | None = None, max_differ: str | None = None, **rules: float | None
+) -> Keep:
     """Return the truncation rule that a command's options give.
 
     Args:
-        max_drop: an option that excludes every rule; `recipe.tolerance` checks its value.
+        max_drop, max_differ: options that exclude every rule; `recipe.tolerance` checks their
+            values.
         rules: options by the names of `KeepOptions`; None where they are not given.
 
     Raises:
@@ -90,7 +93,8 @@ def check_keep(*, max_drop: str | None = None, **rules: float | None) -> Keep:
     from methods.keep import KeepOptions
 
     given = {name: value for name, value in rules.items() if value is not None}
-    check_one([*map(option, given), *(["--max-drop"] if max_drop is not None else [])])
+    promises = {"--max-drop": max_drop, "--max-differ": max_differ}
+    check_one([*map(option, given), *(name for name, text in promises.items() if text is not None)])
     try:
         return KeepOptions.model_validate(given).keep()
     except ValidationError as error:

@@ -67,13 +67,13 @@ def _load_files(split: str, kind: str, paths: list[Path]) -> Part:
     return _read_files(split, kind, paths, key=f"data.files.{split}")
 
 
-def load_file(path: Path, cache: Path) -> Part:
+def load_file(path: Path, cache: Path | None = None) -> Part:
     """Load a file of rows that is no part of a recipe, in the way those are loaded.
 
     The rows are not in memory: they are written to the disk in another form, and read from there.
 
     Args:
-        cache: directory for that.
+        cache: directory for that; None: the cache of `datasets`.
 
     Raises:
         SoraError: it holds no rows, or cannot be read.

@@ -18,10 +18,27 @@ class AutoBlock(Block):
     the steps that are left; tests on rows that are not trained on choose one of them.
     """
 
-    max_drop: float | str = Field(
+    max_drop: float | str | None = Field(
+        None,
         description="how much worse than at full rank the main metric may be: in its own unit "
         "(0.005), in points of a hundred (0.5pt), or smallest: the smallest loss that the test "
-        "rows can be expected to certify, rounded up to half a point"
+        "rows can be expected to certify, rounded up to half a point",
+    )
+    max_differ: float | str | None = Field(
+        None,
+        description="in place of max_drop: the largest share of rows that may be answered "
+        "otherwise than at full rank, such as 1%; it needs `unlabelled` and no labels",
+    )
+    unlabelled: str | None = Field(
+        None,
+        description="file of rows whose labels are not needed (csv, tsv, json, jsonl, parquet), "
+        "on which answers are compared",
+    )
+    tolerance: float | None = Field(
+        None,
+        ge=0,
+        description="for answers that are numbers: the largest distance of two that count as the "
+        "same answer",
     )
     confidence: float = Field(
         0.95, gt=0.5, lt=1, description="1 - the probability that the loss is larger, at most"

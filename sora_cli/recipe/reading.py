@@ -66,7 +66,10 @@ PREDICT = Reading(
 )
 CERTIFICATE = Reading(
     "sora verify --certificate",
-    ("data.path", "data.name", "data.revision", "data.files", "model.path", *_TRUST),
+    (
+        *("data.path", "data.name", "data.revision", "data.files", "auto.unlabelled"),
+        *("model.path", *_TRUST),
+    ),
 )
 
 Load = Callable[[Sequence[str]], LoadedRecipe]

@@ -39,6 +39,12 @@ _SCOPE = (
 )
 
 
+_SCOPE_OF_ANSWERS = (
+    "answers, right or wrong, of the written adapter, this training run, and rows drawn like the "
+    "unlabelled ones; not another seed, other data, or rows of another kind"
+)
+
+
 def part_of(split: str) -> str:
     """Return the name of a reported split in `rows`, distinct from the parts that decide."""
     return f"reported {split}" if split in {TRAIN, SCREENING, TEST} else split
@@ -221,8 +227,11 @@ def conclude(found: StoredCertificate) -> None:
     written = candidates[found.chosen]
     kept = written.test is not None and written.test.kept
     found.status = "certified" if kept else "not certified"
-    found.statement = _statement(promise, found.bound, written.test, found.rows[TEST].rows)
-    found.scope = _SCOPE
+    if promise.kind == "differ":
+        found.statement = _on_answers(promise, written.test, found.rows[TEST].rows)
+    else:
+        found.statement = _statement(promise, found.bound, written.test, found.rows[TEST].rows)
+    found.scope = _SCOPE if promise.kind == "drop" else _SCOPE_OF_ANSWERS
     found.next_smaller = failed(candidates) if kept else None
     found.saved = saving(written, found.full, promise.serve)
     found.adapter = written.digest
@@ -268,6 +277,29 @@ def _statement(promise: Promise, bound: BoundMethod, test: SizeTest | None, rows
         f"no size passed its test: of the largest, {promise.metric} may be {test.upper:.4f} "
         f"worse than at full rank, and {promise.max_drop:g} is tolerated (on {rows:,} rows: "
         f"{test.drop:+.4f})"
+    )
+
+
+def _on_answers(promise: Promise, test: SizeTest | None, rows: int) -> str:
+    """Return the certified share of differing answers as a sentence; arguments as `_statement`."""
+    share = f"{100 * promise.max_drop:g} %"
+    if test is None:
+        from sora_cli.search.agreement import share_bound  # scipy, as above
+
+        least = 100 * share_bound(0, rows, promise.confidence)
+        return (
+            f"{rows:,} rows cannot show that at most {share} of the answers differ: the smallest "
+            f"share they can certify, if no answer differs, is {least:.2f} %"
+        )
+    seen = f"bound {100 * test.upper:.2f} %: {test.differing or 0:,} of {rows:,} rows differ"
+    if test.kept:
+        return (
+            f"with {promise.confidence:.0%} confidence at most {share} of the answers differ from "
+            f"those at full rank ({seen})"
+        )
+    return (
+        f"no size passed its test: of the largest, more than {share} of the answers may differ "
+        f"from those at full rank ({seen})"
     )
 
 

@@ -10,13 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, Field
 
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.families import is_share, main_metric
-from sora_cli.recipe.tolerance import CONFIDENCE, check_drop, parse_drop
+from sora_cli.recipe.tolerance import AGREEMENT, CONFIDENCE, check_drop, parse_drop, parse_share
 
 if TYPE_CHECKING:
     from sora_cli.recipe.load import LoadedRecipe
@@ -33,10 +33,20 @@ _STEP = 0.005
 
 
 class Promise(BaseModel):
-    """The largest drop that the user accepts, with its confidence and metric."""
+    """The largest drop that the user accepts, with its confidence and metric.
 
+    Of a promise about answers (`differ`) the drop is that of agreement with full rank: the share of
+    rows that are answered differently.
+    """
+
+    kind: Literal["drop", "differ"] = Field(
+        "drop",
+        description="drop: how much worse the metric may be; differ: on which share of rows the "
+        "answers may differ from those at full rank",
+    )
     max_drop: float = Field(
-        description="how much worse than the full rank the metric may be, in its own unit"
+        description="how much worse than the full rank the metric may be, in its own unit; of "
+        "answers: the share of rows that may differ"
     )
     given: str = Field(description="that loss as it was given, such as 0.5pt")
     confidence: float = Field(description="1 - the probability of a broken promise, at most")
@@ -64,8 +74,17 @@ class Promise(BaseModel):
             )
         return self.model_copy(update={"max_drop": rounded_up(smallest)})
 
+    @property
+    def tested(self) -> str:
+        """Name of the metric that is tested: agreement, or the recipe's main metric."""
+        return AGREEMENT if self.kind == "differ" else self.metric
+
+    def tested_drop(self, full: float, score: float) -> float:
+        """Return the drop of the tested metric; negative: better."""
+        return full - score if self.kind == "differ" else self.drop(full, score)
+
     def drop(self, full: float, score: float) -> float:
-        """Return the drop from full rank's score to another; negative: better."""
+        """Return the drop of the recipe's main metric against full rank's; negative: better."""
         return full - score if self.greater_is_better else score - full
 
 
@@ -75,21 +94,39 @@ class PromiseOptions:
 
     Attributes:
         max_drop: largest accepted drop of the recipe's main metric, such as 0.5pt
-            (`recipe.tolerance`).
+            (`recipe.tolerance`); None: `max_differ` is given.
+        max_differ: largest accepted share of rows that are answered differently, such as 1%.
+        unlabelled: file of the rows to answer.
+        tolerance: largest distance of two numbers that count as the same answer.
         recipe: recipe that measures the drop; None: none was given.
         overrides: overrides of that recipe.
         confidence: confidence of the bound.
     """
 
-    max_drop: float | str
+    max_drop: float | str | None
     recipe: str | None = None
     overrides: Sequence[str] = ()
     confidence: float = CONFIDENCE
+    max_differ: float | str | None = None
+    unlabelled: str | None = None
+    tolerance: float | None = None
 
     def check(self) -> None:
         """Raise `SoraError` for a drop or a confidence that is invalid with every recipe."""
-        if self.max_drop != SMALLEST:
-            check_drop(self.max_drop)
+        given = self.max_drop if self.max_differ is None else self.max_differ
+        if given is None or (self.max_drop is not None and self.max_differ is not None):
+            raise SoraError(
+                "one promise is needed: --max-drop, or --max-differ", hint="--max-drop 1pt"
+            )
+        if self.max_differ is not None and given != SMALLEST:
+            parse_share(self.max_differ)
+        elif given != SMALLEST:
+            check_drop(given)
+        if (self.max_differ is None) != (self.unlabelled is None):
+            raise SoraError(
+                "--max-differ and --unlabelled go together",
+                hint="--max-differ 1% --unlabelled FILE: rows without labels",
+            )
         if not 0.5 <= self.confidence < 1:
             raise SoraError(
                 f"--confidence is a share from 0.5 to below 1, not {self.confidence:g}",
@@ -104,10 +141,18 @@ class PromiseOptions:
         """
         options = recipe.task.options
         metric = main_metric(options.metrics, options.best_metric)
-        is_open = self.max_drop == SMALLEST
+        given = self.max_drop if self.max_differ is None else self.max_differ
+        if given == SMALLEST:
+            number = math.nan
+        elif self.max_differ is not None:
+            number = parse_share(self.max_differ, name=name.replace("drop", "differ"))
+        else:
+            assert self.max_drop is not None  # see `check`
+            number = parse_drop(self.max_drop, metric, name=name)
         return Promise(
-            max_drop=math.nan if is_open else parse_drop(self.max_drop, metric, name=name),
-            given=str(self.max_drop),
+            kind="drop" if self.max_differ is None else "differ",
+            max_drop=number,
+            given=str(given),
             confidence=self.confidence,
             metric=metric,
             greater_is_better=options.greater_is_better,
@@ -137,8 +182,15 @@ def promise_of(recipe: Recipe) -> Promise:
     """
     block = recipe.auto
     assert block is not None
-    asked = PromiseOptions(block.max_drop, confidence=block.confidence)
+    asked = PromiseOptions(
+        block.max_drop,
+        confidence=block.confidence,
+        max_differ=block.max_differ,
+        unlabelled=block.unlabelled,
+        tolerance=block.tolerance,
+    )
     with recipe.placing("auto.max_drop"):
+        asked.check()
         return asked.of(recipe, name="auto.max_drop", serve=block.serve)
 
 

@@ -12,7 +12,8 @@ from scipy.stats import binom
 
 from methods.budgets import within_parameters
 from sora_cli.recipe.auto import Serve
-from sora_cli.search.bca import FEWEST_DIFFERING, differing_rows, influences
+from sora_cli.search.agreement import certifiable_share
+from sora_cli.search.bca import FEWEST_DIFFERING, differing_rows, drop_on, influences
 from sora_cli.search.certifiable import DIFFERING, POWER, certifiable_drop, certifiable_from
 from sora_cli.search.certificate import Measured, Screened
 from sora_cli.search.few import few_rows_bound, has_worst
@@ -120,15 +121,21 @@ def measured(
         test_rows: number of rows that will test the size.
         confidence: confidence of that test.
     """
-    drop = whole.value - small.value if whole.greater_is_better else small.value - whole.value
+    drop = drop_on(whole, small)
     found = Screened(
         **size.model_dump(),
         share=planned.share,
         max_params=planned.max_params,
-        screening=Measured(score=small.value, drop=drop),
+        screening=Measured(score=small.beside(whole), drop=drop),
         named=False,
     )
     seen = differing_rows(whole, small) / len(whole)
+    if whole.is_agreement:
+        # the drop is the differing share itself, and not half of it
+        found.expected, _ = _expected(planned.share, drop, seen, len(whole), worth=2.0)
+        able = certifiable_share(test_rows, found.expected, confidence, POWER)
+        found.certifiable = able - found.expected
+        return found
     if whole.is_right_or_wrong:
         found.expected, differing = _expected(planned.share, drop, seen, len(whole))
         found.certifiable = certifiable_drop(test_rows, differing=differing, confidence=confidence)

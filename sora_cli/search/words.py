@@ -27,9 +27,11 @@ def certifiable_line(scores: RowScores, split: str, confidence: float) -> str | 
     """Return a line on the drop that rows can certify; None: their number does not determine it."""
     from sora_cli.search.certifiable import DIFFERING, POWER, certifiable_drop
 
+    rows = len(scores)
+    if scores.is_agreement:
+        return None  # `certifiable_lines` says it, where the promise is known
     if not scores.is_right_or_wrong:
         return None
-    rows = len(scores)
     usual = certifiable_drop(rows, confidence=confidence)
     best = certifiable_drop(rows, differing=0, confidence=confidence)
     return (
@@ -44,6 +46,9 @@ def certifiable_lines(promise: Promise, rows: int, bound: BoundMethod, more: str
     Args:
         more: a sentence on the number of rows that the promise needs.
     """
+    if promise.kind == "differ":
+        yield from answers_lines(promise, rows)
+        return
     asked = (
         f"promise: at most {promise.max_drop:g} worse ({promise.given}), {promise.confidence:.0%}"
     )
@@ -63,6 +68,27 @@ def certifiable_lines(promise: Promise, rows: int, bound: BoundMethod, more: str
         )
         fits = f"--max-drop {SMALLEST} ({rounded_up(smallest):g})"
         yield f"these rows can be expected to certify {fits}; {more}"
+
+
+def answers_lines(promise: Promise, rows: int) -> Iterator[str]:
+    """Yield lines on a promise about answers, and on the rows that may differ."""
+    from sora_cli.search.agreement import allowed_rows, rows_for_none  # scipy
+
+    asked = f"promise: at most {100 * promise.max_drop:g} % of the answers differ"
+    allowed = allowed_rows(promise.max_drop, rows, promise.confidence)
+    if allowed is not None:
+        yield (
+            f"{asked}, {promise.confidence:.0%}; certified if at most {count(allowed)} of "
+            f"{count(rows)} test rows are answered differently"
+        )
+        return
+    yield f"{asked}, {promise.confidence:.0%}"
+    need = rows_for_none(promise.max_drop, promise.confidence)
+    more = "no number of rows is enough" if need is None else f"it takes {count(need)} at least"
+    yield (
+        f"WARNING: {count(rows)} test rows cannot certify this, even if no answer differs; {more}: "
+        "the adapter will be written without a certificate (exit code 3)"
+    )
 
 
 def tested_line(test: SizeTest, max_drop: float) -> str:
@@ -87,7 +113,7 @@ def size_verdict(found: Certificate, number: int, *, reason: bool = False) -> st
 
 def size_table(found: Certificate) -> Table:
     """Return a table of the trained sizes, from the largest to the smallest."""
-    metric, rows = found.promise.metric, found.rows[TEST].rows
+    metric, rows = found.promise.tested, found.rows[TEST].rows
     columns: list[Column | str] = ["size", *_SIZE, "largest rank", Column(metric, ".4f")]
     columns += [Column("drop", "+.4f"), Column("at most", "+.4f"), ""]
     lines: list[list[Any]] = [["full rank", *_size(found.full), found.full.test, None, None, None]]

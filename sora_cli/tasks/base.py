@@ -112,6 +112,8 @@ class Task(ABC):
     """True if an answer is a text that the model writes, for which no outputs are needed."""
     answered_together: ClassVar[int] = 4096
     """Rows that are in memory together where each row is to be answered."""
+    answers_numbers: ClassVar[bool] = False
+    """True if an answer is a number, so that two models' answers are equal by chance alone."""
     trains_head: ClassVar[bool] = True
     """True if the model's output head is new and trained in full."""
     input_columns: tuple[str, ...]
@@ -272,6 +274,13 @@ class Task(ABC):
         Raises:
             RowError: a row whose outputs are not finite.
         """
+
+    def compared_answers(self, predictions: Predictions) -> Sequence[Any]:
+        """Return the answer to each raw row in the form in which two models are compared.
+
+        Scores and probabilities are left out: they differ where the answers are the same.
+        """
+        return self.answer_columns(predictions)[0]
 
     def probabilities(self, predictions: Predictions) -> np.ndarray | None:
         """Return the probability of each class, (rows, classes); None if there are no classes."""

@@ -47,7 +47,7 @@ from sora_cli.search.certificate import (
     read_stored,
 )
 from sora_cli.search.promise import promise_of
-from sora_cli.search.rows import Part, choosing_rows, row_sets
+from sora_cli.search.rows import Held, Part, deciding_rows, row_sets
 from sora_cli.search.size import Size, size_of
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.row_scores import RowScores
@@ -113,7 +113,8 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
     if stored is None or block is None:
         raise SoraError(f"{run / REPORT} is of no run of sora auto")
     task, rows = _load(recipe)
-    held = choosing_rows(task, found.rows[SCREENING].rows, block.seed)
+    numbers = (found.rows[name].rows for name in (SCREENING, TEST))
+    held = deciding_rows(recipe, task, rows.train, *numbers)
     sets = row_sets(rows, held)
     reports = read_reports(run, len(found.candidates))
     differs = [*_changed_rows(found.rows, sets), *_changed_adapters(run, found, task)]
@@ -140,7 +141,7 @@ def _again(
     found: Certificate,
     loaded: LoadedRecipe,
     task: Task,
-    parts: Mapping[str, Part],
+    parts: Mapping[str, Held],
     scored: ScoresAgain,
 ) -> tuple[Certificate, list[Size], Certifiable]:
     """Score all adapters and compare.
@@ -154,7 +155,7 @@ def _again(
     confidence = promise.confidence
     whole = _measured(run / directory_of(None), recipe, task, parts, on)
     full = whole.scores[_TEST]
-    able = Certifiable.on(len(full), confidence, right_or_wrong=full.is_right_or_wrong)
+    able = Certifiable.on(len(full), confidence, full)
     promise = promise.settled(able, len(full))
     max_drop = promise.max_drop
     test = scored.score("full rank", found.full.test, full)
@@ -169,7 +170,7 @@ def _again(
         if able.may_pass(max_drop):
             tested = small.scores[_TEST]
             here = SizeTest.of(
-                tested.value, drop_bound(full, tested, confidence, seed=seed), max_drop
+                tested.beside(full), drop_bound(full, tested, confidence, seed=seed), max_drop
             )
             if size.test is not None:
                 here = scored.test(name, size.test, found.full.test, full, here, promise)
@@ -244,13 +245,15 @@ class _Measured:
 
 
 def _measured(
-    directory: Path, recipe: Recipe, task: Task, parts: Mapping[str, Part], on: str | None
+    directory: Path, recipe: Recipe, task: Task, parts: Mapping[str, Held], on: str | None
 ) -> _Measured:
     adapter = read_adapter(directory / ADAPTER)
     base, _ = load_adapted(adapter, recipe, task, on=on, strict=True)
     with tempfile.TemporaryDirectory() as scratch:
         scorer = build_scorer(recipe, task, base, Path(scratch))
-        scores = {n: scorer.row_scores(part.encoded(task, base)) for n, part in parts.items()}
+        scores = {
+            name: part.scores(scorer, part.encoded(task, base)) for name, part in parts.items()
+        }
     return _Measured(
         ranks={path: int(f.live_terms().sum()) for path, f in adapter.layers.items()},
         cost={path: f.A.shape[1] + f.B.shape[0] for path, f in adapter.layers.items()},

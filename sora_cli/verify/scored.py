@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from scipy.special import ndtri
 
 from sora_cli.report import Score
+from sora_cli.search.agreement import share_bound
 from sora_cli.search.bca import FEWEST_DIFFERING
 from sora_cli.search.certificate import SizeTest
 from sora_cli.search.few import few_rows_bound
@@ -115,7 +116,7 @@ class ScoresAgain:
         self._compare(_named(name, "drop"), stored.drop, here.drop, 2 * apart)
         differing, now = stored.differing or 0, here.differing or 0
         differing = int(self._compare(f"{name}, rows that differ", differing, now, turned))
-        drop, upper = promise.drop(whole, score), stored.upper
+        drop, upper = promise.tested_drop(whole, score), stored.upper
         alike = stored.refused == here.refused
         alike = alike and _is_coarse(stored, full) == _is_coarse(here, full)
         if alike:
@@ -126,7 +127,9 @@ class ScoresAgain:
                 f"{name}: {_said(stored)} in the certificate, {_said(here)} here, of "
                 f"{promise.max_drop:g}"
             )
-        if full.is_right_or_wrong and upper == stored.upper:
+        if full.is_agreement and upper == stored.upper:
+            upper = share_bound(differing, len(full), promise.confidence)
+        elif full.is_right_or_wrong and upper == stored.upper:
             counts = _lost_and_won(drop, differing, len(full))
             upper = exact_bound(*counts, len(full), promise.confidence) if counts else math.nan
         return {
@@ -144,7 +147,8 @@ class ScoresAgain:
     def _apart(self, stored: float, scores: RowScores) -> float:
         """Return how far a metric may be from itself, if so many of its rows differ."""
         rows = len(scores)
-        if scores.is_right_or_wrong and not close(stored * rows, np.round(stored * rows)):
+        by_rows = scores.is_right_or_wrong or scores.is_agreement
+        if by_rows and not close(stored * rows, np.round(stored * rows)):
             return ROUNDING  # no number of rows is right
         return self.tolerated(rows) / rows * max(1.0, abs(scores.value))
 
@@ -165,7 +169,8 @@ def _said(test: SizeTest) -> str:
 
 def _is_coarse(test: SizeTest, full: RowScores) -> bool:
     """Tell whether a bound is that of few differing rows, which is another than that of many."""
-    return not full.is_right_or_wrong and (test.differing or 0) < FEWEST_DIFFERING
+    exact = full.is_right_or_wrong or full.is_agreement
+    return not exact and (test.differing or 0) < FEWEST_DIFFERING
 
 
 def _lost_and_won(drop: float, differing: int, rows: int) -> tuple[int, int] | None:
@@ -186,6 +191,9 @@ def _explained(full: RowScores, here: SizeTest, confidence: float, turned: int) 
     less or more differ. Else the drop moves by these rows, and its square error by their squares.
     """
     rows, differing = len(full), here.differing or 0
+    if full.is_agreement:
+        ends = (max(differing - turned, 0), min(differing + turned, rows))
+        return max(abs(share_bound(end, rows, confidence) - here.upper) for end in ends)
     if full.is_right_or_wrong:
         lost, won = _lost_and_won(here.drop, differing, rows) or (differing, 0)
         less = min(lost, turned)

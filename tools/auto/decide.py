@@ -85,8 +85,7 @@ class Pool:
         self._planned = [PlannedSize(s.share, s.max_params, {}) for s in stored.sizes]
         self._cuts = [_size(s.cut) for s in stored.sizes]
         full = stored.scores[FULL]
-        right_or_wrong = full.is_right_or_wrong
-        self.certifiable = Certifiable.on(setting.test, CONFIDENCE, right_or_wrong=right_or_wrong)
+        self.certifiable = Certifiable.on(setting.test, CONFIDENCE, full)
         self.drops = [self.drop(f"healed-{number}") for number in range(len(stored.sizes))]
 
     def drop(self, model: str, rows: np.ndarray | None = None) -> float:

@@ -55,7 +55,7 @@ def draw_curve(axes: Any, found: Certificate) -> None:
     axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel(f"adapter parameters, % of the {whole:,} at full rank", fontsize=9)
-    axes.set_ylabel(f"drop of {found.promise.metric} against full rank", fontsize=9)
+    axes.set_ylabel(f"drop of {found.promise.tested} against full rank", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(axis="y", linewidth=0.4, color=FAINT)
     axes.set_axisbelow(True)
