@@ -135,6 +135,7 @@ def auto(
         check_needed("--data", {"--model": model is not None, "--task": task is not None})
     if recipe is None:
         raise SoraError("which recipe?", hint="sora auto RECIPE, or sora auto --data FILE")
+    block: dict[str, str | float | None]
     block = {"max_drop": max_drop, "max_differ": max_differ, "unlabelled": unlabelled}
     block |= {"tolerance": tolerance, "confidence": confidence, "serve": serve}
     block |= {"probe": "true"} if probe else {}

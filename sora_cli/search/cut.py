@@ -120,7 +120,7 @@ def tell_certifiable(scores: RowScores, split: str, promise: Promise, tell: Tell
     Returns:
         The promise with `--max-drop smallest` replaced by a number.
     """
-    lines: Iterable[str] = (certifiable_line(scores, split, promise.confidence),)
+    lines: Iterable[str | None] = [certifiable_line(scores, split, promise.confidence)]
     if promise.kind == "differ":
         lines = answers_lines(promise, len(scores))
     for line in filter(None, lines):

@@ -83,7 +83,8 @@ def deciding_rows(
 def unlabelled_rows(recipe: Recipe, task: Task, train: Dataset) -> AnswerRows:
     """Return the rows without labels that an `auto` block names, without the training rows."""
     block = recipe.auto
-    assert block is not None and block.unlabelled is not None
+    assert block is not None
+    assert block.unlabelled is not None
     path = Path(block.unlabelled).expanduser()
     with recipe.placing("auto.unlabelled"):
         return read_answer_rows(recipe, path, trained=task, seen=train, tolerance=block.tolerance)
