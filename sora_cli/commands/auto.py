@@ -25,7 +25,7 @@ from sora_cli.core.processes import is_main
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import command_start, importing
 from sora_cli.experiments.auto.budget import RowPlan
-from sora_cli.experiments.auto.plan import AutoPlan, found_keys, plan_auto, unused
+from sora_cli.experiments.auto.plan import AutoPlan, derived_keys, plan_auto, unused
 from sora_cli.experiments.auto.record import FILE_NAME as RECORD
 from sora_cli.experiments.auto.record import AutoRecord, read_auto
 from sora_cli.experiments.auto.tables import cost_lines, full_layers, promise_lines, whole_lines
@@ -307,7 +307,7 @@ def _placed(loaded: LoadedRecipe, plan: AutoPlan) -> LoadedRecipe:
     """Return a recipe with the search's own directory as its output, and its size as found."""
     update = {
         "dir": str(plan.output),
-        "derived": [*loaded.recipe.output.derived, *found_keys(plan)],
+        "derived": [*loaded.recipe.output.derived, *derived_keys(plan)],
     }
     block = loaded.recipe.output.model_copy(update=update)
     recipe = loaded.recipe.model_copy(update={"output": block})

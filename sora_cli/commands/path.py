@@ -19,7 +19,7 @@ from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import command_start, importing
-from sora_cli.experiments.path.plan import StagePlan, overruled, path_directory, plan_stages
+from sora_cli.experiments.path.plan import StagePlan, path_directory, plan_stages, unused
 from sora_cli.experiments.path.record import FILE_NAME, PICTURE, STAGES, PathReport, read_path
 from sora_cli.experiments.path.table import control_table, stage_table
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
@@ -61,7 +61,7 @@ def path(
         check_settled(loaded.recipe, "sora path")
         check_recipe(loaded.recipe)
     plans = plan_stages(loaded)
-    say_notes([*loaded.notes, *overruled(loaded)])
+    say_notes([*loaded.notes, *unused(loaded)])
     output = path_directory(loaded)
     is_there = read_path(output) is not None
     check_place(output, loaded.recipe, STAGES, is_there=is_there, work="path")

@@ -1,1 +1,1 @@
-"""Rows, and what turns them into a model's inputs."""
+"""Loading, checking and tokenising of a run's rows."""

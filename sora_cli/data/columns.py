@@ -1,4 +1,4 @@
-"""The columns of raw rows, and what they hold, told by their values and their names."""
+"""Guesses of each column's kind (texts, classes, numbers, ...) from its values and its name."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Image, Value
 
 LOOKED_AT = 20_000
-"""Rows that are read to tell the kinds of columns."""
-_CLASSES, _WHOLE_CLASSES = 200, 20  # different values that a column of classes has at most
-_ROWS_PER_CLASS = 4  # on average, at least
-_WORDS, _CHARACTERS = 3.0, 12  # of a text, on average: fewer are a name or a word
-_MOST = 0.95  # share of the values that tells what a column holds
+"""Most rows that are read to guess the kinds of columns."""
+_CLASSES, _WHOLE_CLASSES = 200, 20  # most different values of a column of classes: texts, integers
+_ROWS_PER_CLASS = 4  # on average, at least: classes repeat
+_WORDS, _CHARACTERS = 3.0, 12  # mean of a text, at least; shorter values are names or single words
+_MOST = 0.95  # share of values that decides a column's kind; the others may be mistakes
 
 _DATE = re.compile(
     r"\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?([T ].*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}( .*)?"
@@ -33,9 +33,9 @@ Kind = Literal[
     "text", "word", "class", "whole", "number", "identifier", "date", "constant", "empty",
     "words", "numbers", "chat", "answers", "choices", "image", "other",
 ]  # fmt: skip
-"""The kinds of columns: a text has several words, a "word" is a name, an address or the like with
-many different values; "whole" are whole numbers that are no classes; "words" and "numbers" are
-lists of them, with one item a word."""
+"""The kinds of columns. A text has several words; a "word" is a name, an address or similar, with
+many different values. "whole" are integers that are no classes. "words" and "numbers" are lists
+with one item per word."""
 
 _ABOUT: Mapping[Kind, str] = {
     "text": "texts",
@@ -59,11 +59,11 @@ _ABOUT: Mapping[Kind, str] = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column of raw rows.
+    """A column of raw rows and its guessed kind.
 
     Attributes:
-        distinct: different values among the rows that were looked at.
-        words: of a text, on average; 0 for what is no text.
+        distinct: number of different values among the rows that were read.
+        words: mean number of words of a text; 0 for other kinds.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Column:
 
     @property
     def about(self) -> str:
-        """Its values in words, for a person."""
+        """A short description of its values: "3 classes", "texts of 12 words"."""
         if self.kind == "class":
             return f"{self.distinct} classes"
         if self.kind == "text":
@@ -82,9 +82,10 @@ class Column:
 
 
 def some_rows(rows: int) -> Sequence[int]:
-    """Return the places of 20,000 of so many rows, in their order; of all if there are no more.
+    """Return the sorted places of a random sample of 20,000 out of `rows`; all places if fewer.
 
-    They are drawn at random: where every second row is of a class, equal distances find no other.
+    A random sample is used because evenly spaced rows may miss a class: in data where every second
+    row belongs to one class, an even stride sees only that class.
     """
     if rows <= LOOKED_AT:
         return range(rows)
@@ -93,53 +94,52 @@ def some_rows(rows: int) -> Sequence[int]:
 
 
 def read_columns(rows: Dataset) -> dict[str, Column]:
-    """Return what each column of raw rows holds, by its name, in the data's order.
-
-    At most 20,000 rows are looked at.
-    """
+    """Guess the kind of each column, from at most 20,000 rows; returns them by name, in order."""
     seen = rows.select(some_rows(len(rows)))
     features = rows.features
     plain = [name for name, feature in features.items() if isinstance(feature, Value | ClassLabel)]
-    # all plain columns at once: `datasets` goes through the rows again for each that is asked for
+    # all plain columns at once: `datasets` scans the rows again for each column that is read
     table = seen.select_columns(plain).with_format("arrow")[:] if plain else {}
-    found = {}
+    columns = {}
     for name, feature in features.items():
         if isinstance(feature, Image):
-            found[name] = Column(name, "image")
+            columns[name] = Column(name, "image")
         else:
             values = table[name].to_pylist() if name in plain else seen[name][:]
-            found[name] = _column(name, values, named=isinstance(feature, ClassLabel))
-    return found
+            columns[name] = _guess_column(name, values, named=isinstance(feature, ClassLabel))
+    return columns
 
 
-def _column(name: str, values: Sequence[Any], *, named: bool) -> Column:
-    """Return what values are.
+def _guess_column(name: str, values: Sequence[Any], *, named: bool) -> Column:
+    """Guess the kind of a column from its values.
 
     Args:
-        named: they are numbers of classes that the data set names.
+        named: True if the values are class numbers and the data set stores the classes' names.
     """
-    there = [v for v in values if v is not None and v != "" and v == v]  # NaN is not
-    if not there:
+    present = [v for v in values if v is not None and v != "" and v == v]  # NaN differs from itself
+    if not present:
         return Column(name, "empty")
-    nested = [isinstance(value, list | dict) for value in there]
+    nested = [isinstance(value, list | dict) for value in present]
     if any(nested):
-        return Column(name, _nested(there) if all(nested) else "other", len(there))
-    distinct = len(set(there))
-    if named or isinstance(there[0], bool):
+        return Column(name, _kind_of_nested(present) if all(nested) else "other", len(present))
+    distinct = len(set(present))
+    # before the test for integers: Python's True is an int, too
+    if named or isinstance(present[0], bool):
         return Column(name, "class", distinct)
-    if distinct == 1 and len(there) > 1:
+    if distinct == 1 and len(present) > 1:
         return Column(name, "constant", 1)
-    if all(isinstance(v, datetime.date | datetime.time) for v in there):
+    if all(isinstance(v, datetime.date | datetime.time) for v in present):
         return Column(name, "date", distinct)
-    if all(isinstance(v, str) for v in there):
-        words = float(np.mean([len(v.split()) for v in there]))
-        return Column(name, _of_texts(name, there, distinct, words), distinct, words)
-    if all(isinstance(v, int) for v in there):
-        return Column(name, _of_whole_numbers(name, there, distinct), distinct)
-    return Column(name, "number" if all(isinstance(v, float) for v in there) else "other", distinct)
+    if all(isinstance(v, str) for v in present):
+        words = float(np.mean([len(v.split()) for v in present]))
+        return Column(name, _kind_of_texts(name, present, distinct, words), distinct, words)
+    if all(isinstance(v, int) for v in present):
+        return Column(name, _kind_of_whole_numbers(name, present, distinct), distinct)
+    fractional = all(isinstance(v, float) for v in present)
+    return Column(name, "number" if fractional else "other", distinct)
 
 
-def _of_texts(name: str, values: Sequence[str], distinct: int, words: float) -> Kind:
+def _kind_of_texts(name: str, values: Sequence[str], distinct: int, words: float) -> Kind:
     if _share(_DATE, values) >= _MOST:
         return "date"
     if _are_numbers(values):
@@ -154,7 +154,10 @@ def _of_texts(name: str, values: Sequence[str], distinct: int, words: float) -> 
 
 
 def _are_numbers(values: Sequence[str]) -> bool:
-    """Tell whether texts are numbers but for a few, such as NaN, that made texts of all of them."""
+    """Return True if nearly all, but not all, of these texts are numbers.
+
+    A reader turns a column of numbers into texts because of a few values such as "n/a".
+    """
     numbers = [value for value in values if _is_finite(value)]
     few = _MOST * len(values) <= len(numbers) < len(values)
     return few and len(set(numbers)) > _WHOLE_CLASSES
@@ -167,16 +170,18 @@ def _is_finite(value: str) -> bool:
         return False
 
 
-def _of_whole_numbers(name: str, values: Sequence[int], distinct: int) -> Kind:
+def _kind_of_whole_numbers(name: str, values: Sequence[int], distinct: int) -> Kind:
+    # consecutive numbers without repetition are row numbers, even in another order
     counted = distinct == len(values) > 2 and max(values) - min(values) == distinct - 1
     if counted or _IDENTIFIER.fullmatch(name):
         return "identifier"
     few = distinct <= max(2, min(_WHOLE_CLASSES, len(values) // _ROWS_PER_CLASS))
+    # class numbers start at 0 and are small; larger numbers are years, codes or counts
     return "class" if few and min(values) >= 0 and max(values) < 10 * _WHOLE_CLASSES else "whole"
 
 
-def _nested(values: Sequence[Any]) -> Kind:
-    """Return what lists and mappings are, by the first of them that holds something."""
+def _kind_of_nested(values: Sequence[Any]) -> Kind:
+    """Guess the kind of a column of lists or mappings from its first value that is not empty."""
     first = next((value for value in values if value), None)
     items = first if isinstance(first, list) else [first]
     if all(isinstance(item, str) for item in items):
@@ -186,10 +191,10 @@ def _nested(values: Sequence[Any]) -> Kind:
     if not all(isinstance(item, dict) for item in items):
         return "other"
     keys = set(items[0] or ())
-    return next(_of_mappings(keys, single=isinstance(first, dict)), "other")
+    return next(_kinds_of_mappings(keys, single=isinstance(first, dict)), "other")
 
 
-def _of_mappings(keys: set[str], *, single: bool) -> Iterator[Kind]:
+def _kinds_of_mappings(keys: set[str], *, single: bool) -> Iterator[Kind]:
     if not single and {"role", "from"} & keys and {"content", "value"} & keys:
         yield "chat"
     if {"text", "answer_start"} <= keys:

@@ -1,6 +1,6 @@
-"""The first broken line of a file of rows, looked for once a reader has failed.
+"""Finds the first broken line of a data file after a reader has failed.
 
-Readers name the row of a block, or nothing; people look at lines.
+Readers report a row within a block, or no place at all; people need the line of the file.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from sora_cli.data.json_lines import DEEPEST, NO_ROW, TOO_DEEP, nesting
 from sora_cli.data.places import csv_records, is_json_list, json_texts
 from sora_cli.data.source import file_kind
 
-_Found = tuple[int, str]
+_LineFault = tuple[int, str]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A broken line of a file, or a whole file (line 0), and what is wrong there."""
+    """A broken line of a file (line 0: the whole file) and a description of the fault."""
 
     path: Path
     line: int
@@ -34,45 +34,47 @@ class Fault:
 
     @property
     def place(self) -> str:
-        """The file and the line, as "rows.csv:7"."""
+        """The file and the line: "rows.csv:7"."""
         return f"{self.path}:{self.line}" if self.line else str(self.path)
 
 
 def find_fault(paths: Sequence[Path], reason: str = "") -> Fault | None:
-    """Return the first broken line of some files; None where all lines are sound.
+    """Return the first broken line of some files; None if no line is broken.
 
     Args:
-        paths: in the order they were read; files of other kinds than csv, json and parquet are
-            not looked at.
-        reason: what the reader said, of values that are not of the kind of those before.
+        paths: in reading order; files other than csv, json and parquet are skipped.
+        reason: the reader's message, which may name a value of another type than the values before
+            it.
     """
     known = [path for path in paths if file_kind(path)]
+    # Broken lines first: the other two checks parse each line and would fail on a broken one.
     own = (Fault(path, *fault) for path in known for fault in _CHECKS[file_kind(path)](path))
-    return next(own, None) or _other_kind(known, reason) or _other_columns(known)
+    return next(own, None) or _unexpected_type(known, reason) or _unexpected_columns(known)
 
 
-def _other_kind(paths: Sequence[Path], reason: str) -> Fault | None:
-    """Return the line of the value that the reader could not take for what stands before it."""
-    said = _UNPARSED.search(reason)
-    if said is None:
+def _unexpected_type(paths: Sequence[Path], reason: str) -> Fault | None:
+    """Return the line of the first value with another type than its predecessors."""
+    match = _UNPARSED.search(reason)
+    if match is None:
         return None
-    value, before = said[1], "whole numbers" if said[2].startswith("int") else f"{said[2]} values"
+    value, kind = match.groups()
+    before = "whole numbers" if kind.startswith("int") else f"{kind} values"
     for path in paths:
         for line, values in _VALUES[file_kind(path)](path):
             if value in values:
-                what = f"{shown_value(value)}, where there are {before} before"
+                what = f"{shown_value(value)} stands in a column of {before}"
                 return Fault(path, line, what)
     return None
 
 
-def _other_columns(paths: Sequence[Path]) -> Fault | None:
-    """Return the first file that has other columns than the first file, or none at all."""
+def _unexpected_columns(paths: Sequence[Path]) -> Fault | None:
+    """Return the first file with other columns than the first file, or with none."""
     columns = [_COLUMNS[file_kind(path)](path) for path in paths]
     if paths and not any(columns):
         line, _ = next(_VALUES[file_kind(paths[0])](paths[0]), (0, []))
         return Fault(paths[0], line, "its rows have no columns")
     for path, own in zip(paths, columns, strict=True):
-        for verb, names in (("has no", columns[0] - own), ("alone has a", own - columns[0])):
+        for verb, names in (("has no", columns[0] - own), ("has a", own - columns[0])):
             if names:
                 what = f"it {verb} column {shown_value(min(names))}, unlike {paths[0]}"
                 return Fault(path, 1 if file_kind(path) == "csv" else 0, what)
@@ -80,26 +82,24 @@ def _other_columns(paths: Sequence[Path]) -> Fault | None:
 
 
 def check_header(path: Path, split: str) -> list[str]:
-    """Check the first lines of a CSV file, which pandas would read otherwise than they look.
+    """Check the header and the first row of a CSV file for mistakes that pandas accepts silently.
 
-    Where the first row has more fields than the header, it takes the first column for an index.
+    A first row with more fields than the header is an error: pandas would use its first column as
+    an index.
 
     Returns:
-        Remarks on columns that share a name: pandas gives the second another one.
-
-    Raises:
-        SoraError: more fields than the header has.
+        A remark for each column name that occurs more than once: pandas renames the later columns.
     """
     try:
         records = list(islice(csv_records(path), 2))
     except (csv.Error, UnicodeDecodeError, OSError):
-        return []  # the reader says it
+        return []  # the reader reports this fault later
     if not records:
         return []
     line, header = records[0]
     if len(records) > 1 and len(records[1][1]) > len(header):
         raise SoraError(
-            f"{len(records[1][1])} fields, where the header has {len(header)}",
+            f"{len(records[1][1])} fields, but the header has {len(header)}",
             where=f"{shown_path(path)}:{records[1][0]}" + (f", split '{split}'" if split else ""),
             hint=_too_many_hint(header, records[1][1]),
         )
@@ -108,23 +108,23 @@ def check_header(path: Path, split: str) -> list[str]:
         places.setdefault(name, []).append(place)
     return [
         f"{shown_path(path)}:{line} has {len(own)} columns called {shown_value(name)} "
-        f"({', '.join(map(str, own))}): the first one is read as that"
+        f"({', '.join(map(str, own))}): only the first keeps this name"
         for name, own in places.items()
         if len(own) > 1
     ]
 
 
 def _too_many_hint(header: Sequence[str], fields: Sequence[str]) -> str:
-    """Say what to do about a row that has more fields than the header."""
+    """Suggest a fix for a row with more fields than the header."""
     if not "".join(fields[len(header) :]).strip():
-        return "take the commas at the ends of the lines away"
-    return "put texts with commas in them into quotes, or name all columns in the header"
+        return "remove the commas at the ends of the lines"
+    return "put texts that contain commas into quotes, or name all columns in the header"
 
 
-def _parquet(path: Path) -> Iterator[_Found]:
+def _parquet(path: Path) -> Iterator[_LineFault]:
     with path.open("rb") as file:
         if file.read(4) != b"PAR1":
-            yield 0, "it is not a parquet file, whatever its name says"
+            yield 0, "it is not a parquet file, despite its name"
             return
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
@@ -134,42 +134,42 @@ def _parquet(path: Path) -> Iterator[_Found]:
         yield 0, first_line(error)
 
 
-def _csv(path: Path) -> Iterator[_Found]:
+def _csv(path: Path) -> Iterator[_LineFault]:
     yield from _not_utf8(path)
     width = 0
     try:
         for line, fields in csv_records(path, strict=True):
             width = width or len(fields)
             if len(fields) > width:
-                yield line, f"{len(fields)} fields, where the header has {width}"
+                yield line, f"{len(fields)} fields, but the header has {width}"
     except csv.Error as error:
         place, _, reason = str(error).partition(":")
         yield int(place), reason
 
 
-def _json(path: Path) -> Iterator[_Found]:
-    """Check JSON lines; or one document, where the file starts as a list."""
+def _json(path: Path) -> Iterator[_LineFault]:
+    """Check JSON lines, or a file that holds one JSON list of rows."""
     yield from _not_utf8(path)
     try:
         if is_json_list(path):
-            with suppress(RecursionError):  # it is met again, row by row
+            with suppress(RecursionError):  # the loop below finds the row that is nested too deep
                 json.loads(path.read_text(encoding="utf-8-sig"))
         for number, text in json_texts(path):
             if wrong := _wrong_row(text):
                 yield number, wrong
     except json.JSONDecodeError as error:
-        yield error.lineno, f"no JSON: {error}"
+        yield error.lineno, f"not valid JSON: {error}"
 
 
 def _wrong_row(text: str) -> str:
-    """Return the fault in the text of one row; empty: none."""
+    """Describe the fault in the text of one row; empty if there is none."""
     if nesting(text.encode()) > DEEPEST:
         return TOO_DEEP
     try:
         row = json.loads(text, object_pairs_hook=_distinct)
-        json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        json.dumps(row, ensure_ascii=False).encode()  # fails for half of a surrogate pair
     except ValueError as error:
-        return f"no JSON: {getattr(error, 'msg', error)}"
+        return f"not valid JSON: {getattr(error, 'msg', error)}"
     return "" if isinstance(row, dict) else NO_ROW
 
 
@@ -178,11 +178,11 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {shown_value(twice)} is there twice")
+        raise ValueError(f"the key {shown_value(twice)} occurs twice")
     return row
 
 
-def _not_utf8(path: Path) -> Iterator[_Found]:
+def _not_utf8(path: Path) -> Iterator[_LineFault]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -191,7 +191,7 @@ def _not_utf8(path: Path) -> Iterator[_Found]:
                 yield number, "it is not UTF-8 text"
 
 
-_CHECKS: dict[str, Callable[[Path], Iterator[_Found]]] = {
+_CHECKS: dict[str, Callable[[Path], Iterator[_LineFault]]] = {
     "csv": _csv,
     "json": _json,
     "parquet": _parquet,
@@ -199,13 +199,13 @@ _CHECKS: dict[str, Callable[[Path], Iterator[_Found]]] = {
 
 
 def _json_values(path: Path) -> Iterator[tuple[int, list[Any]]]:
-    """Yield the values of each line, those in lists and mappings among them."""
+    """Yield the line and all values of each row, including nested values."""
     for number, row in _json_rows(path):
         yield number, list(_flat(row))
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield the rows of a file with their lines."""
+    """Yield the line and the parsed value of each row."""
     yield from ((number, json.loads(text)) for number, text in json_texts(path))
 
 

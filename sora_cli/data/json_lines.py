@@ -1,4 +1,4 @@
-"""The JSON lines that would end the process in pyarrow: refused before they are parsed."""
+"""A guard for pyarrow's JSON reader: it refuses the lines that would crash the process."""
 
 from __future__ import annotations
 
@@ -10,35 +10,37 @@ from re import compile as pattern
 from typing import Any
 
 DEEPEST = 63
-"""Levels of lists and mappings in a row, the row among them, that pyarrow hands over: its bridge
-between C and Python takes 64 and counts the table, too. Some 10,000 overflow the stack, because
-its builders of arrays are finished by recursion (arrow/json/parser.cc, `RawBuilderSet::Finish`)."""
-NO_ROW = 'no row: rows are like {"text": "...", "label": 0}'
+"""Most levels of lists and mappings in a row (the row is one level) that pyarrow can return: its
+bridge between C and Python allows 64, including the table. About 10,000 levels overflow the stack,
+because array builders are finished by recursion (arrow/json/parser.cc, `RawBuilderSet::Finish`)."""
+NO_ROW = 'not a row; a row looks like {"text": "...", "label": 0}'
 TOO_DEEP = f"nested more than {DEEPEST} levels deep"
 
-_BLANK = b"\xef\xbb\xbf \t"  # with the mark that some files of UTF-8 begin with
+_BLANK = b"\xef\xbb\xbf \t"  # white space, and the byte order mark of some UTF-8 files
 _TEXTS = pattern(rb'"(?:[^"\\]+|\\.)*"')
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def nesting(line: bytes) -> int:
-    """Return how deep the lists and mappings of a line of JSON are nested."""
+    """Return the nesting depth of a line of JSON; 0 if it has too few brackets to be too deep."""
     if line.count(b"[") + line.count(b"{") <= DEEPEST:
-        return 0  # not as deep as matters
+        return 0  # too few brackets; no need to count exactly
     brackets = _TEXTS.sub(b"", line).translate(None, _NO_BRACKETS)
     return max(accumulate(1 if mark in b"[{" else -1 for mark in brackets), default=0)
 
 
 @contextmanager
 def refusing_fatal_lines() -> Iterator[None]:
-    """Within the block, make pyarrow's reader refuse the lines that would end the process.
+    """Within this context, refuse JSON lines that would crash pyarrow's reader.
 
-    Besides the rows nested too deep, these are the rows that are null: the reader takes the last
-    builder of an empty stack for them (arrow/json/parser.cc, `HandlerBase::Null`), which is a
-    segmentation fault where such a row is the first of a block, and a row of nothing elsewhere.
+    Two kinds of lines are refused. Rows that are nested too deep overflow the stack. Rows that are
+    null make the reader take the last builder of an empty stack (arrow/json/parser.cc,
+    `HandlerBase::Null`): a segmentation fault if the row is the first of a block, and an empty row
+    elsewhere.
     """
     import pyarrow.json as reader  # type: ignore[import-untyped]
 
+    # `datasets` looks the function up in this module at each call, and has no hook of its own
     own = reader.read_json
 
     def read_json(lines: BytesIO, *, read_options: Any) -> Any:
@@ -53,10 +55,10 @@ def refusing_fatal_lines() -> Iterator[None]:
 
 
 def _check(lines: bytes, block: int) -> None:
-    """Raise an error for lines that would end the process.
+    """Raise an error for lines that would crash the process.
 
     Args:
-        block: bytes that are parsed from their own beginning.
+        block: number of bytes that pyarrow parses as one block.
     """
     from pyarrow import ArrowInvalid
 
@@ -64,7 +66,8 @@ def _check(lines: bytes, block: int) -> None:
         if line.lstrip(_BLANK).startswith(b"null"):
             if not before.rstrip().endswith((b",", b":", b"[")):
                 raise ValueError(NO_ROW)
-            if block < len(lines):  # in one document over many lines; `datasets` doubles the block
+            # one document over many lines: at this error `datasets` tries again with larger blocks
+            if block < len(lines):
                 raise ArrowInvalid("straddling: a block may begin within a list")
         if len(line) > 2 * DEEPEST and nesting(line) > DEEPEST:  # each level has two brackets
             raise ValueError(f"a row is {TOO_DEEP}")

@@ -1,4 +1,4 @@
-"""Loads the splits of a recipe's data, with the files they come from."""
+"""Loading of a recipe's splits, with the files of each split."""
 
 from __future__ import annotations
 
@@ -25,28 +25,24 @@ from sora_cli.data.source import Builtin, Files, Folder, Hub, file_kind, find_so
 from sora_cli.recipe.recipe import DataBlock
 
 _CSV_OPTIONS: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
-"""pandas would take texts such as NA, None and null for missing; only an empty cell is."""
+"""Only an empty cell is missing; by default pandas also drops texts such as NA, None and null."""
 _CONFIGURATIONS = re.compile(r"pick one among the available configs: \[(.*?)\]")
-"""Part of the error of `datasets` where a data set has several, and none was named."""
+"""Part of the error of `datasets` for a data set with several configurations and no name given."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of a split, and where they come from."""
+    """Rows of a split with their origin (split, files and row numbers)."""
 
     rows: Dataset
     origin: Origin
 
 
 def load_splits(data: DataBlock) -> Mapping[str, Part]:
-    """Load every split that a recipe's data block gives.
-
-    Raises:
-        SoraError: nothing there, or nothing that could be read.
-    """
+    """Load every split that a recipe's data block defines."""
     match find_source(data):
         case Files(splits):
-            return {split: _load_files(split, *found) for split, found in splits.items()}
+            return {split: _load_files(split, *files) for split, files in splits.items()}
         case Folder(path):
             return _load_folder(path, data)
         case Builtin(name):
@@ -56,7 +52,7 @@ def load_splits(data: DataBlock) -> Mapping[str, Part]:
 
 
 def _parts(splits: Mapping[Any, Dataset], folder: Path | None = None) -> Mapping[str, Part]:
-    """Return splits whose files are not known, or are in a directory each."""
+    """Return splits with unknown files, or (with `folder`) each from a directory of its own."""
     places = {str(name): () if folder is None else (folder / str(name),) for name in splits}
     return {
         str(name): Part(rows, Origin(str(name), places[str(name)])) for name, rows in splits.items()
@@ -68,15 +64,12 @@ def _load_files(split: str, kind: str, paths: list[Path]) -> Part:
 
 
 def load_file(path: Path, cache: Path | None = None) -> Part:
-    """Load a file of rows that is no part of a recipe, in the way those are loaded.
+    """Load a single file of rows that belongs to no recipe, with the settings of a recipe's files.
 
-    The rows are not in memory: they are written to the disk in another form, and read from there.
+    The rows are not held in memory: `datasets` converts the file and reads the copy from the disk.
 
     Args:
-        cache: directory for that; None: the cache of `datasets`.
-
-    Raises:
-        SoraError: it holds no rows, or cannot be read.
+        cache: directory of that copy; None: the cache of `datasets`.
     """
     datasets.disable_progress_bars()
     return _read_files("", file_kind(path), [path], cache=cache)
@@ -93,26 +86,23 @@ def _read_files(
             rows = datasets.load_dataset(
                 kind, split="train", data_files=[str(path) for path in paths], **place, **options
             )
-        rows.data.validate(full=True)  # the reader of JSON takes any bytes for text
-    except Exception as error:  # the readers of four formats raise many kinds
+        rows.data.validate(full=True)  # pyarrow's JSON reader does not check that texts are UTF-8
+    except Exception as error:  # the readers of four formats raise many types
         raise _unreadable(key, paths, error) from error
     return Part(rows, Origin(split, tuple(paths), len(rows), notes=notes))
 
 
 def _separator(paths: Sequence[Path]) -> str:
-    """Return what stands between the fields of CSV files.
-
-    Raises:
-        SoraError: it is not the same in all of them.
-    """
-    found = {separator_in(path): path for path in reversed(paths)}
-    if len(found) > 1:
-        (one, file), (two, other) = list(found.items())[:2]
+    """Return the field separator of CSV files; different separators in one split are an error."""
+    # reversed: of several files with one separator, the first stays in the mapping
+    separators = {separator_in(path): path for path in reversed(paths)}
+    if len(separators) > 1:
+        (one, file), (two, other) = list(separators.items())[:2]
         raise SoraError(
-            f"{shown_path(file)} has {one!r} between its fields, {shown_path(other)} has {two!r}",
-            hint="write all files of a split alike",
+            f"{shown_path(file)} separates fields by {one!r}, {shown_path(other)} by {two!r}",
+            hint="use the same separator in all files of a split",
         )
-    return next(iter(found), ",")
+    return next(iter(separators), ",")
 
 
 def _check_headers(split: str, paths: Iterable[Path]) -> tuple[str, ...]:
@@ -122,14 +112,15 @@ def _check_headers(split: str, paths: Iterable[Path]) -> tuple[str, ...]:
 
 
 def _unreadable(key: str | None, paths: Sequence[Path], error: Exception) -> SoraError:
-    """Make the error for files that cannot be read; it names the first broken line, if there is.
+    """Make the error for files that cannot be read, with the first broken line if one is found.
 
     Args:
-        key: of the recipe, where it names them.
+        key: the recipe's key that names the files; None for a file that belongs to no recipe.
     """
     name, where = key or shown_path(paths[0]), key and first_few(paths)
     if not holds_rows(paths):
         return SoraError(f"{name} holds no rows", where=where, key=key)
+    # `datasets` wraps a reader's error in its DatasetGenerationError, which names no reason
     reason = first_line(error.__cause__ or error)
     fault = find_fault(paths, reason)
     if fault is None:
@@ -140,7 +131,10 @@ def _unreadable(key: str | None, paths: Sequence[Path], error: Exception) -> Sor
 
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
-    """Have `datasets` read rows: without its log, as an error is raised, too, and said once."""
+    """Silence the log of `datasets` while it reads rows: its errors are raised and reported once.
+
+    Lines that would crash pyarrow are refused meanwhile.
+    """
     level = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
@@ -155,16 +149,17 @@ def _load_folder(folder: Path, data: DataBlock) -> Mapping[str, Part]:
         if (folder / "dataset_dict.json").is_file():
             return _parts(datasets.load_from_disk(str(folder)), folder)
         builder = _builder(folder, data)
-        found = builder.config.data_files or {}
+        data_files = builder.config.data_files or {}
         files = {
             str(name): tuple(Path(shown_path(Path(path))) for path in own)
-            for name, own in found.items()
+            for name, own in data_files.items()
         }
         paths = [path for own in files.values() for path in own if file_kind(path) == "csv"]
+        # a README may set another separator; the headers cannot be checked with ours then
         looked_at = getattr(builder.config, "sep", None) == _separator(paths)
     except SoraError:
         raise
-    except Exception as error:  # as many kinds as there are readers
+    except Exception as error:  # each reader raises its own types
         raise _unloadable(data, error.__cause__ or error) from error
     notes = {name: _check_headers(name, own) for name, own in files.items() if looked_at}
     try:
@@ -182,7 +177,7 @@ def _load_folder(folder: Path, data: DataBlock) -> Mapping[str, Part]:
 
 
 def _builder(folder: Path, data: DataBlock) -> Any:
-    """Return what reads a directory's files."""
+    """Return the `datasets` builder of a directory's files."""
     options = {"revision": data.revision, "cache_dir": _cache_for(folder)}
     with _reading():
         builder = datasets.load_dataset_builder(str(folder), data.name, **options)
@@ -191,15 +186,16 @@ def _builder(folder: Path, data: DataBlock) -> Any:
             if builder.config.sep == ",":
                 own = (builder.config.data_files or {}).values()
                 options["sep"] = _separator([Path(path) for paths in own for path in paths])
+            # made again with the options, because they are part of the name of its cache
             builder = datasets.load_dataset_builder(str(folder), data.name, **options)
     return builder
 
 
 def _cache_for(folder: Path) -> str:
-    """Return a cache of this directory's own, as its files are now.
+    """Return a cache directory for this folder in its present state.
 
-    Where a README lists configurations, `datasets` tells local directories apart by their last
-    name and that list only: it would take another directory's rows, or those before an edit.
+    If a README lists configurations, `datasets` identifies a local directory by its last name and
+    that list only. It would return another directory's rows, or the rows from before an edit.
     """
     state = hashlib.sha256(str(folder.resolve()).encode())
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -218,7 +214,7 @@ def _load_hub(data: DataBlock) -> Mapping[str, Dataset]:
         raise _unloadable(data, error.__cause__ or error) from error  # such as a loading script
     if not isinstance(loaded, DatasetDict):
         raise SoraError(
-            f"data '{data.path}' has no splits but is a {type(loaded).__name__}", key="data.path"
+            f"data '{data.path}' is a {type(loaded).__name__} without splits", key="data.path"
         )
     return dict(loaded)
 
@@ -229,7 +225,7 @@ def _unloadable(
     """Make the error for a data set that cannot be loaded.
 
     Args:
-        files: of its splits, in one of which a line may be broken.
+        files: of each split; searched for a broken line.
     """
     reason, files = first_line(error), files or {}
     if several := _CONFIGURATIONS.search(str(error)):

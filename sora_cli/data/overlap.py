@@ -1,4 +1,4 @@
-"""Finds rows that are scored but were also trained on, by their raw texts and images."""
+"""Search for scored rows that were also trained on, by their raw texts and images."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ _BATCH = 10_000
 
 @dataclass(frozen=True)
 class Overlap:
-    """The rows of a split whose input is also a training row's, to the letter.
+    """Counts of rows in a split with exactly the same input as a training row.
 
     Attributes:
-        contradicted: of them, those that have another label there.
+        rows: all of them.
+        contradicted: rows whose label differs from the training row's label.
     """
 
     rows: int
@@ -28,22 +29,22 @@ class Overlap:
 def find_overlaps(
     train: Dataset, splits: Mapping[str, Dataset], *, texts: Sequence[str], label: str | None
 ) -> dict[str, Overlap]:
-    """Compare splits with the training rows.
+    """Count the rows of each split that also occur in the training rows.
 
-    400,000 pairs take about two seconds: of each row, 64 bits of a keyed hash are compared.
+    Rows are compared by a keyed hash of 64 bits; 400,000 pairs take about two seconds.
 
     Args:
-        texts: columns that the model's input is made of.
-        label: column of what is to be predicted; None where it is among the texts.
+        texts: columns of the model's input.
+        label: the label's column; None if the label is part of the input.
     """
     inputs, pairs = _hashes(train, texts, label)
-    found = {}
+    overlaps = {}
     for name, rows in splits.items():
         own_inputs, own_pairs = _hashes(rows, texts, label)
-        there = np.isin(own_inputs, inputs)
-        agrees = np.isin(own_pairs[there], pairs)
-        found[name] = Overlap(int(there.sum()), int((~agrees).sum()))
-    return found
+        repeated = np.isin(own_inputs, inputs)
+        agrees = np.isin(own_pairs[repeated], pairs)
+        overlaps[name] = Overlap(int(repeated.sum()), int((~agrees).sum()))
+    return overlaps
 
 
 def input_hashes(rows: Dataset, texts: Sequence[str]) -> np.ndarray:
@@ -54,11 +55,12 @@ def input_hashes(rows: Dataset, texts: Sequence[str]) -> np.ndarray:
 def _hashes(
     rows: Dataset, texts: Sequence[str], label: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return two arrays, (rows,) int64: of the input alone, and of input and label together."""
+    """Return two int64 arrays (rows,): hashes of the input, and of the input with its label."""
     inputs, pairs = [], []
     columns = [*texts, label] if label is not None else list(texts)
     for batch in comparable_batches(rows.select_columns(columns), _BATCH):
-        inputs_of = [[str(text) for text in batch[name]] for name in texts]  # as tokenised
+        inputs_of = [[str(text) for text in batch[name]] for name in texts]
+        # Python's hash of texts has another key in each process; both sides are hashed in this one
         own = [hash(row) for row in zip(*inputs_of, strict=True)]
         inputs.append(np.array(own, dtype=np.int64))
         answers = [0] * len(own) if label is None else [str(value) for value in batch[label]]

@@ -1,4 +1,4 @@
-"""The places of rows: the split, the file and the line that an error about a row names."""
+"""Places of rows (split, file and line), for error messages about rows."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from sora_cli.data.source import file_kind
 
 COUNTED = "(counted from 0)"
 _OTHER_SEPARATORS = (";", "\t", "|")
-_BETWEEN = re.compile(r"[\s,]*")  # what stands between the rows of a JSON list
+_BETWEEN = re.compile(r"[\s,]*")  # between the rows of a JSON list
 
 
 class RowError(SoraError):
-    """An error in rows of data.
+    """An error about rows of the data.
 
     Args:
-        row: from 0, among the rows that were looked at; None: all of them, such as a column that
-            is not there.
-        trained: a training row, from 0, that the row does not fit.
+        row: its place, from 0, among the checked rows; None if the error concerns all rows, such as
+            a missing column.
+        trained: place, from 0, of a training row that contradicts the row.
         where: the valid alternatives.
-        key: of the recipe, where it names what the rows lack.
+        key: the recipe's key that can be changed to fix the error.
     """
 
     def __init__(
@@ -45,39 +45,39 @@ class RowError(SoraError):
         super().__init__(what, where=where, hint=hint, key=key)
         self.trained = trained
         self.places: list[str]
-        self.put(row)
+        self.set_row(row)
 
     def renamed(self, old: str, new: str) -> None:
         """Replace a name in all lines, and in the places of rows."""
         super().renamed(old, new)
         self.places = [place.replace(old, new) for place in self.places]
 
-    def put(self, row: int | None) -> None:
-        """Name the row it is about."""
+    def set_row(self, row: int | None) -> None:
+        """Set the row of this error."""
         self.row = row
         self.places = [f"row {row} {COUNTED}"] if row is not None else []
 
     def placed(self, place: str | None) -> None:
-        """Add the place of the error's key, behind that of the row."""
+        """Add the place of the error's key after the place of the row."""
         if place is not None and self.key is not None:
             self.places.append(place)
         self.key = None
 
     @property
     def shown_where(self) -> str:
-        """The second line: the places, and the valid alternatives."""
+        """The second line: the places, then the valid alternatives."""
         return "; ".join([*self.places, *([self.where] if self.where else [])])
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The split, the files and the numbers of the rows of a part of a run.
+    """The split, the files and the row numbers of a part of a run.
 
     Attributes:
-        split: the name of their split; empty: they are of none, and the files tell all.
-        files: that hold the whole split, in order; none: they are not known.
-        total: rows of the split.
-        numbers: (rows,) the place of each row in its split; None: they are the split's first rows.
+        split: the split's name; empty for rows that belong to no split.
+        files: all files of the split, in order; empty if they are unknown.
+        total: number of rows in the split.
+        numbers: (rows,) the place of each row in its split; None: the split's first rows.
         notes: remarks on the files.
     """
 
@@ -88,16 +88,16 @@ class Origin:
     notes: tuple[str, ...] = ()
 
     def of(self, rows: Sequence[int]) -> Origin:
-        """Return the origin of some of these rows.
+        """Return the origin of a subset of these rows.
 
         Args:
-            rows: their places among these, from 0.
+            rows: places of the subset among these rows, from 0.
         """
         known = self.numbers
         return replace(self, numbers=rows if known is None else [known[row] for row in rows])
 
     def place(self, row: int | None) -> str:
-        """Return where a row stands: "train.csv:8, split 'train'"; None: where all of them do."""
+        """Return a row's place ("train.csv:8, split 'train'"); None: the place of all rows."""
         places = [f"split '{self.split}'"] if self.split else []
         if row is None:
             headers = (f"{shown_path(p)}{':1' * (file_kind(p) == 'csv')}" for p in self.files)
@@ -110,11 +110,12 @@ class Origin:
         return ", ".join([line, *places])
 
     def _line(self, number: int) -> str | None:
-        """Return file and line of a row of the split; None where they cannot be told."""
+        """Return the file and line of a row of the split; None if they cannot be determined."""
         try:
             starts = [list(_STARTS[file_kind(path)](path)) for path in self.files]
         except (OSError, ValueError, KeyError, csv.Error):
             return None
+        # a reader that skipped or joined lines would make every later line wrong: name no line
         if sum(map(len, starts)) != self.total:
             return None
         for path, own in zip(self.files, starts, strict=True):
@@ -125,7 +126,7 @@ class Origin:
 
 
 def holds_rows(paths: Sequence[Path]) -> bool:
-    """Return whether some files hold rows, as far as that can be told."""
+    """Return True if any of these files has a row; True for files that cannot be read."""
     try:
         return any(True for path in paths for _ in _STARTS[file_kind(path)](path))
     except (OSError, ValueError, KeyError, csv.Error):
@@ -134,11 +135,11 @@ def holds_rows(paths: Sequence[Path]) -> bool:
 
 @contextmanager
 def locating(rows: Origin, trained: Origin | None = None) -> Iterator[None]:
-    """Make errors about rows say in which split, file and line these stand.
+    """Within this context, add split, file and line to errors about rows.
 
     Args:
-        rows: of the rows that are looked at.
-        trained: of the training rows.
+        rows: origin of the checked rows.
+        trained: origin of the training rows.
     """
     try:
         yield
@@ -150,26 +151,28 @@ def locating(rows: Origin, trained: Origin | None = None) -> Iterator[None]:
 
 
 def csv_records(path: Path, *, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line that each record of a CSV file begins in, and its fields, the header first.
+    """Yield the first line and the fields of each record in a CSV file, the header first.
 
-    Blank lines are left out, as pandas does, which reads the rows.
+    Blank lines are skipped, as in pandas, which reads the rows.
     """
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # its own is 131,072 characters
+    # csv's own limit is 131,072 characters; a C long has 32 bits on Windows
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader, start = csv.reader(file, strict=strict, delimiter=separator_in(path)), 1
         try:
             for fields in reader:
                 if len(fields) > 1 or (fields and not fields[0].isspace()):
                     yield start, fields
-                start = reader.line_num + 1
+                start = reader.line_num + 1  # a quoted field may span several lines
         except csv.Error as error:
             raise csv.Error(f"{start}:{error}") from error
 
 
 def separator_in(path: Path) -> str:
-    """Return what stands between the fields of a CSV file.
+    """Return the field separator of a CSV file.
 
-    In .tsv files it is a tab; elsewhere a comma, or what a header without commas has instead.
+    It is a tab in .tsv files. In others it is a comma, or the semicolon, tab or bar in a header
+    without commas.
     """
     if path.suffix.lower() == ".tsv":
         return "\t"
@@ -177,13 +180,13 @@ def separator_in(path: Path) -> str:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = next((line for line in csv.reader(file) if "".join(line).strip()), [])
     except (csv.Error, UnicodeDecodeError, OSError):
-        return ","  # whoever reads it says it
-    found = (mark for mark in _OTHER_SEPARATORS if len(header) == 1 and mark in header[0])
-    return next(found, ",")
+        return ","  # the reader reports this fault later
+    marks = (mark for mark in _OTHER_SEPARATORS if len(header) == 1 and mark in header[0])
+    return next(marks, ",")
 
 
 def line_end_in(path: Path) -> str:
-    """Return the end of a text file's first line."""
+    """Return the line ending of a text file, from its first line."""
     with path.open("rb") as file:
         return "\r\n" if file.readline(2**20).endswith(b"\r\n") else "\n"
 
@@ -195,10 +198,10 @@ def _csv_starts(path: Path) -> Iterator[str]:
 
 
 def json_texts(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the line that each row of a JSON file begins in, and the row's text.
+    """Yield the first line and the text of each row in a JSON file.
 
     Raises:
-        JSONDecodeError: in a list of rows, what is no JSON, or nested too deep to be decoded.
+        JSONDecodeError: a list of rows has invalid JSON, or is nested too deep to be decoded.
     """
     if is_json_list(path):
         yield from _in_list(path.read_text(encoding="utf-8-sig"))
@@ -208,7 +211,7 @@ def json_texts(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def is_json_list(path: Path) -> bool:
-    """Return whether a JSON file is one list of rows, not a row a line, by its beginning."""
+    """Return True if a JSON file begins as one list of rows, not with one row per line."""
     with path.open(encoding="utf-8-sig") as file:
         return file.read(4096).lstrip().startswith("[")
 
@@ -228,7 +231,7 @@ def _in_list(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _json_starts(path: Path) -> Iterator[str]:
-    shared = is_json_list(path)  # rows of a list may share a line
+    shared = is_json_list(path)  # a line may hold several rows of a list
     for row, (line, _) in enumerate(json_texts(path)):
         yield f":{line}, row {row} {COUNTED}" if shared else f":{line}"
 

@@ -1,7 +1,7 @@
-"""The tokenizer, image processor, or both in one, that make a model's inputs; and padding.
+"""Loading of tokenizers and image processors, and padding of batches.
 
-Batches are padded at the right, whatever side a tokenizer prefers, since labels are positions of
-tokens. Decoders lose nothing by it: no token before the padding attends to it.
+Batches are padded on the right, whichever side a tokenizer prefers, since labels are positions of
+tokens. This does not change a decoder's outputs: no token before the padding attends to it.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _NEEDS = {
 
 
 def load_processor(auto: str, source: str, options: Mapping[str, Any]) -> Any:
-    """Load the tokenizer, the image processor or both, which make a model's inputs.
+    """Load a model's tokenizer, image processor or both.
+
+    A local directory without the needed files is an error; transformers would silently make an
+    empty tokenizer.
 
     Args:
         auto: transformers' Auto class: AutoTokenizer, AutoImageProcessor or AutoProcessor.
         source: a directory or Hub id.
         options: of `from_pretrained`, such as `revision` or `gguf_file`.
-
-    Raises:
-        SoraError: a local directory holds none; transformers would make up an empty one.
     """
     if "gguf_file" not in options:
         for patterns, what, hint in _NEEDS[auto]:
@@ -58,22 +58,18 @@ def _auto_class(name: str) -> Any:
     import transformers
     from transformers.models.auto import image_processing_auto
 
-    if name == "AutoImageProcessor":  # at the top, 5.4 to 5.17 have it beside torchvision alone
+    if name == "AutoImageProcessor":  # transformers 5.4 to 5.17 export it only with torchvision
         return image_processing_auto.AutoImageProcessor
     return getattr(transformers, name)
 
 
 def lacks_tokenizer(folder: Path) -> bool:
-    """Return whether this is a directory without a tokenizer."""
+    """Return True if this is a directory without tokenizer files."""
     return _lacks(folder, _TOKENIZER_FILES)
 
 
 def set_padding(model: Any, tokenizer: Any) -> None:
-    """Give tokenizer and model a padding token, which decoders often lack and batches need.
-
-    Raises:
-        SoraError: there is no token that could be one.
-    """
+    """Give tokenizer and model a padding token, which decoders often lack and batches need."""
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise SoraError(
@@ -87,13 +83,13 @@ def set_padding(model: Any, tokenizer: Any) -> None:
 
 
 def _lacks(folder: Path, patterns: Sequence[str]) -> bool:
-    """Return whether this is a directory without any such file."""
+    """Return True if this is a directory without a file that matches any of these patterns."""
     return folder.is_dir() and not any(list(folder.glob(pattern)) for pattern in patterns)
 
 
 def pad_inputs(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Pad the tokenizer's own columns: (rows, tokens of the longest) each."""
-    # the tokenizer's own pad() warns at each batch that calling it anew would be faster
+    """Pad the tokenizer's own columns to (rows, tokens of the longest row) each."""
+    # private, but the tokenizer's public pad() warns at each batch that calling it anew is faster
     from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
     names = [name for name in tokenizer.model_input_names if name in rows[0]]
@@ -103,6 +99,6 @@ def pad_inputs(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, T
 
 
 def pad_column(rows: Sequence[Mapping[str, Any]], name: str, value: int) -> Tensor:
-    """Pad a column of lists of whole numbers: (rows, tokens of the longest)."""
+    """Pad a column of lists of integers to (rows, tokens of the longest row)."""
     lists = [torch.tensor(row[name]) for row in rows]
     return torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=value)

@@ -1,4 +1,4 @@
-"""The part that each row of a recipe's data plays in a run."""
+"""Distribution of a recipe's rows over training, checkpoint selection and reports."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ from sora_cli.data.places import Origin
 from sora_cli.recipe.recipe import DataBlock
 
 _COMMIT = re.compile(r"@([0-9a-f]{40})/")
-"""The commit in addresses such as hf://datasets/OWNER/NAME@COMMIT/train.parquet."""
+"""The commit in addresses of the form hf://datasets/OWNER/NAME@COMMIT/train.parquet."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows by their part in the run.
+    """The rows of a run by their purpose.
 
     Attributes:
-        train: rows trained on.
+        train: rows to train on.
         select: rows whose metric chooses the checkpoint.
-        report: rows whose metric is reported, by name; the first is the main one.
-        rule: one sentence that says how rows were chosen, for the report.
-        revision: commit on the Hub the rows came from, as far as `datasets` keeps it; None for
-            rows that came from elsewhere.
-        origins: of each of these parts, where its rows come from.
+        report: rows whose metric is reported, by name; the first is the main split.
+        rule: one sentence for the report that says how rows were chosen.
+        revision: the rows' commit on the Hub, if `datasets` stored it; None for other sources.
+        origins: the origin of each part.
         notes: remarks on the files.
     """
 
@@ -45,16 +44,12 @@ class Rows:
     notes: tuple[str, ...] = ()
 
     def origin(self, part: Dataset) -> Origin:
-        """Return where the rows of one of these parts come from."""
+        """Return the origin of one of these parts."""
         return next(origin for rows, origin in self.origins if rows is part)
 
 
 def load_rows(data: DataBlock) -> Rows:
-    """Load the splits a recipe needs and give every row its part.
-
-    Raises:
-        SoraError: nothing there, an unknown split, an empty split.
-    """
+    """Load a recipe's splits and divide their rows into training, selection and report."""
     datasets.disable_progress_bars()
     quiet_hub()
     splits = _with_held_out(data, load_splits(data))
@@ -74,20 +69,20 @@ def load_rows(data: DataBlock) -> Rows:
 
 
 def _with_held_out(data: DataBlock, splits: Mapping[str, Part]) -> Mapping[str, Part]:
-    """Return the splits, with the one that `data.held_out_rows` makes of training rows."""
+    """Add the validation split that `data.held_out_rows` takes from the training rows."""
     rows, key = data.held_out_rows, "data.held_out_rows"
     if rows is None or data.train not in splits:
         return splits
     name, train = data.validation[0], splits[data.train]
     if name in splits:
         raise SoraError(
-            f"{key} makes a split '{name}' of training rows, and the data has one",
+            f"{key} makes a split '{name}' from training rows, but the data already has one",
             hint=f"{key}=null",
             key=key,
         )
     if rows >= len(train.rows):
         raise SoraError(
-            f"{key} {rows} leaves none of {len(train.rows)} training rows",
+            f"{key}={rows} leaves no rows to train on: there are {len(train.rows)}",
             hint=f"{key}={max(len(train.rows) // 5, 1)}",
             key=key,
         )
@@ -96,7 +91,7 @@ def _with_held_out(data: DataBlock, splits: Mapping[str, Part]) -> Mapping[str, 
 
 
 def _held_out_hint(data: DataBlock, split: str, splits: Mapping[str, Part]) -> str | None:
-    """Return a hint for data that have training rows only."""
+    """Suggest `data.held_out_rows` for data that has training rows only."""
     if split != data.validation[0] or list(splits) != [data.train]:
         return None
     rows = max(len(splits[data.train].rows) // 5, 1)
@@ -104,7 +99,7 @@ def _held_out_hint(data: DataBlock, split: str, splits: Mapping[str, Part]) -> s
 
 
 def _layout_hint(data: DataBlock, splits: Mapping[str, Part]) -> str | None:
-    """Return a hint for directories of images by class alone, which are taken for one split."""
+    """Suggest split directories for images that were laid out by class only, as a single split."""
     first = next(iter(splits.values()), None)
     images = first is not None and any(
         isinstance(feature, datasets.Image) for feature in first.rows.features.values()
@@ -135,7 +130,8 @@ def _assign(data: DataBlock, splits: Mapping[str, Part]) -> Rows:
         total = len(train.rows)
         if data.selection_rows >= total:
             raise SoraError(
-                f"data.selection_rows {data.selection_rows} leaves none of {total} training rows",
+                f"data.selection_rows={data.selection_rows} leaves no rows to train on: there are "
+                f"{total}",
                 hint=f"data.selection_rows={max(total // 10, 1)}",
                 key="data.selection_rows",
             )
@@ -143,10 +139,11 @@ def _assign(data: DataBlock, splits: Mapping[str, Part]) -> Rows:
         rule = f"checkpoint chosen on {data.selection_rows} rows held out of {data.train}"
     if data.selection != "validation":
         rule = f"{rule} (split seed {data.selection_seed})"
+    # after the splits above: a limit must not change which rows are held out
     train = _head(train, data.max_train_rows)
     select, *scored = (_head(p, data.max_validation_rows) for p in (select, *report.values()))
     if data.selection == "validation":
-        select = scored[0]
+        select = scored[0]  # the same object, so that these rows are encoded and scored once
     parts = (train, select, *scored)
     return Rows(
         train=train.rows,
@@ -160,27 +157,27 @@ def _assign(data: DataBlock, splits: Mapping[str, Part]) -> Rows:
 
 
 def _revision(splits: Iterable[Dataset]) -> str | None:
-    """Return the Hub's commit that rows come from, by the addresses of their files or cache.
+    """Return the rows' commit on the Hub, from the addresses of their files or of their cache.
 
-    Known without the network: `datasets` keeps both beside the rows.
+    This needs no network: `datasets` stores both with the rows.
     """
     for rows in splits:
-        # rows loaded anew have the first, rows taken from the cache of `datasets` the second
+        # freshly loaded rows have download_checksums; rows from the cache of `datasets` do not
         sources = list(rows.info.download_checksums or ())
         caches = [Path(file["filename"]).parent.name for file in rows.cache_files]
         for place in (*sources, *(f"@{name}/" for name in caches)):
-            found = _COMMIT.search(place)
-            if found:
-                return found[1]
+            match = _COMMIT.search(place)
+            if match:
+                return match[1]
     return None
 
 
 def _split(part: Part, first: int, seed: int) -> tuple[Part, Part]:
-    """Split rows at random into two parts, the first of that many."""
+    """Split rows at random into two parts; the first has `first` rows."""
     rows, origin = part.rows, part.origin
     places = Dataset.from_dict({"row": range(len(rows))}).with_format("arrow")
     halves = places.train_test_split(test_size=len(rows) - first, seed=seed)
-    # arrays: `datasets` hashes what it selects, which takes 8 s for a list of a million numbers
+    # arrays: `datasets` hashes the selected numbers, which takes 8 s for a list of a million
     chosen = (halves[name][:]["row"].to_numpy() for name in ("train", "test"))
     one, two = (Part(rows.select(own), origin.of(own)) for own in chosen)
     return one, two

@@ -1,6 +1,6 @@
-"""The source of a recipe's rows, found and checked without loading them.
+"""The source of a recipe's rows, checked without loading the rows.
 
-Nothing heavy is imported here, so that a mistyped path is reported at once.
+No heavy library is imported here, so that a mistyped path is reported at once.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ _FILE_KINDS = {
 
 
 class MissingDataError(SoraError):
-    """A file or directory of rows that a recipe names is not there."""
+    """Error for a recipe's file or directory of rows that does not exist."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files of rows: split -> reader ("csv", "json" or "parquet"), and the files."""
+    """Files of each split, with the reader of the split: "csv", "json" or "parquet"."""
 
     splits: Mapping[str, tuple[str, list[Path]]]
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A directory laid out like one on the Hub, or written by `save_to_disk`."""
+    """A directory laid out like a data set on the Hub, or written by `save_to_disk`."""
 
     path: Path
 
 
 @dataclass(frozen=True)
 class Builtin:
-    """Data that the program makes itself."""
+    """A data set that the program generates."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Hub:
-    """A data set's Hub id."""
+    """A data set's id on the Hub."""
 
     name: str
 
@@ -62,11 +62,7 @@ Source = Files | Folder | Builtin | Hub
 
 
 def find_source(data: DataBlock) -> Source:
-    """Return what a recipe's data block names; the Hub is not asked whether it has it.
-
-    Raises:
-        SoraError: nothing is named, or what is named is not there.
-    """
+    """Return the source that a data block names; local paths must exist, the Hub is not asked."""
     if data.files is not None:
         if data.path:
             raise SoraError(
@@ -90,16 +86,12 @@ def find_source(data: DataBlock) -> Source:
 
 
 def file_kind(path: Path) -> str:
-    """Return what reads a file of rows: "csv", "json" or "parquet"; "" for another file."""
+    """Return the reader for a file of rows: "csv", "json" or "parquet"; "" for other files."""
     return _FILE_KINDS.get(path.suffix.lower(), "")
 
 
 def check_file(path: Path) -> str:
-    """Check a file of rows that is no part of a recipe; return what reads it.
-
-    Raises:
-        SoraError: it is not there, or of another kind.
-    """
+    """Check a file of rows that belongs to no recipe, and return its reader."""
     if path.is_dir():
         raise SoraError(f"'{path}' is a directory, not a file of rows")
     if not path.is_file():
@@ -109,12 +101,15 @@ def check_file(path: Path) -> str:
         )
     kind = file_kind(path)
     if not kind:
-        raise SoraError(f"'{path}' is no file of rows", where=f"known: {', '.join(_FILE_KINDS)}")
+        raise SoraError(
+            f"'{path}' is not a file of rows, by its ending",
+            where=f"known endings: {', '.join(_FILE_KINDS)}",
+        )
     return kind
 
 
 def _checked(split: str, names: list[str]) -> tuple[str, list[Path]]:
-    """Check a split's files; return their kind, and the files."""
+    """Check a split's files, and return their reader and paths."""
     key = f"data.files.{split}"
     paths = [Path(name).expanduser() for name in names]
     for path in paths:
@@ -133,7 +128,9 @@ def _checked(split: str, names: list[str]) -> tuple[str, list[Path]]:
     kinds = {file_kind(path) for path in paths}
     if len(kinds) != 1 or "" in kinds:
         raise SoraError(
-            f"{key}: files must be of one kind", where="csv, tsv, json, jsonl, parquet", key=key
+            f"{key}: all files must be of the same known kind",
+            where="known kinds: csv, tsv, json, jsonl, parquet",
+            key=key,
         )
     return kinds.pop(), paths
 

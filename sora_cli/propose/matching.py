@@ -78,9 +78,9 @@ def match(
         options_class(task)  # raises for an unknown name
     for name, find in _FAMILIES:
         if task is None or name == task or (name == _SEQUENCE and task in _ONE_LABEL):
-            found = find(columns, given, task)
-            if found is not None:
-                return _with_metrics(found, tags)
+            result = find(columns, given, task)
+            if result is not None:
+                return _with_metrics(result, tags)
     raise _nothing(columns, task)
 
 
@@ -101,21 +101,21 @@ def _image(columns: Columns, given: Given, task: str | None) -> Match | None:
 def _image_text(columns: Columns, given: Given, task: str | None) -> Match | None:
     del task
     images = of_kinds(columns, "image")
-    found = _parts("image-text", columns, given, {"image": ("image",), "text": READ})
-    if not images or "image" not in found:
+    named = _parts("image-text", columns, given, {"image": ("image",), "text": READ})
+    if not images or "image" not in named:
         return None
-    texts = [found["text"]] if "text" in found else of_kinds(columns, *READ)
+    texts = [named["text"]] if "text" in named else of_kinds(columns, *READ)
     if not texts:
         return None
     text = one_of(texts, "caption", "data.columns.text=COLUMN", columns)
-    parts = {"image": found["image"], "text": text}
+    parts = {"image": named["image"], "text": text}
     return _of_parts("image-text", "images with texts", parts)
 
 
 def _chat(columns: Columns, given: Given, task: str | None) -> Match | None:
     del task
-    found = _parts("causal-lm", columns, given, {"messages": ("chat",)})
-    chats = [found["messages"]] if found else of_kinds(columns, "chat")
+    parts = _parts("causal-lm", columns, given, {"messages": ("chat",)})
+    chats = [parts["messages"]] if parts else of_kinds(columns, "chat")
     if not chats:
         return None
     chat = one_of(chats, "chat", "data.columns.messages=COLUMN", columns)
@@ -125,15 +125,15 @@ def _chat(columns: Columns, given: Given, task: str | None) -> Match | None:
 def _tags(columns: Columns, given: Given, task: str | None) -> Match | None:
     del task
     wanted: dict[str, tuple[Kind, ...]] = {"tokens": ("words",), "tags": ("words", "numbers")}
-    found = _parts("token-classification", columns, given, wanted)
+    parts = _parts("token-classification", columns, given, wanted)
     # one part is known and there are just two columns of lists: the other list is the other part
     lists = of_kinds(columns, "words", "numbers")
-    if len(found) == 1 and len(lists) == 2:
-        (part, column), *_ = found.items()
-        found[_OTHER[part]] = next(name for name in lists if name != column)
-    if len(found) < 2:
+    if len(parts) == 1 and len(lists) == 2:
+        (part, column), *_ = parts.items()
+        parts[_OTHER[part]] = next(name for name in lists if name != column)
+    if len(parts) < 2:
         return None
-    return _of_parts("token-classification", "lists of words with a tag each", found)
+    return _of_parts("token-classification", "lists of words with one tag per word", parts)
 
 
 _OTHER = {"tokens": "tags", "tags": "tokens"}
@@ -143,10 +143,12 @@ def _spans(columns: Columns, given: Given, task: str | None) -> Match | None:
     text: tuple[Kind, ...] = ("text", "word", "class")
     answers: tuple[Kind, ...] = ("answers", "words", *(text if task is not None else ()))
     wanted = {"question": text, "context": text, "answers": answers}
-    found = _parts("question-answering", columns, given, wanted)
-    if len(found) < 3:
+    parts = _parts("question-answering", columns, given, wanted)
+    if len(parts) < 3:
         return None
-    return _of_parts("question-answering", "questions, contexts and answers in them", found)
+    return _of_parts(
+        "question-answering", "questions, contexts, and answers inside the contexts", parts
+    )
 
 
 def _choice(columns: Columns, given: Given, task: str | None) -> Match | None:
@@ -155,9 +157,9 @@ def _choice(columns: Columns, given: Given, task: str | None) -> Match | None:
     text: tuple[Kind, ...] = ("text", "word", "class")
     lists: tuple[Kind, ...] = ("choices", "words")
     wanted = {"context": text, "question": text, "choices": lists}
-    found = _parts("multiple-choice", columns, given, wanted)
+    parts = _parts("multiple-choice", columns, given, wanted)
     try:
-        form = find_form(list(columns), found, given.get("text_columns"))
+        form = find_form(list(columns), parts, given.get("text_columns"))
     except SoraError:
         if task is None:
             return None
@@ -168,7 +170,7 @@ def _choice(columns: Columns, given: Given, task: str | None) -> Match | None:
     label = given.get("label_column") or next(usual, None)
     if label is None or not (form.context or form.lead or task):
         return None
-    about = {"label_column": label, **_named("multiple-choice", found)}
+    about = {"label_column": label, **_named("multiple-choice", parts)}
     return Match("multiple-choice", "texts to choose from", {**taken, label: "label"}, about)
 
 
@@ -176,10 +178,10 @@ def _rewriting(columns: Columns, given: Given, task: str | None) -> Match | None
     # unless the task is given, `input` with `output` are instructions, `question` with `answer` too
     names = {"source": _SOURCES, "target": _TARGETS} if task is None else None
     wanted = {"source": READ, "target": READ}
-    found = _parts("seq2seq", columns, given, wanted, names=names)
-    if len(found) < 2 or found["source"] == found["target"]:
+    parts = _parts("seq2seq", columns, given, wanted, names=names)
+    if len(parts) < 2 or parts["source"] == parts["target"]:
         return None
-    return _of_parts("seq2seq", "a text, and what is to be written of it", found)
+    return _of_parts("seq2seq", "a text, and the text to write from it", parts)
 
 
 def _instructions(columns: Columns, given: Given, task: str | None) -> Match | None:
@@ -190,10 +192,10 @@ def _instructions(columns: Columns, given: Given, task: str | None) -> Match | N
         "input": ("text", "word", "class", "constant", "empty"),
         "output": ("text", "word", "class"),
     }
-    found = _parts("causal-lm", columns, given, wanted)
-    if not {"instruction", "output"} <= set(found):
+    parts = _parts("causal-lm", columns, given, wanted)
+    if not {"instruction", "output"} <= set(parts):
         return None
-    return _of_parts("causal-lm", "instructions with their answers", found)
+    return _of_parts("causal-lm", "instructions with their answers", parts)
 
 
 def _labelled(columns: Columns, given: Given, task: str | None) -> Match | None:
@@ -224,12 +226,12 @@ def _labelled(columns: Columns, given: Given, task: str | None) -> Match | None:
 
 
 def _plain(columns: Columns, given: Given, task: str | None) -> Match | None:
-    found = _parts("causal-lm", columns, given, {"text": READ})
-    texts = [found["text"]] if found else of_kinds(columns, "text")
+    parts = _parts("causal-lm", columns, given, {"text": READ})
+    texts = [parts["text"]] if parts else of_kinds(columns, "text")
     if not texts or (task is None and len(texts) > 1):
         return None
     text = one_of(texts, "text", "data.columns.text=COLUMN", columns)
-    return _of_parts("causal-lm", "texts, and nothing that could be a label", {"text": text})
+    return _of_parts("causal-lm", "texts, and no column that could be a label", {"text": text})
 
 
 _SEQUENCE = "sequence"
@@ -265,14 +267,14 @@ def _parts(
         names: part -> usual names; None: the family's own.
     """
     usual, named = options_class(task).COLUMNS, given.get("columns") or {}
-    found: dict[str, str] = {}
+    parts: dict[str, str] = {}
     for part, kinds in wanted.items():
         own = usual[part] if names is None else names[part]
         fits = (n for n in own if n in columns and columns[n].kind in kinds)
-        column = named.get(part) or next((n for n in fits if n not in found.values()), None)
+        column = named.get(part) or next((n for n in fits if n not in parts.values()), None)
         if column is not None:
-            found[part] = column
-    return found
+            parts[part] = column
+    return parts
 
 
 def _of_parts(task: str, why: str, parts: Mapping[str, str]) -> Match:
@@ -286,12 +288,12 @@ def _named(task: str, parts: Mapping[str, str]) -> dict[str, Any]:
     return {"columns": dict(parts)} if any(c not in usual[p] for p, c in parts.items()) else {}
 
 
-def _with_metrics(found: Match, tags: Sequence[str]) -> Match:
+def _with_metrics(result: Match, tags: Sequence[str]) -> Match:
     """Set accuracy as the metric of tags that mark no entities: the usual F1 counts entities."""
-    if found.task != "token-classification" or (tags and all(map(_TAG.fullmatch, tags))):
-        return found
+    if result.task != "token-classification" or (tags and all(map(_TAG.fullmatch, tags))):
+        return result
     return Match(
-        found.task, found.why, found.taken, found.data, {"metrics": ["accuracy"]}, found.left
+        result.task, result.why, result.taken, result.data, {"metrics": ["accuracy"]}, result.left
     )
 
 
@@ -302,16 +304,16 @@ def _nothing(columns: Columns, task: str | None) -> SoraError:
         parts = options_class(task).COLUMNS
         hint = "data.columns='{" + ", ".join(f"{part}: COLUMN" for part in parts) + "}'"
         hint = hint if parts else "data.text_columns=[COLUMN] data.label_column=COLUMN"
-        return SoraError(f"the columns are not those of {task}", where=held, hint=hint)
+        return SoraError(f"the columns do not fit task {task}", where=held, hint=hint)
     if len(texts) > 1:
         return SoraError(
             f"{len(texts)} columns of texts, and none that could be a label: {listed(texts)}",
             where=held,
-            hint="say what is learned: data.label_column=COLUMN, or task.name=causal-lm "
+            hint="name the label or the task: data.label_column=COLUMN, or task.name=causal-lm "
             f"data.columns='{{instruction: {texts[0]}, output: {texts[1]}}}'",
         )
     return SoraError(
-        "no task can be told by the columns: none of them holds texts, images or lists of words",
+        "no task fits the columns: none of them holds texts, images or lists of words",
         where=held,
         hint="name them: task.name=sequence-classification data.text_columns=[COLUMN] "
         "data.label_column=COLUMN",

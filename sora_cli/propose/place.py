@@ -43,18 +43,18 @@ def _of_file(source: str, path: Path) -> dict[str, Proposed]:
     if not file_kind(path):
         recipe = path.match(YAML_FILES)
         raise SoraError(
-            f"'{source}' is {'a recipe' if recipe else 'no file of rows'}",
-            where=f"rows are in files of these kinds: {_KINDS}",
+            f"'{source}' is a {'recipe' if recipe else 'file of another kind'}, not a data file",
+            where=f"kinds of data files: {_KINDS}",
             hint=f"sora train {quote(source)}" if recipe else None,
         )
-    beside = _beside(path)
+    beside = _validation_file(path)
     if beside is None:
         return {"files": Proposed({_TRAIN: source}, "the rows")}
     files = {_TRAIN: source, "validation": str(beside)}
-    return {"files": Proposed(files, f"{beside.name} lies beside the training rows")}
+    return {"files": Proposed(files, f"{beside.name} was found beside the training rows")}
 
 
-def _beside(path: Path) -> Path | None:
+def _validation_file(path: Path) -> Path | None:
     """Return a file of validation rows in the same directory, by its name; None: there is none."""
     if _TRAIN not in path.stem:
         return None
@@ -71,7 +71,8 @@ def train_split(splits: Mapping[str, Part], given: Mapping[str, Any]) -> str:
     names = [name for name in splits if name.startswith(_TRAIN)] or list(splits)
     if len(names) > 1 and _TRAIN not in names:
         raise SoraError(
-            f"which split is trained on? There are {listed(splits)}", hint=f"data.train={names[0]}"
+            f"several splits could be the training rows: {listed(splits)}",
+            hint=f"data.train={names[0]}",
         )
     return _TRAIN if _TRAIN in names else names[0]
 

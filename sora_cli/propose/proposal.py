@@ -98,28 +98,30 @@ def propose(
         if value is not None:
             given.setdefault(block, {})[key] = value
     draft = _Draft(given)
-    found, columns = _look(source, draft)
+    matched, columns = _look(source, draft)
     step()
-    header = _header(source, output, found, columns, command)
+    header = _header(source, output, matched, columns, command)
     # max_length needs the rows' lengths, and these need a bound task: so first a draft recipe with
     # a limit that no row reaches
-    loaded = load_text(recipe_text(header, draft.with_(_uncut(draft))), output, draft=True)
+    loaded = load_text(
+        recipe_text(header, draft.with_values(_draft_values(draft))), output, draft=True
+    )
     check_recipe(loaded.recipe)
     bound, rows = load_task(loaded.recipe)
     step()
     parts = (rows.train, rows.select, *rows.report.values())
     check_rows(bound, rows, parts, places=some_rows)  # of a large split some: a run checks all
     step()
-    with loaded.recipe.placing(), _hinting(rules.local_model(found.task)):
+    with loaded.recipe.placing(), _hinting(rules.local_model(matched.task)):
         config, processor = load_inputs(loaded.recipe.model, bound)
         _lengths(draft, bound, rows, config, processor)
     step()
     _training(draft, len(rows.train), config)
-    draft.rest()
+    draft.add_given()
     text = recipe_text(header, draft.blocks)
     loaded = load_text(text, output)
     bound, rows = load_task(loaded.recipe, rows)
-    return Proposal(text, loaded, draft.reasons(), found, columns, bound, rows, processor)
+    return Proposal(text, loaded, draft.reasons(), matched, columns, bound, rows, processor)
 
 
 class _Draft:
@@ -141,7 +143,7 @@ class _Draft:
         value = self.given.get(name) or {}
         return value if isinstance(value, Mapping) else {}
 
-    def rest(self) -> None:
+    def add_given(self) -> None:
         """Add all given values that are not in the draft yet."""
         for block, values in self.given.items():
             if not isinstance(values, Mapping):
@@ -149,14 +151,14 @@ class _Draft:
             for key, value in values.items():
                 self.blocks.setdefault(block, {}).setdefault(key, Proposed(value, "given"))
 
-    def with_(self, more: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Proposed]]:
+    def with_values(self, more: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Proposed]]:
         """Return a copy of the blocks with more values, which have no reasons."""
         draft = _Draft(self.given)
         draft.blocks = {block: dict(values) for block, values in self.blocks.items()}
         for block, values in more.items():
             for key, value in values.items():
                 draft.put(block, key, Proposed(value, ""))
-        draft.rest()
+        draft.add_given()
         return draft.blocks
 
     def reasons(self) -> dict[str, str]:
@@ -190,18 +192,18 @@ def _look(source: str, draft: _Draft) -> tuple[Match, dict[str, Column]]:
     rows = splits[train].rows
     columns = read_columns(rows)
     wanted = draft.block("task").get("name")
-    found = match(columns, given, wanted, tags=_tags(rows, columns))
-    model = rules.base_model(found.task)
+    matched = match(columns, given, wanted, tags=_tags(rows, columns))
+    model = rules.base_model(matched.task)
     draft.put("model", "path", model)
-    draft.put("task", "name", Proposed(found.task, found.why))
-    for key, value in found.options.items():
-        draft.put("task", key, Proposed(value, "the family's own are of entities"))
+    draft.put("task", "name", Proposed(matched.task, matched.why))
+    for key, value in matched.options.items():
+        draft.put("task", key, Proposed(value, "the tags mark no entities"))
     for key, proposed in place.items():
         draft.blocks.setdefault("data", {})[key] = proposed
-    _splits(draft, splits, train, found.data.get("label_column"))
-    for key, value in found.data.items():
+    _splits(draft, splits, train, matched.data.get("label_column"))
+    for key, value in matched.data.items():
         draft.put("data", key, Proposed(value, ""))
-    return found, columns
+    return matched, columns
 
 
 @contextmanager
@@ -224,7 +226,9 @@ def _splits(draft: _Draft, splits: Mapping[str, Part], train: str, label: str | 
     scored = validation_splits(splits, train, label)
     if not scored:
         draft.put("data", "held_out_rows", rules.held_out_rows(len(splits[train].rows)))
-        seed = Proposed(DataBlock.model_fields["held_out_seed"].default, "of the choice of them")
+        seed = Proposed(
+            DataBlock.model_fields["held_out_seed"].default, "seed that chooses these rows"
+        )
         draft.put("data", "held_out_seed", seed)
     elif list(scored) != ["validation"]:
         draft.put("data", "validation", Proposed(list(scored), "the rows to score on"))
@@ -239,7 +243,7 @@ def _tags(rows: Dataset, columns: Mapping[str, Column]) -> list[str]:
     return [str(tag) for row in rows[:_TAGS][usual[0]] for tag in row or ()]
 
 
-def _uncut(draft: _Draft) -> dict[str, dict[str, Any]]:
+def _draft_values(draft: _Draft) -> dict[str, dict[str, Any]]:
     """Return the values that a draft recipe needs before the lengths of rows are known."""
     name = draft.blocks["task"]["name"].value
     more: dict[str, dict[str, Any]] = {"method": _method(draft, name)}
@@ -257,14 +261,14 @@ def _method(draft: _Draft, task: str) -> dict[str, Any]:
 
 def _lengths(draft: _Draft, task: Task, rows: Rows, config: Any, processor: Any) -> None:
     """Put the limits of tokens in the draft, by the lengths of the training rows."""
-    found = token_lengths(task, rows.train, rows.origin(rows.train), processor)
-    if found is None:
+    lengths = token_lengths(task, rows.train, rows.origin(rows.train), processor)
+    if lengths is None:
         return
     tokenizer = getattr(processor, "tokenizer", processor)
-    limit = min(rules.limit_of(config, tokenizer), found.window or _UNCUT)
-    draft.put("data", "max_length", rules.max_length(found.tokens, limit))
-    if found.targets is not None:
-        cut = rules.max_length(found.targets, _UNCUT)
+    limit = min(rules.limit_of(config, tokenizer), lengths.window or _UNCUT)
+    draft.put("data", "max_length", rules.max_length(lengths.tokens, limit))
+    if lengths.targets is not None:
+        cut = rules.max_length(lengths.targets, _UNCUT)
         draft.put("task", "max_target_length", cut)
         draft.put("task", "max_new_tokens", Proposed(cut.value, "as max_target_length"))
 
@@ -297,24 +301,25 @@ def _training(draft: _Draft, rows: int, config: Any) -> None:
         draft.put("training", "epochs", rules.epochs(-(-rows // batch), name))
     rate = rules.learning_rate(rules.parameters_of(config), name)
     draft.put("training", "learning_rate", rate)
-    draft.put("training", "weight_decay", Proposed(0.01, "as in the recipes"))
-    keep = Proposed(False, "nothing is chosen on the rows that are scored")
+    draft.put("training", "weight_decay", Proposed(0.01, "as in the recipes that come with sora"))
+    keep = Proposed(False, "the rows that are scored must not choose a checkpoint")
     draft.put("training", "keep_best", keep)
 
 
 def _header(
     source: str,
     output: Path,
-    found: Match,
+    matched: Match,
     columns: Mapping[str, Column],
     command: str | None,
 ) -> list[str]:
     written = command or shlex.join(["sora", "init", source])
-    taken = ", ".join(f"'{column}' ({part})" for column, part in found.taken.items())
-    left = ", ".join(f"'{column}' ({why})" for column, why in found.not_taken(columns).items())
+    train = shlex.join(["sora", "train", str(output)])
+    taken = ", ".join(f"'{column}' ({part})" for column, part in matched.taken.items())
+    left = ", ".join(f"'{column}' ({why})" for column, why in matched.not_taken(columns).items())
     return [
-        f"{found.task} of {source}: {found.why}.",
-        f"sora train {shlex.quote(str(output))}, after a look at what it would do: --dry-run.",
-        f"Written by sora {__version__}: {written}. Change what you like.",
+        f"{matched.task} of {source}: {matched.why}.",
+        f"Look at the plan: {train} --dry-run. Train: {train}.",
+        f"Written by sora {__version__}: {written}. Every value may be changed.",
         f"Columns: {taken}." + (f" Not taken: {left}." if left else ""),
     ]

@@ -97,7 +97,7 @@ def find_texts(columns: Columns, label: str) -> tuple[list[str], dict[str, str]]
         both = ",".join(chosen[:2])
         hint = f"data.text_columns=[{chosen[-1]}], or [{both}] for pairs"
         raise undecided("text", chosen, columns, hint)
-    left = {name: f"{columns[name].about}, too: data.text_columns" for name in texts}
+    left = {name: f"{columns[name].about}; data.text_columns can add it" for name in texts}
     return chosen, {name: why for name, why in left.items() if name not in chosen}
 
 

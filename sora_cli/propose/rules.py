@@ -47,7 +47,7 @@ def base_model(task: str) -> Proposed:
     package = usual.package
     if package is not None and find_spec(package.module) is not None:
         return Proposed(package.path, f"small and installed here ({package.about})")
-    why = "the Hub's model that the recipes of this family take (English)"
+    why = "from the Hub, as in the recipes of this task family (English)"
     return Proposed(usual.on_the_hub, why)
 
 
@@ -62,11 +62,12 @@ def held_out_rows(rows: int) -> Proposed:
     """Propose the number of training rows that become the validation split."""
     if rows < 2:
         raise SoraError(
-            f"{count(rows)} row is too little: some are trained on, and others are scored"
+            f"{count(rows)} row is too little: training and scoring need rows of their own"
         )
     value = min(max(rows // _HELD_OUT, 1), _MOST_HELD_OUT)
     return Proposed(
-        value, f"of {count(rows)} rows: one in five, at most 2,000; there are no others to score on"
+        value,
+        f"one in five of {count(rows)} rows, at most 2,000, as there are no others to score on",
     )
 
 
@@ -109,7 +110,7 @@ def batch_size(rows: int, task: str) -> Proposed:
     fits = 2 ** int(math.log2(max(rows // _STEPS_AN_EPOCH, 1)))
     value = max(min(fits, most), _SMALLEST_BATCH)
     steps = -(-rows // value)
-    return Proposed(value, f"rows a step: {count(steps)} steps an epoch")
+    return Proposed(value, f"rows per step: {count(steps)} steps per epoch")
 
 
 def epochs(steps: int, task: str) -> Proposed:
@@ -121,7 +122,7 @@ def epochs(steps: int, task: str) -> Proposed:
     least, most = USUAL[task].epochs
     value = min(max(-(-_STEPS // steps), least), most)
     return Proposed(
-        value, f"{count(value * steps)} steps; {_STEPS} are aimed at, in {least} to {most} epochs"
+        value, f"{count(value * steps)} steps; the aim is {_STEPS}, in {least} to {most} epochs"
     )
 
 
@@ -133,17 +134,17 @@ def learning_rate(parameters: float, task: str) -> Proposed:
     """
     usual = USUAL[task].learning_rate
     if usual is not None:
-        return Proposed(usual, "as in the recipes of this family")
+        return Proposed(usual, "as in the recipes of this task family")
     for below, value in ((60e6, 1e-3), (1e9, 5e-4)):
         if parameters < below:
             return Proposed(value, f"for models below {count(below / 1e6)} million parameters")
-    return Proposed(2e-4, "for models of a thousand million parameters and more (QLoRA)")
+    return Proposed(2e-4, "for models of 1,000 million parameters and more (QLoRA)")
 
 
 def rank(task: str) -> Proposed:
     """Propose the initial rank of every layer."""
     usual = USUAL[task]
-    return Proposed(usual.rank, f"rank at the start; {usual.why}")
+    return Proposed(usual.rank, f"initial rank; {usual.why}")
 
 
 def parameters_of(config: Any) -> float:
@@ -186,9 +187,9 @@ def accumulation(config: Any, batch: int, *, tokens: int, task: str, free: int |
 
         while parts < batch and needed(parts) > room:
             parts *= 2
-        about = f"{size(needed(parts))} of activations at a time, of {size(free)} free"
-        return Proposed(parts, f"parts of a step, which give the same steps: about {about}")
-    return Proposed(parts, "parts of a step")
+        about = f"about {size(needed(parts))} of activations each, of {size(free)} free memory"
+        return Proposed(parts, f"micro-batches per step, with the same result: {about}")
+    return Proposed(parts, "micro-batches per step")
 
 
 def _number(config: Any, name: str) -> int:

@@ -60,7 +60,7 @@ def _writes(
     builtin: str = "",
     learning_rate: float | None = None,
 ) -> Usual:
-    why = "texts need more than classes (arXiv 2405.09673)"
+    why = "writing texts needs more than classes (arXiv 2405.09673)"
     return Usual(
         on_the_hub,
         package,

@@ -43,10 +43,10 @@ def write_proposal(
     with importing():
         from tqdm import tqdm
 
+        from sora_cli.propose.lines import proposal_lines
         from sora_cli.propose.proposal import STEPS, propose
-        from sora_cli.propose.shown import proposal_lines
         from sora_cli.run.preview import ROWS
-    shown = ROWS if preview is None else preview
+    rows = ROWS if preview is None else preview
     with tqdm(desc=f"reading {source}", total=STEPS + 1, delay=1, leave=False) as bar:
         proposal = propose(
             source,
@@ -57,7 +57,7 @@ def write_proposal(
             command=command,
             step=bar.update,
         )
-        lines = list(proposal_lines(proposal, rows=shown))
+        lines = list(proposal_lines(proposal, rows=rows))
         bar.update()
     tell("\n".join(lines))
     write_text_atomic(file, proposal.text)
@@ -83,7 +83,7 @@ def recipe_for(
     """
     file = recipe_name(data)
     if file.is_file():
-        tell(f"{file} is there: it is the recipe; sora init writes it anew")
+        tell(f"{file} exists and is used as the recipe; to write it anew: sora init {quote(data)}")
         return str(file)
     command = f"sora init {quote(data)}"
     if dry_run or world_size() > 1:

@@ -226,7 +226,7 @@ class Passes:
         given = inputs if self.task is None else dict(self.task.scored_inputs(inputs))
         out = torch.func.functional_call(self.model, state, (), kwargs=given)
         if self.task is not None:
-            self.task.kept(out, inputs)
+            self.task.outputs_to_keep(out, inputs)
 
     def _batch(self, rows: Encoded, n: int) -> Tensors:
         return self.collate([rows.dataset[i] for i in range(n)])

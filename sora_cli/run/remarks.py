@@ -52,7 +52,7 @@ def data_remarks(ready: Prepared, overlaps: Mapping[str, Overlap]) -> list[str]:
     remarks += [
         f"{number:,} of {len(rows[name]):,} rows of {_name(name)} {what}"
         for name, part in parts.items()
-        for what, number in {**part.lacking, **part.told}.items()
+        for what, number in {**part.lacking, **part.notes}.items()
         if number
     ]
     remarks += ready.rows.notes

@@ -68,8 +68,8 @@ def bca_bound(
     Raises:
         BootstrapRefusedError: too few rows, or too few that differ, for the approximation.
     """
-    rows, here = len(full), drop_on(full, small)
-    if not np.isfinite(here):
+    rows, observed = len(full), drop_on(full, small)
+    if not np.isfinite(observed):
         raise BootstrapRefusedError("not finite")
     if rows < FEWEST_ROWS:
         raise BootstrapRefusedError("few rows")
@@ -77,23 +77,23 @@ def bca_bound(
     if differing < FEWEST_DIFFERING:
         raise BootstrapRefusedError("few rows differ")
     kinds = _Kinds.of(full, small)
-    drawn = np.concatenate([kinds.drops(w) for w in kinds.draws(resamples, seed)])
-    if not np.isfinite(drawn).all():
+    resampled = np.concatenate([kinds.drops(w) for w in kinds.draws(resamples, seed)])
+    if not np.isfinite(resampled).all():
         raise BootstrapRefusedError("not finite")
     influence = kinds.influences()
     # rounding makes equal drops differ by about 1e-16: such a spread is none
-    if np.ptp(drawn) <= 1e-12 * max(1.0, np.abs(drawn).max()) or not influence.any():
+    if np.ptp(resampled) <= 1e-12 * max(1.0, np.abs(resampled).max()) or not influence.any():
         raise BootstrapRefusedError("constant")
     # z0 (14.14), with half of the ties counted as below: coarse metrics have many
-    below = (np.count_nonzero(drawn < here) + np.count_nonzero(drawn <= here)) / (2 * resamples)
-    bias = float(ndtri(below))
+    below, up_to = np.count_nonzero(resampled < observed), np.count_nonzero(resampled <= observed)
+    bias = float(ndtri((below + up_to) / (2 * resamples)))
     # the acceleration a (14.15), from the jackknife
     acceleration = float((influence**3).sum() / (6 * (influence**2).sum() ** 1.5))
-    apart = bias + _expanded(confidence, differing)
-    scale = 1 - acceleration * apart
+    shift = bias + _expanded(confidence, differing)
+    scale = 1 - acceleration * shift
     if not np.isfinite(bias) or scale <= 0:
         raise BootstrapRefusedError("extreme")
-    return float(np.quantile(drawn, ndtr(bias + apart / scale)))  # (14.9) and (14.10)
+    return float(np.quantile(resampled, ndtr(bias + shift / scale)))  # (14.9) and (14.10)
 
 
 def _expanded(confidence: float, differing: int) -> float:
@@ -109,8 +109,8 @@ def _expanded(confidence: float, differing: int) -> float:
 
 def drops(full: RowScores, small: RowScores, weights: np.ndarray) -> np.ndarray:
     """Return the drop from `full` to `small` for each set of row weights, (sets,)."""
-    apart = full.weighted(weights) - small.weighted(weights)
-    return np.asarray(apart if full.greater_is_better else -apart)
+    difference = full.weighted(weights) - small.weighted(weights)
+    return np.asarray(difference if full.greater_is_better else -difference)
 
 
 def drop_on(full: RowScores, small: RowScores) -> float:

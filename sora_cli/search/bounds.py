@@ -91,15 +91,15 @@ def drop_bound(
     if (full.metric, full.formula, len(full)) != (small.metric, small.formula, len(small)):
         raise ValueError("scores of different metrics or rows are compared")
     rows, differing = len(full), differing_rows(full, small)
-    here = drop_on(full, small)
+    drop = drop_on(full, small)
     if full.is_agreement:
-        return Bound(here, share_bound(differing, rows, confidence), "exact", rows, differing)
-    if full.is_right_or_wrong and np.isfinite(here):
+        return Bound(drop, share_bound(differing, rows, confidence), "exact", rows, differing)
+    if full.is_right_or_wrong and np.isfinite(drop):
         # only the rows that one model alone gets right matter (McNemar's table)
-        apart = full.parts[:, 0] - small.parts[:, 0]
-        apart = apart if full.greater_is_better else -apart
-        lost, won = int((apart > 0).sum()), int((apart < 0).sum())
-        return Bound(here, exact_bound(lost, won, rows, confidence), "exact", rows, differing)
+        difference = full.parts[:, 0] - small.parts[:, 0]
+        difference = difference if full.greater_is_better else -difference
+        lost, won = int((difference > 0).sum()), int((difference < 0).sum())
+        return Bound(drop, exact_bound(lost, won, rows, confidence), "exact", rows, differing)
     try:
         upper = bca_bound(full, small, confidence, seed=seed, resamples=resamples)
     except BootstrapRefusedError as error:
@@ -107,7 +107,7 @@ def drop_bound(
         few = error.reason == "few rows differ"
         worst = few_rows_bound(full, differing, confidence) if few else None
         if worst is None:
-            return Bound(here, None, "approximate", rows, differing, error.reason, str(error))
+            return Bound(drop, None, "approximate", rows, differing, error.reason, str(error))
         least = few_rows_bound(full, 0, confidence)
-        return Bound(here, worst, "approximate", rows, differing, least=least)
-    return Bound(here, upper, "approximate", rows, differing)
+        return Bound(drop, worst, "approximate", rows, differing, least=least)
+    return Bound(drop, upper, "approximate", rows, differing)

@@ -59,9 +59,11 @@ class BoundMethod(BaseModel):
     """The method that computes the upper bound of the drop, from differences row by row."""
 
     method: str = Field(description="the method, with its source")
-    exact: bool = Field(description="whether its level holds at any number of rows")
+    exact: bool = Field(
+        description="true: the confidence holds for any number of rows; false: for many rows"
+    )
     smallest_drop: float | None = Field(
-        description="the smallest loss that the test rows can be expected to certify: computed "
+        description="the smallest drop that the test rows can be expected to certify: computed "
         "before training, or for an approximate bound after screening; null: not known"
     )
 
@@ -69,16 +71,16 @@ class BoundMethod(BaseModel):
 class RowSet(BaseModel):
     """The rows of one part: their split, number and digest."""
 
-    split: str = Field(description="of the recipe's data, which they were taken from")
-    rows: int = Field(description="how many")
-    digest: str = Field(description="SHA-256 of their content, in order")
+    split: str = Field(description="split of the recipe's data that the rows come from")
+    rows: int = Field(description="number of rows")
+    digest: str = Field(description="SHA-256 of the rows' content, in order")
 
 
 class Measured(BaseModel):
     """A score, and its drop against full rank on the same rows."""
 
     score: Score = Field(description="the metric")
-    drop: Score = Field(description="how much worse than the full rank; negative: better")
+    drop: Score = Field(description="drop against full rank; negative: better")
 
 
 class SizeTest(Measured):
@@ -86,12 +88,16 @@ class SizeTest(Measured):
 
     upper: Score = Field(description="upper bound of the drop at the promise's confidence")
     kept: bool = Field(description="whether the bound is within the promise")
-    differing: int | None = Field(None, description="rows whose score is not the full rank's")
-    refused: str | None = Field(None, description="why there is no bound; null: there is one")
+    differing: int | None = Field(
+        None, description="number of rows whose score differs from full rank's"
+    )
+    refused: str | None = Field(
+        None, description="reason for having no bound; null: there is a bound"
+    )
     passed_over: bool = Field(
         False,
-        description="whether so few rows differ from the full rank that no such adapter could "
-        "pass, which is no failure and ends no testing",
+        description="whether so few rows differ from full rank that no such adapter could pass; "
+        "this is no failure, and the testing goes on",
     )
 
     @classmethod
@@ -127,40 +133,42 @@ class SizeTest(Measured):
 class Screened(Size):
     """A cut of the shared checkpoint, scored on the screening rows before healing."""
 
-    share: float = Field(description="of the full rank's parameters, as the ladder of sizes says")
-    max_params: int = Field(description="the budget that gives this size")
-    screening: Measured = Field(description="on the screening rows, beside the uncut checkpoint")
-    named: bool = Field(description="whether it was named as a candidate")
+    share: float = Field(description="share of full rank's parameters that the size is cut to")
+    max_params: int = Field(description="the same as a number of parameters")
+    screening: Measured = Field(
+        description="on the screening rows; its drop is against the uncut checkpoint"
+    )
+    named: bool = Field(description="whether the size was chosen for training")
     expected: float | None = Field(
         None,
-        description="of accuracy, F1 and the like: the drop that is expected of it, unhealed: "
-        "that on the screening rows, averaged with what is expected of its size beforehand, which "
-        "counts as much as 20 rows",
+        description="for accuracy, F1 and similar metrics: the expected drop before healing, a "
+        "mean of the drop on the screening rows and of a prior drop for its size, which counts as "
+        "20 rows",
     )
     certifiable: float | None = Field(
         None,
-        description="the smallest loss that the test rows can be expected to certify of this "
-        "size, by how many of its screening rows differ, or how far their scores are spread",
+        description="the smallest drop that the test rows can be expected to certify for this "
+        "size, by the number of screening rows that differ or by the spread of their scores",
     )
     differing: float | None = Field(
         None,
-        description="where the bound is approximate: on how many test rows it can be expected to "
-        "differ from the full rank; sizes that differ on fewer than 20 have a coarse bound",
+        description="for an approximate bound: number of test rows that can be expected to differ "
+        "from full rank; a size that differs on fewer than 20 has only a coarse bound",
     )
 
 
 class Healed(Size):
     """A candidate: a size that was cut, healed and, if a test could pass, tested."""
 
-    max_params: int = Field(description="the budget it was cut to")
-    directory: str = Field(description="of its run, in this one")
-    digest: str = Field(description="of its adapter: SHA-256, as in report.json")
+    max_params: int = Field(description="number of parameters that it was cut to, at most")
+    directory: str = Field(description="directory of its run, inside this run's directory")
+    digest: str = Field(description="SHA-256 of its adapter, as in report.json")
     heal_steps: int = Field(description="optimiser steps after the cut")
     test: SizeTest | None = Field(
-        description="null: not tested, since a larger one had failed or nothing could pass"
+        description="its test; null: not tested, since no size could pass a test on these rows"
     )
     reported: dict[str, Measured] = Field(
-        description="by reported split, which no decision saw; of the written adapter only"
+        description="scores by reported split, of the written adapter only; they decide nothing"
     )
 
 
@@ -168,12 +176,12 @@ class FullRank(Size):
     """The run at full rank, the reference of all drops."""
 
     r_max: int = Field(description="rank of each layer")
-    directory: str = Field(description="of its run, in this one")
-    digest: str = Field(description="of its adapter: SHA-256, as in report.json")
+    directory: str = Field(description="directory of its run, inside this run's directory")
+    digest: str = Field(description="SHA-256 of its adapter, as in report.json")
     steps: int = Field(description="optimiser steps")
-    cut_at: int = Field(description="the step after which candidates leave it")
+    cut_at: int = Field(description="the step whose checkpoint is cut to the sizes")
     test: Score = Field(description="the metric on the test rows")
-    reported: dict[str, Score] = Field(description="the metric by reported split")
+    reported: dict[str, Score] = Field(description="the metric on each reported split")
 
 
 class StoredCertificate(BaseModel):
@@ -181,30 +189,34 @@ class StoredCertificate(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    schema_version: int = Field(SCHEMA_VERSION, description="of the layout")
+    schema_version: int = Field(SCHEMA_VERSION, description="version of the layout")
     status: Literal["certified", "not certified"] = Field(
         "not certified", description="whether the written adapter passed its test"
     )
-    statement: str = Field("", description="what is promised, or why nothing is, as a sentence")
-    scope: str = Field("", description="what the promise is about")
-    promise: Promise = Field(description="what was asked for")
-    bound: BoundMethod = Field(description="how it was tested")
-    full: FullRank = Field(description="the full rank")
-    screened: list[Screened] = Field(description="sizes scored unhealed, the largest first")
+    statement: str = Field(
+        "", description="the promise as a sentence, or the reason for having none"
+    )
+    scope: str = Field("", description="the adapter, run and rows that the promise is about")
+    promise: Promise = Field(description="the promise that was asked for")
+    bound: BoundMethod = Field(description="the method of the test")
+    full: FullRank = Field(description="the run at full rank")
+    screened: list[Screened] = Field(
+        description="sizes scored before healing, from largest to smallest"
+    )
     candidates: list[Healed] = Field(
-        description="sizes trained, in the order of their tests, the largest first"
+        description="sizes that were trained, in the order of their tests: from largest to smallest"
     )
-    chosen: int = Field(0, description="which of the candidates was written, from 0")
+    chosen: int = Field(0, description="number of the candidate that was written, from 0")
     next_smaller: int | None = Field(
-        None, description="the candidate whose test ended the testing; null: none failed"
+        None,
+        description="number of the candidate whose test failed; null: none failed, or none passed",
     )
-    saved: str = Field("", description="what the written adapter saves, as a sentence")
+    saved: str = Field("", description="the saving of the written adapter, as a sentence")
     rows: dict[str, RowSet] = Field(
         description="by part: train, screening, test, and the reported splits"
     )
     seeds: dict[str, int] = Field(
-        description="training (of all runs), rows (of the split into rows that are trained on, and "
-        "those that choose)"
+        description="training: seed of all runs; rows: seed that chooses screening and test rows"
     )
     base: BaseFacts = Field(description="the base model, as in report.json")
     adapter: str = Field(
@@ -212,29 +224,31 @@ class StoredCertificate(BaseModel):
     )
 
 
-def conclude(found: StoredCertificate) -> None:
+def conclude(certificate: StoredCertificate) -> None:
     """Set all conclusions of a certificate from its figures, and overwrite stored conclusions.
 
     The promise, the sizes and their bounds determine which sizes passed, which size is written, and
     the sentence about it. Nothing else in the program draws these conclusions.
     """
-    promise, candidates = found.promise, found.candidates
+    promise, candidates = certificate.promise, certificate.candidates
     # tests first: choice, status and sentence depend on `kept`
     for test in (size.test for size in candidates if size.test is not None):
         test.kept = test.upper <= promise.max_drop
-        test.passed_over = test.passed_over and not test.kept and not found.bound.exact
-    found.chosen = choose(candidates)
-    written = candidates[found.chosen]
+        test.passed_over = test.passed_over and not test.kept and not certificate.bound.exact
+    certificate.chosen = choose(candidates)
+    written = candidates[certificate.chosen]
     kept = written.test is not None and written.test.kept
-    found.status = "certified" if kept else "not certified"
+    certificate.status = "certified" if kept else "not certified"
+    rows = certificate.rows[TEST].rows
     if promise.kind == "differ":
-        found.statement = _on_answers(promise, written.test, found.rows[TEST].rows)
+        certificate.statement = _on_answers(promise, written.test, rows)
+        certificate.scope = _SCOPE_OF_ANSWERS
     else:
-        found.statement = _statement(promise, found.bound, written.test, found.rows[TEST].rows)
-    found.scope = _SCOPE if promise.kind == "drop" else _SCOPE_OF_ANSWERS
-    found.next_smaller = failed(candidates) if kept else None
-    found.saved = saving(written, found.full, promise.serve)
-    found.adapter = written.digest
+        certificate.statement = _statement(promise, certificate.bound, written.test, rows)
+        certificate.scope = _SCOPE
+    certificate.next_smaller = failed(candidates) if kept else None
+    certificate.saved = saving(written, certificate.full, promise.serve)
+    certificate.adapter = written.digest
 
 
 def choose(candidates: Sequence[Healed]) -> int:
@@ -257,14 +271,14 @@ def _statement(promise: Promise, bound: BoundMethod, test: SizeTest | None, rows
     """
     if test is None:
         asked = f"{promise.metric} is at most {promise.max_drop:g} worse"
-        said = f"{rows:,} test rows cannot show that {asked}"
+        text = f"{rows:,} test rows cannot show that {asked}"
         if not bound.exact:
-            return said
+            return text
         # imported here: scipy is slow to import, and most certificates are read without it
         from sora_cli.search.paired import exact_bound
 
         least = exact_bound(0, 0, rows, promise.confidence)
-        return f"{said}: the smallest loss they can certify, if no answer differs, is {least:.4f}"
+        return f"{text}: the smallest loss they can certify, if no answer differs, is {least:.4f}"
     if test.kept:
         return (
             f"with {promise.confidence:.0%} confidence {promise.metric} is at most "
@@ -321,8 +335,8 @@ class Certificate(StoredCertificate):
 
     def lines(self) -> list[str]:
         """Return lines for the model card: the status, the promise, its scope and the saving."""
-        said = f"{self.status.capitalize()}: {self.statement}."
-        return [said, "", f"That is about {self.scope}. Saved: {self.saved}."]
+        status = f"{self.status.capitalize()}: {self.statement}."
+        return [status, "", f"That is about {self.scope}. Saved: {self.saved}."]
 
     @property
     def written(self) -> Healed:

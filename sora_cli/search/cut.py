@@ -143,7 +143,7 @@ class Scores:
     def of(self, factors: Layers) -> RowScores:
         """Put these factors into the model, and return its scores."""
         for path, layer in self.layers.items():
-            _put(layer, factors[path])
+            _set_factors(layer, factors[path])
         return self.own()
 
 
@@ -157,7 +157,7 @@ def score_adapter(place: Path, recipe: Recipe, rows: ChoosingRows) -> Candidate[
 
 
 @torch.no_grad()
-def _put(layer: LowRankLinear, factors: LowRankFactors) -> None:
+def _set_factors(layer: LowRankLinear, factors: LowRankFactors) -> None:
     """Replace an adapted layer's factors by others, of any rank."""
     layer.A = nn.Parameter(factors.A.to(layer.A), requires_grad=False)
     layer.B = nn.Parameter(factors.B.to(layer.B), requires_grad=False)

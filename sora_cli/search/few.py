@@ -4,8 +4,9 @@ With few differing rows, resamples say too little about the rows that might diff
 of differing rows is binomial for every metric, so Clopper and Pearson bound the share of all rows
 that differ. The upper bound is the drop that results if this share of the rows is lost: the rows
 that hurt the metric most, each with the worst possible answer. The actual answers on the differing
-rows are not used. The bound is usually much larger than the true drop. It is approximate in one
-respect: the most harmful rows are known from the given rows only.
+rows are not used. The bound is usually much larger than the true drop. It is approximate in two
+respects: the most harmful rows are known from the given rows only, and they are ranked once, by the
+harm of a single lost row, which for Matthews' correlation can miss the worst combination.
 
 Source: Clopper and Pearson 1934, Biometrika 26, 404-413.
 """
@@ -61,7 +62,7 @@ def _worst_drop(full: RowScores, lost: list[np.ndarray], share: float) -> float:
     scores = replace(full, parts=stacked)
     whole = np.zeros(len(stacked))
     whole[:kinds] = times
-    (here,) = scores.weighted(whole[None])
+    (before,) = scores.weighted(whole[None])
     harm = _harm(scores, whole, kinds)  # (ways, kinds)
     way, left = harm.argmax(axis=0), share * len(full)
     # greedy: harm is computed once, with one lost row, and not again as more rows are lost
@@ -72,21 +73,21 @@ def _worst_drop(full: RowScores, lost: list[np.ndarray], share: float) -> float:
         whole[kind] -= moved
         whole[(way[kind] + 1) * kinds + kind] += moved
         left -= moved
-    return float(here - scores.weighted(whole[None])[0])
+    return float(before - scores.weighted(whole[None])[0])
 
 
 def _harm(scores: RowScores, whole: np.ndarray, kinds: int) -> np.ndarray:
-    """Return the metric's loss from one lost row, for each way of losing and kind of row."""
-    (here,) = scores.weighted(whole[None])
+    """Return the metric's drop from one lost row, for each way of losing and kind of row."""
+    (before,) = scores.weighted(whole[None])
     places = np.arange(kinds, len(scores))  # of lost rows; the row it was stands `kinds` before
-    found, most = [], max(_CELLS // len(scores), 1)
+    losses, most = [], max(_CELLS // len(scores), 1)
     for start in range(0, len(places), most):
-        some = places[start : start + most]
-        weights = np.tile(whole, (len(some), 1))
-        weights[np.arange(len(some)), some % kinds] -= 1
-        weights[np.arange(len(some)), some] += 1
-        found.append(here - scores.weighted(weights))
-    return np.concatenate(found).reshape(-1, kinds)
+        chunk = places[start : start + most]
+        weights = np.tile(whole, (len(chunk), 1))
+        weights[np.arange(len(chunk)), chunk % kinds] -= 1
+        weights[np.arange(len(chunk)), chunk] += 1
+        losses.append(before - scores.weighted(weights))
+    return np.concatenate(losses).reshape(-1, kinds)
 
 
 def _lost(full: RowScores) -> Iterator[np.ndarray]:

@@ -65,7 +65,11 @@ def healing_recipe(
     """
     place = locate_adapter(directory, missing="there are no ranks to prune")
     loaded = _original(directory, place, recipe)
-    words = [*_method_words(loaded, place), *_run_words(directory, output, keep, steps), *overrides]
+    words = [
+        *_method_overrides(loaded, place),
+        *_run_overrides(directory, output, keep, steps),
+        *overrides,
+    ]
     if recipe is not None:
         return load_recipe(recipe, words), [recipe, *words]
     return load_stored(loaded.resolved(), loaded.path, loaded.name, words), [str(place), *words]
@@ -106,13 +110,13 @@ def _original(directory: Path, place: Path, recipe: str | None) -> LoadedRecipe:
     report = read_report(place.parent)
     if report is None:
         raise SoraError(
-            f"--heal needs a recipe to train with: {directory} is not a run of this tool",
+            f"--heal needs a recipe to train with: {directory} has no report.json to take it from",
             hint="add --recipe R",
         )
     return load_stored(report.recipe, place.parent / FILE_NAME, report.name)
 
 
-def _method_words(loaded: LoadedRecipe, place: Path) -> list[str]:
+def _method_overrides(loaded: LoadedRecipe, place: Path) -> list[str]:
     """Return overrides that set the plain method, with the adapter's initial rank.
 
     Empty if the recipe has the plain method already.
@@ -124,7 +128,7 @@ def _method_words(loaded: LoadedRecipe, place: Path) -> list[str]:
     return [f"method.{key}={value}" for key, value in plain.items()]
 
 
-def _run_words(directory: Path, output: Path, keep: Keep, steps: int) -> list[str]:
+def _run_overrides(directory: Path, output: Path, keep: Keep, steps: int) -> list[str]:
     start: dict[str, Any] = dict.fromkeys(StartBlock.model_fields)
     start |= {"adapter": str(directory), **keep.given()}
     values = {

@@ -92,10 +92,10 @@ def score(lost: np.ndarray, won: np.ndarray, rows: int, drop: np.ndarray | float
     root = linear * linear + 8 * rows * won * drop * (1 - drop)
     share = (np.sqrt(np.maximum(root, 0)) - linear) / (4 * rows)  # p_won
     variance = rows * (2 * share + drop * (1 - drop))
-    apart = lost - won - rows * drop
+    difference = lost - won - rows * drop
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = apart / np.sqrt(np.maximum(variance, 0))
-    return np.where(apart == 0, 0.0, found)
+        statistic = difference / np.sqrt(np.maximum(variance, 0))
+    return np.where(difference == 0, 0.0, statistic)
 
 
 def _interval(won: int, rows: int, error: float) -> tuple[float, float]:
@@ -148,10 +148,10 @@ class _Region:
             return 0.0
         # even steps in sqrt(p_won): the standard deviation of `won` grows with it
         grid = np.linspace(np.sqrt(low), np.sqrt(high), _GRID)
-        found = self._probability(grid**2, drop)
-        best = int(found.argmax())
+        coarse = self._probability(grid**2, drop)
+        best = int(coarse.argmax())
         near = np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)], _GRID)
-        return float(max(found.max(), self._probability(near**2, drop).max()))
+        return float(max(coarse.max(), self._probability(near**2, drop).max()))
 
     def _probability(self, shares: np.ndarray, drop: float) -> np.ndarray:
         """Return the region's probability for each p_won, (shares,)."""

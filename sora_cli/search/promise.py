@@ -45,16 +45,19 @@ class Promise(BaseModel):
         "answers may differ from those at full rank",
     )
     max_drop: float = Field(
-        description="how much worse than the full rank the metric may be, in its own unit; of "
-        "answers: the share of rows that may differ"
+        description="the largest drop against full rank that is accepted, in the metric's unit; "
+        "of answers: the largest share of rows that may be answered differently"
     )
-    given: str = Field(description="that loss as it was given, such as 0.5pt")
-    confidence: float = Field(description="1 - the probability of a broken promise, at most")
+    given: str = Field(description="the accepted drop as typed, such as 0.5pt")
+    confidence: float = Field(
+        description="confidence of the bound: a false certificate has a probability of at most "
+        "1 - confidence"
+    )
     metric: str = Field(description="the recipe's main metric")
     greater_is_better: bool = Field(description="whether a larger metric is better")
     serve: str | None = Field(
-        description="what the adapter is to be served by, which decides what a size costs; null: "
-        "its parameters count"
+        description="server that the adapter is for, which decides the cost of a size; null: its "
+        "parameters are its cost"
     )
 
     def settled(self, certifiable: Certifiable, rows: int) -> Promise:
@@ -68,9 +71,9 @@ class Promise(BaseModel):
         smallest = certifiable.bound.smallest_drop
         if smallest is None:
             raise SoraError(
-                f"the smallest loss of {self.metric} that {rows:,} rows can certify is known only "
+                f"the smallest drop of {self.metric} that {rows:,} rows can certify is known only "
                 "after sizes have been scored",
-                hint=f"give a loss: --max-drop {_usual(self.metric)}",
+                hint=f"give a number: --max-drop {_usual(self.metric)}",
             )
         return self.model_copy(update={"max_drop": rounded_up(smallest)})
 
@@ -129,7 +132,7 @@ class PromiseOptions:
             )
         if not 0.5 <= self.confidence < 1:
             raise SoraError(
-                f"--confidence is a share from 0.5 to below 1, not {self.confidence:g}",
+                f"--confidence must be at least 0.5 and below 1, not {self.confidence:g}",
                 hint="--confidence 0.95",
             )
 
@@ -163,7 +166,9 @@ class PromiseOptions:
         """Load the recipe that measures the drop, and return it with the promise."""
         self.check()
         if self.recipe is None:
-            raise SoraError("--max-drop needs a recipe to measure with", hint="add --recipe R")
+            raise SoraError(
+                "--max-drop needs a recipe, to score the adapter with", hint="add --recipe R"
+            )
         from sora_cli.recipe.load import load_recipe
         from sora_cli.recipe.reading import MAX_DROP, load_read
         from sora_cli.run.precision import settle_precision

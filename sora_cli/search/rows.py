@@ -126,9 +126,9 @@ def row_sets(rows: Rows, held: Mapping[str, Held]) -> dict[str, RowSet]:
         held: screening and test rows, by part.
     """
     split = rows.origin(rows.train).split
-    found = {TRAIN: _row_set(split, rows.train)}
-    found |= {name: part.row_set(split) for name, part in held.items()}
-    return {**found, **{part_of(name): _row_set(name, part) for name, part in rows.report.items()}}
+    sets = {TRAIN: _row_set(split, rows.train)}
+    sets |= {name: part.row_set(split) for name, part in held.items()}
+    return {**sets, **{part_of(name): _row_set(name, part) for name, part in rows.report.items()}}
 
 
 def _row_set(split: str, rows: Dataset) -> RowSet:

@@ -83,13 +83,13 @@ def planned_sizes(values: Values, cost: Mapping[str, int], full: int) -> list[Pl
         cost: numbers that one component of each layer stores.
         full: parameters at full rank.
     """
-    found: list[PlannedSize] = []
+    sizes: list[PlannedSize] = []
     for share in SHARES:
         budget = int(share * full)
         ranks = within_parameters(values, cost, budget)
-        if any(ranks.values()) and not (found and found[-1].ranks == ranks):
-            found.append(PlannedSize(share, budget, ranks))
-    return found
+        if any(ranks.values()) and not (sizes and sizes[-1].ranks == ranks):
+            sizes.append(PlannedSize(share, budget, ranks))
+    return sizes
 
 
 def screen(cuts: Cuts, *, test_rows: int, confidence: float) -> list[Screened]:
@@ -122,7 +122,7 @@ def measured(
         confidence: confidence of that test.
     """
     drop = drop_on(whole, small)
-    found = Screened(
+    result = Screened(
         **size.model_dump(),
         share=planned.share,
         max_params=planned.max_params,
@@ -132,28 +132,29 @@ def measured(
     seen = differing_rows(whole, small) / len(whole)
     if whole.is_agreement:
         # the drop is the differing share itself, and not half of it
-        found.expected, _ = _expected(planned.share, drop, seen, len(whole), worth=2.0)
-        able = certifiable_share(test_rows, found.expected, confidence, POWER)
-        found.certifiable = able - found.expected
-        return found
+        result.expected, _ = _expected(planned.share, drop, seen, len(whole), worth=2.0)
+        able = certifiable_share(test_rows, result.expected, confidence, POWER)
+        result.certifiable = able - result.expected
+        return result
     if whole.is_right_or_wrong:
-        found.expected, differing = _expected(planned.share, drop, seen, len(whole))
-        found.certifiable = certifiable_drop(test_rows, differing=differing, confidence=confidence)
-        return found
-    found.certifiable = _certifiable(whole, small, test_rows, confidence)
+        result.expected, differing = _expected(planned.share, drop, seen, len(whole))
+        result.certifiable = certifiable_drop(test_rows, differing=differing, confidence=confidence)
+        return result
+    result.certifiable = _certifiable(whole, small, test_rows, confidence)
     differing = seen
     if has_worst(whole):
+        # the spread of the influences per differing row; about 1 for accuracy
         worth = float(influences(whole, small).std()) / math.sqrt(seen) if seen else 0.0
-        found.expected, differing = _expected(planned.share, drop, seen, len(whole), worth)
+        result.expected, differing = _expected(planned.share, drop, seen, len(whole), worth)
     # too few test rows would differ for the bootstrap: take the worst-case bound that then applies
     if test_rows * differing < _TESTABLE or not seen:
         most = int(binom.ppf(POWER, test_rows, differing))
-        found.certifiable = few_rows_bound(whole, most, confidence, rows=test_rows)
-    elif found.certifiable is not None:
+        result.certifiable = few_rows_bound(whole, most, confidence, rows=test_rows)
+    elif result.certifiable is not None:
         # the spread, and with it the bound, grows with the root of the share of differing rows
-        found.certifiable *= math.sqrt(differing / seen)
-    found.differing = test_rows * differing
-    return found
+        result.certifiable *= math.sqrt(differing / seen)
+    result.differing = test_rows * differing
+    return result
 
 
 def _expected(
@@ -176,15 +177,15 @@ def _expected(
     """
     differing = min(DIFFERING * SHARES[0] / share, 1.0)
     weight = _BEFOREHAND / (rows + _BEFOREHAND)
-    found = weight * differing + (1 - weight) * seen
+    mean = weight * differing + (1 - weight) * seen
     expected = weight * worth * differing / 2 + (1 - weight) * drop
-    return expected, max(round(found, 3), DIFFERING)
+    return expected, max(round(mean, 3), DIFFERING)
 
 
 def _certifiable(whole: RowScores, small: RowScores, rows: int, confidence: float) -> float | None:
     """Return the drop that rows can be expected to certify; None: screening cannot tell."""
-    found = certifiable_from(whole, small, rows, confidence=confidence)
-    return found if math.isfinite(found) and found > 0 else None
+    drop = certifiable_from(whole, small, rows, confidence=confidence)
+    return drop if math.isfinite(drop) and drop > 0 else None
 
 
 def name_sizes(
@@ -228,15 +229,15 @@ def name_sizes(
     if tested:
         able = _testable(screened, able, max_drop)
     sizes = [screened[number] for number in able]
-    likes = _last([expected_drop(size) for size in sizes], max_drop)
-    safe = _last([expected_drop(size) + (size.certifiable or 0) for size in sizes], max_drop)
+    liked = _last_within([expected_drop(size) for size in sizes], max_drop)
+    safe = _last_within([expected_drop(size) + (size.certifiable or 0) for size in sizes], max_drop)
     if not tested:
-        places = [likes]
+        places = [liked]
     elif any(size.expected is None or size.differing is not None for size in sizes):
         above = [max(safe - _STEP, 0)] if most > 1 else []
         places = [*above, safe, *(safe + _STEP * step for step in range(1, most))]
     else:
-        places = [safe, likes, *(likes + _STEP * step for step in range(1, most))]
+        places = [safe, liked, *(liked + _STEP * step for step in range(1, most))]
     within = sorted({min(place, len(able) - 1) for place in places})
     return [able[place] for place in within[:most]]
 
@@ -252,8 +253,8 @@ def _testable(screened: Sequence[Screened], able: list[int], max_drop: float) ->
     If none of them has an expected drop within the promise, all sizes are returned: a size that
     hardly differs from full rank is better than a bad one, and may get a small bound after all.
     """
-    found = [n for n in able if _is_testable(screened[n], max_drop)]
-    return found if any(expected_drop(screened[n]) <= max_drop for n in found) else able
+    testable = [n for n in able if _is_testable(screened[n], max_drop)]
+    return testable if any(expected_drop(screened[n]) <= max_drop for n in testable) else able
 
 
 def _is_testable(size: Screened, max_drop: float) -> bool:
@@ -262,7 +263,7 @@ def _is_testable(size: Screened, max_drop: float) -> bool:
     return size.certifiable is not None and size.certifiable <= max_drop
 
 
-def _last(drops: Sequence[float], max_drop: float) -> int:
+def _last_within(drops: Sequence[float], max_drop: float) -> int:
     """Return the index before the first drop above `max_drop`, and at least 0."""
     bad = (place for place, drop in enumerate(drops) if not drop <= max_drop)  # NaN is not within
     return max(next(bad, len(drops)) - 1, 0)

@@ -211,21 +211,21 @@ def choose_smallest(
     def test(made: Candidate[Key]) -> Bound:
         return drop_bound(full, made.scores, promise.confidence)
 
-    found = [whole.against(full, None, max_drop)]
+    scored = [whole.against(full, None, max_drop)]
     for made, bound in in_fixed_order(sizes, make, test, max_drop):
-        found.append(made.against(full, bound, max_drop))
-    place = last_passed(one.bound is not None and one.passed for one in found)
-    if place is None and further and _looks_good(found, max_drop) == len(found) - 1:
-        for size in sizes[len(found) - 1 :]:
-            found.append(make(size).against(full, None, max_drop))
-            if not found[-1].passed:
+        scored.append(made.against(full, bound, max_drop))
+    place = last_passed(one.bound is not None and one.passed for one in scored)
+    if place is None and further and _looks_good(scored, max_drop) == len(scored) - 1:
+        for size in sizes[len(scored) - 1 :]:
+            scored.append(make(size).against(full, None, max_drop))
+            if not scored[-1].passed:
                 break
     if place is None:
-        place = max(_looks_good(found, max_drop), int(outside))
-    return Search(promise, split, tuple(found), found[place], outside)
+        place = max(_looks_good(scored, max_drop), int(outside))
+    return Search(promise, split, tuple(scored), scored[place], outside)
 
 
-def _looks_good(found: Sequence[Candidate[Key]], max_drop: float) -> int:
+def _looks_good(scored: Sequence[Candidate[Key]], max_drop: float) -> int:
     """Return the index of the last size before the first with a drop above the promise."""
-    bad = (i for i, one in enumerate(found) if i and not one.drop <= max_drop)
-    return next(bad, len(found)) - 1
+    bad = (i for i, one in enumerate(scored) if i and not one.drop <= max_drop)
+    return next(bad, len(scored)) - 1

@@ -14,11 +14,11 @@ class Size(BaseModel):
     """The size of an adapter, without its head."""
 
     parameters: int = Field(description="numbers in the factors")
-    components: int = Field(description="rank-one terms of all layers")
-    largest_rank: int = Field(description="of a layer")
+    components: int = Field(description="number of components in all layers")
+    largest_rank: int = Field(description="the largest rank of a layer")
     served: int = Field(
-        description="what it costs where it is served: numbers held there, padding included; "
-        "without serve, its parameters"
+        description="numbers that the server holds for the adapter, padding included; without "
+        "serve, its parameters"
     )
 
 

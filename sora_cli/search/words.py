@@ -35,8 +35,9 @@ def certifiable_line(scores: RowScores, split: str, confidence: float) -> str | 
     usual = certifiable_drop(rows, confidence=confidence)
     best = certifiable_drop(rows, differing=0, confidence=confidence)
     return (
-        f"{rows:,} rows of {split} can certify a drop of {usual:.4f} ({POWER:.0%} of the time, if "
-        f"{DIFFERING:.1%} of them differ and nothing is lost), at best {best:.4f}"
+        f"{rows:,} rows of {split} can certify a drop of {usual:.4f} with a probability of "
+        f"{POWER:.0%}, if the models differ on {DIFFERING:.1%} of them and the true drop is 0; "
+        f"at best {best:.4f}"
     )
 
 
@@ -50,20 +51,18 @@ def certifiable_lines(promise: Promise, rows: int, bound: BoundMethod, more: str
         yield from answers_lines(promise, rows)
         return
     asked = (
-        f"promise: at most {promise.max_drop:g} worse ({promise.given}), {promise.confidence:.0%}"
+        f"promise: a drop of at most {promise.max_drop:g} ({promise.given}), with "
+        f"{promise.confidence:.0%} confidence"
     )
     smallest = bound.smallest_drop
     if smallest is None:
         yield f"{asked}; the bound is {bound.method}"
-        yield "the smallest loss that the rows can certify is computed after screening"
+        yield "the smallest drop that the test rows can certify is computed after screening"
         return
-    yield (
-        f"{asked}; the smallest that {count(rows)} test rows can be expected to certify: "
-        f"{smallest:.4f}"
-    )
+    yield f"{asked}; {count(rows)} test rows can be expected to certify {smallest:.4f}"
     if smallest > promise.max_drop:
         yield (
-            "WARNING: too few test rows to certify this loss, unless the two models almost always "
+            "WARNING: too few test rows to certify this drop, unless the two models almost always "
             "agree: the adapter may be written without a certificate (exit code 3)"
         )
         fits = f"--max-drop {SMALLEST} ({rounded_up(smallest):g})"
@@ -95,42 +94,44 @@ def tested_line(test: SizeTest, max_drop: float) -> str:
     """Return a line on the result of a size's test."""
     bound = f"bound {test.upper:.4f}" if test.refused is None else f"no bound: {test.refused}"
     end = ": no smaller size is tested" if test.failed else ""
-    return f"drop {test.drop:+.4f}, {bound}, of {max_drop:g}: {test.verdict}{end}"
+    return f"drop {test.drop:+.4f}, {bound}, promise {max_drop:g}: {test.verdict}{end}"
 
 
-def size_verdict(found: Certificate, number: int, *, reason: bool = False) -> str:
+def size_verdict(certificate: Certificate, number: int, *, reason: bool = False) -> str:
     """Return the verdict on a trained size in a few words.
 
     Args:
         reason: if it has no bound, add the reason.
     """
-    test = found.candidates[number].test
-    said = "not tested" if test is None else test.verdict
+    test = certificate.candidates[number].test
+    verdict = "not tested" if test is None else test.verdict
     if reason and test is not None and test.refused is not None:
-        said = f"{said}: {test.refused}"
-    return f"{said}, written" if number == found.chosen else said
+        verdict = f"{verdict}: {test.refused}"
+    return f"{verdict}, written" if number == certificate.chosen else verdict
 
 
-def size_table(found: Certificate) -> Table:
+def size_table(certificate: Certificate) -> Table:
     """Return a table of the trained sizes, from the largest to the smallest."""
-    metric, rows = found.promise.tested, found.rows[TEST].rows
+    metric, rows = certificate.promise.tested, certificate.rows[TEST].rows
     columns: list[Column | str] = ["size", *_SIZE, "largest rank", Column(metric, ".4f")]
     columns += [Column("drop", "+.4f"), Column("at most", "+.4f"), ""]
-    lines: list[list[Any]] = [["full rank", *_size(found.full), found.full.test, None, None, None]]
-    shares = {size.max_params: size.share for size in found.screened}
-    for number, size in enumerate(found.candidates):
+    full = certificate.full
+    lines: list[list[Any]] = [["full rank", *_size(full), full.test, None, None, None]]
+    shares = {size.max_params: size.share for size in certificate.screened}
+    for number, size in enumerate(certificate.candidates):
         test = size.test
         figures = (None, None, None) if test is None else (test.score, test.drop, test.upper)
         name = f"{shares.get(size.max_params, math.nan):.1%}"
-        lines.append([name, *_size(size), *figures, size_verdict(found, number)])
-    sure = f"at most: with {found.promise.confidence:.0%} confidence"
+        lines.append([name, *_size(size), *figures, size_verdict(certificate, number)])
+    sure = f"at most: with {certificate.promise.confidence:.0%} confidence"
     return Table(f"{metric} on {rows:,} test rows; {sure}", columns, lines)
 
 
-def untrained_line(found: Certificate) -> str | None:
+def untrained_line(certificate: Certificate) -> str | None:
     """Return a line on the sizes that were screened but not trained; None: all were trained."""
-    trained = {size.max_params for size in found.candidates}
-    shares = [f"{size.share:.1%}" for size in found.screened if size.max_params not in trained]
+    trained = {size.max_params for size in certificate.candidates}
+    screened = certificate.screened
+    shares = [f"{size.share:.1%}" for size in screened if size.max_params not in trained]
     if not shares:
         return None
     few = f"{len(shares)} other sizes were" if len(shares) > 1 else "1 other size was"
@@ -149,7 +150,7 @@ def search_table(search: Search[Any]) -> Table:
     first = (
         [None, None, whole.score, None, None, "the model"]
         if search.outside
-        else _tried(whole, "whole")
+        else _tried(whole, "uncut")
     )
     rows = [first, *(_tried(size, _verdict(size)) for size in sizes)]
     return Table(f"tried on {search.split}", columns, rows)
@@ -176,8 +177,8 @@ def verdict_lines(search: Search[Any]) -> Sequence[str]:
     bound = search.chosen.bound
     if search.chosen is search.candidates[0]:
         return [
-            f"no smaller size is shown to lose at most {promise} of {search.metric}, nor does one "
-            "on these rows: everything is kept",
+            f"no smaller size is certified to lose at most {promise} of {search.metric}, and the "
+            "largest of them loses more on these rows: everything is kept",
             *_certifiable(search),
         ]
     if search.certified and bound is not None and bound.upper is not None:
@@ -189,14 +190,17 @@ def verdict_lines(search: Search[Any]) -> Sequence[str]:
     but = "but" if search.chosen.drop <= search.promise.max_drop else "and"
     return [
         f"NOT certified: {chosen} lose {search.chosen.drop:.4f} of {search.metric} on these rows, "
-        f"{but} the rows do not show that it is at most {promise}, with confidence {confidence}",
+        f"{but} the rows cannot certify a drop of at most {promise} with confidence {confidence}",
         *_certifiable(search),
     ]
 
 
 def unseen_rows(search: Search[Any]) -> str:
     """Return a note that the score on the choosing rows is biased by the choice."""
-    return f"note: {search.split} chose the size: report a score on other rows"
+    return (
+        f"note: the size was chosen on {search.split}, so its score there is too good: report a "
+        "score on other rows"
+    )
 
 
 def _certifiable(search: Search[Any]) -> list[str]:
@@ -206,12 +210,12 @@ def _certifiable(search: Search[Any]) -> list[str]:
         return []
     rows, differing = f"the {first.rows:,} rows", f"{first.differing:,}"
     if first.least is not None:
-        few = f"only {differing} differ between the whole and the largest size"
+        few = f"the uncut model and the largest size differ on only {differing} of them"
         return [f"{rows} can certify a drop of {first.least:.4f} at best: {few}"]
     if search.certifiable is None:
         return [f"{rows} certify nothing here: {first.reason}"]
-    differ = f"{differing} of them differ between the whole and the largest size with a bound"
+    differ = f"the uncut model and the largest size with a bound differ on {differing} of them"
     return [
-        f"{rows} can certify a drop of {search.certifiable:.4f} (80% of the time, if nothing is "
-        f"lost; {differ})"
+        f"{rows} can certify a drop of {search.certifiable:.4f} with a probability of 80%, if the "
+        f"true drop is 0 ({differ})"
     ]

@@ -1,4 +1,4 @@
-"""Task families by name: a file here for each, its options and its line in `recipe.families`."""
+"""Task families: one file for each, with options and a table entry in `recipe.families`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,11 @@ if TYPE_CHECKING:
 
 
 def create_task(task: TaskBlock, data: DataBlock) -> Task:
-    """Make the task that a recipe names.
-
-    Raises:
-        SoraError: no such family, or no such metric.
-    """
+    """Make the task that a recipe names."""
     return task_class(task.name)(task, data)
 
 
 def task_class(name: str) -> type[Task]:
-    """Return a family's class.
-
-    Raises:
-        SoraError: no such family.
-    """
+    """Return a family's class."""
     family: type[Task] = resolve_name(implementation(name))
     return family

@@ -1,7 +1,7 @@
-"""Questions, contexts and answers of raw rows, and the place of an answer in its context.
+"""Questions, contexts and answers of raw rows, and each answer's place in its context.
 
-Answers are SQuAD's texts with places ({text: [...], answer_start: [...]}, or one such mapping for
-each answer), or texts alone (ReCoRD), of which the first occurrence counts.
+Answers are SQuAD's texts with places ({text: [...], answer_start: [...]}, or a list with one such
+mapping per answer), or texts without places (ReCoRD), for which the first occurrence counts.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Answers:
     """All right answers of a row.
 
     Attributes:
-        texts: none where the context has no answer.
-        place: (first character, character after the last) in the context of the first answer that
-            stands there; None: none does.
+        texts: empty if the context has no answer.
+        place: (first character, character after the last) of the first answer that occurs in the
+            context; None if no answer occurs there.
     """
 
     texts: list[str]
@@ -32,16 +32,12 @@ class Answers:
 
     @property
     def usable(self) -> bool:
-        """True if it can be learned: it stands in its context, or is known to stand nowhere."""
+        """True if an answer occurs in the context, or the row is known to have none."""
         return self.place is not None or not self.texts
 
 
 def read_texts(rows: Dataset, column: str, part: str) -> list[str]:
-    """Return a column's texts.
-
-    Raises:
-        SoraError: a row without one; it says which.
-    """
+    """Return a column's texts; a row without a text is an error."""
     texts = []
     for row, value in enumerate(rows[column][:]):
         if not isinstance(value, str) or not value.strip():
@@ -57,33 +53,30 @@ def read_answers(
     """Return the answers of each row.
 
     Args:
-        contexts: (rows,) texts they should stand in.
-        unanswerable: rows may have none.
-
-    Raises:
-        SoraError: a row's answers are none, or something else; it says which.
+        contexts: (rows,) the texts that should contain the answers.
+        unanswerable: True if rows may have no answer.
     """
-    found = []
+    answers = []
     for row, (value, context) in enumerate(zip(rows[column][:], contexts, strict=True)):
         pairs = _pairs(value)
         if pairs is None:
-            what = f"column '{column}' holds {shown_value(value)}, which are no answers"
+            what = f"column '{column}' holds {shown_value(value)}, which is not a list of answers"
             raise row_error(what, row, key="data.columns.answers")
         if not pairs and not unanswerable:
             raise row_error(
                 f"column '{column}' has no answer",
                 row,
                 key="task.unanswerable",
-                hint="task.unanswerable=true, if that means that the context has none",
+                hint="task.unanswerable=true, if such a row means that the context has no answer",
             )
         places = (_place(text, start, context) for text, start in pairs)
         place = next((place for place in places if place is not None), None)
-        found.append(Answers([text for text, _ in pairs], place))
-    return found
+        answers.append(Answers([text for text, _ in pairs], place))
+    return answers
 
 
 def _pairs(value: Any) -> list[tuple[str, int | None]] | None:
-    """Return texts and, if known, where they begin; None if the value is something else."""
+    """Return pairs of text and start (None: unknown); None if the value does not hold answers."""
     if isinstance(value, str):
         value = [value]
     if isinstance(value, Mapping):
@@ -103,10 +96,10 @@ def _pairs(value: Any) -> list[tuple[str, int | None]] | None:
 
 
 def _place(text: str, start: int | None, context: str) -> tuple[int, int] | None:
-    """Return where a text stands in a context: at the place given, or else the nearest to it."""
+    """Return the text's place in its context: at `start`, or else its nearest occurrence."""
     text = text.strip()
     if start is not None and context.startswith(text, start):
         return start, start + len(text)
-    places = [found.start() for found in re.finditer(re.escape(text), context)]
+    places = [match.start() for match in re.finditer(re.escape(text), context)]
     at = min(places, key=lambda place: abs(place - (start or 0)), default=None)
     return None if at is None else (at, at + len(text))

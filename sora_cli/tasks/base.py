@@ -1,4 +1,4 @@
-"""The interface of a task family: columns to features, model class, loss, metrics, head."""
+"""The interface of a task family: columns, encoding, loss, metrics and answers."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from sora_cli.tasks.row_scores import RowScores, row_scores
 
 @dataclass(frozen=True)
 class Encoded:
-    """Rows ready for the model: its inputs, among them what its loss needs.
+    """Rows as inputs of the model, with the labels that its loss needs.
 
     Attributes:
-        dataset: one row for each of the model's; usually, but not always, one for each raw row
-            (a long context is read in windows, short texts may share a row).
+        dataset: the model's rows; usually one per raw row, but a long context is read in several
+            windows, and packed texts share a row.
         lengths: (rows,) tokens of each row.
-        truncated: rows that were cut at max_length.
-        longest: tokens of the longest row before it was cut; 0: not known.
-        examples: what scoring needs beside the model's outputs, one row for each raw row.
-        lacking: raw rows that have nothing to learn: what of them is to be said ("have no text"),
-            and how many they are, each counted once.
-        told: raw rows of which something else is to be said.
+        truncated: number of rows cut at max_length.
+        longest: tokens of the longest row before the cut; 0: unknown.
+        examples: further data for scoring, one row per raw row.
+        lacking: number of raw rows without anything to learn, by remark ("have no text"); each row
+            is counted once.
+        notes: number of raw rows by any other remark.
     """
 
     dataset: Dataset
@@ -42,23 +42,24 @@ class Encoded:
     longest: int = 0
     examples: Dataset | None = None
     lacking: Mapping[str, int] = field(default_factory=dict)
-    told: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def raw(self) -> Dataset:
-        """The examples, for families that have some."""
+        """The examples; only for families that define them."""
         assert self.examples is not None
         return self.examples
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of rows, before anything is cut.
+    """Numbers of tokens of rows before any cut.
 
     Attributes:
-        tokens: (rows,) that the model reads.
-        targets: (rows,) that it is to write, where these are cut on their own.
-        window: tokens that rows need not be longer than, since the rest is read in another window.
+        tokens: (rows,) tokens that the model reads.
+        targets: (rows,) tokens that the model is to write, if they have a limit of their own.
+        window: number of tokens that is long enough for any row, because longer rows are read in
+            several windows; None if rows are not read in windows.
     """
 
     tokens: np.ndarray
@@ -71,10 +72,10 @@ class Predictions:
     """A model's outputs on encoded rows.
 
     Attributes:
-        outputs: (rows, ...) what `Task.kept` kept of its outputs, in the data set's order.
+        outputs: (rows, ...) the results of `Task.outputs_to_keep`, in the data set's order.
         labels: (rows,) if each row has one label, else None.
-        rows: the rows the model was given.
-        texts: what it wrote, one text for each example; None if nothing was to be written.
+        rows: the model's input rows.
+        texts: generated texts, one per example; None if nothing was generated.
     """
 
     outputs: np.ndarray
@@ -84,42 +85,42 @@ class Predictions:
 
     @property
     def encoded(self) -> Encoded:
-        """The rows, for the families whose scores need them."""
+        """The model's input rows; only for families whose scores need these rows."""
         assert self.rows is not None
         return self.rows
 
     @property
     def true_labels(self) -> np.ndarray:
-        """The labels, for the families whose rows have one each."""
+        """The labels, for families with one label per row."""
         assert self.labels is not None
         return self.labels
 
 
 class Task(ABC):
-    """A family of tasks. `bind` is called once with the raw training rows, before all else."""
+    """A family of tasks; call `bind` with the raw training rows before any other method."""
 
     peft_type: ClassVar[str | None]
-    """PEFT's task_type, written into adapters; None where PEFT has none."""
+    """PEFT's task_type, written into adapters; None if PEFT has none for this family."""
     unscored_inputs: ClassVar[tuple[str, ...]] = ()
-    """Names in a batch that the model is not given when it is scored."""
+    """Names in a batch that are removed before the model is scored."""
     rows_apart: ClassVar[bool] = True
     """False if a row's loss depends on the other rows of its micro-batch."""
     one_label: ClassVar[bool] = True
     """True if each encoded row has a single label."""
     answered_by: ClassVar[tuple[str, ...]] = ("prediction",)
-    """Names of the columns that say what a model answers to a row."""
+    """Names of the columns that hold a model's answers."""
     writes_answers: ClassVar[bool] = False
-    """True if an answer is a text that the model writes, for which no outputs are needed."""
+    """True if the answers are generated texts, which need no outputs of the model."""
     answered_together: ClassVar[int] = 4096
-    """Rows that are in memory together where each row is to be answered."""
+    """Number of rows in memory at a time for `sora predict`."""
     answers_numbers: ClassVar[bool] = False
     """True if an answer is a number, so that two models' answers are equal by chance alone."""
     trains_head: ClassVar[bool] = True
     """True if the model's output head is new and trained in full."""
     input_columns: tuple[str, ...]
-    """Columns of the raw rows that the model's input is made of; known once bound."""
+    """Columns of the model's input in raw rows; set by `bind`."""
     label_column: str | None
-    """The column of what is to be predicted; None where it is among the inputs."""
+    """The label's column; None if the label is part of the input. Set by `bind`."""
 
     def __init__(self, task: TaskBlock, data: DataBlock) -> None:
         self.name = task.name
@@ -130,7 +131,7 @@ class Task(ABC):
 
     @classmethod
     def is_for(cls, config: Any) -> bool:
-        """Tell whether a model of the family's class may be of the family, by its configuration."""
+        """Return True if a model with this configuration may be of this family."""
         del config
         return True
 
@@ -140,55 +141,50 @@ class Task(ABC):
 
     @abstractmethod
     def check(self, rows: Dataset) -> None:
-        """Check the raw rows of a split, as far as that needs no model.
+        """Check the raw rows of a split: a missing column or a wrong value is a `RowError`.
 
-        Raises:
-            RowError: a column is missing, or a row does not fit.
+        This needs no model.
         """
 
     @abstractmethod
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
-        """Turn checked rows into the model's inputs, and their labels into what its loss takes.
+        """Turn checked rows into the model's inputs and labels.
 
-        `sora init` calls it without a model: `check_model` has then not been called.
+        `sora init` calls this without a model, and so without `check_model` before it.
 
         Args:
-            training: the rows are trained on, and not scored.
+            training: True if the rows are trained on, False if they are scored.
         """
 
     def token_lengths(self, rows: Dataset, processor: Any) -> Lengths | None:
-        """Count the tokens of checked rows; None for rows without any.
+        """Count the tokens of checked rows; None for rows without tokens.
 
-        The task has limits that no row reaches.
+        Call it on a task whose limits are above the length of every row.
         """
         encoded = self.encode(rows, processor, training=True)
         return Lengths(encoded.lengths) if "input_ids" in encoded.dataset.column_names else None
 
     @abstractmethod
     def stand_in(self, rows: Dataset) -> Dataset:
-        """Return raw rows with something in the place of what is to be predicted.
+        """Return raw rows with a placeholder for each label or target, replacing existing values.
 
-        They can then be bound, checked and encoded as rows that are scored; what a model is given
-        to answer them does not depend on it. What stands in that place already is replaced.
-        Classes have names by then: `data.label_names`.
-
-        Raises:
-            RowError: the columns of the inputs are not there.
+        The rows can then be bound, checked and encoded like rows with labels. The placeholder does
+        not change the model's inputs. For families with classes, `data.label_names` must be set. A
+        missing input column is a `RowError`.
         """
 
     def template(self, processor: Any) -> str | None:
-        """Say what a row's text is made with; None: with nothing but the columns themselves."""
+        """Describe the template of a row's text; None if the columns are used unchanged."""
         return None
 
     def model_options(self) -> dict[str, Any]:
-        """Return configuration values of the head, such as num_labels and id2label."""
+        """Return configuration values of the head (num_labels, id2label, ...)."""
         return {}
 
     def check_model(self, model: nn.Module, processor: Any) -> None:
-        """Make a loaded model and its processor fit each other and the task, in place.
+        """Adapt a loaded model and its processor to each other and to the task, in place.
 
-        Raises:
-            SoraError: they cannot.
+        A model that cannot be used for the task is an error.
         """
         if self.options.PROCESSOR_CLASS == "AutoTokenizer":
             set_padding(model, processor)
@@ -198,17 +194,17 @@ class Task(ABC):
         """Return the function that pads a list of rows into a batch."""
 
     def loss_items(self, batch: Mapping[str, Any]) -> int:
-        """Return the number of items that the model's loss on this batch is the mean of."""
+        """Return the number of items that the model's loss averages over in this batch."""
         return len(batch["labels"])
 
     def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return what of a batch the model is given when it is scored."""
+        """Return the model's inputs for scoring: the batch without `unscored_inputs`."""
         return {name: value for name, value in batch.items() if name not in self.unscored_inputs}
 
-    def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
-        """Return what scores need of the outputs, (rows, ...).
+    def outputs_to_keep(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+        """Return the part of the outputs that scores need, (rows, ...).
 
-        Rows of other batches may be longer; the shorter ones are then padded with -100.
+        Rows of other batches may be longer; shorter rows are then padded with -100.
         """
         kept: Tensor = outputs["logits"]
         return kept
@@ -219,19 +215,17 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, predictions: Predictions) -> dict[str, float]:
-        """Return the recipe's metrics on a split; those of texts only if texts were written."""
+        """Return the recipe's metrics on a split; metrics of texts only if texts were generated."""
 
     def scores(self, predictions: Predictions) -> dict[str, float]:
-        """Return the metrics of a split, and its exact loss."""
+        """Return the metrics of a split and its exact loss."""
         return {**self.metrics(predictions), "loss": self.loss(predictions)}
 
     def row_scores(self, predictions: Predictions) -> RowScores:
-        """Return the main metric, `best`, row by row: what it takes to compute it on any rows.
+        """Return the main metric (`best`) by row, so that it can be computed on any subset of rows.
 
-        `row_scores(p).value` is `metrics(p)[best]`; there is one row for each raw row, in order.
-
-        Raises:
-            SoraError: a metric that compares all rows with each other, so that no row has its own.
+        `row_scores(p).value` equals `metrics(p)[best]`. There is one row per raw row, in order. A
+        metric that compares all rows with each other has no scores by row and raises `SoraError`.
         """
         formula, *parts = self.row_parts(predictions)
         better = self.options.greater_is_better
@@ -239,40 +233,39 @@ class Task(ABC):
 
     @abstractmethod
     def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
-        """Return a formula's name (see `row_scores.FORMULAS`), and its parts, (rows,) each.
+        """Return a formula's name (see `row_scores.FORMULAS`) and its parts, (rows,) each.
 
-        They are NaN where the metric would be.
+        Parts are NaN if the metric is NaN.
         """
 
     def write(self, model: Any, processor: Any, examples: Dataset) -> list[str] | None:
-        """Let the model write a text for each example; None if the family writes nothing."""
+        """Generate a text for each example; None if the family generates no texts."""
         return None
 
     def needs_texts(self, metrics: Sequence[str]) -> bool:
-        """Tell whether some of these metrics need texts written."""
+        """Return True if any of these metrics needs generated texts."""
         return any(name in self.options.TEXT_METRICS for name in metrics)
 
     def labels(self, rows: Encoded) -> np.ndarray | None:
-        """Return the label of each row, (rows,); None if rows have no single one."""
+        """Return each row's label, (rows,); None for families without one label per row."""
         return np.asarray(rows.dataset["labels"][:]) if self.one_label else None
 
     def class_counts(self, rows: Encoded) -> np.ndarray | None:
-        """Return how often each class is the label, (classes,); None if there are no classes."""
+        """Count the rows of each class, (classes,); None if there are no classes."""
         names, labels = self.label_names, self.labels(rows)
         if names is None or labels is None:
             return None
         return np.bincount(labels, minlength=len(names))
 
     def answers(self, predictions: Predictions) -> np.ndarray | None:
-        """Return each row's class number, or number, (rows,), from the outputs; None: neither."""
+        """Return each row's predicted class number or value, (rows,); None for other families."""
         return None
 
     @abstractmethod
     def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
-        """Return what a model answers: a column for each of `answered_by`, (rows,) each.
+        """Return the model's answers: one column per name in `answered_by`, (rows,) each.
 
-        Raises:
-            RowError: a row whose outputs are not finite.
+        Outputs that are not finite are a `RowError`.
         """
 
     def compared_answers(self, predictions: Predictions) -> Sequence[Any]:
@@ -287,29 +280,28 @@ class Task(ABC):
         return None
 
     def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
-        """Return further remarks on the encoded rows, for a person to read.
+        """Return further remarks on the encoded rows, for the user.
 
         Args:
-            parts: by name: "train", and those that are scored.
+            parts: by name: "train", and the scored splits.
         """
         return []
 
     @abstractmethod
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
-        """Return one record per raw row that is scored, for `sora eval --predictions`."""
+        """Return one mapping per scored raw row, for `sora eval --predictions`."""
 
     @property
     def label_names(self) -> list[str] | None:
-        """Names of the classes in label order; None if there are none."""
+        """Names of the classes in label order; None if there are no classes."""
         return None
 
     def find_columns(self, columns: Sequence[str], parts: Sequence[str]) -> dict[str, str]:
-        """Return the columns that play these parts: `data.columns`, else those with a usual name.
+        """Return the column of each part: from `data.columns`, else a column with a usual name.
 
-        Raises:
-            RowError: a column that was named is not there. A part without a column is left out.
+        A part without a column is left out; a column that `data.columns` names must exist.
         """
-        found = {}
+        by_part = {}
         for part in parts:
             named = self.data.columns.get(part)
             if named is not None and named not in columns:
@@ -320,25 +312,21 @@ class Task(ABC):
             usual = (name for name in self.options.COLUMNS[part] if name in columns)
             column = named or next(usual, None)
             if column is not None:
-                found[part] = column
-        return found
+                by_part[part] = column
+        return by_part
 
     def part_column(self, columns: Sequence[str], part: str) -> str:
-        """Return the column that plays a part, or would play it if it were there."""
+        """Return the column of a part; if it does not exist, the name that it would have."""
         usual = self.options.COLUMNS[part]
         return self.data.columns.get(part) or next((n for n in usual if n in columns), usual[0])
 
     def require_columns(self, columns: Sequence[str], parts: Sequence[str]) -> dict[str, str]:
-        """Return the same as `find_columns`, where each part must have a column.
-
-        Raises:
-            RowError: a part without a column; it says which there are.
-        """
-        found = self.find_columns(columns, parts)
+        """Return the column of each part, as `find_columns` does, but require one for each part."""
+        by_part = self.find_columns(columns, parts)
         for part in parts:
-            if part not in found:
+            if part not in by_part:
                 raise RowError(
                     f"no column for '{part}' among {listed(columns)}",
                     hint=f"data.columns.{part}=COLUMN",
                 )
-        return found
+        return by_part

@@ -1,4 +1,4 @@
-"""Causal language models: instructions and answers, chats, or plain text."""
+"""Causal language models: instructions with answers, chats, or plain text."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from sora_cli.tasks.learned import (
 )
 from sora_cli.tasks.prompts import (
     Dialogue,
-    answered,
-    asked,
     chat_dialogue,
+    has_answer,
     messages_of,
     plain_dialogue,
+    with_answer,
 )
 from sora_cli.tasks.stand_ins import TEXT, with_column
 from sora_cli.tasks.texts import columns_in, require_column, texts_of
@@ -39,13 +39,13 @@ _FORMS = (("messages",), ("instruction", "input", "output"), ("text",))
 
 
 class CausalLm(Writing):
-    """Prediction of the next token; of instructions and chats only the answers are learned."""
+    """Next-token prediction; for instructions and chats the loss covers the answers only."""
 
     peft_type = "CAUSAL_LM"
     unscored_inputs = ("labels",)
     options: CausalLmOptions
     _continues = False
-    """True if rows of plain text are to be gone on with."""
+    """True if rows of plain text are prompts that the model continues."""
 
     def bind(self, train: Dataset) -> None:
         self._columns = self._find_form(train.column_names)
@@ -59,18 +59,18 @@ class CausalLm(Writing):
         self.input_columns, self.label_column = inputs, self._columns.get("output")
         if "text" in self._columns and super().needs_texts(self.metric_names):
             raise SoraError(
-                "rows of plain text have no answers that could be written and scored",
+                "these metrics score generated answers, but rows of plain text have no answers",
                 hint="task.metrics=[loss, perplexity]",
                 key="task.metrics",
             )
 
     def stand_in(self, rows: Dataset) -> Dataset:
         columns, named = rows.column_names, self.data.columns
-        found = self.find_columns(columns, [p for p in _INPUTS if not named or p in named])
-        if "messages" in found:
-            chats = [asked(value, TEXT) for value in rows[found["messages"]][:]]
-            return with_column(rows, found["messages"], chats)
-        self._continues = "instruction" not in found
+        parts = self.find_columns(columns, [p for p in _INPUTS if not named or p in named])
+        if "messages" in parts:
+            chats = [with_answer(value, TEXT) for value in rows[parts["messages"]][:]]
+            return with_column(rows, parts["messages"], chats)
+        self._continues = "instruction" not in parts
         if self._continues:
             return rows
         return with_column(rows, self.part_column(columns, "output"), [TEXT] * len(rows))
@@ -83,16 +83,17 @@ class CausalLm(Writing):
             if part in columns:
                 texts_of(rows, columns[part], key=f"data.columns.{part}")
         if "messages" in columns:
-            chats = [_at(i, messages_of, row, columns, None) for i, row in enumerate(rows)]
-            if not any(answered(chat) for chat in chats):
+            chats = [_for_row(i, messages_of, row, columns, None) for i, row in enumerate(rows)]
+            if not any(has_answer(chat) for chat in chats):
                 raise RowError("there is nothing to learn: the assistant's answers are all empty")
 
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
         self._check_template(processor)
-        dialogues = [_at(i, self._dialogue, row, processor) for i, row in enumerate(rows)]
+        dialogues = [_for_row(i, self._dialogue, row, processor) for i, row in enumerate(rows)]
         made, limit = rows_of(dialogues, processor), self.data.max_length
         lengths = [len(row["input_ids"]) for row in made]
         before = [learned_tokens(row) for row in made]
+        # before packing: no row may be longer than a bin
         made = [cut(row, limit) for row in made]
         after = [learned_tokens(row) for row in made]
         learned = [row for row, tokens in zip(made, after, strict=True) if tokens]
@@ -104,12 +105,12 @@ class CausalLm(Writing):
                 key="data.max_length",
             )
         lost = "left out" if training else "not scored"
-        answers = "text" not in self._columns  # of plain text, a cut row says all of it
+        answers = "text" not in self._columns  # cut plain text counts as truncated
         shorter = answers * sum(a < b for a, b in zip(after, before, strict=True))
-        told = {
+        notes = {
             f"lose the end of their answers at data.max_length={limit}": shorter,
             f"have no answer within data.max_length={limit}: {lost}": len(made) - len(learned),
-            "have an empty answer: only its end is learned": sum(d.empty for d in dialogues),
+            "have an empty answer: only the end token is learned": sum(d.empty for d in dialogues),
         }
         if training:
             made = packed(learned, limit) if self.options.packing else learned
@@ -119,7 +120,7 @@ class CausalLm(Writing):
             truncated=sum(n > limit for n in lengths),
             longest=max(lengths),
             examples=examples,
-            told=told,
+            notes=notes,
         )
 
     def template(self, processor: Any) -> str | None:
@@ -144,7 +145,7 @@ class CausalLm(Writing):
     def loss_items(self, batch: Mapping[str, Any]) -> int:
         return len(batch[LEARNED])
 
-    def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    def outputs_to_keep(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         labels, places = batch["labels"], batch[LEARNED]
         logits = learned_logits(outputs["logits"], labels, places)
         return token_sums(logits, learned_labels(labels, places), places, labels.shape)
@@ -162,13 +163,13 @@ class CausalLm(Writing):
         )
 
     def _find_form(self, columns: list[str]) -> dict[str, str]:
-        """Return columns by part, of the first form of rows that has all it needs."""
+        """Return the columns by part for the first matching form: chat, instruction or text."""
         named = set(self.data.columns)
         forms = sorted(_FORMS, key=lambda form: not named & set(form))
         for form in forms:
-            found = self.find_columns(columns, form)
-            if set(form) - {"input"} <= set(found) and named <= set(found):
-                return found
+            parts = self.find_columns(columns, form)
+            if set(form) - {"input"} <= set(parts) and named <= set(parts):
+                return parts
         raise RowError(
             f"no instructions, chats or texts found among the columns {listed(columns)}",
             hint="data.columns='{instruction: COLUMN, output: COLUMN}' or '{messages: COLUMN}' or "
@@ -177,7 +178,7 @@ class CausalLm(Writing):
         )
 
     def _chats(self, tokenizer: Any) -> bool:
-        """Return whether rows are put into the chat template."""
+        """Return True if rows use the tokenizer's chat template."""
         prompt = self.options.prompt
         chat = prompt == "chat" or (prompt == "auto" and tokenizer.chat_template is not None)
         return "text" not in self._columns and (chat or "messages" in self._columns)
@@ -185,8 +186,8 @@ class CausalLm(Writing):
     def _check_template(self, tokenizer: Any) -> None:
         if self._chats(tokenizer) and tokenizer.chat_template is None:
             raise SoraError(
-                "the tokenizer has no chat template, which rows of messages need",
-                hint="name a model that was made for chats, or give instructions and outputs",
+                "the tokenizer has no chat template, but rows of messages need one",
+                hint="name a chat model as model.path, or give rows with instructions and outputs",
                 key="task.prompt" if self.options.prompt == "chat" else "model.path",
             )
 
@@ -216,10 +217,10 @@ class CausalLm(Writing):
         )
 
 
-def _at(row: int, made: Callable[..., Any], *args: Any) -> Any:
-    """Return what is made of a row; an error names the row."""
+def _for_row(row: int, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function on a row; a `RowError` then names the row."""
     try:
-        return made(*args)
+        return function(*args)
     except RowError as error:
-        error.put(row)
+        error.set_row(row)
         raise

@@ -1,7 +1,7 @@
-"""Rows of multiple choice: a context, the texts to choose from, and the place of the right one.
+"""Rows of multiple choice: a context, the choices, and the place of the right choice.
 
-The choices stand in columns of their own (`choice1`, `choice2`; `ending0` to `ending3`), in one
-column of lists, or in one of texts with keys (ARC: `{text: [...], label: [A, B, C, D]}`).
+The choices are in columns of their own (`choice1`, `choice2`; `ending0` to `ending3`), in one
+column of lists, or in a column of texts with keys (ARC: `{text: [...], label: [A, B, C, D]}`).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _KEY = "data.text_columns"
 
 @dataclass(frozen=True)
 class Form:
-    """The places of a row's texts.
+    """The columns or templates of a row's texts.
 
     Attributes:
-        context: column or template of what is read before each choice; None: nothing is.
-        lead: column of what each choice begins with, such as a question; None: nothing.
-        choices: columns or templates, one for each choice; or the only column, of lists.
+        context: column or template of the text before each choice; None: no such text.
+        lead: column of the beginning of each choice, such as a question; None: no such text.
+        choices: one column or template per choice; or a single column of lists.
     """
 
     context: str | None
@@ -38,7 +38,7 @@ class Form:
     choices: tuple[str, ...]
 
     def columns(self, there: Sequence[str]) -> tuple[str, ...]:
-        """Return the columns it names, each once."""
+        """Return the columns that the entries name, each once."""
         entries = [entry for entry in (self.context, self.lead, *self.choices) if entry is not None]
         return tuple(dict.fromkeys(c for entry in entries for c in columns_in(entry, there)))
 
@@ -48,10 +48,10 @@ class Choices:
     """Texts of rows, each with the same number of choices.
 
     Attributes:
-        contexts: (rows,) what is read before each choice; None: nothing is.
+        contexts: (rows,) the text before each choice; None: no such text.
         texts: (rows, choices).
-        keys: (rows, choices) what labels call them; None: their places.
-        lead: (rows,) what each choice begins with.
+        keys: (rows, choices) the names of choices that labels use; None: labels are places.
+        lead: (rows,) the beginning of each choice.
     """
 
     contexts: list[str] | None
@@ -61,11 +61,11 @@ class Choices:
 
     @property
     def number(self) -> int:
-        """Choices of each row."""
+        """Number of choices of each row."""
         return len(self.texts[0])
 
     def pairs(self) -> Dataset:
-        """Return what the tokenizer gets, (rows * choices), a row's choices one after the other."""
+        """Return the tokenizer's input, (rows * choices), with a row's choices side by side."""
         leads = [""] * len(self.texts) if self.lead is None else [f"{lead} " for lead in self.lead]
         columns = {
             "choice": [f"{a}{b}" for a, row in zip(leads, self.texts, strict=True) for b in row]
@@ -79,14 +79,12 @@ class Choices:
 def find_form(
     columns: Sequence[str], parts: Mapping[str, str], entries: Sequence[str] | None
 ) -> Form:
-    """Find where the texts of rows with these columns stand.
+    """Find the columns of context and choices.
 
     Args:
-        parts: columns by the part they play: context, question, choices.
-        entries: the recipe's own columns or templates: the context, and then each choice.
-
-    Raises:
-        SoraError: no choices, or columns that are not there.
+        parts: columns by part: context, question, choices.
+        entries: the recipe's own columns or templates: the context, then each choice; None: search
+            columns with usual names.
     """
     if entries is not None:
         return _own_form(columns, entries)
@@ -105,11 +103,7 @@ def find_form(
 
 
 def read_choices(rows: Dataset, form: Form) -> Choices:
-    """Read the texts of rows.
-
-    Raises:
-        SoraError: a column is missing, a text is, or rows have different numbers of choices.
-    """
+    """Read the texts of rows; all rows must have the same number of choices."""
     for column in form.columns(rows.column_names):
         require_column(column, rows.column_names)
     contexts = None if form.context is None else texts_of(rows, form.context, key=_KEY)
@@ -125,12 +119,9 @@ def read_choices(rows: Dataset, form: Form) -> Choices:
 
 
 def right_places(labels: Sequence[Any], choices: Choices, column: str) -> list[int]:
-    """Return the places (rows,), from 0, of the choices that labels name.
+    """Return the place (rows,), from 0, of the choice that each label names.
 
-    A label is a choice's key or text, its place, or the letter of its place.
-
-    Raises:
-        SoraError: a label that is none of the row's choices.
+    A label is the choice's key or text, its place, or the letter of its place.
     """
     places = []
     for row, (label, texts) in enumerate(zip(labels, choices.texts, strict=True)):
@@ -163,18 +154,18 @@ def _own_form(columns: Sequence[str], entries: Sequence[str]) -> Form:
 
 
 def _numbered_columns(columns: Sequence[str]) -> tuple[str, ...]:
-    """Return columns whose names differ in a number or a letter, in its order."""
-    found: dict[str, list[tuple[int, str, str]]] = {}
+    """Return the columns whose names differ only in a number or letter, in that order."""
+    groups: dict[str, list[tuple[int, str, str]]] = {}
     for column in columns:
         if match := _NUMBERED.fullmatch(column):
             number = int(match[2]) if match[2].isdigit() else 0
-            found.setdefault(match[1], []).append((number, match[2], column))
-    most = max(found.values(), key=lambda alike: len(alike), default=[])
+            groups.setdefault(match[1], []).append((number, match[2], column))
+    most = max(groups.values(), key=lambda alike: len(alike), default=[])
     return tuple(name for _, _, name in sorted(most))
 
 
 def _choice_list(value: Any, column: str, row: int) -> tuple[list[str], list[str] | None]:
-    """Return the texts in a row's list, and their keys, if they have some."""
+    """Return the texts in a row's list, and their keys if there are any."""
     keys = None
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
         value = {part: [item.get(part) for item in value] for part in ("text", "label")}
@@ -192,7 +183,7 @@ def _choice_list(value: Any, column: str, row: int) -> tuple[list[str], list[str
 
 
 def _check_numbers(numbers: Sequence[int], column: str) -> None:
-    """Refuse rows with different numbers of choices: a batch is a block of rows x choices."""
+    """Refuse rows with different numbers of choices: a batch has the shape (rows, choices)."""
     usual = int(np.bincount(numbers).argmax())
     row = next((row for row, number in enumerate(numbers) if number != usual), None)
     if row is not None:
@@ -209,13 +200,14 @@ def _place(label: Any, texts: Sequence[str], keys: Sequence[str] | None) -> int 
         if names.count(label.strip()) == 1:
             return names.index(label.strip())
         label = _number(label.strip())
+    # True is an int in Python, but no place
     if isinstance(label, bool) or not isinstance(label, int | np.integer):
         return None
     return int(label) if 0 <= label < len(texts) else None
 
 
 def _number(label: str) -> int | None:
-    """Return the place that a text stands for: '2' -> 2, 'C' -> 2."""
+    """Return the place that a text denotes: '2' -> 2, 'C' -> 2."""
     if label.isdecimal():
         return int(label)
     return ord(label.upper()) - ord("A") if re.fullmatch("[A-Za-z]", label) else None

@@ -1,4 +1,4 @@
-"""Rows of one class or one number each: head, loss and scores, shared by several families."""
+"""Families with one class or one number per row: shared head, loss and scores."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def chosen_classes(predictions: Predictions) -> np.ndarray:
 
 
 class OneNumber(Task):
-    """A family that predicts one number a row, of a class or of something measured."""
+    """A family that predicts one number per row: a class number or a value."""
 
     def __init__(self, task: TaskBlock, data: DataBlock) -> None:
         super().__init__(task, data)
@@ -64,13 +64,13 @@ class OneNumber(Task):
 
 
 class OneClass(OneNumber):
-    """A family whose rows have one class each, whatever it is that they hold."""
+    """A family with one class per row, for texts or images."""
 
     answered_by = ("prediction", "probability")
     _names: list[str]
-    """Names of the classes in label order; known once bound."""
+    """Names of the classes in label order; set by `bind`."""
     _trained: Labels
-    """The first label of the training rows; known once bound."""
+    """The first label of the training rows; set by `bind`."""
 
     def stand_in(self, rows: Dataset) -> Dataset:
         return with_column(rows, self.data.label_column, [first_class(self.data)] * len(rows))
@@ -82,7 +82,7 @@ class OneClass(OneNumber):
         self._trained = replace(labels, values=labels.values[:1], rows=[0])
 
     def _check_labels(self, rows: Dataset) -> None:
-        """Check that the labels of a split are classes, and mean what those trained on do."""
+        """Check that a split's labels are classes of the training rows, written in the same way."""
         labels = Labels.of(rows, self._trained.column)
         labels.check_fits(self._trained)
         encode_classes(labels.values, self._names, column=labels.column)

@@ -1,4 +1,4 @@
-"""Trials of a decoder before it is trained: it must read in one direction, and part packed rows."""
+"""Tests of a decoder before training: it must read from left to right and separate packed rows."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from sora_cli.tasks.transformers_internals import parts_by_lengths
 
 _EACH_TOKEN = ("input_ids", "position_ids", "labels")  # (rows, tokens)
 _FIRST, _SECOND = 3, 5  # tokens of two short rows
-_EXACT, _HALF = 1e-4, 0.03  # differences allowed, of the largest logit: in 32 bits, and in 16
+_EXACT, _HALF = 1e-4, 0.03  # tolerance, as a share of the largest logit, in 32 and in 16 bits
 
 
 @torch.no_grad()
 def check_causal(model: Any, name: str) -> None:
-    """Check that later tokens do not change earlier predictions: else the loss means nothing.
+    """Check that later tokens do not change earlier predictions.
 
-    Raises:
-        SoraError: they do, as in models that were made to fill gaps.
+    The loss of next-token prediction means nothing for a model that sees later tokens, such as a
+    masked language model.
     """
     ids = _ids(model, _FIRST + _SECOND)
     changed = ids.clone()
@@ -37,11 +37,7 @@ def check_causal(model: Any, name: str) -> None:
 
 @torch.no_grad()
 def check_packing(model: Any) -> None:
-    """Check that a packed row gives what it gives alone.
-
-    Raises:
-        SoraError: it does not.
-    """
+    """Check that a row has the same outputs packed as alone."""
     ids = _ids(model, _FIRST + _SECOND)
     positions = torch.cat([torch.arange(_FIRST), torch.arange(_SECOND)])[None].to(ids.device)
     together = _logits(model, ids, position_ids=positions)[:, _FIRST:]
@@ -54,11 +50,11 @@ def check_packing(model: Any) -> None:
 
 
 def keep_packed_apart(model: Any) -> None:
-    """Let packed rows go through a model as one row where its attention asks for that, in place.
+    """Flatten packed batches into one row for attention that needs it; changes the model in place.
 
-    Flash attention, and most kernels of the Hub, get no mask that could keep them apart. They take
-    them for rows of their own where positions start again, but in a batch of one row only: those of
-    a larger batch transformers (`_is_packed_sequence`) would mix, and say nothing.
+    Flash attention and most kernels of the Hub get no mask that separates rows. They start a new
+    row where positions start again, but only in a batch of one row: `_is_packed_sequence` of
+    transformers silently mixes the rows of larger batches.
     """
     lengths = _takes_lengths(model)
 
@@ -74,15 +70,15 @@ def keep_packed_apart(model: Any) -> None:
 
 
 def _takes_lengths(model: Any) -> bool:
-    """Tell whether a model hands on to its attention what it does not know itself."""
+    """Return True if `forward` accepts further keyword arguments, which reach the attention."""
     kinds = (p.kind for p in signature(model.forward).parameters.values())
     return Parameter.VAR_KEYWORD in kinds
 
 
 def _lengths(positions: Tensor) -> dict[str, Any]:
-    """Return where each row in (1, n) begins, as flash attention has it.
+    """Return the boundaries of rows in `positions` (1, n), as arguments of flash attention.
 
-    Each layer would else look for them, and a GPU's queue be waited for as often.
+    Otherwise each layer computes them and waits for the GPU each time.
     """
     begins = (positions[0] == 0).nonzero().squeeze(1)
     ends = nn.functional.pad(begins, (0, 1), value=positions.numel()).int()

@@ -1,9 +1,9 @@
 """Dialogues as token ids and labels: training rows of a causal language model, and prompts.
 
-Packing puts several short rows into a long one, each kept apart by positions that start again at 0.
-A row goes where it leaves the least room (best fit, the longest first), and is never cut. Models
-that make their attention mask from the positions (transformers' `create_causal_mask`) keep packed
-rows apart exactly; `decoders.check_packing` tries whether a model does.
+Packing puts several short rows into a long row; positions that start again at 0 separate them. Each
+row goes to the bin with the least room that it fits into (best fit, longest row first) and is never
+cut. Models that build their attention mask from the positions (transformers' `create_causal_mask`)
+separate packed rows exactly; `decoders.check_packing` tests a model for this.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from sora_cli.tasks.prompts import Dialogue
 
 
 def rows_of(dialogues: Sequence[Dialogue], tokenizer: Any) -> list[Row]:
-    """Return the token ids of each dialogue and, as labels, those that are learned.
+    """Return the token ids and labels of each dialogue; tokens that are not learned are ignored.
 
     A learned piece ends with the tokenizer's end-of-text token, if there is one.
     """
     texts = [text for dialogue in dialogues for text, _ in dialogue.pieces]
     ids = iter(_ids_of(texts, tokenizer))
-    return [_row(dialogue, ids, tokenizer) for dialogue in dialogues]
+    return [_encode(dialogue, ids, tokenizer) for dialogue in dialogues]
 
 
 def prompts_of(dialogues: Sequence[Dialogue], tokenizer: Any, *, limit: int) -> list[list[int]]:
@@ -35,16 +35,17 @@ def prompts_of(dialogues: Sequence[Dialogue], tokenizer: Any, *, limit: int) -> 
     ids = iter(_ids_of([text for d in dialogues for text in d.prompt], tokenizer))
     prompts = []
     for dialogue in dialogues:
-        start = _beginning(dialogue.prompt[0], tokenizer)
+        start = _start_tokens(dialogue.prompt[0], tokenizer)
         pieces = [next(ids) for _ in dialogue.prompt]
         prompts.append([*start, *(token for piece in pieces for token in piece)][-limit:])
     return prompts
 
 
 def cut(row: Row, limit: int) -> Row:
-    """Return a row of at most so many tokens: it loses the end of what is learned.
+    """Shorten a row to at most `limit` tokens.
 
-    A prompt that would leave less than half of the room to the answer loses its beginning first.
+    The end of the answer is cut off. A prompt that would leave less than half of the tokens to the
+    answer loses its beginning first.
     """
     if len(row["input_ids"]) <= limit:
         return row
@@ -52,19 +53,19 @@ def cut(row: Row, limit: int) -> Row:
     answer = min(len(row["input_ids"]) - prompt, limit // 2)
     front = max(prompt + answer - limit, 0)
     shorter = {name: values[front : front + limit] for name, values in row.items()}
-    shorter["labels"][:1] = [IGNORED]
+    shorter["labels"][:1] = [IGNORED]  # the token before it was cut off
     return shorter
 
 
 def learned_tokens(row: Row) -> int:
-    """Return how many tokens of a row are learned."""
+    """Count the learned tokens of a row."""
     return len(row["labels"]) - row["labels"].count(IGNORED)
 
 
 class Padding:
     """The collator of rows of `input_ids` and `labels`; batches of packed rows have no mask.
 
-    Padding of packed rows has the position 0 in every place, which keeps it apart from all else.
+    Each padding token of packed rows has the position 0, which separates it from all other tokens.
     """
 
     def __init__(self, pad: int) -> None:
@@ -82,8 +83,8 @@ class Padding:
         return {**batch, LEARNED: learned_places(batch["labels"]), "use_cache": False}
 
 
-def _row(dialogue: Dialogue, ids: Iterator[list[int]], tokenizer: Any) -> Row:
-    start = _beginning(dialogue.pieces[0][0], tokenizer)
+def _encode(dialogue: Dialogue, ids: Iterator[list[int]], tokenizer: Any) -> Row:
+    start = _start_tokens(dialogue.pieces[0][0], tokenizer)
     row: Row = {"input_ids": start, "labels": [IGNORED] * len(start)}
     for text, learned in dialogue.pieces:
         tokens = list(next(ids))
@@ -92,7 +93,7 @@ def _row(dialogue: Dialogue, ids: Iterator[list[int]], tokenizer: Any) -> Row:
             tokens.append(tokenizer.eos_token_id)
         row["input_ids"] += tokens
         row["labels"] += tokens if learned else [IGNORED] * len(tokens)
-    row["labels"][:1] = [IGNORED]  # nothing stands before it
+    row["labels"][:1] = [IGNORED]  # no token before it predicts it
     return row
 
 
@@ -102,11 +103,12 @@ def _ids_of(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     return ids
 
 
-def _beginning(text: str, tokenizer: Any) -> list[int]:
-    """Return the token that the tokenizer puts before every text, if the text does not have it."""
+def _start_tokens(text: str, tokenizer: Any) -> list[int]:
+    """Return the token that the tokenizer puts before every text; none if the text contains it."""
     first = tokenizer.bos_token_id
     if first is None or text.startswith(tokenizer.bos_token):
         return []
+    # a tokenizer may have such a token and not use it, so look at a real text
     return [first] if tokenizer("a")["input_ids"][:1] == [first] else []
 
 
@@ -114,15 +116,18 @@ Row = dict[str, list[int]]
 
 
 def bins(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Return numbers of rows that go together: their lengths add up to at most `size`.
+    """Group rows into bins: the lengths in a bin add up to at most `size`.
 
     Args:
-        lengths: of each row, none above `size`.
+        lengths: of each row; none above `size`.
+
+    Returns:
+        The row numbers in each bin.
     """
     open_: list[tuple[int, int]] = []  # (room, number of the bin), sorted
     made: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        at = bisect_left(open_, (lengths[row], -1))
+        at = bisect_left(open_, (lengths[row], -1))  # the bin with the least sufficient room
         room, number = open_.pop(at) if at < len(open_) else (size, len(made))
         if number == len(made):
             made.append([])
@@ -132,9 +137,9 @@ def bins(lengths: Sequence[int], size: int) -> list[list[int]]:
 
 
 def packed(rows: Sequence[Row], size: int) -> list[Row]:
-    """Pack rows of `input_ids` and `labels` into fewer ones, with `position_ids`.
+    """Pack rows of `input_ids` and `labels` into fewer rows, with `position_ids`.
 
-    The first label of each row must be ignored, or it would be learned from the row before it.
+    The first label of each row must be ignored; otherwise it is predicted from the row before.
     """
     result = []
     for members in bins([len(row["input_ids"]) for row in rows], size):

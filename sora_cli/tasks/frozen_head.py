@@ -1,10 +1,10 @@
-"""The loss of a frozen linear head, whose gradient is taken while the logits are there.
+"""The loss of a frozen linear head, with its gradient computed in the forward pass.
 
-A frozen head's own weight has no gradient, so all that the backward pass needs of the logits is the
-gradient of the head's input, as wide as a hidden state and not as the vocabulary. It is computed in
-the forward pass, chunk by chunk, so that no logits are kept and none are made again: two products
-with the head's weight, as many as with all logits at once. This is the fused linear cross-entropy
-of Liger (https://arxiv.org/abs/2410.10989, section 3.2), without a kernel of its own.
+A frozen head needs no gradient of its weight. The backward pass then needs only the gradient of the
+head's input, which is as wide as a hidden state and not as the vocabulary. It is computed in the
+forward pass, chunk by chunk, so no logits are stored and none are computed twice: two products with
+the head's weight, as many as with all logits at once. This is the fused linear cross-entropy of
+Liger (https://arxiv.org/abs/2410.10989, section 3.2), without a custom kernel.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from methods.torch_internals import has_hooks
 
 
 def is_frozen_linear(head: nn.Module, *, own_hooks: int = 0) -> TypeGuard[nn.Linear]:
-    """Tell whether a head is nothing but x W^T + b, with a whole weight that is not trained.
+    """Return True if a head is a plain, frozen linear layer: x W^T + b and nothing else.
 
     Args:
-        own_hooks: hooks on it that may be passed by.
+        own_hooks: number of hooks on the head that are permitted.
     """
     if type(head) is not nn.Linear or "forward" in head.__dict__ or has_hooks(head, own_hooks):
         return False
@@ -33,13 +33,13 @@ def is_frozen_linear(head: nn.Module, *, own_hooks: int = 0) -> TypeGuard[nn.Lin
 
 
 def frozen_head_loss(head: nn.Linear, hidden: Tensor, labels: Tensor, places: int) -> Tensor:
-    """Return the mean cross-entropy of a frozen head's logits, in float32 at least.
+    """Return the mean cross-entropy of a frozen head's logits, computed in float32 or wider.
 
     Args:
-        head: as `is_frozen_linear` has it.
+        head: must pass `is_frozen_linear`.
         hidden: (n, features).
-        labels: (n,), each a word.
-        places: whose logits are there at a time.
+        labels: (n,), token ids.
+        places: number of rows whose logits are in memory at a time.
     """
     device, dtype = hidden.device.type, hidden.dtype
     if torch.is_autocast_enabled(device):
@@ -61,11 +61,13 @@ class _FrozenHead(torch.autograd.Function):
             chunk = slice(start, start + places)
             label = labels[chunk, None]
             logits = product(hidden[chunk].to(weight.dtype), weight, bias)
-            found = logits.log_softmax(dim=1, dtype=exact)
-            sums.append(-found.gather(1, label).sum())
+            log_probs = logits.log_softmax(dim=1, dtype=exact)
+            sums.append(-log_probs.gather(1, label).sum())
             if gradient is not None:
-                found = found.exp_().scatter_add_(1, label, found.new_full(label.shape, -1.0))
-                gradient[chunk] = product(found.to(weight.dtype), weight.t())
+                minus_one = log_probs.new_full(label.shape, -1.0)
+                # d loss / d logits = softmax - one_hot(label); in place, to save memory
+                delta = log_probs.exp_().scatter_add_(1, label, minus_one)
+                gradient[chunk] = product(delta.to(weight.dtype), weight.t())
         ctx.save_for_backward(gradient)
         return torch.stack(sums).sum() / len(labels)
 
@@ -73,4 +75,5 @@ class _FrozenHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
+        # the loss is a sum divided by the number of rows
         return gradient * (g / len(gradient)).to(gradient.dtype), None, None, None, None

@@ -1,9 +1,9 @@
-"""Images and the texts that belong to them, told apart from all others (contrastive, as in CLIP).
+"""Images and their texts, matched against all others in the batch (contrastive, as in CLIP).
 
-The model's loss compares every image of a batch with every text of it. So it depends on how rows
-are batched, as no other family's does: `training.gradient_accumulation` and further processes make
-the batches that are compared smaller, and a step's gradient is then the mean of theirs. The loss of
-a split is that of all its rows in one batch, whatever `training.eval_batch_size` is.
+The model's loss compares every image of a batch with every text of the batch. So it depends on the
+batches, unlike the loss of any other family: `training.gradient_accumulation` and further processes
+make the compared batches smaller, and a step's gradient is the mean of their gradients. The loss of
+a split is computed over all its rows as one batch, whatever `training.eval_batch_size` is.
 
 Source: Radford et al. 2021 (arXiv 2103.00020), figure 3.
 """
@@ -39,7 +39,7 @@ from sora_cli.tasks.texts import require_column, row_error
 
 @dataclass(frozen=True)
 class PairBatches:
-    """The collator: rows with stored images and texts become the model's inputs."""
+    """The collator: turns rows with stored images and texts into the model's inputs."""
 
     processor: Any
     form: ImageFormat
@@ -62,25 +62,25 @@ class PairBatches:
 
 
 class ImageText(Task):
-    """Search of the text for an image, and of the image for a text; the model gets no new part.
+    """Search of the text for an image and the image for a text; the model gets no new head.
 
-    Rows of a batch whose texts are equal count as wrong answers of each other in the loss, as they
-    do in CLIP's; in the scores they are right.
+    Rows of a batch with equal texts count as wrong answers for each other in the loss, as in
+    CLIP's; in the scores they count as right.
     """
 
     peft_type = None
     trains_head = False
     unscored_inputs = ("return_loss",)
     answered_by = ("similarity",)
-    answered_together = 256  # their files are in memory
+    answered_together = 256  # the image files of these rows are in memory
     one_label = False
     rows_apart = False
     options: ImageTextOptions
-    _positions: int | None = None  # until the model is known
+    _positions: int | None = None  # set by check_model
 
     def bind(self, train: Dataset) -> None:
-        found = self.require_columns(train.column_names, ["image", "text"])
-        self._image, self._text = found["image"], found["text"]
+        columns = self.require_columns(train.column_names, ["image", "text"])
+        self._image, self._text = columns["image"], columns["text"]
         self.input_columns, self.label_column = (self._image, self._text), None
 
     @classmethod
@@ -88,7 +88,7 @@ class ImageText(Task):
         return hasattr(config, "text_config") and hasattr(config, "projection_dim")
 
     def stand_in(self, rows: Dataset) -> Dataset:
-        return rows  # whether a row's image and text belong together is asked of it as it is
+        return rows  # no label to replace: the question is whether image and text belong together
 
     def check(self, rows: Dataset) -> None:
         for column in (self._image, self._text):
@@ -101,7 +101,7 @@ class ImageText(Task):
         limit = self.data.max_length
         self._check_positions(min(max(tokens, default=0), limit))
         kept = stored_images(rows.select_columns([self._image, self._text]), self._image)
-        # all lengths alike: which texts are compared must not depend on how long they are
+        # equal lengths: rows are batched by length, and the loss depends on the rows of a batch
         lengths = np.ones(len(kept), dtype=np.int64)
         cut = sum(n > limit for n in tokens)
         unread = unread_rows(tokens, processor.tokenizer, max_length=limit)
@@ -120,6 +120,7 @@ class ImageText(Task):
         config: Any = model.config
         texts = getattr(config, "text_config", None)
         scale, bias = (getattr(model, name, None) for name in ("logit_scale", "logit_bias"))
+        # a bias marks SigLIP, whose loss is a sigmoid for each pair, not CLIP's softmax
         if scale is None or bias is not None or texts is None:
             raise SoraError(
                 f"a {config.model_type} model does not compare images with texts as CLIP does",
@@ -136,17 +137,17 @@ class ImageText(Task):
     def loss_items(self, batch: Mapping[str, Any]) -> int:
         return len(batch["input_ids"])
 
-    def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    def outputs_to_keep(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         """Return (rows, 2 d + 1): the unit vectors of text and image, and the temperature.
 
-        The temperature, which cosines are multiplied by, is the same in all rows.
+        The temperature, a factor on the cosines, is the same in all rows.
         """
         texts, images = outputs["text_embeds"].float(), outputs["image_embeds"].float()
         scale = self._scale.detach().float().exp().to(texts.device)
         return torch.cat([texts, images, scale.expand(len(texts), 1)], dim=1)
 
     def loss(self, predictions: Predictions) -> float:
-        return contrastive_loss(*_split_kept(predictions))
+        return contrastive_loss(*_split_outputs(predictions))
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
         if not np.isfinite(predictions.outputs).all():
@@ -159,10 +160,10 @@ class ImageText(Task):
         }
 
     def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
-        """Return which rows are right; all rows of the split stay what each is compared with."""
+        """Return a mask of right rows; each row is compared with all rows of the split."""
         if self.best == "loss":
             raise SoraError(
-                "the loss compares all images and texts with each other: no row has its own",
+                "the loss compares all images and texts: a single row has no loss",
                 hint="task.best_metric=recall_at_1",
                 key="task.best_metric",
             )
@@ -177,13 +178,13 @@ class ImageText(Task):
     def compared_answers(self, predictions: Predictions) -> Sequence[Any]:
         """Return the text found for each image, and the image found for each text."""
         check_finite(predictions.outputs)
-        texts, images, _ = _split_kept(predictions)
+        texts, images, _ = _split_outputs(predictions)
         own = self._texts(predictions)
         found = zip(nearest(images, texts), nearest(texts, images), strict=True)
         return [(own[int(text)], int(image)) for text, image in found]
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
-        vectors, images, _ = _split_kept(predictions)
+        vectors, images, _ = _split_outputs(predictions)
         texts, chosen = self._texts(predictions), nearest(images, vectors)
         cosines = _cosines(predictions)
         names = image_names(predictions.encoded.dataset, self._image)
@@ -198,8 +199,8 @@ class ImageText(Task):
         ]
 
     def _right(self, predictions: Predictions, metric: str) -> np.ndarray:
-        """Return whether the nearest text (of `text_recall_at_1`: image) is the row's own."""
-        texts, images, _ = _split_kept(predictions)
+        """Return a mask of rows with the right nearest text (`text_recall_at_1`: image)."""
+        texts, images, _ = _split_outputs(predictions)
         own = np.unique(self._texts(predictions), return_inverse=True)[1]
         pair = (texts, images) if metric == "text_recall_at_1" else (images, texts)
         return np.asarray(own[nearest(*pair)] == own)
@@ -232,41 +233,41 @@ def _check_texts(texts: Sequence[Any], column: str) -> None:
 
 def _cosines(predictions: Predictions) -> list[float]:
     """Return the cosine of each row's image and text."""
-    texts, images, _ = _split_kept(predictions)
+    texts, images, _ = _split_outputs(predictions)
     cosines: list[float] = (texts * images).sum(dim=1).tolist()
     return cosines
 
 
-def _split_kept(predictions: Predictions) -> tuple[Tensor, Tensor, float]:
-    """Split what `kept` joined."""
+def _split_outputs(predictions: Predictions) -> tuple[Tensor, Tensor, float]:
+    """Split a model's outputs into text vectors, image vectors and temperature."""
     outputs = torch.from_numpy(np.asarray(predictions.outputs, dtype=np.float32))
     width = outputs.shape[1] // 2
     return outputs[:, :width], outputs[:, width : 2 * width], float(outputs[0, -1])
 
 
-_BLOCK = 1024  # rows compared with all others at a time
+_BLOCK = 1024  # rows that are compared with all others at a time
 
 
 def contrastive_loss(texts: Tensor, images: Tensor, scale: float) -> float:
-    """Return the mean cross-entropy of choosing a text's image and an image's text.
+    """Return the mean of two cross-entropies: of finding a text's image and an image's text.
 
     Args:
         texts, images: (rows, d) of unit length; the same row of both belongs together.
-        scale: what cosines are multiplied by.
+        scale: factor on the cosines.
     """
     return (_mean_entropy(texts, images, scale) + _mean_entropy(images, texts, scale)) / 2
 
 
-def nearest(asked: Tensor, others: Tensor) -> np.ndarray:
-    """Return for each unit vector the row of the most similar one among others, (rows,)."""
-    found = [(block @ others.T).argmax(dim=1) for block in torch.split(asked, _BLOCK)]
-    return torch.cat(found).numpy()
+def nearest(queries: Tensor, others: Tensor) -> np.ndarray:
+    """Return, for each unit vector, the row of the most similar vector in `others`, (rows,)."""
+    rows = [(block @ others.T).argmax(dim=1) for block in torch.split(queries, _BLOCK)]
+    return torch.cat(rows).numpy()
 
 
-def _mean_entropy(asked: Tensor, others: Tensor, scale: float) -> float:
-    # in blocks: all rows against all rows would be too much memory for a large split
+def _mean_entropy(queries: Tensor, others: Tensor, scale: float) -> float:
+    # in blocks: the logits of all rows against all rows need too much memory for a large split
     total, first, columns = 0.0, 0, others.double().T
-    for block in torch.split(asked.double(), _BLOCK):
+    for block in torch.split(queries.double(), _BLOCK):
         own = torch.arange(first, first + len(block))
         logits = scale * block @ columns  # (block, rows)
         total += float(torch.nn.functional.cross_entropy(logits, own, reduction="sum"))

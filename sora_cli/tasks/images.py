@@ -28,7 +28,7 @@ from sora_cli.tasks.texts import require_column
 
 @dataclass(frozen=True)
 class ImageBatches:
-    """The collator: rows with stored images and labels become the model's inputs."""
+    """The collator: turns rows with stored images and labels into the model's inputs."""
 
     processor: Any
     form: ImageFormat
@@ -48,9 +48,9 @@ class ImageClassification(OneClass):
 
     peft_type = None
     unscored_inputs = ("labels",)
-    answered_together = 256  # their files are in memory
+    answered_together = 256  # the image files of these rows are in memory
     options: ImageClassificationOptions
-    _form = ImageFormat("RGB", torch.float32)  # until the model is known
+    _form = ImageFormat("RGB", torch.float32)  # set by check_model
 
     def bind(self, train: Dataset) -> None:
         self._image = self.require_columns(train.column_names, ["image"])["image"]

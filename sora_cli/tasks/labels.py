@@ -1,7 +1,7 @@
-"""The labels of raw rows: their kind, the names of their classes, and the classes' numbers.
+"""Labels of raw rows: their kind, the names of the classes, and the class numbers.
 
-Labels of two splits must be of one kind: a whole number is the place of a class, a text its name,
-and which class of another split's texts a number would mean is a guess.
+The labels of two splits must be of one kind. An integer is a class's place and a text is its name,
+so mixing both would leave the class of a number to guesswork.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sora_cli.data.places import RowError
 from sora_cli.recipe.recipe import DataBlock
 from sora_cli.tasks.texts import row_error
 
-_SHOWN = 5  # values listed in an error
+_MOST_LISTED = 5  # most values to list in an error
 _KEY = "data.label_column"
 _FRACTIONS, _WHOLE, _BOOLS = "fractional numbers", "whole numbers", "true or false"
 _TEXTS, _NAMED = "texts", "numbers of named classes"
@@ -31,9 +31,8 @@ class Labels:
 
     Attributes:
         column: its name.
-        values: the labels.
-        feature: their type in the data set.
-        rows: the row of each label; tags have several to a row.
+        feature: the column's type in the data set.
+        rows: the row of each label; with tags, a row has several labels.
     """
 
     column: str
@@ -43,17 +42,13 @@ class Labels:
 
     @classmethod
     def of(cls, rows: Dataset, column: str) -> Labels:
-        """Return a column with a label in each row."""
+        """Return the labels of a column with one label per row."""
         return cls(column, rows[column][:], rows.features[column], range(len(rows)))
 
     @property
     def kind(self) -> str:
-        """The kind of all the labels, in words.
-
-        Raises:
-            RowError: one is missing, is no label, or is of another kind than the first.
-        """
-        self._check_plain()
+        """The kind of all the labels, in words; mixed kinds and missing labels are errors."""
+        self._check_values()
         if not self.values:
             raise RowError(f"column '{self.column}' has no labels")
         if isinstance(self.feature, ClassLabel):
@@ -79,13 +74,9 @@ class Labels:
         return first
 
     def check_fits(self, trained: Labels) -> None:
-        """Check that these labels mean what those of the training rows do.
-
-        Raises:
-            RowError: they are of another kind, or their data set names other classes.
-        """
+        """Check that these labels are of the training rows' kind and have the same class names."""
         own, other = self.kind, trained.kind
-        named = other == _NAMED and own == _TEXTS  # they are told by the classes' names
+        named = other == _NAMED and own == _TEXTS  # texts are names of classes
         if own != other and not named:
             raise RowError(
                 f"the labels in column '{self.column}' are {own} here "
@@ -102,8 +93,8 @@ class Labels:
                 hint="give all splits the same classes in the same order",
             )
 
-    def _check_plain(self) -> None:
-        """Check that each row has a label, and a plain one."""
+    def _check_values(self) -> None:
+        """Check that each row has a text or a number as its label."""
         for value, row in zip(self.values, self.rows, strict=True):
             if value is None or value == "" or value != value:  # NaN
                 raise row_error(f"column '{self.column}' has no label", row, key=_KEY)
@@ -121,13 +112,10 @@ def _kind(value: Any) -> str:
 
 
 def find_class_names(labels: Labels, data: DataBlock) -> list[str]:
-    """Return the classes' names in label order: the data set's, the recipe's, or the labels' own.
+    """Return the class names in label order: from the data set, the recipe, or the labels.
 
     Args:
         labels: of the training rows.
-
-    Raises:
-        SoraError: labels that are no classes, or names that do not fit them.
     """
     kind = labels.kind
     if isinstance(labels.feature, ClassLabel):
@@ -146,13 +134,12 @@ def encode_classes(
     column: str,
     rows: Sequence[int] | None = None,
 ) -> list[int]:
-    """Return the numbers of classes, from their numbers or names.
+    """Return class numbers for labels that are class numbers or names.
+
+    A label that is none of the classes is an error.
 
     Args:
-        rows: the row of each label; None: its place.
-
-    Raises:
-        RowError: labels that are none of the classes.
+        rows: the row of each label, for errors; None: its place.
     """
     index, n = {name: i for i, name in enumerate(names)}, len(names)
     if any(isinstance(v, str) for v in values):
@@ -163,8 +150,8 @@ def encode_classes(
     if unseen:
         first = unseen[0]
         others = sorted({str(values[place]) for place in unseen} - {str(values[first])})
-        more = f" (nor are {listed(others, _SHOWN)})" if others else ""
-        hidden = values[first] == -1
+        more = f" (nor are {listed(others, _MOST_LISTED)})" if others else ""
+        hidden = values[first] == -1  # GLUE's test sets have -1 for every label
         raise RowError(
             f"label {shown_value(values[first])} in column '{column}' is none of the {n} classes"
             f"{more}",
@@ -172,7 +159,7 @@ def encode_classes(
             where=f"classes: {listed(names)}",
             hint="a split without labels cannot be evaluated"
             if hidden
-            else "put it right, or name all classes there are: data.label_names=[...]",
+            else "correct it, or name all classes: data.label_names=[...]",
         )
     return labels
 
@@ -182,17 +169,16 @@ def _is_index(value: Any, n: int) -> bool:
 
 
 def _checked_names(names: list[str], wanted: list[str] | None) -> list[str]:
-    """Return other names for a data set's own classes: as many, and not in another order.
+    """Return the recipe's names for a data set's own classes; their number must be equal.
 
-    Raises:
-        SoraError: they would be other classes.
+    The same names in another order are an error: they would exchange the classes.
     """
     if wanted is None or wanted == names:
         return names
     if len(wanted) != len(names) or sorted(wanted) == sorted(names):
         raise SoraError(
             f"data.label_names do not fit the data's classes: {listed(wanted)}",
-            where=f"the data's, in their order: {listed(names)}",
+            where=f"the data's classes, in order: {listed(names)}",
             hint="data.label_names=null",
             key="data.label_names",
         )
@@ -200,13 +186,13 @@ def _checked_names(names: list[str], wanted: list[str] | None) -> list[str]:
 
 
 def _class_names(labels: Labels) -> list[str]:
-    """Return the classes of a column of texts, of true and false, or of numbers from 0."""
+    """Return the classes of a column of texts, of booleans, or of integers from 0."""
     column, values = labels.column, set(labels.values)
-    shown = listed(sorted(map(str, values)), _SHOWN)
+    shown = listed(sorted(map(str, values)), _MOST_LISTED)
     if len(values) == 1:
         raise RowError(
             f"column '{column}' holds one class only: {shown}",
-            hint="name all classes there are: data.label_names=[...]",
+            hint="name all classes: data.label_names=[...]",
         )
     if all(isinstance(value, str) for value in values):
         return sorted(values)
@@ -214,14 +200,15 @@ def _class_names(labels: Labels) -> list[str]:
         return ["False", "True"]
     if min(values) < 0:
         raise RowError(
-            f"column '{column}' holds no classes from 0 upwards: {shown}",
+            f"column '{column}' holds negative numbers, but classes are counted from 0: {shown}",
             labels.rows[labels.values.index(min(values))],
             hint="name another column: data.label_column; or all classes: data.label_names",
         )
+    # with more class numbers than rows, these are identifiers or measurements
     if max(values) >= max(len(labels.values), 2):
         raise RowError(
             f"column '{column}' holds numbers up to {max(values)} in {len(labels.values)} rows, "
-            "which are no classes",
+            "too large for class numbers",
             labels.rows[labels.values.index(max(values))],
             hint="task.name=sequence-regression, or another data.label_column",
         )

@@ -1,7 +1,7 @@
-"""Losses of tokens, scores of texts and generation, shared by the families that write texts.
+"""Token losses, text scores and generation, shared by the families that generate texts.
 
 A split's loss is the mean over all its tokens, not over rows or batches. ROUGE is Google's package,
-which `evaluate` calls for its own; unlike that it needs no Hub, and gives plain means.
+the same that `evaluate` calls; used directly it needs no Hub and gives plain means.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from sora_cli.recipe.families import ROUGE
 from sora_cli.tasks.base import Predictions, Task
 
 IGNORED = -100
-"""A label that no loss is taken of."""
-_TOGETHER = 256  # tokens whose logits are scored at a time
-_LARGEST = 700.0  # nats a token: e to a larger power is no float
+"""Label of tokens without a loss."""
+_TOGETHER = 256  # tokens scored at a time
+_LARGEST = 700.0  # nats per token; e to a larger power overflows a float
 
 
 class Writing(Task):
-    """A family that learns texts: `kept` is `token_sums`; examples hold source and reference."""
+    """A family that learns texts; its examples have source and reference."""
 
     trains_head = False
     one_label = False
     writes_answers = True
-    answered_together = 256  # a text takes long: what is written is kept often
+    answered_together = 256  # generation is slow, so results are saved often
 
     def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
         assert predictions.texts is not None
@@ -48,8 +48,8 @@ class Writing(Task):
         broken = not math.isfinite(scores["loss"])
         if predictions.texts is not None:
             wanted = predictions.encoded.raw["reference"][:]
-            found = text_scores(predictions.texts, wanted, self.metric_names)
-            scores |= {name: math.nan if broken else value for name, value in found.items()}
+            of_texts = text_scores(predictions.texts, wanted, self.metric_names)
+            scores |= {name: math.nan if broken else value for name, value in of_texts.items()}
         return {name: scores[name] for name in self.metric_names if name in scores}
 
     def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
@@ -77,15 +77,15 @@ class Writing(Task):
 
 
 def token_sums(logits: Tensor, labels: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
-    """Return (rows, 3): of each row its tokens' summed loss, their number, and how many are right.
+    """Return (rows, 3): each row's summed token loss, number of tokens, and number of right tokens.
 
     Args:
-        logits: (n, words) of the tokens that are predicted.
-        labels: (n,); IGNORED where nothing is to be predicted.
-        places: (n,) of the tokens, counted through all rows.
+        logits: (n, words) of the predicted tokens.
+        labels: (n,); IGNORED: the token has no loss.
+        places: (n,) of the tokens, numbered through all rows.
         shape: (rows, tokens) of the batch.
     """
-    # some at a time, so that few logits are copied to float32
+    # some tokens at a time, so that few logits are copied to float32
     pairs = zip(torch.split(logits, _TOGETHER), torch.split(labels, _TOGETHER), strict=True)
     each = torch.cat([_sums(scores.float(), right) for scores, right in pairs])
     sums = torch.zeros(shape[0], 3, dtype=torch.float64, device=logits.device)
@@ -93,19 +93,19 @@ def token_sums(logits: Tensor, labels: Tensor, places: Tensor, shape: torch.Size
 
 
 def _sums(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return (n, 3) of single tokens."""
-    loss = cross_entropy(logits, labels, reduction="none")  # 0 where it is ignored
+    """Return (n, 3), with one row per token."""
+    loss = cross_entropy(logits, labels, reduction="none")  # 0 for ignored tokens
     parts = (loss, labels != IGNORED, logits.argmax(dim=-1) == labels)
     return torch.stack([part.double() for part in parts], dim=1)
 
 
 def mean_loss(sums: np.ndarray) -> float:
-    """Return the loss in nats a token, from `token_sums`."""
+    """Return the mean loss per token, in nats, from `token_sums`."""
     return float(sums[:, 0].sum() / sums[:, 1].sum())
 
 
 def token_scores(sums: np.ndarray) -> dict[str, float]:
-    """Return loss, perplexity and the share of tokens predicted rightly; NaN if a loss is."""
+    """Return loss, perplexity and the share of right tokens; NaN if a loss is not finite."""
     loss = mean_loss(sums)
     right = float(sums[:, 2].sum() / sums[:, 1].sum())
     return {
@@ -118,21 +118,21 @@ def token_scores(sums: np.ndarray) -> dict[str, float]:
 def text_scores(
     written: Sequence[str], wanted: Sequence[str], names: Sequence[str]
 ) -> dict[str, float]:
-    """Return means over rows of exact matches (except outer white space) and ROUGE's F measures.
+    """Return means over rows of exact match (ignoring outer white space) and of ROUGE's F measures.
 
     Args:
-        names: of the metrics, others than these among them.
+        names: of the metrics; metrics of other kinds are skipped.
 
     Source: Lin 2004, ROUGE; google-research/rouge, without stemming.
     """
-    found = row_text_scores(written, wanted, names)
-    return {name: float(np.mean(values)) for name, values in found.items()}
+    scores = row_text_scores(written, wanted, names)
+    return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
 def row_text_scores(
     written: Sequence[str], wanted: Sequence[str], names: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Return the same of each row, (rows,)."""
+    """Return the scores of `text_scores` for each row, (rows,)."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scores = {}
@@ -142,26 +142,26 @@ def row_text_scores(
     kinds = [name for name in ROUGE if name in names]
     if kinds:
         scorer = RougeScorer(kinds)
-        found = [scorer.score(b, a) for a, b in zip(written, wanted, strict=True)]
-        scores |= {kind: np.array([row[kind].fmeasure for row in found]) for kind in kinds}
+        by_row = [scorer.score(b, a) for a, b in zip(written, wanted, strict=True)]
+        scores |= {kind: np.array([row[kind].fmeasure for row in by_row]) for kind in kinds}
     return scores
 
 
 def generate_texts(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, batch: int, new: int
 ) -> list[str]:
-    """Let a model write after (or, with an encoder, from) each prompt, greedily.
+    """Generate a text for each prompt by greedy decoding.
+
+    A decoder continues the prompt; a model with an encoder reads it as its source. A prompt that
+    leaves no room for an answer is an error.
 
     Args:
         prompts: token ids.
-        batch: prompts worked on at a time.
-        new: tokens written at most; fewer where the model's positions end before.
-
-    Raises:
-        SoraError: a prompt leaves no room for an answer.
+        batch: number of prompts in a batch.
+        new: most tokens to generate; fewer if the model's positions end before.
     """
     decoder = not model.config.is_encoder_decoder
-    # the longest first: little padding, and a batch that does not fit into memory fails at once
+    # longest first: little padding, and a batch that is too large for memory fails at once
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     texts = [""] * len(prompts)
     starts = range(0, len(order), batch)
@@ -187,15 +187,15 @@ def _padded(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> Tensor:
         [torch.tensor(row) for row in rows],
         batch_first=True,
         padding_value=value,
+        # a decoder continues after the last place, which must not be padding
         padding_side="left" if left else "right",
     )
 
 
 def room_after(model: Any, prompt: int, new: int) -> int:
-    """Return how many tokens, of `new`, can be written after a prompt of so many.
+    """Return the number of tokens, at most `new`, that fit after a prompt of this length.
 
-    Raises:
-        SoraError: none.
+    No room at all is an error.
     """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     room = new if positions is None else min(new, positions - prompt)
@@ -210,13 +210,15 @@ def room_after(model: Any, prompt: int, new: int) -> int:
 
 
 def decoding(model: Any, tokenizer: Any, new: int, **sampling: Any) -> Any:
-    """Return the model's own generation settings (its first and last tokens), without sampling.
+    """Return the model's generation settings, changed to greedy decoding.
+
+    Its first and last tokens are kept.
 
     Args:
-        new: tokens written at most.
-        sampling: settings of transformers that are to be otherwise.
+        new: most tokens to generate.
+        sampling: settings of transformers that replace the greedy ones.
     """
-    # the configuration that comes with a model may sample, and scores must not depend on chance
+    # a model's own generation settings may sample, and scores must not depend on chance
     config = copy.deepcopy(model.generation_config)
     ends = {tokenizer.eos_token_id, *np.atleast_1d(config.eos_token_id or []).astype(int).tolist()}
     greedy: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
@@ -224,8 +226,8 @@ def decoding(model: Any, tokenizer: Any, new: int, **sampling: Any) -> Any:
         **{**greedy, **sampling},
         num_beams=1,
         max_new_tokens=new,
-        max_length=None,
-        min_length=0,
+        max_length=None,  # max_new_tokens counts only the new tokens
+        min_length=0,  # models for summaries ask for a minimum, such as 56 tokens (BART on CNN)
         use_cache=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=sorted(ends - {None}) or None,

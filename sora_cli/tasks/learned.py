@@ -1,17 +1,19 @@
-"""A decoder's head and loss at those places alone whose next token is learned.
+"""A decoder's head and loss, restricted to the places before learned tokens.
 
-Prompts and padding need no logits, and logits are the largest tensors of a step: as many numbers a
-token as there are words. The body runs as ever; of its outputs, the head is given the places that a
-batch names as `learned`. The loss is the model's own: the mean over these places.
+Prompts and padding need no logits, and logits are the largest tensors of a step: each token has as
+many as there are words in the vocabulary. The body of the model runs unchanged; then the head gets
+only the places that a batch names as `learned`. The loss is the model's own: the mean over these
+places.
 
-With the loss in chunks (`training.loss`) the logits of these places are made some at a time, summed
-up to a loss and dropped, so that a step needs memory for one chunk of them. The gradient of a
-frozen head is taken at once (`tasks.frozen_head`); for an adapted or trained one the backward pass
-makes the logits again: a third product with its weight, where all logits at once need two.
+With the loss in chunks (`training.loss`) the logits are computed for some places at a time, reduced
+to a loss and dropped, so that a step needs memory for one chunk only. The gradient of a frozen head
+is computed in the forward pass (`tasks.frozen_head`). For an adapted or trained head the backward
+pass computes the logits again: a third product with the head's weight, where all logits at once
+need two.
 
-torch's own `linear_cross_entropy` (2.13) is not what runs: with numbers of 16 bits it adds the loss
-up in 16 bits (0.9 % off at 1024 tokens and 49,152 words), and it takes a weight, not an adapted or
-a quantised head.
+torch's `linear_cross_entropy` (2.13) is not used: in 16 bits it also sums the loss in 16 bits
+(0.9 % off at 1024 tokens and 49,152 words), and it takes a weight, not an adapted or a quantised
+head.
 """
 
 from __future__ import annotations
@@ -32,43 +34,43 @@ from sora_cli.tasks.frozen_head import frozen_head_loss, is_frozen_linear
 from sora_cli.tasks.language import IGNORED
 
 LEARNED = "learned"
-"""The name in a batch; a model is given it as any other input."""
+"""The name in a batch; models get it like any other input."""
 
 KEY = "training.loss"
 CHUNK = 2**24
-"""Logits of a chunk: 64 MiB in 32 bits, as the loss takes them."""
-_OWN_HOOKS = 1  # on a head
-_FEWEST = 64  # places of a chunk: with fewer, a product is little but reading the head's weight
+"""Logits of a chunk: 64 MiB in the 32 bits that the loss is computed in."""
+_OWN_HOOKS = 1  # the number of our hooks on a head
+_FEWEST = 64  # places of a chunk: with fewer, a product mostly waits for the head's weight
 
 
 def learned_places(labels: Tensor) -> Tensor:
-    """Return (n,) the places whose next token is learned, counted through all rows of a batch.
+    """Return the places (n,) before learned tokens, numbered through all rows of a batch.
 
     Args:
-        labels: (rows, tokens); IGNORED where nothing is to be predicted.
+        labels: (rows, tokens); IGNORED: the token is not predicted.
     """
     after = pad(labels[:, 1:], (0, 1), value=IGNORED)
     return (after != IGNORED).flatten().nonzero().squeeze(1)
 
 
 def learned_labels(labels: Tensor, places: Tensor) -> Tensor:
-    """Return (n,) the tokens to be predicted at the places."""
-    return labels.flatten()[places + 1]  # no row ends with such a place
+    """Return the tokens (n,) to be predicted at these places."""
+    return labels.flatten()[places + 1]  # a row's last place is never learned: no token follows
 
 
 def learned_logits(logits: Tensor, labels: Tensor, places: Tensor) -> Tensor:
-    """Return (n, words), from the outputs of a model that may have logits of all places."""
+    """Return (n, words) from a model's logits, which may be of all places or of these only."""
     rows = logits.flatten(0, 1)
     return rows[places] if logits.shape[:2] == labels.shape else rows
 
 
 def loss_in_chunks(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy of a head's logits, of which one chunk is there at a time.
+    """Return the mean cross-entropy of a head's logits, with one chunk of them in memory at a time.
 
     Args:
         head: (n, features) to (n, words), with the hook of `_LearnedOnly`.
         hidden: (n, features).
-        labels: (n,), each a word.
+        labels: (n,), token ids.
     """
     if is_frozen_linear(head, own_hooks=_OWN_HOOKS):
         places = max(CHUNK // head.out_features, _FEWEST)
@@ -86,13 +88,13 @@ def loss_in_chunks(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass
 class _LearnedOnly:
-    """The hooks of one model, and what they know of its forward pass.
+    """The hooks of one model, and their state during a forward pass.
 
     Attributes:
-        whole: the head is given all places nevertheless.
-        chunked: the head makes no logits where there are labels; the loss is `loss_in_chunks`.
-        head: what the hook on the head is on, and `handle` is that hook's.
-        places, labels, loss: of this pass.
+        whole: True: the head gets all places nevertheless.
+        chunked: True: a batch with labels makes no logits; its loss is `loss_in_chunks`.
+        head: the module that carries the hook `handle`.
+        places, labels, loss: of the current pass.
     """
 
     whole: bool = False
@@ -104,22 +106,23 @@ class _LearnedOnly:
     loss: Tensor | None = None
 
     def begin(self, model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Take from a model's inputs what is ours."""
+        """Take `learned` (and the labels) out of a model's inputs."""
         places = kwargs.pop(LEARNED, None)
         self.places = None if self.whole else places
+        # without labels the model computes no loss of its own, for which it would need all logits
         self.labels = None if self.places is None else kwargs.pop("labels", None)
         self._follow(model.get_output_embeddings())
         return args, kwargs
 
     def _follow(self, head: nn.Module) -> None:
-        """Be on the head as it is now: an adapter may have come around it."""
+        """Move the hook to the present head: an adapter may have wrapped it meanwhile."""
         if head is not self.head:
             if self.handle is not None:
                 self.handle.remove()
             self.head, self.handle = head, head.register_forward_pre_hook(self.choose)
 
     def choose(self, head: nn.Module, args: tuple[Tensor, ...]) -> Any:
-        """Give the head (1, n, features) of (rows, tokens, features), or none of them."""
+        """Reduce the head's input (rows, tokens, features) to (1, n, features), or to nothing."""
         if self.places is None:
             return None
         hidden = args[0].flatten(0, 1)
@@ -127,7 +130,7 @@ class _LearnedOnly:
         if self.chunked and self.labels is not None:
             wanted = learned_labels(self.labels, self.places).to(hidden.device)
             self.places = self.labels = None
-            self.loss = loss_in_chunks(head, hidden, wanted)  # here, where autocast is on
+            self.loss = loss_in_chunks(head, hidden, wanted)  # in the forward pass, inside autocast
             hidden = hidden[:0]
         return (hidden[None], *args[1:])
 
@@ -147,10 +150,10 @@ _MODELS: WeakKeyDictionary[nn.Module, _LearnedOnly] = WeakKeyDictionary()
 
 
 def score_learned_only(model: Any) -> bool:
-    """Let a model take `learned`, in place, and return whether its head runs at these places alone.
+    """Make a model accept `learned`, in place; return True if its head runs at these places only.
 
-    It is tried on a few tokens. A model whose loss is another (a mixture of experts may add one),
-    or that needs the logits of all places, takes the input and leaves it.
+    A trial on a few tokens decides this. A model with another loss (a mixture of experts may add a
+    term), or one that needs the logits of all places, accepts the input and ignores it.
     """
     if model in _MODELS:
         return not _MODELS[model].whole
@@ -162,13 +165,12 @@ def score_learned_only(model: Any) -> bool:
 
 
 def chunk_loss(model: Any) -> None:
-    """Let a model's loss be computed in chunks from now on, where a batch has `learned`.
+    """Compute a model's loss in chunks from now on, for batches with `learned`.
+
+    A model whose loss is more than the cross-entropy of its head's outputs is an error.
 
     Args:
-        model: one that `score_learned_only` has tried.
-
-    Raises:
-        SoraError: its loss is more than the cross-entropy of what its head makes.
+        model: must have been passed to `score_learned_only` before.
     """
     if why := _needs_all_logits(model):
         raise SoraError(
@@ -180,28 +182,26 @@ def chunk_loss(model: Any) -> None:
 
 
 def chunk_loss_of_frozen(model: Any) -> None:
-    """Do as `chunk_loss` where the head is frozen, so that it takes no longer."""
+    """Compute the loss in chunks if the head is frozen: this saves memory and takes no longer."""
     if is_frozen_linear(model.get_output_embeddings(), own_hooks=_OWN_HOOKS):
         _MODELS[model].chunked = _needs_all_logits(model) is None
 
 
 def _needs_all_logits(model: Any) -> str | None:
-    """Return why a model's loss cannot be computed from some logits at a time; None: it can."""
+    """Return the reason why a model's loss needs all logits at once; None if it does not."""
     if _MODELS[model].whole:
-        return "its loss is more than that of the words, or needs the logits of all tokens"
+        return "its loss has further terms, or needs the logits of all tokens"
     if _changes_logits(model):
-        return (
-            "it changes the logits that its head makes (scales or bends them), and then needs all"
-        )
+        return "it scales or caps the logits of its head, and then needs all of them"
     return None
 
 
-_LARGE = 100.0  # a logit, so that the tangent of a soft cap is far from straight
+_LARGE = 100.0  # a logit that a soft cap (tanh) clearly bends
 
 
 @torch.no_grad()
 def _changes_logits(model: Any) -> bool:
-    """Return whether a model's logits are others than what its head makes."""
+    """Return True if the model scales or bends the logits that its head returns."""
     made: list[Tensor] = []
 
     def enlarged(_head: nn.Module, _args: Any, out: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ def _changes_logits(model: Any) -> bool:
 
 
 def _trial_ids(model: Any) -> Tensor:
-    """Return (2, 6) different tokens."""
+    """Return (2, 6) different token ids."""
     words: int = model.get_input_embeddings().num_embeddings
     steps: Tensor = torch.arange(1, 13, device=model.device)
     return (steps * (words // 14)).view(2, 6)
@@ -237,7 +237,7 @@ def _gives_the_same(model: Any) -> bool:
     try:
         whole = model(**batch).loss
         alone = model(**batch, **{LEARNED: learned_places(labels)}).loss
-    except Exception:  # whatever an architecture does with the logits
+    except Exception:  # an architecture may do anything with the logits
         return False
     finally:
         model.train(training)

@@ -1,7 +1,7 @@
-"""Scores of one number a row: the GLUE metrics computed here, others through `evaluate`.
+"""Metrics of one number per row: GLUE's are computed here, others with `evaluate`.
 
-sklearn and scipy are imported by the metrics that need them, `evaluate` only for the Hub's: none of
-the three for a run that reports accuracy.
+Imports are local to the metrics: a run that reports accuracy imports neither sklearn, scipy nor
+`evaluate`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sora_cli.core.errors import SoraError, first_line
 from sora_cli.recipe.metric_names import built_in, check_metric, near
 
 Metric = Callable[[np.ndarray, np.ndarray], dict[str, float]]
-"""Predictions and labels, one number a row -> scores by name."""
+"""Predictions and labels, one number per row -> scores by name."""
 
 
 def _accuracy(p: np.ndarray, y: np.ndarray) -> float:
@@ -37,7 +37,7 @@ def _matthews(p: np.ndarray, y: np.ndarray) -> float:
 
 
 def _pearson(p: np.ndarray, y: np.ndarray) -> float:
-    """Return Pearson's correlation, or 0 if one side is constant, which leaves it undefined."""
+    """Return Pearson's correlation; 0 if one side is constant, where it is undefined."""
     from scipy.stats import pearsonr
 
     return 0.0 if np.ptp(p) == 0 or np.ptp(y) == 0 else float(pearsonr(p, y).statistic)
@@ -65,17 +65,13 @@ _REGRESSION = ("pearson", "spearman", "pearson_spearman")
 
 
 def load_metric(name: str) -> Metric:
-    """Return a metric: ours if we have it, else the Hub's.
-
-    Raises:
-        SoraError: the Hub has none of that name, cannot be reached, or may not be asked for it.
-    """
+    """Return a metric: a built-in one, or the Hub's metric of this name."""
     check_metric(name, tuple(_OFFLINE), from_hub=True)
     return _offline(name) if name in _OFFLINE else _from_the_hub(name)
 
 
 def _offline(name: str) -> Metric:
-    """Return one of our metrics."""
+    """Return a built-in metric."""
     dtype = np.float64 if name in _REGRESSION else np.int64
     score = _OFFLINE[name]
 
@@ -89,14 +85,14 @@ def _offline(name: str) -> Metric:
 
 
 def _from_the_hub(name: str) -> Metric:
-    """Return a metric of `evaluate`'s; it may give several values."""
+    """Return a metric of `evaluate`; it may give several values."""
     import evaluate
 
     try:
         metric = evaluate.load(name)
-    except Exception as error:  # evaluate raises many kinds for one cause
+    except Exception as error:  # evaluate raises many types for one cause
         raise SoraError(
-            f"no metric '{name}': it is none of the built-in ones and the Hub gave none",
+            f"no metric '{name}': it is not built in, and the Hub gave none",
             where=built_in(tuple(_OFFLINE)),
             hint=near(name, tuple(_OFFLINE)) or f"{type(error).__name__}: {first_line(error, 120)}",
             key="task.metrics",
@@ -110,7 +106,7 @@ def _from_the_hub(name: str) -> Metric:
 
 
 class Scorer:
-    """The metrics of one number a row that a recipe asks for."""
+    """The metrics of one number per row that a recipe names."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
@@ -119,7 +115,7 @@ class Scorer:
     def __call__(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Return scores by name; a Hub metric with several values gives all of them.
 
-        A non-finite prediction makes every score NaN: it must never win a comparison.
+        Any prediction that is not finite makes every score NaN, so that it never wins a comparison.
         """
         if not np.isfinite(predictions).all():
             return {name: float("nan") for name in self.names}
@@ -130,7 +126,7 @@ class Scorer:
 
 
 def number_parts(metric: str, predictions: np.ndarray, labels: np.ndarray) -> tuple[Any, ...]:
-    """Return the formula and the parts of a metric of one number a row (`Task.row_parts`)."""
+    """Return the formula and the parts of a metric of one number per row (`Task.row_parts`)."""
     if not np.isfinite(predictions).all():
         return metric, np.full(len(labels), np.nan), labels
     classes = metric in _OFFLINE and metric not in _REGRESSION

@@ -1,4 +1,4 @@
-"""Multiple choice: of several texts, the one that fits a context."""
+"""Multiple choice: the one of several texts that fits a context."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from sora_cli.tasks.stand_ins import check_finite, softmax, with_column
 from sora_cli.tasks.texts import require_column
 
 _LABELS = ("answerKey", "answer")
-"""Usual names of the column that says which choice is right, beside `data.label_column`."""
-_ALIKE = "have choices that are all alike within data.max_length: nothing to choose from"
+"""Usual names of the label column, besides `data.label_column`."""
+_ALIKE = "have only identical choices within data.max_length"
 
 
 class MultipleChoice(OneNumber):
-    """Each choice is read after the context and gets a number; cross-entropy over a row."""
+    """The model reads each choice after the context and scores it; cross-entropy over a row."""
 
     peft_type = None
     answered_by = ("prediction", "choice", "probability")
-    one_label = False  # models do not see places, so the place of the right choice is no class
+    one_label = False  # models do not see a choice's place, so the place is no class
 
     def bind(self, train: Dataset) -> None:
         columns = train.column_names
-        found = self.find_columns(columns, ("context", "question", "choices"))
-        self._form = find_form(columns, found, self.data.text_columns)
+        parts = self.find_columns(columns, ("context", "question", "choices"))
+        self._form = find_form(columns, parts, self.data.text_columns)
         self.input_columns = self._form.columns(columns)
         self._label = self.label_column = self._find_label(columns)
 
@@ -109,15 +109,15 @@ class MultipleChoice(OneNumber):
         return choices, right_places(rows[self._label][:], choices, self._label)
 
     def _find_label(self, columns: list[str]) -> str:
-        """Return the recipe's label column; if it names none, one with a usual name."""
+        """Return the recipe's label column; if it names none, a column with a usual name."""
         wanted = self.data.label_column
         named = "label_column" in self.data.model_fields_set
         candidates = [wanted] if named else [wanted, *_LABELS]
         free = [column for column in columns if column not in self.input_columns]
-        found = next((column for column in candidates if column in free), wanted)
+        column = next((name for name in candidates if name in free), wanted)
         hint = "name the column that says which choice is right: data.label_column=COLUMN"
-        require_column(found, free, key="data.label_column" if named else None, hint=hint)
-        return found
+        require_column(column, free, key="data.label_column" if named else None, hint=hint)
+        return column
 
 
 def _labelled(predictions: Predictions) -> Predictions:
@@ -128,13 +128,17 @@ def _labelled(predictions: Predictions) -> Predictions:
 
 
 def _alike(features: Dataset, rows: np.ndarray) -> int:
-    """Return how many of these rows have choices that are all the same tokens."""
+    """Count the rows with exactly the same tokens in all choices.
+
+    Args:
+        rows: the numbers of the rows to compare.
+    """
     choices = features.select(rows)["input_ids"][:] if len(rows) else []
     return sum(all(ids == row[0] for ids in row) for row in choices)
 
 
 def _grouped(flat: Dataset, number: int) -> Dataset:
-    """Group (rows * number) features into (rows), each column a list with an item per choice."""
+    """Group (rows * number) features into (rows), each column a list with one item per choice."""
     offsets = np.arange(0, len(flat) + 1, number, dtype=np.int32)
     table = flat.with_format("arrow")[:]
     columns = {

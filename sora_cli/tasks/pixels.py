@@ -1,7 +1,7 @@
-"""Images of a data set, which stay stored until a batch needs them, and a model's image format.
+"""Images of a data set, decoded batch by batch, and a model's image format.
 
-The pixels of 50,000 images do not fit into memory, and on a disk they take more room than the files
-they come from. So rows keep their images as they are stored, and each batch decodes its own.
+The pixels of 50,000 images do not fit into memory, and on a disk they need more space than the
+original files. So rows keep images in their stored form, and each batch decodes its own.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from sora_cli.core.errors import SoraError, first_line
 from sora_cli.data.places import RowError
 
 Stored = Mapping[str, Any]
-"""An image that is not decoded: its file's `bytes`, or the `path` they are read from."""
+"""An image that is not decoded: the `bytes` of its file, or the file's `path`."""
 _MODES = {1: "L", 3: "RGB"}
-_CHECKED = 256  # images at a time
-_BLANK = (64, 48)  # pixels; width and height differ, so that a mix-up of them shows
-_DEEP = ("I", "F")  # modes of more than 8 bits a channel, which Pillow cuts off at 255
+_CHECKED = 256  # images checked at a time
+_BLANK = (64, 48)  # pixels; width and height differ, so that swapping them is an error
+_DEEP = ("I", "F")  # modes with more than 8 bits per channel, which Pillow clips at 255
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_DRAFT = 8  # the part of its size that a JPEG is decoded to where it is only looked at
+_DRAFT = 8  # a JPEG is checked at 1/8 of its size, which is faster to decode
 
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """The form in which a model takes images.
+    """The image format of a model.
 
     Attributes:
-        mode: Pillow's: "RGB" for three channels, "L" for one.
+        mode: of Pillow: "RGB" for three channels, "L" for one.
         dtype: of the pixels.
     """
 
@@ -46,13 +46,10 @@ class ImageFormat:
 
 
 def stored_images(rows: Dataset, column: str) -> Dataset:
-    """Return the rows with the images of a column left as they are stored.
+    """Return the rows with the images of a column in their stored form, not decoded.
 
     Args:
-        column: of images, of files' bytes, or of paths.
-
-    Raises:
-        RowError: the column holds something else.
+        column: of images, of file contents, or of paths; any other column is a `RowError`.
     """
     feature = rows.features[column]
     names = feature.keys() if isinstance(feature, dict) else set()
@@ -67,16 +64,14 @@ def stored_images(rows: Dataset, column: str) -> Dataset:
 
 
 def check_images(rows: Dataset, column: str) -> None:
-    """Read every image once: else training may run for hours before it meets a damaged one.
+    """Read every image once; otherwise training could run for hours before it meets a damaged one.
 
-    Measured on one thread of a busy machine: 10,000 PNG of 32 x 32 take 3 s, 10,000 JPEG of
-    500 x 375 half a minute; there are as many threads as torch has.
+    An image that is missing, damaged or has more than 8 bits per channel is a `RowError`. Measured
+    on one thread of a busy machine: 10,000 PNG of 32 x 32 take 3 s, 10,000 JPEG of 500 x 375 half a
+    minute; it uses as many threads as torch has.
 
     Args:
         column: of stored images.
-
-    Raises:
-        RowError: an image is missing, damaged or of more than 8 bits a channel.
     """
     first = 0
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -86,13 +81,13 @@ def check_images(rows: Dataset, column: str) -> None:
                     raise RowError(
                         f"column '{column}': the image {fault}",
                         row,
-                        hint="take such rows out of the data, or put them right",
+                        hint="remove such rows from the data, or repair their images",
                     )
             first += len(batch[column])
 
 
 def image_names(rows: Dataset, column: str) -> list[str | None]:
-    """Return the names of the files that stored images come from, if they are known."""
+    """Return the file names of stored images; None for images without a path."""
     paths = rows.select_columns(column).flatten()[f"{column}.path"][:]
     return [Path(path).name if path else None for path in paths]
 
@@ -100,29 +95,26 @@ def image_names(rows: Dataset, column: str) -> list[str | None]:
 def model_pixels(
     images: Sequence[Stored], processor: Any, form: ImageFormat
 ) -> Tensor:  # (images, channels, height, width)
-    """Return stored images as a model takes them: decoded, turned upright, resized, normalised.
+    """Return stored images as a model's input: decoded, turned upright, resized, normalised.
 
-    Raises:
-        SoraError: a file is not as it was when it was checked, or the images cannot be put into
-            one batch.
+    Images that cannot be read any more, or do not form a batch, are an error.
     """
     opened = [_open(image).convert(form.mode) for image in images]
     try:
         pixels: Tensor = processor(images=opened, return_tensors="pt")["pixel_values"]
     except ValueError as error:  # such as images of several sizes
         raise SoraError(
-            f"the image processor makes no batch of these images: {first_line(error)}",
-            hint="preprocessor_config.json of the model says what it does: do_resize, size",
+            f"the image processor cannot make a batch of these images: {first_line(error)}",
+            hint="see do_resize and size in the model's preprocessor_config.json",
             key="model.path",
         ) from error
     return pixels.to(form.dtype)
 
 
 def fit_images(model: nn.Module, processor: Any) -> ImageFormat:
-    """Find how a loaded model takes images, try a blank one, and freeze its running averages.
+    """Find a model's image format, test it on a blank image, and freeze batch normalisation.
 
-    Raises:
-        SoraError: the model does not take what its image processor makes.
+    A model that does not accept the output of its image processor is an error.
     """
     config: Any = model.config
     towers = (config, getattr(config, "vision_config", None))
@@ -139,8 +131,8 @@ def fit_images(model: nn.Module, processor: Any) -> ImageFormat:
         _run_blank(model, processor, form)
     except (ValueError, RuntimeError) as error:
         raise SoraError(
-            f"the model does not take what its image processor makes: {first_line(error)}",
-            hint="preprocessor_config.json must be that of the model",
+            f"the model does not accept the output of its image processor: {first_line(error)}",
+            hint="use the preprocessor_config.json that belongs to the model",
             key="model.path",
         ) from error
     return form
@@ -148,7 +140,7 @@ def fit_images(model: nn.Module, processor: Any) -> ImageFormat:
 
 @torch.no_grad()
 def _run_blank(model: Any, processor: Any, form: ImageFormat) -> None:
-    """Run one image through the model."""
+    """Run a blank image through the model."""
     blank = PIL.Image.new(form.mode, _BLANK)
     pixels = processor(images=[blank], return_tensors="pt")["pixel_values"]
     device = next(model.parameters()).device
@@ -158,12 +150,13 @@ def _run_blank(model: Any, processor: Any, form: ImageFormat) -> None:
 
 
 def _freeze_averages(model: nn.Module) -> None:
-    """Make batch normalisations use, and keep, their running averages in training, too.
+    """Make batch normalisation use its running averages in training and never update them.
 
-    The averages belong to the frozen model: an adapter does not hold them.
+    The averages belong to the frozen model; an adapter does not store them.
     """
     for module in model.modules():
         if isinstance(module, _BATCH_NORMS):
+            # a hook, since model.train() sets the module back before each step
             module.register_forward_pre_hook(_in_evaluation)
 
 
@@ -175,7 +168,7 @@ def _in_evaluation(module: nn.Module, inputs: Any) -> None:
 def _open(image: Stored) -> PIL.Image.Image:
     try:
         opened: PIL.Image.Image = datasets.Image().decode_example(dict(image))
-    except Exception as error:  # of any format's reader
+    except Exception as error:  # each format's reader raises its own types
         raise SoraError(
             f"the image {image['path'] or ''} cannot be read any more: {first_line(error)}",
             key="data",
@@ -184,7 +177,7 @@ def _open(image: Stored) -> PIL.Image.Image:
 
 
 def _find_fault(image: Stored | None) -> str | None:
-    """Return what is wrong with a stored image; None: nothing."""
+    """Describe the fault of a stored image; None if it has none."""
     if image is None or (image["bytes"] is None and image["path"] is None):
         return "is missing"
     path = image["path"] if image["bytes"] is None else None
@@ -192,17 +185,17 @@ def _find_fault(image: Stored | None) -> str | None:
         return f"is missing: there is no file '{path}'"
     try:
         mode = _decoded_mode(image, path)
-    except Exception as error:  # of any format's reader
+    except Exception as error:  # each format's reader raises its own types
         unknown = isinstance(error, PIL.UnidentifiedImageError)
-        reason = "it is of no known format" if unknown else first_line(error)
+        reason = "its format is unknown" if unknown else first_line(error)
         return f"cannot be read: {reason}{_file_name(image)}"
     if mode.startswith(_DEEP):
-        return f"has more than 8 bits a channel (mode {mode}){_file_name(image)}"
+        return f"has more than 8 bits per channel (mode {mode}){_file_name(image)}"
     return None
 
 
 def _decoded_mode(image: Stored, path: str | None) -> str:
-    """Return an image's mode after decoding all of it, at a small size if its format can."""
+    """Decode all of an image, at a small size if its format allows, and return its mode."""
     if path is not None and "://" in path:
         return _open(image).mode
     with PIL.Image.open(BytesIO(image["bytes"]) if path is None else path) as opened:

@@ -1,7 +1,8 @@
-"""Rows as dialogues in pieces of text: some are only read, others the model learns to write.
+"""Rows as dialogues: sequences of text pieces that the model either only reads or learns to write.
 
 A row is a chat (`messages`), an instruction with its answer, or plain text. Pieces are tokenised
-one by one, so that a prompt has the tokens it has when an answer is to be written after it.
+one by one, so that a prompt has the same tokens in training and when an answer is generated after
+it.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A row as a model sees it.
+    """A row as a sequence of text pieces.
 
     Attributes:
-        pieces: texts in order, each with whether it is learned.
-        reference: the last thing that is learned, as a person would write it.
-        empty: an answer that is learned is nothing but its end.
+        pieces: texts in order; True marks a text that is learned.
+        reference: the last learned text, without the template's marks.
+        empty: True if a learned answer has no text, only its end.
     """
 
     pieces: tuple[tuple[str, bool], ...]
@@ -39,7 +40,7 @@ class Dialogue:
 
     @property
     def prompt(self) -> tuple[str, ...]:
-        """The pieces before the last one that is learned."""
+        """The pieces before the last learned piece."""
         last = max(i for i, (_, learned) in enumerate(self.pieces) if learned)
         return tuple(text for text, _ in self.pieces[:last])
 
@@ -49,8 +50,7 @@ def messages_of(
 ) -> list[Message]:
     """Return a row of a chat or of an instruction as messages.
 
-    Raises:
-        RowError: the column of the chat holds something else, or no answer at its end.
+    A chat must be a list of messages and end with the assistant's answer.
     """
     first = [] if system is None else [{"role": "system", "content": system}]
     if "messages" in columns:
@@ -59,18 +59,18 @@ def messages_of(
             raise RowError("a chat does not end with the assistant's answer")
         return [*first, *messages]
     extra = str(row[columns["input"]] or "") if "input" in columns else ""
-    asked = str(row[columns["instruction"]])
+    instruction = str(row[columns["instruction"]])
     return [
         *first,
-        {"role": "user", "content": f"{asked}\n\n{extra}" if extra else asked},
+        {"role": "user", "content": f"{instruction}\n\n{extra}" if extra else instruction},
         {"role": _ASSISTANT, "content": str(row[columns["output"]])},
     ]
 
 
-def asked(value: Any, answer: str) -> Any:
-    """Return a chat that ends with this answer, in place of its own last one if it has that.
+def with_answer(value: Any, answer: str) -> Any:
+    """Return a chat that ends with this answer; it replaces the chat's own last answer.
 
-    What is no chat is returned as it is.
+    A value that is no chat is returned unchanged.
     """
     last = value[-1] if isinstance(value, list) and value else None
     if not isinstance(last, dict):
@@ -81,16 +81,16 @@ def asked(value: Any, answer: str) -> Any:
     return [*before, {**dict.fromkeys(last), role: _ASSISTANT, content: answer}]
 
 
-def answered(messages: Sequence[Message]) -> bool:
-    """Return whether the assistant says anything."""
+def has_answer(messages: Sequence[Message]) -> bool:
+    """Return True if any answer of the assistant has text."""
     return any(m["content"].strip() for m in messages if m["role"] == _ASSISTANT)
 
 
 def chat_dialogue(messages: Sequence[Message], tokenizer: Any) -> Dialogue:
     """Put messages into the tokenizer's chat template; the assistant's turns are learned.
 
-    Some templates show an earlier turn otherwise than the last one (they leave out reasoning);
-    then only the last answer is learned.
+    Some templates render an earlier turn differently from the last one (without its reasoning).
+    With such a template only the last answer is learned.
     """
     whole = rendered(messages, tokenizer, prompt=False)
     answers = [i for i, message in enumerate(messages) if message["role"] == _ASSISTANT]
@@ -111,7 +111,7 @@ def chat_dialogue(messages: Sequence[Message], tokenizer: Any) -> Dialogue:
 def plain_dialogue(
     row: Mapping[str, Any], columns: Mapping[str, str], template: str | None, *, start: str
 ) -> Dialogue:
-    """Put an instruction under headings, or into a template of the recipe's own, with its answer.
+    """Put an instruction under headings, or into the recipe's template, and add its answer.
 
     Args:
         template: columns in braces; None: headings.
@@ -130,7 +130,7 @@ def plain_dialogue(
 def _learned_pieces(
     whole: str, messages: Sequence[Message], answers: Sequence[int], tokenizer: Any
 ) -> list[tuple[str, bool]] | None:
-    """Cut the text before and after each answer; None if the template changes earlier turns."""
+    """Split the text before and after each answer; None if the template changes earlier turns."""
     pieces, at = [], 0
     for i in answers:
         before = rendered(messages[:i], tokenizer, prompt=True)
@@ -138,6 +138,7 @@ def _learned_pieces(
         if not (whole.startswith(before) and whole.startswith(after) and len(before) > at):
             return None
         answer = after[len(before) :]
+        # a template may add text, such as a line break, after the end token: it is not learned
         end = answer.rfind(tokenizer.eos_token) if tokenizer.eos_token else -1
         learned = answer if end < 0 else answer[: end + len(tokenizer.eos_token)]
         pieces += [(whole[at : len(before)], False), (learned, True)]
@@ -146,13 +147,10 @@ def _learned_pieces(
 
 
 def rendered(messages: Sequence[Message], tokenizer: Any, *, prompt: bool) -> str:
-    """Put messages into the tokenizer's chat template.
+    """Put messages into the tokenizer's chat template; a template may refuse them (`RowError`).
 
     Args:
-        prompt: end where the assistant's answer begins.
-
-    Raises:
-        RowError: the template refuses them.
+        prompt: True: end at the place where the assistant's answer begins.
     """
     from jinja2 import TemplateError
 
@@ -169,7 +167,7 @@ def rendered(messages: Sequence[Message], tokenizer: Any, *, prompt: bool) -> st
 
 
 def _message_list(value: Any, column: str) -> list[Message]:
-    """Return a list of messages, whatever their keys are called."""
+    """Return messages with the keys `role` and `content`, from these keys or ShareGPT's."""
     if not isinstance(value, list) or not value:
         raise RowError(
             f"column '{column}' holds {shown_value(value)}, which is no list of messages",
@@ -179,7 +177,7 @@ def _message_list(value: Any, column: str) -> list[Message]:
 
 
 def _message(item: Any, column: str) -> Message:
-    found = {}
+    message = {}
     for part, names in _KEYS.items():
         value = (
             next((item[n] for n in names if n in item), None) if isinstance(item, dict) else None
@@ -189,5 +187,5 @@ def _message(item: Any, column: str) -> Message:
                 f"column '{column}' holds a message without '{part}': {shown_value(item)}",
                 hint="messages are [{role: user, content: ...}, {role: assistant, content: ...}]",
             )
-        found[part] = value
-    return {"role": _ROLES.get(found["role"], found["role"]), "content": found["content"]}
+        message[part] = value
+    return {"role": _ROLES.get(message["role"], message["role"]), "content": message["content"]}

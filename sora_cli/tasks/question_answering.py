@@ -23,7 +23,7 @@ from sora_cli.tasks.windows import best_span, make_windows, window_losses
 
 @dataclass(frozen=True)
 class Span:
-    """An answer: its text, its place in the context (none: -1), and its sum of logits."""
+    """An answer: its text, its place in the context (-1: no answer), and its sum of logits."""
 
     text: str = ""
     start: int = -1
@@ -31,13 +31,13 @@ class Span:
     score: float = -math.inf
 
 
-_WINDOW = 384  # tokens of a window of a long context, as in BERT's and most others' SQuAD
+_WINDOW = 384  # tokens of a window, as in BERT's SQuAD and most later work
 _SPAN = ("text", "start", "end", "score")
 _POSITIONS = ("start_positions", "end_positions")
 
 
 class QuestionAnswering(Task):
-    """Each token is scored as the answer's first and as its last; cross-entropy over a window."""
+    """The model scores each token as the answer's first and last; cross-entropy over a window."""
 
     peft_type = "QUESTION_ANS"
     unscored_inputs = _POSITIONS
@@ -62,7 +62,7 @@ class QuestionAnswering(Task):
         _, _, answers = self._read(rows)
         if not any(answer.usable for answer in answers):
             raise RowError(
-                "there is nothing to learn: no answer stands in its context",
+                "there is nothing to learn: no answer occurs in its context",
                 hint="name the columns that belong together: data.columns='{context: COLUMN, "
                 "answers: COLUMN}'",
             )
@@ -89,7 +89,7 @@ class QuestionAnswering(Task):
         lengths = np.array([len(ids) for ids in windows["input_ids"]])
         about: dict[str, list[Any]] = {
             "answers": [answer.texts for answer in answers],
-            "found": [answer.usable for answer in answers],
+            "usable": [answer.usable for answer in answers],
         }
         if not training:
             about |= {"question": questions, "context": contexts, **self._ids(rows)}
@@ -100,11 +100,11 @@ class QuestionAnswering(Task):
         return Lengths(encoded.lengths, window=_WINDOW)
 
     def model_options(self) -> dict[str, Any]:
-        return {"num_labels": 2}  # a first token and a last one
+        return {"num_labels": 2}  # scores as first and as last token
 
     def check_model(self, model: nn.Module, processor: Any) -> None:
         super().check_model(model, processor)
-        model.register_forward_hook(_lose_padding, with_kwargs=True)
+        model.register_forward_hook(_ignore_padding, with_kwargs=True)
 
     def collator(self, processor: Any) -> Any:
         def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -116,7 +116,7 @@ class QuestionAnswering(Task):
     def loss_items(self, batch: Mapping[str, Any]) -> int:
         return len(batch["start_positions"])
 
-    def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    def outputs_to_keep(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         """Return the logits (windows, tokens, 2)."""
         return _logits(outputs).float()
 
@@ -127,7 +127,7 @@ class QuestionAnswering(Task):
         positions = np.stack([windows[name][:] for name in _POSITIONS], axis=1)
         losses = window_losses(
             torch.from_numpy(predictions.outputs.astype(np.float64)),
-            torch.from_numpy(_real(predictions)),
+            torch.from_numpy(_not_padding(predictions)),
             torch.from_numpy(positions),
         )
         return float(losses.mean())
@@ -149,21 +149,21 @@ class QuestionAnswering(Task):
         return kind, np.array([_squad([span.text], [own])[self.best] for span, own in pairs])
 
     def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
-        """Count rows none of whose answers stands in their context: no span is right."""
+        """Count rows without any answer in their context: they have no right span."""
         remarks = []
         for name, part in parts.items():
-            lost = len(part.raw) - sum(part.raw["found"][:])
+            lost = len(part.raw) - sum(part.raw["usable"][:])
             if lost:
                 scored = "context" in part.raw.column_names
                 remarks.append(
                     f"{lost:,} of {len(part.raw):,} rows of {name} "
                     f"{'count as wrong' if scored else 'are left out'}: none of their answers "
-                    "stands in the context"
+                    "occurs in the context"
                 )
         return remarks
 
     def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
-        broken = ~(np.isfinite(predictions.outputs) | ~_real(predictions)[..., None])
+        broken = ~(np.isfinite(predictions.outputs) | ~_not_padding(predictions)[..., None])
         rows = np.asarray(predictions.encoded.dataset["example"][:])[broken.any(axis=(1, 2))]
         if len(rows):
             raise RowError("the model's outputs are not finite", int(rows.min()))
@@ -199,9 +199,9 @@ class QuestionAnswering(Task):
     def _answers(self, predictions: Predictions) -> list[Span]:
         """Return each row's best answer over its windows.
 
-        If rows may have none, SQuAD 2.0's rule decides (Devlin et al. 2019, section 4.3), with a
-        threshold of 0: the answer is empty if the null place scores more than the best span even in
-        the window where it scores least.
+        If rows may have no answer, SQuAD 2.0's rule decides (Devlin et al. 2019, section 4.3), with
+        a threshold of 0. The answer is empty if the null place scores more than the best span, even
+        in the window in which the null place scores least.
         """
         rows = predictions.encoded
         contexts = rows.raw["context"][:]
@@ -226,14 +226,14 @@ class QuestionAnswering(Task):
 
 
 def _span(context: str, start: int, end: int, score: float) -> Span:
-    """Return what stands at a place of a context, without the white space around it."""
+    """Return the text between two places of a context, without outer white space."""
     text = context[start:end].strip()
     start += len(context[start:end]) - len(context[start:end].lstrip())
     return Span(text, start, start + len(text), float(score))
 
 
 def _squad(given: Sequence[str], wanted: Sequence[list[str]]) -> dict[str, float]:
-    """Return SQuAD's exact match and F1, means over rows of the best answer's, in 0..1."""
+    """Return SQuAD's exact match and F1, in 0..1, each against the best of the right answers."""
     from torchmetrics.functional.text.squad import squad
 
     scores = squad(
@@ -247,12 +247,12 @@ def _squad(given: Sequence[str], wanted: Sequence[list[str]]) -> dict[str, float
 
 
 def _usable(answers: Sequence[Answers]) -> list[int]:
-    """Return rows to learn from: the answer stands in the context, or is known to be missing."""
+    """Return rows to learn from: an answer is in the context, or the row is known to have none."""
     return [i for i, answer in enumerate(answers) if answer.usable]
 
 
-def _lose_padding(model: nn.Module, given: Any, batch: Mapping[str, Any], outputs: Any) -> Any:
-    """Replace a batch's loss by the loss that each window has by itself (a forward hook)."""
+def _ignore_padding(model: nn.Module, given: Any, batch: Mapping[str, Any], outputs: Any) -> Any:
+    """Replace a batch's loss by the mean of each window's own loss (a forward hook)."""
     del model, given
     if outputs.get("loss") is None:
         return None
@@ -266,11 +266,11 @@ def _logits(outputs: Any) -> Tensor:
     return torch.stack([outputs["start_logits"], outputs["end_logits"]], dim=-1)
 
 
-def _real(predictions: Predictions) -> np.ndarray:
-    """Return a mask (windows, tokens) that is false on padding."""
+def _not_padding(predictions: Predictions) -> np.ndarray:
+    """Return a mask (windows, tokens) that is False on padding."""
     places = np.arange(predictions.outputs.shape[1])
     return np.asarray(places < predictions.encoded.lengths[:, None])
 
 
 def _finite(predictions: Predictions) -> bool:
-    return bool(np.isfinite(predictions.outputs[_real(predictions)]).all())
+    return bool(np.isfinite(predictions.outputs[_not_padding(predictions)]).all())

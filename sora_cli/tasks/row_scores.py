@@ -1,10 +1,10 @@
-"""One metric of one model, kept row by row, so that it can be computed again on any of the rows.
+"""A model's metric in parts per row, so that it can be recomputed on any subset of the rows.
 
-A metric is a formula over the `parts` of rows: of accuracy one part, right or wrong; of Matthews'
-correlation two, the class given and the class wanted; of a token's loss the sum over the row and
-the number of its tokens. Weights say how often each row counts: all ones is the metric itself, a
-bootstrap's resamples are counts, and a zero leaves a row out. A row is always one raw row of the
-data, never a token, an entity or a window.
+A metric is a formula over the `parts` of rows. Accuracy has one part, right or wrong. Matthews'
+correlation has two, the predicted and the true class. A token loss has two, the sum over the row
+and its number of tokens. Weights count each row: ones give the metric itself, a bootstrap's counts
+a resample, and a zero leaves the row out. A row is always one raw row of the data, never a token,
+an entity or a window.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from sora_cli.recipe.tolerance import AGREEMENT
 from sora_cli.tasks.metrics import load_metric
 
 Formula = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Parts (rows, k) and weights (sets, rows) -> the metric with each set of weights, (sets,)."""
+"""Parts (rows, k) and weights (sets, rows) -> the metric for each set of weights, (sets,)."""
 SAME, WITHIN = "same", "within"
 """Formulas of answers: equal, and numbers that are no further apart than a tolerance."""
-_ROUNDING = 1e-12  # of a sum of squares
-_LARGEST = 700.0  # nats a token: e to a larger power is no float
+_ROUNDING = 1e-12  # relative to a sum of squares; a smaller variance is rounding, and counts as 0
+_LARGEST = 700.0  # nats per token; e to a larger power overflows a float
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,12 @@ class RowScores:
     """A metric of one model on rows.
 
     Two models are compared on the same rows in the same order: `drop_bound(full, small, ...)` of
-    `search.bounds`. `take` parts rows, as into those that screen and those that test.
+    `search.bounds`. `take` selects rows, such as the screening rows or the test rows.
 
     Attributes:
         metric: its name.
-        formula: a key of `FORMULAS`, or the name of a metric of the Hub's.
-        parts: (rows, k) float64, what the formula needs of each row.
-        greater_is_better: whether a larger value of the metric is better.
+        formula: a key of `FORMULAS`, or the name of a Hub metric.
+        parts: (rows, k) float64, the formula's inputs of each row.
     """
 
     metric: str
@@ -51,7 +50,7 @@ class RowScores:
 
     @property
     def is_right_or_wrong(self) -> bool:
-        """True if each row is 0 or 1 by the metric's definition, and the metric is their mean."""
+        """True if each row scores 0 or 1 by definition, and the metric is their mean."""
         return self.formula == "right"
 
     @property
@@ -75,11 +74,15 @@ class RowScores:
         return 1 - float(self.differs(full).mean()) if self.is_agreement else self.value
 
     def take(self, rows: np.ndarray) -> RowScores:
-        """Return the same on some of the rows, by their numbers."""
+        """Return the scores of these rows only.
+
+        Args:
+            rows: their numbers.
+        """
         return replace(self, parts=self.parts[rows])
 
     def weighted(self, weights: np.ndarray) -> np.ndarray:
-        """Return the metric for each set of weights, whole numbers (sets, rows) -> (sets,)."""
+        """Return the metric for each set of weights, integers (sets, rows) -> (sets,)."""
         if not np.isfinite(self.parts).all():
             return np.full(len(weights), np.nan)
         formula = FORMULAS.get(self.formula) or _from_the_hub(self.formula)
@@ -105,7 +108,7 @@ def answer_scores(answers: Sequence[Any], tolerance: float | None = None) -> Row
 def row_scores(
     metric: str, formula: str, *parts: np.ndarray, greater_is_better: bool = True
 ) -> RowScores:
-    """Return the scores whose parts are these columns, each (rows,)."""
+    """Return the scores with these parts, each (rows,)."""
     columns = [np.asarray(part, dtype=np.float64) for part in parts]
     return RowScores(metric, formula, np.stack(columns, axis=1), greater_is_better)
 
@@ -121,7 +124,7 @@ def _mean(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _ratio(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return one sum over another, such as losses over tokens; NaN where the other is zero."""
+    """Return the ratio of two sums (losses over tokens); NaN if the second sum is 0."""
     sums = weights @ parts  # (sets, 2)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1], np.nan))
@@ -136,12 +139,12 @@ def _f1_of_counts(right: np.ndarray, given: np.ndarray, wanted: np.ndarray) -> n
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Return part / whole, and 0 where the whole is 0."""
+    """Return part / whole; 0 if the whole is 0."""
     return np.asarray(np.divide(part, whole, out=np.zeros_like(part), where=whole > 0))
 
 
 def _entity_f1(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return F1 of things found: parts are those right, those given and those wanted."""
+    """Return F1 of entities, from the parts right, predicted and true (counts)."""
     return _f1_of_counts(*(weights @ parts).T)
 
 
@@ -158,7 +161,7 @@ def _recall(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def _class_counts(
     parts: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (sets, classes) each: how often a class is given rightly, is given, is wanted."""
+    """Return (sets, classes) each: counts of right predictions, of predictions and of labels."""
     given, wanted = parts.astype(np.int64).T
     classes = np.arange(max(given.max(), wanted.max()) + 1)
     is_given, is_wanted = given[:, None] == classes, wanted[:, None] == classes
@@ -168,31 +171,34 @@ def _class_counts(
 
 
 def _class_f1(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return F1 of class 1 for two classes, macro F1 over the classes that occur for more."""
+    """Return F1 of class 1 for two classes; for more, macro F1 over the classes that occur."""
     right, given, wanted = _class_counts(parts, weights)
-    found = _f1_of_counts(right, given, wanted)
-    if found.shape[1] <= 2:
-        return np.asarray(found[:, 1] if found.shape[1] == 2 else np.zeros(len(found)))
-    return np.asarray(found.sum(axis=1) / ((given + wanted) > 0).sum(axis=1))
+    f1 = _f1_of_counts(right, given, wanted)
+    if f1.shape[1] <= 2:
+        return np.asarray(f1[:, 1] if f1.shape[1] == 2 else np.zeros(len(f1)))
+    return np.asarray(f1.sum(axis=1) / ((given + wanted) > 0).sum(axis=1))
 
 
 def _matthews(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return Matthews' correlation, of several classes as Gorodkin 2004 has it; 0: undefined."""
+    """Return Matthews' correlation, for several classes by Gorodkin 2004; 0 if it is undefined."""
     right, given, wanted = _class_counts(parts, weights)
     rows = weights.sum(axis=1)
+    # with c right of s rows, p_k predictions and t_k labels of class k:
+    # (c s - sum p_k t_k) / sqrt((s^2 - sum p_k^2) (s^2 - sum t_k^2))
     joint = right.sum(axis=1) * rows - (given * wanted).sum(axis=1)
     spreads = (rows**2 - (given**2).sum(axis=1)) * (rows**2 - (wanted**2).sum(axis=1))
     return _share(joint, np.sqrt(spreads))
 
 
 def _pearson(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return Pearson's correlation, and 0 where one side is constant."""
+    """Return Pearson's correlation; 0 if one side is constant."""
+    # centred first: the sums of squares of large values would cancel to rounding errors
     x, y = (parts - parts.mean(axis=0)).T
     return _correlation([weights @ part for part in (x, y, x * x, y * y, x * y)], weights)
 
 
 def _correlation(sums: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    """Return correlations from sums of x, y, x^2, y^2 and x y, (sets,) each."""
+    """Return correlations from the sums of x, y, x^2, y^2 and x y, (sets,) each."""
     x, y, xx, yy, xy = sums
     n = weights.sum(axis=1)
     vx, vy = xx - x * x / n, yy - y * y / n
@@ -201,25 +207,26 @@ def _correlation(sums: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
 
 
 def _spearman(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return Spearman's correlation: Pearson's of ranks, which each set of weights gives anew."""
-    times = np.ascontiguousarray(weights.T)  # sets lie side by side, which is faster
+    """Return Spearman's correlation: Pearson's of the ranks, which each set of weights changes."""
+    times = np.ascontiguousarray(weights.T)  # sets next to each other in memory, which is faster
     x, y = (_weighted_ranks(column, times) for column in parts.T)  # (rows, sets) each
     squares = [np.einsum("rs,rs,rs->s", times, a, b) for a, b in ((x, x), (y, y), (x, y))]
-    middle = np.zeros(len(weights))
+    middle = np.zeros(len(weights))  # the sums of centred ranks
     return _correlation([middle, middle, *squares], weights)
 
 
 def _weighted_ranks(values: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Return each row's mean rank, from the middle, where rows are there so many times.
+    """Return the mean rank of each row, centred on 0, with each row repeated `times` times.
 
     Args:
-        values: of the rows, (rows,).
-        times: how often each is there, (rows, sets).
+        values: (rows,).
+        times: (rows, sets), the number of repetitions.
     """
     place = np.unique(values, return_inverse=True)[1]  # (rows,)
     order = np.argsort(place, kind="stable")
     starts = np.searchsorted(place[order], np.arange(place.max() + 1))
     alike = np.add.reduceat(times[order], starts, axis=0, dtype=np.float64)
+    # equal values share their mean rank; centred for the same reason as in `_pearson`
     ranks = np.cumsum(alike, axis=0) - alike / 2 - times.sum(axis=0) / 2
     return np.asarray(ranks[place])
 
@@ -244,16 +251,16 @@ FORMULAS: dict[str, Formula] = {
     "spearman": _spearman,
     "pearson_spearman": _pearson_spearman,
 }
-"""Metrics by the formula that makes them of rows' parts; a name that is not here is the Hub's."""
+"""Formulas by name; any other name is a metric of the Hub."""
 
 
 def _from_the_hub(name: str) -> Formula:
-    """Return a metric of the Hub's: it is computed on rows written out as often as they count."""
+    """Return the formula of a Hub metric, which repeats each row by its weight."""
     compute = load_metric(name)
 
     def formula(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
         given, wanted = parts.T
-        if (parts == parts.astype(np.int64)).all():  # classes
+        if (parts == parts.astype(np.int64)).all():  # classes: the Hub's metrics want integers
             given, wanted = parts.astype(np.int64).T
         sets = (np.repeat(np.arange(len(parts)), row.astype(np.int64)) for row in weights)
         return np.array([compute(given[rows], wanted[rows])[name] for rows in sets])

@@ -1,7 +1,7 @@
-"""A text from a text, by an encoder and a decoder: T5, BART and similar models.
+"""Text generation from a source text, by an encoder and a decoder: T5, BART and similar models.
 
-An encoder-decoder is also checked here: its texts must fit its positions, and it must say how its
-texts begin.
+This file also checks a model: texts must fit its positions, and the decoder's first token must be
+known.
 """
 
 from __future__ import annotations
@@ -26,36 +26,33 @@ from sora_cli.tasks.texts import columns_in, require_column, texts_of
 
 _BATCH = 1000  # targets tokenised at a time
 _TARGET_TOKENS = "target_tokens"
-"""Column of the tokens a target has before it is cut."""
+"""Column: number of tokens of the target before the cut."""
 
 
 @dataclass(frozen=True)
 class Room:
-    """The tokens that each side has positions for; unlimited if positions are computed."""
+    """Numbers of positions for tokens on each side; unlimited if positions are computed."""
 
     encoder: int = sys.maxsize
     decoder: int = sys.maxsize
 
 
 def room_of(model: nn.Module) -> Room:
-    """Return the room in a model's tables of absolute positions; T5 has none, BART one a side."""
-    found = {"encoder": sys.maxsize, "decoder": sys.maxsize}
+    """Return the sizes of a model's tables of positions: T5 has none, BART one per side."""
+    sizes = {"encoder": sys.maxsize, "decoder": sys.maxsize}
     for path, module in model.named_modules():
         if isinstance(module, nn.Embedding) and path.endswith("embed_positions"):
             side = "decoder" if "decoder" in path.split(".") else "encoder"
-            found[side] = module.num_embeddings - int(getattr(module, "offset", 0))
-    return Room(**found)
+            sizes[side] = module.num_embeddings - int(getattr(module, "offset", 0))
+    return Room(**sizes)
 
 
 def check_room(what: str, longest: int, room: int, key: str) -> None:
-    """Check that texts fit the model.
+    """Check that texts fit into the model's positions.
 
     Args:
         what: "source" or "target".
-        longest: tokens of the longest one, cut as `key` of the recipe says.
-
-    Raises:
-        SoraError: they do not.
+        longest: tokens of the longest text, after the cut that `key` of the recipe sets.
     """
     if longest > room:
         raise SoraError(
@@ -66,17 +63,13 @@ def check_room(what: str, longest: int, room: int, key: str) -> None:
 
 
 def check_start(model: Any) -> None:
-    """Check that the token which the decoder begins with is known.
-
-    Raises:
-        SoraError: neither configuration of the model names one.
-    """
+    """Check that the decoder's first token is known from one of the model's configurations."""
     if getattr(model.config, "decoder_start_token_id", None) is None:
         start = model.generation_config.decoder_start_token_id
         if start is None:
             raise SoraError(
-                "the model does not say which token its texts begin with",
-                hint="decoder_start_token_id in its config.json (often that of the padding)",
+                "the model does not name the first token of its texts",
+                hint="set decoder_start_token_id in its config.json (often the padding token's)",
                 key="model.path",
             )
         model.config.decoder_start_token_id = start
@@ -156,11 +149,11 @@ class Seq2Seq(Writing):
     def check_model(self, model: nn.Module, processor: Any) -> None:
         super().check_model(model, processor)
         check_start(model)
-        processor.padding_side = "right"  # the decoder has no mask: it would read the padding
+        processor.padding_side = "right"  # the decoder gets no mask, so padding must come last
         self._model, self._room = model, room_of(model)
 
     def collator(self, processor: Any) -> Any:
-        """Return a collator that also makes `decoder_input_ids`, if the model says how."""
+        """Return a collator that also makes `decoder_input_ids` if the model can shift labels."""
         from transformers import DataCollatorForSeq2Seq
 
         return DataCollatorForSeq2Seq(processor, model=self._model, label_pad_token_id=IGNORED)
@@ -174,7 +167,7 @@ class Seq2Seq(Writing):
             return batch
         return {name: value for name, value in batch.items() if name != "labels"}
 
-    def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    def outputs_to_keep(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         labels = batch["labels"]
         places = torch.arange(labels.numel(), device=labels.device)
         return token_sums(outputs["logits"].flatten(0, 1), labels.flatten(), places, labels.shape)
@@ -186,11 +179,11 @@ class Seq2Seq(Writing):
             processor,
             examples["prompt"][:],
             batch=self.options.generation_batch_size,
-            new=min(new, self._room.decoder - 1),  # its first token is given
+            new=min(new, self._room.decoder - 1),  # the start token takes a position
         )
 
     def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
-        """Count targets that lost their ends, by part."""
+        """Count the targets that were cut, for each split."""
         limit, counts, longest = self.options.max_target_length, [], 0
         for name, part in parts.items():
             tokens = np.asarray(part.raw[_TARGET_TOKENS][:])
@@ -205,7 +198,7 @@ class Seq2Seq(Writing):
         ]
 
     def _labels(self, targets: Sequence[str], tokenizer: Any) -> tuple[list[list[int]], list[int]]:
-        """Return the tokens of each target, with its end, and their number before it was cut."""
+        """Return each target's tokens with its end token, and their number before the cut."""
         limit, end = self.options.max_target_length, tokenizer.eos_token_id
         labels: list[list[int]] = []
         counts: list[int] = []
@@ -215,8 +208,9 @@ class Seq2Seq(Writing):
             cut = whole
             if any(len(ids) > limit for ids in whole):
                 cut = tokenizer(text_target=part, truncation=True, max_length=limit)["input_ids"]
+            # a model that never learns the end token never stops generating
             for all_ids, ids in zip(whole, cut, strict=True):
-                missing = end is not None and end not in all_ids  # else it would never stop
+                missing = end is not None and end not in all_ids
                 counts.append(len(all_ids) + missing)
                 labels.append([*ids[: limit - 1], end] if missing else ids)
         return labels, counts

@@ -32,7 +32,7 @@ USUAL_COLUMNS = (
 
 
 class _Sequence(OneNumber):
-    """The common part: text columns, tokenising, padding, one label a row."""
+    """Shared part of both families: text columns, tokenising, padding, one label per row."""
 
     peft_type = "SEQ_CLS"
 
@@ -64,6 +64,7 @@ class _Sequence(OneNumber):
         features = features.add_column("labels", np.asarray(labels))
         empty = np.array([not "".join(map(str, row.values())).strip() for row in texts])
         pair = len(texts.column_names) == 2
+        # without empty rows: `lacking` counts each row once
         unread = unread_rows(tokens, processor, max_length=limit, pair=pair) & ~empty
         lacking = {
             "have no text": int(empty.sum()),
@@ -81,7 +82,7 @@ class _Sequence(OneNumber):
 
     @abstractmethod
     def encode_labels(self, values: Any) -> list[Any]:
-        """Return labels as the loss takes them."""
+        """Return labels in the form that the loss needs."""
 
     def collator(self, processor: Any) -> Any:
         from transformers import DataCollatorWithPadding
@@ -186,7 +187,7 @@ class SequenceRegression(_Sequence):
 
 
 def _no_bool(value: Any) -> Any:
-    """Return a value that is not true or false, which Python takes for numbers."""
+    """Return the value unless it is a bool, which Python accepts as a number."""
     if isinstance(value, bool):
         raise TypeError(f"{value} is no number")
     return value

@@ -1,4 +1,4 @@
-"""Something in the place of what is to be predicted, for rows that come without it; and checks."""
+"""Placeholders for the labels of rows that have none, and checks of a model's outputs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sora_cli.data.places import RowError
 from sora_cli.recipe.recipe import DataBlock
 
 TEXT = "-"
-"""Stands for a text that is to be written."""
+"""Placeholder for a text to be generated."""
 
 
 def with_column(rows: Dataset, column: str, values: Sequence[Any]) -> Dataset:
-    """Return rows with a column of these values, in place of one of that name if there is one."""
-    if rows.column_names == [column]:  # without columns it would have no rows
+    """Return rows with a column of these values, replacing a column of this name."""
+    if rows.column_names == [column]:  # a data set without columns has no rows
         return Dataset.from_dict({column: list(values)})
     if column in rows.column_names:
         rows = rows.remove_columns(column)
@@ -26,11 +26,7 @@ def with_column(rows: Dataset, column: str, values: Sequence[Any]) -> Dataset:
 
 
 def first_class(data: DataBlock) -> str:
-    """Return the name of the first class.
-
-    Raises:
-        SoraError: the classes have no names.
-    """
+    """Return the name of the first class; a recipe without class names is an error."""
     if not data.label_names:
         raise SoraError(
             "the model's files do not name its classes",
@@ -41,25 +37,22 @@ def first_class(data: DataBlock) -> str:
 
 
 def check_finite(outputs: np.ndarray) -> None:
-    """Check that a model's outputs are numbers: nothing can be predicted from others.
+    """Check that a model's outputs are finite: NaN and infinite values predict nothing.
 
     Args:
         outputs: (rows, ...).
-
-    Raises:
-        RowError: the first row whose outputs are not.
     """
     finite = np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
     if not finite.all():
         raise RowError(
             "the model's outputs are not finite",
             int(finite.argmin()),
-            hint="was it trained without overflow? model.dtype=float32 computes in 32 bits",
+            hint="try model.dtype=float32: 16 bits may overflow, here or in training",
         )
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the probabilities (rows, classes) that logits of that shape stand for."""
+    """Return the probabilities (rows, classes) of logits (rows, classes)."""
     from scipy.special import softmax as of_rows
 
     return np.asarray(of_rows(logits.astype(np.float64), axis=-1))

@@ -1,8 +1,8 @@
-"""Words and their tags in raw rows, and the tokens that stand for them.
+"""Words and tags of raw rows, and their alignment with tokens.
 
-A row's words are read as one text with spaces between them, so that every kind of tokenizer cuts
-them as it cuts running text; the places of tokens in the text tell which word each belongs to. (The
-libraries' `is_split_into_words` gives the same tokens with WordPiece, and with others only under
+A row's words are joined by spaces and read as one text, so that every kind of tokenizer splits them
+like running text. The places of tokens in that text tell each token's word. (The libraries'
+`is_split_into_words` gives the same tokens with WordPiece, but with other tokenizers only under
 certain settings.)
 """
 
@@ -26,11 +26,7 @@ _KEY = "data.columns.tags"
 
 
 def tag_labels(rows: Dataset, column: str) -> Labels:
-    """Return the tags of all words, in order.
-
-    Raises:
-        RowError: tags that are no lists.
-    """
+    """Return the tags of all words, in order."""
     lists = _lists(rows, column, "tags")
     values = [tag for tags in lists for tag in tags]
     owners = np.repeat(np.arange(len(lists)), [len(tags) for tags in lists]).tolist()
@@ -38,11 +34,7 @@ def tag_labels(rows: Dataset, column: str) -> Labels:
 
 
 def find_tag_names(tags: Labels, data: DataBlock) -> list[str]:
-    """Return the tags' names in label order: the data set's, the recipe's, or the tags themselves.
-
-    Raises:
-        SoraError: tags that are no classes, or names that do not fit them.
-    """
+    """Return the tag names in label order: from the data set, the recipe, or the tags."""
     try:
         return find_class_names(tags, data)
     except RowError as error:
@@ -51,11 +43,7 @@ def find_tag_names(tags: Labels, data: DataBlock) -> list[str]:
 
 
 def read_words(rows: Dataset, column: str) -> list[list[str]]:
-    """Return the words of each row.
-
-    Raises:
-        SoraError: a row without words, or with something else; it says which.
-    """
+    """Return the words of each row; a row without words is an error."""
     words = _lists(rows, column, "tokens")
     for row, listed in enumerate(words):
         others = [word for word in listed if not isinstance(word, str)]
@@ -68,11 +56,7 @@ def read_words(rows: Dataset, column: str) -> list[list[str]]:
 def read_tags(
     rows: Dataset, column: str, words: Sequence[Sequence[str]], names: Sequence[str]
 ) -> list[list[int]]:
-    """Return the numbers of the tags of each row's words.
-
-    Raises:
-        SoraError: a tag that is none of these, or a row with more or fewer tags than words.
-    """
+    """Return the tag numbers of each row's words; there must be one tag per word."""
     tags = _lists(rows, column, "tags")
     for row, (listed, own) in enumerate(zip(tags, words, strict=True)):
         if len(listed) != len(own):
@@ -91,17 +75,15 @@ def align(
     max_length: int,
     inside: Sequence[int] | None,
 ) -> Dataset:
-    """Return one row for each: the model's inputs, and `labels`, a word's tag where it begins.
+    """Return the model's inputs, one row per text, with each word's tag at its first token.
 
-    Also `places`, the number of the word whose first token it is, for each token; IGNORED where a
-    token is not a word's first one, and `tokens`, the row's tokens before it was cut.
+    The tags are in `labels`. Further columns are `places`, for each token the number of the word
+    that begins with it (IGNORED for all other tokens), and `tokens`, the row's number of tokens
+    before the cut.
 
     Args:
-        max_length: tokens at which rows are cut.
-        inside: for each tag, that of a word's other tokens; None: they have none.
-
-    Raises:
-        SoraError: a tokenizer that does not tell places.
+        max_length: tokens that are kept of each row.
+        inside: for each tag, the tag of a word's further tokens; None: they have no label.
     """
     require_offsets(tokenizer)
 
@@ -132,14 +114,17 @@ def align(
         encode_batch,
         batched=True,
         remove_columns=["words", "tags"],
-        new_fingerprint=secrets.token_hex(8),  # to compute one takes time
+        new_fingerprint=secrets.token_hex(8),  # random: computing one is slow
         load_from_cache_file=False,
         desc="tokenising",
     )
 
 
 def tags_inside(names: Sequence[str]) -> list[int]:
-    """Return for each tag that of the rest of a word: I-X for B-X if there is one, else itself."""
+    """Return for each tag the tag of a word's further tokens: I-X for B-X if it exists.
+
+    All other tags stay the same.
+    """
     index = {name: number for number, name in enumerate(names)}
     return [
         index.get(f"I-{name[2:]}", number) if name.startswith("B-") else number
@@ -150,18 +135,18 @@ def tags_inside(names: Sequence[str]) -> list[int]:
 def _owners(
     words: Sequence[str], offsets: Sequence[tuple[int, int]], special: Sequence[int]
 ) -> np.ndarray:
-    """Return the number of the word that each token belongs to, (tokens,); IGNORED: to none."""
-    ends = np.cumsum([len(word) + 1 for word in words])  # the space is counted to the word before
+    """Return the number of each token's word, (tokens,); IGNORED for tokens of no word."""
+    ends = np.cumsum([len(word) + 1 for word in words])  # each space belongs to the word before it
     starts = np.array([start for start, _ in offsets])
     stops = np.array([end for _, end in offsets])
-    # A token's last character tells its word: some tokenizers count the space before to a token.
+    # by each token's last character: some tokenizers include the space before a word in its token
     owners = np.searchsorted(ends, stops - 1, side="right")
     owners[(stops <= starts) | np.asarray(special, dtype=bool) | (owners >= len(words))] = IGNORED
     return owners
 
 
 def _firsts(owners: np.ndarray) -> list[int]:
-    """Return the number of a word where it begins, else IGNORED."""
+    """Return the number of the word at each word's first token, IGNORED at all other tokens."""
     before = np.concatenate([[IGNORED], owners[:-1]])
     return [int(place) for place in np.where(owners != before, owners, IGNORED)]
 

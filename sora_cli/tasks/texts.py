@@ -1,8 +1,8 @@
-"""Texts of rows, by column or template, each checked to be a text; errors about rows and columns.
+"""Texts of rows, from columns or templates, with checks; errors about rows and columns.
 
-An entry is a column's name, or else a template with columns in braces, which makes one text of
-several: `data.text_columns: ["{word}: {sentence1}", "{sentence2}"]`. Braces take names and nothing
-more, no attributes, indices or formats, because a recipe may come from anybody.
+An entry is the name of a column, or else a template with columns in braces that combines several
+texts: `data.text_columns: ["{word}: {sentence1}", "{sentence2}"]`. Braces contain names only, no
+attributes, indices or formats, because a recipe may come from anybody.
 """
 
 from __future__ import annotations
@@ -20,13 +20,10 @@ from sora_cli.data.places import RowError
 
 
 def texts_of(rows: Dataset, entry: str, *, key: str) -> list[str]:
-    """Return the texts (rows,) that a column or template gives.
+    """Return the texts (rows,) of a column or template; a row without a text is an error.
 
     Args:
-        key: of the recipe, where another column can be named.
-
-    Raises:
-        RowError: a column is missing, or a row has no text there.
+        key: the recipe's key that names the column.
     """
     for column in columns_in(entry, rows.column_names):
         require_column(column, rows.column_names)
@@ -39,13 +36,10 @@ def texts_of(rows: Dataset, entry: str, *, key: str) -> list[str]:
 def require_column(
     column: str, columns: Sequence[str], *, key: str | None = None, hint: str | None = None
 ) -> None:
-    """Check that a column is there.
+    """Check that a column exists.
 
     Args:
-        key: of the recipe, where the column is named; None: the recipe names none.
-
-    Raises:
-        RowError: it is not; the message says which are.
+        key: the recipe's key that names the column; None if the recipe names none.
     """
     if column not in columns:
         what = f"no column '{column}'" if key is None else f"{key}: no column '{column}'"
@@ -55,13 +49,10 @@ def require_column(
 
 
 def check_text(value: Any, column: str, row: int, *, key: str, empty: bool = False) -> None:
-    """Check that a value is a text, or a number that can be written as one.
+    """Check that a value is a text, or a number that can be written as a text.
 
     Args:
-        empty: it may be an empty text.
-
-    Raises:
-        RowError: it is not.
+        empty: True if the text may be empty.
     """
     missing = value is None or value != value  # NaN
     if not missing and isinstance(value, str | int | float) and (empty or value != ""):
@@ -72,40 +63,39 @@ def check_text(value: Any, column: str, row: int, *, key: str, empty: bool = Fal
 
 
 def row_error(what: str, row: int, *, key: str, hint: str | None = None) -> RowError:
-    """Make the error about one row, which lacks what it should have.
+    """Make the error for one row with a missing or a wrong value.
 
     Args:
-        key: of the recipe, where another column can be named.
-        hint: None: to leave such rows out, or to name another column.
+        key: the recipe's key that names the column.
+        hint: None: advise to leave such rows out, or to name another column.
     """
-    hint = hint or f"take such rows out of the data, or name another column: {key}=COLUMN"
+    hint = hint or f"remove such rows from the data, or name another column: {key}=COLUMN"
     return RowError(what, row, hint=hint)
 
 
 def require_offsets(tokenizer: Any) -> None:
-    """Check that a tokenizer tells where in a text its tokens stand.
+    """Check that a tokenizer returns the places of its tokens in the text.
 
-    Raises:
-        SoraError: it is one of those written in Python, which do not.
+    Tokenizers written in Python do not.
     """
     if not tokenizer.is_fast:
         raise SoraError(
-            "the tokenizer does not tell where in a text its tokens stand",
-            hint="put the model's tokenizer.json beside it",
+            "the tokenizer does not return the places of tokens in the text",
+            hint="add the model's tokenizer.json to its directory",
             key="model.path",
         )
 
 
 _FIELD = re.compile(r"\{([^{}]+)\}")
-_PARTS = ("text", "pair")  # columns of what `made_texts` gives
+_PARTS = ("text", "pair")  # columns in the result of `made_texts`
 
 
 def columns_in(entry: str, columns: Collection[str]) -> tuple[str, ...]:
-    """Return the columns that an entry of `data.text_columns` names, whether they exist or not.
+    """Return the columns that an entry of `data.text_columns` names, even if they do not exist.
 
     Args:
         entry: a column, or a template.
-        columns: of the data; one of them is never taken for a template.
+        columns: of the data; the name of a column is never read as a template.
     """
     if entry in columns:
         return (entry,)
@@ -113,10 +103,10 @@ def columns_in(entry: str, columns: Collection[str]) -> tuple[str, ...]:
 
 
 def made_texts(rows: Dataset, entries: Sequence[str]) -> Dataset:
-    """Return one text per entry and row: the columns themselves, or what templates make of them.
+    """Return one text per entry and row: a column's own text, or a filled template.
 
     Args:
-        rows: with every column that the entries name.
+        rows: must have every column that the entries name.
         entries: one or two.
     """
     if all(entry in rows.column_names for entry in entries):
@@ -133,13 +123,13 @@ def made_texts(rows: Dataset, entries: Sequence[str]) -> Dataset:
 
 def fill(template: str, row: Mapping[str, Any]) -> str:
     """Fill a template with the values of one row."""
-    return _FIELD.sub(lambda found: str(row[found[1]]), template)
+    return _FIELD.sub(lambda match: str(row[match[1]]), template)
 
 
 def _filled(template: str, rows: Dataset) -> list[str]:
     names = _FIELD.findall(template)
     columns = [rows[name][:] for name in names]
-    literals = _FIELD.split(template)[::2]  # what stands before, between and after the names
+    literals = _FIELD.split(template)[::2]  # the text before, between and after the names
     return [
         literals[0] + "".join(f"{v}{after}" for v, after in zip(row, literals[1:], strict=True))
         for row in zip(*columns, strict=True)

@@ -31,7 +31,7 @@ from sora_cli.tasks.tags import (
 
 _OUTSIDE = "O"
 _ENTITY_PARTS = ("B-", "I-", "E-", "S-")
-_UNREAD = -1  # a word that has no token
+_UNREAD = -1  # a word without a token
 
 
 class TokenClassification(Task):
@@ -73,7 +73,7 @@ class TokenClassification(Task):
         tokens = np.asarray(made["tokens"][:])
         made = made.remove_columns("tokens")
         unread = [max(labels) == IGNORED for labels in made["labels"]]
-        if training and sum(unread) < len(unread):  # a batch of them would have no loss
+        if training and sum(unread) < len(unread):  # a batch without labels has the loss NaN
             made = made.select([row for row, nothing in enumerate(unread) if not nothing])
         return Encoded(
             made,
@@ -92,7 +92,7 @@ class TokenClassification(Task):
         return class_options(self._names)
 
     def class_counts(self, rows: Encoded) -> np.ndarray:
-        """Return how many words have each tag, (tags,); those beyond max_length are not read."""
+        """Count the words of each tag, (tags,), without words beyond max_length."""
         columns = (rows.dataset[name][:] for name in ("labels", "places"))
         tags = [
             tag
@@ -111,14 +111,14 @@ class TokenClassification(Task):
     def loss_items(self, batch: Mapping[str, Any]) -> int:
         return int((batch["labels"] != IGNORED).sum())
 
-    def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
-        """Return likeliest tags and losses, (rows, tokens, 2); NaN if a logit is not finite."""
+    def outputs_to_keep(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+        """Return predicted tags and losses, (rows, tokens, 2); NaN if a logit is not finite."""
         logits = outputs["logits"].float()
         labels = batch["labels"]
         losses = cross_entropy(
             logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED
         ).view_as(labels)
-        # a loss can be finite beside a logit that is not, and such a row must not look right
+        # a loss can be finite although a logit is not; such a row must not count as right
         broken = ~torch.isfinite(logits).all(dim=-1) & (labels != IGNORED)
         losses = losses.masked_fill(broken, math.nan)
         return torch.stack([logits.argmax(dim=-1).float(), losses], dim=-1)
@@ -148,13 +148,13 @@ class TokenClassification(Task):
             pairs = zip(wanted, given, strict=True)
             return "ratio", [np.equal(a, b).sum() for a, b in pairs], words
         kind = "entity_f1" if self.best == "f1" else self.best
-        found = [_entities(tags) for tags in self._read(given)]
-        there = [_entities(tags) for tags in self._named(wanted)]
-        right = [len(a & b) for a, b in zip(found, there, strict=True)]
-        return kind, right, [*map(len, found)], [*map(len, there)]
+        predicted = [_entities(tags) for tags in self._read(given)]
+        true = [_entities(tags) for tags in self._named(wanted)]
+        right = [len(a & b) for a, b in zip(predicted, true, strict=True)]
+        return kind, right, [*map(len, predicted)], [*map(len, true)]
 
     def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
-        """Count words that are scored, but have no token."""
+        """Count the words that are scored but have no token."""
         remarks = []
         for name, part in parts.items():
             if part.examples is None:
@@ -163,7 +163,7 @@ class TokenClassification(Task):
             read = sum(p != IGNORED for places in part.dataset["places"][:] for p in places)
             if read < words:
                 lost = f"{words - read:,} of {words:,} words of {name} count as missed"
-                remarks.append(f"{lost}: they have no token, as those beyond data.max_length")
+                remarks.append(f"{lost}: they have no token, such as words beyond data.max_length")
         return remarks
 
     def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
@@ -187,20 +187,20 @@ class TokenClassification(Task):
         ]
 
     def _check_entities(self) -> None:
-        """Check that the tags have entities: precision, recall and F1 are of entities."""
+        """Check that the tags describe entities, which precision, recall and F1 need."""
         entities = [name for name in self.metric_names if name != "accuracy"]
         other = [n for n in self._names if n != _OUTSIDE and not n.startswith(_ENTITY_PARTS)]
         if entities and (other or len(self._names) == 1):
             raise SoraError(
-                f"tag '{(other or self._names)[0]}' is of no entity (B-PER, I-PER, ..., or O), so "
-                f"that there is no {entities[0]} of entities",
+                f"tag '{(other or self._names)[0]}' marks no entity (B-PER, I-PER, ..., or O), but "
+                f"{entities[0]} is computed for entities",
                 hint="task.metrics=[accuracy]; tags that are numbers: data.label_names=[O, B-PER, "
                 "...]",
                 key="task.metrics",
             )
 
     def _tags(self, predictions: Predictions) -> list[list[int]]:
-        """Return the tag that each word of each row is given; _UNREAD if it was cut off."""
+        """Return the predicted tag of each word in each row; _UNREAD if the word was cut off."""
         given = []
         rows = predictions.encoded
         texts = zip(rows.raw["tags"], rows.dataset["places"], predictions.outputs, strict=True)
@@ -214,7 +214,7 @@ class TokenClassification(Task):
     def _entity_scores(
         self, wanted: Sequence[Sequence[int]], given: Sequence[Sequence[int]]
     ) -> dict[str, float]:
-        """Score all entities; one is right if its kind, its first and its last word are.
+        """Score all entities; an entity is right if its kind, first word and last word are right.
 
         Source: Tjong Kim Sang and De Meulder 2003 (conlleval), by seqeval.
         """
@@ -229,7 +229,7 @@ class TokenClassification(Task):
         return [[self._names[tag] for tag in tags] for tags in rows]
 
     def _read(self, rows: Sequence[Sequence[int]]) -> list[list[str]]:
-        """Return the names of tags that were given; a word that was cut off is in no entity."""
+        """Return the names of predicted tags; a word that was cut off is outside any entity."""
         return [[_OUTSIDE if t == _UNREAD else self._names[t] for t in tags] for tags in rows]
 
 
@@ -241,5 +241,5 @@ def _entities(tags: list[str]) -> set[tuple[str, int, int]]:
 
 
 def _accuracy(wanted: Sequence[Sequence[int]], given: Sequence[Sequence[int]]) -> float:
-    """Return the share of words whose tag is right; words without a token count as wrong."""
+    """Return the share of words with the right tag; words without a token count as wrong."""
     return float(np.mean(np.concatenate(wanted) == np.concatenate(given)))

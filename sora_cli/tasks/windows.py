@@ -1,7 +1,7 @@
-"""Questions with their contexts, cut into windows that overlap, and the best answer in a window.
+"""Questions with long contexts, split into overlapping windows, and the best answer of a window.
 
-A window without the answer is taught to point at its null place: the tokenizer's CLS token, or the
-first token where it puts in none (Devlin et al. 2019, sections 4.2 and 4.3).
+A window without the answer learns to point at its null place: the tokenizer's CLS token, or the
+first token if the tokenizer adds none (Devlin et al. 2019, sections 4.2 and 4.3).
 """
 
 from __future__ import annotations
@@ -22,25 +22,23 @@ from sora_cli.tasks.texts import require_offsets, row_error
 
 
 def make_windows(rows: Dataset, tokenizer: Any, *, max_length: int, stride: int) -> Dataset:
-    """Return one row per window: the question, and as much of the context as there is room for.
+    """Return one row per window: the question, and as much of the context as fits.
 
-    Beside the model's inputs it has `start_positions` and `end_positions` (the answer's tokens),
-    `example` (the row it is of), `null` (the place that says there is no answer), `first` (the
-    first token of the context), and for each of the context's tokens its place in the text:
-    `starts` and `ends`.
+    Further columns are `start_positions` and `end_positions` (the answer's tokens), `example` (the
+    number of the window's row), `null` (the place that means "no answer"), `first` (the first token
+    of the context), and `starts` and `ends`: for each token of the context its place in the text.
+
+    A question that leaves no room for the context is an error.
 
     Args:
-        rows: `row` (its number), `question`, `context`, and the answer's place there: `start`,
-            `end`; -1: none.
+        rows: columns `row` (its number), `question`, `context`, and the answer's place in the
+            context, `start` and `end` (-1: no answer).
         max_length: tokens of a window.
-        stride: tokens that neighbours have in common.
-
-    Raises:
-        SoraError: a tokenizer that does not tell places, or a question that leaves no room.
+        stride: tokens that neighbouring windows have in common.
     """
     require_offsets(tokenizer)
     special = tokenizer.num_special_tokens_to_add(pair=True)
-    gap = "" if special else "\n"  # else nothing would be between question and context
+    gap = "" if special else "\n"  # without special tokens, something must separate the context
 
     def encode_batch(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         questions = [f"{text.strip()}{gap}" for text in batch["question"]]
@@ -67,21 +65,21 @@ def make_windows(rows: Dataset, tokenizer: Any, *, max_length: int, stride: int)
         encode_batch,
         batched=True,
         remove_columns=rows.column_names,
-        new_fingerprint=secrets.token_hex(8),  # to compute one takes time
+        new_fingerprint=secrets.token_hex(8),  # random: computing one is slow
         load_from_cache_file=False,
         desc="tokenising",
     )
 
 
 def window_losses(logits: Tensor, real: Tensor, positions: Tensor) -> Tensor:
-    """Return the mean of the cross-entropies of an answer's start and of its end, (windows,).
+    """Return (windows,): the mean of the cross-entropies of an answer's start and its end.
 
-    A model's own loss lets padding compete with tokens, so that it depends on what a window is
-    padded to. This is what each window has by itself.
+    In a model's own loss padding competes with tokens, so that the loss depends on the length that
+    a window is padded to. This is the loss of each window without padding.
 
     Args:
         logits: (windows, tokens, 2).
-        real: (windows, tokens) false where there is padding.
+        real: (windows, tokens) False on padding.
         positions: (windows, 2).
     """
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -90,14 +88,15 @@ def window_losses(logits: Tensor, real: Tensor, positions: Tensor) -> Tensor:
 
 
 def best_span(starts: np.ndarray, ends: np.ndarray, longest: int) -> tuple[float, int, int]:
-    """Return the largest sum of logits of a first and a last token, and those tokens.
+    """Return the largest sum of a start and an end logit, and the two tokens.
 
-    All pairs are looked at, not only those of the best firsts and lasts.
+    All pairs are compared, not only pairs of the best starts and ends.
 
     Args:
         starts, ends: (tokens,) logits of the context.
-        longest: tokens that an answer has at most.
+        longest: most tokens of an answer.
     """
+    # row i of the windows: the end logits of spans of 1 to `longest` tokens that start at token i
     padded = np.concatenate([ends, np.full(longest - 1, -np.inf)])
     sums = starts[:, None] + sliding_window_view(padded, longest)  # (tokens, longest)
     start, length = np.unravel_index(int(sums.argmax()), sums.shape)
@@ -126,10 +125,11 @@ def _window(encoded: Any, number: int, answer: tuple[int, int], tokenizer: Any) 
 def _tokens_of(
     answer: tuple[int, int], starts: Sequence[int], ends: Sequence[int]
 ) -> tuple[int, int] | None:
-    """Return the first and the last token of an answer; None unless all of it is there."""
+    """Return an answer's first and last token; None if any part of it is outside the window."""
     begin, end = answer
     if begin < 0 or starts[0] > begin or ends[-1] < end:
         return None
+    # in characters: the first token that ends after `begin`, the last that starts before `end`
     first, last = np.searchsorted(ends, begin, "right"), np.searchsorted(starts, end, "left") - 1
     return (int(first), int(last)) if first <= last else None
 
@@ -145,14 +145,14 @@ def _check_contexts(encoded: Any, owners: Sequence[int]) -> None:
 def _check_room(
     counts: Sequence[int], numbers: Sequence[int], *, special: int, max_length: int, stride: int
 ) -> None:
-    """Check that each window adds a token of the context at least."""
+    """Check that each window adds at least one token of the context."""
     longest = max(counts)
     least = longest + special + stride + 1
     if least > max_length:
         row = numbers[counts.index(longest)]
         raise RowError(
-            f"the question has {longest} tokens: in windows of {max_length} that have {stride} in "
-            "common it leaves no room",
+            f"the question has {longest} tokens and leaves no room for its context in windows of "
+            f"{max_length} tokens that overlap by {stride}",
             row,
             hint=f"data.max_length={least}, or a smaller task.stride",
             key="data.max_length",

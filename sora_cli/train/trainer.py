@@ -126,7 +126,7 @@ class AdapterTrainer(ResumingTrainer):
         batch = prepare_inputs(self, inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**self.task.scored_inputs(batch))
-        return None, self.task.kept(outputs, batch).detach(), None
+        return None, self.task.outputs_to_keep(outputs, batch).detach(), None
 
     def evaluation_loop(self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any) -> Any:
         """Return outputs in the data set's order; during training, score them."""

@@ -21,7 +21,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.words import listed
 from sora_cli.data.content import data_fingerprint
 from sora_cli.data.places import locating
-from sora_cli.data.tokens import nothing_kept
+from sora_cli.data.tokens import no_token_cache
 from sora_cli.model.base import Base
 from sora_cli.recipe.families import check_columns
 from sora_cli.recipe.load import LoadedRecipe
@@ -128,7 +128,7 @@ class Predictor:
         """
         say("load model ...")
         base = self._base()
-        with tempfile.TemporaryDirectory() as scratch, nothing_kept():
+        with tempfile.TemporaryDirectory() as scratch, no_token_cache():
             with self.recipe.placing():
                 trainer = build_scorer(self.recipe, self.task, base, Path(scratch))
             for start, end in self._spans(first):

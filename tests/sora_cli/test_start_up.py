@@ -170,7 +170,7 @@ ERRORS = [
     ([*TRAIN, "data.path=./nowhere"], "no data directory"),
     ([*TRAIN, "data.path=builtin://entailmnet"], "did you mean 'entailment'?"),
     ([*TRAIN, "data.path=''", "data.files={train: a.csv}"], "no data file 'a.csv'"),
-    ([*TRAIN, "data.path=''", "data.files={train: broken.yaml}"], "must be of one kind"),
+    ([*TRAIN, "data.path=''", "data.files={train: broken.yaml}"], "must be of the same known kind"),
     ([*TRAIN, "data.path=''"], "no data: give"),
     ([*TRAIN, "data.files={train: a.csv}"], "no data file 'a.csv'"),
     ([*TRAIN, "data.files={train: a.csv}", "data.path=."], "exclude each other"),

@@ -98,6 +98,7 @@ class Pool:
     def split(self, number: int) -> Split:
         """Draw the rows of a split; equal numbers give equal splits."""
         setting, stored = self.setting, self.stored
+        # the same rows for every promise, so that promises are compared on the same splits
         rng = np.random.default_rng((stored.seed, number))
         if setting.with_replacement:
             screening = rng.integers(stored.screening, size=setting.screening)
@@ -108,7 +109,7 @@ class Pool:
 
     def decide(self, split: Split, promise: float) -> Decision:
         """Return the outcome of a run with these rows and this promise."""
-        if not split.screened:
+        if not split.screened:  # screening does not depend on the promise
             split.screened = self._screened(split.screening)
         able = self.certifiable.may_pass(promise)
         named = name_sizes(split.screened, self._full, promise, SIZES, None, tested=able)
@@ -129,15 +130,15 @@ class Pool:
 
     def bound(self, model: str, split: Split) -> Bound:
         """Return the bound of a model's drop on a split's test rows, computed once per split."""
-        found = split.bounds.get(model)
-        if found is None:
+        bound = split.bounds.get(model)
+        if bound is None:
             full, small = (self._on(split, name) for name in (FULL, model))
             setting = self.setting
-            found = drop_bound(
+            bound = drop_bound(
                 full, small, CONFIDENCE, seed=split.number, resamples=setting.resamples
             )
-            split.bounds[model] = found
-        return found
+            split.bounds[model] = bound
+        return bound
 
     def _on(self, split: Split, model: str) -> RowScores:
         return self.stored.scores[model].take(split.test)

@@ -4,8 +4,8 @@
 
 Each split draws screening rows and test rows at random; the true drop is the drop on the whole
 pool. `--rows 0` draws as many rows as the run itself would hold out, another number stands for
-`auto.rows`. Two kinds of promises are replayed: two that the rows can be expected to certify, and
-the least favourable ones, each equal to the true drop of one size. Metrics that are neither means
+`auto.rows`. Two promises that the rows can be expected to certify are replayed, and the least
+favourable promises, each equal to the true drop of one size. Metrics that are neither means
 over rows nor counts, such as correlations, have slow bounds: for them `--slow-splits` splits are
 replayed.
 """
@@ -48,8 +48,8 @@ class Outcome:
         broken: share of splits that certified a size with a true drop above the promise; of a least
             favourable promise: at or above it.
         share: median parameters of the certified sizes, as a share of full rank's.
-        to_lora: geometric mean of the ratio of their parameters to those of the smallest plain rank
-            with a drop within the promise on the same test rows.
+        to_lora: geometric mean of their parameters divided by the parameters of the smallest plain
+            rank with a drop within the promise on the same test rows.
         to_certified: the same ratio to the smallest plain rank that the test certifies; to full
             rank, if it certifies none.
     """
@@ -76,12 +76,18 @@ class Outcome:
 def main() -> None:
     """Replay all stored runs, and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("file", nargs="?", type=Path, default=FILE)
-    parser.add_argument("--splits", type=int, default=2000)
-    parser.add_argument("--slow-splits", type=int, default=300)
-    parser.add_argument("--rows", nargs="+", type=int, default=[0, 1000])
-    parser.add_argument("--parted", action="store_true", help="splits whose parts share no row")
-    parser.add_argument("--jobs", type=int, default=1, help="processes, each with its own pools")
+    parser.add_argument("file", nargs="?", type=Path, default=FILE, help="file of tools.auto.train")
+    parser.add_argument(
+        "--splits", type=int, default=2000, help="splits per run and number of rows"
+    )
+    parser.add_argument("--slow-splits", type=int, default=300, help="the same for slow metrics")
+    parser.add_argument(
+        "--rows", nargs="+", type=int, default=[0, 1000], help="as auto.rows; 0: the run's default"
+    )
+    parser.add_argument(
+        "--parted", action="store_true", help="screening and test rows share no row"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes")
     options = parser.parse_args()
     cases = []
     for stored in read_all(options.file):
@@ -91,8 +97,8 @@ def main() -> None:
             setting = setting_of(stored, rows, with_replacement=not options.parted)
             cases.append((stored, setting, splits))
     with ProcessPoolExecutor(options.jobs) as pool:
-        found = list(chain.from_iterable(pool.map(_replayed, cases)))
-    show(found)
+        outcomes = list(chain.from_iterable(pool.map(_replayed, cases)))
+    show(outcomes)
 
 
 def _replayed(case: tuple[Stored, Setting, int]) -> list[Outcome]:
@@ -116,8 +122,8 @@ def replay(stored: Stored, setting: Setting, splits: int) -> list[Outcome]:
     drawn = [pool.split(number) for number in range(splits)]
     usual = _promises(pool, drawn[0])
     least = sorted({d for d in pool.drops if d > _SMALLEST and pool.certifiable.may_pass(d)})
-    found = [_outcome(pool, drawn, promise, n) for n, promise in enumerate(usual, 1)]
-    return found + [_outcome(pool, drawn, promise, 0) for promise in least]
+    outcomes = [_outcome(pool, drawn, promise, n) for n, promise in enumerate(usual, 1)]
+    return outcomes + [_outcome(pool, drawn, promise, 0) for promise in least]
 
 
 def _promises(pool: Pool, split: Split) -> list[float]:
@@ -143,7 +149,7 @@ def _outcome(pool: Pool, drawn: Sequence[Split], promise: float, multiple: int) 
     certified = broken = 0
     shares: list[float] = []
     ratios: list[float] = []
-    apart: list[float] = []
+    certified_ratios: list[float] = []
     full, sizes = pool.stored.full[0], pool.stored.sizes
     for split in drawn:
         decision = pool.decide(split, promise)
@@ -151,12 +157,15 @@ def _outcome(pool: Pool, drawn: Sequence[Split], promise: float, multiple: int) 
             continue
         certified += 1
         drop = pool.drops[decision.size]
+        # a least favourable promise equals a size's drop: to certify this size counts as an error
         broken += drop > promise if multiple else drop >= promise
         parameters = sizes[decision.size].healed[0]
         shares.append(parameters / full)
         if multiple:
             ratios.append(parameters / _smallest_plain(pool, split, promise))
-            apart.append(parameters / _smallest_plain(pool, split, promise, certified=True))
+            certified_ratios.append(
+                parameters / _smallest_plain(pool, split, promise, certified=True)
+            )
     return Outcome(
         task=pool.stored.task,
         seed=pool.stored.seed,
@@ -168,11 +177,12 @@ def _outcome(pool: Pool, drawn: Sequence[Split], promise: float, multiple: int) 
         broken=broken / len(drawn),
         share=float(np.median(shares)) if shares else math.nan,
         to_lora=_mean(ratios),
-        to_certified=_mean(apart),
+        to_certified=_mean(certified_ratios),
     )
 
 
 def _mean(ratios: Sequence[float]) -> float:
+    # geometric: half and double average to 1
     return float(np.exp(np.mean(np.log(ratios)))) if ratios else math.nan
 
 
@@ -193,9 +203,9 @@ def _smallest_plain(pool: Pool, split: Split, promise: float, *, certified: bool
     return pool.stored.full[0]
 
 
-def show(found: Sequence[Outcome]) -> None:
+def show(outcomes: Sequence[Outcome]) -> None:
     """Print three tables: by task and seed, by task over seeds, and least favourable promises."""
-    usual = [one for one in found if one.multiple]
+    usual = [one for one in outcomes if one.multiple]
     columns = "certified | broken | share of r 8 | / LoRA | / certified LoRA |"
     emit(f"| task | seed | rows | promise | {columns}")
     emit("| --- |" + " ---: |" * 8)
@@ -215,7 +225,7 @@ def show(found: Sequence[Outcome]) -> None:
         )
     emit("\n| task | rows | least favourable promises | broken, mean | largest | limit |")
     emit("| --- |" + " ---: |" * 5)
-    least = [one for one in found if not one.multiple]
+    least = [one for one in outcomes if not one.multiple]
     for task, rows in dict.fromkeys((one.task, one.rows) for one in least):
         group = [one for one in least if (one.task, one.rows) == (task, rows)]
         broken = [one.broken for one in group]

@@ -117,8 +117,8 @@ class Stored:
         scores = {FULL: first, **parts}
         return cls(
             sizes=tuple(sizes),
-            scores={name: _scores(kind, found) for name, found in scores.items()},
-            unhealed={name: _scores(kind, found) for name, found in few.items()},
+            scores={name: _scores(kind, values) for name, values in scores.items()},
+            unhealed={name: _scores(kind, values) for name, values in few.items()},
             planned=tuple(data.pop("planned")),
             full=tuple(data.pop("full")),
             **data,
@@ -151,6 +151,7 @@ def _step(column: np.ndarray) -> float:
     """
     if (column == np.round(column)).all():
         return 1.0
+    # a power of two: multiples of it are exact in floats
     return float(2.0 ** math.floor(math.log2(float(column.std()) / _LEVELS)))
 
 

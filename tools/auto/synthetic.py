@@ -36,9 +36,9 @@ _ROWS = ((30, 120), (70, 207), (250, 750), (1000, 3000))
 def main() -> None:
     """Make the pools, replay the decisions, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--splits", type=int, default=2000)
-    parser.add_argument("--slow-splits", type=int, default=300)
-    parser.add_argument("--pools", default="", help="those whose name begins so")
+    parser.add_argument("--splits", type=int, default=2000, help="splits per pool and row number")
+    parser.add_argument("--slow-splits", type=int, default=300, help="the same for slow metrics")
+    parser.add_argument("--pools", default="", help="only pools whose name begins with this")
     options = parser.parse_args()
     emit(
         "| pool | rows | promises | certified wrongly, mean | largest | limit | certified | size |"
@@ -50,12 +50,12 @@ def main() -> None:
         splits = options.slow_splits if name.startswith("numbers") else options.splits
         for screening, test in _ROWS:
             if name.startswith("numbers") and test > 1000:
-                continue  # hours
+                continue  # rank correlations of so many resamples take hours
             say(f"{name}, {test} test rows, {splits} splits ...")
-            found = replay(stored, Setting(screening, test), splits)
-            least = [one for one in found if not one.multiple]
+            outcomes = replay(stored, Setting(screening, test), splits)
+            least = [one for one in outcomes if not one.multiple]
             if least:  # the rows can certify the drop of a size at all
-                usual = [one for one in found if one.multiple]
+                usual = [one for one in outcomes if one.multiple]
                 emit(_line(name, screening + test, least, usual))
 
 
@@ -124,13 +124,14 @@ def classes(positive: float, differing: float, *, rows: int = _POOL) -> Stored:
     )
 
 
-def numbers(noise: float, *, rows: int = _POOL // 8) -> Stored:
+def numbers(noise: float, *, rows: int = _POOL // 8) -> Stored:  # correlations are slow
     """Return a pool of numbers; smaller sizes add more noise, and more to larger numbers."""
     rng = np.random.default_rng(2)
     wanted = np.clip(rng.normal(2.5, 1.4, size=rows), 0, 5)  # as people give similarities
     given = wanted + 0.7 * rng.normal(size=rows)
 
     def worse(share: float) -> RowScores:
+        # heavy tails: a few rows decide, which is hard for a bootstrap
         other = given + share * (0.5 + wanted / 5) * rng.standard_t(5, size=rows)
         return row_scores("pearson_spearman", "pearson_spearman", other, wanted)
 

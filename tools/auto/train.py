@@ -45,11 +45,11 @@ _SCREENING = 1000  # rows that are also scored with the unhealed cuts
 def main() -> None:
     """Train and store the requested runs that the file does not have yet."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--sweep", type=Path, default=SWEEP)
-    parser.add_argument("--tasks", nargs="+", help="recipes' names; unset: all")
-    parser.add_argument("--seeds", nargs="+", type=int, help="unset: all")
-    parser.add_argument("--rows", type=int, default=5000, help="of the pool, at most")
-    parser.add_argument("-o", "--output", type=Path, default=FILE)
+    parser.add_argument("--sweep", type=Path, default=SWEEP, help="sweep file with all runs")
+    parser.add_argument("--tasks", nargs="+", help="names of recipes, such as sst2; default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, help="seeds of the runs; default: all")
+    parser.add_argument("--rows", type=int, default=5000, help="largest number of rows to score")
+    parser.add_argument("-o", "--output", type=Path, default=FILE, help="file to add the runs to")
     options, words = parser.parse_known_args()
     keep_freed_memory()
     stored = list(read_all(options.output))
@@ -94,8 +94,8 @@ def store(loaded: LoadedRecipe, most: int, scratch: Path) -> Stored:
     sizes = []
     for number, (target, size) in enumerate(zip(cuts.planned, cuts.sizes, strict=True)):
         candidate = plan.candidate(number + 1, target.max_params, rows)
-        found = job.train(f"healed-{number}", candidate)
-        ranks = {path: rank.end for path, rank in found.ranks.items()}
+        trained = job.train(f"healed-{number}", candidate)
+        ranks = {path: rank.end for path, rank in trained.ranks.items()}
         healed = size_of(ranks, job.cost, None)
         sizes.append(StoredSize(target.share, target.max_params, _three(size), _three(healed)))
     names = [UNCUT, *(f"cut-{number}" for number in range(len(sizes)))]

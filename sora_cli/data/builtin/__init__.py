@@ -1,4 +1,4 @@
-"""Data and small base models that come with the program, so that a first run needs no download."""
+"""Data sets and small base models that the program makes itself: a first run needs no download."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _entailment() -> DatasetDict:
 
 
 def _rows(splits: Mapping[str, list[dict[str, object]]], **features: Any) -> DatasetDict:
-    """Return a data set of these rows; types that are not given follow from the values."""
+    """Return a data set of these rows; types that are not given are inferred from the values."""
     from datasets import Dataset, DatasetDict, Features
 
     types = Features(features) if features else None

@@ -1,8 +1,8 @@
-"""Handwritten digits and what they show in words (`builtin://captions`).
+"""Images of handwritten digits with captions (`builtin://captions`).
 
-The images are those of `builtin://digits`. A caption says which digit it is and whether the
-strokes are thin or bold, so that twenty things are to be told apart. Training has several
-phrases for each; validation has one, so that the same thing has the same caption.
+The images are those of `builtin://digits`. A caption names the digit and says whether its strokes
+are thin or bold, which makes twenty classes. Training rows use five phrases; validation rows use
+only the first, so that each class has a single caption.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ PHRASES = (
     "this shows the number {digit} in {stroke} ink",
     "a picture of a {stroke} {digit}",
 )
-"""The ways of saying it; validation has the first."""
+"""Templates of captions; validation uses the first only."""
 STROKES = ("thin", "bold")
-"""Less, or more ink than the median of the training images of the same digit."""
+"""Ink below or above the median of the training images of the same digit."""
 
 
 def load_captions(*, seed: int = 0) -> dict[str, list[dict[str, object]]]:
-    """Make the training and the validation rows.
+    """Make the training and validation rows.
 
     Args:
-        seed: Seed of the phrases that are drawn for training.
+        seed: for the choice of phrases in training.
 
     Returns:
-        "train" and "validation", as many as of `builtin://digits`: rows with the columns `image`
-        (a PIL image of mode "L", 8 x 8) and `text`. Validation has 20 different texts; the
-        commonest is that of about 5 % of the rows.
+        "train" and "validation", with as many rows as `builtin://digits`: columns `image` (a PIL
+        image of mode "L", 8 x 8) and `text`. Validation has 20 different texts; the most frequent
+        one has about 5 % of the rows.
     """
     from PIL import Image
 
@@ -59,12 +59,12 @@ def load_captions(*, seed: int = 0) -> dict[str, list[dict[str, object]]]:
 
 
 def caption(digit: int, *, bold: bool, phrase: str = PHRASES[0]) -> str:
-    """Say what an image shows."""
+    """Return the caption of an image."""
     return phrase.format(digit=DIGIT_NAMES[digit], stroke=STROKES[int(bold)])
 
 
 def _median_ink(images: NDArray[Any], digits: NDArray[Any]) -> list[float]:
-    """Return the median sum of an image's values, for each digit."""
+    """Return the median sum of pixel values for each digit."""
     import numpy as np
 
     ink = images.sum(axis=(1, 2), dtype=int)

@@ -1,7 +1,7 @@
-"""Handwritten digits (`builtin://digits`): real grey images of 8 x 8, which scikit-learn holds.
+"""Real images of handwritten digits (`builtin://digits`): 8 x 8, grey, stored in scikit-learn.
 
 They are the test set of Alpaydin and Kaynak (1998), UCI Machine Learning Repository, "Optical
-Recognition of Handwritten Digits", doi 10.24432/C50P49: 1,797 images, no two of them equal.
+Recognition of Handwritten Digits", doi 10.24432/C50P49: 1,797 images, all different.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 """Label names in the order of the label numbers."""
 VALIDATION_ROWS = 360
 _SEED = 0
-_LARGEST = 16  # of a value in scikit-learn's table
+_LARGEST = 16  # largest value in scikit-learn's table
 
 
 def digit_arrays() -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
-    """Load the images as numbers.
+    """Load the images as arrays.
 
     Returns:
-        "train" (1,437 rows) and "validation" (360 rows), in a fixed order, with nearly the same
-        share of each digit: (rows, 8, 8) uint8, 0 is paper and 255 is ink; (rows,) the digits.
+        "train" (1,437 rows) and "validation" (360 rows), in a fixed order, with nearly equal shares
+        of each digit: images (rows, 8, 8) uint8, 0 is paper and 255 is ink; digits (rows,).
     """
     import numpy as np
     from sklearn.datasets import load_digits
@@ -45,8 +45,8 @@ def load_digit_images() -> dict[str, list[dict[str, object]]]:
     """Load the images as rows.
 
     Returns:
-        "train" and "validation": rows with the columns `image` (a PIL image of mode "L", 8 x 8)
-        and `label` (a number into `DIGIT_NAMES`). Chance is 10 %.
+        "train" and "validation": rows with the columns `image` (a PIL image of mode "L", 8 x 8) and
+        `label` (an index into `DIGIT_NAMES`). Chance is 10 %.
     """
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Draws that never give the same thing twice."""
+"""Random draws without repetition."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 T = TypeVar("T")
-_DRAWS = 1000  # in vain, before there is taken to be nothing new left
+_DRAWS = 1000  # draws without a new one before giving up
 
 
 def itself(drawn: Hashable) -> Hashable:
-    """Return what was drawn."""
+    """Return the argument (the default key of `draw_new`)."""
     return drawn
 
 
 def draw_new(
     draw: Callable[[], T], seen: set[Hashable], key: Callable[[T], Hashable] = itself
 ) -> T:
-    """Draw until something is new, and add it to what was seen.
+    """Draw until the key of a draw is not in `seen`, add the key to `seen`, and return the draw.
 
     Args:
-        key: what tells two draws apart.
+        key: two draws with the same key count as equal.
 
     Raises:
-        ValueError: nothing new came of many draws.
+        ValueError: 1,000 draws brought nothing new.
     """
     for _ in range(_DRAWS):
         drawn = draw()
         if key(drawn) not in seen:
             seen.add(key(drawn))
             return drawn
-    raise ValueError("there are not that many different ones: ask for fewer rows")
+    raise ValueError("there are too few different rows: ask for fewer")

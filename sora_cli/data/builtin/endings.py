@@ -1,7 +1,8 @@
-"""Sentences with four others, of which one follows (`builtin://endings`), made by rules.
+"""Multiple choice (`builtin://endings`), by rules: which of four sentences follows from the first?
 
-The four differ in the same ways, whichever is right: the four alone tell nothing, so chance is one
-in four. The words of the sentence rule out two of them, but not the third.
+The four differ in the same ways, whichever is right. So a model that does not see the first
+sentence is right in one case of four. The words of the first sentence rule out two of the four, but
+not the third.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from sora_cli.data.builtin.draw import draw_new
 from sora_cli.data.builtin.vocabulary import KINDS, OPPOSITES, PEOPLE, TRANSITIVE
 
 Item = tuple[str, list[str]]
-"""A sentence, and four others of which the first follows from it."""
+"""A sentence and four choices; the first choice follows from the sentence."""
 CHOICES = 4
 _DEALINGS = ("bought", "sold", "lost", "found", "cleaned", "stole", "borrowed", "wanted")
-_OVERLAPPING = (("animal", "bird"), ("tool", "weapon"))  # a bird is an animal, an axe is either
+# a bird is an animal, too; an axe is a tool and a weapon
+_OVERLAPPING = (("animal", "bird"), ("tool", "weapon"))
 
 
 def roles(rng: random.Random) -> Item:
-    """Say who did what to whom in the active, and ask in the passive."""
+    """Make an active sentence and four passive choices that exchange agent, patient or verb."""
     (agent, patient), (verb, other) = rng.sample(PEOPLE, 2), rng.sample(TRANSITIVE, 2)
     asked = [(patient, verb, agent), (agent, verb, patient)]
     asked += [(patient, other, agent), (agent, other, patient)]
@@ -31,8 +33,9 @@ def roles(rng: random.Random) -> Item:
 
 
 def kinds(rng: random.Random) -> Item:
-    """Ask which kind of thing somebody did something with, where another thing is named, too."""
+    """Make a sentence about two things; the choices name the kind of thing for one of its verbs."""
     person, (verb, other) = rng.choice(PEOPLE), rng.sample(_DEALINGS, 2)
+    # one kind of each overlapping pair is left out: otherwise two choices could be right
     left_out = [rng.choice(pair) for pair in _OVERLAPPING]
     wholes = rng.sample([whole for whole in KINDS if whole not in left_out], CHOICES)
     part, distraction = (rng.choice(KINDS[whole]) for whole in wholes[:2])
@@ -43,12 +46,12 @@ def kinds(rng: random.Random) -> Item:
 
 
 def opposites(rng: random.Random) -> Item:
-    """Ask what follows from somebody's being, or not being, one of two opposites."""
-    person, (told, others) = rng.choice(PEOPLE), rng.sample(OPPOSITES, 2)
+    """Make a sentence with one of two opposites, or its negation, and an equivalent choice."""
+    person, (stated, others) = rng.choice(PEOPLE), rng.sample(OPPOSITES, 2)
     first, denied = rng.randrange(2), rng.random() < 0.5
-    asked = [told[1 - first], told[first], *others]
+    asked = [stated[1 - first], stated[first], *others]
     return (
-        _is(person, told[first], denied),
+        _is(person, stated[first], denied),
         [_is(person, adjective, not denied) for adjective in asked],
     )
 
@@ -64,17 +67,17 @@ PHENOMENA: dict[str, Callable[[random.Random], Item]] = {
 def load_endings(
     *, train_rows: int = 1200, validation_rows: int = 240, seed: int = 0
 ) -> dict[str, list[dict[str, object]]]:
-    """Make the training and the validation rows.
+    """Make the training and validation rows.
 
     Args:
-        train_rows, validation_rows: how many of either.
-        seed: of all that is drawn; the same seed gives the same rows.
+        train_rows, validation_rows: number of rows of each split.
+        seed: the same seed gives the same rows.
 
     Returns:
         "train" and "validation": shuffled rows with the columns `context`, `choices` (a list of
         four sentences), `label` (the place of the right one, from 0) and `phenomenon`. No context
-        occurs twice. Each label and each phenomenon is as frequent as the others, and so is each
-        pair of them, as far as the number of rows allows. Chance is 25 %.
+        occurs twice. All pairs of label and phenomenon are equally frequent, as far as the number
+        of rows allows. Chance is 25 %.
     """
     rng, seen = random.Random(f"{seed}/endings"), set[Hashable]()
     return {
@@ -87,6 +90,7 @@ def _make_rows(rows: int, rng: random.Random, seen: set[Hashable]) -> list[dict[
     names = tuple(PHENOMENA)
     made: list[dict[str, object]] = []
     for index in range(rows):
+        # the phenomenon varies fastest, then the label: all pairs of both are equally frequent
         name, label = names[index % len(names)], index // len(names) % CHOICES
         make = partial(PHENOMENA[name], rng)
         context, (right, *wrong) = draw_new(make, seen, lambda item: item[0])

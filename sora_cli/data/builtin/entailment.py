@@ -1,9 +1,9 @@
-"""A small, seeded English entailment set (`builtin://entailment`), made by rules.
+"""A small English entailment set, made by rules (`builtin://entailment`).
 
-The task is GLUE RTE's: does the first sentence entail the second? It mixes negation, quantifiers,
-monotonicity and swapped roles. Word statistics do not solve it, so features of a frozen encoder
-do not either; the validation sentences combine their words in ways that training never does (see
-`vocabulary.py`), so remembering sentences does not help.
+The task is that of GLUE RTE: does the first sentence entail the second? Rows use negation,
+quantifiers, monotonicity and swapped roles. Word statistics do not solve it, and so features of a
+frozen encoder do not, either. Memorising training sentences does not help: validation sentences
+combine words in ways that never occur in training (see `vocabulary.py`).
 """
 
 import random
@@ -21,19 +21,19 @@ LABEL_NAMES = ("entailment", "not_entailment")
 def load_entailment(
     *, train_rows: int = 2400, validation_rows: int = 600, seed: int = 0
 ) -> dict[str, list[dict[str, object]]]:
-    """Make the training and the validation rows.
+    """Make the training and validation rows.
 
     Args:
-        train_rows, validation_rows: how many of either; even numbers.
-        seed: of all that is drawn; the same seed gives the same rows.
+        train_rows, validation_rows: number of rows of each split; even.
+        seed: the same seed gives the same rows.
 
     Returns:
         "train" and "validation": shuffled rows with the columns `sentence1`, `sentence2`, `label`
-        (a number into `LABEL_NAMES`) and `phenomenon`. Half of the rows has either label, and the
+        (an index into `LABEL_NAMES`) and `phenomenon`. Each label has half of the rows, and the
         phenomena are as equally frequent as the number of rows allows. No pair occurs twice.
 
     Raises:
-        ValueError: A number of rows is odd or negative, or larger than there are different pairs.
+        ValueError: a number of rows is odd, negative, or larger than the number of different pairs.
     """
     sizes = {"train": train_rows, "validation": validation_rows}
     return {

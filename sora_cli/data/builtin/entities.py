@@ -1,7 +1,7 @@
 """Sentences with names of people, places and organisations (`builtin://entities`), by rules.
 
-Some names are of either kind ("Jordan", "Amazon"): only the sentence around them tells which. About
-half of the names in validation are never seen in training. All is tagged in the IOB2 scheme.
+Some names are ambiguous ("Jordan", "Amazon"): only the sentence tells their kind. About half of the
+names in validation never occur in training. Tags follow the IOB2 scheme.
 """
 
 from __future__ import annotations
@@ -57,22 +57,23 @@ _FRAMES = (
     "to the surprise of many , {clause} .",
     "as the paper said , {clause} before noon .",
 )
-_AMBIGUOUS = 0.3  # share of the names that could be of another kind, too
-_HELD_OUT = 0.5  # share of validation's other names that training never has
+_AMBIGUOUS = 0.3  # share of names that are ambiguous
+_HELD_OUT = 0.5  # share of validation's other names that never occur in training
 
 
 def load_entities(
     *, train_rows: int = 800, validation_rows: int = 200, seed: int = 0
 ) -> dict[str, list[dict[str, object]]]:
-    """Make the training and the validation rows.
+    """Make the training and validation rows.
 
     Args:
-        train_rows, validation_rows: how many of either.
-        seed: of all that is drawn; the same seed gives the same rows.
+        train_rows, validation_rows: number of rows of each split.
+        seed: the same seed gives the same rows.
 
     Returns:
-        "train" and "validation": rows with the columns `tokens` (words and marks) and `tags` (as
-        many numbers into `TAGS`). No sentence occurs twice. Tagging nothing has an entity F1 of 0.
+        "train" and "validation": rows with the columns `tokens` (words and punctuation marks) and
+        `tags` (an index into `TAGS` for each token). No sentence occurs twice. Without any tag the
+        entity F1 is 0.
     """
     rng, seen = random.Random(f"{seed}/entities"), set[Hashable]()
 
@@ -84,7 +85,7 @@ def load_entities(
 
 
 def _sentence(rng: random.Random, *, held_out: float) -> dict[str, Any]:
-    """Make a row: the words of a sentence, and the number of each word's tag."""
+    """Make a row: the words of a sentence, and each word's tag number."""
     tokens: list[str] = []
     tags: list[str] = []
     used: set[Hashable] = set()

@@ -1,11 +1,11 @@
 """Small base models that the program makes itself (`model.path: builtin://NAME`).
 
-They stand in for a family's pretrained models where there is no network. Each is made once, kept
-in the cache of Hugging Face's libraries, and is from then on a model directory like any other.
-Nothing heavy is imported where it is there already.
+They replace a family's pretrained models where there is no network. Each is made once and kept in
+the cache of Hugging Face's libraries; from then on it is a model directory like any other. No heavy
+library is imported for a model that exists already.
 
-They stay code, not files: the three models are 1.9 MB of safetensors, which random numbers leave
-uncompressed, and what builds them is under 300 lines.
+They are code and not files: the three models are 1.9 MB of safetensors, because random weights
+cannot be compressed, and the code that builds them has fewer than 300 lines.
 """
 
 from __future__ import annotations
@@ -24,25 +24,22 @@ MODELS = {
     "tiny-t5": ("sora_cli.data.builtin.tiny_t5:write_tiny_t5", 1),
     "tiny-clip": ("sora_cli.data.builtin.tiny_clip:write_tiny_clip", 1),
 }
-"""Name -> what writes it into a directory, and its version: another one is another model."""
+"""Name -> the function that writes the model, and the version, which names its cache directory."""
 _FOLDER = "sora-models"
 _SEED = 0
 _LOG = logging.getLogger(__name__)
 
 
 def builtin_model(name: str) -> Path:
-    """Return the directory of a built-in model, which is made if it is not there.
+    """Return the directory of a built-in model; the model is made at the first call.
 
-    The first time this takes some seconds of one processor core; the generators of random numbers
-    are left as they were. Of several processes that ask at once one makes it and the others wait.
-
-    Raises:
-        SoraError: there is no such model, or the cache cannot be written.
+    Making it takes some seconds of one processor core and leaves random generators unchanged. If
+    several processes ask at once, one makes the model and the others wait.
     """
     if name not in MODELS:
         raise SoraError(
             f"no built-in model '{name}'; {did_you_mean(name, MODELS)}",
-            where=f"built in are: {', '.join(MODELS)}",
+            where=f"built in: {', '.join(MODELS)}",
             key="model.path",
         )
     _, version = MODELS[name]
@@ -65,7 +62,7 @@ def _make(folder: Path, name: str) -> None:
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if folder.is_dir():  # another process was quicker
+        if folder.is_dir():  # another process made it while this one waited
             return
         _LOG.info("making the built-in model %s once; this takes some seconds", folder)
         with new_directory(folder) as temporary:
@@ -73,7 +70,7 @@ def _make(folder: Path, name: str) -> None:
 
 
 def writer(name: str) -> Callable[..., None]:
-    """Return the function that writes a built-in model into a directory that is there."""
+    """Return the function that writes a built-in model into an existing directory."""
     module, _, attribute = MODELS[name][0].partition(":")
     function: Callable[..., None] = getattr(importlib.import_module(module), attribute)
     return function
@@ -87,7 +84,7 @@ def _cache() -> Path:
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """Start torch's generator from a fixed seed, then put it back; keep transformers quiet."""
+    """Within this context, seed torch's generator and silence transformers; restore both after."""
     import torch
 
     from sora_cli.core.hub import quiet_loading

@@ -1,4 +1,4 @@
-"""Names of people, places and organisations for the built-in data sets, and a part held out."""
+"""Names of people, places and organisations; a quarter of them is held out for validation."""
 
 from __future__ import annotations
 
@@ -53,17 +53,18 @@ AMBIGUOUS = {
     "Wells": ("PER", "LOC", "ORG"),
     "Mercedes": ("PER", "ORG"),
 }
-"""A name -> the kinds of thing that may be called so."""
+"""Name -> its possible kinds."""
 
 
 def draw(kind: str, rng: random.Random, *, held_out: bool) -> str:
     """Draw a name of a person (PER), a place (LOC) or an organisation (ORG).
 
     Args:
-        kind: Which of the three.
-        rng: Source of all randomness.
-        held_out: Whether the name is one of those, a quarter, that are kept apart: of a person
-            the first and the last name, of an organisation the first of its two words.
+        kind: "PER", "LOC" or "ORG".
+        rng: source of all randomness.
+        held_out: draw from the held-out quarter of names; otherwise from the other three. For a
+            person this holds for first and last name, for an organisation for the first of its two
+            words.
     """
     if kind == "PER":
         first, last = _part(FIRST, held_out=held_out), _part(LAST, held_out=held_out)
@@ -77,5 +78,5 @@ def draw(kind: str, rng: random.Random, *, held_out: bool) -> str:
 
 
 def _part(values: Sequence[str], *, held_out: bool) -> list[str]:
-    """Return every fourth of the values, or all the others."""
+    """Return every fourth value (held out), or all other values."""
     return [value for index, value in enumerate(values) if (index % 4 == 3) == held_out]

@@ -21,14 +21,14 @@ _TEENS = (
 )
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 WORDS = (*DIGIT_NAMES, *_TEENS, *_TENS, "hundred", "thousand")
-"""Every word that can occur."""
+"""All words that `in_words` uses."""
 
 
 def in_words(number: int) -> str:
     """Write a number from 0 to `LARGEST` in English words, without "and" and hyphens.
 
     Raises:
-        ValueError: the number is not in that range.
+        ValueError: the number is outside this range.
     """
     if not 0 <= number <= LARGEST:
         raise ValueError(f"{number} is not between 0 and {LARGEST}")
@@ -45,18 +45,19 @@ def in_words(number: int) -> str:
 def load_numbers(
     *, train_rows: int = 1500, validation_rows: int = 200, seed: int = 0
 ) -> dict[str, list[dict[str, object]]]:
-    """Make the training and the validation rows.
+    """Make the training and validation rows.
 
     Args:
-        train_rows, validation_rows: how many of either.
-        seed: of all that is drawn; the same seed gives the same rows.
+        train_rows, validation_rows: number of rows of each split.
+        seed: the same seed gives the same rows.
 
     Returns:
-        "train" and "validation": rows with the columns `source` (words) and `target` (digits) of
-        different numbers from 100 to `LARGEST`. Guessing the commonest target is right once.
+        "train" and "validation": rows with the columns `source` (words) and `target` (digits). All
+        numbers are different and between 100 and `LARGEST`, so that always answering with one
+        target is right once.
 
     Raises:
-        ValueError: more rows than there are numbers.
+        ValueError: more rows than numbers.
     """
     numbers = random.Random(f"{seed}/numbers").sample(
         range(100, LARGEST + 1), train_rows + validation_rows

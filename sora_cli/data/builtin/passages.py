@@ -1,7 +1,7 @@
-"""Short texts and questions about them (`builtin://passages`), with SQuAD's columns, by rules.
+"""Short texts with questions (`builtin://passages`), in SQuAD's columns, made by rules.
 
-A text tells facts about two people or about two companies, in any order, and says other things
-between them. A question asks for one fact about one of the two and says it in other words.
+A text states facts about two people or two companies in random order, with unrelated sentences
+between them. A question asks for one fact about one of the two, in other words than the text.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ MOST_SENTENCES, LEAST_SENTENCES = 8, 2
 
 @dataclass(frozen=True)
 class Fact:
-    """One kind of fact: how it is told, how it is asked for, and the values it may have."""
+    """A kind of fact: its sentences, its questions and its possible values."""
 
-    told: tuple[str, ...]
-    asked: tuple[str, ...]
+    sentences: tuple[str, ...]
+    questions: tuple[str, ...]
     values: Sequence[str]
 
 
@@ -122,22 +122,22 @@ _FILLERS = (
 def load_passages(
     *, train_rows: int = 800, validation_rows: int = 200, seed: int = 0
 ) -> dict[str, list[dict[str, object]]]:
-    """Make the training and the validation rows.
+    """Make the training and validation rows.
 
     Args:
-        train_rows, validation_rows: how many of either.
-        seed: of all that is drawn; the same seed gives the same rows.
+        train_rows, validation_rows: number of rows of each split.
+        seed: the same seed gives the same rows.
 
     Returns:
         "train" and "validation": rows with the columns `id`, `title`, `context`, `question` and
         `answers`: one text in "text", its first character in "answer_start". Contexts have 2 to 8
-        sentences, each occurs once. Answering with any fact of the context is right in one of
-        about four cases.
+        sentences, and no context occurs twice. Answering with a random fact of the context is right
+        in about one of four cases.
     """
     rng, seen = random.Random(f"{seed}/passages"), set[Hashable]()
     return {
         split: [
-            draw_new(partial(_row, f"{split}-{i}", rng), seen, lambda row: row["context"])
+            draw_new(partial(_make_row, f"{split}-{i}", rng), seen, lambda row: row["context"])
             for i in range(rows)
         ]
         for split, rows in (("train", train_rows), ("validation", validation_rows))
@@ -150,19 +150,19 @@ _THEMES: tuple[tuple[tuple[Fact, ...], Callable[[random.Random], str]], ...] = (
 )
 
 
-def _row(name: str, rng: random.Random) -> dict[str, Any]:
+def _make_row(name: str, rng: random.Random) -> dict[str, Any]:
     facts, subject_of = rng.choice(_THEMES)
     used: set[Hashable] = set()
     subjects = [draw_new(partial(subject_of, rng), used) for _ in range(2)]
     length = rng.randint(LEAST_SENTENCES, MOST_SENTENCES)
-    told = rng.randint(min(length, 2), min(length, 6))
-    # The fact that is asked for comes first, then the same about the other subject: the kind of
-    # the answer alone does not tell which one is meant.
+    stated = rng.randint(min(length, 2), min(length, 6))
+    # The fact in question comes first, then the same kind of fact about the other subject: the
+    # kind of the answer alone must not reveal the answer.
     asked, *others = rng.sample(facts, len(facts))
     rest = [(subjects[1], asked), *((s, fact) for fact in others for s in subjects)]
-    chosen = [(subjects[0], asked), rest[0], *rng.sample(rest[1:], told - 2)]
+    chosen = [(subjects[0], asked), rest[0], *rng.sample(rest[1:], stated - 2)]
     answer, sentences = _sentences(chosen, rng)
-    fillers = rng.sample(_FILLERS, min(length - told, len(_FILLERS)))
+    fillers = rng.sample(_FILLERS, min(length - stated, len(_FILLERS)))
     sentences += [(filler, -1) for filler in fillers]
     rng.shuffle(sentences)
     place = next(index for index, (_, start) in enumerate(sentences) if start >= 0)
@@ -171,7 +171,7 @@ def _row(name: str, rng: random.Random) -> dict[str, Any]:
         "id": name,
         "title": " and ".join(sorted(subjects)),
         "context": " ".join(sentence for sentence, _ in sentences),
-        "question": rng.choice(asked.asked).format(s=subjects[0]),
+        "question": rng.choice(asked.questions).format(s=subjects[0]),
         "answers": {"text": [answer], "answer_start": [start]},
     }
 
@@ -179,13 +179,13 @@ def _row(name: str, rng: random.Random) -> dict[str, Any]:
 def _sentences(
     chosen: Sequence[tuple[str, Fact]], rng: random.Random
 ) -> tuple[str, list[tuple[str, int]]]:
-    """Return the first value; and each fact's sentence, with where that value begins, or -1."""
+    """Return the first fact's value, and each sentence with that value's place (-1: none)."""
     used: set[str] = set()
     sentences, answer = [], ""
     for subject, fact in chosen:
         value = rng.choice([value for value in fact.values if value not in used])
         used.add(value)
-        form = rng.choice(fact.told)
+        form = rng.choice(fact.sentences)
         start = -1
         if not answer:
             answer = value

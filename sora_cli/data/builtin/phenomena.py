@@ -1,7 +1,7 @@
-"""One function per phenomenon: the wanted label -> a premise and a hypothesis.
+"""Generators of sentence pairs, one for each phenomenon, with the label as an argument.
 
-Every word is as likely, in the premise and in the hypothesis, under either label, so that neither
-the hypothesis alone nor the bag of words of both gives the label away.
+Each word is equally likely under both labels, in the premise and in the hypothesis. So neither the
+hypothesis alone nor the bag of words of both sentences reveals the label.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Pair = tuple[str, str]
 
 
 def roles(words: WordPicker, entailed: bool) -> Pair:
-    """Pair active and passive, with agent and patient kept (entailed) or swapped."""
+    """Pair an active with a passive sentence; agent and patient are kept (entailed) or swapped."""
     (agent, patient), verb = words.pick_two(PEOPLE), words.pick(TRANSITIVE)
     # One sentence is always passive, whatever the label: otherwise "passive" is a clue of its own.
     active = f"The {agent} {verb} the {patient}."
@@ -32,7 +32,7 @@ def roles(words: WordPicker, entailed: bool) -> Pair:
 
 
 def negation(words: WordPicker, entailed: bool) -> Pair:
-    """Change the adjective to its opposite and add or drop "not": both (entailed) or just one."""
+    """Replace an adjective by its opposite and negate the sentence: both (entailed) or only one."""
     person, opposites = words.pick(PEOPLE), words.pick(OPPOSITES)
     negated, which = words.rng.random() < 0.5, words.rng.randrange(2)
 
@@ -56,7 +56,7 @@ _FORMS = {
 
 
 def quantifiers(words: WordPicker, entailed: bool) -> Pair:
-    """Pair quantifiers: of a set that is not empty, all entails some and no entails not all."""
+    """Pair quantifiers: "all" entails "some" if the set is not empty, "no" entails "not all"."""
     names = {"nouns": plural(words.pick(PEOPLE)), "adjective": words.pick(ADJECTIVES)}
     strong, weak = words.rng.choice((("all", "some"), ("no", "not all")))
     if not entailed:
@@ -65,7 +65,7 @@ def quantifiers(words: WordPicker, entailed: bool) -> Pair:
 
 
 def monotonicity(words: WordPicker, entailed: bool) -> Pair:
-    """Pair a narrower with a wider noun (phrase), where that entails upward or downward."""
+    """Pair a narrow and a wide noun phrase: "some" entails the wider, "no" the narrower."""
     upward = words.rng.random() < 0.5
     if words.rng.random() < 0.5:
         narrow, wide = (plural(noun) for noun in words.pick_kind())

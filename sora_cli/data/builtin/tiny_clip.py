@@ -1,7 +1,7 @@
 """The built-in model `tiny-clip`: a small CLIP for grey images of 8 x 8 and a few words.
 
-Its weights are random; its words are those of `builtin://captions`. There it finds the text of an
-image in 5 % of the cases, which is chance; with LoRA of rank 8 it learns to do so in over 80 %.
+Its weights are random; its words are those of `builtin://captions`. On that data the frozen model
+finds an image's text in 5 % of the cases, which is chance; LoRA of rank 8 reaches over 80 %.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sora_cli.data.builtin.models import seeded
 from sora_cli.data.builtin.tiny_vit import image_processor
 from sora_cli.data.builtin.word_tokenizer import word_tokenizer
 
-_LONGEST = 16  # tokens of a text
+_LONGEST = 16  # most tokens of a text
 _LAYERS = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
 
 
@@ -22,7 +22,7 @@ def write_tiny_clip(folder: Path) -> None:
     """Write a model of 0.2 million parameters, its tokenizer and its image processor.
 
     Args:
-        folder: A directory that is there.
+        folder: an existing directory.
     """
     from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 

@@ -1,8 +1,8 @@
-"""The built-in model `tiny-t5`: a small T5 that knows a little of number words and digits.
+"""The built-in model `tiny-t5`: a small T5 with some knowledge of number words and digits.
 
-It was taught, from random weights, to write numbers below 100 ("forty two" -> "42"), digits named
-one by one ("four zero two" -> "402"), and "hundred" and "thousand" when they stand alone. Larger
-numbers, which `builtin://numbers` is about, it has never seen; it gets none right.
+It was trained from random weights to write numbers below 100 ("forty two" -> "42"), sequences of
+digits ("four zero two" -> "402"), and "hundred" and "thousand" alone. It has never seen the larger
+numbers of `builtin://numbers` and gets none of them right.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sora_cli.data.builtin.numbers import WORDS, in_words
 from sora_cli.data.builtin.word_tokenizer import word_tokenizer
 
 _STEPS = 400
-_ROWS = 32  # of a step
+_ROWS = 32  # rows of a step
 _LEARNING_RATE = 3e-3
 _LARGEST_GRADIENT = 1.0
 _UNITS = {"hundred": "100", "thousand": "1000"}
@@ -27,8 +27,8 @@ def write_tiny_t5(folder: Path, *, steps: int = _STEPS) -> None:
     """Write a model of 0.2 million parameters and its tokenizer; takes about 15 s on one core.
 
     Args:
-        folder: A directory that is there.
-        steps: Steps of teaching; 0 leaves the weights random.
+        folder: an existing directory.
+        steps: training steps; 0 leaves the weights random.
     """
     from transformers import T5Config, T5ForConditionalGeneration
 
@@ -56,7 +56,7 @@ def write_tiny_t5(folder: Path, *, steps: int = _STEPS) -> None:
 
 
 def lesson(rng: random.Random) -> tuple[str, str]:
-    """Draw one thing that it is taught: what it reads, and what it is to write."""
+    """Draw one training example: source text and target text."""
     kind = rng.choices(("number", "digits", "unit"), weights=(60, 35, 5))[0]
     if kind == "unit":
         return rng.choice(tuple(_UNITS.items()))
@@ -68,7 +68,7 @@ def lesson(rng: random.Random) -> tuple[str, str]:
 
 
 def _teach(model: Any, tokenizer: Any, steps: int) -> None:
-    """Train all weights, in place, on lessons from a fixed seed."""
+    """Train all weights, in place, on examples from a fixed seed."""
     import torch
 
     rng = random.Random("lessons")

@@ -1,9 +1,9 @@
-"""The words of the built-in entailment set, and which of them may meet in one sentence.
+"""The words of the built-in entailment set, and the rule for combining them in a sentence.
 
 Every list is dealt into `GROUPS` groups by position. In a training sentence all content words come
-from different groups, in a validation sentence all come from one group. So no two content words
-that meet in a validation sentence ever meet in a training sentence, while every word itself is
-seen in training.
+from different groups; in a validation sentence all come from one group. So two content words of a
+validation sentence never occur together in a training sentence, although each word by itself occurs
+in training.
 """
 
 import random
@@ -18,7 +18,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 GROUPS = 4
-"""Groups that the words are dealt into: a quarter of all word pairs is held out."""
+"""Number of groups of words: a quarter of all word pairs is held out."""
 
 PEOPLE = _words(
     "nurse doctor boy girl teacher farmer lawyer singer driver soldier baker king queen artist "
@@ -54,7 +54,7 @@ OPPOSITES = (
     ("right", "wrong"),
     ("wet", "dry"),
 )
-"""Complementary adjectives: of anybody exactly one of the two holds."""
+"""Complementary adjectives: exactly one of the two is true of anybody."""
 
 KINDS = {
     "animal": _words("dog cat horse cow pig lion goat rabbit"),
@@ -79,12 +79,12 @@ def plural(noun: str) -> str:
 
 
 class WordPicker:
-    """A source of the content words of one sentence pair, such that they keep to the split.
+    """A source of the content words of one sentence pair that respects the split.
 
     Args:
-        rng: Source of all randomness.
-        held_out: Whether the sentence belongs to validation (all words of one group) or to
-            training (every word of another group).
+        rng: source of all randomness.
+        held_out: True for validation (all words from one group), False for training (each word from
+            another group).
     """
 
     def __init__(self, rng: random.Random, *, held_out: bool) -> None:
@@ -94,17 +94,17 @@ class WordPicker:
             self._groups = self._groups[:1] * GROUPS
 
     def pick(self, words: Sequence[T]) -> T:
-        """Draw a word of the list from this sentence's next group (at most `GROUPS` times)."""
+        """Draw a word from this sentence's next group (at most `GROUPS` times)."""
         return self.rng.choice(words[self._groups.pop() :: GROUPS])
 
     def pick_two(self, words: Sequence[T]) -> tuple[T, T]:
-        """Draw two different words of one list that may meet in a sentence."""
+        """Draw two different words of one list that may occur together in a sentence."""
         first = self.pick(words)
         rest = [word for word in words[self._groups.pop() :: GROUPS] if word != first]
         return first, self.rng.choice(rest)
 
     def pick_kind(self) -> tuple[str, str]:
-        """Draw a hyponym and its hypernym, which may share a group: they never meet."""
+        """Draw a hyponym and its hypernym; they never occur together, so they may share a group."""
         hypernym_group, other = self._groups.pop(), self._groups.pop()
         hypernym = self.rng.choice(tuple(KINDS)[hypernym_group::GROUPS])
         group = self.rng.choice((hypernym_group, other))

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 PAD, UNKNOWN, END = "<pad>", "<unk>", "</s>"
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for a space, before each word
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for the space before a word
 
 
 def word_tokenizer(words: Sequence[str], *, longest: int, start: str | None = None) -> Any:
     """Make a fast tokenizer that knows these words and the digits, in lower case.
 
-    A number is read digit by digit; each text ends with `END`. What it reads it writes again.
+    It splits numbers into digits and ends each text with `END`. Decoding restores the text.
 
     Args:
-        words: What it knows; anything else is `UNKNOWN`.
-        longest: Tokens that the model takes.
-        start: Token that each text starts with; None: none.
+        words: the vocabulary; every other word becomes `UNKNOWN`.
+        longest: the model's maximum number of tokens.
+        start: token at the beginning of each text; None for no such token.
     """
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
     from tokenizers.models import WordLevel

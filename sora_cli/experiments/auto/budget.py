@@ -116,7 +116,8 @@ def plan_rows(
     most = total - 1 if block.rows is not None else max(total - wanted, total // _THIRD)
     if screening < 1 or held > most:
         raise SoraError(
-            f"the training split has {total} rows: {held} that choose the size leave too few",
+            f"the training split has {total} rows: {held} held out to choose the size leave "
+            "too few to train on",
             hint=f"auto.rows={max(total // _FIFTH, 4)}",
             key="auto.rows",
         )

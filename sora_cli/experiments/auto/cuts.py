@@ -44,16 +44,16 @@ def score_cuts(
     cost = {path: f.A.shape[1] + f.B.shape[0] for path, f in factors.items()}
     full = size_of({path: layer.rank for path, layer in layers.items()}, cost, serve)
     known = survey(factors)  # singular values and vectors, computed once for all sizes
-    found = Cuts(full, score(), planned_sizes(values, cost, full.parameters), [], [])
-    for planned in found.planned:
-        with holding(layers, at_ranks(factors, planned.ranks, known)):
-            found.scores.append(score())
-        found.sizes.append(size_of(planned.ranks, cost, serve))
-    return found
+    cuts = Cuts(full, score(), planned_sizes(values, cost, full.parameters), [], [])
+    for planned in cuts.planned:
+        with replaced_factors(layers, at_ranks(factors, planned.ranks, known)):
+            cuts.scores.append(score())
+        cuts.sizes.append(size_of(planned.ranks, cost, serve))
+    return cuts
 
 
 @contextmanager
-def holding(layers: Layers, factors: Mapping[str, LowRankFactors]) -> Iterator[None]:
+def replaced_factors(layers: Layers, factors: Mapping[str, LowRankFactors]) -> Iterator[None]:
     """Give the layers other factors within the `with` block, padded with zeros to their rank.
 
     Afterwards the layers have their own tensors again, unchanged to the bit. The factors must have

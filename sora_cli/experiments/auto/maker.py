@@ -91,7 +91,7 @@ class Maker:
         """Do all parts that the record does not have yet; save the record after each."""
         record, max_drop = self.record, self.promise.max_drop
         if record.full is None:
-            self._tell(f"\nfull rank {self.plan.rank}: the run that all others are compared with")
+            self._tell(f"\nfull rank {self.plan.rank}: the run that all sizes are compared with")
             with self.log.phase("train at full rank"):
                 name = f"{self.full.name}, full rank"
                 report = self.runner.train(self.runner.next_run(self.full, name))
@@ -117,6 +117,7 @@ class Maker:
     def _score_full(self, report: RunReport) -> None:
         runner = self.runner
         with self.log.phase("score"):
+            # reported scores are taken now, as long as the full run is in the model
             metrics = evaluate_all(runner.scorer(), self.ready.task, self.ready.report)
             self._reference = self._tests()
         self.record.full = from_first_process(self._full_size(report, metrics, self._reference))
@@ -142,16 +143,16 @@ class Maker:
     def _screen(self) -> None:
         """Score unhealed cuts on the screening rows, and choose the sizes to train."""
         plan, block, test_rows = self.plan, self.plan.block, self.rows.test
-        self._tell(f"\nscreening: unhealed cuts on {self.rows.screening:,} rows")
+        self._tell(f"\nscreening: score all sizes before healing, on {self.rows.screening:,} rows")
         first = plan.candidate(1, 1, self.rows)
         cuts = score_cuts(self.runner, first, self._screening, block.serve)
-        found = screen(cuts, test_rows=test_rows, confidence=block.confidence)
+        sizes = screen(cuts, test_rows=test_rows, confidence=block.confidence)
         max_drop, may_pass = self.promise.max_drop, self._may_pass
         for number in name_sizes(
-            found, cuts.full, max_drop, block.sizes, block.serve, tested=may_pass
+            sizes, cuts.full, max_drop, block.sizes, block.serve, tested=may_pass
         ):
-            found[number].named = True
-        self.record.screened = from_first_process(found)
+            sizes[number].named = True
+        self.record.screened = from_first_process(sizes)
         named = ", ".join(f"{size.share:.3g}" for size in self.record.named())
         self._tell(f"to be trained, as shares of the parameters: {named}")
         for size in self.record.named():

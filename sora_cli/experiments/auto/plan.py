@@ -117,6 +117,7 @@ class AutoPlan:
         training: dict[str, Any],
     ) -> LoadedRecipe:
         recipe = self.loaded.recipe
+        # the full run, too, must not train on screening and test rows: every size starts from it
         held: dict[str, Any] = {
             "selection": "train-rows",
             "selection_rows": rows.held_out,
@@ -143,7 +144,7 @@ def plan_auto(loaded: LoadedRecipe) -> AutoPlan:
     block = recipe.auto
     if block is None:
         raise SoraError(
-            f"{loaded.path} does not say how much worse the result may be", hint="--max-drop 0.5pt"
+            f"{loaded.path} does not say how large a drop is accepted", hint="--max-drop 0.5pt"
         )
     _check_alone(loaded)
     promise = promise_of(recipe)
@@ -157,12 +158,12 @@ def _check_alone(loaded: LoadedRecipe) -> None:
     recipe = loaded.recipe
     if recipe.start is not None:
         raise SoraError(
-            "start does not go with auto: the full run begins at the method's own start",
+            "start does not go with auto: the run at full rank starts with a new adapter",
             where=recipe.place("start"),
         )
     if recipe.training.compact_every is not None:
         raise SoraError(
-            "training.compact_every does not go with auto: the cut decides what is removed",
+            "training.compact_every does not go with auto: only the cut removes components",
             where=loaded.origin("training", "compact_every").place,
             hint="training.compact_every=null",
         )
@@ -172,14 +173,14 @@ def _start(recipe: Recipe, block: AutoBlock) -> tuple[int, float]:
     config = recipe.method.config
     if not isinstance(config, MethodConfig):
         raise SoraError(
-            f"method {recipe.method.name} has no ranks to choose from",
+            f"method {recipe.method.name} trains no adapter, so there is no rank to reduce",
             where=recipe.place("method.name"),
             hint="method.name=lora",
         )
     known = config.start()
     if known is None and block.r_max is None:
         raise SoraError(
-            f"it is not known which rank method {recipe.method.name} begins with",
+            f"method {recipe.method.name} has no initial rank that auto could take as full rank",
             where=recipe.place("method.name"),
             hint="auto.r_max=8",
         )
@@ -192,7 +193,7 @@ def unused(plan: AutoPlan) -> list[str]:
     loaded = plan.loaded
     keys = [f"training.{key}" for key in (*_LAST_STEP, "keep_checkpoints")]
     keys += ["data.selection", "data.selection_rows", "data.selection_seed"]
-    reasons = dict.fromkeys(keys, "no checkpoint is chosen: the last step counts")
+    reasons = dict.fromkeys(keys, "no checkpoint is chosen, every run ends with its last step")
     return [
         f"{key} ({loaded.origin(*key.split('.')).place}) is not used: {reason}"
         for key, reason in reasons.items()
@@ -200,7 +201,7 @@ def unused(plan: AutoPlan) -> list[str]:
     ]
 
 
-def found_keys(plan: AutoPlan) -> list[str]:
+def derived_keys(plan: AutoPlan) -> list[str]:
     """Return the recipe's keys whose values the run finds: the size, and a probed rate."""
     rate = [] if plan.learning_rate is None else ["training.learning_rate"]
     return [*(f"method.{key}" for key in size_keys()), *rate]

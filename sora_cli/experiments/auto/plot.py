@@ -15,67 +15,67 @@ _TESTED, _FAILED, _PROMISE = COLOURS[:3]
 _TICKS = (100, 50, 20, 10, 5, 2, 1)
 
 
-def plot_curve(found: Certificate, path: Path) -> None:
+def plot_curve(certificate: Certificate, path: Path) -> None:
     """Draw the curve with a title and a legend, and save the picture."""
     figure = new_figure(_WIDTH, _HEIGHT)
     axes = figure.subplots()
-    draw_curve(axes, found)
+    draw_curve(axes, certificate)
     figure.legend(*legend_of(axes), loc="outside lower left", ncols=2, fontsize=8, frameon=False)
-    title = f"{found.status}: {found.saved}"
+    title = f"{certificate.status}: {certificate.saved}"
     figure.suptitle(
         "\n".join(textwrap.wrap(title, int(_WIDTH * 12))), x=0.01, ha="left", fontsize=10
     )
     save_figure(figure, path)
 
 
-def draw_curve(axes: Any, found: Certificate) -> None:
+def draw_curve(axes: Any, certificate: Certificate) -> None:
     """Draw the drop against full rank by size, on a logarithmic axis.
 
     Grey: unhealed cuts on the screening rows. Colour: trained sizes on the test rows, each with a
     line up to its bound; a size passes if its bound is below the green line. Hollow squares: the
     written adapter on the reported rows.
     """
-    whole = found.full.parameters
-    shares = [100 * size.parameters / whole for size in found.screened]
+    whole = certificate.full.parameters
+    shares = [100 * size.parameters / whole for size in certificate.screened]
     axes.plot(
-        shares, [size.screening.drop for size in found.screened], color=QUIET, marker=".",
-        linewidth=1.0, label=f"cut, not healed ({_rows(found, 'screening')} screening rows)",
+        shares, [size.screening.drop for size in certificate.screened], color=QUIET, marker=".",
+        linewidth=1.0, label=f"cut, not healed ({_rows(certificate, 'screening')} screening rows)",
     )  # fmt: skip
-    for index, size in enumerate(found.candidates):
-        _draw_candidate(axes, found, index, size)
+    for index, size in enumerate(certificate.candidates):
+        _draw_candidate(axes, certificate, index, size)
     axes.axhline(0, color=INK, linewidth=0.6)
     axes.axhline(
-        found.promise.max_drop, color=_PROMISE, linewidth=1.4, linestyle=(0, (5, 2)),
-        label=f"tolerated: {found.promise.given}",
+        certificate.promise.max_drop, color=_PROMISE, linewidth=1.4, linestyle=(0, (5, 2)),
+        label=f"promise: {certificate.promise.given}",
     )  # fmt: skip
-    axes.set_ylim(*_heights(found))
+    axes.set_ylim(*_heights(certificate))
     axes.set_xscale("log")
     axes.set_xlim(110, min(shares, default=2.0) * 0.85)
     ticks = [tick for tick in _TICKS if tick >= min(shares, default=2.0) * 0.85]
     axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel(f"adapter parameters, % of the {whole:,} at full rank", fontsize=9)
-    axes.set_ylabel(f"drop of {found.promise.tested} against full rank", fontsize=9)
+    axes.set_ylabel(f"drop of {certificate.promise.tested} against full rank", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(axis="y", linewidth=0.4, color=FAINT)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _heights(found: Certificate) -> tuple[float, float]:
+def _heights(certificate: Certificate) -> tuple[float, float]:
     """Return the limits of the vertical axis; much larger drops are cut off."""
-    tests = [size.test for size in found.candidates if size.test is not None]
-    seen = [m.drop for size in found.candidates for m in size.reported.values()]
+    tests = [size.test for size in certificate.candidates if size.test is not None]
+    seen = [m.drop for size in certificate.candidates for m in size.reported.values()]
     seen += [value for test in tests for value in (test.drop, test.upper)]
     known = [value for value in seen if math.isfinite(value)]
-    reach = max([found.promise.max_drop, *known, 1e-6])
-    low = min([0.0, *known, *(size.screening.drop for size in found.screened)])
+    reach = max([certificate.promise.max_drop, *known, 1e-6])
+    low = min([0.0, *known, *(size.screening.drop for size in certificate.screened)])
     return max(low, -2 * reach) - 0.2 * reach, 2.2 * reach
 
 
-def _draw_candidate(axes: Any, found: Certificate, index: int, size: Healed) -> None:
-    x = 100 * size.parameters / found.full.parameters
-    test, chosen = size.test, index == found.chosen
+def _draw_candidate(axes: Any, certificate: Certificate, index: int, size: Healed) -> None:
+    x = 100 * size.parameters / certificate.full.parameters
+    test, chosen = size.test, index == certificate.chosen
     if test is not None:
         colour = _TESTED if test.kept else _FAILED
         if math.isfinite(test.upper):
@@ -83,15 +83,16 @@ def _draw_candidate(axes: Any, found: Certificate, index: int, size: Healed) -> 
             axes.plot([x], [test.upper], color=colour, marker="_", markersize=11, markeredgewidth=2)
         axes.plot(
             [x], [test.drop], color=colour, marker="o", markersize=6, linestyle="none",
-            label=f"trained, {test.verdict}, with its {found.promise.confidence:.0%} bound "
-            f"({_rows(found, 'test')} test rows)",
+            label=f"trained, {test.verdict}, with its {certificate.promise.confidence:.0%} bound "
+            f"({_rows(certificate, 'test')} test rows)",
         )  # fmt: skip
     if not chosen:
         return
     for split, measured in size.reported.items():
         axes.plot(
             [x], [measured.drop], color=INK, marker="s", markersize=7, fillstyle="none",
-            linestyle="none", label=f"written, on {split} ({_rows(found, part_of(split))} rows)",
+            linestyle="none",
+            label=f"written, on {split} ({_rows(certificate, part_of(split))} rows)",
         )  # fmt: skip
     axes.axvline(x, color=_TESTED, linewidth=0.8, linestyle=(0, (1, 2)))
     axes.annotate(
@@ -100,8 +101,8 @@ def _draw_candidate(axes: Any, found: Certificate, index: int, size: Healed) -> 
     )  # fmt: skip
 
 
-def _rows(found: Certificate, part: str) -> str:
-    rows = found.rows.get(part)
+def _rows(certificate: Certificate, part: str) -> str:
+    rows = certificate.rows.get(part)
     return "?" if rows is None else f"{rows.rows:,}"
 
 

@@ -20,28 +20,28 @@ class Tried(BaseModel):
     """A learning rate that was tried."""
 
     learning_rate: float = Field(description="peak rate")
-    loss: Score | None = Field(description="on the rows held out; null: it was not finite")
+    loss: Score | None = Field(description="loss on the rows held out; null: not finite")
 
 
 class Probe(BaseModel):
     """The trial of learning rates before the run at full rank."""
 
-    tried: list[Tried] = Field(description="the rates, the smallest first")
-    chosen: float = Field(description="the one with the smallest loss, which all runs take")
+    tried: list[Tried] = Field(description="all rates, from smallest to largest")
+    chosen: float = Field(description="the rate with the smallest loss; all runs use it")
     steps: int = Field(description="optimiser steps of each trial")
-    trained: int = Field(description="training rows that were trained on")
-    held_out: int = Field(description="training rows that the loss is of")
+    trained: int = Field(description="training rows that the trials were trained on")
+    held_out: int = Field(description="training rows that the loss was measured on")
 
     @property
     def note(self) -> str:
         """The chosen rate and all losses, as a sentence."""
-        shown = ", ".join(
+        losses = ", ".join(
             f"{one.learning_rate:g}: {'not finite' if one.loss is None else f'{one.loss:.4f}'}"
             for one in self.tried
         )
         return (
             f"training.learning_rate {self.chosen:g}, by auto.probe: the smallest loss after "
-            f"{self.steps} steps on {self.held_out} training rows held out ({shown})"
+            f"{self.steps} steps on {self.held_out} training rows held out ({losses})"
         )
 
 
@@ -51,7 +51,7 @@ class AutoRecord(Report):
     probe: Probe | None = Field(None, description="learning rates that were tried; null: none")
     full: FullRank | None = Field(None, description="the run at full rank, once it is finished")
     screened: list[Screened] = Field(
-        default_factory=list, description="sizes scored unhealed, the largest first"
+        default_factory=list, description="sizes scored before healing, from largest to smallest"
     )
     candidates: list[Healed] = Field(
         default_factory=list, description="sizes trained and tested, in this order"

@@ -25,8 +25,8 @@ def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
     block = plan.block
     healing = plan.heal * block.sizes
     yield (
-        f"up to {block.sizes} of {len(SHARES)} sizes leave the run after {plan.cut_at:.1%} of its "
-        f"steps and heal for the {plan.heal:.1%} that are left"
+        f"up to {block.sizes} of {len(SHARES)} sizes are cut from the run after {plan.cut_at:.1%} "
+        f"of its steps, and healed for the other {plan.heal:.1%}"
     )
     source = "rows without labels" if rows.unlabelled else "rows held out of the training split"
     yield (
@@ -36,7 +36,7 @@ def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
     probing = _probing(plan, rows)
     trials = f", trials of learning rates {probing:.0%}" if probing else ""
     yield (
-        f"at most {_extra(plan, rows):.0%} of the full run's work: healing {healing:.0%}, "
+        f"extra work: at most {_extra(plan, rows):.0%} of the full run's: healing {healing:.0%}, "
         f"scoring {rows.scoring:.0%}{trials}"
     )
 
@@ -51,12 +51,12 @@ def _more_rows(promise: Promise, rows: RowPlan) -> str:
     from sora_cli.search.certifiable import rows_needed  # scipy
 
     if promise.max_drop == 0:
-        return "no number of rows certifies 0, unless the small model wins"
+        return "no number of rows certifies a drop of 0, unless the smaller adapter is better"
     held, labelled = rows_for(rows_needed(promise.max_drop, confidence=promise.confidence))
     if labelled <= rows.total:
-        return f"for {promise.max_drop:g} more rows must test: auto.rows={held}"
-    about = count(round(labelled, 2 - len(str(labelled))))  # two digits
-    return f"{promise.max_drop:g} takes about {about} labelled rows, {count(rows.total)} are there"
+        return f"{promise.max_drop:g} needs more test rows: auto.rows={held}"
+    about = count(round(labelled, 2 - len(str(labelled))))  # two digits: `rows_needed` estimates
+    return f"{promise.max_drop:g} needs about {about} labelled rows, there are {count(rows.total)}"
 
 
 def whole_lines(plan: AutoPlan, rows: RowPlan, full: DryRun) -> Iterator[str]:
@@ -93,6 +93,6 @@ def full_layers(report: RunReport) -> str | None:
     rank = max(report.ranks[path].start for path in full)
     layers = "1 layer keeps" if len(full) == 1 else f"{len(full)} layers keep"
     return (
-        f"{layers} all {rank} components ({first_few(full)}): a larger full rank may give more: "
+        f"{layers} all {rank} components ({first_few(full)}): a larger full rank may score better: "
         f"auto.r_max={2 * rank}"
     )

@@ -18,12 +18,12 @@ from sora_cli.experiments.path.record import ControlPoint, Controls, PathReport,
 from sora_cli.experiments.path.stages import Stages
 from sora_cli.train.trainer import AdapterTrainer, build_scorer
 
-DRAWS = 5
-FALL = 0.9
+DRAWS = 5  # random draws per stage; their mean is compared with the path
+FALL = 0.9  # share of stage 0's metric below which a curve has clearly fallen
 _PATHS = "path's choice"
 RULES = {
     _PATHS: "the components the path had lost by that stage",
-    "smallest norm": "those with the smallest |b_i| |a_i|, over all modules",
+    "smallest norm": "the components with the smallest |b_i| |a_i|, over all layers",
     "chance": "components drawn at random",
 }
 Component = tuple[str, int]
@@ -39,6 +39,8 @@ def run_controls(stages: Stages, say: Callable[[str], None]) -> Controls:
     turns_basis = stages.ready.method.config.turns_basis
     rules = {k: v for k, v in RULES.items() if k != _PATHS or not turns_basis}
     seed = int(stages.plans[0].recipe.training.seed)
+    # one order per draw for all stages: each stage then removes the former stage's components and
+    # more, as a path does; no two seeds share a draw
     draws = [_shuffled(everything, seed * DRAWS + draw) for draw in range(DRAWS)]
     ready = stages.ready
     trainer = build_scorer(stages.plans[0].recipe, ready.task, ready.base, stages.output)
@@ -52,7 +54,8 @@ def run_controls(stages: Stages, say: Callable[[str], None]) -> Controls:
         dead = sorted(set(everything) - set(_components(stage.alive)))
         # in a turned basis the components are others: only their number can be compared
         removed = first.live - stage.live if turns_basis else len(dead)
-        say(f"controls for stage {stage.index}: {removed} of {len(everything)} taken out ...")
+        share = f"{removed} of {len(everything)} components"
+        say(f"controls for stage {stage.index}: {share} removed ...")
         if removed:
             scores = {} if turns_basis else {_PATHS: [without(dead)]}
             scores |= {
@@ -142,7 +145,7 @@ def _fall(stages: Sequence[Stage], curve: Sequence[float], report: PathReport) -
 def _verdict(gap: Mapping[str, float], falls: Mapping[str, float | None]) -> str:
     """Return one sentence: the rule closest to the path, and the share at which each falls."""
     if any(math.isnan(value) for value in gap.values()):
-        return "no relative metric: that of stage 0 is not above zero"
+        return "no relative metric: stage 0's metric is not above zero"
     ranked = sorted(gap, key=lambda rule: gap[rule])
     closeness = ", ".join(f"{rule} {gap[rule]:.3f}" for rule in ranked)
     places = ", ".join(

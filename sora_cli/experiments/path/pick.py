@@ -22,7 +22,7 @@ def within_share(report: PathReport, keep: float) -> Stage:
     if not first > 0:
         raise SoraError(
             f"stage 0 has {report.main_metric} {first:.4f} on {report.choice}: "
-            "a share of that says nothing",
+            "a share of it means nothing",
             hint="give the metric itself: --min-metric X",
         )
     return at_least(report, first * keep if report.greater_is_better else first / keep)
@@ -47,6 +47,7 @@ def at_least(report: PathReport, metric: float) -> Stage:
             f"no stage reaches {report.main_metric} {metric:g} on {report.choice}",
             where=f"the best is stage {best.index}: {report.score(best, report.choice):.4f}",
         )
+    # by parameters, not by index: components can revive, so a later stage may be larger
     return min(good, key=lambda s: (s.parameters, -sign * report.score(s, report.choice)))
 
 

@@ -50,7 +50,7 @@ def plan_stages(loaded: LoadedRecipe) -> list[StagePlan]:
         )
     if loaded.recipe.start is not None:
         raise SoraError(
-            "start does not go with a path: its first stage begins at the method's own start",
+            "start does not go with a path: its first stage starts with a new adapter",
             where=loaded.recipe.place("start"),
         )
     option = varied_option(loaded)
@@ -100,7 +100,7 @@ def path_directory(loaded: LoadedRecipe) -> Path:
     return Path(recipe.output.dir or default).expanduser()
 
 
-def overruled(loaded: LoadedRecipe) -> list[str]:
+def unused(loaded: LoadedRecipe) -> list[str]:
     """Return notes on recipe values that were set but have no effect in a path."""
     assert loaded.recipe.path is not None
     option = loaded.recipe.path.vary
@@ -149,6 +149,7 @@ def _stage_recipe(loaded: LoadedRecipe, option: str, index: int, value: Any) -> 
 def _stage_training(recipe: Recipe, index: int) -> TrainingBlock:
     block = recipe.training
     changes: dict[str, Any] = {**_STAGE_RULES, "seed": block.seed + _SEEDS_APART * index}
+    # stage 0 trains for the recipe's own epochs; max_steps would overrule the epochs of the others
     if index and recipe.path is not None and recipe.path.epochs is not None:
         changes |= {"epochs": recipe.path.epochs, "max_steps": None}
     return block.model_copy(update=changes)

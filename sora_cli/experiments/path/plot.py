@@ -62,6 +62,7 @@ def draw_curves(axes: Any, report: PathReport) -> None:
     x = [100 * stage.parameters / whole for stage in report.stages]
     if report.controls is not None:
         points, rules = report.controls.points, list(report.controls.rules)
+        # from the end: the first rule is absent if the method turns the basis
         for rule, (colour, dashes) in zip(rules, _CONTROLS[-len(rules) :], strict=True):
             y = [100.0, *(100 * point.relative[rule] for point in points)]
             axes.plot(x, y, color=colour, linewidth=1.3, linestyle=dashes,
@@ -75,7 +76,7 @@ def draw_curves(axes: Any, report: PathReport) -> None:
         axes.plot(x, y, color=colour, marker=marker, markersize=4.5, linewidth=1.8,
                   label=f"{name} ({split}; 100 % = {first:.3f})")  # fmt: skip
     axes.axhline(100, color=QUIET, linewidth=0.6, zorder=0)
-    axes.set_xlim(max(*x, 100) + 2, -2)
+    axes.set_xlim(max(*x, 100) + 2, -2)  # reversed: a path goes from large to small
     axes.set_xlabel(f"adapter parameters left, % of {whole:,}", fontsize=9)
     axes.set_ylabel(f"{report.main_metric}, % of stage 0", fontsize=9)
     axes.tick_params(labelsize=8)

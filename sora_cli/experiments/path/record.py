@@ -27,21 +27,21 @@ class Stage(BaseModel):
     """The results of one finished stage."""
 
     index: int = Field(description="from 0")
-    value: Any = Field(description="of the option that varies")
-    directory: str = Field(description="of the stage's adapter and report, in the path's own")
+    value: Any = Field(description="this stage's value of the option that varies")
+    directory: str = Field(description="directory of its adapter and report, inside the path's")
     epochs: float = Field(description="passes over the training rows")
     steps: int = Field(description="optimiser steps")
-    live: int = Field(description="components alive at the end")
+    live: int = Field(description="live components at the end")
     total: int = Field(description="components before any was removed")
-    alive: dict[str, list[int]] = Field(description="by module: numbers of those alive")
+    alive: dict[str, list[int]] = Field(description="numbers of the live components, by module")
     parameters: int = Field(description="numbers in the adapter's factors")
     metrics: dict[str, dict[str, Score]] = Field(description="scores by split")
-    relative: dict[str, Score] = Field(description="main metric / that of stage 0, by split")
+    relative: dict[str, Score] = Field(description="main metric / stage 0's main metric, by split")
     norm: float = Field(description="||dW||_F over all modules")
     energy_removed: float | None = Field(
-        description="share of the last stage's ||dW||_F^2 that was in components dead by now; null "
-        "for the first stage, and where the method turns the basis of the factors: component i of "
-        "one stage is not component i of the next then"
+        description="share of the previous stage's ||dW||_F^2 in components that have died since; "
+        "null for the first stage, and for a method that turns the basis of the factors: component "
+        "i of one stage is then not component i of the next"
     )
     seconds: float = Field(description="wall time of the stage")
 
@@ -55,25 +55,26 @@ class ControlPoint(BaseModel):
     """Scores of stage 0 without as many components as the path had lost by one stage."""
 
     stage: int = Field(description="index of the stage")
-    removed: int = Field(description="components taken out")
+    removed: int = Field(description="number of components removed")
     scores: dict[str, list[Score]] = Field(
-        description="main metric on the generalisation split, by rule of removal; per draw"
+        description="main metric on the generalisation split, by rule of removal, for each draw"
     )
-    relative: dict[str, Score] = Field(description="their mean / the metric of stage 0")
+    relative: dict[str, Score] = Field(description="mean of the scores / stage 0's metric")
 
 
 class Controls(BaseModel):
     """Results of removing components from stage 0 by several rules, without further training."""
 
-    rules: dict[str, str] = Field(description="name of each rule and what it takes out")
+    rules: dict[str, str] = Field(description="each rule: its name, and the components it removes")
     draws: int = Field(description="random draws per stage")
-    floor: Score = Field(description="the metric with every component taken out")
+    floor: Score = Field(description="the metric with every component removed")
     points: list[ControlPoint] = Field(description="one for each stage after the first")
     gap: dict[str, Score] = Field(
-        description="mean over the stages of |relative metric - that of the path|"
+        description="mean over the stages of |relative metric - the path's relative metric|"
     )
     falls_at: dict[str, float | None] = Field(
-        description="share of components alive at the first stage below 90 % of stage 0"
+        description="share of components alive at the first stage below 90 % of stage 0's metric; "
+        "null: no such stage"
     )
     verdict: str = Field(description="the answer, as a sentence")
 
@@ -91,9 +92,9 @@ class PathReport(Report):
     rows: dict[str, int] = Field(default_factory=dict, description="rows per scored split")
     selection: str = Field("", description="how the rows of the splits were chosen")
     head_parameters: int = Field(0, description="numbers in the trained head")
-    stage_count: int = Field(description="stages that the path has when it is finished")
-    stages: list[Stage] = Field(default_factory=list, description="finished ones")
-    controls: Controls | None = Field(None, description="null without --controls")
+    stage_count: int = Field(description="number of stages of the finished path")
+    stages: list[Stage] = Field(default_factory=list, description="the finished stages")
+    controls: Controls | None = Field(None, description="results of --controls; null: not run")
 
     def score(self, stage: Stage, split: str) -> float:
         """Return a stage's main metric on a split."""
@@ -106,6 +107,7 @@ class PathReport(Report):
 
 def relative_to(first: float, score: float) -> float:
     """Divide a score by the first stage's score; NaN if that is not above zero."""
+    # a share of a correlation of 0 or below means nothing
     return score / first if first > 0 else math.nan
 
 

@@ -76,6 +76,7 @@ class Stages:
             self.restore(plan.index - 1)
         # the former stage's factors: the energy that dies in this stage is measured in them
         before = self.factors() if plan.index else {}
+        # after `restore`, which makes a method with the previous stage's value
         self.ready.method.set_option(self.option, plan.value)
         name = f"{plan.loaded.name}, stage {plan.index}: {self.option} {plan.value}"
         run = self.runner.next_run(plan.loaded, name, directory, ready=self.ready)
@@ -121,6 +122,7 @@ class Stages:
             energy_removed=None if previous is None else energy_lost(before, previous, alive),
             seconds=0.0,
         )
+        # stage 0 is compared with itself
         first = self.report.stages[0] if self.report.stages else stage
         score = self.report.score
         relative = {

@@ -387,9 +387,9 @@ def test_rows_that_cannot_certify_the_promise(
     words += [f"data.files.test={recipe.parent}/validation.jsonl", "data.validation=[test]"]
     assert run([*words, "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert "too few test rows to certify this loss" in shown
+    assert "too few test rows to certify this drop" in shown
     assert (
-        "--max-drop smallest (0.105); 0.005 takes about 41,000 labelled rows, 124 are there"
+        "--max-drop smallest (0.105); 0.005 needs about 41,000 labelled rows, there are 124"
         in shown
     )
     assert not out.exists()
@@ -404,7 +404,7 @@ def test_rows_that_cannot_certify_the_promise(
         "reported test": 24,
     }
     assert (out / "adapter").is_dir()
-    assert "too few test rows to certify this loss" in told.err
+    assert "too few test rows to certify this drop" in told.err
     assert run(["verify", str(out), "--certificate"]) == 0
     file = out / "certificate.json"
     text = file.read_text(encoding="utf-8")
@@ -423,7 +423,7 @@ def test_the_smallest_loss_that_the_rows_can_certify(
     words = ["auto", str(recipe), "--max-drop", "smallest", "--no-verify", f"output.dir={out}"]
     assert run(words) in (OK, NO_VERDICT)
     told = capsys.readouterr().err
-    assert "(smallest), 95%; the smallest that 45 test rows" in told
+    assert "(smallest), with 95% confidence; 45 test rows" in told
     assert "WARNING" not in told
     found = read_certificate(out)
     assert found is not None

@@ -58,7 +58,7 @@ def test_a_table_becomes_a_recipe_that_trains(init: Init) -> None:
     assert shown.count("\nrow ") == 1
     assert "[CLS] the cat sees the" in shown
     text = Path("reviews.yaml").read_text()
-    assert "held_out_rows: 8 # of 40 rows: one in five" in text
+    assert "held_out_rows: 8 # one in five of 40 rows" in text
     recipe = load_recipe("reviews.yaml").recipe
     assert recipe.data.text_columns == ["review"]
     assert (recipe.data.max_length, recipe.training.epochs) == (8, 1)
@@ -155,13 +155,14 @@ def test_of_a_large_file_some_rows_are_looked_at(
     init: Init, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fault among them is told with the line that it stands in."""
-    for place in ("data.columns", "propose.shown"):
+    for place in ("data.columns", "propose.lines"):
         monkeypatch.setattr(f"sora_cli.{place}.LOOKED_AT", 40)
     rows: list[dict[str, Any]] = [
         {"text": f"the cat sees the dog {i}", "label": "ab"[i % 2]} for i in range(200)
     ]
     write_rows(Path("rows.jsonl"), rows)
-    assert "rows        train 160, validation 40; of each 40 were looked at" in init("rows.jsonl")
+    looked = "rows        train 160, validation 40; at most 40 of each were looked at"
+    assert looked in init("rows.jsonl")
     for row in rows[100:]:
         row["text"] = None
     write_rows(Path("rows.jsonl"), rows)

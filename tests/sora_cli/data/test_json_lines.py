@@ -53,7 +53,7 @@ def test_rows_that_are_none(tmp_path: Path, name: str, content: str, what: str, 
 
 def test_in_a_directory(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text(f"null\n{GOOD}")
-    with pytest.raises(SoraError, match="no row") as caught:
+    with pytest.raises(SoraError, match="not a row") as caught:
         load_splits(DataBlock(path=str(tmp_path)))
     assert caught.value.where == f"{tmp_path / 'train.jsonl'}:1"
 

@@ -120,17 +120,17 @@ def test_columns_of_one_name_are_told(tmp_path: Path) -> None:
     twice = "text,label,text\na,0,b\nc,1,d\n"
     rows = _rows(tmp_path, {"train.csv": OK, "validation.csv": twice})
     (note,) = rows.notes
-    assert note.endswith("validation.csv:1 has 2 columns called 'text' (1, 3): the first one is "
-                         "read as that")  # fmt: skip
+    assert note.endswith("validation.csv:1 has 2 columns called 'text' (1, 3): only the "
+                         "first keeps this name")  # fmt: skip
     assert rows.select["text"][:] == ["a", "c"]
 
 
 @pytest.mark.parametrize(
     ("content", "says", "hint"),
     [
-        (f"{HEADER}a,0,\nb,1,\n", "3 fields, where the header has 2", "at the ends of the lines"),
-        (f"{HEADER}a,b,0\nb,c,1\n", "3 fields, where the header has 2", "into quotes"),
-        ("text;label\na;b;0\n", "3 fields, where the header has 2", "into quotes"),
+        (f"{HEADER}a,0,\nb,1,\n", "3 fields, but the header has 2", "at the ends of the lines"),
+        (f"{HEADER}a,b,0\nb,c,1\n", "3 fields, but the header has 2", "into quotes"),
+        ("text;label\na;b;0\n", "3 fields, but the header has 2", "into quotes"),
     ],
 )
 def test_a_first_row_wider_than_the_header(
@@ -149,9 +149,9 @@ def test_a_first_row_wider_than_the_header(
     [
         (["text,label\na,0\n", "text,kind\na,0\n"], "it has no column 'label', unlike ", "1.csv:1"),
         (["text,label\na,0\n", "text,label\na,0\nb,x\n"],
-         "'x', where there are whole numbers before", "1.csv:3"),
-        (['{"text": "a", "text": "b"}\n'], "the key 'text' is there twice", "0.jsonl:1"),
-        (['[{"text": "{"},\n'], "no JSON", "0.json:"),
+         "'x' stands in a column of whole numbers", "1.csv:3"),
+        (['{"text": "a", "text": "b"}\n'], "the key 'text' occurs twice", "0.jsonl:1"),
+        (['[{"text": "{"},\n'], "not valid JSON", "0.json:"),
     ],
 )  # fmt: skip
 def test_what_a_reader_does_not_tell(
@@ -170,7 +170,7 @@ def test_what_a_reader_does_not_tell(
     [
         ({"a.csv": "text,label\na,0\n"}, {"b.csv": "text, label\na,0\n"}, "b.csv:1\n"),
         ({"a.jsonl": '{"tags": [0]}\n'}, {"b.jsonl": '{"tags": ["x"]}\n'},
-         "'x', where there are whole numbers before"),
+         "'x' stands in a column of whole numbers"),
         ({"a.csv": "text,label\n"}, {"b.csv": OK}, "split 'train' holds no rows"),
     ],
 )  # fmt: skip

@@ -257,9 +257,9 @@ def test_a_validation_split_is_held_out_of_training_rows(tmp_path: Path) -> None
 
 def test_what_cannot_be_held_out(tmp_path: Path) -> None:
     files = _files(tmp_path)
-    lines = _refused("and the data has one", files=files, held_out_rows=2)
+    lines = _refused("but the data already has one", files=files, held_out_rows=2)
     assert "data.held_out_rows=null" in lines[-1]
     total = len(load_rows(DataBlock(files=files)).train)
-    _refused("leaves none of", files={"train": files["train"]}, held_out_rows=total)
+    _refused("leaves no rows to train on", files={"train": files["train"]}, held_out_rows=total)
     lines = _refused("no split 'validation'", files={"train": files["train"]})
     assert "takes them from the training rows" in lines[-1]

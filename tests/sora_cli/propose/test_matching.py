@@ -90,7 +90,7 @@ def test_columns_that_are_not_taken_say_what_they_hold() -> None:
         n: Column(n, k, 3, 7.0) for n, k in (("title", _kind("text")), ("at", _kind("date")))
     }
     assert found.not_taken(columns) == {
-        "title": "texts of 7 words, too: data.text_columns", "at": "dates or times",
+        "title": "texts of 7 words; data.text_columns can add it", "at": "dates or times",
     }  # fmt: skip
 
 
@@ -122,8 +122,8 @@ def test_what_is_given_decides() -> None:
         ("one:chat two:chat", None, "2 columns could be the chat", "data.columns.messages"),
         ("en:text de:text", None, "2 columns of texts, and none that could be a label",
          "data.columns='{instruction: en, output: de}'"),
-        ("a:number b:whole c:date", None, "no task can be told", "data.text_columns"),
-        ("a:number", "seq2seq", "the columns are not those of seq2seq",
+        ("a:number b:whole c:date", None, "no task fits the columns", "data.text_columns"),
+        ("a:number", "seq2seq", "the columns do not fit task seq2seq",
          "data.columns='{source: COLUMN, target: COLUMN}'"),
         ("text:text", "seq2sec", "unknown task 'seq2sec'", ""),
     ],

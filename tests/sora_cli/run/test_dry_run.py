@@ -79,7 +79,7 @@ def test_chats_cut_within_their_answer_and_empty_answers(
     write_rows(tmp_path / "valid.jsonl", [{"messages": chats[0]}])
     told = " ".join(_section(_dry_run(capsys, recipe, "data.max_length=3"), "data").split())
     assert "2 of 3 rows of train lose the end of their answers at data.max_length=3" in told
-    assert "1 of 3 rows of train have an empty answer: only its end is learned" in told
+    assert "1 of 3 rows of train have an empty answer: only the end token is learned" in told
     assert "1 of 1 rows of validation lose the end of their answers" in told
     write_rows(tmp_path / "valid.jsonl", [{"messages": chats[1]}])
     assert run(["train", str(recipe), "--dry-run"]) == 2

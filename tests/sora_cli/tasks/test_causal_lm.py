@@ -119,7 +119,7 @@ def test_all_of_a_plain_text_is_learned_but_its_first_token() -> None:
     assert encoded.lengths.tolist() == [6]
     cut = _encoded(_task(rows, data={"max_length": 3}, metrics=["loss"]), rows)
     assert cut.truncated == 1
-    assert not any(cut.told.values()), "there are no answers"
+    assert not any(cut.notes.values()), "there are no answers"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_all_of_a_plain_text_is_learned_but_its_first_token() -> None:
         ([{"a": "x"}], {}, {}, "no instructions, chats or texts found among the columns a"),
         (ROWS, {"columns": {"instruction": "outptu"}}, {}, "did you mean 'output'"),
         (ROWS, {}, {"prompt": "{nothing}"}, "no column 'nothing'"),
-        ([{"text": "cat"}], {}, {"metrics": ["rougeL"]}, "no answers that could be written"),
+        ([{"text": "cat"}], {}, {"metrics": ["rougeL"]}, "rows of plain text have no answers"),
     ],
 )
 def test_rows_that_do_not_fit(rows: Any, data: Any, options: Any, message: str) -> None:
@@ -183,7 +183,7 @@ def test_the_loss_is_the_models_own_over_all_tokens() -> None:
     with torch.no_grad():
         whole = float(model(**batch).loss)
         parts = [_batch(task, encoded.dataset.select(r)) for r in (range(3), range(3, 7))]
-        kept = [task.kept(model(**task.scored_inputs(part)), part) for part in parts]
+        kept = [task.outputs_to_keep(model(**task.scored_inputs(part)), part) for part in parts]
     predictions = Predictions(torch.cat(kept).numpy(), None, encoded)
     assert task.loss(predictions) == pytest.approx(whole, rel=1e-5)
     scores = task.scores(predictions)

@@ -46,7 +46,7 @@ def _predictions(task: ImageText, model: Any, rows: Dataset, *sizes: int) -> Pre
     for size in sizes:
         batch = _batch(task, rows.select(range(first, first + size)))
         with torch.no_grad():
-            kept.append(task.kept(model(**task.scored_inputs(batch)), batch))
+            kept.append(task.outputs_to_keep(model(**task.scored_inputs(batch)), batch))
         first += size
     assert first == len(rows)
     return Predictions(torch.cat(kept).numpy(), None, task.encode(rows, pair_processor()))
@@ -125,7 +125,7 @@ def test_one_broken_row_spoils_every_score() -> None:
 
 def test_no_row_has_a_loss_of_its_own() -> None:
     task, predictions = _made(["the north"] * 2, [0, 0], [0, 0], metrics=["loss"])
-    with pytest.raises(SoraError, match="no row has its own"):
+    with pytest.raises(SoraError, match="a single row has no loss"):
         task.row_scores(predictions)
 
 

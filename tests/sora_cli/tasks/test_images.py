@@ -124,10 +124,10 @@ def _damaged(kind: str) -> tuple[Any, str]:
     if kind == "deep":
         file = io.BytesIO()
         PIL.Image.fromarray(np.full((8, 8), 999, dtype=np.uint16)).save(file, "png")
-        return file.getvalue(), r"has more than 8 bits a channel \(mode I;16\)"
+        return file.getvalue(), r"has more than 8 bits per channel \(mode I;16\)"
     return {
-        "text": (b"hello", "cannot be read: it is of no known format"),
-        "empty": (b"", "cannot be read: it is of no known format"),
+        "text": (b"hello", "cannot be read: its format is unknown"),
+        "empty": (b"", "cannot be read: its format is unknown"),
         "none": (None, "is missing"),
     }[kind]
 
@@ -174,7 +174,7 @@ def test_an_image_processor_of_another_model_is_refused() -> None:
         ViTImageProcessorPil(),  # three channels, 224 x 224
         tiny_image_processor(size={"height": 16, "width": 16}),
     ):
-        with pytest.raises(SoraError, match="does not take what its image processor makes"):
+        with pytest.raises(SoraError, match="does not accept the output of its image processor"):
             task.check_model(tiny_vit(num_labels=4), processor)
 
 
@@ -190,7 +190,7 @@ def test_images_of_several_sizes_need_a_processor_that_resizes() -> None:
     rows = Dataset.from_dict({"image": images, "label": [0, 1]})
     task = _task(rows)
     kept = task.encode(rows, None).dataset
-    with pytest.raises(SoraError, match="the image processor makes no batch of these images"):
+    with pytest.raises(SoraError, match="the image processor cannot make a batch of these images"):
         task.collator(tiny_image_processor(do_resize=False))([kept[0], kept[1]])
 
 
@@ -224,7 +224,7 @@ def test_the_loss_is_the_models_own_on_one_batch() -> None:
     with torch.no_grad():
         whole = float(model(**batch).loss)
         parts = [_batch(task, rows.select(r)) for r in (range(4), range(4, 9))]
-        kept = [task.kept(model(**task.scored_inputs(part)), part) for part in parts]
+        kept = [task.outputs_to_keep(model(**task.scored_inputs(part)), part) for part in parts]
     outputs = torch.cat(kept).numpy()
     encoded_rows = task.encode(rows, tiny_image_processor())
     predictions = Predictions(outputs, task.labels(encoded_rows), encoded_rows)

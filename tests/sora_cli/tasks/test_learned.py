@@ -204,10 +204,10 @@ def test_chunks_are_what_the_head_makes() -> None:
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (_gemma2, "changes the logits"),
-        (_granite, "changes the logits"),
-        (lambda: _cohere(0.0625), "changes the logits"),
-        (_with_router_loss, "more than that of the words"),
+        (_gemma2, "scales or caps the logits"),
+        (_granite, "scales or caps the logits"),
+        (lambda: _cohere(0.0625), "scales or caps the logits"),
+        (_with_router_loss, "has further terms"),
     ],
 )
 def test_chunks_are_refused_where_they_would_be_wrong(make: Make, why: str) -> None:

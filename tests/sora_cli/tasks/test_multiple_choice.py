@@ -147,7 +147,9 @@ def test_the_loss_is_the_models_own_over_all_rows() -> None:
     with torch.no_grad():
         whole = model(**collate(features))
         parts = [collate(features[:4]), collate(features[4:])]
-        kept = torch.cat([task.kept(model(**task.scored_inputs(part)), part) for part in parts])
+        kept = torch.cat(
+            [task.outputs_to_keep(model(**task.scored_inputs(part)), part) for part in parts]
+        )
     assert kept.shape == (9, 3)
     assert sum(task.loss_items(part) for part in parts) == 9
     scores = task.scores(Predictions(kept.numpy(), task.labels(encoded), encoded))

@@ -221,11 +221,11 @@ def test_answers_that_stand_nowhere_are_not_learned_but_scored() -> None:
     assert scored.dataset["example"][:] == [0, 1, 2]
     told = task.remarks({"train": train, "test": scored})
     assert told == [
-        "1 of 3 rows of train are left out: none of their answers stands in the context",
-        "1 of 3 rows of test count as wrong: none of their answers stands in the context",
+        "1 of 3 rows of train are left out: none of their answers occurs in the context",
+        "1 of 3 rows of test count as wrong: none of their answers occurs in the context",
     ]
     assert task.remarks({"train": _encoded(task, [ROW], training=True)}) == []
-    with pytest.raises(SoraError, match="no answer stands in its context"):
+    with pytest.raises(SoraError, match="no answer occurs in its context"):
         task.check(Dataset.from_list(rows[1:2]))
 
 
@@ -233,7 +233,7 @@ def test_answers_that_stand_nowhere_are_not_learned_but_scored() -> None:
     ("change", "message", "key"),
     [
         ({"answers": []}, "column 'answers' has no answer", "task.unanswerable"),
-        ({"answers": None}, "which are no answers", "data.columns.answers"),
+        ({"answers": None}, "which is not a list of answers", "data.columns.answers"),
         ({"answers": "", "context": "a"}, "has no answer", "task.unanswerable"),
         ({"context": " "}, "column 'context' has no text", "data.columns.context"),
         ({"question": None}, "column 'question' has no text", "data.columns.question"),
@@ -248,7 +248,9 @@ def test_a_row_that_does_not_fit_is_named(change: Any, message: str, key: str) -
 
 
 def test_numbers_are_no_answers() -> None:
-    with pytest.raises(SoraError, match=r"column 'answers' holds \[3\], which are no answers"):
+    with pytest.raises(
+        SoraError, match=r"column 'answers' holds \[3\], which is not a list of answers"
+    ):
         _encoded(_task(), [{**ROW, "answers": [3]}])
 
 
@@ -260,7 +262,7 @@ def test_a_context_without_tokens_is_named() -> None:
 
 def test_a_question_that_leaves_no_room_is_refused_with_what_would_do() -> None:
     rows = [ROW, {**ROW, "question": "the cat sees a dog"}]
-    with pytest.raises(SoraError, match=r"the question has 5 tokens: in windows.*\nrow 1 ") as e:
+    with pytest.raises(SoraError, match=r"5 tokens and leaves no room.*\nrow 1 ") as e:
         _encoded(_task(data={"max_length": 10}), rows)
     assert e.value.hint == "data.max_length=11, or a smaller task.stride"
     assert len(_encoded(_task(data={"max_length": 11}), rows).lengths) > 2
@@ -305,7 +307,7 @@ def test_the_loss_is_the_models_own_of_each_window_alone(make: Any) -> None:
         task.check_model(model, tokenizer)
         outputs = model(**batch)
         assert float(outputs.loss) == pytest.approx(np.mean(alone), rel=1e-5)
-        kept = task.kept(model(**task.scored_inputs(batch)), batch)
+        kept = task.outputs_to_keep(model(**task.scored_inputs(batch)), batch)
     wider = np.pad(kept.numpy(), ((0, 0), (0, 3), (0, 0)), constant_values=-100)
     for logits in (kept.numpy(), wider):  # as beside a batch of longer rows
         loss = task.loss(Predictions(logits, None, encoded))

@@ -139,7 +139,7 @@ def test_the_loss_is_the_models_own_over_all_tokens(make: Any, shifted: bool) ->
         whole = model(**collate(features))
         parts = [collate(features[:1]), collate(features[1:])]
         given = [task.scored_inputs(part) for part in parts]
-        kept = [task.kept(model(**g), p) for g, p in zip(given, parts, strict=True)]
+        kept = [task.outputs_to_keep(model(**g), p) for g, p in zip(given, parts, strict=True)]
     assert ["labels" in inputs for inputs in given] == [not shifted] * 2
     predictions = Predictions(torch.cat(kept).numpy(), None, encoded)
     assert [task.loss_items(part) for part in parts] == [3, 6 + 2]
@@ -240,7 +240,7 @@ def test_writing_ends_where_the_positions_do() -> None:
 def test_a_model_that_names_no_first_token_is_refused() -> None:
     model = tiny_t5()
     model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = None
-    with pytest.raises(SoraError, match="which token its texts begin with"):
+    with pytest.raises(SoraError, match="the first token of its texts"):
         _task().check_model(model, text_tokenizer())
     model.generation_config.decoder_start_token_id = 0
     _task().check_model(model, text_tokenizer())

@@ -90,7 +90,7 @@ def test_a_class_only_the_names_know() -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([-1, 0], "from 0 upwards: -1, 0"),
+        ([-1, 0], "counted from 0: -1, 0"),
         ([0.5, 1.0], "fractional"),
         ([1, None], "no label\nrow 1 "),
     ],

@@ -165,7 +165,7 @@ def test_names_of_tags_that_are_texts() -> None:
 def test_numbers_are_named_by_the_recipe() -> None:
     numbers = _rows([ROW], names=None)
     assert _task(numbers, data={"label_names": NAMES}).label_names == NAMES
-    with pytest.raises(SoraError, match="tag '0' is of no entity") as caught:
+    with pytest.raises(SoraError, match="tag '0' marks no entity") as caught:
         _task(numbers)
     assert "data.label_names" in str(caught.value.hint)
     assert _task(numbers, metrics=["accuracy"]).label_names == list("01234")
@@ -173,7 +173,7 @@ def test_numbers_are_named_by_the_recipe() -> None:
 
 def test_other_tags_have_no_entities() -> None:
     words = Dataset.from_list([{"tokens": ["cat", "sees"], "pos_tags": ["NOUN", "VERB"]}])
-    with pytest.raises(SoraError, match="tag 'NOUN' is of no entity") as caught:
+    with pytest.raises(SoraError, match="tag 'NOUN' marks no entity") as caught:
         _task(words)
     assert caught.value.key == "task.metrics"
     assert _task(words, metrics=["accuracy"]).label_names == ["NOUN", "VERB"]
@@ -236,7 +236,7 @@ def test_the_loss_is_the_models_own_over_all_words(make: Any) -> None:
         kept, items = [], 0
         for part in (range(4), range(4, 11)):
             batch = collate(list(encoded.dataset.select(part)))
-            kept.append(task.kept(model(**task.scored_inputs(batch)), batch).numpy())
+            kept.append(task.outputs_to_keep(model(**task.scored_inputs(batch)), batch).numpy())
             items += task.loss_items(batch)
     width = max(k.shape[1] for k in kept)
     padded = [
@@ -358,8 +358,8 @@ def test_one_broken_logit_spoils_every_score(value: float) -> None:
     logits = torch.zeros(*batch["labels"].shape, 3)
     shortest = int(np.argmin(encoded.lengths))
     logits[shortest, -1] = value  # padding is no word
-    fine = Predictions(task.kept({"logits": logits}, batch).numpy(), None, encoded)
+    fine = Predictions(task.outputs_to_keep({"logits": logits}, batch).numpy(), None, encoded)
     assert all(math.isfinite(score) for score in task.scores(fine).values())
     logits[2, 1, 2] = value
-    broken = Predictions(task.kept({"logits": logits}, batch).numpy(), None, encoded)
+    broken = Predictions(task.outputs_to_keep({"logits": logits}, batch).numpy(), None, encoded)
     assert all(math.isnan(score) for score in task.scores(broken).values())

@@ -87,8 +87,8 @@ def test_rows_may_be_given() -> None:
 @pytest.mark.parametrize(
     ("words", "total", "said"),
     [
-        ((), 40, "that choose the size leave too few"),
-        (("auto.rows=100",), 100, "100 that choose the size leave too few"),
+        ((), 40, "to choose the size leave too few"),
+        (("auto.rows=100",), 100, "100 held out to choose the size leave too few"),
         (("auto.rows=3",), 100, "leave too few"),
     ],
 )

@@ -12,8 +12,8 @@ import torch
 from methods.base import LowRankLinear
 from methods.factors import LowRankFactors
 from sora_cli.experiments.auto.budget import RowPlan
-from sora_cli.experiments.auto.cuts import holding
-from sora_cli.experiments.auto.plan import found_keys, plan_auto
+from sora_cli.experiments.auto.cuts import replaced_factors
+from sora_cli.experiments.auto.plan import derived_keys, plan_auto
 from sora_cli.experiments.auto.plot import plot_curve
 from sora_cli.experiments.auto.record import AutoRecord
 from sora_cli.experiments.auto.tables import full_layers
@@ -84,9 +84,9 @@ def test_layers_that_keep_all_are_named() -> None:
 
 def test_keys_that_are_found(tmp_path: Path) -> None:
     plan = plan_auto(load_recipe(str(auto_recipe(tmp_path)), []))
-    assert found_keys(plan) == ["method.max_params"]
+    assert derived_keys(plan) == ["method.max_params"]
     probed = dataclasses.replace(plan, learning_rate=0.1)
-    assert found_keys(probed) == ["method.max_params", "training.learning_rate"]
+    assert derived_keys(probed) == ["method.max_params", "training.learning_rate"]
     rows = RowPlan(15, 45, 64, 124, 0.0)
     for recipe in (probed.full(rows), probed.candidate(1, 100, rows)):
         assert recipe.recipe.training.learning_rate == 0.1
@@ -121,7 +121,7 @@ def test_other_factors_are_held_for_a_while() -> None:
     small = LowRankFactors(a[:2], 0.5 * b[:, :2])
     x = torch.randn(3, 6)
     before = layer(x)
-    with holding({"l": layer}, {"l": small}):
+    with replaced_factors({"l": layer}, {"l": small}):
         expected = base(x) + x @ small.dense().float().T
         torch.testing.assert_close(layer(x), expected)
         assert layer.A.shape == (4, 6)

@@ -73,5 +73,5 @@ def test_wishes_that_can_not_come_true(wish: dict[str, float | str], says: str) 
 
 
 def test_a_share_of_nothing_is_refused() -> None:
-    with pytest.raises(SoraError, match="a share of that says nothing"):
+    with pytest.raises(SoraError, match="a share of it means nothing"):
         choose(made_report([0.0, 0.1], [2, 1]), keep=0.9)

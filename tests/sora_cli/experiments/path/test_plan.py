@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sora_cli.core.errors import SoraError
-from sora_cli.experiments.path.plan import overruled, path_directory, plan_stages
+from sora_cli.experiments.path.plan import path_directory, plan_stages, unused
 from sora_cli.recipe.load import load_recipe
 from tests.sora_cli.experiments.path.support import path_recipe
 
@@ -34,7 +34,7 @@ def test_every_stage_is_an_ordinary_recipe(tmp_path: Path) -> None:
 
 def test_what_the_path_overrules_is_said(tmp_path: Path) -> None:
     recipe = path_recipe(tmp_path)
-    notes = overruled(load_recipe(recipe, ["training.keep_best=true"]))
+    notes = unused(load_recipe(recipe, ["training.keep_best=true"]))
     assert [note.split(" ")[0] for note in notes] == ["method.threshold", "training.keep_best"]
     assert "tiny.yaml" in notes[0]
 

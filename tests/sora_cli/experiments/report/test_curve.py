@@ -14,7 +14,7 @@ def test_bounds_and_promise() -> None:
     known = certificate()
     (axes,) = draw_sizes(known).axes
     lines = {str(line.get_label()): line for line in axes.lines}
-    assert list(lines["tolerated: 0.5pt"].get_ydata()) == [0.005, 0.005]
+    assert list(lines["promise: 0.5pt"].get_ydata()) == [0.005, 0.005]
     (trained,) = (line for name, line in lines.items() if name.startswith("trained, passed"))
     assert list(trained.get_xdata()) == pytest.approx([100 * 40 / 90])
     bounds = [line.get_ydata() for line in axes.lines if list(line.get_ydata()) == [0.0, 0.004]]

@@ -27,11 +27,11 @@ def proposal_lines(proposal: Proposal, *, rows: int) -> Iterator[str]:
     Args:
         rows: number of rows to show as the model gets them.
     """
-    task, found = proposal.task, proposal.match
-    yield f"{found.task}: {printable(found.why)}"
-    taken = ", ".join(f"{column} ({part})" for column, part in found.taken.items())
+    task, matched = proposal.task, proposal.match
+    yield f"{matched.task}: {printable(matched.why)}"
+    taken = ", ".join(f"{column} ({part})" for column, part in matched.taken.items())
     yield from indented(wrapped("taken", printable(taken)))
-    left = found.not_taken(proposal.columns)
+    left = matched.not_taken(proposal.columns)
     if left:
         about = ", ".join(f"{column} ({why})" for column, why in left.items())
         yield from indented(wrapped("not taken", printable(about)))
@@ -41,7 +41,7 @@ def proposal_lines(proposal: Proposal, *, rows: int) -> Iterator[str]:
     parts = _encoded(proposal.task, proposal.rows, proposal.processor)
     numbers = {"train": proposal.rows.train, **proposal.rows.report}
     sizes = ", ".join(f"{name} {count(len(part))}" for name, part in numbers.items())
-    looked = f"; of each {count(LOOKED_AT)} were looked at" if _is_large(numbers) else ""
+    looked = f"; at most {count(LOOKED_AT)} of each were looked at" if _is_large(numbers) else ""
     yield from indented([f"{'rows':<11} {sizes}{looked}"])
     counts, texts = count_classes(task, parts), task.input_columns
     found_twice = find_overlaps(
