@@ -149,7 +149,13 @@ class Maker:
         sizes = screen(cuts, test_rows=test_rows, confidence=block.confidence)
         max_drop, may_pass = self.promise.max_drop, self._may_pass
         for number in name_sizes(
-            sizes, cuts.full, max_drop, block.sizes, block.serve, tested=may_pass
+            sizes,
+            cuts.full,
+            max_drop,
+            block.sizes,
+            block.serve,
+            tested=may_pass,
+            answers=self.promise.kind == "differ",
         ):
             sizes[number].named = True
         self.record.screened = from_first_process(sizes)
