@@ -240,8 +240,9 @@ def name_sizes(
     if not tested:
         places = [liked]
     elif answers:
-        above = [max(safe - 1, 0)] if most > 1 else []
-        places = [*above, max(safe, liked), safe]
+        # one size: the safe one; two: its neighbours; three: all of them
+        neighbours = [max(safe - 1, 0), max(safe, liked)]
+        places = [safe] if most == 1 else neighbours if most == 2 else [*neighbours, safe]
     elif any(size.expected is None or size.differing is not None for size in sizes):
         above = [max(safe - _STEP, 0)] if most > 1 else []
         places = [*above, safe, *(safe + _STEP * step for step in range(1, most))]
