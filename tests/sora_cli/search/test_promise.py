@@ -11,6 +11,9 @@ from sora_cli.recipe.families import FAMILIES
 from sora_cli.search.certifiable import Certifiable, certifiable_drop
 from sora_cli.search.promise import Promise, proposed_drop, rounded_up
 from sora_cli.tasks.metrics import number_parts
+from sora_cli.tasks.row_scores import row_scores
+
+RIGHT, MEAN = (row_scores("m", formula, np.ones(3)) for formula in ("right", "mean"))
 
 
 def promise(metric: str = "accuracy", **changes: Any) -> Promise:
@@ -19,21 +22,21 @@ def promise(metric: str = "accuracy", **changes: Any) -> Promise:
 
 
 def test_the_smallest_is_what_that_many_rows_can_be_expected_to_certify() -> None:
-    able = Certifiable.on(400, 0.95, right_or_wrong=True)
+    able = Certifiable.on(400, 0.95, RIGHT)
     settled = promise().settled(able, 400)
     assert settled.max_drop == rounded_up(certifiable_drop(400)) == 0.025
     assert settled.given == "smallest"
 
 
 def test_a_loss_that_was_given_stays() -> None:
-    able = Certifiable.on(400, 0.95, right_or_wrong=True)
+    able = Certifiable.on(400, 0.95, RIGHT)
     given = promise(max_drop=0.5, given="50pt")
     assert given.settled(able, 400) is given
 
 
 @pytest.mark.parametrize(("metric", "hint"), [("f1", "2pt"), ("loss", "0.02")])
 def test_it_is_not_known_of_metrics_without_right_or_wrong_rows(metric: str, hint: str) -> None:
-    able = Certifiable.on(400, 0.95, right_or_wrong=False)
+    able = Certifiable.on(400, 0.95, MEAN)
     with pytest.raises(SoraError, match=f"only after sizes .*\n.*--max-drop {hint}"):
         promise(metric).settled(able, 400)
 
