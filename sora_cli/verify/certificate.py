@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -114,7 +115,8 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
         raise SoraError(f"{run / REPORT} is of no run of sora auto")
     task, rows = _load(recipe)
     numbers = (found.rows[name].rows for name in (SCREENING, TEST))
-    held = deciding_rows(recipe, task, rows.train, *numbers)
+    with _moved("auto.unlabelled=FILE"):
+        held = deciding_rows(recipe, task, rows.train, *numbers)
     sets = row_sets(rows, held)
     reports = read_reports(run, len(found.candidates))
     differs = [*_changed_rows(found.rows, sets), *_changed_adapters(run, found, task)]
@@ -200,11 +202,17 @@ def _read(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedRecip
 
 
 def _load(recipe: Recipe) -> tuple[Task, Rows]:
-    """Load the rows; where they are not found, say how to tell where they are by now."""
-    try:
+    with _moved("data.files.train=FILE, or data.path=DIR"):
         return load_task(recipe)
+
+
+@contextmanager
+def _moved(override: str) -> Iterator[None]:
+    """Where rows are not found, say by which override to tell where they are by now."""
+    try:
+        yield
     except MissingDataError as error:
-        error.hint = "say where it is by now: data.files.train=FILE, or data.path=DIR"
+        error.hint = f"say where it is by now: {override}"
         raise
 
 

@@ -33,7 +33,7 @@ from sora_cli.search.rows import Held, certifiable_by, deciding_rows, row_sets
 from sora_cli.search.screening import expected_drop, name_sizes, screen
 from sora_cli.search.search import from_first_process, in_fixed_order
 from sora_cli.search.size import Size, size_of
-from sora_cli.search.words import tested_line
+from sora_cli.search.words import expected_line, tested_line
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.log import ReportLog
 
@@ -105,7 +105,7 @@ class Maker:
             if bound is not None and scores is not None:
                 score = scores.beside(self._scores_at_full_rank())
                 size.test = SizeTest.of(score, bound, max_drop)
-                self._tell(tested_line(size.test, max_drop))
+                self._tell(tested_line(size.test, self.promise))
             record.add(size)
             self.log.save()
 
@@ -163,11 +163,8 @@ class Maker:
         self._tell(f"to be trained, as shares of the parameters: {named}")
         for size in self.record.named():
             if size.certifiable is not None:
-                self._tell(
-                    f"{size.share:.1%}: a drop of {expected_drop(size):+.4f} is expected before "
-                    f"healing; {test_rows:,} test rows can be expected to certify "
-                    f"{size.certifiable:.4f}"
-                )
+                expected = expected_drop(size), size.certifiable
+                self._tell(f"{size.share:.1%}: {expected_line(self.promise, test_rows, *expected)}")
 
     def _heal(self, size: Screened) -> Made:
         """Cut the checkpoint to a size and train it on; if a test could pass, score it."""
