@@ -113,7 +113,7 @@ def tested_line(test: SizeTest, promise: Promise) -> str:
     end = ": no smaller size is tested" if test.failed else ""
     if promise.kind == "differ":
         return (
-            f"{test.differing or 0:,} answers differ ({100 * test.drop:.2f} %), bound "
+            f"differing answers: {test.differing or 0:,} ({100 * test.drop:.2f} %), bound "
             f"{100 * test.upper:.2f} %, promise {100 * promise.max_drop:g} %: {test.verdict}{end}"
         )
     bound = f"bound {test.upper:.4f}" if test.refused is None else f"no bound: {test.refused}"

@@ -57,12 +57,13 @@ def draw_curve(axes: Any, certificate: Certificate) -> None:
     axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel(f"adapter parameters, % of the {whole:,} at full rank", fontsize=9)
-    axes.set_ylabel(
-        "share of answers other than at full rank"
-        if certificate.promise.kind == "differ"
-        else f"drop of {certificate.promise.metric} against full rank",
-        fontsize=9,
-    )
+    label = f"drop of {certificate.promise.metric} against full rank"
+    if certificate.promise.kind == "differ":
+        from matplotlib.ticker import PercentFormatter
+
+        label = "answers that differ from full rank's"
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    axes.set_ylabel(label, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(axis="y", linewidth=0.4, color=FAINT)
     axes.set_axisbelow(True)

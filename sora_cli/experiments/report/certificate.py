@@ -57,9 +57,10 @@ def _lines(c: Certificate) -> list[str]:
         f"the bound: {bound.method}; its level {level}",
     ]
     if bound.smallest_drop is not None:
+        least = f"{bound.smallest_drop:.2%}" if answers else f"{bound.smallest_drop:.4g}"
         lines.append(
             f"the smallest {'share' if answers else 'loss'} that these test rows can be expected "
-            f"to certify: {bound.smallest_drop:.4g}"
+            f"to certify: {least}"
         )
     rows = ", ".join(f"{n} {count(part.rows)} (of {part.split})" for n, part in c.rows.items())
     seeds = ", ".join(f"{name} {seed}" for name, seed in c.seeds.items())
@@ -69,13 +70,13 @@ def _lines(c: Certificate) -> list[str]:
 def _table(c: Certificate) -> Table:
     """Return a table of the full rank and the sizes that were trained."""
     reported = tuple(c.full.reported)
-    name, bound, form = ("drop", "bound of the drop", "+.4f")
-    if c.promise.kind == "differ":
-        name, bound, form = ("differ", "bound of the share", ".4f")
+    name, bound, form, of = "drop", "bound of the drop", "+.4f", ""
+    if c.promise.kind == "differ":  # the reported splits have the recipe's metric all the same
+        name, bound, form, of = "differ", "at most", ".2%", "agreement, "
     columns = (
         Column("parameters", count), Column("of full", ".0%"), Column("components", count),
-        Column("screening, unhealed", number), "test rows", Column(bound, form),
-        ", ".join(reported), "verdict",
+        Column(f"{of}screening, unhealed", number), f"{of}test rows", Column(bound, form),
+        ", ".join(f"{c.promise.metric}, {split}" if of else split for split in reported), "verdict",
     )  # fmt: skip
     scores = ", ".join(number(c.full.reported[split]) for split in reported)
     full = [c.full.parameters, 1, c.full.components, None, number(c.full.test), None]

@@ -106,7 +106,7 @@ def test_what_is_said(
     told = capsys.readouterr()
     assert Certificate.model_validate_json(told.out) == found
     assert "of the answers are expected to differ before healing" in told.err
-    assert "answers differ (" in told.err
+    assert "differing answers: " in told.err
     for page in ("card", "page", "list", "inspect"):
         if page == "card":
             text = (done / "adapter" / "README.md").read_text(encoding="utf-8")
