@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sora_cli.core.checks import check_needed
+from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
 from sora_cli.recipe.reading import names_columns
 from sora_cli.recipe.tolerance import CONFIDENCE
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from sora_cli.recipe.load import LoadedRecipe
     from sora_cli.recipe.recipe import Recipe
     from sora_cli.search.rows import ChoosingRows
+
+_FAMILY = "task.name="
 
 
 def asked_promise(
@@ -61,7 +64,12 @@ def load_promise(asked: PromiseOptions, place: Path) -> tuple[LoadedRecipe, Prom
     with importing():
         from sora_cli.use.described import described
 
-    loaded, _ = described(place, asked.overrides)
+    names = (word.removeprefix(_FAMILY) for word in asked.overrides if word.startswith(_FAMILY))
+    try:
+        loaded, _ = described(place, asked.overrides, task=next(names, None))
+    except SoraError as error:  # `described` names the option of sora predict
+        error.renamed("--task ", _FAMILY)
+        raise
     return loaded, asked.of(loaded.recipe)
 
 
