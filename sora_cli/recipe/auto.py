@@ -31,8 +31,8 @@ class AutoBlock(Block):
     )
     unlabelled: str | None = Field(
         None,
-        description="file of rows whose labels are not needed (csv, tsv, json, jsonl, parquet), "
-        "on which answers are compared",
+        description="file of rows on which answers are compared (csv, tsv, json, jsonl, parquet); "
+        "labels in it are ignored, and training rows in it are left out",
     )
     tolerance: float | None = Field(
         None,
@@ -74,7 +74,7 @@ class AutoBlock(Block):
         None,
         description="rows of the training split that choose the size and are not trained on; "
         "unset: as many as the cost allows of those that data.max_train_rows leaves unused, or of "
-        "a fifth of the split",
+        "a fifth of the split; with max_differ: of the unlabelled rows, unset: all of them",
     )
     seed: Seed = Field(
         42, description="seed that takes these rows out, and parts them into screening and test"
