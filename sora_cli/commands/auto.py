@@ -15,7 +15,7 @@ import typer
 from sora_cli.adapter.places import ADAPTER
 from sora_cli.commands import completion, options
 from sora_cli.core.atomic import tidy, write_text_atomic
-from sora_cli.core.checks import check_requires
+from sora_cli.core.checks import check_exclusive, check_requires
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
@@ -81,6 +81,28 @@ def auto(
             "test rows can be expected to certify.",
         ),
     ] = None,
+    max_differ: Annotated[
+        str | None,
+        typer.Option(
+            "--max-differ",
+            help="In place of --max-drop: the largest share of rows that may be answered otherwise "
+            "than at full rank, such as 1%. No labels are needed, but --unlabelled.",
+        ),
+    ] = None,
+    unlabelled: Annotated[
+        str | None,
+        typer.Option(
+            "--unlabelled", help="File of rows without labels, on which answers are compared."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            help="With --max-differ, for answers that are numbers: the largest distance of two "
+            "that count as the same, such as 0.1.",
+        ),
+    ] = None,
     confidence: Annotated[
         float | None,
         typer.Option("--confidence", help="Confidence of the certificate. Default: 0.95."),
@@ -131,9 +153,12 @@ def auto(
         check_requires("--data", {"--model": model is not None, "--task": task is not None})
     if recipe is None:
         raise SoraError("no recipe is given", hint="sora auto RECIPE, or sora auto --data FILE")
-    block = {"max_drop": max_drop, "confidence": confidence, "serve": serve}
+    block: dict[str, str | float | None]
+    block = {"max_drop": max_drop, "max_differ": max_differ, "unlabelled": unlabelled}
+    block |= {"tolerance": tolerance, "confidence": confidence, "serve": serve}
     block |= {"probe": "true"} if probe else {}
     words = [f"auto.{key}={value}" for key, value in block.items() if value is not None]
+    words = [*_without_other(max_drop, max_differ), *words]
     if preview is not None and not dry_run:
         raise SoraError("--preview goes with --dry-run", hint="add --dry-run")
     loaded = load_recipe(recipe, [*given, *words])
@@ -158,6 +183,15 @@ def auto(
                 exit_code = check_run(_placed(loaded, plan), ready, log.report) or exit_code
     conclude(certificate, log.report, plan.output, as_json=as_json)
     return exit_code
+
+
+def _without_other(max_drop: str | None, max_differ: str | None) -> list[str]:
+    """Return overrides that take the recipe's own promise out, if an option gives the other one."""
+    check_exclusive([n for n, v in (("--max-drop", max_drop), ("--max-differ", max_differ)) if v])
+    if max_differ is not None:
+        return ["auto.max_drop=null"]
+    differ = ("max_differ", "unlabelled", "tolerance")
+    return [] if max_drop is None else [f"auto.{key}=null" for key in differ]
 
 
 def open_record(plan: AutoPlan, *, force: bool) -> AutoRecord:
@@ -201,19 +235,18 @@ def run(
         from sora_cli.adapter.card import rewrite_card
         from sora_cli.experiments.auto.maker import Maker
         from sora_cli.experiments.auto.plot import plot_curve
+        from sora_cli.experiments.auto.rows import planned_rows
         from sora_cli.run.layers import describe_layers
         from sora_cli.run.prepare import prepare
         from sora_cli.run.preview import start_lines
-        from sora_cli.search.rows import count_rows
         from sora_cli.train.log import ReportLog
         from sora_cli.train.machine import set_deterministic
     recipe = plan.loaded.recipe
     log = ReportLog(plan.output / RECORD, record)
     log.note_import(began)
     set_deterministic(recipe.training.deterministic)
-    # the size of the training split decides how many rows are held out, so it is counted before
-    # the rows are loaded and encoded
-    rows = plan.row_plan(count_rows(recipe.data))
+    rows, notes = planned_rows(plan)
+    say_notes(notes)
     full = plan.full(rows)
     ready = prepare(full.recipe, log.phase)
     if is_main():
@@ -366,11 +399,13 @@ def _show_plan(plan: AutoPlan, preview: int | None) -> None:
     from sora_cli.run.dry_run import dry_run, emit_section
 
     with importing():
-        from sora_cli.search.rows import certifiable_by, count_rows
-    rows = plan.row_plan(count_rows(plan.loaded.recipe.data))
+        from sora_cli.experiments.auto.rows import planned_rows
+        from sora_cli.search.rows import certifiable_by
+    rows, notes = planned_rows(plan)
+    say_notes(notes)
     full = plan.full(rows)
     shown = dry_run(full, rows=preview)
-    certifiable = certifiable_by(full.recipe, shown.ready, rows.test, plan.block.confidence)
+    certifiable = certifiable_by(full.recipe, shown.ready, rows.test, plan.promise)
     emit_section(
         f"sizes of {plan.loaded.name}; the above is the run at full rank",
         [

@@ -39,6 +39,12 @@ _SCOPE = (
 )
 
 
+_SCOPE_OF_ANSWERS = (
+    "answers, right or wrong, of the written adapter, this training run, and rows drawn like the "
+    "unlabelled ones; not another seed, other data, or rows of another kind"
+)
+
+
 def part_of(split: str) -> str:
     """Return the name of a reported split in `rows`, distinct from the parts that decide."""
     return f"reported {split}" if split in {TRAIN, SCREENING, TEST} else split
@@ -234,8 +240,12 @@ def conclude(certificate: StoredCertificate) -> None:
     kept = written.test is not None and written.test.kept
     certificate.status = "certified" if kept else "not certified"
     rows = certificate.rows[TEST].rows
-    certificate.statement = _statement(promise, certificate.bound, written.test, rows)
-    certificate.scope = _SCOPE
+    if promise.kind == "differ":
+        certificate.statement = _on_answers(promise, written.test, rows)
+        certificate.scope = _SCOPE_OF_ANSWERS
+    else:
+        certificate.statement = _statement(promise, certificate.bound, written.test, rows)
+        certificate.scope = _SCOPE
     certificate.next_smaller = failed(candidates) if kept else None
     certificate.saved = saving(written, certificate.full, promise.serve)
     certificate.adapter = written.digest
@@ -281,6 +291,29 @@ def _statement(promise: Promise, bound: BoundMethod, test: SizeTest | None, rows
         f"no size passed its test: of the largest, {promise.metric} may be {test.upper:.4f} "
         f"worse than at full rank, and {promise.max_drop:g} is tolerated (on {rows:,} rows: "
         f"{test.drop:+.4f})"
+    )
+
+
+def _on_answers(promise: Promise, test: SizeTest | None, rows: int) -> str:
+    """Return the certified share of differing answers as a sentence; arguments as `_statement`."""
+    share = f"{100 * promise.max_drop:g} %"
+    if test is None:
+        from sora_cli.search.agreement import share_bound  # scipy, as above
+
+        least = 100 * share_bound(0, rows, promise.confidence)
+        return (
+            f"{rows:,} rows cannot show that at most {share} of the answers differ: the smallest "
+            f"share they can certify, if no answer differs, is {least:.2f} %"
+        )
+    seen = f"bound {100 * test.upper:.2f} %: {test.differing or 0:,} of {rows:,} rows differ"
+    if test.kept:
+        return (
+            f"with {promise.confidence:.0%} confidence at most {share} of the answers differ from "
+            f"those at full rank ({seen})"
+        )
+    return (
+        f"no size passed its test: of the largest, more than {share} of the answers may differ "
+        f"from those at full rank ({seen})"
     )
 
 

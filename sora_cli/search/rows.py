@@ -22,12 +22,14 @@ from sora_cli.model.base import Base
 from sora_cli.recipe.recipe import DataBlock, Recipe
 from sora_cli.run.encode import encode
 from sora_cli.run.prepare import Prepared, check_rows, load_task
+from sora_cli.search.answers import AnswerRows, read_answer_rows
 from sora_cli.search.certifiable import Certifiable
 from sora_cli.search.certificate import SCREENING, TEST, TRAIN, RowSet, part_of
+from sora_cli.search.promise import Promise
 from sora_cli.search.screening import part_rows
 from sora_cli.tasks.base import Encoded, Task
-from sora_cli.tasks.row_scores import RowScores
-from sora_cli.train.trainer import build_scorer, build_trainer
+from sora_cli.tasks.row_scores import RowScores, answer_scores
+from sora_cli.train.trainer import AdapterTrainer, build_scorer, build_trainer
 
 _FEW = 8  # rows that are scored to see if rows are right or wrong by the metric
 
@@ -42,6 +44,50 @@ class Part:
     def encoded(self, task: Task, base: Base) -> Encoded:
         """Return the rows encoded for the model."""
         return encode(task, base, self.rows, self.origin)
+
+    def scores(self, trainer: AdapterTrainer, encoded: Encoded) -> RowScores:
+        """Score the trainer's model as it is now; on all processes the same.
+
+        Args:
+            encoded: the rows, as `encoded` returns them.
+        """
+        return trainer.row_scores(encoded)
+
+    def row_set(self, split: str) -> RowSet:
+        """Return the number and digest of the rows, which were taken from a split."""
+        return _row_set(split, self.rows)
+
+
+Held = Part | AnswerRows
+"""Rows that choose a size: by their labels, or by the answers to them."""
+
+
+def deciding_rows(
+    recipe: Recipe, task: Task, train: Dataset, screening: int, test: int
+) -> dict[str, Held]:
+    """Return the screening and test rows of a run of `sora auto`, by part.
+
+    Args:
+        recipe: recipe of the run at full rank, with its `auto` block.
+        task: task of the run, bound to its training rows.
+        train: training rows.
+        screening, test: number of rows of each part.
+    """
+    block = recipe.auto
+    assert block is not None
+    if block.max_differ is None:
+        return {**choosing_rows(task, screening, block.seed)}
+    return {**unlabelled_rows(recipe, task, train).parts(screening, test, block.seed)}
+
+
+def unlabelled_rows(recipe: Recipe, task: Task, train: Dataset) -> AnswerRows:
+    """Return the rows without labels that an `auto` block names, without the training rows."""
+    block = recipe.auto
+    assert block is not None
+    assert block.unlabelled is not None
+    path = Path(block.unlabelled).expanduser()
+    with recipe.placing("auto.unlabelled"):
+        return read_answer_rows(recipe, path, trained=task, seen=train, tolerance=block.tolerance)
 
 
 def count_rows(data: DataBlock) -> int:
@@ -73,15 +119,15 @@ def _taken(rows: Rows, chosen: Sequence[int]) -> Part:
     return Part(rows.select.select(chosen), origin.of(chosen))
 
 
-def row_sets(rows: Rows, held: Mapping[str, Part]) -> dict[str, RowSet]:
+def row_sets(rows: Rows, held: Mapping[str, Held]) -> dict[str, RowSet]:
     """Return the number and digest of the rows of every part: training, held out and reported.
 
     Args:
         held: screening and test rows, by part.
     """
-    of_training = {TRAIN: rows.train, **{name: part.rows for name, part in held.items()}}
     split = rows.origin(rows.train).split
-    sets = {name: _row_set(split, part) for name, part in of_training.items()}
+    sets = {TRAIN: _row_set(split, rows.train)}
+    sets |= {name: part.row_set(split) for name, part in held.items()}
     return {**sets, **{part_of(name): _row_set(name, part) for name, part in rows.report.items()}}
 
 
@@ -89,7 +135,7 @@ def _row_set(split: str, rows: Dataset) -> RowSet:
     return RowSet(split=split, rows=len(rows), digest=data_fingerprint(rows))
 
 
-def certifiable_by(recipe: Recipe, ready: Prepared, rows: int, confidence: float) -> Certifiable:
+def certifiable_by(recipe: Recipe, ready: Prepared, rows: int, promise: Promise) -> Certifiable:
     """Return the smallest drop that a number of test rows can certify, before any training.
 
     The untrained model scores a few rows, because only row scores tell if the metric's rows are
@@ -98,11 +144,33 @@ def certifiable_by(recipe: Recipe, ready: Prepared, rows: int, confidence: float
     Args:
         recipe: recipe of the run at full rank.
     """
+    if promise.kind == "differ":
+        return Certifiable.on(rows, promise.confidence, answer_scores([]))
     few = ready.rows.select.select(range(min(_FEW, len(ready.rows.select))))
     encoded = encode(ready.task, ready.base, few, ready.rows.origin(ready.rows.select))
     with tempfile.TemporaryDirectory() as scratch:  # a trainer makes its directory
         scores = build_scorer(recipe, ready.task, ready.base, Path(scratch)).row_scores(encoded)
-    return Certifiable.on(rows, confidence, right_or_wrong=scores.is_right_or_wrong)
+    return Certifiable.on(rows, promise.confidence, scores)
+
+
+class UnlabelledRows:
+    """Rows without labels as the rows that choose a size; has what `SelectionRows` has.
+
+    Attributes:
+        task: the family, bound to these rows.
+        split: name of these rows.
+        notes: remarks for the user.
+    """
+
+    def __init__(self, recipe: Recipe, rows: AnswerRows) -> None:
+        self._recipe, self._rows = recipe, rows
+        self.task, self.split, self.notes = rows.task, f"{len(rows):,} unlabelled rows", rows.notes
+
+    def scored_by(self, base: Base, scratch: Path) -> Callable[[], RowScores]:
+        """Return a function that answers these rows with the model as it is then."""
+        rows = self._rows.encoded(self.task, base)
+        trainer = build_scorer(self._recipe, self.task, base, scratch)
+        return lambda: self._rows.scores(trainer, rows)
 
 
 class SelectionRows:
@@ -120,6 +188,7 @@ class SelectionRows:
         rows = self._rows
         reported = [name for name, part in rows.report.items() if part is rows.select]
         self.split = reported[0] if reported else "selection"
+        self.notes: tuple[str, ...] = ()
 
     def scored_by(self, base: Base, scratch: Path) -> Callable[[], RowScores]:
         """Return a function that scores the model on these rows by the recipe's main metric.
@@ -131,3 +200,7 @@ class SelectionRows:
             rows = encode(self.task, base, chosen, self._rows.origin(chosen))
         trainer = build_trainer(self._recipe, self.task, base, scratch)
         return lambda: trainer.row_scores(rows)
+
+
+ChoosingRows = SelectionRows | UnlabelledRows
+"""The rows on which the sizes of a finished adapter are compared."""

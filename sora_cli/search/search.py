@@ -92,8 +92,8 @@ class Candidate(Generic[Key]):
 
     @property
     def score(self) -> float:
-        """The metric on the test rows."""
-        return self.scores.value
+        """The metric on the test rows, or the agreement with full rank there."""
+        return 1 - self.drop if self.scores.is_agreement else self.scores.value
 
     def against(self, whole: RowScores, bound: Bound | None, max_drop: float) -> Candidate[Key]:
         """Return a copy with the result of its test, or without a bound with its drop alone."""
@@ -150,6 +150,10 @@ class Search(Generic[Key]):
         tested = [one for one in self.candidates if one.bound is not None]
         many = (one for one in tested if one.bound is not None and one.bound.is_of_many)
         return next(many, next(iter(tested), None))
+
+    def rule(self) -> dict[str, float]:
+        """Return the option that gave the promise, with its number."""
+        return {f"max_{self.promise.kind}": self.promise.max_drop}
 
     @property
     def certifiable(self) -> float | None:

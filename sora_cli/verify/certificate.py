@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,7 +49,7 @@ from sora_cli.search.certificate import (
     read_stored,
 )
 from sora_cli.search.promise import promise_of
-from sora_cli.search.rows import Part, choosing_rows, row_sets
+from sora_cli.search.rows import Held, Part, deciding_rows, row_sets
 from sora_cli.search.size import Size, size_of
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.row_scores import RowScores
@@ -111,7 +112,9 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
     if stored is None or block is None:
         raise SoraError(f"{run / REPORT} is not the report of a sora auto run")
     task, rows = _load(recipe)
-    held = choosing_rows(task, certificate.rows[SCREENING].rows, block.seed)
+    numbers = (certificate.rows[name].rows for name in (SCREENING, TEST))
+    with _moved("auto.unlabelled=FILE"):
+        held = deciding_rows(recipe, task, rows.train, *numbers)
     sets = row_sets(rows, held)
     reports = read_reports(run, len(certificate.candidates))
     differs = [*_changed_rows(certificate.rows, sets), *_changed_adapters(run, certificate, task)]
@@ -139,7 +142,7 @@ def _score_again(
     certificate: Certificate,
     loaded: LoadedRecipe,
     task: Task,
-    parts: Mapping[str, Part],
+    parts: Mapping[str, Held],
     scored: ScoresAgain,
 ) -> tuple[Certificate, list[Size], Certifiable]:
     """Score all adapters and compare.
@@ -153,7 +156,7 @@ def _score_again(
     confidence = promise.confidence
     whole = _measured(run / directory_of(None), recipe, task, parts, on)
     full = whole.scores[_TEST]
-    certifiable = Certifiable.on(len(full), confidence, right_or_wrong=full.is_right_or_wrong)
+    certifiable = Certifiable.on(len(full), confidence, full)
     promise = promise.settled(certifiable, len(full))
     max_drop = promise.max_drop
     test = scored.score("full rank", certificate.full.test, full)
@@ -169,7 +172,7 @@ def _score_again(
         if certifiable.may_pass(max_drop):
             tested = small.scores[_TEST]
             here = SizeTest.of(
-                tested.value, drop_bound(full, tested, confidence, seed=seed), max_drop
+                tested.beside(full), drop_bound(full, tested, confidence, seed=seed), max_drop
             )
             if size.test is not None:
                 here = scored.test(name, size.test, certificate.full.test, full, here, promise)
@@ -200,10 +203,17 @@ def _read_run(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedR
 
 def _load(recipe: Recipe) -> tuple[Task, Rows]:
     """Load the rows; if they are not found, name the overrides that say where they are."""
-    try:
+    with _moved("data.files.train=FILE, or data.path=DIR"):
         return load_task(recipe)
+
+
+@contextmanager
+def _moved(override: str) -> Iterator[None]:
+    """Where rows are not found, say by which override to tell where they are by now."""
+    try:
+        yield
     except MissingDataError as error:
-        error.hint = "say where it is now: data.files.train=FILE, or data.path=DIR"
+        error.hint = f"say where it is now: {override}"
         raise
 
 
@@ -249,13 +259,15 @@ class _Measured:
 
 
 def _measured(
-    directory: Path, recipe: Recipe, task: Task, parts: Mapping[str, Part], on: str | None
+    directory: Path, recipe: Recipe, task: Task, parts: Mapping[str, Held], on: str | None
 ) -> _Measured:
     adapter = read_adapter(directory / ADAPTER)
     base, _ = load_adapted(adapter, recipe, task, on=on, strict=True)
     with tempfile.TemporaryDirectory() as scratch:
         scorer = build_scorer(recipe, task, base, Path(scratch))
-        scores = {n: scorer.row_scores(part.encoded(task, base)) for n, part in parts.items()}
+        scores = {
+            name: part.scores(scorer, part.encoded(task, base)) for name, part in parts.items()
+        }
     return _Measured(
         ranks={path: int(f.live_components().sum()) for path, f in adapter.layers.items()},
         cost={path: f.A.shape[1] + f.B.shape[0] for path, f in adapter.layers.items()},

@@ -15,6 +15,7 @@ _SCREENING = 1 / 4
 _FIFTH = 5  # at most one in five rows of the training split is taken away from training
 _THIRD = 3  # at most one in three, if a fifth is fewer than `_FEWEST` rows for each part
 _BACKWARD = 3  # cost of a training step in forward passes: one forward, and twice that backward
+_MOST_SCREENING = 500  # of rows without labels: each is answered by eleven cuts
 _FEWEST = 16  # smallest part; fewer rows show nothing
 
 FACTORS = (1 / 3, 1.0, 3.0)
@@ -49,6 +50,7 @@ class RowPlan:
         trained: rows that are left to train on.
         total: rows of the training split.
         scoring: cost of scoring all sizes, as a share of the full run's work.
+        unlabelled: screening and test rows come from a file of their own.
     """
 
     screening: int
@@ -56,15 +58,22 @@ class RowPlan:
     trained: int
     total: int
     scoring: float
+    unlabelled: bool = False
 
     @property
     def held_out(self) -> int:
-        """Screening and test rows together."""
-        return self.screening + self.test
+        """Screening and test rows that are taken out of the training split."""
+        return 0 if self.unlabelled else self.screening + self.test
 
 
 def plan_rows(
-    block: AutoBlock, training: TrainingBlock, *, wanted: int, total: int, healing: float
+    block: AutoBlock,
+    training: TrainingBlock,
+    *,
+    wanted: int,
+    total: int,
+    healing: float,
+    unlabelled: int | None = None,
 ) -> RowPlan:
     """Return the numbers of rows to hold out of the training split.
 
@@ -75,13 +84,18 @@ def plan_rows(
         wanted: rows to train on, if this many are left.
         total: rows of the training split.
         healing: work of healing all sizes, as a share of the full run's.
+        unlabelled: rows in a file of their own, which decide in place of training rows.
     """
     # all costs in forward passes of one row; each cut and full rank pass over the screening rows
     work = _BACKWARD * training.total_steps(wanted) * training.batch_size  # forward passes of rows
     screens, tests = len(SHARES) + 1, block.sizes + 1  # passes over the rows of each part
-    if block.rows is not None:
-        screening = int(block.rows * _SCREENING)
-        test = block.rows - screening
+    held = unlabelled if block.rows is None else block.rows
+    if held is not None:
+        # rows without labels are cheap to come by: all of them test, whatever scoring them costs
+        screening = int(held * _SCREENING)
+        if block.rows is None:
+            screening = min(screening, _MOST_SCREENING)
+        test = held - screening
     else:
         most = max(total - wanted, total // _FIFTH)
         budget = max(block.cost - healing, 0) * work
@@ -90,6 +104,21 @@ def plan_rows(
         screening = max(screening, _FEWEST)
         test = max(min(most - screening, int((budget - screening * screens) / tests)), _FEWEST)
     held = screening + test
+    spent = (screening * screens + test * tests) / work if work else 0.0
+    if unlabelled is not None:
+        if held > unlabelled:
+            raise SoraError(
+                f"there are {unlabelled:,} rows without labels, and auto.rows asks for {held:,}",
+                hint=f"auto.rows={unlabelled}",
+                key="auto.rows",
+            )
+        if screening < 1:
+            raise SoraError(
+                f"{held:,} rows without labels are too few: a quarter chooses the sizes, the "
+                "others test them",
+                key="auto.unlabelled" if block.rows is None else "auto.rows",
+            )
+        return RowPlan(screening, test, wanted, total, spent, unlabelled=True)
     most = total - 1 if block.rows is not None else max(total - wanted, total // _THIRD)
     if screening < 1 or held > most:
         raise SoraError(
@@ -98,5 +127,4 @@ def plan_rows(
             hint=f"auto.rows={max(total // _FIFTH, 4)}",
             key="auto.rows",
         )
-    spent = (screening * screens + test * tests) / work if work else 0.0
     return RowPlan(screening, test, min(wanted, total - held), total, spent)

@@ -29,11 +29,11 @@ from sora_cli.search.certificate import (
     choose,
     directory_of,
 )
-from sora_cli.search.rows import certifiable_by, choosing_rows, row_sets
+from sora_cli.search.rows import Held, certifiable_by, deciding_rows, row_sets
 from sora_cli.search.screening import expected_drop, name_sizes, screen
 from sora_cli.search.search import from_first_process, in_fixed_order
 from sora_cli.search.size import Size, size_of
-from sora_cli.search.words import tested_line
+from sora_cli.search.words import expected_line, tested_line
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.log import ReportLog
 
@@ -68,15 +68,20 @@ class Maker:
         self.record = log.report
         self.full = plan.full(rows)
         self.runner = Runner(ready, self.full, plan.output)
-        held = choosing_rows(ready.task, rows.screening, plan.block.seed)
+        held = deciding_rows(
+            self.full.recipe, ready.task, ready.rows.train, rows.screening, rows.test
+        )
         self._sets = row_sets(ready.rows, held)
-        parts = {name: part.encoded(ready.task, ready.base) for name, part in held.items()}
-        self._screening_rows, self._test_rows = parts[SCREENING], parts[TEST]
-        confidence = plan.block.confidence
-        self.certifiable = certifiable_by(self.full.recipe, ready, rows.test, confidence)
+        self._screening, self._tests = (self._scored(held[name]) for name in (SCREENING, TEST))
+        self.certifiable = certifiable_by(self.full.recipe, ready, rows.test, plan.promise)
         self.promise = plan.promise.settled(self.certifiable, rows.test)
         self._cost = {p: m.A.shape[1] + m.B.shape[0] for p, m in ready.layers.items()}
         self._reference: RowScores | None = None
+
+    def _scored(self, part: Held) -> Callable[[], RowScores]:
+        """Return a function that scores the model as it is then on a part's rows."""
+        rows = part.encoded(self.ready.task, self.ready.base)
+        return lambda: part.scores(self.runner.scorer(), rows)
 
     @property
     def _may_pass(self) -> bool:
@@ -98,8 +103,9 @@ class Maker:
         for made, bound in in_fixed_order(record.waiting(), self._heal, self._test, max_drop):
             size, scores = made
             if bound is not None and scores is not None:
-                size.test = SizeTest.of(scores.value, bound, max_drop)
-                self._tell(tested_line(size.test, max_drop))
+                score = scores.beside(self._scores_at_full_rank())
+                size.test = SizeTest.of(score, bound, max_drop)
+                self._tell(tested_line(size.test, self.promise))
             record.add(size)
             self.log.save()
 
@@ -113,7 +119,7 @@ class Maker:
         with self.log.phase("score"):
             # reported scores are taken now, as long as the full run is in the model
             metrics = evaluate_all(runner.scorer(), self.ready.task, self.ready.report)
-            self._reference = runner.scores(self._test_rows)
+            self._reference = self._tests()
         self.record.full = from_first_process(self._full_size(report, metrics, self._reference))
         self.log.save()
 
@@ -139,11 +145,17 @@ class Maker:
         plan, block, test_rows = self.plan, self.plan.block, self.rows.test
         self._tell(f"\nscreening: score all sizes before healing, on {self.rows.screening:,} rows")
         first = plan.candidate(1, 1, self.rows)
-        cuts = score_cuts(self.runner, first, self._screening_rows, block.serve)
+        cuts = score_cuts(self.runner, first, self._screening, block.serve)
         sizes = screen(cuts, test_rows=test_rows, confidence=block.confidence)
         max_drop, may_pass = self.promise.max_drop, self._may_pass
         for number in name_sizes(
-            sizes, cuts.full, max_drop, block.sizes, block.serve, tested=may_pass
+            sizes,
+            cuts.full,
+            max_drop,
+            block.sizes,
+            block.serve,
+            tested=may_pass,
+            answers=self.promise.kind == "differ",
         ):
             sizes[number].named = True
         self.record.screened = from_first_process(sizes)
@@ -151,11 +163,8 @@ class Maker:
         self._tell(f"to be trained, as shares of the parameters: {named}")
         for size in self.record.named():
             if size.certifiable is not None:
-                self._tell(
-                    f"{size.share:.1%}: a drop of {expected_drop(size):+.4f} is expected before "
-                    f"healing; {test_rows:,} test rows can be expected to certify "
-                    f"{size.certifiable:.4f}"
-                )
+                expected = expected_drop(size), size.certifiable
+                self._tell(f"{size.share:.1%}: {expected_line(self.promise, test_rows, *expected)}")
 
     def _heal(self, size: Screened) -> Made:
         """Cut the checkpoint to a size and train it on; if a test could pass, score it."""
@@ -174,7 +183,7 @@ class Maker:
         scores = None
         if self._may_pass:
             with self.log.phase("score"):
-                scores = self.runner.scores(self._test_rows)
+                scores = self._tests()
         healed = Healed(
             **self._size({path: rank.end for path, rank in report.ranks.items()}).model_dump(),
             max_params=size.max_params,
@@ -199,7 +208,7 @@ class Maker:
     def _scores_at_full_rank(self) -> RowScores:
         if self._reference is None:
             self.runner.restore(self.full)
-            self._reference = self.runner.scores(self._test_rows)
+            self._reference = self._tests()
         return self._reference
 
     def _size(self, ranks: dict[str, int]) -> Size:

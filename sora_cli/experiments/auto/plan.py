@@ -67,13 +67,23 @@ class AutoPlan:
         """Share of the steps before the cut."""
         return round(1 - self.heal, 6)
 
-    def row_plan(self, total: int) -> RowPlan:
-        """Return the numbers of rows to hold out of a training split of `total` rows."""
+    def row_plan(self, total: int, unlabelled: int | None = None) -> RowPlan:
+        """Return the numbers of screening and test rows.
+
+        Args:
+            total: rows of the training split.
+            unlabelled: rows without labels, if these decide.
+        """
         recipe, healing = self.loaded.recipe, self.heal * self.block.sizes
         wanted = min(recipe.data.max_train_rows or total, total)
         with recipe.placing("auto.rows"):
             return plan_rows(
-                self.block, recipe.training, wanted=wanted, total=total, healing=healing
+                self.block,
+                recipe.training,
+                wanted=wanted,
+                total=total,
+                healing=healing,
+                unlabelled=unlabelled,
             )
 
     def full(self, rows: RowPlan) -> LoadedRecipe:
@@ -108,11 +118,13 @@ class AutoPlan:
     ) -> LoadedRecipe:
         recipe = self.loaded.recipe
         # the full run, too, must not train on screening and test rows: every size starts from it
-        held = {
+        held: dict[str, Any] = {
             "selection": "train-rows",
             "selection_rows": rows.held_out,
             "selection_seed": self.block.seed,
         }
+        if rows.unlabelled:  # nothing is held out, and nothing is chosen on the validation rows
+            held = {"selection": "validation"}
         update = {
             "method": MethodBlock(**method),
             "start": start,

@@ -28,8 +28,9 @@ def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
         f"up to {block.sizes} of {len(SHARES)} sizes are cut from the run after {plan.cut_at:.1%} "
         f"of its steps, and healed for the other {plan.heal:.1%}"
     )
+    source = "rows without labels" if rows.unlabelled else "rows held out of the training split"
     yield (
-        f"rows held out of the training split: {count(rows.screening)} screen the sizes, "
+        f"{source}: {count(rows.screening)} screen the sizes, "
         f"{count(rows.test)} test them; {count(rows.trained)} are trained on"
     )
     probing = _probing(plan, rows)
