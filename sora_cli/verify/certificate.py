@@ -209,7 +209,7 @@ def _load(recipe: Recipe) -> tuple[Task, Rows]:
 
 @contextmanager
 def _moved(override: str) -> Iterator[None]:
-    """Where rows are not found, say by which override to tell where they are by now."""
+    """Name the override for rows that have moved, if rows are not found inside the `with` block."""
     try:
         yield
     except MissingDataError as error:
