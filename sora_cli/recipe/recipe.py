@@ -143,14 +143,21 @@ class DataBlock(Block):
     max_validation_rows: Count | None = Field(
         None, description="use only so many rows of each validation split"
     )
-    selection: Literal["validation", "half-validation", "train-rows"] = Field(
+    selection: Literal["validation", "half-validation", "train-rows", "half-train"] = Field(
         "validation",
         description="rows that choose the checkpoint: the validation split itself (then the "
         "reported score is the best of a choice); a random half of it, the other half being "
-        "reported; or rows held out of the training split, the whole validation being reported",
+        "reported; or rows held out of the training split, the whole validation being reported; "
+        "half-train: selection_rows are left out of the training split, one half of the others "
+        "(`half`) is trained on, and the other half chooses",
     )
-    selection_rows: Count = Field(1000, description="rows for selection: train-rows")
+    selection_rows: Count = Field(
+        1000, description="rows for selection: train-rows, and those that half-train leaves out"
+    )
     selection_seed: Seed = Field(42, description="seed of the split by data.selection")
+    half: Literal[1, 2] | None = Field(
+        None, description="with selection: half-train, the half that is trained on"
+    )
     held_out_rows: Count | None = Field(
         None,
         description="training rows that become the first of data.validation, a split that the data "
@@ -164,6 +171,8 @@ class DataBlock(Block):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"'{name}' is there twice in label_names")
+        if (self.half is None) == (self.selection == "half-train"):
+            raise ValueError("half goes with selection half-train: half is 1 or 2")
         return self
 
 
