@@ -355,9 +355,11 @@ def conclude(found: Certificate, report: RunReport, output: Path, *, as_json: bo
         if (others := untrained_line(found)) is not None:
             emit(others)
         emit("\n".join(result_lines(report)))
+        tested = "" if found.final is None else " of the tested adapter"
         for split, measured in found.written.reported.items():
             emit(
-                f"{split}: drop {measured.drop:+.4f} against full rank; no decision saw these rows"
+                f"{split}: drop {measured.drop:+.4f}{tested} against full rank; no decision saw "
+                "these rows"
             )
         emit(f"kept: {found.saved}")
         emit(f"{found.status}: {found.statement}")

@@ -50,8 +50,9 @@ def draw_curve(axes: Any, certificate: Certificate) -> None:
     )  # fmt: skip
     axes.set_ylim(*_heights(certificate))
     axes.set_xscale("log")
-    axes.set_xlim(110, min(shares, default=2.0) * 0.85)
-    ticks = [tick for tick in _TICKS if tick >= min(shares, default=2.0) * 0.85]
+    least = min([*shares, *(100 * size.parameters / whole for size in certificate.candidates)])
+    axes.set_xlim(110, least * 0.85)
+    ticks = [tick for tick in _TICKS if tick >= least * 0.85]
     axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel(f"adapter parameters, % of the {whole:,} at full rank", fontsize=9)
@@ -108,8 +109,9 @@ def _draw_candidate(axes: Any, certificate: Certificate, index: int, size: Heale
         x = 100 * certificate.final.parameters / whole
     axes.axvline(x, color=_TESTED, linewidth=0.8, linestyle=(0, (1, 2)))
     axes.annotate(
-        "written" if certificate.final is None else "written, not tested", (x, 1), xycoords=("data", "axes fraction"), xytext=(3, -9),
-        textcoords="offset points", fontsize=8, color=_TESTED,
+        "written" if certificate.final is None else "written, not tested", (x, 1),
+        xycoords=("data", "axes fraction"), xytext=(3, -9), textcoords="offset points",
+        fontsize=8, color=_TESTED,
     )  # fmt: skip
 
 
