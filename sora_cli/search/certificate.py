@@ -318,10 +318,10 @@ def conclude(certificate: StoredCertificate) -> None:
     """
     promise = certificate.promise
     # tests first: choice, status and sentence depend on `kept`
-    for part in certificate.halves or [certificate]:
-        for test in (size.test for size in part.candidates if size.test is not None):
-            test.kept = test.upper <= promise.max_drop
-            test.passed_over = test.passed_over and not test.kept and not certificate.bound.exact
+    parts = [half.candidates for half in certificate.halves] or [certificate.candidates]
+    for test in (size.test for part in parts for size in part if size.test is not None):
+        test.kept = test.upper <= promise.max_drop
+        test.passed_over = test.passed_over and not test.kept and not certificate.bound.exact
     certificate.design = "cross-fit" if certificate.halves else "held out"
     if certificate.halves:
         certificate.full, certificate.candidates = means(certificate.halves, promise.max_drop)
