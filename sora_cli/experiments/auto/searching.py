@@ -137,6 +137,7 @@ class AutoSearch(ABC, Generic[Made]):
             block.serve,
             tested=self.may_pass,
             step=self.step,
+            answers=self.promise.kind == "differ",
         ):
             sizes[number].named = True
         self.record.screened = from_first_process(sizes)
