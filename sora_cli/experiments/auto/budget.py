@@ -21,8 +21,9 @@ _FEWEST = 16  # smallest part; fewer rows show nothing
 
 _SCREENED_OF_HALVES = 1 / 10  # of all rows; the final run alone trains on them
 _MOST_OF_HALVES = 200  # screening rows of cross-fitting; each half's cuts are scored on all of them
-_LEAST_HEALING = 0.05
-"""Least share of a half's steps after a cut; less healing loses more than a second size gains."""
+_LEAST_HEALING = 0.07
+"""Least share of a half's steps after a cut, if more than one size is trained: fewer steps cost
+more points than a second size is worth (the figures at `plan._HEALING`)."""
 MOST_WORK = 2.3
 """Most work of cross-fitting, in runs on all rows, where it is chosen by itself."""
 
