@@ -122,7 +122,8 @@ def plan_halves(
         if left >= _LEAST_HEALING * each + _FEWEST * passes:
             break
     most = min(round(_SCREENED_OF_HALVES * total), _MOST_OF_HALVES)
-    screening = max(min(most, int(left / 2 / passes)), _FEWEST)
+    spent = min(left / 2, left - _LEAST_HEALING * each)  # on screening
+    screening = max(min(most, int(spent / passes)), _FEWEST)
     screening += (total - screening) % 2  # halves of the same number of rows, and of steps
     scoring = tests + screening * passes
     heal = min((left + tests - scoring) / each, healing / sizes, 0.5)
