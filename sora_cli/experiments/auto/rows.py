@@ -14,17 +14,21 @@ from sora_cli.search.promise import is_right_or_wrong
 from sora_cli.search.rows import count_rows, unlabelled_rows
 
 
-def planned_rows(plan: AutoPlan) -> tuple[RowPlan, tuple[str, ...]]:
+def planned_rows(plan: AutoPlan, *, held_out: bool = False) -> tuple[RowPlan, tuple[str, ...]]:
     """Return the numbers of training, screening and test rows, and notes for the user.
 
     They are those of cross-fitting (`HalvesPlan`), if this is asked for or needed.
+
+    Args:
+        held_out: the search was begun with rows held out, by a version that knew nothing else.
     """
     recipe = plan.loaded.recipe
     total = count_rows(recipe.data)
     if plan.promise.kind == "drop":
         if plan.block.cross_fit is True:
             return plan.halves_plan(total), ()
-        return _needed(plan, plan.row_plan(total))
+        rows = plan.row_plan(total)
+        return (rows, ()) if held_out else _needed(plan, rows)
     data = recipe.data.model_copy(update={"selection": "validation"})
     task, rows = load_task(recipe.model_copy(update={"data": data}))
     pool = unlabelled_rows(recipe, task, rows.train)

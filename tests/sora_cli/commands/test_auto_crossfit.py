@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,7 +20,13 @@ from sora_cli.search.certificate import Certificate, read_certificate
 from sora_cli.verify import certificate as recheck
 from tests.helpers_killed import run_killed
 from tests.helpers_runs import files_of, signal_at, train
-from tests.sora_cli.commands.test_auto import NOT_VERIFIED, leaves, other, placed
+from tests.sora_cli.commands.test_auto import (
+    NOT_VERIFIED,
+    leaves,
+    other,
+    placed,
+    scored_once,  # noqa: F401, a fixture
+)
 from tests.sora_cli.experiments.auto.support import auto_recipe
 
 CROSSED = ["halves/1/sizes/full", "halves/2/sizes/full"]
@@ -136,30 +141,6 @@ def test_the_certificate_holds_when_it_is_scored_again(
     page = (moved / "report.html").read_text(encoding="utf-8")
     assert "written: an adapter trained on all rows, which no test has seen" in page
     assert ("half 2" in page) == (kind == "done")
-
-
-@pytest.fixture
-def scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Load the rows and score each adapter once, however often the run is verified."""
-    known: dict[Any, Any] = {}
-
-    def once(name: str, key: Any) -> None:
-        inner = getattr(recheck, name)
-
-        def cached(*words: Any) -> Any:
-            place = (name, key(*words))
-            if place not in known:
-                known[place] = inner(*words)
-            return known[place]
-
-        monkeypatch.setattr(recheck, name, cached)
-
-    def parts(_: Any, found: Certificate) -> str:
-        numbers = [found.rows[name].rows for name in ("screening", "test")]
-        return f"{numbers} {bool(found.halves)} {found.final is None}"
-
-    once("_rows", parts)
-    once("_measured", lambda directory, _recipe, _task, parts, _on: (directory, tuple(parts)))
 
 
 @pytest.mark.usefixtures("scored_once")
