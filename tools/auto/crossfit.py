@@ -72,7 +72,7 @@ def broken(rows: int, draws: int, seed: int = 0) -> list[tuple[str, str, list[fl
         found.append((halves, f"the luckiest of {sizes}", best))
     worst = [_worst(rule, one[:, 0], two[:, 0], rows) for rule in rules]
     found.append(("worst coupling", "fixed", worst))
-    # disjoint events, the worst for a union: each size is lucky in other draws
+    # Boole's bound, reached if each size is lucky in other draws: computed, not drawn
     union = [min(sizes * share, 1.0) for share in worst]
     found.append(("worst coupling", f"the luckiest of {sizes}", union))
     found.append(("independent", "test rows decide which size breaks", [
@@ -84,7 +84,9 @@ def broken(rows: int, draws: int, seed: int = 0) -> list[tuple[str, str, list[fl
 def _counts(rng: np.random.Generator, rows: int, shape: tuple[int, ...], drop: float) -> Counts:
     differing = _LOST + _WON
     lost = (differing + drop) / 2
-    return rng.multinomial(rows, [lost, differing - lost, 1 - differing], size=shape)[..., :2]
+    return np.asarray(
+        rng.multinomial(rows, [lost, differing - lost, 1 - differing], size=shape)[..., :2]
+    )
 
 
 def _pooled(one: Counts, two: Counts, rows: int) -> np.ndarray:

@@ -27,8 +27,8 @@ def planned_rows(plan: AutoPlan, *, held_out: bool = False) -> tuple[RowPlan, tu
     if plan.promise.kind == "drop":
         if plan.block.cross_fit is True:
             return plan.halves_plan(total), ()
-        rows = plan.row_plan(total)
-        return (rows, ()) if held_out else _needed(plan, rows)
+        held = plan.row_plan(total)
+        return (held, ()) if held_out else _needed(plan, held)
     data = recipe.data.model_copy(update={"selection": "validation"})
     task, rows = load_task(recipe.model_copy(update={"data": data}))
     pool = unlabelled_rows(recipe, task, rows.train)
