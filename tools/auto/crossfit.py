@@ -84,9 +84,7 @@ def broken(rows: int, draws: int, seed: int = 0) -> list[tuple[str, str, list[fl
 def _counts(rng: np.random.Generator, rows: int, shape: tuple[int, ...], drop: float) -> Counts:
     differing = _LOST + _WON
     lost = (differing + drop) / 2
-    return np.asarray(
-        rng.multinomial(rows, [lost, differing - lost, 1 - differing], size=shape)[..., :2]
-    )
+    return rng.multinomial(rows, [lost, differing - lost, 1 - differing], size=shape)[..., :2]
 
 
 def _pooled(one: Counts, two: Counts, rows: int) -> np.ndarray:
@@ -95,7 +93,8 @@ def _pooled(one: Counts, two: Counts, rows: int) -> np.ndarray:
 
 def _mean_of(confidence: float) -> Rule:
     def rule(one: Counts, two: Counts, rows: int) -> np.ndarray:
-        return (_bounds(one, rows, confidence) + _bounds(two, rows, confidence)) / 2
+        bounds = _bounds(one, rows, confidence) + _bounds(two, rows, confidence)
+        return np.asarray(bounds / 2)
 
     return rule
 
@@ -104,7 +103,7 @@ def _bounds(counts: Counts, rows: int, confidence: float) -> np.ndarray:
     """Return the exact bound for each pair of counts; each distinct pair is computed once."""
     pairs, place = np.unique(counts.reshape(-1, 2), axis=0, return_inverse=True)
     bounds = np.array([exact_bound(int(lost), int(won), rows, confidence) for lost, won in pairs])
-    return bounds[place].reshape(counts.shape[:-1])
+    return np.asarray(bounds[place].reshape(counts.shape[:-1]))
 
 
 def _worst(rule: Rule, one: Counts, two: Counts, rows: int) -> float:
