@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sora_cli.core.checks import check_needed
+from sora_cli.core.checks import check_requires
+from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
+from sora_cli.recipe.reading import names_columns
 from sora_cli.recipe.tolerance import CONFIDENCE
 from sora_cli.search.promise import Promise, PromiseOptions
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from sora_cli.recipe.load import LoadedRecipe
     from sora_cli.recipe.recipe import Recipe
     from sora_cli.search.rows import ChoosingRows
+
+_FAMILY = "task.name="
 
 
 def asked_promise(
@@ -29,10 +33,10 @@ def asked_promise(
 ) -> PromiseOptions | None:
     """Return the promise that a command's options ask for; None: they ask for none."""
     if max_drop is None and max_differ is None:
-        check_needed("--max-drop", {"--confidence": confidence is not None})
+        check_requires("--max-drop", {"--confidence": confidence is not None})
     needs = {"--unlabelled": unlabelled is not None, "--tolerance": tolerance is not None}
     if max_differ is None:
-        check_needed("--max-differ", needs)
+        check_requires("--max-differ", needs)
     if max_drop is None and max_differ is None:
         return None
     return PromiseOptions(
@@ -58,9 +62,14 @@ def load_promise(asked: PromiseOptions, place: Path) -> tuple[LoadedRecipe, Prom
         return asked.load()
     asked.check()
     with importing():
-        from sora_cli.use.described import described
+        from sora_cli.use.described import recipe_for_rows
 
-    loaded, _ = described(place, asked.overrides)
+    names = (word.removeprefix(_FAMILY) for word in asked.overrides if word.startswith(_FAMILY))
+    try:
+        loaded, _ = recipe_for_rows(place, asked.overrides, task=next(names, None))
+    except SoraError as error:  # `described` names the option of sora predict
+        error.renamed("--task ", _FAMILY)
+        raise
     return loaded, asked.of(loaded.recipe)
 
 
@@ -83,12 +92,13 @@ def choosing_rows(asked: PromiseOptions, recipe: Recipe, place: Path) -> Choosin
     if recipe.data.path or recipe.data.files:  # a recipe that trains knows its training rows
         task, rows = load_task(recipe)
         seen = rows.train
+    meta, _ = read_sora_file(place / SORA_FILE)
     found = read_answer_rows(
         recipe,
         Path(asked.unlabelled).expanduser(),
         trained=task,
         seen=seen,
-        columns=read_sora_file(place / SORA_FILE)[0].input_columns,
+        columns=() if names_columns(asked.overrides) else meta.input_columns,
         tolerance=asked.tolerance,
     )
     return UnlabelledRows(recipe, found)
