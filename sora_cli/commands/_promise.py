@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sora_cli.core.checks import check_needed
 from sora_cli.core.timing import importing
+from sora_cli.recipe.reading import names_columns
 from sora_cli.recipe.tolerance import CONFIDENCE
 from sora_cli.search.promise import Promise, PromiseOptions
 
@@ -83,12 +84,13 @@ def choosing_rows(asked: PromiseOptions, recipe: Recipe, place: Path) -> Choosin
     if recipe.data.path or recipe.data.files:  # a recipe that trains knows its training rows
         task, rows = load_task(recipe)
         seen = rows.train
+    meta, _ = read_sora_file(place / SORA_FILE)
     found = read_answer_rows(
         recipe,
         Path(asked.unlabelled).expanduser(),
         trained=task,
         seen=seen,
-        columns=read_sora_file(place / SORA_FILE)[0].input_columns,
+        columns=() if names_columns(asked.overrides) else meta.input_columns,
         tolerance=asked.tolerance,
     )
     return UnlabelledRows(recipe, found)

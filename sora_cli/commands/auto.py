@@ -15,7 +15,7 @@ import typer
 from sora_cli.adapter.places import ADAPTER
 from sora_cli.commands import completion, options
 from sora_cli.core.atomic import tidy, write_text_atomic
-from sora_cli.core.checks import check_needed
+from sora_cli.core.checks import check_needed, check_one
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
@@ -167,6 +167,7 @@ def auto(
     block |= {"refit": "true"} if refit else {}
     block |= {} if cross_fit is None else {"cross_fit": str(cross_fit).lower()}
     words = [f"auto.{key}={value}" for key, value in block.items() if value is not None]
+    words = [*_without_other(max_drop, max_differ), *words]
     if preview is not None and not dry_run:
         raise SoraError("--preview goes with --dry-run", hint="add --dry-run")
     loaded = load_recipe(recipe, [*given, *words])
@@ -191,6 +192,15 @@ def auto(
                 exit_code = check_run(placed(loaded, plan), ready, log.report) or exit_code
     conclude(found, log.report, plan.output, as_json=as_json)
     return exit_code
+
+
+def _without_other(max_drop: str | None, max_differ: str | None) -> list[str]:
+    """Return overrides that take the recipe's own promise out, if an option gives the other one."""
+    check_one([n for n, v in (("--max-drop", max_drop), ("--max-differ", max_differ)) if v])
+    if max_differ is not None:
+        return ["auto.max_drop=null"]
+    differ = ("max_differ", "unlabelled", "tolerance")
+    return [] if max_drop is None else [f"auto.{key}=null" for key in differ]
 
 
 def open_record(plan: AutoPlan, *, force: bool) -> AutoRecord:

@@ -72,6 +72,9 @@ CERTIFICATE = Reading(
     ),
 )
 
+_COLUMNS = ("data.text_columns", "data.columns", "task.prompt")
+"""Overrides by which the user chooses the columns of rows without labels."""
+
 Load = Callable[[Sequence[str]], LoadedRecipe]
 """Loads a recipe with some overrides."""
 
@@ -99,6 +102,11 @@ def load_read(load: Load, overrides: Sequence[str], reading: Reading) -> LoadedR
                     hint=f"what may be given: {reading.words()}",
                 )
     return loaded
+
+
+def names_columns(overrides: Sequence[str]) -> bool:
+    """Return True if overrides name the columns that a model reads."""
+    return any(word.startswith(_COLUMNS) for word in overrides)
 
 
 def words_read(load: Load, overrides: Sequence[str], reading: Reading) -> Sequence[str]:

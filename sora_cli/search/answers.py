@@ -15,7 +15,7 @@ import numpy as np
 from datasets import Dataset
 
 from sora_cli.core.errors import SoraError
-from sora_cli.core.words import shown_path
+from sora_cli.core.words import listed, shown_path
 from sora_cli.data.content import data_fingerprint
 from sora_cli.data.loading import load_file
 from sora_cli.data.overlap import input_hashes
@@ -28,6 +28,7 @@ from sora_cli.search.certificate import SCREENING, TEST, RowSet
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded, Task
 from sora_cli.tasks.row_scores import RowScores, answer_scores
+from sora_cli.tasks.texts import require_column
 from sora_cli.train.trainer import AdapterTrainer
 
 UNLABELLED = "unlabelled"
@@ -108,9 +109,9 @@ def read_answer_rows(
         path: a csv, tsv, json, jsonl or parquet file.
         trained: the task as bound to training rows, which knows the classes; None: the recipe's
             data block names them.
-        columns: the inputs that the model was trained on, where they are known: other columns are
-            left out, if the file has all of these.
-        seen: training rows, which must not test.
+        columns: the inputs that the model was trained on, if it comes without training rows and
+            they are known: other columns are left out, if the file has all of these.
+        seen: training rows, which must not test; only with `trained`.
         tolerance: see `AnswerRows`.
     """
     check_file(path)
@@ -120,24 +121,26 @@ def read_answer_rows(
     task = create_task(recipe.task, recipe.data.model_copy(update=named))
     _check_comparable(task, tolerance)
     with recipe.placing(), locating(part.origin):
-        given = part.rows
-        if columns and set(columns) <= set(given.column_names):
+        given, there = part.rows, part.rows.column_names
+        if trained is not None:
+            for column in trained.input_columns:
+                require_column(column, there)
+            columns = trained.input_columns
+        if columns and set(columns) <= set(there):
             given = given.select_columns(list(columns))
         rows = task.stand_in(given)
         task.bind(rows)
         task.check(rows)
-    notes = []
-    label = task.label_column
-    if label in part.rows.column_names:
-        notes.append(f"{shown_path(path)}: its column '{label}' is ignored: answers are compared")
+    name, label = shown_path(path), task.label_column
+    notes = [f"{name}: the answers to {listed(task.input_columns)} are compared"]
+    if label in there:
+        notes.append(f"{name}: the column '{label}' is ignored: no label is needed")
     fresh, again, known = _fresh(rows, task, seen)
     for number, what in ((known, "are training rows"), (again, "repeat another row")):
         if number:
-            notes.append(
-                f"{number:,} of {len(rows):,} rows of {shown_path(path)} {what}: they are left out"
-            )
+            notes.append(f"{number:,} of {len(rows):,} rows of {name} {what}: they are left out")
     if len(fresh) < 2:
-        raise SoraError(f"{shown_path(path)} holds no two rows that training has not seen")
+        raise SoraError(f"{name} holds no two rows that training has not seen")
     found = AnswerRows(task, rows, part.origin, tolerance)
     chosen = found if len(fresh) == len(rows) else found.take(fresh)
     return AnswerRows(task, chosen.rows, chosen.origin, tolerance, tuple(notes))
@@ -150,7 +153,9 @@ def _fresh(rows: Dataset, task: Task, seen: Dataset | None) -> tuple[np.ndarray,
     first[np.unique(inputs, return_index=True)[1]] = True
     known = np.zeros(len(inputs), dtype=bool)
     if seen is not None:
-        known = np.isin(inputs, input_hashes(seen, task.input_columns))
+        # a chat's own answer is among its inputs: without the stand-in no such row would be found
+        alike = task.stand_in(seen.select_columns(list(task.input_columns)))
+        known = np.isin(inputs, input_hashes(alike, task.input_columns))
     return np.flatnonzero(first & ~known), int((~first & ~known).sum()), int(known.sum())
 
 

@@ -118,15 +118,16 @@ def tell_certifiable(scores: RowScores, split: str, promise: Promise, tell: Tell
     """Print the smallest drop that these rows can certify, if it depends only on their number.
 
     Returns:
-        The promise with `--max-drop smallest` replaced by a number.
+        The promise with `smallest` replaced by a number.
     """
+    rows = len(scores)
+    settled = promise.settled(Certifiable.on(rows, promise.confidence, scores), rows)
     lines: Iterable[str | None] = [certifiable_line(scores, split, promise.confidence)]
     if promise.kind == "differ":
-        lines = answers_lines(promise, len(scores))
+        lines = answers_lines(settled, rows)
     for line in filter(None, lines):
         tell(line)
-    rows = len(scores)
-    return promise.settled(Certifiable.on(rows, promise.confidence, scores), rows)
+    return settled
 
 
 class Scores:

@@ -115,26 +115,56 @@ class PromiseOptions:
     tolerance: float | None = None
 
     def check(self) -> None:
-        """Raise `SoraError` for a drop or a confidence that is invalid with every recipe."""
-        given = self.max_drop if self.max_differ is None else self.max_differ
-        if given is None or (self.max_drop is not None and self.max_differ is not None):
+        """Raise `SoraError` for options that are invalid with every recipe."""
+        if self.max_drop is not None and self.max_differ is not None:
             raise SoraError(
-                "one promise is needed: --max-drop, or --max-differ", hint="--max-drop 1pt"
+                "--max-drop and --max-differ are two promises: give one of them",
+                hint="--max-drop 1pt, or --max-differ 1% --unlabelled FILE",
+                key="auto.max_differ",
             )
-        if self.max_differ is not None and given != SMALLEST:
-            parse_share(self.max_differ)
-        elif given != SMALLEST:
-            check_drop(given)
-        if (self.max_differ is None) != (self.unlabelled is None):
-            raise SoraError(
-                "--max-differ and --unlabelled go together",
-                hint="--max-differ 1% --unlabelled FILE: rows without labels",
-            )
+        if self.max_differ is None:
+            self._check_drop()
+        else:
+            self._check_share(self.max_differ)
         if not 0.5 <= self.confidence < 1:
             raise SoraError(
                 f"--confidence must be at least 0.5 and below 1, not {self.confidence:g}",
                 hint="--confidence 0.95",
             )
+
+    def _check_drop(self) -> None:
+        """Check a promise about a metric: it needs a number, and no rows without labels."""
+        needless = {"--unlabelled": self.unlabelled, "--tolerance": self.tolerance}
+        for name, value in needless.items():
+            if value is not None:
+                raise SoraError(
+                    f"{name} goes with --max-differ only",
+                    hint="--max-differ 1% --unlabelled FILE",
+                    key=f"auto.{name.removeprefix('--')}",
+                )
+        if self.max_drop is None:
+            raise SoraError(
+                "no promise is given", hint="--max-drop 1pt, or --max-differ 1% --unlabelled FILE"
+            )
+        if self.max_drop != SMALLEST:
+            check_drop(self.max_drop)
+
+    def _check_share(self, share: float | str) -> None:
+        """Check a promise about answers: it needs rows, and a share."""
+        if self.unlabelled is None:
+            raise SoraError(
+                "--max-differ needs rows to answer; they need no labels",
+                hint=f"--max-differ {share} --unlabelled FILE",
+                key="auto.max_differ",
+            )
+        if self.tolerance is not None and not 0 <= self.tolerance < math.inf:
+            raise SoraError(
+                f"--tolerance must be 0 or more, not {self.tolerance:g}",
+                hint="--tolerance 0.1",
+                key="auto.tolerance",
+            )
+        if share != SMALLEST:
+            parse_share(share)
 
     def of(self, recipe: Recipe, *, name: str = "--max-drop", serve: str | None = None) -> Promise:
         """Return the promise in the unit of a recipe's metric.
@@ -194,7 +224,7 @@ def promise_of(recipe: Recipe) -> Promise:
         unlabelled=block.unlabelled,
         tolerance=block.tolerance,
     )
-    with recipe.placing("auto.max_drop"):
+    with recipe.placing("auto.max_drop" if block.max_differ is None else "auto.max_differ"):
         asked.check()
         return asked.of(recipe, name="auto.max_drop", serve=block.serve)
 

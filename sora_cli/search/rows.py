@@ -204,7 +204,7 @@ class UnlabelledRows:
 
     def __init__(self, recipe: Recipe, rows: AnswerRows) -> None:
         self._recipe, self._rows = recipe, rows
-        self.task, self.split, self.notes = rows.task, f"{len(rows):,} rows", rows.notes
+        self.task, self.split, self.notes = rows.task, f"{len(rows):,} unlabelled rows", rows.notes
 
     def scored_by(self, base: Base, scratch: Path) -> Callable[[], RowScores]:
         """Return a function that answers these rows with the model as it is then."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -179,7 +180,8 @@ def _rows(
             held_out = recipe.data.model_copy(update=held_data(screening + test, seed))
             recipe = recipe.model_copy(update={"data": held_out})
         task, rows = _load(recipe)
-        held = deciding_rows(recipe, task, rows.train, screening, test)
+        with _moved("auto.unlabelled=FILE"):
+            held = deciding_rows(recipe, task, rows.train, screening, test)
         sets, tests = row_sets(rows, held) | more, [held[TEST]]
     return task, sets, tests, {s: Part(r, rows.origin(r)) for s, r in rows.report.items()}
 
@@ -335,11 +337,17 @@ def _read(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedRecip
 
 
 def _load(recipe: Recipe) -> tuple[Task, Rows]:
-    """Load the rows; where they are not found, say how to tell where they are by now."""
-    try:
+    with _moved("data.files.train=FILE, or data.path=DIR"):
         return load_task(recipe)
+
+
+@contextmanager
+def _moved(override: str) -> Iterator[None]:
+    """Where rows are not found, say by which override to tell where they are by now."""
+    try:
+        yield
     except MissingDataError as error:
-        error.hint = "say where it is by now: data.files.train=FILE, or data.path=DIR"
+        error.hint = f"say where it is by now: {override}"
         raise
 
 

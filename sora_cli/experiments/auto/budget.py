@@ -189,11 +189,17 @@ def plan_rows(
     held = screening + test
     spent = (screening * screens + test * tests) / work if work else 0.0
     if unlabelled is not None:
-        if screening < 1 or held > unlabelled:
+        if held > unlabelled:
             raise SoraError(
-                f"{unlabelled:,} rows without labels are too few: {held:,} are to choose the size",
-                hint=f"auto.rows={unlabelled}" if unlabelled >= 2 * _FEWEST else None,
-                key="auto.unlabelled",
+                f"there are {unlabelled:,} rows without labels, and auto.rows asks for {held:,}",
+                hint=f"auto.rows={unlabelled}",
+                key="auto.rows",
+            )
+        if screening < 1:
+            raise SoraError(
+                f"{held:,} rows without labels are too few: a quarter chooses the sizes, the "
+                "others test them",
+                key="auto.unlabelled" if block.rows is None else "auto.rows",
             )
         return RowPlan(screening, test, wanted, total, spent, unlabelled=True)
     most = total - 1 if block.rows is not None else max(total - wanted, total // _THIRD)

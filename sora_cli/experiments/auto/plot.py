@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sora_cli.core.figures import COLOURS, FAINT, INK, QUIET, new_figure, save_figure
-from sora_cli.search.certificate import Certificate, Healed, part_of
+from sora_cli.search.certificate import Certificate, Healed, Measured, part_of
 
 _WIDTH, _HEIGHT = 7.2, 4.6  # inches
 _TESTED, _FAILED, _PROMISE = COLOURS[:3]
@@ -33,7 +34,8 @@ def draw_curve(axes: Any, certificate: Certificate) -> None:
 
     Grey: unhealed cuts on the screening rows. Colour: trained sizes on the test rows, each with a
     line up to its bound; a size passes if its bound is below the green line. Hollow squares: the
-    written adapter on the reported rows.
+    written adapter on the reported rows, unless the promise is about answers: those rows have a
+    score, and no share of answers that differ.
     """
     whole = certificate.full.parameters
     shares = [100 * size.parameters / whole for size in certificate.screened]
@@ -56,7 +58,13 @@ def draw_curve(axes: Any, certificate: Certificate) -> None:
     axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel(f"adapter parameters, % of the {whole:,} at full rank", fontsize=9)
-    axes.set_ylabel(f"drop of {certificate.promise.tested} against full rank", fontsize=9)
+    label = f"drop of {certificate.promise.metric} against full rank"
+    if certificate.promise.kind == "differ":
+        from matplotlib.ticker import PercentFormatter
+
+        label = "answers that differ from full rank's"
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    axes.set_ylabel(label, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(axis="y", linewidth=0.4, color=FAINT)
     axes.set_axisbelow(True)
@@ -66,7 +74,9 @@ def draw_curve(axes: Any, certificate: Certificate) -> None:
 def _heights(certificate: Certificate) -> tuple[float, float]:
     """Return the limits of the vertical axis; much larger drops are cut off."""
     tests = [size.test for size in certificate.candidates if size.test is not None]
-    seen = [m.drop for size in certificate.candidates for m in size.reported.values()]
+    seen = [
+        m.drop for size in certificate.candidates for m in _reported(certificate, size).values()
+    ]
     seen += [value for test in tests for value in (test.drop, test.upper)]
     known = [value for value in seen if math.isfinite(value)]
     reach = max([certificate.promise.max_drop, *known, 1e-6])
@@ -98,7 +108,7 @@ def _draw_candidate(axes: Any, certificate: Certificate, index: int, size: Heale
         )  # fmt: skip
     if not chosen:
         return
-    for split, measured in size.reported.items():
+    for split, measured in _reported(certificate, size).items():
         axes.plot(
             [x], [measured.drop], color=INK, marker="s", markersize=7, fillstyle="none",
             linestyle="none",
@@ -113,6 +123,11 @@ def _draw_candidate(axes: Any, certificate: Certificate, index: int, size: Heale
         xycoords=("data", "axes fraction"), xytext=(3, -9), textcoords="offset points",
         fontsize=8, color=_TESTED,
     )  # fmt: skip
+
+
+def _reported(certificate: Certificate, size: Healed) -> Mapping[str, Measured]:
+    """Return a size's scores on the reported splits that have the unit of the vertical axis."""
+    return {} if certificate.promise.kind == "differ" else size.reported
 
 
 def _rows(certificate: Certificate, part: str) -> str:

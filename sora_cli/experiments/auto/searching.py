@@ -25,7 +25,7 @@ from sora_cli.search.certificate import Certificate, Final, Healed, Screened, Si
 from sora_cli.search.screening import Cuts, expected_drop, name_sizes, screen
 from sora_cli.search.search import from_first_process, in_fixed_order
 from sora_cli.search.size import size_of
-from sora_cli.search.words import tested_line
+from sora_cli.search.words import expected_line, tested_line
 from sora_cli.train.checkpoint.files import load_parameters
 from sora_cli.train.log import ReportLog, RunLog
 
@@ -83,7 +83,7 @@ class AutoSearch(ABC, Generic[Made]):
             self._log.save()
         for made, test in in_fixed_order(record.waiting(), self._heal_next, self._test, max_drop):
             if test is not None:
-                self._tell(tested_line(test, max_drop))
+                self._tell(tested_line(test, self.promise))
             record.add(self._tested(made, test))
             self._log.save()
 
@@ -145,11 +145,8 @@ class AutoSearch(ABC, Generic[Made]):
         self._tell(f"to be trained, as shares of the parameters: {named}")
         for size in self.record.named():
             if size.certifiable is not None:
-                self._tell(
-                    f"{size.share:.1%}: a drop of {expected_drop(size):+.4f} is expected before "
-                    f"healing; {test_rows:,} test rows can be expected to certify "
-                    f"{size.certifiable:.4f}"
-                )
+                expected = expected_drop(size), size.certifiable
+                self._tell(f"{size.share:.1%}: {expected_line(self.promise, test_rows, *expected)}")
 
     def _heal_next(self, size: Screened) -> Made:
         number, named = len(self.record.candidates), len(self.record.named())

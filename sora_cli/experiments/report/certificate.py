@@ -46,15 +46,21 @@ def certificate_part(certificate: Certificate) -> CertificatePart:
 def _lines(c: Certificate) -> list[str]:
     promise, bound = c.promise, c.bound
     level = "holds at any number of rows" if bound.exact else "is approximate"
+    answers = promise.kind == "differ"
+    asked = (
+        f"at most {promise.given} of the answers other than at full rank"
+        if answers
+        else f"{promise.metric} at most {promise.given} worse than at full rank"
+    )
     lines = [
-        f"asked for: {promise.metric} at most {promise.given} worse than at full rank, "
-        f"{promise.confidence:.0%} confidence",
+        f"asked for: {asked}, {promise.confidence:.0%} confidence",
         f"the bound: {bound.method}; its level {level}",
     ]
     if bound.smallest_drop is not None:
+        least = f"{bound.smallest_drop:.2%}" if answers else f"{bound.smallest_drop:.4g}"
         lines.append(
-            "the smallest loss that these test rows can be expected to certify: "
-            f"{bound.smallest_drop:.4g}"
+            f"the smallest {'share' if answers else 'loss'} that these test rows can be expected "
+            f"to certify: {least}"
         )
     rows = ", ".join(f"{n} {count(part.rows)} (of {part.split})" for n, part in c.rows.items())
     seeds = ", ".join(f"{name} {seed}" for name, seed in c.seeds.items())
@@ -68,10 +74,13 @@ def _lines(c: Certificate) -> list[str]:
 def _table(c: Certificate) -> Table:
     """Return a table of the full rank and the sizes that were trained."""
     reported = tuple(c.full.reported)
+    name, bound, form, of = "drop", "bound of the drop", "+.4f", ""
+    if c.promise.kind == "differ":  # the reported splits have the recipe's metric all the same
+        name, bound, form, of = "differ", "at most", ".2%", "agreement, "
     columns = (
         Column("parameters", count), Column("of full", ".0%"), Column("components", count),
-        Column("screening, unhealed", number), "test rows", Column("bound of the drop", "+.4f"),
-        ", ".join(reported), "verdict",
+        Column(f"{of}screening, unhealed", number), f"{of}test rows", Column(bound, form),
+        ", ".join(f"{c.promise.metric}, {split}" if of else split for split in reported), "verdict",
     )  # fmt: skip
     scores = ", ".join(number(c.full.reported[split]) for split in reported)
     full = [c.full.parameters, 1, c.full.components, None, number(c.full.test), None]
@@ -85,7 +94,7 @@ def _table(c: Certificate) -> Table:
             size.parameters / max(c.full.parameters, 1),
             size.components,
             next((s.screening.score for s in screened), None),
-            None if test is None else f"{number(test.score)} (drop {test.drop:+.4f})",
+            None if test is None else f"{number(test.score)} ({name} {test.drop:{form}})",
             None if test is None else test.upper,
             ", ".join("" if s is None else number(s.score) for s in found),
             size_verdict(c, i, reason=True),

@@ -228,7 +228,7 @@ def scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Load the data and score each adapter once, however often their run is verified."""
     keys: dict[str, Callable[..., Any]] = {
         "_load": lambda recipe: recipe.data.model_dump_json(),
-        "choosing_rows": lambda _, *numbers: numbers,
+        "deciding_rows": lambda _recipe, _task, _train, *numbers: numbers,
         "row_sets": lambda _, held: id(held),
         "_measured": lambda directory, _recipe, _task, parts, _on: (directory, tuple(parts)),
     }
