@@ -52,6 +52,8 @@ class TaskOptions(Block):
     """Those metrics that need texts generated."""
     FROM_THE_HUB: ClassVar[bool] = False
     """True if other names are metrics of the Hub's own collection, whose code is then run."""
+    COUNTS_ROWS: ClassVar[bool] = True
+    """True if accuracy counts whole rows, each right or wrong."""
     CHUNKS_LOSS: ClassVar[bool] = False
     """True if the loss can be computed in chunks of logits (training.loss)."""
     COLUMNS: ClassVar[Columns] = {}
@@ -196,6 +198,7 @@ class TokenClassificationOptions(TaskOptions):
     """One tag per word; entities are spans of words."""
 
     METRICS = ("f1", "precision", "recall", "accuracy")
+    COUNTS_ROWS = False  # but words
     MODEL_CLASS = "AutoModelForTokenClassification"
     HUB_TASK = "token-classification"
     COLUMNS: ClassVar[Columns] = {
