@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sora_cli.core.checks import check_needed
+from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
 from sora_cli.recipe.reading import names_columns
 from sora_cli.recipe.tolerance import CONFIDENCE
@@ -31,6 +32,11 @@ def asked_promise(
     """Return the promise that a command's options ask for; None: they ask for none."""
     if max_drop is None and max_differ is None:
         check_needed("--max-drop", {"--confidence": confidence is not None})
+    if max_drop is not None and max_differ is None and unlabelled is not None:
+        raise SoraError(
+            "--unlabelled tests --max-drop in sora auto only; here it goes with --max-differ",
+            hint="--max-differ 1%: a share of right rows then drops by at most 1 point, too",
+        )
     needs = {"--unlabelled": unlabelled is not None, "--tolerance": tolerance is not None}
     if max_differ is None:
         check_needed("--max-differ", needs)

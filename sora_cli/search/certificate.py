@@ -315,7 +315,8 @@ class StoredCertificate(BaseModel):
     rows: dict[str, RowSet] = Field(
         description="by part: train, screening, test, and the reported splits; cross-fit: test is "
         "half 1 and half 2, the rows that each half is trained on, and train is all of them with "
-        "screening; with refit: refit is all rows, on which the written adapter was trained"
+        "screening; with refit: refit is all rows, on which the written adapter was trained; "
+        "where labels and answers test: answers is rows without labels that test, too"
     )
     seeds: dict[str, int] = Field(
         description="training: seed of all runs; rows: seed that chooses screening and test rows"

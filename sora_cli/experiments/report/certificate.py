@@ -12,7 +12,7 @@ from sora_cli.core.table import Column, Table
 from sora_cli.experiments.auto.plot import draw_curve, legend_of
 from sora_cli.experiments.report.facts import number
 from sora_cli.search.certificate import Certificate
-from sora_cli.search.words import size_verdict
+from sora_cli.search.words import named_parts, size_verdict
 
 _SIZE = 5.0, 4.2
 """Width and height of the curve, inches."""
@@ -39,19 +39,23 @@ def certificate_part(certificate: Certificate) -> CertificatePart:
         statement=c.statement,
         lines=tuple(_lines(c)),
         table=table,
-        chosen=None if c.chosen is None else table.rows[1 + c.chosen * (1 + len(c.halves))],
+        chosen=table.rows[1 + c.chosen * (1 + len(c.halves) + len(named_parts(c.written.test)))],
     )
 
 
 def _lines(c: Certificate) -> list[str]:
     promise, bound = c.promise, c.bound
     level = "holds at any number of rows" if bound.exact else "is approximate"
-    answers = promise.kind == "differ"
     asked = (
         f"at most {promise.given} of the answers other than at full rank"
-        if answers
+        if promise.kind == "differ"
         else f"{promise.metric} at most {promise.given} worse than at full rank"
     )
+    answers = promise.by_answers
+    if promise.kind == "drop" and answers:
+        asked += ", by the share of answers that differ"
+    elif promise.basis == "both":
+        asked += ", by labels or by the share of answers that differ"
     lines = [
         f"asked for: {asked}, {promise.confidence:.0%} confidence",
         f"the bound: {bound.method}; its level {level}",
@@ -75,7 +79,7 @@ def _table(c: Certificate) -> Table:
     """Return a table of the full rank and the sizes that were trained."""
     reported = tuple(c.full.reported)
     name, bound, form, of = "drop", "bound of the drop", "+.4f", ""
-    if c.promise.kind == "differ":  # the reported splits have the recipe's metric all the same
+    if c.promise.by_answers:  # the reported splits have the recipe's metric all the same
         name, bound, form, of = "differ", "at most", ".2%", "agreement, "
     columns = (
         Column("parameters", count), Column("of full", ".0%"), Column("components", count),
@@ -111,6 +115,10 @@ def _table(c: Certificate) -> Table:
                 "",
                 f"half {half}",
             ])  # fmt: skip
+        for part_name, one in named_parts(size.test):
+            measured = f"{number(one.score)} ({'drop' if part_name == 'by labels' else 'differ'} "
+            measured += f"{one.drop:+.4f})"
+            rows.append([None, None, None, None, measured, one.upper, "", part_name])
     return Table(None, columns, rows)
 
 
