@@ -76,6 +76,7 @@ def answers_lines(
         bound: method of the bound, of a promise about a drop.
     """
     from sora_cli.search.agreement import allowed_rows, rows_for_none  # scipy
+    from sora_cli.search.certifiable import DIFFERING
 
     *labelled, answered = rows
     part = promise.parts()[-1]
@@ -105,7 +106,10 @@ def answers_lines(
             f"certify this, even if no answer differs; {more}{end}"
         )
     if promise.kind == "drop" and bound is not None and bound.smallest_drop is not None:
-        yield f"they can be expected to certify {bound.smallest_drop:.4f}"
+        yield (
+            f"if {DIFFERING:.1%} of the rows differ and the true drop is 0, they can be expected to "
+            f"certify {bound.smallest_drop:.4f}"
+        )
 
 
 def expected_line(promise: Promise, rows: int, drop: float, certifiable: float) -> str:
@@ -136,7 +140,7 @@ def tested_line(test: SizeTest, promise: Promise) -> str:
         )
     if test.parts:
         one, other = test.parts
-        answers = f"{other.upper:.4f} by answers, of which {other.differing or 0:,} differ"
+        answers = f"by answers {other.upper:.4f}: {other.differing or 0:,} differ"
         bound = f"bound {test.upper:.4f} (by labels {one.upper:.4f}, {answers})"
         return f"drop {test.drop:+.4f}, {bound}, promise {promise.max_drop:g}: {test.verdict}{end}"
     bound = f"bound {test.upper:.4f}" if test.refused is None else f"no bound: {test.refused}"

@@ -14,7 +14,6 @@ from sora_cli.search.words import named_parts
 
 _WIDTH, _HEIGHT = 7.2, 4.6  # inches
 _TESTED, _FAILED, _PROMISE = COLOURS[:3]
-_MEASURED = {"by labels": "drop", "by answers": "share that differs"}
 _TICKS = (100, 50, 20, 10, 5, 2, 1)
 
 
@@ -66,7 +65,7 @@ def draw_curve(axes: Any, certificate: Certificate) -> None:
 
         label = "answers that differ from full rank's"
         if certificate.promise.kind == "drop":
-            label += f": {certificate.promise.metric} drops by no more"
+            label = f"differing answers: the largest drop of {certificate.promise.metric}"
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.set_ylabel(label, fontsize=9)
     axes.tick_params(labelsize=8)
@@ -98,10 +97,10 @@ def _draw_candidate(axes: Any, certificate: Certificate, index: int, size: Heale
                 [x, x], [part.drop, part.upper], color=QUIET, marker="_", linestyle=(0, (1, 2)),
                 linewidth=0.8, label="each half: drop and bound",
             )  # fmt: skip
-    for name, one in named_parts(size.test):
+    for _, one in named_parts(size.test):
         axes.plot(
             [x, x], [one.drop, one.upper], color=QUIET, marker="_", linestyle=(0, (1, 2)),
-            linewidth=0.8, label=f"{name}: {_MEASURED[name]} and bound",
+            linewidth=0.8, label="by labels, and by answers: each measured and bound",
         )  # fmt: skip
     test, chosen = size.test, index == certificate.chosen
     if test is not None:
@@ -114,7 +113,7 @@ def _draw_candidate(axes: Any, certificate: Certificate, index: int, size: Heale
             label=f"trained, {test.verdict}, with its {certificate.promise.confidence:.0%} bound "
             f"({_rows(certificate, 'test')} test rows"
             f"{', mean of two halves' if certificate.halves else ''}"
-            f"{', the smaller of two bounds' if test.parts else ''})",
+            f"{', smaller bound' if test.parts else ''})",
         )  # fmt: skip
     if not chosen:
         return

@@ -116,8 +116,9 @@ def _table(c: Certificate) -> Table:
                 f"half {half}",
             ])  # fmt: skip
         for part_name, one in named_parts(size.test):
-            measured = f"{number(one.score)} ({'drop' if part_name == 'by labels' else 'differ'} "
-            measured += f"{one.drop:+.4f})"
+            measured = f"{number(one.score)} (drop {one.drop:+.4f})"
+            if part_name == "by answers":
+                measured = f"agreement {number(one.score)} (differ {one.drop:.2%})"
             rows.append([None, None, None, None, measured, one.upper, "", part_name])
     return Table(None, columns, rows)
 
