@@ -21,8 +21,9 @@ _FEWEST = 16  # smallest part; fewer rows show nothing
 
 _SCREENED_OF_HALVES = 1 / 10  # of all rows; the final run alone trains on them
 _MOST_OF_HALVES = 200  # screening rows of cross-fitting; each half's cuts are scored on all of them
-_LEAST_HEALING = 0.05
-"""Least share of a half's steps after a cut; less healing loses more than a second size gains."""
+_LEAST_HEALING = 0.07
+"""Least share of a half's steps after a cut, if more than one size is trained: fewer steps cost
+more points than a second size is worth (the figures at `plan._HEALING`)."""
 MOST_WORK = 2.3
 """Most work of cross-fitting, in runs on all rows, where it is chosen by itself."""
 
@@ -123,7 +124,8 @@ def plan_halves(
         if left >= _LEAST_HEALING * each + _FEWEST * passes:
             break
     most = min(round(_SCREENED_OF_HALVES * total), _MOST_OF_HALVES)
-    screening = max(min(most, int(left / 2 / passes)), _FEWEST)
+    spent = min(left / 2, left - _LEAST_HEALING * each)  # on screening
+    screening = max(min(most, int(spent / passes)), _FEWEST)
     screening += (total - screening) % 2  # halves of the same number of rows, and of steps
     scoring = tests + screening * passes
     heal = min((left + tests - scoring) / each, healing / sizes, 0.5)
