@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from sora_cli.recipe.recipe import Recipe
     from sora_cli.search.rows import ChoosingRows
 
+_FAMILY = "task.name="
+
 
 def asked_promise(
     max_drop: str | None,
@@ -67,7 +69,12 @@ def load_promise(asked: PromiseOptions, place: Path) -> tuple[LoadedRecipe, Prom
     with importing():
         from sora_cli.use.described import described
 
-    loaded, _ = described(place, asked.overrides)
+    names = (word.removeprefix(_FAMILY) for word in asked.overrides if word.startswith(_FAMILY))
+    try:
+        loaded, _ = described(place, asked.overrides, task=next(names, None))
+    except SoraError as error:  # `described` names the option of sora predict
+        error.renamed("--task ", _FAMILY)
+        raise
     return loaded, asked.of(loaded.recipe)
 
 

@@ -32,8 +32,8 @@ class AutoBlock(Block):
     )
     unlabelled: str | None = Field(
         None,
-        description="file of rows whose labels are not needed (csv, tsv, json, jsonl, parquet), "
-        "on which answers are compared; with max_drop, see `basis`",
+        description="file of rows on which answers are compared (csv, tsv, json, jsonl, parquet); "
+        "labels in it are ignored, and training rows in it are left out; with max_drop: see basis",
     )
     basis: Basis | None = Field(
         None,
@@ -82,7 +82,7 @@ class AutoBlock(Block):
         None,
         description="rows of the training split that choose the size and are not trained on; "
         "unset: as many as the cost allows of those that data.max_train_rows leaves unused, or of "
-        "a fifth of the split",
+        "a fifth of the split; with max_differ: of the unlabelled rows, unset: all of them",
     )
     cross_fit: bool | Literal["auto"] = Field(
         "auto",

@@ -107,7 +107,7 @@ def answers_lines(
         )
     if promise.kind == "drop" and bound is not None and bound.smallest_drop is not None:
         yield (
-            f"if {DIFFERING:.1%} of the rows differ and the true drop is 0, they can be expected to "
+            f"if {DIFFERING:.1%} of them differ and the true drop is 0, they can be expected to "
             f"certify {bound.smallest_drop:.4f}"
         )
 

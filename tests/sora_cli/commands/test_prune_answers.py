@@ -185,6 +185,22 @@ def test_numbers_take_a_tolerance(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert entry_of(tmp_path / "out")["metric"] == "agreement"
 
 
+def test_files_that_do_not_tell_the_family(
+    classifier: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sora_cli.use.described.auto_class_for", lambda *_: "AutoModel")
+    command = ["prune", str(classifier), "-o", str(tmp_path / "out"), "--max-differ", "50%"]
+    command += ["--unlabelled", str(classifier.parent / "texts.jsonl")]
+    error = error_of(capsys, *command)
+    assert "does not say which task it is for" in error[0]
+    assert "add task.name=TASK: " in error[-1]
+    words = ["task.name=sequence-classification", "data.label_names=[a,b]"]
+    assert run([*command, *words]) == OK
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
