@@ -124,9 +124,12 @@ def expected_line(promise: Promise, rows: int, drop: float, certifiable: float) 
             f"{100 * drop:.2f} % of the answers are expected to differ before healing; "
             f"{rows:,} test rows could then certify {100 * (drop + certifiable):.2f} %"
         )
+    named = f"{rows:,} test rows"
+    if promise.basis == "both":
+        named = f"{rows:,} labelled rows or answers"
     return (
-        f"a drop of {drop:+.4f} is expected before healing; {rows:,} test rows can be expected to "
-        f"certify {certifiable:.4f}"
+        f"a drop of {drop:+.4f} is expected before healing; {named} can be expected to certify "
+        f"{certifiable:.4f}"
     )
 
 
