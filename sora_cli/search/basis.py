@@ -117,9 +117,12 @@ def certifiable_on(promise: Promise, rows: TestRows, scores: RowScores | None) -
         rows: numbers of test rows, for each part of the promise.
         scores: scores of some rows: only their metric is used; None: answers alone are tested.
     """
-    answers = answer_scores([])
     parts = [
-        Certifiable.on(number, part.confidence, answers if part.by_answers else scores or answers)
+        Certifiable.on(
+            number,
+            part.confidence,
+            answer_scores([]) if part.by_answers or scores is None else scores,
+        )
         for part, number in zip(promise.parts(), rows, strict=True)
     ]
     if len(parts) == 1:

@@ -16,8 +16,8 @@ from sora_cli.search.basis import certifiable_on
 from sora_cli.search.bca import drop_on
 from sora_cli.search.bounds import Bound, drop_bound
 from sora_cli.search.certificate import Screened
-from sora_cli.search.screening import Cuts, PlannedSize, name_sizes, screen
 from sora_cli.search.promise import Promise
+from sora_cli.search.screening import Cuts, PlannedSize, name_sizes, screen
 from sora_cli.search.search import in_fixed_order
 from sora_cli.search.size import Size
 from sora_cli.search.sizes import last_passed
