@@ -272,7 +272,8 @@ def run(
     log = ReportLog(plan.output / RECORD, record)
     log.note_import(began)
     set_deterministic(recipe.training.deterministic)
-    plan, rows, notes = planned_rows(plan)
+    begun = record.full is not None and not record.halves
+    plan, rows, notes = planned_rows(plan, held_out=begun)
     say_notes(notes)
     full = first_recipe(plan, rows)
     ready = prepare(full.recipe, log.phase)

@@ -299,7 +299,7 @@ class _Again:
         full, sizes, candidates = whole.scores[_TEST], [], []
         promise = self._promise.settled(able, len(full))
         name = "full rank" if half is None else f"full rank, half {half}"
-        known = {"test": scored.score(name, stored.full.test, full), "reported": {}}
+        score, known = scored.score(name, stored.full.test, full), dict[str, float]()
         for number, size in enumerate(stored.candidates):
             written = reported if number == found.chosen else {}
             place = directory_of(number, half)
@@ -312,12 +312,12 @@ class _Again:
             for split in written:
                 was = stored.full.reported.get(split, math.nan)
                 full_here = scored.score(f"{name}, {split}", was, whole.scores[split])
-                known["reported"][split] = full_here
+                known[split] = full_here
                 was = size.reported[split].score if split in size.reported else math.nan
                 value = scored.score(f"{place}, {split}", was, small.scores[split])
                 own[split] = Measured(score=value, drop=promise.drop(full_here, value))
             candidates.append(size.model_copy(update={"test": here, "reported": own}))
-        full_rank = stored.full.model_copy(update=known)
+        full_rank = stored.full.model_copy(update={"test": score, "reported": known})
         return Half(full=full_rank, candidates=candidates), sizes
 
     def _tested(

@@ -101,9 +101,10 @@ def expected(
     promise = promise_of(recipe).settled(certifiable, rows[TEST].rows)
     block, written = recipe.auto, reports[0].written
     assert block is not None
+    parts = agreed.halves or [Half(full=agreed.full, candidates=agreed.candidates)]
     tested = [
         _tested(part, reports[i], sizes[i], promise.serve, i + 1 if agreed.halves else None)
-        for i, part in enumerate(agreed.halves or [agreed])
+        for i, part in enumerate(parts)
     ]
     last = agreed.final
     if last is not None and final is not None:
@@ -124,7 +125,7 @@ def expected(
 
 
 def _tested(
-    agreed: Half | Certificate,
+    agreed: Half,
     reports: Reports,
     sizes: Sequence[Size],
     serve: str | None,

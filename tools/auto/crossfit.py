@@ -72,7 +72,7 @@ def broken(rows: int, draws: int, seed: int = 0) -> list[tuple[str, str, list[fl
         found.append((halves, f"the luckiest of {sizes}", best))
     worst = [_worst(rule, one[:, 0], two[:, 0], rows) for rule in rules]
     found.append(("worst coupling", "fixed", worst))
-    # disjoint events, the worst for a union: each size is lucky in other draws
+    # Boole's bound, reached if each size is lucky in other draws: computed, not drawn
     union = [min(sizes * share, 1.0) for share in worst]
     found.append(("worst coupling", f"the luckiest of {sizes}", union))
     found.append(("independent", "test rows decide which size breaks", [
@@ -93,7 +93,8 @@ def _pooled(one: Counts, two: Counts, rows: int) -> np.ndarray:
 
 def _mean_of(confidence: float) -> Rule:
     def rule(one: Counts, two: Counts, rows: int) -> np.ndarray:
-        return (_bounds(one, rows, confidence) + _bounds(two, rows, confidence)) / 2
+        bounds = _bounds(one, rows, confidence) + _bounds(two, rows, confidence)
+        return np.asarray(bounds / 2)
 
     return rule
 
@@ -102,7 +103,7 @@ def _bounds(counts: Counts, rows: int, confidence: float) -> np.ndarray:
     """Return the exact bound for each pair of counts; each distinct pair is computed once."""
     pairs, place = np.unique(counts.reshape(-1, 2), axis=0, return_inverse=True)
     bounds = np.array([exact_bound(int(lost), int(won), rows, confidence) for lost, won in pairs])
-    return bounds[place].reshape(counts.shape[:-1])
+    return np.asarray(bounds[place].reshape(counts.shape[:-1]))
 
 
 def _worst(rule: Rule, one: Counts, two: Counts, rows: int) -> float:

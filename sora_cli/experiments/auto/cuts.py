@@ -20,6 +20,7 @@ from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.run.runner import Runner
 from sora_cli.search.screening import Cuts, planned_sizes
 from sora_cli.search.size import size_of
+from sora_cli.search.sizes import SHARES
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.checkpoint.files import load_parameters, read_checkpoint
 from sora_cli.train.checkpoint.fork import locate_fork
@@ -30,7 +31,7 @@ def score_cuts(
     candidate: LoadedRecipe,
     score: Callable[[], RowScores],
     serve: Serve | None,
-    shares: Sequence[float],
+    shares: Sequence[float] = SHARES,
 ) -> Cuts:
     """Cut the checkpoint that candidates start from to each size, and score it unhealed.
 

@@ -83,8 +83,8 @@ class HeldOut(AutoSearch[Made]):
         rows = load_rows(final.recipe.data)
         train = encode(ready.task, ready.base, rows.train, rows.origin(rows.train), training=True)
         select = next(iter(ready.report.values()))
-        whole = {"rows": rows, "train": train, "select": select}
-        return self._train_final(dataclasses.replace(self.ready, **whole), final, self._initial)
+        whole = dataclasses.replace(self.ready, rows=rows, train=train, select=select)
+        return self._train_final(whole, final, self._initial)
 
     def _write_tested(self, ready: Prepared, number: int) -> tuple[Prepared, RunLog]:
         """Score the chosen size on the reported rows, and write it as the run's adapter."""

@@ -299,7 +299,7 @@ def derived_keys(plan: AutoPlan) -> list[str]:
 
 
 def first_recipe(plan: AutoPlan, rows: RowPlan) -> LoadedRecipe:
-    """Return the recipe whose data, model and adapters a search begins with."""
+    """Return the recipe for which data, model and adapters are prepared."""
     return plan.whole() if isinstance(rows, HalvesPlan) else plan.full(rows)
 
 

@@ -36,16 +36,21 @@ _ORDER = (
 )
 
 
-def planned_rows(plan: AutoPlan) -> tuple[AutoPlan, RowPlan, Notes]:
+def planned_rows(plan: AutoPlan, *, held_out: bool = False) -> tuple[AutoPlan, RowPlan, Notes]:
     """Return the plan with its basis, the numbers of rows, and notes for the user.
 
     They are those of cross-fitting (`HalvesPlan`), if this is asked for or needed.
+
+    Args:
+        held_out: the search was begun with rows held out, by a version that knew nothing else.
     """
     block, total = plan.block, count_rows(plan.loaded.recipe.data)
     if plan.promise.kind == "differ":
         pool = _pool(plan)
         return plan, plan.row_plan(total, len(pool)), pool.notes
     if block.unlabelled is None:
+        if held_out:
+            return plan, plan.row_plan(total), ()
         return plan, *_by_labels(plan, total)
     unusable = _against_answers(plan)
     if unusable is not None:

@@ -33,7 +33,7 @@ Made = TypeVar("Made")
 
 
 class AutoSearch(ABC, Generic[Made]):
-    """A search whose parts are saved in a record.
+    """A search; its finished parts are saved in a record.
 
     Args:
         ready: data, model and adapters before the first step.
@@ -89,7 +89,7 @@ class AutoSearch(ABC, Generic[Made]):
 
     @abstractmethod
     def _train_full(self) -> None:
-        """Train and score full rank, as far as the record does not have it."""
+        """Train and score full rank, unless the record holds it already."""
 
     @abstractmethod
     def _cuts(self) -> Cuts:
@@ -190,7 +190,7 @@ class AutoSearch(ABC, Generic[Made]):
         return run.ready, run.log
 
     def _final(self, report: RunReport, max_params: int) -> Final:
-        """Return the written adapter as the certificate has it."""
+        """Return the certificate's entry of the written adapter."""
         metric, layers = self.promise.metric, self.ready.layers
         cost = {path: layer.A.shape[1] + layer.B.shape[0] for path, layer in layers.items()}
         ranks = {path: rank.end for path, rank in report.ranks.items()}

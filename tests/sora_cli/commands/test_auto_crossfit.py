@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,9 +18,16 @@ from sora_cli.recipe.load import load_stored
 from sora_cli.report import read_report
 from sora_cli.search.certificate import Certificate, read_certificate
 from sora_cli.verify import certificate as recheck
+from tests.helpers_errors import error_of
 from tests.helpers_killed import run_killed
 from tests.helpers_runs import files_of, signal_at, train
-from tests.sora_cli.commands.test_auto import NOT_VERIFIED, leaves, other, placed
+from tests.sora_cli.commands.test_auto import (
+    NOT_VERIFIED,
+    leaves,
+    other,
+    placed,
+    scored_once,  # noqa: F401, a fixture
+)
 from tests.sora_cli.experiments.auto.support import auto_recipe
 
 CROSSED = ["halves/1/sizes/full", "halves/2/sizes/full"]
@@ -138,30 +144,6 @@ def test_the_certificate_holds_when_it_is_scored_again(
     assert ("half 2" in page) == (kind == "done")
 
 
-@pytest.fixture
-def scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Load the rows and score each adapter once, however often the run is verified."""
-    known: dict[Any, Any] = {}
-
-    def once(name: str, key: Any) -> None:
-        inner = getattr(recheck, name)
-
-        def cached(*words: Any) -> Any:
-            place = (name, key(*words))
-            if place not in known:
-                known[place] = inner(*words)
-            return known[place]
-
-        monkeypatch.setattr(recheck, name, cached)
-
-    def parts(_: Any, found: Certificate) -> str:
-        numbers = [found.rows[name].rows for name in ("screening", "test")]
-        return f"{numbers} {bool(found.halves)} {found.final is None}"
-
-    once("_rows", parts)
-    once("_measured", lambda directory, _recipe, _task, parts, _on: (directory, tuple(parts)))
-
-
 @pytest.mark.usefixtures("scored_once")
 @pytest.mark.parametrize("kind", ["done", "refit"])
 def test_no_field_of_the_certificate_can_be_changed(
@@ -216,6 +198,23 @@ def test_the_plan_is_said_before_training(
     assert "cross-fitting: full rank and up to 2 of 5 sizes are trained on each half" in said
     assert "all work: about 2.3 times one LoRA run on all rows" in said
     assert not out.exists()
+
+
+def test_it_is_chosen_by_itself_and_said(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["auto", str(recipe), "--dry-run", f"output.dir={tmp_path}/out", "--max-drop", "16pt"]
+    assert run([*words, "auto.cross_fit=auto"]) == 0
+    told = capsys.readouterr()
+    assert "rows held out can be expected to certify 0.1" in told.err
+    assert "cross-fitting: full rank and up to" in told.out
+    assert run([*words, "--no-cross-fit"]) == 0
+    told = capsys.readouterr()
+    assert "too few test rows to certify this drop" in told.out
+    assert "cross-fitting" not in told.out + told.err
+    said = error_of(capsys, *words, "--cross-fit", "--probe")
+    assert "auto.probe does not go with auto.cross_fit" in said[0]
+    assert len(said) <= 3
 
 
 def test_force_clears_both_halves(done: Path, tmp_path: Path) -> None:
