@@ -185,7 +185,10 @@ def answers(rows: AnswerRows, recipe: Recipe, folder: Path, change: float = 0.0)
         noise = rng.normal(size=tuple(parameter.shape)) * change
         parameter.data += parameter.data.new_tensor(noise)
     encoded = rows.encoded(task, base)
-    return rows.scores(build_scorer(recipe, rows.task, base, folder), encoded)
+    base.model.train()  # as training leaves it
+    found = rows.scores(build_scorer(recipe, rows.task, base, folder), encoded)
+    assert not base.model.training  # dropout must not answer
+    return found
 
 
 def without(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[dict[str, Any]]:
