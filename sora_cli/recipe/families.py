@@ -54,6 +54,8 @@ class TaskOptions(Block):
     """True if other names are metrics of the Hub's own collection, whose code is then run."""
     COUNTS_ROWS: ClassVar[bool] = True
     """True if accuracy counts whole rows, each right or wrong."""
+    ROWS_ALONE: ClassVar[bool] = True
+    """True if the answer to a row does not depend on the other rows."""
     CHUNKS_LOSS: ClassVar[bool] = False
     """True if the loss can be computed in chunks of logits (training.loss)."""
     COLUMNS: ClassVar[Columns] = {}
@@ -245,6 +247,7 @@ class ImageTextOptions(TaskOptions):
     """Images and the texts that belong to them, told apart from all others."""
 
     METRICS = ("recall_at_1", "text_recall_at_1", "loss")
+    ROWS_ALONE = False  # each chooses among all
     MODEL_CLASS = "AutoModel"
     PROCESSOR_CLASS = "AutoProcessor"
     HUB_TASK = "zero-shot-image-classification"

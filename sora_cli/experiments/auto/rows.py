@@ -31,7 +31,7 @@ _HOW = {
     "both": "labelled rows and answers to rows without labels test, each at half the error",
 }
 _ORDER = (
-    "of labels, answers and both the one that is planned to certify more tests, and "
+    "the drop is tested by labels, by answers or by both, whichever is planned to certify more; "
     "cross-fitting is considered only where that is labels"
 )
 
@@ -62,16 +62,20 @@ def planned_rows(plan: AutoPlan, *, held_out: bool = False) -> tuple[AutoPlan, R
 
 def _against_answers(plan: AutoPlan) -> str | None:
     """Return the reason why answers cannot test a drop here; None: they can."""
-    block, metric = plan.block, plan.promise.metric
-    if not rows_are_right_or_wrong(plan.loaded.recipe):
-        if block.basis in {"answers", "both"}:
-            raise SoraError(
-                f"auto.basis={block.basis} needs rows that are right or wrong: {metric} can drop "
-                "by more than the share of answers that differ",
-                where=plan.loaded.origin("auto", "basis").place,
-                hint="auto.basis=labels, or --max-differ 1%",
-            )
-        return f"rows without labels cannot bound a drop of {metric}, only of a share of right rows"
+    block, metric, recipe = plan.block, plan.promise.metric, plan.loaded.recipe
+    reason = None
+    if not rows_are_right_or_wrong(recipe):
+        reason = f"{metric} can drop by more than the share of answers that differ"
+    elif not recipe.task.options.ROWS_ALONE:
+        reason = f"{metric} depends on the number of rows, among which each row chooses"
+    if reason is not None and block.basis in {"answers", "both"}:
+        raise SoraError(
+            f"auto.basis={block.basis} cannot test this drop: {reason}",
+            where=plan.loaded.origin("auto", "basis").place,
+            hint="auto.basis=labels, or --max-differ 1%",
+        )
+    if reason is not None:
+        return reason
     if block.cross_fit is True:
         return "halves test by labels"
     return "auto.basis=labels" if block.basis == "labels" else None

@@ -157,7 +157,8 @@ LINES: dict[str, dict[str, Words]] = {
         "r.yaml --max-drop 1pt --unlabelled validation.jsonl auto.basis=answers --cross-fit":
             ("does not go with auto.cross_fit", "auto.basis=labels, or auto.cross_fit=false"),
         "r.yaml --max-drop 1pt --unlabelled validation.jsonl auto.basis=both task.metrics=[f1]":
-            ("needs rows that are right or wrong", "auto.basis=labels, or --max-differ 1%"),
+            ("f1 can drop by more than the share of answers that differ",
+             "auto.basis=labels, or --max-differ 1%"),
         "r.yaml --max-drop 1pt --tolerance 0.1": "--tolerance goes with --max-differ only",
         "r.yaml --max-differ 150% --unlabelled train.jsonl":
             ("must be a share of the rows from 0 to below 1", "command line: auto.max_differ=150%"),

@@ -119,7 +119,7 @@ def test_what_the_plan_says(
     assert "probability to certify 0.6, a mean over sizes that differ on 0.25% to 5%" in said
     assert "16 labelled rows 100%, 75 rows without labels 100%, 16 and 100 of them 100%" in said
     assert "labelled rows test, rows without labels are not used (auto.basis=labels)" in said
-    assert "of labels, answers and both the one that is planned to certify more tests" in said
+    assert "by labels, by answers or by both, whichever is planned to certify more" in said
     assert "rows held out of the training split: 16 screen" in shown
     capsys.readouterr()
     assert run([*words(recipe, tmp_path / "out"), "--max-drop", "10pt", "--dry-run"]) == OK
@@ -144,7 +144,7 @@ def test_rows_without_labels_that_are_not_used(
 ) -> None:
     for more, reason in (
         (["auto.basis=labels"], "auto.basis=labels"),
-        (["task.metrics=[f1]"], "rows without labels cannot bound a drop of f1"),
+        (["task.metrics=[f1]"], "f1 can drop by more than the share of answers that differ"),
         (["auto.cross_fit=true"], "halves test by labels"),
     ):
         capsys.readouterr()
