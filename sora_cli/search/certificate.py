@@ -99,8 +99,8 @@ class Measured(BaseModel):
     drop: Score = Field(description="drop against full rank; negative: better")
 
 
-class SizeTest(Measured):
-    """The test of a trained size on the test rows."""
+class PartTest(Measured):
+    """The test of a trained size by labels or by answers."""
 
     upper: Score = Field(description="upper bound of the drop at the promise's confidence")
     kept: bool = Field(description="whether the bound is within the promise")
@@ -114,11 +114,6 @@ class SizeTest(Measured):
         False,
         description="whether so few rows differ from full rank that no such adapter could pass; "
         "this is no failure, and the testing goes on",
-    )
-    parts: list[SizeTest] = Field(
-        default_factory=list,
-        description="where both labels and answers test a drop: the two tests, each at half the "
-        "error; drop and score are those by labels, the bound is the smaller one",
     )
 
     @classmethod
@@ -139,6 +134,26 @@ class SizeTest(Measured):
             refused=bound.reason,
             passed_over=bound.passes_over(max_drop),
         )
+
+    @property
+    def verdict(self) -> str:
+        """The result: `passed`, `failed` or `passed over`."""
+        return "passed" if self.kept else "failed" if self.failed else "passed over"
+
+    @property
+    def failed(self) -> bool:
+        """True if this test ended the testing."""
+        return not self.kept and not self.passed_over
+
+
+class SizeTest(PartTest):
+    """The test of a trained size on all test rows."""
+
+    parts: list[PartTest] = Field(
+        default_factory=list,
+        description="where both labels and answers test a drop: the two tests, each at half the "
+        "error; drop and score are those by labels, the bound is the smaller one",
+    )
 
     @classmethod
     def mean(cls, tests: Sequence[SizeTest], max_drop: float) -> Self:
@@ -162,7 +177,7 @@ class SizeTest(Measured):
         )
 
     @classmethod
-    def either(cls, parts: Sequence[SizeTest], max_drop: float) -> Self:
+    def either(cls, parts: Sequence[PartTest], max_drop: float) -> Self:
         """Return the test that passes if one of two does: by labels, or by answers.
 
         Both bounds are exact, so no test is passed over, and each holds with half of the error. The
@@ -183,16 +198,6 @@ class SizeTest(Measured):
     def fails(self, max_drop: float) -> bool:
         """Return True if this test ends the testing, as `Bound.fails` does."""
         return not self.upper <= max_drop and not self.passed_over
-
-    @property
-    def verdict(self) -> str:
-        """The result: `passed`, `failed` or `passed over`."""
-        return "passed" if self.kept else "failed" if self.failed else "passed over"
-
-    @property
-    def failed(self) -> bool:
-        """True if this test ended the testing."""
-        return not self.kept and not self.passed_over
 
 
 class Screened(Size):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sora_cli.search.halves import half_confidence
 
 if TYPE_CHECKING:
-    from sora_cli.search.certificate import BoundMethod, SizeTest
+    from sora_cli.search.certificate import BoundMethod, PartTest, SizeTest
     from sora_cli.search.promise import Promise
 
 _SCOPE = (
@@ -55,7 +55,7 @@ def scope(promise: Promise, *, halves: bool, tested: str | None) -> str:
     return _SCOPE.format(rows) if tested is None else _SCOPE_OF_REFIT.format(tested, rows)
 
 
-def drop_by_labels(promise: Promise, bound: BoundMethod, test: SizeTest | None, rows: int) -> str:
+def drop_by_labels(promise: Promise, bound: BoundMethod, test: PartTest | None, rows: int) -> str:
     """Return the certified promise as a sentence, or the reason for having none.
 
     Args:
@@ -122,7 +122,7 @@ def on_halves(
     )
 
 
-def drop_by_answers(promise: Promise, test: SizeTest | None, rows: int) -> str:
+def drop_by_answers(promise: Promise, test: PartTest | None, rows: int) -> str:
     """Return the promise about a drop that answers test, as a sentence; see `drop_by_labels`."""
     asked = f"{promise.metric} is at most {promise.max_drop:g} worse"
     if test is None:

@@ -15,7 +15,7 @@ from sora_cli.search.certificate import ANSWERS, TEST
 from sora_cli.search.promise import SMALLEST, rounded_up
 
 if TYPE_CHECKING:
-    from sora_cli.search.certificate import BoundMethod, Certificate, SizeTest
+    from sora_cli.search.certificate import BoundMethod, Certificate, PartTest, SizeTest
     from sora_cli.search.promise import Promise
     from sora_cli.search.search import Candidate, Search
     from sora_cli.search.size import Size
@@ -197,7 +197,7 @@ def size_table(certificate: Certificate) -> Table:
     return Table(f"{metric} on {rows:,} test rows{both}; {sure}", columns, lines)
 
 
-def named_parts(test: SizeTest | None) -> list[tuple[str, SizeTest]]:
+def named_parts(test: SizeTest | None) -> list[tuple[str, PartTest]]:
     """Return the tests by labels and by answers with their names; empty if there is one test."""
     parts = [] if test is None else test.parts
     return list(zip(("by labels", "by answers"), parts, strict=False))

@@ -46,6 +46,7 @@ from sora_cli.search.certificate import (
     Certificate,
     Half,
     Measured,
+    PartTest,
     RowSet,
     SizeTest,
     directory_of,
@@ -337,29 +338,29 @@ class _Again:
             scores: of full rank and of the candidate, for each part of the promise.
         """
         seed = self._loaded.recipe.auto.seed if self._loaded.recipe.auto is not None else 0
-        known = [] if stored is None else stored.parts or [stored]
-        tests, agreed, parts = [], [], promise.parts()
-        for i, (part, (full, small)) in enumerate(zip(parts, scores, strict=True)):
-            bound = drop_bound(full, small, part.confidence, seed=seed)
-            here = SizeTest.of(small.beside(full), bound, promise.max_drop)
-            tests.append(here)
-            if i < len(known):
-                name = place if len(parts) == 1 else f"{place}, by {part.basis}"
-                # a model agrees with itself on every row
-                was = 1.0 if i else before
-                here = self._scored.test(name, known[i], was, full, here, part)
-            agreed.append(here)
-        if len(parts) == 1:
-            self._here.append((number, tests[0]))
-            return agreed[0]
+        bounds = [
+            (small.beside(full), drop_bound(full, small, part.confidence, seed=seed))
+            for part, (full, small) in zip(promise.parts(), scores, strict=True)
+        ]
+        if len(bounds) == 1:
+            here = SizeTest.of(*bounds[0], promise.max_drop)
+            self._here.append((number, here))
+            if stored is None:
+                return here
+            return self._scored.test(place, stored, before, scores[0][0], here, promise)
+        tests = [PartTest.of(*bound, promise.max_drop) for bound in bounds]
+        agreed, known = list(tests), stored.parts if stored is not None else []
+        for i, (part, was) in enumerate(zip(promise.parts(), known, strict=False)):
+            name, whole = f"{place}, by {part.basis}", 1.0 if part.by_answers else before
+            agreed[i] = self._scored.test(name, was, whole, scores[i][0], tests[i], part)
         return self._either(place, stored, tests, agreed, promise.max_drop)
 
     def _either(
         self,
         place: str,
         stored: SizeTest | None,
-        tests: Sequence[SizeTest],
-        agreed: Sequence[SizeTest],
+        tests: Sequence[PartTest],
+        agreed: Sequence[PartTest],
         max_drop: float,
     ) -> SizeTest:
         """Return the test by labels or answers; a verdict of one that turned may not matter."""

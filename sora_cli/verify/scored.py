@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel
@@ -18,13 +18,14 @@ from scipy.special import ndtri
 from sora_cli.report import Score
 from sora_cli.search.agreement import share_bound
 from sora_cli.search.bca import FEWEST_DIFFERING
-from sora_cli.search.certificate import SizeTest
+from sora_cli.search.certificate import PartTest
 from sora_cli.search.few import few_rows_bound
 from sora_cli.search.paired import exact_bound
 from sora_cli.search.promise import Promise
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.verify.expected import ROUNDING, close
 
+T = TypeVar("T", bound=PartTest)
 _SAME = 1e-9
 """By how much scores may be apart that are of the same rows: far less than one row of a million."""
 
@@ -76,12 +77,12 @@ class ScoresAgain:
     def test(
         self,
         name: str,
-        stored: SizeTest,
+        stored: T,
         whole: float,
         full: RowScores,
-        here: SizeTest,
+        here: PartTest,
         promise: Promise,
-    ) -> SizeTest:
+    ) -> T:
         """Compare a size's test; return it with its figures where they agree, else those here.
 
         Args:
@@ -102,10 +103,10 @@ class ScoresAgain:
     def _tolerant(
         self,
         name: str,
-        stored: SizeTest,
+        stored: T,
         whole: float,
         full: RowScores,
-        here: SizeTest,
+        here: PartTest,
         promise: Promise,
     ) -> dict[str, Any]:
         """Compare a test of which some rows turned; return its figures, as `test` does.
@@ -166,12 +167,12 @@ def _named(name: str, figure: str) -> str:
     return f"{name}, {'bound' if figure == 'upper' else figure}"
 
 
-def _said(test: SizeTest) -> str:
+def _said(test: PartTest) -> str:
     bound = f"a bound of {test.upper:.6g}" if test.refused is None else f"no bound ({test.refused})"
     return f"{test.verdict} by {bound} with {test.differing} differing rows"
 
 
-def _is_coarse(test: SizeTest, full: RowScores) -> bool:
+def _is_coarse(test: PartTest, full: RowScores) -> bool:
     """Tell whether a bound is that of few differing rows, which is another than that of many."""
     exact = full.is_right_or_wrong or full.is_agreement
     return not exact and (test.differing or 0) < FEWEST_DIFFERING
@@ -188,7 +189,7 @@ def _lost_and_won(drop: float, differing: int, rows: int) -> tuple[int, int] | N
     return (lost, won) if differing <= rows else None
 
 
-def _explained(full: RowScores, here: SizeTest, confidence: float, turned: int) -> float:
+def _explained(full: RowScores, here: PartTest, confidence: float, turned: int) -> float:
     """Return how far a bound can be from the one here, if so many rows turned.
 
     Right or wrong: as many are lost less, or won more; or lost more. Few differing rows: as many

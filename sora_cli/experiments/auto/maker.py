@@ -24,6 +24,7 @@ from sora_cli.search.certificate import (
     TEST,
     FullRank,
     Healed,
+    PartTest,
     SizeTest,
     directory_of,
 )
@@ -168,11 +169,13 @@ class Maker:
             confidence: confidence of each bound.
         """
         with self._log.phase("score"):
-            tests = []
-            for full, small in zip(self.scores_at_full_rank(), scores, strict=True):
-                bound = drop_bound(full, small, confidence, seed=self.plan.block.seed)
-                tests.append(SizeTest.of(small.beside(full), bound, max_drop))
-            return tests[0] if len(tests) == 1 else SizeTest.either(tests, max_drop)
+            tests = [
+                (small.beside(full), drop_bound(full, small, confidence, seed=self.plan.block.seed))
+                for full, small in zip(self.scores_at_full_rank(), scores, strict=True)
+            ]
+        if len(tests) == 1:
+            return SizeTest.of(*tests[0], max_drop)
+        return SizeTest.either([PartTest.of(*test, max_drop) for test in tests], max_drop)
 
     def forget(self, candidates: Sequence[Healed]) -> None:
         """Delete the states of full rank and of these candidates: none is read again."""

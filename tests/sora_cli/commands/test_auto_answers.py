@@ -138,7 +138,8 @@ def test_the_options_take_the_place_of_the_recipes_promise(
     assert run(["auto", str(both), "--max-drop", "50pt", *out]) == OK
     told = capsys.readouterr()
     assert "promise: a drop of at most 0.5" in told.out
-    assert "by labels, by answers or by both" in told.err  # the recipe's rows without labels may test
+    # the recipe's rows without labels may test this drop, too
+    assert "by labels, by answers or by both" in told.err
 
 
 def test_it_is_scored_again(
