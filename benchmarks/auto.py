@@ -1,13 +1,13 @@
-"""Seconds of a whole `sora auto` against one plain LoRA run of as many steps.
+"""Seconds of a whole `sora auto` against one plain LoRA run with the same number of steps.
 
     python -m benchmarks.auto [--recipe FILE] [--steps 600] [--rounds 5] [KEY=VALUE ...]
 
-Both run as people type them, with everything they do by default, in new processes and in turns,
-after one run of each that fills the caches of data. The promise is one that rows can certify, so
-that sizes are cut, healed and tested; how many were is printed, since a failed test ends the
-search. LoRA is trained at the rank that the search begins with, and scores the validation split
-after each epoch; of the search, only the written size is scored there, and the full rank. Overrides
-go to both sides. `--quick` takes one round of a few steps.
+Both commands run with their defaults, in new processes and in turns, after one run of each that
+fills the caches of data. The promise is large enough for the rows to certify it, so sizes are cut,
+healed and tested; their number is printed, because a failed test ends the search. LoRA is trained
+at the rank at which the search begins, and scores the validation rows after each epoch; the search
+scores only full rank and the written size there. Overrides go to both sides. `--quick` takes one
+round of a few steps.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--recipe", default="recipes/quickstart.yaml")
-    parser.add_argument("--steps", type=int, default=600, help="of the run at full rank")
+    parser.add_argument("--steps", type=int, default=600, help="steps of the run at full rank")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--max-drop", default="5pt")
     parser.add_argument("--rounds", type=int, default=5)
@@ -69,7 +69,7 @@ def main() -> None:
                 ("command", "s, median (quartiles)", f"/ {_PLAIN}"), timing_rows(times, _PLAIN)
             )
         )
-        emit(f"\ntarget: {_TARGET} where a run is longer than ten of its evaluations")
+        emit(f"\ntarget: {_TARGET}, for runs longer than ten of their evaluations")
         emit(f"{_AUTO}: {_sizes(output / 'auto')}; {spent(output / 'auto' / 'auto.json')}")
         emit(f"{_PLAIN}: {spent(output / 'lora' / 'report.json')}")
 
@@ -80,12 +80,12 @@ def _command(name: str, words: list[str]) -> Callable[[], float]:
 
 
 def _sizes(run: Path) -> str:
-    """Say what the last search did."""
-    found = json.loads((run / "certificate.json").read_text(encoding="utf-8"))
-    sizes, rows = found["candidates"], found["rows"]
+    """Describe the last search from its certificate: sizes, rows, status."""
+    certificate = json.loads((run / "certificate.json").read_text(encoding="utf-8"))
+    sizes, rows = certificate["candidates"], certificate["rows"]
     return (
         f"{len(sizes)} sizes of {sizes[0]['heal_steps']} steps each, {rows['screening']['rows']} "
-        f"rows screen and {rows['test']['rows']} test, {found['status']}"
+        f"rows screen and {rows['test']['rows']} test, {certificate['status']}"
     )
 
 

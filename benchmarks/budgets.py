@@ -1,10 +1,10 @@
-"""Seconds of whole trainings to a budget against plain LoRA's, the cut or its schedule included.
+"""Seconds of whole trainings to a budget, including the cut or the schedule, against plain LoRA's.
 
     python -m benchmarks.budgets [--model encoder decoder] [--steps 50] [--rounds 10] [--rank 8]
 
-In every round each side trains from the start, and all take their steps in turns; a side's figure
-is the sum of its steps, the one with the cut (the turn to the singular basis, of every layer) among
-them. Ratios are taken round by round. `--quick` shows that the program runs.
+In every round each side trains from the start, and the sides take their steps in turns. A side's
+figure is the sum of its steps, including the step with the cut (every layer is turned to its
+singular basis). Ratios are taken round by round. `--quick` only shows that the program runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument(
         "--model", nargs="+", choices=(ENCODER, DECODER), default=[ENCODER, DECODER]
     )
-    parser.add_argument("--steps", type=int, default=50, help="of each training")
+    parser.add_argument("--steps", type=int, default=50, help="steps of each training")
     parser.add_argument("--rounds", type=int, default=10, help="trainings of each side")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--quick", action="store_true", help="small batches, few steps")

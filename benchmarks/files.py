@@ -1,4 +1,4 @@
-"""Commands on the files of a 7B-class adapter, and the dry run: seconds from start to end.
+"""Seconds of commands on a 7B-class adapter's files, and of a dry run.
 
     python -m benchmarks.files [--rounds N] [--recipe R] [--quick]
 
@@ -6,12 +6,12 @@ Each command is a process of its own, in turns with `import torch`, which all of
 
 - `sora inspect`, `sora prune` by three rules, `sora export` with and without a cut, of a synthetic
   LoRA (32 layers x 7 modules of Llama 2 7B's shapes, r = 64; 160 million numbers), stored as
-  bfloat16 and as float32. Its base model is not there, so that nothing is verified.
-- `sora train R --dry-run` in turns with the imports that it makes.
+  bfloat16 and as float32. Its base model does not exist, so nothing is verified.
+- `sora train R --dry-run` in turns with its imports.
 
-Beside the wall time stands processor time (user and system, all threads), which other programs on
-the machine change less. `--quick` takes small modules, bfloat16 and one round: it shows that the
-program runs, its figures mean little.
+The table also has processor time (user and system, all threads), which depends less on other
+programs on the machine. `--quick` takes small modules, bfloat16 and one round: it only shows that
+the program runs.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--recipe", default="quickstart", help="of the dry run")
+    parser.add_argument("--recipe", default="quickstart", help="recipe of the dry run")
     parser.add_argument("--quick", action="store_true", help="small modules, one round")
     options = parser.parse_args()
     size, rounds = (QUICK, 1) if options.quick else (FULL, options.rounds)
@@ -126,6 +126,7 @@ def write_adapter(directory: Path, size: Size, dtype: str) -> None:
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for i, (path, (n_out, n_in)) in enumerate(size.modules().items()):
+        # decays differ between modules, so that the rules keep different ranks
         decay = torch.exp(-torch.arange(size.rank) / (4 + i % 40))
         a = torch.randn(size.rank, n_in, generator=generator) / n_in**0.5
         b = torch.randn(n_out, size.rank, generator=generator) * decay * 0.02

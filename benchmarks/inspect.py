@@ -7,14 +7,14 @@ Two measurements on a synthetic bf16 adapter (32 layers x 7 modules of Llama 2 7
 1. Singular values of single modules, one per shape: from the factors (Cholesky of their Gram
    matrices and an r x r SVD) against `torch.linalg.svdvals` of the dense product, both float64,
    both from factors in memory, in turns in one process. Medians over the rounds. For the whole
-   adapter each side's median is multiplied by the number of modules of that shape; neither side
-   has read a file by then. Both have one thread, since on cores in use more are slower;
+   adapter each side's median is multiplied by the number of modules of that shape; reading files
+   is not included. Both have one thread, because more threads are slower on busy cores;
    `--threads` gives the dense side more.
 2. The command in a process of its own, `python -m sora_cli inspect DIR --json`: wall and processor
    time with all imports, largest RssAnon (sampled; the process's own memory) and largest resident
    set (VmHWM, also file pages). Medians over the rounds.
 
-`--quick` takes small modules and one round: it shows that the program runs, its ratios mean little.
+`--quick` takes small modules and one round: it only shows that the program runs.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Run:
 
     seconds: float
     cpu: float
-    """Seconds of processor time, which other programs on the machine change less."""
+    """Seconds of processor time, which depends less on other programs on the machine."""
     anonymous: int
     """Largest RssAnon, bytes."""
     resident: int
@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small modules, one round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1, help="for the dense side")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the dense side")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     size, rounds = (QUICK, 1) if options.quick else (FULL, options.rounds)
@@ -109,7 +109,7 @@ def compare(directory: Path, size: Size, rounds: int) -> float:
 
 
 def _in_turns(factors: LowRankFactors, rounds: int) -> tuple[float, float, float]:
-    """Return both sides' median seconds, and how far results are apart, relative to s_1."""
+    """Return both sides' median seconds, and their results' largest difference relative to s_1."""
     with one_thread():
         factors.singular_values()  # once to warm up
     ours, theirs, worst = [], [], 0.0

@@ -1,14 +1,14 @@
-"""Seconds of a step of instruction tuning, where prompts carry no loss: ours against PEFT.
+"""Seconds of a step of instruction tuning, without a loss on prompts: ours against PEFT.
 
     python -m benchmarks.instructions [--learned 0.5] [--length 256] [--rounds 20] [--rank 8]
     python -m benchmarks.instructions --memory {peft,all,learned,chunked} [--length 1024] ...
 
-SmolLM2-135M (49,152 words), rows of which the first part is a prompt. PEFT's side and one of ours
-have the model's own loss, as transformers' Trainer takes it, with logits of all tokens; the others
-of ours run the head at the places alone whose next token is learned, as `sora train` does, once
+SmolLM2-135M (49,152 tokens in its vocabulary), on rows that begin with a prompt. PEFT's side and
+one of ours use the model's own loss, with logits of all tokens, like transformers' Trainer. Our
+other sides run the head only at places whose next token is learned, like `sora train`; one of them
 with `training.loss=chunked`. In every round each side takes one step, in random order. `--memory`
-prints the peak of one side above the loaded model instead, as `benchmarks.memory` measures it.
-`--quick` shows that the program runs.
+prints one side's peak memory above the loaded model instead, measured like in `benchmarks.memory`.
+`--quick` only shows that the program runs.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _WARM_UP = 2
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--learned", type=float, default=0.5, help="share of each row's tokens")
-    parser.add_argument("--length", type=int, help="tokens of a row; unset: 256")
-    parser.add_argument("--memory", choices=_SIDES, help="of one side, instead of seconds")
+    parser.add_argument("--learned", type=float, default=0.5, help="learned share of each row")
+    parser.add_argument("--length", type=int, help="tokens in a row (default 256)")
+    parser.add_argument("--memory", choices=_SIDES, help="measure this side's memory")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--quick", action="store_true", help="small batches, two rounds")
@@ -54,8 +54,8 @@ def main() -> None:
     where = replace(where, length=options.length or where.length)
     about = f"{where.title}, {options.learned:.0%} of the tokens learned"
     if options.memory:
-        found = measure(_side(options.memory, where, options.rank, options.learned))
-        figures = ", ".join(f"{kind} {size / 1e6:.0f} MB" for kind, size in found.items())
+        memory = measure(_side(options.memory, where, options.rank, options.learned))
+        figures = ", ".join(f"{kind} {size / 1e6:.0f} MB" for kind, size in memory.items())
         emit(f"{about}; {_SIDES[options.memory]}: {figures}")
         return
     emit(f"{machine(device)}; medians of {rounds} rounds, ratios with 90 % intervals")

@@ -1,4 +1,4 @@
-"""Figures: turns, medians, intervals, and the line that names the machine."""
+"""Measuring in turns, medians with intervals, tables, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
 def in_turns(work: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Let each side work once a round, in random order; return what each call returned."""
+    """Call each side once a round, in random order; return the results by side."""
     order, rng = list(work), random.Random(0)
     figures: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds):
-        rng.shuffle(order)
+        rng.shuffle(order)  # so that no side always runs after the same other side
         for name in order:
             figures[name].append(work[name]())
     return figures
 
 
 def timing_rows(times: Mapping[str, Sequence[float]], baseline: str) -> list[list[str]]:
-    """Return a row for each side: its name, seconds, and their ratio to the baseline's.
+    """Return a row for each side: name, seconds, and their ratio to the baseline's seconds.
 
     Args:
-        baseline: name of a side; if it was not measured, there are no ratios.
+        baseline: name of a side; if this side was not measured, the ratios are empty.
     """
     rows = []
     for name, figures in times.items():
@@ -46,17 +46,17 @@ def timing_rows(times: Mapping[str, Sequence[float]], baseline: str) -> list[lis
 
 
 def spent(record: Path) -> str:
-    """Return where a run's seconds went, from its report or record, the longest first."""
+    """Return the seconds of a run's parts, longest first, from its report or record."""
     seconds = json.loads(record.read_text(encoding="utf-8"))["seconds"]
     longest = sorted(seconds.items(), key=lambda item: -item[1])
     return ", ".join(f"{name} {taken:.1f} s" for name, taken in longest)
 
 
 def timed(command: Sequence[str], *, codes: Sequence[int] = (0,)) -> float:
-    """Return the seconds of a command, from the start of its process to its end.
+    """Run a command, and return the seconds from the start of its process to its end.
 
     Args:
-        codes: exit codes that are no failure.
+        codes: exit codes of success.
     """
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, env=_ENVIRONMENT)
@@ -67,16 +67,17 @@ def timed(command: Sequence[str], *, codes: Sequence[int] = (0,)) -> float:
 
 
 def ratios(one: Sequence[float], other: Sequence[float]) -> list[float]:
-    """Return ratios round by round, so that a drift of the machine's speed drops out."""
+    """Return ratios round by round, so that a drift of the machine's speed cancels out."""
     return [a / b for a, b in zip(one, other, strict=True)]
 
 
 def median_interval(figures: Sequence[float]) -> tuple[float, float]:
-    """Return an interval that holds the true median with 90 % confidence (order statistics)."""
-    if len(figures) < 5:  # no interval of so few has that confidence
+    """Return an interval that contains the true median with 90 % confidence (order statistics)."""
+    # n figures span the median with confidence 1 - 2^(1-n): 87.5 % for 4, 93.75 % for 5
+    if len(figures) < 5:
         return min(figures), max(figures)
-    found = quantile_test(figures, p=0.5).confidence_interval(INTERVAL)
-    return float(found.low), float(found.high)
+    interval = quantile_test(figures, p=0.5).confidence_interval(INTERVAL)
+    return float(interval.low), float(interval.high)
 
 
 def median(figures: Sequence[float]) -> float:
@@ -105,7 +106,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def machine(device: str) -> str:
-    """Return a line that names the machine."""
+    """Return a line that describes the machine."""
     load = os.getloadavg()[0]
     threads = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
     if device == "cuda":

@@ -3,14 +3,16 @@
     python -m benchmarks.memory [--model encoder decoder] [--dropout 0 0.1] [--rounds 3]
 
 Every side runs in a process of its own: it loads the model, takes a step on a batch of one row (so
-that libraries and the optimiser have what they keep for good), and then three on the real batch.
+that libraries and the optimiser have allocated their permanent memory), then three steps on the
+real batch.
 
-- "resident": on a CPU how far the process's largest resident set (VmHWM, reset before the three
-  steps) is above what it had before them; on a GPU the same of the allocator's figures.
-- "tensors": the largest sum of tensors alive at a moment of one step beyond those before it,
-  counted by the shapes that operations return. It knows neither allocators nor kernels' work space.
+- "resident": on a CPU the process's largest resident set (VmHWM, reset before the three steps)
+  minus its resident set before them; on a GPU the same difference of the allocator's figures.
+- "tensors": the largest sum of living tensors during one step, without those that existed before
+  it, counted by the shapes that operations return. Allocators and kernels' workspaces are not
+  included.
 
-Printed are medians over the rounds, and ratios to the floor's.
+Printed are medians over the rounds, and ratios to the floor.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ _STEPS = 3
 
 
 def main() -> None:
-    """Measure and print; with `--measure SIDE` only that side, in this process, as JSON."""
+    """Measure and print; with `--measure SIDE` only one side, in this process, as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--model", nargs="+", choices=(ENCODER, DECODER), default=[ENCODER, DECODER]
@@ -63,7 +65,7 @@ def main() -> None:
 
 
 def measure(side: Side) -> dict[str, float]:
-    """Return the bytes of a side that has just been made."""
+    """Return the peak memory of a newly made side, in bytes."""
     full, side.batch = side.batch, {name: t[:1] for name, t in side.batch.items()}
     side.step()
     side.batch = full
@@ -94,7 +96,7 @@ def _peak(where: Setting) -> float:
 
 
 def _table(where: Setting, dropout: float, rounds: int, options: argparse.Namespace) -> str:
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in options.sides}
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in options.sides}
 
     def run(name: str) -> float:
         command = [
@@ -103,18 +105,18 @@ def _table(where: Setting, dropout: float, rounds: int, options: argparse.Namesp
             *(["--quick"] if options.quick else []),
         ]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        found[name].append(json.loads(done.stdout.splitlines()[-1]))
+        measured[name].append(json.loads(done.stdout.splitlines()[-1]))
         return 0.0
 
     in_turns({name: (lambda name=name: run(name)) for name in options.sides}, rounds)  # type: ignore[misc]
     rows = []
-    for name, runs in found.items():
+    for name, runs in measured.items():
         row = [name]
         for kind in ("resident", "tensors"):
             mine = median([figures[kind] for figures in runs])
             row.append(f"{mine / 1e6:.0f} MB")
-            if "floor" in found:
-                row.append(f"{mine / median([figures[kind] for figures in found['floor']]):.2f}")
+            if "floor" in measured:
+                row.append(f"{mine / median([figures[kind] for figures in measured['floor']]):.2f}")
         rows.append(row)
     return markdown(("side", "resident", "/ floor", "tensors", "/ floor"), rows)
 

@@ -2,24 +2,24 @@
 
     python benchmarks/merge.py [--gb 2 8] [--dtype bf16 fp32] [--shards 0 1] [--rounds N] [--quick]
 
-The base is a synthetic Llama of random weights, as one file (`--shards 0`) or in shards of so many
-GB. The adapter has r = 16 on every linear layer of every block, in float32, with a scaling other
-than 1, so that nearly every byte has to be computed. Per combination and round, in turns, with the
-base in the page cache:
+The base is a synthetic Llama with random weights, in one file (`--shards 0`) or in shards of the
+given size in GB. The adapter has r = 16 on every linear layer of every block, in float32, with a
+scaling other than 1, so that nearly every byte has to be computed. Per combination and round, in
+turns, with the base in the page cache:
 
 - `cp -r BASE COPY`, then fsync of every file and directory of the copy;
-- `sora merge --no-verify` in a process of its own, which reads back headers and samples of what it
-  wrote and does the same fsync. (Without that option the command also compares outputs at the end.)
+- `sora merge --no-verify` in a process of its own, which reads back headers and samples, and does
+  the same fsync. (Without `--no-verify` the command also compares outputs at the end.)
 
 Printed are medians over the rounds. "merge" is the time from the call of the command's function to
-its return; "command" is the whole process, with the start of Python and the import of torch and
-transformers, which take the same few seconds whatever the size. Ratios are to the copy's time.
-"memory" is the largest RssAnon of the process, sampled: file pages that are mapped do not count.
-"of it before" is what it had when the function was called (Python, torch); "said" is what the
-command predicted. "load" is the machine's over the last minute, the benchmark's own part of it (one
-to two) among it: of the two sides it is the merge, which computes, that other programs slow down.
+its return; "command" is the whole process, including the start of Python and the imports of torch
+and transformers, a few seconds for every size. Ratios are to the copy's time. "memory" is the
+largest RssAnon of the process, sampled: mapped file pages do not count. "of it before" is the
+RssAnon at the call of the function (Python, torch); "predicted" is the command's prediction. "load"
+is the machine's load over the last minute, of which the benchmark itself causes one to two. Other
+programs slow down the merge, which computes, more than the copy.
 
-torch has the threads it takes by itself (OMP_NUM_THREADS). The files go to `--place`.
+torch takes its default number of threads (OMP_NUM_THREADS). The files go to `--place`.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ merging.prepare_merge = watched
 start = time.perf_counter()
 merge(Path(sys.argv[1]), Path(sys.argv[2]), no_verify=True)
 seconds = time.perf_counter() - start
-print(json.dumps({"seconds": seconds, "before": before, "said": watched.plan.memory or 0}))
+print(json.dumps({"seconds": seconds, "before": before, "predicted": watched.plan.memory or 0}))
 """
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama of about so many bytes."""
+    """The shape of a synthetic Llama."""
 
     layers: int
     hidden: int
@@ -87,20 +87,20 @@ class Shape:
 
     @classmethod
     def of(cls, numbers: float, hidden: int) -> Shape:
-        """Return a shape with as many layers as come nearest."""
+        """Return the shape whose number of parameters is nearest to `numbers`."""
         inner = hidden * 11 // 4 // 64 * 64
         layer = 4 * hidden**2 + 3 * hidden * inner
         return cls(max(1, round((numbers - 2 * _VOCABULARY * hidden) / layer)), hidden, inner)
 
     def linears(self) -> dict[str, tuple[int, int]]:
-        """Return module path -> (out, in), of the blocks' linear layers."""
+        """Return module path -> (out, in) for the linear layers of all blocks."""
         inside = {f"self_attn.{n}_proj": (self.hidden, self.hidden) for n in "qkvo"}
         inside |= dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), (self.inner, self.hidden))
         inside["mlp.down_proj"] = self.hidden, self.inner
         return {f"model.layers.{i}.{n}": s for i in range(self.layers) for n, s in inside.items()}
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Return name -> shape of all tensors of the checkpoint."""
+        """Return name -> shape for all tensors of the checkpoint."""
         sizes: dict[str, tuple[int, ...]] = {
             "model.embed_tokens.weight": (_VOCABULARY, self.hidden),
             "lm_head.weight": (_VOCABULARY, self.hidden),
@@ -115,13 +115,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Run:
-    """One merge: seconds and bytes."""
+    """Figures of one merge, in seconds and bytes."""
 
     seconds: float
     command: float
     memory: int
     before: int
-    said: int
+    predicted: int
 
 
 def main() -> None:
@@ -129,10 +129,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--gb", type=float, nargs="+", default=[2, 8])
     parser.add_argument("--dtype", nargs="+", choices=list(_DTYPES), default=list(_DTYPES))
-    parser.add_argument("--shards", type=float, nargs="+", default=[0, 1], help="GB; 0: one file")
+    parser.add_argument(
+        "--shards", type=float, nargs="+", default=[0, 1], help="GB each; 0: one file"
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--place", type=Path, help="where to write; else the temporary directory")
-    parser.add_argument("--quick", action="store_true", help="0.1 GB, one round: does it run?")
+    parser.add_argument("--place", type=Path, help="directory to write to (default: temporary)")
+    parser.add_argument("--quick", action="store_true", help="0.1 GB, one round, as a trial")
     options = parser.parse_args()
     sizes, rounds = ([0.1], 1) if options.quick else (options.gb, options.rounds)
     shards = [size / 20 for size in options.shards] if options.quick else options.shards
@@ -143,7 +145,7 @@ def main() -> None:
         )
         emit(
             "   GB dtype shards      cp -r     merge  ratio   command  ratio    memory  "
-            "of it before     said   load"
+            "of it before predicted   load"
         )
         for gb in sizes:
             for dtype in options.dtype:
@@ -152,7 +154,7 @@ def main() -> None:
 
 
 def measure(place: Path, gb: float, dtype: str, shard: float, rounds: int) -> None:
-    """Return one line of the table."""
+    """Measure one combination, and print its line of the table."""
     base, adapter = place / "base", place / "adapter"
     shape = Shape.of(
         gb * 1e9 / _DTYPES[dtype].itemsize, 4096 if gb > 4 else 2048 if gb > 1 else 512
@@ -171,15 +173,15 @@ def measure(place: Path, gb: float, dtype: str, shard: float, rounds: int) -> No
     emit(
         f"{total:>5.2f} {dtype:<5} {files:>6} {one:>8.2f} s {two:>7.2f} s {two / one:>6.2f} "
         f"{three:>7.2f} s {three / one:>6.2f} {max(r.memory for r in runs) / 1e6:>6.0f} MB "
-        f"{max(r.before for r in runs) / 1e6:>10.0f} MB {max(r.said for r in runs) / 1e6:>5.0f} MB "
-        f"{os.getloadavg()[0]:>6.1f}"
+        f"{max(r.before for r in runs) / 1e6:>10.0f} MB "
+        f"{max(r.predicted for r in runs) / 1e6:>6.0f} MB {os.getloadavg()[0]:>6.1f}"
     )
     shutil.rmtree(base)
     shutil.rmtree(adapter)
 
 
 def write_base(directory: Path, shape: Shape, dtype: torch.dtype, shard: float) -> int:
-    """Write a checkpoint as save_pretrained would; return the number of files of weights."""
+    """Write a checkpoint like `save_pretrained`; return the number of weight files."""
     directory.mkdir()
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": shape.hidden,
@@ -238,6 +240,7 @@ def write_adapter(directory: Path, shape: Shape, base: Path) -> None:
         tensors[f"base_model.model.{path}.lora_B.weight"] = b
     directory.mkdir()
     save_file(tensors, str(directory / "adapter_model.safetensors"), metadata={"format": "pt"})
+    # alpha / r = 1.5: a scaling other than 1 has to be multiplied in
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": _RANK, "lora_alpha": 24,
               "base_model_name_or_path": str(base), "target_modules": "all-linear",
               "init_lora_weights": True}  # fmt: skip
@@ -245,7 +248,7 @@ def write_adapter(directory: Path, shape: Shape, base: Path) -> None:
 
 
 def copy(base: Path, target: Path) -> float:
-    """Return the seconds that `cp -r` and a flush take."""
+    """Copy the base with `cp -r` and flush it; return the seconds."""
     warm(base)
     start = time.perf_counter()
     subprocess.run(["cp", "-r", str(base), str(target)], check=True)
@@ -256,7 +259,7 @@ def copy(base: Path, target: Path) -> float:
 
 
 def merge(base: Path, adapter: Path, target: Path) -> Run:
-    """Run the command in a process of its own, and watch its memory."""
+    """Run the command in a process of its own, and sample its memory."""
     warm(base)
     root = str(Path(__file__).resolve().parent.parent)
     command = [sys.executable, "-c", _DRIVER, str(adapter), str(target)]
@@ -273,9 +276,9 @@ def merge(base: Path, adapter: Path, target: Path) -> Run:
         talk.seek(0)
         if process.returncode != 0:
             raise RuntimeError(talk.read().decode())
-        told = json.loads(output.read())
+        figures = json.loads(output.read())
     shutil.rmtree(target)
-    return Run(told["seconds"], seconds, memory, told["before"], told["said"])
+    return Run(figures["seconds"], seconds, memory, figures["before"], figures["predicted"])
 
 
 def warm(base: Path) -> None:

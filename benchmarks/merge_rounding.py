@@ -1,14 +1,14 @@
-"""How much of a small update survives a merge into few bits, and what `sora merge` and verify say.
+"""Share of a small update that survives a merge into 16 bits; verdicts of merge and verify.
 
     python -m benchmarks.merge_rounding [--ratios 1e-4 4e-4 1e-3 3e-3] [--hidden 512] [--layers 4]
 
-The base is a Llama of random weights, stored in each of the dtypes; the adapter has r = 8 on every
-linear layer of the blocks, each update with |dW| = ratio |W|. Through the real commands:
+The base is a Llama with random weights, stored in each dtype. The adapter has r = 8 on every linear
+layer of the blocks, with |dW| = ratio |W| in each layer. Columns, all from the real commands:
 
-- "share" and "noise" of the stored weights, as `sora merge --accept-loss` records them;
-- "merge": the exit code of `sora merge --no-verify` without that option (2: refused);
-- "verify": the verdict of `sora verify ADAPTER MERGED` on what was written, and its exit code;
-- "in all": the exit code of a plain `sora merge`, with the check at its end.
+- "share" and "noise" of the stored weights, as recorded by `sora merge --accept-loss`;
+- "merge": the exit code of `sora merge --no-verify` without `--accept-loss` (2: refused);
+- "verify": the verdict of `sora verify ADAPTER MERGED` on the written model, and its exit code;
+- "in all": the exit code of a plain `sora merge`, which verifies at its end.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
         for ratio, (name, (dtype, flags)) in itertools.product(options.ratios, _WAYS.items()):
             say(f"{ratio:g}, {name} ...")
             _write_adapter(place / "adapter", place / dtype, ratio)
-            rows.append((f"{ratio:g}", name, *_row(place, flags)))
+            rows.append((f"{ratio:g}", name, *_measure(place, flags)))
     emit(f"Llama, hidden {options.hidden}, {options.layers} layers, r = {_RANK}\n")
     emit(markdown(("ratio", "stored as", "share", "noise", "merge", "verify", "in all"), rows))
 
@@ -81,7 +81,7 @@ def _llama(hidden: int, layers: int) -> transformers.LlamaForCausalLM:
 
 
 def _write_adapter(directory: Path, base: Path, ratio: float) -> None:
-    """Write an adapter of the base with these updates, of random directions."""
+    """Write an adapter with random updates of the given size relative to each weight."""
     generator = torch.Generator().manual_seed(1)
     layers = {}
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
@@ -95,7 +95,7 @@ def _write_adapter(directory: Path, base: Path, ratio: float) -> None:
     write_adapter(directory, Adapter(layers, {}, (), "CAUSAL_LM", reference), force=True)
 
 
-def _row(place: Path, flags: tuple[str, ...]) -> tuple[str, ...]:
+def _measure(place: Path, flags: tuple[str, ...]) -> tuple[str, ...]:
     adapter, merged = str(place / "adapter"), str(place / "merged")
     words = ("merge", adapter, "-o", merged, "--force", *flags)
     in_all = _quietly(*words)
@@ -114,7 +114,7 @@ def _row(place: Path, flags: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _quietly(*words: str) -> int:
-    """Run a command of `sora` and return its exit code."""
+    """Run a `sora` command without output, and return its exit code."""
     talk = io.StringIO()
     with contextlib.redirect_stderr(talk), contextlib.redirect_stdout(talk):
         return run(list(words))

@@ -1,4 +1,4 @@
-"""The two real models that steps are measured on, and their batches of random tokens."""
+"""The two real models of the step benchmarks, and their batches of random tokens."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Setting:
 
 
 def setting(model: str, device: str, *, quick: bool = False) -> Setting:
-    """Return the published shapes, or with `quick` smaller ones."""
+    """Return a model's batch and sequence length; with `quick` smaller than in the results."""
     batch, length = (32, 128) if model == ENCODER else (4, 256)
     return Setting(model, 2 if quick else batch, 16 if quick else length, device)
 
 
 def load(where: Setting) -> nn.Module:
-    """Load the model in float32, without dropout of its own, frozen but for the head."""
+    """Load the model in float32, without dropout, frozen except the head."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -54,7 +54,7 @@ def load(where: Setting) -> nn.Module:
 
 
 def head(where: Setting) -> list[str]:
-    """Return the modules trained in full; a language model has none: its head is its embedding."""
+    """Return the modules trained in full: none in a language model, whose head is its embedding."""
     return ["bert.pooler", "classifier"] if where.model == ENCODER else []
 
 
@@ -62,14 +62,15 @@ def batch(where: Setting) -> dict[str, Tensor]:
     """Return random tokens without padding."""
     generator = torch.Generator().manual_seed(0)
     shape = (where.batch, where.length)
+    # a range inside both vocabularies, without their special tokens
     tokens = torch.randint(1000, 20000, shape, generator=generator)
     labels = torch.randint(0, 2, (where.batch,), generator=generator)
-    made = {
+    tensors = {
         "input_ids": tokens,
         "attention_mask": torch.ones_like(tokens),
         "labels": labels if where.model == ENCODER else tokens,
     }
-    return {name: tensor.to(where.device) for name, tensor in made.items()}
+    return {name: tensor.to(where.device) for name, tensor in tensors.items()}
 
 
 def _encoder() -> Any:
@@ -93,7 +94,7 @@ def _decoder() -> Any:
         dtype=torch.float32,
         quantization_config=GgufConfig(dequantize=True),
     )
-    model.config.use_cache = False
+    model.config.use_cache = False  # training needs no cache of keys and values
     return model
 
 

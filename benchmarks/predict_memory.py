@@ -1,14 +1,14 @@
-"""Memory of `sora predict` on files of more and more rows: it should not grow with them.
+"""Memory of `sora predict` on files of increasing size: it should not grow with the rows.
 
     python -m benchmarks.predict_memory [--rows 10000 100000 1000000] [--kind csv]
 
-Each file is answered by a tiny encoder in a process of its own, whose memory is looked at five
-times a second. Printed are the largest figures of each process:
+A tiny encoder predicts each file in a process of its own, whose memory is sampled five times a
+second. Printed are the largest figures of each process:
 
-- "own": its anonymous pages (RssAnon), which it alone holds.
-- "own, first fifth": the same of the first fifth of its time. What grows with the file shows
-  between the two.
-- "mapped": pages of files, the rows among them, which the system takes back when it needs room.
+- "own": its anonymous pages (RssAnon), which no other process shares.
+- "own, first fifth": the same figure in the first fifth of the time. Memory that grows with the
+  file shows as a difference between the two.
+- "mapped": pages of files, including the rows, which the system can take back.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _measured(folder: Path, file: Path, kind: str) -> list[str]:
 
 
 def _memory(process: int) -> tuple[float, float]:
-    """Return a process's own and mapped pages in MB; nothing of one that has ended."""
+    """Return a process's own and mapped pages in MB; zeros if it has ended."""
     try:
         status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     except OSError:

@@ -1,9 +1,9 @@
-"""Milliseconds of the products in an adapted layer's step: torch's own way, and by oneDNN.
+"""Milliseconds of the products in an adapted layer's step, by torch's default and by oneDNN.
 
     python -m benchmarks.products [--rows 4096] [--ranks 1 3 8 16] [--rounds 15]
 
-`methods/products.py` takes oneDNN on AMD's processors; this shows what either would take here. Both
-in turns, in float32, after another pass over memory, as in a step. The widths are MiniLM-L6's.
+`methods/products.py` uses oneDNN on AMD processors; this measures both libraries here. They run in
+turns, in float32, each after a pass over other memory, as in a step. The widths are MiniLM-L6's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sora_cli.core.console import emit
 
 _WARM_UP = 2
 _WIDTHS = (384, 1536)
-_ELSEWHERE = 1 << 24  # entries that are changed between products: 64 MB
+_ELSEWHERE = 1 << 24  # entries changed between products, 64 MB, to clear the caches
 
 
 def main() -> None:
@@ -41,20 +41,20 @@ def main() -> None:
     for wide in _WIDTHS:
         x = torch.randn(rows, wide)
         W = torch.randn(_WIDTHS[0], wide)
-        table.append(_row(f"x W^T, W {_WIDTHS[0]} x {wide}", x, W, rounds))
+        table.append(_measure(f"x W^T, W {_WIDTHS[0]} x {wide}", x, W, rounds))
         for rank in options.ranks:
             A, v = torch.randn(rank, wide), torch.randn(rank, rows)
-            table.append(_row(f"A x^T, A {rank} x {wide}", A, x, rounds))
-            table.append(_row(f"v x, v {rank} x {rows}, x {rows} x {wide}", v, x.t(), rounds))
+            table.append(_measure(f"A x^T, A {rank} x {wide}", A, x, rounds))
+            table.append(_measure(f"v x, v {rank} x {rows}, x {rows} x {wide}", v, x.t(), rounds))
     emit(markdown(("product", "torch's own, ms", "oneDNN, ms", "oneDNN / torch's own"), table))
 
 
-def _row(name: str, a: Tensor, b: Tensor, rounds: int) -> list[str]:
+def _measure(name: str, a: Tensor, b: Tensor, rounds: int) -> list[str]:
     elsewhere = torch.zeros(_ELSEWHERE)
 
     def timed(multiply: Callable[[], Tensor]) -> Callable[[], float]:
         def once() -> float:
-            elsewhere.add_(1)
+            elsewhere.add_(1)  # evicts a and b from the caches
             start = time.perf_counter()
             multiply()
             return 1e3 * (time.perf_counter() - start)

@@ -1,12 +1,12 @@
-"""The cost of the rank, and the gain from `training.compact_every`: r_max 64 and 128.
+"""Cost of the rank, and gain from `training.compact_every`, at r_max 64 and 128.
 
     python -m benchmarks.rank [--ranks 64 128] [--rounds 10] [--every 25] [--epochs 4]
 
 1. Seconds of a SoRA step on MiniLM-L6 (batch 32, sequence 128) with all components in place, and
    with half and nine tenths of them removed, against the floor; in turns.
-2. Whole runs of `recipes/quickstart.yaml` with SoRA and a threshold under which most gates die: as
-   the method has it, counting what compaction would remove and what of that comes back; and with
-   compaction. One run each: seconds of training, accuracy, components.
+2. Whole runs of `recipes/quickstart.yaml` with SoRA and a threshold under which most gates die.
+   One run without compaction counts the components that it would remove, and how many of them come
+   back; one run compacts. Printed are seconds of training, accuracy, components.
 
 `--quick` takes small batches and few steps.
 """
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--ranks", nargs="+", type=int, default=[64, 128])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--every", type=int, default=25, help="training.compact_every")
-    parser.add_argument("--epochs", type=int, default=4, help="of the whole runs")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs of the whole runs")
     parser.add_argument("--threshold", type=float, default=3e-3)
     parser.add_argument("--quick", action="store_true", help="small batches, few steps")
     options = parser.parse_args()
@@ -79,7 +79,7 @@ def _steps(where: Setting, rank: int, rounds: int) -> str:
 
 
 def _without(side: Side, share: float) -> Side:
-    """Return the side after a step, without a share of its components."""
+    """Take a step, and remove a share of the side's components."""
     side.step()
     layers = adapted_layers(side.model)
     total = sum(layer.rank for layer in layers.values())
@@ -87,7 +87,8 @@ def _without(side: Side, share: float) -> Side:
     if share:
         assert side.optimizer is not None
         remove_components(layers, gone, side.optimizer.state)
-        side.after = lambda _: None  # its hook knows of the old ranks; it takes no time to speak of
+        # the method's hook expects the old ranks; its time is negligible
+        side.after = lambda _: None
     return side
 
 

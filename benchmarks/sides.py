@@ -1,14 +1,14 @@
 """The sides of a measurement: our methods, their peers, and the floor.
 
-- `floor`: forward and backward pass with all weights frozen but the head; the output of the
+- `floor`: forward and backward pass with all weights frozen except the head; the output of the
   embedding requires a gradient, so that the backward pass goes through every layer.
-- `PEFT LoRA`, `PEFT AdaLoRA`: PEFT's, on the same linear layers; AdaLoRA's allocator is called
-  after every step, its penalty comes with the model's loss.
-- `plain SoRA`: a straightforward layer as the authors describe it, under plain autograd, with the
-  same proximal step on each gate by itself.
-- `LoRA`, `SoRA`, `AdaLoRA`: ours, with all their hooks.
+- `PEFT LoRA`, `PEFT AdaLoRA`: PEFT's methods on the same linear layers. AdaLoRA's allocator is
+  called after every step; its penalty is part of the model's loss.
+- `plain SoRA`: a direct implementation of the paper's layer under plain autograd, with the same
+  proximal step applied gate vector by gate vector.
+- `LoRA`, `SoRA`, `AdaLoRA`: our methods, with all their hooks.
 
-Every side has its own copy of the model and the same fused AdamW on what it trains.
+Every side has its own copy of the model and the same fused AdamW on its trained parameters.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from methods.registry import create
 from methods.siblings import same_inputs, share_inputs
 
 ALPHA = 16.0
-THRESHOLD = 1e-5  # SoRA's; so small that no gate dies while it is measured
-STEPS = 1_000_000  # of AdaLoRA's schedule: its budget falls all the time
+THRESHOLD = 1e-5  # SoRA's; so small that no gate dies during the measurement
+STEPS = 1_000_000  # of AdaLoRA's schedule, so that its budget falls in every measured step
 OURS = ("LoRA", "SoRA", "AdaLoRA")
 PEER = {"LoRA": "PEFT LoRA", "SoRA": "plain SoRA", "AdaLoRA": "PEFT AdaLoRA"}
 ALL = ("floor", *PEER.values(), *OURS)
@@ -77,10 +77,10 @@ def method(name: str, *, rank: int, dropout: float = 0.0) -> AdapterMethod:
 
 
 def ours(where: Setting, method: AdapterMethod, *, steps: int = STEPS) -> Side:
-    """Return a step of any of our methods, with every hook that training calls.
+    """Make a side of one of our methods, with every hook that training calls.
 
     Args:
-        steps: of the whole run, as the method's schedule knows it.
+        steps: length of the run in the method's schedule.
     """
     model = load(where)
     layers = inject(
@@ -137,7 +137,7 @@ def _targets(where: Setting) -> str:
 
 
 class PlainLayer(nn.Module):
-    """W x + b + s B (d * (A dropout(x))), written as the paper does."""
+    """W x + b + s B (d * (A dropout(x))), in the order of the paper's formula."""
 
     def __init__(self, layer: LowRankLinear, dropout: float) -> None:
         super().__init__()

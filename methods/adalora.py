@@ -1,4 +1,4 @@
-"""AdaLoRA: triplets P, Lambda, Q; a shrinking budget goes to the most important ones."""
+"""AdaLoRA: components as triplets P, Lambda, Q; a shrinking budget keeps the most important."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class AdaLora(AdapterMethod):
     """AdaLoRA (Zhang et al. 2023, arXiv 2303.10512, sections 3.1 to 3.3).
 
     `dW = alpha / (init_r + 1e-5) * P diag(Lambda) Q` with B = P, d = Lambda, A = Q. An
-    orthogonality penalty keeps P and Q near an SVD; after each step the triplets with the smallest
-    smoothed sensitivity are set to zero, until exactly `target_r * layers` of them are left.
+    orthogonality penalty keeps P and Q near an SVD. After each step the triplets with the smallest
+    importance scores are set to zero, until exactly `target_r * layers` triplets are left.
 
-    Departures from the authors' code: with ties exactly the budget is kept (theirs drops all tied
-    triplets), and target = initial rank is allowed (theirs fails). A later stage of a path starts
-    its budget at the triplets that are left, not at the initial rank.
+    Departures from the authors' code: ties are broken so that exactly the budget is kept (theirs
+    drops all tied triplets), and target = initial rank is allowed (theirs fails). A later stage of
+    a path starts its budget at the number of triplets left, not at the initial rank.
 
-    Where PEFT (0.21) differs from the authors this follows the authors: PEFT first masks to the
-    final budget at step T - t_final, they after it; PEFT adds the penalty in the forward pass
-    wherever the output has a loss, so in evaluation, too; in float64 models it leaves the rank in
-    the scaling trainable; its caller has to call the allocator after every step.
+    PEFT (0.21) differs from the authors' code, which is followed here. PEFT first masks to the
+    final budget at step T - t_final, the authors at the step after; PEFT adds the penalty in every
+    forward pass whose output has a loss, so also in evaluation; in float64 models PEFT leaves the
+    rank in the scaling trainable; PEFT's caller has to call the allocator after every step.
     """
 
     name = "adalora"
@@ -103,14 +103,15 @@ class AdaLora(AdapterMethod):
     def after_step(self, layers: Layers, info: StepInfo) -> None:
         """Update the averages of importance, then mask the triplets down to the budget."""
         schedule = self._begun()
-        # at the final budget the authors' code freezes the averages, and repeats the mask
+        # at the final budget the authors' code freezes the averages and repeats the mask: the
+        # optimiser moves masked gates away from zero again
         if info.step < schedule.total_steps - schedule.t_final:
             self._update_averages(layers)
         if schedule.applies(info.step):
             self._mask(layers, schedule.budget(info.step))
 
     def removed(self, keep: Mapping[str, Tensor]) -> None:
-        """Forget the averages of removed triplets; the budget stays."""
+        """Drop the averages of removed triplets; the budget does not change."""
         for averages in self._both():
             for path, kept in keep.items():
                 for kind in ("A", "B", "d"):
@@ -119,7 +120,7 @@ class AdaLora(AdapterMethod):
                         averages[f"{path}.{kind}"] = select_components(average, kind, kept)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the averages, and the budget that this stage began with."""
+        """Return the averages, and this stage's initial budget."""
         state = {f"importance.{name}": whole(t).clone() for name, t in self._importance.items()}
         state |= {f"uncertainty.{name}": whole(t).clone() for name, t in self._uncertainty.items()}
         if self._schedule is not None:
@@ -128,7 +129,7 @@ class AdaLora(AdapterMethod):
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned; called after `begin`."""
+        """Restore the state returned by `state_dict`; call it after `begin`."""
         for kind, averages in zip(("importance.", "uncertainty."), self._both(), strict=True):
             averages.clear()
             averages.update(
@@ -139,7 +140,7 @@ class AdaLora(AdapterMethod):
             self._schedule = replace(self._schedule, start=start, held=held)
 
     def summary(self, layers: Layers) -> Summary:
-        """Count the triplets left, and tell whether they meet the budget."""
+        """Count the triplets left; the event compares them with the budget."""
         counts = super().summary(layers)
         if self._schedule is None:
             return counts
@@ -149,7 +150,7 @@ class AdaLora(AdapterMethod):
         return Summary(counts.live, counts.total, (event,))
 
     def deliverable(self, layers: Layers) -> bool:
-        """Tell whether the budget is met: earlier states hold more triplets than were asked for."""
+        """Return True once the budget is met: before that the adapter is larger than asked for."""
         return int(self.alive(layers)) == self._begun().target
 
     def _begun(self) -> BudgetSchedule:
@@ -162,9 +163,12 @@ class AdaLora(AdapterMethod):
         parameters = _named_parameters(layers)
         gradients = [local(g) for g in self.gradients(parameters)]
         mean, deviation = (_averages(known, parameters) for known in self._both())
+        # eq. 8: sensitivity |p grad|, the change of the loss to first order if p became zero
         change = foreach_mul([local(p) for p in parameters.values()], gradients)
         foreach_abs_(change)
+        # eq. 9: a lerp by 1 - beta1 is beta1 * mean + (1 - beta1) * change
         foreach_lerp_(mean, change, 1 - self.config.beta1)
+        # eq. 10, after the mean's update: the deviation is from the new mean
         foreach_sub_(change, mean)
         foreach_abs_(change)
         foreach_lerp_(deviation, change, 1 - self.config.beta2)
@@ -185,6 +189,7 @@ class AdaLora(AdapterMethod):
         gates: list[Tensor] = [m.d for m in layers.values() if m.d is not None]
         flat = joined(gates)
         scores = torch.cat([self._scores(path) for path in layers]).to(flat.device)
+        # stable: ties are broken by the order of the components, alike on every process
         drop = torch.argsort(scores, stable=True)[: scores.numel() - budget]
         dead = torch.zeros_like(scores, dtype=torch.bool)
         dead[drop] = True
@@ -215,8 +220,8 @@ def _named_parameters(layers: Layers) -> dict[str, Tensor]:
 
 
 def _averages(known: dict[str, Tensor], parameters: Mapping[str, Tensor]) -> list[Tensor]:
-    """Return the averages of the parameters' local rows, zero where there are none yet."""
+    """Return the averages of the parameters' local rows; an average begins at zero."""
     for name, p in parameters.items():
-        # a resumed one may be on the CPU, and whole
+        # a resumed average may be on the CPU, and not sharded
         known[name] = like(known[name], p) if name in known else torch.zeros_like(p)
     return [local(known[name]) for name in parameters]

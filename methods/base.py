@@ -1,6 +1,7 @@
-"""The contract between an adapter method and the code that trains with it.
+"""The contract of adapter methods: the hooks that a training loop calls.
 
-A method wraps linear layers in `LowRankLinear`, and is then called back at fixed moments:
+A method wraps linear layers in `LowRankLinear`; the training loop then calls its hooks in this
+order:
 
     layers = inject(model, method, generator=g)      # calls method.wrap on every target
     method.start_from(layers, updates)                # only where training starts from an adapter
@@ -11,14 +12,14 @@ A method wraps linear layers in `LowRankLinear`, and is then called back at fixe
         loss.backward(); clip; optimizer.step()
         method.after_step(layers, StepInfo(t, T, lrs, optimizer.state))  # gradients still there
         optimizer.zero_grad()
-    {path: method.factors(layer)}                     # what is left: an ordinary LoRA
+    {path: method.factors(layer)}                     # the result: an ordinary LoRA
 
-`sora_cli.train.callback.attach` does all this for a transformers Trainer. Hooks run once per
+`sora_cli.train.callback.attach` makes these calls for a transformers Trainer. Hooks run once per
 optimiser step, not per micro-batch, and not on a step that mixed precision skipped.
 
-With several processes (DistributedDataParallel, or `fully_shard` after `inject`) each process does
-all of it: what a method returns is the same on all, and may have been communicated (`penalty`,
-`after_step`, `factors`, `summary`, `deliverable`, `state_dict`), so that none may leave one out.
+With several processes (DistributedDataParallel, or `fully_shard` after `inject`) each process makes
+every call and gets the same result. `penalty`, `after_step`, `factors`, `summary`, `deliverable`
+and `state_dict` may communicate: a process that skips one of them leaves the others waiting.
 """
 
 from __future__ import annotations
@@ -46,14 +47,14 @@ class StepInfo:
     """The optimiser step that was just taken."""
 
     step: int
-    """0-based number of the optimiser step just taken."""
+    """0-based number of the step."""
     total_steps: int
     """Optimiser steps of the whole run (or stage)."""
     learning_rates: Mapping[str, float]
-    """Learning rate this step used, by the "name" of the parameter groups."""
+    """Learning rate of this step, by the "name" of the parameter group."""
     optimizer_state: Mapping[Tensor, dict[str, Any]] | None = None
-    """`optimizer.state`: moments by parameter, to be turned with it where a method changes the
-    basis of its factors (see `methods.basis`). None: whoever calls did not give it."""
+    """`optimizer.state`: moments by parameter. A method that changes the basis of its factors turns
+    the moments with them (see `methods.basis`). None: the caller did not pass it."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,12 @@ class Summary:
 
 @dataclass(frozen=True)
 class Plan:
-    """A forecast of what a method will do in a run, as far as that is known before it starts.
+    """A forecast of a run, made from the configuration before training.
 
     Attributes:
-        phases: name and optimiser steps of each, in order; their sum is the run.
+        phases: name and optimiser steps of each phase, in order; the steps add up to the run.
         notes: figures that follow from the configuration.
-        warnings: reasons why the method will have little or no effect in this run.
+        warnings: reasons to expect little or no effect from the method in this run.
     """
 
     phases: tuple[tuple[str, int], ...]
@@ -84,12 +85,12 @@ class AdapterMethod(ABC):
     """A way to learn a low-rank update: subclasses need a name and `wrap`; the rest is optional."""
 
     name: ClassVar[str]
-    """Its name in recipes."""
+    """Name of the method in recipes."""
     config_class: ClassVar[type[MethodOptions]] = MethodConfig
-    """Its options, and what is said of it: paper, low_rank, adapts_rank, variable_options."""
+    """The method's options and traits: paper, low_rank, adapts_rank, variable_options."""
 
     def __init_subclass__(cls) -> None:
-        """Refuse traits on the class itself, where earlier versions looked for them."""
+        """Refuse traits set on the method class; earlier versions read them from there."""
         for trait in MethodOptions.__class_vars__:
             if trait in vars(cls):
                 raise MethodError(
@@ -104,27 +105,26 @@ class AdapterMethod(ABC):
 
     @abstractmethod
     def wrap(self, linear: nn.Module, *, generator: torch.Generator) -> LowRankLinear:
-        """Return the layer that replaces `linear`; at first its output must be bit-equal."""
+        """Return the layer that replaces `linear`; before training its output must be bit-equal."""
 
     def param_groups(
         self, layers: Layers, *, lr: float, weight_decay: float
     ) -> list[dict[str, Any]]:
-        """Return optimiser groups of the adapters' parameters; each has a unique "name"."""
+        """Return the optimiser's groups of adapter parameters; each has a unique "name"."""
         params = [p for layer in layers.values() for p in layer.parameters() if p.requires_grad]
         return [{"name": "factors", "params": params, "lr": lr, "weight_decay": weight_decay}]
 
     @torch.no_grad()
     def start_from(self, layers: Layers, updates: Mapping[str, LowRankFactors]) -> None:
-        """Give every layer a finished update to train on from, of any rank, before `begin`.
+        """Load a finished adapter, of any rank per layer, as the start of training, before `begin`.
 
-        Raises:
-            MethodError: the method's layers are more than factors of an update.
+        A method with gates refuses: a finished adapter has no gates to start from.
         """
         for path, layer in layers.items():
             if layer.d is not None:
                 raise MethodError(
-                    f"{self.name} cannot start from an adapter: its layers have gates, and a "
-                    "finished adapter says nothing about those"
+                    f"{self.name} cannot start from an adapter: its layers need gates, and a "
+                    "finished adapter has none"
                 )
             layer.A.data = updates[path].A.to(layer.A)
             layer.B.data = (updates[path].B / layer.scaling).to(layer.B)
@@ -136,116 +136,109 @@ class AdapterMethod(ABC):
         total_steps: int,
         learning_rates: Mapping[str, Sequence[float]],
     ) -> Plan:
-        """Return what a run of that many optimiser steps will do, for dry runs; changes nothing.
+        """Forecast a run of `total_steps` optimiser steps, for dry runs; changes nothing.
+
+        Refuses the same runs as `begin`.
 
         Args:
             learning_rates: of every step, by the "name" of the method's parameter groups.
-
-        Raises:
-            MethodError: the run cannot work, as in `begin`.
         """
         return Plan(phases=(("training", total_steps),))
 
     def begin(self, layers: Layers, *, total_steps: int) -> None:  # noqa: B027 (optional)
         """Start a run, or a stage of a path, before its step 0; changes no parameter.
 
-        A second call before that step gives the same. Resuming loads the state after it.
-
-        Raises:
-            MethodError: the run cannot work.
+        A second call before step 0 changes nothing. A resumed run calls `load_state_dict` after
+        `begin`. Raises `MethodError` for a schedule that does not fit the run.
         """
 
     def take_over(self, layers: Layers, info: StepInfo) -> None:  # noqa: B027 (optional)
-        """Do what is due after a step that was taken under other options, or by another method.
+        """Continue a run that was trained under other options, or by another method, until now.
 
-        Called once, after `begin` and `load_state_dict`, where a run continues a checkpoint of such
-        a run: the layers, the state and the optimiser are as they were after that step.
-
-        Raises:
-            MethodError: it is too late for something this method would have done before.
+        Called once, after `begin` and `load_state_dict`: the layers, the state and the optimiser
+        are as they were after the step in `info`. A method makes up here for its own action after
+        that step, and raises `MethodError` if an earlier action was missed.
         """
 
     def penalty(self, layers: Layers) -> Tensor | None:
-        """Return what is added to the training loss of an optimiser step; None adds nothing."""
+        """Return the term added to the training loss of an optimiser step; None adds nothing."""
         return None
 
     def after_step(self, layers: Layers, info: StepInfo) -> None:  # noqa: B027 (optional)
-        """Do the method's own step: after `optimizer.step()`, while the gradients are still there.
+        """Do the method's own step: after `optimizer.step()`, while the gradients still exist.
 
-        Raises:
-            MethodError: a parameter has no gradient that the method needs (see `gradients`).
+        A method that reads gradients gets them from `gradients`, which refuses missing ones.
         """
 
     def gradients(self, parameters: Mapping[str, Tensor]) -> list[Tensor]:
         """Return the gradients of parameters (by name), for `after_step`.
 
-        Raises:
-            MethodError: one has none, which would otherwise pass for a zero.
+        A missing gradient is an error: taken for zero, it would make the layer look unimportant.
         """
-        found = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
         for name in parameters:
-            if name not in found:
+            if name not in gradients:
                 raise MethodError(
-                    f"{self.name}: {name} has no gradient in its step: its layer is not used, it "
-                    "is frozen, or gradients were cleared before the hook; leave layers that the "
+                    f"{self.name}: {name} has no gradient in this step: its layer is unused, it is "
+                    "frozen, or gradients were cleared before the hook; leave layers that the "
                     "loss does not use out of the targets"
                 )
-        return list(found.values())
+        return list(gradients.values())
 
     def removed(self, keep: Mapping[str, Tensor]) -> None:
-        """Follow the removal of dead components from the layers (`training.compact_every`).
+        """Shrink the method's state after dead components were removed (`training.compact_every`).
+
+        The default refuses if the method has any state, since it cannot know the state's layout.
 
         Args:
-            keep: by layer path, (rank before,) bool: which components are still there, in order.
-
-        Raises:
-            MethodError: the method has a state that it cannot cut down.
+            keep: by layer path, (rank before,) bool: True for components that are still present.
         """
         if self.state_dict():
             raise MethodError(f"{self.name} cannot continue after dead components were removed")
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what `after_step` needs to continue in the middle of a run, without parameters."""
+        """Return the state with which `after_step` continues a resumed run; no parameters."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state returned by `state_dict`."""
         if state:
             raise MethodError(f"{self.name} keeps no state but was given {sorted(state)}")
 
     def factors(self, layer: LowRankLinear) -> LowRankFactors:
-        """Return the layer's update as plain factors: `layer.rank` terms, in a fixed order."""
+        """Return the layer's update as plain factors: `layer.rank` components in a fixed order."""
         return layer.factors()
 
     def summary(self, layers: Layers) -> Summary:
-        """Count the live components and all components, and report events to a person."""
+        """Count live and all components, and list events to report to a person."""
         total = sum(layer.rank for layer in layers.values())
         return Summary(live=int(self.alive(layers)), total=total)
 
     def alive(self, layers: Layers) -> Tensor:
-        """Return the number of live components (), where the layers are: nobody waits for it."""
+        """Return the number of live components (), on the layers' device.
+
+        It stays a tensor so that a GPU is not waited for in every step.
+        """
         gates = [layer.d.detach() for layer in layers.values() if layer.d is not None]
         ungated = sum(layer.rank for layer in layers.values() if layer.d is None)
         return ungated + joined(gates).count_nonzero() if gates else torch.tensor(ungated)
 
     def details(self, layers: Layers) -> dict[str, Any]:
-        """Return what else belongs into a run's report, as plain data that JSON can hold."""
+        """Return further facts for a run's report, as plain data that JSON can hold."""
         return {}
 
     def deliverable(self, layers: Layers) -> bool:
-        """Tell whether the adapter as it stands may be a run's result."""
+        """Return True if the present adapter may be a run's result."""
         return True
 
     def set_option(self, name: str, value: Any) -> None:
-        """Change an option between the stages of a path.
-
-        Raises:
-            MethodError: the option may not vary, or the value does not fit.
-        """
+        """Change one of the `variable_options` between the stages of a path."""
         if name not in self.config.variable_options:
             may = ", ".join(self.config.variable_options) or "nothing"
-            raise MethodError(f"{self.name}.{name} may not vary; what may: {may}")
+            raise MethodError(f"{self.name}.{name} cannot vary; options that can: {may}")
         try:
             self.config = self.config_class(**{**self.config.model_dump(), name: value})
         except ValidationError as error:
-            raise MethodError(f"{self.name}.{name}: {error.errors()[0]['msg']}") from error
+            # pydantic puts "Value error, " before the message of a ValueError
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise MethodError(f"{self.name}.{name}: {reason}") from error

@@ -1,13 +1,13 @@
-"""Baselines: methods that train parameters of the model itself, to compare low-rank methods with.
+"""Baselines: methods that train the model's own parameters, for comparison with low-rank methods.
 
-They are no sum of rank-one terms (their options say `low_rank = False`), so they wrap no layers and
-have no factors. All other hooks of `methods.base` work as they do there, on no layers:
+A baseline wraps no layers and has no factors (its options say `low_rank = False`). All other hooks
+of `methods.base` are called as for low-rank methods, with no layers:
 
     choose(model, method, head=["classifier"])         # calls method.select
     optimizer = AdamW(method.param_groups({}, lr=..., weight_decay=...) + [the head's group])
 
-The result of a run is `method.parameters` and the head: a small part of the model, or with
-`whole_model` all of it.
+The result of a run is `method.parameters` and the head: some of the model's parameters, or with
+`whole_model` all of them.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from methods.errors import MethodError
 
 
 class Baseline(AdapterMethod):
-    """A way to choose which of the model's own parameters are trained: implement `select`."""
+    """A selection of the model's own parameters to train: implement `select`."""
 
     config_class = MethodOptions
     whole_model: ClassVar[bool] = False
-    """True if the result is a model, not the few tensors that differ from the base."""
+    """True if a run writes the whole model, not only the tensors that it changed."""
 
     def __init__(self, config: MethodOptions) -> None:
         super().__init__(config)
@@ -41,20 +41,17 @@ class Baseline(AdapterMethod):
         """Return the names of the parameters to train.
 
         Args:
-            parameters: of the model without its head, by full name, shared ones once.
-
-        Raises:
-            MethodError: there are none of the kind that is trained.
+            parameters: of the model without its head, by full name; a shared parameter once.
         """
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters trained beside the head, by full name; empty before `choose`."""
+        """The trained parameters outside the head, by full name; empty before `choose`."""
         model = self._model
         return {} if model is None else {n: model.get_parameter(n) for n in self._names}
 
     def take(self, model: nn.Module, names: Iterable[str]) -> None:
-        """Train these parameters of that model; `choose` calls it."""
+        """Unfreeze these parameters of the model; called by `choose`."""
         self._model, self._names = model, tuple(names)
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
@@ -62,7 +59,7 @@ class Baseline(AdapterMethod):
     def param_groups(
         self, layers: Layers, *, lr: float, weight_decay: float
     ) -> list[dict[str, Any]]:
-        """Return the chosen parameters: matrices decay, vectors (biases, norms' scales) do not."""
+        """Return matrices in a group with weight decay, vectors (biases, norm scales) without."""
         chosen = self.parameters.values()
         groups = [
             {"name": "base", "params": [p for p in chosen if p.ndim > 1], "lr": lr,
@@ -73,7 +70,7 @@ class Baseline(AdapterMethod):
         return [group for group in groups if group["params"]]
 
     def wrap(self, linear: nn.Module, *, generator: torch.Generator) -> LowRankLinear:
-        """Raise `MethodError`: a baseline adapts no layers."""
+        """Raise `MethodError`: a baseline wraps no layers."""
         self._refuse()
 
     def factors(self, layer: LowRankLinear) -> NoReturn:
@@ -87,20 +84,17 @@ class Baseline(AdapterMethod):
 def choose(
     model: nn.Module, method: Baseline, *, head: Iterable[str] = (), train_head: bool = True
 ) -> None:
-    """Freeze the model except the head and what a baseline selects, in place.
+    """Freeze the model except the head and the baseline's parameters, in place.
 
     Args:
-        head: paths of the modules that are not the method's to choose from.
-        train_head: False freezes them, too.
-
-    Raises:
-        MethodError: the model has nothing that the method trains, or nothing is left to train.
+        head: paths of the head's modules; the method cannot select their parameters.
+        train_head: False freezes the head, too.
     """
     heads = [model.get_submodule(path) for path in head]
     inside = {id(p) for module in heads for p in module.parameters()}
     outside = {name: p for name, p in model.named_parameters() if id(p) not in inside}
     wanted = set(method.select(outside))
-    model.requires_grad_(False)
+    model.requires_grad_(False)  # first: the method and the head then unfreeze their own
     method.take(model, [name for name in outside if name in wanted])
     for module in heads if train_head else ():
         module.requires_grad_(True)
@@ -123,7 +117,7 @@ class Full(Baseline):
 
 
 class Head(Baseline):
-    """The task's head alone, on the frozen model: a linear probe, where the head is one layer."""
+    """The task's head alone is trained, on the frozen model; a one-layer head is a linear probe."""
 
     name = "head"
     config_class = HeadOptions
@@ -136,8 +130,7 @@ class Head(Baseline):
 class BitFit(Baseline):
     """BitFit (Ben Zaken et al. 2022, arXiv 2106.10199, section 3).
 
-    All bias terms are trained, those of norms, too. They do not decay, whatever the run's
-    weight decay is.
+    All bias terms are trained, also those of norms, always without weight decay.
     """
 
     name = "bitfit"
@@ -152,5 +145,5 @@ class BitFit(Baseline):
 
 
 def _is_bias(name: str) -> bool:
-    """Know torch's own names: bias, in_proj_bias (attention), bias_ih_l0 (recurrent layers)."""
+    """Recognise torch's names of biases: bias, in_proj_bias (attention), bias_ih_l0 (RNNs)."""
     return name == "bias" or name.endswith("_bias") or name.startswith("bias_")

@@ -1,8 +1,8 @@
-"""Budgets over all layers together: which singular values are kept, and so each layer's rank.
+"""Ranks of all layers from one budget: the largest singular values of all layers are kept.
 
-One choice over all layers sends rank where it matters. For equally large layers it is the best
-approximation of all updates together (Eckart-Young on their direct sum).
-Source: PARA (arXiv 2604.27796), which prunes a trained LoRA by one threshold over all layers.
+Singular values compete across layers, so layers with large updates get more rank. If all layers
+have one shape, this is the best approximation of all updates together (Eckart-Young on their direct
+sum). Source: PARA (arXiv 2604.27796), which prunes a trained LoRA by one threshold over all layers.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ if TYPE_CHECKING:
 
 
 def strongest(values: Values, count: int, cost: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Return the ranks that keep the `count` largest singular values of all layers together.
+    """Return each layer's rank if the `count` largest singular values of all layers are kept.
 
     Zeros are never kept.
 
     Args:
-        cost: numbers a component of each layer takes; then by s^2 per number instead of s.
+        cost: numbers in a component of each layer; if given, values compete by s^2 / cost.
     """
     import torch
 
+    # s / sqrt(cost) has the order of s^2 / cost, the squared error saved per number stored
     weighed = {path: s if cost is None else s / math.sqrt(cost[path]) for path, s in values.items()}
+    # the empty tensor: torch.cat refuses an empty list
     everything = torch.cat([*weighed.values(), torch.zeros(0, dtype=torch.float64)])
     chosen = torch.zeros_like(everything, dtype=torch.bool)
     chosen[torch.argsort(everything, descending=True, stable=True)[:count]] = True
@@ -39,10 +41,10 @@ def strongest(values: Values, count: int, cost: Mapping[str, int] | None = None)
 
 
 def holding_energy(values: Values, energy: float) -> dict[str, int]:
-    """Return the ranks of the fewest components that keep a share of all squared singular values.
+    """Return the ranks of the fewest components that hold a share of all squared singular values.
 
     Args:
-        energy: above 0 and up to 1.
+        energy: the share, above 0 and up to 1, over all layers together.
     """
     import torch
 
@@ -56,19 +58,18 @@ def holding_energy(values: Values, energy: float) -> dict[str, int]:
 def within_parameters(
     values: Mapping[str, Tensor | Sequence[float]], cost: Mapping[str, int], max_params: int
 ) -> dict[str, int]:
-    """Return each layer's rank so that all factors hold at most `max_params` numbers.
+    """Return each layer's rank so that all factors together hold at most `max_params` numbers.
 
     A component of singular value s in a layer of in x out costs (in + out) numbers and saves s^2 of
-    the squared error. Components are taken by s^2 per number, best first, each that still fits; a
-    layer's come in the order of its singular values. That is the optimum whenever all layers are of
-    one shape, and near it (the greedy rule for knapsacks: short of it by less than one component)
-    otherwise.
+    the squared error. Components are taken in the order of s^2 per number, largest first, if they
+    still fit. The result is optimal if all layers have one shape; otherwise it is the greedy
+    solution of a knapsack problem, less than one component short of the optimum.
 
-    Torch is not needed.
+    Does not import torch.
 
     Args:
         values: singular values of each layer's update, descending.
-        cost: numbers a component of each layer takes.
+        cost: numbers in a component of each layer.
     """
     keep = dict.fromkeys(values, 0)
     queue = [(_worth(s, cost[path], 0), path) for path, s in values.items() if len(s)]
@@ -77,7 +78,7 @@ def within_parameters(
     while queue:
         worth, path = heapq.heappop(queue)
         if cost[path] > left or worth == 0:
-            continue  # the layer's further components cost as much and are worth less
+            continue  # drop the layer: its later components cost the same and are worth less
         left -= cost[path]
         keep[path] += 1
         if keep[path] < len(values[path]):
@@ -86,5 +87,5 @@ def within_parameters(
 
 
 def _worth(values: Tensor | Sequence[float], cost: int, component: int) -> float:
-    """Return squared singular value per number, negative: heaps have the smallest on top."""
+    """Return minus the squared singular value per number: `heapq` pops the smallest first."""
     return -(float(values[component]) ** 2) / cost

@@ -1,8 +1,8 @@
-"""Several updates of one layer made into one: TIES and DARE.
+"""TIES and DARE: combine several updates of one layer.
 
-Both papers work on task vectors, the differences that fine-tunings made to a model's parameters.
-Here a task vector is the dense update `dW` of one layer, which is that difference for a low-rank
-adapter: its factors have no meaning of their own, for `B A = (B M)(M^-1 A)`.
+Both papers work on task vectors: fine-tuned minus original parameters. For a low-rank adapter this
+difference is the dense update `dW` of a layer. The factors themselves cannot be combined, because
+they are not unique: `B A = (B M)(M^-1 A)`.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from torch import Tensor
 
 
 def ties(updates: Sequence[Tensor], weights: Sequence[float], density: float) -> Tensor:
-    """Return the updates trimmed, their signs elected, and their disjoint mean.
+    """Combine updates by TIES: trim, elect signs, average the entries with the elected sign.
 
-    Each update keeps its largest numbers; each number's sign is that of the weighted sum of the
-    trimmed updates; the mean is over the updates that have a number of that sign there, and is
-    multiplied by the sum of all weights, which is the paper's lambda. Trimmed is each layer by
-    itself (the paper: all parameters together).
+    Trim: each update keeps its largest entries by magnitude (here per layer; in the paper over all
+    parameters together). Elect: an entry's sign is that of the weighted sum of the trimmed updates.
+    The result is the weighted mean over the updates whose entry has this sign, times the sum of all
+    weights (the paper's lambda).
 
     Source: Yadav et al. (2023), "TIES-Merging", arXiv 2306.01708, algorithm 1.
 
     Args:
         updates: (out, in) each.
-        weights: above 0, one each.
-        density: the share of numbers that each update keeps, above 0 and up to 1.
+        weights: one per update, above 0.
+        density: share of the entries that each update keeps, above 0 and up to 1.
     """
     kept = [trimmed(update, density) for update in updates]
     total = torch.zeros_like(kept[0])
     for update, weight in zip(kept, weights, strict=True):
         total.add_(update, alpha=weight)
     sign = total.sign()
-    total.zero_()
+    total.zero_()  # reused for the sum of the disjoint mean: an update may be large
     mass = torch.zeros_like(total)
     for update, weight in zip(kept, weights, strict=True):
         agrees = (update.sign() == sign) & (sign != 0)
@@ -45,23 +45,24 @@ def ties(updates: Sequence[Tensor], weights: Sequence[float], density: float) ->
 
 
 def trimmed(update: Tensor, density: float) -> Tensor:
-    """Return an update with all but the largest of its numbers zero, by magnitude.
+    """Zero all but the largest entries of an update, by magnitude.
 
-    Numbers as large as the smallest that is kept are kept, too.
+    Entries tied with the smallest kept entry are kept, too.
     """
     sizes = update.abs().reshape(-1)
     count = math.ceil(density * sizes.numel())
     if count >= sizes.numel():
         return update
+    # kthvalue counts from 1, smallest first
     smallest = sizes.kthvalue(sizes.numel() - count + 1).values
     return torch.where(update.abs() >= smallest, update, 0.0)
 
 
 def dare(update: Tensor, density: float, generator: torch.Generator) -> Tensor:
-    """Return an update with numbers dropped at random, and the others made larger for them.
+    """Drop entries of an update at random and rescale the rest (DARE).
 
-    Each number is kept with probability `density` (the paper's 1 - p) and divided by it, so that
-    the mean of the result is the update.
+    Each entry is kept with probability `density` (the paper's 1 - p) and divided by `density`, so
+    the expected result is the update.
 
     Source: Yu et al. (2023), "Language Models are Super Mario", arXiv 2311.03099, equation 1.
     """

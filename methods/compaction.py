@@ -1,9 +1,8 @@
-"""Removal of dead components from layers that are still being trained.
+"""Removal of dead components from layers during training.
 
-A dead component costs as much time and memory as a live one. If it has been dead for long, it may
-be removed for good, together with its moments in the optimiser. This is another algorithm than the
-methods' own: a removed gate gets no gradient any more and cannot come back. What stays is computed
-as before.
+A dead component costs as much time and memory as a live one. After some steps it may be removed for
+good, together with its moments in the optimiser. This changes the method: a removed gate gets no
+gradient and cannot come back. The other components are computed as before.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from methods.layer import Layers, LowRankLinear, select_components
 from methods.sharding import is_sharded, joined, whole
 
 
-class DeadSpells:
-    """The number of optimiser steps in a row that each component has been dead for.
+class DeadSteps:
+    """Counts, for each component, the optimiser steps since it died.
 
-    Dead is a component whose gate is zero, or, in a layer without gates, one whose row of A and
-    column of B are both zero: neither has a gradient then, so it stays so.
+    A component is dead if its gate is zero; in a layer without gates, if its row of A and column of
+    B are both zero (then neither gets a gradient, so it stays dead).
 
     Attributes:
-        steps: (all components,) steps that each has been dead for.
+        steps: (all components,) consecutive dead steps up to now, layer by layer.
     """
 
     def __init__(self, layers: Layers) -> None:
@@ -34,19 +33,19 @@ class DeadSpells:
         self.steps = torch.zeros_like(self.alive(), dtype=torch.long)
 
     def alive(self) -> Tensor:
-        """Return which components are not dead now, (all components,) bool, layer by layer."""
+        """Return a mask of the live components, (all components,) bool, layer by layer."""
         return joined(_alive(layer) for layer in self.layers.values())
 
     def step(self) -> None:
-        """Look at the components once more; called after every optimiser step."""
+        """Update the counts; call it after every optimiser step."""
         self.steps = (self.steps + 1).masked_fill_(self.alive(), 0)
 
     def at_least(self, steps: int) -> Tensor:
-        """Return which components have been dead for that many steps, (all components,) bool."""
+        """Return a mask of components dead for at least `steps` steps, (all components,) bool."""
         return self.steps >= steps
 
     def drop(self, gone: Tensor) -> None:
-        """Forget components that were removed."""
+        """Drop the counts of removed components."""
         self.steps = self.steps[~gone]
 
 
@@ -61,17 +60,15 @@ def remove_components(
 ) -> dict[str, Tensor]:
     """Remove components from the layers, in place, and their moments from the optimiser.
 
-    The parameters stay the same objects. Call it while they have no gradients.
+    The parameters stay the same objects. Call it after `zero_grad`. Sharded layers are refused:
+    FSDP keeps their parameters in memory of its own.
 
     Args:
         gone: (all components,) bool, layer by layer.
-        state: the optimiser's, `optimizer.state`: moments by parameter.
+        state: `optimizer.state`, the moments by parameter.
 
     Returns:
-        By layer path, (rank before,) bool: which components are left.
-
-    Raises:
-        MethodError: the layers are sharded, whose memory is not theirs alone.
+        A mask of the components left, (rank before,) bool, by layer path.
     """
     for path, layer in layers.items():
         if is_sharded(layer.A):

@@ -1,10 +1,9 @@
-"""Options of the built-in methods, and what is said of each method: its paper and its traits.
+"""Options of the built-in methods, and each method's paper and traits.
 
-A configuration is a pydantic model: unknown keys are errors, and every field says its unit. What is
-said of a method stands beside its options, as class variables, because nothing here imports torch:
-recipes are checked and methods are listed before it is loaded. Third-party methods subclass
-`MethodConfig` (or one of the classes below) in the same way; those that adapt no layers,
-`MethodOptions`.
+A configuration is a pydantic model: unknown keys are errors, and every field says its unit. The
+paper and the traits are class variables here, not on the method class, because this module does not
+import torch: recipes are checked and methods are listed without it. Third-party methods subclass
+`MethodConfig` (or one of the classes below) in the same way; baselines subclass `MethodOptions`.
 """
 
 from __future__ import annotations
@@ -23,34 +22,34 @@ Betas = tuple[
 
 
 class MethodOptions(BaseModel):
-    """Base of every method's configuration; without a field of its own, nothing can be set."""
+    """Base class of all method options; it has no options itself."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     paper: ClassVar[str] = ""
     """Authors, year, arXiv number."""
     low_rank: ClassVar[bool] = False
-    """False for baselines that are no sum of rank-one terms: see `methods.baselines`."""
+    """False for baselines, which train the model's own parameters: see `methods.baselines`."""
     adapts_rank: ClassVar[bool] = False
     """True if training itself removes components."""
     variable_options: ClassVar[tuple[str, ...]] = ()
     """Options that `set_option` may change between the stages of a path."""
     turns_basis: ClassVar[bool] = False
-    """True if training changes the basis of the factors, so that component i may become another."""
+    """True if training changes the basis of the factors, so component i may change its meaning."""
     finds_size: ClassVar[bool] = False
-    """True for the one method by which `sora auto` makes adapters of a size: see `of_size`."""
+    """True for the method with which `sora auto` trains adapters of a given size: see `of_size`."""
 
 
 class MethodConfig(MethodOptions):
-    """Options every adapter method has: which layers it adapts, and how strongly."""
+    """Options of every low-rank method: the layers to adapt, scaling and dropout."""
 
     low_rank = True
 
     targets: Literal["all-linear"] | list[str] = Field(
         "all-linear",
-        description="layers to adapt: all-linear (every linear layer but the head, and but those "
-        "on which an adapter would be of no use, which are named), or a list of names ('query', "
-        "'attention.output.dense') and patterns with * or ? on the full path",
+        description="layers to adapt: all-linear (every linear layer except the head and layers "
+        "where an adapter would have no effect, which are reported), or a list of names ('query', "
+        "'attention.output.dense') and patterns with * or ? for the full path",
     )
     alpha: float = Field(
         16.0, gt=0, description="scaling numerator; the update is scaled by alpha/r"
@@ -60,20 +59,20 @@ class MethodConfig(MethodOptions):
     )
 
     def start(self) -> tuple[int, float] | None:
-        """Return each layer's rank at the start, and alpha, such that alpha / rank is the scaling.
+        """Return rank and alpha of every layer at the start; their quotient is the scaling.
 
-        None: that is not known.
+        None: not known from the options.
         """
         return None
 
     @classmethod
     def of_size(cls, rank: int, max_params: int, after: int | float) -> dict[str, Any]:
-        """Return the options with which a run ends with an adapter of a size, if `finds_size`.
+        """Return the options of a run that cuts its adapter to a size (only with `finds_size`).
 
         Args:
-            rank: of each layer at the start. Until the cut the method must do exactly what
-                `registry.plain_method` does at that rank.
-            max_params: numbers that the factors hold together at the end.
+            rank: of every layer at the start. Until the cut the run must be bit-equal to one of
+                `registry.plain_method` at that rank.
+            max_params: numbers in all factors together at the end.
             after: steps before the cut; below 1: a share of the run's steps.
         """
         raise NotImplementedError(f"{cls.__name__} finds no size")
@@ -91,11 +90,12 @@ class LoraConfig(MethodConfig):
 
     def start(self) -> tuple[int, float]:
         """Return rank and alpha at the start."""
+        # alpha sqrt(r) / r = alpha / sqrt(r), the scaling of rsLoRA
         return self.r, self.alpha * math.sqrt(self.r) if self.use_rslora else self.alpha
 
 
 class AdaLoraConfig(MethodConfig):
-    """Options of AdaLoRA; equations are those of its paper."""
+    """Options of AdaLoRA; equation numbers refer to its paper."""
 
     paper = "Zhang et al. 2023, arXiv 2303.10512"
     adapts_rank = True
@@ -130,7 +130,7 @@ class AdaLoraConfig(MethodConfig):
 
 
 class SoraConfig(MethodConfig):
-    """Options of SoRA; those of the paper, and a budget that takes the threshold's place."""
+    """Options of SoRA: those of the paper, and a budget as the alternative to a threshold."""
 
     paper = "Ding et al. 2023, arXiv 2311.11696"
     adapts_rank = True
@@ -140,14 +140,13 @@ class SoraConfig(MethodConfig):
     threshold: float | None = Field(
         3e-4,
         ge=0,
-        description="xi: each step moves every gate this far towards zero; null where target_r is "
-        "given",
+        description="xi: each step moves every gate this far towards zero; null with target_r",
     )
     target_r: float | None = Field(
         None,
         ge=0,
-        description="budget in the threshold's place: mean components per layer at the end; each "
-        "step's xi is the smallest that leaves no more gates than the budget of that step",
+        description="budget instead of a threshold: mean components per layer at the end; each "
+        "step uses the smallest xi that leaves no more gates than the budget of this step",
     )
     t_init: int | float = Field(
         0.1,
@@ -163,8 +162,8 @@ class SoraConfig(MethodConfig):
     )
     shrink: Literal["soft", "hard"] = Field(
         "soft",
-        description="what a step does to the gates it leaves: soft moves them by xi (L1, the "
-        "paper's equation), hard leaves them (L0): the default with target_r, and for it only",
+        description="effect of a step on gates that survive it: soft moves them by xi (L1, the "
+        "paper's equation), hard does not change them (L0; only with target_r, its default)",
     )
     gate_init: Literal["normal", "ones"] = Field(
         "normal", description="gates at the start: drawn from N(0, 1), as in the paper, or all 1"
@@ -179,11 +178,11 @@ class SoraConfig(MethodConfig):
         0.0, ge=0, description="adds l1 x mean |gate| to the training loss (authors' sparse_lambda)"
     )
     gate_lr: float | None = Field(
-        None, gt=0, description="peak learning rate of the gates; unset: training.learning_rate"
+        None, gt=0, description="peak learning rate of the gates. Default: training.learning_rate."
     )
     gate_eps: float = Field(1e-8, ge=0, description="epsilon of the gates' AdamW")
     betas: Betas | None = Field(
-        None, description="betas of the gates' AdamW; unset: the optimiser's"
+        None, description="betas of the gates' AdamW. Default: those of the optimiser."
     )
 
     def start(self) -> tuple[int, float]:
@@ -193,7 +192,7 @@ class SoraConfig(MethodConfig):
     @model_validator(mode="before")
     @classmethod
     def _budget_for_threshold(cls, values: Any) -> Any:
-        """Take the defaults that go with a budget where one is given."""
+        """Default to `shrink: hard` and no threshold if a budget is given."""
         if isinstance(values, dict) and values.get("target_r") is not None:
             return {"threshold": None, "shrink": "hard", **values}
         return values
@@ -202,14 +201,14 @@ class SoraConfig(MethodConfig):
     def _one_of_both(self) -> SoraConfig:
         if self.target_r is None:
             if self.threshold is None:
-                raise ValueError("threshold is null, and no target_r is given: give one of both")
+                raise ValueError("threshold is null and target_r is not given: give one of the two")
             if self.shrink == "hard":
                 raise ValueError("shrink: hard needs a budget: give target_r")
             return self
         if self.threshold is not None:
             raise ValueError(
-                f"threshold {self.threshold:g} and target_r {self.target_r:g} both decide how many "
-                "gates are left: give one, and null for the other"
+                f"threshold {self.threshold:g} and target_r {self.target_r:g} both set the number "
+                "of gates left: give one, and set the other to null"
             )
         if self.target_r > self.r_max:
             raise ValueError(f"target_r {self.target_r:g} is above r_max {self.r_max}")
@@ -223,11 +222,11 @@ class SoraConfig(MethodConfig):
 
 
 _CUT_SHARE = 0.15
-"""Components that a cut keeps without a budget, as a share of all."""
+"""Share of all components that a cut keeps if no budget is given."""
 
 
 class CutConfig(MethodConfig):
-    """Options of LoRA with a cut; of the three budgets one at most is given."""
+    """Options of LoRA with a cut, with at most one of three budgets."""
 
     paper = "Hu et al. 2021, arXiv 2106.09685, cut as in PARA, arXiv 2604.27796, then trained on"
     adapts_rank = True
@@ -239,17 +238,17 @@ class CutConfig(MethodConfig):
     target_r: float | None = Field(
         None,
         ge=0,
-        description="budget: mean rank per layer after the cut; unset, as the other two budgets: "
+        description="budget: mean rank per layer after the cut; without any budget "
         f"{_CUT_SHARE} x r_max",
     )
     max_params: int | None = Field(
-        None, ge=0, description="budget: numbers that the factors hold together after the cut"
+        None, ge=0, description="budget: most parameters in all factors together after the cut"
     )
     energy: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="budget: share of all squared singular values that the cut keeps",
+        description="budget: share of the squared singular values of all layers to keep",
     )
     cut_at: int | float = Field(
         0.8, gt=0, description="steps before the cut; below 1: a share of the run's steps"
@@ -260,14 +259,14 @@ class CutConfig(MethodConfig):
         return self.r_max, self.alpha
 
     def keep(self) -> Keep:
-        """Return the rule of the cut; energy is that of all layers together."""
+        """Return the rule of the cut; its energy is measured over all layers together."""
         if self.energy is not None or self.max_params is not None:
             return Keep(max_params=self.max_params, energy=self.energy)
         return Keep(mean_rank=_CUT_SHARE * self.r_max if self.target_r is None else self.target_r)
 
     @classmethod
     def of_size(cls, rank: int, max_params: int, after: int | float) -> dict[str, Any]:
-        """Return the options of one cut to that budget."""
+        """Return the options of one cut to `max_params` numbers."""
         return {"r_max": rank, "max_params": max_params, "cut_at": after}
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""LoRA at a generous rank, cut to a budget over all layers while it trains, and trained on."""
+"""LoRA trained at a generous rank, cut to a budget over all layers, and healed to the end."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from methods.schedules import steps_of
 
 
 @dataclass(frozen=True)
-class Made:
-    """A cut that was made.
+class CutRecord:
+    """Record of a cut.
 
     Attributes:
-        after_steps: optimiser steps taken before it.
-        components: left after it.
-        energy: the share of all squared singular values that it kept.
+        after_steps: optimiser steps taken before the cut.
+        components: number left after the cut, over all layers.
+        energy: share of all squared singular values that was kept.
     """
 
     after_steps: int
@@ -33,14 +33,14 @@ class Made:
 
 
 class Cut(AdapterMethod):
-    """LoRA, cut and trained on.
+    """LoRA that is cut to a budget during training, then healed.
 
-    `dW = alpha / r_max * B A` is trained as LoRA is (Hu et al. 2021, arXiv 2106.09685). After
-    `cut_at` of the steps every layer is turned into its singular basis, `A = S^1/2 V^T` and
-    `B = U S^1/2`, and of all layers together only the largest singular values are kept, up to the
-    budget (the rule of PARA, arXiv 2604.27796). The other components become exactly zero, for
-    good, and the steps left train those that remain (LoRA-Squeeze, arXiv 2602.10993, reports that
-    this is better than training at the small rank).
+    `dW = alpha / r_max * B A` is trained like LoRA (Hu et al. 2021, arXiv 2106.09685). After
+    `cut_at` of the steps every layer is turned to its singular basis, `A = S^1/2 V^T` and
+    `B = U S^1/2`. Of all layers together only the largest singular values within the budget are
+    kept (the rule of PARA, arXiv 2604.27796). The other components become exactly zero, for good,
+    and the remaining steps train the kept components (LoRA-Squeeze, arXiv 2602.10993, reports that
+    this gives better results than training at the small rank).
     """
 
     name = "cut"
@@ -50,11 +50,11 @@ class Cut(AdapterMethod):
     def __init__(self, config: CutConfig) -> None:
         super().__init__(config)
         self._due: int | None = None  # steps before the cut
-        self._left: list[int] = []  # components of each layer since the last cut; empty before it
-        self._made: Made | None = None  # in this run or stage
+        self._left: list[int] = []  # components of each layer after the last cut; empty before it
+        self._record: CutRecord | None = None  # in this run or stage
 
     def wrap(self, linear: nn.Module, *, generator: torch.Generator) -> LowRankLinear:
-        """Wrap a layer as LoRA does: A Kaiming-uniform, B zero, no gates."""
+        """Wrap a layer like LoRA: A Kaiming-uniform, B zero, no gates."""
         c = self.config
         A, B = kaiming_factors(linear, c.r_max, generator)
         return LowRankLinear(linear, A, B, scaling=c.alpha / c.r_max, dropout=c.dropout)
@@ -73,8 +73,8 @@ class Cut(AdapterMethod):
         return Plan(((f"all {full:,} components", before), healing))
 
     def begin(self, layers: Layers, *, total_steps: int) -> None:
-        """Compute the step of the cut; a later stage of a path begins with what is left."""
-        self._due, self._made = self._steps_before(total_steps), None
+        """Compute the step of the cut; a later stage of a path begins at the ranks already cut."""
+        self._due, self._record = self._steps_before(total_steps), None
 
     def _steps_before(self, total_steps: int) -> int:
         before = steps_of(self.config.cut_at, total_steps)
@@ -82,39 +82,36 @@ class Cut(AdapterMethod):
             before = min(before, total_steps - 1)  # 0.8 of two steps, rounded, would be both
         if not 1 <= before < total_steps:
             raise MethodError(
-                f"cut: a cut after {before} of {total_steps} steps leaves none to train before or "
-                "after it: shares below 1, such as cut_at 0.8, fit any run of two steps or more"
+                f"cut: a cut after {before} of {total_steps} steps leaves no step before or after "
+                "it: shares below 1, such as cut_at 0.8, fit any run of two steps or more"
             )
         return before
 
     @torch.no_grad()
     def after_step(self, layers: Layers, info: StepInfo) -> None:
-        """Cut, if that is due; where mixed precision skips the step of a cut, after the next."""
-        if self._made is not None or info.step + 1 < self._begun():
+        """Cut if due; if mixed precision skipped the step of the cut, cut after the next step."""
+        if self._record is not None or info.step + 1 < self._begun():
             return
         if info.optimizer_state is None:
-            raise MethodError("cut: StepInfo has no optimizer_state, whose moments turn with A, B")
+            raise MethodError("cut: StepInfo lacks optimizer_state: its moments turn with A and B")
         bases = {path: singular_basis(layer) for path, layer in layers.items()}
+        # singular values of dW: those of B A times the scaling
         values = {path: layers[path].scaling * basis.S.cpu() for path, basis in bases.items()}
         ranks = self._ranks(layers, values)
         for path, layer in layers.items():
             turn(layer, bases[path], ranks[path], info.optimizer_state)
         kept = {path: s[: ranks[path]] for path, s in values.items()}
         self._left = [int(s.count_nonzero()) for s in kept.values()]
-        energy = round(_energy(kept) / (_energy(values) or 1), 9)
-        self._made = Made(info.step + 1, sum(self._left), energy)
+        energy = round(_energy(kept) / (_energy(values) or 1), 9)  # 1: an update that is still zero
+        self._record = CutRecord(info.step + 1, sum(self._left), energy)
 
     def take_over(self, layers: Layers, info: StepInfo) -> None:
-        """Cut, if that is due after the step.
-
-        Raises:
-            MethodError: it was due before, and has not been made.
-        """
-        made = None if self._made is None else self._made.after_steps
-        if info.step + 1 > self._begun() != made:
+        """Cut if due after this step; a cut that was due earlier and is missing is an error."""
+        cut_after = None if self._record is None else self._record.after_steps
+        if info.step + 1 > self._begun() != cut_after:
             raise MethodError(
-                f"cut: the cut was due after {self._due} steps, and what was done in the first "
-                f"{info.step + 1} is not that"
+                f"cut: the cut was due after {self._due} steps, but the first {info.step + 1} "
+                "steps were trained without it"
             )
         self.after_step(layers, info)
 
@@ -137,28 +134,28 @@ class Cut(AdapterMethod):
         return f"{int((keep.mean_rank or 0) * len(layers)):,} components"
 
     def removed(self, keep: Mapping[str, Tensor]) -> None:
-        """Do nothing: what is counted are the components left, and only others are removed."""
+        """Do nothing: only components zeroed by the cut are removed, and they are not counted."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the ranks left, and what the cut has done."""
-        m = self._made
-        made = [] if m is None else [m.after_steps, m.components, m.energy]
+        """Return each layer's rank after the cut, and the record of the cut."""
+        m = self._record
+        record = [] if m is None else [m.after_steps, m.components, m.energy]
         return {
             "left": torch.tensor(self._left, dtype=torch.long),
-            "made": torch.tensor(made, dtype=torch.float64),
+            "made": torch.tensor(record, dtype=torch.float64),
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned; nothing at all is the state before any cut."""
+        """Restore the state returned by `state_dict`; an empty one (LoRA's) means no cut yet."""
         if not state:
             return
-        self._left, made = state["left"].tolist(), state["made"].tolist()
-        self._made = Made(int(made[0]), int(made[1]), made[2]) if made else None
+        self._left, record = state["left"].tolist(), state["made"].tolist()
+        self._record = CutRecord(int(record[0]), int(record[1]), record[2]) if record else None
 
     def summary(self, layers: Layers) -> Summary:
-        """Count the components that are left."""
-        total, m = sum(layer.rank for layer in layers.values()), self._made
-        said = (
+        """Count the components left; the event describes the cut."""
+        total, m = sum(layer.rank for layer in layers.values()), self._record
+        events = (
             ()
             if m is None
             else (
@@ -166,20 +163,20 @@ class Cut(AdapterMethod):
                 f"{m.energy:.2%} of the update's squared norm",
             )
         )
-        return Summary(int(self.alive(layers)), total, said)
+        return Summary(int(self.alive(layers)), total, events)
 
     def alive(self, layers: Layers) -> Tensor:
-        """Return the number of components that are left ()."""
+        """Return the number of components left ()."""
         whole = (layer.rank for layer in layers.values())
         return torch.tensor(sum(self._left or whole))
 
     def details(self, layers: Layers) -> dict[str, Any]:
-        """Return what the cut has done."""
-        return {} if self._made is None else {"cut": asdict(self._made)}
+        """Return the record of the cut."""
+        return {} if self._record is None else {"cut": asdict(self._record)}
 
     def deliverable(self, layers: Layers) -> bool:
-        """Tell whether the cut is made: earlier states hold more than the budget."""
-        return self._made is not None
+        """Return True after the cut: before it the adapter is larger than the budget."""
+        return self._record is not None
 
 
 def _energy(values: Mapping[str, Tensor]) -> float:

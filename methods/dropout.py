@@ -1,4 +1,4 @@
-"""Dropout whose masks cost little on a CPU, where a Bernoulli draw takes longer than the layer."""
+"""Dropout with cheap masks on a CPU; there torch's Bernoulli draw takes longer than the layer."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from torch import Tensor, nn
 
 from methods.torch_internals import FakeTensor
 
-_LEVELS = 1 << 16  # of the 16 random bits that decide on an entry
+_LEVELS = 1 << 16  # an entry is dropped or kept by 16 random bits
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by an entry's bytes
 
 
 def zeroed(x: Tensor, dropped: Tensor) -> Tensor:
-    """Return a copy of x whose dropped entries are zero; autograd does not see it.
+    """Copy x and zero the dropped entries; not recorded by autograd.
 
-    This is `masked_fill`, which on a CPU takes six times longer at p = 0.1 and twenty times at 0.5:
-    its time depends on how predictable a mask is. That of an `and` of bits does not.
+    The result equals `masked_fill`'s. On a CPU `masked_fill` branches on every entry, and its time
+    depends on how predictable the mask is: six times longer than this at p = 0.1, twenty times at
+    p = 0.5. A bitwise `and` has no branches.
 
     Args:
         dropped: bool, in x's shape.
@@ -26,15 +27,15 @@ def zeroed(x: Tensor, dropped: Tensor) -> Tensor:
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return x.masked_fill(dropped, 0)
     y = torch.empty_like(x)
-    _bits(y).copy_(_kept(dropped)).bitwise_and_(_bits(x))
+    _bits(y).copy_(_keep_mask(dropped)).bitwise_and_(_bits(x))
     return y
 
 
 def zero_(x: Tensor, dropped: Tensor) -> Tensor:
-    """Do the same in place, and return x."""
+    """Zero the dropped entries of x in place, and return x."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return x.masked_fill_(dropped, 0)
-    _bits(x).bitwise_and_(_kept(dropped).to(_bits(x).dtype))
+    _bits(x).bitwise_and_(_keep_mask(dropped).to(_bits(x).dtype))
     return x
 
 
@@ -42,17 +43,17 @@ def _bits(x: Tensor) -> Tensor:
     return x.view(_INTEGERS[x.element_size()])
 
 
-def _kept(dropped: Tensor) -> Tensor:
-    """Return no bits (int8 0) for dropped entries, and all bits (-1) for the others."""
+def _keep_mask(dropped: Tensor) -> Tensor:
+    """Return a bit mask: int8 0 (no bits) for dropped entries, -1 (all bits) for the others."""
     return dropped.view(torch.int8) - 1
 
 
 class Dropout(nn.Module):
     """Inverted dropout: entries are zero with probability p, the others scaled by 1 / (1 - p).
 
-    On a CPU an entry takes 16 bits of a fast generator (SFC64), which torch's own seeds anew at
-    each call, so that `torch.manual_seed` decides and gradient checkpointing repeats it. p is
-    rounded to a multiple of 2^-16 there, the scale too.
+    On a CPU each entry takes 16 bits of a fast generator (SFC64). Each call seeds it from torch's
+    global generator, so `torch.manual_seed` determines the masks and gradient checkpointing repeats
+    them. On a CPU p is rounded to a multiple of 2^-16, and the scale follows the rounded p.
     Source: Srivastava et al. (2014), "Dropout", section 4.
     """
 
@@ -68,26 +69,26 @@ class Dropout(nn.Module):
         return self.training and self.p > 0
 
     def scale(self, device: torch.device) -> float:
-        """Return the factor that kept entries are multiplied by."""
+        """Return the factor of the kept entries, 1 / (1 - p)."""
         return 1 / (1 - self._rounded(device))
 
     def _rounded(self, device: torch.device) -> float:
         return round(self.p * _LEVELS) / _LEVELS if device.type == "cpu" else self.p
 
     def draw(self, x: Tensor) -> Tensor:
-        """Draw which entries are dropped, bool in x's shape, from the generator of x's device."""
-        # or while something traces: without data, or to compile torch's operations only
+        """Draw a mask of dropped entries, bool in x's shape, from the generator of x's device."""
+        # NumPy's generator cannot be traced: neither by torch.compile nor on tensors without data
         if x.device.type != "cpu" or torch.compiler.is_compiling() or isinstance(x, FakeTensor):
             drawn = torch.empty(x.shape, dtype=torch.bool, device=x.device)
             return drawn.bernoulli_(self._rounded(x.device))
         seed = int(torch.empty((), dtype=torch.int64).random_())
-        words = np.random.SFC64(seed).random_raw(-(-x.numel() // 4))  # 64 bits each
+        words = np.random.SFC64(seed).random_raw(-(-x.numel() // 4))  # 64 bits serve four entries
         bits = torch.from_numpy(words.view(np.int16))[: x.numel()].view(x.shape)
-        # int16 starts at -2^15; a comparison in place is vectorised, one that gives bool is not
+        # int16 starts at -2^15; torch vectorises a comparison in place, but none that returns bool
         return bits.lt_(round(self.p * _LEVELS) - _LEVELS // 2).to(torch.int8).view(torch.bool)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop entries of a tensor of any shape; in evaluation return it as it is."""
+        """Drop entries of a tensor of any shape; in evaluation return the tensor unchanged."""
         if not self.active:
             return x
         if torch.compiler.is_compiling():
@@ -96,12 +97,12 @@ class Dropout(nn.Module):
         return y
 
     def extra_repr(self) -> str:
-        """Show p where a model is printed."""
+        """Show p in a printed model."""
         return f"p={self.p}"
 
 
 class _Dropped(torch.autograd.Function):
-    """x without its dropped entries, times the scale; gradients likewise, to any order."""
+    """Dropout as an autograd operation: zeroes and scales x, and its gradients of any order."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped: Tensor, scale: float) -> Tensor:
@@ -117,14 +118,14 @@ class _Dropped(torch.autograd.Function):
 def replace_dropouts(model: nn.Module) -> int:
     """Replace every `nn.Dropout` of a model by this dropout, in place, and return their number.
 
-    The distribution is the same (p is rounded on a CPU), but a seed gives other masks.
+    The distribution is the same (on a CPU with rounded p), but the same seed gives other masks.
     """
-    found = [
+    dropouts = [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
         if type(child) is nn.Dropout and child.p < 1 and not child.inplace
     ]
-    for parent, name, child in found:
+    for parent, name, child in dropouts:
         setattr(parent, name, Dropout(child.p).train(child.training))
-    return len(found)
+    return len(dropouts)

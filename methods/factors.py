@@ -1,7 +1,7 @@
 """Algebra on the low-rank factors of one layer's update `dW = B A`.
 
-Everything that happens to an adapter after training works on `LowRankFactors`, whatever method or
-tool made them. Nothing here ever forms the dense `dW`: singular values come from thin orthogonal
+Everything after training (inspect, prune, export, merge) works on `LowRankFactors`, for adapters of
+any method or tool. The dense `dW` is formed by `dense` alone: singular values come from thin
 decompositions of the factors and one r x r SVD, in float64.
 """
 
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 _DEPENDENT = 1e4
-"""Largest tr(G^-1), of r columns at length one with Gram matrix G, that Cholesky is used for.
+"""Largest tr(G^-1) for which Cholesky replaces QR; G is the Gram matrix of r columns of length one.
 
-Cholesky's share in the relative errors of singular values is about that times float64's spacing,
-1e-12; QR's own grow with s_1 / s_i. On trained adapters both were within 5e-15 of s_1, and 3e-11 of
-each value. Columns at right angles have r; trained factors of rank 8 had up to 3e3.
+Cholesky adds a relative error of about tr(G^-1) times float64's spacing to the singular values, at
+this limit 1e-12; QR's own error grows with s_1 / s_i. On trained adapters both were within 5e-15 of
+s_1 and within 3e-11 of each value. Orthogonal columns have tr(G^-1) = r; trained factors of rank 8
+had up to 3e3.
 """
 
 
@@ -42,31 +43,31 @@ class LowRankFactors:
 
     @property
     def rank(self) -> int:
-        """Number of rank-one terms stored, r."""
+        """Number of stored components, r."""
         return self.A.shape[0]
 
     @property
     def parameters(self) -> int:
-        """Numbers stored: r (in + out)."""
+        """Number of stored parameters: r (in + out)."""
         return self.A.numel() + self.B.numel()
 
     def drop_zeros(self) -> LowRankFactors:
-        """Leave out the terms that are exactly zero (a zero row of A or column of B): lossless."""
-        return self.select(self.live_terms())
+        """Leave out components that are exactly zero (a zero row of A or column of B): lossless."""
+        return self.select(self.live_components())
 
-    def live_terms(self) -> Tensor:
-        """Return which terms are not exactly zero, (r,) bool."""
+    def live_components(self) -> Tensor:
+        """Return a mask of the components that are not exactly zero, (r,) bool."""
         # (r,) each; several times faster than ne(0).any() on tall B, and NaN counts as live, too
         return self.A.abs().amax(dim=1).ne(0) & self.B.abs().amax(dim=0).ne(0)
 
     def select(self, keep: Tensor) -> LowRankFactors:
-        """Return the terms that a mask (r,) keeps, in their order; itself where that is all."""
+        """Select components by a mask (r,), in their order; returns itself if all are selected."""
         if bool(keep.all()):
-            return self  # a copy of a tall B takes as long as a product with it
+            return self  # copying a tall B takes as long as a product with it
         return LowRankFactors(self.A[keep].contiguous(), self.B[:, keep].contiguous())
 
-    def term_norms(self) -> Tensor:
-        """Return the Frobenius norm of each rank-one term, |b_i| |a_i|: (r,), float64."""
+    def component_norms(self) -> Tensor:
+        """Return the Frobenius norm of each component, |b_i| |a_i|: (r,), float64."""
         a, b = self.A.double(), self.B.double()
         norms: Tensor = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=0)
         return norms
@@ -79,7 +80,7 @@ class LowRankFactors:
         return values
 
     def decompose(self) -> Decomposition:
-        """Return the singular values, and what turns these factors into those of a lower rank."""
+        """Return the singular values, with the matrices that `truncate` needs, computed once."""
         r_b, inverse_b = _triangle(self.B.detach().double())
         r_a, inverse_a = _triangle(self.A.detach().double().T)
         core = r_b @ r_a.T
@@ -105,16 +106,16 @@ class LowRankFactors:
         return float((a * b).sum())
 
     def minus(self, other: LowRankFactors) -> LowRankFactors:
-        """Return the difference of the updates, with the terms of both: rank r + r', float64."""
+        """Return the difference of the updates as stacked factors: rank r + r', float64."""
         a = torch.cat([self.A.detach().double(), other.A.detach().double()])
         b = torch.cat([self.B.detach().double(), -other.B.detach().double()], dim=1)
         return LowRankFactors(a, b)
 
     def truncate(self, rank: int) -> LowRankFactors:
-        """Return the best approximation of `dW` of that rank in the Frobenius norm (Eckart-Young).
+        """Return the best rank-`rank` approximation of `dW` in the Frobenius norm (Eckart-Young).
 
-        The singular values are shared evenly: A and B both get their square root. Computed in
-        float64, returned in the dtype of the factors.
+        A and B each get the square roots of the singular values. Computed in float64, returned in
+        the dtype of the factors.
         """
         return self.decompose().truncate(self, rank)
 
@@ -129,18 +130,18 @@ class Decomposition:
 
     Attributes:
         values: S (k,), descending, float64; k = min(r, in, out).
-        turns: T_B (r, k) and T_A (k, r), so that B T_B = U sqrt(S) and T_A A = sqrt(S) Vt; None
-            where columns of B or rows of A depend on each other too much for that.
+        turns: T_B (r, k) and T_A (k, r), so that B T_B = U sqrt(S) and T_A A = sqrt(S) Vt; None if
+            the columns of B or the rows of A are too nearly dependent to compute them.
     """
 
     values: Tensor
     turns: tuple[Tensor, Tensor] | None = None
 
     def truncate(self, factors: LowRankFactors, rank: int) -> LowRankFactors:
-        """Return the best approximation of a rank, as `LowRankFactors.truncate`, of those factors.
+        """Return the best rank-`rank` approximation of the decomposed factors.
 
         Args:
-            factors: those that were decomposed.
+            factors: the factors that this decomposition was made of.
         """
         if rank < 0:
             raise ValueError(f"rank must be at least 0, not {rank}")
@@ -151,7 +152,7 @@ class Decomposition:
         else:
             turn_b, turn_a = self.turns
             a = turn_a[:rank] @ factors.A.detach().double()
-            # B's rows as columns: for MKL such a product is twice as fast as B T_B
+            # T_B^T B^T instead of B T_B: MKL is twice as fast with the small side first
             b = (turn_b[:, :rank].T @ factors.B.detach().double().T).T
         a, b = a.to(factors.A.dtype), b.to(factors.B.dtype)
         return LowRankFactors(a.contiguous(), b.contiguous())
@@ -160,11 +161,12 @@ class Decomposition:
 def rank_for_energy(
     singular_values: Tensor, energy: float, squared_norm: float | None = None
 ) -> int:
-    """Return the smallest rank that keeps that share (0..1) of the squared Frobenius norm.
+    """Return the smallest rank that keeps a share `energy` of the squared Frobenius norm.
 
     Args:
-        squared_norm: of the whole update, where only its leading singular values are known; if
-            they hold less than that share, their number is returned.
+        energy: above 0 and up to 1.
+        squared_norm: of the whole update, if only its leading singular values are known; if these
+            hold less than the share, their number is returned.
     """
     if not 0 < energy <= 1:
         raise ValueError(f"energy is a share above 0 and up to 1, not {energy}")
@@ -172,7 +174,7 @@ def rank_for_energy(
     total = float(squared.sum()) if squared_norm is None else squared_norm
     if total == 0:
         return 0
-    if energy == 1:
+    if energy == 1:  # a cumulated sum may reach 1 too early, or never, by rounding
         return int(squared.count_nonzero())
     kept = torch.cumsum(squared, 0) / total
     return min(int((kept < energy).sum()) + 1, squared.numel())
@@ -181,9 +183,9 @@ def rank_for_energy(
 def entropy_rank(singular_values: Tensor) -> float:
     """Return the effective rank by entropy: exp(H(p)), p = s / sum(s); 0 if the update is zero.
 
-    Between 1 (one term does everything) and the rank (all terms are equally strong).
+    It lies between 1 (one nonzero singular value) and the rank (all singular values equal).
     Source: Roy and Vetterli (2007), "The effective rank: a measure of effective dimensionality",
-    section 2. Their p are shares of the singular values, not of their squares.
+    section 2. p are shares of the singular values, not of their squares, as in the paper.
     """
     s = singular_values.double()
     total = float(s.sum())
@@ -193,7 +195,7 @@ def entropy_rank(singular_values: Tensor) -> float:
 
 
 def numerical_rank(singular_values: Tensor) -> int:
-    """Count the singular values above float32's resolution of the largest."""
+    """Count the singular values above float32's resolution (eps) times the largest."""
     if not singular_values.numel():
         return 0
     smallest = torch.finfo(torch.float32).eps * singular_values.max()
@@ -203,20 +205,21 @@ def numerical_rank(singular_values: Tensor) -> int:
 def subspace_overlap(U: Tensor, V: Tensor) -> float:
     """Return the share of the smaller subspace inside the larger: ||U^T V||_F^2 / min(k, k').
 
-    The mean squared cosine of the principal angles between them. Two random subspaces of R^n have
-    max(k, k') / n on average.
+    This is the mean squared cosine of the principal angles. Two random subspaces of R^n have an
+    overlap of max(k, k') / n on average.
     Source: Hu et al. (2021), "LoRA", section 7.2, equation 4.
 
     Args:
         U: (n, k) orthonormal columns, k at least 1.
         V: (n, k') orthonormal columns, k' at least 1.
     """
+    # the singular values of U^T V are the cosines of the principal angles
     squared = float(torch.linalg.vector_norm(U.T @ V) ** 2)
     return min(squared / min(U.shape[1], V.shape[1]), 1.0)
 
 
 def _thin_svd(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the SVD of B A, (U (out, k), S (k,), Vt (k, in)), k = min(r, in, out), without B A."""
+    """Return U (out, k), S (k,), Vt (k, in) of B A, without forming B A; k = min(r, in, out)."""
     q_b, r_b = torch.linalg.qr(B.detach().double())  # (out, k1), (k1, r)
     q_a, r_a = torch.linalg.qr(A.detach().double().T)  # (in, k2), (k2, r)
     u, s, vt = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)  # of (k1, k2)
@@ -224,10 +227,11 @@ def _thin_svd(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _triangle(matrix: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return R (k, r) with R^T R = M^T M, of M (n, r) in float64, and its inverse.
+    """Return R (k, r) with R^T R = M^T M, for M (n, r) in float64, and the inverse of R.
 
-    By Cholesky of the Gram matrix of M's columns at length one, in half of the time of a QR, where
-    they are independent enough; else by QR, without the inverse. Lengths far apart do no harm.
+    M's columns are scaled to length one, so lengths far apart do no harm. If they are independent
+    enough, R comes from a Cholesky decomposition of their Gram matrix, in half the time of a QR;
+    otherwise from a QR, without the inverse (None).
     """
     n, r = matrix.shape
     if n >= r > 0:

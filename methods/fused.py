@@ -1,18 +1,19 @@
-"""Adapted linear layers of one input as an operation: each `y = x W^T + b + dropout(x) A^T F^T`.
+"""Adapted linear layers as one autograd operation: `y = x W^T + b + dropout(x) A^T F^T` for each.
 
-F (out, r) is B with gates and scaling folded in, so that nothing of the size of x or y is ever
-scaled. Against plain autograd, which gives the same numbers:
+F (out, r) is B with gates and scaling folded in, so nothing of the size of x or y is scaled. The
+results equal those of plain autograd, with these differences in memory and time:
 
-- the input is not kept, or not once more (`methods.kept`); of the branch, (rows, r) numbers are;
-- with many rows the update goes into the weight first, `x (W + F A)^T`: r (in + out) rows
-  multiplications become r in out, and no pass over x and y is needed beside the frozen layer's own;
-- with few rows, or in 16 bits, where small updates would be lost in the weight's rounding, the
-  branch is added in place;
+- x is not kept for the backward pass if its producer keeps it anyway (`methods.kept`); the branch
+  keeps (rows, r) numbers;
+- with many rows the update is added to the weight first, `x (W + F A)^T`: r (in + out) rows
+  multiplications become r in out, without further passes over x and y;
+- with few rows, or in 16 bits, where the weight's rounding would lose small updates, the branch is
+  added in place;
 - layers of one input (query, key and value, say) read it once, forward and backward, and their
   input gradients are added up inside the products;
 - thin products have the rank first, `A x^T` (r, rows) and `F^T gy^T`: with r below 16, the width of
   a vector register, matrix libraries are up to four times slower in the other order;
-- on a CPU the faster of two libraries is asked (`methods.products`).
+- on a CPU the faster of two matrix libraries is used (`methods.products`).
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from methods.products import add_product_, product
 
 
 class Branch(NamedTuple):
-    """One layer of those that read the same input.
+    """The operands of one adapted layer.
 
     Attributes:
         weight: (out, in), frozen. bias: (out,), frozen, or None.
         A: (r, in). B: (out, r). d: (r,) or None.
         scaling: of the update, dropout's scale included.
-        dropped: entries of x that the update is not given, bool in x's shape.
+        dropped: mask of the entries of x that dropout hides from the update, bool in x's shape.
     """
 
     weight: Tensor
@@ -49,20 +50,20 @@ class Branch(NamedTuple):
     dropped: Tensor | None = None
 
 
-_TENSORS = 5  # of a branch, those that autograd is shown
-_KEPT = 7  # of a branch, what its backward pass is given: `_State`
+_TENSORS = 5  # the first fields of a Branch: tensors that are inputs of the autograd operation
+_KEPT = 7  # fields of a `_State`, saved for the backward pass
 
 
 def adapted_linear(x: Tensor, branches: Sequence[Branch]) -> list[Tensor]:
-    """Return the outputs (..., out) of frozen linear layers with low-rank updates, of one input.
+    """Return the outputs (..., out) of adapted layers that read the same input.
 
-    Under autocast all products are in its dtype. Otherwise an update is in the factors' dtype and
-    the output in the weight's.
+    Under autocast all products use its dtype. Otherwise the update is computed in the factors'
+    dtype and the output in the weight's.
 
     Args:
         x: (..., in).
-        branches: one layer, or several of equal dtypes on one device; all with dropped entries or
-            none.
+        branches: one layer, or several with equal dtypes on one device; all with a mask of dropped
+            entries, or none.
     """
     device = x.device.type
     inner = branches[0].A.dtype
@@ -73,11 +74,12 @@ def adapted_linear(x: Tensor, branches: Sequence[Branch]) -> list[Tensor]:
         if torch.is_grad_enabled():
             flat = [tensor for branch in branches for tensor in branch[:_TENSORS]]
             rest = [branch[_TENSORS:] for branch in branches]
-            kept = _kept(x, [branch.dropped for branch in branches])
+            kept = _keep_input(x, [branch.dropped for branch in branches])
             ys = _AdaptedLinear.apply(x, inner, rest, kept, *flat)  # type: ignore[no-untyped-call]
         else:
             ys = [_output(x, branch, _folded(branch, inner)) for branch in branches]
-    # a view made inside the operation could not be changed in place, as Longformer does
+    # reshaped out here: a view made inside an autograd operation cannot be changed in place, and
+    # Longformer scales its queries so
     return [y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1]) for y in ys]
 
 
@@ -87,14 +89,14 @@ def _cast(branch: Branch, dtype: torch.dtype) -> Branch:
     return Branch(weight.to(dtype), cast, A, B, d, scaling, dropped)
 
 
-def _kept(x: Tensor, dropped: Sequence[Tensor | None]) -> list[Kept]:
-    """Return what is kept of x: for all branches at once, or for each with what it is given."""
+def _keep_input(x: Tensor, dropped: Sequence[Tensor | None]) -> list[Kept]:
+    """Return the parts of x to keep: one for all branches, or with dropout one for each mask."""
     masks = [mask for mask in dropped if mask is not None]
     return [keep_dropped(x, mask) for mask in masks] or [keep(x)]
 
 
 class _Folded(NamedTuple):
-    """A branch's factors in the dtype of its products: A and F^T (r, out), d and scaling in it."""
+    """A branch's factors in the dtype of its products: A (r, in), F^T (r, out), strength (r,)."""
 
     A: Tensor
     Ft: Tensor
@@ -109,9 +111,9 @@ def _folded(branch: Branch, dtype: torch.dtype) -> _Folded:
 
 
 class _AdaptedLinear(torch.autograd.Function):
-    """The operation, with outputs (rows, out).
+    """The autograd operation of `adapted_linear`, with outputs (rows, out).
 
-    Its backward pass is given h = A x^T (r, rows), the factors, and `Kept`.
+    Saved for the backward pass: h = A x^T (r, rows), the factors, and the `Kept` of x.
     """
 
     @staticmethod
@@ -129,7 +131,9 @@ class _AdaptedLinear(torch.autograd.Function):
         ]
         folded = [_folded(branch, inner) for branch in branches]
         hs = _down(x, folded, [branch.dropped for branch in branches])
-        if not torch.compiler.is_compiling():  # which cannot trace it, and finds zeros by itself
+        # unused outputs get None instead of a zero gradient; the compiler cannot trace this call,
+        # and removes zeros by itself
+        if not torch.compiler.is_compiling():
             ctx.set_materialize_grads(False)
         ctx.scalings, ctx.shape, ctx.dtype = [b.scaling for b in branches], x.shape, x.dtype
         ctx.projections = [(project, len(tensors)) for project, tensors in kept]
@@ -154,7 +158,7 @@ class _AdaptedLinear(torch.autograd.Function):
 
 
 class _State(NamedTuple):
-    """A branch as the backward pass knows it: see `Branch` and `_Folded`; h is (r, rows)."""
+    """A branch in the backward pass, with fields of `Branch` and `_Folded`; h is (r, rows)."""
 
     weight: Tensor
     A: Tensor
@@ -166,7 +170,7 @@ class _State(NamedTuple):
 
 
 def _gradients(ctx: Any, gys: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """Return the gradients of the operation's arguments, of its outputs' gy (rows, out)."""
+    """Return the gradients of the operation's arguments from the outputs' gradients (rows, out)."""
     saved, size, needed = ctx.saved_tensors, _KEPT, ctx.needs_input_grad
     used = {  # an output that nobody used has no gradient, and gives none
         i: (_State(*saved[i * size : (i + 1) * size]), gy)
@@ -196,16 +200,16 @@ def _gradients_for_down(
     vs: Mapping[int, Tensor],
     tensors: Sequence[Tensor | None],
 ) -> dict[int, Tensor]:
-    """Return v x by branch: in one product if all are given the same x."""
+    """Return v x, the gradient of A, by branch; without dropout, all in one product."""
     if len(projections) == 1:
         whole: Tensor = projections[0][0](_joined([*vs.values()]).t(), *tensors)
         return dict(zip(vs, _parts(whole, [*vs.values()]), strict=True))
-    found, begin = {}, 0
+    gradients, begin = {}, 0
     for i, (project, count) in enumerate(projections):
         if i in vs:
-            found[i] = project(vs[i].t(), *tensors[begin : begin + count])
+            gradients[i] = project(vs[i].t(), *tensors[begin : begin + count])
         begin += count
-    return found
+    return gradients
 
 
 def _joined(matrices: Sequence[Tensor]) -> Tensor:
@@ -213,12 +217,13 @@ def _joined(matrices: Sequence[Tensor]) -> Tensor:
 
 
 def _parts(whole: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Split rows as those of other matrices were joined."""
+    """Split a joined matrix into parts with as many rows as the matrices in `like`."""
     return torch.split(whole, [len(part) for part in like])
 
 
 def _gradients_for_up(state: _State, gy: Tensor, scaling: float) -> tuple[Tensor, Tensor | None]:
     """Return the gradients of B and of d."""
+    # F = B diag(strength), so gB = gF diag(strength), and gd = scaling * column sums of B o gF
     g = product(state.h, gy.t()).to(state.B.dtype)  # (r, out)
     if state.strength is None:
         return (g * scaling).t(), None
@@ -226,7 +231,7 @@ def _gradients_for_up(state: _State, gy: Tensor, scaling: float) -> tuple[Tensor
 
 
 def no_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
-    """Switch autocast off, also around a backward pass: all dtypes here are chosen by hand."""
+    """Switch autocast off: the products here choose their dtypes themselves."""
     enabled = torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if enabled else contextlib.nullcontext()
 
@@ -234,7 +239,7 @@ def no_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
 def _down(
     x: Tensor, folded: Sequence[_Folded], dropped: Sequence[Tensor | None]
 ) -> Sequence[Tensor]:
-    """Return h = A dropout(x)^T (r, rows) of every branch, without dropout's scale."""
+    """Return h = A dropout(x)^T (r, rows) for every branch, without dropout's scale."""
     As, masks = [factors.A for factors in folded], [mask for mask in dropped if mask is not None]
     if masks:
         return [_down_dropped(x, A, mask) for A, mask in zip(As, masks, strict=True)]
@@ -249,10 +254,10 @@ def _down_dropped(x: Tensor, A: Tensor, dropped: Tensor) -> Tensor:
 
 
 def _merges(rows: int, weight: Tensor, Ft: Tensor, dropped: Tensor | None) -> bool:
-    """Tell whether the update goes into the weight first.
+    """Return True if adding the update to the weight first is faster, and as precise.
 
-    This takes two passes over the weight; the branch takes two over the output and, in the
-    backward pass, the input. The weight must also hold the update as precisely as the branch does.
+    It takes two passes over the weight; the branch takes two passes over the output and, in the
+    backward pass, over the input. A 16-bit weight would round small updates away.
     """
     precise = weight.dtype == Ft.dtype and weight.dtype in (torch.float32, torch.float64)
     n_out, n_in = weight.shape
@@ -260,7 +265,7 @@ def _merges(rows: int, weight: Tensor, Ft: Tensor, dropped: Tensor | None) -> bo
 
 
 def _output(x: Tensor, branch: Branch, folded: _Folded, h: Tensor | None = None) -> Tensor:
-    """Return y (rows, out), no view of anything."""
+    """Return y (rows, out) in memory of its own."""
     rows = x.reshape(-1, x.shape[-1])
     weight, Ft = branch.weight, folded.Ft
     if _merges(len(rows), weight, Ft, branch.dropped):
@@ -273,7 +278,7 @@ def _output(x: Tensor, branch: Branch, folded: _Folded, h: Tensor | None = None)
 
 
 def _input_gradient(used: Sequence[tuple[_State, Tensor]], vs: Sequence[Tensor]) -> Tensor:
-    """Return the sum of gy W + v^T A (rows, in) over the branches, without dropped entries."""
+    """Return the sum of gy W + v^T A (rows, in) over the branches; v^T A is masked by dropout."""
     merged = [_merges(len(gy), s.weight, s.Ft, s.dropped) for s, gy in used]
     gx = _update_gradient(
         [(s, v) for (s, _), v, merges in zip(used, vs, merged, strict=True) if not merges]
@@ -290,7 +295,10 @@ def _input_gradient(used: Sequence[tuple[_State, Tensor]], vs: Sequence[Tensor])
 
 
 def _update_gradient(added: Sequence[tuple[_State, Tensor]]) -> Tensor | None:
-    """Return the sum of v^T A (rows, in), each without its dropped entries; None of none."""
+    """Return the sum of v^T A (rows, in), with each branch's dropped entries zero.
+
+    None if no branch is given.
+    """
     masks = [s.dropped for s, _ in added if s.dropped is not None]
     As, vs = [s.A for s, _ in added], [v for _, v in added]
     if not masks:

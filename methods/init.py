@@ -1,4 +1,4 @@
-"""Initial factors, and the shape of the layers they belong to."""
+"""Initial factors, drawn in the shape of a linear layer."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """Return (in, out) of a linear layer: nn.Linear or GPT-2's Conv1D; None for anything else."""
+    """Return (in, out) of an nn.Linear or GPT-2's Conv1D; None for any other module."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
+    # by name: this package does not import transformers
     if type(module).__name__ == "Conv1D" and isinstance(module.weight, Tensor):
         n_in, n_out = module.weight.shape  # transformers' Conv1D stores (in, out)
         return n_in, n_out
@@ -20,7 +21,7 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
 
 
 def factor_options(linear: nn.Module) -> dict[str, Any]:
-    """Return device and dtype for a layer's factors: the weight's own, but at least float32."""
+    """Return device and dtype for a layer's factors: the weight's, but at least float32."""
     weight = linear.weight
     assert isinstance(weight, Tensor)
     return {"dtype": torch.promote_types(weight.dtype, torch.float32), "device": weight.device}
@@ -31,7 +32,8 @@ def kaiming_factors(
 ) -> tuple[Tensor, Tensor]:
     """Draw A (r, in) Kaiming-uniform, a = sqrt(5): U(-1/sqrt(in), 1/sqrt(in)); B (out, r) is 0."""
     n_in, n_out = _shape(linear)
-    bound = 1 / math.sqrt(n_in)
+    bound = 1 / math.sqrt(n_in)  # Kaiming: sqrt(6 / ((1 + a^2) n_in)) with a^2 = 5
+    # drawn in float64 and then converted, so that one seed gives the same factors in every dtype
     A = (torch.rand(rank, n_in, generator=generator, dtype=torch.float64) * 2 - 1) * bound
     return A.to(**factor_options(linear)), torch.zeros(n_out, rank, **factor_options(linear))
 

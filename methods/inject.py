@@ -1,4 +1,4 @@
-"""Adapters put into a model, and taken out again."""
+"""Injection of adapters into a model, and their removal."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ def inject(
 ) -> dict[str, LowRankLinear]:
     """Freeze the model and wrap its target layers, in place.
 
+    Refused are targets that match no linear layer, or a shared, tied, sharded or unfit layer; and
+    models that have adapters already.
+
     Args:
         exclude: module paths never adapted (with everything below them), such as the head.
-        trainable: module paths that stay trainable as they are, so are not adapted either.
+        trainable: module paths trained in full, so not adapted.
         unfit: see `find_targets`.
-        generator: what the initial factors are drawn from, on the CPU.
+        generator: for drawing the initial factors, on the CPU.
 
     Returns:
         The adapted layers by module path, in the model's order.
-
-    Raises:
-        MethodError: a target matches no linear layer, a shared, a tied, a sharded or an unfit one,
-            there is nothing to adapt, the model has adapters already, or the method adapts no
-            layers.
     """
     if not isinstance(method.config, MethodConfig):
         raise MethodError(f"{method.name} adapts no layers: see methods.baselines.choose")
     _check_no_adapters(model)
     trainable = tuple(trainable)
-    shut = (*exclude, *trainable)
-    paths = find_targets(model, method.config.targets, exclude=shut, unfit=unfit)
+    excluded = (*exclude, *trainable)
+    paths = find_targets(model, method.config.targets, exclude=excluded, unfit=unfit)
     _check_unshared(model, paths)
     _check_untied(model, paths)
     _check_unsharded(model, paths)
+    # all checks come before the first change, so that a refused model is still as it was; freezing
+    # comes before the wrapping, so that it does not reach the new factors
     model.requires_grad_(False)
     layers = {}
     for path in paths:
@@ -81,9 +81,9 @@ def linear_paths(
     """Return the paths of all linear layers outside the excluded modules.
 
     Args:
-        outputs: also the output embedding, and other layers that are tied to an embedding.
+        outputs: include the output embedding, and other layers tied to an embedding.
     """
-    shut = tuple(exclude)
+    excluded = tuple(exclude)
     output = output_embedding(model)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     return [
@@ -92,7 +92,7 @@ def linear_paths(
         if path
         and linear_shape(module) is not None
         and (outputs or (module is not output and id(module.weight) not in embeddings))
-        and not any(path == e or path.startswith(f"{e}.") for e in shut)
+        and not any(path == e or path.startswith(f"{e}.") for e in excluded)
     ]
 
 
@@ -103,14 +103,15 @@ def find_targets(
     exclude: Iterable[str] = (),
     unfit: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Return the module paths that a `targets` option names, in the model's order.
+    """Return the module paths that match a `targets` option, in the model's order.
 
     A target is a name (the last parts of a path) or, with `*`, `?` or `[`, a pattern for the whole
-    path. Each must match something that is not excluded. Only a name reaches the output embedding.
+    path. Each target must match a layer that is not excluded. Only a name, not a pattern, matches
+    the output embedding.
 
     Args:
-        unfit: module path -> what makes an adapter there useless, to follow "it is". all-linear and
-            patterns pass over these; a name of one is an error.
+        unfit: module path -> reason why an adapter there is useless, worded to follow "it is".
+            all-linear and patterns skip these layers; naming one is an error.
     """
     exclude, unfit = tuple(exclude), unfit or {}
     known = [path for path in linear_paths(model, exclude=exclude) if path not in unfit]
@@ -120,11 +121,12 @@ def find_targets(
         return known
     wanted = [targets] if isinstance(targets, str) else targets
     everything = linear_paths(model, exclude=exclude, outputs=True)
-    found: set[str] = set()
+    matched: set[str] = set()
     for target in wanted:
         among = known if _is_pattern(target) else everything
         hits = [path for path in among if matches(target, path)]
         barred = [path for path in unfit if matches(target, path)]
+        # a name must not be skipped in silence; a pattern may, if it matches other layers
         if barred and (among is everything or not hits):
             raise MethodError(
                 f"target '{target}' cannot be adapted: '{barred[0]}' is {unfit[barred[0]]}; leave "
@@ -134,14 +136,14 @@ def find_targets(
             names = sorted({path.rsplit(".", 1)[-1] for path in known})
             hint = did_you_mean(target, names, also=known)
             raise MethodError(f"target '{target}' matches no linear layer; {hint}")
-        found.update(hits)
-    if not found:
+        matched.update(hits)
+    if not matched:
         raise MethodError("no targets given; use all-linear or names of linear layers")
-    return [path for path in everything if path in found]
+    return [path for path in everything if path in matched]
 
 
 def matches(target: str, path: str) -> bool:
-    """Tell whether a name or pattern covers a module path."""
+    """Return True if a module path matches a target (a name or a pattern)."""
     if _is_pattern(target):
         return fnmatchcase(path, target)
     return path == target or path.endswith(f".{target}")
@@ -160,7 +162,7 @@ def _check_no_adapters(model: nn.Module) -> None:
 
 
 def _check_unshared(model: nn.Module, paths: Iterable[str]) -> None:
-    """Refuse a module at two paths: it would be adapted at one of them, but merged into both."""
+    """Refuse a module at two paths: it would be adapted at one path, but merged at both."""
     places: dict[nn.Module, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         places.setdefault(module, []).append(path)
@@ -174,7 +176,7 @@ def _check_unshared(model: nn.Module, paths: Iterable[str]) -> None:
 
 
 def _check_untied(model: nn.Module, paths: Iterable[str]) -> None:
-    """Refuse layers that share a weight: an update of one of them alone could not be merged."""
+    """Refuse layers that share a weight: an update of one layer alone could not be merged."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -190,7 +192,7 @@ def _check_untied(model: nn.Module, paths: Iterable[str]) -> None:
 
 
 def _check_unsharded(model: nn.Module, paths: Iterable[str]) -> None:
-    """Refuse sharded modules: each process would train their adapters on its own."""
+    """Refuse sharded modules: each process would train its own adapter for them."""
     for path in paths:
         weight = model.get_submodule(path).weight
         if isinstance(weight, Tensor) and is_sharded(weight):
@@ -200,13 +202,13 @@ def _check_unsharded(model: nn.Module, paths: Iterable[str]) -> None:
 
 
 def output_embedding(model: nn.Module) -> nn.Module | None:
-    """Return the layer that turns hidden states into words, if the model has one."""
-    get = getattr(model, "get_output_embeddings", None)  # transformers models have it
+    """Return the layer that maps hidden states to tokens; None if the model has none."""
+    get = getattr(model, "get_output_embeddings", None)  # a method of transformers' models
     output = get() if callable(get) else None
     return output if isinstance(output, nn.Module) else None
 
 
 def replace(model: nn.Module, path: str, new: nn.Module) -> None:
-    """Put another module at a path of the model."""
+    """Replace the module at a path of the model."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, new)

@@ -1,7 +1,7 @@
-"""Truncation rules for trained updates: rank, energy, mean rank or parameters.
+"""Rules for cutting trained updates: by rank, energy, mean rank or parameters.
 
-Every rule looks at singular values alone. Each layer's result is then the best approximation of its
-rank in the Frobenius norm (Eckart-Young).
+Every rule reads singular values only and returns a rank for each layer. The layer is then replaced
+by its best approximation of this rank in the Frobenius norm (Eckart-Young).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ RULES: Mapping[str, str] = {
     "squared norm",
     "rank": "each layer by itself: its largest singular values",
 }
-"""The way each rule chooses, for people."""
+"""A description of each rule for reports."""
 
 
 @dataclass(frozen=True)
 class Keep:
-    """A truncation rule; without one, everything is kept.
+    """A rule that gives each layer's rank after a cut; at most one field is set, none keeps all.
 
     Attributes:
-        mean_rank: components per layer, those with the largest singular values of all layers.
+        mean_rank: components per layer on average: the largest singular values of all layers.
         rank: largest rank of a layer.
         max_params: numbers in all factors together; layers stored in full are not counted.
         energy: share of the squared singular values, above 0 and up to 1.
@@ -50,7 +50,7 @@ class Keep:
             raise ValueError(_exclusive(self.given()))
 
     def given(self) -> dict[str, float]:
-        """Return the name and value of the rule; empty if there is none."""
+        """Return the rule as {name: value}; empty if no rule is set."""
         named = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {name: value for name, value in named if value is not None}
 
@@ -64,20 +64,21 @@ class Keep:
         modules: int | None = None,
         together: bool = False,
     ) -> dict[str, int]:
-        """Return each layer's rank, which may be above the number of its components.
+        """Return each layer's rank; it may exceed the number of the layer's components.
 
         Args:
             values: singular values of each layer's update, descending, float64; with `squared` the
-                leading ones may do.
-            cost: numbers that a component of each layer takes.
-            live: components of each layer that are not zero, where `max_params` keeps all of them
-                if they fit; None: its singular values above zero.
+                leading values are enough.
+            cost: numbers in a component of each layer.
+            live: number of live components of each layer. If given and all of them fit into
+                `max_params`, all are kept, also those with tiny singular values.
             squared: squared Frobenius norm of each layer's whole update.
-            modules: number that `mean_rank` is the mean over, with dead modules that are not
-                stored; None: the layers.
-            together: `energy` is of all layers together, not of each by itself.
+            modules: number of modules that `mean_rank` averages over, including dead modules that
+                are not stored; None: the number of layers in `values`.
+            together: measure `energy` over all layers together, not layer by layer.
         """
         if self.mean_rank is not None:
+            # rounded down, so that the mean rank is never above the given one
             return strongest(values, int(self.mean_rank * (modules or len(values))))
         if self.rank is not None:
             return dict.fromkeys(values, self.rank)
@@ -96,23 +97,23 @@ class Keep:
 
 
 class KeepOptions(BaseModel):
-    """The rule as a person gives it: in a recipe's block, or as options of a command."""
+    """The rule in a recipe's block or in the options of a command."""
 
     mean_rank: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
-        description="cut to so many components per module, the strongest over all modules",
+        description="cut to this mean rank per module: keep the largest singular values of all",
     )
-    rank: int | None = Field(None, ge=1, description="cut each module to this rank at most")
+    rank: int | None = Field(None, ge=1, description="cut each module to at most this rank")
     max_params: int | None = Field(
-        None, ge=1, description="cut to so many numbers in all factors together"
+        None, ge=1, description="cut to at most this many parameters in all factors together"
     )
     energy: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="cut each module to this share of its squared singular values",
+        description="cut each module, keeping this share of its squared singular values",
     )
 
     def keep(self) -> Keep:

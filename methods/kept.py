@@ -1,18 +1,18 @@
-"""The part of its input x that an adapted layer keeps for the backward pass: enough for V^T x.
+"""The tensors that an adapted layer keeps of its input x for the backward pass.
 
 The gradient of A needs x only in the product `V^T x` (r, in). Keeping x itself would double the
-memory of a frozen model, whose own backward pass needs no linear layer's input. Where the operation
-that made x keeps tensors which determine x, those are used instead, at no memory of their own:
+memory of a frozen model, whose own backward pass needs no linear layer's input. If the operation
+that made x already keeps tensors that determine x, these are used instead, at no extra memory:
 
-- GELU keeps its input u: x = gelu(u) is computed again.
-- A product keeps both sides (SwiGLU's silu(gate) * up): so is x = a * b.
-- LayerNorm and RMSNorm keep their input u and the rows' statistics: x = (u - mean) rstd * w + b is
+- GELU keeps its input u; x = gelu(u) is computed again.
+- A product keeps both sides (SwiGLU's silu(gate) * up); x = a * b is computed again.
+- LayerNorm and RMSNorm keep their input u and the rows' statistics. x = (u - mean) rstd * w + b is
   affine in u, so `V^T x` follows from `(rstd V)^T u` without computing x.
 
-autograd shows what an operation has kept as `_saved_*` attributes of its node
-(https://docs.pytorch.org/docs/stable/notes/autograd.html#saved-tensors). Where FSDP has freed the
-norm's weight with the end of a module's forward pass, x itself is kept: the backward pass of a
-layer after that module comes before the weight is back.
+autograd exposes the tensors kept by an operation as `_saved_*` attributes of its node
+(https://docs.pytorch.org/docs/stable/notes/autograd.html#saved-tensors). FSDP frees a norm's weight
+at the end of its module's forward pass. Then x itself is kept, because layers after that module run
+their backward pass before the weight is gathered again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from methods.products import add_product_, product
 from methods.torch_internals import has_saved_tensor_hooks, saved
 
 _BLOCK = 1 << 19
-"""Numbers of x that are computed at a time: 2 MB, about a core's second-level cache."""
+"""Entries of x computed at a time: 2 MB in float32, about a core's second-level cache."""
 
 Projection = Callable[..., Tensor]
 """(V (rows, r), *kept tensors) -> V^T x (r, in)."""
@@ -38,22 +38,22 @@ Kept = tuple[Projection, tuple[Tensor | None, ...]]
 
 
 def keep(x: Tensor) -> Kept:
-    """Return a function that gives `V^T x` later, and the tensors it needs (at worst x itself).
+    """Return a function that computes `V^T x` later, and its tensors (at worst x itself).
 
     Args:
         x: (..., in).
     """
-    if torch.compiler.is_compiling():  # the compiler decides what is kept
+    if torch.compiler.is_compiling():  # the compiler chooses the tensors to keep by itself
         return _of_itself, (x,)
     node = x.grad_fn
-    # reading a kept tensor would call such a hook, which checkpointing allows once only
+    # reading a saved tensor calls the unpack hook, which gradient checkpointing allows only once
     if node is None or has_saved_tensor_hooks():
         return _of_itself, (x,)
     return _from_producer(node, x) or (_of_itself, (x,))
 
 
 def keep_dropped(x: Tensor, dropped: Tensor) -> Kept:
-    """Return the same for an x (..., in) with dropped entries (bool, in x's shape)."""
+    """Return the same pair as `keep` for x (..., in) with dropped entries (bool, in x's shape)."""
     return _of_dropped, (x.detach(), dropped)
 
 
@@ -84,22 +84,23 @@ def _layer_norm_input(node: Any) -> Kept | None:
 
 
 def _factors(node: Any, x: Tensor) -> Kept | None:
-    """Return both sides of a product, or what made `weight * (u * rstd)` with a frozen weight."""
+    """Return both sides of a product, or the operands of RMSNorm's `weight * (u * rstd)`."""
     left, right = saved(node, "self", "other")
     if left is not None and right is not None:
         left, right = left.detach(), right.detach()
         if right.shape == (*x.shape[:-1], 1) and left.shape == x.shape:
             return _of_normalised, (left, None, right, None, None)
         return (_of_product, (left, right)) if left.shape == right.shape == x.shape else None
-    # a side that needs no gradient is kept, the other one is not: look where that came from
+    # autograd keeps a side only for the other side's gradient: of `weight * (u * rstd)` with a
+    # frozen weight it keeps the weight here, and u and rstd at the node of the inner product
     weight, other = (left, 1) if left is not None else (right, 0)
     inner = node.next_functions[other][0]
     if weight is None or weight.shape != x.shape[-1:] or inner is None or _is_freed(weight):
         return None
-    found = _factors(inner, x) if inner.name() == "MulBackward0" else None
-    if found is None or found[0] is not _of_normalised or found[1][3] is not None:
+    normalised = _factors(inner, x) if inner.name() == "MulBackward0" else None
+    if normalised is None or normalised[0] is not _of_normalised or normalised[1][3] is not None:
         return None
-    return _of_normalised, (*found[1][:3], weight.detach(), None)
+    return _of_normalised, (*normalised[1][:3], weight.detach(), None)
 
 
 def _of_itself(v: Tensor, x: Tensor) -> Tensor:
@@ -119,7 +120,7 @@ def _of_product(v: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def _blockwise(make: Callable[..., Tensor], v: Tensor, *tensors: Tensor) -> Tensor:
-    """Return V^T make(*tensors), on a CPU in blocks of rows so that x never leaves its cache."""
+    """Return V^T make(*tensors); on a CPU in blocks of rows, so that each block stays in cache."""
     out = v.new_zeros(v.shape[1], tensors[0].shape[-1])
     for part, *parts in in_blocks(out.shape[1], v, *tensors):
         add_product_(out, part.t(), make(*parts).to(v.dtype).t())
@@ -129,10 +130,10 @@ def _blockwise(make: Callable[..., Tensor], v: Tensor, *tensors: Tensor) -> Tens
 def in_blocks(width: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
     """Split tensors (..., any) into matching blocks of rows.
 
-    On a GPU, and where a compiler makes loops of its own, one block holds all rows.
+    On a GPU, and under a compiler (which makes its own loops), one block holds all rows.
 
     Args:
-        width: of the widest.
+        width: columns of the widest tensor.
     """
     flat = [_rows(t) for t in tensors]
     if torch.compiler.is_compiling():
@@ -149,7 +150,7 @@ def _of_normalised(
     weight: Tensor | None,
     bias: Tensor | None,
 ) -> Tensor:
-    """Return V^T x of x = (u - mean) rstd * weight + bias, in the precision of u."""
+    """Return V^T x for x = (u - mean) rstd * weight + bias, in the precision of u."""
     v = v.to(u.dtype)
     scaled = v * rstd.reshape(-1, 1)  # (rows, r)
     out = product(scaled.t(), _rows(u).t())  # (r, in)
@@ -167,5 +168,5 @@ def _rows(t: Tensor) -> Tensor:
 
 
 def _is_freed(t: Tensor) -> bool:
-    """Tell whether a tensor's memory is gone: reading it would crash the process."""
+    """Return True if a tensor's memory was freed: reading it would crash the process."""
     return t.untyped_storage().size() == 0

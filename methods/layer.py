@@ -1,4 +1,4 @@
-"""The one layer that all methods train: a frozen linear layer plus a low-rank branch."""
+"""The layer of all low-rank methods: a frozen linear layer plus a low-rank branch."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from methods.torch_internals import has_hooks
 
 
 class SharedInput(Protocol):
-    """Layers that read one input and are computed together (`methods.siblings`)."""
+    """Layers that read the same input and are computed together (`methods.siblings`)."""
 
     def output(self, layer: LowRankLinear, x: Tensor) -> Tensor | None:
-        """Return a layer's output (..., out) of x (..., in); None: it must compute its own."""
+        """Return a layer's output (..., out) for x (..., in); None: the layer computes its own."""
 
 
 @final
 class LowRankLinear(nn.Module):
-    """A frozen linear layer plus a scaled sum of rank-one terms.
+    """A frozen linear layer plus a scaled sum of rank-one components.
 
         y = base(x) + scaling * B (d * (A dropout(x)))
 
     Attributes:
         base: the wrapped layer, frozen: (..., in) -> (..., out).
-        A: (r, in). B: (out, r). d: (r,), or None where the method has no gates.
-        scaling: fixed for life, also when components are removed.
-        siblings: the layers that read the same input, this one among them; None: not known.
+        A: (r, in). B: (out, r). d: (r,), or None if the method has no gates.
+        scaling: never changes, not even when components are removed.
+        siblings: this layer and those with the same input; None: the layer is computed alone.
     """
 
     d: nn.Parameter | None
@@ -60,11 +60,7 @@ class LowRankLinear(nn.Module):
 
     @property
     def rank(self) -> int:
-        """Rank-one components stored, dead ones included.
-
-        Raises:
-            MethodError: the factors are no matrices any more.
-        """
+        """Number of stored components, dead ones included."""
         if self.A.ndim != 2:
             raise MethodError(
                 "the adapters' factors were flattened, as FSDP1 does; shard the model with "
@@ -74,28 +70,28 @@ class LowRankLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The base layer's weight: some models look at it (T5 at its dtype)."""
+        """The base layer's weight, for models that read it (T5 reads its dtype)."""
         weight = self.base.weight
         assert isinstance(weight, Tensor)
         return weight
 
     @property
     def bias(self) -> Tensor | None:
-        """The base layer's bias, for the same reason."""
+        """The base layer's bias, for models that read a layer's bias."""
         bias = self.base.bias
         assert bias is None or isinstance(bias, Tensor)
         return bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute y (..., out) of x (..., in)."""
+        """Compute y (..., out) from x (..., in)."""
         if self.siblings is not None and (y := self.siblings.output(self, x)) is not None:
             return y
-        if not self.base_is_plain():
+        if not self.base_is_plain():  # quantised or hooked bases compute their output themselves
             return self._composed(x)
         return adapted_linear(x, [self.branch(x)])[0]
 
     def branch(self, x: Tensor) -> Branch:
-        """Return what the layer computes of x (..., in); draws what dropout leaves out."""
+        """Return the operands of the layer's product with x (..., in); draws the dropout mask."""
         weight = self.weight if isinstance(self.base, nn.Linear) else self.weight.t()
         scaling, dropped = self.scaling, None
         if self.dropout.active:
@@ -103,7 +99,7 @@ class LowRankLinear(nn.Module):
         return Branch(weight, self.bias, self.A, self.B, self.d, scaling, dropped)
 
     def base_is_plain(self) -> bool:
-        """Tell whether the base is nothing but x W^T + b (or Conv1D's x W + b), frozen."""
+        """Return True if the base is a frozen, unhooked `x W^T + b` (or Conv1D's `x W + b`)."""
         base = self.base
         if type(base) is not nn.Linear and type(base).__name__ != "Conv1D":
             return False  # a subclass may compute something else, on packed weights, say
@@ -120,14 +116,14 @@ class LowRankLinear(nn.Module):
 
     def named_factors(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the layer's own parameters: "A", "B" and, if there are gates, "d"."""
-        found = self._parameters  # three times faster than attributes
-        for kind in ("A", "B") if found.get("d") is None else ("A", "B", "d"):
-            factor = found[kind]
+        parameters = self._parameters  # three times faster than attributes
+        for kind in ("A", "B") if parameters.get("d") is None else ("A", "B", "d"):
+            factor = parameters[kind]
             assert factor is not None
             yield kind, factor
 
     def factors(self) -> LowRankFactors:
-        """Return the present update, gates and scaling in B, at least float32, detached."""
+        """Return the update, detached, at least float32; gates and scaling are folded into B."""
         dtype = torch.promote_types(self.A.dtype, torch.float32)
         strength = torch.full((self.rank,), self.scaling, dtype=dtype, device=self.A.device)
         if self.d is not None:
@@ -136,7 +132,7 @@ class LowRankLinear(nn.Module):
         return LowRankFactors(whole(self.A.detach()).to(dtype).clone(), B)
 
     def extra_repr(self) -> str:
-        """Show rank, scaling and gates where a model is printed."""
+        """Show rank, scaling and gates in a printed model."""
         return f"rank={len(self.A)}, scaling={self.scaling:g}, gates={self.d is not None}"
 
 
@@ -145,7 +141,7 @@ Layers = Mapping[str, LowRankLinear]
 
 
 def select_components(tensor: Tensor, kind: str, keep: Tensor) -> Tensor:
-    """Return some components' part of a factor, or of a tensor that belongs to its entries.
+    """Select components from a factor, or from a tensor of its shape (a moment, an average).
 
     Args:
         tensor: (r, in), (out, r) or (r,), for kind "A", "B" or "d".

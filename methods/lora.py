@@ -1,4 +1,4 @@
-"""LoRA: a low-rank update of fixed rank."""
+"""LoRA: a low-rank update with a fixed rank."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Products of float32 matrices on a CPU, by the faster of the two libraries that torch carries.
+"""Products of float32 matrices on a CPU, by the faster of torch's two matrix libraries.
 
-torch gives them to MKL and keeps oneDNN for 16 bits. On AMD's processors oneDNN takes a tenth less
-for a layer's own product; for thin ones, of rank r, a third to a half less, and a quarter of the
-time at r = 3 (`benchmarks/products.py`). On Intel's this was not measured, so nothing is changed.
+torch uses MKL for float32, and oneDNN only for 16 bits. On AMD processors oneDNN takes a tenth less
+time for a layer's own product, a third to a half less for thin products (rank r), and a quarter of
+the time at r = 3 (`benchmarks/products.py`). Intel processors were not measured and keep MKL.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from methods.sharding import is_plain
 from methods.torch_internals import onednn_linear
 
 _FEWEST = 1 << 18
-"""Entries of both sides below which a call of oneDNN costs more than it saves."""
+"""Entries of both matrices together; below this a call of oneDNN costs more than it saves."""
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return a b^T + bias (m, n), where nobody needs the product's own gradient.
+    """Return a b^T + bias (m, n), without a gradient of its own.
 
     Args:
         a: (m, k).
-        b: (n, k), in either order of its entries.
+        b: (n, k), contiguous or a transpose.
         bias: (n,), or None.
     """
     if _by_onednn(a, b):
@@ -43,7 +43,8 @@ def add_product_(into: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _by_onednn(a: Tensor, b: Tensor) -> bool:
-    if torch.compiler.is_compiling():  # first, so that nothing is asked of sizes that may change
+    # first: a question about sizes would make the compiler recompile for every new size
+    if torch.compiler.is_compiling():
         return False
     return (
         a.dtype is torch.float32 is b.dtype
@@ -56,17 +57,17 @@ def _by_onednn(a: Tensor, b: Tensor) -> bool:
 
 
 def has_onednn() -> bool:
-    """Tell whether torch was built with oneDNN."""
-    found: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return found
+    """Return True if torch was built with oneDNN."""
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available
 
 
 @cache
 def prefers_onednn() -> bool:
-    """Tell whether this machine's processor is AMD's, and torch has oneDNN."""
+    """Return True on an AMD processor, if torch has oneDNN."""
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
-            amd = "AuthenticAMD" in lines.read(200)  # of the first of many cores
+            amd = "AuthenticAMD" in lines.read(200)  # the first core's entry names the vendor
     except OSError:
         amd = "AuthenticAMD" in platform.processor()
     return amd and has_onednn()

@@ -1,4 +1,4 @@
-"""Proximal steps on gates: the operators, their reach, and the threshold that a budget asks for."""
+"""Proximal steps on gates: the operators, their reach, and the threshold that meets a budget."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ from methods.torch_internals import foreach_copy_
 
 
 def threshold_reach(factors: Sequence[float], prox: str) -> float:
-    """Return how far from zero a gate may start for the proximal steps alone to bring it there.
+    """Return the largest |gate|, in units of xi, that the proximal steps alone bring to zero.
 
     Args:
-        factors: of each step, the threshold as a multiple of xi.
-        prox: the authors' operator also clears what is within xi after its shrinking.
-
-    Returns:
-        Distance in units of xi.
+        factors: threshold of each step, as a multiple of xi.
+        prox: "official" reaches further: it also zeroes gates that are within xi after shrinking.
     """
     moved = reach = 0.0
     for factor in factors:
@@ -28,17 +25,18 @@ def threshold_reach(factors: Sequence[float], prox: str) -> float:
 
 
 def budget_threshold(gates: Tensor, allowed: Tensor) -> Tensor:
-    """Return the smallest xi with which a proximal step leaves at most so many gates.
+    """Return the smallest xi with which a proximal step leaves at most `allowed` gates alive.
 
-    A soft one and a hard one alike: both set to zero what is not larger than xi.
+    It is the same for soft and hard steps: both zero the gates with |g| <= xi.
 
     Args:
         gates: (n,).
-        allowed: a number; below 0 is 0.
+        allowed: a scalar; negative values count as 0.
     """
     sizes = gates.abs().sort(descending=True).values
-    sizes = torch.cat([sizes, sizes.new_zeros(1)])  # if no more than allowed are there, xi is 0
-    return sizes.take(allowed.clamp(0, gates.numel()))  # an index in brackets would be waited for
+    sizes = torch.cat([sizes, sizes.new_zeros(1)])  # xi is 0 if no more than `allowed` gates exist
+    # take, because indexing with brackets would wait for the GPU
+    return sizes.take(allowed.clamp(0, gates.numel()))
 
 
 def soft_threshold_(gates: list[Tensor], xi: float | Tensor) -> None:
@@ -56,7 +54,7 @@ def hard_threshold_(gates: list[Tensor], xi: float | Tensor) -> None:
 def official_threshold_(gates: list[Tensor], xi: float | Tensor) -> None:
     """Apply the authors' operator in place: |g| > xi shrinks by xi, then every |g| < xi becomes 0.
 
-    So the dead zone reaches to 2 xi, and |g| = xi stays.
+    Gates below 2 xi become 0, except |g| = xi, which stays (neither inequality holds for it).
     """
     flat = torch.cat(gates)
     shrunk = torch.where(flat.abs() > xi, flat - flat.sign() * xi, flat)

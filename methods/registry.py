@@ -1,9 +1,9 @@
-"""Methods by name: their classes, loaded only when asked for, and their options.
+"""Methods by name: their option classes, and the method classes, imported on first use.
 
-A built-in method is a line here: its class as text, so that listing methods or checking a recipe
-imports no torch, and its options. Third-party methods come by entry point (group `sora.methods`,
-`name = "package.module:Class"`) or by `register`, which `--code my_method.py` ends in. Two methods
-of one name are an error.
+A built-in method is one line here: its class as text, so that listing methods or checking a recipe
+imports no torch, and its options. Third-party methods are found by entry point (group
+`sora.methods`, `name = "package.module:Class"`) or added by `register`, as `--code my_method.py`
+does. Two methods with one name are an error.
 """
 
 from __future__ import annotations
@@ -51,23 +51,20 @@ def builtin_names() -> list[str]:
 
 
 def method_names() -> list[str]:
-    """Return all names, built-ins first."""
+    """Return the names of all methods, built-ins first."""
     return [*_BUILTINS, *sorted({*_entry_points(), *_REGISTERED} - set(_BUILTINS))]
 
 
 def low_rank_names() -> list[str]:
-    """Return the names of the methods that are no baselines."""
+    """Return the names of the low-rank methods (all but the baselines)."""
     return [name for name in method_names() if config_class(name).low_rank]
 
 
 def register(method: type[AdapterMethod]) -> type[AdapterMethod]:
-    """Add a method class; usable as a decorator.
-
-    Raises:
-        MethodError: another class already has that name.
-    """
+    """Add a method class under a name that is not taken; usable as a decorator."""
     name = method.name
     known = _REGISTERED.get(name)
+    # the same class again is fine: running a `--code` file twice defines it anew
     if known is not None and known is not method and _origin(known) != _origin(method):
         raise MethodError(f"two methods are called '{name}': {_origin(known)}, {_origin(method)}")
     if name in _BUILTINS or name in _entry_points():
@@ -77,11 +74,7 @@ def register(method: type[AdapterMethod]) -> type[AdapterMethod]:
 
 
 def method_class(name: str) -> type[AdapterMethod]:
-    """Return the class behind a name.
-
-    Raises:
-        MethodError: no such method (the message names the nearest).
-    """
+    """Import and return the class of a method; an unknown name raises with the nearest one."""
     if name in _BUILTINS:
         built_in: type[AdapterMethod] = resolve_name(_BUILTINS[name][0])
         return built_in
@@ -93,34 +86,37 @@ def method_class(name: str) -> type[AdapterMethod]:
 
 
 def config_class(name: str) -> type[MethodOptions]:
-    """Return a method's options, which also say its paper and traits; no torch for a built-in."""
+    """Return a method's option class, which also holds its paper and traits.
+
+    For a built-in method this does not import torch.
+    """
     return _BUILTINS[name][1] if name in _BUILTINS else method_class(name).config_class
 
 
 def plain_method(rank: int) -> dict[str, Any]:
-    """Return name and options of the method that trains factors as they are, and does no more.
+    """Return name and options of the plainest method: LoRA at a fixed rank.
 
     Args:
-        rank: of a layer at its start; it decides the scaling.
+        rank: of every layer; the scaling depends on it.
     """
     return {"name": "lora", "r": rank}
 
 
 def proposed_method(rank: int) -> dict[str, Any]:
-    """Return name and options of the method that a new recipe begins with: it finds the rank.
+    """Return name and options of the default method of a new recipe, which finds the rank.
 
     Args:
-        rank: of a layer at its start.
+        rank: of every layer at the start.
     """
     return {"name": "cut", "r_max": rank}
 
 
 def sized_method(rank: int, max_params: int, after: int | float) -> dict[str, Any]:
-    """Return name and options of the method that ends with an adapter of a size.
+    """Return name and options of a run that cuts its adapter to a size.
 
     Args:
-        rank: of a layer at its start; until the cut it is `plain_method` at that rank.
-        max_params: numbers that the factors hold together at the end.
+        rank: of every layer at the start; until the cut the run equals `plain_method(rank)`.
+        max_params: numbers in all factors together at the end.
         after: steps before the cut; below 1: a share of the run's steps.
     """
     name = next(name for name, (_, options) in _BUILTINS.items() if options.finds_size)
@@ -129,7 +125,7 @@ def sized_method(rank: int, max_params: int, after: int | float) -> dict[str, An
 
 
 def size_keys() -> list[str]:
-    """Return the options of `sized_method` that hold the size."""
+    """Return the names of the options in which `sized_method` puts the size."""
     one, other = (sized_method(1, max_params, 0.5) for max_params in (1, 2))
     return [key for key, value in one.items() if value != other[key]]
 
@@ -141,12 +137,12 @@ def create(name: str, **options: Any) -> AdapterMethod:
 
 @cache
 def _entry_points() -> dict[str, EntryPoint]:
-    found: dict[str, EntryPoint] = {}
+    points: dict[str, EntryPoint] = {}
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        if point.name in _BUILTINS or (point.name in found and found[point.name] != point):
+        if point.name in _BUILTINS or (point.name in points and points[point.name] != point):
             raise MethodError(f"two methods are called '{point.name}': see {point.value}")
-        found[point.name] = point
-    return found
+        points[point.name] = point
+    return points
 
 
 def _checked(loaded: Any, name: str) -> type[AdapterMethod]:

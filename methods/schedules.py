@@ -1,8 +1,9 @@
-"""Schedules: the values of an option from stage to stage, and a budget's fall from step to step.
+"""Schedules: an option's values from stage to stage, and a budget's values from step to step.
 
 Ding et al. 2023 (arXiv 2311.11696, Algorithm 1) let the threshold grow from stage to stage of a
 regularisation path; the three ramps are those of the authors' code. The budget's curve is AdaLoRA's
-(Zhang et al. 2023, arXiv 2303.10512, eq. 12). No torch here: recipes are checked with it.
+(Zhang et al. 2023, arXiv 2303.10512, eq. 12). This module does not import torch, because recipes
+are checked with it.
 """
 
 from __future__ import annotations
@@ -18,14 +19,13 @@ def ramp(kind: Ramp, start: float, stop: float, num: int) -> list[float]:
     """Return `num` values from `start` to `stop`, both ends exact.
 
     Args:
-        kind: linear: equal differences. exp_linear: equal ratios, exp of a linear ramp between
-            log(start) and log(stop). log_linear: log of a linear ramp between exp(start) and
-            exp(stop): large steps first, then ever smaller ones.
+        kind: linear: equal differences. exp_linear: equal ratios, exp of a linear ramp from
+            log(start) to log(stop). log_linear: log of a linear ramp from exp(start) to exp(stop):
+            large differences first, then ever smaller ones.
         num: at least 2.
 
     Raises:
-        ValueError: fewer than two values, equal ends, a bound without a logarithm, or one whose
-            exponential is out of range.
+        ValueError: `num` below 2, equal ends, or an end without a logarithm or an exponential.
     """
     if num < 2:
         raise ValueError(f"num must be at least 2, not {num}")
@@ -53,13 +53,13 @@ def _line(start: float, stop: float, num: int) -> list[float]:
 
 @dataclass(frozen=True)
 class BudgetSchedule:
-    """Components, over all layers, that may be alive after each step (AdaLoRA's paper, eq. 12).
+    """The number of components, over all layers, allowed after each step (AdaLoRA's eq. 12).
 
     Attributes:
         start, target: components at the start and at the end.
         t_init, t_final, total_steps, delta_t: in optimiser steps.
-        held: the starting budget is held from the first step on (later stages of a path), where
-            a run's first stage leaves all components be.
+        held: True in later stages of a path: the starting budget is enforced from the first step
+            on. In a first stage nothing is masked before the budget falls.
     """
 
     start: int
@@ -82,16 +82,16 @@ class BudgetSchedule:
         delta_t: int = 1,
         held: bool = False,
     ) -> BudgetSchedule:
-        """Return the schedule of a run, with a target of `start` at most.
+        """Make the schedule of a run; a target above `start` becomes `start`.
 
         Args:
             t_init, t_final: steps, or below 1 shares of the run's steps.
 
         Raises:
-            ValueError: no step is left for the budget to fall in.
+            ValueError: `t_init` and `t_final` leave no step in which the budget can fall.
         """
         first, last = steps_of(t_init, total_steps), steps_of(t_final, total_steps)
-        if first + max(last, 1) >= total_steps:
+        if first + max(last, 1) >= total_steps:  # 1: the last step always has the target
             raise ValueError(
                 f"t_init {first} + t_final {last} leave no step of {total_steps} to "
                 f"shrink the budget in; their sum must be below {total_steps}: shares below 1, "
@@ -100,36 +100,37 @@ class BudgetSchedule:
         return cls(start, min(target, start), first, last, total_steps, delta_t, held)
 
     def budget(self, step: int) -> int:
-        """Return the components allowed after the 0-based step."""
+        """Return the number of components allowed after the 0-based step."""
         if step <= self.t_init:
             return self.start
         if self._is_final(step):
             return self.target
+        # eq. 12: the fall is cubic, so most components go in its first steps
         span = self.total_steps - self.t_final - self.t_init
         left = 1 - (step - self.t_init) / span
         return int(self.target + (self.start - self.target) * left**3)
 
     def applies(self, step: int) -> bool:
-        """Tell whether components are set to zero after the 0-based step."""
+        """Return True if components are set to zero after the 0-based step."""
         if step <= self.t_init and not self.held:
             return False
         return self._is_final(step) or step % self.delta_t == 0
 
     @property
     def initial_steps(self) -> int:
-        """Steps at the start with all components allowed."""
+        """Number of steps at the start with all components allowed."""
         return self.t_init + 1
 
     @property
     def final_steps(self) -> int:
-        """Steps at the end with the target allowed."""
+        """Number of steps at the end with the target as the budget."""
         return max(self.t_final - 1, 1)
 
     def phases(self, unit: str) -> tuple[tuple[str, int], ...]:
         """Return the three phases of a run and their steps, for a plan.
 
         Args:
-            unit: what the budget counts, in the plural.
+            unit: name of the counted things, in the plural ("components").
         """
         first, last = self.initial_steps, self.final_steps
         return (
@@ -139,10 +140,10 @@ class BudgetSchedule:
         )
 
     def _is_final(self, step: int) -> bool:
-        """Tell whether the final budget is reached for good; in the run's last step it is."""
+        """Return True if the budget stays at the target from here on; the last step always does."""
         return step > self.total_steps - self.t_final or step == self.total_steps - 1
 
 
 def steps_of(value: int | float, total_steps: int) -> int:
-    """Return a number of steps: as given, or a share of the run where it is below 1."""
+    """Convert a number of steps, or a share of the run (below 1), to steps."""
     return round(value * total_steps) if 0 < value < 1 else int(value)

@@ -1,9 +1,9 @@
-"""Factors that FSDP2 (`torch.distributed.fsdp.fully_shard`) has split among processes.
+"""Access to factors that FSDP2 (`torch.distributed.fsdp.fully_shard`) splits among processes.
 
-Outside the forward and backward pass of its module such a parameter is a DTensor: each process
-holds some rows of it, perhaps none. Operations on single entries work on the `local` rows; all
-others take the `whole` tensor, which every process must ask for at the same point, because that is
-communication. Inside the passes parameters are ordinary tensors, so layers need no special code.
+Outside the forward and backward pass of its module, a sharded parameter is a DTensor: each process
+holds some of its rows, perhaps none. Entrywise operations work on the `local` rows. All others need
+the `whole` tensor; this communicates, so every process must call it at the same point. Inside the
+passes parameters are ordinary tensors, so layers need no special code.
 """
 
 from __future__ import annotations
@@ -22,38 +22,39 @@ _PLAIN = frozenset({Tensor, nn.Parameter})
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Tell whether a tensor is of no subclass: neither sharded nor faked."""
+    """Return True if a tensor is a plain Tensor or Parameter: neither sharded nor fake."""
     return type(tensor) in _PLAIN
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
-    """Tell whether a tensor is a DTensor."""
+    """Return True if a tensor is a DTensor."""
     if is_plain(tensor):
         return False
-    module = sys.modules.get("torch.distributed.tensor")  # slow to import, and whoever has one did
+    # the import is slow, and a DTensor can exist only if the module was imported already
+    module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return all of a tensor on every process, differentiably; others are returned as they are."""
+    """Gather a sharded tensor on every process, differentiably; returns other tensors unchanged."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return the rows that this process holds, in the same memory; call it without gradients."""
+    """Return this process's rows, sharing their memory; call it without gradients."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def joined(tensors: Iterable[Tensor]) -> Tensor:
-    """Join whole tensors (r,) of any lengths into one."""
+    """Gather tensors (r,) of any lengths and concatenate them."""
     return torch.cat([whole(t) for t in tensors])
 
 
 def like(value: Tensor, target: Tensor) -> Tensor:
-    """Return a value in the dtype, on the device and with the sharding of a tensor of its shape.
+    """Convert a value to the dtype, device and sharding of a tensor with the same shape.
 
     Args:
-        value: if it is whole, the same on every process: nothing is sent.
+        value: if not sharded, it must be equal on every process; then nothing is communicated.
     """
     if not is_sharded(target):
         return whole(value).to(target)
@@ -67,9 +68,9 @@ def like(value: Tensor, target: Tensor) -> Tensor:
 
 
 def agreed(tensor: Tensor) -> Tensor:
-    """Return the first process's tensor on every process; each must call this, with one shape.
+    """Return the first process's tensor on every process; all must call it, with equal shapes.
 
-    Decompositions may differ in their last bits, or in signs, between processors.
+    Decompositions may differ between processors in their last bits or in signs.
     """
     from torch import distributed
 

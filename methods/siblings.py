@@ -1,10 +1,10 @@
-"""Adapted layers that read the same input, such as query, key and value, computed together.
+"""Joint computation of adapted layers with the same input, such as query, key and value.
 
-Which they are is seen in the data of one forward pass (`same_inputs`): layers of one parent module
-that are given the same tensors. In training, the first of them to be called computes the outputs of
-all as one operation (`methods.fused`), and the others hand theirs out. Where that does not hold
-this time (a layer is skipped, given something else, watched by hooks, sharded by itself), each
-computes its own, as in evaluation.
+One forward pass shows the siblings (`same_inputs`): layers of one parent module that get the same
+tensors. In training, the first sibling to be called computes the outputs of all in one operation
+(`methods.fused`); the others return theirs. If that is not possible in a forward pass (a layer is
+skipped, gets another input, has hooks, or is sharded by itself), each layer computes its own
+output, as in evaluation.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from methods.torch_internals import has_hooks, version
 
 
 class Siblings:
-    """Layers of one input, in the order in which they are called."""
+    """Layers with the same input, in the order of their calls."""
 
     def __init__(self, layers: Sequence[LowRankLinear]) -> None:
         self.layers = tuple(layers)
         self._read: tuple[Tensor, int] | None = None  # the input, and its version
-        self._outputs: dict[int, Tensor] = {}  # those not yet handed out, by place
+        self._outputs: dict[int, Tensor] = {}  # outputs not yet returned, by place in `layers`
 
     def __getstate__(self) -> Any:
         return self.layers  # a copied model computes its own outputs
@@ -37,19 +37,20 @@ class Siblings:
         self.__init__(layers)  # type: ignore[misc]
 
     def output(self, layer: LowRankLinear, x: Tensor) -> Tensor | None:
-        """Return a layer's output (..., out) of x (..., in); None: it must compute its own.
+        """Return a layer's output (..., out) for x (..., in); None: the layer computes its own.
 
-        While torch.compile traces, each does: a tensor has no version to compare then.
+        Always None while torch.compile traces: traced tensors have no version to compare.
         """
         if torch.compiler.is_compiling():
             return None
         if layer is self.layers[0]:
             self._compute(x)
+        # the version tells of changes in place since the outputs were computed
         if self._read is None or self._read[0] is not x or self._read[1] != version(x):
             return None
         y = self._outputs.pop(next(i for i, m in enumerate(self.layers) if m is layer), None)
         if not self._outputs:
-            self._read = None
+            self._read = None  # do not keep the input alive
         return y
 
     def _compute(self, x: Tensor) -> None:
@@ -60,7 +61,7 @@ class Siblings:
         self._read, self._outputs = (x, version(x)), dict(enumerate(outputs))
 
     def _fit(self) -> bool:
-        """Tell whether all layers are here, are what they seem to be, and of one kind."""
+        """Return True if the layers are alike, and none is hooked, patched or sharded."""
         first = self.layers[0]
         return all(
             layer.base_is_plain()
@@ -77,10 +78,10 @@ class Siblings:
 
 @contextmanager
 def same_inputs(model: nn.Module, paths: Iterable[str]) -> Iterator[list[list[str]]]:
-    """Watch which layers of one parent module are given the same inputs, by module path.
+    """Find groups of layers in one parent module that get the same inputs, by module path.
 
-    The list is filled when the block ends, of the forward passes in it; adapters may be put into
-    the model before or after.
+    The list is filled at the end of the block, from the forward passes inside it. Adapters may be
+    injected before or after.
     """
     seen: dict[str, list[tuple[Tensor, int]]] = {}
 
@@ -92,24 +93,24 @@ def same_inputs(model: nn.Module, paths: Iterable[str]) -> Iterator[list[list[st
         return note
 
     hooks = [model.get_submodule(p).register_forward_pre_hook(watching(p)) for p in paths]
-    found: list[list[str]] = []
+    groups: list[list[str]] = []
     try:
-        yield found
+        yield groups
     finally:
         for hook in hooks:
             hook.remove()
-    groups: dict[Any, list[str]] = {}
-    for path, inputs in seen.items():  # tensors are kept up to here, so no id is another's
+    by_input: dict[Any, list[str]] = {}
+    for path, inputs in seen.items():  # `seen` keeps the tensors alive, so no id was reused
         key = (path.rpartition(".")[0], *((id(x), changes) for x, changes in inputs))
-        groups.setdefault(key, []).append(path)
-    found += [group for group in groups.values() if len(group) > 1]
+        by_input.setdefault(key, []).append(path)
+    groups += [group for group in by_input.values() if len(group) > 1]
 
 
 def share_inputs(layers: Mapping[str, LowRankLinear], groups: Iterable[Sequence[str]]) -> None:
-    """Let adapted layers be computed together, as `same_inputs` found them.
+    """Compute the adapted layers of each group together.
 
     Args:
-        groups: module paths; those that have no adapter are passed over.
+        groups: module paths, as found by `same_inputs`; paths without an adapter are skipped.
     """
     for group in groups:
         known = [layers[path] for path in group if path in layers]

@@ -1,4 +1,4 @@
-"""SoRA: gates on the rank-one components, driven to exactly zero while training."""
+"""SoRA: a gate on each component; training drives gates to exactly zero."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from methods.schedules import BudgetSchedule
 from methods.sharding import joined, local
 
 REACH_ENOUGH = 0.25
-"""A plan warns if the threshold reaches a smaller share of N(0, 1) gates than this.
+"""A plan warns if the threshold alone zeroes less than this share of N(0, 1) gates.
 
-Measured on MiniLM, reached by the threshold alone -> pruned: 6 % -> about 20 % (RTE), 13 % -> 16 %
-(STS-B), 19 % -> 23 % (CoLA), 41 % -> 43 % (STS-B, xi 1e-3).
+Measured on MiniLM, share zeroed by the threshold alone -> share dead after training: 6 % -> about
+20 % (RTE), 13 % -> 16 % (STS-B), 19 % -> 23 % (CoLA), 41 % -> 43 % (STS-B, xi 1e-3).
 """
 _NEVER = -1
 _HALF_NORMAL_MEDIAN = 0.6744897501960817  # half of all N(0, 1) gates are closer to zero
@@ -43,18 +43,20 @@ class Sora(AdapterMethod):
     """SoRA (Ding et al. 2023, arXiv 2311.11696, section 3).
 
     `dW = alpha / r_max * B diag(d) A`, A Kaiming, B zero, gates d ~ N(0, 1). After each optimiser
-    step every gate takes a proximal step of the L1 norm (eq. 8-9): components whose gate reaches
-    zero add nothing and are left out of the saved adapter, exactly. A gate at zero still gets a
-    gradient and can come back; `summary` counts such revivals, `details` tells when each died.
+    step every gate takes a proximal step of the L1 norm (eq. 8-9). A component whose gate is zero
+    adds nothing to the update, so leaving it out of the saved adapter is exact. A gate at zero
+    still gets a gradient and can come back; `summary` counts these revivals, and `details` lists
+    the step at which each component died.
 
-    Departures, as options. `gate_init: ones` starts with equal gates. With `target_r` nobody has to
-    guess xi: a budget of `b(t)` gates over all layers falls along AdaLoRA's curve (arXiv
-    2303.10512, eq. 12), and xi of step t is the smallest with which the proximal step leaves no
-    more, the (b(t) + 1)-th largest |d| (0 where fewer are alive). With `shrink: soft` that is eq. 9
-    with an xi that varies. It takes xi from every gate it leaves, also from those that are to stay:
-    equal gates of 1 would be 0 at the first step. `shrink: hard` leaves them as they are, which is
-    the proximal step of the L0 norm, or iterative hard thresholding (Blumensath and Davies 2009,
-    arXiv 0805.0510). Gates that are equal die together, so ties may leave fewer than the budget.
+    Departures from the paper are options. `gate_init: ones` starts with equal gates. `target_r`
+    replaces xi by a budget of `b(t)` gates over all layers, which falls along AdaLoRA's curve
+    (arXiv 2303.10512, eq. 12). Step t then uses the smallest xi with which the proximal step leaves
+    at most b(t) gates: the (b(t) + 1)-th largest |d|, or 0 if no more than b(t) gates are alive.
+    With `shrink: soft` this is eq. 9 with a varying xi, which also shrinks the surviving gates by
+    xi: equal gates of 1 would all be 0 after the first step. `shrink: hard` does not change
+    surviving gates. It is the proximal step of the L0 norm, or iterative hard thresholding
+    (Blumensath and Davies 2009, arXiv 0805.0510). Equal gates die together, so ties may leave fewer
+    gates than the budget.
     """
 
     name = "sora"
@@ -63,7 +65,7 @@ class Sora(AdapterMethod):
 
     def __init__(self, config: SoraConfig) -> None:
         super().__init__(config)
-        # these cover all gates of the beginning, also those of components removed since:
+        # these have an entry for every initial gate, also for components removed since:
         self._alive = torch.zeros(0, dtype=torch.bool)  # after the last step
         self._last_died = torch.zeros(0, dtype=torch.long)  # step, or _NEVER
         self._present = torch.zeros(0, dtype=torch.bool)  # not removed
@@ -77,8 +79,8 @@ class Sora(AdapterMethod):
         """Wrap a layer: A Kaiming-uniform, B zero, gates d ~ N(0, 1) or 1."""
         c = self.config
         A, B = kaiming_factors(linear, c.r_max, generator)
-        # drawn in float64, so that one seed gives the same gates in every dtype; drawn also where
-        # they are not used, so that it gives the same A
+        # drawn in float64, so that one seed gives the same gates in every dtype; drawn for
+        # gate_init: ones, too, so that the next layers get the same A
         d = torch.randn(c.r_max, generator=generator, dtype=torch.float64)
         d = torch.ones_like(d) if c.gate_init == "ones" else d
         d = d.to(**factor_options(linear))
@@ -87,7 +89,7 @@ class Sora(AdapterMethod):
     def param_groups(
         self, layers: Layers, *, lr: float, weight_decay: float
     ) -> list[dict[str, Any]]:
-        """Return two groups: factors, and gates with a learning rate of their own and no decay."""
+        """Return two groups: factors, and gates with their own learning rate and no decay."""
         factors = [p for m in layers.values() for p in (m.A, m.B) if p.requires_grad]
         gates: dict[str, Any] = {
             "name": "gates",
@@ -117,10 +119,10 @@ class Sora(AdapterMethod):
         total_steps: int,
         learning_rates: Mapping[str, Sequence[float]],
     ) -> Plan:
-        """Return the budget's phases, or how far the threshold moves a gate and what that reaches.
+        """Return the phases of the budget, or the share of gates that the threshold alone zeroes.
 
-        Gradients (and `l1`) move gates as well, either way, so this does not predict the ranks; in
-        short runs a few per cent more gates die than the threshold reaches.
+        Gradients (and `l1`) move gates as well, in both directions, so the share does not predict
+        the ranks; in short runs a few per cent more gates die.
         """
         xi = self.config.threshold
         if xi is None:
@@ -129,6 +131,7 @@ class Sora(AdapterMethod):
         rates = learning_rates["gates"] if times_lr else [1.0] * total_steps
         reach = threshold_reach(rates, self.config.prox)  # per unit of xi
         ones = self.config.gate_init == "ones"
+        # P(|d| < x) = erf(x / sqrt(2)) for a gate d ~ N(0, 1)
         share = min(xi * reach, 1.0) if ones else math.erf(xi * reach / math.sqrt(2))
         factor = "the learning rates' sum" if times_lr else "steps"
         effect = (
@@ -166,7 +169,7 @@ class Sora(AdapterMethod):
             raise MethodError(f"sora: {error}") from error
 
     def begin(self, layers: Layers, *, total_steps: int) -> None:
-        """Compute the budget's schedule; forget the deaths and revivals of an earlier stage."""
+        """Compute the budget's schedule; clear the record of an earlier stage's deaths."""
         self._alive = joined(_gates(layers)).detach().ne(0)
         self._last_died = torch.full_like(self._alive, _NEVER, dtype=torch.long)
         self._present = torch.ones_like(self._alive)
@@ -181,7 +184,7 @@ class Sora(AdapterMethod):
     @torch.no_grad()
     def after_step(self, layers: Layers, info: StepInfo) -> None:
         """Take the proximal step on every gate, then record deaths and revivals."""
-        self._check_gradients(layers)
+        self._check_gradients(layers)  # first: a refused step must not have moved a gate
         gates = _gates(layers)
         trained = [gate for gate in gates if gate.requires_grad]
         xi = self._threshold(gates, trained, info)
@@ -192,7 +195,7 @@ class Sora(AdapterMethod):
     def _threshold(
         self, gates: Sequence[Tensor], trained: Sequence[Tensor], info: StepInfo
     ) -> float | Tensor:
-        """Return xi of this step: a number as given, or what the budget asks for."""
+        """Return xi of this step: the configured one, or the smallest that meets the budget."""
         xi = self.config.threshold
         if xi is not None:
             return xi * info.learning_rates["gates"] if self.config.threshold_times_lr else xi
@@ -201,15 +204,16 @@ class Sora(AdapterMethod):
         if not trained:
             return 0.0
         budget = self._schedule.budget(info.step)
+        # frozen gates are not thresholded, but count towards the budget
         frozen = [gate for gate in gates if not gate.requires_grad]
         allowed = torch.tensor(budget) - (joined(frozen).count_nonzero() if frozen else 0)
         chosen = budget_threshold(joined(trained).detach(), allowed)
-        self._xi = self._xi.to(chosen.device)  # a resumed one may be on the CPU
+        self._xi = self._xi.to(chosen.device)  # a resumed record may be on the CPU
         self._xi[info.step] = chosen
         return chosen
 
     def _check_gradients(self, layers: Layers) -> None:
-        """Refuse a layer without gradients: its gates would shrink, whatever the layer is worth."""
+        """Refuse a layer without gradients: its gates would shrink however useful the layer is."""
         lacking = {
             f"{path}.{kind}": p
             for path, layer in layers.items()
@@ -219,12 +223,12 @@ class Sora(AdapterMethod):
         self.gradients(lacking)
 
     def _record_deaths(self, nonzero: Tensor, step: int) -> None:
-        """Record which gates died and which came back, without waiting for the device.
+        """Record deaths and revivals of gates, without waiting for the device.
 
         Args:
-            nonzero: of the gates still present.
+            nonzero: mask over the gates still present.
         """
-        before = self._alive.to(nonzero.device)  # a resumed one may be on the CPU
+        before = self._alive.to(nonzero.device)  # a resumed record may be on the CPU
         present = self._present.to(nonzero.device)
         alive = torch.zeros_like(before).masked_scatter_(present, nonzero)
         self._revivals = self._revivals.to(nonzero.device) + (alive & ~before).sum()
@@ -232,12 +236,12 @@ class Sora(AdapterMethod):
         self._alive, self._present = alive, present
 
     def removed(self, keep: Mapping[str, Tensor]) -> None:
-        """Keep removed components in the record, as dead ones that never come back."""
+        """Mark removed components in the record as dead for good."""
         kept = torch.cat(list(keep.values())).to(self._present.device)
         self._present = self._present.masked_scatter(self._present, kept)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the options in force at this stage, and the record of deaths and revivals."""
+        """Return the present values of the variable options, and the record of deaths."""
         options = {name: getattr(self.config, name) for name in self.config.variable_options}
         state = {
             name: torch.tensor(value, dtype=torch.float64)
@@ -257,7 +261,7 @@ class Sora(AdapterMethod):
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state returned by `state_dict`."""
         for option in self.config.variable_options:
             if option in state:
                 self.set_option(option, float(state[option]))
@@ -269,7 +273,7 @@ class Sora(AdapterMethod):
             self._schedule = replace(self._schedule, start=int(state["budget_start"]))
 
     def summary(self, layers: Layers) -> Summary:
-        """Count live gates; events tell of the budget, of revivals, and if every gate is zero."""
+        """Count live gates; the events name the budget, revivals, and the case of no live gate."""
         counts = super().summary(layers)
         events = []
         if self._schedule is not None:
@@ -284,28 +288,28 @@ class Sora(AdapterMethod):
         return Summary(live=counts.live, total=counts.total, events=tuple(events))
 
     def deliverable(self, layers: Layers) -> bool:
-        """Tell whether the budget, if there is one, is met: earlier states hold more components."""
+        """Return True if there is no budget or it is met; before that the adapter is larger."""
         if self.config.target_r is None:
             return True
         schedule = self._schedule
         return schedule is not None and int(self.alive(layers)) <= schedule.target
 
     def details(self, layers: Layers) -> dict[str, Any]:
-        """Return how often gates came back, and the 0-based step at which each component last died.
+        """Return the number of revivals, and the 0-based step of each component's last death.
 
         Returns:
             `revivals`, and `last_died`: by layer, a step per component, None if it never died.
-            With a budget also `xi`, of every step, and `xi_sum`.
+            With a budget also `xi` of every step, and `xi_sum`.
         """
         steps = torch.split(self._last_died, self._ranks)
         last_died = {
             path: [None if step == _NEVER else step for step in of_layer.tolist()]
             for path, of_layer in zip(layers, steps, strict=True)
         }
-        found = {"revivals": int(self._revivals), "last_died": last_died}
+        details = {"revivals": int(self._revivals), "last_died": last_died}
         if self._schedule is None:
-            return found
-        return found | {"xi_sum": float(self._xi.sum()), "xi": self._xi.tolist()}
+            return details
+        return details | {"xi_sum": float(self._xi.sum()), "xi": self._xi.tolist()}
 
 
 def _gates(layers: Layers) -> list[Tensor]:

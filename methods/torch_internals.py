@@ -1,4 +1,7 @@
-"""Every private name of torch that this project uses: a new version of torch is mended here."""
+"""All private names of torch that this project uses; a new version of torch is adapted to here.
+
+Last checked with torch 2.13. A test (`tests/test_architecture.py`) reports private names elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ __all__ = [
     "version",
 ]
 
-# torch's optimisers use these, too; on a GPU a loop over the tensors is a kernel for each of them
+# private, but torch's own optimisers call them; a loop would launch a GPU kernel for every tensor
 foreach_abs_ = torch._foreach_abs_
 foreach_copy_ = torch._foreach_copy_
 foreach_lerp_ = torch._foreach_lerp_
@@ -42,17 +45,18 @@ foreach_sub_ = torch._foreach_sub_
 
 
 def has_hooks(module: nn.Module, own: int = 0) -> bool:
-    """Return whether anybody watches a module's forward or backward passes.
+    """Return True if a module has forward or backward hooks.
 
     Args:
-        own: hooks there that are the caller's.
+        own: number of the caller's hooks on it, which do not count.
     """
+    # torch has no public way to ask for registered hooks
     forward = len(module._forward_hooks) + len(module._forward_pre_hooks)
     return forward + len(module._backward_hooks) + len(module._backward_pre_hooks) > own
 
 
 def saved(node: Any, *names: str) -> tuple[Any, ...]:
-    """Return what a node of the autograd graph has kept for its backward pass, by torch's names.
+    """Return the values that an autograd node saved for its backward pass, by torch's names.
 
     Source: https://docs.pytorch.org/docs/stable/notes/autograd.html#saved-tensors
     """
@@ -60,26 +64,30 @@ def saved(node: Any, *names: str) -> tuple[Any, ...]:
 
 
 def has_saved_tensor_hooks() -> bool:
-    """Return whether somebody (checkpointing, offloading) decides how kept tensors are stored."""
+    """Return True if hooks (checkpointing, offloading) store the tensors saved by autograd."""
+    # the public context managers only set such hooks; True: also look while tracing
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return x weight^T + bias by oneDNN, in float32 on a CPU; autograd does not know it.
+    """Return x weight^T + bias by oneDNN, in float32 on a CPU; not recorded by autograd.
 
-    It is what torch's own compiler calls for layers of frozen models.
+    torch's own compiler calls this operation for linear layers of frozen models.
     """
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return y
 
 
 def storage_key(tensor: Tensor) -> int:
-    """Return a number that tells a tensor's storage from all others that are alive."""
+    """Return a number that identifies a tensor's storage among all living storages.
+
+    Unlike `data_ptr`, it also differs between empty storages.
+    """
     return int(tensor.untyped_storage()._cdata)
 
 
 def compilations(limit: int) -> AbstractContextManager[None]:
-    """Let torch.compile compile one piece of code so often; past that it runs it as it is."""
+    """Allow torch.compile `limit` compilations of one function; after that it runs uncompiled."""
     from torch._dynamo import config  # takes a second
 
     limits = {"recompile_limit": limit, "accumulated_recompile_limit": limit}
@@ -93,7 +101,7 @@ def uncompile(module: nn.Module) -> None:
 
 
 def version(tensor: Tensor) -> int:
-    """Return how often a tensor was changed in place.
+    """Return the number of in-place changes of a tensor.
 
     Source: https://docs.pytorch.org/docs/stable/notes/autograd.html#in-place-correctness-checks
     """

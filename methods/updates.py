@@ -1,8 +1,8 @@
-"""The change of one layer's weight as merging needs it: in blocks of rows, whatever it is made of.
+"""Updates of one layer's weight, computed in blocks of rows for merging.
 
-A weight is looked at as a matrix (out, in); a convolution's has its input channels and kernel in
-one dimension. The rows of the stored weight are those of that matrix, but for layers that store its
-transpose (GPT-2's Conv1D, embeddings): there `transposed` says so.
+A weight is treated as a matrix (out, in); for a convolution the input channels and the kernel form
+one dimension. Some layers store the transpose (GPT-2's Conv1D, embeddings): there `transposed` is
+True, and rows are rows of the stored weight.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ from torch import Tensor
 from methods.factors import LowRankFactors
 
 Rows = tuple[int, int]
-"""The first row, and the one after the last."""
+"""The first row, and the last row plus one."""
 
 
 class Update(ABC):
-    """One layer's change, all of it in float32."""
+    """The change dW of one layer's weight, with tensors in float32."""
 
     @abstractmethod
     def delta(self, rows: Rows, out: Tensor, *, transposed: bool) -> Tensor:
-        """Return these rows of dW, or of its transpose, computed in the memory of `out` (flat)."""
+        """Compute rows of dW, or of its transpose, in the memory of `out` (flat)."""
 
     @abstractmethod
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return what it is made of."""
+        """Return the tensors that define the update."""
 
     def squared(self) -> float | None:
-        """Return ||dW||_F^2, where that is quick to tell; None: measure it row by row."""
+        """Return ||dW||_F^2 if it is quick to compute; None: the caller sums it over the rows."""
         return None
 
-    def unknown(self, *, transposed: bool) -> bool:
-        """Tell whether it must see all of the weight before it can change a row of it."""
+    def needs_norms(self, *, transposed: bool) -> bool:
+        """Return True if `add` needs statistics of the whole weight first (see `Rescaled`)."""
         return False
 
     def add(
         self, base: Tensor, rows: Rows, delta: Tensor, total: Tensor, *, transposed: bool
     ) -> Tensor:
-        """Write W + dW of these rows into `total`, and return dW.
+        """Write rows of W + dW into `total`, and return the same rows of dW.
 
         Args:
-            base: these rows of the stored weight W.
-            delta: memory for as many numbers, flat, float32.
+            base: the rows of the stored weight W.
+            delta: memory for dW, flat, float32, with as many numbers as `base`.
         """
         change = self.delta(rows, delta, transposed=transposed)
         torch.add(base, change, out=total)
@@ -54,7 +54,7 @@ class Update(ABC):
 
 @dataclass(frozen=True)
 class Product(Update):
-    """`(B A) * scaling`, computed in this order, as PEFT does.
+    """The product `(B A) * scaling`.
 
     Attributes:
         A: (r, in).
@@ -66,13 +66,14 @@ class Product(Update):
     scaling: float = 1.0
 
     def delta(self, rows: Rows, out: Tensor, *, transposed: bool) -> Tensor:
-        """Return rows of the product, or of its transpose."""
+        """Compute rows of the product, or of its transpose."""
         a, b = self.A, self.B
         if transposed:
             a = a[:, slice(*rows)]
         else:
             b = b[slice(*rows)]
         product = torch.mm(b, a, out=_shaped(out, b.shape[0], a.shape[1]))
+        # scaled after the product, as in PEFT: scaling a factor first would round differently
         if self.scaling != 1:
             product.mul_(self.scaling)
         return product.T if transposed else product
@@ -82,14 +83,14 @@ class Product(Update):
         return self.A, self.B
 
     def squared(self) -> float:
-        """Return the squared norm from the factors alone."""
+        """Compute ||dW||_F^2 from r x r Gram matrices: tr(B^T B A A^T), times scaling^2."""
         a, b = self.A.double(), self.B.double()
         return self.scaling**2 * float(((b.T @ b) * (a @ a.T)).sum())
 
 
 @dataclass(frozen=True)
 class Hadamard(Update):
-    """LoHa's `(B1 A1) o (B2 A2) * scaling`, o element by element (Hyeon-Woo et al., 2021, FedPara).
+    """LoHa's elementwise product `(B1 A1) o (B2 A2) * scaling` (Hyeon-Woo et al., 2021, FedPara).
 
     Attributes:
         A1, A2: (r, in).
@@ -103,18 +104,18 @@ class Hadamard(Update):
     scaling: float
 
     def delta(self, rows: Rows, out: Tensor, *, transposed: bool) -> Tensor:
-        """Return rows of it, or of its transpose."""
+        """Compute rows of dW, or of its transpose."""
         first = Product(self.A1, self.B1).delta(rows, out, transposed=transposed)
         other = torch.empty(first.numel())
         second = Product(self.A2, self.B2).delta(rows, other, transposed=transposed)
         return first.mul_(second).mul_(self.scaling)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return both pairs."""
+        """Return the factors of both products."""
         return self.A1, self.B1, self.A2, self.B2
 
     def factors(self) -> LowRankFactors:
-        """Return it as the sum of r^2 rank-one terms that it is: a_i o a_j against b_i o b_j."""
+        """Return the update as r^2 components: (b_i o b_j) (a_i o a_j)^T for all i, j."""
         r, n_in = self.A1.shape
         a = (self.A1[:, None, :] * self.A2[None, :, :]).reshape(r * len(self.A2), n_in)
         b = (self.B1[:, :, None] * self.B2[:, None, :]).reshape(len(self.B1), len(a))
@@ -123,11 +124,11 @@ class Hadamard(Update):
 
 @dataclass(frozen=True)
 class Kronecker(Update):
-    """LoKr's Kronecker product `W1 x W2 * scaling`, each of them a product `L R`.
+    """LoKr's Kronecker product `W1 x W2 * scaling`, with W1 = L1 R1 and W2 = L2 R2.
 
     Attributes:
-        L1, R1: W1 = L1 R1; R1 is None where W1 is L1.
-        L2, R2: likewise.
+        L1, R1: R1 is None if W1 is stored whole; then L1 = W1.
+        L2, R2: R2 is None if W2 is stored whole; then L2 = W2.
     """
 
     L1: Tensor
@@ -137,12 +138,13 @@ class Kronecker(Update):
     scaling: float
 
     def delta(self, rows: Rows, out: Tensor, *, transposed: bool) -> Tensor:
-        """Return rows of it, or of its transpose."""
+        """Compute rows of dW, or of its transpose."""
         first = self.L1 if self.R1 is None else self.L1 @ self.R1
         left, right = self.L2, self.R2
         if transposed:
             left, right = _transposed(left, right)
             first = first.T
+        # row i of the Kronecker product: row i // n of W1 with row i % n of W2 (n rows)
         numbers = torch.arange(*rows)
         a = first[numbers // len(left)]  # (rows, columns of W1)
         b = left[numbers % len(left)]
@@ -152,25 +154,25 @@ class Kronecker(Update):
         return product.mul_(self.scaling)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return what is there of L1, R1, L2, R2."""
+        """Return L1, R1, L2 and R2, without those that are None."""
         return tuple(t for t in (self.L1, self.R1, self.L2, self.R2) if t is not None)
 
     def factors(self) -> LowRankFactors:
-        """Return it as a sum of rank-one terms: (L1 x L2) (R1 x R2)."""
+        """Return the update as one product of factors, (L1 x L2) (R1 x R2)."""
         (l1, r1), (l2, r2) = _pair(self.L1, self.R1), _pair(self.L2, self.R2)
         return LowRankFactors(torch.kron(r1, r2), torch.kron(l1, l2) * self.scaling)
 
 
 @dataclass(frozen=True)
 class Rescaled(Update):
-    """DoRA's `m / ||W + dV|| * (W + dV)`, the norm over the inputs of each output.
+    """DoRA's weight `m / ||W + dV|| * (W + dV)`, with one norm per output, over its inputs.
 
     Source: Liu et al. (2024), "DoRA", equation 5; PEFT's tuners/lora/dora.py (`get_weight_norm`).
 
     Attributes:
         direction: dV.
         magnitude: m, (out,).
-        norms: (out,), where the weight is stored transposed; see `norms_of`.
+        norms: ||W + dV||, (out,); needed only for a transposed weight, see `needs_norms`.
     """
 
     direction: Product
@@ -178,21 +180,21 @@ class Rescaled(Update):
     norms: Tensor | None = None
 
     def delta(self, rows: Rows, out: Tensor, *, transposed: bool) -> Tensor:
-        """Return rows of dV alone."""
+        """Compute rows of dV alone, or of its transpose."""
         return self.direction.delta(rows, out, transposed=transposed)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return A, B and the magnitudes."""
         return (*self.direction.tensors(), self.magnitude)
 
-    def unknown(self, *, transposed: bool) -> bool:
-        """Tell whether the norms are missing: a row of the transpose has but one input."""
+    def needs_norms(self, *, transposed: bool) -> bool:
+        """Return True if norms are missing: a row of the transpose has one input of each output."""
         return transposed and self.norms is None
 
     def add(
         self, base: Tensor, rows: Rows, delta: Tensor, total: Tensor, *, transposed: bool
     ) -> Tensor:
-        """Write the rescaled rows, and return what they differ by from W."""
+        """Write the rescaled rows into `total`, and return their difference from W."""
         change = super().add(base, rows, delta, total, transposed=transposed)
         if transposed:
             assert self.norms is not None
@@ -204,34 +206,34 @@ class Rescaled(Update):
         return change.copy_(total - base)
 
     def with_norms(self, squares: Tensor) -> Rescaled:
-        """Return it with the norms whose squares (out,) these are."""
+        """Return a copy with norms, given their squares (out,)."""
         return replace(self, norms=squares.sqrt().float())
 
 
 @dataclass(frozen=True)
 class Replaced(Update):
-    """Some rows of the stored weight, trained in full: tokens of an embedding.
+    """Rows of the stored weight that were trained in full, such as tokens of an embedding.
 
     Attributes:
-        indices: (n,) whole numbers, which rows; each once.
-        values: (n, columns), what they are now.
+        indices: (n,) integers, the numbers of the rows, each once.
+        values: (n, columns), the new rows.
     """
 
     indices: Tensor
     values: Tensor
 
     def delta(self, rows: Rows, out: Tensor, *, transposed: bool) -> Tensor:
-        """Raise: what changes depends on the weight."""
+        """Raise: dW depends on the weight, so only `add` can compute it."""
         raise NotImplementedError
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return both."""
+        """Return the indices and the values."""
         return self.indices, self.values
 
     def add(
         self, base: Tensor, rows: Rows, delta: Tensor, total: Tensor, *, transposed: bool
     ) -> Tensor:
-        """Write the rows into `total`, and return what they differ by from W."""
+        """Write W with the new rows into `total`, and return the difference from W."""
         here = (self.indices >= rows[0]) & (self.indices < rows[1])
         total.copy_(base)
         total[self.indices[here] - rows[0]] = self.values[here].to(total.dtype)
@@ -247,7 +249,7 @@ def _transposed(left: Tensor, right: Tensor | None) -> tuple[Tensor, Tensor | No
 
 
 def _pair(left: Tensor, right: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return two factors of a matrix; of one that is whole, the smaller side's identity is one."""
+    """Return two factors of a matrix; a whole matrix is paired with the smaller identity."""
     if right is not None:
         return left, right
     rows, columns = left.shape

@@ -1,6 +1,7 @@
-"""`python -m sora_cli`, and the `sora` script: signals end it quietly from its first imports on.
+"""Entry point of `python -m sora_cli` and of the `sora` script.
 
-These take a tenth of a second, in which Python would answer Ctrl-C with a traceback.
+Signals are handled before the other imports: these take a tenth of a second, in which Python would
+answer Ctrl-C with a traceback.
 """
 
 try:
@@ -12,7 +13,7 @@ except KeyboardInterrupt:
 
 
 def main() -> None:
-    """Import the program and run it."""
+    """Import the application and run its command line."""
     from sora_cli.app import main
 
     main()

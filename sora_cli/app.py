@@ -1,7 +1,7 @@
-"""The table of commands, and the one error boundary.
+"""The application: table of commands, global options, error boundary.
 
-Nothing heavy is imported here: a command's module is imported when the command is called, and what
-takes seconds when the command needs it.
+Nothing slow is imported here. A command's module is imported when the command is called, and torch
+only when the command needs it.
 """
 
 from __future__ import annotations
@@ -17,87 +17,134 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from sora_cli import __version__
-from sora_cli.core.boundary import guarded, told_losses
-from sora_cli.core.checks import check_one, check_working_directory
+from sora_cli.core.boundary import guarded, report_lost_output
+from sora_cli.core.checks import check_exclusive, check_working_directory
 from sora_cli.core.interruption import end_on_signals, raise_on_signals
 from sora_cli.core.streams import open_streams
 from sora_cli.core.timing import leave_with, start_with_process
 from sora_cli.core.verbosity import Verbosity, choose
 
 ANYWHERE = frozenset({"--debug", "--quiet", "--verbose"})
-"""Options of every command, which may stand anywhere before a `--`."""
+"""Options of every command, accepted at any place before a `--`."""
 
 COMMANDS = {
-    "init": "Write a recipe for data that has none.",
-    "train": "Train a recipe.",
-    "path": "Train a path of adapters from dense to sparse.",
-    "pick": "Choose the smallest adapter of a path that is good enough.",
-    "eval": "Score an adapter or a model on a recipe's validation data, or on benchmarks.",
-    "predict": "Write rows with a model's answers; rows need no labels.",
-    "generate": "Print what a trained model writes to a prompt, as it comes.",
-    "chat": "Talk with a trained model, or with two; /base switches the adapter off.",
-    "inspect": "Show where an adapter's ranks are and who can load it; or compare two.",
-    "prune": "Shrink an adapter; without options, take out exact zeros only.",
-    "export": "Write any adapter as a plain LoRA, and say who can load it.",
-    "merge": "Fold an adapter into its base model, tensor by tensor.",
-    "verify": (
-        "Compare the outputs of two adapters or models, or a certificate with what its files "
-        "give.\n\nThe exit code is 1 if they differ, and 3 if that cannot be told."
+    "init": (
+        "Write a recipe for your own data.\n\nThe task and the columns are detected and shown. "
+        "Example: sora init reviews.csv"
     ),
-    "push": "Upload an adapter, or a merged model, to the Hub; private unless --public.",
-    "extract": "Write a full fine-tuning's difference to its base as a plain LoRA.",
-    "combine": "Make one adapter of several of the same base model.",
-    "auto": "Find the smallest adapter within a tolerated loss, and certify it.",
-    "sweep": "Carry out the runs of a sweep file.",
-    "list": "List runs: status, method, score, size kept, time, and which can be resumed.",
-    "compare": "Compare finished runs: mean and spread over seeds, size, time.",
-    "report": "Write one HTML page about a run: scores, curves, ranks, spectra, examples, cost.",
+    "train": (
+        "Train one run from a recipe.\n\nThe run's directory gets the adapter, a report, a picture "
+        "and checkpoints. Example: sora train rte training.epochs=3"
+    ),
+    "path": (
+        "Train a series of adapters from large to small.\n\nThe recipe's path block names an "
+        "option that changes from stage to stage; each stage starts from the one before. sora pick "
+        "then chooses an adapter."
+    ),
+    "pick": (
+        "Choose an adapter of a path by its score or size.\n\nGive exactly one condition. Example: "
+        "sora pick runs/my-path --max-drop 1pt -o small"
+    ),
+    "eval": "Score an adapter or a model on validation rows or benchmarks.",
+    "predict": "Add a model's answers to the rows of a file.\n\nThe rows need no labels.",
+    "generate": "Print a model's answer to one prompt.",
+    "chat": (
+        "Chat with a model, or with two side by side.\n\nType /base to switch the adapter off or "
+        "on, and /help for all commands."
+    ),
+    "inspect": (
+        "Show an adapter's ranks and the programs that can load it.\n\nTwo adapters are compared; "
+        "of three or more, each gets one line."
+    ),
+    "prune": (
+        "Write a smaller copy of an adapter.\n\nGive at most one rule: --energy, --rank, "
+        "--max-params, --mean-rank or --max-drop. Without a rule, only components that are exactly "
+        "zero are removed. Example: sora prune runs/rte -o small --energy 0.9"
+    ),
+    "export": (
+        "Write an adapter as a plain LoRA for other programs.\n\nThe output lists the programs "
+        "that can load it."
+    ),
+    "merge": (
+        "Add an adapter's update into the weights of its base model.\n\nThe result is an ordinary "
+        "model. Weights are read and written one tensor at a time."
+    ),
+    "verify": (
+        "Compare the outputs of two adapters or models.\n\nWith --certificate, check the "
+        "certificate of a run of sora auto instead. Exits with 1 if they differ, and with 3 if the "
+        "comparison cannot tell."
+    ),
+    "push": (
+        "Upload an adapter or a merged model to the Hugging Face Hub.\n\nA new repository is "
+        "private unless --public is given."
+    ),
+    "extract": (
+        "Turn a fully fine-tuned model into a LoRA of its base model.\n\nGive one rule for the "
+        "size: --energy, --rank, --max-params, --mean-rank or --max-drop."
+    ),
+    "combine": "Combine several adapters of one base model into one.",
+    "auto": (
+        "Find and certify the smallest adapter within an accepted drop.\n\nTrain at full rank, cut "
+        "to smaller sizes and train on, then test the sizes on rows outside the training. Exits "
+        "with 3 if no size is certified. Example: sora auto reviews.yaml --max-drop 1pt"
+    ),
+    "sweep": "Train all runs of a sweep file.\n\nThe same command continues an interrupted sweep.",
+    "list": "List runs with status, method, score, size and time.",
+    "compare": (
+        "Compare finished runs in a table.\n\nRuns that differ only in their seed are one row, "
+        "with mean and spread."
+    ),
+    "report": (
+        "Write an HTML page about a run or a path.\n\nIt shows scores, curves, ranks, spectra, "
+        "examples and cost."
+    ),
     "schema": "Print the JSON schema of recipes, for editors.",
     "methods": "List the methods with their papers and options.",
-    "recipes": "List, show and copy the recipes that come with the tool.",
+    "recipes": "List, show or copy the recipes that come with sora.",
 }
-"""The commands with their help, whose first line `sora --help` shows, in this order.
+"""Help of each command, in the order of `sora --help`, which shows the first lines.
 
-Each is the function of its name in `sora_cli.commands`, in the module of that name.
+The command NAME is the function `sora_cli.commands.NAME.NAME`, except for `_FUNCTIONS`.
 """
 _FUNCTIONS = {"eval": "evaluate", "list": "list_runs"}
-"""The functions, and their modules, of the commands whose names are Python's own."""
+"""Commands whose names are Python's own -> names of their functions and modules."""
 
 
 class Commands(TyperGroup):
-    """The commands by name and help; one is built only when it is called, or asked for its help."""
+    """Group of commands that builds a command only when it is called or asked for its help."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        for name, text in COMMANDS.items():
+        for name, text in COMMANDS.items():  # stubs: the real commands import their modules
             self.add_command(TyperCommand(name, help=text))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the name and the command that words begin with, and the words after it."""
+        """Return the command named by the first word: its name, the command, the other words."""
         name, known, rest = super().resolve_command(ctx, args)
         return name, build(name) if name and known else None, rest
 
 
 @cache
 def build(name: str) -> Any:
-    """Build a command from its function, whose signature holds its arguments and options."""
+    """Build a command from the signature of its function."""
     function = _FUNCTIONS.get(name, name)
-    found = getattr(import_module(f"sora_cli.commands.{function}"), function)
-    if not isinstance(found, typer.Typer):
+    command = getattr(import_module(f"sora_cli.commands.{function}"), function)
+    if not isinstance(command, typer.Typer):
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        single.command(name)(found)
-        found = single
-    built = typer.main.get_command(found)
+        single.command(name)(command)
+        command = single
+    built = typer.main.get_command(command)
     built.help = COMMANDS[name]
     return built
 
 
-# Plain help: rich would take longer to import than everything else here.
+# No rich help: rich would take longer to import than everything else here together.
 app = typer.Typer(
     name="sora",
     cls=Commands,
     help="Low-rank fine-tuning that finds its own rank: LoRA cut while it trains, SoRA, AdaLoRA.",
-    epilog="Start with: sora train quickstart, then sora inspect on what it wrote.",
+    epilog="To start: sora train quickstart. Your own data: sora init FILE.csv. "
+    "Options of a command: sora COMMAND --help.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     invoke_without_command=True,
@@ -107,19 +154,20 @@ app = typer.Typer(
 @app.callback()
 def options(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    # read before parsing, so that they work in any place
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    # these three are read in `run`, before parsing, so that they work at any place
     quiet: Annotated[  # noqa: ARG001
-        bool, typer.Option("--quiet", help="Show results and errors only; may stand anywhere.")
+        bool, typer.Option("--quiet", help="Show results and errors only. Accepted at any place.")
     ] = False,
     verbose: Annotated[  # noqa: ARG001
-        bool, typer.Option("--verbose", help="Show what libraries log, too; may stand anywhere.")
+        bool,
+        typer.Option("--verbose", help="Show the logs of libraries, too. Accepted at any place."),
     ] = False,
     debug: Annotated[  # noqa: ARG001
-        bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")
+        bool, typer.Option("--debug", help="Show tracebacks of errors. Accepted at any place.")
     ] = False,
 ) -> None:
-    """Print the version, or the help page if there is no command."""
+    """Print the version, or the help if no command was given."""
     if version:
         typer.echo(f"sora {__version__}")
     elif context.invoked_subcommand is None:
@@ -129,8 +177,8 @@ def options(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line; return its exit code (see `sora_cli.core.exit_codes`)."""
-    words, anywhere = _taken_out(arguments)
+    """Run a command line; return its exit code (see `sora_cli.core.exit_codes`)."""
+    words, anywhere = _split_options(arguments)
     debug = "--debug" in anywhere or bool(os.environ.get("SORA_DEBUG"))
 
     def call() -> object:
@@ -140,24 +188,24 @@ def run(arguments: Sequence[str]) -> int:
     return guarded(call, debug=debug)
 
 
-def _taken_out(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
-    """Return a command line without the options that may stand anywhere, and those."""
+def _split_options(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
+    """Split a command line into the words without the `ANYWHERE` options, and these options."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     anywhere = {word for word in arguments[:end] if word in ANYWHERE}
     return [w for i, w in enumerate(arguments) if w not in ANYWHERE or i >= end], anywhere
 
 
 def _verbosity(anywhere: set[str]) -> Verbosity:
-    check_one(sorted(anywhere - {"--debug"}))
+    check_exclusive(sorted(anywhere - {"--debug"}))
     if "--quiet" in anywhere:
         return Verbosity.QUIET
     return Verbosity.VERBOSE if "--verbose" in anywhere else Verbosity.NORMAL
 
 
 def main() -> None:
-    """Run the command line of this process, and end the process."""
+    """Run the command line of this process, then end the process."""
     end_on_signals()
-    open_streams()
+    open_streams()  # before anything is printed or a file is opened
     leave_with(_run_process)
 
 
@@ -166,6 +214,6 @@ def _run_process() -> int:
     try:
         start_with_process()
         code = run(sys.argv[1:])
-        return told_losses(code)
+        return report_lost_output(code)
     finally:
         end_on_signals()

@@ -1,7 +1,7 @@
-"""The run report: `report.json` says what was run, on what, and what came out, on about a page.
+"""The report of a run: `report.json` holds its recipe, data, scores and ranks on about a page.
 
-What has an entry for each step or component, such as losses, stands beside it in `history.json`.
-`sora_cli.train.log` writes the two during a run; `sora_cli.run` fills in scores and ranks.
+Lists with an entry per step or component, such as losses, are in `history.json` beside it.
+`sora_cli.train.log` writes both files during a run; `sora_cli.run` fills in scores and ranks.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ FILE_NAME = "report.json"
 HISTORY_FILE = "history.json"
 PAGE_FILE = "report.html"
 SCHEMA_VERSION = 2
-"""1: everything was in `report.json`; such reports are read as ever."""
+"""Layout 1 had everything in `report.json`; such reports can still be read."""
 MOVE_AWAY = "move it away, or train elsewhere: output.dir=DIR"
-"""The hint beside a damaged record of a directory that is to be trained in."""
-_GROWING = ("history", "live_components", "non_finite_steps")  # all of them in history.json
+"""Hint of the error for a damaged record in a run's output directory."""
+_GROWING = ("history", "live_components", "non_finite_steps")  # written to history.json
 
 Status = Literal["running", "completed", "failed", "interrupted"]
 
@@ -37,51 +37,51 @@ Score = Annotated[float, BeforeValidator(lambda v: math.nan if v is None else v)
 
 
 class Ranks(BaseModel):
-    """Numbers of components of one module."""
+    """Rank of one module before and after training."""
 
-    start: int = Field(description="before the training")
-    end: int = Field(description="in the saved adapter")
+    start: int = Field(description="components before training")
+    end: int = Field(description="components in the saved adapter")
 
 
 class Parameters(BaseModel):
-    """Numbers of parameters, counted from real shapes; gates count in `trained` only."""
+    """Numbers of parameters, counted from tensor shapes; gates count in `trained` only."""
 
-    base: int = Field(0, description="all of the base model, its head among them")
-    trained: int = Field(0, description="everything with a gradient: factors, gates, head")
+    base: int = Field(0, description="all parameters of the base model, with its head")
+    trained: int = Field(0, description="all parameters with a gradient: factors, gates, head")
     adapter_start: int = Field(
         0,
-        description="factors at the start: sum of r (in + out); of a baseline, what it trains "
-        "outside the head",
+        description="factors at the start: sum of r (in + out); of a baseline, its trained "
+        "parameters outside the head",
     )
     adapter_end: int = Field(
-        0, description="factors of the saved adapter; of a baseline, as at the start"
+        0, description="factors of the saved adapter; of a baseline, the same as at the start"
     )
-    head: int = Field(0, description="the trained head")
+    head: int = Field(0, description="parameters of the trained head")
 
 
 class Removal(BaseModel):
-    """Dead components that were taken out after one step."""
+    """Dead components that were removed after one step."""
 
-    step: int = Field(description="optimiser steps taken by then")
-    removed: int = Field(description="components taken out")
-    left: int = Field(description="components in the layers afterwards, dead ones among them")
+    step: int = Field(description="optimiser steps before the removal")
+    removed: int = Field(description="number of removed components")
+    left: int = Field(description="components in the layers afterwards, dead ones included")
 
 
 class Compaction(BaseModel):
-    """The effect of `training.compact_every`; with `compact_only_count`, a forecast of it."""
+    """The effect of `training.compact_every`; with `compact_only_count`, its forecast."""
 
-    every: int = Field(description="optimiser steps")
-    only_count: bool = Field(description="nothing was taken out, only counted")
+    every: int = Field(description="optimiser steps between two removals")
+    only_count: bool = Field(description="true: nothing was removed, only counted")
     removals: list[Removal] = Field(default_factory=list, description="in history.json")
     would_have_revived: int | None = Field(
         None,
-        description="components counted as removed whose gate was not zero later; null if they "
-        "were really removed, since nobody knows then",
+        description="components counted as removed whose gate was later not zero; null if they "
+        "were really removed, because then nobody can know",
     )
 
     @property
     def removed(self) -> int:
-        """Components removed, in all."""
+        """Number of removed components."""
         return sum(removal.removed for removal in self.removals)
 
     def event(self) -> str:
@@ -93,41 +93,49 @@ class Compaction(BaseModel):
             )
         return (
             f"compaction removed {self.removed} components that were dead for {self.every} steps "
-            f"or more; what is removed cannot come back, as a gate at zero can (how many would: "
-            f"training.compact_only_count=true)"
+            f"or more; unlike a gate at zero, a removed component cannot come back (to count "
+            f"those that would: training.compact_only_count=true)"
         )
 
 
 class MicroBatchChoice(BaseModel):
-    """The micro-batches that `training.micro_batch: auto` chose; bytes are of the main process."""
+    """The choice of `training.micro_batch: auto`; bytes are those of the main process."""
 
-    rows: int = Field(description="of a forward pass and process")
-    parts: int = Field(description="micro-batches to a step and process: gradient_accumulation")
-    predicted: float | None = Field(None, description="bytes at the peak of a step")
-    available: float | None = Field(None, description="bytes that the run might take in all")
-    failed: list[int] = Field(default_factory=list, description="rows that memory ran out with")
+    rows: int = Field(description="rows of a forward pass in each process")
+    parts: int = Field(description="micro-batches per step in each process: gradient_accumulation")
+    predicted: float | None = Field(None, description="predicted bytes at the peak of a step")
+    available: float | None = Field(None, description="bytes available to the run in all")
+    failed: list[int] = Field(
+        default_factory=list, description="numbers of rows that ran out of memory"
+    )
 
 
 class Start(BaseModel):
-    """The place where a run's weights began, if not at the method's own start."""
+    """The adapter or checkpoint at the start of a run."""
 
-    directory: str = Field(description="of the adapter or the checkpoint, as the recipe names it")
-    digest: str = Field(description="of what lay there: SHA-256")
+    directory: str = Field(description="directory of the adapter or checkpoint, as in the recipe")
+    digest: str = Field(description="SHA-256 of the files there")
     step: int | None = Field(
-        None, description="of a checkpoint: optimiser steps taken there, which count as this run's"
+        None,
+        description="with a checkpoint: optimiser steps taken before; they count as this run's. "
+        "null: an adapter",
     )
     rule: dict[str, float] = Field(
-        default_factory=dict, description="what cut the adapter before the first step"
+        default_factory=dict,
+        description="the rule that cut the adapter before the first step; empty: none",
     )
-    head: int = Field(0, description="of an adapter: numbers taken over in full, such as the head")
+    head: int = Field(
+        0, description="with an adapter: numbers taken over in full, such as the head"
+    )
     ranks: dict[str, Ranks] = Field(
         default_factory=dict,
-        description="of an adapter, by module: components that its own training began with (stored "
-        "ones, where that is not known), and those that this run began with",
+        description="with an adapter, by module: components at the start of the adapter's own "
+        "training (stored components, if that is not known), and components at the start of this "
+        "run",
     )
 
     def sentence(self) -> str:
-        """Return the line that a run's output has on it."""
+        """Return the line on the start for the run's output."""
         if self.step is not None:
             return f"forked from {self.directory} after step {self.step}"
         stored = sum(m.start for m in self.ranks.values())
@@ -137,16 +145,16 @@ class Start(BaseModel):
 
 
 class Resumption(BaseModel):
-    """A later process that resumed a run."""
+    """A process that resumed a run."""
 
-    step: int = Field(description="optimiser steps taken before, by earlier processes")
+    step: int = Field(description="optimiser steps taken by earlier processes")
     started: str = Field(description="date and time, UTC")
 
 
 class Facts(BaseModel):
-    """An object of a report whose keys depend on the version that wrote it, unknown ones kept.
+    """Part of a report with the keys of the version that wrote it; unknown keys are kept.
 
-    What it was not given is not written.
+    Keys that were not given are not written.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -160,9 +168,9 @@ _Version = Annotated[str | None, Field(description="version of the package")]
 
 
 class Environment(Facts):
-    """The versions, the machine and the commit that a result depends on."""
+    """Versions, machine and git commit of a run."""
 
-    sora: str | None = Field(None, description="version of this program")
+    sora: str | None = Field(None, description="version of sora")
     python: str | None = Field(None, description="version of Python")
     torch: _Version = None
     transformers: _Version = None
@@ -170,172 +178,186 @@ class Environment(Facts):
     evaluate: _Version = None
     accelerate: _Version = None
     safetensors: _Version = None
-    platform: str | None = Field(None, description="the system, with its version")
-    processor: str | None = Field(None, description="its name, or else its kind")
-    cpus: int | None = Field(None, description="of the machine")
-    threads: int | None = Field(None, description="that torch computed with")
-    gpu: str | None = Field(None, description="its name; null: none")
-    git_commit: str | None = Field(None, description="of the checkout; null outside of one")
+    platform: str | None = Field(None, description="operating system with its version")
+    processor: str | None = Field(None, description="name or kind of the processor")
+    cpus: int | None = Field(None, description="number of CPUs of the machine")
+    threads: int | None = Field(None, description="number of torch's threads")
+    gpu: str | None = Field(None, description="name of the GPU; null: none")
+    git_commit: str | None = Field(None, description="commit of the checkout; null: not a checkout")
 
 
 class BaseFacts(Facts):
     """The base model of a run."""
 
-    path: str | None = Field(None, description="as the recipe names it")
-    resolved: str | None = Field(None, description="the local path it stood for, or the Hub id")
-    revision: str | None = Field(None, description="Hub branch, tag or commit")
-    fingerprint: str | None = Field(None, description="of its weights")
-    hub_id: str | None = Field(None, description="its id on the Hub, where that is known")
-    attention: str | None = Field(None, description="the implementation that it ran with")
-    missing: list[str] = Field([], description="parameters that it did not supply")
-    head: list[str] = Field([], description="modules trained beside the adapters")
+    path: str | None = Field(None, description="model.path of the recipe")
+    resolved: str | None = Field(None, description="local path of the model, or its Hub id")
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub")
+    fingerprint: str | None = Field(None, description="fingerprint of its weights")
+    hub_id: str | None = Field(None, description="Hub id, if known")
+    attention: str | None = Field(None, description="implementation of attention in this run")
+    missing: list[str] = Field([], description="parameters that were missing in its checkpoint")
+    head: list[str] = Field([], description="modules trained besides the adapters")
 
 
 class DataFacts(Facts):
-    """The rows of a run; objects are by split."""
+    """The rows of a run, by split."""
 
-    rows: dict[str, int] = Field({}, description="how many")
-    encoded: dict[str, int] = Field({}, description="rows after encoding")
-    fingerprints: dict[str, str] = Field({}, description="of their content")
-    truncated: dict[str, int] = Field({}, description="rows that were cut")
+    rows: dict[str, int] = Field({}, description="number of rows")
+    encoded: dict[str, int] = Field({}, description="number of rows after encoding")
+    fingerprints: dict[str, str] = Field({}, description="fingerprint of the content")
+    truncated: dict[str, int] = Field({}, description="number of rows that were cut")
     longest: dict[str, int] = Field({}, description="tokens of the longest row")
-    in_training: dict[str, int] = Field({}, description="rows that are training rows, too")
-    contradicted: dict[str, int] = Field({}, description="those of them with another label")
-    classes: dict[str, dict[str, int]] = Field({}, description="rows of each class, or words")
-    selection: str | None = Field(None, description="which rows chose the checkpoint")
-    revision: str | None = Field(None, description="of the data set: Hub branch, tag or commit")
+    in_training: dict[str, int] = Field(
+        {}, description="number of rows that are also training rows"
+    )
+    contradicted: dict[str, int] = Field(
+        {}, description="number of these rows that have another label in training"
+    )
+    classes: dict[str, dict[str, int]] = Field(
+        {}, description="number of rows (or words) of each class"
+    )
+    selection: str | None = Field(None, description="the rows that chose the checkpoint, in words")
+    revision: str | None = Field(
+        None, description="branch, tag or commit of the data set on the Hub"
+    )
 
 
 class FileFacts(Facts):
-    """The comparison of a run's files with the trained model, as `sora verify --json` says it."""
+    """Comparison of a run's files with the trained model, in the layout of `sora verify --json`."""
 
-    inputs: str | None = Field(None, description="what both were given")
+    inputs: str | None = Field(None, description="the inputs of both models, in words")
     effect: float | None = Field(
         None, description="relative difference that the adapter makes; null without an adapter"
     )
     effects: list[dict[str, Any]] = Field(
         [],
         description="by output, and of the hidden states: the share of the adapter's effect that "
-        "is there, and the residual",
+        "is present, and the residual",
     )
-    tolerance: float | None = Field(None, description="the largest relative difference allowed")
-    tolerance_from: str | None = Field(None, description="where it comes from")
-    notes: list[str] = Field([], description="what a person should know")
-    outputs: list[dict[str, Any]] = Field([], description="the differences of each output")
-    relative: float | None = Field(None, description="the largest relative difference found")
+    tolerance: float | None = Field(None, description="largest relative difference allowed")
+    tolerance_from: str | None = Field(None, description="source of the tolerance")
+    notes: list[str] = Field([], description="notes for the user")
+    outputs: list[dict[str, Any]] = Field([], description="differences of each output")
+    relative: float | None = Field(None, description="largest relative difference found")
     verdict: str | None = Field(None, description="same, DIFFERENT or cannot tell")
-    reason: str | None = Field(None, description="of any verdict but same")
-    same: bool | None = Field(None, description="whether the verdict is same")
+    reason: str | None = Field(None, description="reason of a verdict other than same")
+    same: bool | None = Field(None, description="true: the verdict is same")
 
 
 class Report(BaseModel):
-    """The fields of every report. Unknown keys of later versions are ignored on reading."""
+    """Fields of every report; unknown keys of later versions are ignored on reading."""
 
     model_config = ConfigDict(extra="ignore", validate_assignment=True)
 
-    schema_version: int = Field(SCHEMA_VERSION, description="of the report's layout")
-    status: Status = Field("running", description="how the run ended, if it has")
-    error: str | None = Field(None, description="why it failed or was interrupted")
-    name: str = Field(description="the recipe's name")
-    command: list[str] = Field(default_factory=list, description="as it was typed, word by word")
+    schema_version: int = Field(SCHEMA_VERSION, description="number of the report's layout")
+    status: Status = Field("running", description="state of the run")
+    error: str | None = Field(None, description="reason of a failure or an interruption")
+    name: str = Field(description="name of the recipe")
+    command: list[str] = Field(
+        default_factory=list, description="the command as typed, word by word"
+    )
     started: str = Field("", description="date and time, UTC")
-    finished: str | None = Field(None, description="date and time, UTC; null while it runs")
-    recipe: dict[str, Any] = Field(description="every value the run used, defaults included")
+    finished: str | None = Field(None, description="date and time, UTC; null: still running")
+    recipe: dict[str, Any] = Field(description="all values of the recipe, with defaults")
     recipe_notes: list[str] = Field(
-        default_factory=list, description="what was said about the recipe as it was read"
+        default_factory=list, description="notes on the recipe from loading it"
     )
     environment: Environment = Field(
-        default_factory=Environment, description="versions and the machine"
+        default_factory=Environment, description="versions and machine"
     )
     seconds: dict[str, float] = Field(
         default_factory=dict,
-        description="wall time by phase; of a whole run they add up to nearly all of the process's",
+        description="wall time by phase, in seconds; in a complete run the phases add up to nearly "
+        "all of the process's time",
     )
     peak_memory_bytes: int | None = Field(
-        None, description="largest resident memory of the process; with a GPU, the GPU's"
+        None, description="largest resident memory of the process; with a GPU, largest GPU memory"
     )
 
 
 class RunReport(Report):
-    """The fields of `report.json` and `history.json` of one training run."""
+    """Fields of `report.json` and `history.json` of one training run."""
 
     base: BaseFacts = Field(default_factory=BaseFacts, description="the base model")
     data: DataFacts = Field(default_factory=DataFacts, description="the rows")
     start: Start | None = Field(
-        None, description="the adapter or the checkpoint that the run began with; null: none"
+        None, description="the adapter or checkpoint at the start of the run; null: none"
     )
     micro_batch: MicroBatchChoice | None = Field(
-        None, description="null where training.micro_batch is unset"
+        None, description="the choice of training.micro_batch; null: unset"
     )
     resumed: list[Resumption] = Field(
         default_factory=list,
-        description="processes after the first one; seconds and memory are those of the last",
+        description="later processes that resumed the run; seconds and memory are those of the "
+        "last process",
     )
-    steps: int | None = Field(None, description="optimiser steps taken")
+    steps: int | None = Field(None, description="number of optimiser steps")
     skipped_steps: int = Field(
-        0, description="optimiser steps left out, by mixed precision or as not finite"
+        0, description="number of optimiser steps left out, by mixed precision or as not finite"
     )
     non_finite_steps: list[int] = Field(default_factory=list)
-    best_step: int | None = Field(None, description="the step whose checkpoint was chosen")
+    best_step: int | None = Field(None, description="step of the chosen checkpoint")
     history: list[dict[str, Any]] = Field(default_factory=list)
     live_components: list[int] = Field(default_factory=list)
-    compaction: Compaction | None = Field(None, description="null where none was asked for")
+    compaction: Compaction | None = Field(
+        None, description="result of training.compact_every; null: unset"
+    )
     method_details: dict[str, Any] = Field(
-        default_factory=dict, description="what the method itself reports, such as revivals"
+        default_factory=dict, description="the method's own figures, such as revivals"
     )
     metrics: dict[str, dict[str, Score]] = Field(
-        default_factory=dict, description="final scores by reported split"
+        default_factory=dict, description="final scores, by validation split"
     )
-    main_metric: str | None = Field(None, description="the metric that chose the checkpoint")
+    main_metric: str | None = Field(None, description="metric that chose the checkpoint")
     without_adapters: dict[str, Score] = Field(
-        default_factory=dict, description="the main metric with the adapters left out, by split"
+        default_factory=dict, description="the main metric without the adapters, by split"
     )
-    ranks: dict[str, Ranks] = Field(default_factory=dict, description="by module")
+    ranks: dict[str, Ranks] = Field(default_factory=dict, description="ranks by module")
     parameters: Parameters = Field(default_factory=Parameters, description="numbers of parameters")
-    events: list[str] = Field(default_factory=list, description="what a person should know")
+    events: list[str] = Field(default_factory=list, description="notes for the user")
     verification: FileFacts = Field(
         default_factory=FileFacts,
-        description="how the files compare with the trained model; empty if they were not compared",
+        description="comparison of the files with the trained model; empty: not compared",
     )
     digests: dict[str, str] = Field(
         default_factory=dict,
-        description="of the result, by its directory (adapter, delta or model): SHA-256 of weights "
-        "and configuration, or a whole model's fingerprint; and of files in it that decide answers "
-        "beside the weights (sora.json: its labels and the like); fewer in older reports",
+        description="digests of the result by its directory (adapter, delta or model): SHA-256 of "
+        "weights and configuration, or a whole model's fingerprint; also of other files that "
+        "affect answers (sora.json, with its labels). Older reports have fewer",
     )
 
     @property
     def steps_before(self) -> int:
-        """The optimiser steps that this process found taken: its seconds are of those after."""
+        """Optimiser steps taken before this process; its `seconds` count the later steps only."""
         if self.resumed:
             return self.resumed[-1].step
         return (self.start.step or 0) if self.start is not None else 0
 
 
 class History(BaseModel):
-    """`history.json`: those fields of a run's report that grow with its steps or components."""
+    """`history.json`: the fields of a run's report that grow with its steps or components."""
 
-    started: str = Field(description="as in the report that it belongs to")
+    started: str = Field(description="as in the report of the same run")
     history: list[dict[str, Any]] = Field(
-        default_factory=list, description="losses, learning rates and scores as they were logged"
+        default_factory=list, description="logged losses, learning rates and scores"
     )
     live_components: list[int] = Field(
         default_factory=list, description="components alive after each optimiser step"
     )
     non_finite_steps: list[int] = Field(
         default_factory=list,
-        description="steps left out for a loss or gradient that was not finite; from 1",
+        description="steps left out because a loss or gradient was not finite; counted from 1",
     )
     removals: list[Removal] = Field(
-        default_factory=list, description="what compaction took out, or would have"
+        default_factory=list, description="removals by compaction, or forecasts of them"
     )
     method_details: dict[str, Any] = Field(
-        default_factory=dict, description="lists and objects that the method itself reports"
+        default_factory=dict, description="lists and objects among the method's own figures"
     )
 
     @classmethod
     def of(cls, report: RunReport) -> History:
-        """Take a report's growing fields."""
+        """Copy the growing fields of a report."""
         details = report.method_details.items()
         return cls(
             started=report.started,
@@ -345,7 +367,7 @@ class History(BaseModel):
         )
 
     def fill(self, report: RunReport) -> None:
-        """Put the fields back into the report that they were taken from."""
+        """Copy the fields back into their report."""
         for name in _GROWING:
             setattr(report, name, getattr(self, name))
         if report.compaction is not None:
@@ -353,16 +375,16 @@ class History(BaseModel):
         report.method_details.update(self.method_details)
 
     def fields_of_report(self) -> dict[str, Any]:
-        """Return what the report leaves out, as pydantic's `exclude`."""
+        """Return the fields to leave out of `report.json`, for pydantic's `exclude`."""
         whole: dict[str, Any] = dict.fromkeys(_GROWING, True)
         return whole | {"compaction": {"removals"}, "method_details": set(self.method_details)}
 
 
 def read_report(directory: Path) -> RunReport | None:
-    """Return the report of a run directory; None if there is none.
+    """Return the report of a run directory; None if there is none, or if it is no valid report.
 
     Raises:
-        OSError: there is something that the system lets nobody read.
+        OSError: the file exists and cannot be read.
     """
     try:
         return load_report(directory / FILE_NAME)
@@ -371,14 +393,14 @@ def read_report(directory: Path) -> RunReport | None:
 
 
 def load_report(file: Path) -> RunReport:
-    """Read a report of any version, with the history beside it if there is one that belongs to it.
+    """Read a report of any version; add `history.json` beside it if both are of the same run.
 
     Raises:
         OSError: the report cannot be read.
-        ValidationError: it is no run's report.
+        ValidationError: the file is not a run's report.
     """
     report = RunReport.model_validate_json(file.read_bytes())
-    with suppress(OSError, ValueError):  # without its history it is a report all the same
+    with suppress(OSError, ValueError):  # a report without its history is still useful
         history = History.model_validate_json(file.with_name(HISTORY_FILE).read_bytes())
         if history.started == report.started:
             history.fill(report)
@@ -386,5 +408,5 @@ def load_report(file: Path) -> RunReport:
 
 
 def now(later: float = 0.0) -> str:
-    """Return the time in so many seconds."""
+    """Return the current time, plus `later` seconds, as ISO text in UTC."""
     return (datetime.now(UTC) + timedelta(seconds=later)).isoformat(timespec="seconds")

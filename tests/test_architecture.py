@@ -6,7 +6,6 @@ A test is a rule, not a file: it parses nothing anew, and its failure names all 
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator
 from functools import cache
 from inspect import unwrap
@@ -235,19 +234,5 @@ def test_private_names_of_libraries_stand_in_one_file_each() -> None:
         for file in others
         for node in _nodes(file)
         for name in _foreign(node, own)
-    ]
-    assert not found
-
-
-FRAGMENT = re.compile(r'"""(Who|Whose|What|Whether|How|Which|Where|When|Why|Of)\b')
-
-
-def test_docstrings_are_sentences() -> None:
-    """A docstring says what a thing is or does; it is no fragment of a question."""
-    found = [
-        f"{file.relative_to(ROOT)}:{number}: {line.strip()}"
-        for file in ALL
-        for number, line in enumerate(_text(file).splitlines(), 1)
-        if FRAGMENT.search(line)
     ]
     assert not found

@@ -1,6 +1,6 @@
-"""Print pip constraints that hold every requirement of pyproject.toml at its lower bound.
+"""Print pip constraints that pin every requirement of pyproject.toml to its lower bound.
 
-`make test-oldest` calls it before anything is installed: it needs the standard library alone.
+`make test-oldest` calls it before anything is installed, so it needs only the standard library.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+# a name, extras if any, and the version after ">="
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?>=([^,;\s]+)")
 
 
 def lower_bounds(file: Path = PYPROJECT) -> dict[str, str]:
-    """Return the lower bound of each requirement that has one, the extras' too."""
+    """Return the lower bounds of all requirements, including extras; others are left out."""
     project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
     return dict(_bounds(project))
 
@@ -32,5 +33,6 @@ def _bounds(project: dict[str, object]) -> Iterator[tuple[str, str]]:
 
 
 if __name__ == "__main__":
+    # arguments such as torch==2.13.0 replace lower bounds (TORCH=... of `make test-oldest`)
     bounds = lower_bounds() | dict(word.split("==") for word in sys.argv[1:])
     print("\n".join(f"{name}=={version}" for name, version in bounds.items()))  # noqa: T201

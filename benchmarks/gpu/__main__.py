@@ -2,15 +2,15 @@
 
     python -m benchmarks.gpu [--minutes 9] [--models 135M 1.2B 8B] [--rows TITLE ...] [--tiny]
 
-Needs this checkout with PEFT, and bitsandbytes for the rows with a 4-bit base; no hub. The models
-have random weights, in the shapes of SmolLM2-135M, Llama-3.2-1B and Llama-3-8B, and a row is what
-`sora train` makes of one recipe with the words in the row's title. Who the sides are:
-`benchmarks/gpu/sides.py`; what the check of gradients is: `benchmarks/gpu/check.py`. In every round
-each side takes one step, in random order; ratios are taken round by round. Printed are medians with
-90 % intervals of the ratios. What does not fit into the minutes, or into memory, is named. Without
-a GPU, or with `--tiny`, the same runs on a model of two small layers.
+Needs this checkout with PEFT, and bitsandbytes for rows with a 4-bit base; no Hub. The models have
+random weights, in the shapes of SmolLM2-135M, Llama-3.2-1B and Llama-3-8B. A row of the table is
+one recipe of `sora train` with the overrides in the row's title. The sides are described in
+`benchmarks/gpu/sides.py`, the check of gradients in `benchmarks/gpu/check.py`. In every round each
+side takes one step, in random order; ratios are taken round by round. Printed are medians with 90 %
+intervals of the ratios. Rows that do not fit into the minutes or into memory are listed. Without a
+GPU, or with `--tiny`, all rows run on a model of two small layers.
 
-Exit code 1: gradients that are wrong, or a row that failed.
+Exit code 1: wrong gradients, or a row that failed.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from sora_cli.core.console import emit, say
 from sora_cli.core.errors import SoraError, first_line
 
 _PACKAGES = ("transformers", "peft", "bitsandbytes")
-_STARTING = 30.0  # seconds before `main`: imports
+_STARTING = 30.0  # seconds of imports before `main`, counted as used
 
 
 @dataclass
 class Budget:
-    """The seconds that are left.
+    """The remaining time, and the rows without figures.
 
     Attributes:
-        dropped: rows that were not reached. skipped: rows that cannot run here, and why.
-        failed: rows that should have run.
+        dropped: rows that were not reached. skipped: rows that cannot run here, with reasons.
+        failed: rows with unexpected errors.
     """
 
     minutes: float
@@ -61,7 +61,7 @@ class Budget:
     failed: list[str] = field(default_factory=list)
 
     def left(self, share: float) -> float:
-        """Return the seconds until a share of all minutes is over."""
+        """Return the seconds left until a share of all minutes has passed."""
         return share * (60 * self.minutes - _STARTING) - (time.perf_counter() - self.began)
 
 
@@ -79,8 +79,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="sora-gpu-") as folder:
         for shape in shapes:
             rows = rows_for(shape, options.rows)
-            found = _model(shape, rows, Path(folder), device, options.rounds, budget)
-            wrong |= any(row.verdict is not None and not row.verdict.right for row in found)
+            measured = _measure_model(shape, rows, Path(folder), device, options.rounds, budget)
+            wrong |= any(row.verdict is not None and not row.verdict.right for row in measured)
     for what, lines in (
         ("Not reached within the minutes", budget.dropped),
         ("Skipped", budget.skipped),
@@ -92,12 +92,14 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--minutes", type=float, default=9.0, help="rows not reached are dropped")
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="rows not reached by then are dropped"
+    )
     names = [shape.name for shape in SHAPES]
     parser.add_argument("--models", nargs="+", choices=names, default=names)
     titles = [row.title for row in ROWS]
     parser.add_argument("--rows", nargs="+", choices=titles, default=[], help="default: all")
-    parser.add_argument("--rounds", type=int, default=20, help="of each row, at most")
+    parser.add_argument("--rounds", type=int, default=20, help="largest number for a row")
     parser.add_argument("--tiny", action="store_true", help="a tiny model (always without a GPU)")
     return parser.parse_args()
 
@@ -109,12 +111,12 @@ def _introduce(device: str, tiny: bool) -> None:
         known = [f"{room:.0f} GB", f"CUDA {torch.version.cuda}", *known]
     emit(f"{machine(device)}, {', '.join(known)}")
     if tiny:
-        emit("A tiny model: the figures say that the program runs, and nothing else.")
+        emit("A tiny model: the figures only show that the program runs.")
     emit(
-        "Ratios are medians with 90 % intervals. Gradients: the cosine of all of the adapters' "
-        "with the plain path's in float32 (in brackets the plain path's own in the row's "
-        f"precision); right where |difference| is at most {FAR:.3f} of the norm (cosine 0.9999), "
-        "or in bf16 twice the plain path's."
+        "Ratios are medians with 90 % intervals. Gradients: the cosine between the adapters' "
+        "gradients and the plain path's in float32 (in brackets: the cosine of the plain path in "
+        f"the row's precision). They are right if |difference| is at most {FAR:.3f} of the norm "
+        "(cosine 0.9999), or in bf16 at most twice the plain path's."
     )
 
 
@@ -125,11 +127,11 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _model(
+def _measure_model(
     shape: Shape, rows: list[Row], folder: Path, device: str, rounds: int, budget: Budget
 ) -> list[Measured]:
-    """Measure and print the rows of a model, as far as there is time."""
-    found, longest = [], 10 * shape.billions
+    """Measure and print the rows of a model until its time is over."""
+    measured, longest = [], 10 * shape.billions
     if budget.left(shape.share) < longest:
         budget.dropped += [_named(shape, row) for row in rows]
         return []
@@ -142,30 +144,30 @@ def _model(
     finally:
         release()
     for row in rows:
-        if budget.left(shape.share) < longest:
+        if budget.left(shape.share) < longest:  # it may take as long as the longest row so far
             budget.dropped.append(_named(shape, row))
             continue
         began = time.perf_counter()
         say(f"{_named(shape, row)} ...")
-        measured = _row(shape, row, recipe, device, rounds, budget)
-        found += [measured] if measured else []
+        one = _measure_row(shape, row, recipe, device, rounds, budget)
+        measured += [one] if one else []
         longest = max(longest, time.perf_counter() - began)
     emit(f"\n## {shape.name}, {shape.rows} x {shape.length} tokens, r = 16 on all linears\n")
-    emit(step_table(found))
-    emit(f"\n{launch_table(found)}")
-    return found
+    emit(step_table(measured))
+    emit(f"\n{launch_table(measured)}")
+    return measured
 
 
-def _row(
+def _measure_row(
     shape: Shape, row: Row, recipe: Path, device: str, rounds: int, budget: Budget
 ) -> Measured | None:
-    """Measure a row; where that cannot be done, note why."""
+    """Measure a row; record the reason if it cannot be measured."""
     limit = 8.0 if device == "cuda" else 2.0
     try:
         return measure(row, recipe, device, rounds=rounds, limit=limit)
     except (SoraError, torch.OutOfMemoryError) as error:
         budget.skipped.append(f"{_named(shape, row)}: {first_line(error)}")
-    except Exception as error:  # the rows after it are to be measured all the same
+    except Exception as error:  # a failed row must not stop the rows after it
         what = f"{type(error).__name__}: {first_line(error)}"
         budget.failed.append(f"{_named(shape, row)}: {what}")
     return None

@@ -1,11 +1,10 @@
-"""Whether the adapters' gradients are right, beside every row.
+"""Check of the adapters' gradients, for every row of the table.
 
-Ours are computed as they were timed, with every switch on, on a part of the row's batch. They are
-compared with those of the plain path in float32: the same model with `y = W x + s B (d * A x)`
-under torch's own autograd, packed weights unpacked before, eager attention, no checkpointing,
-logits of all tokens. In float32 the cosine must be above 0.9999. In bf16 rounding alone may take
-more than that: there the plain path is computed in bf16, too, and ours may be at most twice as far
-from float32 as it is.
+Our gradients are computed with every switch on, as in the timing, on a part of the row's batch.
+They are compared with the plain path in float32: the same model with `y = W x + s B (d * A x)`
+under torch's autograd, with unpacked weights, eager attention, no checkpointing and logits of all
+tokens. In float32 the cosine must be above 0.9999. In bf16 rounding alone may exceed this bound:
+there the plain path is also computed in bf16, and our error may be at most twice its error.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from methods.layer import LowRankLinear
 from sora_cli.tasks.learned import LEARNED, learned_places
 
 FAR = math.sqrt(2 * (1 - 0.9999))
-"""|g - exact| / |exact| where the cosine is 0.9999 and the norms are equal."""
+"""|g - exact| / |exact| for equal norms and a cosine of 0.9999: |g - e|^2 = 2 - 2 cos."""
 _LOSS = {"fp32": 1e-5, "bf16": 1e-2}  # relative
 _ROWS, _TOKENS = 3, 256
-_SPREAD = 0.02  # of B while it is checked: where B is 0, as at the start, A has no gradient
+_SPREAD = 0.02  # standard deviation of B during the check: with B = 0, A would have no gradient
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,9 @@ class Verdict:
     """The result of a check.
 
     Attributes:
-        cosine: of our gradients and those in float32. plain: the same of the plain path.
-        error: |ours - exact| / |exact|. allowed: of it. loss: relative difference.
+        cosine: of our gradients with the exact ones (float32). plain: cosine of the plain path.
+        error: |ours - exact| / |exact|. allowed: the largest allowed error.
+        loss: relative difference of the losses.
     """
 
     cosine: float
@@ -49,7 +49,7 @@ class Verdict:
 
     @property
     def right(self) -> bool:
-        """True if loss and gradients are as near as they should be; NaN is not."""
+        """True if the errors of loss and gradients are within their bounds; False for NaN."""
         return self.error <= self.allowed and self.loss <= self.loss_allowed
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ class Verdict:
 
 
 class PlainBranch(nn.Module):
-    """W x + b + s B (d * (A x)), with factors of its own."""
+    """W x + b + s B (d * (A x)), with a copy of the layer's factors."""
 
     A: Tensor
     B: Tensor
@@ -79,12 +79,12 @@ class PlainBranch(nn.Module):
 
 
 def check(side: Side) -> Verdict:
-    """Check our side's gradients; B is another one afterwards."""
+    """Check our side's gradients; replaces B by random numbers."""
     batch, layers = _part(side.batch), adapted_layers(side.model)
     _spread(layers)
     with side.running(), side.moving():
         ours_loss, ours = _gradients(side.model, layers, batch, side.precision)
-    plain_model, branches = _plain(side.model)
+    plain_model, branches = _plain_copy(side.model)
     plain_batch = {name: value for name, value in batch.items() if name != LEARNED}
     _, plain = _gradients(plain_model, branches, plain_batch, side.precision)
     _to_float32(plain_model)
@@ -102,7 +102,7 @@ def check(side: Side) -> Verdict:
 
 
 def _part(batch: Batch) -> Batch:
-    """Return the last rows of a batch, or of a packed one the last rows that are in it."""
+    """Return the last rows of a batch; of a packed batch the last rows inside its row."""
     part = {name: v for name, v in batch.items() if isinstance(v, Tensor) and name != LEARNED}
     if "position_ids" in part:
         tokens = max(part["input_ids"].shape[1] // 16, 32)  # a whole number of `shapes._halves`
@@ -121,13 +121,13 @@ def _spread(layers: dict[str, LowRankLinear]) -> None:
         layer.B.copy_(torch.randn(layer.B.shape, generator=generator) * _SPREAD)
 
 
-def _plain(model: nn.Module) -> tuple[Any, dict[str, nn.Module]]:
+def _plain_copy(model: nn.Module) -> tuple[Any, dict[str, nn.Module]]:
     plain: Any = sharing_copy(model)
     for off in ("activation_checkpointing_disable", "gradient_checkpointing_disable"):
         if hasattr(plain, off):  # the first is the newer name in transformers 5
             getattr(plain, off)()
             break
-    plain.set_attn_implementation("eager")
+    plain.set_attn_implementation("eager")  # the definition of attention, without fused kernels
     _unpack(plain)
     branches: dict[str, nn.Module] = {}
     for path, layer in adapted_layers(plain).items():
@@ -137,7 +137,7 @@ def _plain(model: nn.Module) -> tuple[Any, dict[str, nn.Module]]:
 
 
 def _unpack(model: nn.Module) -> None:
-    """Put plain layers in place of those of bitsandbytes."""
+    """Replace the layers of bitsandbytes by plain layers with dequantised weights."""
     from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
     for path, packed in [*model.named_modules()]:
@@ -151,19 +151,19 @@ def _unpack(model: nn.Module) -> None:
 
 
 def _to_float32(model: nn.Module) -> None:
-    """Make a model compute in float32, in place; weights that others share stay as they are."""
+    """Convert a model to float32, in place; replaces parameters instead of changing shared ones."""
     known: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_floating_point() and parameter.dtype != torch.float32:
-                made = nn.Parameter(parameter.detach().float(), requires_grad=False)
-                setattr(module, name, known.setdefault(id(parameter), made))
+                converted = nn.Parameter(parameter.detach().float(), requires_grad=False)
+                setattr(module, name, known.setdefault(id(parameter), converted))
 
 
 def _gradients(
     model: Any, layers: dict[str, Any], batch: Batch, precision: str
 ) -> tuple[float, list[Tensor]]:
-    """Return loss and gradients, in the layers' order."""
+    """Return the loss, and the factors' gradients in the layers' order."""
     model.train()
     model.zero_grad(set_to_none=True)
     with autocast(batch["input_ids"].device, precision):
@@ -171,15 +171,15 @@ def _gradients(
     loss.backward()
     kinds = ("A", "B", "d")
     factors = [getattr(layer, kind, None) for layer in layers.values() for kind in kinds]
-    found = [f.grad.float() for f in factors if f is not None]
+    gradients = [f.grad.float() for f in factors if f is not None]
     model.zero_grad(set_to_none=True)
-    return float(loss.detach()), found
+    return float(loss.detach()), gradients
 
 
-def _compare(found: list[Tensor], exact: list[Tensor]) -> tuple[float, float]:
-    """Return |found - exact| / |exact| and the cosine, of all tensors together."""
+def _compare(gradients: list[Tensor], exact: list[Tensor]) -> tuple[float, float]:
+    """Return |gradients - exact| / |exact| and the cosine, over all tensors together."""
     apart = dot = own = norm = 0.0
-    for one, other in zip(found, exact, strict=True):
+    for one, other in zip(gradients, exact, strict=True):
         a, b = one.double(), other.double()
         apart += float((a - b).square().sum())
         dot += float((a * b).sum())

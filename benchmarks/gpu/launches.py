@@ -1,4 +1,4 @@
-"""The share of a step that is kernel launches: what the CPU spends in them, and the GPU at work."""
+"""Kernel launches of a step: their number, the CPU's time in them, and the GPU's busy time."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch.profiler import DeviceType, ProfilerActivity, profile
 from benchmarks.gpu.sides import Side
 
 _CALLS = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemcpy", "cudaMemset")
-"""What the names of CUDA's calls begin with that put work on a GPU."""
+"""Prefixes of the CUDA calls that queue work on a GPU."""
 
 
 @dataclass(frozen=True)
 class Launches:
-    """What a profiled step did.
+    """Figures of a profiled step.
 
     Attributes:
-        calls: launches, copies and fills. calls_ms: the CPU's time in them.
-        busy_ms: the time in which the GPU did anything.
+        calls: number of launches, copies and fills. calls_ms: the CPU's time in these calls.
+        busy_ms: time in which the GPU was busy.
     """
 
     calls: int
@@ -29,7 +29,7 @@ class Launches:
 
 
 def launches_of(side: Side) -> Launches | None:
-    """Profile a step; None on a CPU, where nothing is launched."""
+    """Profile a step; None on a CPU, which has no launches."""
     if side.device.type != "cuda":
         return None
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
@@ -38,11 +38,12 @@ def launches_of(side: Side) -> Launches | None:
 
 
 def summed(events: Iterable[Any]) -> Launches:
-    """Return the figures of a profiler's events, whose times are in microseconds."""
+    """Sum up a profiler's events, with times in microseconds."""
     calls, calls_us, spans = 0, 0.0, []
     for event in events:
         begin, end = event.time_range.start, event.time_range.end
         if event.device_type == DeviceType.CUDA:
+            # the profiler's own marks and waits are no work of the GPU
             note = getattr(event, "activity_type", None) == "gpu_user_annotation"
             if not (note or event.name == "Context Sync"):
                 spans.append((begin, end))

@@ -1,4 +1,4 @@
-"""One row, measured: its recipe is checked and prepared as `sora train` does it, its sides step."""
+"""Measures one row: checks and prepares its recipe like `sora train`, then steps its sides."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sora_cli.run.preflight import check_recipe
 from sora_cli.run.prepare import prepare
 
 _WARM_UP = 3  # the first steps compile kernels, draw moments and fill the allocator's pools
-_FEWEST = 5  # rounds: fewer have no interval of 90 %
+_FEWEST = 5  # rounds: with fewer no interval has a confidence of 90 %
 
 
 @dataclass
@@ -28,9 +28,9 @@ class Measured:
     """The figures of a row, by side.
 
     Attributes:
-        tokens: of the batch, padding not counted.
+        tokens: number in the batch, without padding.
         lost: sides that ran out of memory.
-        verdict: of the gradients; None: there was no memory for the check.
+        verdict: on the gradients; None if the check ran out of memory.
     """
 
     row: Row
@@ -46,10 +46,8 @@ def measure(row: Row, recipe_file: Path, device: str, *, rounds: int, limit: flo
     """Measure a row.
 
     Args:
-        rounds: at most; fewer where they take more than `limit` seconds, down to 5.
-
-    Raises:
-        SoraError: the recipe cannot be trained here; whatever else happens is raised, too.
+        rounds: largest number of rounds.
+        limit: seconds; slow rows take fewer rounds, but at least 5.
     """
     words = list(row.words)
     if row.short:
@@ -60,40 +58,40 @@ def measure(row: Row, recipe_file: Path, device: str, *, rounds: int, limit: flo
         ready = prepare(recipe, lambda _: contextlib.nullcontext())
         with sides_of(recipe, ready, device) as sides:
             del ready
-            return _measured(row, sides, rounds, limit)
+            return _measure_sides(row, sides, rounds, limit)
     finally:
         release()
 
 
 def release() -> None:
-    """Give back the memory of what is not used any more."""
+    """Free unused memory, also of torch's GPU allocator."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def _measured(row: Row, sides: dict[str, Side], rounds: int, limit: float) -> Measured:
+def _measure_sides(row: Row, sides: dict[str, Side], rounds: int, limit: float) -> Measured:
     batch = next(iter(sides.values())).batch
     masked = batch.get("attention_mask")
     tokens = batch["input_ids"].numel() if masked is None else int(masked.sum())
-    found = Measured(row, tokens)
-    found.lost = [name for name in [*sides] if not _warm(sides[name])]
-    for name in found.lost:
+    measured = Measured(row, tokens)
+    measured.lost = [name for name in [*sides] if not _warm(sides[name])]
+    for name in measured.lost:
         del sides[name]
     release()
     round_seconds = sum(side.step() for side in sides.values())
     number = min(rounds, max(_FEWEST, int(limit / round_seconds)))
-    found.seconds = in_turns({name: side.step for name, side in sides.items()}, number)
-    found.peaks = {name: side.peak_bytes() for name, side in sides.items()}
+    measured.seconds = in_turns({name: side.step for name, side in sides.items()}, number)
+    measured.peaks = {name: side.peak_bytes() for name, side in sides.items()}
     profiled = {name: launches_of(side) for name, side in sides.items()}
-    found.launches = {name: one for name, one in profiled.items() if one is not None}
+    measured.launches = {name: one for name, one in profiled.items() if one is not None}
     ours = sides.get(OURS)
     sides.clear()  # the check needs the room
     release()
     if ours is not None:
         with _memory_may_end():
-            found.verdict = check(ours)
-    return found
+            measured.verdict = check(ours)
+    return measured
 
 
 def _warm(side: Side) -> bool:
@@ -111,6 +109,6 @@ def _warm(side: Side) -> bool:
 
 @contextlib.contextmanager
 def _memory_may_end() -> Iterator[None]:
-    """End the block quietly where a GPU is out of memory; its tensors go with the traceback."""
+    """Suppress a GPU's out-of-memory error; the traceback's end frees the block's tensors."""
     with contextlib.suppress(torch.OutOfMemoryError):
         yield

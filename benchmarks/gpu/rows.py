@@ -1,4 +1,4 @@
-"""The rows of the table: what is typed after `sora train RECIPE`, for which models."""
+"""The rows of the table: overrides of `sora train`, and the models to measure them on."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Row:
     """A combination of a recipe's options.
 
     Attributes:
-        words: overrides of the recipe that `shapes.write` makes, which is LoRA of a bf16 model
-            under bf16 autocast.
-        models: names of the shapes it is measured on.
-        short: of rows of many lengths instead of long ones.
+        words: overrides of the recipe written by `shapes.write` (LoRA on a bf16 model under bf16
+            autocast).
+        models: names of the shapes to measure.
+        short: True for data rows of many lengths, False for long rows.
     """
 
     title: str
@@ -59,10 +59,10 @@ ROWS = (
 
 
 def rows_for(shape: Shape, titles: Sequence[str]) -> list[Row]:
-    """Return the rows of a model, the most important first; the tiny one has them all.
+    """Return the rows of a model, the most important first; the tiny model has all rows.
 
     Args:
-        titles: of the rows wanted; none: all.
+        titles: of the rows to return; empty: all.
     """
     mine = (row for row in ROWS if shape is TINY or shape.name in row.models)
     return [row for row in mine if not titles or row.title in titles]

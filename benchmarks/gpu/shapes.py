@@ -1,7 +1,7 @@
-"""Models of known shapes with random weights, a tokenizer and rows, as directories on this disk.
+"""Models of known shapes with random weights, a tokenizer and rows, written to this disk.
 
-A step takes as long with random weights as with trained ones. Nothing is fetched from anywhere: the
-shapes are those of SmolLM2-135M, Llama-3.2-1B and Llama-3-8B, as their configurations have them.
+A step takes as long with random weights as with trained weights, and nothing has to be downloaded.
+The shapes come from the configurations of SmolLM2-135M, Llama-3.2-1B and Llama-3-8B.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import yaml
 
 from sora_cli.core.errors import SoraError
 
-_WORDS = 1000  # of the tokenizer; the embedding has as many rows as the model's shape says
+_WORDS = 1000  # of the tokenizer; the embedding still has the real model's number of rows
 _SHORTEST = 16  # tokens
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder's shape, and that of its batches.
+    """A decoder's shape, and its batches'.
 
     Attributes:
-        config: of a `LlamaConfig`.
-        length: tokens of a row. rows: of a batch.
-        share: of the program's minutes, by which the rows of this model are to be measured.
+        config: options of a `LlamaConfig`.
+        length: tokens in a row. rows: rows in a batch.
+        share: share of the program's minutes after which this model's measurements must end.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Shape:
 
     @property
     def billions(self) -> float:
-        """Parameters, in 1e9, roughly: what loading takes follows from it."""
+        """Rough number of parameters in 1e9, for estimates of loading time and disk space."""
         c = self.config
         wide, inner = c["hidden_size"], c["intermediate_size"]
         kept = c["num_key_value_heads"] / c["num_attention_heads"]
@@ -71,11 +71,7 @@ TINY = Shape("tiny", _config(64, 128, 2, (4, 2), _WORDS + 3), 64, 4, 1.0)
 
 
 def write(shape: Shape, folder: Path, device: str) -> Path:
-    """Write a model with its tokenizer, rows and a recipe; return the recipe's file.
-
-    Raises:
-        SoraError: the disk has no room for it.
-    """
+    """Write a model with its tokenizer, rows and a recipe; return the recipe's file."""
     _check_room(shape, folder)
     folder.mkdir()
     _write_model(shape, folder / "base", device)
@@ -87,7 +83,7 @@ def write(shape: Shape, folder: Path, device: str) -> Path:
         "validation": [_SHORTEST],
     }
     for name, lengths in rows.items():
-        texts = (" ".join(_drawn(rng, n - 1)) for n in lengths)  # and a token that ends it
+        texts = (" ".join(_drawn(rng, n - 1)) for n in lengths)  # n - 1 words and an end token
         lines = "".join(f"{json.dumps({'text': text})}\n" for text in texts)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     recipe = folder / "gpu.yaml"
@@ -120,7 +116,7 @@ def _write_model(shape: Shape, folder: Path, device: str) -> None:
 
 
 def _halves(length: int) -> list[int]:
-    """Return lengths that fill a row when packed, each half of the one before."""
+    """Return repeatedly halved lengths that together fill one packed row."""
     lengths = []
     while length >= 2 * _SHORTEST:
         length //= 2

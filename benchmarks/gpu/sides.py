@@ -1,11 +1,11 @@
-"""The sides of a row: LoRA (or SoRA) as `sora train` sets it up, PEFT LoRA, and the floor.
+"""The sides of a row: LoRA (or SoRA) as in `sora train`, PEFT LoRA, and the floor.
 
-Ours is what `prepare` makes of the recipe, with the optimiser that its trainer makes and all the
-method's hooks. The others are copies of that model without the adapters, which share its frozen
-weights: PEFT puts LoRA of the same rank on the same layers and takes the same optimiser; the floor
-has frozen weights only, and its embedding's output requires a gradient, so that the backward pass
-goes through every layer. All get the same batch; the head runs at the learned places alone on our
-side only, as in `sora train`.
+Our side is prepared from the recipe by `prepare`, with its trainer's optimiser and all the method's
+hooks. The other sides are copies of this model without adapters that share its frozen weights. PEFT
+has LoRA of the same rank on the same layers and the same optimiser. The floor has frozen weights
+only; its embedding's output requires a gradient, so that the backward pass goes through every
+layer. All sides get the same batch; only our side runs the head at learned places alone, as in
+`sora train`.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ FLOOR, PEFT, OURS = "floor", "PEFT LoRA", "ours"
 
 
 class Side(Stepping):
-    """One model that takes optimiser steps on one batch, and what it holds meanwhile."""
+    """One model that takes optimiser steps on one batch, with a measure of its memory."""
 
     def peak_bytes(self) -> float:
-        """Return the most that one more step holds: weights, moments, and what it makes itself.
+        """Take a step and return its peak memory: weights, moments and the step's own tensors.
 
-        On a GPU the last is the allocator's figure, on a CPU the sum of tensors alive.
+        On a GPU the step's own part is the allocator's figure, on a CPU the sum of living tensors.
         """
-        kept = {t.untyped_storage().data_ptr(): t for t in self._kept()}
+        kept = {t.untyped_storage().data_ptr(): t for t in self._held()}
         held = sum(t.untyped_storage().nbytes() for t in kept.values())
         if self.device.type == "cuda":
             self.wait()
@@ -57,7 +57,7 @@ class Side(Stepping):
             self.step()
         return float(held + tracker.peak)
 
-    def _kept(self) -> Iterator[Tensor]:
+    def _held(self) -> Iterator[Tensor]:
         yield from self.model.parameters()
         yield from self.model.buffers()
         yield from (t for t in self.batch.values() if isinstance(t, Tensor))
@@ -68,9 +68,9 @@ class Side(Stepping):
 
 @contextlib.contextmanager
 def sides_of(recipe: Recipe, ready: Prepared, device: str) -> Iterator[dict[str, Side]]:
-    """Give the sides of a recipe, in the order floor, PEFT, ours; nothing of them is kept."""
+    """Yield the sides of a recipe, in the order floor, PEFT, ours; frees them at the end."""
     model = ready.base.model
-    if model.device.type != device:  # packed weights are there already
+    if model.device.type != device:  # a quantised model is on its device already
         model.to(device)
     batch = batch_of(ready, device)
     plain = {name: value for name, value in batch.items() if name != LEARNED}
@@ -80,25 +80,25 @@ def sides_of(recipe: Recipe, ready: Prepared, device: str) -> Iterator[dict[str,
         recipe, ready.task, ready.base, Path(recipe.output.dir or "run"), train=ready.train
     )
     with ExitStack() as stack:
-        made = {
+        sides = {
             FLOOR: Side(_floored(floor), plain, precision),
             PEFT: _peft(peft, trainer, ready, plain, precision),
             OURS: _ours(trainer, ready, batch, precision),
         }
-        for side in made.values():
+        for side in sides.values():
             side.offload = recipe.training.activation_offload
         if recipe.training.kernels is not None:
-            made[OURS].kernels = Kernels(model)
+            sides[OURS].kernels = Kernels(model)
         for inner in (floor, peft, model):
             stack.enter_context(checkpointed(inner.train(), on=checkpointing))
         if recipe.training.compile:
             stack.enter_context(compiled_blocks(model))
-        yield made
-        made.clear()
+        yield sides
+        sides.clear()
 
 
 def batch_of(ready: Prepared, device: str) -> Batch:
-    """Return a batch of all training rows but the last: a short one, for the trial of layers."""
+    """Return a batch of all training rows except the last, a short row for the trial of layers."""
     rows = [ready.train.dataset[row] for row in range(len(ready.train.lengths) - 1)]
     collated = ready.task.collator(ready.base.processor)(rows)
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in collated.items()}
@@ -112,14 +112,14 @@ def sharing_copy(model: nn.Module) -> nn.Module:
 
 
 def without_adapters(model: nn.Module) -> nn.Module:
-    """Return a copy that shares the frozen weights, with the base layers in place of adapters."""
+    """Return a copy without adapters that shares the frozen weights."""
     plain = sharing_copy(model)
     remove(plain, adapted_layers(plain))
     return plain
 
 
 def _packings(model: nn.Module) -> list[Any]:
-    """Return what bitsandbytes keeps beside packed weights."""
+    """Return the quantisation states that bitsandbytes keeps beside packed weights."""
     states = (getattr(module, "quant_state", None) for module in model.modules())
     return [state for state in states if state is not None]
 
@@ -137,7 +137,7 @@ def _peft(
     import peft
 
     layer = next(iter(ready.layers.values()))
-    alpha: Any = layer.rank * layer.scaling  # PEFT takes fractions, whatever it says
+    alpha: Any = layer.rank * layer.scaling  # PEFT accepts a float, despite its annotation
     config = peft.LoraConfig(r=layer.rank, lora_alpha=alpha, target_modules=[*ready.layers])
     adapted: Any = peft.get_peft_model(model, config)
     cls, options = Trainer.get_optimizer_cls_and_kwargs(trainer.args, adapted)
@@ -154,7 +154,7 @@ def _ours(trainer: AdapterTrainer, ready: Prepared, batch: Batch, precision: str
     def after(step: int) -> None:
         rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
         method.after_step(layers, StepInfo(step, steps, rates, optimizer.state))
-        method.alive(layers)  # counted in every step of a run
+        method.alive(layers)  # a run counts the live components in every step
 
     penalty = lambda: method.penalty(layers)  # noqa: E731
     return Side(ready.base.model, batch, precision, optimizer, penalty, after)

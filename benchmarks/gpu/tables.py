@@ -1,4 +1,4 @@
-"""What was measured, as tables in Markdown."""
+"""The measured figures as tables in Markdown."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _NO_MEMORY = "out of memory"
 
 
 def step_table(rows: Sequence[Measured]) -> str:
-    """Return times, memory and checks, a line for each row."""
+    """Return a table of times, memory and checks, one line for each row."""
     return markdown(_STEPS, [_step_line(row) for row in rows])
 
 
 def launch_table(rows: Sequence[Measured]) -> str:
-    """Return what a step of each side launches; a remark where nothing is launched."""
+    """Return a table of each side's kernel launches in a step; on a CPU a remark."""
     lines = []
     for row in rows:
-        for side, found in row.launches.items():
+        for side, launches in row.launches.items():
             whole = 1e3 * median(row.seconds[side])
-            times = (f"{ms:.1f}" for ms in (found.calls_ms, found.busy_ms, whole))
-            busy = f"{found.busy_ms / whole:.0%}"
-            lines.append([row.row.title, side, str(found.calls), *times, busy])
-    return markdown(_LAUNCHES, lines) if lines else "Kernel launches: does not apply on a CPU."
+            times = (f"{ms:.1f}" for ms in (launches.calls_ms, launches.busy_ms, whole))
+            busy = f"{launches.busy_ms / whole:.0%}"
+            lines.append([row.row.title, side, str(launches.calls), *times, busy])
+    return markdown(_LAUNCHES, lines) if lines else "Kernel launches: none on a CPU."
 
 
 def _step_line(row: Measured) -> list[str]:

@@ -1,4 +1,4 @@
-"""The contract of an adapter method with its callers, as checks for a method's own tests.
+"""The contract of adapter methods as checks, for a method's own tests.
 
     import pytest
     from methods.contract import CHECKS
@@ -8,9 +8,10 @@
         check(lambda **options: MyMethod(MyConfig(**options)))
 
 A check takes a factory that makes a fresh method from options that every configuration has
-(targets, alpha, dropout), and raises AssertionError with what is wrong. These checks use a small
-net and a plain loop; `sora_cli.verify.contract` does the same with a transformers Trainer, adapter
-files and merging. A baseline (`methods.baselines`) has no factors: `BASELINE_CHECKS` are for it.
+(targets, alpha, dropout). It raises AssertionError with a message that describes the fault. These
+checks use a small net and a plain loop; `sora_cli.verify.contract` checks with a transformers
+Trainer, adapter files and merging. Baselines (`methods.baselines`) have no factors, so they have
+checks of their own: `BASELINE_CHECKS`.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ _ROUNDING = 1e-12  # of float64 sums of a dozen terms near 1
 
 
 def output_is_bit_equal_at_injection(make: MethodFactory) -> None:
-    """Check that the update is exactly 0 at first, in every dtype, in training and evaluation."""
+    """Check that the update starts at exactly 0, in every dtype, in training and in evaluation."""
     for dtype in _DTYPES:
         x, _ = regression_data(dtype)
         net = small_net(dtype)
@@ -70,12 +71,12 @@ def output_is_bit_equal_at_injection(make: MethodFactory) -> None:
         inject(net, make(), generator=generator())
         for mode in (True, False):
             after = net.train(mode)(x)
-            assert after.dtype == dtype, f"a {dtype} model answers in {after.dtype}"
+            assert after.dtype == dtype, f"the output of a {dtype} model is {after.dtype}"
             assert torch.equal(after, before), f"the output in {dtype} changed at injection"
 
 
 def dropout_is_on_the_adapters_input_only(make: MethodFactory) -> None:
-    """Check that dropout reaches what the update is given, not the base layer's input or output."""
+    """Check that dropout acts on the update's input, not on the base layer's input or output."""
     x, _ = regression_data()
     run = start(make(dropout=0.5))
     run.net.train()
@@ -106,7 +107,7 @@ def same_seed_same_factors(make: MethodFactory) -> None:
 
 
 def the_global_generator_is_not_used(make: MethodFactory) -> None:
-    """Check that injecting draws from the given generator only: a caller's numbers do not shift."""
+    """Check that injection draws only from the given generator, not from torch's global one."""
     net = small_net()
     before = torch.get_rng_state()
     inject(net, make(), generator=generator())
@@ -114,7 +115,7 @@ def the_global_generator_is_not_used(make: MethodFactory) -> None:
 
 
 def groups_hold_every_adapter_parameter_once(make: MethodFactory) -> None:
-    """Check that each trained parameter is in one group, and each group has a name of its own."""
+    """Check that each trained parameter is in exactly one group, and group names are unique."""
     method = make()
     net = small_net()
     layers = inject(net, method, generator=generator())
@@ -131,7 +132,7 @@ def groups_hold_every_adapter_parameter_once(make: MethodFactory) -> None:
 
 
 def penalty_is_none_or_a_scalar_of_the_adapters(make: MethodFactory) -> None:
-    """Check that a penalty is one finite number, not negative, of trained parameters."""
+    """Check that a penalty is a finite scalar, not negative, and depends on the adapters alone."""
     run = start(make())
     penalty = run.method.penalty(run.layers)
     if penalty is None:
@@ -148,7 +149,7 @@ def penalty_is_none_or_a_scalar_of_the_adapters(make: MethodFactory) -> None:
 
 
 def penalty_changes_nothing(make: MethodFactory) -> None:
-    """Check that `penalty` only reads: it runs before the optimiser's step, per micro-batch."""
+    """Check that `penalty` changes no state: it is called for every micro-batch."""
     x, _ = regression_data()
     run = start(make())
     for steps in (range(0), range(10)):
@@ -164,7 +165,7 @@ def penalty_changes_nothing(make: MethodFactory) -> None:
 
 
 def evaluation_is_the_base_plus_the_factors(make: MethodFactory) -> None:
-    """Check that in evaluation a layer gives W x + b + dW x: no penalty, no dropout."""
+    """Check that a layer in evaluation returns W x + b + dW x: no penalty, no dropout."""
     run = trained(make, dropout=0.5)
     run.net.eval()
     plain = small_net()
@@ -180,7 +181,7 @@ def evaluation_is_the_base_plus_the_factors(make: MethodFactory) -> None:
 
 
 def factors_are_the_layers_effect(make: MethodFactory) -> None:
-    """Check that `factors` is what the layer adds in training: gates and scaling are in it."""
+    """Check that `factors` equals the layer's effect in training, gates and scaling included."""
     run = trained(make)
     largest = 0.0
     for path, layer in run.layers.items():
@@ -193,9 +194,9 @@ def factors_are_the_layers_effect(make: MethodFactory) -> None:
 
 
 def outputs_may_be_changed_in_place(make: MethodFactory) -> None:
-    """Check that a model may overwrite a layer's output, as Longformer does to scale its queries.
+    """Check that a model may change a layer's output in place, as Longformer scales its queries.
 
-    A view that is made inside an autograd function cannot be changed so.
+    A view made inside an autograd function could not be changed in place.
     """
     run = trained(make)
     for path, layer in run.layers.items():
@@ -208,17 +209,17 @@ def outputs_may_be_changed_in_place(make: MethodFactory) -> None:
             try:
                 y = layer(x)
                 y /= 3
-                found = torch.autograd.grad(y.square().sum(), wanted)
+                gradients = torch.autograd.grad(y.square().sum(), wanted)
             except RuntimeError as error:
                 raise AssertionError(f"'{path}' on {rows} rows: {error}") from error
-            assert torch.equal(y, apart), f"'{path}' answers otherwise when changed in place"
-            for name, one, other in zip(["x", *factors], found, expected, strict=True):
+            assert torch.equal(y, apart), f"'{path}': a change in place gives another output"
+            for name, one, other in zip(["x", *factors], gradients, expected, strict=True):
                 off = largest_difference(one, other)
                 assert off <= _ROUNDING, f"'{path}' changed in place: gradient of {name} is wrong"
 
 
-def dropping_zero_terms_changes_nothing(make: MethodFactory) -> None:
-    """Check that terms that are exactly zero can be left out: same dW, same outputs."""
+def dropping_zero_components_changes_nothing(make: MethodFactory) -> None:
+    """Check that components that are exactly zero can be left out: same dW, same outputs."""
     run = trained(make)
     x, _ = regression_data()
     for path, layer in run.layers.items():
@@ -226,17 +227,17 @@ def dropping_zero_terms_changes_nothing(make: MethodFactory) -> None:
         factors = run.method.factors(layer)
         kept = factors.drop_zeros()
         left = factors.rank - kept.rank
-        assert left >= killed, f"'{path}' has {killed} dead components, {left} zero terms"
+        assert left >= killed, f"'{path}' has {killed} dead components, its factors drop {left}"
         off = largest_difference(kept.dense(), factors.dense())
-        assert off <= 1e-15, f"dW of '{path}' is off by {off:.1e} without its zero terms"
+        assert off <= 1e-15, f"dW of '{path}' is off by {off:.1e} without its zero components"
         full = run.net(x)
         replace(run.net, path, LowRankLinear(layer.base, kept.A, kept.B, scaling=1.0))
         off = largest_difference(run.net(x), full)
-        assert off <= _ROUNDING, f"'{path}' answers otherwise (by {off:.1e}) without zero terms"
+        assert off <= _ROUNDING, f"'{path}' is off by {off:.1e} without its zero components"
 
 
 def summary_counts_components(make: MethodFactory) -> None:
-    """Check that `summary` counts live terms; only a method that adapts its rank loses any."""
+    """Check that `summary` counts live components, and that only `adapts_rank` lets any die."""
     run = trained(make)
     summary = run.method.summary(run.layers)
     total = sum(layer.rank for layer in run.layers.values())
@@ -251,7 +252,7 @@ def summary_counts_components(make: MethodFactory) -> None:
 
 
 def a_plan_covers_the_run_and_changes_nothing(make: MethodFactory) -> None:
-    """Check that the phases of `plan` add up to the run, and that it changes nothing."""
+    """Check that the phases of `plan` add up to the run, and that `plan` changes nothing."""
     run = start(make())
     before = run.state()
     groups = run.optimizer.param_groups
@@ -264,7 +265,7 @@ def a_plan_covers_the_run_and_changes_nothing(make: MethodFactory) -> None:
 
 
 def only_variable_options_vary(make: MethodFactory) -> None:
-    """Check that `set_option` changes what is declared as variable; an error lists what that is."""
+    """Check that `set_option` changes variable options only; its error lists the variable ones."""
     method = make()
     fixed = [n for n in type(method.config).model_fields if n not in method.config.variable_options]
     for option in (*fixed, "no_such_option"):
@@ -295,7 +296,7 @@ CHECKS: tuple[Check, ...] = (
     outputs_may_be_changed_in_place,
     a_missing_gradient_is_named,
     components_keep_their_order,
-    dropping_zero_terms_changes_nothing,
+    dropping_zero_components_changes_nothing,
     layers_of_rank_zero_work,
     a_finished_adapter_is_a_start_or_refused,
     a_run_resumes_bit_equal,
@@ -304,7 +305,7 @@ CHECKS: tuple[Check, ...] = (
     a_plan_covers_the_run_and_changes_nothing,
     only_variable_options_vary,
 )
-"""Every check of a low-rank method; each raises AssertionError with what is wrong."""
+"""All checks of a low-rank method; a failing check raises AssertionError."""
 
 BASELINE_CHECKS: tuple[Check, ...] = (
     choosing_changes_nothing,
@@ -318,11 +319,11 @@ BASELINE_CHECKS: tuple[Check, ...] = (
     a_plan_covers_the_run_and_changes_nothing,
     only_variable_options_vary,
 )
-"""Every check of a baseline: those on factors are left out."""
+"""All checks of a baseline; it has no factors to check."""
 
 
 def _kill_components(layer: LowRankLinear) -> int:
-    """Set the first component and, if there are gates, the last to zero; return their number."""
+    """Zero the first component and, with gates, the last; return the number of zeroed ones."""
     dead = {0}
     layer.B.data[:, 0] = 0
     if layer.d is not None:

@@ -1,4 +1,4 @@
-"""The checks of `methods.contract` that are for baselines only."""
+"""Checks of `methods.contract` for baselines only."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def choosing_changes_nothing(make: MethodFactory) -> None:
 
 
 def only_what_was_chosen_is_trained(make: MethodFactory) -> None:
-    """Check that the loss falls in every dtype, and that what is not trained stays to the bit."""
+    """Check that the loss falls in every dtype, and that other parameters stay bit-equal."""
     for dtype in _DTYPES:
         run = start(make(), dtype=dtype)
         assert isinstance(run.method, Baseline)
@@ -54,7 +54,7 @@ def only_what_was_chosen_is_trained(make: MethodFactory) -> None:
 
 
 def groups_hold_every_chosen_parameter_once(make: MethodFactory) -> None:
-    """Check that each chosen parameter is in one group, the head's in none; names are unique."""
+    """Check that each chosen parameter is in one group, and group names are unique."""
     method = baseline(make)
     choose(small_net(), method, head=[HEAD])
     groups = method.param_groups({}, lr=LR, weight_decay=0.01)

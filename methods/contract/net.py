@@ -1,4 +1,4 @@
-"""The small frozen net, its data, and the training loop that the contract's checks use."""
+"""A small net, its data and a plain training loop, for the contract's checks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from methods.inject import inject, replace
 LR = 1e-2
 STEPS = 20
 HEAD = "2"
-"""The layer of the net that a baseline finds to be its head."""
+"""Path of the net's layer that plays the head for baselines."""
 
 MethodFactory = Callable[..., AdapterMethod]
 """Makes a fresh method from options that every configuration has (targets, alpha, dropout)."""
@@ -48,7 +48,7 @@ def layer_inputs(layer: LowRankLinear) -> Tensor:
 
 
 def base_output(layer: LowRankLinear, x: Tensor) -> Tensor:
-    """Compute the wrapped nn.Linear's output of x from its tensors, without any hook."""
+    """Compute the wrapped nn.Linear's output from its weight and bias, without hooks."""
     weight, bias = layer.base.weight, layer.base.bias
     assert isinstance(weight, Tensor)
     assert isinstance(bias, Tensor)
@@ -57,7 +57,7 @@ def base_output(layer: LowRankLinear, x: Tensor) -> Tensor:
 
 @dataclass
 class Run:
-    """A net being adapted, with everything that a training step needs."""
+    """An adapted net with its method and optimiser."""
 
     net: nn.Module
     method: AdapterMethod
@@ -68,10 +68,10 @@ class Run:
     def train(
         self, steps: Iterable[int], *, before_hook: Callable[[], None] | None = None
     ) -> list[float]:
-        """Take those (0-based) steps on the full batch.
+        """Train for the given (0-based) steps, on all rows in one batch.
 
         Args:
-            before_hook: called in each step, after the optimiser's and before `after_step`.
+            before_hook: called in each step, between `optimizer.step` and `after_step`.
 
         Returns:
             The task loss before each step.
@@ -94,13 +94,13 @@ class Run:
         return losses
 
     def state(self) -> dict[str, Tensor]:
-        """Copy all that a step may change: the net, gradients, the method's own state."""
-        found = dict(self.net.state_dict())
+        """Copy everything that a step may change: the net, gradients, the method's state."""
+        tensors = dict(self.net.state_dict())
         for name, p in self.net.named_parameters():
             if p.grad is not None:
-                found[f"gradient of {name}"] = p.grad
-        found |= {f"{self.method.name}'s {n}": t for n, t in self.method.state_dict().items()}
-        return {name: tensor.detach().clone() for name, tensor in found.items()}
+                tensors[f"gradient of {name}"] = p.grad
+        tensors |= {f"{self.method.name}'s {n}": t for n, t in self.method.state_dict().items()}
+        return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def start(
@@ -113,12 +113,12 @@ def start(
     begun: bool = True,
     **adamw: Any,
 ) -> Run:
-    """Adapt a small net and begin a run; with a baseline its head is trained, too.
+    """Adapt a small net and begin a run; with a baseline the net's head is trained, too.
 
     Args:
         seed: of the adapters; the net is always the same.
         emptied: path of a layer that gets an adapter of rank 0.
-        begun: False leaves the call of `begin` to the caller.
+        begun: False: the caller calls `begin`.
     """
     net = small_net(dtype)
     layers: dict[str, LowRankLinear] = {}
@@ -154,7 +154,7 @@ def without_components(layer: LowRankLinear) -> LowRankLinear:
 
 
 def first_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> str | None:
-    """Return the name of a tensor that one side lacks or that differs in a bit; None: all alike."""
+    """Return the name of a tensor that differs or that one side lacks; None: all are bit-equal."""
     for name in [*one, *(name for name in other if name not in one)]:
         if name not in one or name not in other or not torch.equal(one[name], other[name]):
             return name
@@ -162,5 +162,5 @@ def first_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> str | 
 
 
 def largest_difference(one: Tensor, other: Tensor) -> float:
-    """Return the largest absolute difference of any two entries."""
+    """Return the largest absolute difference between the entries of two tensors."""
     return float((one - other).detach().abs().max())

@@ -1,4 +1,4 @@
-"""The checks of `methods.contract` that follow a whole run."""
+"""Checks of `methods.contract` that train a whole run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HALF = STEPS // 2
 
 
 def training_learns_and_leaves_the_base_alone(make: MethodFactory) -> None:
-    """Check that the loss falls in every dtype, and that the base stays frozen, to the last bit."""
+    """Check that the loss falls in every dtype, and that the base layers stay bit-equal."""
     for dtype in _DTYPES:
         run = start(make(), dtype=dtype)
         losses = run.train(range(STEPS))
@@ -44,7 +44,10 @@ def training_learns_and_leaves_the_base_alone(make: MethodFactory) -> None:
 
 
 def components_keep_their_order(make: MethodFactory) -> None:
-    """Check that in a whole run term i of `factors` is component i of the layer, dead or alive."""
+    """Check that component i of `factors` is component i of the layer in a whole run.
+
+    This holds for dead components, too; a method that `turns_basis` may exchange components.
+    """
     run = start(make())
     ranks = {path: layer.rank for path, layer in run.layers.items()}
     stepped: dict[str, Tensor] = {}
@@ -67,7 +70,7 @@ def components_keep_their_order(make: MethodFactory) -> None:
 
 
 def a_missing_gradient_is_named(make: MethodFactory) -> None:
-    """Check that `after_step`, if it needs gradients, names the parameter that has none."""
+    """Check that `after_step` names a parameter without a gradient, if it needs gradients."""
     run = start(make())
     run.train(range(_HALF))
     rates = {group["name"]: LR for group in run.optimizer.param_groups}
@@ -76,18 +79,18 @@ def a_missing_gradient_is_named(make: MethodFactory) -> None:
         info = StepInfo(_HALF, STEPS, rates, run.optimizer.state)
         run.method.after_step(run.layers, info)
     except MethodError as error:
-        said = str(error)
+        message = str(error)
     except Exception as error:
         kind = type(error).__name__
-        raise AssertionError(f"missing gradients are a {kind}, not a MethodError") from error
+        raise AssertionError(f"missing gradients raise {kind}, not MethodError") from error
     else:
         return
-    named = any(name in said for name in names)
-    assert named, f"the error on missing gradients names no parameter: {said}"
+    named = any(name in message for name in names)
+    assert named, f"the error on missing gradients names no parameter: {message}"
 
 
 def layers_of_rank_zero_work(make: MethodFactory) -> None:
-    """Check that a layer without components gives what its base gives, beside others that train."""
+    """Check that a layer of rank 0 equals its base layer while other layers train."""
     for path in ("0", "2"):
         run = start(make(), emptied=path)
         empty = run.layers[path]
@@ -95,7 +98,7 @@ def layers_of_rank_zero_work(make: MethodFactory) -> None:
         finite = penalty is None or bool(penalty.isfinite())
         assert finite, "the penalty is not finite with a layer of rank 0"
         losses = run.train(range(STEPS))
-        assert losses[-1] < losses[0], "nothing is learnt beside a layer of rank 0"
+        assert losses[-1] < losses[0], "the loss does not fall if a layer has rank 0"
         x = layer_inputs(empty)
         same = torch.equal(empty(x), base_output(empty, x))
         assert same, f"'{path}' has rank 0 but is not its base layer"
@@ -110,7 +113,7 @@ def layers_of_rank_zero_work(make: MethodFactory) -> None:
 
 
 def a_finished_adapter_is_a_start_or_refused(make: MethodFactory) -> None:
-    """Check that `start_from` gives the layers exactly that update, to train on, or refuses it."""
+    """Check that `start_from` starts training at a given adapter, or raises MethodError."""
     run = start(make(), begun=False)
     updates = {}
     for rank, (path, layer) in zip((3, 0), run.layers.items(), strict=True):
@@ -122,19 +125,19 @@ def a_finished_adapter_is_a_start_or_refused(make: MethodFactory) -> None:
     except MethodError:
         return
     for path, layer in run.layers.items():
-        found, given = run.method.factors(layer), updates[path]
-        same = found.rank == given.rank and torch.allclose(found.dense(), given.dense())
+        factors, given = run.method.factors(layer), updates[path]
+        same = factors.rank == given.rank and torch.allclose(factors.dense(), given.dense())
         assert same, f"'{path}' does not begin with the update that it was given"
     run.method.begin(run.layers, total_steps=STEPS)
     losses = run.train(range(STEPS))
-    assert losses[-1] < losses[0], "nothing is learnt after a start from a finished adapter"
+    assert losses[-1] < losses[0], "the loss does not fall after a start from a finished adapter"
 
 
 def a_run_resumes_bit_equal(make: MethodFactory) -> None:
-    """Check a run that is halted half-way, stored in a safetensors file and resumed elsewhere.
+    """Check that a run stopped half-way and resumed from a safetensors file ends bit-equal.
 
-    A Trainer loads the parameters before `begin`, others may do so after it; the method's own
-    state is always loaded last.
+    A Trainer loads the parameters before `begin`; other callers may load them after it. The
+    method's own state is always loaded last.
     """
     straight = start(make())
     losses = straight.train(range(STEPS))
@@ -153,7 +156,7 @@ def a_run_resumes_bit_equal(make: MethodFactory) -> None:
 
 
 def beginning_again_changes_nothing(make: MethodFactory) -> None:
-    """Check that `begin` moves no parameter, and that calling it twice changes nothing."""
+    """Check that `begin` changes no parameter, and that a second call changes nothing."""
     once, twice = start(make()), start(make())
     before = twice.state()
     twice.method.begin(twice.layers, total_steps=twice.total_steps)
@@ -169,7 +172,7 @@ def beginning_again_changes_nothing(make: MethodFactory) -> None:
 
 
 def _resume(halted: Run, make: MethodFactory, *, parameters_first: bool) -> Run:
-    """Start a run of a fresh method at the state of the halted one."""
+    """Start a run with a fresh method, and load the state of the stopped run."""
     state = _through_a_file(halted.method.state_dict())
     run = start(make(), seed=99, begun=not parameters_first)
     run.net.load_state_dict(halted.net.state_dict())
@@ -178,7 +181,7 @@ def _resume(halted: Run, make: MethodFactory, *, parameters_first: bool) -> Run:
         run.method.begin(run.layers, total_steps=run.total_steps)
     run.method.load_state_dict(state)
     changed = first_difference(state, run.method.state_dict())
-    assert changed is None, f"'{changed}' of the state is another once it is loaded"
+    assert changed is None, f"'{changed}' of the state changes when it is loaded"
     return run
 
 
@@ -195,7 +198,7 @@ def _through_a_file(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _moved_component(before: Tensor, after: Tensor) -> int | None:
-    """Return a component whose row of A (r, in) is now in another's place; None if all stay."""
+    """Return a component whose row of A (r, in) moved to another row; None if all stay."""
     for i, row in enumerate(after):
         if torch.equal(row, before[i]) or not row.any():
             continue
@@ -206,8 +209,10 @@ def _moved_component(before: Tensor, after: Tensor) -> int | None:
 
 
 def _check_terms(where: str, layer: LowRankLinear, factors: LowRankFactors) -> None:
-    """Check that each rank-one term of the factors is scaling * d_i * B_i A_i of its component."""
-    assert factors.rank == layer.rank, f"{where} has {layer.rank} components, {factors.rank} terms"
+    """Check that component i of the factors is `scaling * d_i * B_i A_i` of the layer."""
+    assert factors.rank == layer.rank, (
+        f"{where} has {layer.rank} components, its factors have {factors.rank}"
+    )
     A, B = layer.A.detach(), layer.scaling * layer.B.detach()
     if layer.d is not None:
         B = B * layer.d.detach()
@@ -215,4 +220,6 @@ def _check_terms(where: str, layer: LowRankLinear, factors: LowRankFactors) -> N
     terms = torch.einsum("or,ri->roi", factors.B, factors.A)
     off = (components - terms).abs().amax(dim=(1, 2))  # (r,)
     worst = int(off.argmax())
-    assert off[worst] <= 1e-12, f"{where}: term {worst} is not component {worst}"
+    assert off[worst] <= 1e-12, (
+        f"{where}: component {worst} of the factors is not component {worst} of the layer"
+    )

@@ -1,4 +1,4 @@
-"""A stored adapter, put back onto its base model."""
+"""Put a stored adapter back onto its base model."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def apply_adapter(
 ) -> dict[str, LowRankLinear]:
     """Wrap the adapter's layers in the model and load its head, in place.
 
+    Only linear layers without DoRA's magnitudes can be wrapped. For all other parts of an adapter
+    `fold` is needed.
+
     Args:
-        fold: change the weights of what is no linear layer, or is rescaled; such a layer is then
-            not among those returned, and no longer tied to others.
+        fold: add the update into the weight itself where a layer is not linear, is rescaled by
+            DoRA, or has token rows trained in full. Such a layer is not returned, and no longer
+            shares its weight with others.
 
     Returns:
-        The wrapped layers by the adapter's names for them.
-
-    Raises:
-        SoraError: the model lacks a module or parameter of the adapter, or its shape differs; or
-            a layer would have to be folded.
+        The wrapped layers, by the names that the adapter has for them.
     """
     # first: wrapped layers have their own parameters elsewhere
     load_head(model, adapter.head, base_weights=adapter.base_weights)
@@ -48,35 +48,31 @@ def apply_adapter(
         options = factor_options(module)
         A, B = factors.A.to(**options), factors.B.to(**options)
         if linear_shape(module) is not None and magnitude is None:
-            layers[path] = LowRankLinear(module, A, B, scaling=1.0)
+            layers[path] = LowRankLinear(module, A, B, scaling=1.0)  # B already has the scaling
             replace(model, today[path], layers[path])
         elif fold:
             product = Product(A.float(), B.float())
             fold_in(module, product if magnitude is None else
                     Rescaled(product, magnitude.float().to(A.device)))  # fmt: skip
         else:
-            what = "is rescaled" if magnitude is not None else "is no linear layer"
+            why = "is rescaled by DoRA" if magnitude is not None else "is not a linear layer"
             raise SoraError(
-                f"'{path}' of the adapter {what}: it is not used beside its base model",
-                hint="sora merge folds it in; use the merged model",
+                f"'{path}' {why}: such an adapter works only if it is merged",
+                hint="sora merge writes the merged model; use that instead",
             )
     for path, rows in adapter.token_rows.items():
         weight = token_weight(model, today[path], rows)
         if not fold:
             raise SoraError(
-                f"rows of '{path}' are trained in full: they are not used beside the base model",
-                hint="sora merge folds them in; use the merged model",
+                f"rows of '{path}' are trained in full: such an adapter works only if it is merged",
+                hint="sora merge writes the merged model; use that instead",
             )
         weight[rows.indices] = rows.values.to(weight)  # in place: what is tied to it has them, too
     return layers
 
 
 def token_weight(model: nn.Module, path: str, rows: Replaced) -> Tensor:
-    """Return the weight that rows belong to.
-
-    Raises:
-        SoraError: no such embedding (or output layer), or one of other rows.
-    """
+    """Return the weight (tokens, width) of an embedding with rows that are trained in full."""
     try:
         weight = model.get_submodule(path).weight
     except AttributeError:
@@ -84,19 +80,21 @@ def token_weight(model: nn.Module, path: str, rows: Replaced) -> Tensor:
     if not isinstance(weight, Tensor) or weight.ndim != 2:
         raise SoraError(f"the base model has no embedding '{path}'")
     if weight.shape[1] != rows.values.shape[1] or len(weight) <= int(rows.indices.max()):
-        raise SoraError(f"'{path}' of the base model is {tuple(weight.shape)}: it has no row "
+        raise SoraError(f"'{path}' of the base model has the shape {tuple(weight.shape)}: no row "
                         f"{int(rows.indices.max())} of {rows.values.shape[1]} numbers")  # fmt: skip
     return weight
 
 
 def fold_in(module: nn.Module, update: Update) -> None:
-    """Replace a layer's weight by a new parameter with the update in it."""
+    """Replace a layer's weight by the sum of the weight and its update."""
     weight = module.weight
     assert isinstance(weight, Tensor)
     transposed = is_transposed(module)
     base = weight.detach().reshape(len(weight), -1).float()
     total, memory, rows = torch.empty_like(base), torch.empty_like(base), (0, len(base))
-    if isinstance(update, Rescaled) and update.unknown(transposed=transposed):
+    # DoRA divides by the norm over the inputs of each output (arXiv 2402.09353, eq. 5); a row of a
+    # transposed weight has one input only, so the norms need a pass over the whole sum first
+    if isinstance(update, Rescaled) and update.needs_norms(transposed=transposed):
         delta = update.delta(rows, memory, transposed=transposed)
         update = update.with_norms((base + delta).double().square().sum(0))
     update.add(base, rows, memory, total, transposed=transposed)
@@ -104,7 +102,7 @@ def fold_in(module: nn.Module, update: Update) -> None:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Tell whether a layer stores its weight (in, out): GPT-2's Conv1D and embeddings do."""
+    """Return true if a layer stores its weight as (in, out): GPT-2's Conv1D and embeddings do."""
     return not isinstance(module, (nn.Linear, *_CONVOLUTIONS))
 
 
@@ -115,14 +113,15 @@ def load_head(
     base_weights: Collection[str] = (),
     what: str = "adapter",
 ) -> None:
-    """Load the tensors stored in full into the model.
+    """Load the tensors that are stored in full into the model.
+
+    A tensor that shares its memory with another parameter of the model is refused, unless both are
+    in `head` with the same numbers or the name is in `base_weights`.
 
     Args:
-        base_weights: those that take the base's place: what is tied to them has them, too.
-        what: holds them, for errors.
-
-    Raises:
-        SoraError: no such parameter, another shape, or one tied to a weight that stays.
+        base_weights: names in `head` that replace the base model's own weight, also for every
+            parameter tied to it.
+        what: the word for the source of the tensors in error messages.
     """
     state = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     names = names_by_parameter(model)
@@ -136,6 +135,7 @@ def load_head(
             raise SoraError(
                 f"the {what}'s '{name}' {tuple(tensor.shape)} does not fit the base: {there}"
             )
+        # the copy below writes into every parameter that is tied to this one
         for other in names.get(id(target), []):
             same = torch.equal(head[other], tensor) if other in head else name in everywhere
             if not same:
@@ -144,34 +144,26 @@ def load_head(
 
 
 def linear_of(model: nn.Module, path: str, factors: LowRankFactors) -> nn.Module:
-    """Return the linear layer an update belongs to.
-
-    Raises:
-        SoraError: no such layer, no linear one, quantised, or of another shape.
-    """
+    """Return the linear layer at a path, after checking its kind and shape."""
     return layer_of(model, path, factors, LINEAR)
 
 
 def layer_of(model: nn.Module, path: str, factors: LowRankFactors, form: Form) -> nn.Module:
-    """Return the layer an update belongs to.
-
-    Raises:
-        SoraError: no such layer, one of another kind, quantised, or of another shape.
-    """
+    """Return the layer at a path, after checking that it has the kind and shape of the update."""
     try:
         module = model.get_submodule(path)
     except AttributeError as error:
         raise SoraError(
             f"the base model has no layer '{path}'",
-            hint="is it the right base, the right kind of model for the adapter's task, and a "
-            f"transformers as new as the adapter's (here {version('transformers')})?",
+            hint="is it the right base model and the right task, and is transformers as new as "
+            f"the adapter's (here {version('transformers')})?",
         ) from error
     shape = _shape_of(module, form)
     if shape is None:
         wanted = "an embedding" if form.embedding else "a linear layer"
         kind = type(module).__name__
         if isinstance(module, _CONVOLUTIONS) and module.groups > 1:
-            kind += f" of {module.groups} groups, whose weight is no product of the factors"
+            kind += f" with {module.groups} groups, which cannot have an adapter of this form"
         raise SoraError(
             f"'{path}' of the base model is not "
             f"{'a plain convolution' if form.kernel else wanted} but {kind}"
@@ -184,7 +176,7 @@ def layer_of(model: nn.Module, path: str, factors: LowRankFactors, form: Form) -
 
 
 def _shape_of(module: nn.Module, form: Form) -> tuple[int, int] | None:
-    """Return (in, out) of a layer that an update of this form can change; None for all others."""
+    """Return (in, out) of a layer that an update of this form can change; None for other layers."""
     if form.embedding:
         if not isinstance(module, nn.Embedding):
             return None
@@ -197,7 +189,7 @@ def _shape_of(module: nn.Module, form: Form) -> tuple[int, int] | None:
 
 
 def names_by_parameter(model: nn.Module) -> dict[int, list[str]]:
-    """Return the names of each parameter by its identity: several for tied ones."""
+    """Return the names of each parameter by its identity: tied parameters have several."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

@@ -1,9 +1,9 @@
-"""Compare a base model's weights with the weights that an adapter or a delta was trained on.
+"""Check a base model's weights against the fingerprint in an adapter or a delta.
 
-The rule: other weights are refused in a base model that nobody named. A base model that the user
-names is taken with other weights where the result is put to work (`predict`, `generate`, `chat`,
-`eval`), and a note says so. It is refused where the result is compared or another file is made of
-it (`verify`, `merge`, `export`), but for the commands whose `--force` accepts it.
+The rule: if nobody named the base model, other weights are refused. If the user named it, other
+weights are accepted with a note where the result is used (`predict`, `generate`, `chat`, `eval`),
+and refused where the result is compared or another file is made of it (`verify`, `merge`,
+`export`), unless `--force` is given.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from sora_cli.adapter.metadata import BaseReference
 from sora_cli.core.errors import SoraError
 from sora_cli.model.fingerprint import fingerprint
 
-_RIGHT = "name the right one: --base MODEL"
-OR_FORCE = "give the right one with --base, or take it all the same with --force"
+_RIGHT = "name the right base model: --base MODEL"
+OR_FORCE = "name the right base model with --base, or accept this one with --force"
 
 
 def differing_weights(
     base: BaseReference, files: Path | None, source: str, result: str | Path
 ) -> str | None:
-    """Return a sentence if a model is known to hold other weights than a result was trained on.
+    """Return a sentence if a model's weights are known to differ from the base model's.
 
     Args:
         base: the base model that the result records.
-        files: the model's, where they are on this disk.
-        source: the model, for the sentence.
-        result: an adapter or a delta, for the sentence.
+        files: the model's files on this disk; None: they are not here, so nothing is known.
+        source: the model's name in the sentence.
+        result: the adapter's or delta's name in the sentence.
     """
-    found = None if files is None or base.fingerprint is None else fingerprint(files)
-    if found is None or found == base.fingerprint:
+    actual = None if files is None or base.fingerprint is None else fingerprint(files)
+    if actual is None or actual == base.fingerprint:
         return None
     return f"{source} holds other weights than the base model of {result}"
 
@@ -44,17 +44,17 @@ def check_weights(
     force: bool = False,
     hint: str = _RIGHT,
 ) -> str | None:
-    """Return a note on a model that is not known to be a result's base; None: it is, or not here.
+    """Return a note if a model is not known to be a result's base model.
+
+    None means that the fingerprints agree, or that the model's files are not on this disk. Weights
+    that are known to differ are an error.
 
     Args:
-        force: other weights are accepted, with a note.
-
-    Raises:
-        SoraError: the model is known to hold other weights.
+        force: accept other weights, with a note.
     """
     if base.fingerprint is None:
-        return f"nothing says whether {source} is the base model of {result}"
+        return f"{source} may not be the base model of {result}: its fingerprint is not recorded"
     differing = differing_weights(base, files, source, result)
     if differing is not None and not force:
-        raise SoraError(differing, where=f"that was: {base.path}", hint=hint)
+        raise SoraError(differing, where=f"trained on: {base.path}", hint=hint)
     return differing

@@ -1,8 +1,8 @@
-"""Weights of the base model that PEFT stores beside factors on embeddings, and loads again.
+"""Base model weights that PEFT stores beside the factors of embeddings, and loads again.
 
-`save_pretrained` stores those of a targeted `embed_tokens` or `lm_head`, and of an embedding that
-was resized (`save_embedding_layers` in peft/utils/save_and_load.py); `from_pretrained` puts
-whatever the file holds in their place, also where it is not what the base model has.
+`save_pretrained` stores the weights of a targeted `embed_tokens` or `lm_head`, and of a resized
+embedding (`save_embedding_layers` in peft/utils/save_and_load.py). `from_pretrained` loads the
+stored weights over the base model's own, even if they differ.
 """
 
 from __future__ import annotations
@@ -18,53 +18,61 @@ from sora_cli.model.references import local_checkpoint, resolve_model_path
 from sora_cli.model.tensors import TensorFile, same_numbers
 
 
-def compared(
+def without_copies(
     keys: SplitKeys, tensors: TensorFile, base: BaseReference, on: str | None
 ) -> tuple[SplitKeys, tuple[str, ...]]:
-    """Leave out the stored weights that the base model has itself, with the same numbers.
+    """Leave out the stored weights that equal the base model's own, number by number.
 
     Args:
-        on: reference of the base model; None: the one that the adapter names.
+        on: reference of the base model; None: the base model that the adapter names.
 
     Returns:
-        The keys that are left, and a note on each of these weights.
+        The keys that are left, and a note on each stored base weight.
     """
-    stored = _stored(base, on) if keys.base_weights else []
+    stored = _base_tensors(base, on) if keys.base_weights else []
     own = {
         name
         for name in keys.base_weights
-        if any(same_numbers(tensors.entry(keys.head[name]), t) for t in _places(name, stored))
+        if any(same_numbers(tensors.entry(keys.head[name]), t) for t in _candidates(name, stored))
     }
-    left = keys.without_base_weights(own)
-    return left, tuple(_notes(keys.base_weights, own, known=bool(stored)))
+    remaining = keys.without_base_weights(own)
+    return remaining, tuple(_notes(keys.base_weights, own, known=bool(stored)))
 
 
 def _notes(names: Iterable[str], own: set[str], *, known: bool) -> Iterator[str]:
     for name in names:
         if name in own:
-            yield f"'{name}' is stored as the base model has it, as PEFT does: it is left out"
+            yield f"'{name}' is stored in full but equals the base model's: it is left out"
         else:
-            why = "is not as the base model has it" if known else "may not be the base model's own"
-            yield f"'{name}' is stored in full and {why}: it takes that one's place, as in PEFT"
+            why = "differs from" if known else "may differ from"
+            yield (
+                f"'{name}' is stored in full and {why} the base model's: it takes the place of "
+                "that, as in PEFT"
+            )
 
 
-def _stored(base: BaseReference, on: str | None) -> list[StoredTensor]:
-    """Return the base model's tensors; none where it is not here or in another format.
+def _base_tensors(base: BaseReference, on: str | None) -> list[StoredTensor]:
+    """Return the base model's tensors; none if it is not here or in another format.
 
-    Of a GGUF file, which has other numbers, those of the model that the adapter names are taken.
+    A GGUF file has names and numbers of its own: for such a base, the tensors of the model that the
+    adapter names are taken.
     """
+    # the model that the user named comes first; it may be a GGUF file, which stored_tensors skips
     for name, revision in ((on, None), (base.resolved or base.path, base.revision)):
         try:
             place = local_checkpoint(resolve_model_path(name), revision) if name else None
-            found = [] if place is None else stored_tensors(Path(place))
+            tensors = [] if place is None else stored_tensors(Path(place))
         except (SoraError, OSError):
-            found = []
-        if found:
-            return found
+            tensors = []
+        if tensors:
+            return tensors
     return []
 
 
-def _places(name: str, stored: Sequence[StoredTensor]) -> Sequence[StoredTensor]:
-    """Return the tensors of that name, with a prefix or without; all, where it is tied to one."""
+def _candidates(name: str, stored: Sequence[StoredTensor]) -> Sequence[StoredTensor]:
+    """Return the tensors of this name, with or without a prefix; all if the name is not found.
+
+    A name may be missing since its weight is tied to another one: then any tensor may be its own.
+    """
     alike = [t for t in stored if f".{name}".endswith(f".{t.name}") or t.name.endswith(f".{name}")]
     return alike or stored

@@ -1,4 +1,4 @@
-"""README.md of an adapter: the model card, as the Hub reads it, from the adapter's own files.
+"""README.md of an adapter: the model card that the Hub shows, made from the adapter's own files.
 
 It holds no date, no time and no path of this machine, so that equal runs have equal cards.
 """
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 THIS, BASE = "THIS ADAPTER", "THE BASE MODEL"
-"""In the place of names in commands: the adapter's until it is on the Hub, and that of a base
-model that has no id there."""
+"""Placeholders in the card's commands: for an adapter that is not on the Hub yet, and for a base
+model without a Hub id."""
 TAG = "sora"
 
 _DIGITS = 6
@@ -36,7 +36,7 @@ def adapter_card(file: AdapterFile, *, certificate: Sequence[str] = ()) -> str:
     """Return the card of an open adapter directory.
 
     Args:
-        certificate: what is promised of the adapter, line by line.
+        certificate: the certificate's sentences, one a line.
     """
     meta, parts = (
         file.meta,
@@ -54,14 +54,14 @@ def adapter_card(file: AdapterFile, *, certificate: Sequence[str] = ()) -> str:
 
 
 def rewrite_card(directory: Path, certificate: Sequence[str]) -> None:
-    """Write an adapter's card again, with what is promised of it."""
+    """Write an adapter's card anew, with the sentences of its certificate."""
     with open_adapter(directory) as file:
         text = adapter_card(file, certificate=certificate)
     write_bytes_atomic(directory / CARD, stored(text))
 
 
-def states(directory: Path, certificate: Sequence[str]) -> bool:
-    """Tell whether an adapter's card has these lines of its certificate, or has none at all."""
+def card_matches(directory: Path, certificate: Sequence[str]) -> bool:
+    """Return true if an adapter's card has these certificate lines, or no certificate at all."""
     try:
         text = (directory / CARD).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -70,7 +70,7 @@ def states(directory: Path, certificate: Sequence[str]) -> bool:
 
 
 def stored(text: str) -> bytes:
-    """Return the bytes of a card; what others named may hold what UTF-8 cannot."""
+    """Return the bytes of a card; characters that UTF-8 cannot encode become question marks."""
     return text.encode(errors="replace")
 
 
@@ -110,7 +110,7 @@ def _front_matter(file: AdapterFile) -> str:
 
 
 def _family(file: AdapterFile) -> tuple[str | None, str | None]:
-    """Return the Auto class and the Hub's task, as far as they are known."""
+    """Return the Auto class and the Hub's name of the task, as far as they are known."""
     known = _options(file.meta)
     if known is not None:
         return known.MODEL_CLASS, known.HUB_TASK
@@ -125,11 +125,11 @@ def _options(meta: AdapterMeta) -> type[TaskOptions] | None:
 
 
 def _results(meta: AdapterMeta) -> Iterator[EvalResult]:
-    """Yield the scores, where they are of this very adapter."""
+    """Yield the scores of the adapter as it is; none if it was changed after its run."""
     from huggingface_hub import EvalResult
 
     run, family = meta.training, _options(meta)
-    if run is None or meta.lineage:
+    if run is None or meta.lineage:  # scores from before a cut would be shown by the Hub as its own
         return
     for split, metric, value in _values(run):
         yield EvalResult(
@@ -159,7 +159,7 @@ def _introduction(file: AdapterFile) -> str:
         base = f"[{file.base.hub_id}](https://huggingface.co/{file.base.hub_id})"
     rows = [("Base model", base + (f" @ {code(revision)}" if revision else ""))]
     if file.base.fingerprint:
-        rows.append(("Its weights", code(file.base.fingerprint)))
+        rows.append(("Base weights", code(file.base.fingerprint)))
     if run is not None:
         counts = ", ".join(f"{n:,} {escaped(split)}" for split, n in run.rows.items())
         names = (*run.data, *([run.configuration] if run.configuration else []))
@@ -172,11 +172,11 @@ def _introduction(file: AdapterFile) -> str:
     rows.append(("Method", escaped(meta.method or f"{file.kind}, trained by another tool")))
     if meta.method_config:
         options = (f"{key} {value}" for key, value in meta.method_config.items() if value)
-        rows.append(("Its options", escaped(", ".join(options))))
+        rows.append(("Method options", escaped(", ".join(options))))
     if run is not None and run.steps is not None:
         rows.append(("Training", f"{run.steps:,} optimiser steps, seed {run.seed}"))
     rows.append(("Parameters", _parameters(file)))
-    rows += [("Then", shown_step(entry)) for entry in meta.lineage]
+    rows += [("After training", shown_step(entry)) for entry in meta.lineage]
     lines = [f"| {name} | {value} |" for name, value in rows]
     text = f"A low-rank adapter in PEFT's format, written by sora {__version__}."
     return _joined([text, "", "| | |", "| --- | --- |", *lines])
@@ -201,7 +201,7 @@ def shown_step(entry: Mapping[str, Any]) -> str:
 
 
 def without_folder(value: Any) -> Any:
-    """Return a value with absolute paths in it cut to their last part."""
+    """Return a value with every absolute path in it shortened to its last part."""
     if isinstance(value, dict):
         return {key: without_folder(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -217,7 +217,7 @@ def _scores(meta: AdapterMeta) -> list[str]:
     columns = ("split", Column("metric", left=True), Column("score", ".4f"), "rows", "seed")
     rows = [(split, *score, run.rows.get(split), run.seed) for split, *score in values]
     chosen = f"Selection: {escaped(run.selection)}." if run.selection else ""
-    before = "Before what was done to the adapter after its training; not scored since."
+    before = "From before the later changes of the adapter; it has not been scored since."
     return [
         *([before, ""] if meta.lineage else []),
         markdown(Table(None, columns, rows)),
@@ -226,10 +226,10 @@ def _scores(meta: AdapterMeta) -> list[str]:
 
 
 def _ranks(file: AdapterFile) -> list[str]:
-    """Return the table of layers by kinds of modules, and the sum."""
-    known = {**dict.fromkeys(file.meta.ranks, 0), **file.ranks, **file.meta.ranks}
-    start = {path: file.meta.ranks_start.get(path, rank) for path, rank in known.items()}
-    table = rank_map(known, start)
+    """Return the table of ranks, layers by kinds of modules, and a sentence with the sum."""
+    ranks = {**dict.fromkeys(file.meta.ranks, 0), **file.ranks, **file.meta.ranks}
+    start = {path: file.meta.ranks_start.get(path, rank) for path, rank in ranks.items()}
+    table = rank_map(ranks, start)
     total = table.total
     rows = []
     for label, row in zip(table.row_labels(), table.rows, strict=True):
@@ -238,7 +238,7 @@ def _ranks(file: AdapterFile) -> list[str]:
         rows.append((label, *live, table.row_total(row).live))
     return [
         f"{total.live:,} of {total.start:,} components are left, in "
-        f"{sum(rank > 0 for rank in known.values())} of {len(known)} modules; the largest rank is "
+        f"{sum(rank > 0 for rank in ranks.values())} of {len(ranks)} modules; the largest rank is "
         f"{file.config.r}.",
         "",
         markdown(Table(None, ["layer", *table.column_labels(), "all"], rows)),
@@ -266,13 +266,13 @@ def _loading(file: AdapterFile) -> list[str]:
         ]
     lines += ["| program | |", "| --- | --- |"]
     for verdict in consumers_of(file, name=THIS, base=base):
-        shown = verdict.advice if verdict.loads else f"no: {verdict.advice}"
-        lines.append(f"| {verdict.name} | {escaped(shown)} |")
+        text = verdict.advice if verdict.loads else f"no: {verdict.advice}"
+        lines.append(f"| {verdict.name} | {escaped(text)} |")
     return lines
 
 
 def _class_options(meta: AdapterMeta) -> str:
-    """Return what a model with a head of classes is loaded with."""
+    """Return the arguments that set a classifier's number of labels or their names."""
     if meta.labels:
         return f", id2label={dict(enumerate(meta.labels))!r}"
     return f", num_labels={meta.num_labels}" if meta.num_labels else ""
@@ -280,5 +280,5 @@ def _class_options(meta: AdapterMeta) -> str:
 
 def _licence(run: Training | None) -> str:
     if run is not None and run.license:
-        return f"The adapter: {escaped(run.license)}. The base model has a licence of its own."
-    return "None is stated for the adapter. The base model has a licence of its own."
+        return f"The adapter: {escaped(run.license)}. The base model has its own licence."
+    return "The adapter states no licence. The base model has its own licence."

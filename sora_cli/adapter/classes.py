@@ -14,10 +14,10 @@ from sora_cli.adapter.peft.layout import AUTO_CLASSES
 from sora_cli.adapter.todays_names import todays_names, todays_paths
 
 BARE = "AutoModel"
-"""The class without a head, whose output is the last hidden state."""
+"""The class without a head; its output is the last hidden state."""
 
 WITHOUT_A_TASK = ("AutoModelForImageClassification", "AutoModelForMultipleChoice")
-"""Classes PEFT has no task type for; tried last, for adapters that name none."""
+"""Classes without a task type in PEFT; tried last, for adapters that name no task type."""
 
 _TABLES = {
     "SEQ_TO_SEQ_CAUSAL_LM": "AutoModelForSeq2SeqLM",
@@ -29,33 +29,33 @@ _TABLES = {
     "IMAGE_CLASSIFICATION": "AutoModelForImageClassification",
     "MASKED_LM": "AutoModelForMaskedLM",
 }
-"""transformers' tables of class names; what is in several belongs to the first."""
+"""transformers' tables of class names; a class in several tables belongs to the first."""
 
 _TASKS = {auto: task for task, auto in AUTO_CLASSES.items() if auto != BARE}
 _OUTPUT_LAYERS = ("classifier.weight", "score.weight", "out_proj.weight")
 
 
 def auto_class_of(config: Any) -> str:
-    """Return the Auto class of a checkpoint, by the architecture its configuration names."""
+    """Return the Auto class of a checkpoint, by the architecture that its configuration names."""
     names = getattr(config, "architectures", None) or [""]
     return _by_name(names[0]) or BARE
 
 
 def task_type_of(class_name: str) -> str | None:
-    """Return PEFT's task type of a model class, such as "SEQ_CLS"; None where it has none."""
+    """Return PEFT's task type of a model class, such as "SEQ_CLS"; None if PEFT has none."""
     auto = _by_name(class_name)
     return None if auto is None else _TASKS.get(auto)
 
 
 def auto_class_for(adapter: Adapter, config: Any, others: Iterable[str] = ()) -> str:
-    """Return the Auto class that an adapter is for.
+    """Return the Auto class for loading an adapter's base model.
 
-    By its task type. Adapters without one (PEFT knows none for images, and does not insist on
-    one) get the first class whose model has every layer and parameter that the adapter holds.
+    The task type decides. Adapters without one (PEFT has none for images, and does not insist) get
+    the first class whose model has every layer and parameter that the adapter holds.
 
     Args:
         config: the base model's configuration.
-        others: classes to try first, such as that of the model to compare with.
+        others: classes to try first, such as the class of the model to compare with.
     """
     if adapter.task_type in AUTO_CLASSES:
         return AUTO_CLASSES[adapter.task_type]
@@ -68,7 +68,10 @@ def auto_class_for(adapter: Adapter, config: Any, others: Iterable[str] = ()) ->
 
 
 def names_classes(class_name: str) -> bool:
-    """Return whether the labels in such a model's configuration are those of its head."""
+    """Return true if the labels in the configuration are the classes of the model's head.
+
+    In other models the configuration holds transformers' two default labels, which mean nothing.
+    """
     return (_by_name(class_name) or "").endswith("Classification")
 
 
@@ -83,39 +86,41 @@ def number_of_labels(adapter: Adapter) -> int | None:
 
 
 def _by_name(class_name: str) -> str | None:
-    """Return the Auto class by transformers' tables, else by the ending of the class's name."""
-    known = _classes()
-    if class_name in known:
-        return known[class_name]
+    """Return the Auto class by transformers' tables, or else by the ending of the class name."""
+    classes = _classes()
+    if class_name in classes:
+        return classes[class_name]
     ending = class_name.rpartition("For")[2]
-    found = (auto for auto in _TABLES.values() if auto.removeprefix("AutoModelFor") == ending)
-    return next(found, None)
+    matches = (auto for auto in _TABLES.values() if auto.removeprefix("AutoModelFor") == ending)
+    return next(matches, None)
 
 
 @cache
 def _classes() -> dict[str, str]:
-    """Return {name of each class in the tables: its Auto class}."""
+    """Return {class name in the tables: its Auto class}."""
     # transformers has no public way to ask which Auto class a class of a model belongs to
     from transformers.models.auto import modeling_auto
 
-    found: dict[str, str] = {}
+    classes: dict[str, str] = {}
     for table, auto in _TABLES.items():
         for entry in getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES").values():
             for name in (entry,) if isinstance(entry, str) else entry:
-                found.setdefault(name, auto)
-    return found
+                classes.setdefault(name, auto)
+    return classes
 
 
 def _fits(auto: str, adapter: Adapter, config: Any, *, shapes: bool) -> bool:
-    """Return whether that class, built without memory for its weights, has all adapter's names.
+    """Return true if a model of that class has all layers and parameters of the adapter.
+
+    The model is built on the meta device, without memory for its weights.
 
     Args:
-        shapes: what is stored in full must have the same shape there, too.
+        shapes: tensors stored in full must also have the shape that they have in the model.
     """
     import transformers
 
     try:
-        with torch.device("meta"):
+        with torch.device("meta"):  # shapes and names only: no memory, no random numbers
             model: nn.Module = getattr(transformers, auto).from_config(config)
     except ValueError:  # no such class for this kind of model
         return False

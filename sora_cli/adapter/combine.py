@@ -1,9 +1,9 @@
-"""Several adapters of one base model made into one adapter.
+"""Combine several adapters of one base model into one adapter.
 
-Linear: the weighted sum of the updates, exactly, for the terms of all stand side by side; then, if
-there is a budget, one cut over all layers together, as `pruning` makes it. TIES and DARE
-(`methods.combining`) work on the dense updates, a layer at a time; what they give is of full rank
-and is cut by `dense`. What was written is read back and compared before the directory is there.
+Linear: the weighted sum of the updates. It is exact, since the components of all adapters are put
+side by side; with a budget, one cut over all layers together follows (`pruning`). TIES and DARE
+(`methods.combining`) work on the dense updates, one layer at a time; their results are of full rank
+and are cut by `dense`. The result is read back and compared before the directory appears.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from methods.combining import dare, ties
 from methods.factors import LowRankFactors
 from methods.keep import Keep
 from sora_cli.adapter.companions import copy_processor
-from sora_cli.adapter.dense import Told, cut_dense, measure
+from sora_cli.adapter.dense import Progress, cut_dense, measure
 from sora_cli.adapter.directory import Adapter, check_low_rank, lazy_adapter, write_adapter
 from sora_cli.adapter.kernels import forms_in
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_sora_file, write_sora_file
@@ -38,20 +38,20 @@ from sora_cli.model.fingerprint import fingerprint
 
 LINEAR, TIES, DARE = COMBINATIONS
 DENSITIES = {TIES: 0.2, DARE: 0.5}
-"""The share of numbers kept, where none is given: TIES' is its paper's; DARE's tries 0.1 to 0.9."""
+"""Default share of numbers kept: TIES' is that of its paper; DARE's paper tries 0.1 to 0.9."""
 _SHARED = ("task", "labels", "num_labels", "problem_type", "max_length", "input_columns",
            "row_recipe", "quantise")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """The way in which updates are made into one.
+    """The settings of a combination.
 
     Attributes:
         weights: one for each adapter.
         method: one of `core.checks.COMBINATIONS`.
         density: the share of numbers that TIES and DARE keep of each update.
-        seed: of what DARE drops.
+        seed: seed of DARE's random choice of numbers to drop.
     """
 
     weights: tuple[float, ...]
@@ -60,7 +60,7 @@ class Mixing:
     seed: int = 0
 
     def check(self, adapters: int, keep: Keep) -> None:
-        """Raise `SoraError` for values that cannot be."""
+        """Check the settings against the number of adapters and the rule for ranks."""
         check_choice("method", self.method, COMBINATIONS)
         if len(self.weights) != adapters:
             raise SoraError(f"--weights has {len(self.weights)} numbers for {adapters} adapters")
@@ -80,14 +80,14 @@ class Mixing:
 
 @dataclass(frozen=True)
 class Combined:
-    """The result.
+    """The result of a combination.
 
     Attributes:
-        losses: module path -> what the stored factors miss of the combined update.
-        exact: no component was cut: each module was found to be the weighted sum, to rounding.
+        losses: module path -> the part of the combined update that the stored factors miss.
+        exact: no component was cut, and each module was found to be the weighted sum, to rounding.
         parameters: numbers in the factors.
-        head: modules stored in full, the same in all.
-        notes: what a person should know.
+        head: modules stored in full, the same in all adapters.
+        notes: remarks for the user.
     """
 
     losses: dict[str, Loss]
@@ -103,11 +103,7 @@ class Combined:
 
 
 class Combination:
-    """Open adapters that fit together.
-
-    Raises:
-        SoraError: of different base models, tasks or shapes, or with different heads.
-    """
+    """Open adapters of one base model and task, with equal shapes and equal heads."""
 
     def __init__(self, files: Sequence[AdapterFile], mixing: Mixing) -> None:
         for file in files:
@@ -115,25 +111,24 @@ class Combination:
         self._files, self._mixing = list(files), mixing
         self.notes = _check_bases(files)
         self._shapes = _shapes(files)
-        self._task_type = _one("task type", files, [f.config.task_type for f in files])
+        self._task_type = _common_value("task type", files, [f.config.task_type for f in files])
         _check_heads(files)
 
-    def write(self, output: Path, keep: Keep, *, dtype: str, force: bool, told: Told) -> Combined:
-        """Write the adapter, atomically, after comparing it with what it should be.
-
-        Raises:
-            SoraError: a module is not the weighted sum, the rule leaves nothing, or it
-                cannot be written or read back.
-        """
-        found: dict[str, Any] = {}
+    def write(
+        self, output: Path, keep: Keep, *, dtype: str, force: bool, progress: Progress
+    ) -> Combined:
+        """Write the combined adapter, atomically, after reading it back for comparison."""
+        measured: dict[str, Any] = {}
         exact = not keep.given()
 
         def beside(folder: Path) -> None:
             with open_adapter(folder) as back:
-                found["losses"] = self._losses(back.layers, dtype if exact else None)
+                measured["losses"] = self._losses(back.layers, dtype if exact else None)
                 live = {path: rank for path, rank in back.meta.ranks.items() if rank}
-                found["parameters"] = sum(r * sum(self._shapes[path]) for path, r in live.items())
-            total = reduce(add, found["losses"].values())
+                measured["parameters"] = sum(
+                    r * sum(self._shapes[path]) for path, r in live.items()
+                )
+            total = reduce(add, measured["losses"].values())
             _record(folder, self._entry(keep, total.relative_error))
             copy_processor(self._files[0].directory, folder)
 
@@ -148,10 +143,10 @@ class Combination:
                 layers = self._cut(layers, keep)
             finish(layers)
         else:
-            with cut_dense(paths, self.dense, keep, output, told) as layers:
+            with cut_dense(paths, self.dense, keep, output, progress) as layers:
                 finish(layers)
         head = self._files[0].head_modules
-        return Combined(**found, exact=exact, head=head, notes=self.notes)
+        return Combined(**measured, exact=exact, head=head, notes=self.notes)
 
     def _cut(self, layers: Layers, keep: Keep) -> Layers:
         cut, losses = prune_layers(layers, keep)
@@ -160,12 +155,13 @@ class Combination:
         return cut
 
     def stacked(self, path: str) -> LowRankFactors:
-        """Return the weighted sum of a module's updates: their terms side by side, float32."""
+        """Return the weighted sum of a module's updates: all components side by side, float32."""
         parts = [
             (file.factors(path), weight)
             for file, weight in zip(self._files, self._mixing.weights, strict=True)
             if path in file.shapes
         ]
+        # w1 B1 A1 + w2 B2 A2 = [w1 B1, w2 B2] [A1; A2]: exact, at the sum of the ranks
         a = torch.cat([factors.A for factors, _ in parts])
         b = torch.cat([factors.B * weight for factors, weight in parts], dim=1)
         return LowRankFactors(a, b)
@@ -188,37 +184,43 @@ class Combination:
         return factors.B @ factors.A
 
     def _generator(self, adapter: int, path: str) -> torch.Generator:
-        """Return the source of what is dropped: the same each time a module is asked for."""
+        """Return DARE's random source for one module, the same at every call.
+
+        A module is asked for several times: to cut it, to cut it at a higher rank, and to compare
+        it.
+        """
         name = f"{self._mixing.seed} {adapter} {path}".encode()
+        # a hash of the name, not a running generator: modules are asked for in any order
         seed = int.from_bytes(hashlib.sha256(name).digest()[:7], "big")
         return torch.Generator().manual_seed(seed)
 
     def _losses(self, layers: Mapping[str, LowRankFactors], exact: str | None) -> dict[str, Loss]:
-        """Return what the stored factors miss.
+        """Return the part of each combined update that the stored factors miss.
 
         Args:
-            exact: the dtype they are stored in, where nothing but its rounding may be missing.
-
-        Raises:
-            SoraError: more is.
+            exact: the dtype of the stored factors, if nothing was cut: then only the rounding of
+                this dtype may be missing. None: a cut may have lost more.
         """
         if self._mixing.method != LINEAR:
             return measure(layers, list(self._shapes), self.dense)
         losses = {}
         for path in self._shapes:
-            meant = self._sum(path)
-            kept = layers[path].drop_zeros() if path in layers else None
-            missing = meant if kept is None else meant.minus(kept)
+            expected = self._sum(path)
+            stored = layers[path].drop_zeros() if path in layers else None
+            missing = expected if stored is None else expected.minus(stored)
             loss = Loss(
-                meant.rank, kept.rank if kept else 0, missing.norm() ** 2, meant.norm() ** 2
+                expected.rank,
+                stored.rank if stored else 0,
+                missing.norm() ** 2,
+                expected.norm() ** 2,
             )
             if exact is not None:
-                _check_sum(path, math.sqrt(loss.dropped), meant, exact)
+                _check_sum(path, math.sqrt(loss.dropped), expected, exact)
             losses[path] = loss
         return losses
 
     def _sum(self, path: str) -> LowRankFactors:
-        """Return the weighted sum in float64, made from each adapter's factors by themselves."""
+        """Return the weighted sum in float64, computed from each adapter's factors again."""
         n_out, n_in = self._shapes[path]
         total = LowRankFactors(torch.zeros(0, n_in), torch.zeros(n_out, 0))
         for file, weight in zip(self._files, self._mixing.weights, strict=True):
@@ -265,48 +267,48 @@ def _record(folder: Path, entry: Mapping[str, Any]) -> None:
     write_sora_file(folder / SORA_FILE, meta.model_copy(update={"lineage": (entry,)}), base)
 
 
-def _check_sum(path: str, distance: float, meant: LowRankFactors, dtype: str) -> None:
-    """Raise `SoraError` where factors differ from a sum by more than their rounding can make."""
+def _check_sum(path: str, distance: float, expected: LowRankFactors, dtype: str) -> None:
+    """Check that factors differ from a sum by no more than rounding to their dtype explains."""
     # (1 + u)^2 for the two halves of each term, u = eps / 2, and a few roundings in float32
     rounding = 1.5 * torch.finfo(getattr(torch, dtype)).eps + 4 * torch.finfo(torch.float32).eps
-    if distance > rounding * float(meant.term_norms().sum()):
+    if distance > rounding * float(expected.component_norms().sum()):
         raise SoraError(f"'{path}' is not the weighted sum of the updates: off by {distance:.2g} "
-                        f"of {meant.norm():.2g}")  # fmt: skip
+                        f"of {expected.norm():.2g}")  # fmt: skip
 
 
 def _shapes(files: Sequence[AdapterFile]) -> dict[str, tuple[int, int]]:
     shapes: dict[str, tuple[int, int]] = {}
     for file in files:
         for path in file.paths:
-            known = shapes.setdefault(path, file.shapes[path])
-            if known != file.shapes[path]:
-                raise SoraError(f"'{path}' is {known} in one and {file.shapes[path]} in another: "
-                                "adapters of different models",
+            shape = shapes.setdefault(path, file.shapes[path])
+            if shape != file.shapes[path]:
+                raise SoraError(f"'{path}' has the shape {shape} in one adapter and "
+                                f"{file.shapes[path]} in another: their base models differ",
                                 where=str(file.directory))  # fmt: skip
     return shapes
 
 
-def _one(what: str, files: Sequence[AdapterFile], values: Sequence[Any]) -> Any:
-    """Return the one value that all have that have any."""
+def _common_value(what: str, files: Sequence[AdapterFile], values: Sequence[Any]) -> Any:
+    """Return the value that all adapters with a known value share; None if none is known."""
     known = {value: file for value, file in zip(values, files, strict=True) if value is not None}
     if len(known) > 1:
         (one, first), (other, second) = list(known.items())[:2]
-        raise SoraError(f"adapters of another {what}: {one} and {other}",
+        raise SoraError(f"the adapters differ in their {what}: {one} and {other}",
                         where=f"{first.directory}, {second.directory}")  # fmt: skip
     return next(iter(known), None)
 
 
 def _check_bases(files: Sequence[AdapterFile]) -> tuple[str, ...]:
-    """Refuse adapters of different base models; return what cannot be told."""
-    _one("base model", files, [_identity(file.base) for file in files])
+    """Refuse adapters of different base models; return a note if that is not known."""
+    _common_value("base model", files, [_identity(file.base) for file in files])
     if all(_identity(file.base) for file in files):
         return ()
-    _one("base model", files, [file.base.hub_id for file in files])
-    return ("nothing says whether all adapters are of the same base model: their shapes fit",)
+    _common_value("base model", files, [file.base.hub_id for file in files])
+    return ("not all adapters record their base model, so it may differ; their shapes fit",)
 
 
 def _identity(base: BaseReference) -> str | None:
-    """Return the fingerprint of an adapter's base, as recorded or of what is there."""
+    """Return the fingerprint of an adapter's base model, as recorded or from its files here."""
     if base.fingerprint is not None or base.here is None:
         return base.fingerprint
     return fingerprint(Path(base.here))
@@ -323,8 +325,8 @@ def _check_heads(files: Sequence[AdapterFile]) -> None:
             full = {m for f in (first, file) for m in (*f.head_modules, *f.base_weights)}
             modules = sorted(full) or ["labels"]
             raise SoraError(
-                f"what is stored in full is not the same in all: {', '.join(modules[:3])}",
+                f"the adapters differ in parts stored in full: {', '.join(modules[:3])}",
                 where=f"{first.directory}, {file.directory}",
-                hint="heads cannot be added: train with one head (training.train_head=false), or "
-                "combine adapters without",
+                hint="heads cannot be combined: train with a frozen head "
+                "(training.train_head=false), or without one",
             )

@@ -1,4 +1,4 @@
-"""The tokenizer or processor beside an adapter, so that whoever has the adapter has its inputs."""
+"""The tokenizer or processor beside an adapter: whoever has the adapter can make its inputs."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ longer than that: of two texts the tokenizer makes all pairs of the parts that i
 
 
 def save_processor(processor: Any, auto: str, folder: Path) -> str | None:
-    """Write a tokenizer, an image processor or both into a directory, and try them.
+    """Write a tokenizer, an image processor or both into a directory, and check that they load.
 
-    What the last batch was padded and cut to is not kept.
+    The padding and truncation of the last batch, which a fast tokenizer remembers, are cleared
+    first.
 
     Args:
         auto: transformers' Auto class, as for `load_processor`.
 
     Returns:
-        None; or, where it is not there in the end, why not.
+        None if it worked; else the reason, and its files are removed.
     """
     _forget_lengths(processor)
     try:
         with quiet_loading():
             processor.save_pretrained(folder)
             back = load_processor(auto, str(folder), {})
-        why = None if gives_the_same(processor, back) else "it reads back differently"
+        why = None if gives_the_same(processor, back) else "once loaded it gives other inputs"
     except Exception as error:  # any kind of tokenizer may have its own reason
         why = first_line(error)
     if why is None:
@@ -48,7 +49,7 @@ def save_processor(processor: Any, auto: str, folder: Path) -> str | None:
 
 
 def copy_processor(source: Path, folder: Path) -> None:
-    """Copy the tokenizer or processor that lies beside an adapter, if one does."""
+    """Copy the tokenizer or processor that may lie beside an adapter."""
     for name in PROCESSOR_FILES:
         place = source / name
         if place.is_file():
@@ -65,7 +66,7 @@ def auto_of(processor: Any) -> str:
 
 
 def gives_the_same(processor: Any, other: Any) -> bool:
-    """Tell whether two processors make the same inputs of the same texts and images."""
+    """Return true if two processors turn the same texts and images into the same inputs."""
     images = [_settings(getattr(p, "image_processor", p)) for p in (processor, other)]
     if images[0] != images[1]:
         return False
@@ -78,7 +79,7 @@ def gives_the_same(processor: Any, other: Any) -> bool:
 
 
 def _encoded(tokenizer: Any, text: str) -> dict[str, Any]:
-    """Return the inputs of a text, cut as a whole and as pairs are."""
+    """Return the inputs of a text, truncated alone and as half of a pair."""
     return {
         **tokenizer(text, truncation=True, max_length=_LONGEST),
         "pair": tokenizer(text, text, truncation=True, max_length=16)["input_ids"],
@@ -87,14 +88,14 @@ def _encoded(tokenizer: Any, text: str) -> dict[str, Any]:
 
 
 def _settings(images: Any) -> Any:
-    """Return what an image processor does; nothing of a tokenizer."""
+    """Return an image processor's settings; None for a tokenizer."""
     if hasattr(images, "encode"):
         return None
     return {key: str(v) for key, v in images.to_dict().items() if not key.startswith("_")}
 
 
 def _forget_lengths(processor: Any) -> None:
-    """Let a fast tokenizer neither pad nor cut, as it does from one call to the next."""
+    """Clear a fast tokenizer's padding and truncation, which it keeps from one call to the next."""
     backend = getattr(getattr(processor, "tokenizer", processor), "backend_tokenizer", None)
     if backend is not None:
         backend.no_truncation()

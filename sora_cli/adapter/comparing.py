@@ -1,6 +1,6 @@
-"""Compares two adapters of one model, module by module: their updates and their directions.
+"""Compare two adapters of one model, module by module: their updates and singular subspaces.
 
-Everything comes from the factors: QR decompositions of the thin ones and small matrices.
+Everything is computed from the factors: QR decompositions of the thin ones and small matrices.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sora_cli.adapter.reading import AdapterFile
 
 _CLOSE = 1e-4
-"""Below that relative distance the quick formula has lost half of its digits."""
+"""Below this relative distance the quick formula has lost half of its digits."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Overlap:
     Attributes:
         left: of their outputs (column spaces).
         right: of their inputs (row spaces).
-        chance_left: what two random subspaces of these sizes have on average.
-        chance_right: likewise.
+        chance_left: the average overlap of two random subspaces of these sizes.
+        chance_right: the same for the inputs.
     """
 
     left: float
@@ -46,11 +46,11 @@ class ModuleComparison:
     """The updates A and B of one module.
 
     Attributes:
-        ranks: live terms of A and of B.
+        ranks: live components of A and of B.
         norms: ||dW||_F of A and of B.
         inner: Frobenius inner product of the two updates.
         distance: ||dW_A - dW_B||_F.
-        overlap: None where A or B is zero.
+        overlap: None if A or B is zero.
     """
 
     ranks: tuple[int, int]
@@ -61,22 +61,23 @@ class ModuleComparison:
 
     @property
     def cosine(self) -> float | None:
-        """Cosine between the two updates as vectors; None where A or B is zero."""
+        """Cosine between the two updates as vectors; None if A or B is zero."""
         return _cosine(self.inner, self.norms)
 
     @property
     def relative(self) -> float | None:
-        """||dW_A - dW_B||_F / ||dW_A||_F; None where A is zero."""
+        """||dW_A - dW_B||_F / ||dW_A||_F; None if A is zero."""
         return self.distance / self.norms[0] if self.norms[0] else None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two adapters.
+    """Two adapters, module by module and as a whole.
 
     Attributes:
-        modules: those of either, in the order of the first; one that an adapter lacks is zero.
-        only: paths of those in the first only, and of those in the second only.
+        modules: the modules of both adapters, in the order of the first; a module that an adapter
+            lacks counts as zero.
+        only: paths of the modules in the first adapter only, and in the second only.
         total: both adapters as one block-diagonal update; its overlap is the mean over modules.
     """
 
@@ -88,8 +89,7 @@ class Comparison:
 def compare(first: AdapterFile, second: AdapterFile) -> Comparison:
     """Compare two adapters; the modules of both are read one at a time.
 
-    Raises:
-        SoraError: no module in common, or one of different shapes: other base models.
+    They must have a module in common, and equal shapes in all common modules.
     """
     only = _only(first, second), _only(second, first)
     _check_fit(first, second)
@@ -119,7 +119,7 @@ def compare_factors(first: LowRankFactors, second: LowRankFactors) -> ModuleComp
 def _distance(
     a: LowRankFactors, b: LowRankFactors, norms: tuple[float, float], inner: float
 ) -> float:
-    """Return ||dW_A - dW_B||_F; where they are close, from stacked factors: nothing cancels."""
+    """Return ||dW_A - dW_B||_F, computed from stacked factors if the two are close."""
     # ||A - B||^2 = ||A||^2 + ||B||^2 - 2 <A, B>; for A near B all digits of it cancel
     squared = norms[0] ** 2 + norms[1] ** 2 - 2 * inner
     if squared > (_CLOSE * max(norms)) ** 2:
@@ -149,7 +149,7 @@ def _only(file: AdapterFile, other: AdapterFile) -> tuple[str, ...]:
 
 
 def _factors(file: AdapterFile, other: AdapterFile, path: str) -> LowRankFactors:
-    """Return a module's factors; of rank 0 if only the other adapter has it."""
+    """Return a module's factors; factors of rank 0 if only the other adapter has the module."""
     if path in file.shapes:
         return file.factors(path)
     n_out, n_in = other.shapes[path]
@@ -161,6 +161,7 @@ def _total(modules: Mapping[str, ModuleComparison]) -> ModuleComparison:
     overlaps = [m.overlap for m in every if m.overlap is not None]
     return ModuleComparison(
         ranks=(sum(m.ranks[0] for m in every), sum(m.ranks[1] for m in every)),
+        # block-diagonal: squared norms and inner products of the modules add up
         norms=(
             math.hypot(*(m.norms[0] for m in every)),
             math.hypot(*(m.norms[1] for m in every)),
@@ -194,7 +195,7 @@ def _check_fit(first: AdapterFile, second: AdapterFile) -> None:
     for path in common:
         if first.shapes[path] != second.shapes[path]:
             raise SoraError(
-                f"'{path}' is {first.shapes[path]} in one and {second.shapes[path]} in the other: "
-                "adapters of different models",
+                f"'{path}' has the shape {first.shapes[path]} in one adapter and "
+                f"{second.shapes[path]} in the other: their base models differ",
                 where=where,
             )

@@ -1,8 +1,8 @@
-"""Dense updates cut to low rank, all layers together, with one of them in memory at a time.
+"""Cut dense updates to low rank, all layers together, with one update in memory at a time.
 
-The updates are made one after the other; of each, the leading singular triples lie on the disk
-until it is known how many are kept. Which are kept is what `pruning` would keep of all of them: a
-layer of which all triples found would be kept is decomposed again, for more.
+The updates are made one after the other. Of each update the leading singular triples wait on the
+disk until the number to keep is known. The result is the one that `pruning` gives with all triples:
+if all known triples of a layer would be kept, the layer is decomposed again for more of them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from sora_cli.model.tensors import NewTensor, open_tensors, write_tensors
 
 Dense = Callable[[str], Tensor]
 """Makes the update of a module: (out, in), float32."""
-Told = Callable[[str], None]
-"""Is told of each module that has been decomposed."""
+Progress = Callable[[str], None]
+"""Receives the path of each module that has been decomposed."""
 
 
 @contextmanager
-def told_modules(title: str) -> Iterator[Told]:
-    """Show how many modules have been decomposed."""
+def module_progress(title: str) -> Iterator[Progress]:
+    """Show a progress bar of decomposed modules."""
     from tqdm import tqdm
 
     with tqdm(desc=title, unit=" modules", dynamic_ncols=True) as bar:
@@ -47,8 +47,8 @@ _ROWS = 1024  # of an update that are compared at once
 
 
 @dataclass(frozen=True)
-class _Found:
-    """The part of a layer's spectrum that is known.
+class _Spectrum:
+    """The known part of a layer's spectrum.
 
     Attributes:
         values: leading singular values, float64.
@@ -64,53 +64,52 @@ class _Found:
 
     @property
     def module(self) -> Module:
-        """The same, for the rules that count parameters."""
+        """The layer in the form that the truncation rules expect."""
         k = self.values.numel()
         return Module(k, k, self.values, sum(self.sides), self.squared)
 
 
 @contextmanager
 def cut_dense(
-    paths: Sequence[str], dense: Dense, keep: Keep, beside: Path, told: Told
+    paths: Sequence[str], dense: Dense, keep: Keep, beside: Path, progress: Progress
 ) -> Iterator[Layers]:
-    """Give each update's best approximation at the rank that a rule leaves it.
+    """Give each update's best approximation at the rank that a truncation rule chooses.
 
     Args:
         paths: the modules.
-        beside: the directory to be written; until the block ends, a hidden one beside it holds the
-            factors.
-
-    Raises:
-        SoraError: an update is not finite, or the rule leaves nothing.
+        beside: the directory to be written; until the block ends, a hidden directory next to it
+            holds the factors.
     """
     beside.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=beside.parent, prefix=f".{beside.name}.") as folder:
         store = _Store(Path(folder), paths, beside)
-        found: dict[str, _Found] = {}
-        asked = dict.fromkeys(paths, _first(keep))
+        spectra: dict[str, _Spectrum] = {}
+        requested = dict.fromkeys(paths, _first(keep))
         todo = list(paths)
         while todo:
             for path in todo:
-                found[path] = store.decompose(path, dense(path), asked[path])
-                told(path)
-            modules = {path: known.module for path, known in found.items()}
+                spectra[path] = store.decompose(path, dense(path), requested[path])
+                progress(path)
+            modules = {path: known.module for path, known in spectra.items()}
             ranks = kept_ranks(modules, keep)
-            ranks = {p: min(rank, found[p].values.numel()) for p, rank in ranks.items()}
-            todo = [p for p in paths if ranks[p] >= found[p].values.numel() and not found[p].whole]
-            todo = [] if keep.rank is not None else todo
-            asked |= {path: _MORE * asked[path] for path in todo}
-        left = ((ranks[path], known.squared) for path, known in found.items())
-        check_left(keep, left, (sum(known.sides) for known in found.values()))
+            ranks = {p: min(rank, spectra[p].values.numel()) for p, rank in ranks.items()}
+            todo = [
+                p for p in paths if ranks[p] >= spectra[p].values.numel() and not spectra[p].whole
+            ]
+            todo = [] if keep.rank is not None else todo  # an equal rank needs no comparison
+            requested |= {path: _MORE * requested[path] for path in todo}
+        left = ((ranks[path], known.squared) for path, known in spectra.items())
+        check_left(keep, left, (sum(known.sides) for known in spectra.values()))
         yield OnDemand(paths, lambda path: store.read(path, ranks[path]))
 
 
 def measure(
     layers: Mapping[str, LowRankFactors], paths: Sequence[str], dense: Dense
 ) -> dict[str, Loss]:
-    """Compare factors with the updates they stand for, number by number; one layer at a time.
+    """Compare factors with the dense updates they approximate, number by number, a layer at a time.
 
     Args:
-        layers: the factors, as they are stored; a module that is not among them is zero.
+        layers: the stored factors; a module that is missing here counts as zero.
         paths: the modules to compare.
     """
     losses = {}
@@ -135,23 +134,23 @@ def _first(keep: Keep) -> int:
 
 
 class _Store:
-    """Factors on the disk, a file for each module, in the basis of singular vectors.
+    """Factors on the disk, one file per module, in the basis of singular vectors.
 
     Args:
-        beside: the directory to be written, which errors name.
+        beside: the directory to be written, for error messages.
     """
 
     def __init__(self, folder: Path, paths: Sequence[str], beside: Path) -> None:
         self._beside = beside
         self._files = {path: folder / f"{i}.safetensors" for i, path in enumerate(paths)}
 
-    def decompose(self, path: str, update: Tensor, rank: int) -> _Found:
-        """Find and store the leading triples, singular values shared evenly by A and B."""
-        squared = _squared(update)
+    def decompose(self, path: str, update: Tensor, rank: int) -> _Spectrum:
+        """Find and store the leading triples, with the singular values shared evenly by A and B."""
+        squared = _squared(update)  # rules by energy also count the part that is not decomposed
         if not math.isfinite(squared):
             raise SoraError(f"the update of '{path}' holds NaN or infinity")
         u, s, vt = leading_svd(update, rank)
-        root = s.sqrt()
+        root = s.sqrt()  # shared, so that the numbers of A and B are of like size
         factors = {"A": root[:, None] * vt, "B": u * root}
         file = self._files[path]
         file.unlink(missing_ok=True)
@@ -164,7 +163,7 @@ class _Store:
         except OSError as error:  # of a full disk names no file, of others a hidden one
             raise SoraError(f"{self._beside} cannot be written: {reason(error, file)}") from error
         whole = s.numel() < rank or rank >= min(update.shape)
-        return _Found(s.double(), squared, (update.shape[0], update.shape[1]), whole)
+        return _Spectrum(s.double(), squared, (update.shape[0], update.shape[1]), whole)
 
     def read(self, path: str, rank: int) -> LowRankFactors:
         """Return the factors of the largest singular values."""

@@ -1,7 +1,7 @@
 """Compare a run's result with its report, by digests of the files that decide its answers.
 
-Answers are not decided by weights alone: the names of the classes, the length that rows are cut at
-and the tokenizer lie beside them, and could be exchanged.
+Weights alone do not decide answers: the class names, the maximum length of rows and the tokenizer
+are files beside them, and could be exchanged.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sora_cli.recipe.changes import flat
 from sora_cli.report import FILE_NAME, RunReport, read_report
 
 _NOT_THE_ADAPTER = ("base_model_name_or_path", "revision")
-"""Keys of PEFT's configuration that say where the base model is."""
+"""Keys of PEFT's configuration with the place of the base model."""
 _DECIDING = {"task", "labels", "num_labels", "problem_type", "max_length", "input_columns"}
 """Keys of `sora.json` that decide a model's input and the names of its answers."""
 _FEW = 12  # items of a list that are shown
@@ -43,8 +43,8 @@ _BESIDE = (SORA_FILE, MODEL_CONFIG, *PROCESSOR_FILES)
 def result_digest(folder: Path) -> str | None:
     """Return the digest of an adapter, a delta or a whole model; None if it cannot be read.
 
-    It is the SHA-256 of an adapter's or a delta's weights and of what the adapter's configuration
-    says about them; of a whole model, its fingerprint, for its files are large.
+    Of an adapter or a delta: the SHA-256 of its weights and of its configuration, without the place
+    of the base model. Of a whole model: its fingerprint, since the files are large.
     """
     try:
         for name in (ADAPTER_WEIGHTS, DELTA_FILE):
@@ -58,22 +58,22 @@ def result_digest(folder: Path) -> str | None:
 def _digest(weights: Path, config: Path) -> str:
     with weights.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256")
-    if config.is_file():
+    if config.is_file():  # another lora_alpha changes the outputs as other weights do
         read = json.loads(config.read_bytes())
-        said = {key: value for key, value in read.items() if key not in _NOT_THE_ADAPTER}
-        digest.update(json.dumps(said, sort_keys=True).encode())
+        settings = {key: value for key, value in read.items() if key not in _NOT_THE_ADAPTER}
+        digest.update(json.dumps(settings, sort_keys=True).encode())
     return f"sha256:{digest.hexdigest()}"
 
 
 def result_digests(folder: Path) -> dict[str, str]:
-    """Return the digests of a result, and of the files in it that decide answers, by their names.
+    """Return {file name: digest} for a result and for the files in it that decide answers.
 
-    Empty if the result cannot be read.
+    The dictionary is empty if the result cannot be read.
     """
     files = [folder / name for name in _BESIDE if (folder / name).is_file()]
-    found = {place.relative_to(folder.parent).as_posix(): _digest_at(place)
+    digests = {place.relative_to(folder.parent).as_posix(): _digest_at(place)
              for place in (folder, *files)}  # fmt: skip
-    return {name: digest for name, digest in found.items() if digest is not None}
+    return {name: digest for name, digest in digests.items() if digest is not None}
 
 
 def _digest_at(place: Path) -> str | None:
@@ -90,35 +90,35 @@ def _digest_at(place: Path) -> str | None:
 
 
 def deciding(meta: AdapterMeta) -> dict[str, Any]:
-    """Return the facts of `sora.json` about inputs and answers, as far as they are known."""
-    said = meta.model_dump(mode="json", include=_DECIDING)
-    return _known({**said, **_dotted(meta.row_recipe)})
+    """Return the known facts of `sora.json` about inputs and answers."""
+    facts = meta.model_dump(mode="json", include=_DECIDING)
+    return _without_unknown({**facts, **_dotted(meta.row_recipe)})
 
 
 def _dotted(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {".".join(path): value for path, value in flat(recipe)}
 
 
-def _known(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _without_unknown(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if value not in (None, [])}
 
 
-def apart(
+def differing_facts(
     one: Mapping[str, Any], other: Mapping[str, Any], names: tuple[str | Path, str | Path]
 ) -> Iterator[str]:
-    """Yield a sentence for each value that both have, as `deciding` gives them, and differ in.
+    """Yield a sentence for each fact that both have with different values; see `deciding`.
 
     Args:
-        names: of the two.
+        names: the two names to use in the sentences.
     """
     for key, value in one.items():
         if key in other and other[key] != value:
-            first, second = _shown(value, other[key]), _shown(other[key], value)
+            first, second = _value_text(value, other[key]), _value_text(other[key], value)
             yield f"{names[0]} has the {key} {first}, and {names[1]} {second}"
 
 
-def _shown(value: Any, other: Any) -> str:
-    """Return a value in words; a long list from the first item on that the other has not there."""
+def _value_text(value: Any, other: Any) -> str:
+    """Return a value in words; a long list starts at the first item that the other lacks there."""
     if not isinstance(value, list):
         return shown_value(value)
     pairs = zip_longest(value, other)
@@ -130,14 +130,14 @@ def changed_results(run: Path, report: RunReport) -> Iterator[str]:
     """Yield a line for each change of a run's results since its report."""
     for name, digest in report.digests.items():
         if "/" not in name:
-            yield from _remark(run / name, name, digest)
+            yield from _weights_remark(run / name, name, digest)
             yield from _changed_beside(run / name, report)
 
 
 def changed_beside(folder: Path) -> list[str]:
-    """Return a line for each changed file beside a result's weights that decides its answers.
+    """Return a line for each changed file that decides answers beside a result's weights.
 
-    Empty for a result that lies in no finished run's directory.
+    The list is empty for a result outside the directory of a finished run.
     """
     report = _report_of(folder.resolve())
     return [] if report is None else list(_changed_beside(folder, report))
@@ -155,39 +155,41 @@ def _changed_beside(folder: Path, report: RunReport) -> Iterator[str]:
     }
     file, name = folder / SORA_FILE, folder.resolve().name
     try:
-        said = deciding(read_sora_file(file)[0])
+        recorded = deciding(read_sora_file(file)[0])
     except SoraError:
-        said = {}
-    named = list(apart(said, _known(known), (file, folder.parent / FILE_NAME)))
-    yield from named
+        recorded = {}
+    differences = list(
+        differing_facts(recorded, _without_unknown(known), (file, folder.parent / FILE_NAME))
+    )
+    yield from differences
     for key, digest in report.digests.items():
         place = folder / key.removeprefix(f"{name}/")
-        if not key.startswith(f"{name}/") or (named and place == file):
+        if not key.startswith(f"{name}/") or (differences and place == file):
             continue
         # without its own tokenizer an adapter takes the base model's
         if (place == file or place.is_file()) and _digest_at(place) != digest:
-            yield f"{place} has changed since the run, and decides answers"
+            yield f"{place} has changed since the run, which can change answers"
 
 
 def has_changed(run: Path, report: RunReport) -> bool | None:
-    """Tell whether a finished run's result is another than its report's; None: not known.
+    """Return true if a finished run's result differs from its report; None if that is not known.
 
-    Files that were last touched before the report was finished are not read: by their content, or,
-    where they were copied since, by their place on the disk.
+    Only files that were touched after the end of the run are read. Modification time and inode
+    change time both count, since a copy may keep the modification time.
     """
     changed = None
     for name, digest in report.digests.items():
         place = run / name
         if report.finished is None or not place.exists():
             continue
-        found = _digest_at(place) if _touched(place, report.finished) else digest
-        if found is not None:
-            changed = bool(changed) or found != digest
+        current = _digest_at(place) if _touched_after(place, report.finished) else digest
+        if current is not None:
+            changed = bool(changed) or current != digest
     return changed
 
 
-def _touched(place: Path, finished: str) -> bool:
-    """Tell whether a file, or any in a folder, was written or copied there after a time."""
+def _touched_after(place: Path, finished: str) -> bool:
+    """Return true if a file, or a file in this folder, was written or copied there after a time."""
     try:
         files = place.iterdir() if place.is_dir() else [place]
         times = [max(s.st_mtime, s.st_ctime) for s in (f.stat() for f in files)]
@@ -197,18 +199,18 @@ def _touched(place: Path, finished: str) -> bool:
 
 
 def result_remarks(folder: Path) -> list[str]:
-    """Return a line for each change of a result since the run in whose directory it lies."""
+    """Return a line for each change of a result since its run."""
     place = folder.resolve()
     report = _report_of(place)
     if report is None:
         return []
     digest = report.digests.get(place.name)
-    weights = [] if digest is None else _remark(folder, place.name, digest)
+    weights = [] if digest is None else _weights_remark(folder, place.name, digest)
     return [*weights, *_changed_beside(folder, report)]
 
 
 def _report_of(place: Path) -> RunReport | None:
-    """Return the report of the finished run that a result lies in; None if it lies in none."""
+    """Return the report of the finished run around a result; None if there is no such run."""
     try:
         report = read_report(place.parent) if place.name in (ADAPTER, DELTA, MODEL) else None
     except OSError:
@@ -216,9 +218,9 @@ def _report_of(place: Path) -> RunReport | None:
     return None if report is None or report.status != "completed" else report
 
 
-def _remark(folder: Path, name: str, digest: str) -> Iterator[str]:
-    found = result_digest(folder) if folder.is_dir() else digest
-    if found is None:
-        yield f"{folder} cannot be read: whether it is what the run's report describes is not known"
-    elif found != digest:
+def _weights_remark(folder: Path, name: str, digest: str) -> Iterator[str]:
+    current = result_digest(folder) if folder.is_dir() else digest
+    if current is None:
+        yield f"{folder} cannot be read, so it cannot be compared with the run's report"
+    elif current != digest:
         yield f"{folder} has changed since the run: its report describes another {name}"

@@ -1,7 +1,8 @@
-"""The adapter directory: a plain PEFT LoRA adapter, plus `sora.json` with what PEFT has no key for.
+"""The adapter directory: a plain PEFT LoRA adapter, plus `sora.json` for facts without a PEFT key.
 
-Reads ours or any tool's of PEFT's kinds, writes ours. Either way an adapter in memory is plain
-factors with all scaling in B; see `reading` for files on demand, `peft/layout` for keys.
+It reads our adapters and those of any tool in PEFT's kinds, and writes ours. In memory an adapter
+is always plain factors with all scaling in B; see `reading` for files on demand, `peft/layout` for
+keys.
 """
 
 from __future__ import annotations
@@ -28,28 +29,28 @@ from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, SORA_FIL
 from sora_cli.model.tensors import write_tensors
 from sora_cli.model.threads import one_thread
 
-_MERGE = "sora merge folds all of it into the base model"
+_MERGE = "sora merge adds all of it to the base model"
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter in memory, or one whose tensors are read when they are asked for.
+    """An adapter in memory, or an adapter on disk with its tensors read at each access.
 
     Attributes:
         layers: module path in the base model -> float32 factors, all scaling folded into B.
-        head: parameter name in the base model -> tensor, for what is stored in full.
+        head: parameter name in the base model -> tensor that is stored in full.
         head_modules: paths of the modules that `head` covers; each needs all its tensors there.
         task_type: PEFT's, such as "SEQ_CLS" or "CAUSAL_LM". For "SEQ_CLS" PEFT expects a
-            `classifier` or `score` to be stored, also where it was not trained.
+            `classifier` or `score` to be stored, also if it was not trained.
         fan_in_fan_out: some target is a Conv1D.
-        forms: module path -> the kind of layer, where that is no linear one.
-        magnitudes: module path -> DoRA's (out,): the weight with the update in it is rescaled to
-            them. What has some cannot be written; it can be merged.
-        biases: the names in `head` that are biases of modules not stored in full.
-        base_weights: the names in `head` that take the place of the base model's own parameter,
-            wherever it is used; their modules may have factors besides.
-        token_rows: path of an embedding -> rows of it that are trained in full. What has some
-            cannot be written, either.
+        forms: module path -> the kind of layer, for layers that are not linear.
+        magnitudes: module path -> DoRA's magnitudes (out,): the weight with the update in it is
+            rescaled to them. An adapter with magnitudes cannot be written, but it can be merged.
+        biases: names in `head` of trained biases, whose modules are not stored in full.
+        base_weights: names in `head` that replace the base model's own parameter, also for the
+            parameters tied to it; their modules may have factors besides.
+        token_rows: path of an embedding -> its rows that are trained in full. An adapter with such
+            rows cannot be written, but it can be merged.
     """
 
     layers: Mapping[str, LowRankFactors]
@@ -67,7 +68,7 @@ class Adapter:
 
     @property
     def parameters(self) -> int:
-        """Numbers in the factors; the head not counted."""
+        """Numbers in the factors, without the head."""
         return sum(factors.parameters for factors in self.layers.values())
 
     @property
@@ -76,25 +77,22 @@ class Adapter:
         return sum(tensor.numel() for tensor in self.head.values())
 
     def ranks(self) -> dict[str, int]:
-        """Return the live components per module, 0 for dead modules, also those not stored."""
-        live = {path: int(f.live_terms().sum()) for path, f in self.layers.items()}
+        """Return {module path: live components}: 0 for dead modules, also those not stored."""
+        live = {path: int(f.live_components().sum()) for path, f in self.layers.items()}
         return {path: live.get(path, 0) for path in dict.fromkeys([*self.meta.ranks, *live])}
 
     def ranks_start(self) -> dict[str, int]:
-        """Return the components training started with, as far as known: else those stored."""
+        """Return {module path: components at the start of training, or those stored if unknown}."""
         stored = {path: factors.rank for path, factors in self.layers.items()}
         return {path: self.meta.ranks_start.get(path, stored.get(path, 0)) for path in self.ranks()}
 
 
 def read_adapter(directory: Path, *, base: str | None = None) -> Adapter:
-    """Read our adapter or one of PEFT's: its factors, patterns, heads stored in full.
+    """Read our adapter or one of PEFT's: its factors, patterns and heads stored in full.
 
     Args:
         directory: the adapter directory, or a run directory that holds one.
-        base: reference of the base model, where it is not the one that the adapter names.
-
-    Raises:
-        SoraError: no adapter, one of another kind, or a damaged one.
+        base: reference of the base model, if it is not the model that the adapter names.
     """
     with open_adapter(directory, base=base) as file:
         lazy = lazy_adapter(file)
@@ -126,21 +124,24 @@ def lazy_adapter(file: AdapterFile) -> Adapter:
 
 
 def check_low_rank(adapter: Adapter | AdapterFile) -> None:
-    """Raise `SoraError` if the adapter is more than low-rank factors, which cannot be left out."""
+    """Refuse an adapter that also rescales weights (DoRA) or replaces rows of an embedding.
+
+    Its low-rank factors alone would be another adapter, with other outputs.
+    """
     rescaled = next(iter(adapter.magnitudes), None)
     if rescaled is not None:
         raise SoraError(
-            f"this is a DoRA: the weight of '{rescaled}' is also rescaled, output by output, "
-            "which is no update of low rank",
-            where="its low-rank part alone is another adapter, with other outputs",
+            f"this is a DoRA adapter: it also rescales each output of '{rescaled}', which is not "
+            "an update of low rank",
+            where="its low-rank part alone would give other outputs",
             hint=_MERGE,
         )
     embedding = next(iter(adapter.token_rows), None)
     if embedding is not None:
         raise SoraError(
             f"this adapter also holds rows of '{embedding}' that were trained in full "
-            "(trainable_token_indices), which is no update of low rank",
-            where="without them it is another adapter, with other outputs",
+            "(trainable_token_indices), which is not an update of low rank",
+            where="without them it would give other outputs",
             hint=_MERGE,
         )
 
@@ -157,19 +158,16 @@ def write_adapter(
 ) -> None:
     """Write an adapter and its card, atomically: complete and read back, or not at all.
 
-    Terms that are exactly zero are left out, and so are modules left with none. If that is all of
-    them, one module stays as a zero pair of rank 1, so that every tool can load the directory. Each
-    layer is asked for twice, by several threads, and held by one core; what is read back is
-    compared by digests.
+    Components that are exactly zero are left out, and so are modules without any other. If no
+    module is left, one stays as a zero pair of rank 1, so that every tool can load the directory.
+    Each layer is requested twice, by several threads, with one layer per core in memory; the files
+    are read back and compared by digests.
 
     Args:
-        layout: "exact", each module at its own rank, or "padded", all zero-padded to the largest.
-        dtype: of the factors; they are folded in float32 and cast last. The head stays as it is.
+        layout: "exact": each module at its own rank; "padded": all zero-padded to the largest.
+        dtype: of the factors; they are folded in float32 and cast last. The head keeps its dtype.
         force: replace an adapter directory that is there.
         beside: writes more of `ADAPTER_FILES` into the directory, such as the tokenizer's.
-
-    Raises:
-        SoraError: the directory exists, or the adapter cannot be written or read back.
     """
     check_low_rank(adapter)
     loose = (*adapter.biases, *adapter.base_weights)
@@ -185,7 +183,7 @@ def write_adapter(
     config = written_config(
         plan.stored,
         layout=layout,
-        base=adapter.base.hub_id or adapter.base.resolved,
+        base=adapter.base.hub_id or adapter.base.resolved,  # an id loads on every machine
         revision=adapter.base.revision,
         task_type=adapter.task_type,
         head_modules=adapter.head_modules,
@@ -202,6 +200,7 @@ def write_adapter(
             write_sora_file(temporary / SORA_FILE, meta, adapter.base)
             if beside is not None:
                 beside(temporary)
+            # last, since the card describes the files as they were read back
             with open_adapter(temporary, as_stored=True) as back:
                 plan.check(back.layers, back.head)
                 (temporary / CARD).write_bytes(stored(adapter_card(back)))

@@ -1,4 +1,4 @@
-"""Writes any adapter that can be read as a plain LoRA, with all scaling folded into B."""
+"""Write any adapter that can be read as a plain LoRA, with all scaling folded into B."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class Exported:
 
     Attributes:
         kind: of the source: "LoRA", "rsLoRA", "AdaLoRA", "LoHa" or "LoKr".
-        dtype: of the factors written.
-        modules: adapted modules written.
-        rank: the largest, which is also the configuration's.
+        dtype: of the written factors.
+        modules: number of adapted modules.
+        rank: the largest rank, which is also the configuration's `r`.
         sizes: bytes of the weights, of the source and as written.
         head_modules: modules stored in full.
-        biases: trained biases of the base model.
-        notes: what is odd about the source, but harmless.
-        consumers: who can load it.
-        format: the program whose file the source is, where that is not PEFT's.
-        losses: module path -> what a cut has lost; empty where all is kept.
+        biases: number of trained biases of the base model.
+        notes: odd but harmless facts about the source.
+        consumers: the programs that can load it.
+        format: the program that wrote the source; None: PEFT's format.
+        losses: module path -> loss of the cut; empty if all was kept.
     """
 
     kind: str
@@ -68,20 +68,18 @@ def export_adapter(
         directory: an adapter directory, ours or one of PEFT's, or a run directory.
         layout: "exact": each module at its own rank, by patterns. "padded": all zero-padded to the
             largest, without patterns.
-        dtype: of the factors: "float32", "bfloat16" or "float16". None: as they are stored, and
-            float32 where that is mixed.
+        dtype: of the factors: "float32", "bfloat16" or "float16". None: the stored dtype, or
+            float32 if the stored dtypes are mixed.
         keep: cut the adapter by this rule.
         force: replace an adapter that is at `output`.
-        base: the model whose layers the names in another program's file are.
-
-    Raises:
-        SoraError: bad input, an output that exists, or numbers too large for the dtype.
+        base: the base model that tells which layers the names in another program's file mean.
     """
     check_apart(output, locate_adapter(directory))
     check_adapter_place(output, force=force)
     with open_any(directory, base=base) as file:
         check_low_rank(file)
         kind, notes, size, program = file.kind, file.notes, file.file_bytes, file.format
+        # factors are folded in float32, so that float64 would only look exact
         dtype = dtype or ("float32" if file.dtype == "float64" else file.dtype)
         entry: dict[str, Any] = {"command": "export", "from": program or kind}
         entry |= {"layout": layout, "dtype": dtype}

@@ -1,4 +1,4 @@
-"""Everything `sora inspect` shows of one adapter, as plain data: what `--json` prints."""
+"""All facts that `sora inspect` shows of one adapter, as plain data: the output of `--json`."""
 
 from __future__ import annotations
 
@@ -20,22 +20,19 @@ if TYPE_CHECKING:
 
 
 def facts_of(file: AdapterFile) -> dict[str, Any]:
-    """Read an adapter, module by module, and say what is in it.
+    """Read an adapter, module by module, and return its facts.
 
     Returns:
-        JSON-able values. "ranks" has every module known, also dead ones that are not stored;
-        "spectra" those in the file, with all their singular values; "cuts" says what shares of the
-        parameters would hold.
-
-    Raises:
-        SoraError: a damaged tensor.
+        JSON-able values. "ranks" has every known module, also dead ones that are not stored;
+        "spectra" has the stored modules, with all their singular values; "cuts" says how much of
+        the update smaller adapters would keep.
     """
     spectra = read_spectra(file)
     ranks = ranks_of(file, spectra)
     low_rank = not file.magnitudes and not file.tokens  # else it cannot be cut
     modules = {path: spectrum.module for path, spectrum in spectra.items() if low_rank}
     total = totals(spectra)
-    verdicts = () if file.format else consumers_of(file)  # nobody else's files are PEFT's
+    verdicts = () if file.format else consumers_of(file)  # consumers judge PEFT's directories only
     serve = servers(
         verdicts,
         task_type=None if file.format else file.config.task_type,
@@ -86,10 +83,13 @@ def _form(form: Form) -> str:
 
 
 def ranks_of(file: AdapterFile, spectra: Mapping[str, Spectrum]) -> dict[str, dict[str, int]]:
-    """Return {module path: components live, stored and at the start of training, where known}."""
-    known = dict.fromkeys([*file.meta.ranks, *spectra])
+    """Return {module path: components live, stored and at the start of training}.
+
+    An unknown start counts as the stored number.
+    """
+    paths = dict.fromkeys([*file.meta.ranks, *spectra])
     ranks = {}
-    for path in known:
+    for path in paths:
         stored = spectra[path].stored if path in spectra else 0
         live = spectra[path].live if path in spectra else 0
         start = file.meta.ranks_start.get(path, stored)
@@ -116,7 +116,10 @@ def _origin(file: AdapterFile) -> dict[str, Any]:
 
 
 def _damaged_heads(file: AdapterFile) -> Iterator[str]:
-    """Say which parameters stored in full hold NaN or infinity; factors that do are an error."""
+    """Yield a sentence for each parameter stored in full that holds NaN or infinity.
+
+    In factors these are an error; an adapter with a damaged head can still be inspected.
+    """
     for name in file.head_names:
         try:
             file.head_tensor(name)

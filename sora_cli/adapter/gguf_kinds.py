@@ -1,8 +1,8 @@
-"""The kinds of models whose layers llama.cpp stores as they are, or with rows in another order.
+"""The kinds of models with layers that llama.cpp stores unchanged, or with rows in another order.
 
 Read from its converter (ggml-org/llama.cpp, `conversion/*.py`, one file per family, November 2026):
-what a class there does to a weight, besides giving it a name from the tables of the package `gguf`.
-Kinds are not here whose weights it splits, joins or stacks (experts, latent attention, state space
+a class there may change a weight besides giving it a name from the tables of the package `gguf`.
+Left out are kinds whose weights it splits, joins or stacks (experts, latent attention, state space
 models), or whose order of rows does not follow from the configuration alone (Falcon).
 """
 
@@ -16,11 +16,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of model as llama.cpp stores it.
+    """The form in which llama.cpp stores a kind of model.
 
     Attributes:
-        architecture: its name there.
-        order: of rows: "" as they are; "turns", the halves of each query and key head take turns
+        architecture: llama.cpp's name.
+        order: of rows: "" unchanged; "turns", the halves of each query and key head take turns
             (`LlamaModel.permute`); "joint", all queries, then all keys, then all values
             (`BloomModel`, `GPTNeoXModel`).
     """
@@ -58,7 +58,7 @@ KINDS: Mapping[str, Kind] = {
     "seed_oss": Kind("seed_oss"),
     "umt5": Kind("t5"),
 }  # fmt: skip
-"""transformers' model type -> how llama.cpp stores it."""
+"""transformers' model type -> its form in llama.cpp."""
 
 _TIED = frozenset((
     "bloom", "cohere", "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3_text", "gpt2",
@@ -67,7 +67,7 @@ _TIED = frozenset((
 """Model types whose output layer is the embedding, unless their configuration says otherwise."""
 
 _WITHOUT_FACTORS = ("cls", "cls.output")
-"""Weights that llama.cpp multiplies without a look at factors (`build_pooling`)."""
+"""Weights that llama.cpp multiplies without their factors (`build_pooling`)."""
 
 _OTHER_NAMES = {
     "mistral": "llama",
@@ -86,29 +86,28 @@ _OTHER_NAMES = {
     "hunyuanv1dense": "hunyuandense",
     "olmo3": "olmo2",
 }
-"""transformers' model type -> llama.cpp's architecture, where they are not the same but for dashes.
-"""
+"""transformers' model type -> llama.cpp's architecture, if they differ in more than dashes."""
 
 
 def kind_of_architecture(architecture: str) -> Kind | None:
-    """Return how a GGUF file of this architecture stores layers; None where it is not known."""
+    """Return the form in which a GGUF file of this architecture stores layers; None: not known."""
     return next((kind for kind in KINDS.values() if kind.architecture == architecture), None)
 
 
 def exact_in_gguf(model_type: object) -> bool:
-    """Return whether `sora export --format gguf` takes a kind of model; None: it is not known."""
+    """Return true if `sora export --format gguf` takes this kind of model, or if it is None."""
     return model_type is None or model_type in KINDS
 
 
 def has_tied_output(config: Mapping[str, Any]) -> bool:
-    """Return whether a model's output layer is its embedding, by its config.json."""
-    given = config.get("tie_word_embeddings")
-    return config.get("model_type") in _TIED if given is None else bool(given)
+    """Return true if a model's output layer is its embedding, by its config.json."""
+    tied = config.get("tie_word_embeddings")
+    return config.get("model_type") in _TIED if tied is None else bool(tied)
 
 
 @dataclass(frozen=True)
 class Heads:
-    """The heads of a model's attention: how many, and how many numbers each has."""
+    """The attention heads of a model: their number, and the numbers in each."""
 
     count: int
     size: int
@@ -118,7 +117,7 @@ def configured_heads(config: Mapping[str, Any]) -> Heads:
     """Return the heads of a model by its config.json.
 
     Raises:
-        LookupError: it does not tell.
+        LookupError: the configuration does not say them.
     """
     count, hidden = (
         next((config[name] for name in names if isinstance(config.get(name), int)), None)
@@ -138,33 +137,34 @@ def gguf_names(model_type: str, paths: Iterable[str]) -> dict[str, str | None] |
         model_type: of the base model's configuration, or an architecture of llama.cpp.
 
     Returns:
-        None where nothing can be told: the package `gguf` is not installed.
+        None if the package `gguf`, which has the tables of names, is not installed.
 
     Raises:
-        LookupError: llama.cpp knows no such kind of model.
+        LookupError: llama.cpp does not know this kind of model.
     """
     try:
         import gguf
     except ImportError:
         return None
     paths = tuple(paths)
-    plain = _plain(model_type)
-    wanted = _plain(_OTHER_NAMES.get(plain, plain))
-    known = {_plain(name): arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+    plain = _normalised(model_type)
+    wanted = _normalised(_OTHER_NAMES.get(plain, plain))
+    known = {_normalised(name): arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
     if wanted not in known:
         raise LookupError(model_type)
+    # the package makes its table for a number of layers, which the largest index tells
     numbers = (int(part) for path in paths for part in path.split(".") if part.isdecimal())
     names = gguf.get_tensor_name_map(known[wanted], max(numbers, default=0) + 1)
-    found = {
+    weights = {
         path: names.get_name(path) or names.get_name(_without_backbone(path)) for path in paths
     }
-    return {path: None if name in _WITHOUT_FACTORS else name for path, name in found.items()}
+    return {path: None if name in _WITHOUT_FACTORS else name for path, name in weights.items()}
 
 
 def _without_backbone(path: str) -> str:
-    """Return a path without the backbone's own name, which converters of encoders take away."""
+    """Return a path without the backbone's name, which converters of encoders remove."""
     return path.partition(".")[2]
 
 
-def _plain(name: str) -> str:
+def _normalised(name: str) -> str:
     return re.sub(r"[-_]", "", name.lower())

@@ -35,12 +35,12 @@ class GgufLora:
 
     Attributes:
         kind: of the source: "LoRA", "rsLoRA" or "AdaLoRA".
-        architecture: of the base model, as llama.cpp calls it.
+        architecture: llama.cpp's name of the base model's architecture.
         alpha: the largest rank.
         ranks: module path -> rank.
-        permuted: modules whose rows are in another order there.
+        permuted: number of modules with rows in another order.
         sizes: bytes of the adapter's weights, and of the file.
-        notes: what is odd about the source, but harmless.
+        notes: odd but harmless facts about the source.
     """
 
     kind: str
@@ -65,14 +65,10 @@ def export_gguf(
 
     Args:
         directory: an adapter directory, ours or PEFT's LoRA, rsLoRA or AdaLoRA, or a run directory.
-        output: the file; one that is there is replaced.
+        output: the file; an existing file is replaced.
         type: of the factors, "f32" or "f16".
-        base: the base model, a GGUF file or a checkpoint; None: the one that the adapter names.
-        force: take a base with other weights than the one trained on.
-
-    Raises:
-        SoraError: bad input, a part of the adapter that llama.cpp has no place for, a base with
-            other weights, or numbers too large for the type.
+        base: the base model, a GGUF file or a checkpoint; None: the model that the adapter names.
+        force: accept a base with other weights than the adapter was trained on.
     """
     check_choice("type", type, GGUF_TYPES)
     with open_adapter(directory, base=base) as file:
@@ -81,14 +77,14 @@ def export_gguf(
         architecture, places = places_of(file, name)
         _check_base(file, name, force=force)
         ranks = Plan(file.layers, {}, layout="exact", dtype="float32").stored
-        alpha = max(ranks.values())
+        alpha = max(ranks.values())  # a file has one alpha: see the formula at the top
         layers = OnDemand(file.paths, lambda path: _scaled(file, path, ranks.get(path, 0) / alpha))
         plan = Plan(layers, {}, layout="exact", dtype=_DTYPES[type])
-        made = _LoraFile(plan, places, architecture, float(alpha), name)
+        lora_file = _LoraFile(plan, places, architecture, float(alpha), name)
         try:
             with new_file(output) as temporary:
-                made.write(temporary)
-                made.check(temporary)
+                lora_file.write(temporary)
+                lora_file.check(temporary)
         except OSError as error:
             raise SoraError(f"{output} cannot be written: {reason(error, output)}") from error
         return GgufLora(
@@ -142,6 +138,7 @@ class _LoraFile:
             writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, self._alpha)
             writer.add_base_model_count(1)
             writer.add_base_model_name(0, Path(self._base).name)
+            # GGUF has all names and shapes before the first number: each module is made twice
             for path in self._plan.stored:
                 for half in ("a", "b"):
                     data = self._numbers(path, half)
@@ -158,22 +155,22 @@ class _LoraFile:
             writer.close()
 
     def check(self, file: Path) -> None:
-        """Compare what was written with what was meant, tensor by tensor.
-
-        Raises:
-            SoraError: it reads back differently.
-        """
+        """Read the file back and compare it with the plan, tensor by tensor."""
         import gguf
 
         reader = gguf.GGUFReader(file)
-        there = {tensor.name: tensor.data for tensor in reader.tensors}
+        written = {tensor.name: tensor.data for tensor in reader.tensors}
         keys = {self._key(path, half): (path, half) for path in self._plan.stored for half in "ab"}
         alpha = reader.fields[gguf.Keys.Adapter.LORA_ALPHA].contents()
-        same = there.keys() == keys.keys() and alpha == self._alpha
+        same = written.keys() == keys.keys() and alpha == self._alpha
         for key, (path, half) in keys.items() if same else ():
-            meant = self._numbers(path, half)
-            same = same and there[key].shape == meant.shape and there[key].dtype == meant.dtype
-            same = same and bool((there[key] == meant).all())
+            expected = self._numbers(path, half)
+            same = (
+                same
+                and written[key].shape == expected.shape
+                and written[key].dtype == expected.dtype
+            )
+            same = same and bool((written[key] == expected).all())
         check_read_back(same)
 
     def _key(self, path: str, half: str) -> str:

@@ -1,7 +1,7 @@
-"""The places of an adapter's modules in llama.cpp: names of weights, and the order of their rows.
+"""The places of an adapter's modules in llama.cpp: weight names, and the order of their rows.
 
-For a base model as a checkpoint they follow from its configuration, for one in a GGUF file from
-that file, which has to hold each weight in the right shape.
+For a checkpoint they follow from its configuration. For a GGUF file they follow from the file,
+which has to hold each weight in the right shape.
 """
 
 from __future__ import annotations
@@ -35,17 +35,16 @@ _EMBEDDINGS = ("token_embd", "position_embd", "token_types")
 
 @dataclass(frozen=True)
 class Place:
-    """A module in llama.cpp: its weight's name there, and its rows' places in the model."""
+    """A module in llama.cpp: the name of its weight, and the order of its rows."""
 
     name: str
     rows: Tensor | None  # (out,) int64
 
 
 def places_of(file: AdapterFile, base: str) -> tuple[str, dict[str, Place]]:
-    """Return llama.cpp's name of the architecture, and where it has each module.
+    """Return llama.cpp's name of the architecture, and {module path: place}.
 
-    Raises:
-        SoraError: it has no place for a part, or none that is known to be exact.
+    An adapter is refused if one of its parts has no place, or no place that is known to be exact.
     """
     check_package()
     _check_parts(file)
@@ -54,7 +53,7 @@ def places_of(file: AdapterFile, base: str) -> tuple[str, dict[str, Place]]:
         return places_in_file(file, source)
     if source is None or not (source / MODEL_CONFIG).is_file():
         raise SoraError(
-            f"the base model {base} is not here: its config.json says how llama.cpp stores it",
+            f"the base model {base} is not here: its config.json is needed for llama.cpp's names",
             hint="name a GGUF file or a directory: --base MODEL",
         )
     config = read_json(source / MODEL_CONFIG)
@@ -63,25 +62,20 @@ def places_of(file: AdapterFile, base: str) -> tuple[str, dict[str, Place]]:
     model_type = str(config.get("model_type"))
     kind = KINDS.get(model_type)
     if kind is None:
-        raise _refused(f"how llama.cpp stores the layers of {model_type} models is not known to be "
-                       "exact for factors")  # fmt: skip
+        raise _refusal(f"adapters of {model_type} models are not known to be exact in llama.cpp")
     names = gguf_names(model_type, file.paths) or {}
     tied = [path for path in file.paths if names.get(path) == "output"]
     if tied and has_tied_output(config):
-        raise _refused(f"llama.cpp has no {tied[0]} where it is tied to the embedding")
+        raise _refusal(f"llama.cpp cannot adapt {tied[0]}, which is tied to the embedding")
     try:
         heads = configured_heads(config) if kind.order else Heads(1, 1)
     except LookupError as error:
-        raise _refused(f"{source / MODEL_CONFIG} does not say {error.args[0]}") from error
-    return kind.architecture, _checked(file, kind, names, heads)
+        raise _refusal(f"{source / MODEL_CONFIG} does not say {error.args[0]}") from error
+    return kind.architecture, _match_places(file, kind, names, heads)
 
 
 def places_in_file(file: AdapterFile, source: Path) -> tuple[str, dict[str, Place]]:
-    """Return it for a base model in a GGUF file: each weight is there, and has the right shape.
-
-    Raises:
-        SoraError: a part of the adapter has no place there, or the file cannot be read.
-    """
+    """Return the same for a base model in a GGUF file, after checking the shape of each weight."""
     check_package()
     _check_parts(file)
     import gguf
@@ -91,8 +85,8 @@ def places_in_file(file: AdapterFile, source: Path) -> tuple[str, dict[str, Plac
         architecture = str(reader.fields[gguf.Keys.General.ARCHITECTURE].contents())
         kind = kind_of_architecture(architecture)
         if kind is None:
-            raise _refused(f"how llama.cpp stores the layers of {architecture} models is not known "
-                           "to be exact for factors")  # fmt: skip
+            raise _refusal(f"adapters of {architecture} models are not known to be exact in "
+                           "llama.cpp")  # fmt: skip
         heads = _heads_in_file(reader, architecture) if kind.order else Heads(1, 1)
         shapes = {t.name: tuple(int(n) for n in t.shape) for t in reader.tensors}  # (in, out)
     except SoraError:
@@ -100,25 +94,25 @@ def places_in_file(file: AdapterFile, source: Path) -> tuple[str, dict[str, Plac
     except Exception as error:  # it parses the file without checks of its own
         raise SoraError(f"the GGUF file {source} cannot be read: {first_line(error)}") from error
     names = gguf_names(architecture, file.paths) or {}
-    found = _checked(file, kind, names, heads)
-    for path, place in found.items():
+    places = _match_places(file, kind, names, heads)
+    for path, place in places.items():
         shape = shapes.get(f"{place.name}.weight")
         if shape is None:
-            raise _refused(f"{source.name} has no {place.name}.weight, for '{path}'")
+            raise _refusal(f"{source.name} has no {place.name}.weight, for '{path}'")
         if shape != file.shapes[path][::-1]:
-            raise _refused(
+            raise _refusal(
                 f"'{path}' is (in, out) = {file.shapes[path][::-1]}, but {place.name}.weight in "
                 f"{source.name} is {shape}"
             )
-    return architecture, found
+    return architecture, places
 
 
 def _check_parts(file: AdapterFile) -> None:
     if file.head_names:
-        shown = first_few(file.head_modules or file.head_names)
-        raise _refused(f"llama.cpp takes no weights stored in full with an adapter: {shown}")
+        names = first_few(file.head_modules or file.head_names)
+        raise _refusal(f"llama.cpp takes no weights stored in full with an adapter: {names}")
     if file.forms:
-        raise _refused(f"llama.cpp's factors of what is no linear layer are not known to be exact: "
+        raise _refusal(f"only adapters of linear layers are known to be exact in llama.cpp, not "
                        f"{first_few(file.forms)}")  # fmt: skip
 
 
@@ -132,49 +126,49 @@ def _heads_in_file(reader: Any, architecture: str) -> Heads:
     return Heads(count, size)
 
 
-def _checked(
+def _match_places(
     file: AdapterFile, kind: Kind, names: Mapping[str, str | None], heads: Heads
 ) -> dict[str, Place]:
-    found: dict[str, Place] = {}
+    places: dict[str, Place] = {}
     for path in file.paths:
         name = names.get(path)
         if name is None:
-            raise _refused(f"llama.cpp has no place for '{path}' of a {kind.architecture} model")
+            raise _refusal(f"llama.cpp has no place for '{path}' of a {kind.architecture} model")
         if name in _EMBEDDINGS:
-            raise _refused(f"'{path}' is an embedding, whose factors llama.cpp looks up instead of "
+            raise _refusal(f"'{path}' is an embedding, whose factors llama.cpp looks up instead of "
                            "multiplying")  # fmt: skip
-        if any(place.name == name for place in found.values()):
-            raise _refused(f"'{path}' and another module are one weight in llama.cpp, {name}")
-        found[path] = Place(name, _rows(kind, path, file.shapes[path][0], heads))
-    return found
+        if any(place.name == name for place in places.values()):
+            raise _refusal(f"'{path}' and another module are one weight in llama.cpp, {name}")
+        places[path] = Place(name, _rows(kind, path, file.shapes[path][0], heads))
+    return places
 
 
 def _rows(kind: Kind, path: str, n_out: int, heads: Heads) -> Tensor | None:
-    """Return the places in the model of the rows of a weight as llama.cpp stores it: (out,) int64.
-
-    Returns:
-        None: in the model's own order.
-    """
+    """Return the rows of the model in llama.cpp's order, (out,) int64; None: in the same order."""
     part, places = path.rpartition(".")[2], torch.arange(n_out)
     if kind.order == "turns" and part in ("q_proj", "k_proj"):
         if not heads.size or n_out % heads.size or heads.size % 2:
-            raise _refused(f"'{path}' has {n_out} outputs, not those of heads of {heads.size}")
+            raise _refusal(f"'{path}' has {n_out} outputs, which are not whole heads of "
+                           f"{heads.size}")  # fmt: skip
+        # LlamaModel.permute: transformers rotates halves of a head, llama.cpp neighbouring numbers
         return places.view(-1, 2, heads.size // 2).swapaxes(1, 2).reshape(-1)
     if kind.order == "joint" and part == "query_key_value":
         if n_out != 3 * heads.count * heads.size:
-            raise _refused(f"'{path}' has {n_out} outputs, not those of {heads.count} heads")
+            raise _refusal(f"'{path}' has {n_out} outputs, not query, key and value of "
+                           f"{heads.count} heads")  # fmt: skip
+        # transformers has query, key and value head by head: (heads, 3, size)
         return places.view(heads.count, 3, heads.size).swapaxes(0, 1).reshape(-1)
     return None
 
 
-def _refused(why: str) -> SoraError:
+def _refusal(why: str) -> SoraError:
     return SoraError(why, hint="sora merge first, and convert the merged model")
 
 
 def check_package() -> None:
-    """Raise `SoraError` where the package gguf is not installed."""
+    """Check that the package gguf is installed."""
     try:
         import gguf  # noqa: F401
     except ImportError as error:
-        raise SoraError("to write GGUF files the package gguf is needed",
+        raise SoraError("writing GGUF files needs the package gguf",
                         hint="pip install gguf") from error  # fmt: skip

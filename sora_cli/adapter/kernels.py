@@ -1,4 +1,4 @@
-"""The kernels of convolutions whose updates do not show them, from the base model's header."""
+"""Find the kernels of convolutions that an adapter does not store, from the base model's header."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def forms_in(file: AdapterFile) -> Mapping[str, Form]:
-    """Return the forms of an adapter's modules, those that only the base model tells among them.
+    """Return the form of each module, with kernels taken from the base model if needed.
 
-    PEFT's LoHa and LoKr write a convolution's channels and kernel as one dimension, unless told
-    otherwise: as a plain LoRA it has the kernel's own. Nothing is added where the base is not here.
+    PEFT's LoHa and LoKr write a convolution's channels and kernel as one dimension by default. As a
+    plain LoRA such a module needs the kernel of its own. Nothing is added if the base is not here.
     """
     if file.config.peft_type not in lycoris.PARTS:
         return file.forms

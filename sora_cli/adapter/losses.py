@@ -1,4 +1,4 @@
-"""The losses of modules when an adapter was made, as a table and as JSON. Nothing is printed."""
+"""Tables and JSON of each module's loss when an adapter was made. Nothing is printed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def module_facts(losses: Mapping[str, Loss]) -> dict[str, dict[str, float]]:
 
 
 def shown_error(error: float) -> str:
-    """Return a relative error for people; rounding is no percentage."""
+    """Return a relative error for people: a percentage, or a power of ten for mere rounding."""
     return f"{error:.2%}" if error >= 5e-5 else f"{error:.1e}"
 
 
@@ -34,9 +34,9 @@ def loss_table(
     """Return a table with a line for each module.
 
     Args:
-        total: of all modules together.
-        before: title of the column of what there was before the cut.
-        error: a loss for people.
+        total: the loss of all modules together.
+        before: title of the column with the components before the cut.
+        error: turns a loss into text.
     """
     rows = [
         (name, loss.before, loss.after, loss) for name, loss in [*losses.items(), ("all", total)]

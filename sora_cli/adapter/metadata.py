@@ -17,7 +17,7 @@ from sora_cli.model.references import is_hub_id
 
 FORMAT_VERSION = 1
 BASES = "SORA_BASES"
-"""The environment's name for directories that hold base models, which may have moved there."""
+"""Environment variable: directories in which moved base models are searched."""
 LARGEST_JSON = 50_000_000  # bytes; anybody may have written it, and parsed it takes many times that
 
 _Rank = Annotated[int, Field(ge=0, le=2**20)]
@@ -25,33 +25,32 @@ _Rank = Annotated[int, Field(ge=0, le=2**20)]
 
 @dataclass(frozen=True)
 class BaseReference:
-    """The model that an adapter belongs to."""
+    """The base model of an adapter: its names, and the fingerprint of its weights."""
 
     path: str
     """The reference as the user wrote it: Hub id, directory, `package://...`, .gguf file."""
     resolved: str
-    """The local path it stood for, or the Hub id."""
+    """The local path of this reference, or the Hub id."""
     revision: str | None = None
     fingerprint: str | None = None
     """See `sora_cli.model.fingerprint`."""
     hub_id: str | None = None
-    """Its id on the Hub, where that is known."""
+    """Its id on the Hub, if known."""
 
     def __post_init__(self) -> None:
-        """Forget an id that can be none: anybody may have written it."""
+        """Drop a Hub id that cannot be one: anybody may have written the file."""
         if self.hub_id is not None and not is_hub_id(self.hub_id):
             object.__setattr__(self, "hub_id", None)
 
     @property
     def here(self) -> str | None:
-        """`resolved`, where that is a path on this disk."""
+        """The path `resolved`, if it is on this disk."""
         return self.resolved if self.resolved and is_there(self.resolved) else None
 
     def name(self) -> str:
-        """Return the reference to load the base model by.
+        """Return the reference that loads the base model.
 
-        Raises:
-            SoraError: none is recorded, or it was a place on a disk and is not there.
+        It is an error if none is recorded, or if the recorded place on a disk is gone.
         """
         if self.here is not None:
             return self.here
@@ -59,18 +58,18 @@ class BaseReference:
             return self.path
         known = self.hub_id or self.path or self.resolved
         if not known:
-            raise SoraError("no adapter says which base model it is for", hint="add --base MODEL")
+            raise SoraError("the adapter does not name its base model", hint="add --base MODEL")
         if looks_local(known):
             raise SoraError(
                 f"there is no model at {known}, where the base model was",
-                hint=f"{BASES}=DIR in the environment finds it below DIR by its weights; or say "
-                "where it is, to verify or merge: --base MODEL",
+                hint=f"to verify or merge, say where it is: --base MODEL; or set {BASES}=DIR in "
+                "the environment to find it below DIR by its weights",
             )
         return known
 
 
 class Training(BaseModel):
-    """The run that an adapter comes from, as its card tells it."""
+    """The run that made an adapter, with the facts for its card."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -89,14 +88,14 @@ class Training(BaseModel):
     steps: int | None = None
     """Optimiser steps."""
     metric: str | None = None
-    """The main one."""
+    """The main metric."""
     metrics: dict[str, dict[str, float | None]] = Field(default_factory=dict)
     """By split; null for a score that is not a number."""
     selection: str = ""
-    """The rows that chose the checkpoint."""
+    """A note on the rows that chose the checkpoint."""
     base_parameters: int | None = None
     license: str | None = None
-    """The adapter's licence, as the Hub calls it."""
+    """The adapter's licence, by the Hub's name."""
 
 
 class AdapterMeta(BaseModel):
@@ -114,15 +113,15 @@ class AdapterMeta(BaseModel):
     problem_type: str | None = None
     max_length: int | None = None
     input_columns: tuple[str, ...] = ()
-    """Columns of the training rows that the model's input was made of."""
+    """Columns of the training rows that formed the model's input."""
     row_recipe: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """The part of the run's recipe that new rows are read with: see `adapter/row_recipe`."""
+    """The part of the run's recipe for reading new rows: see `adapter/row_recipe`."""
     quantise: str | None = None
     """The form of the base's frozen weights in training, if packed: "4bit" or "8bit"."""
     ranks_start: dict[str, _Rank] = Field(default_factory=dict)
-    """Module path -> components training started with."""
+    """Module path -> components at the start of training."""
     ranks: dict[str, _Rank] = Field(default_factory=dict)
-    """Module path -> components alive, 0 for dead modules; filled in by `write_adapter`."""
+    """Module path -> live components, 0 for dead modules; filled in by `write_adapter`."""
     training: Training | None = None
     lineage: tuple[dict[str, Any], ...] = ()
     """The changes made to the adapter after training, in order."""
@@ -133,11 +132,7 @@ class _SoraFile(AdapterMeta):
 
 
 def read_sora_file(path: Path) -> tuple[AdapterMeta, BaseReference | None]:
-    """Read the metadata and the base model; everything is unknown if there is no such file.
-
-    Raises:
-        SoraError: damaged, or written by a newer program.
-    """
+    """Read the metadata and the base model; everything is unknown if there is no such file."""
     if not path.is_file():
         return AdapterMeta(), None
     try:
@@ -163,16 +158,16 @@ def write_sora_file(path: Path, meta: AdapterMeta, base: BaseReference) -> None:
 def read_json(path: Path) -> Any:
     """Parse a JSON file that anybody may have written.
 
-    Raises:
-        SoraError: none, unreadable, larger than `LARGEST_JSON`, or a key that is there twice.
+    Files above `LARGEST_JSON` bytes and objects with a repeated key are refused.
     """
     try:
         size = path.stat().st_size
         if size > LARGEST_JSON:
-            raise SoraError(f"{path} is too large for what it should be: {size:,} bytes")
+            raise SoraError(f"{path} is too large to be a configuration: {size:,} bytes")
+        # of equal keys json takes the last; another reader of the file may take the first
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_distinct)
     except RecursionError as error:
-        raise SoraError(f"{path} is not JSON of ours or PEFT's: it is nested too deep") from error
+        raise SoraError(f"{path} is nested too deep to be a configuration") from error
     except ValueError as error:
         raise SoraError(f"{path} is not JSON: {error}") from error
     except OSError as error:
@@ -180,12 +175,12 @@ def read_json(path: Path) -> Any:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    data = dict(pairs)
+    if len(data) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"{twice[:80]!r} is there twice")
-    return found
+    return data
 
 
 def write_json(path: Path, data: Any) -> None:

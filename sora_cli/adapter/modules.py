@@ -1,4 +1,4 @@
-"""The modules of an adapter by their singular values, and the ranks that a size leaves them.
+"""The singular values of an adapter's layers, and the ranks of its layers after a cut.
 
 Torch is not needed here: the values may be its tensors or numbers.
 """
@@ -21,22 +21,22 @@ class Module:
     """The facts about a layer that choosing ranks needs."""
 
     stored: int
-    """Components stored, zero ones among them."""
+    """Stored components, also those that are zero."""
     live: int
     values: Any
     """Singular values of dW, descending, in float64: a tensor, or a sequence of numbers."""
     cost: int
-    """Numbers one component takes: in + out."""
+    """Numbers in one component: in + out."""
     squared: float | None = None
-    """Squared norm of dW, where only its leading singular values are known."""
+    """Squared norm of dW, if only its leading singular values are known."""
     decomposition: Any = None
-    """`methods.factors.Decomposition` of its live terms, where it is to be cut."""
+    """`methods.factors.Decomposition` of its live components, if it is to be cut."""
 
 
 def kept_ranks(
     known: Mapping[str, Module], keep: Keep, *, modules: int | None = None
 ) -> dict[str, int]:
-    """Return the rank that a rule leaves each module; see `Keep.ranks`."""
+    """Return the rank that a truncation rule gives each module; see `Keep.ranks`."""
     return keep.ranks(
         {path: m.values for path, m in known.items()},
         {path: m.cost for path, m in known.items()},
@@ -51,8 +51,8 @@ class SmallerCut:
     """The adapter that `sora prune --max-params` would leave.
 
     Attributes:
-        share: of the numbers in the factors, as they are stored.
-        max_params: that many numbers.
+        share: of the numbers in the stored factors.
+        max_params: the same as a number.
         ranks: of each module in the file.
         parameters: numbers in the factors that are left.
         energy: share of ||dW||_F^2 over all modules that is left.
@@ -71,19 +71,19 @@ class SmallerCut:
 
 
 def cuts(modules: Mapping[str, Module]) -> list[SmallerCut]:
-    """Return the cuts to the `SHARES` of an adapter, large to small; none that would leave nothing.
+    """Return the cuts of an adapter to the `SHARES`, large to small; none that would leave nothing.
 
     The rule is that of `sora prune --max-params`: singular values of all modules together.
     """
     stored = sum(m.stored * m.cost for m in modules.values())
     squares = {path: [float(s) ** 2 for s in m.values] for path, m in modules.items()}
     energy = math.fsum(s for values in squares.values() for s in values)
-    found = []
+    smaller = []
     for share in SHARES:
-        budget = int(share * stored)
+        budget = int(share * stored)  # down: a size that a user types is never exceeded
         ranks = kept_ranks(modules, Keep(max_params=budget))
-        left = math.fsum(s for path, rank in ranks.items() for s in squares[path][:rank])
-        if left > 0:
+        kept = math.fsum(s for path, rank in ranks.items() for s in squares[path][:rank])
+        if kept > 0:
             size = sum(rank * modules[path].cost for path, rank in ranks.items())
-            found.append(SmallerCut(share, budget, ranks, size, left / energy))
-    return found
+            smaller.append(SmallerCut(share, budget, ranks, size, kept / energy))
+    return smaller

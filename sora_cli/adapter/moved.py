@@ -1,4 +1,4 @@
-"""Finds a base model that is no longer where it was, by the fingerprint of its weights."""
+"""Find a base model that was moved, by the fingerprint of its weights."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _DEPTH = 4  # as deep as the Hub's cache has its snapshots: hub/models--A--B/sna
 
 
 def located(base: BaseReference) -> BaseReference:
-    """Return a base model with its place, if it has moved into a directory of `BASES`.
+    """Return a base model with its new place, if it was moved into a directory of `BASES`.
 
-    One that is where it was, or has another name than its place, is returned as it is.
+    A base model that is still in its place, or whose name is not a path, is returned unchanged.
     """
     if base.fingerprint is None or base.here is not None or "://" in base.path:
         return base
     for place in _models():
         try:
-            found = fingerprint(place)
+            digest = fingerprint(place)
         except (SoraError, OSError):
             continue
-        if found == base.fingerprint:
+        if digest == base.fingerprint:
             return replace(base, resolved=str(place.resolve()))
     return base
 
@@ -42,6 +42,7 @@ def _models() -> Iterator[Path]:
             is_model = MODEL_CONFIG in files
             if is_model:
                 yield place
+            # no model lies inside a model; without a limit a link could lead in circles
             if is_model or len(place.relative_to(top).parts) >= _DEPTH:
                 inside.clear()
             inside.sort()

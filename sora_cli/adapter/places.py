@@ -1,4 +1,4 @@
-"""Finds adapters, results of baselines and models on this disk, without reading them.
+"""Find adapters, results of baselines and models on this disk by the names of their files.
 
 Nothing heavy is imported here, so that a mistyped path is reported at once.
 """
@@ -29,11 +29,11 @@ from sora_cli.model.files import (
 from sora_cli.model.references import ask_hub, resolve_model_path
 
 ADAPTER, DELTA, MODEL = "adapter", "delta", "model"
-"""Directories in a run's that hold its result: a low-rank method's, or a baseline's."""
+"""Directories inside a run directory with its result: of a low-rank method, or of a baseline."""
 
 
 def adapter_folder(directory: Path) -> Path | None:
-    """Return the adapter directory itself or the one inside a run directory; None if neither."""
+    """Return the adapter directory at or inside a run directory; None if there is none."""
     candidates = (directory, directory / ADAPTER)
     return next((folder for folder in candidates if (folder / ADAPTER_CONFIG).is_file()), None)
 
@@ -41,41 +41,38 @@ def adapter_folder(directory: Path) -> Path | None:
 def baseline_folder(directory: Path) -> Path | None:
     """Return the directory of a baseline's result, itself or inside a run directory; else None.
 
-    That is a delta or a model, with the metadata that training adds to it.
+    The result is a delta or a model, with the metadata that training adds to it.
     """
     candidates = (directory, directory / DELTA, directory / MODEL)
     return next((folder for folder in candidates if _is_baseline(folder)), None)
 
 
 def check_adapter_place(path: Path, *, force: bool) -> None:
-    """Raise `SoraError` unless an adapter could be written there: a check before long work."""
+    """Check that an adapter could be written there, before long work."""
     check_replaceable(path, force=force, markers=(ADAPTER_CONFIG,), names=adapter_files(path))
 
 
 def new_adapter_place(path: Path, *, force: bool) -> AbstractContextManager[Path]:
     """Give an empty directory for an adapter, which replaces `path` in the end; see `core.atomic`.
 
-    Raises:
-        SoraError: something else is there, or without `force` anything.
+    With `force` an adapter directory without other files may be replaced.
     """
     return new_directory(path, force=force, markers=(ADAPTER_CONFIG,), names=adapter_files(path))
 
 
 def locate_adapter(directory: Path, *, missing: str = "there is no adapter to read") -> Path:
-    """Return the adapter directory itself, or the one inside a run directory.
+    """Return the adapter directory itself, or the adapter directory inside a run directory.
 
-    Another program's file, or directory with one, is returned as it is: see `adapter/foreign`.
+    Another program's file, or directory with such a file, is returned unchanged: see
+    `adapter/foreign`.
 
     Args:
-        missing: what to say of a baseline's run or result, which has none.
-
-    Raises:
-        SoraError: neither is there.
+        missing: end of the error message for a baseline's run or result, which has no adapter.
     """
     try:
-        found = adapter_folder(directory)
-        if found is not None:
-            return found
+        folder = adapter_folder(directory)
+        if folder is not None:
+            return folder
         if foreign_file(directory) is not None:
             return directory
         refuse_baseline(directory, missing)
@@ -95,13 +92,13 @@ def locate_adapter(directory: Path, *, missing: str = "there is no adapter to re
 
 
 def with_base(folder: Path) -> list[Path]:
-    """Return a result's directory and, where it is recorded and on this disk, its base model's."""
+    """Return a result's directory, and its base model's if it is recorded and on this disk."""
     base = read_sora_file(folder / SORA_FILE)[1]
     return [folder] if base is None or base.here is None else [folder, Path(base.here)]
 
 
 def takes_base(place: Path) -> bool:
-    """Tell whether a result, or a run's, is put on a base model: an adapter or a delta."""
+    """Return true if a result, or a run's result, is put on a base model: an adapter or a delta."""
     if adapter_folder(place) is not None:
         return True
     folder = baseline_folder(place)
@@ -109,7 +106,7 @@ def takes_base(place: Path) -> bool:
 
 
 def check_named_base(base: str | None, places: Sequence[Path]) -> None:
-    """Raise `SoraError` where `--base` is given, and no result that is put on a base model."""
+    """Refuse `--base` if no result is put on a base model."""
     if base is not None and not any(map(takes_base, places)):
         raise SoraError(
             f"--base is for adapters, and {first_few(map(str, places))} is a whole model",
@@ -118,11 +115,11 @@ def check_named_base(base: str | None, places: Sequence[Path]) -> None:
 
 
 def refuse_baseline(directory: Path, missing: str, *, models: bool = False) -> None:
-    """Raise `SoraError` for the run or the result of a method that is not low-rank.
+    """Refuse the run or the result of a method that is not low-rank.
 
     Args:
-        missing: what it has not, to end the sentence with.
-        models: a model itself will do.
+        missing: end of the message: the thing that it does not have.
+        models: accept the directory of a whole model.
     """
     folder = baseline_folder(directory)
     if folder is None or (models and folder == directory and not (folder / DELTA_FILE).is_file()):
@@ -139,11 +136,7 @@ def refuse_baseline(directory: Path, missing: str, *, models: bool = False) -> N
 
 
 def model_source(reference: str) -> str:
-    """Return the local path of a model, or its Hub id.
-
-    Raises:
-        SoraError: what is there is no model.
-    """
+    """Return the local path of a model, or its Hub id."""
     source = resolve_model_path(reference)
     if Path(source).is_dir() and not (Path(source) / MODEL_CONFIG).is_file():
         raise SoraError(
@@ -155,18 +148,17 @@ def model_source(reference: str) -> str:
 
 
 def check_target(reference: str, command: str) -> Path:
-    """Return where an adapter, a run's result or a model lies; of a Hub id, the id itself.
+    """Return the place of an adapter, a run's result or a model; of a Hub id, the id itself.
+
+    A Hub id that neither the cache nor the Hub has is an error.
 
     Args:
-        command: to type for one that is there, with braces for its directory.
-
-    Raises:
-        SoraError: this can be none of them; of a Hub id, neither the cache nor the Hub has it.
+        command: the hint for errors, with {} for the nearest directory.
     """
     place = Path(reference).expanduser()
-    found = adapter_folder(place) or baseline_folder(place)
-    if found is not None:
-        return found
+    folder = adapter_folder(place) or baseline_folder(place)
+    if folder is not None:
+        return folder
     hint = command.replace("{}", str(_near_folder(place) or "DIR"))
     if looks_local(reference) and "://" not in reference and not is_there(place):
         raise SoraError(f"there is no model at {reference}, and no adapter", hint=hint)
@@ -175,6 +167,7 @@ def check_target(reference: str, command: str) -> Path:
         try:
             ask_hub(reference)
         except (OSError, ValueError) as error:
+            # "runs/x" looks like a Hub id, too; an existing runs/ says that a path was meant
             if place.parent.is_dir() and place.parent != Path():
                 raise SoraError(f"there is no directory {reference}", hint=hint) from error
             raise offline_error("model", reference, error, hint=hint) from error

@@ -19,13 +19,10 @@ def plot_ranks(ranks: Mapping[str, int], start: Mapping[str, int], path: Path, t
     """Save a heat map of the ranks, layers x kinds of modules; the suffix gives the format.
 
     Args:
-        ranks: module path -> components alive.
-        start: module path -> components training started with.
-        path: where to, such as ranks.png; an existing file is replaced.
-        title: the first lines; the last one sums up.
-
-    Raises:
-        SoraError: the suffix is of no kind of picture.
+        ranks: module path -> live components.
+        start: module path -> components at the start of training.
+        path: the picture, such as ranks.png; an existing file is replaced.
+        title: the first lines; the last line is a summary.
     """
     table = rank_map(ranks, start)
     width, height = rank_map_size(table)
@@ -36,13 +33,13 @@ def plot_ranks(ranks: Mapping[str, int], start: Mapping[str, int], path: Path, t
 
 
 def rank_map_size(table: RankMap) -> tuple[float, float]:
-    """Return the width and height a heat map needs, titles included, in inches."""
+    """Return the width and height of a heat map with its titles, in inches."""
     width = max(len(table.columns) + 1, 4) * _CELL[0] + 1.9
     return width, (len(table.rows) + 1) * _CELL[1] + 2.0
 
 
 def draw_rank_map(figure: Any, axes: Any, table: RankMap, label: str) -> None:
-    """Draw a heat map, layers x kinds of modules, with a colour bar of that label."""
+    """Draw a heat map, layers x kinds of modules, with a labelled colour bar."""
     from matplotlib.ticker import MaxNLocator
 
     image = _draw_cells(axes, table)
@@ -55,20 +52,20 @@ def draw_rank_map(figure: Any, axes: Any, table: RankMap, label: str) -> None:
 
 
 def draw_title(figure: Any, title: str, width: float, last: str) -> None:
-    """Draw the title, wrapped to so many inches, and a last line."""
+    """Draw the title, wrapped to `width` inches, and a last line."""
     lines = [*textwrap.wrap(title, int(width * 11)), last]
     figure.suptitle("\n".join(lines), x=0.02, ha="left", fontsize=10)
 
 
 def summary(table: RankMap) -> str:
-    """Say in a line how much is alive."""
+    """Return a line with the live components and the dead modules."""
     total, dead = table.total, sum(cell.live == 0 for cell in table.cells.values())
     share = f"{total.live / total.start:.0%} of " if total.start else ""
     return f"{share}{total.start} components alive; {dead} of {len(table.cells)} modules dead"
 
 
 def _draw_cells(axes: Any, table: RankMap) -> Any:
-    """Draw coloured, numbered cells, the dead ones crossed out, and the totals around them."""
+    """Draw coloured, numbered cells, and hatched cells for dead modules."""
     import numpy as np
 
     grid = np.full((len(table.rows), len(table.columns)), np.nan)
@@ -102,7 +99,7 @@ def _draw_cell(axes: Any, r: int, c: int, cell: Rank | None, largest: int) -> No
 
 
 def _draw_labels(axes: Any, table: RankMap) -> None:
-    """Draw names along the axes, and totals as live/start in a last row and column."""
+    """Draw names along the axes, and totals of live components in a last row and column."""
     columns, rows = len(table.columns), len(table.rows)
     axes.set_xlim(-0.5, columns + 0.5)
     axes.set_ylim(rows + 0.5, -0.5)

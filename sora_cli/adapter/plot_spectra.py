@@ -28,18 +28,15 @@ def plot_inspection(
 ) -> None:
     """Save a heat map and two panels of curves, one curve per kind of module.
 
-    The heat map shows ranks; if all of them are equal, it shows instead how many components hold
-    99 % of each module's ||dW||^2, since a map of one colour tells nothing.
+    The heat map shows ranks. If all of them are equal, a map of one colour would show nothing: then
+    it shows how many components hold 99 % of each module's ||dW||^2.
 
     Args:
-        ranks: module path -> components alive.
-        start: module path -> components training started with.
+        ranks: module path -> live components.
+        start: module path -> components at the start of training.
         spectra: module path -> singular values, descending, for the modules stored.
-        path: where to; the suffix gives the format; an existing file is replaced.
-        title: the first lines; the last one sums up.
-
-    Raises:
-        SoraError: the suffix is of no kind of picture.
+        path: the picture; the suffix gives the format; an existing file is replaced.
+        title: the first lines; the last line is a summary.
     """
     live = rank_map(ranks, start)
     table, label, last = _map_to_draw(live, ranks, spectra)
@@ -64,7 +61,7 @@ def _map_to_draw(
         return live, "rank", summary(live)
     needed = rank_map({path: _needed(spectra[path]) for path in ranks}, ranks)
     same = next(iter(ranks.values()))
-    last = f"rank {same} everywhere; the map: how many components hold 99 % of ||dW||²"
+    last = f"rank {same} everywhere; the map shows how many components hold 99 % of ||dW||²"
     return needed, "components for 99 %", last
 
 
@@ -115,7 +112,7 @@ def _draw_values(axes: Any, curves: Mapping[str, list[Any]], names: Mapping[str,
 
 
 def _draw_losses(axes: Any, curves: Mapping[str, list[Any]], names: Mapping[str, str]) -> None:
-    """Draw the share of the energy lost by cutting to a rank; no loss is below the axis."""
+    """Draw the share of the energy lost by a cut to each rank; a loss of zero is below the axis."""
     import numpy as np
 
     for i, (kind, group) in enumerate(curves.items()):
@@ -130,13 +127,14 @@ def _draw_losses(axes: Any, curves: Mapping[str, list[Any]], names: Mapping[str,
         axes.annotate(text, (1, share), xycoords=("axes fraction", "data"), xytext=(-2, 2),
                       textcoords="offset points", ha="right", fontsize=7.5,
                       color=_GREY)  # fmt: skip
-    _finish(axes, "rank kept", "share of ||dW||² lost", "what pruning to a rank costs")
+    _finish(axes, "rank kept", "share of ||dW||² lost", "loss by pruning to a rank")
 
 
 def _losses(curve: Any) -> Any:
     """Return the share of the energy beyond the first 0, 1, ... components."""
     import numpy as np
 
+    # summed from the small end: 1 - cumsum would lose the digits of small losses
     tail = np.cumsum((curve**2)[::-1])[::-1]
     return np.append(tail, 0.0) / tail[0]
 

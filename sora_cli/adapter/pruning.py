@@ -10,14 +10,14 @@ from methods.factors import LowRankFactors
 from methods.keep import Keep
 from sora_cli.adapter.modules import Module, kept_ranks
 from sora_cli.adapter.reading import OnDemand
-from sora_cli.adapter.spectra import of_each
+from sora_cli.adapter.spectra import map_layers
 from sora_cli.core.checks import option
 from sora_cli.core.errors import SoraError
 
 Layers = Mapping[str, LowRankFactors]
 
 _KEPT = 2**26
-"""Numbers that `prune_layers` keeps: 256 MiB in float32, rank 26 of the linear layers of a 7B."""
+"""Numbers kept in memory: 256 MiB in float32, rank 26 in the linear layers of a 7B model."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Loss:
     """The effect of pruning on one layer, or on all."""
 
     before: int
-    """Components stored before."""
+    """Stored components before the cut."""
     after: int
     dropped: float
-    """Squared Frobenius norm of what was lost."""
+    """Squared Frobenius norm of the lost part of dW."""
     squared: float
-    """Squared Frobenius norm of dW before."""
+    """Squared Frobenius norm of dW before the cut."""
 
     @property
     def relative_error(self) -> float:
@@ -47,10 +47,10 @@ class Loss:
 
 
 def at_ranks(layers: Layers, ranks: Mapping[str, int], known: Mapping[str, Module]) -> Layers:
-    """Return the layers at chosen ranks, each computed when it is asked for.
+    """Return the layers at chosen ranks, each computed at every access.
 
     Args:
-        known: of `survey`, so that no layer is decomposed again.
+        known: the result of `survey`, so that no layer is decomposed again.
     """
 
     def cut(path: str) -> LowRankFactors:
@@ -63,17 +63,17 @@ def at_ranks(layers: Layers, ranks: Mapping[str, int], known: Mapping[str, Modul
     return OnDemand(list(layers), cut)
 
 
-def _kept(layers: Layers) -> Layers:
-    """Return layers that are on demand, and of which the first that fit are kept in memory."""
-    kept: dict[str, LowRankFactors] = {}
-    left = _KEPT
+def _cached(layers: Layers) -> Layers:
+    """Return layers that keep the first results in memory, as many as fit."""
+    cache: dict[str, LowRankFactors] = {}
+    room = _KEPT
 
     def get(path: str) -> LowRankFactors:
-        nonlocal left
-        factors = kept.get(path) or layers[path]
-        if path not in kept and factors.parameters <= left:
-            kept[path] = factors
-            left -= factors.parameters
+        nonlocal room
+        factors = cache.get(path) or layers[path]
+        if path not in cache and factors.parameters <= room:
+            cache[path] = factors
+            room -= factors.parameters
         return factors
 
     return OnDemand(list(layers), get)
@@ -85,10 +85,10 @@ def prune_layers(
     *,
     modules: int | None = None,
 ) -> tuple[Layers, dict[str, Loss]]:
-    """Shrink the layers by a rule; without any, leave out only terms that are exactly zero.
+    """Cut the layers by a rule; without a rule, leave out only components that are exactly zero.
 
-    One layer for each core is in memory at a time; of what is returned, what fits into 256 MiB is
-    kept once it is made, for a writer asks for it twice.
+    One layer for each core is in memory at a time. Of the results, 256 MiB are kept in memory,
+    since a writer requests each layer twice.
 
     Args:
         modules: see `Keep.ranks`.
@@ -98,7 +98,7 @@ def prune_layers(
     """
     known = survey(layers)
     small, losses = truncate_layers(layers, known, kept_ranks(known, keep, modules=modules))
-    return _kept(small), losses
+    return _cached(small), losses
 
 
 def check_left(
@@ -108,15 +108,15 @@ def check_left(
     *,
     block: str | None = None,
 ) -> None:
-    """Raise `SoraError` where a rule leaves nothing of updates that are something.
+    """Refuse a rule that leaves no component of updates that are not zero.
 
     Args:
         left: of each update, its rank after the cut and its squared norm before.
-        cost: numbers that a component of each takes.
-        block: the block of the recipe that gives the rule; None: an option of the command does.
+        cost: numbers in a component of each layer.
+        block: the recipe's block with the rule; None: the rule is an option of the command.
     """
-    found = list(left)
-    if any(rank for rank, _ in found) or not any(squared for _, squared in found):
+    updates = list(left)
+    if any(rank for rank, _ in updates) or not any(squared for _, squared in updates):
         return
     name, value = next(iter(keep.given().items()))
     key = None if block is None else f"{block}.{name}"
@@ -128,27 +128,28 @@ def check_left(
 
 
 def survey(layers: Layers) -> dict[str, Module]:
-    """Return ranks and decomposition of each layer, with one for each core in memory at a time."""
-    return of_each(layers, _module)
+    """Return ranks and decomposition of each layer; one layer for each core is in memory."""
+    return map_layers(layers, _module)
 
 
 def _module(stored: LowRankFactors) -> Module:
     live = stored.drop_zeros()
     cost = stored.A.shape[1] + stored.B.shape[0]
-    found = live.decompose()
-    return Module(stored.rank, live.rank, found.values, cost, decomposition=found)
+    decomposition = live.decompose()
+    return Module(stored.rank, live.rank, decomposition.values, cost, decomposition=decomposition)
 
 
 def truncate_layers(
     layers: Layers, known: Mapping[str, Module], ranks: Mapping[str, int]
 ) -> tuple[Layers, dict[str, Loss]]:
-    """Return each layer's best approximation of its rank, and what that loses.
+    """Return each layer's best approximation of its rank, and the loss.
 
-    Layers that have no more live terms than that keep them as they are.
+    Layers without more live components than that keep their factors.
     """
     losses = {}
     for path, module in known.items():
         squared, kept = module.values**2, min(ranks[path], module.live)
+        # Eckart-Young: the squared error of a cut is the sum of the squares it drops
         dropped = float(squared[kept:].sum()) if kept < module.live else 0.0
         losses[path] = Loss(module.stored, kept, dropped, float(squared.sum()))
     return at_ranks(layers, ranks, known), losses

@@ -16,13 +16,13 @@ class Rank:
 
     live: int
     start: int
-    """Those training started with."""
+    """Components at the start of training."""
 
     def __add__(self, other: Rank) -> Rank:
         return Rank(self.live + other.live, self.start + other.start)
 
     def __str__(self) -> str:
-        """Return "17/24", or just "24" if nothing was taken out."""
+        """Return "17/24", or just "24" if no component was removed."""
         return str(self.live) if self.live == self.start else f"{self.live}/{self.start}"
 
 
@@ -33,7 +33,7 @@ class RankMap:
     Attributes:
         rows: layers in order, such as "bert.encoder.layer.0"; `OTHER` last.
         columns: module paths inside a layer, such as "attention.self.query".
-        cells: (row, column) -> rank, where there is such a module.
+        cells: (row, column) -> rank, for the modules that exist.
     """
 
     rows: tuple[str, ...]
@@ -54,7 +54,7 @@ class RankMap:
         return _sum(self.cells.values())
 
     def row_labels(self) -> list[str]:
-        """Return rows without what they all begin with: "0", "1", ... for one stack of layers."""
+        """Return rows without their common beginning: "0", "1", ... for one stack of layers."""
         numbered = [row for row in self.rows if row != OTHER]
         stacks = {row.rpartition(".")[0] for row in numbered}
         if len(stacks) == 1:
@@ -63,7 +63,7 @@ class RankMap:
         return [row if row == OTHER else ".".join(row.split(".")[shared:]) for row in self.rows]
 
     def column_labels(self) -> list[str]:
-        """Return each kind by the fewest last parts of its path that tell it from the others."""
+        """Return each kind's shortest ending that differs from the endings of all other kinds."""
         return shortest_names(self.columns)
 
 
@@ -71,8 +71,8 @@ def rank_map(live: Mapping[str, int], start: Mapping[str, int] | None = None) ->
     """Arrange ranks by the first number in each module path.
 
     Args:
-        live: module path -> components alive.
-        start: module path -> components at the start; where unknown, those alive.
+        live: module path -> live components.
+        start: module path -> components at the start; an unknown start counts as the live ones.
     """
     known = start or {}
     cells: dict[tuple[str, str], Rank] = {}
@@ -85,11 +85,12 @@ def rank_map(live: Mapping[str, int], start: Mapping[str, int] | None = None) ->
 
 def natural_key(path: str) -> list[tuple[int, int, str]]:
     """Return a key that sorts "layer.10" after "layer.9"."""
+    # tuples of equal types, since Python does not compare numbers with words
     return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"[._]", path)]
 
 
 def shortest_names(paths: Sequence[str]) -> list[str]:
-    """Return the fewest last parts of each path that no other path ends with."""
+    """Return each path's shortest ending that differs from the endings of all other paths."""
     names = []
     for path in paths:
         parts = path.split(".")
@@ -113,7 +114,7 @@ def _place(path: str) -> tuple[str, str]:
 
 
 def _shared_parts(paths: Sequence[Sequence[str]]) -> int:
-    """Return how many first parts all paths have in common, the last part excluded."""
+    """Return the number of leading parts that all paths share; the last two parts do not count."""
     shared = 0
     while all(len(p) > shared + 2 for p in paths) and len({p[shared] for p in paths}) == 1:
         shared += 1

@@ -1,7 +1,8 @@
 """An adapter directory, open for reading: its header at once, its tensors one module at a time.
 
-Ours and any tool's PEFT LoRA, rsLoRA, DoRA, AdaLoRA, LoHa or LoKr; see `peft/layout` for keys,
-`peft/config` for what is refused, and `stored` for what a module's update is made of.
+It reads our adapters and any tool's PEFT LoRA, rsLoRA, DoRA, AdaLoRA, LoHa or LoKr; see
+`peft/layout` for keys, `peft/config` for refused adapters, and `stored` for the tensors of a
+module's update.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from methods.factors import LowRankFactors
 from methods.updates import Replaced, Update
-from sora_cli.adapter.base_weights import compared
+from sora_cli.adapter.base_weights import without_copies
 from sora_cli.adapter.foreign.places import refuse_foreign
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_json, read_sora_file
 from sora_cli.adapter.moved import located
@@ -48,23 +49,22 @@ class AdapterFile:
 
     Attributes:
         directory: the adapter directory itself.
-        paths: the adapted modules, in the model's order as far as it is known. Modules without a
-            component left are not among them; if there is no other, the first is, as a zero pair.
-        shapes: module path -> (out, in); of a convolution its kernel is in `in`, too.
-        ranks: module path -> components stored, zero ones among them; of LoHa and LoKr the terms
-            that their products are sums of.
-        forms: module path -> the kind of layer, where that is no linear one.
-        dtype: of the stored factors, such as "bfloat16"; "float32" where they are mixed.
+        paths: the adapted modules, in the model's order as far as it is known. Dead modules are
+            left out; if all are dead, the first is listed, as a zero pair.
+        shapes: module path -> (out, in); a convolution's `in` includes its kernel.
+        ranks: module path -> stored components, also those that are zero; for LoHa and LoKr the
+            number of rank-one terms that their products are sums of.
+        forms: module path -> the kind of layer, for layers that are not linear.
+        dtype: of the stored factors, such as "bfloat16"; "float32" if they are mixed.
         head_names: parameters of the base model that are stored in full.
         head_shapes: their shapes.
         head_modules: paths of the modules they belong to.
-        biases: those of `head_names` that are biases of modules not stored in full.
-        base_weights: those of `head_names` that take the place of the base model's own parameter,
-            wherever it is used; see `base_weights`.
-        tokens: path of an embedding -> which of its rows are trained in full, and how many numbers
-            each has.
-        notes: what is odd, but harmless.
-        format: the program whose file it is, where that is not PEFT's; see `adapter/foreign`.
+        biases: names in `head_names` of trained biases, whose modules are not stored in full.
+        base_weights: names in `head_names` that replace the base model's own parameter, also for
+            the parameters tied to it; see `base_weights`.
+        tokens: path of an embedding -> (its rows that are trained in full, numbers in each row).
+        notes: odd but harmless facts.
+        format: the program that wrote the file; None: PEFT's format. See `adapter/foreign`.
     """
 
     directory: Path
@@ -90,7 +90,7 @@ class AdapterFile:
 
     @property
     def kind(self) -> str:
-        """PEFT's name for its kind: "LoRA", "rsLoRA", "DoRA", "AdaLoRA", "LoHa" or "LoKr"."""
+        """PEFT's name of the kind: "LoRA", "rsLoRA", "DoRA", "AdaLoRA", "LoHa" or "LoKr"."""
         return self.config.kind
 
     @property
@@ -100,7 +100,7 @@ class AdapterFile:
 
     @property
     def parameters(self) -> int:
-        """Numbers in the factors of all modules; the head not counted."""
+        """Numbers in the factors of all modules, without the head."""
         return sum(self._parameters(path) for path in self.paths)
 
     @property
@@ -131,27 +131,19 @@ class AdapterFile:
 
     @property
     def magnitudes(self) -> Mapping[str, Tensor]:
-        """Module path -> DoRA's magnitudes (out,), of those that have some; reads at each access.
+        """Module path -> magnitudes (out,), for modules with DoRA's; each access reads them.
 
-        Such a module's weight is rescaled by them: its factors are not all of its update.
+        Such a module's weight is rescaled to them: its factors are not all of its update.
         """
         stored = [p for p in self.paths if _magnitude_key(self._modules[p])]
         return OnDemand(stored, self._magnitude)
 
     def factors(self, path: str) -> LowRankFactors:
-        """Read one module's factors: float32, with E and all scaling in B; see `magnitudes`.
-
-        Raises:
-            SoraError: NaN or infinity, or the file got shorter meanwhile.
-        """
+        """Read one module's factors: float32, with E and all scaling in B; see `magnitudes`."""
         return self._modules[path].factors()
 
     def update(self, path: str) -> Update:
-        """Read one module's update, in the terms in which PEFT computes it.
-
-        Raises:
-            SoraError: see `factors`.
-        """
+        """Read one module's update, with the same products that PEFT computes."""
         return self._modules[path].update()
 
     @property
@@ -171,15 +163,11 @@ class AdapterFile:
         return magnitude
 
     def head_entry(self, name: str) -> StoredTensor:
-        """Return where one parameter that is stored in full lies in the file, and its dtype."""
+        """Return the place and dtype in the file of one parameter that is stored in full."""
         return self._tensors.entry(self._keys.head[name])
 
     def head_tensor(self, name: str) -> Tensor:
-        """Read one parameter that is stored in full, as it is stored.
-
-        Raises:
-            SoraError: NaN or infinity, or the file got shorter meanwhile.
-        """
+        """Read one parameter that is stored in full, in its stored dtype."""
         return self._finite(self._keys.head[name])
 
     def _finite(self, key: str) -> Tensor:
@@ -189,7 +177,7 @@ class AdapterFile:
 
 
 class OnDemand(Mapping[str, T]):
-    """A mapping whose values are made at each access."""
+    """A mapping that makes its values anew at each access."""
 
     def __init__(self, names: Sequence[str], make: Callable[[str], T]) -> None:
         self._names = dict.fromkeys(names)
@@ -211,15 +199,12 @@ class OnDemand(Mapping[str, T]):
 def open_adapter(
     directory: Path, *, base: str | None = None, as_stored: bool = False
 ) -> Iterator[AdapterFile]:
-    """Open our adapter or one of PEFT's, and check all but the numbers.
+    """Open our adapter or one of PEFT's, and check everything except the numbers.
 
     Args:
         directory: the adapter directory, or a run directory that holds one.
-        base: reference of the base model, where it is not the one that the adapter names.
-        as_stored: keep stored base weights that are no others than the base model's.
-
-    Raises:
-        SoraError: no adapter, one of another kind, or a damaged one.
+        base: reference of the base model, if it is not the model that the adapter names.
+        as_stored: keep stored base weights even if they equal the base model's own.
     """
     directory = locate_adapter(directory)
     refuse_foreign(directory)
@@ -232,7 +217,7 @@ def open_adapter(
         keys = split_keys(tensors.keys, config, str(tensors.file))
         notes: tuple[str, ...] = ()
         if not as_stored:
-            keys, notes = compared(keys, tensors, reference, base)
+            keys, notes = without_copies(keys, tensors, reference, base)
         file = describe(directory, config, meta, reference, tensors, keys)
         yield replace(file, notes=(*file.notes, *notes))
 
@@ -263,13 +248,9 @@ def describe(
     tensors: TensorFile,
     keys: SplitKeys,
 ) -> AdapterFile:
-    """Check all of an adapter but its numbers, and return it.
-
-    Raises:
-        SoraError: configuration and tensors do not fit together.
-    """
-    found = [*keys.pairs, *keys.products]
-    order = list(dict.fromkeys([*(p for p in meta.ranks if p in found), *found]))
+    """Check an adapter's configuration against its tensors, without reading numbers."""
+    stored_paths = [*keys.pairs, *keys.products]
+    order = list(dict.fromkeys([*(p for p in meta.ranks if p in stored_paths), *stored_paths]))
     check_targets(config, order, str(directory / ADAPTER_CONFIG))
     notes = config.prepare(order, str(directory / ADAPTER_CONFIG))
     modules = stored_modules(keys, config, tensors)
@@ -279,6 +260,7 @@ def describe(
         start = dict.fromkeys(order, config.r)
         meta = meta.model_copy(update={"ranks": dict(ranks), "ranks_start": start})
     paths = live or order[:1]
+    # the first two are the factors: E and magnitudes may be stored in another dtype
     dtypes = {tensors.dtype(key) for p in live for key in modules[p].keys[:2]}
     heads = (config.head_module(name) for name in keys.head)
     head_modules = tuple(dict.fromkeys(module for module in heads if module))
@@ -289,7 +271,7 @@ def describe(
         base=base,
         paths=paths,
         shapes={path: modules[path].shape for path in paths},
-        ranks={path: max(ranks[path], 1) for path in paths},
+        ranks={path: max(ranks[path], 1) for path in paths},  # a dead module is read as a zero pair
         forms={path: modules[path].form for path in paths if modules[path].form != LINEAR},
         dtype=dtype_name(dtypes.pop()) if len(dtypes) == 1 else "float32",
         head_names=list(keys.head),

@@ -1,6 +1,6 @@
-"""The part of a run's recipe that new rows are read and answered with, kept beside its result.
+"""The part of a run's recipe that reads and answers new rows, kept beside the run's result.
 
-`sora.json` holds it, so that it goes wherever the adapter goes, and into a merged model, too.
+`sora.json` holds it, so that it stays with the adapter, and with a merged model, too.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _OF_MODEL = ("dtype", "attention", "quantise")
 _OF_ROWS = ("text_columns", "label_column", "columns", "label_names", "max_length")
 _OF_TRAINING = ("precision",)
 OF_SCORES = ("metrics", "best_metric", "greater_is_better")
-"""Options of a task that answers do not depend on."""
+"""Options of a task that change scores but not answers."""
 
 
 def row_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a recipe, with no place of this machine and no file in it."""
+    """Return the part of a recipe that reads and answers rows, without paths of this machine."""
     return {
         "model": _chosen(recipe, "model", _OF_MODEL),
         "task": {k: v for k, v in recipe.get("task", {}).items() if k not in OF_SCORES},
@@ -31,10 +31,10 @@ def row_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recorded_row_recipe(place: Path, meta: AdapterMeta) -> dict[str, Any] | None:
-    """Return the part that a result keeps, or, of an older version's, its run's report.
+    """Return this part as recorded with a result, or by older versions in its run's report.
 
     Args:
-        place: of an adapter, a delta or a model.
+        place: directory of an adapter, a delta or a model.
         meta: the content of its `sora.json`.
 
     Returns:

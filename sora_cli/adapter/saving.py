@@ -1,4 +1,4 @@
-"""Saves a trained model's adapters: of our own runs, and of any model after `attach`."""
+"""Save the adapters of a trained model: in our own runs, and of any model after `attach`."""
 
 from __future__ import annotations
 
@@ -34,12 +34,9 @@ def save_adapter(
 
     Args:
         head: paths of modules stored in full; None: every trained module outside the adapters.
-        base_model: path or Hub id of the base; None: what the model was loaded from.
-        processor: the tokenizer or image processor, to lie beside the adapter.
+        base_model: path or Hub id of the base; None: the path that the model was loaded from.
+        processor: the tokenizer or image processor, to be saved beside the adapter.
         force: replace an adapter that is there.
-
-    Raises:
-        SoraError: the directory exists, or the base is not known.
     """
     layers = adapted_layers(model)
     config = model.config
@@ -96,9 +93,10 @@ def build_adapter(
 
 
 def base_reference(path: str, resolved: str, revision: str | None) -> BaseReference:
-    """Return the base model's names and, where its files are on this disk, their fingerprint."""
+    """Return the base model's names, and the fingerprint of its files if they are on this disk."""
     files = local_checkpoint(resolved, revision)
     digest = None if files is None else fingerprint(files)
+    # a snapshot in the Hub's cache tells id and commit by its path
     hub_id, commit = hub_name(resolved) or (None, None)
     return BaseReference(path, resolved, revision or commit, digest, hub_id)
 
@@ -114,9 +112,10 @@ def trained_modules(model: nn.Module, layers: Mapping[str, LowRankLinear]) -> li
 
 
 def head_tensors(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
-    """Return the tensors of modules stored in full, by full name; frozen ones included.
+    """Return the tensors of modules stored in full, by full name; frozen tensors included.
 
-    What the base checkpoint did not supply is random: without it a reload gives other results.
+    Tensors that the base checkpoint does not hold are random: a reload without them gives other
+    results.
     """
     return {
         f"{path}.{name}": whole(tensor.detach()).cpu().clone()

@@ -1,7 +1,7 @@
-"""The rules by which inference servers take an adapter directory: one table, one judge.
+"""Rules of inference servers for adapter directories: one table, and one function to apply it.
 
-vLLM's and llama.cpp's are in `consumers`. The others' were read in November 2026 from the source
-that each entry names. None of them has a word to say about a directory that it applies wrongly.
+vLLM's and llama.cpp's are in `consumers`. The others were read in November 2026 from the source
+that each entry names. None of these servers warns about a directory that it applies wrongly.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _DECODER = frozenset(
 
 @dataclass(frozen=True)
 class Rules:
-    """One server's.
+    """The rules of one server.
 
     Attributes:
-        source: where they were read: a version or commit, and files.
+        source: the version or commit, and the files, that were read.
         per_tensor: the strength is `alpha / rank of the tensor`; else one `alpha / r` for all.
-        rslora: it divides by the square root where the configuration says so.
+        rslora: it divides by the square root if the configuration says so.
         uneven: modules may have different ranks.
-        every_layer: if a kind of layer is adapted anywhere it has to be in all layers of the model;
-            if not, that kind is passed over without a word.
+        every_layer: a kind of module has to be adapted in all layers of the model or in none; if
+            not, the kind is ignored without a warning.
         modules: last parts of the paths that may be adapted; None: any.
-        command: starts it; with BASE, DIR and RANK.
+        command: starts the server; with BASE, DIR and RANK.
     """
 
     name: str
@@ -89,10 +89,10 @@ SERVERS = (
         command="LORA_ADAPTERS=adapter=DIR text-generation-launcher --model-id BASE",
     ),
 )
-"""Servers of language models that take a directory as PEFT writes it."""
+"""Servers of language models that load PEFT's directories without conversion."""
 
 
-def judged(
+def judge_directory(
     rules: Rules,
     config: PeftConfig,
     ranks: Mapping[str, int],
@@ -103,36 +103,40 @@ def judged(
     layers: int | None,
     more: str | None = None,
 ) -> tuple[bool, str]:
-    """Return whether a server takes a directory as it is, and how or what to do first.
+    """Return true and the command if a server can load a directory; else false and the remedy.
 
     Args:
         ranks: module path -> stored rank.
         head: modules stored in full.
-        directory: how to name it in what is to be typed.
-        layers: of the base model, where that is known.
-        more: what becomes of what is in it beside factors of linear layers, if anything is.
+        directory: the directory's name in the commands.
+        layers: number of the base model's layers, if known.
+        more: end of a sentence about parts other than factors of linear layers; None: there are
+            none.
     """
     merge = "sora merge first"
     if head:
         return False, f"takes no {first_few(head)}, stored in full: {merge}"
     if more is not None:
         return False, f"{more}: {merge}"
-    odd = sorted({path.rpartition(".")[2] for path in ranks} - (rules.modules or frozenset()))
-    if odd and rules.modules is not None:
-        return False, f"has no place for {first_few(odd)}: {merge}"
-    if rules.every_layer and (hole := _hole(ranks, layers)) is not None:
-        return False, f"passes over all {hole[0]}, since layer {hole[1]} has none: {merge}"
+    unsupported = sorted(
+        {path.rpartition(".")[2] for path in ranks} - (rules.modules or frozenset())
+    )
+    if unsupported and rules.modules is not None:
+        return False, f"has no place for {first_few(unsupported)}: {merge}"
+    if rules.every_layer and (gap := _first_gap(ranks, layers)) is not None:
+        return False, f"ignores all {gap[0]}, since layer {gap[1]} has none: {merge}"
     if not config.is_plain:
         return False, f"sora export {quote(directory)} -o OUT --layout padded first"
-    why = _wrong(rules, config, ranks)
+    why = _objection(rules, config, ranks)
     if why is not None:
         return False, f"{why}: sora export {quote(directory)} -o OUT --layout padded first"
-    words = {"BASE": quote(base), "DIR": quote(directory), "RANK": str(max(ranks.values()))}
-    return True, re.sub("BASE|DIR|RANK", lambda found: words[found[0]], rules.command)
+    values = {"BASE": quote(base), "DIR": quote(directory), "RANK": str(max(ranks.values()))}
+    # in one pass: a directory's name may itself hold BASE or RANK
+    return True, re.sub("BASE|DIR|RANK", lambda match: values[match[0]], rules.command)
 
 
-def _wrong(rules: Rules, config: PeftConfig, ranks: Mapping[str, int]) -> str | None:
-    """Return what is wrong with the strength or the ranks of a directory for a server."""
+def _objection(rules: Rules, config: PeftConfig, ranks: Mapping[str, int]) -> str | None:
+    """Return the reason against the strength or the ranks of a directory; None: no reason."""
     if not rules.uneven and any(rank != config.r for rank in ranks.values()):
         return "needs the rank r of its configuration in all modules"
     for path, rank in ranks.items():
@@ -144,8 +148,8 @@ def _wrong(rules: Rules, config: PeftConfig, ranks: Mapping[str, int]) -> str | 
     return None
 
 
-def _hole(ranks: Mapping[str, int], layers: int | None) -> tuple[str, int] | None:
-    """Return a kind of layer that is adapted in some layers only, and one without."""
+def _first_gap(ranks: Mapping[str, int], layers: int | None) -> tuple[str, int] | None:
+    """Return a kind of module without an adapter in some layers, and the first layer without it."""
     found: dict[str, set[int]] = {}
     for path in ranks:
         match = re.fullmatch(r"(.*?\.)(\d+)(\..+)", path)

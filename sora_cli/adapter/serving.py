@@ -1,8 +1,8 @@
-"""The command lines that serve a language model with an adapter, by other people's servers.
+"""Command lines that serve a language model with an adapter, by other people's servers.
 
-`transformers serve` reads `config.json` in the directory that it is given (transformers 5,
-`cli/serving/model_manager.py`), which an adapter has not: it takes the merged model. llama.cpp's
-server takes adapters as GGUF files, beside a base model that is one (`--lora`).
+`transformers serve` needs a `config.json` in its directory (transformers 5,
+`cli/serving/model_manager.py`), which an adapter does not have: it gets the merged model.
+llama.cpp's server takes adapters as GGUF files, beside a base model as a GGUF file (`--lora`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from shlex import quote
 from sora_cli.adapter.consumers import Consumer
 
 _OPEN_ENDED = "CAUSAL_LM"
-"""PEFT's task type of what these servers serve."""
+"""PEFT's task type of the models that these servers can serve."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server and the commands, in their order, that make it serve the adapter."""
+    """A server and the commands, in order, that make it serve the adapter."""
 
     name: str
     commands: tuple[str, ...]
@@ -28,25 +28,25 @@ class Server:
 def servers(
     verdicts: Sequence[Consumer], *, task_type: str | None, directory: str, base: str | None
 ) -> tuple[Server, ...]:
-    """Return the servers that can serve an adapter's model, as it is or after another command.
+    """Return the servers for an adapter's model, each with the commands that prepare and start it.
 
     Args:
-        verdicts: of `consumers`, on this directory.
-        task_type: PEFT's; servers of other tasks are not known.
-        directory: how to name the adapter.
-        base: how to name its base model.
+        verdicts: the result of `consumers` for this directory.
+        task_type: PEFT's; only servers of causal language models are known.
+        directory: the adapter's name in the commands.
+        base: the base model's name in the commands.
     """
     if task_type != _OPEN_ENDED:
         return ()
     by_name = {verdict.name: verdict for verdict in verdicts}
     merge = f"sora merge {quote(directory)} -o merged"
-    found = [Server("transformers serve", (merge, "transformers serve merged"))]
+    known = [Server("transformers serve", (merge, "transformers serve merged"))]
     vllm = by_name.get("vLLM")
     if vllm is not None and vllm.loads:
-        found.insert(0, Server("vLLM", (vllm.advice,)))
+        known.insert(0, Server("vLLM", (vllm.advice,)))
     else:
-        found.insert(0, Server("vLLM", (merge, "vllm serve merged")))
-    return (*found, Server("llama.cpp", _llama_cpp(by_name.get("llama.cpp"), directory, base)))
+        known.insert(0, Server("vLLM", (merge, "vllm serve merged")))
+    return (*known, Server("llama.cpp", _llama_cpp(by_name.get("llama.cpp"), directory, base)))
 
 
 def _llama_cpp(verdict: Consumer | None, directory: str, base: str | None) -> tuple[str, ...]:

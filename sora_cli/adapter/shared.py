@@ -1,4 +1,4 @@
-"""The files of an adapter or a merged model as they leave this machine: none names its places."""
+"""Prepare the files of an adapter or merged model for upload, without paths of this machine."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Content = Path | bytes
 _TEXTS = (".json", ".md", ".jinja", ".txt")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
 _NAMES = ("_name_or_path", "name_or_path", "base_model_name_or_path")
-"""Keys of configurations that may hold the place that something was loaded from."""
+"""Keys of configurations that may hold the path of their source."""
 _LARGEST_TEXT = 20_000_000  # bytes
 
 
 @dataclass(frozen=True)
 class Shared:
-    """The files that are to leave, and the names of those that stay.
+    """The files to upload, and the names of the files that stay.
 
     Attributes:
-        files: name in the repository -> the file, or its content where that is not what lies here.
-        left: names in the directory that stay, since they are none of its parts.
+        files: name in the repository -> the file, or its content if it has to be changed.
+        left: names in the directory that stay, since they are not part of the adapter or model.
     """
 
     directory: Path
@@ -49,101 +49,92 @@ class Shared:
         content = self.files[name]
         return len(content) if isinstance(content, bytes) else content.stat().st_size
 
-    def called(self, repository: str) -> Shared:
-        """Return the same, where the card's commands name the repository."""
+    def for_repository(self, repository: str) -> Shared:
+        """Return the same files with the repository's name in the card's commands."""
         card = self.card.replace(THIS, repository).encode()
         return Shared(self.directory, {**self.files, CARD: card}, self.left)
 
 
 def shared_adapter(directory: Path, *, base_id: str | None, license_: str | None) -> Shared:
-    """Return an adapter's files, naming its base model by the Hub id.
+    """Return an adapter's files, with its base model named by the Hub id.
+
+    The base model's Hub id has to be known, or nobody could load the adapter.
 
     Args:
-        base_id: of the base model; None: the one that the adapter knows.
-        license_: for the card; None: as it has it.
-
-    Raises:
-        SoraError: the base model has no id, or the card is none that the Hub takes.
+        base_id: of the base model; None: the id that the adapter knows.
+        license_: for the card; None: unchanged.
     """
     with open_adapter(directory) as file:
-        base, made = file.base, adapter_card(file)
-    known = base_id or base.hub_id
-    if known is None:
-        raise _nameless(directory, base)
-    if not is_hub_id(known):
-        raise SoraError(f"--base-id {known!r} is no id on the Hub", hint="--base-id OWNER/NAME")
+        base, new_card = file.base, adapter_card(file)
+    hub_id = base_id or base.hub_id
+    if hub_id is None:
+        raise _unknown_base(directory, base)
+    if not is_hub_id(hub_id):
+        raise SoraError(f"--base-id {hub_id!r} is not a Hub id", hint="--base-id OWNER/NAME")
     names = sorted(entry.name for entry in directory.iterdir() if not is_leftover(entry))
     own = [name for name in names if name in ADAPTER_FILES]
     files: dict[str, Content] = {}
     for name in own:
         files |= _files(directory, name)
-    revision = base.revision if known == base.hub_id else None
-    config = _object(directory / ADAPTER_CONFIG)
-    config |= {"base_model_name_or_path": known, "revision": revision}
+    revision = base.revision if hub_id == base.hub_id else None
+    config = _read_object(directory / ADAPTER_CONFIG)
+    config |= {"base_model_name_or_path": hub_id, "revision": revision}
     files[ADAPTER_CONFIG] = _json(config)
     if SORA_FILE in own:
-        files[SORA_FILE] = _json(_sora_file(directory, known, revision))
-    card = (directory / CARD).read_text(encoding="utf-8") if CARD in own else made
-    files[CARD] = _card(card.replace(BASE, known), base=known, license_=license_)
-    return _checked(Shared(directory, files, tuple(n for n in names if n not in own)), base)
+        files[SORA_FILE] = _json(_sora_file(directory, hub_id, revision))
+    card = (directory / CARD).read_text(encoding="utf-8") if CARD in own else new_card
+    files[CARD] = _card(card.replace(BASE, hub_id), base=hub_id, license_=license_)
+    return _check_no_paths(Shared(directory, files, tuple(n for n in names if n not in own)), base)
 
 
 def shared_model(directory: Path, *, base_id: str | None, license_: str | None) -> Shared:
-    """Return the files of a merged model, which needs no other; see `shared_adapter`.
-
-    Raises:
-        SoraError: there is no model, or its card is none that the Hub takes.
-    """
+    """Return the files of a merged model, which needs no base model; see `shared_adapter`."""
     if not (directory / MODEL_CONFIG).is_file():
-        raise SoraError(f"{directory} holds no {MODEL_CONFIG}: it is no merged model",
+        raise SoraError(f"{directory} holds no {MODEL_CONFIG}: it is not a merged model",
                         hint="sora merge RUN -o DIR writes one")  # fmt: skip
     files: dict[str, Content] = {}
-    left = []
+    left_out = []
     for entry in sorted(directory.iterdir()):
         if entry.name.startswith(".") or entry.is_symlink():
-            left.append(entry.name)
+            left_out.append(entry.name)
         else:
             files |= _files(directory, entry.name)
-    files[MODEL_CONFIG] = _json(_nowhere(_object(directory / MODEL_CONFIG)))
+    files[MODEL_CONFIG] = _json(_without_paths(_read_object(directory / MODEL_CONFIG)))
     if SORA_FILE in files:
-        raw = _object(directory / SORA_FILE)
+        raw = _read_object(directory / SORA_FILE)
         base = raw.get("base") or {}
         files[SORA_FILE] = _json(_sora_file(directory, base_id or base.get("hub_id"), None))
     card = directory / CARD
     text = card.read_text(encoding="utf-8") if card.is_file() else "---\n---\n"
     files[CARD] = _card(text, base=base_id, license_=license_)
-    return _checked(Shared(directory, files, tuple(left)), None)
+    return _check_no_paths(Shared(directory, files, tuple(left_out)), None)
 
 
 def _files(directory: Path, name: str) -> dict[str, Content]:
-    """Return a file, or all of a folder; without the place that a configuration was loaded from."""
+    """Return a file, or all files of a folder; configurations lose the path of their source."""
     place = directory / name
     if place.is_dir():
         inside = (file for file in sorted(place.rglob("*")) if file.is_file())
         return {str(file.relative_to(directory)): file for file in inside}
     config = read_json(place) if name.endswith("_config.json") else None
-    return {name: _json(_nowhere(config)) if isinstance(config, dict) else place}
+    return {name: _json(_without_paths(config)) if isinstance(config, dict) else place}
 
 
 def _sora_file(directory: Path, base_id: str | None, revision: str | None) -> dict[str, Any]:
-    raw = _object(directory / SORA_FILE)
+    raw = _read_object(directory / SORA_FILE)
     base = {**(raw.get("base") or {}), "hub_id": base_id, "revision": revision}
     base |= {key: base_id or without_folder(base.get(key)) for key in ("path", "resolved")}
     return {**raw, "base": base, "lineage": without_folder(raw.get("lineage") or [])}
 
 
-def _nowhere(config: dict[str, Any]) -> dict[str, Any]:
+def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration without places on this disk."""
     places = [key for key in _NAMES if Path(str(config.get(key) or "")).is_absolute()]
     return {key: value for key, value in config.items() if key not in places}
 
 
 def _card(text: str, *, base: str | None, license_: str | None) -> bytes:
-    """Return a card with these values in its header.
-
-    Raises:
-        SoraError: the Hub would not take it.
-    """
+    """Return a card with these header values, after checking that the Hub accepts the card."""
     from huggingface_hub import ModelCard
 
     try:
@@ -151,8 +142,8 @@ def _card(text: str, *, base: str | None, license_: str | None) -> bytes:
         header: Any = card.data
     except Exception as error:  # of YAML, or a ValueError or TypeError of the values
         raise SoraError(
-            f"{CARD} is no card that the Hub takes: {first_line(error)}",
-            hint="mend its header, or take the file away: a new one is made of the adapter",
+            f"the Hub does not accept {CARD}: {first_line(error)}",
+            hint="correct its header, or delete the file: a new one is made from the adapter",
         ) from error
     if base is not None:
         header.base_model = base
@@ -168,34 +159,30 @@ def _card(text: str, *, base: str | None, license_: str | None) -> bytes:
     return stored(str(card))
 
 
-def _checked(shared: Shared, base: BaseReference | None) -> Shared:
-    """Return it, unless one of its texts names a place on this machine.
-
-    Raises:
-        SoraError: one does.
-    """
+def _check_no_paths(shared: Shared, base: BaseReference | None) -> Shared:
+    """Return the files, after checking that no text among them names a place on this machine."""
     places = {str(Path.home()), str(shared.directory.resolve()), str(Path.cwd())} - {"/"}
     places |= {base.resolved} if base is not None and Path(base.resolved).is_absolute() else set()
     for name, content in shared.files.items():
-        if name in _VOCABULARIES or not name.endswith(_TEXTS):
+        if name in _VOCABULARIES or not name.endswith(_TEXTS):  # "/root" may well be a token
             continue
         if shared.size(name) <= _LARGEST_TEXT:
             read = content if isinstance(content, bytes) else content.read_bytes()
-            found = next((place for place in sorted(places) if place.encode() in read), None)
-            if found is not None:
-                raise SoraError(f"{name} names a place on this machine: {found}",
+            path = next((place for place in sorted(places) if place.encode() in read), None)
+            if path is not None:
+                raise SoraError(f"{name} names a path on this machine: {path}",
                                 where=str(shared.directory),
-                                hint="take it out of the file, and push again")  # fmt: skip
+                                hint="remove it from the file, and push again")  # fmt: skip
     return shared
 
 
-def _nameless(directory: Path, base: BaseReference) -> SoraError:
+def _unknown_base(directory: Path, base: BaseReference) -> SoraError:
     """Return the error for a base model that nobody else could find."""
     base = located(base)
     place = local_checkpoint(base.resolved or base.path, base.revision)
     made_from = None
     if place is not None and (place / MODEL_CONFIG).is_file():
-        made_from = _object(place / MODEL_CONFIG).get("_name_or_path")
+        made_from = _read_object(place / MODEL_CONFIG).get("_name_or_path")
     named = isinstance(made_from, str) and is_hub_id(made_from)
     return SoraError(
         f"nobody else can find the base model of {directory}: its Hub id is not known",
@@ -206,7 +193,7 @@ def _nameless(directory: Path, base: BaseReference) -> SoraError:
     )  # fmt: skip
 
 
-def _object(file: Path) -> dict[str, Any]:
+def _read_object(file: Path) -> dict[str, Any]:
     raw = read_json(file)
     if not isinstance(raw, dict):
         raise SoraError(f"{file} is not a JSON object")

@@ -1,4 +1,4 @@
-"""Adapters side by side: a line for each, and two compared by module, as tables and as JSON."""
+"""Tables and JSON of several adapters: a line for each, or two compared module by module."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def summary_table(names: Sequence[str], adapters: Sequence[dict[str, Any]]) -> T
 
 
 def short_names(names: list[str]) -> list[str]:
-    """Return the names without the directories they all begin or end with, if some is left."""
+    """Return the names without the directories that all begin or end with, if anything is left."""
     parts = [Path(name).parts for name in names]
     comparable = len({Path(name).is_absolute() for name in names}) == 1
     shared = len(Path(os.path.commonpath(names)).parts) if comparable else 0
@@ -61,7 +61,7 @@ def short_names(names: list[str]) -> list[str]:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Return a table with a row per module of either adapter."""
+    """Return a table with a row for each module of either adapter."""
     columns = (
         "module", "rank A", "rank B", Column("||A||", ".3g"), Column("||B||", ".3g"),
         Column("cosine", ".3f", "-"), Column("overlap\nout", ".2f", "-"),
@@ -70,12 +70,12 @@ def comparison_table(comparison: Comparison) -> Table:
     return Table(
         "two adapters, dW of A against dW of B",
         columns,
-        [_row(path, module) for path, module in comparison.modules.items()],
-        footer=_row("all", comparison.total),
+        [_comparison_row(path, module) for path, module in comparison.modules.items()],
+        footer=_comparison_row("all", comparison.total),
     )
 
 
-def _row(name: str, m: ModuleComparison) -> list[Any]:
+def _comparison_row(name: str, m: ModuleComparison) -> list[Any]:
     overlap = (None, None) if m.overlap is None else (m.overlap.left, m.overlap.right)
     return [name, *m.ranks, *m.norms, m.cosine, *overlap, m.relative]
 
@@ -89,8 +89,8 @@ def comparison_notes(comparison: Comparison) -> list[str]:
     overlap = comparison.total.overlap
     if overlap is not None:
         notes.append(
-            "overlap of the output and input directions: 1 means that those of the smaller rank "
-            f"lie within the other's; by chance it would be {overlap.chance_left:.2f} and "
+            "overlap of the output and input subspaces: 1 means that the smaller one lies within "
+            f"the other; random subspaces overlap by {overlap.chance_left:.2f} and "
             f"{overlap.chance_right:.2f} on average"
         )
     return notes
@@ -99,13 +99,13 @@ def comparison_notes(comparison: Comparison) -> list[str]:
 def comparison_facts(comparison: Comparison) -> dict[str, Any]:
     """Return the comparison for JSON."""
     return {
-        "modules": {path: _module(module) for path, module in comparison.modules.items()},
+        "modules": {path: _module_facts(module) for path, module in comparison.modules.items()},
         "only": [list(only) for only in comparison.only],
-        "total": _module(comparison.total),
+        "total": _module_facts(comparison.total),
     }
 
 
-def _module(m: ModuleComparison) -> dict[str, Any]:
+def _module_facts(m: ModuleComparison) -> dict[str, Any]:
     return {
         "ranks": list(m.ranks),
         "norms": list(m.norms),

@@ -1,6 +1,6 @@
-"""The singular values of an adapter that `write_adapter` wrote, read with numpy.
+"""Read the singular values of an adapter that `write_adapter` wrote, with numpy.
 
-A page about a run shows them, and importing torch would take longer than all of the page. The
+A page about a run shows them, and importing torch would take longer than the whole page. The
 numbers are those of `spectra`, which reads any tool's adapter.
 """
 
@@ -25,13 +25,12 @@ _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 def read_modules(folder: Path) -> dict[str, Module]:
-    """Return {module path: what choosing ranks needs of it}, with lists as singular values.
+    """Return {module path: facts for choosing ranks}, with lists as singular values.
+
+    Only plain pairs of factors can be read.
 
     Args:
         folder: the adapter directory itself.
-
-    Raises:
-        SoraError: it cannot be read, holds NaN or infinity, or is no plain pair of factors.
     """
     where, weights = str(folder / ADAPTER_CONFIG), folder / ADAPTER_WEIGHTS
     config = parse_config(read_json(folder / ADAPTER_CONFIG), where)
@@ -48,20 +47,20 @@ def read_modules(folder: Path) -> dict[str, Module]:
 
 
 def components_for(values: Any, energy: float) -> int:
-    """Return how many of these singular values hold that share of their squares' sum."""
+    """Return the number of largest singular values that hold this share of their squares' sum."""
     import numpy as np
 
     squared = np.asarray(values, dtype=np.float64) ** 2
     if not squared.sum():
         return 0
-    kept = np.cumsum(squared) / squared.sum()
-    return min(int((kept < energy).sum()) + 1, len(squared))
+    shares = np.cumsum(squared) / squared.sum()
+    return min(int((shares < energy).sum()) + 1, len(squared))
 
 
 def _factors(
     entries: dict[str, StoredTensor], pair: Pair, weights: Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return A (r, in) and B (out, r) as they are stored, in float64."""
+    """Return the stored A (r, in) and B (out, r), in float64."""
     if pair.e is not None:
         raise SoraError(f"{weights} holds AdaLoRA's three factors, not a plain pair")
     a, b = (_tensor(entries[key]) for key in (pair.a, pair.b))
@@ -88,14 +87,16 @@ def _tensor(entry: StoredTensor) -> np.ndarray:
 
 
 def _module(factors: tuple[np.ndarray, np.ndarray], scaling: float) -> Module:
-    """Take the singular values of scaling * B A from thin QR decompositions, without the product.
+    """Compute the singular values of scaling * B A by thin QR decompositions, without the product.
 
-    As `methods.factors.LowRankFactors.singular_values`; terms that are exactly zero are counted.
+    The same as `methods.factors.LowRankFactors.singular_values`; components that are exactly zero
+    are counted in the rank.
     """
     import numpy as np
 
     a, b = factors
     live = np.logical_and(a.any(axis=1), (scaling * b).any(axis=0))  # (r,)
+    # B A = Q_b (R_b R_a^T) Q_a^T: the small matrix has the same singular values
     r_b: Any = np.linalg.qr(scaling * b[:, live], mode="r")  # (k1, r)
     r_a: Any = np.linalg.qr(a[live].T, mode="r")  # (k2, r)
     values = np.linalg.svd(r_b @ r_a.T, compute_uv=False)

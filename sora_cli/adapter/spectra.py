@@ -1,4 +1,4 @@
-"""The singular values of an adapter's updates, module by module, and what they add up to.
+"""The singular values of an adapter's updates, module by module, and their totals.
 
 One module for each core is in memory at a time and no dense `dW` is ever formed, so a 7B-class
 adapter takes seconds and little memory.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LOW, HIGH = 0.90, 0.99
-"""Shares of ||dW||_F^2 that effective ranks are given for."""
+"""Shares of ||dW||_F^2 for the effective ranks."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Spectrum:
 
     Attributes:
         shape: (out, in) of the module.
-        stored: terms in the file.
-        live: those that are not exactly zero.
+        stored: components in the file.
+        live: components that are not exactly zero.
         values: (min(live, out, in),) singular values, descending, float64.
     """
 
@@ -71,11 +71,11 @@ class Spectrum:
 
     @property
     def module(self) -> Module:
-        """The facts that choosing ranks needs."""
+        """The facts for choosing ranks."""
         return Module(self.stored, self.live, self.values, sum(self.shape))
 
     def parameters(self, rank: int) -> int:
-        """Return the numbers that so many components of this module take."""
+        """Return the numbers in this many components of the module."""
         return rank * sum(self.shape)
 
 
@@ -89,31 +89,27 @@ class Totals:
     entropy: float
     norm: float
     lossless: int
-    """Numbers that `sora prune` leaves out: terms that are exactly zero."""
+    """Numbers that `sora prune` removes: components that are exactly zero."""
     pruned: int
-    """Numbers that `sora prune --energy 0.99` leaves out."""
+    """Numbers that `sora prune --energy 0.99` removes."""
 
 
 def spectrum(factors: LowRankFactors) -> Spectrum:
-    """Compute the spectrum of one update; terms that are exactly zero are only counted."""
-    kept = factors.drop_zeros()
+    """Compute the spectrum of one update; components that are exactly zero are only counted."""
+    live = factors.drop_zeros()
     shape = factors.B.shape[0], factors.A.shape[1]
-    return Spectrum(shape, factors.rank, kept.rank, kept.singular_values())
+    return Spectrum(shape, factors.rank, live.rank, live.singular_values())
 
 
 def read_spectra(file: AdapterFile) -> dict[str, Spectrum]:
-    """Return the spectrum of each module in the file.
-
-    Raises:
-        SoraError: a damaged tensor.
-    """
-    return of_each(file.layers, spectrum)
+    """Return the spectrum of each module in the file."""
+    return map_layers(file.layers, spectrum)
 
 
-def of_each(
+def map_layers(
     layers: Mapping[str, LowRankFactors], work: Callable[[LowRankFactors], T]
 ) -> dict[str, T]:
-    """Return what the work makes of each layer; each core reads one of its own."""
+    """Apply a function to each layer; each core reads one layer at a time."""
     return by_cores(layers, lambda path: work(layers[path]))
 
 

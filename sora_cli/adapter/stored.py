@@ -1,7 +1,8 @@
-"""One module's update in an adapter file: what it is made of there, and how it is read.
+"""One module's update in an adapter file: its tensors, and ways to read it.
 
-Three kinds, with one face: a pair of factors (LoRA, AdaLoRA, with DoRA's magnitudes or without), a
-LoHa and a LoKr product. Each gives its low-rank factors, and the update as merging computes it.
+There are three kinds with one interface: a pair of factors (LoRA, AdaLoRA, with or without DoRA's
+magnitudes), a LoHa product and a LoKr product. Each gives its low-rank factors, and the update as
+merging computes it.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ _LARGEST_SIDE = 2**24  # inputs or outputs of a layer; the largest vocabularies 
 
 @dataclass(frozen=True)
 class Form:
-    """The kind of layer that an update belongs to, where that is no linear one.
+    """The kind of layer around an update, for layers that are not linear.
 
     Attributes:
-        embedding: an embedding, of which `in` counts the tokens.
-        kernel: a convolution's, such as (3, 3); `in` has the channels and it in one dimension.
+        embedding: an embedding, whose `in` counts the tokens.
+        kernel: a convolution's kernel, such as (3, 3); `in` has the channels and the kernel in one
+            dimension.
     """
 
     embedding: bool = False
@@ -44,11 +46,11 @@ LINEAR = Form()
 
 @dataclass(frozen=True)
 class StoredModule(ABC):
-    """One module's tensors in a file that is open.
+    """One module's tensors in an open file.
 
     Attributes:
         shape: (out, in) of the update as a matrix.
-        rank: rank-one terms of the factors; 0 where all are pruned.
+        rank: number of components of the factors; 0 if all are pruned.
         form: of the layer.
     """
 
@@ -65,19 +67,15 @@ class StoredModule(ABC):
 
     @abstractmethod
     def factors(self) -> LowRankFactors:
-        """Read low-rank factors, float32, with all scaling in B; magnitudes are not in them.
-
-        Raises:
-            SoraError: NaN or infinity, or the file got shorter meanwhile.
-        """
+        """Read low-rank factors, float32, with all scaling in B; magnitudes are not in them."""
 
     @abstractmethod
     def update(self) -> Update:
-        """Read the update, in the terms in which PEFT computes it; raises as `factors`."""
+        """Read the update, with the same products that PEFT computes."""
 
     @property
     def parameters(self) -> int:
-        """Numbers it is stored as."""
+        """Numbers stored for this module."""
         return sum(torch.Size(self.tensors.shape(key)).numel() for key in self.keys)
 
     def read(self, key: str) -> Tensor:
@@ -96,7 +94,7 @@ class StoredPair(StoredModule):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """A, B, and what else there is."""
+        """Keys of A and B, and of E and the magnitude if they are stored."""
         return tuple(k for k in (self.pair.a, self.pair.b, self.pair.e, self.pair.magnitude) if k)
 
     def factors(self) -> LowRankFactors:
@@ -111,7 +109,7 @@ class StoredPair(StoredModule):
         return LowRankFactors(a, scaled)
 
     def update(self) -> Update:
-        """Read both, with the scaling beside them and E in A: where PEFT has them, too."""
+        """Read both factors, with E in A and the scaling kept apart, in PEFT's way."""
         if self._is_dead:
             zero = self._zero()
             return Product(zero.A, zero.B)
@@ -123,7 +121,7 @@ class StoredPair(StoredModule):
         return product if magnitude is None else Rescaled(product, magnitude)
 
     def magnitude(self) -> Tensor | None:
-        """Read DoRA's magnitudes, (out,); None where there are none."""
+        """Read DoRA's magnitudes, (out,); None if the module has none."""
         key = self.pair.magnitude
         return None if key is None else self.read(key).reshape(-1)
 
@@ -151,7 +149,7 @@ class StoredPair(StoredModule):
 
 @dataclass(frozen=True)
 class StoredProduct(StoredModule):
-    """A product of two matrices that is not their matrix product, each of them whole or a pair.
+    """A product of two matrices other than their matrix product; each matrix is whole or a pair.
 
     Attributes:
         parts: name, such as "hada_w1_a" -> key.
@@ -162,7 +160,7 @@ class StoredProduct(StoredModule):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """All of them."""
+        """Keys of all parts."""
         return tuple(self.parts.values())
 
     @abstractmethod
@@ -170,21 +168,22 @@ class StoredProduct(StoredModule):
         """Read both matrices."""
 
     def factors(self) -> LowRankFactors:
-        """Read it as the sum of terms that it is: those of the two matrices, each with each."""
+        """Read the product as a sum of rank-one terms, one for each pair of the matrices' terms."""
         return self.update().factors()
 
     def pair(self, first: str, second: str, core: str) -> tuple[Tensor, Tensor]:
-        """Return L (out, r) and R (r, in) of a pair; with a core, as Tucker's decomposition."""
+        """Return L (out, r) and R (r, in) of a pair; with a core, by Tucker's decomposition."""
         a, b = self.read(self.parts[first]), self.read(self.parts[second])
         if core not in self.parts:
             return a, b
         t = self.read(self.parts[core])  # (r, r, kernel...); a (r, out), b (r, in)
+        # L R is PEFT's einsum "ijkl,jr,ip->prkl" (tuners/loha/layer.py: HadaWeightCP)
         right = torch.einsum("ijkl,jn->inkl", t, b)
         return a.T.contiguous(), right.reshape(len(right), -1)
 
 
 class StoredHadamard(StoredProduct):
-    """LoHa's two pairs; those of a convolution may have a core each (`hada_t*`)."""
+    """LoHa's two pairs; in a convolution each may have a core (`hada_t*`)."""
 
     def update(self) -> Hadamard:
         """Read both pairs."""
@@ -212,38 +211,33 @@ class StoredKronecker(StoredProduct):
 def stored_modules(
     keys: SplitKeys, config: PeftConfig, tensors: TensorFile
 ) -> dict[str, StoredModule]:
-    """Check that each module's tensors fit together; nothing is read.
-
-    Raises:
-        SoraError: they do not, or are no floating-point numbers.
-    """
-    found: dict[str, StoredModule] = {}
+    """Check the shapes and dtypes of each module's tensors, from the header alone."""
+    modules: dict[str, StoredModule] = {}
     for path, pair in keys.pairs.items():
-        found[path] = _checked_pair(path, pair, config, tensors)
+        modules[path] = _checked_pair(path, pair, config, tensors)
     for path, parts in keys.products.items():
-        found[path] = _checked_product(path, parts, config, tensors)
-    for module in found.values():
+        modules[path] = _checked_product(path, parts, config, tensors)
+    for module in modules.values():
         _check_numbers(module)
-    return found
+    return modules
 
 
 def checked_tokens(
     keys: SplitKeys, config: PeftConfig, tensors: TensorFile
 ) -> dict[str, tuple[tuple[int, ...], int]]:
-    """Return {path of an embedding: which rows are trained, numbers in each}.
+    """Return {path of an embedding: (its trained rows, numbers in each row)}, after a check.
 
-    Raises:
-        SoraError: they are not as many as the configuration names, or named twice.
+    The file has to hold each row that the configuration names, once.
     """
-    found = {}
+    rows = {}
     for path, key in keys.tokens.items():
         indices, shape = config.token_indices(path), tensors.shape(key)
         right = len(shape) == 2 and len(indices) == len(set(indices)) == shape[0]
         if not right or min(indices, default=0) < 0 or tensors.dtype(key) not in _FLOATS:
             raise SoraError(f"'{path}': trainable_token_indices names {len(indices)} rows, each "
                             f"once; the file holds {shape}", where=str(tensors.file))  # fmt: skip
-        found[path] = tuple(indices), shape[1]
-    return found
+        rows[path] = tuple(indices), shape[1]
+    return rows
 
 
 def _checked_pair(path: str, pair: Pair, config: PeftConfig, tensors: TensorFile) -> StoredPair:
@@ -260,7 +254,7 @@ def _checked_pair(path: str, pair: Pair, config: PeftConfig, tensors: TensorFile
     if pair.magnitude is not None:
         numbers = tensors.shape(pair.magnitude)
         if torch.Size(numbers).numel() != b[0]:
-            raise SoraError(f"'{path}': its magnitudes {numbers} are not one of each of its "
+            raise SoraError(f"'{path}': its magnitudes {numbers} are not one for each of its "
                             f"{b[0]} outputs", where=where)  # fmt: skip
     form = Form(pair.embedding, tuple(a[2:]))
     return StoredPair(path, (b[0], math.prod(a[1:])), rank, form, tensors, pair, config)
@@ -282,25 +276,26 @@ def _checked_product(
     return kind(path, shape, rank, Form(kernel=kernel), tensors, parts, scaling)
 
 
-_Found = tuple[tuple[int, int], int, tuple[int, ...]]
-"""Shape (out, in), rank-one terms, kernel (where it shows); a rank of 0: it does not fit."""
-_WRONG: _Found = ((0, 0), 0, ())
+_Dimensions = tuple[tuple[int, int], int, tuple[int, ...]]
+"""Shape (out, in), number of rank-one terms (0: the parts do not fit together), kernel if known."""
+_NO_FIT: _Dimensions = ((0, 0), 0, ())
 
 
-def _hadamard(shapes: Mapping[str, tuple[int, ...]]) -> _Found:
+def _hadamard(shapes: Mapping[str, tuple[int, ...]]) -> _Dimensions:
     pairs = [_product_shape(shapes, f"hada_w{i}_a", f"hada_w{i}_b", f"hada_t{i}") for i in (1, 2)]
     (first, r1, kernel), (second, r2, other) = pairs
-    return (first, r1 * r2, kernel) if first == second and kernel == other else _WRONG
+    # an elementwise product of ranks r1 and r2 is a sum of r1 r2 rank-one terms
+    return (first, r1 * r2, kernel) if first == second and kernel == other else _NO_FIT
 
 
-def _kronecker(shapes: Mapping[str, tuple[int, ...]]) -> _Found:
+def _kronecker(shapes: Mapping[str, tuple[int, ...]]) -> _Dimensions:
     sides = []
     for i in "12":
         whole = shapes.get(f"lokr_w{i}")
         if whole is None:
             sides.append(_product_shape(shapes, f"lokr_w{i}_a", f"lokr_w{i}_b", f"lokr_t{i}"))
         elif len(whole) not in (2, 4):  # of Conv1d PEFT makes another product of three dimensions
-            return _WRONG
+            return _NO_FIT
         else:
             matrix = whole[0], math.prod(whole[1:])
             sides.append((matrix, min(matrix), tuple(whole[2:])))
@@ -310,14 +305,14 @@ def _kronecker(shapes: Mapping[str, tuple[int, ...]]) -> _Found:
 
 def _product_shape(
     shapes: Mapping[str, tuple[int, ...]], first: str, second: str, core: str
-) -> _Found:
+) -> _Dimensions:
     a, b, t = shapes[first], shapes[second], shapes.get(core)
     if len(a) != 2 or len(b) != 2:
-        return _WRONG
+        return _NO_FIT
     if t is None:
-        return ((a[0], b[1]), a[1], ()) if a[1] == b[0] else _WRONG
+        return ((a[0], b[1]), a[1], ()) if a[1] == b[0] else _NO_FIT
     if len(t) != 4 or t[:2] != (a[0], b[0]):
-        return _WRONG
+        return _NO_FIT
     return (a[1], b[1] * t[2] * t[3]), a[0], tuple(t[2:])
 
 

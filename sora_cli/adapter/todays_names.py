@@ -1,8 +1,8 @@
-"""The parts of a stored adapter by the names that the model has for them today.
+"""Translate the names in a stored adapter into the names that the model has today.
 
 Versions of transformers rename modules: `encoder.layer.0.attention.attention.query` of a vision
-transformer became `layers.0.attention.q_proj`. A checkpoint's old names are replaced while it is
-loaded, by rules of transformers' own; an adapter's are replaced by the same rules here.
+transformer became `layers.0.attention.q_proj`. While a checkpoint is loaded, transformers replaces
+its old names by rules of its own; an adapter's names are replaced by the same rules here.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ _WEIGHT = ".weight"
 
 
 def todays_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """Return {stored name of a parameter: the model's}; what the model lacks keeps its name.
+    """Return {stored name of a parameter: the model's name}; names unknown to the model stay.
 
-    Raises:
-        SoraError: names are missing, and this version of transformers has no such rules.
+    If names are missing and this version of transformers has no such rules, that is an error.
     """
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     known |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
@@ -28,23 +27,20 @@ def todays_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
 
 
 def todays_paths(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
-    """Return {stored path of a module: the model's}; what the model lacks keeps its path.
-
-    Raises:
-        SoraError: modules are missing, and this version of transformers has no such rules.
-    """
+    """Return {stored path of a module: the model's path}; paths unknown to the model stay."""
     modules = {path + _WEIGHT for path, _ in model.named_modules()}
-    found = _renamed(model, (path + _WEIGHT for path in paths), modules)
-    return {old.removesuffix(_WEIGHT): new.removesuffix(_WEIGHT) for old, new in found.items()}
+    todays = _renamed(model, (path + _WEIGHT for path in paths), modules)
+    return {old.removesuffix(_WEIGHT): new.removesuffix(_WEIGHT) for old, new in todays.items()}
 
 
 def _renamed(model: nn.Module, names: Iterable[str], known: set[str]) -> dict[str, str]:
     from transformers import PreTrainedModel
 
-    found = {name: name for name in names}
-    absent = [name for name in found if name not in known]
+    todays = {name: name for name in names}
+    absent = [name for name in todays if name not in known]
     if absent and isinstance(model, PreTrainedModel):
         rules = RenamingRules(model)
-        todays = {name: rules.rename(name)[0] for name in rules.order(absent)}
-        found |= {name: today for name, today in todays.items() if today in known}
-    return found
+        # in from_pretrained's order: some of transformers' rules remember the names before
+        names_today = {name: rules.rename(name)[0] for name in rules.order(absent)}
+        todays |= {name: today for name, today in names_today.items() if today in known}
+    return todays

@@ -1,4 +1,4 @@
-"""The content of an adapter's file: its terms, in a layout and a dtype."""
+"""The content of an adapter's file: its components, in a layout and a dtype."""
 
 from __future__ import annotations
 
@@ -21,30 +21,27 @@ from sora_cli.model.tensors import NewTensor, dtype_name
 from sora_cli.model.threads import by_cores
 
 _SMALL = 2.0**-12
-"""Terms whose largest number is below it lose bits in float16, whose spacing ends at 2^-24."""
+"""A factor whose largest number is smaller loses bits in float16: its spacing ends at 2^-24."""
 
 
 class Plan:
-    """The names and shapes of a file's tensors; it looks at each tensor once and keeps none.
+    """The names and shapes of a file's tensors; each layer is read once here, and none is kept.
 
-    Here and when they are written and compared, each core has a layer of its own in memory.
+    Here, in writing and in comparing, each core has one layer in memory at a time.
 
     Args:
-        layers: module path -> factors, any dtype, any device. May make them on demand.
-        head: parameter name -> tensor stored in full, as it is.
+        layers: module path -> factors, any dtype, any device. The mapping may make them on demand.
+        head: parameter name -> tensor stored in full; its dtype is kept.
         layout: one of `core.checks.LAYOUTS`.
         dtype: of the factors, one of `core.checks.STORED`.
-        forms: module path -> the kind of layer, where that is no linear one.
-        loose: the names in `head` that belong to no module stored in full.
+        forms: module path -> the kind of layer, for layers that are not linear.
+        loose: names in `head` that belong to no module stored in full.
 
     Attributes:
-        start: module path -> terms given.
-        live: module path -> terms that are not exactly zero.
-        stored: module path -> rank in its configuration; dead modules are not among them, except
-            for one, at rank 1, where all are.
-
-    Raises:
-        SoraError: no layer, NaN or infinity, or an unknown layout or dtype.
+        start: module path -> components given.
+        live: module path -> components that are not exactly zero.
+        stored: module path -> rank in its configuration. Dead modules are left out; if all are
+            dead, one is stored at rank 1.
     """
 
     def __init__(
@@ -67,7 +64,7 @@ class Plan:
         self._keep: dict[str, Tensor] = {}  # (r,) bool
         self._sides: dict[str, tuple[int, int]] = {}  # (out, in)
         self._written: dict[tuple[str, str], bytes] = {}  # (path, "A" or "B") -> digest
-        for path, (keep, sides) in by_cores(layers, self._seen).items():
+        for path, (keep, sides) in by_cores(layers, self._live_and_sides).items():
             self._keep[path], self._sides[path] = keep, sides
         self.start = {path: keep.numel() for path, keep in self._keep.items()}
         self.live = {path: int(keep.sum()) for path, keep in self._keep.items()}
@@ -76,22 +73,18 @@ class Plan:
             self.stored = {next(iter(layers)): 1}
         self._padded_to = max(self.stored.values()) if layout == "padded" else None
 
-    def _seen(self, path: str) -> tuple[Tensor, tuple[int, int]]:
-        plain = _plain(path, self._layers[path])
-        return plain.live_terms(), (plain.B.shape[0], plain.A.shape[1])
+    def _live_and_sides(self, path: str) -> tuple[Tensor, tuple[int, int]]:
+        plain = _float32_on_cpu(path, self._layers[path])
+        return plain.live_components(), (plain.B.shape[0], plain.A.shape[1])
 
     def factors(self, path: str) -> LowRankFactors:
-        """Return one module's factors as they are stored, zero-padded where the layout says so.
-
-        Raises:
-            SoraError: too large for the dtype.
-        """
-        live = _plain(path, self._layers[path]).select(self._keep[path])
-        if self._dtype == torch.float16:
+        """Return one module's factors in the dtype and layout of the file."""
+        live = _float32_on_cpu(path, self._layers[path]).select(self._keep[path])
+        if self._dtype == torch.float16:  # bfloat16 has float32's exponents, and needs no balance
             live = _balanced(live)
-        more = (self._padded_to or self.stored[path]) - live.rank
-        if more:
-            live = LowRankFactors(pad(live.A, (0, 0, 0, more)), pad(live.B, (0, more)))
+        padding = (self._padded_to or self.stored[path]) - live.rank
+        if padding:
+            live = LowRankFactors(pad(live.A, (0, 0, 0, padding)), pad(live.B, (0, padding)))
         cast = LowRankFactors(live.A.to(self._dtype), live.B.to(self._dtype))
         for tensor in (cast.A, cast.B) if self._dtype != torch.float32 else ():
             if not all(bool(extreme.isfinite()) for extreme in tensor.aminmax()):
@@ -101,15 +94,15 @@ class Plan:
         return cast
 
     def tensors(self, where: str) -> dict[str, NewTensor]:
-        """Return {key: tensor to write}; `where` is for errors about the head."""
+        """Return {key: tensor to write}; `where` names the adapter in errors about the head."""
         new = {}
-        made: dict[tuple[str, str], Tensor] = {}  # the other halves of pairs
+        waiting: dict[tuple[str, str], Tensor] = {}  # the other halves of pairs
 
         def half(path: str, name: str, shape: tuple[int, ...]) -> Tensor:
-            if (path, name) not in made:
+            if (path, name) not in waiting:
                 pair = self.factors(path)
-                made.update({(path, "A"): pair.A, (path, "B"): pair.B})
-            tensor = made.pop((path, name))
+                waiting.update({(path, "A"): pair.A, (path, "B"): pair.B})
+            tensor = waiting.pop((path, name))
             self._written[path, name] = _digest(tensor)
             return tensor.reshape(shape)
 
@@ -131,11 +124,7 @@ class Plan:
         return new
 
     def check(self, layers: Mapping[str, LowRankFactors], head: Mapping[str, Tensor]) -> None:
-        """Compare what was read back with what the last call of each of `tensors` made.
-
-        Raises:
-            SoraError: it is something else.
-        """
+        """Check that the tensors read back equal the tensors made by the last call of `tensors`."""
 
         def same_pair(path: str) -> bool:
             back = layers[path]
@@ -160,20 +149,22 @@ def _digest(tensor: Tensor) -> bytes:
 
 
 def _balanced(factors: LowRankFactors) -> LowRankFactors:
-    """Move powers of two between A and B, term by term, where one is too small for float16.
+    """Move powers of two between A and B, term by term, if one of them is too small for float16.
 
-    B A stays the same to the bit; a B of 1e-8, as short training gives, would become zero.
+    B A stays the same to the bit; without this a B of 1e-8, as short training gives, would become
+    zero.
     """
     largest_a = factors.A.abs().amax(1)  # (r,)
     largest_b = factors.B.abs().amax(0)  # (r,)
+    # an integer power of two changes exponents only; half of the distance makes both sides equal
     halves = ((largest_b.log2() - largest_a.log2()) / 2).round()
     small = torch.minimum(largest_a, largest_b) < _SMALL  # none is 0: only live terms are here
     shift = torch.where(small, halves, 0.0).exp2()
     return LowRankFactors(factors.A * shift[:, None], factors.B / shift)
 
 
-def _plain(path: str, factors: LowRankFactors) -> LowRankFactors:
-    """Return float32 on the CPU, all finite."""
+def _float32_on_cpu(path: str, factors: LowRankFactors) -> LowRankFactors:
+    """Return the factors in float32 on the CPU, after checking that all are finite."""
     a, b = (t.detach().to("cpu", torch.float32) for t in (factors.A, factors.B))
     for tensor in (a, b):
         check_tensor(path, tensor, "in memory")

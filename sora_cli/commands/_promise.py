@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sora_cli.core.checks import check_needed
+from sora_cli.core.checks import check_requires
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
 from sora_cli.recipe.reading import names_columns
@@ -33,7 +33,7 @@ def asked_promise(
 ) -> PromiseOptions | None:
     """Return the promise that a command's options ask for; None: they ask for none."""
     if max_drop is None and max_differ is None:
-        check_needed("--max-drop", {"--confidence": confidence is not None})
+        check_requires("--max-drop", {"--confidence": confidence is not None})
     if max_drop is not None and max_differ is None and unlabelled is not None:
         raise SoraError(
             "--unlabelled tests --max-drop in sora auto only; here it goes with --max-differ",
@@ -41,7 +41,7 @@ def asked_promise(
         )
     needs = {"--unlabelled": unlabelled is not None, "--tolerance": tolerance is not None}
     if max_differ is None:
-        check_needed("--max-differ", needs)
+        check_requires("--max-differ", needs)
     if max_drop is None and max_differ is None:
         return None
     return PromiseOptions(
@@ -67,11 +67,11 @@ def load_promise(asked: PromiseOptions, place: Path) -> tuple[LoadedRecipe, Prom
         return asked.load()
     asked.check()
     with importing():
-        from sora_cli.use.described import described
+        from sora_cli.use.described import recipe_for_rows
 
     names = (word.removeprefix(_FAMILY) for word in asked.overrides if word.startswith(_FAMILY))
     try:
-        loaded, _ = described(place, asked.overrides, task=next(names, None))
+        loaded, _ = recipe_for_rows(place, asked.overrides, task=next(names, None))
     except SoraError as error:  # `described` names the option of sora predict
         error.renamed("--task ", _FAMILY)
         raise

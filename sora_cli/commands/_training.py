@@ -1,4 +1,4 @@
-"""The training of one recipe, for `sora train` and `sora prune --heal`: a step a line."""
+"""Training of one recipe, for `sora train` and `sora prune --heal`."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ def train_loaded(
     began: float,
     as_json: bool = False,
 ) -> int:
-    """Train a recipe that has been read; return the exit code.
+    """Train a loaded recipe; return the exit code.
 
     Args:
-        words: the recipe as it was given, and its overrides, for what is to be typed next.
+        words: the recipe and its overrides as typed, for the command that resumes the run.
         force: replace a finished run; with `resume`, accept safe changes of the recipe.
         resume: continue from the newest complete checkpoint, if there is one.
-        verify: compare the trained model with what its files give, where memory allows.
-        began: when the command began, by `time.perf_counter`.
+        verify: compare the trained model with the model loaded from its files, if memory allows.
+        began: start time of the command on the clock of `time.perf_counter`, in seconds.
         as_json: print the report instead of a summary.
     """
     say_notes(loaded.notes)
     check_recipe(loaded.recipe)
     output, code = loaded.output_dir, OK
     with locked(output):
-        if resume:
+        if resume:  # before check_output, which compares this recipe with the stored one
             loaded = settle_precision(loaded, resume=True)
         if is_main() and check_output(loaded, force=force, resume=resume):
-            say(f"'{output}' holds this run, finished")
+            say(f"'{output}' already holds this run, finished")
             if as_json:
                 emit((output / FILE_NAME).read_text(encoding="utf-8").rstrip("\n"))
             return OK
-        loaded = settle_precision(loaded)
+        loaded = settle_precision(loaded)  # only now: it imports torch, which takes seconds
         try:
             ready, log = run(
                 loaded, words, began=began, resume=resume, force=force, summary=not as_json
@@ -83,10 +83,10 @@ def run(
     force: bool,
     summary: bool = True,
 ) -> tuple[Prepared, RunLog]:
-    """Carry out the whole run, one step a line; the model ends as it was saved.
+    """Prepare, train, score and save; afterwards the model in memory equals the saved one.
 
     Args:
-        words: the recipe as it was given, and its overrides.
+        words: the recipe and its overrides as typed.
         summary: print the result.
     """
     with importing():
@@ -101,7 +101,7 @@ def run(
     log = RunLog(output, name=loaded.name, recipe=loaded.resolved(), began=began)
     report = log.report
     report.recipe_notes = list(loaded.notes)
-    set_deterministic(recipe.training.deterministic)
+    set_deterministic(recipe.training.deterministic)  # before the first computation on a GPU
     ready = prepare(recipe, log.phase)
     with log.phase("set up"):
         runner = Runner(ready, loaded, output)

@@ -1,4 +1,4 @@
-"""`sora auto`: a tolerated loss in, the smallest adapter that keeps the promise out."""
+"""`sora auto`: find and certify the smallest adapter within an accepted drop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 from sora_cli.adapter.places import ADAPTER
 from sora_cli.commands import completion, options
 from sora_cli.core.atomic import tidy, write_text_atomic
-from sora_cli.core.checks import check_needed, check_one
+from sora_cli.core.checks import check_exclusive, check_requires
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
@@ -59,28 +59,36 @@ def auto(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="A recipe file, or the name of one that comes with the tool; or give --data.",
+            help="A recipe file, or the name of a packaged recipe (see: sora recipes). Not needed "
+            "with --data.",
             autocompletion=completion.recipes,
         ),
     ] = None,
     overrides: options.Overrides = None,
     *,
     data: Annotated[
-        str | None, typer.Option("--data", help="Data without a recipe: it is written and used.")
+        str | None,
+        typer.Option(
+            "--data", help="A data file, directory or Hub id: a recipe is written for it and used."
+        ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="With --data: the base model; unset: a small one.")
+        str | None,
+        typer.Option("--model", help="With --data: the base model. Default: a small model."),
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option("--task", help="With --data: the task family; unset: told by the columns."),
+        typer.Option(
+            "--task", help="With --data: the task family. Default: detected from the columns."
+        ),
     ] = None,
     max_drop: Annotated[
         str | None,
         typer.Option(
             "--max-drop",
-            help="How much worse than at full rank the metric may be: 0.5pt, or 0.005 in its own "
-            "unit; smallest: the smallest loss that the test rows can be expected to certify.",
+            help="The promise: the largest drop of the main metric from full rank. 0.5pt is half "
+            "a point; 0.005 is in the metric's own unit; smallest is the smallest drop that the "
+            "test rows can be expected to certify.",
         ),
     ] = None,
     max_differ: Annotated[
@@ -109,10 +117,15 @@ def auto(
     ] = None,
     confidence: Annotated[
         float | None,
-        typer.Option("--confidence", help="1 - the probability that it is worse; default: 0.95."),
+        typer.Option("--confidence", help="Confidence of the certificate. Default: 0.95."),
     ] = None,
     serve: Annotated[
-        str | None, typer.Option("--serve", help="Choose by what it pays for: vllm, llama.cpp.")
+        str | None,
+        typer.Option(
+            "--serve",
+            help="Minimise the cost in this server: vllm or llama.cpp. Default: minimise the "
+            "number of parameters.",
+        ),
     ] = None,
     cross_fit: Annotated[
         bool | None,
@@ -131,23 +144,28 @@ def auto(
     ] = False,
     probe: Annotated[
         bool,
-        typer.Option("--probe", help="Try three learning rates for a few steps; take the best."),
+        typer.Option(
+            "--probe", help="First try three learning rates for a few steps, and take the best."
+        ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be done, and train nothing.")
+        bool, typer.Option("--dry-run", help="Show the plan and its cost; train nothing.")
     ] = False,
     preview: options.PreviewInDryRun = None,
-    force: Annotated[bool, typer.Option("--force", help="Delete an existing run first.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Delete an existing run in the directory first.")
+    ] = False,
     no_verify: options.NoVerify = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the certificate instead of tables.")
+        bool, typer.Option("--json", help="Print the certificate as JSON instead of tables.")
     ] = False,
     code: options.Code = None,
 ) -> int:
-    """Find and write the smallest adapter within a tolerated loss, or go on with it.
+    """Search for the smallest adapter within the accepted drop, or continue such a search.
 
     Returns:
-        Exit code: 3 where the promise is not certified, 1 if the files do not give the model.
+        Exit code: 3 if the promise is not certified, 1 if the saved files give other outputs than
+        the trained model.
     """
     began = command_start()
     options.load_plugins(code)
@@ -157,11 +175,11 @@ def auto(
         recipe = recipe_for(
             data, given, say, model=model, task=task, dry_run=dry_run, preview=preview
         )
-        preview = preview if dry_run else None  # it has been shown
+        preview = preview if dry_run else None  # recipe_for has shown the rows already
     else:
-        check_needed("--data", {"--model": model is not None, "--task": task is not None})
+        check_requires("--data", {"--model": model is not None, "--task": task is not None})
     if recipe is None:
-        raise SoraError("which recipe?", hint="sora auto RECIPE, or sora auto --data FILE")
+        raise SoraError("no recipe is given", hint="sora auto RECIPE, or sora auto --data FILE")
     block: dict[str, str | float | None]
     block = {"max_drop": max_drop, "max_differ": max_differ, "unlabelled": unlabelled}
     block |= {"tolerance": tolerance, "confidence": confidence, "serve": serve}
@@ -185,20 +203,21 @@ def auto(
         return OK
     with locked(plan.output):
         record = open_record(plan, force=force)
-        found, ready, log = run(plan, record, began=began)
-        exit_code = OK if found.certified else NO_VERDICT
+        certificate, ready, log = run(plan, record, began=began)
+        exit_code = OK if certificate.certified else NO_VERDICT
         if not no_verify and is_main():
             from sora_cli.verify.run_check import check_run
 
             with log.epilogue("verify"):
+                # a difference in the files (1) weighs more than a missing certificate (3)
                 exit_code = check_run(placed(loaded, plan), ready, log.report) or exit_code
-    conclude(found, log.report, plan.output, as_json=as_json)
+    conclude(certificate, log.report, plan.output, as_json=as_json)
     return exit_code
 
 
 def _without_other(max_drop: str | None, max_differ: str | None) -> list[str]:
     """Return overrides that take the recipe's own promise out, if an option gives the other one."""
-    check_one([n for n, v in (("--max-drop", max_drop), ("--max-differ", max_differ)) if v])
+    check_exclusive([n for n, v in (("--max-drop", max_drop), ("--max-differ", max_differ)) if v])
     if max_differ is not None:
         return ["auto.max_drop=null"]
     differ = ("max_differ", "tolerance")  # rows without labels can test a drop, too
@@ -206,27 +225,23 @@ def _without_other(max_drop: str | None, max_differ: str | None) -> list[str]:
 
 
 def open_record(plan: AutoPlan, *, force: bool) -> AutoRecord:
-    """Return the record to fill: a new one, or that of a search that was not finished.
-
-    Raises:
-        SoraError: the directory holds a finished search, one of another recipe, or something else.
-    """
+    """Return the record of an unfinished search in the output directory, or a new record."""
     output, loaded = plan.output, plan.loaded
-    found = read_auto(output)
-    check_own(output, resume=found is not None)
+    record = read_auto(output)
+    check_own(output, resume=record is not None)
     for place in _run_places(plan):
-        check_own(place, resume=found is not None)
+        check_own(place, resume=record is not None)
     work = None
-    if found is not None:
+    if record is not None:
         usage = f"sora inspect {quote(str(output))}"
-        work = Work("run", found.status == "completed", found.recipe, usage=usage)
+        work = Work("run", record.status == "completed", record.recipe, usage=usage)
     opening = open_work(output, work, loaded.resolved(), force=force, resume=None)
-    if found is None or opening is Opening.NEW:
-        if found is not None and is_main():
+    if record is None or opening is Opening.NEW:
+        if record is not None and is_main():
             clear(output)
         return _new_record(plan)
-    say(f"continuing in {output}: {_done(found)}")
-    return found
+    say(f"continuing in {output}: {_done(record)}")
+    return record
 
 
 def _run_places(plan: AutoPlan) -> Iterator[Path]:
@@ -237,7 +252,7 @@ def _run_places(plan: AutoPlan) -> Iterator[Path]:
 
 
 def clear(output: Path) -> None:
-    """Delete a search's own files, and nothing else."""
+    """Delete the files of a search; other files stay."""
     halves = [output / HALVES_FOLDER / str(half) for half in HALVES]
     for place in (output, *halves):
         for folder in sorted((place / SIZES).glob("*")):
@@ -250,13 +265,13 @@ def clear(output: Path) -> None:
     for name in (PICTURE, FILE_NAME):
         (output / name).unlink(missing_ok=True)
     clear_run(output)
-    (output / RECORD).unlink(missing_ok=True)  # the last: it says whose the others are
+    (output / RECORD).unlink(missing_ok=True)  # last: it marks the other files as ours
 
 
 def run(
     plan: AutoPlan, record: AutoRecord, *, began: float
 ) -> tuple[Certificate, Prepared, RunLog]:
-    """Carry out the whole search, or what is left of it, one step a line."""
+    """Run the search, or its remaining steps; return certificate, chosen model and log."""
     with importing():
         from sora_cli.adapter.card import rewrite_card
         from sora_cli.experiments.auto.crossfit import CrossFit
@@ -281,7 +296,7 @@ def run(
         tidy(plan.output)
     for line in start_lines(ready):
         say(line)
-    if plan.block.probe:
+    if plan.block.probe:  # before the search, which builds the full run at the final learning rate
         plan, full = _at_probed_rate(plan, full, ready, rows, log)
     search: HeldOut | CrossFit
     with log.phase("set up"):
@@ -298,14 +313,15 @@ def run(
         search.run()
         with log.phase("conclude"):
             trained, final = search.write()
-            found = search.certificate(final.report)
+            certificate = search.certificate(final.report)
             if is_main():
-                text = found.model_dump_json()
+                text = certificate.model_dump_json()
                 write_text_atomic(plan.output / FILE_NAME, readable_json(json.loads(text)))
-                plot_curve(found, plan.output / PICTURE)
-                rewrite_card(plan.output / ADAPTER, found.lines())
+                plot_curve(certificate, plan.output / PICTURE)
+                rewrite_card(plan.output / ADAPTER, certificate.lines())
+    # only now: until the certificate is written, an interrupted search continues from these states
     search.forget()
-    return found, trained, final
+    return certificate, trained, final
 
 
 def _at_probed_rate(
@@ -315,7 +331,7 @@ def _at_probed_rate(
     rows: RowPlan,
     log: ReportLog[AutoRecord],
 ) -> tuple[AutoPlan, LoadedRecipe]:
-    """Return the plan and the full run at the rate that trials found; it is found once."""
+    """Return the plan and the full run at the learning rate of the probe, which runs only once."""
     from sora_cli.experiments.auto.probe import probe_rates
     from sora_cli.search.search import from_first_process
 
@@ -331,7 +347,7 @@ def _at_probed_rate(
 
 @contextmanager
 def _resumable(record: AutoRecord) -> Iterator[None]:
-    """Say, whatever stops a search, that the same command continues it."""
+    """If the search stops early, tell the user that the same command continues the search."""
     try:
         yield
     except BaseException:
@@ -359,31 +375,31 @@ def _new_record(plan: AutoPlan) -> AutoRecord:
     )
 
 
-def conclude(found: Certificate, report: RunReport, output: Path, *, as_json: bool) -> None:
-    """Print the result to stdout, and what to do with it to stderr."""
+def conclude(certificate: Certificate, report: RunReport, output: Path, *, as_json: bool) -> None:
+    """Print the result to stdout, and the next commands to stderr."""
     if as_json:
-        emit(json.dumps(json.loads(found.model_dump_json()), indent=2))
+        emit(json.dumps(json.loads(certificate.model_dump_json()), indent=2))
     else:
-        emit_table(size_table(found))
-        if (others := untrained_line(found)) is not None:
+        emit_table(size_table(certificate))
+        if (others := untrained_line(certificate)) is not None:
             emit(others)
         emit("\n".join(result_lines(report)))
-        tested = "" if found.final is None else " of the tested adapter"
-        for split, measured in found.written.reported.items():
+        tested = "" if certificate.final is None else " of the tested adapter"
+        for split, measured in certificate.written.reported.items():
             emit(
-                f"{split}: drop {measured.drop:+.4f}{tested} against full rank; no decision saw "
+                f"{split}: drop {measured.drop:+.4f}{tested} against full rank; no decision used "
                 "these rows"
             )
-        emit(f"kept: {found.saved}")
-        emit(f"{found.status}: {found.statement}")
+        emit(f"kept: {certificate.saved}")
+        emit(f"{certificate.status}: {certificate.statement}")
     full = full_layers(report)
     say_notes([*report.events, *([full] if full else [])])
-    if found.final is not None:
-        rows = found.rows[TRAIN if found.halves else REFIT].rows
+    if certificate.final is not None:
+        rows = certificate.rows[TRAIN if certificate.halves else REFIT].rows
         say(f"the written adapter was trained on all {rows:,} rows, and was not itself tested")
-    if not found.certified and not found.halves:
-        say(f"the adapter at full rank: {output / found.full.directory / 'adapter'}")
-    tested = HALVES_FOLDER if found.halves else SIZES
+    if not certificate.certified and not certificate.halves:
+        say(f"the adapter at full rank: {output / certificate.full.directory / 'adapter'}")
+    tested = HALVES_FOLDER if certificate.halves else SIZES
     say(f"\nfiles in {output}/: adapter/  {FILE_NAME}  {PICTURE}  report.json  {tested}/")
     say("next:")
     say(f"  sora report {quote(str(output))}")
@@ -392,7 +408,7 @@ def conclude(found: Certificate, report: RunReport, output: Path, *, as_json: bo
 
 
 def _show_plan(plan: AutoPlan, preview: int | None) -> None:
-    """Show the full run as an ordinary one, then what finding the size takes."""
+    """Show the dry run of the run at full rank, then the cost of the search."""
     from sora_cli.run.dry_run import dry_run, emit_section
 
     with importing():
@@ -405,14 +421,14 @@ def _show_plan(plan: AutoPlan, preview: int | None) -> None:
     confidence = plan.block.confidence
     if isinstance(rows, HalvesPlan):
         confidence = half_confidence(confidence)
-    found = certifiable_by(
+    certifiable = certifiable_by(
         full.recipe, shown.ready, rows.test, plan.promise, confidence, answers=rows.answers
     )
     emit_section(
         f"sizes of {plan.loaded.name}; the above is the run at full rank",
         [
             *cost_lines(plan, rows),
-            *promise_lines(plan.promise.settled(found, rows.test), rows, found),
+            *promise_lines(plan.promise.settled(certifiable, rows.test), rows, certifiable),
             *whole_lines(plan, rows, shown),
         ],
     )

@@ -1,4 +1,4 @@
-"""`sora chat`: a conversation with a trained model, or with two of them side by side."""
+"""`sora chat`: a conversation with one trained model, or with two side by side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sora_cli.adapter.places import check_named_base, check_target, takes_base
 from sora_cli.commands import completion, options
 from sora_cli.core.console import say, say_notes
 from sora_cli.core.timing import importing
-from sora_cli.use.sampling import Given, check_given, sampling_of
+from sora_cli.use.sampling import SamplingOptions, check_sampling, sampling_of
 
 
 def chat(
@@ -22,7 +22,7 @@ def chat(
         str | None,
         typer.Argument(
             metavar="B",
-            help="Another one, which answers the same side by side.",
+            help="A second model, whose answers stand beside those of the first.",
             autocompletion=completion.runs,
         ),
     ] = None,
@@ -38,10 +38,12 @@ def chat(
     base: options.BaseModel = None,
     dtype: options.ComputeDtype = None,
 ) -> None:
-    """Answer what is typed, or the lines of stdin, until they end."""
+    """Answer typed lines, or the lines of stdin, until the end of input."""
     targets = [target] if other is None else [target, other]
-    given = Given(temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed, greedy)
-    check_given(given, dtype)
+    given = SamplingOptions(
+        temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed, greedy
+    )
+    check_sampling(given, dtype)
     places = [check_target(target, "sora chat {}") for target in targets]
     check_named_base(base, places)
     for place in places:
@@ -53,6 +55,7 @@ def chat(
     for target, place in zip(targets, places, strict=True):
         on = base if takes_base(place) else None
         speaker, trained_with = load_speaker(target, place, on=on, dtype=dtype)
+        # two models get the same system message, that of the first, so that answers compare
         system = trained_with if system is None else system
         speakers.append(speaker)
         say_form(speaker)

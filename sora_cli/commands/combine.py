@@ -1,4 +1,4 @@
-"""`sora combine`: several adapters of one base model made into one."""
+"""`sora combine`: one adapter from several adapters of the same base model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.losses import loss_table, module_facts, shown_error
 from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
 from sora_cli.commands import completion, options
-from sora_cli.core.checks import COMBINATIONS, STORED, check_choice, check_keep, check_needed
+from sora_cli.core.checks import COMBINATIONS, STORED, check_choice, check_keep, check_requires
 from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart
@@ -31,7 +31,8 @@ def combine(
         list[Path],
         typer.Argument(
             metavar="DIR...",
-            help="Two or more adapter directories (ours or any PEFT LoRA) or runs, of one base.",
+            help="Two or more run or adapter directories (ours or any PEFT LoRA) of one base "
+            "model.",
             autocompletion=completion.runs,
         ),
     ],
@@ -40,29 +41,33 @@ def combine(
     weights: Annotated[
         str | None,
         typer.Option(
-            "--weights", help="What each update is multiplied with: 0.7,0.3; default: the mean."
+            "--weights",
+            help="Factor of each update, in the order of the adapters: 0.7,0.3. Default: the mean.",
         ),
     ] = None,
     method: Annotated[
         str,
         typer.Option(
             "--method",
-            help="linear: the weighted sum, exact without a budget. ties: trimmed, signs elected "
-            "(arXiv 2306.01708). dare: numbers dropped at random (arXiv 2311.03099).",
+            help="linear: the weighted sum, exact unless cut by a rule. ties: small numbers are "
+            "trimmed, and signs elected by majority (arXiv 2306.01708). dare: numbers are dropped "
+            "at random (arXiv 2311.03099).",
         ),
     ] = COMBINATIONS[0],
     density: Annotated[
         float | None,
         typer.Option(
             "--density",
-            help="With ties and dare: the share of an update's numbers to keep; default: 0.2 and "
-            "0.5.",
+            help="With ties or dare: share of each update's numbers to keep. Default: 0.2 for "
+            "ties, 0.5 for dare.",
             show_default=False,
         ),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", min=0, help="Of --method dare; default: 0.", show_default=False),
+        typer.Option(
+            "--seed", min=0, help="With dare: seed of the dropping. Default: 0.", show_default=False
+        ),
     ] = None,
     energy: options.Energy = None,
     rank: options.Rank = None,
@@ -72,21 +77,17 @@ def combine(
     as_json: options.Json = False,
     force: options.Force = False,
 ) -> None:
-    """Write one adapter whose update is made of those of several.
-
-    Raises:
-        SoraError: bad input, or adapters that do not belong together.
-    """
+    """Combine the updates of several adapters into one adapter."""
     keep = check_keep(energy=energy, rank=rank, max_params=max_params, mean_rank=mean_rank)
     check_choice("method", method, COMBINATIONS)
     check_choice("dtype", dtype, STORED)
     linear, _, dare = COMBINATIONS
     if method == linear:
-        check_needed("--method ties or dare", {"--density": density is not None})
+        check_requires("--method ties or dare", {"--density": density is not None})
     if method != dare:
-        check_needed("--method dare", {"--seed": seed is not None})
+        check_requires("--method dare", {"--seed": seed is not None})
     if len(adapters) < 2:
-        raise SoraError("one adapter is nothing to combine", hint="name two or more")
+        raise SoraError("one adapter alone: nothing to combine", hint="name two or more adapters")
     numbers = _numbers(weights, len(adapters))
     places = [locate_adapter(place, missing="there is no adapter in it") for place in adapters]
     for place in places:
@@ -95,7 +96,7 @@ def combine(
     check_adapter_place(output, force=force)
     with uncollected():
         from sora_cli.adapter.combine import DENSITIES, Combination, Mixing
-        from sora_cli.adapter.dense import told_modules
+        from sora_cli.adapter.dense import module_progress
         from sora_cli.adapter.reading import open_adapter
 
     share = DENSITIES.get(method, 1.0) if density is None else density
@@ -104,9 +105,9 @@ def combine(
     with ExitStack() as opened:
         files = [opened.enter_context(open_adapter(place)) for place in places]
         combination = Combination(files, mixing)
-        shown = nullcontext(_untold) if method == linear else told_modules("decomposing")
-        with shown as told:
-            done = combination.write(output, keep, dtype=dtype, force=force, told=told)
+        shown = nullcontext(_untold) if method == linear else module_progress("decomposing")
+        with shown as progress:
+            done = combination.write(output, keep, dtype=dtype, force=force, progress=progress)
     say_notes(done.notes)
     emit(json.dumps(_facts(done, mixing.weights, keep.given()), indent=2)) if as_json else _show(
         done
@@ -115,7 +116,7 @@ def combine(
 
 
 def _untold(path: str) -> None:
-    """Say nothing of a module: a sum of factors takes no time."""
+    """Show no progress: a weighted sum of factors takes no time."""
 
 
 def _numbers(weights: str | None, adapters: int) -> tuple[float, ...]:
@@ -124,21 +125,21 @@ def _numbers(weights: str | None, adapters: int) -> tuple[float, ...]:
     try:
         return tuple(float(word) for word in weights.split(","))
     except ValueError as error:
-        raise SoraError(f"--weights {weights} is no list of numbers", hint="such as 0.7,0.3") from (
-            error
-        )
+        raise SoraError(
+            f"--weights {weights} is not a list of numbers", hint="for example: --weights 0.7,0.3"
+        ) from (error)
 
 
 def _show(done: Combined) -> None:
     emit_table(loss_table(done.losses, done.total))
-    head = f", and a head as it was ({', '.join(done.head)})" if done.head else ""
+    head = f", and an unchanged head ({', '.join(done.head)})" if done.head else ""
     emit(f"parameters: {count(done.parameters)}{head}")
     if done.exact:
         worst = max(loss.relative_error for loss in done.losses.values())
         emit(f"verified: each module's update is the weighted sum, to {shown_error(worst)} at most")
     else:
         emit(f"error of the combined update: {shown_error(done.total.relative_error)}, measured on "
-             "what was written")  # fmt: skip
+             "the written file")  # fmt: skip
 
 
 def _facts(done: Combined, weights: Sequence[float], rule: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`sora compare`: finished runs side by side, from their reports alone."""
+"""`sora compare`: tables of finished runs, from their reports alone."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ import typer
 from sora_cli.adapter.digest import changed_results
 from sora_cli.commands import completion, options
 from sora_cli.core.atomic import write_text_atomic
-from sora_cli.core.checks import check_one
+from sora_cli.core.checks import check_exclusive
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart, check_new_file
 from sora_cli.experiments.compare.agreement import emit_ranks
 from sora_cli.experiments.compare.archive import write_lines
-from sora_cli.experiments.compare.budget_table import budget_tables, groups_shown, parse_budgets
+from sora_cli.experiments.compare.budget_table import (
+    budget_tables,
+    groups_near_budgets,
+    parse_budgets,
+)
 from sora_cli.experiments.compare.finding import find_runs
 from sora_cli.experiments.compare.formats import LINES, emit_comparison, format_of, render
 from sora_cli.experiments.compare.grouping import group_runs
@@ -35,8 +39,8 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="RUNS...",
-            help="Run directories, directories with runs somewhere in them, report files, or "
-            "files of runs (.jsonl), of which FILE/NAME selects some.",
+            help="Run directories, directories that contain runs at any depth, report files, or "
+            "files of runs (.jsonl; FILE/NAME selects runs of such a file by name).",
             autocompletion=completion.runs,
         ),
     ],
@@ -44,55 +48,57 @@ def compare(
     baseline: Annotated[
         str | None,
         typer.Option(
-            "--baseline", help="A label of the table; differences to it are shown, paired by seed."
+            "--baseline",
+            help="Label of a row; the table then shows differences to it, paired by seed.",
         ),
     ] = None,
     paper: Annotated[
-        bool, typer.Option("--paper", help="Also show what the recipes' papers print.")
+        bool, typer.Option("--paper", help="Show the results printed in the recipes' papers, too.")
     ] = False,
     metric: Annotated[
         str | None,
-        typer.Option("--metric", help="Compare another metric of the reports than the main one."),
+        typer.Option(
+            "--metric", help="Compare this metric of the reports. Default: the main metric."
+        ),
     ] = None,
     selection: Annotated[
         bool,
         typer.Option(
-            "--selection", help="Score on the rows that chose the checkpoints, as for tuning."
+            "--selection",
+            help="Compare scores on the rows that chose the checkpoints (for tuning).",
         ),
     ] = False,
     ranks: Annotated[
         bool,
         typer.Option(
-            "--ranks", help="Show where the ranks are, and whether seeds and tasks agree."
+            "--ranks", help="Show the ranks by layer, and their agreement between seeds and tasks."
         ),
     ] = False,
     budgets: Annotated[
         str | None,
         typer.Option(
             "--budgets",
-            help="Compare at equal size instead: per cent of the baseline's parameters, such as "
-            "50,15,8.",
+            help="Compare at equal size: percentages of the baseline's parameters, such as "
+            "50,15,8. Needs --baseline.",
         ),
     ] = None,
     min_gain: Annotated[
         float | None,
         typer.Option(
             "--min-gain",
-            help="With --budgets: a task counts if the baseline is so many points above the head "
-            "alone; default: 5; 0: all do.",
+            help="With --budgets: count only tasks on which the baseline is this many points above "
+            "the head alone; 0: count all tasks. Default: 5.",
         ),
     ] = None,
     form: Annotated[
         str | None,
         typer.Option(
             "--format",
-            help="table, markdown, csv, latex, json, or jsonl for the runs themselves; without: by "
+            help="table, markdown, csv, latex, json, or jsonl (the runs themselves). Default: by "
             "the suffix of --output, else table.",
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON: the same as --format json.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     output: Annotated[
         Path | None,
         options.output(
@@ -103,24 +109,19 @@ def compare(
         Path | None,
         options.output(
             "--plot",
-            help="Draw metric against parameters, or with --budgets what is lost at each size, "
-            "into this picture; others go beside it.",
+            help="Draw the metric against parameters (with --budgets: the drop at each size) into "
+            "this picture file. Further pictures are written beside it.",
         ),
     ] = None,
     html: Annotated[
         Path | None,
-        options.output("--html", help="Write a single HTML page that needs no other file."),
+        options.output("--html", help="Write the comparison as one self-contained HTML page."),
     ] = None,
     force: options.Force = False,
 ) -> None:
-    """Print a table over groups of runs that differ in their seed only.
-
-    Raises:
-        SoraError: no finished run, no such label, metric or format, options that do not go
-            together, or an impossible file.
-    """
+    """Print a table of groups of runs; the runs of a group differ in their seed only."""
     if as_json:
-        check_one(["--json", *([] if form is None else ["--format"])])
+        check_exclusive(["--json", *([] if form is None else ["--format"])])
         form = "json"
     form = format_of(output, form)
     for option, file in {"--output": output, "--plot": plot, "--html": html}.items():
@@ -129,10 +130,10 @@ def compare(
     for picture in pictures[1:]:
         check_new_file("--plot", picture, force=force)
     if form == LINES:
-        asked = {"--baseline": baseline, "--paper": paper, "--metric": metric, "--ranks": ranks,
+        chosen = {"--baseline": baseline, "--paper": paper, "--metric": metric, "--ranks": ranks,
                  "--selection": selection, "--budgets": budgets, "--plot": plot,
                  "--html": html}  # fmt: skip
-        _write_lines(runs, output, [option for option, value in asked.items() if value])
+        _write_lines(runs, output, [option for option, value in chosen.items() if value])
         return
     shares = _shares(budgets, baseline, paper=paper, min_gain=min_gain)
     finished = _find(runs, output, *pictures, html)
@@ -154,7 +155,7 @@ def compare(
     else:
         emit(render(tables, form).removesuffix("\n"))
     if ranks:
-        emit_ranks(groups if sizes is None else groups_shown(sizes, shares))
+        emit_ranks(groups if sizes is None else groups_near_budgets(sizes, shares))
     if plot is not None:
         written = plot_sizes(sizes, shares, plot) if sizes else plot_comparison(groups, plot)
         for picture in written:
@@ -169,25 +170,25 @@ def compare(
 def _shares(
     budgets: str | None, baseline: str | None, *, paper: bool, min_gain: float | None
 ) -> tuple[float, ...]:
-    """Return the budgets as shares of the baseline's parameters; none where none are asked for."""
+    """Return --budgets as shares of the baseline's parameters; empty without --budgets."""
     if budgets is None:
         if min_gain is not None:
             raise SoraError("--min-gain goes with --budgets", hint="--budgets 50,15,8")
         return ()
     if baseline is None:
         raise SoraError("--budgets are shares of a baseline's parameters", hint="--baseline LABEL")
-    check_one(["--budgets", "--paper"] if paper else ["--budgets"])
+    check_exclusive(["--budgets", "--paper"] if paper else ["--budgets"])
     if min_gain is not None and not math.isfinite(min_gain):
         raise SoraError(f"--min-gain is a number of points, not {min_gain:g}", hint="--min-gain 5")
     return parse_budgets(budgets)
 
 
-def _write_lines(places: Sequence[Path], output: Path | None, asked: Sequence[str]) -> None:
-    """Write the runs themselves, to a file or to stdout."""
-    if asked:
+def _write_lines(places: Sequence[Path], output: Path | None, chosen: Sequence[str]) -> None:
+    """Write the runs themselves (format jsonl) to a file or to stdout."""
+    if chosen:
         raise SoraError(
-            f"{asked[0]} goes with a table, and the format {LINES} holds the runs themselves",
-            hint=f"compare the file that holds them: sora compare FILE {asked[0]}",
+            f"{chosen[0]} goes with a table, and the format {LINES} holds the runs themselves",
+            hint=f"compare the file that holds them: sora compare FILE {chosen[0]}",
         )
     runs = _find(places, output)
     text = write_lines(runs)
@@ -199,23 +200,19 @@ def _write_lines(places: Sequence[Path], output: Path | None, asked: Sequence[st
 
 
 def _find(places: Sequence[Path], *outputs: Path | None) -> Sequence[Run]:
-    """Return all finished runs, and say which reports are left out.
-
-    Raises:
-        SoraError: no finished run, or an output that would change what is read.
-    """
-    found = find_runs(places)
+    """Return all finished runs; print notes on the reports that are left out."""
+    reports = find_runs(places)
     for output in filter(None, outputs):
-        check_apart(output, *found.read, hint="name another file")
-    changed = (changed_results(run.directory, run.report) for run in found.runs)
+        check_apart(output, *reports.read, hint="name another file")
+    changed = (changed_results(run.directory, run.report) for run in reports.runs)
     say_notes(chain.from_iterable(changed), "warning")
-    say_notes(found.left_out, "left out")
-    return found.runs
+    say_notes(reports.left_out, "left out")
+    return reports.runs
 
 
-def _groups(found: Sequence[Run], metric: str | None, *, selection: bool) -> list[Group]:
-    """Return the groups of all finished runs, and say what is left out."""
-    runs = list(found)
+def _groups(finished: Sequence[Run], metric: str | None, *, selection: bool) -> list[Group]:
+    """Return the groups of all finished runs; print notes on the runs that are left out."""
+    runs = list(finished)
     if selection:
         runs, left_out = on_selection_rows(runs)
         say_notes(left_out, "left out")

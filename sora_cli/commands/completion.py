@@ -1,7 +1,7 @@
-"""Completion by the shell: recipes, keys and values of overrides, directories of runs.
+"""Shell completion of recipes, of keys and values of overrides, and of directories of runs.
 
-A completion that takes long is none, so nothing here imports torch, and what needs the recipe's
-schema imports that only when a key is asked for.
+Completion must be fast: nothing here imports torch, and the recipe's schema is imported only for
+the completion of a key.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ from typing import Any
 import typer
 
 _DEPTH, _MOST = 3, 2000
-"""Levels of folders and folders looked at, in the search for runs."""
-_MARKS = ("report.json", "adapter_config.json")  # of a run, of an adapter
+"""Limits of the search for runs: depth of folders, and number of folders."""
+_MARKS = ("report.json", "adapter_config.json")  # files that mark a run or an adapter
 
 
 def recipes(incomplete: str) -> list[str]:
-    """Return the packaged recipes, and the YAML files, that begin so."""
+    """Complete the name of a packaged recipe or of a YAML file."""
     from sora_cli.recipe.library import recipe_names
 
     return _beginning(incomplete, [*recipe_names(), *_yaml_files(incomplete)])
 
 
 def sweeps(incomplete: str) -> list[str]:
-    """Return the packaged sweeps, and the YAML files, that begin so."""
+    """Complete the name of a packaged sweep or of a YAML file."""
     from sora_cli.recipe.library import sweep_names
 
     return _beginning(incomplete, [*sweep_names(), *_yaml_files(incomplete)])
 
 
 def runs(incomplete: str) -> list[str]:
-    """Return the directories of runs and adapters that begin so."""
+    """Complete the directory of a run or an adapter."""
     typed, folder = _folder_of(incomplete)
-    found = (typed + path.relative_to(folder).as_posix() for path in _marked(folder))
-    return sorted(_beginning(incomplete, found))
+    names = (typed + path.relative_to(folder).as_posix() for path in _marked(folder))
+    return sorted(_beginning(incomplete, names))
 
 
 def overrides(context: typer.Context, incomplete: str) -> list[str]:
-    """Return the keys of a recipe that begin so, or the values of the key that is being given.
+    """Complete a key of a recipe, or the value of a key.
 
-    Some shells hand `training.seed=1` over as one word, bash as three.
+    Some shells pass `training.seed=1` as one word; bash passes three words.
     """
     words = list(context.params.get("overrides") or [])
     given = " ".join(words).replace(" = ", "=").split(" ")
@@ -55,17 +55,18 @@ def overrides(context: typer.Context, incomplete: str) -> list[str]:
     key, equals, value = incomplete.partition("=")
     if equals:
         return [f"{key}={known}" for known in _beginning(value, _values(keys.get(key, {})))]
-    found = _beginning(incomplete, keys)
-    # a single one would get a space behind its equals sign, so that its values are there, too
-    values = _values(keys[found[0]]) if len(found) == 1 else []
-    return [*(f"{name}=" for name in found), *(f"{found[0]}={value}" for value in values)]
+    matches = _beginning(incomplete, keys)
+    # a shell adds a space after a single match: offering its values, too, keeps `key=` open
+    values = _values(keys[matches[0]]) if len(matches) == 1 else []
+    return [*(f"{name}=" for name in matches), *(f"{matches[0]}={value}" for value in values)]
 
 
 def recipe_keys(chosen: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Return the keys of a recipe with dots, and the JSON schema of each.
+    """Return the dotted keys of a recipe with their JSON schemas.
 
     Args:
-        chosen: "method" and "task", where they are known; else all of their options are returned.
+        chosen: names of the blocks "method" and "task"; for a block without a known name, the
+            options of all its names are returned.
     """
     from methods.registry import method_names
     from sora_cli.recipe.families import task_names
@@ -101,7 +102,7 @@ def _flat(
 
 
 def _values(schema: Mapping[str, Any]) -> list[str]:
-    """Return the words a key takes, and its default."""
+    """Return the fixed values of a key, and its default."""
     options = [schema, *schema.get("anyOf", [])]
     words = [word for option in options for word in option.get("enum", [])]
     words += [option["const"] for option in options if "const" in option]
@@ -126,18 +127,18 @@ def _yaml_files(incomplete: str) -> list[str]:
 
 
 def _folder_of(incomplete: str) -> tuple[str, Path]:
-    """Return the part of a path that is typed in full, and the folder that it stands for."""
+    """Split off the complete folders of a typed path: return their text and the folder."""
     typed = incomplete[: incomplete.rfind("/") + 1]
     return typed, Path(typed).expanduser()
 
 
 def _marked(folder: Path) -> Iterator[Path]:
-    """Yield the directories of runs and adapters below a folder; a run's own adapter is the run."""
+    """Yield the directories of runs and adapters below a folder, but no adapter inside a run."""
     for place, folders, files in islice(os.walk(folder), _MOST):
         path = Path(place)
         if path != folder and any(mark in files for mark in _MARKS):
             yield path
             folders.clear()
         elif len(path.relative_to(folder).parts) >= _DEPTH:
-            folders.clear()
+            folders.clear()  # os.walk descends into the names that are left in this list
         folders[:] = sorted(name for name in folders if not name.startswith("."))

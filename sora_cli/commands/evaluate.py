@@ -1,4 +1,4 @@
-"""`sora eval`: the scores of an adapter, a run or a model, from files alone."""
+"""`sora eval`: score an adapter, a run or a model from its files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_target, takes_base, with_base
 from sora_cli.commands import completion, options
 from sora_cli.core.atomic import write_text_atomic
-from sora_cli.core.checks import check_apart_from, check_needed
+from sora_cli.core.checks import check_excludes, check_requires
 from sora_cli.core.console import count, emit, printable, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.json_text import readable_json
@@ -38,7 +38,7 @@ def evaluate(
     target: Annotated[
         str,
         typer.Argument(
-            help="An adapter, run or model directory, or a model's Hub id.",
+            help="A run, adapter or model directory, or a model's Hub id.",
             autocompletion=completion.runs,
         ),
     ],
@@ -49,79 +49,84 @@ def evaluate(
         typer.Option(
             "--recipe",
             "-r",
-            help="The recipe whose task and data are used; may be left out with --benchmark.",
+            help="The recipe with the task and the data. Not needed with --benchmark.",
             autocompletion=completion.recipes,
         ),
     ] = None,
     predictions: Annotated[
         Path | None,
-        options.output("--predictions", help="Write each row's prediction to this .jsonl file."),
+        options.output(
+            "--predictions", help="Write the prediction for each row to this .jsonl file."
+        ),
     ] = None,
     benchmark: Annotated[
         str | None,
         typer.Option(
             "--benchmark",
-            help="Score on benchmarks of lm-evaluation-harness instead (extra [lm-eval]): "
-            "hellaswag,arc_easy.",
+            help="Score on benchmarks of lm-evaluation-harness instead: hellaswag,arc_easy. Needs "
+            "pip install 'sora-cli[lm-eval]'.",
         ),
     ] = None,
     benchmark_tasks: Annotated[
         Path | None,
         typer.Option(
-            "--benchmark-tasks", help="With --benchmark: a directory with definitions of your own."
+            "--benchmark-tasks", help="With --benchmark: a directory with your own benchmarks."
         ),
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", min=1, help="With --benchmark: rows of each at most."),
+        typer.Option(
+            "--limit", min=1, help="With --benchmark: largest number of rows per benchmark."
+        ),
     ] = None,
     few_shot: Annotated[
         int | None,
         typer.Option(
             "--few-shot",
             min=0,
-            help="With --benchmark: examples in each prompt; unset: as each benchmark has it.",
+            help="With --benchmark: number of examples in each prompt. Default: the benchmark's "
+            "own.",
         ),
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", min=1, help="With --benchmark: rows at a time; default: 8."),
+        typer.Option("--batch-size", min=1, help="With --benchmark: rows per batch. Default: 8."),
     ] = None,
     output: Annotated[
         Path | None,
         options.output(
             "--output",
             "-o",
-            help="With --benchmark: the report to write; default: benchmarks.json in a run's "
-            "directory, else none.",
+            help="With --benchmark: the report file to write. Default: benchmarks.json in the "
+            "run's directory; without a run, none.",
         ),
     ] = None,
     as_json: options.Json = False,
     force: options.Force = False,
     code: options.Code = None,
 ) -> None:
-    """Score an adapter, a run or a model on a recipe's reported splits, or on benchmarks."""
+    """Score an adapter, a run or a model on a recipe's validation rows, or on benchmarks."""
     options.load_plugins(code)
     given = overrides or []
     if benchmark is not None:
-        check_apart_from("--benchmark", [] if predictions is None else ["--predictions"])
-        asked = Benchmarks(benchmark, benchmark_tasks, limit, few_shot, batch_size or 8)
+        check_excludes("--benchmark", [] if predictions is None else ["--predictions"])
+        benchmarks = Benchmarks(benchmark, benchmark_tasks, limit, few_shot, batch_size or 8)
         _show_benchmarks(
-            _on_benchmarks(target, asked, recipe, given, output, force=force), as_json=as_json
+            _on_benchmarks(target, benchmarks, recipe, given, output, force=force), as_json=as_json
         )
         return
     needless = {"--benchmark-tasks": benchmark_tasks, "--limit": limit, "--few-shot": few_shot,
                 "--batch-size": batch_size, "--output": output}  # fmt: skip
-    check_needed("--benchmark", {name: value is not None for name, value in needless.items()})
+    check_requires("--benchmark", {name: value is not None for name, value in needless.items()})
     if recipe is None:
         raise SoraError(
-            "sora eval needs a recipe, whose data are scored",
+            "sora eval needs a recipe with the data to score",
             hint="add --recipe RECIPE; or --benchmark NAMES",
         )
     check_new_file("--predictions", predictions, force=force)
     reading = EVAL if takes_base(Path(target).expanduser()) else EVAL.without("model.path")
     loaded = load_read(partial(load_recipe, recipe), given, reading)
-    check_recipe(loaded.recipe, model=False)  # the target takes its place
+    check_recipe(loaded.recipe, model=False)  # the target replaces the recipe's model
     read = check_target(target, f"sora eval {{}} --recipe {quote(recipe)}")
     say_notes(result_remarks(read))
     if predictions is not None:
@@ -145,7 +150,7 @@ def evaluate(
 
 def _on_benchmarks(
     target: str,
-    asked: Benchmarks,
+    benchmarks: Benchmarks,
     recipe: str | None,
     overrides: list[str],
     output: Path | None,
@@ -155,33 +160,33 @@ def _on_benchmarks(
     """Score a causal language model on benchmarks, and write the report.
 
     Args:
-        recipe: whose model options and precision are used; None: as the files of the target tell.
-        output: the report to write; None: `benchmarks.json` in a run's directory.
+        recipe: the source of model options and precision; None: the files of the target.
+        output: the report to write; None: `benchmarks.json` in a run's directory, else no file.
     """
-    asked.check()
+    benchmarks.check()
     known = takes_base(Path(target).expanduser())
     reading = BENCHMARK if known else BENCHMARK.without("model.path")
     loaded = None
     if recipe is not None:
         loaded = load_read(partial(load_recipe, recipe), overrides, reading)
     check_new_file("--output", output, force=force)
-    place = check_target(target, f"sora eval {{}} --benchmark {quote(asked.text)}")
+    place = check_target(target, f"sora eval {{}} --benchmark {quote(benchmarks.text)}")
     if output is not None:
         check_apart(output, *with_base(place), hint="name another file")
     say_notes(result_remarks(place))
     with importing():
         from sora_cli.use.benchmark import benchmark_report
-        from sora_cli.use.described import described
+        from sora_cli.use.described import recipe_for_rows
     try:
-        read = loaded or described(place, overrides, reading=reading)[0]
+        read = loaded or recipe_for_rows(place, overrides, reading=reading)[0]
     except SoraError as error:
         if "--task" not in (error.hint or ""):
             raise
         raise SoraError(
-            error.what, where=error.where, hint="add --recipe RECIPE, of the task it is for"
+            error.what, where=error.where, hint="add --recipe RECIPE, for the task of the model"
         ) from error
     used = settle_precision(read).recipe
-    report = benchmark_report(target, place, used, asked, on=named_base(read))
+    report = benchmark_report(target, place, used, benchmarks, on=named_base(read))
     if output is None and (place.parent / FILE_NAME).is_file():
         output = place.parent / BENCHMARKS
     if output is not None:
@@ -195,19 +200,19 @@ def _show_benchmarks(report: BenchmarkReport, *, as_json: bool) -> None:
         emit(readable_json(json.loads(report.model_dump_json())).rstrip("\n"))
         return
     rows = [
-        [name, metric, value, found.errors.get(metric), found.few_shot, found.rows]
-        for name, found in report.results.items()
-        for metric, value in found.scores.items()
+        [name, metric, value, result.errors.get(metric), result.few_shot, result.rows]
+        for name, result in report.results.items()
+        for metric, value in result.scores.items()
     ]
     columns = ("benchmark", "metric", Column("score", ".4f"), Column("+- (stderr)", ".4f"),
                "few-shot", "rows")  # fmt: skip
     emit_table(Table(printable(report.target), columns, rows))
     if report.limit is not None:
-        say(f"note: at most {count(report.limit)} rows of each were scored: --limit")
+        say(f"note: at most {count(report.limit)} rows of each benchmark were scored (--limit)")
 
 
 def _data_files(recipe: Recipe) -> list[Path]:
-    """Return the files that a recipe names as its data, or their directory."""
+    """Return the data files of a recipe, or their directory."""
     files = recipe.data.files or {}
     named = [name for names in files.values() for name in names]
     return [Path(name).expanduser() for name in (*named, recipe.data.path) if name]

@@ -1,4 +1,4 @@
-"""`sora export`: any adapter as a plain LoRA, in the form that another program needs."""
+"""`sora export`: write an adapter as a plain LoRA for another program."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from sora_cli.core.checks import (
     GGUF_TYPES,
     LAYOUTS,
     STORED,
-    check_apart_from,
     check_choice,
+    check_excludes,
     check_keep,
-    check_needed,
+    check_requires,
 )
 from sora_cli.core.console import emit, printable, say, say_notes, size
 from sora_cli.core.exit_codes import OK
@@ -46,60 +46,66 @@ def export(
         str | None,
         typer.Option(
             "--layout",
-            help="exact (default): each module at its own rank. padded: all at the largest, for "
-            "programs that ignore patterns.",
+            help="exact: each module keeps its own rank. padded: all modules get the largest rank, "
+            "for programs that ignore rank patterns. Default: exact.",
         ),
     ] = None,
     form: Annotated[
         str,
-        typer.Option("--format", help="peft: a directory. gguf: one file that llama.cpp loads."),
+        typer.Option(
+            "--format",
+            help="peft: a directory for PEFT, vLLM and others. gguf: one file for llama.cpp.",
+        ),
     ] = FORMATS[0],
     type: Annotated[
         str | None,
-        typer.Option("--type", help="Of the numbers in a GGUF file: f32 (default) or f16."),
+        typer.Option("--type", help="With --format gguf: number format, f32 or f16. Default: f32."),
     ] = None,
     base: Annotated[
         str | None,
         typer.Option(
             "--base",
-            help="For another program's file (Kohya, diffusers, MLX): the base model, which tells "
-            "which layers its names are. With --format gguf: the base model, a GGUF file or a "
-            "checkpoint, if it is not the one that the adapter names.",
+            help="The base model. Needed for a file of another program (Kohya, diffusers, MLX), "
+            "to find the layers of its names. With --format gguf it may be a checkpoint or a GGUF "
+            "file. Default: the model that the adapter names.",
         ),
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option("--dtype", help="float32, bfloat16 or float16; default: as stored."),
+        typer.Option(
+            "--dtype", help="Number format: float32, bfloat16 or float16. Default: as stored."
+        ),
     ] = None,
     rank: Annotated[
         int | None,
-        typer.Option("--rank", help="Cut each layer to this rank at most; says what is lost."),
+        typer.Option("--rank", help="Cut each layer to at most this rank, and report the loss."),
     ] = None,
     energy: Annotated[
         float | None,
-        typer.Option("--energy", help="Cut each layer to this share of its squared norm."),
+        typer.Option(
+            "--energy",
+            help="Keep this share of each layer's squared singular values, such as 0.9, and report "
+            "the loss.",
+        ),
     ] = None,
     as_json: options.Json = False,
     force: options.Force = False,
     no_verify: options.NoVerify = False,
 ) -> int:
-    """Write an adapter as a plain LoRA, and say who can load it.
+    """Write an adapter as a plain LoRA, and list the programs that can load it.
 
     Returns:
-        Exit code: 1 if the outputs of both differ, 3 if that cannot be told.
-
-    Raises:
-        SoraError: bad input, or an output that exists.
+        Exit code: 1 if the outputs of both adapters differ, 3 if the comparison cannot tell.
     """
     check_choice("format", form, FORMATS)
     if form == "gguf":
         given = {"--layout": layout, "--dtype": dtype, "--rank": rank, "--energy": energy}
         given |= {"--no-verify": "given" if no_verify else None}
-        check_apart_from(
+        check_excludes(
             "--format gguf", [name for name, value in given.items() if value is not None]
         )
         return _export_gguf(directory, output, type=type, base=base, force=force, as_json=as_json)
-    check_needed("--format gguf", {"--type": type is not None})
+    check_requires("--format gguf", {"--type": type is not None})
     layout = layout or LAYOUTS[0]
     check_choice("layout", layout, LAYOUTS)
     check_choice("dtype", dtype or STORED[0], STORED)
@@ -111,7 +117,7 @@ def export(
     with uncollected():
         from sora_cli.adapter.export import export_adapter
 
-    keep_freed_memory()
+    keep_freed_memory()  # before the first large tensors
     done = export_adapter(
         directory,
         output,
@@ -140,7 +146,7 @@ def export(
             emit(f"  {consumer.name + ':':<13} {loads}  {printable(consumer.advice)}")
     say(f"wrote {output}: {size(done.sizes[1])}, was {size(done.sizes[0])}")
     if any(loss.dropped for loss in done.losses.values()):
-        say(f"not verified: what was cut is lost; to see how much of the effect is left: "
+        say(f"not verified: the cut changes the outputs; to see how much of the effect is left: "
             f"sora verify {quote(str(directory))} {quote(str(output))}")  # fmt: skip
         return OK
     if no_verify:
@@ -189,9 +195,10 @@ def _export_gguf(
 
 
 def _check_written(output: Path) -> int:
-    """Load what was made of another program's file, whose outputs cannot be compared with.
+    """Load an adapter that was made from another program's file; return the exit code.
 
-    Its numbers were: whatever is written is read back.
+    The outputs of the source file cannot be computed here. Its numbers were compared when the
+    adapter was read back after writing.
     """
     from sora_cli.adapter.consumers import base_configuration
 

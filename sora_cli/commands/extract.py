@@ -1,4 +1,4 @@
-"""`sora extract`: a full fine-tuning's difference to its base, as a plain LoRA."""
+"""`sora extract`: the difference of a fully fine-tuned model to its base, as a plain LoRA."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sora_cli.adapter.losses import loss_table, module_facts, shown_error
 from sora_cli.adapter.places import adapter_folder, baseline_folder, check_adapter_place
 from sora_cli.commands import completion, options
 from sora_cli.commands._promise import asked_promise, choosing_rows, load_promise
-from sora_cli.core.checks import STORED, check_choice, check_keep, check_needed
+from sora_cli.core.checks import STORED, check_choice, check_keep, check_requires
 from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sora_cli.merge.extract import Extracted
 
 _NEARLY_ALL = 0.99
-"""The share of each layer's squared difference in the largest size that `--max-drop` tries."""
+"""Share of each layer's squared difference that the largest size of `--max-drop` keeps."""
 
 
 def extract(
@@ -39,12 +39,12 @@ def extract(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A fine-tuned model: its directory or Hub id, or a run's that trained a whole "
-            "model.",
+            help="A fine-tuned model: its directory or Hub id, or a run directory of "
+            "method.name=full.",
             autocompletion=completion.runs,
         ),
     ],
-    base: Annotated[str, typer.Option("--base", help="The model that it was fine-tuned from.")],
+    base: Annotated[str, typer.Option("--base", help="The base model: MODEL before fine-tuning.")],
     output: options.Output,
     overrides: options.ReadOverrides = None,
     *,
@@ -62,7 +62,7 @@ def extract(
         typer.Option(
             "--recipe",
             "-r",
-            help="The recipe that --max-drop is measured with.",
+            help="With --max-drop: the recipe with the task and the rows for the tests.",
             autocompletion=completion.recipes,
         ),
     ] = None,
@@ -70,7 +70,7 @@ def extract(
         bool,
         typer.Option(
             "--no-biases",
-            help="Leave out changed biases of linear layers, which vLLM and llama.cpp refuse.",
+            help="Leave out changed biases of linear layers, which vLLM and llama.cpp cannot load.",
         ),
     ] = False,
     dtype: options.FactorDtype = STORED[0],
@@ -80,11 +80,7 @@ def extract(
     """Write the difference of a fine-tuned model to its base as an adapter of that base.
 
     Returns:
-        Exit code: 3 if nothing shows that the promise of `max_drop` is kept.
-
-    Raises:
-        SoraError: bad input, models that do not belong together, no difference, or one that a
-            plain LoRA cannot hold.
+        Exit code: 3 if `max_drop` is not certified.
     """
     promise = asked_promise(
         max_drop,
@@ -96,8 +92,8 @@ def extract(
         overrides=overrides or [],
     )
     if promise is None:
-        of_drop = {"--recipe": recipe, "OVERRIDES": overrides}
-        check_needed("--max-drop", {name: bool(value) for name, value in of_drop.items()})
+        drop_options = {"--recipe": recipe, "OVERRIDES": overrides}
+        check_requires("--max-drop", {name: bool(value) for name, value in drop_options.items()})
     keep = check_keep(
         energy=energy,
         rank=rank,
@@ -118,14 +114,16 @@ def extract(
     check_apart(output, *(Path(resolve_model_path(name)) for name in (source, base)))
     check_adapter_place(output, force=force)
     with importing():
-        from sora_cli.adapter.dense import told_modules
+        from sora_cli.adapter.dense import module_progress
         from sora_cli.merge.extract import prepare_extract
 
     extraction = prepare_extract(source, base, output, biases=not no_biases)
+    # the search starts from factors with nearly all of the difference: at full rank a layer's
+    # factors, r (in + out) numbers, would be larger than the layer, in x out
     search, kept = None, keep if promise is None else Keep(energy=_NEARLY_ALL)
     with ExitStack() as stack:
-        with told_modules("decomposing") as told:
-            layers = stack.enter_context(extraction.cut(output, kept, told))
+        with module_progress("decomposing") as progress:
+            layers = stack.enter_context(extraction.cut(output, kept, progress))
         if promise is not None and measured is not None:
             from sora_cli.search.cut import cut_to, smallest_cut
 
@@ -150,7 +148,7 @@ def extract(
 
 
 def _source(model: str) -> str:
-    """Return the model's own directory, where a run's is given."""
+    """Return the directory of the model in a run; any other name is returned unchanged."""
     place = Path(model).expanduser()
     if adapter_folder(place) is not None:
         raise SoraError(f"{model} is an adapter already", hint="to shrink it: sora prune")
@@ -175,7 +173,7 @@ def _show(done: Extracted) -> None:
         emit(f"biases: {first_few(done.biases, 3)}")
     if done.left:
         emit(f"left out: {first_few(done.left, 3)}")
-    emit(f"error of the whole difference: {shown_error(done.error)}, measured on what was written")
+    emit(f"error of the whole difference: {shown_error(done.error)}, measured on the written file")
 
 
 def _facts(done: Extracted, rule: Mapping[str, Any]) -> dict[str, Any]:

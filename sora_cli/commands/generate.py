@@ -1,4 +1,4 @@
-"""`sora generate`: what a trained model writes after one prompt."""
+"""`sora generate`: the answer of a trained model to one prompt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sora_cli.commands import options
 from sora_cli.core.console import emit, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
-from sora_cli.use.sampling import Given, check_given, sampling_of
+from sora_cli.use.sampling import SamplingOptions, check_sampling, sampling_of
 
 STDIN = "-"
 
@@ -23,13 +23,15 @@ STDIN = "-"
 def generate(
     target: options.Target,
     prompt: Annotated[
-        str, typer.Option("--prompt", "-p", help="What to answer; - is stdin, to its end.")
+        str, typer.Option("--prompt", "-p", help="The prompt; - reads it from stdin.")
     ],
     *,
     system: options.System = None,
     raw: Annotated[
         bool,
-        typer.Option("--raw", help="Go on with the prompt as it is: no template, no headings."),
+        typer.Option(
+            "--raw", help="Continue the prompt itself, without chat template or headings."
+        ),
     ] = False,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -42,9 +44,11 @@ def generate(
     dtype: options.ComputeDtype = None,
     as_json: options.Json = False,
 ) -> None:
-    """Write a model's answer to a prompt to stdout, as it comes."""
-    given = Given(temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed, greedy)
-    check_given(given, dtype)
+    """Print a model's answer to a prompt, token by token."""
+    given = SamplingOptions(
+        temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed, greedy
+    )
+    check_sampling(given, dtype)
     if raw and system is not None:
         raise SoraError("--system does not go with --raw: nothing is put around the prompt")
     place = check_target(target, "sora generate {} --prompt TEXT")

@@ -1,4 +1,4 @@
-"""`sora init`: a recipe for data that has none."""
+"""`sora init`: write a recipe for the user's data."""
 
 from __future__ import annotations
 
@@ -21,29 +21,28 @@ def init(
     source: Annotated[
         str,
         typer.Argument(
-            help="A csv, tsv, json, jsonl or parquet file, a directory, or a data set's Hub id."
+            help="The data: a csv, tsv, json, jsonl or parquet file, a directory, or a Hub id."
         ),
     ],
     overrides: options.Overrides = None,
     *,
     output: Annotated[
         Path | None,
-        options.output("--output", "-o", help="The recipe to write; unset: named as the data are."),
+        options.output(
+            "--output", "-o", help="The recipe file to write. Default: the data's name with .yaml."
+        ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="The base model; unset: a small one.")
+        str | None, typer.Option("--model", help="The base model. Default: a small model.")
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", help="The task family; unset: told by the columns.")
+        str | None,
+        typer.Option("--task", help="The task family. Default: detected from the columns."),
     ] = None,
     preview: options.Preview = 2,
     force: options.Force = False,
 ) -> None:
-    """Write a recipe for data, and show what was understood.
-
-    Raises:
-        SoraError: see `propose`; a file that is there, without `force`.
-    """
+    """Write a recipe for data; show the detected task, columns and some rows."""
     file = output or recipe_name(source)
     check_new_file("-o", file, force=force, hint="name another file: -o OTHER.yaml")
     if file.suffix.lower() not in (".yaml", ".yml"):
@@ -68,5 +67,5 @@ def init(
 
 
 def _typed() -> str | None:
-    """Return the command as it was typed; None where this is no process of its own."""
+    """Return the command as typed; None if another program called `init` in its own process."""
     return shlex.join(["sora", *sys.argv[1:]]) if sys.argv[1:2] == ["init"] else None

@@ -1,4 +1,4 @@
-"""`sora inspect`: where an adapter's ranks are, how strong they are, and who can load it."""
+"""`sora inspect`: ranks and spectra of adapters, and the programs that can load them."""
 
 from __future__ import annotations
 
@@ -36,8 +36,7 @@ def inspect(
         list[Path],
         typer.Argument(
             metavar="DIR...",
-            help="An adapter directory (ours or any PEFT LoRA) or a run's directory. Two are "
-            "compared; more get a line each.",
+            help="One or more run directories or adapter directories (ours or any PEFT LoRA).",
             autocompletion=completion.runs,
         ),
     ],
@@ -45,18 +44,14 @@ def inspect(
     as_json: options.Json = False,
     plot: Annotated[
         Path | None,
-        options.output("--plot", help="Draw the ranks and the spectra to this picture."),
+        options.output("--plot", help="Draw the ranks and spectra into this picture file."),
     ] = None,
     modules: Annotated[
-        bool, typer.Option("--modules", help="Also print a line for each module.")
+        bool, typer.Option("--modules", help="Print a line for each module, too.")
     ] = False,
     force: options.Force = False,
 ) -> None:
-    """Show adapters from their files alone: one in full, two compared, more in a line each.
-
-    Raises:
-        SoraError: no adapter, one that cannot be read, or two of different models.
-    """
+    """Show adapters from their files: one in full, two compared, more with one line each."""
     _check(directories, plot=plot, modules=modules, force=force)
     missing = "there are no ranks to inspect"
     located = [locate_adapter(directory, missing=missing) for directory in directories]
@@ -107,13 +102,10 @@ def _inspect_one(directory: Path, *, as_json: bool, plot: Path | None, modules: 
 
 
 def _inspect_several(directories: Sequence[Path], *, as_json: bool) -> None:
-    """Show two adapters or more.
+    """Show two or more adapters in one table; compare two.
 
     Args:
-        as_json: print JSON: {"adapters": [...]}, and for two {"comparison": ...} with it.
-
-    Raises:
-        SoraError: an adapter that cannot be read, or two of different models.
+        as_json: print {"adapters": [...]} as JSON, for two adapters with "comparison".
     """
     with uncollected():
         from sora_cli.adapter.comparing import compare
@@ -146,7 +138,7 @@ def _inspect_several(directories: Sequence[Path], *, as_json: bool) -> None:
 
 
 def _emit_rank_table(table: RankMap, title: str) -> None:
-    """Print layers by kinds of modules, with totals as live/start."""
+    """Print ranks in a table of layers by kinds of modules; totals are live/start."""
     columns = [label.replace(".", "\n.") for label in table.column_labels()]
     rows = [
         [label, *(_cell(table, row, column) for column in table.columns), table.row_total(row)]
@@ -162,7 +154,7 @@ def _cell(table: RankMap, row: str, column: str) -> int | None:
 
 
 def _emit_modules(facts: dict[str, Any]) -> None:
-    """Print a line per module; ranks and effective ranks add up, norms as squares do."""
+    """Print a line per module; the last line has sums, and the norm over all modules."""
     rows = []
     for path, s in facts["spectra"].items():
         rank = facts["ranks"][path]
@@ -183,7 +175,7 @@ def _emit_modules(facts: dict[str, Any]) -> None:
 
 
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the name and value of each line below the table."""
+    """Return name and value of each line below the table."""
     modules, effective, base = facts["modules"], facts["effective_rank"], facts["base"]
     lines = [
         ("method", facts["method"] or f"{facts['kind']}, {_writer(facts)}"),
@@ -208,7 +200,9 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         )
         lines.append(("head", head))
     if facts["base_weights"]:
-        lines.append(("base weights", f"{first_few(facts['base_weights'])}, in the base's place"))
+        lines.append(
+            ("base weights", f"{first_few(facts['base_weights'])}, instead of the base model's")
+        )
     if facts["biases"]:
         trained = facts["biases"]
         lines.append(("biases", f"{count(len(trained))} of the base model, such as {trained[0]}"))
@@ -228,14 +222,14 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [("serve", f"{s['name']}: {'; '.join(s['commands'])}") for s in facts["servers"]]
     if facts["format"]:
         export = f"sora export {quote(facts['directory'])} -o DIR --base MODEL"
-        lines.append(("PEFT", f"no: {export} makes an adapter of it"))
+        lines.append(("PEFT", f"no; to convert it: {export}"))
     lines += [("note", note) for note in facts["notes"]]
     lines += [("then", _step(entry)) for entry in facts["lineage"]]
     return lines
 
 
 def _cut_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return a line for each share of the parameters: the ranks it leaves, and how to have it."""
+    """Return a line for each cut by share of parameters: the ranks left, and the command."""
     return [
         (f"cut to {cut['share']:.0%}",
          f"mean rank {cut['mean_rank']:.2f}, at most {max(cut['ranks'].values())}, "
@@ -245,7 +239,7 @@ def _cut_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _prune(facts: dict[str, Any], cut: dict[str, Any]) -> str:
-    """Return how to have a cut; other programs' files become a PEFT adapter first."""
+    """Return the command that makes a cut; empty for files of other programs."""
     if facts["format"]:
         return ""
     return f": sora prune {quote(facts['directory'])} -o OUT --max-params {cut['max_params']}"
@@ -261,7 +255,7 @@ def _share(live: int, start: int) -> str:
 
 
 def _saving(facts: dict[str, Any], kind: str) -> str:
-    """Return "1,024 parameters (3 %, 4.1 kB)", or "nothing"."""
+    """Format the savings of a prune: "1,024 parameters (3 %, 4.1 kB)", or "nothing"."""
     saved, stored = facts["prune_saves"][kind], facts["parameters"]["adapter"]
     if not saved["parameters"]:
         return "nothing"
@@ -274,7 +268,7 @@ def _revision(base: dict[str, Any]) -> str:
 
 
 def _step(entry: dict[str, Any]) -> str:
-    """Describe one entry of the lineage: the command, then its values."""
+    """Format one entry of the lineage: the command, then its values."""
     values = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in entry.items()
               if k != "command" and v is not None)  # fmt: skip
     return f"{entry.get('command', '?')}: {', '.join(values)}".removesuffix(": ")

@@ -1,4 +1,4 @@
-"""`sora list`: the runs below a directory, and how each stands."""
+"""`sora list`: the runs below a directory, with their status."""
 
 from __future__ import annotations
 
@@ -19,42 +19,41 @@ from sora_cli.experiments.listing.walk import find_entries
 
 def list_runs(
     directory: Annotated[
-        Path, typer.Argument(metavar="[DIR]", help="A directory with runs somewhere in it.")
+        Path, typer.Argument(metavar="[DIR]", help="A directory that contains runs at any depth.")
     ] = Path("runs"),
     *,
     sort: Annotated[
         str,
         typer.Option(
-            "--sort", help="name, started, score (the best first), parameters, time or status."
+            "--sort",
+            help="Order of the runs: name, started, score (best first), parameters, time or "
+            "status.",
         ),
     ] = "name",
     status: Annotated[
         str | None,
         typer.Option(
             "--status",
-            help="Only those: finished, running, interrupted, failed, pruned, blocked or damaged.",
+            help="Show only runs with this status: finished, running, interrupted, failed, pruned, "
+            "blocked or damaged.",
         ),
     ] = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="Only runs of this method.")
+        str | None, typer.Option("--method", help="Show only runs of this method.")
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", help="Only runs on this data set or file.")
+        str | None, typer.Option("--task", help="Show only runs on this data set or file.")
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Print a line for each run below a directory.
-
-    Raises:
-        SoraError: there is no such directory, order or status.
-    """
+    """Print a line for each run below a directory."""
     check_choice("order", sort, SORTS)
     if status is not None:
         check_choice("status", status, STATES)
-    found = find_entries(directory)
-    asked = {"status": status, "method": method, "task": task}
-    wanted = {name: value for name, value in asked.items() if value is not None}
-    shown = ordered(chosen(found, wanted), sort)
+    every_run = find_entries(directory)
+    filters = {"status": status, "method": method, "task": task}
+    wanted = {name: value for name, value in filters.items() if value is not None}
+    shown = ordered(chosen(every_run, wanted), sort)
     if as_json:
         emit(
             json.dumps([json.loads(entry.model_dump_json()) for entry in entries(shown)], indent=2)
@@ -62,4 +61,4 @@ def list_runs(
     elif shown:
         emit_table(run_table(shown, directory))
     if not shown:
-        say(f"{directory} holds no such run" if found else f"{directory} holds no run")
+        say(f"{directory} holds no such run" if every_run else f"{directory} holds no run")

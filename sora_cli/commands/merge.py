@@ -1,4 +1,4 @@
-"""`sora merge`: an adapter folded into its base model, ready for `from_pretrained`."""
+"""`sora merge`: add an adapter's update into the weights of its base model."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from sora_cli.core.checks import (
     MERGED_GGUF,
     MODEL_FORMATS,
     ROUNDINGS,
-    check_apart_from,
     check_choice,
-    check_needed,
+    check_excludes,
+    check_requires,
 )
 from sora_cli.core.console import count, emit, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError
@@ -46,74 +46,79 @@ def merge(
         str,
         typer.Option(
             "--format",
-            help="checkpoint: a directory. gguf: one file for llama.cpp, where the base is one.",
+            help="checkpoint: a directory for transformers. gguf: one file for llama.cpp, from a "
+            "base model in a GGUF file.",
         ),
     ] = MODEL_FORMATS[0],
     type: Annotated[
         str | None,
-        typer.Option("--type", help="Of changed weights in a GGUF file: f16 (default), q8_0, f32."),
+        typer.Option(
+            "--type",
+            help="With --format gguf: number format of changed weights, f16, q8_0 or f32. Default: "
+            "f16.",
+        ),
     ] = None,
     untie: Annotated[
         bool,
         typer.Option(
-            "--untie", help="Merge into a weight that is tied to another: write both, untied."
+            "--untie", help="Allow merging into a tied weight: both weights are written, untied."
         ),
     ] = False,
     dtype: Annotated[
         str,
         typer.Option(
             "--dtype",
-            help="Store all weights as float32, float16 or bfloat16; base: each as in the base. "
-            "An update much smaller than its weight is lost in 16 bits.",
+            help="Number format of all weights: float32, float16 or bfloat16; base: each weight as "
+            "in the base model. With 16 bits, updates much smaller than their weight are lost.",
         ),
     ] = MERGED[0],
     rounding: Annotated[
         str,
         typer.Option(
             "--round",
-            help="nearest, or stochastic: in 16 bits, keeps a small update on average and adds "
-            "noise.",
+            help="Rounding to 16 bits: nearest, or stochastic, which keeps small updates on "
+            "average but adds noise.",
         ),
     ] = ROUNDINGS[0],
     seed: Annotated[
         int | None,
-        typer.Option("--seed", help="Of --round stochastic; default: 0.", show_default=False),
+        typer.Option(
+            "--seed", help="With --round stochastic: its seed. Default: 0.", show_default=False
+        ),
     ] = None,
     accept_loss: Annotated[
         bool,
         typer.Option(
             "--accept-loss",
-            help="Merge also where less than 75 % of the update survives the rounding.",
+            help="Merge even if less than 75 % of the update survives the rounding.",
         ),
     ] = False,
     force: options.Force = False,
     no_verify: options.NoVerify = False,
 ) -> int:
-    """Write the base model with the adapter, its head and its labels in it.
+    """Write a merged model: base weights plus update, with the adapter's head and labels.
+
+    It is an error if rounding would keep less than 75 % of the update, unless `accept_loss`.
 
     Returns:
-        Exit code: 1 if they differ by more than the loss that was accepted, 3 if that cannot be
-        told.
-
-    Raises:
-        SoraError: bad input, a base that does not fit, an output that exists, or an update of which
-            rounding would leave too little.
+        Exit code: 1 if the outputs of merged model and adapter differ (0 if `accept_loss` explains
+        it), 3 if the comparison cannot tell.
     """
     check_choice("format", form, MODEL_FORMATS)
     if form == "gguf":
         given = {"--untie": untie, "--dtype": dtype != MERGED[0], "--seed": seed is not None,
                  "--round": rounding != ROUNDINGS[0], "--no-verify": no_verify}  # fmt: skip
-        check_apart_from("--format gguf", [name for name, is_given in given.items() if is_given])
+        check_excludes("--format gguf", [name for name, is_given in given.items() if is_given])
         return _merge_gguf(
             directory, output, base=base, type=type, force=force, accept_loss=accept_loss
         )
-    check_needed("--format gguf", {"--type": type is not None})
+    check_requires("--format gguf", {"--type": type is not None})
     check_choice("dtype", dtype, MERGED)
     check_choice("rounding", rounding, ROUNDINGS)
     if seed is not None and rounding != "stochastic":
         raise SoraError("--seed is for stochastic rounding", hint="add --round stochastic")
     missing = "there is no adapter to merge"
-    adapter_place = locate_adapter(directory, missing=missing)  # before torch is imported
+    adapter_place = locate_adapter(directory, missing=missing)  # fails before torch is imported
     read = [adapter_place] if base is None else [adapter_place, Path(resolve_model_path(base))]
     say_notes(result_remarks(adapter_place))
     check_apart(output, *read)
@@ -121,7 +126,7 @@ def merge(
         from sora_cli.adapter.reading import open_adapter
 
     with open_adapter(directory, base=base) as adapter:
-        with uncollected():  # transformers: after what can fail fast
+        with uncollected():  # imports transformers: after all checks that can fail fast
             from sora_cli.merge.merge import prepare_merge
             from sora_cli.merge.rounding import Storing
 
@@ -143,11 +148,12 @@ def merge(
     say(f"merged {merged.modules} layers{head} into {merged.base}, {merged.dtype}")
     lossy = _tell_what_is_left(merged, storing)
     say(f"wrote {output}")
-    if no_verify or merged.absent:  # random parameters give other outputs each time
+    if no_verify or merged.absent:  # absent parameters are random: outputs differ each time
         return OK
     from sora_cli.verify.self_check import self_check
 
     code = self_check(directory, output, base=base, force=force)
+    # rounding that removes more than 5 % of the update also changes the outputs by that much
     if code == FAILED and lossy and accept_loss:
         say("the loss was accepted with --accept-loss: the difference is no failure")
         return OK
@@ -163,7 +169,7 @@ def _merge_gguf(
     force: bool,
     accept_loss: bool,
 ) -> int:
-    """Write the base model's GGUF file with the adapter in it; see `merge`."""
+    """Merge an adapter into the base model's GGUF file; see `merge`."""
     type = type or MERGED_GGUF[0]
     check_choice("type", type, MERGED_GGUF)
     place = locate_adapter(directory, missing="there is no adapter to merge")
@@ -204,7 +210,7 @@ def _announce(plan: Merge) -> None:
 
 @contextmanager
 def _bar(total: int) -> Iterator[Progress]:
-    """Show a progress bar by bytes."""
+    """Show a progress bar that counts bytes."""
     from tqdm import tqdm
 
     with tqdm(total=total, desc="merging", unit="B", unit_scale=True, dynamic_ncols=True) as bar:
@@ -212,10 +218,10 @@ def _bar(total: int) -> Iterator[Progress]:
 
 
 def _tell_what_is_left(merged: Merged, storing: Storing) -> bool:
-    """Say how much of the update the stored weights hold; return whether that is too little."""
+    """Print the share of the update that survives rounding; return True if it is too small."""
     from sora_cli.merge.rounding import ENOUGH, shown_survival, ways_out
 
-    assert merged.survival is not None  # it is written
+    assert merged.survival is not None  # known once the weights are written
     text = shown_survival(merged.survival, merged.dtype)
     if merged.survival.share >= ENOUGH:
         say(text)

@@ -1,4 +1,4 @@
-"""`sora methods`: the adapter methods, their papers and their options."""
+"""`sora methods`: list the methods with their papers and options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sora_cli.core.words import default_of, expected, shown_value
 
 
 def methods(*, as_json: Json = False, code: Code = None) -> None:
-    """Print every method: name, paper, and each option with its default and meaning."""
+    """Print every method: name, paper, and each option with its default and description."""
     load_plugins(code)
     described = [describe_method(name) for name in method_names()]
     if as_json:
@@ -22,7 +22,7 @@ def methods(*, as_json: Json = False, code: Code = None) -> None:
 
 
 def describe_method(name: str) -> dict[str, Any]:
-    """Return a method as plain data."""
+    """Return name, paper and options of a method as plain data."""
     config = config_class(name)
     options = [
         {
@@ -58,6 +58,8 @@ def _as_text(method: dict[str, Any]) -> str:
     if not method["low_rank"]:
         lines.append("  a baseline: trains parameters of the model itself, and has no ranks")
     if method["may_vary"]:
-        lines.append(f"  along a path (sora path) may vary: {', '.join(method['may_vary'])}")
+        lines.append(
+            f"  options that may vary along a path (sora path): {', '.join(method['may_vary'])}"
+        )
     title = f"{method['name']}: {method['paper']}" if method["paper"] else method["name"]
     return "\n".join([title, *lines])

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, and what `--code` does."""
+"""Arguments and options of several commands, and the loading of `--code` files."""
 
 from __future__ import annotations
 
@@ -13,68 +13,74 @@ from sora_cli.core.outputs import output_path
 
 
 def output(*names: str, help: str) -> Any:
-    """Declare an option that names an output; the command gets its place resolved."""
+    """Declare an option for an output path, which the command receives resolved."""
     return typer.Option(*names, help=help, parser=output_path, metavar="<path>")
 
 
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Values to change, such as training.epochs=3 or method.name=lora.",
+        help="Changes to the recipe, as KEY=VALUE: training.epochs=3 method.name=lora.",
         autocompletion=completion.overrides,
     ),
 ]
 ReadOverrides = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Values to change that the command reads, such as data.path=DIR.",
+        help="Changes to the recipe that this command reads, as KEY=VALUE: data.path=DIR.",
         autocompletion=completion.overrides,
     ),
 ]
 Recipe = Annotated[
     str,
     typer.Argument(
-        help="A recipe file, or the name of one that comes with the tool.",
+        help="A recipe file, or the name of a packaged recipe (see: sora recipes).",
         autocompletion=completion.recipes,
     ),
 ]
 Adapter = Annotated[
     Path,
     typer.Argument(
-        help="An adapter directory, ours or any PEFT LoRA; or a run's directory.",
+        help="A run directory, or an adapter directory (ours or any PEFT LoRA).",
         autocompletion=completion.runs,
     ),
 ]
-Output = Annotated[Path, output("--output", "-o", help="Directory to write.")]
+Output = Annotated[Path, output("--output", "-o", help="The directory to write.")]
 OutputOrFile = Annotated[
     Path,
-    output("--output", "-o", help="Directory to write; with --format gguf a file."),
+    output("--output", "-o", help="The directory to write; with --format gguf, the file."),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Energy = Annotated[
     float | None,
-    typer.Option("--energy", help="Keep this share of each layer's squared singular values."),
+    typer.Option(
+        "--energy", help="Keep this share of each layer's squared singular values, such as 0.9."
+    ),
 ]
-Rank = Annotated[int | None, typer.Option("--rank", help="Keep at most this rank in each layer.")]
+Rank = Annotated[int | None, typer.Option("--rank", help="Cut each layer to at most this rank.")]
 MaxParams = Annotated[
     int | None,
-    typer.Option("--max-params", help="Keep the strongest components within this many parameters."),
+    typer.Option(
+        "--max-params",
+        help="Keep the strongest components of all layers, up to this many parameters in total.",
+    ),
 ]
 MeanRank = Annotated[
     float | None,
     typer.Option(
-        "--mean-rank", help="Keep the strongest components, this many per layer on average."
+        "--mean-rank",
+        help="Keep the strongest components of all layers, this many per layer on average.",
     ),
 ]
 MaxDrop = Annotated[
     str | None,
     typer.Option(
         "--max-drop",
-        help="Keep the fewest components tried that are shown to lose at most this of the main "
-        "metric: 0.01 in its own unit, 1pt for the same of a metric that ends at 1, or smallest: "
-        "the smallest loss that the rows can be expected to certify. The exit code is 3 if no size "
-        "is shown to.",
+        help="Keep the smallest size that is certified to lose no more than this: 0.01 in the unit "
+        "of the main metric, or 1pt for one point (0.01 of a metric that ends at 1), or smallest "
+        "for the smallest drop that the test rows can be expected to certify. Exits with 3 if no "
+        "size can be certified.",
     ),
 ]
 MaxDiffer = Annotated[
@@ -105,56 +111,73 @@ Confidence = Annotated[
     float | None,
     typer.Option(
         "--confidence",
-        help="With --max-drop: how sure it is to be; default: 0.95.",
+        help="With --max-drop: confidence of the certification, below 1. Default: 0.95.",
         show_default=False,
     ),
 ]
 FactorDtype = Annotated[
-    str, typer.Option("--dtype", help="Store the factors as float32, bfloat16 or float16.")
+    str,
+    typer.Option(
+        "--dtype", help="Number format of the stored factors: float32, bfloat16 or float16."
+    ),
 ]
 Code = Annotated[
     list[Path] | None,
-    typer.Option("--code", help="A Python file with adapter methods of your own; repeatable."),
+    typer.Option(
+        "--code", help="A Python file with your own methods or loggers. May be given repeatedly."
+    ),
 ]
 PreviewInDryRun = Annotated[
     int | None,
     typer.Option(
-        "--preview", min=0, help="With --dry-run: rows to show as the model gets them (2)."
+        "--preview",
+        min=0,
+        help="With --dry-run: number of rows to show as the model receives them. Default: 2.",
     ),
 ]
 Preview = Annotated[
     int,
-    typer.Option("--preview", min=0, help="Rows to show as the model gets them."),
+    typer.Option("--preview", min=0, help="Number of rows to show as the model receives them."),
 ]
 NoVerify = Annotated[
     bool,
-    typer.Option("--no-verify", help="Do not compare the result's outputs with the original's."),
+    typer.Option(
+        "--no-verify",
+        help="Skip the final check that the written files give the same outputs as the original.",
+    ),
 ]
 
 Target = Annotated[
     str,
     typer.Argument(
         metavar="TARGET",
-        help="A run, an adapter (ours or any PEFT LoRA), a model, or its Hub id.",
+        help="A run, an adapter (ours or any PEFT LoRA) or a model: its directory or Hub id.",
     ),
 ]
 BaseModel = Annotated[
     str | None,
-    typer.Option("--base", help="The base model, if it is not the one that the adapter names."),
+    typer.Option("--base", help="The base model. Default: the model that the adapter names."),
 ]
 System = Annotated[
     str | None,
-    typer.Option("--system", help="The system message; default: that of the training, if any."),
+    typer.Option(
+        "--system", help="The system message. Default: the system message of the training, if any."
+    ),
 ]
 Temperature = Annotated[
     float | None,
-    typer.Option("--temperature", help="Above 0; default: 0.7.", show_default=False),
+    typer.Option(
+        "--temperature",
+        help="Sampling temperature, above 0: higher values vary the answers more. Default: 0.7.",
+        show_default=False,
+    ),
 ]
 TopP = Annotated[
     float | None,
     typer.Option(
         "--top-p",
-        help="Draw among the likeliest tokens that make up this share; default: 0.95.",
+        help="Sample from the likeliest tokens whose probabilities add up to this share. "
+        "Default: 0.95.",
         show_default=False,
     ),
 ]
@@ -163,16 +186,19 @@ TopK = Annotated[
     typer.Option(
         "--top-k",
         min=0,
-        help="Draw among so many of the likeliest tokens, 0: all; default: 50.",
+        help="Sample from this many of the likeliest tokens; 0: from all. Default: 50.",
         show_default=False,
     ),
 ]
 NewTokens = Annotated[
-    int, typer.Option("--max-new-tokens", min=1, help="Tokens that an answer has at most.")
+    int, typer.Option("--max-new-tokens", min=1, help="Largest number of tokens in an answer.")
 ]
 Penalty = Annotated[
     float | None,
-    typer.Option("--repetition-penalty", help="Above 1: what was said becomes less likely."),
+    typer.Option(
+        "--repetition-penalty",
+        help="Above 1: tokens that have occurred become less likely, for example 1.1.",
+    ),
 ]
 Seed = Annotated[
     int | None,
@@ -180,27 +206,26 @@ Seed = Annotated[
         "--seed",
         min=0,
         max=2**31,
-        help="The same seed gives the same answers; default: another one each time.",
+        help="Seed of the sampling; the same seed gives the same answers. Default: a new seed "
+        "each time.",
         show_default=False,
     ),
 ]
 Greedy = Annotated[
-    bool, typer.Option("--greedy", help="Take the likeliest token each time; nothing is drawn.")
+    bool, typer.Option("--greedy", help="Always take the likeliest token; no sampling.")
 ]
 ComputeDtype = Annotated[
     str | None,
     typer.Option(
-        "--dtype", help="Compute in float32, bfloat16 or float16; default: as in training."
+        "--dtype",
+        help="Number format of the computation: float32, bfloat16 or float16. Default: as "
+        "in training.",
     ),
 ]
 
 
 def load_plugins(code: Sequence[Path] | None) -> None:
-    """Register the methods of the files that `--code` names.
-
-    Raises:
-        SoraError: see `load_code`.
-    """
+    """Register the methods and loggers of `--code` files."""
     if code:
         from sora_cli.recipe.plugins import load_code
 

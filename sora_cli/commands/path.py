@@ -1,4 +1,4 @@
-"""`sora path`: a family of adapters, from dense to sparse, in one run."""
+"""`sora path`: train adapters from dense to sparse as the stages of one run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 
 from sora_cli.commands import options
 from sora_cli.core.atomic import tidy
-from sora_cli.core.checks import check_apart_from
+from sora_cli.core.checks import check_excludes
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
@@ -40,20 +40,22 @@ def path(
         bool,
         typer.Option(
             "--controls",
-            help="Also score the first stage cut down at random and by norm; "
-            "works on a finished path, too.",
+            help="For comparison, also score the first stage after cuts at random and by norm. "
+            "Also works on a finished path.",
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show all stages, and train nothing.")
+        bool, typer.Option("--dry-run", help="Show all stages; train nothing.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Delete an existing path first.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Delete an existing path in the directory first.")
+    ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the path's report instead of tables.")
+        bool, typer.Option("--json", help="Print the path's report as JSON instead of tables.")
     ] = False,
     code: options.Code = None,
 ) -> None:
-    """Train the stages of a recipe's path, or those that are missing."""
+    """Train the stages of a recipe's path; finished stages are kept."""
     began = command_start()
     options.load_plugins(code)
     loaded = load_recipe(recipe, overrides or [])
@@ -66,7 +68,7 @@ def path(
     is_there = read_path(output) is not None
     check_place(output, loaded.recipe, STAGES, is_there=is_there, work="path")
     if dry_run:
-        check_apart_from("--dry-run", ["--json"] if as_json else [])
+        check_excludes("--dry-run", ["--json"] if as_json else [])
         _show_plan(loaded, plans, output)
         return
     with locked(output):
@@ -77,33 +79,29 @@ def path(
 def open_report(
     loaded: LoadedRecipe, plans: list[StagePlan], output: Path, *, controls: bool, force: bool
 ) -> PathReport:
-    """Return the record to fill: a new one, or that of an unfinished path.
-
-    Raises:
-        SoraError: the directory holds a finished path, one of another recipe, or something else.
-    """
-    found, stage_count = read_path(output), len(plans)
-    kept = 0 if found is None or force else len(found.stages)
+    """Return the record of an unfinished path in the output directory, or a new record."""
+    report, stage_count = read_path(output), len(plans)
+    kept = 0 if report is None or force else len(report.stages)
     for plan in plans[kept:]:
         check_own(output / plan.directory)
     work = None
-    if found is not None:
-        missing_controls = controls and found.controls is None
-        complete = len(found.stages) == stage_count and found.status == "completed"
+    if report is not None:
+        missing_controls = controls and report.controls is None
+        complete = len(report.stages) == stage_count and report.status == "completed"
         usage = f"sora pick {quote(str(output))} --keep 0.99"
-        work = Work("path", complete and not missing_controls, found.recipe, usage=usage)
+        work = Work("path", complete and not missing_controls, report.recipe, usage=usage)
     opening = open_work(output, work, loaded.resolved(), force=force, resume=None)
-    if found is None or opening is Opening.NEW:
-        if found is not None:
+    if report is None or opening is Opening.NEW:
+        if report is not None:
             clear(output)
         return _new_report(loaded, stage_count)
-    if found.stages:
-        say(f"continuing in {output}: {len(found.stages)} of {stage_count} stages are finished")
-    return found
+    if report.stages:
+        say(f"continuing in {output}: {len(report.stages)} of {stage_count} stages are finished")
+    return report
 
 
 def clear(output: Path) -> None:
-    """Delete a path's own files, and nothing else."""
+    """Delete the files of a path; other files stay."""
     for stage in sorted((output / STAGES).glob("[0-9]*")):
         clear_run(stage)
     with suppress(OSError):
@@ -123,7 +121,7 @@ def run(
     began: float,
     as_json: bool = False,
 ) -> None:
-    """Carry out the whole path, one step a line."""
+    """Train the missing stages, score the controls, draw the picture, print the result."""
     with importing():
         from sora_cli.experiments.path.controls import run_controls
         from sora_cli.experiments.path.plot import plot_path
@@ -166,7 +164,7 @@ def run(
 
 @contextmanager
 def _resumable(report: PathReport) -> Iterator[None]:
-    """Say, whatever stops a path, that the same command continues it."""
+    """If the path stops early, tell the user that the same command continues the path."""
     try:
         yield
     except BaseException:
@@ -221,11 +219,11 @@ def _show_stages(report: PathReport) -> None:
         emit_table(control_table(report))
         emit(report.controls.verdict)
         floor = f"{report.main_metric} {report.controls.floor:.4f}"
-        emit(f"stage 0 with every component taken out: {floor} on {report.generalisation}")
+        emit(f"stage 0 with every component removed: {floor} on {report.generalisation}")
 
 
 def _show_plan(loaded: LoadedRecipe, plans: list[StagePlan], output: Path) -> None:
-    """Show stage 0 as an ordinary run, then all stages."""
+    """Show the dry run of stage 0, then a line for every stage."""
     from sora_cli.run.dry_run import dry_run, emit_section
 
     first = plans[0].loaded
@@ -237,7 +235,7 @@ def _show_plan(loaded: LoadedRecipe, plans: list[StagePlan], output: Path) -> No
 
 
 def _stage_lines(ready: Prepared, plans: list[StagePlan]) -> Iterator[str]:
-    """Yield a line per stage: its value, steps, and the method's notes."""
+    """Yield a line per stage with its value and steps, and the method's notes below."""
     from methods.registry import method_class
     from sora_cli.train.steps import learning_rates
     from sora_cli.train.trainer import training_arguments

@@ -1,4 +1,4 @@
-"""`sora pick`: the smallest adapter of a path that is good enough."""
+"""`sora pick`: choose an adapter of a path by size or score."""
 
 from __future__ import annotations
 
@@ -25,45 +25,45 @@ from sora_cli.recipe.tolerance import parse_drop
 
 def pick(
     directory: Annotated[
-        Path, typer.Argument(help="A path's directory.", autocompletion=completion.runs)
+        Path, typer.Argument(help="The directory of a path.", autocompletion=completion.runs)
     ],
     *,
     keep: Annotated[
         float | None,
         typer.Option(
-            "--keep", help="Choose the smallest that keeps this share of the first stage's metric."
+            "--keep",
+            help="Choose the smallest adapter that keeps this share of the first stage's score: "
+            "0.99.",
         ),
     ] = None,
     max_params: Annotated[
         int | None,
-        typer.Option("--max-params", help="Choose the best with at most this many parameters."),
+        typer.Option(
+            "--max-params", help="Choose the best adapter with at most this many parameters."
+        ),
     ] = None,
     min_metric: Annotated[
         float | None,
         typer.Option(
-            "--min-metric", help="Choose the smallest whose metric is at least this good."
+            "--min-metric", help="Choose the smallest adapter whose score is at least this good."
         ),
     ] = None,
     max_drop: Annotated[
         str | None,
         typer.Option(
             "--max-drop",
-            help="Choose the smallest whose metric is at most this much worse than the first "
-            "stage's: 0.01 in its own unit, or 1pt for the same of a metric that ends at 1.",
+            help="Choose the smallest adapter whose score is at most this much worse than the "
+            "first stage's: 0.01 in the metric's unit, or 1pt for one point.",
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        options.output("--output", "-o", help="Copy the adapter to this directory."),
+        options.output("--output", "-o", help="Copy the chosen adapter to this directory."),
     ] = None,
     as_json: options.Json = False,
     force: options.Force = False,
 ) -> None:
-    """Name a stage and show its table; with `output`, copy its adapter there.
-
-    Raises:
-        SoraError: no path, no stage that will do, not exactly one wish.
-    """
+    """Choose a stage of a path, and print the path's table; with `output`, copy its adapter."""
     report = _finished_stages(directory)
     if output is not None:
         check_apart(output, directory / STAGES)
@@ -73,7 +73,7 @@ def pick(
     )
     adapter = directory / stage.directory / "adapter"
     if not (adapter / ADAPTER_CONFIG).is_file():
-        raise SoraError(f"the chosen adapter is gone: {adapter}")
+        raise SoraError(f"the chosen adapter is missing: {adapter}")
     say_notes(result_remarks(adapter))
     if as_json:
         emit(json.dumps(_facts(report, stage, adapter), indent=2))
@@ -81,8 +81,9 @@ def pick(
         emit_table(stage_table(report, stage.index))
         emit(f"stage {stage.index}: {printable(adapter)}")
     if report.choice == report.generalisation:
-        say(f"note: chosen on {report.choice}, the split that is reported: a best of "
-            f"{len(report.stages)}; data.selection=half-validation keeps them apart")  # fmt: skip
+        say(f"note: chosen on {report.choice}, which is also the reported split: the score is "
+            f"the best of {len(report.stages)}; data.selection=half-validation keeps the two "
+            "apart")  # fmt: skip
     else:
         say(f"chosen on {report.choice} ({report.selection})")
     if output is not None:
@@ -98,12 +99,8 @@ def choose(
     min_metric: float | None = None,
     max_drop: str | None = None,
 ) -> Stage:
-    """Return the stage that satisfies the one wish given.
-
-    Raises:
-        SoraError: none or several wishes, or no stage that satisfies it.
-    """
-    if sum(wish is not None for wish in (keep, max_params, min_metric, max_drop)) != 1:
+    """Return the best stage for the given condition; exactly one condition must be given."""
+    if sum(condition is not None for condition in (keep, max_params, min_metric, max_drop)) != 1:
         raise SoraError(
             "give exactly one condition",
             hint="--keep 0.99, --max-drop 1pt, --max-params 100000 or --min-metric 0.85",
@@ -121,8 +118,8 @@ def choose(
 def _finished_stages(directory: Path) -> PathReport:
     report = read_path(directory)
     if report is None:
-        there = "is no directory" if not directory.is_dir() else f"holds no {FILE_NAME}"
-        raise SoraError(f"{directory} {there}", hint="make a path with: sora path RECIPE")
+        problem = "is no directory" if not directory.is_dir() else f"holds no {FILE_NAME}"
+        raise SoraError(f"{directory} {problem}", hint="make a path with: sora path RECIPE")
     if not report.stages:
         raise SoraError(
             f"{directory} has no finished stage", hint="continue with: sora path RECIPE"

@@ -1,4 +1,4 @@
-"""`sora predict`: the answers of a trained model to the rows of a file."""
+"""`sora predict`: write the answers of a trained model to the rows of a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import typer
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_named_base, check_target, with_base
 from sora_cli.commands import options
-from sora_cli.core.checks import check_apart_from, check_choice
+from sora_cli.core.checks import check_choice, check_excludes
 from sora_cli.core.console import count, duration, emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart, check_new_file, output_path
@@ -39,7 +39,7 @@ def predict(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="FILE", help="The rows: csv, tsv, jsonl, json or parquet; - is stdin."
+            metavar="FILE", help="The rows: a csv, tsv, jsonl, json or parquet file; - is stdin."
         ),
     ],
     output: Annotated[
@@ -47,46 +47,53 @@ def predict(
         typer.Option(
             "--output",
             "-o",
-            help="The file to write, by its ending csv, tsv, jsonl or parquet; - is stdout.",
+            help="The file to write (.csv, .tsv, .jsonl or .parquet); - is stdout.",
         ),
     ],
     overrides: options.ReadOverrides = None,
     *,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Add the probability of each class, too.")
+        bool,
+        typer.Option("--probabilities", help="Add a column with the probability of each class."),
     ] = False,
     prefix: Annotated[
         str,
-        typer.Option("--prefix", help="Put before the new columns' names.", show_default=False),
+        typer.Option(
+            "--prefix",
+            help="Text before the names of the new columns, such as model_.",
+            show_default=False,
+        ),
     ] = "",
     stream: Annotated[
         str | None,
         typer.Option(
             "--format",
-            help="The form of stdin and stdout: jsonl or csv; default: jsonl.",
+            help="Format of stdin and stdout: jsonl or csv. Default: jsonl.",
             show_default=False,
         ),
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option("--task", help="The task family, if the files do not say which it is."),
+        typer.Option("--task", help="The task family, if the model's files do not name it."),
     ] = None,
     base: options.BaseModel = None,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", min=1, help="Rows that the model gets at a time."),
+        typer.Option("--batch-size", min=1, help="Rows per batch."),
     ] = None,
     as_json: options.Json = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Overwrite an existing file, and begin anew."),
+        typer.Option("--force", help="Replace an existing file instead of continuing it."),
     ] = False,
 ) -> None:
-    """Write the rows of a file with a model's answers."""
+    """Write the rows of a file with a model's answers in new columns."""
     given = overrides or []
     check_choice("--format", stream or "jsonl", _STREAMED)
     if stream is not None and STREAM not in (file, output):
-        raise SoraError("--format is of stdin and stdout; files say theirs by their endings")
+        raise SoraError(
+            "--format is for stdin and stdout only: the format of a file follows from its ending"
+        )
     to = None if output == STREAM else output_path(output)
     kind = _check_output(to, stream, as_json=as_json, force=force)
     if file != STREAM:
@@ -98,31 +105,31 @@ def predict(
         check_apart(to, *read)
     say_notes(result_remarks(place))
     with importing():
-        from sora_cli.use.described import described
+        from sora_cli.use.described import recipe_for_rows
         from sora_cli.use.predict import predict_file, predict_stream
-        from sora_cli.use.predictor import Asked
-    recipe, meta = described(place, given, on=base, task=task, batch=batch_size)
+        from sora_cli.use.predictor import Request
+    recipe, meta = recipe_for_rows(place, given, on=base, task=task, batch=batch_size)
     chosen = names_columns(given)
-    asked = Asked(target, place, recipe, meta, base, probabilities, prefix, chosen)
+    request = Request(target, place, recipe, meta, base, probabilities, prefix, chosen)
     with _rows(file, stream) as path:
         if to is None:
-            predict_stream(asked, path, kind, sys.stdout.write)
+            predict_stream(request, path, kind, sys.stdout.write)
             return
         separator = "\t" if to.suffix.lower() == ".tsv" else None
-        summary = predict_file(asked, path, to, kind, separator=separator, force=force)
+        summary = predict_file(request, path, to, kind, separator=separator, force=force)
     _show(summary, output, as_json=as_json)
 
 
 def _check_output(to: Path | None, stream: str | None, *, as_json: bool, force: bool) -> str:
-    """Check the output of the rows (None: stdout); return their form there."""
+    """Check the output (None: stdout); return its file format."""
     if to is None:
         others = {"--json": as_json, "--force": force}
-        check_apart_from("-o -", [name for name, given in others.items() if given])
+        check_excludes("-o -", [name for name, given in others.items() if given])
         return _STREAMED[stream or "jsonl"]
     check_new_file("-o", to, force=force)
     if to.suffix.lower() not in _WRITTEN:
         raise SoraError(
-            f"-o {to}: by its ending it is none of {', '.join(_WRITTEN)}",
+            f"-o {to}: the file must end in one of {', '.join(_WRITTEN)}",
             hint=f"-o {to.with_suffix('.jsonl')}",
         )
     return file_kind(to)
@@ -130,12 +137,13 @@ def _check_output(to: Path | None, stream: str | None, *, as_json: bool, force: 
 
 @contextmanager
 def _rows(file: str, stream: str | None) -> Iterator[Path]:
-    """Give the file of rows; stdin is read to its end first, and put into one."""
+    """Yield the file of rows; stdin is first read to its end into a temporary file."""
     if file != STREAM:
         yield Path(file).expanduser()
         return
     with tempfile.TemporaryDirectory(prefix="sora-stdin-") as folder:
         path = Path(folder) / f"stdin.{stream or 'jsonl'}"
+        # the reader of rows takes a file, not a pipe
         with path.open("wb") as copy:
             shutil.copyfileobj(sys.stdin.buffer, copy)
         if not path.stat().st_size:

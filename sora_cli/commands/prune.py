@@ -1,4 +1,4 @@
-"""`sora prune`: a smaller adapter, and what was lost by that."""
+"""`sora prune`: write a smaller adapter, and report its loss."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sora_cli.commands._promise import asked_promise, choosing_rows, load_promis
 from sora_cli.commands._training import train_loaded
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.atomic import write_text_atomic
-from sora_cli.core.checks import check_keep, check_needed, option
+from sora_cli.core.checks import check_keep, check_requires, option
 from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
@@ -68,8 +68,8 @@ def prune(
         typer.Option(
             "--recipe",
             "-r",
-            help="The recipe that --max-drop is measured with, or --heal trains with; for --heal "
-            "the default is the run's own.",
+            help="The recipe with the task and the rows for --max-drop and --heal. Default with "
+            "--heal: the run's own recipe.",
             autocompletion=completion.recipes,
         ),
     ] = None,
@@ -78,7 +78,7 @@ def prune(
         typer.Option(
             "--heal",
             min=0,
-            help="Train what is left for so many optimiser steps; the output is then a run.",
+            help="After the cut, train for this many optimiser steps. The output is then a run.",
         ),
     ] = None,
     resume: Annotated[
@@ -87,14 +87,11 @@ def prune(
     force: options.Force = False,
     no_verify: options.NoVerify = False,
 ) -> int:
-    """Write a smaller copy of an adapter; without a rule, only exact zeros are left out.
+    """Write a smaller copy of an adapter; without a rule, only exact zeros are removed.
 
     Returns:
-        Exit code: 3 if nothing shows that `max_drop` is kept, 1 if a healed run's files do not give
-        its outputs.
-
-    Raises:
-        SoraError: bad input, two rules at once, or an output that exists.
+        Exit code: 3 if `max_drop` is not certified, 1 if the files of a healed run give other
+        outputs than the trained model.
     """
     keep = check_keep(
         energy=energy,
@@ -115,7 +112,7 @@ def prune(
         overrides=given,
     )
     if heal is None:
-        check_needed("--heal", {"--resume": resume, "--no-verify": no_verify})
+        check_requires("--heal", {"--resume": resume, "--no-verify": no_verify})
         if promise is None and (recipe or given):
             raise SoraError(
                 "--recipe goes with --max-drop and --heal only", hint="--max-drop 0.01 --recipe R"
@@ -132,7 +129,7 @@ def prune(
         return _heal_sizes(
             directory, output, promise, heal, force=force, resume=resume, train=train
         )
-    except SoraError as error:  # training names a place by a key of its recipe
+    except SoraError as error:  # training's hint is the key output.dir; here the option is -o
         error.renamed(ELSEWHERE, _ELSEWHERE)
         raise
 
@@ -145,7 +142,7 @@ def _prune(
     *,
     force: bool,
 ) -> int:
-    """Write a pruned copy of an adapter, without training it on; see `prune`."""
+    """Write a pruned copy of an adapter, without training it further; see `prune`."""
     read = locate_adapter(directory, missing="there are no ranks to prune")
     measured = None if asked is None else load_promise(asked, read)
     say_notes(result_remarks(read))
@@ -198,22 +195,19 @@ def _heal_sizes(
     resume: bool,
     train: Callable[[LoadedRecipe, list[str]], int],
 ) -> int:
-    """Cut, heal and test at most three sizes; write the smallest that passed as a run.
+    """Cut, heal and test at most three sizes; write the smallest size that passed as a run.
 
     Args:
-        directory: an adapter directory, or a run's.
+        directory: an adapter directory or a run directory.
         output: the new run's directory; each size is a run in its `sizes/`.
-        asked: the promise, with the recipe to train and to measure with; None: that of the run in
-            `directory`.
-        steps: optimiser steps that each size is trained on.
-        train: trains one size, from its recipe and its words; returns an exit code.
+        asked: the promise, and the recipe for training and scoring (recipe None: the recipe of the
+            run in `directory`).
+        steps: optimiser steps of training after each cut.
+        train: trains a size, given its recipe and command-line words; returns an exit code.
 
     Returns:
-        Exit code: 3 if nothing shows that the drop is within the promise, 1 if a run's files do
-        not give its outputs.
-
-    Raises:
-        SoraError: bad input, an output that is something else.
+        Exit code: 3 if the promise is not certified, 1 if the files of a size give other outputs
+        than the trained model.
     """
     from sora_cli.search.heal import NotVerifiedError, healing_runs, publish, smallest_healed
 
@@ -242,7 +236,7 @@ def _heal_sizes(
 
 
 def _check_sizes(output: Path, recipe: Recipe, *, force: bool, resume: bool) -> None:
-    """Raise `SoraError` where something is that is no unfinished work of `_heal_sizes`."""
+    """Raise `SoraError` unless `output` is free or holds unfinished work of `_heal_sizes`."""
     is_there = (output / SIZES).is_dir()
     check_place(output, recipe, is_there=is_there, work="sizes of this command", hint=_ELSEWHERE)
     work = Work("search", finished=False, left="sizes already") if is_there else None
@@ -250,12 +244,12 @@ def _check_sizes(output: Path, recipe: Recipe, *, force: bool, resume: bool) -> 
 
 
 def _dtype(file: AdapterFile, *, lossy: bool) -> str:
-    """Return the dtype as stored, unless a lossless copy would round the folded scaling in it."""
+    """Return the dtype of the copy: as stored, but float32 if a lossless copy would be rounded."""
     if file.dtype in {"float32", "float64"}:
         return "float32"
+    # the scaling is folded into the factors; multiplying by a power of two changes no digit
     exact = file.config.is_plain and all(
-        math.frexp(file.config.scaling(path))[0] == 0.5  # a power of two
-        for path in file.paths
+        math.frexp(file.config.scaling(path))[0] == 0.5 for path in file.paths
     )
     return file.dtype if lossy or exact else "float32"
 
@@ -294,7 +288,7 @@ def _pruned(
 
 
 def _entry(rule: Mapping[str, float], total: Loss, before: int, after: int) -> dict[str, Any]:
-    """Return what the lineage says of this step."""
+    """Return the entry of this command for the adapter's lineage."""
     return {
         "command": "prune",
         **rule,
@@ -308,20 +302,20 @@ def _show(losses: Mapping[str, Loss], total: Loss, file: AdapterFile, kept: int)
     emit_table(loss_table(losses, total, error=_error))
     head = file.head_parameters
     emit(f"parameters: {count(file.parameters)} -> {count(kept)}"
-         + (f", and a head of {count(head)} as it was" if head else ""))  # fmt: skip
+         + (f", and an unchanged head of {count(head)}" if head else ""))  # fmt: skip
     if total.dropped == 0:
-        emit("nothing was lost: only terms that are exactly zero were left out")
+        emit("nothing was lost: only components that are exactly zero were removed")
 
 
 def _described(rule: Mapping[str, float]) -> str:
-    """Return the line that says by which rule was pruned."""
+    """Return the output line that names the rule."""
     tested = (
-        "pooled squared singular values per number stored, over all layers together; how many by "
-        "tests in a fixed order"
+        "pooled squared singular values per number stored, the largest of all layers together; "
+        "tests in a fixed order decide how many"
     )
     how = {**RULES, "max_drop": tested, "max_differ": tested}
     named = (f"{option(name)} {value:g}: {how[name]}" for name, value in rule.items())
-    return f"rule: {next(named, 'what is exactly zero goes')}"
+    return f"rule: {next(named, 'only exact zeros are removed')}"
 
 
 def _error(loss: Loss) -> str:

@@ -1,4 +1,4 @@
-"""`sora push`: an adapter or a merged model to the Hub, and nothing else of this machine."""
+"""`sora push`: upload an adapter or a merged model to the Hub, and no other files."""
 
 from __future__ import annotations
 
@@ -31,44 +31,44 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 def push(
     run: Annotated[
         Path,
-        typer.Argument(metavar="RUN", help="A run's or an adapter's directory; or see --merged."),
+        typer.Argument(
+            metavar="RUN", help="A run or adapter directory; with --merged, a merged model."
+        ),
     ],
     repository: Annotated[
         str | None,
         typer.Argument(
-            metavar="[REPO]", help="NAME or OWNER/NAME on the Hub; without: the run's name."
+            metavar="[REPO]", help="NAME or OWNER/NAME on the Hub. Default: the run's name."
         ),
     ] = None,
     *,
     merged: Annotated[
-        bool, typer.Option("--merged", help="RUN is a model that sora merge has written.")
+        bool, typer.Option("--merged", help="RUN is a merged model (the output of sora merge).")
     ] = False,
     base_id: Annotated[
         str | None,
-        typer.Option("--base-id", help="The base model's Hub id, if the adapter does not know it."),
+        typer.Option("--base-id", help="The base model's Hub id, if the adapter does not name it."),
     ] = None,
     license_: Annotated[
         str | None,
-        typer.Option("--license", help="For the card, as the Hub calls it, such as apache-2.0."),
+        typer.Option("--license", help="Licence for the card, by its name on the Hub: apache-2.0."),
     ] = None,
     public: Annotated[
-        bool, typer.Option("--public", help="Let everybody see a new repository.")
+        bool, typer.Option("--public", help="Make a new repository visible to everybody.")
     ] = False,
     revision: Annotated[
-        str | None, typer.Option("--revision", help="Branch to commit to; default: main.")
+        str | None, typer.Option("--revision", help="The branch to commit to. Default: main.")
     ] = None,
-    message: Annotated[str | None, typer.Option("--message", "-m", help="Of the commit.")] = None,
+    message: Annotated[
+        str | None, typer.Option("--message", "-m", help="Message of the commit.")
+    ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="List what would leave, and the card's header; send none."),
+        typer.Option("--dry-run", help="List the files and the card's header; upload nothing."),
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Upload an adapter directory, or that of a merged model, in one commit.
-
-    Raises:
-        SoraError: nothing that could be pushed, a name that is none, no token, or the Hub refuses.
-    """
+    """Upload the directory of an adapter or of a merged model in one commit."""
     directory = run if merged else locate_adapter(run, missing="there is no adapter to push")
     name = _name(run, directory, repository)
     say_notes(result_remarks(directory))
@@ -76,11 +76,11 @@ def push(
 
     collect = shared_model if merged else shared_adapter
     shared = collect(directory, base_id=base_id, license_=license_)
-    say_notes(f"{left} stays: it is no part of what is pushed" for left in shared.left)
+    say_notes(f"{left} is not uploaded" for left in shared.left)
     if "\nlicense:" not in shared.card.partition("\n---")[0]:
-        say("note: the card states no licence: --license apache-2.0, or another one of the Hub's")
+        say("note: the card states no licence; to add one: --license apache-2.0")
     if dry_run:
-        _show(shared.called(name), name, public=public, as_json=as_json)
+        _show(shared.for_repository(name), name, public=public, as_json=as_json)
         return
     api = _api(run, name)
     with _refusals(name):
@@ -88,7 +88,7 @@ def push(
             api, shared, name, public=public, revision=revision, message=message or "Upload by sora"
         )
     if as_json:
-        facts = _facts(shared.called(full), full, public=public)
+        facts = _facts(shared.for_repository(full), full, public=public)
         emit(json.dumps({**facts, "url": commit.commit_url, "commit": commit.oid}, indent=2))
     else:
         emit(f"pushed {len(shared.files)} files: {commit.commit_url}")
@@ -96,11 +96,7 @@ def push(
 
 
 def _name(run: Path, directory: Path, given: str | None) -> str:
-    """Return the repository's name.
-
-    Raises:
-        SoraError: it can be none.
-    """
+    """Return the repository's name: the given one, or the name of the run's directory."""
     place = directory.resolve()
     own = place.parent.name if place != run.resolve() else place.name
     name = own if given is None else given
@@ -114,7 +110,7 @@ def _name(run: Path, directory: Path, given: str | None) -> str:
 
 
 def _show(shared: Shared, name: str, *, public: bool, as_json: bool) -> None:
-    """Print what would leave."""
+    """Print the files of the upload with their sizes, and the header of the card."""
     if as_json:
         emit(json.dumps(_facts(shared, name, public=public), indent=2))
         return
@@ -143,21 +139,17 @@ def _header(shared: Shared) -> str:
 
 
 def _api(run: Path, name: str) -> HfApi:
-    """Return the Hub's client.
-
-    Raises:
-        SoraError: there is no token.
-    """
+    """Return the Hub's client; raise `SoraError` without a token or in offline mode."""
     from huggingface_hub import HfApi, constants, get_token
 
     quiet_hub()
     if constants.is_offline_mode():
         raise SoraError("HF_HUB_OFFLINE is set: nothing can be pushed",
-                        hint="unset it, or look at what would leave: --dry-run")  # fmt: skip
+                        hint="unset it, or only list the files: --dry-run")  # fmt: skip
     if get_token() is None:
         raise SoraError(
             "there is no token for the Hub",
-            where="neither in HF_TOKEN nor where `hf auth login` keeps it",
+            where="neither in HF_TOKEN nor stored by `hf auth login`",
             hint=f"hf auth login; then: sora push {quote(str(run))} {quote(name)}",
         )
     return HfApi()
@@ -166,22 +158,22 @@ def _api(run: Path, name: str) -> HfApi:
 def _push(
     api: HfApi, shared: Shared, name: str, *, public: bool, revision: str | None, message: str
 ) -> tuple[str, CommitInfo]:
-    """Make the repository if need be, and commit; return its full name and the commit."""
+    """Create the repository if it is missing, and commit; return its full name and the commit."""
     from huggingface_hub import CommitOperationAdd
 
     full = api.create_repo(name, private=not public, exist_ok=True).repo_id
-    is_private = api.repo_info(full).private  # what was there before stays as it is
+    is_private = api.repo_info(full).private  # exist_ok leaves an old repository as it was
     if public and is_private:
-        raise SoraError(f"{full} is there, and private",
+        raise SoraError(f"{full} exists and is private",
                         hint="leave out --public; or make it public on the Hub first")  # fmt: skip
     if not public and not is_private:
-        raise SoraError(f"{full} is there, and everybody can see it",
-                        hint="--public; or another name")  # fmt: skip
+        raise SoraError(f"{full} exists and is public",
+                        hint="add --public, or choose another name")  # fmt: skip
     if revision is not None:
         api.create_branch(full, branch=revision, exist_ok=True)
     operations = [
         CommitOperationAdd(path_in_repo=file, path_or_fileobj=content)
-        for file, content in shared.called(full).files.items()
+        for file, content in shared.for_repository(full).files.items()
     ]
     commit = api.create_commit(
         full, operations, commit_message=message, revision=revision, repo_type="model"
@@ -191,12 +183,12 @@ def _push(
 
 @contextmanager
 def _refusals(name: str) -> Iterator[None]:
-    """Say in one line why the Hub does not take it."""
+    """Convert errors of the Hub's client into `SoraError`."""
     try:
         yield
     except SoraError:
         raise
-    except Exception as error:  # the client's HTTP library is its own affair
+    except Exception as error:  # the client may raise errors of its HTTP library, requests or httpx
         why = first_line(error, 160)
-        hint = "is the token one that may write? hf auth whoami"
-        raise SoraError(f"the Hub does not take {name}", where=why, hint=hint) from error
+        hint = "check that the token may write: hf auth whoami"
+        raise SoraError(f"the Hub refuses {name}", where=why, hint=hint) from error

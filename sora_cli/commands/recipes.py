@@ -1,4 +1,4 @@
-"""`sora recipes`: list, show and copy the recipes that come with the tool."""
+"""`sora recipes`: list, show and copy the packaged recipes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def list_without_subcommand(context: typer.Context) -> None:
 
 @recipes.command(name="list")
 def list_recipes(*, as_json: options.Json = False) -> None:
-    """List the recipes: name and what it is."""
+    """List the recipes with their titles."""
     names = recipe_names()
     if as_json:
         titles = {name: recipe_title(recipes_dir() / f"{name}.yaml") for name in names}
@@ -67,17 +67,17 @@ def show_recipe(
 
 @recipes.command(name="copy")
 def copy_recipes(
-    to: Annotated[Path, options.output("--to", help="Directory to copy into.")],
+    to: Annotated[Path, options.output("--to", help="The directory to copy into.")],
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Recipes to copy, with what they extend; without: all.",
+            help="Names of recipes; the files that they extend are copied, too. Default: all.",
             autocompletion=completion.recipes,
         ),
     ] = None,
     force: options.Force = False,
 ) -> None:
-    """Copy recipes, to change them."""
+    """Copy recipes into a directory of your own."""
     root = recipes_dir().resolve()
     chosen = [_packaged(name) for name in names or recipe_names()]
     sweeps = [] if names else [*sweep_files(), *sweep_code()]

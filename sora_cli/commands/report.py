@@ -1,4 +1,4 @@
-"""`sora report`: a run's directory as one page that can be passed on."""
+"""`sora report`: one HTML page about a run or a path."""
 
 from __future__ import annotations
 
@@ -34,57 +34,51 @@ from sora_cli.train.checkpoint.places import FOLDER
 def report(
     run: Annotated[
         Path,
-        typer.Argument(
-            help="The directory of a run, or of a path.", autocompletion=completion.runs
-        ),
+        typer.Argument(help="The directory of a run or a path.", autocompletion=completion.runs),
     ],
     *,
     output: Annotated[
         Path | None,
-        options.output(
-            "--output", "-o", help="Write the page to this file; default: report.html in RUN."
-        ),
+        options.output("--output", "-o", help="The page to write. Default: report.html in RUN."),
     ] = None,
     examples: Annotated[
         int | None,
         typer.Option(
             "--examples",
             min=1,
-            help="Show this many right and wrong rows of each; without stored predictions, score "
-            "the recipe's rows anew for them.",
+            help="Show this many rows with right answers and this many with wrong ones. Without "
+            "stored predictions, the recipe's rows are scored anew.",
         ),
     ] = None,
     predictions: Annotated[
         Path | None,
         typer.Option(
             "--predictions",
-            help="Predictions that sora eval has written; default: predictions.jsonl in RUN, if it "
-            "is there.",
+            help="A predictions file (written by sora eval). Default: predictions.jsonl in RUN, if "
+            "present.",
         ),
     ] = None,
     force: options.Force = False,
     code: options.Code = None,
 ) -> None:
-    """Write one HTML page about a run.
-
-    Raises:
-        SoraError: there is no run, its report is damaged, or the page may not be written there.
-    """
+    """Write one HTML page about a run or a path."""
     options.load_plugins(code)
-    found = _read(run)
+    content = _read(run)
     page = output or run / PAGE_FILE
     _check_page(page, run, predictions, force=force)
-    if isinstance(found, PathReport):
-        _check_no_rows(found, run, examples=examples, predictions=predictions)
+    if isinstance(content, PathReport):
+        _check_no_rows(content, run, examples=examples, predictions=predictions)
         from sora_cli.experiments.report.page import path_page
 
-        html = path_page(found, run)
+        html = path_page(content, run)
     else:
         certificate = read_certificate(run)
-        records = _records(found, run, examples, predictions)
+        records = _records(content, run, examples, predictions)
         from sora_cli.experiments.report.page import FEW, run_page
 
-        html = run_page(found, run, records=records, most=examples or FEW, certificate=certificate)
+        html = run_page(
+            content, run, records=records, most=examples or FEW, certificate=certificate
+        )
     write_text_atomic(page, html)
     say(f"wrote {page}: {size(page.stat().st_size)}")
 
@@ -110,7 +104,7 @@ def _read(run: Path) -> RunReport | PathReport:
 
 
 def _no_run(run: Path) -> SoraError:
-    """Say what a directory without a report holds instead, and what to type."""
+    """Return the error for a directory without a report, with a command that fits its content."""
     what = f"{run} is no run's directory: it holds no {FILE_NAME} and no {PATH_FILE}"
     if (run.parent / FILE_NAME).is_file():
         return SoraError(what, hint=f"sora report {quote(str(run.parent))}")
@@ -128,7 +122,7 @@ def _no_run(run: Path) -> SoraError:
 
 
 def _check_page(page: Path, run: Path, predictions: Path | None, *, force: bool) -> None:
-    """Check that the page may be written: nothing that is read, and nothing of somebody else's."""
+    """Raise `SoraError` if the page would overwrite an input or a file of another program."""
     hint = "name another file: -o FILE.html"
     check_new_file("--output", page, force=force, hint=hint)
     names = (FILE_NAME, HISTORY_FILE, PATH_FILE, AUTO_FILE, CERTIFICATE_FILE, PREDICTIONS_FILE,
@@ -140,37 +134,39 @@ def _check_page(page: Path, run: Path, predictions: Path | None, *, force: bool)
 def _check_no_rows(
     path: PathReport, run: Path, *, examples: int | None, predictions: Path | None
 ) -> None:
-    """Refuse examples of a path, whose stages are runs of their own."""
+    """Raise `SoraError` for --examples or --predictions of a path, which need one of its stages."""
     given = {"--examples": examples, "--predictions": predictions}
     for option, value in given.items():
         if value is not None:
             stage = run / (path.stages[-1].directory if path.stages else f"{STAGES}/00")
             hint = f"sora report {quote(str(stage))} {option} {quote(str(value))}"
-            raise SoraError(f"{option} is for one run, and {run} holds a path of them", hint=hint)
+            raise SoraError(
+                f"{option} is for one run, and {run} holds a path of several", hint=hint
+            )
 
 
 def _records(
-    found: RunReport, run: Path, examples: int | None, predictions: Path | None
+    report: RunReport, run: Path, examples: int | None, predictions: Path | None
 ) -> Sequence[dict[str, Any]]:
-    """Return stored predictions; or, where examples are asked for, those of a new scoring."""
+    """Return stored predictions; without stored ones, score the rows anew if `examples` is set."""
     stored = predictions or run / PREDICTIONS_FILE
     if predictions is not None or stored.is_file():
         return read_records(stored)
-    return [] if examples is None else _scored(found, run)
+    return [] if examples is None else _scored(report, run)
 
 
-def _scored(found: RunReport, run: Path) -> list[dict[str, Any]]:
-    """Score the rows of the run's recipe anew."""
+def _scored(report: RunReport, run: Path) -> list[dict[str, Any]]:
+    """Return the predictions of a finished run for the rows of its recipe, computed anew."""
     from sora_cli.recipe.load import load_stored
     from sora_cli.run.preflight import check_recipe
 
-    if found.status != "completed":
+    if report.status != "completed":
         raise SoraError(
-            f"--examples scores what a run has trained, and {run} has not finished",
+            f"--examples needs a finished run, and {run} has not finished",
             hint=f"sora report {quote(str(run))}",
         )
-    recipe = load_stored(found.recipe, run / FILE_NAME, found.name).recipe
-    recipe = recipe.model_copy(update={"start": None})  # what it began with may be gone
+    recipe = load_stored(report.recipe, run / FILE_NAME, report.name).recipe
+    recipe = recipe.model_copy(update={"start": None})  # not needed, and perhaps deleted
     check_recipe(recipe, model=False)
     check_target(str(run), "sora report {} --examples 5")
     with importing():

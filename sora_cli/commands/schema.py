@@ -1,4 +1,4 @@
-"""`sora schema`: the JSON schema of recipes, by which editors complete and check."""
+"""`sora schema`: the JSON schema of recipes, for completion and checks in editors."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from sora_cli.recipe.recipe import Recipe
 
 
 def schema(code: Code = None) -> None:
-    """Print the schema with every registered method's options."""
+    """Print the schema with the options of every registered method."""
     load_plugins(code)
     emit(schema_text(method_names()))
 
 
 def schema_text(methods: Sequence[str]) -> str:
-    """Return the schema as indented JSON."""
+    """Return the schema of a recipe as indented JSON text."""
     return json.dumps(recipe_schema(methods), indent=2)
 
 
 def recipe_schema(methods: Sequence[str]) -> dict[str, Any]:
-    """Return the schema of a recipe file.
+    """Return the JSON schema of a recipe file.
 
-    Blocks and keys are all optional in it, since a file that extends another need not repeat
-    them; whether the whole is complete is checked when it is loaded. `method` and `task`
-    take the options of what they name, or of any where the name comes from another file.
+    All blocks and keys are optional in the schema, because a file that extends another one need not
+    repeat them; loading checks for missing keys. `method` and `task` accept the options of their
+    `name`, or all options if the name is in another file.
     """
     schema = Recipe.model_json_schema()
     blocks: dict[str, Any] = schema["$defs"]
@@ -58,7 +58,7 @@ def recipe_schema(methods: Sequence[str]) -> dict[str, Any]:
 
 
 def _reference(property_: dict[str, Any]) -> dict[str, Any]:
-    """Return the block a key stands for, also if it may be left out."""
+    """Return the reference to a key's block, for required and optional blocks."""
     return next(
         {"$ref": p["$ref"]} for p in (property_, *property_.get("anyOf", [])) if "$ref" in p
     )
@@ -67,7 +67,7 @@ def _reference(property_: dict[str, Any]) -> dict[str, Any]:
 def _open_schema(
     block: dict[str, Any], description: str, options: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return the schema of a block that takes the options of what it names."""
+    """Return the schema of a block that accepts the options of its `name`."""
     name = {**block["properties"]["name"], "enum": list(options)}
     every = {key: None for schema in options.values() for key in schema.get("properties", {})}
     known = {"propertyNames": {"enum": ["name", *every]}}
@@ -83,7 +83,7 @@ def _open_schema(
 
 
 def _branch(choice: str, name: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the rule that a block which names this takes its options and no others."""
+    """Return the rule: a block with this `name` accepts its options and no others."""
     return {
         "if": {"properties": {"name": {"const": choice}}, "required": ["name"]},
         "then": {

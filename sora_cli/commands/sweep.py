@@ -1,4 +1,4 @@
-"""`sora sweep`: the runs of a sweep file, carried out, continued, or only listed."""
+"""`sora sweep`: train the runs of a sweep file, continue them, or list them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sora_cli.commands import completion, options
-from sora_cli.core.checks import check_apart_from
+from sora_cli.core.checks import check_excludes
 from sora_cli.core.console import duration, emit, say
 from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.core.interruption import Interrupted
@@ -31,61 +31,75 @@ def sweep(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A sweep file, or the name of one that comes with the tool.",
+            help="A sweep file, or the name of a packaged sweep (see: sora recipes).",
             autocompletion=completion.sweeps,
         ),
     ],
     overrides: options.Overrides = None,
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the runs and their expected time; start none.")
+        bool,
+        typer.Option("--dry-run", help="List the runs and their expected time; train nothing."),
     ] = False,
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="With --dry-run: take a few steps of each kind of run."),
+        typer.Option(
+            "--measure",
+            help="With --dry-run: measure the time with a few steps of each kind of run.",
+        ),
     ] = False,
     max_runs: Annotated[
         int | None,
-        typer.Option("--max-runs", min=1, help="Plan at most this many runs; default: 10,000."),
+        typer.Option(
+            "--max-runs", min=1, help="Refuse a sweep with more runs than this. Default: 10,000."
+        ),
     ] = None,
     jobs: Annotated[
         int | None,
         typer.Option(
-            "--jobs", "-j", min=1, help="Runs at the same time; default: one per GPU or CPU."
+            "--jobs",
+            "-j",
+            min=1,
+            help="Number of runs at the same time. Default: one per GPU; without a GPU, up to 4.",
         ),
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option("--threads", min=1, help="CPU threads of each run; default: divided evenly."),
+        typer.Option("--threads", min=1, help="CPU threads of each run. Default: divided evenly."),
     ] = None,
     engine: Annotated[
-        str, typer.Option("--engine", help="Where runs are carried out: local or ray.")
+        str,
+        typer.Option(
+            "--engine", help="Place of the runs: local (this machine) or ray (a Ray cluster)."
+        ),
     ] = "local",
     address: Annotated[
-        str | None, typer.Option("--address", help="The Ray cluster's address: auto, or HOST:PORT.")
+        str | None,
+        typer.Option("--address", help="Address of the Ray cluster: auto, or HOST:PORT."),
     ] = None,
     retries: Annotated[
         int,
-        typer.Option("--retries", min=0, help="How often a run that was killed is started again."),
+        typer.Option("--retries", min=0, help="Number of restarts of a run that was killed."),
     ] = 2,
     no_verify: options.NoVerify = False,
     as_json: options.Json = False,
     code: options.Code = None,
 ) -> int:
-    """Carry out a sweep file's runs; finished ones are left alone.
+    """Train the runs of a sweep file; finished runs are kept.
 
     Returns:
         Exit code: 1 if a run failed.
     """
     options.load_plugins(code)
-    plugins = code or []  # each run is handed them, too
+    plugins = code or []  # each run is a process of its own and loads them again
     plan = plan_sweep(file, overrides or [], most=MAX_RUNS if max_runs is None else max_runs)
     check_directory(plan.directory)
+    # runs inside a base model's directory would change the model that they train
     for base in dict.fromkeys(run.loaded.recipe.model.path for run in plan.runs):
         check_apart(plan.directory, Path(base).expanduser(), hint="elsewhere: output.dir=DIR")
     check_record(plan.directory)
     if dry_run or measure:
-        check_apart_from("--dry-run", ["--json"] if as_json else [])
+        check_excludes("--dry-run", ["--json"] if as_json else [])
         from sora_cli.experiments.sweep.listing import list_runs
 
         list_runs(plan, measured=measure, jobs=jobs, threads=threads, code=plugins)
@@ -135,7 +149,7 @@ def _carry_out(
 
 
 def _conclude(plan: SweepPlan, source: Source, *, as_json: bool) -> int:
-    """Say how the runs ended and what to type next; return the exit code."""
+    """Print the results of the runs and the next command; return the exit code."""
     records = list(source.records.values())
     bad = [record for record in records if record.state in ("failed", "blocked")]
     good = sum(record.state == "finished" for record in records)

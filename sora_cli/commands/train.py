@@ -1,4 +1,4 @@
-"""`sora train`: a recipe in; an adapter, checkpoints, a report and a picture out."""
+"""`sora train`: train a recipe; write adapter, checkpoints, report and picture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from sora_cli.commands import options
 from sora_cli.commands._training import train_loaded
-from sora_cli.core.checks import check_apart_from
+from sora_cli.core.checks import check_excludes
 from sora_cli.core.console import say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import OK
@@ -24,39 +24,42 @@ def train(
     overrides: options.Overrides = None,
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show everything the run would do, and train nothing.")
+        bool, typer.Option("--dry-run", help="Show the plan of the run; train nothing.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Resume from the newest complete checkpoint.")
+        bool, typer.Option("--resume", help="Continue from the newest complete checkpoint.")
     ] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Replace a run; with --resume, accept safe changes."),
+        typer.Option(
+            "--force",
+            help="Replace an existing run. With --resume: accept safe changes of the recipe.",
+        ),
     ] = False,
     preview: options.PreviewInDryRun = None,
     no_verify: options.NoVerify = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the run's report instead of a summary.")
+        bool, typer.Option("--json", help="Print the run's report as JSON instead of a summary.")
     ] = False,
     code: options.Code = None,
 ) -> int:
-    """Train a recipe, or with `dry_run` only show what would be trained.
+    """Train a recipe, or show its plan with `dry_run`.
 
     Returns:
-        Exit code: 1 if the files do not give the trained model's outputs.
+        Exit code: 1 if the saved files give other outputs than the trained model.
     """
     began = command_start()
     options.load_plugins(code)
     given = overrides or []
     loaded = load_recipe(recipe, given)
     if loaded.recipe.path is not None:
-        say(f"note: this trains one run; the recipe's path of stages: sora path {quote(recipe)}")
+        say(f"note: this trains one run; to train the recipe's path: sora path {quote(recipe)}")
     if loaded.recipe.auto is not None:
         say(f"note: this trains one run; to find the smallest size: sora auto {quote(recipe)}")
     if preview is not None and not dry_run:
         raise SoraError("--preview goes with --dry-run", hint="add --dry-run")
     if dry_run:
-        check_apart_from("--dry-run", ["--json"] if as_json else [])
+        check_excludes("--dry-run", ["--json"] if as_json else [])
         check_run_place(loaded, force=force)
         from sora_cli.run.dry_run import dry_run as show
 

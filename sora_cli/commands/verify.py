@@ -1,4 +1,4 @@
-"""`sora verify`: the outputs of an adapter compared with those of what was made of it."""
+"""`sora verify`: compare the outputs of two adapters or models, or check a certificate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_target, refuse_baseline
 from sora_cli.commands import completion, options
-from sora_cli.core.checks import COMPUTE, check_apart_from, check_comparison
+from sora_cli.core.checks import COMPUTE, check_comparison, check_excludes
 from sora_cli.core.console import count, emit, printable, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.table import Column, Table, emit_table
@@ -28,7 +28,7 @@ def verify(
         str,
         typer.Argument(
             metavar="A",
-            help="An adapter, run or model directory, or a model's Hub id.",
+            help="A run, adapter or model directory, or a model's Hub id.",
             autocompletion=completion.runs,
         ),
     ],
@@ -36,7 +36,7 @@ def verify(
         str | None,
         typer.Argument(
             metavar="B",
-            help="Another one; without it, A is loaded again in a fresh process.",
+            help="The second one, to compare with A. Default: A again, loaded in a fresh process.",
             autocompletion=completion.runs,
         ),
     ] = None,
@@ -47,20 +47,24 @@ def verify(
         float | None,
         typer.Option(
             "--tolerance",
-            help="Judge by this alone: the largest difference that counts as the same, relative to "
-            "the largest output. Default: 1e-5, or 8 roundings of 16-bit weights, and how much of "
-            "the adapter's effect is there.",
+            help="Largest accepted difference, relative to the largest output; it alone then "
+            "decides. Default: 1e-5, or 8 roundings of 16-bit weights, and the adapter's effect "
+            "must be there, too.",
         ),
     ] = None,
     dtype: Annotated[
-        str, typer.Option("--dtype", help="Compute in float32, float64, bfloat16 or float16.")
+        str,
+        typer.Option(
+            "--dtype",
+            help="Number format of the computation: float32, float64, bfloat16 or float16.",
+        ),
     ] = COMPUTE[0],
     certificate: Annotated[
         bool,
         typer.Option(
             "--certificate",
-            help="A is a run of sora auto: score its sizes again, and compare them with its "
-            "certificate. KEY=VALUE says where its data or model are by now: data.path=DIR.",
+            help="A is a run of sora auto: score its sizes again and compare with its certificate. "
+            "If its data or model have moved, give their new place: data.path=DIR.",
         ),
     ] = False,
     as_json: options.Json = False,
@@ -68,14 +72,11 @@ def verify(
     """Compare the outputs of two adapters or models on fixed inputs.
 
     Returns:
-        Exit code: 1 if they differ, 3 if that cannot be told.
-
-    Raises:
-        SoraError: something that is not there, cannot be loaded, or cannot be compared.
+        Exit code: 1 if the outputs differ, 3 if the comparison cannot tell.
     """
     if certificate:
         given = {"--base": base, "--tolerance": tolerance}
-        check_apart_from("--certificate", [name for name, value in given.items() if value])
+        check_excludes("--certificate", [name for name, value in given.items() if value])
         others = [*([] if b is None else [b]), *(overrides or [])]
         return _verify_certificate(a, others, as_json=as_json)
     check_comparison(dtype, tolerance)
@@ -100,12 +101,9 @@ def _verify_certificate(run: str, overrides: list[str], *, as_json: bool) -> int
     """Score the sizes of a run of `sora auto` again; return the exit code.
 
     Args:
-        overrides: of its recipe: where its data or model are by now.
-
-    Raises:
-        SoraError: no certificate, or something it is of that is not there.
+        overrides: overrides of the run's recipe, for data or a model at a new place.
     """
-    check_apart_from("--certificate", ["B" for word in overrides if "=" not in word][:1])
+    check_excludes("--certificate", ["B" for word in overrides if "=" not in word][:1])
     place = Path(run).expanduser()
     if read_certificate(place) is None:
         raise SoraError(
@@ -113,16 +111,17 @@ def _verify_certificate(run: str, overrides: list[str], *, as_json: bool) -> int
         )
     with importing():
         from sora_cli.verify.certificate import recheck
-    found, done = recheck(place, overrides)
+    certificate, done = recheck(place, overrides)
     if as_json:
-        facts = json.loads(done.model_dump_json())  # NaN is null
+        # by way of pydantic's JSON, which has null for NaN
+        facts = json.loads(done.model_dump_json())
         emit(json.dumps({**facts, "verdict": done.verdict.value}, indent=2))
         return done.exit_code
     columns = ("figure", Column("certificate", ".6g"), Column("here", ".6g"),
                Column("tolerance", ".2g"))  # fmt: skip
     rows = [(c.name, c.stored, c.here, c.apart) for c in done.compared]
-    emit_table(Table(f"{printable(place)}: {found.status}", columns, rows))
-    emit(f"tolerance:  {count(done.rows)} of {count(found.rows[TEST].rows)} rows may differ")
+    emit_table(Table(f"{printable(place)}: {certificate.status}", columns, rows))
+    emit(f"tolerance:  {count(done.rows)} of {count(certificate.rows[TEST].rows)} rows may differ")
     for what in (*done.differs, *done.unclear):
         emit(f"reason:     {what}")
     emit(f"verdict:    {done.verdict.value}")
@@ -136,7 +135,7 @@ def _show(done: Verification) -> None:
         Column("same argmax", none="-"),
     )  # fmt: skip
     title = f"{printable(done.a)}\n{printable(done.b)}"
-    emit_table(Table(title, columns, [_row(d) for d in done.differences]))
+    emit_table(Table(title, columns, [_cells(d) for d in done.differences]))
     emit(f"inputs:     {done.inputs}")
     if done.effect is not None:
         emit(f"adapter:    its layers change the outputs by {done.effect:.1e} (relative)")
@@ -150,6 +149,6 @@ def _show(done: Verification) -> None:
     emit(f"verdict:    {judged.verdict.value}")
 
 
-def _row(d: Difference) -> list[Any]:
+def _cells(d: Difference) -> list[Any]:
     same = None if d.decisions is None else f"{count(d.agree or 0)} of {count(d.decisions)}"
     return [d.name, d.numbers, d.largest, d.mean, d.scale, d.relative, same]

@@ -1,8 +1,8 @@
-"""Files and directories that are there completely or not at all.
+"""Files and directories that are written completely or not at all.
 
-Everything is written under a temporary name beside its place, flushed to the disk, and renamed.
-What a killed process leaves behind ends in `.partial`, or in `.replaced` where a file system
-cannot exchange two directories; `tidy` deletes the one and, if need be, puts the other back.
+Each is written under a temporary name beside its place, flushed to the disk, and renamed. A killed
+process leaves names that end in `.partial`, or in `.replaced` where a file system cannot exchange
+two directories. `tidy` deletes the first kind, and moves the second back if its original is gone.
 """
 
 from __future__ import annotations
@@ -24,22 +24,21 @@ from sora_cli.core.outputs import check_writable
 from sora_cli.core.words import first_few
 
 _PARTIAL, _REPLACED = ".partial", ".replaced"
-_RANDOM = 8  # characters before them
+_RANDOM = 8  # random characters before these endings
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}(\.partial|\.replaced)", re.DOTALL)
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE, from fcntl.h and linux/fs.h
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write a UTF-8 text file; readers see the old content or the new one, never a part."""
+    """Write a UTF-8 text file; readers see either the old content or the new content."""
     write_bytes_atomic(path, text.encode("utf-8"))
 
 
 def write_bytes_atomic(path: Path, content: bytes) -> None:
-    """Write a file and read it back; readers see the old content or the new one, never a part.
+    """Write a file and read it back; readers see either the old content or the new content.
 
     Raises:
-        SoraError: it reads back differently.
-        OSError: the disk is full, or the like.
+        OSError: the system cannot write, for example to a full disk.
     """
     with naming(path):
         real = path.resolve()  # before a directory is made, which would change where `..` leads
@@ -49,25 +48,25 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())
+                os.fsync(file.fileno())  # before the rename: else a crash may leave an empty file
             check_read_back(temporary.read_bytes() == content, path)
             temporary.replace(real)
-            _sync(real.parent)  # else a power cut may undo the rename
+            _sync(real.parent)  # the rename itself: else a power cut may undo it
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def check_read_back(same: bool, what: str | Path = "what was written") -> None:
-    """Raise `SoraError` unless a file reads back as it was meant to be."""
+def check_read_back(same: bool, what: str | Path = "the written file") -> None:
+    """Raise `SoraError` unless a file that was read back equals the written content."""
     if not same:
-        raise SoraError(f"{what} reads back differently: is the disk all right?")
+        raise SoraError(f"{what} reads back differently: check the disk")
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Give the name of a file to write, which replaces `path` when the block ends without an error.
+    """Yield a temporary file name; the file replaces `path` when the block ends without an error.
 
-    If the block raises, nothing is left behind, and what was at `path` is untouched.
+    If the block raises, the temporary file is deleted and `path` stays unchanged.
     """
     with naming(path):
         real = path.resolve()  # before a directory is made, which would change where `..` leads
@@ -82,9 +81,9 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Make the system's errors name what is written as the user did.
+    """Put the user's own file name into the system's errors.
 
-    Those of a full disk name nothing, others a temporary file.
+    The error of a full disk names no file, and other errors name the temporary file.
     """
     try:
         yield
@@ -104,18 +103,16 @@ def new_directory(
     markers: Sequence[str] = (),
     names: Sequence[str] | None = None,
 ) -> Iterator[Path]:
-    """Give an empty directory to fill, which replaces `path` when the block ends without an error.
+    """Yield an empty temporary directory, which replaces `path` when the block ends without error.
 
-    If the block raises, nothing is left behind, and what was at `path` is untouched.
+    If the block raises, the temporary directory is deleted and `path` stays unchanged.
 
     Args:
-        force: replace a directory that is there; it stays as it was until the new one is complete.
-        markers: file names one of which must be in a directory for it to be replaced, so that a
-            slip of the hand does not delete something else.
-        names: what alone may be in it, as patterns; None: anything.
-
-    Raises:
-        SoraError: `path` exists and may not be replaced.
+        force: replace an existing directory; it stays complete until the new one is complete.
+        markers: an existing directory is replaced only if it holds one of these files. This guards
+            against deleting the wrong directory.
+        names: patterns; an existing directory with any other name in it is not replaced. None: any
+            name is allowed.
     """
     check_replaceable(path, force=force, markers=markers, names=names)
     with naming(path):
@@ -139,7 +136,7 @@ def check_replaceable(
     names: Sequence[str] | None = None,
     hint: str = "choose another place",
 ) -> None:
-    """Raise `SoraError` unless `new_directory` could write there: a check before long work."""
+    """Raise `SoraError` unless `new_directory` could write `path`; call it before long work."""
     check_writable(path)
     if not os.path.lexists(path):
         return
@@ -149,19 +146,19 @@ def check_replaceable(
         raise SoraError(f"{path} exists and is not a directory", hint=hint)
     if Path.cwd().is_relative_to(path.resolve()):
         raise SoraError(f"{path} is, or holds, the current directory and cannot be replaced")
-    there = [entry.name for entry in path.iterdir() if not is_leftover(entry)]
+    existing = [entry.name for entry in path.iterdir() if not is_leftover(entry)]
     stays = f"{path} is not replaced, even with --force"
-    if markers and there and not any((path / marker).is_file() for marker in markers):
+    if markers and existing and not any((path / marker).is_file() for marker in markers):
         raise SoraError(f"{stays}: it holds no {' or '.join(markers)}", hint=hint)
-    known = there if names is None else names
-    foreign = sorted(name for name in there if not any(fnmatchcase(name, k) for k in known))
+    known = existing if names is None else names
+    foreign = sorted(name for name in existing if not any(fnmatchcase(name, k) for k in known))
     if foreign:
         first = first_few((repr(name) for name in foreign), 1)
         raise SoraError(f"{stays}: it also holds {first}", hint=f"move that away, or {hint}")
 
 
 def sync_tree(directory: Path) -> None:
-    """Flush all files and directories below to the disk."""
+    """Flush a directory, and all files and directories below it, to the disk."""
     for root, _, files in os.walk(directory):
         for name in files:
             _sync(Path(root, name))
@@ -169,35 +166,35 @@ def sync_tree(directory: Path) -> None:
 
 
 def _set_permissions(directory: Path) -> None:
-    """Give files the usual permissions: safetensors lets only the owner read what it writes."""
-    mask = os.umask(0)  # reading it means setting it
+    """Give files the usual permissions; safetensors makes its files readable by the owner only."""
+    mask = os.umask(0)  # the mask can be read only by setting it
     os.umask(mask)
     for file in (path for path in directory.rglob("*") if path.is_file()):
         file.chmod(0o666 & ~mask)
 
 
 def remove_directory(path: Path) -> None:
-    """Delete a directory; a killed process leaves it whole, or under another name."""
+    """Rename a directory, then delete it: a kill in between leaves no half-deleted `path`."""
     aside = _beside(path)
     path.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def is_leftover(path: Path) -> bool:
-    """Return whether a killed process has left this half-written."""
+    """Return whether a name marks a half-written file or directory of a killed process."""
     return _LEFTOVER.fullmatch(path.name) is not None
 
 
 def tidy(directory: Path) -> None:
-    """Delete what killed processes have left half-written in a directory that nobody writes to."""
-    found = [path for path in directory.iterdir() if is_leftover(path)]
-    for left in (path for path in found if path.name.endswith(_REPLACED)):
+    """Delete the half-written files of killed processes from a directory that has no writer now."""
+    leftovers = [path for path in directory.iterdir() if is_leftover(path)]
+    for left in (path for path in leftovers if path.name.endswith(_REPLACED)):
         original = left.with_name(left.name[1 : -len(_REPLACED) - _RANDOM - 1])
         if original.exists():
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.rename(original)
-    for left in (path for path in found if path.name.endswith(_PARTIAL)):
+    for left in (path for path in leftovers if path.name.endswith(_PARTIAL)):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
@@ -205,15 +202,16 @@ def tidy(directory: Path) -> None:
 
 
 def _move_into_place(temporary: Path, path: Path) -> None:
-    """Rename a directory onto its place.
+    """Rename a finished directory to `path`.
 
-    An old one there is exchanged, or set aside and put back if the rename fails.
+    An old directory at `path` is exchanged with it in one step. Where the system cannot do that,
+    the old one is set aside first, and moved back if the rename fails.
     """
     if not path.exists():
         temporary.rename(path)
         return
     if _exchange(temporary, path):
-        return  # the old one now has the temporary name
+        return  # the old directory now has the temporary name, and the caller deletes it
     aside = _beside(path, _REPLACED)
     path.rename(aside)
     try:
@@ -225,8 +223,8 @@ def _move_into_place(temporary: Path, path: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Exchange two paths in one step; return False where the system or file system cannot."""
-    # Python has no binding of renameat2; os.replace() refuses a directory that is not empty
+    """Exchange two paths in one step; return False if the system or file system cannot."""
+    # renameat2 has no Python binding, and os.replace() refuses a directory that is not empty
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False

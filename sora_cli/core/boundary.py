@@ -1,4 +1,4 @@
-"""The one error boundary: turns exceptions into at most three lines on stderr and an exit code."""
+"""Error boundary: turns an exception into at most three lines on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ _DISK_ERRORS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST,
     errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG,
 }  # fmt: skip
-"""Errors of reading and writing files that are no fault of the program."""
+"""File errors that the user can put right: they are not faults of the program."""
 
-_OF_THE_SYSTEM = re.compile(r"\(os error (\d+)\)")  # as libraries written in Rust show it
-_NO_TEMPORARY = "No usable temporary directory"  # of tempfile: a full disk, or a limit of size 0
+_OF_THE_SYSTEM = re.compile(r"\(os error (\d+)\)")  # the notation of libraries written in Rust
+_NO_TEMPORARY = "No usable temporary directory"
+"""tempfile's message if the disk is full, or if files are limited to 0 bytes."""
 
 _ClickError = typer.BadParameter.__mro__[2]
-"""Typer's own: usage errors and their kin; it has moved between packages over the versions."""
+"""Base class of Typer's usage errors. Typer moved it between packages from version to version."""
 
 
 def guarded(command: Callable[[], object], *, debug: bool = False) -> int:
     """Call a command and return its exit code.
 
     Args:
-        command: may return an exit code.
-        debug: show tracebacks, also of user errors.
+        command: a return value of type int is the exit code; any other counts as 0.
+        debug: show tracebacks, also for user errors.
     """
     try:
         result = command()
@@ -50,12 +51,12 @@ def guarded(command: Callable[[], object], *, debug: bool = False) -> int:
         return INTERRUPTED
     except Exception as error:
         signal = swallowed()
-        return _told(error, debug=debug) if signal is None else _interrupted(signal)
+        return _report(error, debug=debug) if signal is None else _interrupted(signal)
     return result if isinstance(result, int) else OK
 
 
-def told_losses(code: int) -> int:
-    """Say that data on stdout were lost, at a command's end; return the exit code then."""
+def report_lost_output(code: int) -> int:
+    """Report at a command's end if data for stdout were lost; return the final exit code."""
     reason = lost_output()
     if reason is None:
         return code
@@ -68,7 +69,7 @@ def _interrupted(end: Interrupted) -> int:
     return end.exit_code
 
 
-def _told(error: Exception, *, debug: bool) -> int:
+def _report(error: Exception, *, debug: bool) -> int:
     if isinstance(error, SoraError):
         return _user_error(error.lines(), debug=debug)
     if isinstance(error, MethodError):
@@ -85,21 +86,25 @@ def _told(error: Exception, *, debug: bool) -> int:
 
     if isinstance(error, ValidationError):
         return _user_error([first_mistake(error)], debug=debug)
-    from sora_cli.core.versions import blamed
+    from sora_cli.core.versions import version_error
 
-    version = blamed(error)
-    if version is not None:
-        return _user_error(version.lines(), debug=debug)
+    explained = version_error(error)
+    if explained is not None:
+        return _user_error(explained.lines(), debug=debug)
     return _internal_error(error, debug=debug)
 
 
 def _disk_error(error: OSError) -> list[str]:
-    """Return what is wrong with a file, or with the directory for temporary ones."""
+    """Return the message for a file, or for the directory of temporary files, that fails."""
     if error.errno in _DISK_ERRORS:
         name = "a file" if error.filename is None else f"'{printable(error.filename)}'"
         return [f"{name} cannot be used: {(error.strerror or str(error)).lower()}"]
     if _NO_TEMPORARY in str(error):
-        return ["no temporary file can be written", str(error.strerror), "TMPDIR=DIR names another"]
+        return [
+            "no temporary file can be written",
+            str(error.strerror),
+            "choose another directory: TMPDIR=DIR",
+        ]
     return []
 
 
@@ -113,7 +118,8 @@ def _user_error(lines: Sequence[str], *, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     flat = [line for text in lines for line in text.splitlines() if line.strip()]
-    for i, line in enumerate(flat[: 3 if is_main() else 1]):  # all processes find the same errors
+    # all processes meet the same error: one line from each is enough
+    for i, line in enumerate(flat[: 3 if is_main() else 1]):
         complain(f"{'error:' if i == 0 else ' '} {printable(line)}")
     return USER_ERROR
 

@@ -1,6 +1,6 @@
 """Checks of a command's options, made before torch loads.
 
-The functions that do the work check the same: they are also called without a command.
+The functions that do the work repeat these checks, since they can also be called directly.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from methods.keep import Keep
 
 LAYOUTS = ("exact", "padded")
-"""Each module at its own rank, by patterns; or all zero-padded to the largest, without patterns."""
+"""Layouts of exported ranks: each module keeps its own rank (written as patterns), or all modules
+are zero-padded to the largest rank (no patterns)."""
 STORED = ("float32", "bfloat16", "float16")
-"""Number formats that factors are written in."""
+"""Number formats of stored factors."""
 GGUF_TYPES = ("f32", "f16")
 """Number formats of factors in a GGUF file."""
 MERGED_GGUF = ("f16", "q8_0", "f32")
@@ -28,42 +29,42 @@ FORMATS = ("peft", "gguf")
 MODEL_FORMATS = ("checkpoint", "gguf")
 """Forms of a merged model: a directory that transformers loads, or one file for llama.cpp."""
 MERGED = ("base", *STORED)
-"""Number formats that merged weights are written in; "base": each in the one it has in the base."""
+"""Number formats of merged weights; "base": each weight keeps the format of the base model."""
 ROUNDINGS = ("nearest", "stochastic")
-"""Ways in which merged weights are rounded."""
+"""Rounding of merged weights."""
 COMBINATIONS = ("linear", "ties", "dare")
-"""Ways in which adapters are made into one."""
+"""Methods of combining adapters into one."""
 COMPUTE = ("float32", "float64", "bfloat16", "float16")
-"""Number formats that outputs are compared in."""
+"""Number formats for comparing outputs."""
 
 
 def check_choice(name: str, value: str, known: Iterable[str]) -> None:
-    """Raise `SoraError` where an option's value is none of the known ones."""
+    """Raise `SoraError` unless an option's value is one of `known`."""
     if value not in known:
         raise SoraError(f"there is no {name} '{value}'", hint=f"one of {', '.join(known)}")
 
 
-def check_one(options: Sequence[str]) -> None:
-    """Raise `SoraError` where several of the options that exclude each other are given."""
+def check_exclusive(options: Sequence[str]) -> None:
+    """Raise `SoraError` if more than one of some mutually exclusive options was given."""
     if len(options) > 1:
         raise SoraError(f"{' and '.join(options)} exclude each other: give one of them")
 
 
-def check_needed(needed: str, given: Mapping[str, bool]) -> None:
-    """Raise `SoraError` where options are given that go with another one only, which is not."""
+def check_requires(needed: str, given: Mapping[str, bool]) -> None:
+    """Raise `SoraError` if an option was given but not `needed`, which that option requires."""
     for name, is_given in given.items():
         if is_given:
             raise SoraError(f"{name} goes with {needed} only")
 
 
-def check_apart_from(option: str, others: Sequence[str]) -> None:
-    """Raise `SoraError` where options are given that do not go with another one, which is."""
+def check_excludes(option: str, others: Sequence[str]) -> None:
+    """Raise `SoraError` if any of `others` was given together with `option`."""
     if others:
         raise SoraError(f"{others[0]} does not go with {option}")
 
 
 def option(name: str) -> str:
-    """Return an option's name as it is written on the command line."""
+    """Return an option's spelling on the command line: "max_drop" becomes "--max-drop"."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -78,32 +79,30 @@ _LIMITS = {
 def check_keep(
     *, max_drop: str | None = None, max_differ: str | None = None, **rules: float | None
 ) -> Keep:
-    """Return the truncation rule that a command's options give.
+    """Return the truncation rule of a command's options; at most one of them may be given.
 
     Args:
-        max_drop, max_differ: options that exclude every rule; `recipe.tolerance` checks their
-            values.
-        rules: options by the names of `KeepOptions`; None where they are not given.
-
-    Raises:
-        SoraError: options that exclude each other, or an impossible value.
+        max_drop, max_differ: values of --max-drop and --max-differ, which exclude every rule; only
+            their presence is checked here (`recipe.tolerance` checks the values).
+        rules: values by the names of `KeepOptions`; None: not given.
     """
-    from pydantic import ValidationError  # help does without
+    from pydantic import ValidationError  # not needed for --help
 
     from methods.keep import KeepOptions
 
     given = {name: value for name, value in rules.items() if value is not None}
     promises = {"--max-drop": max_drop, "--max-differ": max_differ}
-    check_one([*map(option, given), *(name for name, text in promises.items() if text is not None)])
+    promised = [name for name, text in promises.items() if text is not None]
+    check_exclusive([*map(option, given), *promised])
     try:
         return KeepOptions.model_validate(given).keep()
-    except ValidationError as error:
+    except ValidationError as error:  # pydantic's text would name a field, not the option
         name, value = next(iter(given.items()))
         raise SoraError(f"{option(name)} {_LIMITS[name]}, not {value:g}") from error
 
 
 def check_comparison(dtype: str, tolerance: float | None) -> None:
-    """Raise `SoraError` where outputs cannot be compared in this format or with this tolerance."""
+    """Raise `SoraError` unless `dtype` and `tolerance` are valid for comparing outputs."""
     if dtype not in COMPUTE:
         raise SoraError(f"--dtype must be one of {', '.join(COMPUTE)}, not {dtype}")
     if tolerance is not None and not 0 <= tolerance < math.inf:
@@ -111,10 +110,10 @@ def check_comparison(dtype: str, tolerance: float | None) -> None:
 
 
 def check_working_directory() -> None:
-    """Raise `SoraError` where the current directory has been deleted."""
+    """Raise `SoraError` if the current directory has been deleted."""
     try:
         Path.cwd()
     except FileNotFoundError as error:
         raise SoraError(
-            "the current directory is not there any more", hint="cd to one that is there"
+            "the current directory has been deleted", hint="cd to an existing directory"
         ) from error

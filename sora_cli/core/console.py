@@ -1,7 +1,7 @@
 """Output of the tool: data to stdout, messages to stderr.
 
-Text that others wrote is made printable first, since terminals obey control characters. Nothing
-heavy is imported at the top.
+Text from files or other people is made printable first, because terminals obey control characters.
+Nothing slow is imported at the top.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from sora_cli.core.verbosity import quiet, verbose
 
 
 def say(message: str = "", *, always: bool = False) -> None:
-    """Write a line for the person to stderr: progress, warnings, what to type next.
+    """Write a line for the user to stderr: progress, warnings, the next command.
 
-    With `--quiet` only what is said `always`: a result that is wrong, how to resume. A message that
-    starts with a newline comes after an empty line; other control characters, as names of files may
-    have them, are escaped.
+    With `--quiet` only messages with `always` are written: wrong results, and the command that
+    resumes a run. A leading newline in the message becomes an empty line; other control characters,
+    for example in file names, are escaped.
     """
     if not is_main() or (quiet() and not always):
         return
@@ -28,11 +28,11 @@ def say(message: str = "", *, always: bool = False) -> None:
 
 
 _MOST_LINES = 10
-"""Lines of one kind that are said; all of them with --verbose."""
+"""Notes of one kind that are shown; --verbose shows all."""
 
 
 def say_notes(notes: Iterable[str], kind: str = "note") -> None:
-    """Say notes, a line each; of very many the first ten and their number."""
+    """Write each note on a line of its own; of more than ten, the first ten and a count."""
     lines = [f"{kind}: {printable(note)}" for note in notes]
     shown = len(lines) if verbose() else _MOST_LINES
     for line in lines[:shown]:
@@ -42,14 +42,15 @@ def say_notes(notes: Iterable[str], kind: str = "note") -> None:
 
 
 def complain(message: str) -> None:
-    """Write what went wrong to stderr, whichever of several processes this is."""
+    """Write an error message to stderr; with several processes, every process may do so."""
+    # --quiet does not silence errors, and each process reports its own
     where = "" if is_main() else f"[process {rank()}] "
     sys.stderr.write(f"{where}{message}\n")
     sys.stderr.flush()
 
 
 def emit(text: str) -> None:
-    """Write data to stdout: what a pipe or a file should get."""
+    """Write data to stdout, for a pipe or a file."""
     if not is_main():
         return
     sys.stdout.write(f"{text}\n")
@@ -57,12 +58,12 @@ def emit(text: str) -> None:
 
 
 def count(n: float) -> str:
-    """Format a number with separators: 1234567 -> '1,234,567'."""
+    """Format a number with thousands separators: 1234567 -> '1,234,567'."""
     return f"{n:,.0f}"
 
 
 def size(n_bytes: float) -> str:
-    """Format bytes, by powers of ten: '3.2 MB'."""
+    """Format a number of bytes by powers of ten: 3200000 -> '3.2 MB'."""
     for unit in ("B", "kB", "MB", "GB"):
         if n_bytes < 1000:
             return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
@@ -71,7 +72,7 @@ def size(n_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return 3725 as '1 h 02 min'."""
+    """Format seconds as a duration: 3725 -> '1 h 02 min'."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -81,9 +82,9 @@ def duration(seconds: float) -> str:
 
 
 def printable(text: object) -> str:
-    """Return text as one line, with an escape for whatever cannot be printed."""
+    """Return text as one line, with an escape sequence for each unprintable character."""
     return "".join(c if c.isprintable() else _escaped(c) for c in str(text))
 
 
 def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")  # halves of surrogate pairs, too
+    return character.encode("unicode_escape").decode("ascii")  # works for lone surrogates, too

@@ -1,4 +1,4 @@
-"""The machine and the versions that a result depends on, and memory, both used and free."""
+"""Versions and machine facts for reports, and memory figures (used and free)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 from sora_cli import __version__
 
 PACKAGE = Path(__file__).resolve().parent.parent
-"""The folder of the program; its parent is a checkout, or where packages are installed."""
+"""Folder of this package; its parent is a checkout or the directory of installed packages."""
 _PACKAGES = ("torch", "transformers", "datasets", "evaluate", "accelerate", "safetensors")
 
 
 def environment() -> dict[str, Any]:
-    """Return the versions, the machine and the commit that a result depends on."""
+    """Return the versions, the machine facts and the git commit for a report."""
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -37,7 +37,7 @@ def environment() -> dict[str, Any]:
 
 
 def peak_memory() -> int | None:
-    """Return the most memory this process has used so far, in bytes; with a GPU, the GPU's."""
+    """Return the peak memory of this process in bytes; with a GPU, the peak of GPU memory."""
     import torch
 
     if torch.cuda.is_available():
@@ -49,12 +49,13 @@ def peak_memory() -> int | None:
         import resource
     except ImportError:  # Windows
         return None
+    # ru_maxrss is in bytes on macOS, in kilobytes on Linux and the BSDs
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
 def process_memory(field: str) -> int | None:
-    """Return a memory figure of this process in bytes, by Linux's name; None elsewhere."""
+    """Return one memory figure of this process in bytes, such as "VmHWM"; None if not on Linux."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -72,7 +73,7 @@ def _version(package: str) -> str | None:
 
 @cache
 def _git_commit() -> str | None:
-    """Return the commit of the checkout that this package lies in; None outside of one."""
+    """Return the git commit of this checkout; None outside a checkout."""
     root = PACKAGE.parent
     if not (root / ".git").exists():
         return None
@@ -88,13 +89,13 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_memory() -> int | None:
-    """Return the free bytes, within a container's limit; None where that is not known."""
+    """Return the free memory in bytes, within a container's limit; None if unknown."""
     known = [n for n in (_available(), _left_in_container()) if n is not None]
     return min(known) if known else None
 
 
 def _available() -> int | None:
-    """Return Linux's estimate of what fits without swapping; elsewhere the free pages."""
+    """Return the memory available without swapping, in bytes: Linux's estimate, else free pages."""
     amount = _field(Path("/proc/meminfo"), "MemAvailable:")
     if amount is not None:
         return amount * 1024
@@ -105,7 +106,7 @@ def _available() -> int | None:
 
 
 def _left_in_container() -> int | None:
-    """Return limit minus use of the control group (version 2); cached files count as free."""
+    """Return limit minus usage of the control group (version 2); file caches count as free."""
     limit, used = (_number(_CGROUP / name) for name in ("memory.max", "memory.current"))
     if limit is None or used is None:
         return None
@@ -116,7 +117,7 @@ def _left_in_container() -> int | None:
 def _number(file: Path) -> int | None:
     try:
         return int(file.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # not there, or "max"
+    except (OSError, ValueError):  # no such file, or "max", which means no limit
         return None
 
 

@@ -1,4 +1,7 @@
-"""The error for what a user can put right: shown in at most three lines, exit code 2."""
+"""`SoraError`, the ordinary error of this tool: at most three lines on stderr, exit code 2.
+
+Almost every public function raises it for bad input, so that docstrings do not repeat it.
+"""
 
 from __future__ import annotations
 
@@ -11,32 +14,35 @@ if TYPE_CHECKING:
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:
-    """Return the first line of an exception's message; its class where it has none."""
+    """Return the first line of an exception's message; without a message, its class name."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]
 
 
 def reason(error: OSError, about: Path | None = None) -> str:
-    """Return why the system refused: "permission denied"; and of what, if that is another file."""
+    """Return the system's reason, such as "permission denied".
+
+    If the error names another file than `about`, the name follows.
+    """
     text = (error.strerror or first_line(error)).lower()
     named = error.filename is not None and str(error.filename) != str(about)
     return f"{text}: {error.filename}" if named else text
 
 
 def first_mistake(error: ValidationError) -> str:
-    """Return the first mistake that pydantic found: the key's path, and what is wrong with it."""
+    """Return the first mistake of a pydantic error: the key's path and the message."""
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
     return f"{key}: {first['msg']}" if key else first["msg"]
 
 
 class SoraError(Exception):
-    """An error the user can put right.
+    """An error that the user can put right.
 
     Args:
-        what: what is wrong, one line.
+        what: the problem, in one line.
         where: the place, such as "recipes/rte.yaml:12", or the valid alternatives.
-        hint: the next command to type, or the nearest valid thing.
-        key: the recipe's key it is about, such as "data.path"; `Placed.placing` says where that is.
+        hint: the next command to type, or the nearest valid value.
+        key: the recipe key with the problem, such as "data.path"; `Recipe.placing` adds its place.
     """
 
     def __init__(
@@ -57,28 +63,28 @@ class SoraError(Exception):
         return "\n".join(self.lines())
 
     def placed(self, place: str | None) -> None:
-        """Add the place of the error's key in a file, once."""
+        """Add the file and line of the error's key; a second call does nothing."""
         if place is not None and self.key is not None:
             self.where = f"{place}; {self.where}" if self.where else place
         self.key = None
 
     def lines(self) -> list[str]:
-        """Return one to three lines for a person.
+        """Return one to three lines for the user.
 
-        A name with a newline in it stays in its line, in the quotes that a shell reads it from.
+        A quoted name with a newline in it is written on one line as $'...', which a shell reads.
         """
         lines = (self.what, self.shown_where, self.hint)
         return [_in_one_line(line) for line in lines if line]
 
     def renamed(self, old: str, new: str) -> None:
-        """Replace a name in all lines, such as that of a temporary file."""
+        """Replace a name in all lines, for example the name of a temporary file."""
         self.what = self.what.replace(old, new)
         self.where = self.where and self.where.replace(old, new)
         self.hint = self.hint and self.hint.replace(old, new)
 
     @property
     def shown_where(self) -> str | None:
-        """The second line."""
+        """The second line of the message."""
         return self.where
 
 

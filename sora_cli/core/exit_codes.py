@@ -1,4 +1,4 @@
-"""The exit codes of `sora`, all in one place."""
+"""The exit codes of `sora` and their meanings."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ INTERRUPTED = 130
 TERMINATED = 143
 
 MEANINGS = {
-    OK: "The command did what it was asked to do. Output that nobody takes is dropped and changes "
-    "no exit code: a pipe whose reader is gone (`| head -1`), a closed stream (`>&-`).",
-    FAILED: "The command ran to its end, but the result is not right: `sora verify` found a "
-    "difference; the files that `sora train`, `sora export` or `sora merge` wrote do not give the "
-    "outputs they should; a run of `sora sweep` failed. Also: a fault of the program itself "
-    "(`error: internal error`; the traceback is in the file that the message names).",
-    USER_ERROR: "Something in the command line, the recipe, the data or the files can be put "
-    "right: at most three lines on stderr say what, where, and what to type next. Also a disk "
-    "that is full or may not be written, also where stdout goes there.",
-    NO_VERDICT: "No verdict: what was written is complete, but the comparison cannot tell whether "
-    "it is right, because the adapter changes the outputs by less than the rounding error of the "
-    "comparison itself, or the rounding of the stored weights changes them about as much. Of "
-    "`sora verify`, `sora export` and `sora merge`; `sora train` says `not verified` and ends with "
-    "0. A run of `sora sweep` that ends so is finished. Also of `sora auto` and of `sora prune "
-    "--max-drop`: the adapter is written, but the rows do not show that it keeps the promise.",
+    OK: "The command did its work. Output that cannot be delivered is dropped and does not change "
+    "the exit code: a pipe whose reader has ended (`| head -1`), a closed stream (`>&-`).",
+    FAILED: "The command ran to its end, but the result is wrong: `sora verify` found a "
+    "difference; the files written by `sora train`, `sora export` or `sora merge` give other "
+    "outputs than they should; a run of `sora sweep` failed. Also: a fault of the program itself "
+    "(`error: internal error`; the message names the file with the traceback).",
+    USER_ERROR: "The command line, the recipe, the data or a file has a mistake that the user can "
+    "put right: at most three lines on stderr name the problem, the place and the next command. "
+    "Also: a disk that is full or not writable, even if only stdout goes there.",
+    NO_VERDICT: "No verdict: the written files are complete, but the comparison cannot tell "
+    "whether they are right, because the adapter changes the outputs by less than the rounding "
+    "error of the comparison, or the rounding of the stored weights changes them about as much. "
+    "`sora verify`, `sora export` and `sora merge` end with it; `sora train` prints `not verified` "
+    "and ends with 0, and a run of `sora sweep` that ends with 3 counts as finished. Also: `sora "
+    "auto` and `--max-drop` of `sora prune` and `sora extract` wrote an adapter, but could not "
+    "certify the promise.",
     INTERRUPTED: "Interrupted (SIGINT, Ctrl-C). `sora train` finishes its step, writes a "
-    "checkpoint and says how to resume; a second signal stops it at once. `sora path`, "
-    "`sora auto`, `sora sweep` and `sora predict` keep what is finished, and the same command "
-    "continues. All other commands leave nothing half written.",
-    TERMINATED: "Told to end (SIGTERM, as schedulers of clusters do). As with SIGINT.",
+    "checkpoint and prints the command that resumes the run; a second signal stops it at once. "
+    "`sora path`, `sora auto`, `sora sweep` and `sora predict` keep finished work, and the same "
+    "command continues. All other commands leave no half-written files.",
+    TERMINATED: "Terminated (SIGTERM, which schedulers of clusters send). As with SIGINT.",
 }
-"""The meaning of each, for docs/reference/exit-codes.md."""
+"""Meaning of each exit code, for docs/reference/exit-codes.md."""
 
 FINISHED = (OK, NO_VERDICT)
-"""Exit codes of a command that is done and found nothing wrong."""
+"""Exit codes of a command that ended without an error."""
 
 BY_SIGNAL = (INTERRUPTED, TERMINATED)
-"""Exit codes of a run that ended in order on a signal, its checkpoint written."""
+"""Exit codes of a run that stopped on a signal after it wrote its checkpoint."""

@@ -1,4 +1,4 @@
-"""Figures as objects in one style, saved without global plotting state."""
+"""Figures in one style, drawn without matplotlib's global state."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from sora_cli.core.outputs import MARK
 
 INK, QUIET, FAINT = "#222222", "#767676", "#e4e4e4"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#5d5d5d")
-"""Okabe and Ito's palette, which colour-blind people can tell apart; the yellow darkened."""
+"""Palette of Okabe and Ito, made for colour-blind readers; the yellow is darkened."""
 _DPI = 150
 _MARGINS = 0.68, 0.2, 0.32, 0.48
-"""Inches on the left, the right, above and below a panel: for labels and ticks."""
+"""Inches to the left, to the right, above and below a panel, for labels and ticks."""
 
 
 def new_figure(width: float, height: float, *, solved: bool = True) -> Any:
-    """Make an empty figure, in inches; with `solved`, a solver makes room for all labels."""
+    """Make an empty figure of a size in inches.
+
+    Args:
+        solved: let matplotlib's constraint solver make room for all labels.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -29,7 +33,7 @@ def new_figure(width: float, height: float, *, solved: bool = True) -> Any:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Render a figure, then replace the file, so that no half a picture is left behind."""
+    """Render a figure in memory, then replace the file: no half-written picture remains."""
     from sora_cli.core.atomic import write_bytes_atomic
 
     kind = path.suffix.lstrip(".").lower() or "png"
@@ -39,7 +43,7 @@ def save_figure(figure: Any, path: Path) -> None:
             f"no picture can be written as .{kind}: {path}", hint=f"known: {', '.join(known)}"
         )
     buffer = io.BytesIO()
-    if kind == "png":  # drawn once, where `savefig` draws twice
+    if kind == "png":  # `savefig` would draw the figure twice
         figure.set_dpi(_DPI)
         figure.canvas.print_png(buffer, metadata={"Software": MARK})
     else:
@@ -48,12 +52,12 @@ def save_figure(figure: Any, path: Path) -> None:
 
 
 def colour(i: int) -> str:
-    """Return the i-th colour, from 0; they repeat."""
+    """Return the i-th colour, from 0; after the last colour the first one follows."""
     return COLOURS[i % len(COLOURS)]
 
 
 def plain(text: str, length: int = 80) -> str:
-    """Make foreign text fit for a picture: one line, no formulas, cut in the middle."""
+    """Prepare text for a picture: one line, no formulas; a long text is cut in the middle."""
     text = printable(text)
     if len(text) > length:
         tail = (length - 1) // 2
@@ -62,7 +66,7 @@ def plain(text: str, length: int = 80) -> str:
 
 
 def short_number(value: float) -> str:
-    """Show 1500000 as "1.5M", 20000 as "20k", 0.001 as "0.001"."""
+    """Format a number briefly: 1500000 -> "1.5M", 20000 -> "20k", 0.001 -> "0.001"."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
             return f"{value / limit:.3g}{unit}"
@@ -70,7 +74,7 @@ def short_number(value: float) -> str:
 
 
 def finish(axes: Any, title: str, x: str, y: str) -> None:
-    """Set title, labels and a quiet frame."""
+    """Set the title, the axis labels and a light frame."""
     axes.set_title(title, fontsize=9, loc="left", color=INK)
     axes.set_xlabel(x, fontsize=8, color=INK)
     axes.set_ylabel(y, fontsize=8, color=INK)
@@ -83,12 +87,13 @@ def finish(axes: Any, title: str, x: str, y: str) -> None:
 
 
 def arrange(figure: Any, rows: int, columns: int, *, below: float, above: float = 0.0) -> None:
-    """Lay a grid of panels out at fixed margins.
+    """Lay out a grid of panels with fixed margins.
 
-    matplotlib's solver of constraints would take longer than all the drawing.
+    matplotlib's constraint solver would take longer than all the drawing.
 
     Args:
-        below, above: inches for a legend and a title.
+        below: inches below the grid, for a legend.
+        above: inches above the grid, for a title.
     """
     width, height = figure.get_size_inches()
     left, right, top, bottom = _MARGINS
@@ -102,5 +107,5 @@ def arrange(figure: Any, rows: int, columns: int, *, below: float, above: float 
         wspace=(left + right) / inner_width,
         hspace=(top + bottom) / inner_height,
     )
-    for axes in figure.axes:  # their limits are found only when asked for
+    for axes in figure.axes:  # autoscaling is lazy: asking for the limits makes it happen now
         axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())

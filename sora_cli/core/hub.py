@@ -1,4 +1,4 @@
-"""The Hub: the error where it does not answer, and keeping its libraries quiet."""
+"""The Hugging Face Hub: the error for a missing model or data set, and quiet client libraries."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _LONGEST_ID = 96  # huggingface_hub refuses longer ones
 def offline_error(
     kind: str, name: str, error: BaseException, *, hint: str | None = None
 ) -> SoraError:
-    """Return the error for what the Hub did not give, with a command that needs no network.
+    """Return the error for a model or data set that the Hub did not deliver.
 
     Args:
         kind: "model" or "data set".
         name: its Hub id.
-        error: what the Hub's client raised.
-        hint: how to name a local copy; None: as the recipe of the command at hand does.
+        error: the exception of the Hub's client.
+        hint: the command that uses a local copy; None: the current command with local paths.
     """
     why = first_line(error, 160)
     model = f"package://{_DEMO_PACKAGE}/model" if find_spec(_DEMO_PACKAGE) else "DIR"
@@ -37,14 +37,14 @@ def offline_error(
 
 
 def looks_local(path: str) -> bool:
-    """Return whether this cannot be a Hub id: NAME or OWNER/NAME of at most 96 bytes."""
+    """Return True for text that cannot be a Hub id (NAME or OWNER/NAME, at most 96 bytes)."""
     if path == "" or path.startswith((".", "/", "~")) or path[-1] == "/":
         return True
     return path.count("/") > 1 or len(path.encode(errors="replace")) > _LONGEST_ID
 
 
 def _command() -> str:
-    """Return the command at hand up to its recipe, such as 'train recipes/rte.yaml'."""
+    """Return the current command up to its recipe, for example 'train recipes/rte.yaml'."""
     command, *words = [word for word in sys.argv[1:] if not word.startswith("-")] or [""]
     command = command if command in {"train", "path"} else ""
     files = [word for word in words if word.endswith((".yaml", ".yml")) and "=" not in word]
@@ -53,14 +53,14 @@ def _command() -> str:
 
 
 def quiet_hub() -> None:
-    """Silence the Hub client's line for each retry: what failed is said once, at the end."""
+    """Silence the Hub client's line for each retry; the final error reports the failure once."""
     if not verbose():
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Silence transformers' load report and progress bar: what matters of it we say ourselves."""
+    """Silence transformers' load report and progress bar; this tool reports missing weights."""
     if verbose():
         yield
         return

@@ -1,6 +1,6 @@
 """SIGINT and SIGTERM: a clean end, at once or after the current training step.
 
-Handlers write to the descriptor itself: Python's streams cannot be entered a second time.
+Handlers write to file descriptor 2 directly, because Python's streams are not reentrant.
 """
 
 from __future__ import annotations
@@ -18,22 +18,21 @@ from sora_cli.core.processes import is_main
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SWALLOWING = ("datasets/fingerprint.py", "dill/_dill.py")
-"""Files of other people whose `except:` would take `Interrupted` for a failure and go on."""
+"""Library files whose bare `except:` would swallow `Interrupted` and go on."""
 _raised: list[int] = []
-"""Signals that have raised `Interrupted`, in a process that `raise_on_signals` was called in."""
+"""Signals that have raised `Interrupted` in this process (see `raise_on_signals`)."""
 _last_steps: list[Callable[[], None]] = []
-"""Done before a signal ends the process at once."""
+"""Functions to call before a signal ends the process at once."""
 
 
 class Interrupted(BaseException):
-    """A signal that asks for the end.
+    """A signal that asks the process to end.
 
-    Like KeyboardInterrupt it is no `Exception`, to get past handlers of errors; it is no
-    KeyboardInterrupt, since Typer would make an unnamed abort of that.
+    Like KeyboardInterrupt it is not an `Exception`, so that handlers of errors do not catch it. It
+    is not a KeyboardInterrupt either, because Typer would turn that into a nameless abort.
 
     Attributes:
-        signal: which one.
-        words: what a person should know: what is kept, and the command that resumes the run.
+        words: lines for the user: the files that are kept, and the command that resumes the run.
     """
 
     def __init__(self, number: int, *words: str) -> None:
@@ -42,26 +41,26 @@ class Interrupted(BaseException):
         super().__init__(f"interrupted by {self.signal.name}")
 
     def with_words(self, *words: str) -> Interrupted:
-        """Return the same interruption with something to say."""
+        """Return the same interruption with lines for the user."""
         return Interrupted(self.signal, *words)
 
     @property
     def exit_code(self) -> int:
-        """The exit code as shells count it: 130 for SIGINT, 143 for SIGTERM."""
+        """The exit code by the shells' rule, 128 + signal: 130 for SIGINT, 143 for SIGTERM."""
         return 128 + self.signal
 
 
 def end_on_signals() -> None:
-    """Let SIGINT and SIGTERM end the process at once, but for what `tidied` was told."""
+    """Let SIGINT and SIGTERM end the process at once, after the functions given to `tidied`."""
     for number in _SIGNALS:
         signal.signal(number, _end)
 
 
 def raise_on_signals() -> None:
-    """Let SIGINT and SIGTERM raise `Interrupted`, so that files are tidied up as after an error.
+    """Let SIGINT and SIGTERM raise `Interrupted`, so that files are cleaned up as after an error.
 
-    While a module is being imported they end the process at once: libraries written in C++ abort
-    if an exception arises there. Where `Interrupted` would be swallowed it is raised later.
+    During the import of a module they end the process at once, because C++ libraries abort if an
+    exception arises there. In code that would swallow `Interrupted`, it is raised a little later.
     """
     sys.unraisablehook = _raise_later
     for number in _SIGNALS:
@@ -69,17 +68,17 @@ def raise_on_signals() -> None:
 
 
 def swallowed() -> Interrupted | None:
-    """Return the interruption that a signal has raised, if any.
+    """Return the interruption that a signal has raised in this process; None without one.
 
-    An error that comes after it is its consequence: C code and class bodies turn `Interrupted`
-    into errors of their own.
+    A later error is its consequence: C code and class bodies turn `Interrupted` into errors of
+    their own.
     """
     return Interrupted(_raised[-1]) if _raised else None
 
 
 @contextmanager
 def tidied(last_step: Callable[[], None]) -> Iterator[None]:
-    """Call a function at the block's end, also where a signal ends the process at once."""
+    """Call a function at the block's end, even if a signal ends the process at once."""
     _last_steps.append(last_step)
     try:
         yield
@@ -90,9 +89,10 @@ def tidied(last_step: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Let SIGINT and SIGTERM wait until the block ends.
+    """Delay SIGINT and SIGTERM until the block ends.
 
-    A process started in the block has them wait, too, until `leave_signals_to_parent`.
+    A process that is started in the block inherits the delay, until it calls
+    `leave_signals_to_parent`.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
@@ -102,14 +102,14 @@ def held() -> Iterator[None]:
 
 
 def leave_signals_to_parent(_: int = 0) -> None:
-    """Ignore SIGINT in a worker process, and the first SIGTERM.
+    """Ignore SIGINT, and the first SIGTERM, in a worker process.
 
-    Both may be sent to the whole process group. The parent ends its workers when it has finished
-    its step; it does so with SIGTERM if it must.
+    Both may be sent to the whole process group. The parent first finishes its step and then ends
+    its workers, if necessary with a second SIGTERM.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _ignore_once)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # a mask set by `held` is inherited
 
 
 def _ignore_once(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (as below)
@@ -118,14 +118,15 @@ def _ignore_once(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 
 
 def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (Python passes it)
     interrupted = Interrupted(number)
-    _tell(str(interrupted))
+    _write_line(str(interrupted))
     while _last_steps:
         _last_steps.pop()()
-    os._exit(interrupted.exit_code)
+    os._exit(interrupted.exit_code)  # not sys.exit, whose exception could be swallowed
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
     files = list(_files(frame))
+    # an import is running: C++ code of the module would abort on an exception
     if any(file.startswith("<frozen importlib") for file in files):
         _end(number, frame)
     if any(file.endswith(_SWALLOWING) for file in files):
@@ -142,7 +143,7 @@ def _files(frame: FrameType | None) -> Iterator[str]:
 
 
 def _raise_later(unraisable: sys.UnraisableHookArgs) -> None:
-    """Send a signal again whose `Interrupted` arose where Python can only print it."""
+    """Send the signal again if `Interrupted` arose in code that cannot raise, such as `__del__`."""
     if isinstance(unraisable.exc_value, Interrupted):
         _send_again(unraisable.exc_value.signal)
     else:
@@ -150,10 +151,11 @@ def _raise_later(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 def _send_again(number: int) -> None:
+    # again in 10 ms, and if need be again, until the frame that swallows exceptions has returned
     threading.Timer(0.01, os.kill, [os.getpid(), number]).start()
 
 
-def _tell(message: str) -> None:
+def _write_line(message: str) -> None:
     if is_main():
         with suppress(OSError):
             os.write(2, f"{message}\n".encode())
@@ -163,35 +165,35 @@ _A_STEP = "finishing this step, then a checkpoint; a second signal stops at once
 
 
 class Deferral:
-    """A signal that is kept until somebody asks for it; a second signal raises `Interrupted`.
+    """A first signal, stored until the program asks for it; a second signal raises `Interrupted`.
 
     Attributes:
-        received: the signal, if one came.
+        received: the number of the first signal; None: none yet.
     """
 
-    def __init__(self, told: str) -> None:
+    def __init__(self, message: str) -> None:
         self.received: int | None = None
-        self._told = told
+        self._message = message
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note the first signal; raise at the second."""
+        """Store the first signal; raise `Interrupted` at the second."""
         if self.received is not None:
             raise Interrupted(number)
         self.received = number
         name = signal.Signals(number).name
-        _tell(f"\n{name}: {self._told}")
+        _write_line(f"\n{name}: {self._message}")
 
 
 @contextmanager
-def deferred(told: str = _A_STEP) -> Iterator[Deferral]:
-    """Note signals while the block runs, for whoever looks at the `Deferral`.
+def deferred(message: str = _A_STEP) -> Iterator[Deferral]:
+    """Store signals in the `Deferral` while the block runs.
 
-    In a thread that is not the main one, where Python handles no signals, nothing changes.
+    In any thread but the main one nothing changes, because Python handles no signals there.
 
     Args:
-        told: what a person is told at the first signal.
+        message: the text to the user at the first signal.
     """
-    deferral = Deferral(told)
+    deferral = Deferral(message)
     if threading.current_thread() is not threading.main_thread():
         yield deferral
         return

@@ -1,4 +1,4 @@
-"""JSON for people: short objects stand on one line, long ones are broken at their entries."""
+"""JSON for human readers: a short object takes one line, a long one is broken at its entries."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _WIDTH = 100
 
 
 def readable_json(values: dict[str, Any]) -> str:
-    """Return JSON text that ends in a new line.
+    """Return JSON text that ends in a newline.
 
-    The outermost object has an entry per line. Below, what fits on a line stands on one; of what
-    does not, plain values fill lines, and objects get a line or more each.
+    The outermost object has one entry per line. A nested value that fits on a line takes one line.
+    In a longer one, plain values fill the lines, and each object starts on a new line.
     """
     entries = [
         f"{_flat(key)}: {_laid_out(value, 2, len(key) + 4)}" for key, value in values.items()
@@ -21,7 +21,7 @@ def readable_json(values: dict[str, Any]) -> str:
 
 
 def _laid_out(value: Any, indent: int, before: int) -> str:
-    """Return the text of a value in a line that has `indent + before` characters already."""
+    """Return the text of a value on a line that already has `indent + before` characters."""
     flat = _flat(value)
     if not isinstance(value, dict | list) or indent + before + len(flat) < _WIDTH:
         return flat
@@ -39,7 +39,7 @@ def _laid_out(value: Any, indent: int, before: int) -> str:
 
 
 def _filled(entries: list[str], width: int) -> list[str]:
-    """Join neighbours with commas as long as they fit on a line."""
+    """Join neighbouring entries with commas while they fit on a line."""
     lines: list[str] = []
     for entry in entries:
         if lines and len(lines[-1]) + len(entry) + 3 <= width and "\n" not in lines[-1] + entry:

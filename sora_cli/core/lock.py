@@ -1,7 +1,7 @@
 """A lock that lets one run at a time work in an output directory.
 
-The lock is the system's (`flock`, through filelock), so that it ends with the process that holds
-it, however that ends; the file says who that is.
+It is the system's lock (`flock`, through filelock), so that it ends with its process even if that
+is killed. The lock file names the process.
 """
 
 from __future__ import annotations
@@ -34,16 +34,12 @@ _ATTEMPTS = 20
 def locked(
     directory: Path, *, elsewhere: str = "wait for it, stop it, or train elsewhere: output.dir=DIR"
 ) -> Iterator[None]:
-    """Keep other runs out of a directory; it is made if need be, and removed if it stays empty.
+    """Lock a directory against other runs; create it if missing, remove it if it stays empty.
 
-    Of several processes that train together only the main one holds it.
+    Of several processes that train together, only the main process holds the lock.
 
     Args:
-        elsewhere: what to do where another run is at work.
-
-    Raises:
-        SoraError: another run is at work there; it is named. Or a file of another program has the
-            lock's name.
+        elsewhere: the hint of the error if another run holds the lock.
     """
     if not is_main():
         yield
@@ -53,7 +49,7 @@ def locked(
     file = directory / FILE_NAME
 
     def leave() -> None:
-        file.unlink(missing_ok=True)  # still held: who waits for it sees that it is gone
+        file.unlink(missing_ok=True)  # before the release: a waiting process sees it is gone
         lock.release()
         _remove_empty(made)
 
@@ -64,10 +60,10 @@ def locked(
 
 
 def is_locked(directory: Path) -> bool:
-    """Return whether a run is at work in a directory; it is not disturbed."""
+    """Return whether a run holds the lock of a directory; the run is not disturbed."""
     try:
         with (directory / FILE_NAME).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back when the file is closed
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released when the file is closed
     except BlockingIOError:
         return True
     except OSError:
@@ -76,39 +72,41 @@ def is_locked(directory: Path) -> bool:
 
 
 def check_directory(path: Path) -> None:
-    """Raise `SoraError` unless an output directory is there, or can be made, and takes files."""
-    there = next(p for p in (path, *path.absolute().parents) if p.exists())
-    if not there.is_dir():
-        raise SoraError(f"output '{path}': '{there}' is a file", hint="output.dir=DIR")
+    """Raise `SoraError` unless an output directory exists or can be made, and is writable."""
+    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise SoraError(
+            f"output '{path}' cannot be a directory: '{existing}' is a file", hint="output.dir=DIR"
+        )
     check_writable(path / FILE_NAME, called=path)
 
 
 def holds_only(directory: Path, *names: str) -> bool:
-    """Return whether a directory holds only these names and what killed runs leave behind.
+    """Return whether a directory holds only these names, the lock, and leftovers of killed runs.
 
-    A directory that is not there holds nothing else.
+    True for a missing directory.
     """
     known = (FILE_NAME, *names)
-    there = directory.iterdir() if directory.is_dir() else ()
-    return all(path.name in known or is_leftover(path) for path in there)
+    entries = directory.iterdir() if directory.is_dir() else ()
+    return all(path.name in known or is_leftover(path) for path in entries)
 
 
 def _acquired(directory: Path, elsewhere: str) -> tuple[list[Path], FileLock]:
-    """Take the lock; return the directories made for it, and the lock."""
+    """Take the lock; return the directories created for it, and the lock."""
     for _ in range(_ATTEMPTS):
-        # a run that ends takes its empty directory away, perhaps at this very moment
+        # a run that ends may remove its empty directory between our mkdir and our lock
         with suppress(FileNotFoundError, FileExistsError):
             return _acquire(directory, elsewhere)
     return _acquire(directory, elsewhere)
 
 
 def _acquire(directory: Path, elsewhere: str) -> tuple[list[Path], FileLock]:
-    from filelock import FileLock, Timeout  # 80 ms, which mistakes in the recipe need not wait for
+    from filelock import FileLock, Timeout  # takes 80 ms: not before the recipe was checked
 
     file = directory / FILE_NAME
     if not _is_own(file):
         raise SoraError(
-            f"'{file}' is not of this program: it stays",
+            f"'{file}' was not written by this program and will not be touched",
             hint="move it away, or train elsewhere: output.dir=DIR",
         )
     made = _make(directory)
@@ -117,14 +115,14 @@ def _acquire(directory: Path, elsewhere: str) -> tuple[list[Path], FileLock]:
         lock.acquire()
     except Timeout as error:
         raise SoraError(
-            f"another run is at work in '{directory}': {_owner(file)}",
+            f"another run is working in '{directory}': {_owner(file)}",
             hint=elsewhere,
         ) from error
     return made, lock
 
 
 def _is_own(file: Path) -> bool:
-    """Return whether a file in the lock's place is one that `locked` wrote, or about to be."""
+    """Return whether the file at the lock's place is ours: missing, empty, or with a process id."""
     try:
         text = file.read_text(encoding="utf-8")
         return not text or "pid" in json.loads(text)
@@ -135,7 +133,7 @@ def _is_own(file: Path) -> bool:
 
 
 def _make(directory: Path) -> list[Path]:
-    """Make a directory; return those that were made, deepest first."""
+    """Create a directory with its parents; return the created directories, deepest first."""
     missing = [p for p in (directory, *directory.parents) if not p.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     return missing
@@ -145,7 +143,7 @@ def _remove_empty(directories: list[Path]) -> None:
     for directory in directories:
         try:
             directory.rmdir()
-        except OSError:  # there is something in it, or it is gone
+        except OSError:  # not empty, or deleted already
             return
 
 
@@ -163,4 +161,4 @@ def _owner(file: Path) -> str:
         facts = json.loads(file.read_text(encoding="utf-8"))
         return f"process {facts['pid']} on {facts['host']}, since {facts['since']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "which one is not known"
+        return "its process is not known"

@@ -1,4 +1,4 @@
-"""Outputs of commands: the place a name means, and whether a file may be written there.
+"""Outputs of commands: resolving their paths, and checks before they are written.
 
 A command resolves each of its outputs once, with `output_path`, before any check.
 """
@@ -13,16 +13,16 @@ from pathlib import Path
 from sora_cli.core.errors import SoraError, reason
 
 MARK = "sora"
-"""The name of this tool in its pages (their generator) and pictures (their software)."""
+"""Name of this tool in the metadata of its HTML pages ("generator") and PNGs ("Software")."""
 _MARKS = '<meta name="generator" content="{}', "Software\0{}"
-_TOP = 4096  # bytes at a file's beginning that hold its mark
+_TOP = 4096  # bytes at the beginning of a file in which the mark must be
 
 
 def output_path(name: str | Path) -> Path:
     """Resolve `~` and `..` in an output's name.
 
-    `MISSING/../X` becomes X. Left as it is, X would not exist to any check, and then be replaced:
-    writing makes the directory MISSING, and from then on the name means X.
+    `MISSING/../X` becomes X. Without this, checks would not see an existing X, and writing would
+    then replace it: writing creates the directory MISSING, and from then on the name means X.
     """
     path = Path(name).expanduser()
     if ".." not in path.parts:
@@ -32,10 +32,10 @@ def output_path(name: str | Path) -> Path:
 
 
 def was_written_here(file: Path, *, command: str = "") -> bool:
-    """Return whether a file is a page or a picture (PNG) that this tool has written.
+    """Return True for an HTML page or a PNG picture written by this tool.
 
     Args:
-        command: the command that wrote it; "": any.
+        command: the command that wrote it; "": any command.
     """
     try:
         with file.open("rb") as stream:
@@ -51,13 +51,13 @@ def check_new_file(
 ) -> None:
     """Raise `SoraError` unless an output file may be written.
 
-    Pages and pictures of this tool are replaced; any other file only by force; and what is no
-    file, such as a device, never.
+    Pages and pictures of this tool are replaced. Any other existing file is replaced with `force`
+    only. A device or a pipe is never replaced.
 
     Args:
-        option: as it is written on the command line.
-        file: None: not given.
-        hint: what to do where a file is there already, besides --force.
+        option: its spelling on the command line.
+        file: None: the option was not given.
+        hint: the way out, besides --force, if the file exists.
     """
     if file is None:
         return
@@ -67,23 +67,23 @@ def check_new_file(
     if above is not None and not above.is_dir():
         raise SoraError(f"{option} {file}: {above} is a file, not a directory")
     if file.exists() and not file.is_file():
-        raise SoraError(f"{option} {file} is a device or a pipe: it stays", hint=hint)
+        raise SoraError(f"{option} {file} is a device or a pipe and is not replaced", hint=hint)
     if file.exists() and not force and not was_written_here(file):
         raise SoraError(f"{file} exists already", hint=f"{hint}, or add --force")
     check_writable(file)
 
 
 def check_writable(path: Path, *, called: Path | None = None) -> None:
-    """Raise `SoraError` where the system lets nothing be written, whether it is there or not.
+    """Raise `SoraError` if the system does not allow writing at a path, existing or not.
 
     Args:
-        called: the place to name instead.
+        called: the path to name in the error instead.
     """
     above = next((folder for folder in path.absolute().parents if os.path.lexists(folder)), None)
     if above is None or not above.is_dir():
         return
-    # Asking for permissions is not enough: root has all of them, in /proc, too. The trial has the
-    # name of a half-written directory (`core.atomic`), which all that looks at directories ignores.
+    # A trial, not a look at permissions: root has all of them, even in /proc. The trial has the
+    # name of a half-written directory (`core.atomic`), which readers of directories ignore.
     trial = above / f".sora.{secrets.token_hex(4)}.partial"
     try:
         trial.mkdir()
@@ -92,39 +92,42 @@ def check_writable(path: Path, *, called: Path | None = None) -> None:
             f"{called or path} cannot be written: {reason(error, trial)}",
             hint="write to another directory",
         ) from error
-    with suppress(FileNotFoundError):  # a run that starts there has tidied it away
+    with suppress(FileNotFoundError):  # another run that starts here may have tidied it away
         trial.rmdir()
 
 
 def check_apart(output: Path, *read: Path, hint: str = "choose another place: -o OUT") -> None:
-    """Raise `SoraError` where writing an output would change an input.
+    """Raise `SoraError` if writing an output would change an input.
 
-    Links, `..` and other names of one place make no difference.
+    Links, `..` and other spellings of the same place make no difference.
 
     Args:
         output: a file or directory to write.
-        read: directories and files that are read; what is not there is passed over.
-        hint: what to do instead.
+        read: files and directories that are read; missing ones are skipped.
+        hint: the way out.
     """
     above = _places(output)
     for place in filter(os.path.lexists, read):
         around = _places(place)
         if above[0] == around[0]:
-            raise SoraError(f"{output} is what is read here: it would be overwritten", hint=hint)
+            raise SoraError(
+                f"{output} is an input of this command and would be overwritten", hint=hint
+            )
         if around[0] in above:
-            raise SoraError(f"{output} lies in what is read here: {place}", hint=hint)
+            raise SoraError(f"{output} lies inside an input of this command: {place}", hint=hint)
         if above[0] in around:
-            raise SoraError(f"{output} holds what is read here: {place}", hint=hint)
+            raise SoraError(f"{output} contains an input of this command: {place}", hint=hint)
 
 
 def _places(path: Path) -> list[object]:
-    """Return the identities of a path and each directory above it, on this disk if it is there."""
+    """Return an identity of a path and of each directory above: device and inode if it exists."""
     real = Path(os.path.realpath(path))
-    found: list[object] = []
+    identities: list[object] = []
     for part in (real, *real.parents):
         try:
             facts = part.stat()
-            found.append((facts.st_dev, facts.st_ino))  # the same where names differ in case only
+            # not the name: on some file systems A and a are one file
+            identities.append((facts.st_dev, facts.st_ino))
         except OSError:
-            found.append(part)
-    return found
+            identities.append(part)
+    return identities

@@ -1,6 +1,6 @@
-"""This process among several that train together, as `torchrun` or `accelerate launch` count them.
+"""Number and rank of the processes that train together under `torchrun` or `accelerate launch`.
 
-Nothing heavy is imported: the first lines a command prints must come from one process only.
+Nothing slow is imported, since a command asks for its rank before it prints its first line.
 """
 
 from __future__ import annotations
@@ -11,33 +11,30 @@ from sora_cli.core.errors import SoraError
 
 
 def world_size() -> int:
-    """Return how many processes train together; 1 where no launcher started this one."""
+    """Return the number of processes that train together; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def rank() -> int:
-    """Return the number of this process among them, from 0."""
+    """Return this process's number among the processes that train together, from 0."""
     return int(os.environ.get("RANK") or 0) if world_size() > 1 else 0
 
 
 def is_main() -> bool:
-    """Return whether this is the process that talks, and writes the run's files."""
+    """Return True in the main process, which prints and writes the run's files."""
     return rank() == 0
 
 
 def check_alone(key: str, hint: str) -> None:
-    """Check that no other process trains with this one, which a recipe's key does not allow.
+    """Raise `SoraError` if several processes train together, which a recipe's key does not allow.
 
     Args:
-        hint: the words that turn the key off.
-
-    Raises:
-        SoraError: there are several.
+        hint: the override that turns the key off.
     """
     if world_size() > 1:
         raise SoraError(
-            f"{key} works on one process only: with several it was never tried",
-            where=f"there are {world_size()}",
+            f"{key} works with one process only; it is untested with several",
+            where=f"this run has {world_size()} processes",
             hint=hint,
             key=key,
         )

@@ -1,7 +1,7 @@
-"""Progress where nobody watches: a line every few seconds, instead of bars drawn over and over.
+"""Progress in logs and pipes: a plain line every few seconds instead of a redrawn bar.
 
-Every library draws its bars in the same way: a carriage return, and the line once more. So bars are
-recognised on their way to stderr, whichever library draws them and however it was imported.
+Every library draws its bars in the same way: a carriage return, then the line again. Bars are
+therefore recognised in the text written to stderr, independent of the library.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ _PIECE = re.compile(r"[\r\n]|[^\r\n]+")
 
 
 def on_terminal(stream: TextIO | None = None) -> bool:
-    """Return whether a stream (unset: stderr) is a terminal that can draw a line again."""
+    """Return whether a stream (default: stderr) is a terminal that can redraw a line."""
     stream = sys.stderr if stream is None else stream
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def plain_bars() -> None:
-    """Have bars of tqdm leave out what is drawn, and say how much time is left."""
-    # read when tqdm is imported
+    """Make tqdm print counts and remaining time instead of a drawn bar."""
+    # tqdm reads both variables when it is imported
     os.environ.setdefault("TQDM_BAR_FORMAT", _FORMAT)
-    os.environ.setdefault("TQDM_POSITION", "0")  # else a bar within a bar moves the cursor
+    os.environ.setdefault("TQDM_POSITION", "0")  # else an inner bar moves the cursor
 
 
 class Lines(io.TextIOWrapper):
-    """A text stream without carriage returns and escape codes.
+    """A text stream that drops carriage returns and escape codes.
 
-    A line that is drawn over itself is shown when `INTERVAL` seconds have passed since it was shown
-    last, and once more as it was left, if it was left standing. All other text passes unchanged.
+    A line that is redrawn is written at most once in `INTERVAL` seconds, and once more in its final
+    state if it ends with a newline. All other text passes unchanged.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class Lines(io.TextIOWrapper):
     ) -> None:
         super().__init__(buffer, **options)
         self._clock = clock
-        self._drawing = False  # since the last line's end there was a carriage return
-        self._drawn = self._shown = ""  # the line as it stands, and as it was shown last
+        self._drawing = False  # True after a carriage return, until the line ends
+        self._drawn = self._shown = ""  # the current text of the line, and its text last written
         self._shown_at = -INTERVAL
-        self._inside = False  # the line written last has not ended
+        self._inside = False  # True: the line written last has not ended yet
 
     def write(self, text: str, /) -> int:
         """Write text; return its length."""
@@ -83,7 +83,7 @@ class Lines(io.TextIOWrapper):
         return left
 
     def _take(self, *, late: bool) -> str:
-        """Return the line as it stands, if it is time and it was not shown yet."""
+        """Return the current line if it is due and was not shown yet, else an empty text."""
         if not late or self._drawn in ("", self._shown):
             return ""
         self._shown, self._shown_at = self._drawn, self._clock()

@@ -1,4 +1,4 @@
-"""Reading the JSON files in which commands keep a record of their work."""
+"""Reading the JSON files in which commands record their progress."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ Record = TypeVar("Record", bound=BaseModel)
 
 
 def read_record(file: Path, kind: type[Record], *, hint: str) -> Record | None:
-    """Read the record that a command keeps of its own work; None if there is no such file.
+    """Read a command's record of its progress; return None if there is no such file.
+
+    A damaged file, or one with the layout of a later version, is an error.
 
     Args:
-        kind: what the file holds.
-        hint: what to do about one that is damaged.
-
-    Raises:
-        SoraError: there is one that cannot be read, or its layout is one of a later version.
+        kind: the pydantic class of the record.
+        hint: the way out if the file is damaged.
     """
     if not file.is_file():
         return None
@@ -40,6 +39,6 @@ def read_record(file: Path, kind: type[Record], *, hint: str) -> Record | None:
 
 
 class _Layout(BaseModel):
-    """The number of a record's layout, which is read before all else."""
+    """The layout number of a record, read before the record itself."""
 
     schema_version: int | None = None

@@ -1,8 +1,9 @@
-"""The process's standard streams, made so that writing to them never raises.
+"""Standard streams whose writes never raise.
 
-What nobody takes is dropped: the reader of a pipe may be gone (`| head -1`), a stream may be closed
-(`>&-`), a disk may be full. A run of hours does not end because of a line that cannot be shown, and
-that holds for other libraries' bars and warnings, too. Data lost on stdout are told at the end.
+Text that cannot be written is dropped: the reader of a pipe may have ended (`| head -1`), a stream
+may be closed (`>&-`), a disk may be full. A line that cannot be shown must not end a run of hours;
+this holds for bars and warnings of other libraries, too. Data lost on stdout are reported at the
+end of the command.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ _UNPRINTED = "sora_cli.unprinted"
 
 
 class _Lenient(io.FileIO):
-    """A file that drops what it cannot write.
+    """A raw file that drops bytes after its first write error.
 
     Attributes:
-        lost: the first error; nothing is written after it.
+        lost: the first error; None: none so far.
     """
 
     lost: OSError | None = None
 
     def write(self, data: Any, /) -> int | None:  # type: ignore[override]
-        """Write bytes, or drop them."""
+        """Write bytes, or drop them after an error; return their number."""
         if self.lost is None:
             try:
                 return super().write(data)
@@ -40,16 +41,17 @@ class _Lenient(io.FileIO):
 
 
 def open_streams() -> None:
-    """Replace `sys.stdout` and `sys.stderr`; a closed descriptor gets a place to write to.
+    """Replace `sys.stdout` and `sys.stderr`; closed descriptors are opened on the null device.
 
-    Else the next file that is opened would get its number, and what C code prints. Where stderr is
-    no terminal, bars become lines (`core.progress`).
+    Otherwise the next file to be opened would get the closed descriptor's number, and with it the
+    output of C code. If stderr is not a terminal, bars become lines (`core.progress`).
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
+            # open() takes the lowest free number, which is the closed one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     codecs.register_error(_UNPRINTED, _replaced)
     watched = sys.stderr is not None and on_terminal(sys.stderr)
     sys.stdout = _opened(1, sys.stdout, io.TextIOWrapper)
@@ -59,7 +61,7 @@ def open_streams() -> None:
 
 
 def lost_output() -> str | None:
-    """Return why data on stdout were lost, if somebody would have taken them."""
+    """Return the error that lost data for stdout; None: no loss, or the pipe's reader had ended."""
     sys.stdout.flush()
     raw = getattr(sys.stdout.buffer, "raw", None)
     lost = raw.lost if isinstance(raw, _Lenient) else None
@@ -77,7 +79,7 @@ def _opened(number: int, before: TextIO | None, kind: type[io.TextIOWrapper]) ->
 
 
 def _replaced(error: UnicodeError) -> tuple[str, int]:
-    """Write what an encoding lacks in ASCII, as JSON would; signs that tables use stay readable."""
+    """Replace characters that an encoding lacks: table signs by ASCII, others by JSON escapes."""
     assert isinstance(error, UnicodeEncodeError)
     text = error.object[error.start : error.end]
     return "".join(_PLAIN.get(c) or _escaped(c) for c in text), error.end

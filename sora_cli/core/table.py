@@ -1,11 +1,11 @@
-"""A table: columns that say how their values are shown, rows of raw values, and its forms.
+"""Tables: rows of raw values, columns that format them, and output in several formats.
 
 sizes = Table("sizes", ["size", Column("parameters", count), Column("drop", "+.4f")], rows)
 emit_table(sizes)
 
-People read the shown text: in a terminal, in Markdown, in LaTeX, and on HTML pages, whose templates
-ask for `shown`. Programs get the raw values: `records` for JSON, and CSV. Each form makes text that
-others wrote safe in its own way. Nothing heavy is imported at the top.
+People read formatted text: in a terminal, in Markdown, in LaTeX, and on HTML pages (whose templates
+call `shown`). Programs get raw values: `records` for JSON, and CSV. Each format escapes text from
+outside in its own way. Nothing slow is imported at the top.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LATEX = {
 
 
 class Cell(NamedTuple):
-    """A raw value whose text follows from more than itself, such as "0.88 ± 0.01"."""
+    """A raw value with its own text, for a text that needs other values, too ("0.88 ± 0.01")."""
 
     raw: Any
     shown: str
@@ -39,16 +39,16 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Column:
-    """A column.
+    """The title and format of a column.
 
     Attributes:
-        title: for people; in a terminal it may have several lines.
-        form: how a value is shown: a format specification such as ".4f", or a function.
+        title: heading for people; in a terminal it may have several lines.
+        form: a format specification such as ".4f", or a function from value to text.
         none: the text for None.
-        key: the column's name for programs.
-        about: what it holds, and in which unit the raw value is.
-        raw_only: left out where people read the table.
-        left: aligned left, as the first column always is; all others are aligned right.
+        key: the column's name in JSON and CSV.
+        about: description of the column, with the unit of the raw value.
+        raw_only: True: the column is in JSON and CSV only.
+        left: True: aligned left, as the first column always is. Other columns are aligned right.
     """
 
     title: str
@@ -73,10 +73,10 @@ class Table:
     """A table with a title.
 
     Args:
-        title: None: none. In a terminal it may have several lines.
-        columns: a text is the title of a column that shows its values as they are.
-        rows: a raw value, or a `Cell`, for each column.
-        footer: the last row, set apart, such as sums.
+        title: None: no title. In a terminal it may have several lines.
+        columns: a plain text stands for a column of that title without a format.
+        rows: each row has a raw value, or a `Cell`, for each column.
+        footer: a last row that is set apart, for example sums.
     """
 
     def __init__(
@@ -94,16 +94,16 @@ class Table:
 
     @property
     def shown_columns(self) -> tuple[Column, ...]:
-        """The columns that people read."""
+        """All columns without `raw_only`."""
         return tuple(column for column in self.columns if not column.raw_only)
 
     def shown(self, row: Sequence[Any]) -> list[str]:
-        """Return the text of a row in each of `shown_columns`."""
+        """Return the texts of a row, one for each of `shown_columns`."""
         pairs = zip(self.columns, row, strict=True)
         return [column.shown(value) for column, value in pairs if not column.raw_only]
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the raw values of each row by the columns' keys."""
+        """Return each row as a mapping from column keys to raw values."""
         return [
             {
                 column.key: value.raw if isinstance(value, Cell) else value
@@ -113,7 +113,7 @@ class Table:
         ]
 
     def without_empty(self) -> Table:
-        """Return the table without columns that show nothing in any row; the first one stays."""
+        """Return the table without columns that are empty in every row; the first column stays."""
         texts = [self.shown(row) for row in self.rows]
         used = [i for i in range(len(self.columns)) if i == 0 or any(row[i] for row in texts)]
         return Table(self.title, [self.columns[i] for i in used],
@@ -121,7 +121,7 @@ class Table:
 
 
 def emit_table(table: Table) -> None:
-    """Print a table on stdout; nothing in any text is markup."""
+    """Print a table on stdout; brackets in a text are not read as rich's markup."""
     if not is_main():
         return
     from rich import box
@@ -140,12 +140,12 @@ def emit_table(table: Table) -> None:
         drawn.add_row(*map(printable, table.shown(row)))
     plain = partial(Console, highlight=False, markup=False, emoji=False)
     needed = plain(width=10_000).measure(drawn).maximum
-    # never cut numbers off: a terminal that is too narrow wraps the lines
+    # rich would cut numbers off in a narrow terminal; at full width the terminal wraps the lines
     plain(width=max(plain().width, needed)).print(drawn, soft_wrap=True)
 
 
 def markdown(table: Table) -> str:
-    """Return a table in Markdown, its title in bold above it."""
+    """Return a table in Markdown, under its title in bold."""
     columns = table.shown_columns
     marks = ["---" if i == 0 or column.left else "---:" for i, column in enumerate(columns)]
     lines = [[escaped(column.title) for column in columns], marks]
@@ -155,7 +155,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(tables: Sequence[Table]) -> str:
-    """Return tables with the same columns as one in LaTeX, for the package booktabs."""
+    """Return tables with the same columns as a single LaTeX table (package booktabs)."""
     columns = tables[0].shown_columns
     marks = "".join("l" if i == 0 or c.left else "r" for i, c in enumerate(columns))
     lines = ["% \\usepackage{booktabs}", f"\\begin{{tabular}}{{{marks}}}", r"\toprule"]
@@ -173,12 +173,12 @@ def _latex_row(words: Iterable[str]) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Return text on one line as LaTeX that shows it as it stands."""
+    """Return text on one line, escaped for LaTeX."""
     return "".join(_LATEX.get(character, character) for character in printable(text))
 
 
 def csv_text(tables: Sequence[Table]) -> str:
-    """Return the raw values of tables with the same columns as CSV, under the columns' keys."""
+    """Return tables with the same columns as one CSV text of raw values; the heads are the keys."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([column.key for column in tables[0].columns])
@@ -194,7 +194,7 @@ def _csv_value(raw: Any) -> str:
 
 
 def finite(raw: Any) -> Any:
-    """Return a value for JSON, which has no NaN: null instead, also within a list."""
+    """Replace NaN and infinite numbers by None, also within a list, because JSON has neither."""
     if isinstance(raw, list):
         return [finite(value) for value in raw]
     return None if isinstance(raw, float) and not math.isfinite(raw) else raw

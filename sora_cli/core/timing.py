@@ -1,4 +1,4 @@
-"""Start and end of the process, and the imports in between that take seconds."""
+"""Start and end of the process, and fast imports of slow packages."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _state: dict[str, float] = {}
 
 
 def process_start() -> float:
-    """Return when this process was started, on the clock of `time.perf_counter`.
+    """Return the start time of this process on the clock of `time.perf_counter`, in seconds.
 
-    From the system where it tells (Linux, to 10 ms). Elsewhere the processor time spent so far
-    stands for the time: a little less, as it leaves out waiting for the disk.
+    Linux tells it to 10 ms. Elsewhere the processor time used so far stands for the age of the
+    process; it is a little too short, because waiting for the disk does not count.
     """
     now = time.perf_counter()
     try:
         fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        ticks = int(fields[19])  # starttime, since boot
+        ticks = int(fields[19])  # field 22 of proc(5)'s stat, starttime: clock ticks since boot
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError, ValueError, IndexError):
         age = time.process_time()
@@ -35,25 +35,21 @@ def process_start() -> float:
 
 
 def start_with_process() -> None:
-    """Let the command to come have begun when its process was started: it is the only one in it."""
+    """Count the process's start as the start of its command: the process runs only one."""
     _state["start"] = process_start()
 
 
 def command_start() -> float:
-    """Return when the command began, on the clock of `time.perf_counter`.
+    """Return the start time of the command on the clock of `time.perf_counter`, in seconds.
 
-    That is now, unless the process was started for it (`start_with_process`).
+    That is the current time unless `start_with_process` was called.
     """
     return _state.get("start", time.perf_counter())
 
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Say that torch and transformers are being imported, and make the imports of the block faster.
-
-    Raises:
-        SoraError: a package is older than the lower bound of its version.
-    """
+    """Check package versions, announce the import of torch, and import faster in the block."""
     from sora_cli.core.versions import check_versions
 
     check_versions()
@@ -64,11 +60,11 @@ def importing() -> Iterator[None]:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Let the garbage collector wait while the block imports large packages.
+    """Switch the garbage collector off while the block imports large packages.
 
-    Torch and transformers make a million objects and none of them is garbage, so that looking for
-    some takes a seventh of the time (benchmarks/startup.py). Where the block was the first to
-    import torch, they are not looked at later, either: a whole collection would take 0.7 s.
+    Torch and transformers create a million objects, and none of them is garbage: collections would
+    take a seventh of the import time (benchmarks/startup.py). If the block was the first to import
+    torch, these objects are also excluded from later collections, each of which would take 0.7 s.
     """
     first = "torch" not in sys.modules
     enabled = gc.isenabled()
@@ -76,18 +72,18 @@ def uncollected() -> Iterator[None]:
     try:
         yield
     finally:
-        if first:  # later there may be a model that is garbage by now
+        if first:  # a later freeze could keep a discarded model alive for ever
             gc.freeze()
         if enabled:
             gc.enable()
 
 
 def leave_with(command: Callable[[], int]) -> NoReturn:
-    """Call a command and end the process with its exit code, at once.
+    """Call a command, then end the process at once with its exit code.
 
-    Python would first free, one by one, the million objects that torch and transformers consist of,
-    which takes over a second. Threads are waited for and everything registered with `atexit` is
-    done as always: the last step, registered first, is only to go.
+    Python would first free the million objects of torch and transformers one by one, which takes
+    over a second. Threads and `atexit` functions still finish: `atexit` runs the function that was
+    registered first, which ends the process, last.
     """
     code = 1
 
@@ -101,6 +97,6 @@ def leave_with(command: Callable[[], int]) -> NoReturn:
         code = command()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except Interrupted as end:  # a second signal, while the first one was told
+    except Interrupted as end:  # a second signal during the message on the first
         code = end.exit_code
     sys.exit(code)

@@ -1,6 +1,6 @@
-"""The verbosity, by `--quiet` and `--verbose`, of the tool and of other libraries.
+"""Verbosity of the tool and of other libraries: `--quiet`, normal or `--verbose`.
 
-Nothing heavy is imported: libraries read their variables when they are imported themselves.
+Nothing slow is imported. Libraries read their environment variables when they are imported later.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from enum import Enum
 
 
 class Verbosity(Enum):
-    """The kinds: results and errors; also what is done (normal); also what libraries log."""
+    """Results and errors (quiet); also progress and notes (normal); also library logs (verbose)."""
 
     QUIET = "quiet"
     NORMAL = "normal"
@@ -37,27 +37,27 @@ _VARIABLES = {
     },
 }
 _NOISY = "bitsandbytes"
-"""It tells every importing program which kernel it lacks, and of casts at every step."""
+"""bitsandbytes logs a missing kernel at every import, and a cast at every step."""
 _state = {"chosen": Verbosity.NORMAL}
 
 
 def choose(verbosity: Verbosity) -> None:
-    """Take a verbosity for the command to come, and hand it on to other libraries."""
+    """Set the verbosity of this process, and pass it on to other libraries."""
     _state["chosen"] = verbosity
     os.environ.update(_VARIABLES[verbosity])
     if verbosity is Verbosity.QUIET:
         warnings.simplefilter("ignore")
-    told = verbosity is Verbosity.VERBOSE
-    logging.getLogger(_NOISY).setLevel(logging.NOTSET if told else logging.ERROR)
-    if told:
+    shows_logs = verbosity is Verbosity.VERBOSE
+    logging.getLogger(_NOISY).setLevel(logging.NOTSET if shows_logs else logging.ERROR)
+    if shows_logs:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
 
 
 def quiet() -> bool:
-    """Return whether only results and errors are shown."""
+    """Return True if only results and errors are shown."""
     return _state["chosen"] is Verbosity.QUIET
 
 
 def verbose() -> bool:
-    """Return whether what libraries log is shown, too."""
+    """Return True if the logs of libraries are shown."""
     return _state["chosen"] is Verbosity.VERBOSE

@@ -1,4 +1,4 @@
-"""Installed versions against the bounds in the package's metadata, which come from pyproject.toml.
+"""Comparison of installed versions with the bounds of pyproject.toml (the package's metadata).
 
 Versions are compared by their numbers alone: a vendor's "2.6.0a0+abc" counts as 2.6.0.
 """
@@ -18,11 +18,11 @@ from sora_cli.core.errors import SoraError, first_line
 
 DISTRIBUTION = "sora-cli"
 _Package = tuple[Requirement, str | None]
-"""A requirement, and the version that is installed; None where there is none."""
+"""A requirement and its installed version; None: not installed."""
 
 
 def requirements() -> list[Requirement]:
-    """Return what the installed package asks for; empty where it is not installed."""
+    """Return the requirements of the installed package; empty if it is not installed."""
     try:
         lines = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
@@ -31,20 +31,19 @@ def requirements() -> list[Requirement]:
 
 
 def too_old(requirement: Requirement, version: str) -> bool:
-    """Return whether a version is below a requirement's lower bound."""
+    """Return True for a version below a requirement's lower bound."""
     return any(_release(version) < at for at in _bounds(requirement, ">="))
 
 
 def too_new(requirement: Requirement, version: str) -> bool:
-    """Return whether a version is at a requirement's upper bound or above it."""
+    """Return True for a version that is equal to or above a requirement's upper bound."""
     return any(_release(version) >= at for at in _bounds(requirement, "<"))
 
 
 def check_versions() -> None:
-    """Check, before the packages are imported, that none is older than its lower bound.
+    """Raise `SoraError` if a required package is older than its lower bound.
 
-    Raises:
-        SoraError: names the version, the bound, and the command that installs a newer one.
+    Call it before the packages are imported. The error names the command that installs a newer one.
     """
     needed = [(r, _installed(r)) for r in requirements() if not _is_of_extra(r)]
     old = [(r, version) for r, version in needed if version is not None and too_old(r, version)]
@@ -52,11 +51,11 @@ def check_versions() -> None:
         raise _error(old)
 
 
-def blamed(error: BaseException) -> SoraError | None:
-    """Return the error to tell where a package's version explains an unexpected one; or None.
+def version_error(error: BaseException) -> SoraError | None:
+    """Return the error for an exception that a package's version explains; None if none does.
 
-    A version outside its bounds explains anything, an extra's if it was imported; an import that
-    fails inside another package is explained by that package's version, whatever it is.
+    A version outside its bounds explains any exception (a package of an extra: only if it was
+    imported). An import that fails inside another package is explained by that package's version.
     """
     known = requirements()
     wrong = list(_outside(known))
@@ -90,7 +89,7 @@ def _error(wrong: Sequence[_Package], because: BaseException | None = None) -> S
 
 
 def _broken_import(error: ImportError, known: list[Requirement]) -> SoraError | None:
-    """Return the error for a package that lacks a name or a part; None for this program itself."""
+    """Return the error for a package that lacks a name or a submodule; None for this package."""
     name = str(error.name).partition(".")[0]
     packages = metadata.packages_distributions().get(name, [])
     if not packages or DISTRIBUTION in packages:
@@ -107,7 +106,7 @@ def _broken_import(error: ImportError, known: list[Requirement]) -> SoraError | 
 
 
 def shown(requirement: Requirement) -> str:
-    """Return a requirement with its lower bound first, such as "transformers>=5.4,<6"."""
+    """Format a requirement with its lower bound first: "transformers>=5.4,<6"."""
     bounds = sorted(map(str, requirement.specifier), key=lambda part: not part.startswith(">"))
     return f"{requirement.name}{','.join(bounds)}"
 
@@ -128,7 +127,7 @@ def _bounds(requirement: Requirement, operator: str) -> list[Version]:
 
 
 def _release(version: str) -> Version:
-    """Return a version by its numbers alone: 2.6.0 for "2.6.0a0+abc"; 0 for none that is known."""
+    """Return the numbers of a version: 2.6.0 for "2.6.0a0+abc"; 0 for an invalid version."""
     try:
         return Version(Version(version).base_version)
     except InvalidVersion:

@@ -1,4 +1,4 @@
-"""Words for a person: what a configuration value may be, lists cut short, hints for lost files."""
+"""Texts for messages: types of options in words, shortened lists, hints for missing files."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _BOUNDS = (
     ("exclusiveMaximum", "below"),
 )
 
-_FILES = 8  # of a folder, named in a hint
+_FILES = 8  # names of files in a hint, at most
 _LARGE = 10**6
 _LARGE_BOUND = re.compile(r" and at most \d{7,}")
 
 
 def expected(model: type[BaseModel], field: str, *, value: Any = None) -> tuple[str, list[str]]:
-    """Return what a field takes, in words, and the choices, if only certain words are allowed.
+    """Return the type of a field in words, and its choices (empty if it has no fixed choices).
 
     Args:
-        value: what was given; bounds in the millions are worth a word only where it is as large.
+        value: the given value. Bounds in the millions are named only if the value is that large.
     """
     schema = model.model_json_schema()["properties"][field]
     words = _either(_options(schema))
@@ -38,14 +38,14 @@ def expected(model: type[BaseModel], field: str, *, value: Any = None) -> tuple[
 
 
 def first_few(names: Iterable[object], most: int = 3) -> str:
-    """Return the first names, and how many more there are: "a, b, c and 2 more"."""
+    """Join the first names, and count the rest: "a, b, c and 2 more"."""
     known = [str(name) for name in names]
     left = len(known) - most
     return ", ".join(known[:most]) + (f" and {left} more" if left > 0 else "")
 
 
 def listed(names: Iterable[str], most: int = 12) -> str:
-    """Return the first of names that others wrote, long ones cut, in quotes where spaces matter."""
+    """Join names from files: long names are cut, and names with outer spaces are quoted."""
     short = (name if len(name) <= 40 else f"{name[:37]}..." for name in names)
     return first_few((name if name == name.strip() else f"'{name}'" for name in short), most)
 
@@ -53,16 +53,17 @@ def listed(names: Iterable[str], most: int = 12) -> str:
 def near_files(
     path: Path, pattern: str = "*", *, wanted: Callable[[Path], object] = Path.exists
 ) -> str | None:
-    """Return a hint from the names beside a missing file; None where none could be meant.
+    """Return a hint that names the files beside a missing file; None if there are none.
 
     Args:
-        wanted: tells of a path whether it could be.
+        wanted: returns True for a path to consider.
     """
     folder = path if path.is_dir() else path.parent
     if not folder.is_dir():
         return f"there is no directory '{folder}'"
-    there = (entry.name for entry in folder.glob(pattern) if wanted(entry))
-    names = sorted(name for name in there if name != path.name)  # it may be a link to nothing
+    candidates = (entry.name for entry in folder.glob(pattern) if wanted(entry))
+    # the name itself is there if it is a dangling link
+    names = sorted(name for name in candidates if name != path.name)
     near = closest(path.name, names)
     if near is not None:
         return f"did you mean '{shown_path(folder / near)}'?"
@@ -70,13 +71,13 @@ def near_files(
 
 
 def shown_path(path: Path) -> str:
-    """Return a path as people type it: relative where it lies under the working directory."""
+    """Return a path as text: relative if it lies below the working directory."""
     absolute, here = path.absolute(), Path.cwd()
     return str(absolute.relative_to(here) if absolute.is_relative_to(here) else path)
 
 
 def shown_value(value: Any) -> str:
-    """Return a value as YAML writes it, cut to a readable length."""
+    """Return a value in YAML's notation, cut to 60 characters."""
     if isinstance(value, str):
         return f"'{value if len(value) <= 60 else value[:57] + '...'}'"
     text = json.dumps(value, ensure_ascii=False, default=str)
@@ -84,13 +85,13 @@ def shown_value(value: Any) -> str:
 
 
 def default_of(model: type[BaseModel], field: str) -> Any:
-    """Return a field's default; None for a required one."""
+    """Return a field's default; None for a required field."""
     info = model.model_fields[field]
     return None if info.is_required() else info.get_default(call_default_factory=True)
 
 
 def _options(schema: Mapping[str, Any]) -> list[str]:
-    """Return each thing that a schema allows, in words."""
+    """Return each alternative of a schema in words."""
     if "anyOf" in schema:
         return [words for option in schema["anyOf"] for words in _options(option)]
     return _choices(schema) or [_words(schema)]
@@ -137,7 +138,7 @@ def _bounds(schema: Mapping[str, Any]) -> str:
 
 
 def _number(bound: float) -> str:
-    """Write a bound; whole numbers in full, whatever their size."""
+    """Format a bound; whole numbers of any size are written in full."""
     return str(int(bound)) if bound == int(bound) else f"{bound:g}"
 
 

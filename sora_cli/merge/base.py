@@ -1,4 +1,4 @@
-"""The base model's directory: its configuration, its weight files, and what else goes along."""
+"""The base model's directory: its configuration, weight files, and other files to copy."""
 
 from __future__ import annotations
 
@@ -31,40 +31,41 @@ from sora_cli.model.loading import LOCAL_COPY, loading
 MODEL_CARD = "README.md"
 
 _OWN = (MODEL_CONFIG, MODEL_CARD, MERGE_RECORD, SORA_FILE, WEIGHTS_INDEX)
-"""Files that a merge writes anew, besides the weights."""
+"""Files besides the weights that a merge writes itself."""
 _WEIGHTS = (
     *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.pb", "*.msgpack", "*.ot"),
     *("*.onnx", "*.onnx_data", "*.tflite", "*.mlmodel", "*.mlpackage", "*.gguf", "*.ggml"),
 )
-"""Weights in other formats than safetensors, which are not downloaded."""
+"""Weights in formats other than safetensors; they are not downloaded."""
 _NEEDED = (
     *PROCESSOR_FILES,
     *("generation_config.json", "audio_tokenizer_config.json", "custom_generate"),
-    *("tokenizer.*.json", "*.tiktoken", "tekken.json"),  # other versions, and Mistral's own
+    *("tokenizer.*.json", "*.tiktoken", "tekken.json"),  # versioned tokenizers, and Mistral's
     *("modules.json", "config_sentence_transformers.json", "sentence_*_config.json"),
     *("licen[cs]e*", "notice*", "copying*", "use_policy*"),
 )
-"""Files and directories that transformers or sentence-transformers load with a model besides its
-configuration and weights, and those that its licence asks for; as patterns, in small letters."""
+"""Patterns, in lower case, of files and directories to copy: those that transformers or
+sentence-transformers load with a model, and its licence."""
 _CODE = "*.py"
 _CONFIGS = (MODEL_CONFIG, "tokenizer_config.json", "processor_config.json",
             "preprocessor_config.json")  # fmt: skip
-"""Those that may name code of the model's own, under `auto_map`."""
+"""Configuration files that may name the model's own Python code, under `auto_map`."""
 
 
 @dataclass(frozen=True)
 class BaseFolder:
-    """A checkpoint directory that can be added to.
+    """A base model's checkpoint directory.
 
     Attributes:
-        source: the reference it was found by, resolved.
-        origin: the directory or file that the fingerprint is taken of.
-        raw: `config.json` as it stands there.
-        weights: its safetensors files, in their order.
-        index: the index of the shards as it stands there; None for a single file.
-        others: files that go along as they are: tokenizer, generation config, chat template.
-        left: files and directories that no model needs, or weights in other formats.
-        unpacked: holds the directory, where a GGUF file was written out; else None.
+        source: the model's reference, resolved.
+        origin: the directory or file whose fingerprint identifies the base.
+        raw: the parsed `config.json`.
+        weights: the safetensors files, in their order.
+        index: the parsed index of the shards; None for a single file.
+        others: files to copy unchanged: tokenizer, generation config, chat template.
+        left_out: files and directories that are not copied: weights in other formats, and files
+            that no model needs.
+        unpacked: keeps the temporary directory of an unpacked GGUF file alive; None for others.
     """
 
     source: str
@@ -74,17 +75,17 @@ class BaseFolder:
     weights: tuple[Path, ...]
     index: dict[str, Any] | None
     others: tuple[Path, ...]
-    left: tuple[str, ...]
+    left_out: tuple[str, ...]
     unpacked: Unpacked | None = None
 
     @property
     def others_bytes(self) -> int:
-        """Bytes of the files that are copied."""
+        """Total size of the files to copy, in bytes."""
         return sum((self.folder / name).stat().st_size for name in self.others)
 
     @property
     def merged_names(self) -> tuple[str, ...]:
-        """Names in a merged model's directory, as patterns; directories as a whole."""
+        """Patterns of all names that a merge writes into its output directory."""
         others = {name.parts[0] for name in self.others}
         return (*_OWN, SAFE_WEIGHTS, *sorted(others))
 
@@ -92,46 +93,46 @@ class BaseFolder:
 def open_base(source: str, revision: str | None) -> BaseFolder:
     """Find the files of a resolved model reference.
 
-    Raises:
-        SoraError: no such model, or one whose weights cannot be added to.
+    Quantised models, and models that load an adapter of their own, are refused.
     """
     unpacked = unpack(source) if source.lower().endswith(".gguf") else None
     folder = _folder(source, revision) if unpacked is None else unpacked.folder
     if (folder / ADAPTER_CONFIG).is_file():
         raise SoraError(
-            f"{source} holds an adapter of its own, which transformers would load with it",
-            hint=f"merge that one first, or take its {ADAPTER_CONFIG} away",
+            f"{source} holds an adapter of its own, which transformers would load with the model",
+            hint=f"merge that adapter first, or remove {ADAPTER_CONFIG} from the directory",
         )
     raw = read_json(folder / MODEL_CONFIG)
     if not isinstance(raw, dict):
-        raise SoraError(f"{folder / MODEL_CONFIG} is not a configuration")
+        raise SoraError(f"{folder / MODEL_CONFIG} is not a configuration: no JSON object")
     if raw.get("quantization_config") is not None or raw.get("compression_config") is not None:
         raise SoraError(
             f"{source} is quantised: adding to its weights would lose the adapter",
             hint="merge into the unquantised model with --base",
         )
+    # from_pretrained() then loads the file named there instead of model.safetensors
     if raw.get("transformers_weights"):
         raise SoraError(
-            f"{source} names other weights than {MODEL_WEIGHTS} in its {MODEL_CONFIG}",
+            f"the {MODEL_CONFIG} of {source} names other weights than {MODEL_WEIGHTS}",
             where=f"transformers_weights: {str(raw['transformers_weights'])[:100]}",
-            hint="from_pretrained() and save_pretrained() make a plain checkpoint of it",
+            hint="load it with from_pretrained(), and write it anew with save_pretrained()",
         )
     weights = _weights(folder, source)
-    others, left = _others(folder, weights)
+    others, left_out = _others(folder, weights)
     origin = folder if unpacked is None else Path(source)
     index = _index(folder, weights)
-    return BaseFolder(source, origin, folder, raw, weights, index, others, left, unpacked)
+    return BaseFolder(source, origin, folder, raw, weights, index, others, left_out, unpacked)
 
 
 def decoded(raw: dict[str, Any]) -> dict[str, Any]:
-    """Copy a stored configuration; infinities, in JSON {"__float__": "Infinity"}, become numbers.
+    """Copy a stored configuration, with {"__float__": "Infinity"} turned into a number.
 
-    transformers' `from_pretrained` does the same, its `from_dict` does not.
+    transformers' `from_pretrained` decodes such numbers, but its `from_dict` does not.
     """
     tag = "__float__"
     text = json.dumps(raw)
     copied: dict[str, Any] = json.loads(
-        text, object_hook=lambda found: float(found[tag]) if found.keys() == {tag} else found
+        text, object_hook=lambda value: float(value[tag]) if value.keys() == {tag} else value
     )
     return copied
 
@@ -147,8 +148,8 @@ def _folder(source: str, revision: str | None) -> Path:
 
     quiet_hub()
     with loading(source, local_copy=LOCAL_COPY):
-        found = snapshot_download(source, revision=revision, ignore_patterns=list(_WEIGHTS))
-        return Path(found)
+        snapshot = snapshot_download(source, revision=revision, ignore_patterns=list(_WEIGHTS))
+        return Path(snapshot)
 
 
 def _weights(folder: Path, source: str) -> tuple[Path, ...]:
@@ -170,36 +171,36 @@ def _index(folder: Path, weights: tuple[Path, ...]) -> dict[str, Any] | None:
 
 
 def _others(folder: Path, weights: tuple[Path, ...]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """Return what is copied and what is not, relative to the directory."""
+    """Return the files to copy, and the names left out, relative to the directory."""
     written = {*_OWN, *(file.name for file in weights)}
     needed = [*_NEEDED, *_modules(folder), *([_CODE] if _names_code(folder) else [])]
     others: list[Path] = []
-    left: list[str] = []
+    left_out: list[str] = []
     for entry in sorted(folder.iterdir()):
         if entry.name in written or entry.name.startswith("."):
             continue
         if not any(fnmatchcase(entry.name.lower(), pattern) for pattern in needed):
-            left.append(f"{entry.name}/" if entry.is_dir() else entry.name)
+            left_out.append(f"{entry.name}/" if entry.is_dir() else entry.name)
         elif entry.is_dir():
             inside = (file for file in sorted(entry.rglob("*")) if file.is_file())
             others += [file.relative_to(folder) for file in inside]
         else:
             others.append(Path(entry.name))
-    return tuple(others), tuple(left)
+    return tuple(others), tuple(left_out)
 
 
 def _modules(folder: Path) -> list[str]:
-    """Return the directories that sentence-transformers loads with the model."""
-    found = _parsed(folder / "modules.json")
-    entries = found if isinstance(found, list) else []
+    """Return the directories listed in sentence-transformers' modules.json."""
+    listed = _parsed(folder / "modules.json")
+    entries = listed if isinstance(listed, list) else []
     paths = (str(entry.get("path") or "") for entry in entries if isinstance(entry, dict))
     return [escape(path.partition("/")[0].lower()) for path in paths]
 
 
 def _names_code(folder: Path) -> bool:
-    """Return whether the model has classes of its own, in Python files beside it."""
-    found = (_parsed(folder / name) for name in _CONFIGS)
-    return any(isinstance(config, dict) and "auto_map" in config for config in found)
+    """Return True if a configuration names Python code of the model's own (`auto_map`)."""
+    configs = (_parsed(folder / name) for name in _CONFIGS)
+    return any(isinstance(config, dict) and "auto_map" in config for config in configs)
 
 
 def _parsed(file: Path) -> Any:

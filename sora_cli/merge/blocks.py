@@ -1,9 +1,9 @@
-"""The sum W + dW, computed in blocks of a tensor's rows that are read, changed and written.
+"""The sum W + dW, computed in blocks of a tensor's rows.
 
-What the rounding of the sum leaves of the update is measured block by block, too.
+The share of the update that survives rounding is measured block by block, too.
 
-Blocks are small enough for a processor's cache, which makes them fast, and memory does not depend
-on how large a tensor is. Several threads can work on one tensor: each has buffers of its own.
+Blocks fit into a processor's cache, which makes them fast, and memory does not grow with the size
+of a tensor. Several threads can work on one tensor: each has its own buffers.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from methods.updates import Rescaled, Update
 from sora_cli.core.errors import SoraError
 from sora_cli.merge.incoming import Content
 from sora_cli.merge.plan import NARROW, Item
-from sora_cli.merge.rounding import Kept, Storing, inner, round_stochastically
+from sora_cli.merge.rounding import Overlap, Storing, inner, round_stochastically
 from sora_cli.model.tensors import dtype_name, torch_dtype
 
-_BLOCK = 2**18
-_ROWS = 8  # at least, for the product of a single row is rounded in another order
-_LARGEST_BLOCK = 2**24  # numbers, for rows that are very long
-_RANDOM = 16  # bytes for each number that is rounded at random
-_SMALL = 1e9  # a sum of squares below it: all numbers are finite, also in float16
+_BLOCK = 2**18  # numbers
+_ROWS = 8  # fewest rows in a block: the product of a single row is rounded in another order
+_LARGEST_BLOCK = 2**24  # numbers; bounds blocks of very long rows
+_RANDOM = 16  # bytes of temporaries for each number that is rounded stochastically
+_SMALL = 1e9  # below this sum of squares all numbers are below 65504, finite also in float16
 
 Range = tuple[int, int]
 Shape = tuple[int, ...]
-Made = tuple[memoryview, Kept | None]
-"""Bytes of a block, and what is left of the update in it; None where there is none to measure."""
+Block = tuple[memoryview, Overlap | None]
+"""Bytes of a block, and the measured part of the update in it; None: nothing was measured."""
 
 
 class Blocks:
-    """Makes blocks of these tensors, in any thread."""
+    """Computes blocks of planned tensors, in any thread."""
 
     def __init__(self, items: list[Item], storing: Storing) -> None:
         self._sizes = _sizes(items)
@@ -47,7 +47,7 @@ class Blocks:
 
     @staticmethod
     def memory(items: list[Item], threads: int, storing: Storing) -> int:
-        """Return the bytes that the buffers take, and the random numbers where there are any."""
+        """Return the bytes of all threads' buffers, with those for stochastic rounding."""
         random = _RANDOM * max((_numbers(item) for item in items), default=0)
         return threads * (
             sum(_sizes(items).values()) + (random if storing.rounding == "stochastic" else 0)
@@ -55,14 +55,14 @@ class Blocks:
 
     @staticmethod
     def ranges(item: Item) -> list[Range]:
-        """Return each block's rows (of what is added to) or numbers (of what is replaced)."""
+        """Return the blocks of a tensor as ranges: of rows to add to, or of numbers to replace."""
         if item.update is None:
             count = torch.Size(item.shape).numel()
             blocks = -(-count // _BLOCK)
         else:
             count = item.rows
             blocks = -(-count // _most_rows(item))
-        # none is much smaller than the others; an empty tensor has none
+        # blocks of nearly equal size; an empty tensor has no block
         edges = [k * count // max(blocks, 1) for k in range(blocks + 1)]
         return list(pairwise(edges))
 
@@ -74,23 +74,20 @@ class Blocks:
         *,
         content: Content,
         source: int | None,
-        measured: bool = False,
-    ) -> Made:
-        """Read rows of a weight, add the update's in float32 (float64 if W is), cast them once.
+        square_known: bool = False,
+    ) -> Block:
+        """Compute rows of W + dW in float32 (float64 if W is), rounded once to the item's dtype.
 
-        The product comes first, then the scaling, then the sum: as PEFT does it.
+        As in PEFT, the product comes first, then the scaling, then the sum.
 
         Args:
-            content: W: the base's, or what the adapter holds in its place.
-            source: descriptor of its file; None if it is in memory.
-            measured: the update's own square is known: see `Update.squared`.
+            content: W, from the base, or the adapter's own tensor in its place.
+            source: descriptor of W's file; None if W is in memory.
+            square_known: ||dW||^2 is known already (see `Update.squared`) and is not summed again.
 
         Returns:
-            The bytes to write, whose place this thread's next block takes, and what is left of the
-            update in them, without the update's own square where that is known.
-
-        Raises:
-            SoraError: the result is not finite, or the file got shorter meanwhile.
+            The bytes to write (valid until this thread's next block), and the part of the update
+            in them.
         """
         (start, stop), columns = rows, item.columns
         shape = (stop - start, columns)
@@ -100,19 +97,21 @@ class Blocks:
         delta = update.add(base, rows, memory, total, transposed=item.transposed)
         if total.dtype != _dtype(item):
             raw = self._store(item, total, start * columns)
-        change = torch.sub(total, base, out=base)
+        change = torch.sub(total, base, out=base)  # dW' = W' - W, after rounding
         along = inner(change.float(), delta)
         if not math.isfinite(along):
             _check(total, _dtype(item), item)
-        own = 0.0 if measured else inner(delta, delta)
-        return raw, Kept(own, along, self._square(item, change))
+        own = 0.0 if square_known else inner(delta, delta)
+        return raw, Overlap(own, along, self._square(item, change))
 
-    def whole(self, item: Item, update: Update, content: Content, source: int | None) -> Update:
-        """Return an update that has seen all of a weight, where it must before a row is changed.
+    def with_norms(
+        self, item: Item, update: Update, content: Content, source: int | None
+    ) -> Update:
+        """Give DoRA's update the norms of the whole weight, if it needs them before its first row.
 
-        Args: see `add`.
+        Args: see `add`. Other updates are returned unchanged.
         """
-        if not isinstance(update, Rescaled) or not update.unknown(transposed=item.transposed):
+        if not isinstance(update, Rescaled) or not update.needs_norms(transposed=item.transposed):
             return update
         squares = torch.zeros(item.columns, dtype=torch.float64)
         for rows in self.ranges(item):
@@ -126,15 +125,15 @@ class Blocks:
 
     def replace(
         self, item: Item, content: Content, numbers: Range, source: int | None, base: int | None
-    ) -> Made:
-        """Read some numbers that the adapter holds in full, and cast them to the item's dtype.
+    ) -> Block:
+        """Read numbers of a tensor stored in full, and cast them to the item's dtype.
 
         Args:
-            source: descriptor of the file with the content; None if that is in memory.
-            base: descriptor of the base's file, to measure what is left of the difference to what
-                the base has in this place; None: not measured.
+            source: descriptor of the content's file; None if the content is in memory.
+            base: descriptor of the base's file, to measure the change of the base's numbers; None:
+                not measured.
 
-        Returns, raises: see `add`.
+        Returns: see `add`.
         """
         dtype, (start, stop) = _dtype(item), numbers
         shape = (stop - start,)
@@ -162,10 +161,10 @@ class Blocks:
         delta = torch.sub(total, before, out=self._buffers.view("delta", torch.float32, shape)[1])
         raw = self._store(item, total, start)
         change = total.sub_(before)
-        return raw, Kept(inner(delta, delta), inner(change, delta), self._square(item, change))
+        return raw, Overlap(inner(delta, delta), inner(change, delta), self._square(item, change))
 
     def _convert(self, item: Item, part: Tensor) -> memoryview:
-        """Cast numbers of the base that the adapter does not touch."""
+        """Cast numbers of the base that the adapter does not change."""
         dtype = _dtype(item)
         raw, target = self._buffers.view("stored", dtype, tuple(part.shape))
         target.copy_(part)
@@ -179,7 +178,7 @@ class Blocks:
     def _base(
         self, item: Item, start: int, shape: Shape, content: Content, source: int | None
     ) -> Tensor:
-        """Read numbers to change, as float64 for a tensor of that, else as float32."""
+        """Read numbers of W, as float64 if W is stored and written as float64, else as float32."""
         known = content.dtype
         dtype = known if isinstance(known, torch.dtype) else torch_dtype(known)
         assert dtype is not None
@@ -194,7 +193,7 @@ class Blocks:
         return self._buffers.view("wide", torch.float32, shape)[1].copy_(base)
 
     def _store(self, item: Item, total: Tensor, start: int) -> memoryview:
-        """Round numbers to the item's dtype; `total` holds them in its own, then."""
+        """Round `total` to the item's dtype, in place too, and return the bytes to write."""
         dtype = _dtype(item)
         if self._storing.rounding == "stochastic" and item.dtype in NARROW:
             _check(total, dtype, item)
@@ -206,7 +205,10 @@ class Blocks:
         return raw
 
     def _square(self, item: Item, change: Tensor) -> float:
-        """Return <dW', dW'> where rounding adds noise: at random, or to the base's numbers, too."""
+        """Return <dW', dW'>, or 0 if rounding adds no noise worth measuring.
+
+        Noise comes from stochastic rounding, and from rounding W itself to a narrower dtype.
+        """
         other = item.source is not None and item.source.dtype != item.dtype
         other |= item.update is not None and item.head is not None
         noisy = item.dtype in NARROW and (other or self._storing.rounding == "stochastic")
@@ -214,7 +216,7 @@ class Blocks:
 
     @property
     def _buffers(self) -> _Buffers:
-        """Return this thread's buffers."""
+        """This thread's buffers."""
         buffers: _Buffers | None = getattr(self._own, "buffers", None)
         if buffers is None:
             buffers = self._own.buffers = _Buffers(self._sizes)
@@ -222,14 +224,14 @@ class Blocks:
 
 
 class _Buffers:
-    """Memory that is used again and again, and what it is looked at as."""
+    """One thread's reusable memory, viewed as tensors of any dtype and shape."""
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self._memory = {name: torch.empty(n, dtype=torch.uint8) for name, n in sizes.items()}
         self._views: dict[tuple[str, torch.dtype, Shape], tuple[memoryview, Tensor]] = {}
 
     def view(self, name: str, dtype: torch.dtype, shape: Shape) -> tuple[memoryview, Tensor]:
-        """Return the start of a buffer as bytes and as numbers; made once, as blocks are many."""
+        """Return the start of a buffer as bytes and as a tensor; cached for the next blocks."""
         key = (name, dtype, shape)
         if key not in self._views:
             used = self._memory[name][: torch.Size(shape).numel() * dtype.itemsize]
@@ -238,7 +240,7 @@ class _Buffers:
 
 
 def _sizes(items: list[Item]) -> dict[str, int]:
-    """Return the bytes of each buffer."""
+    """Return the size of each buffer in bytes: the largest that any item needs."""
     sizes = dict.fromkeys(("base", "wide", "delta", "total", "stored", "read"), 0)
     for item in items:
         known = None if item.source is None else torch_dtype(item.source.dtype)
@@ -256,13 +258,13 @@ def _sizes(items: list[Item]) -> dict[str, int]:
 
 
 def _most_rows(item: Item) -> int:
-    """Return the most rows of a weight that are in a block."""
+    """Return the largest number of a weight's rows in a block."""
     columns = item.columns
     return max(_BLOCK // columns, min(_ROWS, _LARGEST_BLOCK // columns), 1)
 
 
 def _numbers(item: Item) -> int:
-    """Return how many numbers the largest block of a tensor has."""
+    """Return the size of a tensor's largest block, in numbers."""
     numbers = torch.Size(item.shape).numel()
     most = _BLOCK if item.update is None else _most_rows(item) * item.columns
     return min(most, numbers)
@@ -274,10 +276,12 @@ def _read(source: int, raw: Any, offset: int, item: Item) -> None:
 
 
 def _check(work: Tensor, dtype: torch.dtype, item: Item) -> None:
-    """Refuse numbers that are not finite once they are cast: the extremes tell, NaN included."""
+    """Refuse numbers that are not finite after the cast."""
     flat = work.reshape(-1)
+    # a dot product is faster than the extremes, and NaN fails the comparison
     if work.dtype == torch.float32 and float(torch.dot(flat, flat)) < _SMALL:
         return
+    # the extremes are enough: aminmax returns NaN if there is one
     low, high = (extreme.to(dtype) for extreme in torch.aminmax(work))
     if not bool(low.isfinite() & high.isfinite()):
         if item.head is not None and not all(x.isfinite() for x in torch.aminmax(work)):
@@ -288,5 +292,5 @@ def _check(work: Tensor, dtype: torch.dtype, item: Item) -> None:
 
 def _dtype(item: Item) -> torch.dtype:
     dtype = torch_dtype(item.dtype)
-    assert dtype is not None  # the plan is made of no other
+    assert dtype is not None  # a plan holds no tensors in unknown dtypes
     return dtype

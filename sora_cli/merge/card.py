@@ -1,4 +1,4 @@
-"""The files beside the merged weights: the configuration, a record of the rounding, a card."""
+"""The files beside the merged weights: configuration, record of the rounding, model card."""
 
 from __future__ import annotations
 
@@ -19,38 +19,39 @@ from sora_cli.model.files import MODEL_CONFIG, is_there
 from sora_cli.model.references import is_hub_id
 
 MERGED_KEY = "sora_merged"
-"""Key in config.json: {"adapter": digest, "method": name or null, "share": of the update that the
-stored weights hold, "noise": relative to it} of each, in the order of merging.
+"""Key in config.json. Its value is a list with one entry for each merged adapter, in the order of
+merging: {"adapter": digest, "method": name or null, "share": share of the update in the stored
+weights, "noise": relative to the update}.
 """
 
 _SUBCONFIGS = ("text_config", "decoder")
 
 
-def folded_into(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what was merged into a model before, by its configuration."""
+def merged_before(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the entries of adapters merged into a model before, from its configuration."""
     entries = raw.get(MERGED_KEY)
     return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
 
 
-def check_not_folded(folded: list[dict[str, Any]], source: str) -> None:
-    """Refuse the last of these adapters if the model holds it already: dW would count twice."""
-    *before, new = folded
+def check_not_merged(adapters: list[dict[str, Any]], source: str) -> None:
+    """Refuse the last adapter of the list if an earlier entry is the same: dW would count twice."""
+    *before, new = adapters
     if any(entry.get("adapter") == new["adapter"] for entry in before):
         raise SoraError(
-            f"this adapter is already folded into {source}: it would count twice",
+            f"this adapter is already merged into {source}: it would count twice",
             where=f"{MODEL_CONFIG} there lists it under {MERGED_KEY}",
             hint="give the original base model with --base",
         )
 
 
-def recorded(config: Mapping[str, Any], survival: Survival) -> dict[str, Any]:
-    """Return the configuration, with what is left of the last of the adapters folded in."""
+def with_survival(config: Mapping[str, Any], survival: Survival) -> dict[str, Any]:
+    """Add the measured share to the last adapter's entry in the configuration."""
     *before, last = config[MERGED_KEY]
     return {**config, MERGED_KEY: [*before, {**last, **survival.record()}]}
 
 
 def merge_record(survival: Survival, dtype: str, storing: Storing) -> dict[str, Any]:
-    """Return what `MERGE_RECORD` holds: how it was rounded, and the shares in all and by module."""
+    """Return the content of `MERGE_RECORD`: the rounding, the total share, and each module's."""
     rounding: dict[str, Any] = {"dtype": dtype, "rounding": storing.rounding}
     if storing.rounding == "stochastic":
         rounding["seed"] = storing.seed
@@ -61,8 +62,8 @@ def merged_config(raw: Mapping[str, Any], outline: Adapter, known: Any) -> dict[
     """Return the base's `config.json` with the adapter's labels.
 
     Args:
-        raw: as it stands there.
-        known: the configuration that transformers reads from it.
+        raw: the parsed `config.json`.
+        known: transformers' configuration object, read from the same file.
     """
     config = copy.deepcopy(dict(raw))
     labels = outline.meta.labels
@@ -76,6 +77,7 @@ def merged_config(raw: Mapping[str, Any], outline: Adapter, known: Any) -> dict[
     if names != known.id2label:
         config["id2label"] = {str(i): name for i, name in names.items()}
         config["label2id"] = {name: i for i, name in names.items()}
+        # older files also hold the number, which id2label now decides
         config.pop("num_labels", None)
         config.pop("_num_labels", None)
     if outline.meta.problem_type:
@@ -84,7 +86,7 @@ def merged_config(raw: Mapping[str, Any], outline: Adapter, known: Any) -> dict[
 
 
 def untied_config(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return it with `tie_word_embeddings` false, also in a part that has its own."""
+    """Return a configuration with `tie_word_embeddings` false, also in its sub-configurations."""
     config = copy.deepcopy(dict(raw))
     config["tie_word_embeddings"] = False
     for name in _SUBCONFIGS:
@@ -94,11 +96,11 @@ def untied_config(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_in(dtype: str, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration, and its parts, with this dtype, which `from_pretrained` loads."""
+    """Set the dtype that `from_pretrained` loads, in a configuration and its parts."""
     changed = {
         key: config_in(dtype, value) if isinstance(value, dict) and "dtype" in value else value
         for key, value in raw.items()
-        if key != "torch_dtype"  # its older name
+        if key != "torch_dtype"  # the older name of "dtype"
     }
     return {**changed, "dtype": dtype}
 
@@ -106,10 +108,10 @@ def config_in(dtype: str, raw: Mapping[str, Any]) -> dict[str, Any]:
 def model_card(
     outline: Adapter, plan: Plan, *, base: str, class_name: str, dtype: str, survival: Survival
 ) -> str:
-    """Return README.md: what was merged into what, and how to load it.
+    """Return the merged model's README.md: base, adapter, measured share, code to load it.
 
     Args:
-        base: the model that was merged into, as the user or the adapter calls it.
+        base: the base model's name, as given by the user or the adapter.
     """
     method = outline.meta.method or "LoRA, trained by another tool"
     ranks = (outline.meta.ranks.get(path, f.rank) for path, f in outline.layers.items())
@@ -118,10 +120,10 @@ def model_card(
         *_front_matter(base),
         "# Merged model",
         "",
-        f"A low-rank adapter folded into its base model by sora {__version__}: `W + B A` for each "
-        "adapted layer, added in float32 and cast once. No adapter is needed beside it.",
+        f"A low-rank adapter merged into its base model by sora {__version__}: `W + B A` for each "
+        "adapted layer, added in float32 and rounded once. Load it without the adapter.",
         "",
-        f"- base model: {code(_shown(base))}"
+        f"- base model: {code(_public_name(base))}"
         + (f" @ {code(outline.base.revision)}" if outline.base.revision else ""),
         f"- class: `{class_name}`, {dtype}",
         f"- {escaped(shown_survival(survival, dtype))}",
@@ -132,24 +134,24 @@ def model_card(
         lines.append(f"- trained in full: {', '.join(map(code, outline.head_modules))}")
     if outline.base_weights:
         weights = ", ".join(map(code, outline.base_weights))
-        lines.append(f"- in the place of the base's own, as the adapter holds them: {weights}")
+        lines.append(f"- base weights replaced by the adapter's: {weights}")
     if outline.meta.task:
         lines.append(f"- task: {escaped(outline.meta.task)}")
     if outline.meta.labels:
         lines.append(f"- labels: {', '.join(map(escaped, outline.meta.labels))}")
     lines += [f"- then {shown_step(entry)}" for entry in outline.meta.lineage]
     if plan.left_out:
-        lines.append(f"- left out: {len(plan.left_out)} tensors of the base that it does not use")
+        lines.append(f"- left out: {len(plan.left_out)} tensors of the base, unused by this class")
     return "\n".join([*lines, "", "```python", *_code(class_name), "```", ""])
 
 
-def _shown(base: str) -> str:
-    """Return a model's name without a path of this machine."""
+def _public_name(base: str) -> str:
+    """Return a model's name; of a local path only the last part."""
     return base if "://" in base or _on_hub(base) else Path(base).name
 
 
 def _on_hub(base: str) -> bool:
-    """Tell whether this is OWNER/NAME on the Hub, and no directory that is called so."""
+    """Return True for OWNER/NAME on the Hub, unless a local directory has that name."""
     return "/" in base and is_hub_id(base) and not is_there(base)
 
 

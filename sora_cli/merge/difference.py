@@ -1,8 +1,7 @@
-"""The difference of a fine-tuned model and its base, by the parts of the model.
+"""The difference between a fine-tuned model and its base, parameter by parameter.
 
-Each parameter is looked at once, whatever names it has: tied weights are one. Which of a
-checkpoint's tensors it is, is asked of transformers (`names`). Only headers are kept; where bytes
-are compared, a few megabytes are in memory.
+Tied weights are one parameter and are compared once. `names` finds each parameter's tensor in the
+checkpoint. Only file headers are kept in memory; comparing bytes takes a few megabytes.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _NUMBER = re.compile(r"\d+")
 
 @dataclass(frozen=True)
 class Change:
-    """A parameter's tensors in the two checkpoints; `base` is None where only the model has it."""
+    """A parameter's tensors in the two checkpoints; `base` is None if only the model has one."""
 
     model: StoredTensor
     base: StoredTensor | None
@@ -39,17 +38,16 @@ class Change:
 
 @dataclass(frozen=True)
 class Difference:
-    """All that a fine-tuned model has other than its base.
+    """All changes of a fine-tuned model against its base.
 
     Attributes:
-        layers: module path -> the weight of a linear layer, which low-rank factors can stand for.
-        transposed: the layers whose weight is stored (in, out), as GPT-2's Conv1D has it.
-        full: paths of modules to be stored in full, because something else in them has changed.
-        head: parameter name -> its tensor, of all that is in those modules.
-        biases: parameter name -> a bias that has changed, of a linear layer that is not stored in
-            full.
-        notes: what a person should know.
-        left: what is left out on purpose.
+        layers: module path -> changed weight of a linear layer, to be replaced by factors.
+        transposed: paths of layers whose weight is stored (in, out), such as GPT-2's Conv1D.
+        full: paths of modules to store in full, because other parameters in them have changed.
+        head: parameter name -> tensor, for all parameters of the modules in `full`.
+        biases: parameter name -> changed bias of a linear layer that is not in `full`.
+        notes: remarks for the user.
+        left_out: changes left out on purpose.
     """
 
     layers: dict[str, Change]
@@ -58,11 +56,11 @@ class Difference:
     head: dict[str, Change]
     biases: dict[str, Change]
     notes: tuple[str, ...]
-    left: dict[str, Change] = field(default_factory=dict)
+    left_out: dict[str, Change] = field(default_factory=dict)
 
     def without_biases(self) -> Difference:
-        """Return the same with the biases left out."""
-        return replace(self, biases={}, left=self.biases)
+        """Return a copy that leaves the biases out."""
+        return replace(self, biases={}, left_out=self.biases)
 
 
 def find_difference(
@@ -75,17 +73,14 @@ def find_difference(
 
     Args:
         runtime: the fine-tuned model's class.
-        model: its tensors by their names in the checkpoint.
-        base: likewise.
-        task_type: PEFT's; it decides what PEFT stores in full whatever it is told.
-
-    Raises:
-        SoraError: other shapes, other layers, or a change that cannot be told apart.
+        model: the fine-tuned model's tensors, by their names in the checkpoint.
+        base: the base's tensors, by their names in the checkpoint.
+        task_type: PEFT's name of the task; for some tasks PEFT always stores the head in full.
     """
     sides = _Side("the model", runtime, model), _Side("the base", runtime, base)
     _check_alike(*sides)
     _check_converted(*sides)
-    sorted_out = _Sorting(runtime, PeftConfig(peft_type="LORA", task_type=task_type))
+    sorted_out = _Sorter(runtime, PeftConfig(peft_type="LORA", task_type=task_type))
     for names in _groups(runtime):
         change = _changed(names, *sides, runtime)
         if change is not None:
@@ -95,7 +90,7 @@ def find_difference(
 
 @dataclass
 class _Side:
-    """One checkpoint, its tensors by the parameter that they become."""
+    """One checkpoint, with its tensors by parameter name in `places`."""
 
     called: str
     runtime: Runtime
@@ -116,30 +111,30 @@ class _Side:
             self.places[target] = tensor
 
     def find(self, names: Iterable[str]) -> StoredTensor | None:
-        """Return the tensor of a parameter with these names.
+        """Return the tensor of a parameter, given all its tied names; None if it is not stored.
 
-        Raises:
-            SoraError: several of them are stored, with different numbers: they are not tied.
+        Tied names stored with different numbers are an error.
         """
-        found = {name: self.places[name] for name in names if name in self.places}
-        first = next(iter(found.values()), None)
-        for name, other in found.items():
+        tensors = {name: self.places[name] for name in names if name in self.places}
+        first = next(iter(tensors.values()), None)
+        for name, other in tensors.items():
             if first is not None and not same_content(first, other):
                 raise SoraError(
-                    f"{self.called} holds '{name}' apart from the weight that its configuration "
-                    "ties it to",
-                    hint="set tie_word_embeddings to false in config.json, if that is meant",
+                    f"{self.called} holds other numbers in '{name}' than in the weight that its "
+                    "configuration ties it to",
+                    hint="if they are meant to differ: set tie_word_embeddings to false in "
+                    "config.json",
                 )
         return first
 
     @property
     def unknown(self) -> list[str]:
-        """Names of tensors that the model's class has no use for."""
+        """Names of tensors that the model's class does not use."""
         return [name for name, arrival in self.arrivals.items() if not arrival.known]
 
 
 def _groups(runtime: Runtime) -> list[tuple[str, ...]]:
-    """Return the names of all parameters and buffers, tied ones together."""
+    """Return the names of all parameters and buffers; tied names form one group."""
     groups: dict[str, tuple[str, ...]] = {}
     seen: set[str] = set()
     for name in runtime.state:
@@ -150,19 +145,19 @@ def _groups(runtime: Runtime) -> list[tuple[str, ...]]:
 
 
 def _changed(names: tuple[str, ...], model: _Side, base: _Side, runtime: Runtime) -> Change | None:
-    """Return what differs; None: nothing, or it is not stored and need not be."""
+    """Return a parameter's change; None: no difference, or an optional parameter not stored."""
     new, old = model.find(names), base.find(names)
     if new is None:
         missing = not any(runtime.may_be_missing(name) for name in names)
         if missing and not _is_converted(names, model) and _is_parameter(names[0], runtime):
-            raise SoraError(f"the model's files hold no '{names[0]}': is it complete?")
+            raise SoraError(f"the model's files lack '{names[0]}': are they complete?")
         return None
     if old is None:
         return Change(new, None)
     if new.shape != old.shape:
         raise SoraError(
             f"'{names[0]}' is {new.shape} in the model and {old.shape} in the base",
-            hint="an adapter changes no shapes: resize the base's embeddings first, for one"
+            hint="an adapter cannot change shapes: resize the base's embeddings first"
             if "emb" in names[0] or len(names) > 1
             else "is it the right base?",
         )
@@ -170,7 +165,7 @@ def _changed(names: tuple[str, ...], model: _Side, base: _Side, runtime: Runtime
 
 
 def _same(new: StoredTensor, old: StoredTensor) -> bool:
-    """Return whether two tensors hold the same numbers, whatever they are stored as."""
+    """Return True if two tensors hold the same numbers, even in different dtypes."""
     if new.dtype == old.dtype:
         return same_content(new, old)
     return torch.equal(read_tensor(new).double(), read_tensor(old).double())
@@ -186,11 +181,12 @@ def _is_parameter(name: str, runtime: Runtime) -> bool:
 
 
 def _check_alike(model: _Side, base: _Side) -> None:
-    """Refuse a base with more layers or fewer: their names differ by a number only."""
+    """Refuse a base with another number of layers, and a base of another model."""
     if not model.places.keys() & base.places.keys():
         raise SoraError("the model and the base have no parameter in common",
                         hint="is it the right base?")  # fmt: skip
     for one, other in ((model, base), (base, model)):
+        # a layer that only one side has: its name, numbers aside, is known to the other side
         known = {_NUMBER.sub("*", name) for name in other.places}
         for name, arrival in one.arrivals.items():
             target = arrival.names[0]
@@ -199,42 +195,42 @@ def _check_alike(model: _Side, base: _Side) -> None:
                 repeated = pattern in known and arrival.plain and not other.runtime.shared(target)
                 if repeated:
                     raise SoraError(f"{one.called} has a '{name}', and {other.called} has none: "
-                                    "another number of layers",
+                                    "they have different numbers of layers",
                                     hint="is it the right base?")  # fmt: skip
 
 
 def _check_converted(model: _Side, base: _Side) -> None:
-    """Refuse changes of what transformers cuts up or puts together when it loads a model."""
+    """Refuse changes of tensors that transformers splits or joins when it loads a model."""
     for name, arrival in model.arrivals.items():
         if arrival.plain:
             continue
         other = base.stored.get(name)
         if other is None or not same_content(model.stored[name], other):
             raise SoraError(
-                f"'{name}' has changed, and transformers stores it in another form than the model "
-                "has it in, as it does with fused experts",
-                hint="such changes cannot be written as an adapter's",
+                f"'{name}' has changed, and transformers splits or joins it when it loads the "
+                "model (fused experts, for example)",
+                hint="such a change cannot be written as an adapter",
             )
 
 
 def _notes(model: _Side, base: _Side) -> tuple[str, ...]:
     notes = []
     if model.unknown:
-        notes.append(f"the model's class has no use for {first_few(model.unknown)} of its files")
+        notes.append(f"the model's class does not use {first_few(model.unknown)} in its files")
     only = [name for name in base.unknown if name not in model.unknown]
     if only:
-        notes.append(f"the base also holds {first_few(only)}, which the model has not")
+        notes.append(f"the base also holds {first_few(only)}, which the model lacks")
     dtypes = [{t.dtype for t in side.places.values()} for side in (model, base)]
     if dtypes[0] != dtypes[1]:
         notes.append(
             f"the model is stored in {', '.join(sorted(dtypes[0]))}, the base in "
-            f"{', '.join(sorted(dtypes[1]))}: the rounding is a part of the difference"
+            f"{', '.join(sorted(dtypes[1]))}: the difference includes rounding"
         )
     return tuple(notes)
 
 
-class _Sorting:
-    """Decides of each change whether factors can stand for it, or its module is stored in full."""
+class _Sorter:
+    """Sorts changes: weights for factors, biases, and modules to store in full."""
 
     def __init__(self, runtime: Runtime, config: PeftConfig) -> None:
         self._runtime, self._config = runtime, config
@@ -244,27 +240,32 @@ class _Sorting:
         self._full: set[str] = set()
 
     def take(self, names: tuple[str, ...], change: Change) -> None:
-        """Note one parameter's change, under all its names."""
+        """Sort one parameter's change, given all its tied names."""
         owner, _, last = names[0].rpartition(".")
+        # factors of one layer cannot stand for a tied weight, which belongs to several
         linear = len(names) == 1 and owner in self._modules and change.base is not None
-        if linear and linear_shape(self._modules[owner]) is not None and not self._added(names[0]):
+        if (
+            linear
+            and linear_shape(self._modules[owner]) is not None
+            and not self._always_in_full(names[0])
+        ):
             (self._layers if last == "weight" else self._biases)[owner] = change
             return
         self._full.update(name.rpartition(".")[0] for name in names)
 
-    def _added(self, name: str) -> bool:
-        """Return whether PEFT stores this in full whatever it is told, for this kind of task."""
+    def _always_in_full(self, name: str) -> bool:
+        """Return True if PEFT always stores this parameter in full, for this task type."""
         return self._config.head_module(name) is not None
 
     def result(self, model: _Side, base: _Side, notes: tuple[str, ...]) -> Difference:
-        """Return the difference, with nothing in two places."""
+        """Return the difference, with each change in one place only."""
         kind = str(getattr(self._runtime.model.config, "model_type", ""))
         refused = refused_today(kind, self._layers)
         self._full |= refused.keys()
-        self._close()
+        self._extend_like_peft()
         if "" in self._full:
-            raise SoraError("parameters of the model itself, of none of its modules, have changed",
-                            hint="PEFT can store modules only")  # fmt: skip
+            raise SoraError("parameters have changed that belong to the model, not to a module",
+                            hint="such a change cannot be written as an adapter")  # fmt: skip
         layers = {p: c for p, c in self._layers.items() if not _below(p, self._full)}
         biases = {p: c for p, c in self._biases.items() if not _below(p, self._full)}
         return Difference(
@@ -279,11 +280,13 @@ class _Sorting:
             ),
         )
 
-    def _close(self) -> None:
-        """Add what PEFT would store with it: modules of like names, and weights that are tied."""
+    def _extend_like_peft(self) -> None:
+        """Extend the modules stored in full as PEFT does: by name endings and tied weights."""
+        # until nothing is added: a module added by its name may be tied to another module
         before: set[str] = set()
         while before != self._full:
             before = set(self._full)
+            # PEFT's modules_to_save match by the end of a path, so each entry may match more
             entries = tuple(self._full)
             self._full |= {
                 path
@@ -303,14 +306,14 @@ class _Sorting:
                 names = (name, *self._runtime.shared(name))
                 stored = model.find(names)
                 if stored is None:
-                    raise SoraError(f"'{name}' is to be stored in full, and the model's files do "
-                                    "not hold it as it is")  # fmt: skip
+                    raise SoraError(f"'{name}' has to be stored in full, but the model's files "
+                                    "hold it split or joined")  # fmt: skip
                 head[name] = Change(stored, base.find(names))
         return head
 
 
 def _below(path: str, modules: set[str]) -> bool:
-    """Return whether a module or parameter is one of these modules or inside one."""
+    """Return True if a path is one of these modules, or lies inside one of them."""
     parts = path.split(".")
     return any(".".join(parts[:end]) in modules for end in range(1, len(parts) + 1))
 
@@ -320,7 +323,7 @@ def _is_transposed(module: Any) -> bool:
 
 
 def squared_norm(change: Change) -> float:
-    """Return the squared Frobenius norm of a change; 0 where the base has nothing."""
+    """Return the squared Frobenius norm of a change; 0 if the base has no such tensor."""
     if change.base is None:
         return 0.0
     pairs = zip(_rows(read_tensor(change.model)), _rows(read_tensor(change.base)), strict=True)

@@ -1,8 +1,8 @@
-"""Takes a full fine-tuning's difference to its base out again, as a plain LoRA adapter.
+"""Extracts the difference between a fine-tuned model and its base as a plain LoRA adapter.
 
-The reverse of a merge, from file to file: of each model one tensor is in memory at a time. Linear
-layers that changed get factors (`adapter.dense`), the most of them where the difference is; what
-else changed is stored in full. The error is measured on what was written, read back.
+This reverses a merge, from file to file: one tensor of each model is in memory at a time. Changed
+linear layers get low-rank factors (`adapter.dense`), with more rank for larger differences. Other
+changes are stored in full. The error is measured on the written files, read back.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from methods.keep import Keep
 from sora_cli.adapter.classes import names_classes, task_type_of
 from sora_cli.adapter.companions import copy_processor
-from sora_cli.adapter.dense import Told, cut_dense, measure
+from sora_cli.adapter.dense import Progress, cut_dense, measure
 from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_sora_file, write_sora_file
 from sora_cli.adapter.pruning import Layers, Loss
@@ -46,23 +46,23 @@ _NOT_OF_THE_MODEL = {
     "label2id", "num_labels", "problem_type", "sora_merged", "torch_dtype", "transformers_version",
     "use_cache",
 }  # fmt: skip
-"""Keys of config.json that change nothing an adapter could not carry."""
+"""Keys of config.json that may differ: they do not change the outputs, or an adapter holds them."""
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """The result.
+    """The result of an extraction.
 
     Attributes:
-        losses: module path -> what the factors miss of the layer's difference.
-        error: relative Frobenius error of the whole difference, what is stored in full and what
-            was left out counted, too.
+        losses: module path -> part of the layer's difference that the factors miss.
+        error: relative Frobenius error of the whole difference, including modules stored in full
+            and biases left out.
         parameters: numbers in the factors.
-        full: modules that are stored in full.
-        full_parameters: numbers in them.
-        biases: names of those of linear layers that are stored as they are.
-        left: names of those that were left out.
-        notes: what a person should know.
+        full: paths of the modules stored in full.
+        full_parameters: numbers in these modules.
+        biases: names of the linear layers' biases stored in full.
+        left: names of the biases left out.
+        notes: remarks for the user.
     """
 
     losses: dict[str, Loss]
@@ -82,43 +82,38 @@ class Extracted:
 
 @dataclass(frozen=True)
 class Extraction:
-    """A difference that can be written: names and shapes are checked, no factors are made."""
+    """A checked difference between two models, before factors are computed."""
 
     model: BaseFolder
     difference: Difference
     outline: Adapter
     reference: str
 
-    def cut(self, output: Path, keep: Keep, told: Told) -> AbstractContextManager[Layers]:
-        """Give the factors that a rule leaves, beside the output until the block ends.
+    def cut(self, output: Path, keep: Keep, progress: Progress) -> AbstractContextManager[Layers]:
+        """Compute the factors that a rule keeps, in files beside the output until the block ends.
 
         Args:
-            told: is told of each module that has been decomposed.
-
-        Raises:
-            SoraError: numbers that are not finite, or the rule leaves nothing.
+            progress: called with the path of each decomposed module.
         """
-        return cut_dense(list(self.difference.layers), self._update, keep, output, told)
+        return cut_dense(list(self.difference.layers), self._update, keep, output, progress)
 
     def adapter(self, layers: Layers) -> Adapter:
-        """Return the adapter with these factors."""
+        """Return an adapter with these factors."""
         return dataclasses.replace(self.outline, layers=layers)
 
     def write(
         self, output: Path, layers: Layers, entry: Mapping[str, Any], *, dtype: str, force: bool
     ) -> Extracted:
-        """Write the adapter, atomically, and measure it.
+        """Write the adapter atomically, read it back, and measure its error.
 
         Args:
-            entry: what the lineage says of how its size was chosen.
-
-        Raises:
-            SoraError: it cannot be written or read back.
+            entry: lineage entry that describes the choice of the size.
         """
         paths = list(self.difference.layers)
         measured: dict[str, Any] = {}
-        rest = self._rest()
+        rest = self._other_norms()
 
+        # runs before the directory gets its final name: a failure leaves no adapter behind
         def beside(folder: Path) -> None:
             with open_adapter(folder) as back:
                 losses = measure(back.layers, paths, self._update)
@@ -134,34 +129,35 @@ class Extraction:
             full=self.difference.full,
             full_parameters=sum(math.prod(c.model.shape) for c in self.difference.head.values()),
             biases=tuple(self.difference.biases),
-            left=tuple(self.difference.left),
+            left=tuple(self.difference.left_out),
             notes=self.difference.notes,
         )
 
     def _update(self, path: str) -> Tensor:
-        """Return a layer's difference, (out, in), float32."""
+        """Return the difference of a layer's weights, (out, in), float32."""
         change = self.difference.layers[path]
         assert change.base is not None
         new, old = read_tensor(change.model), read_tensor(change.base)
+        # float32 would round the weights before the subtraction, and could lose the difference
         if torch.float64 in (new.dtype, old.dtype):
             update = (new.double() - old.double()).float()
         else:
             update = new.float().sub_(old.float())
         return update.T.contiguous() if path in self.difference.transposed else update
 
-    def _rest(self) -> tuple[float, float]:
-        """Return the squared norms of what is stored in full, and of what is left out."""
-        found: list[float] = []
+    def _other_norms(self) -> tuple[float, float]:
+        """Return the squared norms of the changes stored in full, and of those left out."""
+        norms: list[float] = []
         seen: set[str] = set()
         kept = {**self.difference.head, **self.difference.biases}
-        for changes in (kept, self.difference.left):
+        for changes in (kept, self.difference.left_out):
             new = [c for c in changes.values() if c.model.name not in seen]  # tied ones count once
             seen.update(change.model.name for change in new)
-            found.append(math.fsum(squared_norm(change) for change in new))
-        return found[0], found[1]
+            norms.append(math.fsum(squared_norm(change) for change in new))
+        return norms[0], norms[1]
 
     def _record(self, folder: Path, how: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
-        """Write into the metadata what was done, and how well."""
+        """Add this extraction and its error to the lineage in the metadata file."""
         meta, base = read_sora_file(folder / SORA_FILE)
         assert base is not None  # it has just been written
         entry: dict[str, Any] = {
@@ -170,47 +166,42 @@ class Extraction:
             **how,
             "relative_error": measured["error"],
         }
-        if self.difference.left:
-            entry["left_out"] = len(self.difference.left)
+        if self.difference.left_out:
+            entry["left_out"] = len(self.difference.left_out)
         lineage = (*meta.lineage, entry)
         write_sora_file(folder / SORA_FILE, meta.model_copy(update={"lineage": lineage}), base)
 
 
 def prepare_extract(model: str, base: str, output: Path, *, biases: bool = True) -> Extraction:
-    """Compare a fine-tuned model with its base. Writes nothing.
+    """Compare a fine-tuned model with its base; writes nothing.
 
     Args:
-        model: reference of the fine-tuned model.
-        base: reference of its base.
-        output: the adapter's directory to be.
-        biases: store those of linear layers that changed; else they are left out.
-
-    Raises:
-        SoraError: another kind of model, other shapes, no difference, or one with such a part.
+        output: the adapter's future directory.
+        biases: store changed biases of linear layers; False leaves them out.
     """
     sources = [resolve_model_path(reference) for reference in (model, base)]
     check_apart(output, *(Path(source) for source in sources))
-    folders = [_opened(source) for source in sources]
+    folders = [_open(source) for source in sources]
     configs = [_config(folder) for folder in folders]
     _check_kinds(configs, sources)
     runtime = checkpoint_runtime(configs[0], sources[0])
     new, old = (read_stored(folder.weights) for folder in folders)
     task_type = task_type_of(runtime.class_name)
-    found = find_difference(runtime, new, old, task_type)
-    _check_difference(found, sources)
-    found = found if biases else found.without_biases()
-    notes = (*found.notes, *_config_notes(*(folder.raw for folder in folders)))
+    difference = find_difference(runtime, new, old, task_type)
+    _check_difference(difference, sources)
+    difference = difference if biases else difference.without_biases()
+    notes = (*difference.notes, *_config_notes(*(folder.raw for folder in folders)))
     reference = base_reference(base, sources[1], None)
-    outline = _outline(found, folders[0], configs[0], runtime.class_name, task_type, reference)
-    return Extraction(folders[0], dataclasses.replace(found, notes=notes), outline, model)
+    outline = _outline(difference, folders[0], configs[0], runtime.class_name, task_type, reference)
+    return Extraction(folders[0], dataclasses.replace(difference, notes=notes), outline, model)
 
 
-def _opened(source: str) -> BaseFolder:
+def _open(source: str) -> BaseFolder:
     folder = Path(source)
     if (folder / MODEL_CONFIG).is_file() and "quantization_config" in (
         folder / MODEL_CONFIG
     ).read_text(encoding="utf-8", errors="replace"):
-        raise SoraError(f"{source} is quantised: a difference is taken of plain weights",
+        raise SoraError(f"{source} is quantised: a difference needs unquantised weights",
                         hint="name the unquantised model")  # fmt: skip
     return open_base(source, None)
 
@@ -230,42 +221,43 @@ def _check_kinds(configs: list[Any], sources: list[str]) -> None:
     tied = [getattr(config, "tie_word_embeddings", None) for config in configs]
     if tied[0] != tied[1]:
         raise SoraError(
-            "tie_word_embeddings is not the same in the model and the base: weights that are one "
-            "in the one are two in the other",
+            "tie_word_embeddings differs between the model and the base: the embedding and the "
+            "head share a weight in one of them only",
             hint="an adapter cannot change that",
         )
 
 
-def _check_difference(found: Difference, sources: list[str]) -> None:
-    if not (found.layers or found.head or found.biases):
+def _check_difference(difference: Difference, sources: list[str]) -> None:
+    if not (difference.layers or difference.head or difference.biases):
         raise SoraError(f"{sources[0]} holds the same numbers as {sources[1]}: there is no "
                         "difference to extract")  # fmt: skip
-    if not found.layers:
+    if not difference.layers:
+        others = first_few([*difference.full, *difference.biases])
         raise SoraError(
-            f"no linear layer's weight differs, only {first_few([*found.full, *found.biases])}",
+            f"no linear layer's weight differs, only {others}",
             hint="that is no low-rank difference: use the fine-tuned model as it is",
         )
 
 
 def _config_notes(model: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
-    """Name the settings that differ: they are not weights, so no adapter carries them."""
+    """Return a note on settings that differ: an adapter holds weights only."""
     keys = (model.keys() & base.keys()) - _NOT_OF_THE_MODEL
     other = sorted(key for key in keys if model[key] != base[key])
-    return [f"config.json differs in {first_few(other)}, which an adapter does not carry"] * bool(
+    return [f"config.json differs in {first_few(other)}, which an adapter does not store"] * bool(
         other
     )
 
 
 def _outline(
-    found: Difference,
+    difference: Difference,
     folder: BaseFolder,
     config: Any,
     class_name: str,
     task_type: str | None,
     base: BaseReference,
 ) -> Adapter:
-    """Return the adapter, still without layers; what is stored in full is read when asked for."""
-    stored = {**found.head, **found.biases}
+    """Return an adapter without layers, whose other tensors are read on demand."""
+    stored = {**difference.head, **difference.biases}
 
     def head(name: str) -> Tensor:
         return read_tensor(stored[name].model)
@@ -273,17 +265,17 @@ def _outline(
     return Adapter(
         layers={},
         head=OnDemand(list(stored), head),
-        biases=tuple(found.biases),
-        head_modules=found.full,
+        biases=tuple(difference.biases),
+        head_modules=difference.full,
         task_type=task_type,
         base=base,
-        fan_in_fan_out=bool(found.transposed),
+        fan_in_fan_out=bool(difference.transposed),
         meta=_meta(folder, config, class_name),
     )
 
 
 def _meta(folder: BaseFolder, config: Any, class_name: str) -> AdapterMeta:
-    """Return what the model's own run says of it, else what its configuration says."""
+    """Return metadata from the model's own run record; without one, from its configuration."""
     known = read_sora_file(folder.folder / SORA_FILE)[0]
     if known.task is not None:
         kept = ("task", "labels", "num_labels", "problem_type", "max_length", "input_columns",
@@ -304,8 +296,8 @@ def _error(losses: Mapping[str, Loss], full: float, left: float) -> float:
     """Return the relative error of the whole difference.
 
     Args:
-        full: squared norm of what is stored as it is.
-        left: of what is left out.
+        full: squared norm of the changes stored in full.
+        left: squared norm of the changes left out.
     """
     dropped = math.fsum(loss.dropped for loss in losses.values()) + left
     squared = math.fsum(loss.squared for loss in losses.values()) + full + left

@@ -1,7 +1,7 @@
-"""A base model in a GGUF file, written out as an ordinary checkpoint that can be added to.
+"""Unpacks a base model in a GGUF file into an ordinary checkpoint, for a merge.
 
-GGUF's numbers are quantised: an update added to them would be lost. transformers turns them into
-floating-point numbers, as it does when such a model is trained; the update is added to these.
+GGUF's numbers are quantised: an update added to them would be lost. transformers converts them to
+floating point, as it does for training such a model, and the update is added to the result.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from sora_cli.model.gguf import parsed_once
 from sora_cli.model.loading import split_gguf, weights_options
 
 DTYPE = "float32"
-"""The dtype that is written: narrower ones do not hold all numbers exactly."""
+"""The dtype of the unpacked weights: a narrower dtype would round dequantised numbers."""
 
 
 class Unpacked:
-    """A temporary directory, which is gone with this object, or when the program ends."""
+    """A temporary directory, removed with this object or at the program's end."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="sora-gguf-"))
@@ -34,11 +34,8 @@ class Unpacked:
 def unpack(source: str) -> Unpacked:
     """Write configuration, weights and tokenizer of a GGUF file into a temporary directory.
 
-    It takes memory and disk for all numbers in float32.
-
-    Raises:
-        SoraError: no such file, a damaged one, a kind of model that transformers does not know, or
-            no room.
+    This takes memory and disk for all numbers in float32; too little of either is an error before
+    anything is loaded.
     """
     file = Path(source)
     if not file.is_file():
@@ -48,7 +45,7 @@ def unpack(source: str) -> Unpacked:
     try:
         with quiet_loading():
             _write(source, unpacked.folder)
-    except Exception as error:  # a damaged file raises whatever the code that meets it does
+    except Exception as error:  # a damaged file may raise any exception
         unpacked.remove()
         raise _unreadable(file, error) from error
     return unpacked
@@ -70,7 +67,7 @@ def _write(source: str, target: Path) -> None:
 
 
 def _auto_class(config: Any) -> Any:
-    """Return the class with the head that writes words, where this kind of model has one."""
+    """Return the Auto class with a language-model head; AutoModel if this kind has no such head."""
     import transformers
 
     for auto, kinds in (
@@ -83,7 +80,7 @@ def _auto_class(config: Any) -> Any:
 
 
 def _check_room(file: Path) -> None:
-    """Refuse before anything is loaded; the numbers are counted in the file's header."""
+    """Refuse a file too large for memory or disk, by the counts in its header."""
     try:
         from gguf import GGUFReader
     except ImportError as error:
@@ -91,7 +88,7 @@ def _check_room(file: Path) -> None:
                         hint="pip install gguf") from error  # fmt: skip
     try:
         needed = 4 * sum(int(tensor.n_elements) for tensor in GGUFReader(file).tensors)
-    except Exception as error:  # it parses the file without checks of its own
+    except Exception as error:  # GGUFReader parses without checks: any exception may come
         raise _unreadable(file, error) from error
     free = free_memory()
     disk = shutil.disk_usage(tempfile.gettempdir()).free
@@ -106,4 +103,4 @@ def _check_room(file: Path) -> None:
 
 def _unreadable(file: Path, error: Exception) -> SoraError:
     return SoraError(f"the GGUF file {file} cannot be read: {first_line(error)}",
-                     hint="is it complete, and of a kind that transformers knows?")  # fmt: skip
+                     hint="is it complete, and does transformers know its kind?")  # fmt: skip

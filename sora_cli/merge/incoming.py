@@ -1,4 +1,4 @@
-"""An adapter for a merge: names and shapes are read at once, factors when their layer is merged."""
+"""An adapter prepared for a merge: names and shapes now, factors only when a layer is merged."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from sora_cli.model.fingerprint import StoredTensor
 from sora_cli.model.tensors import torch_dtype
 
 Content = StoredTensor | Tensor
-"""A tensor stored in full: where it lies in a file, or itself."""
+"""A tensor stored in full: its place in a file, or the tensor in memory."""
 
 _CHUNK = 2**22  # bytes
 
 
 @dataclass(frozen=True)
 class Incoming:
-    """An adapter, in memory or in its file.
+    """An adapter in memory or in its file, read layer by layer.
 
     Attributes:
         outline: the adapter with its tensors on torch's meta device: shapes without numbers. Its
-            metadata are those of the merged model, which reads rows as the adapter does.
+            metadata are those of the merged model.
         update: reads the update of a module.
-        head: finds a parameter that is stored in full.
-        factors: reads a module's factors with the scaling in B; only of a `Product`.
-        numbers: of all that is in memory of the largest update.
+        head: returns a parameter stored in full.
+        factors: reads a module's factors with the scaling in B; only if its update is a `Product`.
+        numbers: numbers in memory for the largest update.
     """
 
     outline: Adapter
@@ -50,9 +50,9 @@ class Incoming:
     numbers: int
 
     def digest(self) -> str:
-        """Return the SHA-256 of what merging adds: nonzero factors in float32, and the head.
+        """Return the SHA-256 of all tensors to merge: live components in float32, and the head.
 
-        Names, dtypes, shapes and bytes of all tensors count; nothing else of the adapter does.
+        Names, dtypes, shapes and bytes of the tensors enter the digest; metadata does not.
         """
         digest = hashlib.sha256()
 
@@ -63,7 +63,7 @@ class Incoming:
 
         halves = {f"{path}.{half}": (path, half) for path in self.outline.layers for half in "AB"}
 
-        @lru_cache(maxsize=1)  # the two halves of a pair follow each other
+        @lru_cache(maxsize=1)  # in sorted order A and B of a layer follow each other
         def live(path: str) -> tuple[Tensor, ...]:
             update = self.update(path)
             if not isinstance(update, Product):
@@ -86,11 +86,7 @@ class Incoming:
 
 
 def incoming(adapter: Adapter | AdapterFile) -> Incoming:
-    """Return either kind of adapter in the terms of merging.
-
-    Raises:
-        SoraError: a parameter is stored in a dtype that torch has not.
-    """
+    """Prepare an adapter, in memory or open in its file, for a merge."""
     if isinstance(adapter, AdapterFile):
         return _from_file(adapter)
     return _from_memory(adapter)
@@ -99,14 +95,14 @@ def incoming(adapter: Adapter | AdapterFile) -> Incoming:
 def _from_memory(adapter: Adapter) -> Incoming:
     def factors(path: str) -> LowRankFactors:
         f = adapter.layers[path]
-        return LowRankFactors(_plain(f.A), _plain(f.B))
+        return LowRankFactors(_float32_on_cpu(f.A), _float32_on_cpu(f.B))
 
     def update(path: str) -> Update:
         if path in adapter.token_rows:
             return adapter.token_rows[path]
         f, magnitude = factors(path), adapter.magnitudes.get(path)
         product = Product(f.A, f.B)
-        return product if magnitude is None else Rescaled(product, _plain(magnitude))
+        return product if magnitude is None else Rescaled(product, _float32_on_cpu(magnitude))
 
     layers = {p: _outline(f.B.shape[0], f.rank, f.A.shape[1]) for p, f in adapter.layers.items()}
     head = {name: torch.empty_like(t, device="meta") for name, t in adapter.head.items()}
@@ -141,7 +137,7 @@ def _from_file(file: AdapterFile) -> Incoming:
 
 
 def _merged_meta(meta: AdapterMeta, place: Path | None) -> AdapterMeta:
-    """Return an adapter's metadata for its merged model, whose base is in plain numbers."""
+    """Return the merged model's metadata: the adapter's, without quantisation of the base."""
     known = meta.row_recipe if place is None else recorded_row_recipe(place, meta)
     recipe = copy.deepcopy(known or {})
     recipe.get("model", {}).pop("quantise", None)
@@ -153,12 +149,12 @@ def _outline(n_out: int, rank: int, n_in: int) -> LowRankFactors:
     return LowRankFactors(*(torch.empty(shape, device="meta") for shape in shapes))
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def _float32_on_cpu(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float32)
 
 
 def _chunks(content: Content) -> Iterator[Any]:
-    """Yield the bytes of a tensor, little by little."""
+    """Yield the bytes of a tensor in pieces of `_CHUNK`."""
     if isinstance(content, Tensor):
         flat = content.contiguous().reshape(-1).view(torch.uint8).numpy().data
         for start in range(0, len(flat), _CHUNK):
@@ -176,7 +172,7 @@ def _chunks(content: Content) -> Iterator[Any]:
 
 
 def same_content(first: Content, second: Content) -> bool:
-    """Return whether two tensors are the same: dtype, shape and bytes."""
+    """Return True if two tensors have the same dtype, shape and bytes."""
     if _kind(first) != _kind(second):
         return False
     return all(a == b for a, b in zip(_chunks(first), _chunks(second), strict=True))

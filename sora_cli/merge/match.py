@@ -1,4 +1,4 @@
-"""Matches each part of an adapter with a tensor of the base checkpoint, or refuses it."""
+"""Matches each part of an adapter to a tensor of the base checkpoint, or refuses it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _WEIGHT = ".weight"
 
 @dataclass(frozen=True)
 class Match:
-    """A checkpoint, the model it becomes, and the adapter's parts by parameter of that model.
+    """A checkpoint, its model, and the adapter's parts by the model's parameter names.
 
     Attributes:
-        stored: the checkpoint's tensors by their names there, in the order of files and bytes.
-        arrivals: what becomes of each.
-        places: parameter -> name in the checkpoint, for tensors that arrive as they are.
+        stored: the checkpoint's tensors by name, in the order of files and bytes.
+        arrivals: each tensor's parameters in the model.
+        places: parameter -> name in the checkpoint, for tensors that become a parameter unchanged.
         layers: parameter -> the adapter's module.
-        heads: parameter -> the adapter's name for it.
-        tokens: those of `layers` of which some rows are replaced.
+        heads: parameter -> the adapter's name of a tensor stored in full.
+        tokens: parameters in `layers` of which only some rows are replaced (trained tokens).
     """
 
     runtime: Runtime
@@ -40,15 +40,14 @@ class Match:
 
     @property
     def supplied(self) -> set[str]:
-        """Return the parameters that the checkpoint has numbers for."""
+        """Names of the parameters that the checkpoint supplies."""
         return {name for arrival in self.arrivals.values() for name in arrival.names}
 
 
 def read_stored(weights: Iterable[Path]) -> dict[str, StoredTensor]:
-    """Read all tensors of a checkpoint by name, in the order of its files and their bytes.
+    """Read the headers of a checkpoint: its tensors by name, in the order of files and bytes.
 
-    Raises:
-        SoraError: a file is damaged, or a name is there twice.
+    A name that is in two files is an error.
     """
     stored: dict[str, StoredTensor] = {}
     for file in weights:
@@ -61,10 +60,9 @@ def read_stored(weights: Iterable[Path]) -> dict[str, StoredTensor]:
 
 
 def match(outline: Adapter, stored: Mapping[str, StoredTensor], runtime: Runtime) -> Match:
-    """Find the parameter, and the checkpoint's tensor, of all that the adapter holds.
+    """Find the model's parameter and the checkpoint's tensor for each part of an adapter.
 
-    Raises:
-        SoraError: a part of the adapter has no place there, or not one only.
+    A part with no place, or with more than one place, is an error.
     """
     arrivals = runtime.arrivals(stored)
     layers = _layers(outline, runtime)
@@ -85,51 +83,52 @@ def match(outline: Adapter, stored: Mapping[str, StoredTensor], runtime: Runtime
     if both:
         raise SoraError(f"the adapter holds '{min(both)}' in full, and an update of it as well")
     tokens = frozenset(target for target, path in layers.items() if path in outline.token_rows)
-    found = Match(runtime, stored, arrivals, places, layers, heads, tokens)
-    found = replace(found, heads=_everywhere(found, outline))
-    _check_whole(found)
-    return found
+    matched = Match(runtime, stored, arrivals, places, layers, heads, tokens)
+    matched = replace(matched, heads=_everywhere(matched, outline))
+    _check_whole(matched)
+    return matched
 
 
-def tied_part(found: Match, head: Callable[[str], Content]) -> SoraError | None:
-    """Return the error for changing one of several weights that are one parameter, or None.
+def tied_part(matched: Match, head: Callable[[str], Content]) -> SoraError | None:
+    """Return the error of changing only one of several tied weights; None: no such change.
 
-    Weights that the checkpoint holds apart, with different numbers, are not tied: transformers
-    does not tie them either. Nor are weights that the adapter holds in full, with the same numbers.
+    Weights that the checkpoint stores separately, with different numbers, are not tied:
+    transformers does not tie them either. Tied weights that the adapter stores in full, all with
+    the same numbers, are no error.
 
     Args:
-        head: finds the content of what the adapter holds in full.
+        head: returns a tensor that the adapter stores in full.
     """
-    hint = "--untie writes them apart; or use the adapter unmerged"
-    for target, path in found.layers.items():
-        partners = _partners(found, target)
-        if partners and target not in found.tokens:
+    hint = "--untie writes separate weights; or use the adapter without a merge"
+    for target, path in matched.layers.items():
+        partners = _partners(matched, target)
+        if partners and target not in matched.tokens:
             return SoraError(f"'{path}' shares its weight with '{partners[0]}': merging would "
                              "change both", hint=hint)  # fmt: skip
-    for target, name in found.heads.items():
-        for partner in _partners(found, target):
-            other = found.heads.get(partner)
+    for target, name in matched.heads.items():
+        for partner in _partners(matched, target):
+            other = matched.heads.get(partner)
             if other != name and (other is None or not same_content(head(name), head(other))):
                 return SoraError(f"'{name}' is trained in full but shares its weight with "
                                  f"'{partner}'", hint=hint)  # fmt: skip
     return None
 
 
-def _partners(found: Match, target: str) -> list[str]:
-    """Return the names tied to a parameter, but those whose values in the checkpoint differ."""
-    own = found.places.get(target)
+def _partners(matched: Match, target: str) -> list[str]:
+    """Return the names tied to a parameter, without those stored with different numbers."""
+    own = matched.places.get(target)
 
     def same(other: str | None) -> bool:
-        place = found.places.get(other or "")
+        place = matched.places.get(other or "")
         if own is None or place is None or place == own:
             return True
-        return same_content(found.stored[own], found.stored[place])
+        return same_content(matched.stored[own], matched.stored[place])
 
-    runtime = found.runtime
+    runtime = matched.runtime
     return [
         other
         for other in runtime.shared(target)
-        if same(other if other in found.places else runtime.tied_to(other))
+        if same(other if other in matched.places else runtime.tied_to(other))
     ]
 
 
@@ -153,19 +152,18 @@ def _layers(outline: Adapter, runtime: Runtime) -> dict[str, str]:
 def _tied_rows(
     outline: Adapter, runtime: Runtime, layers: Mapping[str, str], places: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the stored weights that are tied to one with trained rows: PEFT changes theirs, too.
+    """Return stored weights tied to a weight with trained rows, whose rows PEFT changes, too.
 
-    Raises:
-        SoraError: such a weight has factors besides.
+    A tied weight that also has factors is an error.
     """
     more: dict[str, str] = {}
     for target, path in layers.items():
         for other in runtime.shared(target) if path in outline.token_rows else ():
             if layers.get(other, path) not in outline.token_rows:
                 raise SoraError(
-                    f"'{layers[other]}' of the adapter has factors, and the trained rows of "
-                    f"'{path}', which it is tied to: a merge with both is not known",
-                    hint="use the adapter unmerged",
+                    f"'{layers[other]}' of the adapter has factors, and is tied to '{path}' with "
+                    "its trained rows: they cannot be merged together",
+                    hint="use the adapter without a merge",
                 )
             if other in places and other not in layers:
                 more[other] = path
@@ -191,21 +189,22 @@ def _heads(outline: Adapter, runtime: Runtime) -> dict[str, str]:
     return heads
 
 
-def _everywhere(found: Match, outline: Adapter) -> dict[str, str]:
-    """Return the heads; base weights stand there also for the parameters tied to them."""
-    weights = [t for t, name in found.heads.items() if name in outline.base_weights]
-    return {p: found.heads[t] for t in weights for p in _partners(found, t)} | dict(found.heads)
+def _everywhere(matched: Match, outline: Adapter) -> dict[str, str]:
+    """Return the heads, extended by the parameters tied to base weights that are replaced."""
+    weights = [t for t, name in matched.heads.items() if name in outline.base_weights]
+    tied = {p: matched.heads[t] for t in weights for p in _partners(matched, t)}
+    return tied | dict(matched.heads)
 
 
-def _check_whole(found: Match) -> None:
-    """Refuse to change what is stored as a part of something else, or in pieces."""
-    for name, arrival in found.arrivals.items():
+def _check_whole(matched: Match) -> None:
+    """Refuse changes of parameters that transformers joins or splits when it loads a model."""
+    for name, arrival in matched.arrivals.items():
         if arrival.plain:
             continue
         for target in arrival.names:
-            if target in found.layers or target in found.heads:
+            if target in matched.layers or target in matched.heads:
                 raise SoraError(
-                    f"'{target}' is stored in another form, with '{name}', which transformers "
+                    f"'{target}' is stored in another form, in '{name}', which transformers "
                     "converts when it loads the model",
                     hint="let PEFT do it: merge_and_unload() and save_pretrained()",
                 )

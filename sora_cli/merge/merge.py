@@ -1,14 +1,14 @@
-"""Folds an adapter into its base model: W + B A for each adapted layer, head and labels set.
+"""Merges an adapter into its base model: W + B A for each adapted layer; head and labels replaced.
 
-Tensor by tensor, from file to file: the model is never loaded, and what the adapter does not touch
-is copied as it is. Each changed weight is added to in float32, with (B A) times the scaling, and
-rounded once. How much of the update is left then is measured; where that is too little, nothing is
-written. The merged model's config.json lists the adapters folded into it, under `sora_merged`, so
-that none goes in twice. The same inputs give the same files to the last byte.
+The merge goes tensor by tensor, from file to file. The model is never loaded, and tensors that the
+adapter does not change are copied. For a changed weight, (B A) times the scaling is added in
+float32, and the sum is rounded once. The part of the update that survives the rounding is measured;
+if it is too small, nothing is written. The merged model's config.json lists its adapters under
+`sora_merged`, so that no adapter is merged twice. Equal inputs give equal files, to the byte.
 
-In `sora_cli.merge`, `base` finds the base's files, `names` asks transformers what it makes of their
-names, `match` finds what the adapter's parts belong to, `plan` lays out the new files, `write` and
-`blocks` write them, and `rounding` rounds and measures.
+The steps in `sora_cli.merge`: `base` finds the base's files, `names` asks transformers for the
+parameter behind each tensor's name, `match` finds the parameter of each part of the adapter, `plan`
+lays out the new files, `write` and `blocks` write them, `rounding` rounds and measures.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from sora_cli.merge.base import MODEL_CARD, BaseFolder, decoded, open_base
 from sora_cli.merge.blocks import Blocks
 from sora_cli.merge.card import (
     MERGED_KEY,
-    check_not_folded,
+    check_not_merged,
     config_in,
-    folded_into,
     merge_record,
+    merged_before,
     merged_config,
     model_card,
-    recorded,
     untied_config,
+    with_survival,
 )
 from sora_cli.merge.incoming import Incoming, incoming
 from sora_cli.merge.match import Match, match, read_stored, tied_part
@@ -56,7 +56,7 @@ from sora_cli.model.references import resolve_model_path
 from sora_cli.model.tensors import dtype_name, torch_dtype
 
 _IMAGE_PROCESSOR = "preprocessor_config.json"
-_RUNTIME_MEMORY = 20_000_000  # bytes: torch's first product, the writing thread; measured
+_RUNTIME_MEMORY = 20_000_000  # bytes, measured: torch's first product and the writing threads
 
 
 @dataclass(frozen=True)
@@ -66,38 +66,38 @@ class Merged:
     base: str
     """The resolved base model."""
     modules: int
-    """Layers that were changed."""
+    """Number of changed layers."""
     dtype: str
     """Dtype of the merged weights."""
     base_note: str | None
-    """A note on the base unless it is known to be the one that the adapter was trained on."""
+    """A note on the base; None if the adapter is known to be trained on this base."""
     tokenizer: bool
-    """True where there was one to copy, or, for models of pictures, an image processor."""
+    """True if a tokenizer was copied, or an image processor."""
     untied: bool = False
-    """True where weights that were tied are apart now."""
+    """True if tied weights were written separately."""
     left_out: tuple[str, ...] = ()
-    """Tensors of the base that the merged model's class has no use for."""
+    """Tensors of the base that the merged model's class does not use."""
     left_files: tuple[str, ...] = ()
     """Files and directories beside the weights that were not copied."""
     absent: tuple[str, ...] = ()
-    """Parameters that neither base nor adapter held (only by force)."""
+    """Parameters in neither base nor adapter (only with `force`)."""
     unpacked: bool = False
-    """True where the base was a GGUF file, whose numbers were written out first."""
+    """True if the base was a GGUF file, which was unpacked first."""
     converted: int = 0
-    """Tensors that the adapter does not touch and that are stored in another dtype than before."""
+    """Number of tensors that the adapter does not change and that changed their dtype."""
     survival: Survival | None = None
-    """The part of the update that is left in the stored weights; None before they are written."""
+    """The part of the update in the stored weights; None before they are written."""
 
 
 @dataclass(frozen=True)
 class Merge:
-    """A merge that can be done: everything is checked but the numbers.
+    """A checked merge, ready to write; only the numbers themselves are still unchecked.
 
     Attributes:
-        disk: bytes that will be written.
-        free: bytes that are free there.
-        memory: largest memory of this process while it writes, predicted, in bytes (on Linux its
-            RssAnon: file pages do not count); None where that cannot be told.
+        disk: bytes to write.
+        free: free bytes on that disk.
+        memory: predicted peak memory of this process during the writing, in bytes (Linux's RssAnon,
+            without file pages); None if the system does not tell it.
     """
 
     incoming: Incoming
@@ -115,16 +115,11 @@ class Merge:
 
     @property
     def weights(self) -> int:
-        """Bytes of the files of weights, which progress is told of."""
+        """Size of the weight files in bytes, the total of the progress."""
         return weights_bytes(self.plan)
 
     def write(self, progress: Progress | None = None) -> Merged:
-        """Write the merged model, atomically.
-
-        Raises:
-            SoraError: a result is not finite, too little of the update is left in it, or it cannot
-                be written or read back.
-        """
+        """Write the merged model atomically, unless too little of the update survives."""
         marker = (MODEL_CONFIG,)
         try:
             with new_directory(self.output, force=self.force, markers=marker) as folder:
@@ -139,8 +134,9 @@ class Merge:
                     storing=self.storing,
                     progress=progress,
                 )
+                # the configuration holds the measured share, so it is written after the weights
                 check_survival(survival, self.merged.dtype, self.storing)
-                write_json(folder / MODEL_CONFIG, recorded(self.config, survival))
+                write_json(folder / MODEL_CONFIG, with_survival(self.config, survival))
                 record = merge_record(survival, self.merged.dtype, self.storing)
                 write_json(folder / MERGE_RECORD, record)
                 known = self.incoming.outline
@@ -173,7 +169,7 @@ def merge_adapter(
     untie: bool = False,
     storing: Storing = AS_IN_BASE,
 ) -> Merged:
-    """Prepare and write in one go; see `prepare_merge` and `Merge.write`."""
+    """Prepare and write a merge; see `prepare_merge` and `Merge.write`."""
     merge = prepare_merge(adapter, output, base=base, force=force, untie=untie, storing=storing)
     return merge.write()
 
@@ -187,33 +183,31 @@ def prepare_merge(
     untie: bool = False,
     storing: Storing = AS_IN_BASE,
 ) -> Merge:
-    """Check that a merge can be done, and lay out its files. Writes nothing.
+    """Check a merge and lay out its files; writes nothing.
 
     Args:
-        adapter: in memory, or open; then it is read a layer at a time, and must stay open.
-        base: reference of the base model; None for the one the adapter names.
-        force: replace a model directory at `output`, and merge into a base that is not, or not in
-            full, the one the adapter was trained on. Never into one that has this adapter already.
-        untie: change a weight that is tied to another all the same: both are written, and
+        adapter: in memory, or an open file, which is read layer by layer and must stay open.
+        base: reference of the base model; None: the base named by the adapter.
+        force: replace a model directory at `output`, and accept a base other than the adapter's, or
+            an incomplete one. A base with this adapter in it is refused all the same.
+        untie: allow changes of tied weights: each weight is written separately, and
             `tie_word_embeddings` is set to false.
-        storing: the dtype of the merged weights, and how they are rounded to it.
-
-    Raises:
-        SoraError: nothing sound can be written; the message says why.
+        storing: dtype and rounding of the merged weights.
     """
     if isinstance(adapter, AdapterFile):
         check_apart(output, adapter.directory)
     check_replaceable(output, force=force, markers=(MODEL_CONFIG,))
     new = incoming(adapter)
-    folder, folded, note = _base_of(new, output, base, force=force)
+    folder, adapters, note = _base_of(new, output, base, force=force)
+    # again, now that the names to write are known
     check_replaceable(output, force=force, markers=(MODEL_CONFIG,), names=folder.merged_names)
-    found, tied, config = _match(new, folder, untie=untie)
-    config |= {MERGED_KEY: folded, "architectures": [found.runtime.class_name]}
+    matched, tied, config = _match(new, folder, untie=untie)
+    config |= {MERGED_KEY: adapters, "architectures": [matched.runtime.class_name]}
     if storing.dtype != "base":
         config = config_in(storing.dtype, config)
     plan = plan_weights(
         new.outline,
-        found,
+        matched,
         folder.weights,
         folder.source,
         tied=tied,
@@ -246,7 +240,7 @@ def _merged(
         or (folder.folder / _IMAGE_PROCESSOR).is_file(),
         untied=untied,
         left_out=plan.left_out,
-        left_files=folder.left,
+        left_files=folder.left_out,
         absent=plan.absent,
         unpacked=folder.unpacked is not None,
         converted=sum(item.converted for item in plan.items),
@@ -256,63 +250,65 @@ def _merged(
 def _base_of(
     new: Incoming, output: Path, base: str | None, *, force: bool
 ) -> tuple[BaseFolder, list[dict[str, Any]], str | None]:
-    """Return the base, all adapters that will be in it, and a note unless it is the right one."""
+    """Return the base, its merged adapters with the new one last, and a note on a doubtful base."""
     source = resolve_model_path(base or new.outline.base.name())
     check_apart(output, Path(source))
     folder = open_base(source, new.outline.base.revision if base is None else None)
-    folded = [
-        *folded_into(folder.raw),
+    adapters = [
+        *merged_before(folder.raw),
         {"adapter": new.digest(), "method": new.outline.meta.method},
     ]
-    check_not_folded(folded, source)
-    recorded = new.outline.base
-    note = check_weights(recorded, folder.origin, source, "the adapter", force=force, hint=OR_FORCE)
-    return folder, folded, note
+    check_not_merged(adapters, source)
+    reference = new.outline.base
+    note = check_weights(
+        reference, folder.origin, source, "the adapter", force=force, hint=OR_FORCE
+    )
+    return folder, adapters, note
 
 
 def _match(
     new: Incoming, folder: BaseFolder, *, untie: bool
 ) -> tuple[Match, Match | None, dict[str, Any]]:
-    """Return the match, the one before untying (None if nothing was tied), the configuration."""
+    """Return the match, the match before untying (None: nothing to untie), and config.json."""
     import transformers
 
     with loading(folder.source, local_copy=LOCAL_COPY):
         known = transformers.AutoConfig.from_pretrained(folder.folder, trust_remote_code=False)
     stored = read_stored(folder.weights)
 
-    def matched(raw: dict[str, Any]) -> Match:
+    def match_with(raw: dict[str, Any]) -> Match:
         with loading(folder.source, local_copy=LOCAL_COPY):
             config = type(known).from_dict(decoded(raw))
         return match(new.outline, stored, build_runtime(new.outline, config, folder.source))
 
     raw = merged_config(folder.raw, new.outline, known)
-    found = matched(raw)
-    if not names_classes(found.runtime.class_name):  # labels mean nothing to it
+    matched = match_with(raw)
+    if not names_classes(matched.runtime.class_name):  # a model without classes gets no labels
         raw = copy.deepcopy(folder.raw)
-    problem = tied_part(found, new.head)
+    problem = tied_part(matched, new.head)
     if problem is None:
-        return found, None, raw
+        return matched, None, raw
     if not untie:
         raise problem
     raw = untied_config(raw)
-    apart = matched(raw)
-    # what was tied to a base weight that the adapter replaces has it, too
-    apart = dataclasses.replace(apart, heads={**_base_weights(found, new), **apart.heads})
+    apart = match_with(raw)
+    # weights tied to a base weight that the adapter replaces get the new numbers, too
+    apart = dataclasses.replace(apart, heads={**_base_weights(matched, new), **apart.heads})
     if known.is_encoder_decoder or tied_part(apart, new.head) is not None:
         raise SoraError(  # T5's tie_word_embeddings, for one, also scales the decoder's output
             f"{problem.what.partition(':')[0]}, and a {known.model_type} cannot be untied by its "
             "configuration alone",
-            hint="use the adapter unmerged",
+            hint="use the adapter without a merge",
         )
-    return apart, found, raw
+    return apart, matched, raw
 
 
-def _base_weights(found: Match, new: Incoming) -> dict[str, str]:
-    return {t: name for t, name in found.heads.items() if name in new.outline.base_weights}
+def _base_weights(matched: Match, new: Incoming) -> dict[str, str]:
+    return {t: name for t, name in matched.heads.items() if name in new.outline.base_weights}
 
 
 def _dtype(plan: Plan) -> str:
-    """Return what the changed weights are stored as."""
+    """Return the dtypes of the changed weights, as text."""
     names = sorted({item.dtype for item in plan.items if not item.copied})
     known = (torch_dtype(name) for name in names)
     return ", ".join(dtype_name(dtype) for dtype in known if dtype is not None)
@@ -326,10 +322,10 @@ def _free_disk(output: Path) -> int:
 
 
 def _memory(new: Incoming, plan: Plan, storing: Storing) -> int | None:
-    """Return the memory of this process now, the buffers, and the largest pair of factors."""
+    """Predict the peak memory: the process now, the buffers, and the largest layer's factors."""
     now = process_memory("RssAnon")
     if now is None:
         return None
-    made = [item for item in plan.items if not item.copied]
-    buffers = Blocks.memory(made, threads(), storing)
+    computed = [item for item in plan.items if not item.copied]
+    buffers = Blocks.memory(computed, threads(), storing)
     return now + buffers + 3 * 4 * new.numbers + _RUNTIME_MEMORY

@@ -1,9 +1,9 @@
-"""Names: which tensor of a checkpoint transformers makes which parameter of the model.
+"""Names of tensors in a checkpoint, mapped to the model's parameters by transformers' own rules.
 
-The names in a checkpoint are not always those of the running model: the backbone's prefix is added
-or taken away, older names are replaced, some tensors are cut up or put together. The rules are
-transformers' own (`core_model_loading`, `conversion_mapping`), asked here in the order in which
-`from_pretrained` asks them. The model is built on torch's meta device: no weight is loaded.
+The names in a checkpoint may differ from the running model's: the backbone's prefix is added or
+removed, older names are replaced, some tensors are split or joined. The rules are transformers'
+(`core_model_loading`, `conversion_mapping`), applied here in the same order as in
+`from_pretrained`. The model is built on torch's meta device: no weight is loaded.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from sora_cli.model.transformers_internals import RenamingRules, optional_weight
 
 @dataclass(frozen=True)
 class Arrival:
-    """The place in the model where a tensor of the checkpoint ends up.
+    """The parameters that a tensor of the checkpoint becomes.
 
     Attributes:
-        names: parameters (or buffers) of the model that it supplies, or would, had the model them.
-        known: the model has the first of them.
-        plain: it becomes that one as it is, not cut up or put together with others.
-        lacks_prefix: the backbone's prefix was added.
+        names: parameters (or buffers) supplied by the tensor; the model may lack them.
+        known: True if the model has the first of them.
+        plain: True if the tensor becomes this parameter unchanged, neither split nor joined.
+        lacks_prefix: True if the checkpoint's name lacks the backbone's prefix.
     """
 
     names: tuple[str, ...]
@@ -45,12 +45,11 @@ class Arrival:
 
 @dataclass
 class Runtime:
-    """A model whose parameters have shapes but no values, and its parameter for each tensor's name.
+    """A model on torch's meta device (shapes without values), to ask for names.
 
     Attributes:
-        class_name: its class.
-        bare: it is the Auto class without a head.
-        state: name -> tensor on the meta device, of all that a checkpoint may supply.
+        bare: True if the model has no head (class AutoModel).
+        state: name -> meta tensor of every parameter and buffer that a checkpoint may supply.
     """
 
     model: Any
@@ -64,12 +63,12 @@ class Runtime:
 
     @property
     def class_name(self) -> str:
-        """The class's name, for `architectures`."""
+        """Name of the model's class, for `architectures` in config.json."""
         return type(self.model).__name__
 
     @property
     def prefix(self) -> str:
-        """Attribute of the backbone, such as "bert"; may be empty."""
+        """Attribute name of the backbone, such as "bert"; may be empty."""
         return str(self.model.base_model_prefix or "")
 
     def shared(self, name: str) -> list[str]:
@@ -79,24 +78,25 @@ class Runtime:
         return [other for other in names if other != name]
 
     def tied_to(self, name: str) -> str | None:
-        """Return the weight that transformers ties this one to, if a checkpoint holds only that."""
+        """Return the weight to which transformers ties `name` if the checkpoint lacks `name`."""
         ties: Mapping[str, str] = self.model.all_tied_weights_keys or {}
         return ties.get(name)
 
     def may_be_missing(self, name: str) -> bool:
-        """Return whether the model does without, or a checkpoint never holds it."""
-        if self.bare and name.startswith("pooler."):  # it does not enter the last hidden state
+        """Return True if a checkpoint need not hold this parameter."""
+        if self.bare and name.startswith("pooler."):  # not used for the last hidden state
             return True
         return any(re.search(pattern, name) for pattern in optional_weights(self.model))
 
     def arrivals(self, names: Iterable[str]) -> dict[str, Arrival]:
-        """Return where each tensor of a checkpoint with these names ends up."""
+        """Return the arrival of each tensor, given all names in a checkpoint."""
         rules = RenamingRules(self.model)
         return {name: self._arrival(name, rules) for name in rules.order(names)}
 
     def _arrival(self, name: str, rules: RenamingRules) -> Arrival:
         bare, _ = rules.rename(name)
         target, converter = rules.rename(name, self.prefix, self.state)
+        # a name of the model itself stays, even if a renaming rule for older names matches it
         if target not in self.state and name in self.state:
             target, converter = rules.prefix_only(name, self.prefix, self.state), None
         targets: tuple[str, ...] = (target,)
@@ -108,12 +108,10 @@ class Runtime:
 
 
 def build_runtime(outline: Adapter, config: Any, source: str) -> Runtime:
-    """Build the model that an adapter belongs to, without numbers.
+    """Build the model of an adapter, without numbers.
 
-    The class is the task's; where that lacks a part of the adapter, the one the base names.
-
-    Raises:
-        SoraError: transformers cannot build it.
+    The class is that of the adapter's task; if it lacks a part of the adapter, the class named by
+    the base.
     """
     import transformers
 
@@ -129,7 +127,7 @@ def build_runtime(outline: Adapter, config: Any, source: str) -> Runtime:
         try:
             with loading(source, local_copy=LOCAL_COPY), torch.device("meta"):
                 model = (kind if own else kind.from_config)(copy.deepcopy(config))
-        except SoraError as error:  # such as: this kind of model has no such class
+        except SoraError as error:  # for example, this kind of model has no class for the task
             failure = failure or error
             continue
         runtime = Runtime(model, name == BARE)
@@ -142,12 +140,9 @@ def build_runtime(outline: Adapter, config: Any, source: str) -> Runtime:
 
 
 def checkpoint_runtime(config: Any, source: str) -> Runtime:
-    """Build the model that a checkpoint's configuration names, without numbers.
+    """Build the model named by a checkpoint's configuration, without numbers.
 
-    Where it names none that transformers has, the one without a head.
-
-    Raises:
-        SoraError: transformers cannot build it.
+    If transformers has no class of this name, the model is built without a head.
     """
     import transformers
 
@@ -160,18 +155,18 @@ def checkpoint_runtime(config: Any, source: str) -> Runtime:
 
 
 def layer_paths(runtime: Runtime, outline: Adapter) -> dict[str, str | None]:
-    """Return {the adapter's module path: the model's; None where it has no such module}."""
+    """Map the adapter's module paths to the model's; None if the model has no such module."""
     modules = {path for path, _ in runtime.model.named_modules()}
-    found = todays_paths(runtime.model, [*outline.layers, *outline.token_rows])
-    return {path: today if today in modules else None for path, today in found.items()}
+    paths = todays_paths(runtime.model, [*outline.layers, *outline.token_rows])
+    return {path: today if today in modules else None for path, today in paths.items()}
 
 
 def head_names(runtime: Runtime, outline: Adapter) -> dict[str, str | None]:
-    """Return {the adapter's name of what is stored in full: the model's, or None}."""
-    found = todays_names(runtime.model, outline.head)
-    return {name: today if today in runtime.state else None for name, today in found.items()}
+    """Map the adapter's names of tensors stored in full to the model's; None if it has none."""
+    names = todays_names(runtime.model, outline.head)
+    return {name: today if today in runtime.state else None for name, today in names.items()}
 
 
 def _has_all(runtime: Runtime, outline: Adapter) -> bool:
-    found = [*layer_paths(runtime, outline).values(), *head_names(runtime, outline).values()]
-    return None not in found
+    names = [*layer_paths(runtime, outline).values(), *head_names(runtime, outline).values()]
+    return None not in names

@@ -1,4 +1,4 @@
-"""The plan of the merged checkpoint: each of its tensors, and what it is made of."""
+"""The plan of the merged checkpoint: its files, and the source of each tensor."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Item:
     """One tensor of the merged checkpoint.
 
     Attributes:
-        dtype: as safetensors calls it.
-        length: bytes.
-        source: where the base has it; None for what only the adapter has.
-        update: the adapter's module whose update is added to it.
-        transposed: it is stored (in, out), as GPT-2's Conv1D and embeddings are.
-        head: the adapter's parameter that takes its place, before an update is added.
+        dtype: safetensors' name of the dtype.
+        length: size in bytes.
+        source: the base's tensor; None for tensors that only the adapter has.
+        update: the adapter's module whose update is added; None: no update.
+        transposed: True if the weight is stored (in, out), as in GPT-2's Conv1D and embeddings.
+        head: the adapter's parameter that replaces the base's tensor, before an update is added.
     """
 
     name: str
@@ -45,28 +45,28 @@ class Item:
 
     @property
     def rows(self) -> int:
-        """Its rows, as a matrix."""
+        """Number of rows of the tensor as a matrix."""
         return self.shape[0]
 
     @property
     def columns(self) -> int:
-        """The numbers in a row: a convolution's channels and kernel are in one dimension."""
+        """Numbers in a row; a convolution's channels and kernel form one dimension."""
         return math.prod(self.shape[1:])
 
     @property
     def copied(self) -> bool:
-        """Tell whether it is the base's tensor, to the byte."""
+        """True if the tensor is the base's, byte for byte."""
         same = self.source is not None and self.source.dtype == self.dtype
         return same and self.update is None and self.head is None
 
     @property
     def converted(self) -> bool:
-        """Tell whether it is the base's tensor in another dtype."""
+        """True if the tensor is the base's in another dtype."""
         return self.update is None and self.head is None and not self.copied
 
     @property
     def measured(self) -> bool:
-        """Tell whether it changes a tensor of the base, and may lose some of the change."""
+        """True if the tensor changes one of the base, and rounding may lose some of the change."""
         if self.update is not None or self.head is None or self.source is None:
             return self.update is not None
         alike = self.source.shape == self.shape and self.source.dtype in FLOATS
@@ -75,7 +75,7 @@ class Item:
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """One safetensors file, its tensors in the order of their bytes."""
+    """One safetensors file, with its tensors in the order of their bytes."""
 
     name: str
     metadata: dict[str, str]
@@ -84,12 +84,12 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class Plan:
-    """All files of weights.
+    """All weight files of the merged checkpoint.
 
     Attributes:
-        left_out: tensors of the base that the merged model's class has no use for.
-        absent: parameters of that class which no file supplies (only by force).
-        renamed: tensors whose name is not the one they have in the base.
+        left_out: tensors of the base that the merged model's class does not use.
+        absent: parameters of this class that no file supplies (only with `force`).
+        renamed: number of tensors with another name than in the base.
     """
 
     files: tuple[PlannedFile, ...]
@@ -110,7 +110,7 @@ class Plan:
 
 def plan_weights(
     outline: Adapter,
-    found: Match,
+    matched: Match,
     weights: Iterable[Path],
     source: str,
     *,
@@ -119,23 +119,20 @@ def plan_weights(
     force: bool,
     dtype: str = "base",
 ) -> Plan:
-    """Lay out the merged checkpoint: the base's files, their tensors in their order.
+    """Lay out the merged checkpoint: the base's files, with their tensors in the same order.
 
     Args:
-        outline: the adapter; only shapes and dtypes are looked at.
-        found: the checkpoint and the merged model.
-        tied: the same before weights were untied; None if none are.
-        other_class: the merged model is of another class than the base: what only that one needs,
-            such as its head, is left out.
+        outline: the adapter; only its shapes and dtypes are read.
+        matched: the match of checkpoint, model and adapter.
+        tied: the match before untying; None if nothing was untied.
+        other_class: True if the merged model's class differs from the base's: tensors of the base's
+            class alone, such as its head, are left out.
         force: leave out parameters that neither base nor adapter supplies.
-        dtype: torch's name of the one that floating-point tensors are stored in; "base": as theirs.
-
-    Raises:
-        SoraError: parameters without numbers, weights that cannot be added to, or names that
-            transformers would not find again.
+        dtype: torch's name of the dtype of all floating-point tensors; "base": each as in the base.
     """
-    misshapen = _misshapen(found)
-    random = sorted([*_absent(found, tied), *(found.arrivals[n].names[0] for n in misshapen)])
+    misshapen = _misshapen(matched)
+    # transformers would initialise these parameters at random
+    random = sorted([*_absent(matched, tied), *(matched.arrivals[n].names[0] for n in misshapen)])
     if random and not force:
         raise SoraError(
             f"neither the adapter nor {source} holds {len(random)} parameters, such as "
@@ -144,40 +141,41 @@ def plan_weights(
         )
     left_out = set(misshapen)
     if other_class:
-        left_out |= {name for name, arrival in found.arrivals.items() if not arrival.known}
-    stays = (tensor for name, tensor in found.stored.items() if name not in left_out)
-    kept = [_kept(tensor, found, outline) for tensor in stays]
-    new = list(_new(found, tied, outline))
-    names = _output_names(found, kept, new)
+        left_out |= {name for name, arrival in matched.arrivals.items() if not arrival.known}
+    stays = (tensor for name, tensor in matched.stored.items() if name not in left_out)
+    kept = [_planned(tensor, matched, outline) for tensor in stays]
+    new = list(_new(matched, tied, outline))
+    names = _output_names(matched, kept, new)
     kept = [_stored_as(dtype, replace(item, name=names[item.name])) for item in kept]
     new = [_stored_as(dtype, item) for item in new]
     return Plan(
-        files=tuple(_files(found, list(weights), kept, new)),
-        left_out=tuple(name for name in found.stored if name in left_out),
+        files=tuple(_files(matched, list(weights), kept, new)),
+        left_out=tuple(name for name in matched.stored if name in left_out),
         absent=tuple(random),
         renamed=sum(old != name for old, name in names.items()),
     )
 
 
 def _files(
-    found: Match, weights: list[Path], kept: list[Item], new: list[Item]
+    matched: Match, weights: list[Path], kept: list[Item], new: list[Item]
 ) -> Iterator[PlannedFile]:
-    """Return the base's files with what is kept of them; new tensors go into the last."""
+    """Yield the base's files without the tensors left out; new tensors go into the last file."""
     for file in weights:
         items = [item for item in kept if item.source and item.source.file == file]
-        less = len(items) < sum(tensor.file == file for tensor in found.stored.values())
+        less = len(items) < sum(tensor.file == file for tensor in matched.stored.values())
         more = new if file == weights[-1] else []
         items += more
         if less or more or any(item.converted for item in items):
-            items.sort(key=_width, reverse=True)  # every tensor where its dtype may lie
+            # wide dtypes first, so that each tensor is aligned to its dtype
+            items.sort(key=_width, reverse=True)
         if items:
             yield PlannedFile(file.name, read_metadata(file), tuple(items))
 
 
-def _absent(found: Match, tied: Match | None) -> list[str]:
-    """Return parameters that no file supplies, except those that may be missing."""
-    runtime = found.runtime
-    there = found.supplied | found.heads.keys()
+def _absent(matched: Match, tied: Match | None) -> list[str]:
+    """Return parameters that no file supplies, without the optional ones."""
+    runtime = matched.runtime
+    there = matched.supplied | matched.heads.keys()
     known = tied.runtime if tied else runtime
     return [
         name
@@ -188,55 +186,55 @@ def _absent(found: Match, tied: Match | None) -> list[str]:
     ]
 
 
-def _misshapen(found: Match) -> list[str]:
-    """Return the checkpoint's tensors that do not fit and that the adapter does not replace."""
+def _misshapen(matched: Match) -> list[str]:
+    """Return tensors of the checkpoint with a wrong shape that the adapter does not replace."""
     return [
         name
-        for target, name in found.places.items()
-        if target not in found.heads
-        and found.stored[name].shape != tuple(found.runtime.state[target].shape)
+        for target, name in matched.places.items()
+        if target not in matched.heads
+        and matched.stored[name].shape != tuple(matched.runtime.state[target].shape)
     ]
 
 
-def _kept(tensor: StoredTensor, found: Match, outline: Adapter) -> Item:
-    """Return what becomes of one of the base's tensors; still under its old name."""
-    arrival = found.arrivals[tensor.name]
+def _planned(tensor: StoredTensor, matched: Match, outline: Adapter) -> Item:
+    """Return the planned tensor for a tensor of the base, still under its old name."""
+    arrival = matched.arrivals[tensor.name]
     target = arrival.names[0] if arrival.plain and arrival.known else ""
-    if target in found.heads:
-        item = _head(tensor.name, found.heads[target], outline, tensor.dtype, tensor)
+    if target in matched.heads:
+        item = _head(tensor.name, matched.heads[target], outline, tensor.dtype, tensor)
     else:
         item = Item(tensor.name, tensor.dtype, tensor.shape, tensor.length, tensor)
-    return _updated(item, target, found) if target in found.layers else item
+    return _updated(item, target, matched) if target in matched.layers else item
 
 
-def _new(found: Match, tied: Match | None, outline: Adapter) -> Iterator[Item]:
-    """Return tensors that the base has not, or not under a name of their own."""
-    dtype = _usual_dtype(found)
-    runtime, written = found.runtime, set(found.places)
+def _new(matched: Match, tied: Match | None, outline: Adapter) -> Iterator[Item]:
+    """Yield tensors that the base lacks: the adapter's own, and untied copies."""
+    dtype = _usual_dtype(matched)
+    runtime, written = matched.runtime, set(matched.places)
     for target in runtime.state:
         if target in written:
             continue
-        if target in found.heads:
+        if target in matched.heads:
             if not written.isdisjoint(runtime.shared(target)):
-                continue  # it is there, the same numbers
-            item = _head(target, found.heads[target], outline, dtype, None)
-        elif tied is not None and target not in found.supplied:
-            partner = next((p for p in tied.runtime.shared(target) if p in found.places), None)
+                continue  # a tied parameter with these numbers is written already
+            item = _head(target, matched.heads[target], outline, dtype, None)
+        elif tied is not None and target not in matched.supplied:
+            partner = next((p for p in tied.runtime.shared(target) if p in matched.places), None)
             if partner is None:
                 continue
-            tensor = found.stored[found.places[partner]]
+            tensor = matched.stored[matched.places[partner]]
             item = Item(target, tensor.dtype, tensor.shape, tensor.length, tensor)
         else:
             continue
-        yield _updated(item, target, found) if target in found.layers else item
+        yield _updated(item, target, matched) if target in matched.layers else item
         written.add(target)
-    for target, path in found.layers.items():
+    for target, path in matched.layers.items():
         if target not in written:
-            raise SoraError(f"the base model holds no weight of '{path}' to add to")
+            raise SoraError(f"the base model has no weight for '{path}' of the adapter")
 
 
-def _updated(item: Item, target: str, found: Match) -> Item:
-    path = found.layers[target]
+def _updated(item: Item, target: str, matched: Match) -> Item:
+    path = matched.layers[target]
     dtype = torch_dtype(item.dtype)
     if item.dtype not in FLOATS or dtype is None:
         raise SoraError(
@@ -245,14 +243,14 @@ def _updated(item: Item, target: str, found: Match) -> Item:
         )
     if dtype.itemsize * torch.Size(item.shape).numel() != item.length:
         raise SoraError(f"'{item.name}' of the base model is truncated or corrupt")
-    module = found.runtime.model.get_submodule(target.removesuffix(".weight"))
+    module = matched.runtime.model.get_submodule(target.removesuffix(".weight"))
     return replace(item, update=path, transposed=is_transposed(module))
 
 
 def _head(
     name: str, head: str, outline: Adapter, dtype: str, replaced: StoredTensor | None
 ) -> Item:
-    """Return a parameter of the adapter; numbers that are not whole take the base's dtype."""
+    """Return a parameter of the adapter; floating-point numbers take the base's dtype."""
     tensor = outline.head[head]
     kind = tensor.dtype
     if kind.is_floating_point and dtype in FLOATS:
@@ -262,7 +260,7 @@ def _head(
 
 
 def _stored_as(dtype: str, item: Item) -> Item:
-    """Return a tensor to be stored in this dtype; what are no floating-point numbers stays."""
+    """Return a planned tensor in another dtype; integers stay unchanged."""
     if dtype == "base" or item.dtype not in FLOATS:
         return item
     kind = getattr(torch, dtype)
@@ -270,43 +268,44 @@ def _stored_as(dtype: str, item: Item) -> Item:
     return replace(item, dtype=stored_dtype(kind), length=length)
 
 
-def _usual_dtype(found: Match) -> str:
-    """Return the floating-point dtype that most of the checkpoint's bytes have."""
+def _usual_dtype(matched: Match) -> str:
+    """Return the floating-point dtype with the most bytes in the checkpoint."""
     sizes: Counter[str] = Counter()
-    for tensor in found.stored.values():
+    for tensor in matched.stored.values():
         if tensor.dtype in FLOATS:
             sizes[tensor.dtype] += tensor.length
     return sizes.most_common(1)[0][0] if sizes else "F32"
 
 
-def _output_names(found: Match, kept: list[Item], new: list[Item]) -> dict[str, str]:
-    """Return {name in the base: name in the merged checkpoint}, where transformers finds all.
+def _output_names(matched: Match, kept: list[Item], new: list[Item]) -> dict[str, str]:
+    """Return {name in the base: name in the merged checkpoint}, such that transformers finds all.
 
-    The base's own names, if they do. A new head beside a backbone without its prefix is more than
-    many programs understand: then the prefix is added. If nothing else does, the model's names.
+    The base's own names are tried first. If a new head stands beside a backbone without prefix, the
+    prefix is added first, because many programs cannot load such a mixture. The model's own names
+    are tried last.
     """
-    arrivals = {item.name: found.arrivals[item.name] for item in kept}
-    prefix = found.runtime.prefix
+    arrivals = {item.name: matched.arrivals[item.name] for item in kept}
+    prefix = matched.runtime.prefix
     own = {name: name for name in arrivals}
     prefixed = {n: f"{prefix}.{n}" if a.lacks_prefix else n for n, a in arrivals.items()}
     today = {n: a.names[0] if a.plain and a.known else n for n, a in arrivals.items()}
     first = prefixed if new and prefixed != own else own
     for names in (first, prefixed, today):
-        if _are_found(found, names, [item.name for item in new]):
+        if _are_found(matched, names, [item.name for item in new]):
             return names
-    raise SoraError("no names can be given to the merged weights under which transformers would "
-                    "find all of them again")  # fmt: skip
+    raise SoraError("there are no names for the merged weights under which transformers would "
+                    "load all of them")  # fmt: skip
 
 
-def _are_found(found: Match, names: Mapping[str, str], new: list[str]) -> bool:
-    """Return whether renamed tensors become the parameters they were, and new ones their own."""
+def _are_found(matched: Match, names: Mapping[str, str], new: list[str]) -> bool:
+    """Return True if transformers maps the names to the same parameters as before the renaming."""
     final = [*names.values(), *new]
     if len(set(final)) < len(final):
         return False
-    arrivals = found.runtime.arrivals(final)
+    arrivals = matched.runtime.arrivals(final)
 
     def same(old: str, name: str) -> bool:
-        before, after = found.arrivals[old], arrivals[name]
+        before, after = matched.arrivals[old], arrivals[name]
         if not before.known:
             return not after.known
         return before.names == after.names and before.plain == after.plain
@@ -317,6 +316,6 @@ def _are_found(found: Match, names: Mapping[str, str], new: list[str]) -> bool:
 
 
 def _width(item: Item) -> float:
-    """Return bytes per number."""
+    """Return the number of bytes per number."""
     dtype = torch_dtype(item.dtype)
     return dtype.itemsize if dtype else item.length / max(torch.Size(item.shape).numel(), 1)

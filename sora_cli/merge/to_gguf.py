@@ -1,7 +1,7 @@
-"""An adapter folded into a base model in a GGUF file: the file anew, with other numbers in it.
+"""Merges an adapter into a base model's GGUF file, and writes a new GGUF file.
 
-Everything that the adapter does not change is copied to the byte, metadata and quantised tensors;
-the changed weights are dequantised, added to in float32, and stored by the package's quantiser.
+Metadata and tensors that the adapter does not change are copied byte for byte. Changed weights are
+dequantised, the update is added in float32, and the package gguf quantises the sum.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sora_cli.core.checks import MERGED_GGUF, check_choice
 from sora_cli.core.errors import SoraError, reason
 from sora_cli.merge.rounding import (
     LEAST,
-    Kept,
+    Overlap,
     Survival,
     inner,
     shown_survival,
@@ -36,13 +36,13 @@ _FILE_TYPE = "general.file_type"
 
 @dataclass(frozen=True)
 class GgufMerged:
-    """A merged GGUF file.
+    """The result of a merge into a GGUF file.
 
     Attributes:
-        modules: weights that were changed.
-        copied: tensors that were copied as they are.
-        base_note: a note unless the base is known to be the one that the adapter was trained on.
-        survival: the part of the update that is left in the stored weights.
+        modules: number of changed weights.
+        copied: number of copied tensors.
+        base_note: a note on the base; None if the adapter is known to be trained on this base.
+        survival: the part of the update in the stored weights.
     """
 
     modules: int
@@ -60,18 +60,14 @@ def merge_to_gguf(
     accept_loss: bool = False,
     force: bool = False,
 ) -> GgufMerged:
-    """Write a GGUF file with an adapter in it, one tensor in memory at a time, and read it back.
+    """Write a merged GGUF file, with one tensor in memory at a time, and read it back.
 
     Args:
         source: the base model's GGUF file.
-        output: the file; one that is there is replaced.
+        output: the new file; an existing file is replaced.
         type: of the changed weights, one of `core.checks.MERGED_GGUF`.
-        accept_loss: write it, however little of the update is left.
-        force: take a base with other weights than the one trained on.
-
-    Raises:
-        SoraError: a part of the adapter has no place there, a base that does not fit, numbers that
-            are not finite, too little left of the update, or a file that cannot be written.
+        accept_loss: write the file, however little of the update survives.
+        force: accept a base with other weights than the adapter was trained on.
     """
     check_choice("type", type, MERGED_GGUF)
     check_low_rank(adapter)
@@ -79,24 +75,24 @@ def merge_to_gguf(
     note = check_weights(
         adapter.base, source, str(source), "the adapter", force=force, hint=OR_FORCE
     )
-    made = _MergedFile(adapter, source, places, type)
+    merged_file = _MergedFile(adapter, source, places, type)
     try:
         with new_file(output) as temporary:
-            made.write(temporary)
-            survival = Survival(made.kept, {})
+            merged_file.write(temporary)
+            survival = Survival(merged_file.overlaps, {})
             if survival.share < LEAST and not accept_loss:
                 raise SoraError(
                     f"{shown_survival(survival, type)}: nothing was written",
-                    hint="--type f32 keeps all of it; --accept-loss writes it all the same",
+                    hint="--type f32 keeps all of it; --accept-loss writes it anyway",
                 )
-            made.check(temporary)
+            merged_file.check(temporary)
     except OSError as error:
         raise SoraError(f"{output} cannot be written: {reason(error, output)}") from error
-    return GgufMerged(len(places), made.copied, note, survival)
+    return GgufMerged(len(places), merged_file.copied, note, survival)
 
 
 class _MergedFile:
-    """The content of a merged file."""
+    """The content of a merged GGUF file."""
 
     def __init__(
         self, adapter: AdapterFile, source: Path, places: dict[str, Place], type: str
@@ -105,8 +101,8 @@ class _MergedFile:
 
         self._adapter, self._reader = adapter, gguf.GGUFReader(source)
         if self._reader.byte_order != "I":
-            raise SoraError(f"the numbers in {source} are in the other byte order",
-                            hint="name a file for this kind of machine")  # fmt: skip
+            raise SoraError(f"the numbers in {source} are in another byte order",
+                            hint="use a GGUF file for this kind of machine")  # fmt: skip
         self._type = gguf.GGMLQuantizationType[type.upper()]
         self._file_type = {
             "f32": gguf.LlamaFileType.ALL_F32,
@@ -114,18 +110,14 @@ class _MergedFile:
             "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
         }[type]
         self._changed = {f"{place.name}.weight": (path, place) for path, place in places.items()}
-        self._exact = type == "f32"  # but for the last bit of a sum
+        self._exact = type == "f32"  # up to the last bit of the sum
         self._head = self._metadata() + self._directory()
         self._digests: dict[str, bytes] = {}
-        self.kept: dict[str, Kept] = {}
+        self.overlaps: dict[str, Overlap] = {}
         self.copied = len(self._reader.tensors) - len(self._changed)
 
     def write(self, file: Path) -> None:
-        """Write the file.
-
-        Raises:
-            SoraError: a result is not finite, or a type that the package cannot read.
-        """
+        """Write the file, and measure the surviving part of each update."""
         with file.open("wb") as out:
             out.write(self._head + self._padding(len(self._head)))
             for tensor in self._reader.tensors:
@@ -135,11 +127,7 @@ class _MergedFile:
                 out.write(self._padding(data.nbytes))
 
     def check(self, file: Path) -> None:
-        """Compare what was written with what was meant.
-
-        Raises:
-            SoraError: it reads back differently.
-        """
+        """Read the file back, and compare it with the digests taken during writing."""
         import gguf
 
         back = gguf.GGUFReader(file)
@@ -149,7 +137,7 @@ class _MergedFile:
         check_read_back(same)
 
     def _metadata(self) -> bytes:
-        """Return the base's file up to its list of tensors, with the new kind of file in it."""
+        """Return the base's file up to its list of tensors, with `general.file_type` updated."""
         content = bytearray(self._reader.data[: self._reader.tensors[0].field.offset])
         field = self._reader.fields.get(_FILE_TYPE)
         if field is not None:
@@ -161,10 +149,11 @@ class _MergedFile:
         return bytes(content)
 
     def _directory(self) -> bytes:
-        """Return the list of tensors: the base's, with other types and places in the file."""
+        """Return the list of tensors: the base's, with the new types and places in the file."""
         content, place = b"", 0
         for tensor in self._reader.tensors:
             kind, size = self._stored_as(tensor)
+            # an entry: length of the name, name, number of dimensions, dimensions, type, offset
             name_and_sides = tensor.field.parts[:4]
             content += b"".join(part.tobytes() for part in name_and_sides)
             content += struct.pack("<IQ", kind, place)
@@ -172,11 +161,7 @@ class _MergedFile:
         return content
 
     def _stored_as(self, tensor: Any) -> tuple[int, int]:
-        """Return a tensor's type in the new file, and its bytes there.
-
-        Raises:
-            SoraError: its rows do not fit into blocks of the type.
-        """
+        """Return a tensor's type and its size in bytes in the new file."""
         import gguf
 
         if tensor.name not in self._changed:
@@ -185,9 +170,9 @@ class _MergedFile:
         columns = int(tensor.shape[0])
         if columns % block:
             raise SoraError(
-                f"{tensor.name} has rows of {columns} numbers, and {self._type.name} blocks of "
-                f"{block}",
-                hint="--type f16",
+                f"{tensor.name} has rows of {columns} numbers, which {self._type.name} cannot "
+                f"divide into blocks of {block}",
+                hint="store it with --type f16",
             )
         return self._type, int(tensor.n_elements) // block * size
 
@@ -195,7 +180,7 @@ class _MergedFile:
         return bytes(-size % int(self._reader.alignment))
 
     def _data(self, tensor: Any) -> Any:
-        """Return a tensor as it is stored in the new file."""
+        """Return a tensor's stored form in the new file."""
         import gguf
 
         if tensor.name not in self._changed:
@@ -209,20 +194,16 @@ class _MergedFile:
         data = gguf.quantize((base + update).numpy(), self._type)
         stored = torch.from_numpy(np.array(gguf.dequantize(data, self._type), np.float32))
         if not bool(stored.isfinite().all()):
-            raise SoraError(f"'{path}': {tensor.name} is not finite once it is merged",
+            raise SoraError(f"'{path}': merged, {tensor.name} holds NaN or infinity",
                             hint="--type f32, or check the adapter with sora inspect")  # fmt: skip
         change = stored.sub_(base)
         noise = 0.0 if self._exact else inner(change, change)
-        self.kept[path] = Kept(inner(update, update), inner(change, update), noise)
+        self.overlaps[path] = Overlap(inner(update, update), inner(change, update), noise)
         return np.ascontiguousarray(data)
 
 
 def _numbers(tensor: Any) -> Any:
-    """Return a weight of the base in float32.
-
-    Raises:
-        SoraError: it has a type that the package gguf cannot read.
-    """
+    """Return a weight of the base in float32, dequantised by the package gguf."""
     import gguf
 
     try:

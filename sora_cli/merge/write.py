@@ -1,6 +1,7 @@
-"""Writes the merged weights: what the base has is copied by the kernel, the rest made in blocks.
+"""Writes the merged weights: unchanged tensors are copied by the kernel, others made in blocks.
 
-Several threads write at once, each at its own place in the file, whose layout is known before.
+Several threads write at once, each at its own place in the file, because the layout is planned
+before.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from torch import Tensor
 
 from sora_cli.adapter.metadata import write_json
 from sora_cli.core.errors import SoraError
-from sora_cli.merge.blocks import Blocks, Made, Range
+from sora_cli.merge.blocks import Block, Blocks, Range
 from sora_cli.merge.incoming import Incoming
 from sora_cli.merge.plan import Item, Plan, PlannedFile
-from sora_cli.merge.rounding import Kept, Storing, Survival, total
+from sora_cli.merge.rounding import Overlap, Storing, Survival, total
 from sora_cli.model.files import WEIGHTS_INDEX
 from sora_cli.model.fingerprint import StoredTensor, read_header
 from sora_cli.model.tensors import header_bytes, write_at
@@ -34,10 +35,10 @@ Progress = Callable[[int], None]
 """Called with the number of bytes that were written since the last call."""
 
 _STEP = 2**25  # bytes copied at a time
-_BUFFER = 2**20  # bytes, where the kernel does not copy
-_SAMPLE = 64  # bytes
-_THREADS = 4  # more than a disk can keep up with
-_WAITING = 16  # pieces of work
+_BUFFER = 2**20  # bytes copied at a time if the kernel cannot copy
+_SAMPLE = 64  # bytes at both ends of a tensor that are read back
+_THREADS = 4  # more would wait for the disk
+_WAITING = 16  # queued pieces of work; each may hold a layer's factors
 _NOT_BY_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
 
@@ -50,22 +51,20 @@ def write_weights(
     storing: Storing,
     progress: Progress | None = None,
 ) -> Survival:
-    """Write all files of weights and their index, and read back headers and samples of bytes.
+    """Write all weight files and their index, and read back headers and samples of bytes.
 
     Args:
         index: the base's index; None for a single file.
 
     Returns:
-        What is left of the adapter in what was written.
+        The part of the adapter in the written weights.
 
     Raises:
-        SoraError: a result is not finite, the base changed meanwhile, or what was written reads
-            back differently.
-        OSError: the disk is full, or the like.
+        OSError: the disk is full, for example.
     """
     blocks = Blocks([item for item in plan.items if not item.copied], storing)
-    layers: dict[str, Kept] = {}
-    heads: dict[str, Kept] = {}
+    layers: dict[str, Overlap] = {}
+    heads: dict[str, Overlap] = {}
     with one_thread(), ThreadPoolExecutor(max_workers=threads()) as pool:
         for file in plan.files:
             path = folder / file.name
@@ -76,30 +75,31 @@ def write_weights(
             for item in file.items:
                 if item.measured:
                     into, name = (layers, item.update) if item.update else (heads, item.head)
-                    into[name or item.name] = job.kept(item)
+                    into[name or item.name] = job.overlap(item)
     if index is not None:
         write_json(folder / WEIGHTS_INDEX, _index(index, plan))
     return Survival(layers, heads)
 
 
 def threads() -> int:
-    """Return how many threads work at once."""
+    """Return the number of writing threads."""
+    # the cores of this process, which a scheduler may restrict; not those of the machine
     return min(_THREADS, len(os.sched_getaffinity(0)) if sys.platform == "linux" else 2)
 
 
 def weights_bytes(plan: Plan) -> int:
-    """Return the bytes that `write_weights` will write, without the index."""
+    """Return the number of bytes that `write_weights` will write, without the index."""
     return plan.bytes + sum(len(header_of(file)) for file in plan.files)
 
 
 def header_of(file: PlannedFile) -> bytes:
-    """Return the first bytes of a file to be; see `header_bytes`."""
+    """Return the header of a planned file; see `header_bytes`."""
     entries = ((item.name, item.dtype, item.shape, item.length) for item in file.items)
     return header_bytes(entries, file.metadata)
 
 
 class _Job:
-    """One file being written, by several threads at once, each at its own place in it."""
+    """The writing of one file by several threads, each at its own place in the file."""
 
     def __init__(
         self, file: PlannedFile, out: int, threads: ThreadPoolExecutor, progress: Progress | None
@@ -107,15 +107,16 @@ class _Job:
         self._file, self._out, self._threads, self._progress = file, out, threads, progress
         self._pending: deque[Future[int]] = deque()
         self._ends: dict[str, list[bytes]] = {}
-        self._kept: dict[str, dict[int, Kept]] = {}
+        self._overlaps: dict[str, dict[int, Overlap]] = {}
         self._written = self._flushed = 0
 
     def run(self, blocks: Blocks, incoming: Incoming) -> dict[str, list[bytes]]:
-        """Write the file; return the first and last bytes of each tensor that was made anew."""
+        """Write the file; return the first and last bytes of each computed tensor."""
         header = header_of(self._file)
-        with ExitStack() as stack:
+        # `running` ends first: on an error, threads stop before the files that they read close
+        with ExitStack() as stack, ExitStack() as running:
             sources = _Sources(stack)
-            stack.callback(self._abandon)
+            running.callback(self._abandon)
             self._submit(write_at, self._out, header, 0)
             at = len(header)
             for run in _runs(self._file.items):
@@ -132,29 +133,34 @@ class _Job:
                 self._finish_one()
         return self._ends
 
-    def kept(self, item: Item) -> Kept:
-        """Return what is left of an update; blocks are added in their order, for equal sums."""
-        blocks = self._kept.get(item.name, {})
+    def overlap(self, item: Item) -> Overlap:
+        """Return the surviving part of an update.
+
+        Blocks are added in their order, so that the sum does not depend on the threads.
+        """
+        blocks = self._overlaps.get(item.name, {})
         return total(blocks[start] for start in sorted(blocks))
 
     def _make(
         self, item: Item, at: int, blocks: Blocks, incoming: Incoming, sources: _Sources
     ) -> None:
-        """Make and write a tensor, block by block."""
-        make: Callable[[Range], Made]
+        """Compute and write a tensor, block by block."""
+        make: Callable[[Range], Block]
         content = item.source if item.head is None else incoming.head(item.head)
         assert content is not None
         file = None if isinstance(content, Tensor) else sources.descriptor(content.file)
         if item.update is not None:
-            update = blocks.whole(item, incoming.update(item.update), content, file)
+            update = blocks.with_norms(item, incoming.update(item.update), content, file)
             squared = update.squared()
-            self._kept[item.name] = {} if squared is None else {-1: Kept(squared)}
-            known = squared is not None
-            make = partial(blocks.add, item, update, content=content, source=file, measured=known)
+            self._overlaps[item.name] = {} if squared is None else {-1: Overlap(squared)}
+            square_known = squared is not None
+            make = partial(
+                blocks.add, item, update, content=content, source=file, square_known=square_known
+            )
         else:
             measured = item.source if item.measured else None
             base = None if measured is None else sources.descriptor(measured.file)
-            self._kept[item.name] = {}
+            self._overlaps[item.name] = {}
             make = partial(blocks.replace, item, content, source=file, base=base)
         ranges = blocks.ranges(item)
         self._ends[item.name] = [b"", b""]
@@ -162,20 +168,20 @@ class _Job:
         for start, stop in ranges:
             first, last = start == 0, stop == ranges[-1][1]
             offset = at + start * per_step
-            self._submit(self._made, make, (start, stop), offset, item.name, first, last)
+            self._submit(self._make_block, make, (start, stop), offset, item.name, first, last)
 
-    def _made(
+    def _make_block(
         self,
-        make: Callable[[Range], Made],
+        make: Callable[[Range], Block],
         rows: Range,
         offset: int,
         name: str,
         first: bool,
         last: bool,
     ) -> int:
-        content, kept = make(rows)
-        if kept is not None:
-            self._kept[name][rows[0]] = kept  # each block has a key of its own
+        content, overlap = make(rows)
+        if overlap is not None:
+            self._overlaps[name][rows[0]] = overlap  # each block has a key of its own
         if first:
             self._ends[name][0] = bytes(content[:_SAMPLE])
         if last:
@@ -188,7 +194,7 @@ class _Job:
             self._submit(_copy_range, source, self._out, start + done, at + done, step)
 
     def _submit(self, work: Callable[..., int], *arguments: Any) -> None:
-        """Hand on a piece of work; wait where many are waiting, for they hold factors."""
+        """Queue a piece of work; wait while the queue is full, because its work holds factors."""
         while len(self._pending) >= _WAITING:
             self._finish_one()
         self._pending.append(self._threads.submit(work, *arguments))
@@ -203,28 +209,28 @@ class _Job:
                 self._progress(step)
 
     def _abandon(self) -> None:
-        """Cancel what has not begun and wait for the rest, before the files are closed."""
+        """Cancel queued work and wait for running work."""
         for future in self._pending:
             future.cancel()
         wait(self._pending)
 
 
 class _Sources:
-    """The files that are read from, open until the stack is left."""
+    """The open source files; the stack closes them."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self._open: dict[Path, int] = {}
 
     def descriptor(self, file: Path) -> int:
-        """Return the descriptor of a file, open for reading."""
+        """Open a file for reading, once, and return its descriptor."""
         if file not in self._open:
             self._open[file] = self._stack.enter_context(file.open("rb", buffering=0)).fileno()
         return self._open[file]
 
 
 def _runs(items: tuple[Item, ...]) -> Iterator[list[Item]]:
-    """Group tensors that are copied and follow each other in the base, too; others stay alone."""
+    """Group copied tensors that are also adjacent in the base; other tensors stay alone."""
     run: list[Item] = []
     for item in items:
         if run and not (item.copied and run[-1].copied and _follows(item.source, run[-1].source)):
@@ -242,7 +248,7 @@ def _follows(tensor: StoredTensor | None, other: StoredTensor | None) -> bool:
 
 
 def _copy_range(source: int, out: int, start: int, offset: int, length: int) -> int:
-    """Copy bytes from file to file, where possible without taking them into this process."""
+    """Copy bytes from file to file, inside the kernel if possible."""
     done = 0
     while done < length:
         step = _copy_some(source, out, start + done, offset + done, length - done)
@@ -267,14 +273,14 @@ def _copy_some(source: int, out: int, start: int, offset: int, length: int) -> i
 
 
 def _begin_flush(out: int, offset: int, length: int) -> None:
-    """Let the disk begin with what was written, so that the flush at the end is short."""
+    """Start writing the file's dirty pages to disk, so that the final flush is short."""
     if sys.platform == "linux":
-        # Linux writes dirty pages out before it drops them; Python has no sync_file_range
+        # Linux writes dirty pages before it drops them; Python has no sync_file_range
         os.posix_fadvise(out, offset, length, os.POSIX_FADV_DONTNEED)
 
 
-def _check_written(path: Path, file: PlannedFile, made: dict[str, list[bytes]]) -> None:
-    """Compare the header with the plan, and some bytes of each tensor with what they should be."""
+def _check_written(path: Path, file: PlannedFile, ends: dict[str, list[bytes]]) -> None:
+    """Compare the header with the plan, and sampled bytes with the intended bytes."""
     written = {tensor.name: tensor for tensor in read_header(path)}
     same = list(written) == [item.name for item in file.items]
     with path.open("rb") as stream:
@@ -282,13 +288,13 @@ def _check_written(path: Path, file: PlannedFile, made: dict[str, list[bytes]]) 
             tensor = written[item.name]
             same = same and (tensor.dtype, tensor.shape) == (item.dtype, item.shape)
             first, last = _ends(stream, tensor)
-            if item.name in made:
-                same = same and first == made[item.name][0] and last.endswith(made[item.name][1])
+            if item.name in ends:
+                same = same and first == ends[item.name][0] and last.endswith(ends[item.name][1])
             elif item.source is not None:
                 with item.source.file.open("rb") as source:
                     same = same and (first, last) == _ends(source, item.source)
     if not same:
-        raise SoraError("what was written reads back differently: is the disk all right?")
+        raise SoraError("the written weights read back differently: is the disk damaged?")
 
 
 def _ends(stream: BinaryIO, tensor: StoredTensor) -> tuple[bytes, bytes]:

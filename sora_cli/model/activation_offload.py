@@ -1,15 +1,15 @@
-"""Activation offload: what the backward pass needs waits in the machine's memory, not the GPU's.
+"""Activation offload: tensors for the backward pass wait in the machine's memory, not the GPU's.
 
-torch lets hooks decide how the tensors are stored that a forward pass keeps
+torch's hooks control the storage of tensors that a forward pass keeps
 (https://docs.pytorch.org/docs/stable/autograd.html#torch.autograd.graph.saved_tensors_hooks). Its
-own `save_on_cpu` copies all of them, frozen weights too, and waits for each copy. Here the weights
-stay, and so do small tensors and those that repeat a smaller one; a storage that several operations
-keep is copied once; and the last tensor kept, which the backward pass asks for first, is not moved.
-Copies go to pinned memory, in the order of the GPU's own work: neither side waits for the other,
-and copies and products do not overlap.
+own `save_on_cpu` copies all of them, frozen weights too, and waits for each copy. Here weights are
+not moved, nor small tensors, nor views that repeat a smaller tensor. A storage that several
+operations keep is copied once. The last tensor kept is not moved, as the backward pass needs it
+first. Copies go to pinned memory, in the order of the GPU's own work: neither side waits for the
+other, but copies and products do not overlap.
 
-The bytes that come back are those that went. Adapted layers keep their input itself while such
-hooks are there (`methods.kept`), so their gradients are those of a plain run up to rounding.
+The bytes come back unchanged. Adapted layers keep their input itself while such hooks are active
+(`methods.kept`), so their gradients equal a plain run's up to rounding.
 """
 
 from __future__ import annotations
@@ -31,16 +31,12 @@ from sora_cli.recipe.recipe import TrainingBlock
 
 KEY = "training.activation_offload"
 SMALLEST = 1 << 18
-"""Bytes from which a tensor is moved: copying less takes about as long as starting a copy."""
+"""Tensors of at least this many bytes are moved: starting a copy takes as long as copying less."""
 _OFF = f"{KEY}=false"
 
 
 def check_offload(block: TrainingBlock) -> None:
-    """Check that there is a GPU, and one process.
-
-    Raises:
-        SoraError: there is not.
-    """
+    """Check that there is a GPU, and only one process."""
     if not block.activation_offload:
         return
     check_alone(KEY, _OFF)
@@ -53,7 +49,7 @@ def check_offload(block: TrainingBlock) -> None:
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """Return a copy in the machine's memory, pinned where there is a GPU."""
+    """Return a copy in the machine's memory, pinned if there is a GPU."""
     pinned = torch.cuda.is_available()
     copy = torch.empty_like(tensor, device="cpu", pin_memory=pinned)
     return copy.copy_(tensor, non_blocking=pinned)
@@ -67,12 +63,12 @@ def offloaded(
     on: bool = True,
     move: Callable[[Tensor], Tensor] = to_host,
 ) -> Iterator[None]:
-    """Move what a forward pass in this block keeps, until its backward pass asks for it.
+    """Move the tensors that forward passes in this block keep, until their backward passes.
 
     Args:
-        stays: tensors whose storages stay where they are: parameters and buffers.
-        device: the type of the device that tensors are moved away from.
-        move: makes the copy that waits elsewhere.
+        stays: parameters and buffers: their storages are not moved.
+        device: type of the device from which tensors are moved.
+        move: makes the copy in the other memory.
     """
     if not on:
         yield
@@ -83,7 +79,7 @@ def offloaded(
 
 
 class _Parcel:
-    """A kept tensor: itself, until `move` puts a copy in its place."""
+    """A kept tensor, or its copy after `move`."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.device, self.moved = tensor.detach(), tensor.device, False
@@ -99,7 +95,7 @@ class _Parcel:
 
 
 class _Moving:
-    """The hooks of one forward pass.
+    """The pack and unpack hooks of one forward pass.
 
     Args:
         stays: keys of storages that are not moved.
@@ -107,20 +103,22 @@ class _Moving:
 
     def __init__(self, stays: frozenset[int], device: str, copied: Callable[[Tensor], Tensor]):
         self._stays, self._device, self._copied = stays, device, copied
-        # storage -> what of it is kept, for as long as the storage is there
+        # storage -> its kept views, for the lifetime of the storage
         self._known: Any = WeakIdKeyDictionary(ref_type=weakref.ref)
         self._last: Callable[[], _Parcel | None] = lambda: None
 
     def pack(self, tensor: Tensor) -> Any:
-        if not self._goes(tensor):
+        if not self._moves(tensor):
             return tensor
         parcels = self._known.setdefault(
             tensor.untyped_storage(), weakref.WeakValueDictionary[Any, _Parcel]()
         )
+        # `version` counts in-place changes: a changed tensor is another one
         view = (tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
         parcel: _Parcel | None = parcels.get((view, version(tensor)))
         if parcel is None:
             parcel = parcels[view, version(tensor)] = _Parcel(tensor)
+            # moved only when the next tensor is kept: the last one stays, backward needs it first
             before = self._last()
             if before is not None:
                 before.move(self._copied)
@@ -130,7 +128,7 @@ class _Moving:
     def unpack(self, packed: Any) -> Tensor:
         return packed.open() if isinstance(packed, _Parcel) else packed
 
-    def _goes(self, tensor: Tensor) -> bool:
+    def _moves(self, tensor: Tensor) -> bool:
         if tensor.device.type != self._device or tensor.layout is not torch.strided:
             return False
         return (

@@ -1,9 +1,9 @@
-"""`model.attention`: the implementation of attention that the base model runs with.
+"""`model.attention`: the attention implementation of the base model.
 
-transformers checks such a name while it makes the model, and where the package flash-attn cannot be
-used, but the package kernels is there, it fetches a kernel from the Hub and runs it. So what a
-machine must have is checked here first, and what the model must have is told by its own class. Of
-kernels from the Hub only the one that a recipe names is run (`hub_kernels`).
+transformers checks this name while it builds the model. If the package flash-attn is unusable but
+the package kernels is installed, transformers would fetch a kernel from the Hub and run it. So the
+machine's requirements are checked here first; the model's own class then reports its own. The only
+Hub kernel that is ever run is the one that a recipe names (`hub_kernels`).
 """
 
 from __future__ import annotations
@@ -26,21 +26,17 @@ from sora_cli.model.transformers_internals import attention_of, flash_kernels
 from sora_cli.recipe.recipe import ModelBlock
 
 ON_GPUS = ("flash_attention_2", "flex_attention")
-"""Those that have no backward pass on a CPU."""
+"""Implementations without a backward pass on a CPU."""
 _USUAL = f"{KEY}=null lets transformers choose"
 
 
 def has_kernel(name: str | None) -> bool:
-    """Tell whether an implementation runs on some devices only, and on tensors with data."""
+    """Return True if an implementation runs only on some devices, and only on tensors with data."""
     return name in ON_GPUS or is_hub_kernel(name)
 
 
 def check_attention(block: ModelBlock) -> None:
-    """Check what can be known before anything heavy loads.
-
-    Raises:
-        SoraError: the package that it needs is not installed, or it is code that is not trusted.
-    """
+    """Check the installed packages, and the trust in Hub kernels, before torch is imported."""
     if is_hub_kernel(block.attention):
         check_trusted(block)
     if block.attention == "flash_attention_2" and find_spec("flash_attn") is None:
@@ -52,13 +48,10 @@ def check_attention(block: ModelBlock) -> None:
 
 
 def check_device(block: ModelBlock, precision: str) -> None:
-    """Check that this machine has what the implementation needs; loads torch.
+    """Check this machine's GPU, packages and precision for the implementation; imports torch.
 
     Args:
         precision: of the run, as in `training.precision`.
-
-    Raises:
-        SoraError: no GPU, no package that works, or numbers of 32 bits.
     """
     check_attention(block)
     if is_hub_kernel(block.attention):
@@ -70,7 +63,7 @@ def check_device(block: ModelBlock, precision: str) -> None:
 
     if not torch.cuda.is_available():
         raise SoraError(
-            f"{KEY}={block.attention} needs a GPU: there is no backward pass for it on a CPU",
+            f"{KEY}={block.attention} needs a GPU: it has no backward pass on a CPU",
             hint=f"{KEY}=sdpa",
             key=KEY,
         )
@@ -78,34 +71,32 @@ def check_device(block: ModelBlock, precision: str) -> None:
         return
     if not is_flash_attn_2_available():
         raise SoraError(
-            "the package flash-attn, as it is installed here, cannot be used by transformers",
+            "transformers cannot use the installed version of the package flash-attn",
             hint=f"pip install --upgrade flash-attn --no-build-isolation, or {KEY}=sdpa",
             key=KEY,
         )
     if precision == "fp32" and block.dtype == "float32":
         raise SoraError(
-            f"{KEY}=flash_attention_2 computes in 16 bits, and this run in 32",
+            f"{KEY}=flash_attention_2 computes in 16 bits, but this run in 32",
             hint="training.precision=bf16",
             key=KEY,
         )
 
 
 def attention_options(block: ModelBlock) -> dict[str, Any]:
-    """Return the options of `from_pretrained`."""
+    """Return the arguments of `from_pretrained` that select the implementation."""
     name = block.attention
     kernel = kernel_options(block) if is_hub_kernel(name) else {}
     return {} if name is None else {"attn_implementation": name, **kernel}
 
 
 def check_config(block: ModelBlock, config: Any, auto: Any) -> None:
-    """Refuse code from the Hub that a model's files ask for in the place of attention.
+    """Refuse Hub code that a model's files request as their attention.
 
     Args:
-        auto: the class of transformers by which the model is going to be loaded.
-
-    Raises:
-        SoraError: they do.
+        auto: the class of transformers that will load the model.
     """
+    # a name with "/" in a model's files would make transformers fetch and run that kernel
     parts = [config, *(getattr(config, name, None) for name in config.sub_configs)]
     stored = next((name for name in map(attention_of, parts) if "/" in (name or "")), None)
     if stored is not None and block.attention is None:
@@ -127,11 +118,7 @@ def check_config(block: ModelBlock, config: Any, auto: Any) -> None:
 
 @contextmanager
 def asking_for(block: ModelBlock) -> Iterator[None]:
-    """Say clearly, in place of what transformers raises, that a model lacks the implementation.
-
-    Raises:
-        SoraError: it does.
-    """
+    """Report clearly that a model lacks the implementation, in place of transformers' error."""
     try:
         with fetching(block):
             yield
@@ -145,13 +132,16 @@ def asking_for(block: ModelBlock) -> Iterator[None]:
 
 
 def check_dropout(block: ModelBlock, config: Any) -> None:
-    """Raise `SoraError` where a model to be trained drops attention weights and cannot."""
+    """Refuse to train with flex_attention a model that has attention dropout.
+
+    flex_attention does not apply that dropout.
+    """
     if block.attention != "flex_attention":
         return
     for name, value in config.to_dict().items():
         if "att" in name and ("drop" in name) and isinstance(value, float | int) and value > 0:
             raise SoraError(
-                f"{KEY}=flex_attention drops no attention weights, and the model's {name} is "
+                f"{KEY}=flex_attention has no attention dropout, but the model's {name} is "
                 f"{value:g}",
                 hint="training.model_dropout=0",
                 key=KEY,
@@ -160,10 +150,10 @@ def check_dropout(block: ModelBlock, config: Any) -> None:
 
 @contextmanager
 def usual_attention(model: Any, *, of_kernels: bool = False) -> Iterator[None]:
-    """Let a model run for a while with the implementation that transformers chooses by itself.
+    """Run a model with transformers' default attention inside the block.
 
     Args:
-        of_kernels: do so only where the model has one that runs on some devices only.
+        of_kernels: only if the model's implementation is limited to some devices.
     """
     now = attention_of(model.config)
     if now is None or (of_kernels and not has_kernel(now)):
@@ -171,7 +161,7 @@ def usual_attention(model: Any, *, of_kernels: bool = False) -> Iterator[None]:
         return
     try:
         model.set_attn_implementation("sdpa")
-    except ValueError:  # it has none, and then the plain one is taken
+    except ValueError:  # the model has no sdpa: transformers takes "eager"
         model.set_attn_implementation("eager")
     try:
         yield

@@ -1,4 +1,4 @@
-"""Loads a recipe's base model with its tokenizer or processor, and finds its head."""
+"""Load a recipe's base model with its tokenizer or processor, and find its head."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Base:
     """A loaded base model.
 
     Attributes:
-        processor: what makes its inputs: a tokenizer, or for images an image processor.
-        reference: what the recipe calls it; `resolved` is the local path or Hub id behind it.
-        revision: the Hub's commit, whatever branch the recipe names; None for a local directory.
-        missing: parameters the checkpoint did not supply (and that are so random).
-        head: module paths trained in full: the head and whatever was missing.
-        classes: names of the classes in the checkpoint's own configuration, in label order; None:
-            it names none.
-        notes: what a person should know about the model's answers.
+        processor: makes the model's inputs: a tokenizer, or an image processor.
+        reference: the name in the recipe; `resolved` is the local path or Hub id behind it.
+        revision: the Hub's commit behind the recipe's branch; None for a local directory.
+        missing: parameters that the checkpoint lacks, and that are therefore random.
+        head: paths of modules trained in full: the head, and the modules of `missing`.
+        classes: class names in the checkpoint's own configuration, in label order; None: it has
+            none.
+        notes: cautions about the model's answers, for the user.
     """
 
     model: Any
@@ -60,11 +60,8 @@ def load_base(
     """Load a model and its processor for a task; a new head is drawn from torch's own generator.
 
     Args:
-        dropout: sets every dropout of the base model's configuration; None leaves them.
-        precision: that quantised weights are multiplied in, as in `training.precision`.
-
-    Raises:
-        SoraError: not there, not reachable, no tokenizer, or an architecture without that head.
+        dropout: for every dropout in the base model's configuration; None: leave them unchanged.
+        precision: of products with quantised weights, as in `training.precision`.
     """
     import transformers
 
@@ -72,7 +69,7 @@ def load_base(
     check_quantise(block)
     check_device(block, precision)
     resolved, source, gguf = _located(block)
-    common = _common(block, gguf)
+    common = _shared_options(block, gguf)
     with loading(block.path, resolved, purpose=f" for {task.name}"):
         config = transformers.AutoConfig.from_pretrained(source, **common)
         if not gguf:
@@ -89,7 +86,7 @@ def load_base(
                 config=config,
                 dtype=_dtype(block.dtype),
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # refused below, with names
+                ignore_mismatched_sizes=True,  # `_check_shapes` refuses them by name
                 **common,
                 **attention_options(block),
                 **weights_options(gguf),
@@ -98,11 +95,12 @@ def load_base(
         _check_shapes(block.path, info["mismatched_keys"])
         check_complete(block.path, info["missing_keys"], len(model.state_dict()))
         processor = load_processor(task.options.PROCESSOR_CLASS, source, common)
+    # by name, for a fixed order: transformers reports missing keys as a set
     missing = tuple(sorted(info["missing_keys"]))
     head = head_modules(model, missing, new_head=task.trains_head)
     prepare_quantised(model, block.path, head)
     with usual_attention(model, of_kernels=True):
-        task.check_model(model, processor)  # it may run the model, here
+        task.check_model(model, processor)  # it may run the model, on this device
     return Base(
         model=model,
         processor=processor,
@@ -116,44 +114,36 @@ def load_base(
 
 
 def load_config(block: ModelBlock) -> Any:
-    """Load a model's configuration alone.
-
-    Raises:
-        SoraError: see `load_base`.
-    """
+    """Load only a model's configuration."""
     import transformers
 
     quiet_hub()
     resolved, source, gguf = _located(block)
     with loading(block.path, resolved):
-        return transformers.AutoConfig.from_pretrained(source, **_common(block, gguf))
+        return transformers.AutoConfig.from_pretrained(source, **_shared_options(block, gguf))
 
 
 def load_inputs(block: ModelBlock, task: Task) -> tuple[Any, Any]:
-    """Load a model's configuration and what makes its inputs, without its weights.
-
-    Raises:
-        SoraError: see `load_base`.
-    """
+    """Load a model's configuration and its tokenizer or processor, without the weights."""
     import transformers
 
     quiet_hub()
     resolved, source, gguf = _located(block)
-    common = _common(block, gguf)
+    common = _shared_options(block, gguf)
     with loading(block.path, resolved, purpose=f" for {task.name}"):
         config = transformers.AutoConfig.from_pretrained(source, **common)
         return config, load_processor(task.options.PROCESSOR_CLASS, source, common)
 
 
 def _located(block: ModelBlock) -> tuple[str, str, dict[str, Any]]:
-    """Return where a model is, what transformers loads there, and its argument for a GGUF file."""
+    """Return a model's resolved place, the source for transformers, and options for a GGUF file."""
     resolved = resolve_model_path(block.path)
     check_source(block.path, resolved)
     return (resolved, *split_gguf(resolved))
 
 
-def _common(block: ModelBlock, gguf: dict[str, Any]) -> dict[str, Any]:
-    """Return what configuration, weights and processor are all loaded with."""
+def _shared_options(block: ModelBlock, gguf: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments shared by the loading of configuration, weights and processor."""
     revision = {} if block.revision is None else {"revision": block.revision}
     return {"trust_remote_code": block.trust_remote_code, **gguf, **revision}
 
@@ -161,10 +151,10 @@ def _common(block: ModelBlock, gguf: dict[str, Any]) -> dict[str, Any]:
 def head_modules(
     model: nn.Module, missing: Iterable[str], *, new_head: bool = True
 ) -> tuple[str, ...]:
-    """Return the module paths that are trained in full, in the model's order.
+    """Return the paths of modules that are trained in full, in the model's order.
 
-    The head is what lies outside the backbone, and the backbone's pooler, which only a head reads;
-    to it come the modules whose parameters the checkpoint did not supply.
+    These are the modules outside the backbone, the backbone's pooler (only a head reads it), and
+    the modules with parameters that the checkpoint lacks.
     """
     prefix = getattr(model, "base_model_prefix", "")
     backbone = getattr(model, prefix, None) if prefix else None
@@ -182,7 +172,7 @@ def head_modules(
 
 
 def _named_classes(config: Any) -> tuple[str, ...] | None:
-    """Return the names of a configuration's classes, unless transformers made them up."""
+    """Return the class names in a configuration; None if they are transformers' placeholders."""
     names = getattr(config, "id2label", None) or {}
     if all(name == f"LABEL_{number}" for number, name in names.items()):
         return None
@@ -190,12 +180,14 @@ def _named_classes(config: Any) -> tuple[str, ...] | None:
 
 
 def _packing(block: ModelBlock, task: Task, config: Any, precision: str) -> dict[str, Any]:
-    """Return the options that quantise all of a model but its head and its output embeddings."""
+    """Return the options that quantise a model except for its head and its output embeddings."""
     import transformers
 
     if block.quantise is None:
         return {}
     code = {"trust_remote_code": block.trust_remote_code}
+    # bitsandbytes wants the names of modules to leave out before the model exists: build it
+    # without memory, and without draws from the run's generator
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         shape = getattr(transformers, task.options.MODEL_CLASS).from_config(config, **code)
     output = output_embedding(shape)
@@ -209,7 +201,7 @@ def _dtype(name: str) -> Any:
 
 
 def _dropouts(config: Any, value: float | None) -> dict[str, float]:
-    """Set every dropout probability of a configuration to one value."""
+    """Return every dropout probability of a configuration, set to one value."""
     if value is None:
         return {}
     numbers = {k: v for k, v in config.to_dict().items() if isinstance(v, float | int)}
@@ -217,12 +209,12 @@ def _dropouts(config: Any, value: float | None) -> dict[str, float]:
 
 
 def _check_shapes(reference: str, mismatched: Iterable[tuple[str, Any, Any]]) -> None:
-    """Refuse tensors of another shape; usually a head for other classes."""
+    """Refuse tensors of a wrong shape; usually they are a head for other classes."""
     for key, stored, wanted in sorted(mismatched, key=str):
         raise SoraError(
             f"model '{reference}' does not fit the task's classes: its '{key}' is "
             f"{tuple(stored)}, not {tuple(wanted)}",
-            hint="give the model without its head, or the data it was made for",
+            hint="use the model without its head, or data with the head's classes",
             key="model.path",
         )
 

@@ -1,4 +1,4 @@
-"""Names of the files of models and adapters, and checks of a model's directory before it loads."""
+"""Names of model and adapter files, and checks of a model's directory before loading."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from sora_cli.core.errors import SoraError
 MODEL_CONFIG = "config.json"
 MODEL_WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
-"""Says which tensor is in which file, where a model's weights are in several."""
+"""Maps tensors to files if a model's weights are in several files."""
 SAFE_WEIGHTS = "*.safetensors"
 TORCH_PICKLES = "pytorch_model*.bin"
 PICKLES = (TORCH_PICKLES, "*.pt", "*.pth")
 
 ADAPTER_CONFIG = "adapter_config.json"
-"""PEFT's configuration, which makes a directory an adapter."""
+"""PEFT's configuration; a directory with this file is an adapter."""
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PICKLE = "adapter_model.bin"
 SORA_FILE = "sora.json"
-"""Facts about an adapter that PEFT's configuration has no key for; and about a merged model."""
+"""Facts about an adapter without a key in PEFT's configuration; facts about a merged model."""
 MERGE_RECORD = "sora_merge.json"
-"""The share of an adapter that the weights of a merged model hold, module by module."""
+"""Share of an adapter's update that a merged model's weights hold, by module."""
 CARD = "README.md"
 """The model card."""
 PROCESSOR_FILES = (
@@ -39,21 +39,21 @@ PROCESSOR_FILES = (
     "video_preprocessor_config.json", "vocab-src.json", "vocab-tgt.json", "vocab.json", "vocab.txt",
     "word_pronunciation.json", "word_shape.json",
 )  # fmt: skip
-"""All that tokenizers and processors of transformers write: `vocab_files_names` of its classes."""
+"""All files of transformers' tokenizers and processors: `vocab_files_names` of the classes."""
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, SORA_FILE, CARD, *PROCESSOR_FILES)
 """All files of an adapter that this program writes."""
 DELTA_FILE = "delta.safetensors"
-"""The difference that a baseline made to its base model."""
+"""The tensors that a baseline changed in its base model."""
 
 
+# the YAML head of a model card that names PEFT as its library, as PEFT and sora write it
 _CARD_STARTS = re.compile(r"---\n(?:(?!---\n).*\n)*?library_name: peft\n")
 
 
 def adapter_files(directory: Path) -> tuple[str, ...]:
-    """Return the names of files that an adapter may have, in a directory that is to be replaced.
+    """Return the file names that an adapter's directory may contain when it is to be replaced.
 
-    A README.md is one of them if it is a model card of PEFT's or this program's, and not a text of
-    somebody's own.
+    README.md is allowed only if it is a model card by PEFT or this program, not a user's own text.
     """
     try:
         text = (directory / CARD).read_text(encoding="utf-8", errors="replace")
@@ -65,7 +65,7 @@ def adapter_files(directory: Path) -> tuple[str, ...]:
 
 
 def is_there(path: str | Path) -> bool:
-    """Return whether a path exists; one that is too long to be looked up does not."""
+    """Return True if a path exists; False also if it is too long for the system."""
     try:
         return Path(path).exists()
     except OSError:
@@ -73,16 +73,15 @@ def is_there(path: str | Path) -> bool:
 
 
 def check_source(reference: str, resolved: str) -> None:
-    """Check a resolved model reference; a Hub id's files are not asked for.
+    """Check a resolved model reference: a .gguf file, or a directory with a model.
 
-    Raises:
-        SoraError: a file that is no model, or a directory without one, or with pickles only.
+    A directory with weights only as pickles is refused. The files behind a Hub id are not checked.
     """
     path = Path(resolved)
     if path.is_file() and path.suffix.lower() != ".gguf":
         raise SoraError(
             f"model '{reference}' is a file, but not a .gguf file",
-            hint="a model's directory is named, not one of its files",
+            hint="name the model's directory, not one of its files",
             key="model.path",
         )
     if path.is_dir():
@@ -105,60 +104,59 @@ def _check_directory(reference: str, folder: Path) -> None:
     if holds_pickles_only(folder):
         raise pickled(reference)
     for file in (folder / MODEL_CONFIG, *sorted(folder.glob(SAFE_WEIGHTS))):
-        if file.is_file() and not os.access(file, os.R_OK):  # libraries say that it is not there
+        if file.is_file() and not os.access(file, os.R_OK):  # libraries call it missing
             raise SoraError(f"{file} cannot be read: permission denied", key="model.path")
 
 
 def holds_pickles_only(folder: Path) -> bool:
-    """Return whether this is a directory whose weights would have to be unpickled."""
+    """Return True if a directory holds weights only as pickles."""
     pickles = any(next(folder.glob(pattern), None) for pattern in PICKLES)
     return pickles and next(folder.glob(SAFE_WEIGHTS), None) is None
 
 
 def pickled(reference: str, *, then: str = "name that directory") -> SoraError:
-    """Return the error for weights that would have to be unpickled.
+    """Return the error for weights stored only as pickles.
 
     Args:
-        then: what to do with a directory of safetensors made from them.
+        then: next step with a directory of safetensors made from them.
     """
     return SoraError(
-        f"model '{reference}' holds its weights as pickles, which can run any code when they are "
-        "read",
-        hint=f"if you trust it, from_pretrained() and save_pretrained() write safetensors: {then}",
+        f"model '{reference}' stores its weights as pickles, which can run any code when loaded",
+        hint=f"if you trust it, convert it by from_pretrained() and save_pretrained(): {then}",
         key="model.path",
     )
 
 
 def foreign_code(reference: str) -> SoraError:
-    """Return the error for a model that needs Python files that come with it."""
+    """Return the error for a model that needs to run its own Python files."""
     return SoraError(
-        f"model '{reference}' comes with code of its own, which is not run",
+        f"model '{reference}' needs its own Python code, which is not run by default",
         hint="if you have read it and trust it: model.trust_remote_code=true",
         key="model.path",
     )
 
 
 def check_complete(reference: str, missing: Collection[str], tensors: int) -> None:
-    """Raise `SoraError` where most of a model's tensors are in no file: they would be random.
+    """Refuse a model if most of its tensors are in no file, as they would be random.
 
-    A new head and a pooler are few; what else is missing is trained in full.
+    A new head and a pooler are few tensors; other missing modules are trained in full.
     """
     if 2 * len(missing) > tensors:
         raise SoraError(
             f"model '{reference}' lacks {len(missing)} of the {tensors} tensors that its "
             f"configuration asks for, such as '{min(missing)}'",
-            hint="are config.json and the weights of the same model?",
+            hint="check that config.json and the weights belong to the same model",
             key="model.path",
         )
 
 
 def check_quantised(reference: str, config: Any) -> None:
-    """Raise `SoraError` where a configuration says that the weights are quantised."""
+    """Refuse a model with weights that are stored quantised."""
     if getattr(config, "quantization_config", None) is not None:
         raise SoraError(
-            f"model '{reference}' is quantised: adapters are trained on plain weights here, or on "
-            "weights that are quantised as they are read",
-            hint="name the model it was made from, as model.path; to save memory, with "
+            f"model '{reference}' is quantised: adapters need plain weights, or weights "
+            "that are quantised while they load",
+            hint="name the model it was made from, as model.path; to save memory, add "
             "model.quantise=4bit",
             key="model.path",
         )

@@ -1,7 +1,7 @@
 """The fingerprint of a base checkpoint, from at most a few kilobytes per tensor.
 
-It covers every tensor's name, dtype, shape and some sampled bytes, and does not depend on how a
-checkpoint is cut into shards. A change to few numbers of a tensor can escape it.
+It covers every tensor's name, dtype, shape and some sampled bytes, and does not depend on the
+checkpoint's division into shards. A change to a few numbers in a tensor can escape it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from sora_cli.model.files import MODEL_WEIGHTS, SAFE_WEIGHTS, TORCH_PICKLES, WEI
 
 _OTHER = ("*.gguf", TORCH_PICKLES)
 _WINDOWS = 8
-_WINDOW = 64  # bytes
+_WINDOW = 64  # bytes in each window
 _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor's entry in a safetensors file's header."""
+    """A tensor's entry in the header of a safetensors file."""
 
     name: str
     dtype: str
@@ -37,11 +37,8 @@ class StoredTensor:
 
 
 def fingerprint(checkpoint: Path) -> str | None:
-    """Return what identifies the weights of a checkpoint (directory or file); None if it has none.
-
-    Raises:
-        SoraError: a safetensors file is truncated or corrupt.
-    """
+    """Return the fingerprint of a checkpoint's weights (directory or file); None: no weights."""
+    # by name: independent of the order of tensors and shards
     tensors = sorted(stored_tensors(checkpoint), key=lambda tensor: tensor.name)
     if tensors:
         return f"safetensors-v1:{_tensors_digest(tensors)}"
@@ -50,7 +47,7 @@ def fingerprint(checkpoint: Path) -> str | None:
 
 
 def weight_files(checkpoint: Path) -> list[Path]:
-    """Return a checkpoint's safetensors files, in the order transformers looks for them."""
+    """Return a checkpoint's safetensors files, in transformers' order of preference."""
     if checkpoint.is_file():
         return [checkpoint] if checkpoint.suffix == ".safetensors" else []
     if (checkpoint / MODEL_WEIGHTS).is_file():
@@ -61,16 +58,12 @@ def weight_files(checkpoint: Path) -> list[Path]:
 
 
 def stored_tensors(checkpoint: Path) -> list[StoredTensor]:
-    """Return all tensors of a checkpoint's safetensors files, as `read_header` gives them."""
+    """Return the header entries of all tensors in a checkpoint's safetensors files."""
     return [tensor for file in weight_files(checkpoint) for tensor in read_header(file)]
 
 
 def read_header(file: Path) -> Iterator[StoredTensor]:
-    """Yield the tensors of a safetensors file, from its header alone.
-
-    Raises:
-        SoraError: the file is truncated or corrupt.
-    """
+    """Yield the tensors of a safetensors file from its header, without reading their data."""
     length, header = _parse(file)
     header.pop("__metadata__", None)
     room = file.stat().st_size - 8 - length
@@ -88,11 +81,7 @@ def read_header(file: Path) -> Iterator[StoredTensor]:
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """Return what a safetensors file says beside its tensors, such as {"format": "pt"}.
-
-    Raises:
-        SoraError: the file is truncated or corrupt.
-    """
+    """Return the metadata of a safetensors file, such as {"format": "pt"}."""
     metadata = _parse(file)[1].get("__metadata__") or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise SoraError(f"{file} is truncated or corrupt: its metadata are not text")
@@ -100,11 +89,11 @@ def read_metadata(file: Path) -> dict[str, str]:
 
 
 def _parse(file: Path) -> tuple[int, dict[str, Any]]:
-    """Return the length of a header in bytes, and the header."""
+    """Return the length of a safetensors header in bytes, and the header."""
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
-            # the format: 8 bytes with the length of the header, the header as JSON, the tensors
+            # the format: 8 bytes with the header's length, the header as JSON, the tensors
             length = int.from_bytes(stream.read(8), "little")
             if not 0 < length <= min(_LARGEST_HEADER, size - 8):
                 raise ValueError("impossible header length")
@@ -122,7 +111,7 @@ def _shards(index: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SoraError(f"{index} is not an index of shards: {error}") from error
     for name in names:
-        # a name with directories in it could point anywhere on this disk
+        # a name with directories could point anywhere on this disk
         if Path(name).name != name or not (index.parent / name).is_file():
             raise SoraError(f"{index} names '{name}', which is not there")
     return [index.parent / name for name in names]
@@ -153,6 +142,7 @@ def _files_digest(files: list[Path]) -> str:
         size = file.stat().st_size
         digest.update(f"{size}\0".encode())
         with file.open("rb") as stream:
+            # without a header to tell tensors apart, more windows: 512, or 32 KiB of each file
             _update_sampled(digest, stream, 0, size, windows=_WINDOWS * 64)
     return digest.hexdigest()
 
@@ -160,8 +150,9 @@ def _files_digest(files: list[Path]) -> str:
 def _update_sampled(
     digest: Any, stream: BinaryIO, start: int, length: int, windows: int = _WINDOWS
 ) -> None:
-    """Add evenly spaced windows of the bytes, the first and the last among them."""
+    """Add evenly spaced windows of bytes to a digest, including the first and the last."""
     last = max(length - _WINDOW, 0)
     for i in range(windows):
+        # window i of w begins at floor(last * i / (w - 1)): the first at 0, the last at the end
         stream.seek(start + last * i // (windows - 1))
         digest.update(stream.read(min(_WINDOW, length)))

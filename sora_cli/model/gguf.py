@@ -1,4 +1,4 @@
-"""GGUF files: checked for a model in them, and parsed once, whoever asks."""
+"""GGUF files: check their header for a model, and parse each file only once."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 _TEXT, _LIST = 8, 9
-"""Types of values, as the format numbers them; those of numbers with their letter in `struct`."""
+"""The format's numbers for types of values; `_NUMBERS` maps numeric types to `struct` letters."""
 
 
 @contextmanager
 def parsed_once(*sources: str) -> Iterator[None]:
-    """Within the block, parse a GGUF file once.
+    """Parse each GGUF file only once inside the block.
 
-    transformers parses the whole vocabulary anew for the configuration, for the tokenizer and for
-    the weights, which takes 3 s each time for SmolLM2, and makes the same table of tensor names
-    once for each module, which takes 6 s. Blocks may stand within blocks.
+    transformers parses the whole vocabulary separately for configuration, tokenizer and weights,
+    which takes 3 s each time for SmolLM2, and builds the same table of tensor names for each
+    module, which takes 6 s. Blocks may be nested.
 
     Args:
-        sources: resolved models; nothing is done where none is a GGUF file.
+        sources: resolved models; without a GGUF file among them nothing is changed.
     """
     if not any(source.lower().endswith(".gguf") for source in sources):
         yield
         return
     try:
         import gguf
-    except ImportError:  # transformers says so
+    except ImportError:  # transformers reports the missing package
         yield
         return
     reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
@@ -50,20 +50,17 @@ def parsed_once(*sources: str) -> Iterator[None]:
 
 
 def check_gguf(reference: str, file: Path) -> None:
-    """Check by its header that a GGUF file holds a model.
+    """Check a GGUF file's header for a whole model.
 
-    transformers builds a model of its usual sizes where a file says none, as one with an adapter
-    does: some 27 GB for a Llama.
+    If the header gives no sizes (as for a file with an adapter), transformers would build a model
+    of default sizes: some 27 GB for a Llama.
 
     Args:
         reference: the file as the user named it.
-
-    Raises:
-        SoraError: it is no GGUF file, or cut off, one of several, or without a model.
     """
     with file.open("rb") as stream:
         if stream.read(len(MAGIC)) != MAGIC:
-            raise _refused(f"{reference} is no GGUF file, whatever its name says")
+            raise _refused(f"{reference} is not a GGUF file, despite its name")
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 header = _Header(data)
@@ -72,7 +69,7 @@ def check_gguf(reference: str, file: Path) -> None:
                                "copy or download it again") from error  # fmt: skip
     if header.version not in _VERSIONS:
         raise _refused(f"the GGUF file {reference} is of version {header.version}, not 2 or 3",
-                       "convert the model again, with a llama.cpp of today")  # fmt: skip
+                       "convert the model again with a current llama.cpp")  # fmt: skip
     kind, parts = header.fields.get("general.type", "model"), header.fields.get("split.count", 1)
     layers = f"{header.fields.get('general.architecture')}.block_count"
     if kind != "model":
@@ -81,23 +78,23 @@ def check_gguf(reference: str, file: Path) -> None:
         )
     if parts not in (0, 1):
         raise _refused(f"the GGUF file {reference} is one of the {parts} files of a model",
-                       "llama.cpp's llama-gguf-split --merge makes one of them")  # fmt: skip
+                       "join them with llama.cpp's llama-gguf-split --merge")  # fmt: skip
     if not header.tensors or layers not in header.fields:
         lacks = "weights" if not header.tensors else f"number of layers ({layers})"
         raise _refused(f"the GGUF file {reference} holds no model: it has no {lacks}")
 
 
 def check_gguf_place(output: Path, *, force: bool) -> None:
-    """Raise `SoraError` unless a GGUF file may be written there."""
+    """Check that a GGUF file may be written to this path."""
     if output.suffix.lower() != ".gguf":
-        raise SoraError(f"--format gguf writes a file, whose name ends in .gguf, not {output}",
+        raise SoraError(f"--format gguf writes a .gguf file: {output} must end in .gguf",
                         hint=f"-o {quote(str(output))}.gguf")  # fmt: skip
     check_new_file("-o", output, force=force, hint="choose another place")
     if not output.exists():
         return
     with output.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
-            raise SoraError(f"{output} is not replaced, even with --force: it is no GGUF file",
+            raise SoraError(f"{output} is not a GGUF file: it is not replaced, even with --force",
                             hint="choose another place")  # fmt: skip
 
 
@@ -106,23 +103,23 @@ def _refused(what: str, hint: str = "name a model's own file, or its directory")
 
 
 class _Header:
-    """The header of a GGUF file; the package gguf takes 3 s for it where there is a vocabulary.
+    """The header of a GGUF file. The package gguf takes 3 s to read one with a vocabulary.
 
     Attributes:
-        fields: without lists, which are skipped.
-        tensors: how many there are.
+        fields: keys and values; lists are skipped.
+        tensors: number of tensors.
     """
 
     def __init__(self, data: mmap.mmap) -> None:
-        """Read it.
+        """Read the header.
 
         Raises:
-            struct.error, ValueError, OverflowError, KeyError: it is damaged, or the file is too
-                short for what it says.
+            struct.error, ValueError, OverflowError, KeyError: it is damaged, or the file is shorter
+                than the header states.
         """
         self._data, self._at, self._order = data, len(MAGIC), "<"
         self.version = self._number("I")
-        if self.version & 0xFFFF == 0:  # written on a machine of the other byte order
+        if self.version & 0xFFFF == 0:  # the file has the other byte order
             self._order, self._at = ">", len(MAGIC)
             self.version = self._number("I")
         self.fields: dict[str, Any] = {}
@@ -134,6 +131,7 @@ class _Header:
             name = self._text()
             self.fields[name] = self._value(self._number("I"))
         starts = [self._tensor() for _ in range(self.tensors)]
+        # starts count from the end of the header: a cut-off file ends before its last tensor
         if starts and self._at + max(starts) >= len(data):
             raise ValueError("the last tensor is not there")
 
@@ -168,7 +166,7 @@ class _Header:
         self._at += length
 
     def _tensor(self) -> int:
-        """Read a tensor's name, sides and type; return where it begins among the tensors."""
+        """Read a tensor's name, shape and type; return its offset in the tensor data."""
         self._text()
         self._skip(8 * self._number("I"))
         self._number("I")

@@ -1,10 +1,9 @@
-"""Gradient checkpointing: a block's activations computed again, not kept for the backward pass.
+"""Gradient checkpointing: recompute a block's activations instead of keeping them.
 
-Source: Chen et al. (2016), arXiv 1604.06174. Of torch's two ways the one that is not reentrant:
-frozen weights and inputs without a gradient are all right, and the state of the random generators
-is put back for the second pass, so that dropout drops the same. The adapters' gradients are the
-same up to rounding: while checkpointing decides what is kept, their layers keep x itself
-(`methods.kept`).
+Source: Chen et al. (2016), arXiv 1604.06174. Of torch's two implementations this uses the
+non-reentrant one: it accepts frozen weights and inputs without a gradient, and restores the random
+generators for the second pass, so dropout drops the same numbers. The adapters' gradients are the
+same up to rounding: under checkpointing, their layers keep x itself (`methods.kept`).
 """
 
 from __future__ import annotations
@@ -21,27 +20,26 @@ _OPTIONS = {"use_reentrant": False}
 
 
 def checkpointing_arguments() -> dict[str, Any]:
-    """Return the arguments of `TrainingArguments` that switch it on."""
+    """Return the arguments of `TrainingArguments` for gradient checkpointing."""
     from transformers import TrainingArguments
 
-    name = "activation_checkpointing"  # the newer of its two names in transformers 5
+    name = "activation_checkpointing"  # the newer of two names in transformers 5
     if name not in TrainingArguments.__dataclass_fields__:
         name = "gradient_checkpointing"
     return {name: True, f"{name}_kwargs": dict(_OPTIONS)}
 
 
 def check_checkpointing(model: nn.Module) -> None:
-    """Raise `SoraError` where a model's code cannot do it."""
+    """Check that a model's code supports gradient checkpointing."""
     with checkpointed(model):
         pass
 
 
 @contextlib.contextmanager
 def checkpointed(model: Any, *, on: bool = True) -> Iterator[None]:
-    """Give a transformers model with checkpointing switched on, as the trainer does, then off.
+    """Switch a transformers model's checkpointing on inside the block, then off.
 
-    Raises:
-        SoraError: the model's code cannot do it.
+    It uses the trainer's arguments.
     """
     if not on:
         yield
@@ -54,9 +52,9 @@ def checkpointed(model: Any, *, on: bool = True) -> Iterator[None]:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(_OPTIONS))
     except ValueError as error:
         raise SoraError(
-            f"{type(model).__name__} cannot do gradient checkpointing: {first_line(error)}",
-            hint="training.gradient_checkpointing=false; less memory also takes "
-            "training.gradient_accumulation, or fewer tokens: data.max_length",
+            f"{type(model).__name__} does not support gradient checkpointing: {first_line(error)}",
+            hint="training.gradient_checkpointing=false; other ways to save memory: "
+            "training.gradient_accumulation, data.max_length",
             key="training.gradient_checkpointing",
         ) from error
     try:
@@ -66,4 +64,4 @@ def checkpointed(model: Any, *, on: bool = True) -> Iterator[None]:
             model.activation_checkpointing_disable()
         else:
             model.gradient_checkpointing_disable()
-        model.disable_input_require_grads()  # hooks that transformers adds, and needs not
+        model.disable_input_require_grads()  # transformers' hooks on the inputs: not needed

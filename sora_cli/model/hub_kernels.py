@@ -1,7 +1,7 @@
 """`model.attention: ORG/NAME@COMMIT`: attention by a kernel from the Hub, which is compiled code.
 
-The package kernels fetches it, and transformers runs it (its `hub_kernels.py`). It is run if the
-recipe says that it is trusted, and at one commit only, so that nobody can put another in its place.
+The package kernels fetches it, and transformers runs it (its `hub_kernels.py`). It runs only if the
+recipe declares trust in it, and only at one commit, so that nobody can replace it.
 """
 
 from __future__ import annotations
@@ -22,16 +22,12 @@ _OFF = f"{KEY}=sdpa"
 
 
 def is_hub_kernel(name: str | None) -> bool:
-    """Tell whether an implementation of attention is a kernel of the Hub."""
+    """Return True if an attention implementation is a kernel from the Hub."""
     return name is not None and "/" in name
 
 
 def check_trusted(block: ModelBlock) -> None:
-    """Check what can be known of a kernel before anything heavy loads.
-
-    Raises:
-        SoraError: it is not trusted, or the package that fetches it is not installed.
-    """
+    """Check that a kernel is trusted and its package installed, before torch is imported."""
     if not block.trust_kernel:
         raise SoraError(
             f"{KEY}={block.attention} is compiled code from the Hub, which is not run",
@@ -47,11 +43,7 @@ def check_trusted(block: ModelBlock) -> None:
 
 
 def check_usable(block: ModelBlock) -> None:
-    """Check that transformers, which is imported, works with the installed package kernels.
-
-    Raises:
-        SoraError: it wants another version.
-    """
+    """Check that the imported transformers supports the installed package kernels."""
     from transformers import __version__
     from transformers.utils import is_kernels_available
 
@@ -66,17 +58,13 @@ def check_usable(block: ModelBlock) -> None:
 
 
 def kernel_options(block: ModelBlock) -> dict[str, Any]:
-    """Return the option of `from_pretrained` that lets kernels of any author in."""
+    """Return the argument of `from_pretrained` that allows kernels by any author."""
     return {"allow_all_kernels": True} if block.trust_kernel and takes_any_kernel() else {}
 
 
 @contextmanager
 def fetching(block: ModelBlock) -> Iterator[None]:
-    """Say clearly that a kernel cannot be fetched, or not be run by this machine or model.
-
-    Raises:
-        SoraError: so it is.
-    """
+    """Report clearly that a kernel cannot be fetched, or cannot run on this machine or model."""
     try:
         yield
     except (ValueError, ImportError, OSError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Loading with transformers: what `from_pretrained` is given, and what it raises, said clearly."""
+"""Loading with transformers: arguments of `from_pretrained`, and clear errors."""
 
 from __future__ import annotations
 
@@ -19,16 +19,13 @@ LOCAL_COPY = "give a local copy: --base DIR"
 def loading(
     reference: str, resolved: str = "", *, purpose: str = "", local_copy: str | None = None
 ) -> Iterator[None]:
-    """Keep transformers quiet, and turn what it raises into an error that says what to do.
+    """Silence transformers inside the block, and turn its errors into messages with a next step.
 
     Args:
         reference: the model as the user named it.
-        resolved: the path or Hub id behind it, where that is another.
-        purpose: ends "model 'x' cannot be loaded", such as " for causal-lm".
-        local_copy: the hint on how to name a copy on this disk; None: in a recipe.
-
-    Raises:
-        SoraError: in place of whatever was raised inside.
+        resolved: the path or Hub id behind it, if different.
+        purpose: end of "model 'x' cannot be loaded", such as " for causal-lm".
+        local_copy: hint about naming a copy on this disk; None: the model is named in a recipe.
     """
     place = Path(resolved or reference)
     try:
@@ -36,7 +33,7 @@ def loading(
             yield
     except SoraError:
         raise
-    except Exception as error:  # a damaged file raises whatever the code that meets it does
+    except Exception as error:  # a damaged file may raise anything
         if holds_pickles_only(place) or (not place.exists() and "use_safetensors" in str(error)):
             raise pickled(reference) from error
         if not place.exists() and isinstance(error, OSError):
@@ -45,14 +42,14 @@ def loading(
             raise foreign_code(reference) from error
         raise SoraError(
             f"model '{reference}' cannot be loaded{purpose}: {first_line(error)}",
-            hint="is it complete, and a model for this task? save_pretrained() writes such a "
-            "directory",
+            hint="check that it is complete, as save_pretrained() writes it, and a model for this "
+            "task",
             key="model.path",
         ) from error
 
 
 def split_gguf(resolved: str) -> tuple[str, dict[str, str]]:
-    """Return what `from_pretrained` takes: a name, and the options of a GGUF file."""
+    """Return the source for `from_pretrained` (a directory for a GGUF file), and GGUF options."""
     path = Path(resolved)
     if path.suffix.lower() != ".gguf":
         return resolved, {}
@@ -60,13 +57,13 @@ def split_gguf(resolved: str) -> tuple[str, dict[str, str]]:
 
 
 def weights_options(gguf: dict[str, str]) -> dict[str, Any]:
-    """Return the options that load weights: from safetensors, never from a pickle.
+    """Return the options for loading weights: from safetensors, never from a pickle.
 
-    The weights in a GGUF file are unpacked: its blocks cannot be trained on.
+    The weights in a GGUF file are unpacked, as its blocks cannot be trained on.
     """
     import transformers
 
     if not gguf:
         return {"use_safetensors": True}
-    kind = getattr(transformers, "GgufConfig", None)  # versions without it always unpack
+    kind = getattr(transformers, "GgufConfig", None)  # older versions always unpack
     return {} if kind is None else {"quantization_config": kind(dequantize=True)}

@@ -1,9 +1,9 @@
-"""Base models whose frozen linear layers are packed by bitsandbytes while they are read.
+"""Quantise a base model's frozen linear layers with bitsandbytes during loading.
 
-The files on disk stay the plain ones, so that an adapter belongs to the same base (and fingerprint)
-as one trained without. Heads, output embeddings and the adapters themselves are not packed.
-Source: Dettmers et al. 2023, arXiv 2305.14314, section 3 (4 bits: NF4, double quantisation), and
-2022, arXiv 2208.07339 (8 bits). bitsandbytes does both on GPUs and, slowly, on CPUs.
+The files on disk stay unquantised, so an adapter has the same base model (and fingerprint) as one
+trained without quantisation. Heads, output embeddings and adapters are not quantised. Source:
+Dettmers et al. 2023, arXiv 2305.14314, section 3 (4 bits: NF4, double quantisation), and 2022,
+arXiv 2208.07339 (8 bits). bitsandbytes supports both on GPUs and, slowly, on CPUs.
 """
 
 from __future__ import annotations
@@ -27,21 +27,20 @@ if TYPE_CHECKING:
 KEY = "model.quantise"
 _PLAIN = f"{KEY}=null"
 _LAYERS = ("Linear4bit", "Linear8bitLt")
-"""bitsandbytes' classes; a weight that no file supplied is not yet packed in them."""
+"""bitsandbytes' classes of layers; recognised by class, as a missing weight is not packed yet."""
 
 
 def check_quantise(block: ModelBlock) -> None:
-    """Check what can be known before anything heavy loads.
+    """Check a recipe's quantisation before torch is imported.
 
-    Raises:
-        SoraError: quantisation of a GGUF file or under FSDP, or without the package for it.
+    GGUF files and FSDP are refused.
     """
     if block.quantise is None:
         return
     if Path(block.path).suffix.lower() == ".gguf":
         raise SoraError(
-            f"model '{block.path}' is a GGUF file, whose weights are unpacked to be trained on",
-            where=f"{KEY}={block.quantise} packs the weights of a directory or a Hub id",
+            f"model '{block.path}' is a GGUF file: its weights are unpacked for training",
+            where=f"{KEY}={block.quantise} works only for a directory or a Hub id",
             hint=_PLAIN,
             key=KEY,
         )
@@ -49,14 +48,11 @@ def check_quantise(block: ModelBlock) -> None:
 
 
 def check_bitsandbytes(key: str, value: str, *, plain: str, unsharded: str) -> None:
-    """Check that a value of the recipe that is done by bitsandbytes can be had.
+    """Check that bitsandbytes is installed for a recipe's setting, and that FSDP is not in use.
 
     Args:
-        plain: the words with which it is not needed.
-        unsharded: what FSDP cannot shard.
-
-    Raises:
-        SoraError: the package is not installed, or this is a run under FSDP.
+        plain: override with which the setting needs no bitsandbytes.
+        unsharded: plural noun for the data that FSDP cannot shard.
     """
     if find_spec("bitsandbytes") is None:
         raise SoraError(
@@ -66,7 +62,7 @@ def check_bitsandbytes(key: str, value: str, *, plain: str, unsharded: str) -> N
         )
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         raise SoraError(
-            f"{key}={value} under FSDP is not supported: {unsharded} are not sharded",
+            f"{key}={value} is not supported under FSDP, which cannot shard {unsharded}",
             hint=f"torchrun without FSDP, or {plain}",
             key=key,
         )
@@ -75,11 +71,11 @@ def check_bitsandbytes(key: str, value: str, *, plain: str, unsharded: str) -> N
 def quantised_options(
     block: ModelBlock, *, precision: str, config: Any, plain: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the options of `from_pretrained`; none for a model that is not to be packed.
+    """Return the options of `from_pretrained` that quantise a model; empty without quantisation.
 
     Args:
-        precision: of the run, as in `training.precision`: packed weights are multiplied in it.
-        plain: module paths that are left as they are.
+        precision: of the run, as in `training.precision`; products with quantised weights use it.
+        plain: module paths that are not quantised.
     """
     if block.quantise is None:
         return {}
@@ -87,28 +83,27 @@ def quantised_options(
     from accelerate import PartialState
     from transformers import BitsAndBytesConfig
 
-    wanted: dict[str, Any] = {"llm_int8_skip_modules": list(plain)}
+    options: dict[str, Any] = {"llm_int8_skip_modules": list(plain)}
     if block.quantise == "8bit":
-        wanted["load_in_8bit"] = True
+        options["load_in_8bit"] = True
     else:
-        wanted |= {
+        options |= {
             "load_in_4bit": True,
             "bnb_4bit_quant_type": "nf4",
             "bnb_4bit_use_double_quant": True,
             "bnb_4bit_compute_dtype": _compute_dtype(block.dtype, precision, config),
         }
     device = PartialState(cpu=not torch.cuda.is_available()).device
-    return {"quantization_config": BitsAndBytesConfig(**wanted), "device_map": {"": device}}
+    return {"quantization_config": BitsAndBytesConfig(**options), "device_map": {"": device}}
 
 
 def prepare_quantised(model: Any, reference: str, head: Sequence[str]) -> None:
-    """Make a model that was just packed ready for adapters, in place; leave a plain one alone.
+    """Prepare a newly quantised model for adapters, in place; other models are left alone.
+
+    A head that is quantised, because the checkpoint lacks it, is refused.
 
     Args:
         head: paths of the modules that are trained in full.
-
-    Raises:
-        SoraError: one of those is packed, since the checkpoint does not supply it.
     """
     if quantised_as(model) is None:
         return
@@ -116,20 +111,20 @@ def prepare_quantised(model: Any, reference: str, head: Sequence[str]) -> None:
         inside = model.get_submodule(path)
         if any(_is_packed(module) for module in inside.modules()):
             raise SoraError(
-                f"model '{reference}' does not supply '{path}', which cannot be drawn quantised",
-                hint=f"is the checkpoint complete? else {_PLAIN}",
+                f"model '{reference}' lacks '{path}', and a new module cannot be quantised",
+                hint=f"check that the checkpoint is complete, or {_PLAIN}",
                 key=KEY,
             )
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
-            # else some CPUs repack the weight at the first evaluation, in a form that is read in 16
-            # bits from then on and that no gradient goes through
+            # else bitsandbytes repacks the weight on some CPUs at the first evaluation, in a form
+            # that is read in 16 bits from then on and that passes no gradient
             module.support_avx512bf16_for_cpu = False
     let_trainer_train(model)
 
 
 def check_selected(model: nn.Module, method: Baseline) -> None:
-    """Raise `SoraError` where a baseline would train a quantised layer's own parameters."""
+    """Refuse a baseline that would train a quantised layer's own parameters."""
     if quantised_as(model) is None:
         return
     for name in method.select(dict(model.named_parameters())):
@@ -142,15 +137,15 @@ def check_selected(model: nn.Module, method: Baseline) -> None:
 
 
 def quantised_as(model: Any) -> str | None:
-    """Return "4bit" or "8bit" where bitsandbytes packed a model in memory, else None."""
+    """Return "4bit" or "8bit" for a model that bitsandbytes quantised in memory, else None."""
     for bits in ("4bit", "8bit"):
         if getattr(model, f"is_loaded_in_{bits}", False):
             return bits
     return None
 
 
-def numbers(parameter: Any) -> int:
-    """Return how many numbers a parameter stands for; a packed one has fewer elements."""
+def count_values(parameter: Any) -> int:
+    """Return the number of values in a parameter; a packed one has fewer elements than values."""
     state = getattr(parameter, "quant_state", None)
     return int(parameter.numel() if state is None else math.prod(state.shape))
 

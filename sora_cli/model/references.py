@@ -16,20 +16,15 @@ from sora_cli.model.gguf import check_gguf
 PACKAGE_SCHEME = "package://"
 BUILTIN_SCHEME = "builtin://"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+# huggingface_hub's cache: models--OWNER--NAME/snapshots/COMMIT
 _CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})/?")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def resolve_model_path(path: str) -> str:
-    """Return the local path behind a reference, absolute; a Hub id is returned as it is.
+    """Return the absolute local path behind a reference; a Hub id is returned unchanged.
 
-    What is returned can be looked up on the disk, whatever was given.
-
-    A built-in model (`builtin://NAME`) is made the first time, which takes some seconds.
-
-    Raises:
-        SoraError: a package is not installed, there is no such built-in model, what must be a
-            local file or directory is none, or a GGUF file holds no model.
+    A built-in model (`builtin://NAME`) is made at its first use, which takes some seconds.
     """
     if path.startswith(BUILTIN_SCHEME):
         return str(builtin_model(path.removeprefix(BUILTIN_SCHEME)).resolve())
@@ -53,10 +48,10 @@ def resolve_model_path(path: str) -> str:
 
 
 def hub_name(resolved: str) -> tuple[str, str | None] | None:
-    """Return the Hub id of a resolved reference, with the commit where its place tells it.
+    """Return the Hub id of a resolved reference, and the commit that its path in the cache names.
 
-    None for a directory that is not in the Hub's cache: what its configuration calls
-    `_name_or_path` is what it was made from, which may be another model.
+    None for a directory outside the Hub's cache: `_name_or_path` in its configuration names the
+    model that it was made from, which may be a different one.
     """
     cached = _CACHED.search(resolved)
     if cached is not None:
@@ -65,12 +60,12 @@ def hub_name(resolved: str) -> tuple[str, str | None] | None:
 
 
 def is_hub_id(name: str) -> bool:
-    """Tell whether this can be a model's id on the Hub: NAME or OWNER/NAME."""
+    """Return True if a name has the form of a model id on the Hub: NAME or OWNER/NAME."""
     return _HUB_ID.fullmatch(name) is not None and not looks_local(name)
 
 
 def local_checkpoint(resolved: str, revision: str | None = None) -> Path | None:
-    """Return where a resolved reference lies on this disk, the Hub's cache included, or None.
+    """Return a resolved reference's place on this disk, including the Hub's cache, or None.
 
     Never asks the network.
     """
@@ -80,7 +75,7 @@ def local_checkpoint(resolved: str, revision: str | None = None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    try:  # any file would do: all of a commit's lie in one directory
+    try:  # any file of the commit: they share a directory
         config = try_to_load_from_cache(resolved, MODEL_CONFIG, revision=revision)
     except HFValidationError:
         return None
@@ -88,7 +83,7 @@ def local_checkpoint(resolved: str, revision: str | None = None) -> Path | None:
 
 
 def ask_hub(name: str) -> None:
-    """Ask the Hub, or its cache where that is enough, whether it has a model of this name.
+    """Check that the Hub, or its cache if that suffices, has a model of this name.
 
     Raises:
         OSError, ValueError: it has none, or does not answer.
@@ -98,24 +93,25 @@ def ask_hub(name: str) -> None:
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     quiet_hub()
-    with suppress(RemoteEntryNotFoundError):  # a model in another form: who reads it says more
+    with suppress(RemoteEntryNotFoundError):  # another form of model: its reader reports it
         if not constants.is_offline_mode() and not isinstance(cached(name, MODEL_CONFIG), str):
             try:
                 get_hf_file_metadata(hf_hub_url(name, MODEL_CONFIG))  # a download tries for 20 s
             except (OSError, ValueError):
                 raise
-            except Exception as error:  # of the client's own transport, which differs by version
+            except Exception as error:  # the client's transport differs by version
                 raise ConnectionError(first_line(error)) from error
         hf_hub_download(name, MODEL_CONFIG)
 
 
 def commit_of(resolved: str, revision: str | None = None) -> str | None:
-    """Return the Hub's commit behind a resolved reference; None for what lies on this disk.
+    """Return the Hub's commit behind a resolved reference; None for a model on this disk.
 
-    Told by the name of its place in the cache, since transformers says it in some versions only.
+    The commit is the name of the model's folder in the cache: not all versions of transformers
+    report it.
 
     Args:
-        revision: branch, tag or commit that was asked for; None: the main branch.
+        revision: the requested branch, tag or commit; None: the main branch.
     """
     if Path(resolved).exists():
         return None

@@ -1,7 +1,7 @@
-"""Safetensors files one tensor at a time: read lazily, and written without holding them all.
+"""Safetensors files one tensor at a time: read lazily, written without holding all in memory.
 
-What is written is what `safetensors.torch.save_file` would write, to the last byte: tensors of
-wider dtypes first, then by name (https://github.com/huggingface/safetensors, format).
+Written files equal those of `safetensors.torch.save_file` to the last byte: tensors of wider dtypes
+first, then by name (https://github.com/huggingface/safetensors, format).
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _ORDER = [
     "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "F16", "BF16", "I32", "F32", "F64", "I64",
 ]  # fmt: skip
-"""The format's own ranking of dtypes."""
-_COMPARED = 2**22  # numbers at a time
+"""The format's ranking of dtypes."""
+_COMPARED = 2**22  # numbers compared at a time
 
 
 def torch_dtype(stored: str) -> torch.dtype | None:
-    """Return torch's dtype for a safetensors one such as "BF16"; None where torch has none."""
+    """Return torch's dtype for a safetensors dtype, for example "BF16"; None: torch has none."""
     return _DTYPES.get(stored)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Return torch's name of a dtype, such as "bfloat16"."""
+    """Return the name of a torch dtype without its prefix: "bfloat16" of torch.bfloat16."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -63,14 +63,14 @@ def stored_dtype(dtype: torch.dtype) -> str:
 
 
 class TensorFile:
-    """An open safetensors file; only `read` touches the tensors.
+    """An open safetensors file; only `read` reads tensor data.
 
     Args:
-        file: where it is.
-        entries: name -> what its header says of it.
-        stream: the file, open for reading; several threads may `read`.
-        transposed: names of matrices that are stored as columns by rows of their entries.
-        lock: held by a thread that reads, where others share the stream.
+        file: its path.
+        entries: name -> header entry.
+        stream: the file, open for reading; several threads may call `read`.
+        transposed: names of matrices that the file stores as the transpose of their entry.
+        lock: serialises reads from a shared stream.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class TensorFile:
         return list(self._entries)
 
     def entry(self, key: str) -> StoredTensor:
-        """Return what the header says of a tensor."""
+        """Return a tensor's header entry."""
         return self._entries[key]
 
     def shape(self, key: str) -> tuple[int, ...]:
@@ -107,11 +107,7 @@ class TensorFile:
         return self._entries[key].shape
 
     def dtype(self, key: str) -> torch.dtype:
-        """Return the dtype of a tensor.
-
-        Raises:
-            SoraError: one that torch has no name for.
-        """
+        """Return a tensor's dtype; dtypes unknown to torch are refused."""
         name = self._entries[key].dtype
         if name not in _DTYPES:
             raise SoraError(f"'{key}' is stored as {name}, which cannot be read",
@@ -119,11 +115,7 @@ class TensorFile:
         return _DTYPES[name]
 
     def read(self, key: str) -> Tensor:
-        """Read one tensor, as it is stored.
-
-        Raises:
-            SoraError: the file got shorter meanwhile, or see `dtype`.
-        """
+        """Read one tensor in its stored dtype."""
         entry, dtype = self._entries[key], self.dtype(key)
         content = bytearray(entry.length)
         with self._lock:
@@ -140,21 +132,13 @@ class TensorFile:
 
 
 def read_tensor(entry: StoredTensor) -> Tensor:
-    """Read one tensor of a file whose header has been read, as it is stored.
-
-    Raises:
-        SoraError: the file got shorter meanwhile, or a dtype that torch has no name for.
-    """
+    """Read one tensor, given its header entry, in its stored dtype."""
     with entry.file.open("rb") as stream:
         return TensorFile(entry.file, {entry.name: entry}, stream).read(entry.name)
 
 
 def same_numbers(a: StoredTensor, b: StoredTensor) -> bool:
-    """Return whether two stored tensors hold the same numbers, in whatever dtypes.
-
-    Raises:
-        SoraError: a file got shorter meanwhile.
-    """
+    """Return True if two stored tensors hold the same numbers, possibly in different dtypes."""
     kinds = [_DTYPES.get(t.dtype) for t in (a, b)]
     if a.shape != b.shape or None in kinds:
         return False
@@ -176,14 +160,10 @@ def _part(tensor: StoredTensor, start: int, numbers: int) -> StoredTensor:
 
 @contextmanager
 def open_tensors(file: Path) -> Iterator[TensorFile]:
-    """Check a safetensors file's header and open it for reading.
-
-    Raises:
-        SoraError: truncated, corrupt or unreadable.
-    """
+    """Check a safetensors file's header, and open the file for reading."""
     try:
         _check_readable(file)
-        with safe_open(str(file), framework="pt"):  # checks all of the header, reads no tensor
+        with safe_open(str(file), framework="pt"):  # checks the whole header, reads no tensor
             pass
         entries = {entry.name: entry for entry in read_header(file)}
         stream = file.open("rb")
@@ -199,8 +179,8 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
     """Read all tensors of a safetensors file.
 
     Raises:
-        OSError: it is not there, or the system lets nobody read it.
-        SafetensorError: it is truncated or corrupt.
+        OSError: the file is missing or may not be read.
+        SafetensorError: the file is truncated or corrupt.
     """
     _check_readable(file)
     tensors: dict[str, Tensor] = load_file(file)
@@ -208,7 +188,7 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def _check_readable(file: Path) -> None:
-    """Raise the system's own error: the library says of such a file that it is not there."""
+    """Raise the system's own error; safetensors would claim that an unreadable file is missing."""
     with file.open("rb"):
         pass
 
@@ -218,9 +198,9 @@ class NewTensor:
     """A tensor to be written.
 
     Attributes:
-        dtype, shape: what `make` will return.
-        make: makes it, when its turn comes; others are made by other threads meanwhile.
-        group: tensors of one group are made one after the other, by one thread; None: it is alone.
+        dtype, shape: of the tensor that `make` will return.
+        make: computes the tensor in its turn; other threads compute others at the same time.
+        group: tensors of one group are computed in turn by one thread; None: a group of its own.
     """
 
     dtype: torch.dtype
@@ -235,11 +215,12 @@ class NewTensor:
 
 
 def write_tensors(file: Path, tensors: Mapping[str, NewTensor]) -> None:
-    """Write a safetensors file, with one tensor for each core in memory at a time.
+    """Write a safetensors file, holding at most one tensor per core in memory at a time.
 
     Raises:
-        OSError: the disk is full, or the like.
+        OSError: for example, the disk is full.
     """
+    # widest dtype first, as safetensors writes: every tensor is then aligned to its width
     order = sorted(tensors, key=lambda name: (-_rank(tensors[name].dtype), name))
     entries = ((name, _NAMES[tensors[name].dtype], tensors[name].shape, tensors[name].length)
                for name in order)  # fmt: skip
@@ -250,6 +231,7 @@ def write_tensors(file: Path, tensors: Mapping[str, NewTensor]) -> None:
     for name in order:
         groups.setdefault(tensors[name].group or name, []).append(name)
 
+    # threads write with pwrite at known places: no order among them, no lock
     with file.open("xb", buffering=0) as stream:
         out = stream.fileno()
 
@@ -262,7 +244,7 @@ def write_tensors(file: Path, tensors: Mapping[str, NewTensor]) -> None:
 
 
 def write_at(out: int, content: Any, offset: int) -> int:
-    """Write all bytes at their place in a file, given by its descriptor; return how many."""
+    """Write all bytes at an offset of a file, given by its descriptor; return their number."""
     view = memoryview(content)
     view = view.cast("B") if view.nbytes else view
     done = 0
@@ -277,7 +259,7 @@ def header_bytes(
     """Return the first bytes of a safetensors file: the length of the header, and the header.
 
     Args:
-        entries: name, safetensors' dtype, shape and bytes of each tensor, in the file's order.
+        entries: name, safetensors dtype, shape and number of bytes of each tensor, in file order.
     """
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
@@ -285,6 +267,7 @@ def header_bytes(
         start, end = end, end + length
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    # safetensors pads its header with spaces to a multiple of 8 bytes, to align the tensors
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 

@@ -1,4 +1,4 @@
-"""Work on many tensors at once, each by a core of its own."""
+"""Work on many tensors at once, one core for each."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ import torch
 
 T = TypeVar("T")
 
-_CORES = 8  # so that tensors in memory stay few; reading them keeps no more at work
+_CORES = 8  # bounds the tensors in memory; reading keeps no more cores busy
 
 
 def by_cores(names: Iterable[str], work: Callable[[str], T]) -> dict[str, T]:
-    """Return what the work makes of each name; each core takes the next one, in their order.
+    """Call `work` on each name, and return the results by name; cores take the names in order.
 
-    Torch uses one thread for each: two at one thin matrix are slower than one. Where several raise,
-    the first one's error is raised.
+    Torch uses one thread in each call: two threads on one thin matrix are slower than one. If
+    several calls raise an error, the first name's error is raised.
     """
     names = list(names)
     cores = min(os.cpu_count() or 1, _CORES)
-    with one_thread(), ThreadPoolExecutor(cores, initializer=_alone) as pool:
+    # torch's number of threads is kept per thread: each worker sets its own
+    with one_thread(), ThreadPoolExecutor(cores, initializer=_one_torch_thread) as pool:
         return dict(zip(names, pool.map(work, names), strict=True))
 
 
-def _alone() -> None:
+def _one_torch_thread() -> None:
     torch.set_num_threads(1)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread: more are slower for thin matrices, by far on busy cores."""
+    """Limit torch to one thread; more are slower for thin matrices, by far on busy cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,6 +1,6 @@
-"""Transformers' names that it promises to nobody: a new version of it is mended here.
+"""Private names of transformers; adapt this file to its new versions.
 
-Those of its Trainer are in `train/checkpoint/trainer_internals.py`.
+Private names of its Trainer are in `train/checkpoint/trainer_internals.py`.
 """
 
 from __future__ import annotations
@@ -16,30 +16,31 @@ if TYPE_CHECKING:
 
 
 def let_trainer_train(model: Any) -> None:
-    """Tell Trainer that a quantised model holds something else to train.
+    """Mark a quantised model as one with trainable parameters beside its quantised ones.
 
     `Trainer` refuses a quantised model (`validate_quantization_for_training`) unless PEFT has set
-    this mark; our adapters are in the model, but PEFT knows nothing of them.
+    this mark; our adapters are in the model, but PEFT does not know of them.
     """
+    # transformers 5.24 has no public way: it asks only for this attribute
     model._hf_peft_config_loaded = True
 
 
 def optional_weights(model: Any) -> tuple[str, ...]:
-    """Return the regular expressions of weights that a checkpoint need not hold."""
+    """Return the regular expressions of weights that a checkpoint may lack."""
     return tuple(model._keys_to_ignore_on_load_missing or ())
 
 
 def attention_of(config: Any) -> str | None:
-    """Return the implementation of attention that a configuration names, such as "sdpa"."""
-    found: str | None = getattr(config, "_attn_implementation", None)
-    return found
+    """Return the attention implementation named in a configuration, such as "sdpa"."""
+    name: str | None = getattr(config, "_attn_implementation", None)
+    return name
 
 
 def flash_kernels(auto: Any, config: Any) -> tuple[str, ...]:
-    """Return the only flash kernels that a model's class runs with; none where any will do.
+    """Return the flash kernels that a model's class is limited to; empty: it is not limited.
 
     Args:
-        auto: the class of transformers by which a model is loaded, such as `AutoModel`.
+        auto: the class of transformers that loads the model, such as `AutoModel`.
     """
     kinds = auto._model_mapping
     kind = kinds.get(type(config), None)
@@ -47,7 +48,7 @@ def flash_kernels(auto: Any, config: Any) -> tuple[str, ...]:
 
 
 def kernel_versions() -> str:
-    """Return the versions of the package kernels that transformers works with, as pip has it."""
+    """Return the supported versions of the package kernels, in pip's notation."""
     from transformers.utils import import_utils
 
     first, end = (
@@ -57,14 +58,14 @@ def kernel_versions() -> str:
 
 
 def takes_any_kernel() -> bool:
-    """Tell whether transformers asks before it runs a kernel of authors that it does not know."""
+    """Return True if transformers needs an option to run a kernel by authors it does not know."""
     from transformers import PreTrainedModel
 
     return "allow_all_kernels" in signature(PreTrainedModel.set_attn_implementation).parameters
 
 
 class RenamingRules:
-    """The renamings of one pass over a checkpoint; some of them remember what they have seen."""
+    """The renamings for one pass over a checkpoint; some of them keep state between names."""
 
     def __init__(self, model: Any) -> None:
         try:
@@ -77,7 +78,7 @@ class RenamingRules:
             )
         except ImportError as error:
             raise SoraError(
-                f"this version of transformers does not say how it renames weights: {error}",
+                f"this version of transformers lacks its rules for renaming weights: {error}",
                 hint="pip install --upgrade transformers",
             ) from error
         mapping = get_model_conversion_mapping(model)
@@ -86,17 +87,17 @@ class RenamingRules:
         self._rename, self._key = rename_source_key, dot_natural_key
 
     def order(self, names: Iterable[str]) -> list[str]:
-        """Sort names in the order in which `from_pretrained` takes them."""
+        """Sort names in the order of `from_pretrained`."""
         return sorted(names, key=self._key)
 
     def prefix_only(self, name: str, prefix: str, state: Mapping[str, Tensor]) -> str:
-        """Add the backbone's prefix to a name or take it away, where that is needed."""
+        """Add the backbone's prefix to a name, or remove it, as the model requires."""
         return str(self._rename(name, [], [], prefix, state)[0])
 
     def rename(
         self, name: str, prefix: str | None = None, state: Mapping[str, Tensor] | None = None
     ) -> tuple[str, Any]:
-        """Return the new name, and the converter that takes the tensor, if one does."""
+        """Return the new name, and the converter for the tensor (None: there is none)."""
         renamed, pattern = self._rename(name, self._renamings, self._converters, prefix, state)
         if pattern is None:
             return renamed, None

@@ -225,7 +225,7 @@ def _labelled(columns: Columns, given: Given, task: str | None) -> Match | None:
     return Match(name, f"{of} and {what} in '{label}'", {**taken, label: "label"}, about, left=left)
 
 
-def _plain(columns: Columns, given: Given, task: str | None) -> Match | None:
+def _plain_texts(columns: Columns, given: Given, task: str | None) -> Match | None:
     parts = _parts("causal-lm", columns, given, {"text": READ})
     texts = [parts["text"]] if parts else of_kinds(columns, "text")
     if not texts or (task is None and len(texts) > 1):
@@ -248,7 +248,7 @@ _FAMILIES: tuple[tuple[str, Callable[[Columns, Given, str | None], Match | None]
     ("seq2seq", _rewriting),
     ("causal-lm", _instructions),
     (_SEQUENCE, _labelled),
-    ("causal-lm", _plain),
+    ("causal-lm", _plain_texts),
 )
 
 

@@ -1,4 +1,4 @@
-"""The recipe's `auto` block: the loss that is tolerated, and what a run may spend on finding it."""
+"""The recipe's `auto` block: the accepted drop, and the cost of the search for a size."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ Basis = Literal["labels", "answers", "both"]
 
 
 class AutoBlock(Block):
-    """The smallest adapter within a tolerated loss, found in one run (`sora auto`).
+    """A search for the smallest adapter whose drop stays within a promise (`sora auto`).
 
-    The run trains at full rank. Some sizes leave it by a cut before its end and are trained on for
-    the steps that are left; tests on rows that are not trained on choose one of them.
+    The run trains at full rank. Before its end, the adapter is cut to some smaller sizes, and each
+    size is trained for the remaining steps. Tests on rows outside the training then choose a size.
     """
 
     max_drop: float | str | None = Field(
         None,
-        description="how much worse than at full rank the main metric may be: in its own unit "
-        "(0.005), in points of a hundred (0.5pt), or smallest: the smallest loss that the test "
-        "rows can be expected to certify, rounded up to half a point",
+        description="the promise: the largest accepted drop of the main metric from full rank, in "
+        "the metric's own unit (0.005), in points (0.5pt; a point is 0.01 of a metric that ends at "
+        "1), or smallest: the smallest drop that the test rows can be expected to certify, rounded "
+        "up to half a point",
     )
     max_differ: float | str | None = Field(
         None,
@@ -49,40 +50,50 @@ class AutoBlock(Block):
         "same answer",
     )
     confidence: float = Field(
-        0.95, gt=0.5, lt=1, description="1 - the probability that the loss is larger, at most"
+        0.95,
+        gt=0.5,
+        lt=1,
+        description="confidence of the certificate: 1 - the largest probability of a broken "
+        "promise",
     )
     serve: Serve | None = Field(
         None,
-        description="what serves the adapter: vllm pays for the largest rank in steps of 8, 16, "
-        "32 ..., llama.cpp for every layer at the largest rank; unset: parameters count",
+        description="server of the adapter, whose cost is minimised. vllm pays for the largest "
+        "rank, rounded up to 8, 16, 32, ...; llama.cpp pays for every layer at the largest rank. "
+        "Default: the number of parameters is minimised",
     )
     r_max: int | None = Field(
         None,
         ge=1,
         le=65536,
-        description="full rank, that of every layer until the cut; unset: the rank that the "
-        "recipe's method begins with",
+        description="full rank: the rank of every layer before the cut. Default: the starting rank "
+        "of the recipe's method",
     )
     sizes: int = Field(
-        2, ge=1, le=3, description="sizes that are trained, at most; the fewer, the longer each"
+        2,
+        ge=1,
+        le=3,
+        description="largest number of sizes to train; with fewer sizes, each trains for more "
+        "steps",
     )
     cost: float = Field(
         0.3,
         gt=0,
         le=2,
-        description="share of the full run's work that finding the size may take: two thirds for "
-        "the steps after the cuts, one for scoring, which limits the rows",
+        description="cost of finding the size, as a share of the full run's work: two thirds for "
+        "the steps after the cuts, one third for scoring, which limits the number of rows",
     )
     probe: bool = Field(
         False,
-        description="try a third of the learning rate, the rate and three times it, 5 % of the "
-        "steps each, on training rows alone, and take the one with the smallest loss",
+        description="first try a third of the learning rate, the rate itself and three times the "
+        "rate, each for 5 % of the steps and on training rows only; take the rate with the "
+        "smallest loss",
     )
     rows: Count | None = Field(
         None,
-        description="rows of the training split that choose the size and are not trained on; "
-        "unset: as many as the cost allows of those that data.max_train_rows leaves unused, or of "
-        "a fifth of the split; with max_differ: of the unlabelled rows, unset: all of them",
+        description="number of rows of the training split that choose the size and are not trained "
+        "on. Default: as many as the cost allows, out of the rows that data.max_train_rows leaves "
+        "unused or out of a fifth of the split; with max_differ, all rows without labels",
     )
     cross_fit: bool | Literal["auto"] = Field(
         "auto",
@@ -97,5 +108,5 @@ class AutoBlock(Block):
         "that adapter, which is not itself tested; the tested one stays in sizes/",
     )
     seed: Seed = Field(
-        42, description="seed that takes these rows out, and parts them into screening and test"
+        42, description="seed that draws these rows and divides them into screening and test rows"
     )

@@ -1,4 +1,4 @@
-"""The differences between two resolved recipes."""
+"""Differences between two resolved recipes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sora_cli.recipe.recipe import Recipe
 from sora_cli.recipe.yaml_lines import Path_
 
 NOT_THE_RUN = ("output", "paper", "resources")
-"""Blocks of a recipe that say nothing about what a run computes."""
+"""Blocks of a recipe that do not affect the results of a run."""
 
 
 Change = tuple[str, Any, Any]
@@ -20,9 +20,9 @@ Change = tuple[str, Any, Any]
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """Return the differences in what makes the run: everything outside of `NOT_THE_RUN`.
+    """Return all keys outside `NOT_THE_RUN` whose values differ between two recipes.
 
-    Keys that an earlier version of the program did not have count as their defaults.
+    Keys that are missing in a recipe of an earlier version count with their defaults.
     """
     old, new = (
         {".".join(path): value for path, value in flat(values)}
@@ -33,18 +33,18 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
 
 
 def completed(resolved: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a resolved recipe with the keys that an earlier version of the program did not have.
+    """Add the keys of later versions to a resolved recipe, with their defaults.
 
-    One that today's program would refuse is returned as it is.
+    A recipe that the current version rejects is returned unchanged.
     """
     try:
         return Recipe.model_validate(resolved).resolved()
-    except (ValidationError, MethodError):  # the second: of a method that is not registered here
+    except (ValidationError, MethodError):  # MethodError: its method is not registered here
         return resolved
 
 
 def flat(values: Mapping[str, Any], path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
-    """Yield path and value of everything in nested blocks that is not itself a block, in order."""
+    """Yield path and value of each leaf of nested blocks, in order; an empty block is a leaf."""
     for key, value in values.items():
         if isinstance(value, dict) and value:
             yield from flat(value, (*path, key))

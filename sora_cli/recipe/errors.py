@@ -1,4 +1,4 @@
-"""Pydantic's errors about a recipe, turned into one error that a person can act on."""
+"""Conversion of pydantic's errors about a recipe into one error with its file and line."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sora_cli.recipe.recipe import MethodBlock, Recipe, TaskBlock
 from sora_cli.recipe.yaml_lines import Origin, Path_, Tree
 
 _NAMED: Mapping[str, type[BaseModel]] = {"method": MethodBlock, "task": TaskBlock}
-_NO_DEFAULT = "default_factory_not_called"  # it is made of another value, which is wrong
+_NO_DEFAULT = "default_factory_not_called"  # a consequence: another value of the block is wrong
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: `kind` is pydantic's error type, `key` the path in the recipe."""
+    """One mistake in a recipe: `kind` is pydantic's error type, `key` the path in the recipe."""
 
     kind: str
     key: Path_
@@ -30,12 +30,12 @@ class Problem:
 
 
 def recipe_error(errors: Sequence[ValidationError], tree: Tree, file: str) -> SoraError:
-    """Make one error of the first problem, which also says how many others there are.
+    """Return an error for the first problem that also counts the others.
 
     Args:
-        errors: of the recipe, and of the method's and the task's options.
-        tree: the values that were validated, with their origins.
-        file: the recipe's name, for what no line stands for.
+        errors: pydantic's errors about the recipe, the method's options and the task's options.
+        tree: the validated values with their origins.
+        file: the recipe's name, for problems without a line, such as a missing block.
     """
     problems = _problems(errors, tree.values)
     first = problems[0]
@@ -47,7 +47,7 @@ def recipe_error(errors: Sequence[ValidationError], tree: Tree, file: str) -> So
 
 
 def unknown_name(block: str, tree: Tree) -> SoraError:
-    """Make the error for a name that no method, or no task family, is registered under."""
+    """Return the error for an unknown name of a method or task family."""
     name = tree.values[block]["name"]
     where = place_of((block, "name"), tree)
     known = OPEN_BLOCKS[block].names()
@@ -55,7 +55,7 @@ def unknown_name(block: str, tree: Tree) -> SoraError:
 
 
 def place_of(key: Path_, tree: Tree, file: str = "") -> str:
-    """Return where a key was set, else where the block around it starts, else the file."""
+    """Return the place of a key, else of the block around it, else the file."""
     for end in range(len(key), 0, -1):
         origin = tree.origins.get(key[:end])
         if origin is not None:
@@ -64,8 +64,8 @@ def place_of(key: Path_, tree: Tree, file: str = "") -> str:
 
 
 def _problems(errors: Sequence[ValidationError], values: Mapping[str, Any]) -> list[Problem]:
-    """Return one problem per key, unknown keys first: a typo explains a key that is missing."""
-    found: dict[Path_, Problem] = {}
+    """Return one problem per key. Unknown keys come first: a typo explains a missing key."""
+    problems: dict[Path_, Problem] = {}
     for error in errors:
         prefix = _block_of(error, values)
         for item in error.errors(include_url=False):
@@ -75,19 +75,19 @@ def _problems(errors: Sequence[ValidationError], values: Mapping[str, Any]) -> l
             key = loc if item["type"] == "missing" else _in_recipe(loc, values)
             cause = item.get("ctx", {}).get("error")
             message = str(cause) if cause is not None else item["msg"]
-            found.setdefault(key, Problem(item["type"], key, message))
-    return sorted(found.values(), key=lambda problem: problem.kind != "extra_forbidden")
+            problems.setdefault(key, Problem(item["type"], key, message))
+    return sorted(problems.values(), key=lambda problem: problem.kind != "extra_forbidden")
 
 
 def _block_of(error: ValidationError, values: Mapping[str, Any]) -> Path_:
-    """Return the block whose own options an error is about; () for the recipe's blocks."""
+    """Return the block ("method" or "task") that an error belongs to; () for all other blocks."""
     classes = {block: options_of(block, values) for block in OPEN_BLOCKS}
-    found = (b for b, kind in classes.items() if kind and kind.__name__ == error.title)
-    return () if error.title == Recipe.__name__ else (next(found, "method"),)
+    blocks = (b for b, kind in classes.items() if kind and kind.__name__ == error.title)
+    return () if error.title == Recipe.__name__ else (next(blocks, "method"),)
 
 
 def _in_recipe(loc: Path_, values: Any) -> Path_:
-    """Return the part of a pydantic location that is in the recipe; the rest names branches."""
+    """Return the part of a pydantic location that is a recipe key, without names of union types."""
     key: Path_ = ()
     for part in loc:
         if isinstance(values, Mapping) and part in values:
@@ -107,13 +107,13 @@ def _explain(problem: Problem, tree: Tree, file: str) -> SoraError:
     if problem.kind == "missing":
         return _missing(problem.key, tree, file)
     if problem.kind in {"value_error", "assertion_error"}:
-        what = f"{name}: {problem.message}" if name else problem.message  # of the whole recipe
+        what = f"{name}: {problem.message}" if name else problem.message  # no name: of the whole
         return SoraError(what, where=_place_of_mentioned(problem, tree) or file or None)
     return _bad_value(_field_of(problem.key, tree), tree, place_of(problem.key, tree, file))
 
 
 def _bad_value(key: Path_, tree: Tree, where: str) -> SoraError:
-    """Make the error for a value that does not fit its field, or its block."""
+    """Return the error for a value of the wrong type or range."""
     name, field = ".".join(key), key[-1]
     value = _value(key, tree.values)
     block = _model(key[:-1], tree.values)
@@ -166,17 +166,18 @@ def _missing(key: Path_, tree: Tree, file: str) -> SoraError:
 
 
 def _place_of_mentioned(problem: Problem, tree: Tree) -> str | None:
-    """Return where a key was set that the message of a check names; overrides come first."""
+    """Return the place of a key that a check's message names; overrides come first."""
     words = re.findall(r"\w+", problem.message)
     block = problem.key if _model(problem.key, tree.values) else problem.key[:-1]
     origins = [tree.origins.get((*block, word)) for word in words]
     known: list[Origin] = [origin for origin in origins if origin is not None]
+    # of two keys in conflict, the user has just typed the override
     known.sort(key=lambda origin: not origin.text)
     return known[0].place if known else place_of(problem.key, tree) or None
 
 
 def _field_of(key: Path_, tree: Tree) -> Path_:
-    """Return the field that a place inside its value, such as a list's item, belongs to."""
+    """Return the field around a key that points into a value, for example to a list item."""
     while len(key) > 1 and _model(key[:-1], tree.values) is None:
         key = key[:-1]
     return key
@@ -189,7 +190,7 @@ def _value(key: Path_, values: Any) -> Any:
 
 
 def _model(path: Path_, values: Mapping[str, Any]) -> type[BaseModel] | None:
-    """Return the pydantic class that stands at a path; None if plain values stand there."""
+    """Return the pydantic class of the block at a path; None for a path to plain values."""
     if not path:
         return Recipe
     if path[0] in OPEN_BLOCKS and len(path) == 1:
@@ -202,7 +203,7 @@ def _model(path: Path_, values: Mapping[str, Any]) -> type[BaseModel] | None:
 
 
 def _block_class(annotation: Any) -> type[BaseModel] | None:
-    """Return the pydantic class of a field that holds a block, also of one that may be left out."""
+    """Return the pydantic class of a field that holds a block (optional or not), else None."""
     for kind in (annotation, *get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind

@@ -1,8 +1,8 @@
-"""Task families: their options, their scores, the columns they need, and the list of them.
+"""Task families: their options, metrics and columns, and the table of all families.
 
-Nothing here imports numpy or torch, so recipes are checked early. `COLUMNS` of a class are the
-parts that its rows have, with the names that data sets usually give them. `METRICS` are the scores
-that a family computes itself; other names are metrics of the Hub, if the family takes those.
+Nothing here imports numpy or torch, so that recipes are checked before slow imports. `COLUMNS` of a
+class maps the parts of a row to the usual column names. `METRICS` are the metrics that a family
+computes itself; some families also accept names of metrics on the Hub.
 """
 
 from __future__ import annotations
@@ -19,23 +19,21 @@ from sora_cli.recipe.types import Block, Count, SomeNames
 SMALLER_IS_BETTER = ("loss", "perplexity")
 ROUGE = ("rouge1", "rouge2", "rougeL")
 WRITTEN = ("exact_match", *ROUGE)
-"""Scores of generated texts."""
+"""Metrics of generated texts."""
 _TOKENS = ("loss", "perplexity", "token_accuracy")
 _CLASSES = ("accuracy", "f1", "matthews_correlation")
 _NUMBERS = ("pearson", "spearman", "pearson_spearman")
 ONE_NUMBER = (*_CLASSES, *_NUMBERS)
-"""Scores of one number a row."""
+"""Metrics of families that predict one number per row."""
 
 Columns = Mapping[str, tuple[str, ...]]
 
 
-_OR_THE_HUBS = (
-    ", or the name of one in the Hub's own collection (evaluate-metric), whose code is then run"
-)
+_OR_THE_HUBS = ", or a metric of the Hub's own collection (evaluate-metric), whose code is then run"
 
 
 def _metrics(*default: str, known: str = "") -> Any:
-    about = f": {known}" if known else "; the first chooses checkpoints"
+    about = f": {known}" if known else "; the first one chooses the checkpoint"
     return Field(list(default), description=f"metrics to report{about}")
 
 
@@ -45,47 +43,47 @@ def _greater(values: dict[str, Any]) -> bool:
 
 
 class TaskOptions(Block):
-    """Options of every family: its scores, and which of them chooses the checkpoint."""
+    """Options of every family: its metrics, and the metric that chooses the checkpoint."""
 
     METRICS: ClassVar[tuple[str, ...]] = ()
     TEXT_METRICS: ClassVar[tuple[str, ...]] = ()
-    """Those metrics that need texts generated."""
+    """Metrics that need generated texts."""
     FROM_THE_HUB: ClassVar[bool] = False
-    """True if other names are metrics of the Hub's own collection, whose code is then run."""
+    """True: other names are metrics of the Hub's own collection, and their code is run."""
     COUNTS_ROWS: ClassVar[bool] = True
     """True if accuracy counts whole rows, each right or wrong."""
     ROWS_ALONE: ClassVar[bool] = True
     """True if the answer to a row does not depend on the other rows."""
     CHUNKS_LOSS: ClassVar[bool] = False
-    """True if the loss can be computed in chunks of logits (training.loss)."""
+    """True: the loss can be computed in chunks of logits (training.loss)."""
     COLUMNS: ClassVar[Columns] = {}
     MODEL_CLASS: ClassVar[str]
-    """The Auto class of transformers that its models are loaded with."""
+    """The Auto class of transformers that loads the family's models."""
     PROCESSOR_CLASS: ClassVar[str] = "AutoTokenizer"
     HUB_TASK: ClassVar[str]
-    """The Hub's name of the task."""
+    """The Hub's name for the task."""
 
     metrics: SomeNames = _metrics("accuracy")
     best_metric: str | None = Field(
-        None, description="metric that chooses the best checkpoint; unset: the first of metrics"
+        None, description="metric that chooses the best checkpoint. Default: the first of metrics"
     )
     greater_is_better: bool = Field(
         default_factory=_greater,
-        description="whether a larger best_metric is better; unset: by its name, false for loss "
-        "and perplexity",
+        description="whether a larger best_metric is better. Default: false for loss and "
+        "perplexity, else true",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _unset(cls, values: Any) -> Any:
-        """Read `metrics: null`, which earlier versions wrote for the family's own."""
+        """Drop `metrics: null`, by which earlier versions meant the family's defaults."""
         if isinstance(values, Mapping) and values.get("metrics", ()) is None:
             return {key: value for key, value in values.items() if key != "metrics"}
         return values
 
 
 class SequenceClassificationOptions(TaskOptions):
-    """One class per text or pair of texts."""
+    """One class for each text or pair of texts."""
 
     METRICS = ONE_NUMBER
     MODEL_CLASS = "AutoModelForSequenceClassification"
@@ -96,7 +94,7 @@ class SequenceClassificationOptions(TaskOptions):
 
 
 class SequenceRegressionOptions(TaskOptions):
-    """One number per text or pair of texts."""
+    """One number for each text or pair of texts."""
 
     METRICS = ONE_NUMBER
     MODEL_CLASS = "AutoModelForSequenceClassification"
@@ -114,12 +112,12 @@ class SequenceRegressionOptions(TaskOptions):
 class _Writing(TaskOptions):
     """Families that generate texts."""
 
-    max_new_tokens: Count = Field(64, description="tokens a generated text has at most")
-    generation_batch_size: Count = Field(16, description="rows generated at a time")
+    max_new_tokens: Count = Field(64, description="largest number of tokens in a generated text")
+    generation_batch_size: Count = Field(16, description="rows per batch of generated texts")
 
 
 class CausalLmOptions(_Writing):
-    """Text that is continued: instructions and answers, chats, or plain text."""
+    """Continuing a text: instructions with answers, chats, or plain text."""
 
     CHUNKS_LOSS = True
     METRICS = (*_TOKENS, *WRITTEN)
@@ -139,20 +137,20 @@ class CausalLmOptions(_Writing):
     )
     prompt: str = Field(
         "auto",
-        description="how instructions become a prompt: chat (the tokenizer's chat template), "
-        "plain (### headings), a text with columns in braces ('Q: {question}\\nA:'), or auto: chat "
-        "where the tokenizer has a template, else plain",
+        description="form of the prompt for instructions: chat (the tokenizer's chat template), "
+        "plain (### headings), a text with columns in braces ('Q: {question}\\nA:'), or auto (chat "
+        "if the tokenizer has a template, else plain)",
     )
-    system: str | None = Field(None, description="system message before each row's own messages")
+    system: str | None = Field(None, description="system message before the messages of each row")
     packing: bool = Field(
         False,
-        description="put several rows into one of max_length tokens, each kept apart by its "
-        "positions; only in training, where a step then has more rows",
+        description="in training, pack several rows into one sequence of max_length tokens; their "
+        "positions keep the rows apart. A step then has more rows",
     )
 
 
 class Seq2SeqOptions(_Writing):
-    """A text from a text, by an encoder and a decoder."""
+    """Writing a text from a text, with an encoder-decoder model (T5, BART)."""
 
     METRICS = (*_TOKENS, *WRITTEN)
     MODEL_CLASS = "AutoModelForSeq2SeqLM"
@@ -167,14 +165,19 @@ class Seq2SeqOptions(_Writing):
         "rougeL",
         "exact_match",
         "token_accuracy",
-        known=f"{', '.join(WRITTEN)} of generated texts; {', '.join(_TOKENS)} of the given ones",
+        known=f"{', '.join(WRITTEN)} of generated texts; {', '.join(_TOKENS)} of the given targets",
     )
-    prefix: str = Field("", description="text put before each source ('summarize: ')")
-    max_target_length: int = Field(64, ge=2, le=2**24, description="tokens; longer targets are cut")
+    prefix: str = Field("", description="text before each source, such as 'summarize: '")
+    max_target_length: int = Field(
+        64,
+        ge=2,
+        le=2**24,
+        description="largest number of tokens in a target; longer targets are cut",
+    )
 
 
 class QuestionAnsweringOptions(TaskOptions):
-    """An answer is a span of a context (SQuAD)."""
+    """Finding the answer to a question as a span of a context (SQuAD)."""
 
     METRICS = ("f1", "exact_match")
     MODEL_CLASS = "AutoModelForQuestionAnswering"
@@ -187,17 +190,19 @@ class QuestionAnsweringOptions(TaskOptions):
     }
 
     metrics: SomeNames = _metrics("f1", "exact_match")
-    stride: Count = Field(64, description="tokens that two windows of one context have in common")
-    max_answer_length: Count = Field(30, description="tokens an answer has at most")
+    stride: Count = Field(
+        64, description="number of tokens that two neighbouring windows of a context share"
+    )
+    max_answer_length: Count = Field(30, description="largest number of tokens in an answer")
     unanswerable: bool = Field(
         False,
-        description="rows without answers mean that the context has none (SQuAD 2.0): an empty "
-        "answer may be given; false: such rows are errors",
+        description="true: a row without answers has a context without the answer (SQuAD 2.0), and "
+        "an empty answer may be predicted. false: a row without answers is an error",
     )
 
 
 class TokenClassificationOptions(TaskOptions):
-    """One tag per word; entities are spans of words."""
+    """One tag for each word; entities are spans of words."""
 
     METRICS = ("f1", "precision", "recall", "accuracy")
     COUNTS_ROWS = False  # but words
@@ -212,12 +217,13 @@ class TokenClassificationOptions(TaskOptions):
         *METRICS, known="f1, precision, recall of entities (seqeval), accuracy of words"
     )
     label_all_pieces: bool = Field(
-        False, description="train on every piece of a word; false: on its first one only"
+        False,
+        description="true: train on every piece of a word. false: train on the first piece only",
     )
 
 
 class MultipleChoiceOptions(TaskOptions):
-    """One of several texts, the one that fits."""
+    """Choosing the fitting text among several."""
 
     METRICS = _CLASSES
     MODEL_CLASS = "AutoModelForMultipleChoice"
@@ -232,7 +238,7 @@ class MultipleChoiceOptions(TaskOptions):
 
 
 class ImageClassificationOptions(TaskOptions):
-    """One class per image."""
+    """One class for each image."""
 
     METRICS = _CLASSES
     MODEL_CLASS = "AutoModelForImageClassification"
@@ -244,7 +250,7 @@ class ImageClassificationOptions(TaskOptions):
 
 
 class ImageTextOptions(TaskOptions):
-    """Images and the texts that belong to them, told apart from all others."""
+    """Matching images with their texts (contrastive training, as CLIP)."""
 
     METRICS = ("recall_at_1", "text_recall_at_1", "loss")
     ROWS_ALONE = False  # each chooses among all
@@ -267,9 +273,9 @@ FAMILIES: dict[str, tuple[str, type[TaskOptions]]] = {
     "image-classification": ("images", ImageClassificationOptions),
     "image-text": ("image_text", ImageTextOptions),
 }
-"""A family is a line here: its module in `sora_cli.tasks`, and its options.
+"""Task families by name: module in `sora_cli.tasks`, and options class.
 
-The options of the class `CausalLm` are called `CausalLmOptions`.
+The class `CausalLm` in that module has the options class `CausalLmOptions`.
 """
 
 
@@ -279,43 +285,31 @@ def task_names() -> list[str]:
 
 
 def implementation(name: str) -> str:
-    """Return the class of a family as "module:Class"; it is not imported.
-
-    Raises:
-        SoraError: no such family.
-    """
+    """Return the name of a family's class as "module:Class"; nothing is imported."""
     options = options_class(name).__name__
     return f"sora_cli.tasks.{FAMILIES[name][0]}:{options.removesuffix('Options')}"
 
 
 def unknown_task(name: str) -> SoraError:
-    """Make the error for a family that does not exist; the message names the nearest."""
+    """Return the error for an unknown family; the message names the nearest family."""
     return SoraError(f"unknown task '{name}'; {did_you_mean(name, FAMILIES)}", key="task.name")
 
 
 def options_class(name: str) -> type[TaskOptions]:
-    """Return the options class of a family.
-
-    Raises:
-        SoraError: no such family.
-    """
+    """Return the options class of a family."""
     if name not in FAMILIES:
         raise unknown_task(name)
     return FAMILIES[name][1]
 
 
 def is_share(metric: str) -> bool:
-    """Tell whether a metric is one of ours that papers print times 100: all but losses."""
+    """Return True for a built-in metric that ends at 1 (all but loss and perplexity)."""
     known = (options.METRICS for _, options in FAMILIES.values())
     return any(metric in names for names in known) and metric not in SMALLER_IS_BETTER
 
 
 def main_metric(names: Sequence[str], best: str | None) -> str:
-    """Return the metric that chooses checkpoints: `best`, or else the first.
-
-    Raises:
-        SoraError: `best` is not among them.
-    """
+    """Return the metric that chooses checkpoints: `best`, or the first of `names` without it."""
     if best is not None and best not in names:
         raise SoraError(
             f"task.best_metric '{best}' is not among the metrics",
@@ -326,11 +320,7 @@ def main_metric(names: Sequence[str], best: str | None) -> str:
 
 
 def check_columns(name: str, columns: Mapping[str, str]) -> None:
-    """Check that `data.columns` names only parts that the family's rows have.
-
-    Raises:
-        SoraError: it names another; the message says which there are.
-    """
+    """Raise `SoraError` if `data.columns` names a part that rows of the family lack."""
     known = options_class(name).COLUMNS
     for part in columns:
         if part not in known:

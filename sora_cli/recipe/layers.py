@@ -1,8 +1,8 @@
 """Layers of a recipe: files joined by `extends:`, then overrides from the command line.
 
-Later layers win key by key. Where a layer chooses another method, options that only the old method
-knows are dropped, and a note says so: that makes `method.name=lora` work on any recipe. The same
-holds for the data's place: a layer with `data.files` takes the place of `data.path`, and back.
+Later layers win key by key. If a layer chooses another method, options that only the old method
+knows are dropped with a note; thanks to that, `method.name=lora` works on any recipe. The same
+holds for the source of the data: `data.files` replaces `data.path`, and the other way round.
 """
 
 from __future__ import annotations
@@ -24,33 +24,25 @@ from sora_cli.recipe.yaml_lines import DEEPEST, Origin, Path_, Tree, parse_file,
 EXTENDS = "extends"
 COMMAND_LINE = "command line"
 _PLACES = {"files": ("path", "name", "revision"), "path": ("files",)}
-"""Keys that say where the data are -> keys of another place; the first of these names it."""
+"""Key that names the source of the data -> keys of the other source, its own name first."""
 _MAY_LACK = [block for block, field in Recipe.model_fields.items() if field.default is None]
-"""Blocks that a recipe may do without: null takes them away."""
+"""Optional blocks of a recipe: null removes them."""
 
 
 def file_layers(path: Path) -> list[Tree]:
-    """Return a recipe file's layers, starting with those it extends.
-
-    Raises:
-        SoraError: a file is missing or unreadable, or the chain is a cycle.
-    """
+    """Return a recipe file's layers: first the files that it extends, then the file itself."""
     return [tree for _, tree in _file_layers(path, None, ())]
 
 
 def extended_files(path: Path) -> list[Path]:
-    """Return a recipe file and all it extends, directly or not."""
+    """Return a recipe file and all files that it extends, directly or indirectly."""
     return [file for file, _ in _file_layers(path, None, ())]
 
 
 def override_layers(overrides: Sequence[str]) -> list[Tree]:
-    """Make layers of `block.key=value` words; of two for one key the last one wins.
+    """Make layers of `block.key=value` words; the last word for a key wins.
 
-    A block that is taken away ends a layer: words after it fill the block anew.
-
-    Raises:
-        SoraError: a word that is no override, a value that cannot be read, or a block that cannot
-            be taken away.
+    A word that removes a block (`auto=null`) ends a layer: later words fill the block anew.
     """
     layers = [Tree()]
     for text in overrides:
@@ -59,16 +51,21 @@ def override_layers(overrides: Sequence[str]) -> list[Tree]:
         path = tuple(key.strip().split("."))
         if not equals or not all(path) or len(path) > DEEPEST:
             raise SoraError(
-                f"'{text}' is no override", hint="write block.key=value: training.epochs=3"
+                f"'{text}' is not an override", hint="write block.key=value: training.epochs=3"
             )
         if path[0] == EXTENDS:
-            raise SoraError("extends belongs in a file", where=f"{COMMAND_LINE}: {text}")
+            raise SoraError(
+                "extends belongs in a recipe file, not on the command line",
+                where=f"{COMMAND_LINE}: {text}",
+            )
         try:
             parsed = parse_value(value)
         except SoraError as error:
             where = f"{COMMAND_LINE}: {text}"
             raise SoraError(error.what, where=where, hint="quote it if it is text") from error
         merge(layers[-1], _single(path, parsed, Origin(COMMAND_LINE, text=text)))
+        # a new layer: in the same one, a later `auto.max_drop=1pt` would overwrite the null, and
+        # the other keys of the files' block would stay
         if len(path) == 1 and parsed is None:
             _check_may_lack(path[0], text)
             layers.append(Tree())
@@ -76,17 +73,17 @@ def override_layers(overrides: Sequence[str]) -> list[Tree]:
 
 
 def _check_may_lack(block: str, text: str) -> None:
-    """Refuse to take away what every recipe has; unknown blocks are reported later."""
+    """Raise `SoraError` for the removal of a required block; unknown blocks are reported later."""
     if block in Recipe.model_fields and block not in _MAY_LACK:
         raise SoraError(
-            f"only {listed(_MAY_LACK)} can be taken away: every run has {block}",
+            f"only {listed(_MAY_LACK)} can be removed: every run needs {block}",
             where=f"{COMMAND_LINE}: {text}",
-            hint=f"a key of it is changed by {block}.KEY=VALUE",
+            hint=f"to change a key in it: {block}.KEY=VALUE",
         )
 
 
 def _check_text(text: str) -> None:
-    """Refuse text that is not UTF-8: its bytes reach a program as halves of surrogate pairs."""
+    """Raise `SoraError` for text that is not UTF-8 (Python hands such bytes on as surrogates)."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -94,7 +91,7 @@ def _check_text(text: str) -> None:
 
 
 def combine(layers: Sequence[Tree]) -> tuple[Tree, tuple[str, ...]]:
-    """Return all layers as one, and notes on what was dropped with a method, task or data."""
+    """Merge all layers; return also notes on keys dropped with a method, task or data source."""
     result = Tree()
     notes: list[str] = []
     for layer in layers:
@@ -104,10 +101,10 @@ def combine(layers: Sequence[Tree]) -> tuple[Tree, tuple[str, ...]]:
 
 
 def merge(base: Tree, over: Tree) -> None:
-    """Put `over` on `base`, in place; mappings merge, everything else replaces.
+    """Merge `over` into `base`, in place: mappings are merged, other values replaced.
 
-    An empty mapping inside a block replaces, too: `data.columns={}` takes back what others named.
-    So does null for a block that a recipe may do without; any other empty block adds nothing.
+    An empty mapping inside a block replaces, too: `data.columns={}` removes the columns of lower
+    layers. So does null for an optional block. Any other empty block changes nothing.
     """
     _merge_values(base, over, base.values, over.values, ())
     base.origins.update(over.origins)
@@ -123,10 +120,10 @@ def _merge_values(
         if isinstance(old, dict) and adds:
             _merge_values(base, over, old, value, here)
         elif isinstance(old, dict) and value is None and not path and key not in _MAY_LACK:
-            continue  # an empty block adds nothing
+            continue  # `training:` without keys below it parses as null, and changes nothing
         else:
             _forget(base, here)
-            below[key] = copy.deepcopy(value)  # mappings are changed in place later
+            below[key] = copy.deepcopy(value)  # later layers change mappings in place
 
 
 def _forget(tree: Tree, path: Path_) -> None:
@@ -137,7 +134,7 @@ def _forget(tree: Tree, path: Path_) -> None:
 def _file_layers(
     path: Path, named_by: Origin | None, chain: tuple[Path, ...]
 ) -> Iterator[tuple[Path, Tree]]:
-    path = Path(os.path.normpath(path))
+    path = Path(os.path.normpath(path))  # not resolved: errors show the path as people write it
     if path.resolve() in chain:
         names = " -> ".join(shown_path(p) for p in (*chain, path.resolve()))
         raise SoraError("recipes extend each other in a circle", where=names)
@@ -169,6 +166,7 @@ def _extended(value: Any, origin: Origin | None) -> list[str]:
             where=str(origin),
             hint="such as extends: base.yaml",
         )
+    # not Path.expanduser, which raises for an unknown ~user
     return [os.path.expanduser(name) for name in names]  # noqa: PTH111
 
 
@@ -190,7 +188,7 @@ def _note_origins(tree: Tree, path: Path_, value: Any, origin: Origin) -> None:
 
 
 def _drop_options(below: Tree, above: Tree) -> list[str]:
-    """Remove what only a replaced method, or task family, knows from the lower layers."""
+    """Remove options of a replaced method or task family from the lower layers; return notes."""
     return [note for block in OPEN_BLOCKS for note in _drop_from(block, below, above)]
 
 
@@ -204,21 +202,21 @@ def _drop_from(block: str, below: Tree, above: Tree) -> list[str]:
     known, old_known = _options(block, name), _options(block, old_name)
     if known is None:
         return []  # reported as an unknown name later
-    gone = [
+    dropped = [
         key
         for key in old
         if key != "name" and key not in known and (old_known is None or key in old_known)
     ]
-    for key in gone:
+    for key in dropped:
         del old[key]
         _forget(below, (block, key))
     where = above.origins.get((block, "name"))
-    note = f"{block}.name={name} ({where}): dropped {old_name}'s {', '.join(gone)}"
-    return [note] if gone else []
+    note = f"{block}.name={name} ({where}): dropped {old_name}'s {', '.join(dropped)}"
+    return [note] if dropped else []
 
 
 def _drop_data(below: Tree, above: Tree) -> list[str]:
-    """Remove what says where the lower layers' data are, if the data are somewhere else now."""
+    """Remove the lower layers' source of data if `above` names another source; return notes."""
     old, new = below.values.get("data"), above.values.get("data")
     if not isinstance(old, dict) or not isinstance(new, dict):
         return []
@@ -226,19 +224,19 @@ def _drop_data(below: Tree, above: Tree) -> list[str]:
     for given, others in _PLACES.items():
         if not new.get(given) or new.get(others[0]):
             continue
-        gone = [key for key in others if old.get(key)]
-        for key in gone:
+        removed = [key for key in others if old.get(key)]
+        for key in removed:
             del old[key]
             _forget(below, ("data", key))
-        if gone:
+        if removed:
             where = above.origins.get(("data", given))
-            dropped = ", ".join(f"data.{key}" for key in gone)
+            dropped = ", ".join(f"data.{key}" for key in removed)
             notes.append(f"data.{given} ({where}): dropped {dropped}")
     return notes
 
 
 def _options(block: str, name: Any) -> set[str] | None:
-    """Return the option names of a method or task family; None if it does not exist."""
+    """Return the option names of a method or task family; None for an unknown one."""
     try:
         return set(OPEN_BLOCKS[block].options(str(name)).model_fields)
     except (MethodError, SoraError, ImportError, AttributeError):

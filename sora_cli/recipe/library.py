@@ -1,4 +1,4 @@
-"""The recipes and sweeps that come with the tool: their folder and their names."""
+"""The packaged recipes and sweeps: their folder, names and files."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ SCHEMA_FILE = "schema.json"
 _SWEEPS = "sweeps"
 YAML_FILES = "*.y*ml"
 _DATA_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
-_NO_RUNS = ("base", _SWEEPS)  # folders of parts that recipes extend, and of sweeps over them
+_NO_RUNS = ("base", _SWEEPS)  # folders without recipes to train: parts to extend, and sweeps
 
 
 def recipes_dir() -> Path:
-    """Return the folder of recipes: inside the installed package, or beside it in a checkout."""
+    """Return the folder of packaged recipes: in the package, or beside it in a checkout."""
     installed = PACKAGE / "recipes"
     return installed if installed.is_dir() else PACKAGE.parent / "recipes"
 
 
 def recipe_names() -> list[str]:
-    """Return names such as 'rte' and 'official/rte', without base recipes and sweeps."""
+    """Return the names of all recipes ("rte", "official/rte"), without base recipes and sweeps."""
     root = recipes_dir()
     files = (path.relative_to(root) for path in root.rglob("*.yaml"))
     names = (file.with_suffix("").as_posix() for file in files if file.parts[0] not in _NO_RUNS)
@@ -37,23 +37,19 @@ def sweep_files() -> list[Path]:
 
 
 def sweep_code() -> list[Path]:
-    """Return the Python files that packaged sweeps name for `--code`."""
+    """Return the Python files that belong to packaged sweeps (for `--code`)."""
     return sorted((recipes_dir() / _SWEEPS).rglob("*.py"))
 
 
 def sweep_names() -> list[str]:
-    """Return names such as 'glue' and 'cpu/glue'."""
+    """Return the names of all packaged sweeps ("glue", "cpu/glue")."""
     root = recipes_dir() / _SWEEPS
     names = (path.relative_to(root).with_suffix("").as_posix() for path in sweep_files())
     return sorted(names, key=lambda name: (name.count("/"), name))
 
 
 def find_sweep(reference: str | Path) -> Path:
-    """Return a sweep's file, from a path or the name of a packaged sweep.
-
-    Raises:
-        SoraError: neither; the message names the nearest.
-    """
+    """Return a sweep's file from a path or the name of a packaged sweep."""
     path = Path(reference).expanduser()
     name = path.as_posix()
     if path.is_file():
@@ -67,7 +63,7 @@ def find_sweep(reference: str | Path) -> Path:
 
 
 def packaged_recipe(name: str) -> Path | None:
-    """Return a packaged recipe's file by its name, with or without 'recipes/' and '.yaml'."""
+    """Return the file of a packaged recipe; its name may have 'recipes/' and '.yaml' around it."""
     stem = name.removeprefix("recipes/").removesuffix(".yaml").removesuffix(".yml")
     path = recipes_dir() / f"{stem}.yaml"
     inside = path.resolve().is_relative_to(recipes_dir().resolve())
@@ -75,16 +71,12 @@ def packaged_recipe(name: str) -> Path | None:
 
 
 def find_recipe(reference: str | Path) -> Path:
-    """Return a recipe's file, from a path or the name of a packaged recipe.
-
-    Raises:
-        SoraError: neither; the message names the nearest.
-    """
+    """Return a recipe's file from a path or the name of a packaged recipe."""
     path = Path(reference).expanduser()
     if path.is_file():
         if path.suffix.lower() in _DATA_ENDINGS:
             raise SoraError(
-                f"'{reference}' is a file of data, not a recipe",
+                f"'{reference}' is a data file, not a recipe",
                 hint=f"sora init {quote(str(reference))} writes a recipe for it",
             )
         return path
@@ -109,11 +101,11 @@ def recipe_title(path: Path) -> str:
 
 
 def _nearest(path: Path) -> str:
-    """Return a hint for a name that is neither a file nor a packaged recipe."""
+    """Return a hint for an unknown recipe: the nearest file or packaged recipe."""
     beside = near_files(path, YAML_FILES)
     if beside is not None and beside.startswith("did you mean"):
         return beside
     near = closest(path.as_posix().removeprefix("recipes/").removesuffix(".yaml"), recipe_names())
     if near is not None:
-        return f"did you mean '{near}'? (sora recipes lists them)"
-    return "sora recipes lists those that come with the tool"
+        return f"did you mean '{near}'? (all of them: sora recipes)"
+    return "to list the packaged recipes: sora recipes"

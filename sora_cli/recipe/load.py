@@ -1,4 +1,4 @@
-"""A recipe from its file: `extends:`, overrides, and errors that say file and line.
+"""Loading of recipes: `extends:`, overrides, validation, and errors with file and line.
 
     loaded = load_recipe("recipes/rte.yaml", ["method.name=lora", "training.epochs=3"])
     loaded.recipe.training.epochs          # 3.0
@@ -33,7 +33,7 @@ from sora_cli.recipe.yaml_lines import Origin, Tree, parse_file
 __all__ = ["LoadedRecipe", "Origin", "load_recipe"]
 
 DEFAULT = Origin("default")
-_TRUST = ("trust_remote_code", "trust_kernel")  # of the model's block: let code of others run
+_TRUST = ("trust_remote_code", "trust_kernel")  # keys of `model` that allow code of others
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,10 @@ class LoadedRecipe:
     """A valid recipe and the origin of each of its values.
 
     Attributes:
-        recipe: the validated blocks.
-        origins: by path, for every value that was set; ask `origin` for the others.
-        notes: what a person should hear, such as options dropped with a replaced method.
+        origins: origin of every value that was set, by path; `origin` also knows defaults.
+        notes: messages for the user, for example on options dropped with a replaced method.
         path: the recipe file.
-        name: for output directories: the file's stem, or "official-rte" in a packaged folder.
+        name: part of output directories: the file's stem, or "official-rte" for official/rte.
     """
 
     recipe: Recipe
@@ -61,17 +60,17 @@ class LoadedRecipe:
 
     @property
     def output_dir(self) -> Path:
-        """The directory for results: `output.dir`, or runs/<recipe>-<method>-s<seed>."""
+        """The output directory: `output.dir`, or runs/<recipe>-<method>-s<seed>."""
         r = self.recipe
         default = f"runs/{self.name}-{r.method.name}-s{r.training.seed}"
         return output_path(r.output.dir or default)
 
     def resolved(self) -> dict[str, Any]:
-        """Return every value as plain data, with defaults and the method's own options."""
+        """Return all values as plain data, with defaults and the options of method and task."""
         return self.recipe.resolved()
 
     def origin(self, *path: str) -> Origin:
-        """Return where a value comes from; "default" if nothing set it."""
+        """Return the origin of a value; "default" if no file and no override set it."""
         return self.origins.get(path, DEFAULT)
 
     def values(self) -> Iterator[tuple[str, Any, Origin]]:
@@ -81,14 +80,11 @@ class LoadedRecipe:
 
 
 def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Read, combine and check a recipe.
+    """Read a recipe with all files that it extends, apply overrides, and validate the result.
 
     Args:
         reference: a file, or the name of a packaged recipe such as "quickstart" or "official/rte".
-        overrides: `block.key=value` words; values are typed as in YAML.
-
-    Raises:
-        SoraError: anything wrong with it, with file and line and the nearest valid thing.
+        overrides: `block.key=value` words; values are read as YAML.
     """
     path = find_recipe(reference)
     return _loaded([*file_layers(path), *override_layers(overrides)], path, _name(path))
@@ -97,18 +93,15 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> LoadedR
 def load_stored(
     values: Mapping[str, Any], file: Path, name: str, overrides: Sequence[str] = ()
 ) -> LoadedRecipe:
-    """Combine a recipe that a run's report holds with overrides, and check it.
+    """Load the recipe stored in a run's report, with overrides.
 
-    Code of others that the report trusts is trusted only if the overrides do so, too: a run may be
-    anybody's.
+    trust_remote_code and trust_kernel count only if an override sets them: the report may come from
+    somebody else, and must not be able to run code here.
 
     Args:
-        values: every value the run used.
+        values: the stored recipe: every value of the run.
         file: the report.
-        name: as the report has it.
-
-    Raises:
-        SoraError: see `load_recipe`.
+        name: the recipe's name in the report.
     """
     origin = Origin(shown_path(file))
     values = {**values, "model": {**values.get("model", {}), **dict.fromkeys(_TRUST, False)}}
@@ -117,14 +110,11 @@ def load_stored(
 
 
 def load_text(text: str, path: Path, *, draft: bool = False) -> LoadedRecipe:
-    """Check a recipe that is about to be written.
+    """Validate the text of a recipe before it is written.
 
     Args:
-        path: the file it is for.
-        draft: it will not be written as it is; errors say so.
-
-    Raises:
-        SoraError: see `load_recipe`.
+        path: the file to be written.
+        draft: the text will still change; errors then mark the file as "(not written)".
     """
     file = f"{shown_path(path)}{' (not written)' * draft}"
     return _loaded([parse_file(text.encode(), file)], path, _name(path))
@@ -140,7 +130,8 @@ def _loaded(layers: Sequence[Tree], path: Path, name: str) -> LoadedRecipe:
 def _validated(tree: Tree, file: str) -> Recipe:
     for block, field in Recipe.model_fields.items():
         if field.default is not None and tree.values.get(block, {}) is None:
-            tree.values[block] = {}  # an empty block; where a block may be left out it is none
+            tree.values[block] = {}  # a required block without keys; an optional one stays None
+    # all errors are collected before one is raised: the message counts the others
     errors: list[ValidationError] = []
     recipe: Recipe | None = None
     try:
@@ -158,7 +149,7 @@ def _validated(tree: Tree, file: str) -> Recipe:
 
 
 def _option_errors(block: str, given: Mapping[str, Any], tree: Tree) -> list[ValidationError]:
-    """Return the errors in the options of the method, or of the task."""
+    """Return pydantic's errors in the options of the block "method" or "task"."""
     name, known = given["name"], OPEN_BLOCKS[block]
     if name not in known.names():
         raise unknown_name(block, tree)
@@ -173,7 +164,7 @@ def _option_errors(block: str, given: Mapping[str, Any], tree: Tree) -> list[Val
 
 
 def _no_truth_values_as_numbers(recipe: Recipe, tree: Tree) -> None:
-    """Refuse true where a number belongs: pydantic takes it for 1."""
+    """Raise `SoraError` for `true` or `false` as a number, which pydantic reads as 1 or 0."""
     blocks = {
         **recipe.model_dump(),
         "task": recipe.task.options.model_dump(),

@@ -1,9 +1,9 @@
-"""Names of metrics: those a task family has, and those that may be looked up on the Hub.
+"""Checks of metric names: built-in metrics of a task family, and safe metrics of the Hub.
 
-`evaluate` takes a name for a path first, and runs what is there. Metrics that users publish on the
-Hub ("user/name") are code that anybody may have written. So a name here is one of the task family's
-own or, for families that predict one number a row, one word: a metric of the Hub's own collection,
-which Hugging Face maintains. Nothing here imports a metric.
+The package `evaluate` first reads a name as a local path and runs the code there. Metrics of users
+on the Hub ("user/name") are code of unknown people. Therefore a name must be a metric of the task
+family or, for families that predict one number per row, a single word: a metric of the Hub's own
+collection, which Hugging Face maintains. Nothing here imports a metric.
 """
 
 from __future__ import annotations
@@ -20,15 +20,11 @@ _ONE_WORD = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def check_metric(name: str, known: Sequence[str], *, from_hub: bool) -> None:
-    """Check a metric's name, as far as that is possible without the Hub.
+    """Raise `SoraError` for a metric name that is unknown or unsafe; the Hub is not asked.
 
     Args:
-        known: the task family's own.
-        from_hub: whether others may be asked for.
-
-    Raises:
-        SoraError: it is a path, a user's own metric, none of the family's where it takes no
-            others, or something here would be run in its place.
+        known: the metrics of the task family.
+        from_hub: True: the family also accepts metrics of the Hub's own collection.
     """
     if name in known:
         return
@@ -41,14 +37,14 @@ def check_metric(name: str, known: Sequence[str], *, from_hub: bool) -> None:
         )
     if not _ONE_WORD.fullmatch(name):
         raise SoraError(
-            f"metric '{name[:80]}' is not run: it is a user's own code",
+            f"metric '{name[:80]}' is not run: it is code of a user of the Hub",
             where=built_in(known),
             hint="or the name of a metric in the Hub's own collection, such as mcc",
             key="task.metrics",
         )
     if os.path.lexists(name):
         raise SoraError(
-            f"metric '{name}' is not run: '{name}' here would be taken for it",
+            f"metric '{name}' is not run: '{name}' in this directory would be run instead",
             hint="start the program in another directory, or use one of the built-in metrics",
             where=built_in(known),
             key="task.metrics",
@@ -56,16 +52,16 @@ def check_metric(name: str, known: Sequence[str], *, from_hub: bool) -> None:
 
 
 def from_the_hub(options: TaskOptions) -> list[str]:
-    """Return those of a task's metrics whose code comes from the Hub."""
+    """Return the metrics of a task that need code from the Hub."""
     return [name for name in options.metrics if name not in options.METRICS]
 
 
 def built_in(known: Sequence[str]) -> str:
-    """List the metrics that need no code from elsewhere."""
+    """List the built-in metrics in words."""
     return f"built-in: {', '.join(known)}"
 
 
 def near(name: str, known: Sequence[str]) -> str | None:
     """Return "did you mean 'x'?"; None if nothing is near."""
-    found = closest(name, known)
-    return None if found is None else f"did you mean '{found}'?"
+    match = closest(name, known)
+    return None if match is None else f"did you mean '{match}'?"

@@ -1,4 +1,4 @@
-"""The recipe's blocks whose options depend on the name in them: `method` and `task`."""
+"""The blocks `method` and `task`: their `name` decides their options."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sora_cli.recipe.families import options_class, task_names
 
 @dataclass(frozen=True)
 class OpenBlock:
-    """The names that a block may have, and the pydantic class of a name's options."""
+    """The valid names of a block, and the options class (pydantic) of each name."""
 
     names: Callable[[], list[str]]
     options: Callable[[str], type[BaseModel]]
@@ -27,7 +27,7 @@ OPEN_BLOCKS = {
 
 
 def options_of(block: str, values: Mapping[str, Any]) -> type[BaseModel] | None:
-    """Return the options class of the name that a block has; None if that is not known."""
+    """Return the options class of a block in a recipe's values; None for an unknown name."""
     given = values.get(block)
     name = given.get("name") if isinstance(given, Mapping) else None
     known = OPEN_BLOCKS[block]

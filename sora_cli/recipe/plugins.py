@@ -18,21 +18,18 @@ from sora_cli.core.interruption import Interrupted
 from sora_cli.core.words import near_files
 
 LOGGERS: dict[str, type[Any]] = {}
-"""Classes of users' own callbacks of a Trainer, by the name that `training.loggers` gives."""
+"""Loggers (Trainer callbacks) of users' files, by their name in `training.loggers`."""
 
 
 def load_code(path: Path) -> ModuleType:
-    """Import a file and register the methods and loggers it defines; a second call does nothing.
-
-    Raises:
-        SoraError: no such file, it fails on import, it defines neither, or a name is taken.
-    """
+    """Import a file and register its methods and loggers; a second call does nothing."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise SoraError(f"no file '{path}' (--code)", hint=near_files(path, "*.py"))
     if path.suffix != ".py":
         raise SoraError(f"'{path}' is no Python file (--code)", hint="its name must end in .py")
     full = path.resolve()
+    # the hash keeps two files of the same name apart in sys.modules
     name = f"sora_code_{full.stem}_{hashlib.sha256(str(full).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -48,15 +45,15 @@ def load_code(path: Path) -> ModuleType:
 def _imported(name: str, full: Path, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, full)
     assert spec is not None
-    assert spec.loader is not None  # a .py file always has one
+    assert spec.loader is not None  # there is always a loader for a .py file
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # pydantic and pickle look classes up there
+    sys.modules[name] = module  # before it runs: pydantic and pickle look up classes there
     try:
         spec.loader.exec_module(module)
     except (KeyboardInterrupt, Interrupted):
         del sys.modules[name]
         raise
-    except BaseException as error:  # also what a script's exit() raises
+    except BaseException as error:  # not Exception: exit() in the file raises SystemExit
         del sys.modules[name]
         what = f"'{path}' fails on import: {type(error).__name__}: {error}"
         raise SoraError(what, where=_line(error, full, path)) from error
@@ -64,7 +61,7 @@ def _imported(name: str, full: Path, path: Path) -> ModuleType:
 
 
 def _line(error: BaseException, full: Path, path: Path) -> str:
-    """Return the innermost line of the user's file that the error passed through."""
+    """Return file and line of the innermost frame of the error in the user's file."""
     if isinstance(error, SyntaxError) and error.filename == str(full):
         return f"{path}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
@@ -76,7 +73,7 @@ def _register_all(module: ModuleType, path: Path) -> None:
     from methods.base import AdapterMethod
 
     methods = [m for m in _defined(module, AdapterMethod) if not inspect.isabstract(m)]
-    transformers = sys.modules.get("transformers")  # a file with a callback has imported it
+    transformers = sys.modules.get("transformers")  # a file that defines a callback imported it
     callbacks = [] if transformers is None else _defined(module, transformers.TrainerCallback)
     loggers = [callback for callback in callbacks if _name(callback) is not None]
     if not methods and not loggers:
@@ -96,7 +93,7 @@ def _register_all(module: ModuleType, path: Path) -> None:
 
 
 def _defined(module: ModuleType, kind: type[Any]) -> list[type[Any]]:
-    """Return the classes of a kind that a module itself defines."""
+    """Return the subclasses of `kind` that a module defines itself, without imported classes."""
     classes = [item for item in vars(module).values() if inspect.isclass(item)]
     return [c for c in classes if issubclass(c, kind) and c.__module__ == module.__name__]
 

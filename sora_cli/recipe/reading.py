@@ -1,7 +1,7 @@
-"""The keys of a recipe that commands read which do not train, and a check of their overrides.
+"""Recipe keys that evaluating commands read, and a check of their overrides.
 
-A recipe is written for training, and much of it means nothing once that is done: an override of
-such a key would change nothing, and is refused.
+A recipe is written for training. Many of its keys have no effect on a command that does not train,
+so that an override of such a key is an error.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _BASE = ("model", "path")
 
 @dataclass(frozen=True)
 class Reading:
-    """The keys that a command reads.
+    """The recipe keys that a command reads.
 
     Attributes:
-        keys: blocks ("data", all of it), and single keys ("data.path").
-        but: keys of those blocks that it does not read.
+        keys: whole blocks ("data") and single keys ("data.path").
+        but: exceptions: keys of these blocks that the command does not read.
     """
 
     command: str
@@ -32,15 +32,15 @@ class Reading:
     but: tuple[str, ...] = ()
 
     def reads(self, key: str) -> bool:
-        """Tell whether the command reads a key."""
+        """Return True if the command reads a key."""
         return _among(key, self.keys) and not _among(key, self.but)
 
     def without(self, *keys: str) -> Reading:
-        """Return the same without some keys."""
+        """Return a copy without some keys."""
         return replace(self, keys=tuple(key for key in self.keys if key not in keys))
 
     def words(self) -> str:
-        """Return the keys in words."""
+        """List the keys in words, for an error."""
         names = [key if "." in key else f"{key}.*" for key in self.keys]
         return ", ".join(names) + (f" (not {', '.join(self.but)})" if self.but else "")
 
@@ -76,30 +76,28 @@ _COLUMNS = ("data.text_columns", "data.columns", "task.prompt")
 """Overrides by which the user chooses the columns of rows without labels."""
 
 Load = Callable[[Sequence[str]], LoadedRecipe]
-"""Loads a recipe with some overrides."""
+"""A function that loads a recipe with the given overrides."""
 
 
 def load_read(load: Load, overrides: Sequence[str], reading: Reading) -> LoadedRecipe:
-    """Load a recipe for a command that does not train.
+    """Load a recipe for a command that does not train; check its overrides.
 
-    An override of a key that the command does not read may stay where it changes no value, or where
-    the recipe is not valid without it.
-
-    Raises:
-        SoraError: see `load_recipe`; or an override that would change nothing for this command.
+    An override of a key that the command does not read is an error, except if the override changes
+    no value or the recipe is invalid without it.
     """
+    # loaded twice, with and without the unread overrides: the difference shows which change a value
     loaded, kept = load(overrides), _without_unread(load, overrides, reading)
     if kept is None:
         return loaded
-    before, now = (dict(flat(found.resolved())) for found in (kept[1], loaded))
+    before, now = (dict(flat(recipe.resolved())) for recipe in (kept[1], loaded))
     changed = {".".join(p) for p in {*before, *now} if before.get(p) != now.get(p)}
     for word in overrides:
         for key in _keys(word):
-            if not reading.reads(key) and any(_among(found, (key,)) for found in changed):
+            if not reading.reads(key) and any(_among(other, (key,)) for other in changed):
                 raise SoraError(
                     f"{key} would change nothing: {reading.command} does not read it",
                     where=f"{COMMAND_LINE}: {word}",
-                    hint=f"what may be given: {reading.words()}",
+                    hint=f"keys that it reads: {reading.words()}",
                 )
     return loaded
 
@@ -110,7 +108,7 @@ def names_columns(overrides: Sequence[str]) -> bool:
 
 
 def words_read(load: Load, overrides: Sequence[str], reading: Reading) -> Sequence[str]:
-    """Return the overrides of keys that a command reads; all, if the recipe is none without."""
+    """Return the overrides of keys that a command reads; all, if the recipe is invalid without."""
     kept = _without_unread(load, overrides, reading)
     return overrides if kept is None else kept[0]
 
@@ -118,7 +116,7 @@ def words_read(load: Load, overrides: Sequence[str], reading: Reading) -> Sequen
 def _without_unread(
     load: Load, overrides: Sequence[str], reading: Reading
 ) -> tuple[Sequence[str], LoadedRecipe] | None:
-    """Return the overrides that are read, and their recipe; None if all are, or it is not valid."""
+    """Return the overrides that are read, with their recipe; None: all are, or it is invalid."""
     kept = [word for word in overrides if all(map(reading.reads, _keys(word)))]
     if len(kept) == len(overrides):
         return None
@@ -129,7 +127,7 @@ def _without_unread(
 
 
 def named_base(loaded: LoadedRecipe) -> str | None:
-    """Return the base model that an override names; None if none does."""
+    """Return `model.path` if an override sets it, else None."""
     named = loaded.origin(*_BASE).file == COMMAND_LINE
     return loaded.recipe.model.path if named else None
 

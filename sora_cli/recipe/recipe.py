@@ -43,184 +43,206 @@ from sora_cli.recipe.types import (
 )
 
 Cadence = Literal["epoch", "no"] | Count
-"""Each epoch, never, or every so many optimiser steps."""
+"""Each epoch, never, or a number of optimiser steps."""
 
 
 class ModelBlock(Block):
     """The frozen base model."""
 
     path: str = Field(
-        description="Hub id, directory, package://PACKAGE/FOLDER inside an installed Python "
-        "package, or a .gguf file"
+        description="Hub id, directory, package://PACKAGE/FOLDER (a folder of an installed Python "
+        "package), or .gguf file"
     )
-    revision: str | None = Field(None, description="Hub branch, tag or commit")
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
-        "float32", description="dtype the frozen weights are loaded in; auto: the checkpoint's own"
+        "float32", description="number format of the frozen weights; auto: as in the checkpoint"
     )
-    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+    trust_remote_code: bool = Field(
+        False, description="run the Python code that comes with the model"
+    )
     attention: Attention = None
     trust_kernel: bool = Field(
-        False, description="run the compiled code that attention names in the Hub"
+        False, description="run the compiled kernel from the Hub that attention names"
     )
     quantise: Literal["4bit", "8bit"] | None = Field(
         None,
-        description="pack the frozen weights of linear layers into so many bits as they are read: "
-        "4bit is NF4 with double quantisation, 8bit LLM.int8(); needs the extra [quant]",
+        description="load the frozen weights of linear layers in 4 or 8 bits: 4bit is NF4 with "
+        "double quantisation, 8bit is LLM.int8(). Needs the extra [quant]",
     )
 
 
 class _NamedBlock(BaseModel):
-    """A block of a name and that name's own options, whose class builds them once."""
+    """A block with a name and that name's options; a typed object of them is built once."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Make the block anew: pydantic's copy would keep the options that were built before."""
-        del deep  # nothing is shared with the copy
+        """Build a new block: pydantic's copy would keep the options object of the old block."""
+        del deep  # the new block is built from plain data, so that nothing is shared
         return type(self)(**{**self.model_dump(), **(update or {})})
 
 
 class TaskBlock(_NamedBlock):
-    """The task to learn and its scores: `name`, and the options of that task family."""
+    """The task to learn: `name` is a task family; the other keys are its options."""
 
     name: str = Field(description=f"task family: {', '.join(task_names())}")
 
     @cached_property
     def options(self) -> TaskOptions:
-        """The typed options, validated by the family's class."""
+        """The task's options as a validated object of the family's options class."""
         return options_class(self.name)(**(self.model_extra or {}))
 
 
 class MethodBlock(_NamedBlock):
-    """`name` plus the options of that method's own configuration class."""
+    """The training method: `name` is a method; the other keys are its options."""
 
     name: str = Field(
-        description=f"{', '.join(builtin_names())} (sora methods describes them), or a registered "
-        "method"
+        description=f"{', '.join(builtin_names())} (described by: sora methods), or a method of a "
+        "--code file"
     )
 
     @cached_property
     def config(self) -> MethodOptions:
-        """The typed options, validated by the method's configuration class."""
+        """The method's options as a validated object of its configuration class."""
         return config_class(self.name)(**(self.model_extra or {}))
 
 
 class DataBlock(Block):
-    """The rows: where they come from, and which columns count."""
+    """The rows: their source, splits and columns."""
 
     path: Text = Field(
-        description="Hub id, local data-set directory, or builtin://NAME; unset if files are given",
+        description="Hub id, local data-set directory, or builtin://NAME; leave it out if files "
+        "are given",
         default="",
     )
     name: str | None = Field(None, description="configuration of the data set, such as rte")
-    revision: str | None = Field(None, description="Hub branch, tag or commit of the data set")
+    revision: str | None = Field(
+        None, description="branch, tag or commit of the data set on the Hub"
+    )
     files: dict[str, Names] | None = Field(
         None,
-        description="csv, tsv, json, jsonl, parquet files per split: {train: a.csv, validation: "
-        "b.csv}",
+        description="csv, tsv, json, jsonl or parquet files of each split: {train: a.csv, "
+        "validation: b.csv}",
     )
-    train: str = Field("train", description="split to train on")
+    train: str = Field("train", description="training split")
     validation: SomeNames = Field(
         ["validation"],
-        description="splits to evaluate on; the first one chooses the checkpoint",
+        description="validation splits, which are scored; the first one chooses the checkpoint",
     )
     text_columns: Names | None = Field(
         None,
-        description="one column, or two for sentence pairs; a text with columns in braces makes "
-        "one of several: ['{word}: {sentence1}', '{sentence2}']; unset: found by their usual names",
+        description="one column, or two for pairs of texts. A text with columns in braces joins "
+        "columns: ['{word}: {sentence1}', '{sentence2}']. Default: columns with the usual names",
     )
     label_column: str = Field("label", description="column of the labels")
     columns: dict[str, str] = Field(
         {},
-        description="columns by the part they play, if they do not have a usual name: "
-        "{instruction: ask, output: reply}; the parts depend on task.name",
+        description="columns of the parts of a row, if they do not have the usual names: "
+        "{instruction: ask, output: reply}. The parts depend on task.name",
     )
     label_names: Annotated[list[str], Field(min_length=2)] | None = Field(
-        None, description="names of the classes in label order; unset: the data set's own"
+        None,
+        description="names of the classes, in the order of the labels. Default: the names in the "
+        "data set",
     )
-    max_length: int = Field(128, ge=2, le=2**24, description="tokens; longer inputs are cut")
-    max_train_rows: Count | None = Field(None, description="use only so many training rows")
+    max_length: int = Field(
+        128,
+        ge=2,
+        le=2**24,
+        description="largest number of tokens in an input; longer inputs are cut",
+    )
+    max_train_rows: Count | None = Field(
+        None, description="largest number of training rows to use. Default: all"
+    )
     max_validation_rows: Count | None = Field(
-        None, description="use only so many rows of each validation split"
+        None, description="largest number of rows to use of each validation split. Default: all"
     )
     selection: Literal["validation", "half-validation", "train-rows", "half-train"] = Field(
         "validation",
-        description="rows that choose the checkpoint: the validation split itself (then the "
-        "reported score is the best of a choice); a random half of it, the other half being "
-        "reported; or rows held out of the training split, the whole validation being reported; "
-        "half-train: selection_rows are left out of the training split, one half of the others "
-        "(`half`) is trained on, and the other half chooses",
+        description="rows that choose the checkpoint. validation: the validation split itself, so "
+        "that the reported score is the best of several. half-validation: a random half of it; the "
+        "other half is reported. train-rows: rows held out of the training split; the whole "
+        "validation split is reported. half-train: selection_rows are left out of the training "
+        "split; one half of the others (`half`) is trained on, and the other half chooses",
     )
     selection_rows: Count = Field(
-        1000, description="rows for selection: train-rows, and those that half-train leaves out"
+        1000,
+        description="number of rows to hold out with selection: train-rows, or to leave out with "
+        "half-train",
     )
-    selection_seed: Seed = Field(42, description="seed of the split by data.selection")
+    selection_seed: Seed = Field(42, description="seed of the split for data.selection")
     half: Literal[1, 2] | None = Field(
-        None, description="with selection: half-train, the half that is trained on"
+        None, description="with selection: half-train, the half of the rows to train on"
     )
     held_out_rows: Count | None = Field(
         None,
-        description="training rows that become the first of data.validation, a split that the data "
-        "then must not have; they are not trained on",
+        description="number of training rows that become a validation split and are not trained "
+        "on. The split gets the first name in data.validation, which the data set must not have",
     )
-    held_out_seed: Seed = Field(42, description="seed of the split by data.held_out_rows")
+    held_out_seed: Seed = Field(42, description="seed of the split for data.held_out_rows")
 
     @model_validator(mode="after")
     def _distinct(self) -> DataBlock:
-        names = self.label_names or []
+        names = self.label_names or []  # a name's position is its label: twice is ambiguous
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"'{name}' is there twice in label_names")
+                raise ValueError(f"'{name}' occurs twice in label_names")
         if (self.half is None) == (self.selection == "half-train"):
             raise ValueError("half goes with selection half-train: half is 1 or 2")
         return self
 
 
 class TrainingBlock(Block):
-    """The optimisation run."""
+    """The optimisation: steps, learning rate, precision, checkpoints."""
 
     epochs: float = Field(3.0, gt=0, le=1e6, description="passes over the training rows")
     max_steps: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
-        None, description="optimiser steps; overrides epochs; 0 only with start.adapter"
+        None, description="number of optimiser steps, instead of epochs; 0 only with start.adapter"
     )
     batch_size: Count = Field(
         32, description="rows per optimiser step, over all processes and micro-batches"
     )
     gradient_accumulation: Count = Field(
-        1, description="micro-batches that the rows of a step are split into"
+        1, description="number of micro-batches into which the rows of a step are divided"
     )
     micro_batch: Literal["auto"] | None = Field(
         None,
-        description="auto: the largest micro-batches that fit into memory, predicted and then "
-        "tried once; gradient_accumulation follows, and the gradients are the same up to rounding",
+        description="auto: take the largest micro-batch that fits into memory (predicted, then "
+        "tried once) and set gradient_accumulation to match. The gradients are the same up to "
+        "rounding",
     )
     eval_batch_size: Count = Field(64, description="rows per evaluation batch and process")
     learning_rate: float = Field(8e-4, gt=0, description="peak learning rate of factors and head")
     head_learning_rate: float | None = Field(
-        None, gt=0, description="peak learning rate of the head; unset: learning_rate"
+        None, gt=0, description="peak learning rate of the head. Default: learning_rate"
     )
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = Field(
-        "linear", description="learning-rate schedule"
+        "linear", description="schedule of the learning rate"
     )
     warmup: float = Field(
-        0.06, ge=0, description="warm-up: a share of all steps if below 1, else steps"
+        0.06,
+        ge=0,
+        description="length of the warm-up: a number of steps, or below 1 a share of all steps",
     )
-    weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay (gates: none)")
+    weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay; gates have none")
     optimizer: Optimizer = Field(
         "adamw",
-        description="adamw: torch's fused kernel; adamw_unfused: one tensor operation after "
-        "another; adamw_8bit: moments in 8 bits; paged_adamw_8bit: these move to the machine's "
-        "memory where a GPU's is full; the last two need the extra [quant]",
+        description="adamw: torch's fused AdamW. adamw_unfused: AdamW as separate tensor "
+        "operations. adamw_8bit: moments in 8 bits. paged_adamw_8bit: moments in 8 bits that move "
+        "to main memory if GPU memory is full. The last two need the extra [quant]",
     )
-    adam_betas: Betas = Field((0.9, 0.999), description="AdamW betas")
-    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW epsilon")
+    adam_betas: Betas = Field((0.9, 0.999), description="betas of AdamW")
+    adam_epsilon: float = Field(1e-8, gt=0, description="epsilon of AdamW")
     max_grad_norm: float = Field(
-        1.0, ge=0, description="gradient norm clip over all trained parameters; 0: none"
+        1.0,
+        ge=0,
+        description="largest gradient norm over all trained parameters; larger gradients are "
+        "scaled down. 0: no limit",
     )
     non_finite: Literal["stop", "skip"] = Field(
         "stop",
-        description="at a loss or gradient that is NaN or infinite: stop the run and say where it "
-        "arose, or skip: leave that step out and count it (10 in a row stop the run)",
+        description="reaction to a loss or gradient that is NaN or infinite. stop: end the run and "
+        "name the place. skip: leave the step out and count it; 10 in a row end the run",
     )
     precision: Precision = "fp32"
     gradient_checkpointing: Checkpointing = False
@@ -230,70 +252,87 @@ class TrainingBlock(Block):
     kernels: Kernels = None
     deterministic: bool = Field(
         False,
-        description="on a GPU, the same bits each time: deterministic algorithms only, which are "
-        "slower; an operation that has none is an error",
+        description="on a GPU, use only deterministic algorithms: each run gives the same bits, "
+        "but takes longer. An operation without such an algorithm is an error",
     )
     seed: Seed = Field(0, description="seed of factors, data order and dropout")
     train_head: bool = Field(
-        True, description="train the head and whatever the base checkpoint did not supply"
+        True,
+        description="train the head and all parameters that are missing in the base checkpoint",
     )
     model_dropout: float | None = Field(
-        None, ge=0, lt=1, description="set the base model's own dropout; unset: the checkpoint's"
+        None, ge=0, lt=1, description="dropout of the base model. Default: as in its checkpoint"
     )
     length_grouping: bool = Field(
-        True, description="batches of similar length; no effect on scores"
+        True,
+        description="put training rows of similar length into the same batch, which saves padding",
     )
-    evaluate: Cadence = Field("epoch", description="epoch, no, or every so many steps")
+    evaluate: Cadence = Field(
+        "epoch",
+        description="time of evaluations: epoch (after each one), no, or a number of steps between "
+        "two",
+    )
     checkpoint: Cadence = Field(
-        "epoch", description="epoch, no, or every so many steps; the best and the last are kept"
+        "epoch",
+        description="time of checkpoints: epoch (after each one), no, or a number of steps between "
+        "two. The best and the last checkpoint are kept",
     )
     keep_checkpoints: list[Moment] = Field(
         [],
-        description="steps, or shares of the run below 1, whose checkpoints are written besides "
-        "and stay: other runs may begin there (start.checkpoint)",
+        description="additional checkpoints that are never deleted: numbers of steps, or below 1 "
+        "shares of the run. Other runs may begin with them (start.checkpoint)",
     )
-    keep_best: bool = Field(True, description="end with the best checkpoint, not the last one")
+    keep_best: bool = Field(
+        True, description="end with the best checkpoint instead of the last one"
+    )
     early_stopping: Count | None = Field(
-        None, description="evaluations without a better metric before stopping"
+        None, description="stop after this many evaluations without a better metric. Default: never"
     )
     compact_every: Count | None = Field(
         None,
-        description="remove components, every so many steps, that were dead in all of them: "
-        "faster, but another algorithm, since a removed gate cannot come back",
+        description="after every interval of this many steps, remove the components that were dead "
+        "in all of these steps: faster, but another algorithm, since a removed gate cannot come "
+        "back",
     )
     compact_only_count: bool = Field(
-        False, description="only count what compact_every would remove, and what of it comes back"
+        False,
+        description="only count the components that compact_every would remove, and how many of "
+        "them come back",
     )
     logging_steps: Count = Field(10, description="steps between two entries of the loss history")
     loggers: Names = Field(
         [],
-        description="tensorboard, trackio, wandb, mlflow (each an extra: "
-        "pip install 'sora-cli[trackio]'), another of transformers' integrations, or the name of a "
-        "callback from a file of --code",
+        description="tensorboard, trackio, wandb or mlflow (each an extra: pip install "
+        "'sora-cli[trackio]'), another integration of transformers, or the name of a callback "
+        "in a --code file",
     )
-    workers: int = Field(0, ge=0, le=1024, description="processes that prepare batches")
+    workers: int = Field(0, ge=0, le=1024, description="number of processes that prepare batches")
 
     def steps_per_epoch(self, rows: int) -> int:
-        """Return the optimiser steps of one pass over so many training rows."""
+        """Return the number of optimiser steps in one pass over `rows` training rows."""
         return max(-(-rows // self.batch_size), 1)
 
     def total_steps(self, rows: int) -> int:
-        """Return the optimiser steps of the run on so many training rows."""
+        """Return the number of optimiser steps of the run on `rows` training rows."""
         if self.max_steps is not None:
             return self.max_steps
         return math.ceil(self.epochs * self.steps_per_epoch(rows))
 
     def kept_steps(self, total: int) -> frozenset[int]:
-        """Return the steps of `keep_checkpoints` in a run of so many steps."""
+        """Return the steps of `keep_checkpoints` in a run of `total` steps."""
         return frozenset(steps_of(moment, total) for moment in self.keep_checkpoints)
 
     def choice(self, rule: str) -> str:
-        """Say how the checkpoint is chosen; `rule` says on which rows, if there is a choice."""
+        """Return `rule` if the run chooses a checkpoint, else the sentence that it does not.
+
+        Args:
+            rule: the sentence that names the rows of the choice.
+        """
         asked = self.evaluate != "no" and (self.keep_best or self.early_stopping is not None)
         return rule if asked else "no checkpoint is chosen: the last step's weights are scored"
 
     def _next_batch_size(self) -> int:
-        """Return the smallest size from `batch_size` up that splits into micro-batches."""
+        """Return the smallest multiple of `gradient_accumulation` from `batch_size` up."""
         return -(-self.batch_size // self.gradient_accumulation) * self.gradient_accumulation
 
     @model_validator(mode="after")
@@ -301,7 +340,7 @@ class TrainingBlock(Block):
         if self.batch_size % self.gradient_accumulation:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of gradient_accumulation "
-                f"{self.gradient_accumulation}; the next is {self._next_batch_size()}"
+                f"{self.gradient_accumulation}; the next multiple is {self._next_batch_size()}"
             )
         if self.micro_batch is not None and self.gradient_accumulation > 1:
             raise ValueError(
@@ -315,29 +354,33 @@ class TrainingBlock(Block):
 
 
 class PaperBlock(Block):
-    """Values that a paper prints for this task, for `sora compare --paper`."""
+    """Results of a paper on this task, for `sora compare --paper`."""
 
-    source: str = Field(description="authors, year, arXiv number, table")
-    model: str = Field(description="base model the values hold for, as in model.path")
-    metric: str = Field(description="the metric, as in task.metrics")
+    source: str = Field(description="authors, year, arXiv number and table")
+    model: str = Field(description="base model of these values, as in model.path")
+    metric: str = Field(description="metric of these values, as in task.metrics")
     values: dict[str, float] = Field(
-        description="by method's name, in the metric's own unit (0.8777, not 87.77)"
+        description="values by name of the method, in the metric's own unit (0.8777, not 87.77)"
     )
 
 
 class ResourcesBlock(Block):
-    """The share of the machine that `sora sweep` gives the run; `sora train` takes all there is."""
+    """The run's share of the machine in `sora sweep`; `sora train` uses the whole machine."""
 
     cpus: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        None, description="threads; unset: the machine's, divided among the runs at work"
+        None,
+        description="CPU threads. Default: the machine's threads, divided among the running runs",
     )
     gpus: float | None = Field(
-        None, ge=0, le=64, description="GPUs; below 1: a share of one. Unset: one, if there are any"
+        None,
+        ge=0,
+        le=64,
+        description="number of GPUs; below 1: a share of one. Default: 1 if the machine has any",
     )
 
 
 class Recipe(Block):
-    """One run. `method` and `task` hold a name; the typed options are `.config` and `.options`."""
+    """One run. `method.config` and `task.options` hold the typed options of method and task."""
 
     model: ModelBlock
     task: TaskBlock
@@ -359,7 +402,7 @@ class Recipe(Block):
         return self
 
     def resolved(self) -> dict[str, Any]:
-        """Return every value as plain data, with defaults and the method's own options."""
+        """Return all values as plain data, with defaults and the options of method and task."""
         blocks: dict[str, Any] = self.model_dump(mode="json")
         method, task = self.method, self.task
         return {
@@ -369,21 +412,21 @@ class Recipe(Block):
         }
 
     def set_places(self, places: Mapping[str, str]) -> None:
-        """Store where keys were set, which is no value: "training.epochs" -> "rte.yaml:12"."""
+        """Store the places of keys, for errors: "training.epochs" -> "rte.yaml:12"."""
         self._places = places
 
     def place(self, key: str) -> str | None:
-        """Return where a key was set, else where the block around it starts; None: in no file."""
+        """Return the place of a key, else of the block around it; None: no file and no override."""
         parts = key.split(".")
         keys = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
         return next((self._places[key] for key in keys if key in self._places), None)
 
     @contextmanager
     def placing(self, default: str | None = None) -> Iterator[None]:
-        """Make errors about a key of this recipe say where it was set.
+        """Add the file and line of the key to errors that arise in the block.
 
         Args:
-            default: the key that errors are about which name none.
+            default: the key for errors that name none.
         """
         try:
             yield

@@ -11,22 +11,25 @@ from sora_cli.recipe.types import Block, Count, Seed
 
 
 class Schedule(Block):
-    """The values of a path's option, one per stage."""
+    """The values of the varied option, one per stage."""
 
     kind: Literal["linear", "log_linear", "exp_linear", "list"] = Field(
         "linear",
-        description="linear: equal differences; exp_linear: equal ratios; log_linear: logarithm of "
-        "a linear ramp between exp(start) and exp(stop); list: the values themselves",
+        description="linear: equal differences. exp_linear: equal ratios. log_linear: logarithms "
+        "of equally spaced values from exp(start) to exp(stop). list: the given values",
     )
-    start: float | None = Field(None, description="value of the first stage; may be 0 if linear")
+    start: float | None = Field(
+        None,
+        description="value of the first stage; 0 is possible with linear, but not with exp_linear",
+    )
     stop: float | None = Field(None, description="value of the last stage")
     num: int | None = Field(None, ge=2, le=10_000, description="number of stages")
     values: list[bool | int | float | str] | None = Field(
-        None, min_length=2, description="kind: list: the value of every stage"
+        None, min_length=2, description="with kind: list, the value of every stage"
     )
 
     def stage_values(self) -> list[Any]:
-        """Return one value per stage, in order."""
+        """Return the value of each stage, in order."""
         if self.values is not None:
             return list(self.values)
         assert self.kind != "list"
@@ -44,22 +47,27 @@ class Schedule(Block):
                 raise ValueError(f"kind {self.kind} needs {' and '.join(wanted)}; no {key} is set")
             if key not in wanted and key in given:
                 raise ValueError(f"{key} does not go with kind {self.kind}; set {key}: null")
-        self.stage_values()
+        self.stage_values()  # raises ValueError for impossible bounds, such as exp_linear from 0
         return self
 
 
 class PathBlock(Block):
-    """A regularisation path: stages with one option changing, each warm-started (`sora path`)."""
+    """A regularisation path (`sora path`): stages that change one option, each warm-started."""
 
     vary: str = Field(
-        description="the option that changes from stage to stage, such as method.threshold; "
-        "sora methods lists those that may"
+        description="option that changes from stage to stage, such as method.threshold; sora "
+        "methods lists the possible options"
     )
-    schedule: Schedule = Field(description="the option's values, one per stage")
+    schedule: Schedule = Field(description="values of the option, one per stage")
     epochs: float | None = Field(
-        None, gt=0, le=1e6, description="epochs of each stage after the first; unset: as the first"
+        None,
+        gt=0,
+        le=1e6,
+        description="epochs of each stage after the first. Default: as the first stage",
     )
     memorisation_rows: Count = Field(
-        1000, description="training rows scored after each stage, a fixed random subset"
+        1000,
+        description="number of training rows to score after each stage; they are a fixed random "
+        "subset",
     )
-    memorisation_seed: Seed = Field(42, description="seed of that subset")
+    memorisation_seed: Seed = Field(42, description="seed of this subset")

@@ -1,4 +1,4 @@
-"""The recipe's `start` block: another run's result or checkpoint, from which a run begins."""
+"""The recipe's `start` block: a run that begins with another run's result or checkpoint."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ _Directory = Annotated[str, Field(min_length=1)]
 
 
 class StartBlock(Block, KeepOptions):
-    """The place where training begins, if not at the method's own start.
+    """The adapter or checkpoint that training begins with; without it, the method's own start.
 
-    With `adapter`: a finished adapter's update, cut by at most one rule, and its head; optimiser,
-    schedule and data order are this run's. With `checkpoint`: the middle of another run, whose
-    optimiser, schedule, generators and data order go on; only the method and its own options may
-    be others from there on.
+    With `adapter`, training begins with a finished adapter's update (cut by at most one of the
+    rules) and its head; optimiser, schedule and data order are this run's. With `checkpoint`,
+    another run goes on from its middle, with its optimiser, schedule, generators and data order;
+    only the method and its options may differ from there on.
     """
 
     adapter: _Directory | None = Field(
         None,
-        description="run directory or adapter directory (also another tool's PEFT LoRA) whose "
-        "update and head the training begins with",
+        description="run directory or adapter directory (also a PEFT LoRA of another tool); "
+        "training begins with its update and head",
     )
     checkpoint: _Directory | None = Field(
         None,
-        description="checkpoint directory of another run, or its run directory with step: training "
-        "goes on from there under this recipe, which may differ in the method's options",
+        description="checkpoint directory of another run, or its run directory together with step. "
+        "Training goes on from there under this recipe, which may have another method and "
+        "other options of it",
     )
     step: Moment | None = Field(
         None, description="step of the checkpoint in a run directory; below 1: a share of the run"

@@ -1,8 +1,9 @@
-"""A tolerated loss as people write it: in the metric's own unit, or in points.
+"""The accepted drop as users write it: in the metric's own unit, or in points.
 
-`0.01` is in the metric's own unit. `0.5pt` is half a point, a hundredth of a metric that ends at 1:
-0.005. A bare 0.5 of such a metric would allow half of all there is, and is more likely half a
-point, so it is asked back. One parser for `auto`, `prune --max-drop` and `pick --max-drop`.
+`0.01` is in the metric's own unit. `0.5pt` is half a point; a point is a hundredth of a metric that
+ends at 1, so that it means 0.005. A bare 0.5 of such a metric would allow half of its whole range;
+the user more likely means half a point, and gets an error that asks. `auto`, `prune --max-drop` and
+`pick --max-drop` share this parser.
 """
 
 from __future__ import annotations
@@ -13,33 +14,32 @@ import re
 from sora_cli.core.errors import SoraError
 
 CONFIDENCE = 0.95
-"""The confidence with which a tolerated drop is kept, where none is given."""
+"""Default confidence of a certified drop."""
 AGREEMENT = "agreement"
 """Metric of a promise about answers: the share of rows answered as at full rank."""
 _POINTS = re.compile(r"(.+?)\s*(?:pt|pts|points?)")
-_ASKED_BACK = 0.1  # of a metric that ends at 1: ten points, which is more than anybody means
+_ASKED_BACK = 0.1  # ten points of a metric that ends at 1: larger than any useful promise
 
 
 def parse_drop(value: str | float, metric: str, *, name: str = "--max-drop") -> float:
-    """Return a tolerated drop in the metric's own unit.
+    """Return an accepted drop in the metric's own unit.
+
+    Points of a metric that does not end at 1, and a bare number of 0.1 or more of one that does,
+    are errors.
 
     Args:
-        value: a number, or one with `pt`.
-        metric: the metric that may fall, or rise if it is a loss, by so much.
+        value: a number, or a number with `pt`.
+        metric: the metric that may get worse by this much.
         name: the option or key, for errors.
-
-    Raises:
-        SoraError: no such number; points of a metric that does not end at 1; a bare number that
-            could mean two things.
     """
-    from sora_cli.recipe.families import is_share  # pydantic, which --help can do without
+    from sora_cli.recipe.families import is_share  # imports pydantic, which --help does not need
 
     shown = check_drop(value, name=name)
     points = _POINTS.fullmatch(shown)
     drop = float(points[1]) / 100 if points else float(shown)
     if is_share(metric) and drop >= (1 if points else 100):
         raise SoraError(
-            f"{name} {shown} of {metric}, which ends at 1, is everything there is",
+            f"{name} {shown} allows any score: {metric} ends at 1",
             hint=f"{name} 1pt",
         )
     if points is None:
@@ -52,9 +52,8 @@ def parse_drop(value: str | float, metric: str, *, name: str = "--max-drop") -> 
         return drop
     if not is_share(metric):
         raise SoraError(
-            f"{name} {shown}: a point is a hundredth of a metric that ends at 1, and {metric} "
-            "is not known to",
-            hint=f"give it in the unit of {metric}: {name} 0.02",
+            f"{name} {shown}: {metric} has no points (a point is 0.01 of a metric that ends at 1)",
+            hint=f"give the drop in the unit of {metric}: {name} 0.02",
         )
     return drop
 
@@ -81,19 +80,15 @@ def parse_share(value: str | float, *, name: str = "--max-differ") -> float:
 
 
 def check_drop(value: str | float, *, name: str = "--max-drop") -> str:
-    """Check a tolerated drop as far as that needs no metric; return it as text.
-
-    Raises:
-        SoraError: no number of 0 or more, with or without `pt`.
-    """
+    """Return an accepted drop as text; raise `SoraError` unless it is 0 or more, perhaps in pt."""
     shown = f"{value:.12g}" if isinstance(value, int | float) else value.strip()
     points = _POINTS.fullmatch(shown)
     try:
         number = float(points[1] if points else shown)
     except ValueError as error:
         raise SoraError(
-            f"{name} must be a number, or one of points, not '{shown[:40]}'",
-            hint=f"{name} 0.005, or {name} 0.5pt for the same of a metric that ends at 1",
+            f"{name} must be a number, with or without pt, not '{shown[:40]}'",
+            hint=f"{name} 0.005, or {name} 0.5pt for half a point",
         ) from error
     if not 0 <= number < math.inf:
         raise SoraError(f"{name} must be 0 or more, not {shown}", hint=f"{name} 0.005")

@@ -1,4 +1,4 @@
-"""The strict base class of the recipe's blocks, and the types of their values."""
+"""Base class of the recipe's blocks, and types of their values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Text = Annotated[
     BeforeValidator(_empty_if_unset),
     WithJsonSchema({"anyOf": [_TEXT, {"type": "null"}]}),
 ]
-"""Text, or nothing: `data.path=` unsets it."""
+"""Text that may be empty: `data.path=` clears it."""
 Names = Annotated[
     list[str],
     BeforeValidator(_as_list),
@@ -43,13 +43,14 @@ SomeNames = Annotated[
     Field(min_length=1),
     WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]}),
 ]
-"""At least one."""
+"""At least one name."""
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
-"""Seed of every generator; NumPy's takes 32 bits, and stages of a path add to it."""
+"""Seed of the generators: NumPy's takes 32 bits, and stages of a path add to the seed."""
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
-"""Rows or steps."""
+"""A number of rows or steps."""
 
 
+# all 40 digits of a commit: a branch or a tag could be moved to other code after it was reviewed
 _KERNEL = r"^[\w.-]+/[\w.-]+@[0-9a-f]{40}(:\w+)?$"
 
 
@@ -58,8 +59,8 @@ def _name_or_kernel(value: Any, name: ValidatorFunctionWrapHandler) -> Any:
         return name(value)
     if not re.fullmatch(_KERNEL, value):
         raise ValueError(
-            f"'{value}' is compiled code from the Hub, and names no commit that it stays at: "
-            "ORG/NAME@COMMIT, with all 40 digits"
+            f"'{value}' is compiled code from the Hub and must name its commit: ORG/NAME@COMMIT, "
+            "with all 40 digits"
         )
     return value
 
@@ -71,54 +72,54 @@ Attention = Annotated[
     WrapValidator(_name_or_kernel),
     WithJsonSchema({"anyOf": [_NAME, {**_TEXT, "pattern": _KERNEL}, _NULL]}),
     Field(
-        description="implementation of attention, by transformers' names; flash_attention_2 needs "
-        "a GPU, 16 bits and the package flash-attn, flex_attention a GPU; ORG/NAME@COMMIT: a "
-        "kernel from the Hub, which needs trust_kernel; unset: transformers' own choice, sdpa "
-        "where the model has it"
+        description="implementation of attention, by its name in transformers. flash_attention_2 "
+        "needs a GPU, 16 bits and the package flash-attn; flex_attention needs a GPU; "
+        "ORG/NAME@COMMIT is a kernel from the Hub and needs trust_kernel. Default: the choice of "
+        "transformers, sdpa if the model supports it"
     ),
 ]
 """The implementations of `sora_cli/model/attention.py`."""
 Checkpointing = Annotated[
     bool,
     Field(
-        description="keep only the inputs of the model's blocks, and compute the rest again "
-        "in the backward pass: less memory, about a third more time, the same gradients"
+        description="keep only the inputs of the model's blocks and recompute the rest in the "
+        "backward pass: less memory, about a third more time, the same gradients"
     ),
 ]
 """The switch of `sora_cli/model/gradient_checkpointing.py`."""
 Compile = Annotated[
     bool,
     Field(
-        description="run the model's repeated blocks compiled by torch.compile in training steps: "
-        "for long runs on a GPU, since the compiler takes minutes first; needs a C++ compiler "
-        "(a GPU: triton)"
+        description="compile the model's repeated blocks with torch.compile for training steps. "
+        "For long runs on a GPU: compiling first takes minutes. Needs a C++ compiler (on a GPU: "
+        "triton)"
     ),
 ]
 """The switch of `sora_cli/train/compiled.py`."""
 Kernels = Annotated[
     Literal["liger"] | None,
     Field(
-        description="liger: the model's norms, rotary embeddings and gated activations run by "
-        "Liger's Triton kernels in training steps, on a GPU, for the model families that it knows "
-        "(an extra: pip install 'sora-cli[liger]')"
+        description="liger: run norms, rotary embeddings and gated activations with Liger's Triton "
+        "kernels in training steps, on a GPU, for the model families that Liger supports. "
+        "Needs an extra: pip install 'sora-cli[liger]'"
     ),
 ]
 """The switch of `sora_cli/train/kernels.py`."""
 Loss = Annotated[
     Literal["auto", "logits", "chunked"],
     Field(
-        description="of a causal language model: logits of all learned tokens at once, or chunked: "
-        "some at a time, which takes less memory, and more time if the head is trained or adapted; "
-        "the same gradients up to rounding. auto: chunked where the head is frozen and the model "
-        "allows it"
+        description="computation of a causal language model's loss. logits: the logits of all "
+        "learned tokens at once. chunked: some tokens at a time, which takes less memory, and more "
+        "time if the head is trained or adapted; the gradients are the same up to rounding. auto: "
+        "chunked if the head is frozen and the model allows it"
     ),
 ]
-"""Names of the ways to compute the loss (`sora_cli/tasks/learned.py`)."""
+"""Names of the loss computations in `sora_cli/tasks/learned.py`."""
 Offload = Annotated[
     bool,
     Field(
-        description="on a GPU, keep what the backward pass needs in the machine's memory "
-        "meanwhile: less of the GPU's, more time for the copies, the same gradients up to rounding"
+        description="on a GPU, keep the tensors for the backward pass in main memory: less GPU "
+        "memory, more time for the copies, the same gradients up to rounding"
     ),
 ]
 """The switch of `sora_cli/model/activation_offload.py`."""
@@ -127,8 +128,8 @@ Optimizer = Literal["adamw", "adamw_unfused", "adamw_8bit", "paged_adamw_8bit"]
 Precision = Annotated[
     Literal["fp32", "bf16", "fp16", "auto"],
     Field(
-        description="autocast precision; auto: bf16 where the device has instructions for it, "
-        "else fp32, settled as the run starts and kept when it is resumed"
+        description="precision of autocast; auto: bf16 if the device has instructions for it, else "
+        "fp32. auto is decided when the run starts, and kept when it is resumed"
     ),
 ]
 """Names of precisions, as `sora_cli/run/precision.py` settles them."""
@@ -136,7 +137,7 @@ Precision = Annotated[
 
 def _whole_from_one(value: float) -> float:
     if value >= 1 and value != int(value):
-        raise ValueError("a share of the run is below 1, a number of steps is whole")
+        raise ValueError("below 1 it is a share of the run, from 1 on a whole number of steps")
     return int(value) if value >= 1 else value
 
 
@@ -145,10 +146,10 @@ Moment = Annotated[
     Field(gt=0, le=2**31 - 1),
     AfterValidator(_whole_from_one),
 ]
-"""A number of optimiser steps, or below 1 a share of the run's."""
+"""A number of optimiser steps; below 1: a share of the run's steps."""
 
 
 class Block(BaseModel):
-    """Strict base of all recipe blocks."""
+    """Base class of all blocks: unknown keys are errors, objects are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,4 +1,4 @@
-"""YAML read safely, with the file and line of every key kept, and without YAML 1.1's surprises.
+"""A safe YAML reader that keeps the file and line of every key.
 
 Plain scalars follow the YAML 1.2 core schema: `3e-4` is a number, `no`, `on` and `12:30` are text,
 only `true` and `false` are truth values. Tags, duplicate keys and non-finite numbers are errors.
@@ -20,12 +20,12 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from sora_cli.core.errors import SoraError
 
 Path_ = tuple[str, ...]
-"""Keys from the top down; positions in lists as text."""
+"""Keys from the top down; a position in a list is written as text ("0")."""
 
 _START = "a recipe starts like 'model:'"
 DEEPEST = 50
-"""Levels that values may be nested in."""
-_MAX_VALUES = 100_000  # aliases can blow a small file up
+"""Largest depth of nesting."""
+_MAX_VALUES = 100_000  # nested aliases can expand a small file to gigabytes (billion laughs)
 _TAG = "tag:yaml.org,2002:"
 _SCALARS: tuple[tuple[str, str], ...] = (
     ("null", r"~|null|Null|NULL|"),
@@ -38,12 +38,12 @@ _SCALARS: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True)
 class Origin:
-    """The place that a value comes from.
+    """The origin of a value: a file and line, an override, or a default.
 
     Attributes:
-        file: a file as shown to people, or "command line" or "default".
-        line: 1-based line in that file.
-        text: the override as typed, for values from the command line.
+        file: the file's name for messages, or "command line" or "default".
+        line: line in the file, from 1.
+        text: the override as typed; empty for values from files.
     """
 
     file: str
@@ -55,13 +55,13 @@ class Origin:
 
     @property
     def place(self) -> str:
-        """The place as error messages show it: it also names the override."""
+        """The origin as error messages show it, with the text of the override."""
         return f"{self}: {self.text}" if self.text else str(self)
 
 
 @dataclass
 class Tree:
-    """Plain values and the origin of every key and list item in them."""
+    """Plain values, and the origin of every key and list item."""
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[Path_, Origin] = field(default_factory=dict)
@@ -72,33 +72,30 @@ _ADVICE = {
     "another document": "one file holds one recipe: take out the line '---'",
     "mapping values are not allowed": "put text with a colon in quotes",
 }
-"""Advice on an error of the parser, by a part of its message."""
+"""Hints for errors of the YAML parser, by a part of the parser's message."""
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader that resolves plain scalars as YAML 1.2 does."""
+    """A YAML loader with the plain scalars of YAML 1.2."""
 
 
-_Loader.yaml_implicit_resolvers = {}  # of its own: the inherited dict is SafeLoader's, too
+_Loader.yaml_implicit_resolvers = {}  # a new dict: the inherited one belongs to SafeLoader
 for _name, _pattern in _SCALARS:
     _Loader.add_implicit_resolver(f"{_TAG}{_name}", re.compile(f"^(?:{_pattern})$"), None)
 
 
 def parse_file(content: bytes, file: str) -> Tree:
-    """Return the mapping in a YAML file.
+    """Parse a YAML file that holds a mapping.
 
     Args:
-        content: the file's bytes.
-        file: its name in messages and origins.
-
-    Raises:
-        SoraError: not UTF-8, not YAML, empty, no mapping, or something a recipe cannot hold.
+        file: the file's name for messages and origins.
     """
     tree = _parsed(content, file)
     return Tree(copy.deepcopy(tree.values), dict(tree.origins))
 
 
-@functools.lru_cache(maxsize=32)  # a sweep's runs share their files: parsing was most of planning
+# the runs of a sweep share their files, and parsing took most of the time of planning
+@functools.lru_cache(maxsize=32)
 def _parsed(content: bytes, file: str) -> Tree:
     node = _compose(_decode(content, file), file)
     if node is None:
@@ -111,11 +108,7 @@ def _parsed(content: bytes, file: str) -> Tree:
 
 
 def parse_value(text: str) -> Any:
-    """Read a value of the command line: a YAML list, mapping or quoted text, or a plain scalar.
-
-    Raises:
-        SoraError: it starts as a list, mapping or quotation and does not end as one.
-    """
+    """Parse a value of the command line: a YAML list, mapping, quoted text or plain scalar."""
     if text.lstrip()[:1] in {"[", "{", '"', "'"}:
         node = _compose(text, "")
     else:
@@ -151,12 +144,12 @@ def _compose(text: str, file: str) -> Any:
         _fail(f"not valid YAML: {problem}", origin, hint=hint, cause=error)
     except RecursionError as error:
         _fail("not valid YAML: nested too deeply", Origin(file), cause=error)
-    except ValueError as error:  # of chr(), for "\\U00110000"
+    except ValueError as error:  # PyYAML calls chr(), which raises for "\\U00110000"
         _fail("not valid YAML: an escape that stands for no character", Origin(file), cause=error)
 
 
 class _Builder:
-    """The step from composed nodes to plain values; it notes where each value came from."""
+    """Conversion of YAML nodes to plain values; it records the origin of each value."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -166,6 +159,7 @@ class _Builder:
 
     def build(self, node: Node, path: Path_) -> Any:
         self._count += 1
+        # an alias to a node that is still open would contain itself
         if self._count > _MAX_VALUES or any(node is above for above in self._open):
             _fail("aliases make this file endless", self._origin(node))
         if len(self._open) == DEEPEST:
@@ -211,12 +205,12 @@ class _Builder:
         try:
             return _SCALAR_VALUES[kind](text)
         except (ValueError, KeyError) as error:
-            what = "is no finite number" if kind == "float" else f"is no {kind}"
+            what = "is not a finite number" if kind == "float" else f"is not a valid {kind}"
             hint = "put it in quotes if it is meant as text"
             return _fail(f"'{text[:40]}' {what}", self._origin(node), hint=hint, cause=error)
 
     def _text(self, node: ScalarNode) -> str:
-        """Return the text of a scalar; two escaped surrogates are one character, as in JSON."""
+        """Return the text of a scalar; an escaped surrogate pair is one character, as in JSON."""
         try:
             text = str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""The classes of a run's rows: their names, and how many rows of each part have them."""
+"""The classes of a run's data: names, and number of rows in each part."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from sora_cli.core.words import first_few
 from sora_cli.run.prepare import Prepared
 from sora_cli.tasks.base import Encoded, Task
 
-_FEW = 8  # classes that are listed one by one
+_FEW = 8  # up to this many classes are listed one by one
 _LONG = 40  # characters of a name
 _PARTS = {"select": "the selection rows"}
 
 Counts = Mapping[str, Mapping[str, int]]
-"""Part -> class -> rows (or words, where each word has a class), in label order."""
+"""Part -> class -> number of rows (of words, if each word has a class), in label order."""
 
 
 def class_counts(ready: Prepared) -> dict[str, dict[str, int]]:
@@ -26,50 +26,53 @@ def class_counts(ready: Prepared) -> dict[str, dict[str, int]]:
 
 
 def count_classes(task: Task, parts: Mapping[str, Encoded]) -> dict[str, dict[str, int]]:
-    """Count the rows of each class in some parts; {} for a task without classes."""
-    found = {}
+    """Count the rows of each class in the given parts; {} for a task without classes."""
+    counts = {}
     for name, part in parts.items():
         numbers = task.class_counts(part)
         if numbers is not None:
             names = task.label_names or []
-            found[name] = dict(zip(names, numbers.tolist(), strict=True))
-    return found
+            counts[name] = dict(zip(names, numbers.tolist(), strict=True))
+    return counts
 
 
 def class_lines(counts: Counts) -> Iterator[str]:
-    """Yield the classes with their counts: one by one where they are few, else how many they are.
+    """Yield one line about the classes and their row counts.
+
+    Up to `_FEW` classes are listed one by one; of more, only the number and the range of their
+    rows.
 
     Args:
-        counts: as `class_counts` gives them.
+        counts: from `class_counts`.
     """
     if not counts:
         return
     names = list(counts["train"])
     if len(names) > _FEW:
-        spans = ", ".join(f"{_span(own)} in {_PARTS.get(n, n)}" for n, own in counts.items())
+        spans = ", ".join(f"{_row_range(own)} in {_PARTS.get(n, n)}" for n, own in counts.items())
         yield f"{len(names)} classes, rows of each: {spans}"
         return
     each = (
-        f"'{_short(name)}' {' / '.join(count(own[name]) for own in counts.values())}"
+        f"'{_short_name(name)}' {' / '.join(count(own[name]) for own in counts.values())}"
         for name in names
     )
     yield f"classes, in {' / '.join(_PARTS.get(n, n) for n in counts)}: {', '.join(each)}"
 
 
 def absent_remarks(counts: Counts) -> Iterator[str]:
-    """Yield, for each part, the classes that none of its rows has."""
+    """Yield a remark for each part in which some classes have no rows."""
     for part, own in counts.items():
-        absent = [f"'{_short(name)}'" for name, rows in own.items() if not rows]
-        if 0 < len(absent) < len(own) - 1:  # rows that are all of one class have their own remark
-            end = ": nothing can be learned of them" if part == "train" else ""
+        absent = [f"'{_short_name(name)}'" for name, rows in own.items() if not rows]
+        if 0 < len(absent) < len(own) - 1:  # rows of a single class: see `label_remark`
+            end = ": nothing can be learned about them" if part == "train" else ""
             few, where = first_few(absent, _FEW), _PARTS.get(part, part)
             yield f"classes without rows in {where}: {few} ({len(absent)} of {len(own)}){end}"
 
 
-def _short(name: str) -> str:
+def _short_name(name: str) -> str:
     return printable(name if len(name) <= _LONG else f"{name[: _LONG - 3]}...")
 
 
-def _span(own: Mapping[str, int]) -> str:
+def _row_range(own: Mapping[str, int]) -> str:
     low, high = min(own.values()), max(own.values())
     return count(low) if low == high else f"{count(low)} to {count(high)}"

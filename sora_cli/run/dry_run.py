@@ -1,4 +1,4 @@
-"""`sora train --dry-run`: everything a run would do, without training or writing."""
+"""`sora train --dry-run`: prepare a run and print its settings, without training."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _MISSING = 12  # parameters listed
 
 @dataclass(frozen=True)
 class DryRun:
-    """The things that a dry run loaded and measured.
+    """A prepared model and the predicted cost of its training.
 
     Attributes:
         ready: data, model and adapters.
-        seconds: of all steps, of training alone.
+        seconds: predicted for all training steps, without evaluations.
         memory: predicted peak, in bytes.
     """
 
@@ -46,13 +46,12 @@ class DryRun:
 
 
 def dry_run(loaded: LoadedRecipe, *, rows: int | None = None) -> DryRun:
-    """Resolve a recipe and show on stdout what training it would do.
+    """Prepare a recipe's run and print its settings, data, steps, memory and time.
+
+    A dry run reports every error that would stop the run before its first step.
 
     Args:
-        rows: training rows that are shown as the model gets them; None: two.
-
-    Raises:
-        SoraError, MethodError: what would stop the run before its first step.
+        rows: number of training rows to print as the model reads them; None: two.
     """
     emit_section("recipe", recipe_lines(loaded))
     check_recipe(loaded.recipe)
@@ -75,7 +74,7 @@ def dry_run(loaded: LoadedRecipe, *, rows: int | None = None) -> DryRun:
             read_fork(loaded.recipe, start, {}, ready.base.model, ready.layers)
     emit_section("adapted layers", adapted_lines(ready))
     if ready.layers:
-        misses = near_miss_lines(ready, block.train_head)
+        misses = no_adapter_lines(ready, block.train_head)
         emit_section("linear layers without adapter", misses)
         others = other_weights(ready.base.model)
         if others:
@@ -85,14 +84,14 @@ def dry_run(loaded: LoadedRecipe, *, rows: int | None = None) -> DryRun:
     recipe, _ = settle(loaded.recipe, ready, machine=PREDICTION_ONLY)
     args = training_arguments(recipe, loaded.output_dir, metric, evaluates=True)
     steps = count_steps(args, block, len(ready.train.lengths))
-    # before anything is made of the rows: it builds on the memory that the process has now
+    # before the data sections: the prediction starts from the process's present memory
     memory = predict_memory(ready, recipe, rows_per_pass=steps.rows_per_pass)
     emit_section("columns", column_lines(ready))
     emit_section("data", data_lines(ready, block))
     rows = ROWS if rows is None else rows
     if rows:
-        shown = rows_lines(ready.task, ready.base.processor, ready.train, rows)
-        emit_section("first training rows", shown)
+        lines = rows_lines(ready.task, ready.base.processor, ready.train, rows)
+        emit_section("first training rows", lines)
     rates = learning_rates(args, ready.method, ready.layers, steps.total)
     plan = ready.method.plan(ready.layers, total_steps=steps.total, learning_rates=rates)
     emit_section("steps", step_lines(steps, plan))
@@ -109,18 +108,18 @@ def emit_section(title: str, lines: Iterable[str]) -> None:
 
 
 def recipe_lines(loaded: LoadedRecipe) -> Iterator[str]:
-    """Yield key, value and origin of every value of the recipe."""
+    """Yield the key, value and origin of every value in the recipe."""
     for key, value, origin in loaded.values():
-        key, shown = printable(key), _shown(value)
-        if len(key) < _KEY and len(shown) <= _VALUE:
-            yield f"{key:<{_KEY}} {shown:<{_VALUE}} {origin}"
-        else:  # in full, however long: people copy these
-            yield f"{key:<{_KEY}} {shown}"
+        key, text = printable(key), _yaml(value)
+        if len(key) < _KEY and len(text) <= _VALUE:
+            yield f"{key:<{_KEY}} {text:<{_VALUE}} {origin}"
+        else:  # never shortened: people copy these values
+            yield f"{key:<{_KEY}} {text}"
             yield f"{'':<{_KEY}} {'':<{_VALUE}} {origin}"
 
 
 def adapted_lines(ready: Prepared) -> Iterator[str]:
-    """Yield the adapted layers; those that differ only in a number share a line."""
+    """Yield the adapted layers; layers whose paths differ only in a number share a line."""
     from sora_cli.run.layers import adapted_groups
 
     if ready.baseline is not None:
@@ -139,32 +138,37 @@ def adapted_lines(ready: Prepared) -> Iterator[str]:
 
 
 def start_lines(start: Start) -> Iterator[str]:
-    """Yield what the run starts from."""
+    """Yield the description of the adapter or run that training starts from, and its digest."""
     yield printable(start.sentence())
     if start.head:
-        yield f"and its head of {count(start.head)} numbers"
+        yield f"and its head of {count(start.head)} parameters"
     yield start.digest
 
 
-def near_miss_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
-    """Yield the linear layers that stay without an adapter, and why."""
-    from sora_cli.run.layers import near_misses
+def no_adapter_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
+    """Yield the linear layers without an adapter, with the reason for each."""
+    from sora_cli.run.layers import layers_without_adapter
 
     model, head = ready.base.model, ready.base.head
-    groups = near_misses(model, head=head, train_head=train_head, left_out=ready.left_out)
+    groups = layers_without_adapter(
+        model, head=head, train_head=train_head, left_out=ready.left_out
+    )
     yield from _table(groups) if groups else ["none"]
 
 
 def parameter_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
-    """Yield counts from real shapes, and what the checkpoint did not supply."""
+    """Yield parameter counts, and the names of parameters that the base checkpoint lacks.
+
+    Counts are taken from the shapes of the loaded model.
+    """
     from sora_cli.run.results import count_parameters
 
     counts, layers = count_parameters(ready), ready.layers.values()
     share = counts.trained / counts.base
     yield f"{'base model':<24} {count(counts.base):>15}"
     yield f"{'trained':<24} {count(counts.trained):>15}  ({share:.2%} of the base model)"
-    what = "adapters at the start" if layers else "trained beside the head"
-    yield f"{what:<24} {count(counts.adapter_start):>15}"
+    label = "adapters at the start" if layers else "trained beside the head"
+    yield f"{label:<24} {count(counts.adapter_start):>15}"
     gates = sum(m.d.numel() for m in layers if m.d is not None)
     if gates:
         yield f"{'gates':<24} {count(gates):>15}  (while training)"
@@ -183,15 +187,19 @@ def _missing_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
     if not missing:
         yield "the base checkpoint supplies every parameter"
         return
-    fate = "trained" if train_head else "FROZEN at random values"
-    yield f"not supplied by the base checkpoint, drawn at random and {fate}:"
+    fate = "trained" if train_head else "left FROZEN"
+    yield f"not in the base checkpoint, drawn at random and {fate}:"
     yield from (f"  {name}" for name in missing[:_MISSING])
     if len(missing) > _MISSING:
         yield f"  ... and {len(missing) - _MISSING} more"
 
 
 def data_lines(ready: Prepared, training: TrainingBlock) -> Iterator[str]:
-    """Yield rows, longest row and rows cut of each part of the data, its classes, and remarks."""
+    """Yield a table of all parts of the data, then their classes and remarks.
+
+    The table has the number of rows, the longest row (in tokens) and the rows cut at
+    `data.max_length`.
+    """
     from sora_cli.run.class_counts import class_counts, class_lines
     from sora_cli.run.remarks import data_remarks, overlaps_of
 
@@ -208,7 +216,7 @@ def data_lines(ready: Prepared, training: TrainingBlock) -> Iterator[str]:
 
 
 def step_lines(steps: Steps, plan: Plan) -> Iterator[str]:
-    """Yield the optimiser steps, the method's phases, and its warnings."""
+    """Yield the number of optimiser steps, the method's phases, and its warnings."""
     yield (
         f"{count(steps.total)} optimiser steps, {count(steps.per_epoch)} an epoch, "
         f"{count(steps.warmup)} of them warm-up"
@@ -223,8 +231,8 @@ def step_lines(steps: Steps, plan: Plan) -> Iterator[str]:
 
 def memory_lines(m: MemoryPrediction) -> Iterator[str]:
     """Yield the predicted peak and its parts."""
-    what = "resident memory" if m.device == "cpu" else "GPU memory"
-    yield f"predicted peak {what} {size(m.peak)}"
+    kind = "resident memory" if m.device == "cpu" else "GPU memory"
+    yield f"predicted peak {kind} {size(m.peak)}"
     for part, n_bytes in (
         ("loaded model and data" if m.device == "cpu" else "loaded model", m.resident),
         ("taken once by the first step", m.runtime),
@@ -236,7 +244,7 @@ def memory_lines(m: MemoryPrediction) -> Iterator[str]:
     ):
         yield f"  {part:<44} {size(n_bytes):>10}"
     if m.training.moved:
-        yield f"activations that wait in the machine's memory {size(m.training.moved)}"
+        yield f"activations offloaded to the machine's memory {size(m.training.moved)}"
     yield (
         f"peak while training {size(m.training_peak)}, while evaluating "
         f"{size(m.evaluation_peak)} ({_batch(m.evaluation_shape)})"
@@ -248,36 +256,36 @@ def memory_lines(m: MemoryPrediction) -> Iterator[str]:
 def short_lines(
     loaded: LoadedRecipe, ready: Prepared, steps: Steps, time: StepTime, memory: MemoryPrediction
 ) -> Iterator[str]:
-    """Yield the values that decide most, each with its origin."""
+    """Yield rank, learning rate, steps, time and memory, each with its origin."""
     block, seconds = loaded.recipe.training, time.seconds * steps.total
     ranks = sorted({layer.rank for layer in ready.layers.values()})
     if ranks:
         key = rank_option(loaded, ranks[-1])
         origin = loaded.origin("method", key) if key else "the method's own"
-        yield _line(
+        yield _short_line(
             "rank at the start", " to ".join(map(str, ranks[:: max(len(ranks) - 1, 1)])), origin
         )
     rate = loaded.origin("training", "learning_rate")
-    yield _line("learning rate", f"{block.learning_rate:g}", rate)
+    yield _short_line("learning rate", f"{block.learning_rate:g}", rate)
     key = "epochs" if block.max_steps is None else "max_steps"
     origin = loaded.origin("training", key)
-    yield _line("steps", count(steps.total), f"training.{key}, {origin}")
+    yield _short_line("steps", count(steps.total), f"training.{key}, {origin}")
     tokens = "" if time.tokens == time.rows else f", {count(time.tokens)} tokens"
     measured = f"{time.rows} row{'' if time.rows == 1 else 's'}{tokens}"
-    about = f"of training alone; measured on {measured}"
+    about = f"for training alone; measured on {measured}"
     about += ", not compiled" if block.compile else ""
-    yield _line("time", f"about {duration(max(seconds, 1))}", about)
+    yield _short_line("time", f"about {duration(max(seconds, 1))}", about)
     predicted = "predicted" if block.kernels is None else "predicted for the model's own layers"
-    yield _line("memory", size(memory.peak), predicted)
+    yield _short_line("memory", size(memory.peak), predicted)
 
 
 def rank_option(loaded: LoadedRecipe, rank: int) -> str | None:
-    """Return the method's option that gives every layer its rank; None if none does."""
+    """Return the name of the method's option that sets this rank; None if no option does."""
     values = loaded.method_config.model_dump()
     return next((k for k, v in values.items() if "r" in k.split("_") and v == rank), None)
 
 
-def _line(name: str, value: str, origin: object) -> str:
+def _short_line(name: str, value: str, origin: object) -> str:
     return f"{name:<20} {value:<20} {origin}"
 
 
@@ -293,7 +301,7 @@ def output_lines(loaded: LoadedRecipe) -> Iterator[str]:
 
 
 def _batch(shape: tuple[int, int]) -> str:
-    """Describe a batch: its rows, and their tokens if they have more than one (images do not)."""
+    """Describe a batch by its rows, and tokens per row (left out at 1 token, as for images)."""
     rows, tokens = shape
     return f"{rows} rows" if tokens == 1 else f"{rows} rows x {tokens} tokens"
 
@@ -304,8 +312,8 @@ def _table(groups: list[LayerGroup]) -> Iterator[str]:
         yield f"{g.count:>4} x {g.pattern:<{wide}}  {g.shape:<16} {g.remark}".rstrip()
 
 
-def _shown(value: Any) -> str:
-    """Return a value as YAML would write it."""
+def _yaml(value: Any) -> str:
+    """Format a value in YAML's notation."""
     if value is None:
         return "null"
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Rows of a split as a model takes them, and checks that the model can take them."""
+"""Encode a split's rows as model inputs, and check them against the model."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def encode(
     training: bool = False,
     may_lack: bool = False,
 ) -> Encoded:
-    """Tokenise rows that were checked, and check the result against the model.
+    """Tokenise checked rows, and check the result against the model.
+
+    Refuses rows longer than the model's positions, rows without tokens, and token ids that the
+    model does not have.
 
     Args:
-        origin: where the rows come from.
-        training: they are trained on, and not scored.
-        may_lack: all of them may lack what could be learned or scored.
-
-    Raises:
-        SoraError: rows too long, with nothing in them, or of tokens the model has not.
+        origin: file or data set of the rows, for error messages.
+        training: True for training rows; False for rows that are only scored.
+        may_lack: accept a split in which no row has anything to learn or score.
     """
     with locating(origin):
         try:
@@ -48,10 +48,10 @@ def encode(
 
 
 def _check_not_empty(encoded: Encoded, total: int, *, may_lack: bool) -> None:
-    """Refuse rows that all lack something, and a row without tokens: it has nothing to answer.
+    """Refuse a split in which no row has anything to learn, and any row without tokens.
 
     Args:
-        total: of raw rows.
+        total: number of rows before encoding.
     """
     lacking = {what: rows for what, rows in encoded.lacking.items() if rows}
     if sum(lacking.values()) == total and not may_lack:
@@ -68,9 +68,10 @@ def _check_not_empty(encoded: Encoded, total: int, *, may_lack: bool) -> None:
 
 
 def _check_positions(model: nn.Module, longest: int, max_length: int) -> None:
-    """Refuse rows longer than a table of absolute positions; other models have no limit."""
+    """Refuse rows longer than the model's table of absolute positions; without one, accept all."""
     for path, module in model.named_modules():
         if isinstance(module, nn.Embedding) and path.endswith(("position_embeddings", "wpe")):
+            # RoBERTa and its relatives count positions from padding_idx + 1; "wpe" is GPT-2's table
             first = 0 if module.padding_idx is None else module.padding_idx + 1
             usable = module.num_embeddings - first
             if longest > usable:
@@ -83,35 +84,37 @@ def _check_positions(model: nn.Module, longest: int, max_length: int) -> None:
 
 
 def _check_tokens(base: Base, encoded: Encoded, *, pooled: bool) -> None:
-    """Check that the tokenizer's numbers are the model's.
+    """Check that every token id exists in the model's embedding.
 
     Args:
-        pooled: one answer is read off a whole row: encoder-decoders read it where the row ends.
+        pooled: the task makes one prediction per row. Encoder-decoders read it at the end-of-text
+            token, so every row must have the same number of them, and at least one.
     """
     ids = _flat(encoded.dataset, "input_ids")
     words, largest = base.model.get_input_embeddings().num_embeddings, int(ids.max(initial=0))
     if largest >= words:
         raise SoraError(
-            f"the tokenizer gives token {largest}, but the model has only {words}",
-            hint="the tokenizer is another model's: put the model's own beside it",
+            f"the tokenizer gives token {largest}, but the model has only {words} tokens",
+            hint="it is another model's tokenizer: put the model's own into the model's directory",
             key="model.path",
         )
     if not (pooled and base.model.config.is_encoder_decoder):
         return
     last = base.model.config.eos_token_id
     is_end = np.isin(ids, [-1] if last is None else np.atleast_1d(last))
+    # reduceat is wrong for rows of length 0: `_check_not_empty` has refused them
     ends = np.add.reduceat(is_end, _starts(encoded.lengths), dtype=np.int64)
     if ends.min() != ends.max() or ends.min() == 0:
         raise SoraError(
-            f"model '{base.reference}' reads its answer at the end-of-text token, which the "
-            "tokenizer does not put into each row alike",
-            hint="use an encoder or a decoder, or the tokenizer that belongs to the model",
+            f"model '{base.reference}' answers at the end-of-text token, but not all rows have the "
+            "same number of these tokens",
+            hint="use the model's own tokenizer, or an encoder or a decoder",
             key="model.path",
         )
 
 
 def _flat(rows: Dataset, column: str) -> np.ndarray:
-    """Return all numbers of a column of lists (or of lists of lists), one after the other."""
+    """Return all numbers in a column of lists (or of lists of lists) as one flat array."""
     chunks = rows.with_format("arrow").data.column(column).chunks
     return np.concatenate([chunk.flatten(recursive=True).to_numpy() for chunk in chunks])
 

@@ -1,4 +1,4 @@
-"""Encoded rows as a person can read them: their tokens, and what of them carries the loss."""
+"""Format encoded rows for a person: the tokens, and the part of them that carries the loss."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from sora_cli.core.words import shown_value
 from sora_cli.tasks.base import Encoded, Task
 from sora_cli.tasks.language import IGNORED
 
-_CHARACTERS = 240  # of a text that is shown
+_CHARACTERS = 240  # longest text that is printed in full
 _CHOICES = 8
 
 
 def row_lines(task: Task, processor: Any, rows: Encoded, number: int) -> Iterator[str]:
-    """Yield a row as the model gets it.
+    """Yield the lines that show one encoded row.
 
     Args:
-        processor: that encoded it.
-        number: of the encoded row, from 0.
+        processor: the tokenizer or processor that encoded the row.
+        number: index of the encoded row, from 0.
     """
     row = rows.dataset[number]
     ids = row.get("input_ids")
     if ids is None:
-        yield from (f"{name}: {_short(value)}" for name, value in _plain(row, task))
+        yield from (f"{name}: {_short(value)}" for name, value in _column_texts(row, task))
         return
     tokenizer = getattr(processor, "tokenizer", processor)
     if ids and isinstance(ids[0], list):
@@ -52,7 +52,7 @@ def row_lines(task: Task, processor: Any, rows: Encoded, number: int) -> Iterato
 
 
 def length_of(task: Task, rows: Encoded, number: int) -> str:
-    """Say how many tokens a row has, how many carry the loss, and whether it may have been cut."""
+    """Describe a row's length: its tokens, the tokens that carry the loss, and a possible cut."""
     row, tokens = rows.dataset[number], int(rows.lengths[number])
     if "input_ids" not in row:
         return ""
@@ -66,7 +66,7 @@ def length_of(task: Task, rows: Encoded, number: int) -> str:
 
 
 def _learned(tokenizer: Any, ids: Sequence[int], labels: Sequence[int]) -> Iterator[str]:
-    """Yield the stretches of a text, those that carry the loss and those that are only read."""
+    """Yield a text in alternating pieces: "learned" tokens carry the loss, "read" tokens do not."""
     for learned, part in groupby(zip(ids, labels, strict=True), key=lambda p: p[1] != IGNORED):
         text = tokenizer.decode([token for token, _ in part])
         yield f"{'learned' if learned else 'read':<8} {_short(text)}"
@@ -86,8 +86,8 @@ def _label(label: Any, names: Sequence[str] | None) -> str:
     return f"{label:g}" if names is None else f"'{printable(names[label])}'"
 
 
-def _plain(row: Mapping[str, Any], task: Task) -> Iterator[tuple[str, str]]:
-    """Yield the columns of a row that is made into inputs only batch by batch."""
+def _column_texts(row: Mapping[str, Any], task: Task) -> Iterator[tuple[str, str]]:
+    """Yield (name, text) for each column of a row without token ids, such as an image's."""
     names = task.label_names
     for name, value in row.items():
         if isinstance(value, dict | bytes):
@@ -99,7 +99,7 @@ def _plain(row: Mapping[str, Any], task: Task) -> Iterator[tuple[str, str]]:
 
 
 def _short(text: str) -> str:
-    """Return a text in one line, without its middle where it is long."""
-    shown = printable(text)
+    """Return a text in one line; of a long text only its beginning and end."""
+    line = printable(text)
     half = _CHARACTERS // 2
-    return shown if len(shown) <= _CHARACTERS else f"{shown[:half]} ... {shown[-half:]}"
+    return line if len(line) <= _CHARACTERS else f"{line[:half]} ... {line[-half:]}"

@@ -1,4 +1,4 @@
-"""The scores of a trained model on every reported split, with its adapters and without them."""
+"""Score a trained model on every reported split, with and without its adapters."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from sora_cli.run.remarks import adapters_remark, prediction_remark
 from sora_cli.tasks.base import Encoded, Task
 from sora_cli.train.trainer import AdapterTrainer
 
-NONE_ALIVE = "no component is alive: every score is the head's alone"
+NONE_ALIVE = "no live component is left: every score comes from the head alone"
 
 
 def evaluate_run(report: RunReport, trainer: AdapterTrainer, ready: Prepared) -> None:
-    """Score every reported split, the first one also without the adapters.
+    """Score every reported split, and the first split also with the adapters switched off.
 
-    Fills `metrics`, `without_adapters` and, with what there is to say about them, `events`.
+    Fills the report's `metrics` and `without_adapters`; remarks on the scores go to `events`.
     """
     for split, rows in ready.report.items():
         predictions = trainer.final_predictions(rows, ready.task.metric_names)
         report.metrics[split] = ready.task.scores(predictions)
-        _say(report, prediction_remark(ready.task, split, predictions))
+        _add_event(report, prediction_remark(ready.task, split, predictions))
     if ready.baseline is not None:
-        return  # nothing that could be switched off
+        return  # a baseline has no adapters to switch off
     if not any(ready.method.factors(m).drop_zeros().rank for m in ready.layers.values()):
-        _say(report, NONE_ALIVE)
+        _add_event(report, NONE_ALIVE)
     elif ready.task.best in report.metrics[next(iter(ready.report))]:
         _score_without(report, trainer, ready)
 
@@ -47,35 +47,35 @@ def _score_without(report: RunReport, trainer: AdapterTrainer, ready: Prepared) 
         rows=len(rows.lengths),
         greater_is_better=trainer.recipe.task.options.greater_is_better,
     )
-    _say(report, remark)
+    _add_event(report, remark)
 
 
-def _say(report: RunReport, remark: str | None) -> None:
+def _add_event(report: RunReport, remark: str | None) -> None:
     if remark is not None:
         report.events.append(remark)
 
 
 @contextmanager
 def switched_off(layers: Layers) -> Iterator[None]:
-    """Set every factor to zero for a while: the layers then give what their bases do.
+    """Set every factor to zero inside the `with` block, so each layer computes only its base layer.
 
-    Afterwards they have the very tensors they had before, to the bit. Not for training.
+    Afterwards the very same tensors are back, bit for bit. Not for training.
     """
     parameters = [p for layer in layers.values() for _, p in layer.named_factors()]
-    kept = [p.data for p in parameters]
+    tensors = [p.data for p in parameters]
     try:
-        for parameter in parameters:  # all of them: a factor that is NaN would not vanish
+        for parameter in parameters:  # A, B and gates: 0 x NaN is NaN
             parameter.data = torch.zeros_like(parameter.data)
         yield
     finally:
-        for parameter, tensor in zip(parameters, kept, strict=True):
+        for parameter, tensor in zip(parameters, tensors, strict=True):
             parameter.data = tensor
 
 
 def evaluate_all(
     trainer: AdapterTrainer, task: Task, splits: Mapping[str, Encoded]
 ) -> dict[str, dict[str, float]]:
-    """Return scores and exact loss of the model on every reported split."""
+    """Return the trained model's scores and exact loss on every reported split."""
     return {
         name: task.scores(trainer.predictions_of(rows, task.metric_names))
         for name, rows in splits.items()

@@ -1,4 +1,4 @@
-"""The linear layers of a model that were adapted and those that were not, as short lists."""
+"""Lists of a model's adapted layers, and of its linear layers without an adapter."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerGroup:
-    """Linear layers that differ only in a number.
+    """Linear layers whose paths differ only in a number.
 
     Attributes:
         pattern: their paths, such as "encoder.layer.{0-5}.output.dense".
-        shape: of each, such as "32 -> 64" for a linear layer, "4 x 32 x 64" for other weights.
-        count: how many they are.
-        remark: what else they have in common.
+        shape: of each layer, "32 -> 64" (inputs -> outputs); of other weights, "4 x 32 x 64".
+        count: number of layers.
+        remark: the layers' rank, the reason why they have no adapter, or their kind.
     """
 
     pattern: str
@@ -38,26 +38,26 @@ class LayerGroup:
 
 
 def adapted_groups(layers: Layers) -> list[LayerGroup]:
-    """Return the adapted layers; the remark is their rank."""
+    """Return groups of the adapted layers; their remark is the rank."""
     return _group({p: (_shape(m.base), f"rank {m.rank}") for p, m in layers.items()})
 
 
-def near_misses(
+def layers_without_adapter(
     model: nn.Module,
     *,
     head: Iterable[str],
     train_head: bool,
     left_out: Mapping[str, str] | None = None,
 ) -> list[LayerGroup]:
-    """Return a model's linear layers that have no adapter; the remark says why.
+    """Return groups of the linear layers without an adapter; their remark is the reason.
 
     Args:
-        left_out: module path -> why the targets that name it do not reach it.
+        left_out: module path -> reason why a layer named by the targets has no adapter.
     """
     heads, left_out = tuple(head), left_out or {}
     output = output_embedding(model)
     inside = {id(m.base) for m in model.modules() if isinstance(m, LowRankLinear)}
-    found = {}
+    layers = {}
     for path, module in model.named_modules():
         if linear_shape(module) is None or id(module) in inside:
             continue
@@ -69,31 +69,31 @@ def near_misses(
             why = "output embedding"
         else:
             why = "not named by method.targets"
-        found[path] = (_shape(module), why)
-    return _group(found)
+        layers[path] = (_shape(module), why)
+    return _group(layers)
 
 
 def other_weights(model: nn.Module) -> list[LayerGroup]:
-    """Return weights that no method adapts: neither a linear layer's nor an embedding's.
+    """Return groups of the weights that no method can adapt, apart from embeddings.
 
-    Such are the fused experts of a mixture, convolutions, and attention without linear layers. The
-    remark names the kind of module that holds them.
+    Examples are the fused experts of a mixture, convolutions, and attention without linear layers.
+    The remark is the class name of the module that holds the weight.
     """
-    found = {}
+    weights = {}
     for path, module in model.named_modules():
         if linear_shape(module) is not None or isinstance(module, nn.Embedding | LowRankLinear):
             continue
         for name, parameter in module.named_parameters(recurse=False):
             if sum(n > 1 for n in parameter.shape) > 1:
                 shape = " x ".join(count(n) for n in parameter.shape)
-                found[f"{path}.{name}" if path else name] = (shape, type(module).__name__)
-    return _group(found)
+                weights[f"{path}.{name}" if path else name] = (shape, type(module).__name__)
+    return _group(weights)
 
 
 def left_out_lines(left_out: Mapping[str, str], model: nn.Module) -> list[str]:
-    """Return a line for each group of layers that the targets name and do not reach."""
-    found = {p: (_shape(model.get_submodule(p)), why) for p, why in left_out.items()}
-    return [f"no adapter on {g.pattern} ({g.count}): {g.remark}" for g in _group(found)]
+    """Return a line for each group of layers that the targets name but that get no adapter."""
+    layers = {p: (_shape(model.get_submodule(p)), why) for p, why in left_out.items()}
+    return [f"no adapter on {g.pattern} ({g.count}): {g.remark}" for g in _group(layers)]
 
 
 def _shape(module: nn.Module) -> str:
@@ -101,9 +101,9 @@ def _shape(module: nn.Module) -> str:
     return f"{count(n_in)} -> {count(n_out)}"
 
 
-def _group(found: Mapping[str, tuple[str, str]]) -> list[LayerGroup]:
+def _group(layers: Mapping[str, tuple[str, str]]) -> list[LayerGroup]:
     numbers: dict[tuple[str, str, str, str], list[int]] = {}
-    for path, (shape, remark) in found.items():
+    for path, (shape, remark) in layers.items():
         parts = path.split(".")
         at = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
         before, after = ".".join(parts[:at]), ".".join(parts[at + 1 :])
@@ -123,7 +123,7 @@ def _pattern(before: str, numbers: list[int], after: str) -> str:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """Shorten a list of numbers: [0, 1, 2, 5] becomes "0-2,5"."""
+    """Shorten a sorted list of numbers: [0, 1, 2, 5] becomes "0-2,5"."""
     runs: list[list[int]] = []
     for n in numbers:
         if runs and n == runs[-1][1] + 1:
@@ -134,7 +134,7 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def describe_layers(recipe: Recipe, ready: Prepared, counts: Parameters) -> str:
-    """Describe in one line what is about to be trained."""
+    """Describe in one line the method, model, trained parameters and rows of a run."""
     layers = ready.layers.values()
     adapted = f"{len(layers)} layers, {sum(m.rank for m in layers):,} components, "
     return (

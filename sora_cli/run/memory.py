@@ -1,24 +1,24 @@
-"""The predicted peak memory of a training run, without running it.
+"""Predict the peak memory of a training run without running it.
 
 On a CPU the peak is the largest resident set of the process (`environment.peak_memory`):
 
     peak = max(loading, resident + runtime + moments + max(step, evaluation))
     step, evaluation = traced + HEAP_SLACK * small blocks among it
 
-`loading` is the peak until model, adapters and data are there (a GGUF file is unpacked by then),
-`resident` what the process has then; `runtime` what the first steps take once (thread pools,
-kernels' work space, late imports); `moments` AdamW's two averages of every trained parameter, in
-the parameters' precision or, with `training.optimizer`, in 8 bits.
-`traced` is the largest sum of tensors alive at any moment: of a forward and backward pass over the
-longest training rows (activations, gradients, temporaries), or of an evaluation batch (see
-`memory_trace`). Texts written in an evaluation are not followed: they take logits of one token.
+`loading` is the peak until model, adapters and data are loaded (a GGUF file is unpacked by then),
+`resident` the memory of the process at that moment. `runtime` is taken once by the first steps
+(thread pools, kernels' work space, late imports). `moments` are AdamW's two averages of every
+trained parameter, in the parameters' precision or, with `training.optimizer`, in 8 bits. `traced`
+is the largest sum of tensors alive at any moment: in a forward and backward pass over the longest
+training rows (activations, gradients, temporaries), or in an evaluation batch (see `memory_trace`).
+Text generation during an evaluation is not traced: it needs the logits of only one token at a time.
 
-On a GPU the peak is the allocator's: base parameters and buffers instead of `resident`, cuBLAS's
-workspace instead of `runtime`, and no heap slack.
+On a GPU the peak is the allocator's: base parameters and buffers replace `resident`, cuBLAS's
+workspace replaces `runtime`, and there is no heap slack.
 
-Attention that runs on a GPU only (`model.attention`) is counted as torch's own.
+Attention kernels that run only on a GPU (`model.attention`) are counted as torch's own attention.
 
-Not followed: temporaries inside a kernel, and what a method keeps between steps.
+Not counted: temporaries inside a kernel, and a method's own state between steps.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ from sora_cli.run.prepare import Prepared
 from sora_cli.tasks.base import Encoded
 from sora_cli.train.optimizers import moment_bytes
 
-CPU_RUNTIME = 75_000_000  # bytes, measured on a run of two-row batches
-CUDA_RUNTIME = 33_000_000  # bytes of cuBLAS workspace
-HEAP_SLACK = 0.2  # holes in glibc's heap, as a share of the smaller blocks; measured
+CPU_RUNTIME = 75_000_000  # bytes, measured on a run with batches of two rows
+CUDA_RUNTIME = 33_000_000  # bytes: cuBLAS's workspace
+HEAP_SLACK = 0.2  # measured: holes in glibc's heap, as a share of the smaller blocks
 
 
 @dataclass(frozen=True)
 class MemoryPrediction:
-    """The peak memory of a run and its parts, all in bytes.
+    """The predicted peak memory of a run and its parts, all in bytes.
 
     Attributes:
         device: "cpu" or "cuda".
-        resident: the process (GPU: the model) before the first step.
-        runtime: taken once, at the first step.
+        resident: memory of the process (on a GPU: of the model) before the first step.
+        runtime: taken once, by the first step.
         gradients, moments: of the trained parameters.
-        training, evaluation: largest of a step and of an evaluation batch, each with its
-            (rows, tokens).
+        training, evaluation: traces of the largest step and the largest evaluation batch.
+        training_shape, evaluation_shape: (rows, tokens) of these batches.
         exact: False if extrapolated from small batches.
-        loading: largest of the process (GPU: not followed) before the first step.
+        loading: peak of the process before the first step (on a GPU: not counted).
     """
 
     device: str
@@ -71,21 +71,22 @@ class MemoryPrediction:
 
     @property
     def activations(self) -> float:
-        """Tensors that the forward pass of the worst batch keeps for the backward pass."""
+        """Memory of the tensors that the largest forward pass keeps for the backward pass."""
         return self.training.kept
 
     @property
     def temporaries(self) -> float:
-        """Tensors at the worst moment of a step other than activations and gradients."""
+        """Memory at a step's peak that is neither activations nor gradients."""
+        # a difference of different moments: the peak may come before all gradients are there
         return max(self.training.peak - self.activations - self.gradients, 0.0)
 
     @property
     def fixed(self) -> float:
-        """The part that training and evaluation both need."""
+        """Memory needed by training and evaluation alike."""
         return self.resident + self.runtime + self.moments
 
     def slack(self, trace: Trace) -> float:
-        """Estimate the holes in the heap."""
+        """Estimate the memory lost to holes in the heap."""
         return HEAP_SLACK * trace.small if self.device == "cpu" else 0.0
 
     @property
@@ -107,17 +108,17 @@ class MemoryPrediction:
 def predict_memory(ready: Prepared, recipe: Recipe, *, rows_per_pass: int) -> MemoryPrediction:
     """Predict the peak memory of training a prepared recipe.
 
-    Call it right after `prepare`, in a process that did nothing else: on a CPU the prediction
-    builds on the memory the process has.
+    Call it right after `prepare`, before anything else takes memory: on a CPU the prediction starts
+    from the memory that the process holds.
 
     Args:
-        rows_per_pass: rows per forward pass and process.
+        rows_per_pass: rows in one forward pass of one process.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model: nn.Module = ready.base.model
     trained = sum(_bytes(p) for p in model.parameters() if p.requires_grad)
     weights = sum(_bytes(t) for t in _distinct(model))
-    # training takes again what the trial took: it counts as a part of the first step
+    # the first step takes the memory of the trial of layers again: do not count it twice
     resident = resident_memory() - ready.trial_memory if device == "cpu" else weights
     loading = float(peak_memory() or 0) if device == "cpu" else 0.0
     collate = ready.task.collator(ready.base.processor)
@@ -129,7 +130,8 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, rows_per_pass: int) -> Me
         ),
         key=lambda rows: _cells(rows),
     )
-    passes = 2 if recipe.training.gradient_accumulation > 1 else 1  # the second finds gradients
+    # in the second pass of a step the gradients of the first are alive
+    passes = 2 if recipe.training.gradient_accumulation > 1 else 1
     block = recipe.training
     work = Passes(
         model,
@@ -140,7 +142,7 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, rows_per_pass: int) -> Me
         checkpointing=block.gradient_checkpointing,
         offload=block.activation_offload,
     )
-    with usual_attention(model, of_kernels=True):  # their kernels take tensors with data only
+    with usual_attention(model, of_kernels=True):  # GPU kernels need tensors with data
         step, exact = work.trace(training, passes)
         scoring, exact_too = work.trace(evaluation, 0)
     return MemoryPrediction(
@@ -159,12 +161,12 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, rows_per_pass: int) -> Me
 
 
 def resident_memory() -> float:
-    """Return this process's resident memory in bytes, or its peak where only that is known."""
+    """Return this process's resident memory in bytes; some systems report only its peak."""
     return float(process_memory("VmRSS") or peak_memory() or 0)
 
 
 def longest_rows(rows: Encoded, n: int) -> Encoded:
-    """Return the n longest rows, longest first: one batch of them is the most a run can meet."""
+    """Return the n longest rows, longest first: the batch that needs the most memory."""
     order = np.argsort(-rows.lengths, kind="stable")[:n]
     return Encoded(rows.dataset.select(order), rows.lengths[order], 0)
 
@@ -179,7 +181,7 @@ def _cells(rows: Encoded) -> int:
 
 
 def _distinct(model: nn.Module) -> list[Tensor]:
-    """Return a model's tensors, shared ones once, and those that unpack packed weights."""
+    """Return a model's tensors, each once, with the tensors that unpack packed weights."""
     tensors = (*model.state_dict().values(), *model.buffers())
     return list({t.data_ptr(): t for t in tensors if isinstance(t, Tensor)}.values())
 

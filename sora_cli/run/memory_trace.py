@@ -1,9 +1,9 @@
-"""The memory that a model's tensors take at the worst moment of a pass, mostly without running it.
+"""Trace the memory of a model's tensors during a pass, mostly without running the model.
 
-The model runs on tensors without data (`FakeTensorMode`): every operation gives the shapes and
-types of its results, and `StorageTracker` follows how long each storage lives. What a mask picks is
-taken to be all of it. A model that looks at the values of its tensors cannot run so; then real
-batches of one and two rows are traced and extrapolated to the full one.
+The model runs on tensors without data (`FakeTensorMode`): every operation yields only shapes and
+types, and `StorageTracker` follows the lifetime of each storage. A boolean mask is taken to select
+everything. A model that looks at the values of its tensors cannot run this way; then real batches
+of one and two rows are traced and extrapolated to the full batch.
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ from sora_cli.model.activation_offload import offloaded
 from sora_cli.model.gradient_checkpointing import checkpointed
 from sora_cli.tasks.base import Encoded, Task
 
-MMAP_LIMIT = 1 << 30  # bytes: larger blocks are mapped each on its own (`allocator`) and given back
+MMAP_LIMIT = 1 << 30  # bytes: glibc maps larger blocks separately (`core.allocator`)
 
 Tensors = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The largest sum of tensors alive during a piece of work, in bytes.
+    """The largest sum of tensors alive at one moment of some work, in bytes.
 
     Attributes:
-        peak: at the worst moment; `small` of it in blocks the heap holds.
-        kept: after the forward pass: what the backward pass needs.
-        moved: the most that waits in another memory (`training.activation_offload`).
+        peak: that sum.
+        small: the part of `peak` in blocks that the heap holds.
+        kept: alive after the forward pass, for the backward pass.
+        moved: peak of the tensors moved to another memory (`training.activation_offload`).
     """
 
     peak: float
@@ -51,11 +52,11 @@ class Trace:
 
 
 class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sums the storages that operations make, for as long as they live.
+    """Sums the storages that operations create, for as long as they live.
 
     Args:
-        known: tensors that are there already and count nothing.
-        small: blocks up to that many bytes are summed by themselves, too.
+        known: tensors that exist already; they are not counted.
+        small: blocks up to this many bytes are also summed separately.
     """
 
     def __init__(self, known: list[Tensor], *, small: float = MMAP_LIMIT) -> None:
@@ -70,58 +71,58 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*_without_masks(func, args), **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
-                self._born(leaf)
+                self._created(leaf)
         return out
 
     def move(self, tensor: Tensor) -> Tensor:
-        """Return a copy that counts as being in another memory."""
+        """Return a copy that is counted as lying in another memory."""
         self._moving = True
         try:
             return torch.empty_like(tensor).copy_(tensor)
         finally:
             self._moving = False
 
-    def _born(self, tensor: Tensor) -> None:
+    def _created(self, tensor: Tensor) -> None:
         key, storage = storage_key(tensor), tensor.untyped_storage()
         if key in self._sizes:
             return
         if self._moving:
             self._sizes[key] = 0
             self._move(storage.nbytes())
-            weakref.finalize(storage, self._back, key, storage.nbytes())
+            weakref.finalize(storage, self._moved_back, key, storage.nbytes())
             return
         self._sizes[key] = storage.nbytes()
-        self._add(storage.nbytes(), 1)
-        weakref.finalize(storage, self._gone, key)
+        self._count(storage.nbytes(), 1)
+        weakref.finalize(storage, self._freed, key)
         if self.live > self.peak:
             self.peak, self.small_at_peak = self.live, self.small
 
-    def _gone(self, key: int) -> None:
-        self._add(self._sizes.pop(key), -1)
+    def _freed(self, key: int) -> None:
+        self._count(self._sizes.pop(key), -1)
 
     def _move(self, size: int) -> None:
         self.moved += size
         self.moved_peak = max(self.moved_peak, self.moved)
 
-    def _back(self, key: int, size: int) -> None:
+    def _moved_back(self, key: int, size: int) -> None:
         self._sizes.pop(key)
         self._move(-size)
 
-    def _add(self, size: int, sign: int) -> None:
+    def _count(self, size: int, sign: int) -> None:
         self.live += sign * size
         if size <= self.limit:
             self.small += sign * size
 
 
 def _without_masks(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Replace the mask of `x[mask]` on tensors without data by all of x, the most it can be."""
+    """Replace the mask in `x[mask]` on tensors without data: take all of x, the largest result."""
     if func is not torch.ops.aten.index.Tensor or not isinstance(args[0], FakeTensor):
         return args
     indices: list[Any] = []
     for index in args[1]:
         if index is None or index.dtype != torch.bool:
             indices.append(index)
-        else:  # as `mask.nonzero()` would give them
+        else:  # the form of `mask.nonzero()`: an index for each dimension
             every = torch.zeros(index.numel(), dtype=torch.long, device=index.device)
             indices += [every] * index.ndim
     return args[0], indices
@@ -129,12 +130,12 @@ def _without_masks(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class Passes:
-    """The model's forward and backward passes, on tensors with or without data.
+    """Forward and backward passes of a model, on tensors with or without data.
 
     Attributes:
-        task: says what a model is given and what is kept of its outputs when it is scored.
-        checkpointing, offload: of the activations, as `training.gradient_checkpointing` and
-            `training.activation_offload` have it.
+        task: selects the inputs and the outputs of an evaluation batch.
+        checkpointing, offload: of the activations: `training.gradient_checkpointing` and
+            `training.activation_offload`.
     """
 
     model: nn.Module
@@ -146,13 +147,13 @@ class Passes:
     offload: bool = False
 
     def trace(self, rows: Encoded, passes: int) -> tuple[Trace, bool]:
-        """Trace a batch of rows, and return also whether the result is exact (not extrapolated).
+        """Trace a batch of rows; the second value is False if the result is extrapolated.
 
-        `passes` is the number of backward passes; 0 is an evaluation.
+        `passes` is the number of backward passes; 0 traces an evaluation.
         """
         try:
             return self._without_data(self._batch(rows, len(rows.lengths)), passes), True
-        except Exception:  # whatever an architecture does with the values of its tensors
+        except Exception:  # a model that reads its tensors' values may raise anything
             return self._extrapolated(rows, passes), False
 
     def _without_data(self, batch: Tensors, passes: int) -> Trace:
@@ -167,7 +168,7 @@ class Passes:
             return self._run(batch, passes, fake)
 
     def _extrapolated(self, rows: Encoded, passes: int) -> Trace:
-        """Draw a straight line through batches of one and two rows, on the CPU."""
+        """Extrapolate linearly from batches of one and two rows, run on the CPU."""
         n = len(rows.lengths)
         one, two = (
             self._run(self._batch(rows, k), passes, lambda t: t.detach(), small=MMAP_LIMIT * k / n)
@@ -177,6 +178,7 @@ class Passes:
         def line(a: float, b: float) -> float:
             return a + (b - a) * (n - 1)
 
+        # blocks grow with the rows: those of k rows are compared with k / n of the limit (above)
         names = ("peak", "small", "kept", "moved")
         return Trace(**{name: line(getattr(one, name), getattr(two, name)) for name in names})
 
@@ -193,7 +195,7 @@ class Passes:
             **{
                 n: convert(p).requires_grad_(p.requires_grad)
                 for n, p in self.model.named_parameters()
-                if p.is_floating_point()  # packed weights are more than a tensor, and stay
+                if p.is_floating_point()  # packed weights have scales beside them: they stay
             },
             **{n: convert(b) for n, b in self.model.named_buffers()},
         }
@@ -216,13 +218,13 @@ class Passes:
     def _offloaded(
         self, stays: list[Tensor], tracker: StorageTracker
     ) -> contextlib.AbstractContextManager[None]:
-        # of a GPU's run extrapolated on the CPU, all tensors are there
+        # an extrapolated GPU run happens on the CPU: ask the tensors
         device = stays[0].device.type
         return offloaded(stays, device=device, on=self.offload, move=tracker.move)
 
     @torch.no_grad()
     def _score(self, state: dict[str, Tensor], inputs: dict[str, Any]) -> None:
-        """Run an evaluation batch as the trainer does."""
+        """Run an evaluation batch with the trainer's inputs and outputs."""
         given = inputs if self.task is None else dict(self.task.scored_inputs(inputs))
         out = torch.func.functional_call(self.model, state, (), kwargs=given)
         if self.task is not None:
@@ -250,7 +252,7 @@ def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _unlogged() -> Iterator[None]:
-    """Keep torch from printing a traceback where an operation cannot be followed without data.
+    """Silence torch's log, which prints a traceback for every operation that needs data.
 
     The experts of a mixture are such an operation in 32 bits (torch 2.13: `_grouped_mm`).
     """

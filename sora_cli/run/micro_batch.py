@@ -1,9 +1,10 @@
-"""The largest micro-batch that fits into memory (`training.micro_batch: auto`).
+"""Choose the largest micro-batch that fits into memory (`training.micro_batch: auto`).
 
-Of the sizes that split a step's rows evenly, the largest whose predicted peak (`run/memory`) leaves
-a tenth of the memory free is tried once: the passes of a step over the longest training rows, with
-AdamW's moments reserved. Where memory runs out, the next size of at most half the rows is tried.
-Of several processes all take the smallest that any of them found.
+Candidates are the sizes that split a step's rows evenly. The largest candidate whose predicted peak
+(`run/memory`) leaves a tenth of the memory free is tried once: the passes of one step over the
+longest training rows, with the memory of AdamW's moments reserved. If memory runs out, the next
+candidate of at most half the rows is tried. All processes take the smallest size that any of them
+chose.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from sora_cli.run.step_time import run_passes
 from sora_cli.train.optimizers import moment_bytes
 
 _SHARE = 0.9
-"""The part of the memory that a prediction may fill: predictions are some per cent off."""
+"""Share of the memory that a predicted peak may fill: predictions are some per cent off."""
 _KEY = "training.micro_batch"
-_NO_MEMORY = ("can't allocate memory", "out of memory")  # of torch on a CPU, and of CUDA's drivers
+_NO_MEMORY = ("can't allocate memory", "out of memory")  # messages of torch on a CPU, and of CUDA
 
 
 def available_memory() -> float | None:
-    """Return the bytes that a run may take in all, with those it has; None if not known."""
+    """Return the bytes that a run can use, with the memory it already holds; None if unknown."""
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         return float(free + torch.cuda.memory_reserved())
@@ -42,24 +43,25 @@ def available_memory() -> float | None:
 
 
 def predicted_peak(ready: Prepared, recipe: Recipe, rows: int) -> float:
-    """Return the bytes that training with micro-batches of so many rows takes at most."""
+    """Return the predicted peak memory, in bytes, of training with micro-batches of `rows` rows."""
     return predict_memory(ready, recipe, rows_per_pass=rows).training_peak
 
 
 def step_fits(ready: Prepared, block: TrainingBlock, rows: int) -> bool:
-    """Take the passes of a step over the longest rows; return whether the memory was enough.
+    """Run the passes of one step over the longest rows; return whether the memory was enough.
 
-    The model, its gradients and torch's random numbers are afterwards as they were before.
+    Model, gradients and torch's random numbers are restored afterwards.
     """
     part = longest_rows(ready.train, rows)
     batch = ready.task.collator(ready.base.processor)(list(part.dataset))
     model: nn.Module = ready.base.model
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    passes = 2 if block.gradient_accumulation > 1 else 1  # the second finds gradients
+    # in the second pass of a step the gradients of the first are alive
+    passes = 2 if block.gradient_accumulation > 1 else 1
     try:
         with _left_as_it_was(model):
-            taken = moment_bytes(block.optimizer, model, device)
-            moments = torch.empty(taken, dtype=torch.uint8, device=device)
+            n_bytes = moment_bytes(block.optimizer, model, device)
+            moments = torch.empty(n_bytes, dtype=torch.uint8, device=device)
             run_passes(ready, block, batch, passes)
             del moments
     except (torch.OutOfMemoryError, MemoryError):
@@ -73,12 +75,12 @@ def step_fits(ready: Prepared, block: TrainingBlock, rows: int) -> bool:
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine, as far as the choice asks it.
+    """The three questions that the choice asks of the machine; tests answer them themselves.
 
     Attributes:
-        available: bytes that the run may take; None if not known.
-        predict: bytes that training takes with micro-batches of so many rows.
-        fits: whether a step of such micro-batches can be taken.
+        available: bytes that the run can use; None if unknown.
+        predict: predicted bytes of training with micro-batches of this many rows.
+        fits: tries one step with micro-batches of this many rows; False if memory ran out.
     """
 
     available: Callable[[], float | None] = available_memory
@@ -87,28 +89,28 @@ class Machine:
 
 
 PREDICTION_ONLY = Machine(fits=lambda *_: True)
-"""For a dry run, which takes no step."""
+"""A machine for dry runs, which take no step: every candidate fits."""
 
 
 def settle(
     recipe: Recipe, ready: Prepared, *, stored: int | None = None, machine: Machine | None = None
 ) -> tuple[Recipe, MicroBatchChoice | None]:
-    """Return the recipe with `gradient_accumulation` set, and what was chosen; None if not asked.
+    """Replace `micro_batch: auto` by a fixed `gradient_accumulation`; also return the choice.
+
+    The choice is None if the recipe does not leave it open. Refuses a model for which not even
+    one row fits, and a task whose loss depends on the micro-batches.
 
     Args:
-        ready: right after it was prepared.
-        stored: rows of a micro-batch of the run that is resumed.
-
-    Raises:
-        SoraError: not even one row fits, the stored rows do not split over these processes, or the
-            task's loss depends on the micro-batches.
+        ready: right after `prepare`.
+        stored: micro-batch rows of the run that is resumed; they must split evenly over these
+            processes.
     """
     if recipe.training.micro_batch is None:
         return recipe, None
     if not ready.task.rows_apart:
         raise SoraError(
-            f"the loss of {ready.task.name} compares the rows of a micro-batch with each other: "
-            "their number is no matter of memory alone",
+            f"the loss of {ready.task.name} compares the rows of a micro-batch with each other, "
+            "so memory alone cannot decide its size",
             hint="training.micro_batch=null",
             key=_KEY,
         )
@@ -118,8 +120,8 @@ def settle(
         say(f"micro-batch: {_described(chosen)}")
     elif share % stored:
         raise SoraError(
-            f"the run's micro-batches of {stored} rows do not split {share} rows a process",
-            hint="resume it with as many processes as it was started with",
+            f"the run's micro-batches of {stored} rows do not divide the {share} rows of a process",
+            hint="resume with the same number of processes as at the start",
             key=_KEY,
         )
     else:
@@ -128,14 +130,15 @@ def settle(
 
 
 def _find(recipe: Recipe, ready: Prepared, share: int, machine: Machine) -> MicroBatchChoice:
-    """Return the largest that fits here; of 0 rows if none does."""
+    """Return the largest micro-batch that fits on this process (`rows=0`: none does)."""
     available, failed = machine.available(), list[int]()
     for rows in (n for n in range(share, 0, -1) if share % n == 0):
+        # the prediction was wrong once: a slightly smaller size is likely to fail, too
         if failed and rows > failed[-1] // 2 and rows > 1:
             continue
         split = _with_parts(recipe, share // rows)
         predicted = machine.predict(ready, split, rows)
-        # a single row is tried whatever is predicted
+        # a single row is tried even if the prediction says no
         if available is not None and predicted > _SHARE * available and rows > 1:
             continue
         if machine.fits(ready, split.training, rows):
@@ -147,23 +150,24 @@ def _find(recipe: Recipe, ready: Prepared, share: int, machine: Machine) -> Micr
     return MicroBatchChoice(rows=0, parts=0, available=available, failed=failed)
 
 
-def _agreed(found: MicroBatchChoice) -> MicroBatchChoice:
-    """Return what all processes take: the smallest of what each of them found."""
-    rows = found.rows
+def _agreed(choice: MicroBatchChoice) -> MicroBatchChoice:
+    """Return the choice of all processes together: the smallest micro-batch among them."""
+    rows = choice.rows
     if world_size() > 1:
         from accelerate import PartialState
         from accelerate.utils import gather_object
 
+        # no trainer exists yet: gather_object needs accelerate's process group
         PartialState(cpu=not torch.cuda.is_available())
-        rows = min(gather_object([found.rows]))
+        rows = min(gather_object([choice.rows]))
     if not rows:
         raise SoraError(
-            "not even one row a forward pass fits into memory",
+            "not even one row fits into memory",
             hint="training.gradient_checkpointing=true, or fewer tokens: data.max_length",
             key=_KEY,
         )
-    parts = found.parts * found.rows // rows if found.rows else 0
-    return found.model_copy(update={"rows": rows, "parts": parts})
+    parts = choice.parts * choice.rows // rows if choice.rows else 0
+    return choice.model_copy(update={"rows": rows, "parts": parts})
 
 
 def _with_parts(recipe: Recipe, parts: int) -> Recipe:
@@ -172,16 +176,16 @@ def _with_parts(recipe: Recipe, parts: int) -> Recipe:
     return recipe.model_copy(update={"training": settled})
 
 
-def _described(found: MicroBatchChoice) -> str:
-    taken = "" if found.predicted is None else f"{size(found.predicted)} predicted"
-    free = "" if found.available is None else f" of {size(found.available)}"
-    ran_out = f"; no memory for {', '.join(map(str, found.failed))}" if found.failed else ""
-    return f"{found.rows} rows, {found.parts} to a step ({taken}{free}{ran_out})"
+def _described(choice: MicroBatchChoice) -> str:
+    predicted = "" if choice.predicted is None else f"{size(choice.predicted)} predicted"
+    free = "" if choice.available is None else f" of {size(choice.available)}"
+    ran_out = f"; no memory for {', '.join(map(str, choice.failed))}" if choice.failed else ""
+    return f"{choice.rows} rows, {choice.parts} per step ({predicted}{free}{ran_out})"
 
 
 @contextmanager
 def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Put buffers (a batch norm's averages) and random numbers back."""
+    """Restore buffers (a batch norm's averages) and random numbers afterwards."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:

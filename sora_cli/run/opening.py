@@ -1,7 +1,7 @@
-"""The decision about a directory that holds earlier work: refuse it, continue it, or start over.
+"""Decide about a directory with earlier work: refuse it, continue the work, or start over.
 
-`sora train` and healing continue where `--resume` asks for it; a path and `sora auto` continue
-unasked, as their records tell how far they are.
+`sora train` and healing continue only with `--resume`. A path and `sora auto` continue without a
+flag, as their records tell how far they got.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from sora_cli.core.errors import SoraError
 from sora_cli.train.checkpoint.resume import check_same
 
 ELSEWHERE = "train elsewhere: output.dir=DIR"
-"""The way out where a directory cannot be used."""
+"""The advice if a directory cannot be used."""
 
 
 class Opening(Enum):
-    """The course to take in a directory."""
+    """The decision about an output directory."""
 
     NEW = auto()
-    """Start: nothing is there, or `--force` starts over."""
+    """Start anew: the directory is free, or `--force` was given."""
     CONTINUE = auto()
-    """Go on with the work that is there."""
+    """Continue the earlier work."""
     NOTHING = auto()
-    """All of it is done."""
+    """The earlier work is finished: nothing is left to do."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Work:
     """Earlier work in a directory.
 
     Attributes:
-        kind: its name for a person, such as "path".
-        finished: whether all of it is done.
-        recipe: resolved, with which it was started; None: any goes on with it.
-        left: what a new start would lose, with the article; empty: nothing.
+        kind: its name in messages, such as "path".
+        recipe: the resolved recipe that it was started with; None: any recipe may continue it.
+        left: description, with its article, of unfinished work that a new start would lose; empty:
+            there is none.
         usage: the command that uses finished work.
     """
 
@@ -58,17 +58,16 @@ def open_work(
     resume: bool | None,
     elsewhere: str = ELSEWHERE,
 ) -> Opening:
-    """Decide what a command does in its directory.
+    """Decide between a new start, earlier work to continue, and finished work with nothing left.
+
+    Refuses finished work, work of another recipe, and a new start that would lose work.
 
     Args:
-        found: the work that is there.
-        recipe: resolved, of the command.
-        force: start over; with `resume`, accept changes of the recipe that are safe.
-        resume: continue; None: continuing needs no flag.
-        elsewhere: how another place is chosen.
-
-    Raises:
-        SoraError: the work is finished, of another recipe, or would be lost.
+        found: the earlier work; None: there is none.
+        recipe: the command's resolved recipe.
+        force: start over; together with `resume`: accept safe changes of the recipe.
+        resume: continue; None: this command continues without a flag.
+        elsewhere: advice on choosing another directory, for errors.
     """
     if found is None or (force and not resume):
         return Opening.NEW

@@ -1,4 +1,4 @@
-"""The files of a run in its directory: what may be replaced or deleted, and what is not its own."""
+"""Files of a run in its directory: checks before writing, and deletion of a run's own files."""
 
 from __future__ import annotations
 
@@ -29,29 +29,28 @@ from sora_cli.train.checkpoint.places import (
 RANKS_PLOT = "ranks.png"
 BENCHMARKS = "benchmarks.json"
 _FILES = (FILE_NAME, HISTORY_FILE, RANKS_PLOT, BENCHMARKS, STATE_FILE)
-"""Files of a run, besides its result and checkpoints; the last one only in a path's stage."""
+"""Files of a run besides its result and checkpoints; STATE_FILE only in a path's stage."""
 RESULTS = (ADAPTER, DELTA, MODEL)
-"""Directories of a run's result."""
+"""Directories for a run's result; a run writes one of them."""
 
 
 def check_output(loaded: LoadedRecipe, *, force: bool, resume: bool) -> bool:
-    """Check that a run may write into its directory: nothing is overwritten unasked.
+    """Check that a run may write into its directory: nothing is overwritten without a flag.
+
+    Refuses a directory with a run (finished or with checkpoints), files from elsewhere, and the
+    base model's directory.
 
     Returns:
-        Whether nothing is left to do: the run that is to be resumed has finished.
-
-    Raises:
-        SoraError: a run is there, finished or with checkpoints, or something that is no run at all;
-            or the base model lies there.
+        True if nothing is left to do: the run to be resumed has finished.
     """
     check_run_place(loaded, force=force)
     output = loaded.output_dir
-    report, found = read_report(output), None
+    report, work = read_report(output), None
     if report is not None:
-        there = checkpoint_paths(output / FOLDER)
-        left = "a run that is not finished, with checkpoints" if there else ""
-        found = Work("run", report.status == "completed", report.recipe, left)
-    opening = open_work(output, found, loaded.resolved(), force=force, resume=resume)
+        checkpoints = checkpoint_paths(output / FOLDER)
+        left = "a run that is not finished, with checkpoints" if checkpoints else ""
+        work = Work("run", report.status == "completed", report.recipe, left)
+    opening = open_work(output, work, loaded.resolved(), force=force, resume=resume)
     if opening is Opening.NOTHING:
         return True
     check_own(output, resume=resume)
@@ -59,7 +58,7 @@ def check_output(loaded: LoadedRecipe, *, force: bool, resume: bool) -> bool:
 
 
 def check_run_place(loaded: LoadedRecipe, *, force: bool) -> None:
-    """Raise `SoraError` where a run could not write its directory, as `check_place` does."""
+    """Check that a run can use its output directory; see `check_place`."""
     output = loaded.output_dir
     is_there = force or read_report(output) is not None
     check_place(output, loaded.recipe, FOLDER, is_there=is_there, work="run of this tool")
@@ -73,13 +72,16 @@ def check_place(
     work: str,
     hint: str = "output.dir=DIR",
 ) -> None:
-    """Raise `SoraError` where a command could not write its directory, in a dry run, too.
+    """Check that a command can use its output directory; dry runs check it, too.
+
+    Refuses a directory that cannot be written, that overlaps with the base model's or with the
+    adapter's that training starts from, or that holds other files.
 
     Args:
-        own: names in it that a start cut short leaves behind.
-        is_there: the directory holds earlier work of this command, whose flags decide about it.
-        work: that work's name, such as "run of sora auto".
-        hint: how another place is chosen.
+        own: names of files that an interrupted start leaves behind.
+        is_there: the directory holds this command's earlier work; its flags decide about that.
+        work: name of the command's work in messages, such as "run of sora auto".
+        hint: advice on choosing another directory.
     """
     check_directory(output)
     check_base_apart(output, recipe)
@@ -89,13 +91,13 @@ def check_place(
 
 
 def check_base_apart(output: Path, recipe: Recipe) -> None:
-    """Raise `SoraError` where the output is, holds or lies in the base model's directory."""
+    """Check that the output directory and the base model's directory do not overlap."""
     base = Path(resolve_model_path(recipe.model.path))
     check_apart(output, base, hint=ELSEWHERE)
 
 
 def check_start_apart(output: Path, recipe: Recipe) -> None:
-    """Raise `SoraError` where the output is, holds or lies in what the run starts from."""
+    """Check that the output directory and the adapter or run to start from do not overlap."""
     block = recipe.start
     if block is None:
         return
@@ -105,10 +107,10 @@ def check_start_apart(output: Path, recipe: Recipe) -> None:
 
 
 def check_own(output: Path, *, resume: bool = False) -> None:
-    """Raise `SoraError` where a run would have to replace or delete what is not a run's.
+    """Check that a run would replace or delete only files that a run wrote.
 
     Args:
-        resume: the checkpoints stay.
+        resume: the checkpoints stay, so they are not checked.
     """
     folder, written = output / FOLDER, [output / name for name in _FILES]
     results = [output / name for name in RESULTS]
@@ -116,12 +118,13 @@ def check_own(output: Path, *, resume: bool = False) -> None:
     if folder.exists() and not folder.is_dir():
         foreign.append(folder)
     foreign += [path for path in results if (path / MERGE_RECORD).is_file()]
+    # without a report nothing shows that these files are a run's: they are not touched
     if read_report(output) is None:
         foreign += [path for path in written if os.path.lexists(path)]
         foreign += [path for path in results if not path.is_dir() or any(path.iterdir())]
     for place in filter(os.path.lexists, foreign):
         raise SoraError(
-            f"'{place}' is not of a run of this tool: it stays",
+            f"'{place}' was not written by a run of this tool and will not be touched",
             hint=f"move it away, or {ELSEWHERE}",
         )
     for place in results:
@@ -131,37 +134,34 @@ def check_own(output: Path, *, resume: bool = False) -> None:
 
 
 def _result_files(place: Path) -> tuple[str, ...] | None:
-    """Return what may be in a result's directory; None: what transformers writes."""
+    """Return the file names allowed in a result's directory; None: any that transformers writes."""
     if place.name == ADAPTER:
         return adapter_files(place)
     return (DELTA_FILE, SORA_FILE) if place.name == DELTA else None
 
 
 def clear_run(output: Path) -> None:
-    """Delete what a run has written into its directory, and the directory if nothing is left."""
+    """Delete a run's files from its directory, and the directory if it is then empty."""
     if not output.is_dir():
         return
     tidy(output)
     clear_results(output)
     clear_checkpoints(output / FOLDER)
     if read_report(output) is not None:
-        for name in reversed(_FILES):  # the report last: it says whose the others are
+        for name in reversed(_FILES):  # the report last: while it exists, the others are a run's
             (output / name).unlink(missing_ok=True)
     with suppress(OSError):
         output.rmdir()
 
 
 def clear_page(output: Path) -> None:
-    """Delete the page of `sora report` in a directory: it is about what lay there."""
+    """Delete the page that `sora report` wrote about the earlier run in a directory."""
     if was_written_here(output / PAGE_FILE, command="report"):
         (output / PAGE_FILE).unlink()
 
 
 def clear_results(output: Path, *, kept: str | None = None) -> None:
-    """Delete the results of an earlier run in the same place, but for the one that is kept.
-
-    Its page goes, too.
-    """
+    """Delete an earlier run's results and its page; keep the result named `kept`."""
     clear_page(output)
     for name in RESULTS:
         place, known = output / name, _result_files(output / name)

@@ -1,7 +1,7 @@
-"""`training.precision: auto`: bf16 where the device has instructions for it, fp32 elsewhere.
+"""`training.precision: auto`: bf16 on devices with instructions for it, else fp32.
 
-A run settles it once, before anything is computed. Its report and its checkpoints hold what it was
-settled to, never `auto`, and a resumed run goes on with that, whatever its machine offers.
+A run chooses once, before any computation. Its report and its checkpoints store the chosen
+precision, never `auto`, and a resumed run keeps it on any machine.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from sora_cli.report import read_report
 
 _KEY = ("training", "precision")
 _INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
-"""By torch's names: those that its products in bf16 are made of on x86 processors."""
+"""x86 instructions for products in bf16, under torch's names."""
 
 
 def settle_precision(loaded: LoadedRecipe, *, resume: bool = False) -> LoadedRecipe:
-    """Return a recipe with a precision in the place of `auto`, and say which and why.
+    """Replace `precision: auto` in a recipe by bf16 or fp32, and print the choice with its reason.
 
     Args:
-        resume: take the precision that the run in the output directory was started with.
+        resume: take the precision of the run in the output directory.
     """
     if loaded.recipe.training.precision != "auto":
         return loaded
@@ -44,30 +44,31 @@ def settle_precision(loaded: LoadedRecipe, *, resume: bool = False) -> LoadedRec
 
 
 def device_precision() -> tuple[str, str]:
-    """Return bf16 or fp32, and why the device that a run would train on gets it."""
+    """Return bf16 or fp32 for this machine's training device, and the reason."""
     with importing():
         import torch
     if torch.cuda.is_available():
+        # by default torch also says yes to a GPU that only emulates bf16
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "the GPU has instructions for it"
         return "fp32", "the GPU has no instructions for bf16"
-    # older versions of torch do not tell
+    # absent in older versions of torch
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    found = [name for name in _INSTRUCTIONS if capabilities.get(name)]
-    if found:
-        return "bf16", f"the processor has instructions for it ({', '.join(found)})"
+    instructions = [name for name in _INSTRUCTIONS if capabilities.get(name)]
+    if instructions:
+        return "bf16", f"the processor has instructions for it ({', '.join(instructions)})"
     return "fp32", "torch knows of no instructions for bf16 on this processor"
 
 
 def _stored(loaded: LoadedRecipe) -> tuple[str, str] | None:
-    """Return the precision of the run in the output directory; None if there is no run."""
+    """Return the precision of the run in the output directory, and the reason; None: no run."""
     report = read_report(loaded.output_dir)
     stored = None if report is None else report.recipe.get("training", {}).get("precision")
     return None if stored is None else (stored, "the run was started with it")
 
 
 def _agreed(precision: str, why: str) -> tuple[str, str]:
-    """Return what all processes of a run take: bf16 only where each of their devices has it."""
+    """Return the precision for all processes: bf16 only if every process's device supports it."""
     if world_size() == 1:
         return precision, why
     import torch
@@ -75,5 +76,5 @@ def _agreed(precision: str, why: str) -> tuple[str, str]:
     from accelerate.utils import gather_object
 
     PartialState(cpu=not torch.cuda.is_available())
-    found = gather_object([(precision, why)])
-    return next((other for other in found if other[0] == "fp32"), (precision, why))
+    choices = gather_object([(precision, why)])
+    return next((other for other in choices if other[0] == "fp32"), (precision, why))

@@ -1,6 +1,6 @@
-"""Checks of a recipe that need neither torch nor transformers, made before these are imported.
+"""Check a recipe before torch and transformers are imported; the checks need neither.
 
-Each check is the one that the run itself makes later, where it needs the result.
+The run repeats each check later, when it needs the result.
 """
 
 from __future__ import annotations
@@ -29,13 +29,10 @@ from sora_cli.train.optimizers import check_optimizer
 
 
 def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
-    """Check what a recipe refers to (task, data, model), and say whose code it runs.
+    """Check a recipe's task, data and model; print a note on foreign code that the run executes.
 
     Args:
-        model: also the base model; not where another takes its place.
-
-    Raises:
-        SoraError: an unknown task, data or a model that are not there.
+        model: also check the base model; False if another model takes its place.
     """
     with recipe.placing():
         _check_compaction(recipe)
@@ -60,23 +57,23 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
 
 
 def check_precision(recipe: Recipe, command: str) -> None:
-    """Raise `SoraError` where a recipe leaves the precision to the device, of many runs."""
+    """Refuse `precision: auto` for a command that trains several runs."""
     if recipe.training.precision == "auto":
         raise SoraError(
-            f"training.precision: auto is settled by sora train, not by {command}",
-            hint="training.precision=bf16 or fp32; sora train RECIPE --dry-run tells which",
+            f"{command} needs a fixed training.precision, not auto",
+            hint="training.precision=bf16 or fp32; sora train RECIPE --dry-run shows which",
             key="training.precision",
         )
 
 
 def check_settled(recipe: Recipe, command: str) -> None:
-    """Raise `SoraError` where a recipe leaves a choice to the run, and the command makes many."""
+    """Refuse `precision: auto` and `micro_batch: auto` for a command that trains several runs."""
     check_precision(recipe, command)
     if recipe.training.micro_batch is not None:
         raise SoraError(
-            f"training.micro_batch: auto is chosen by sora train, not by {command}",
-            hint="sora train RECIPE --dry-run tells it: training.micro_batch=null "
-            "training.gradient_accumulation=N",
+            f"{command} needs a fixed micro-batch, not training.micro_batch: auto",
+            hint="training.micro_batch=null training.gradient_accumulation=N; "
+            "sora train RECIPE --dry-run shows N",
             key="training.micro_batch",
         )
 
@@ -85,7 +82,7 @@ def _check_compaction(recipe: Recipe) -> None:
     name = recipe.method.name
     if recipe.training.compact_every is not None and not config_class(name).adapts_rank:
         raise SoraError(
-            f"training.compact_every removes dead components, and method {name} has none",
+            f"training.compact_every removes dead components, but method {name} has none",
             hint="training.compact_every=null",
             key="training.compact_every",
         )
@@ -95,7 +92,7 @@ def _check_loss(recipe: Recipe) -> None:
     name = recipe.task.name
     if recipe.training.loss == "chunked" and not recipe.task.options.CHUNKS_LOSS:
         raise SoraError(
-            f"training.loss=chunked is for causal language models, and task.name is {name}",
+            f"training.loss=chunked is for causal language models, but task.name is {name}",
             hint="training.loss=logits",
             key="training.loss",
         )
@@ -110,7 +107,10 @@ def _check_start(recipe: Recipe) -> None:
 
 
 def code_notes(recipe: Recipe) -> Iterator[str]:
-    """Yield what a recipe runs that is neither this program's nor its packages' own code."""
+    """Yield a note for each piece of foreign code that the run executes.
+
+    Foreign is code that belongs neither to this program nor to an installed package.
+    """
     block = recipe.model
     if block.trust_remote_code:
         place = recipe.place("model.trust_remote_code") or "the recipe"

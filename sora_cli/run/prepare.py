@@ -1,4 +1,4 @@
-"""Everything a run needs before its first step: shared by training, dry run and evaluation."""
+"""Prepare a run: load data and model, tokenise, add adapters. Shared by train, dry run and eval."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ Phase = Callable[[str], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe with its data loaded and tokenised, its model loaded, its adapters in place.
+    """A recipe's tokenised data, and its model with adapters.
 
     Attributes:
-        left_out: module path -> why `method.targets` names it and it has no adapter.
-        start: the adapter that the layers began with, if the recipe names one.
-        trial_memory: bytes by which the trial of layers let the process grow; 0 if not known.
+        left_out: module path -> reason why a layer named by `method.targets` has no adapter.
+        start: the adapter that the layers started from, if the recipe names one.
+        trial_memory: growth of the process during the trial of layers, in bytes; 0 if unknown.
     """
 
     task: Task
@@ -78,13 +78,10 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, phase: Phase) -> Prepared:
-    """Load data and model, tokenise, and put the adapters into the model.
+    """Load data and model, tokenise the rows, and put the adapters into the model.
 
     Args:
-        phase: a context manager that times the step whose name it is given; each name is said.
-
-    Raises:
-        SoraError: whatever is wrong with the recipe's references.
+        phase: times a step; its argument is the step's name, which is also printed.
     """
 
     def announced(name: str) -> AbstractContextManager[None]:
@@ -101,8 +98,9 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
     check_compiler(recipe)
     check_offload(recipe.training)
     check_gpu(recipe)
+    # data before the model: a mistake in a file is found in seconds, loading may take minutes
     with phase("load data"):
-        transformers.set_seed(recipe.training.seed)  # before a new head is drawn
+        transformers.set_seed(recipe.training.seed)  # before the draw of a new head
         task, rows = load_task(recipe)
         check_rows(task, rows, (rows.train, rows.select, *rows.report.values()))
     with phase("load model"):
@@ -116,32 +114,37 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
         if block.kernels is not None:
             check_family(base.model)
         if not torch.cuda.is_available():
-            replace_dropouts(base.model)  # torch's own take longer than the layers around them
+            replace_dropouts(base.model)  # torch's take longer on a CPU than the layers around
     with phase("tokenise"):
         train = encode(task, base, rows.train, rows.origin(rows.train), training=True)
         report = {
             name: encode(task, base, part, rows.origin(part)) for name, part in rows.report.items()
         }
+        # rows that are reported and also choose the checkpoint are tokenised once
         reported = (report[name] for name, part in rows.report.items() if part is rows.select)
         select = next(reported, None) or encode(task, base, rows.select, rows.origin(rows.select))
     with phase("inject"):
         collate = task.collator(base.processor)
         before = process_memory("VmRSS") or 0
+        # before the adapters are added: the trial decides which layers get one
         trial = try_base(base, collate, train) if recipe.method.config.low_rank else Trial()
         grown = max((process_memory("VmRSS") or 0) - before, 0)
         method, layers = add_adapters(recipe, base, trial.unfit)
         share_inputs(layers, trial.siblings)
-        _choose_loss(recipe, base)  # not before: the trial of layers takes the plain one
+        _choose_loss(recipe, base)  # after the trial of layers, which needs the plain loss
+        # before `begin`: the method's schedule starts from the loaded update
         start = start_from_adapter(recipe, base, task, method, layers)
         steps = recipe.training.total_steps(len(train.lengths))
         _note_unreached(recipe.training, steps)
-        method.begin(layers, total_steps=steps)  # an impossible schedule is refused here
-    left_out = {path: why for path, why in trial.unfit.items() if _means(method.config, path)}
+        method.begin(layers, total_steps=steps)  # refuses an impossible schedule
+    left_out = {
+        path: why for path, why in trial.unfit.items() if _targets_layer(method.config, path)
+    }
     return Prepared(task, rows, base, train, select, report, method, layers, left_out, grown, start)
 
 
 def _choose_loss(recipe: Recipe, base: Base) -> None:
-    """Let the loss be computed in chunks, if the recipe says so or it costs nothing."""
+    """Compute the loss in chunks if the recipe asks for it, or if chunks cost nothing."""
     if recipe.training.loss == "chunked":
         chunk_loss(base.model)
     elif recipe.training.loss == "auto" and recipe.task.options.CHUNKS_LOSS:
@@ -149,30 +152,29 @@ def _choose_loss(recipe: Recipe, base: Base) -> None:
 
 
 def _note_unreached(block: TrainingBlock, steps: int) -> None:
-    """Say which checkpoints to be kept will never be written."""
+    """Print a note on steps in `keep_checkpoints` that the run does not reach."""
     missed = sorted(step for step in block.kept_steps(steps) if not 0 < step <= steps)
     if missed and steps:
         say(
-            f"note: training.keep_checkpoints names {first_few(missed)}, and the run has {steps} "
-            "steps"
+            f"note: training.keep_checkpoints names {first_few(missed)}, but the run has only "
+            f"{steps} steps"
         )
 
 
-def _means(config: MethodOptions, path: str) -> bool:
-    """Tell whether a method's targets name a layer, unfit or not."""
+def _targets_layer(config: MethodOptions, path: str) -> bool:
+    """Return whether a method's targets name this layer."""
     assert isinstance(config, MethodConfig)
     names = [config.targets] if isinstance(config.targets, str) else config.targets
     return ALL_LINEAR in names or any(matches(name, path) for name in names)
 
 
 def load_task(recipe: Recipe, rows: Rows | None = None) -> tuple[Task, Rows]:
-    """Load a recipe's rows, and its task bound to them.
+    """Load a recipe's rows, and bind its task to these rows.
+
+    Errors name the place in the recipe.
 
     Args:
-        rows: they, where they are loaded already.
-
-    Raises:
-        SoraError: whatever is wrong with either; it says where in the recipe.
+        rows: the rows, if they are already loaded.
     """
     with recipe.placing():
         task = create_task(recipe.task, recipe.data)
@@ -189,13 +191,12 @@ def check_rows(
     *,
     places: Callable[[int], Sequence[int]] | None = None,
 ) -> None:
-    """Check parts of the rows as far as that needs no model, each once.
+    """Check the rows of some parts without a model; a part given twice is checked once.
+
+    Errors name the split, file and line.
 
     Args:
-        places: of so many rows, those to check; None: all.
-
-    Raises:
-        SoraError: a row that does not fit; it says in which split, file and line.
+        places: number of rows in a part -> indices of the rows to check; None: check all.
     """
     for part in {id(part): part for part in parts}.values():
         origin, chosen = rows.origin(part), part
@@ -209,13 +210,10 @@ def check_rows(
 def add_adapters(
     recipe: Recipe, base: Base, unfit: Mapping[str, str] | None = None
 ) -> tuple[AdapterMethod, dict[str, LowRankLinear]]:
-    """Put the recipe's adapters into the base model; a baseline has none.
+    """Put the recipe's adapters into the base model; a baseline gets none.
 
     Args:
         unfit: see `methods.inject.find_targets`.
-
-    Raises:
-        SoraError: the model has nothing that the method could adapt or train.
     """
     method = method_class(recipe.method.name)(recipe.method.config)
     train_head = recipe.training.train_head

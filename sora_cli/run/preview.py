@@ -1,4 +1,4 @@
-"""The preview of a run: what was understood of its data, for dry runs, a run's start and `init`."""
+"""A preview of a run's data as the model reads it, for dry runs, the start of a run, and `init`."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ if TYPE_CHECKING:
     from sora_cli.run.prepare import Prepared
 
 ROWS = 2
-"""Training rows that are shown, unless another number is asked for."""
+"""Default number of training rows in a dry run."""
 WIDTH = 98
 
 
 def task_line(task: Task, columns: list[str]) -> str:
-    """Say in one line which columns a task takes, and which it does not.
+    """Describe in one line the columns that a task reads and learns, and the unused columns.
 
     Args:
         columns: of the raw rows.
     """
-    taken = [*task.input_columns, *([task.label_column] if task.label_column else [])]
-    left = [name for name in columns if name not in taken]
+    used = [*task.input_columns, *([task.label_column] if task.label_column else [])]
+    unused = [name for name in columns if name not in used]
     text = f"{task.name}: reads {listed(task.input_columns)}"
     if task.label_column:
         text += f", learns {listed([task.label_column])}"
-    return printable(text + (f"; columns not taken: {listed(left)}" if left else ""))
+    return printable(text + (f"; columns not taken: {listed(unused)}" if unused else ""))
 
 
 def start_lines(ready: Prepared) -> Iterator[str]:
-    """Yield what a run says of its data as it starts: columns, classes, and the first row."""
+    """Yield the columns, the classes and the first row of a run's data."""
     yield task_line(ready.task, ready.rows.train.column_names)
     yield from class_lines(class_counts(ready))
     yield first_row_line(ready)
 
 
 def column_lines(ready: Prepared) -> Iterator[str]:
-    """Yield the task, the columns it takes, and what the others hold."""
+    """Yield the task, its columns, and the contents of the unused columns."""
     task = ready.task
     columns = read_columns(ready.rows.train)
-    left = {
+    unused = {
         name: column.about
         for name, column in columns.items()
         if name not in (*task.input_columns, task.label_column)
@@ -55,8 +55,8 @@ def column_lines(ready: Prepared) -> Iterator[str]:
     yield f"{'reads':<11} {listed(task.input_columns)}"
     if task.label_column:
         yield f"{'learns':<11} {listed([task.label_column])}"
-    if left:
-        about = ", ".join(f"{name} ({about})" for name, about in left.items())
+    if unused:
+        about = ", ".join(f"{name} ({about})" for name, about in unused.items())
         yield from wrapped("not taken", printable(about))
     template = task.template(ready.base.processor)
     if template is not None:
@@ -64,7 +64,7 @@ def column_lines(ready: Prepared) -> Iterator[str]:
 
 
 def rows_lines(task: Task, processor: Any, rows: Encoded, number: int) -> Iterator[str]:
-    """Yield the first training rows as the model gets them.
+    """Yield the first training rows, encoded.
 
     Args:
         number: of rows.
@@ -76,7 +76,7 @@ def rows_lines(task: Task, processor: Any, rows: Encoded, number: int) -> Iterat
 
 
 def first_row_line(ready: Prepared) -> str:
-    """Say in one line what the model gets of the first training row."""
+    """Describe in one line the first training row, encoded."""
     about = length_of(ready.task, ready.train, 0)
     lines = list(row_lines(ready.task, ready.base.processor, ready.train, 0))
     text = "; ".join(" ".join(line.split()) for line in lines)
@@ -84,7 +84,7 @@ def first_row_line(ready: Prepared) -> str:
 
 
 def wrapped(title: str, text: str, *, indent: int = 12) -> list[str]:
-    """Return a titled text, broken into lines that fit the page."""
+    """Break a titled text into lines that fit the page."""
     start = f"{title:<11} " if indent else title
     return textwrap.wrap(
         f"{start}{text}", WIDTH, subsequent_indent=" " * indent, break_long_words=False
@@ -92,7 +92,7 @@ def wrapped(title: str, text: str, *, indent: int = 12) -> list[str]:
 
 
 def indented(lines: list[str]) -> Iterator[str]:
-    """Yield lines, each moved in by two spaces."""
+    """Yield lines, each indented by two spaces."""
     return (f"  {line}" for line in lines)
 
 

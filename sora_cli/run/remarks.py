@@ -1,6 +1,6 @@
-"""Remarks on a run's data and scores that a person should hear without asking, a line each.
+"""Remarks on a run's data and scores for the user, a line each.
 
-Only what follows from the numbers themselves; every remark says them.
+Every remark follows from numbers, and quotes them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from sora_cli.run.class_counts import absent_remarks, class_counts
 from sora_cli.run.prepare import Prepared
 from sora_cli.tasks.base import Encoded, Predictions, Task
 
-_FEW = 5  # classes
+_FEW = 5  # classes named in a remark
 _SELECTION = "the selection rows"
-_UNLIMITED = 2**31  # tokens, where a model has no such limit
+_UNLIMITED = 2**31  # tokens: the model has no limit
 
 
 def overlaps_of(ready: Prepared) -> dict[str, Overlap]:
-    """Find, for every part that is scored, the rows that are also trained on."""
+    """Find the training rows among the rows of every scored part."""
     parts = dict(ready.rows.report)
     if ready.selects_apart:
         parts["select"] = ready.rows.select
@@ -32,7 +32,7 @@ def overlaps_of(ready: Prepared) -> dict[str, Overlap]:
 
 
 def data_remarks(ready: Prepared, overlaps: Mapping[str, Overlap]) -> list[str]:
-    """Return the remarks that can be made before the first step."""
+    """Return the remarks on the data that need no training."""
     parts = {"train": ready.train, **ready.report}
     if ready.selects_apart:
         parts["select"] = ready.select
@@ -44,13 +44,13 @@ def data_remarks(ready: Prepared, overlaps: Mapping[str, Overlap]) -> list[str]:
     remarks += [base_classes_remark(ready.base.classes, ready.task.label_names, ready.base.missing)]
     remarks += absent_remarks(class_counts(ready))
     processor = ready.base.processor
-    tokenizer = getattr(processor, "tokenizer", processor)  # beside images
+    tokenizer = getattr(processor, "tokenizer", processor)  # processors of images have one
     limit = getattr(tokenizer, "model_max_length", _UNLIMITED)
     remarks.append(cut_remark(parts, ready.task.data.max_length, limit=limit))
-    remarks += ready.task.remarks({_name(name): part for name, part in parts.items()})
+    remarks += ready.task.remarks({_part_name(name): part for name, part in parts.items()})
     rows = {"train": ready.rows.train, "select": ready.rows.select, **ready.rows.report}
     remarks += [
-        f"{number:,} of {len(rows[name]):,} rows of {_name(name)} {what}"
+        f"{number:,} of {len(rows[name]):,} rows of {_part_name(name)} {what}"
         for name, part in parts.items()
         for what, number in {**part.lacking, **part.notes}.items()
         if number
@@ -64,32 +64,32 @@ def label_remark(part: str, labels: np.ndarray, names: Sequence[str] | None) -> 
     """Remark on labels (rows,) that are all the same.
 
     Args:
-        part: "train" or a part that is scored.
-        names: of the classes; None where labels are numbers.
+        part: "train" or a scored part.
+        names: of the classes; None if labels are numbers.
     """
     if np.unique(labels).size > 1:
         return None
-    label = _shown(labels[0], names)
+    label = _label_text(labels[0], names)
     if part == "train":
-        return f"every training row is {label}: there is nothing to tell apart"
-    return f"every row of {_name(part)} is {label}: its scores mean little"
+        return f"every training row is {label}: there is nothing to learn"
+    return f"every row of {_part_name(part)} is {label}: its scores mean little"
 
 
 def base_classes_remark(
     own: Sequence[str] | None, names: Sequence[str] | None, missing: Sequence[str]
 ) -> str | None:
-    """Remark on a base model whose own head gives other classes, or these in another order.
+    """Remark on a base model whose head was trained for other classes or for another class order.
 
     Args:
-        own: classes in the base's configuration.
-        names: of the data's classes.
-        missing: parameters that the base did not supply; a new head has no classes of its own.
+        own: classes in the base model's configuration.
+        names: classes of the data.
+        missing: parameters that the base model lacks; if any, its head is new and has no classes.
     """
     if not own or not names or missing or list(own) == list(names):
         return None
     return (
-        f"the base model's head was made for {first_few(own, _FEW)}; it starts with them in the "
-        f"places of the data's {first_few(names, _FEW)}"
+        f"the base model's head was trained for {first_few(own, _FEW)}; it starts with these in "
+        f"place of the data's {first_few(names, _FEW)}"
     )
 
 
@@ -97,12 +97,12 @@ def cut_remark(parts: Mapping[str, Encoded], max_length: int, *, limit: int) -> 
     """Remark on rows that were cut.
 
     Args:
-        limit: tokens that the tokenizer's model takes.
+        limit: longest input of the tokenizer's model, in tokens.
     """
     cut = {name: part for name, part in parts.items() if part.truncated}
     if not cut:
         return None
-    counts = [f"{p.truncated:,} of {len(p.lengths):,} of {_name(n)}" for n, p in cut.items()]
+    counts = [f"{p.truncated:,} of {len(p.lengths):,} of {_part_name(n)}" for n, p in cut.items()]
     longest = max(part.longest for part in cut.values())
     text = f"rows cut at {max_length} tokens: {', '.join(counts)}; the longest has {longest:,}"
     if max_length >= limit:
@@ -114,9 +114,9 @@ def overlap_remark(part: str, overlap: Overlap, rows: int) -> str | None:
     """Remark on rows of a part that are also training rows."""
     if not overlap.rows:
         return None
-    text = f"{overlap.rows:,} of {rows:,} rows of {_name(part)} are training rows, too"
+    text = f"{overlap.rows:,} of {rows:,} rows of {_part_name(part)} are training rows, too"
     if overlap.rows == rows:
-        text = f"all {rows:,} rows of {_name(part)} are training rows, too"
+        text = f"all {rows:,} rows of {_part_name(part)} are training rows, too"
     if overlap.contradicted:
         text += f", {overlap.contradicted:,} of them with another label there"
     return text if overlap.rows < rows else f"{text}: its scores say nothing of other rows"
@@ -130,7 +130,7 @@ def prediction_remark(task: Task, split: str, predictions: Predictions) -> str |
         return f"{(~finite).sum():,} of {len(finite):,} predictions on {split} are not finite"
     answers = task.answers(predictions)
     if labels is None or answers is None or np.unique(labels).size == 1:
-        return None  # nothing to compare, or it was said before
+        return None  # nothing to compare, or one label only (`label_remark`)
     if task.label_names is None:
         return _of_numbers(split, answers, labels)
     return _of_classes(split, answers, labels, task.label_names)
@@ -141,26 +141,32 @@ def _of_classes(
 ) -> str | None:
     if np.unique(answers).size == 1:
         share = np.mean(labels == answers[0])
-        shown = _shown(answers[0], names)
-        return f"every prediction on {split} is {shown} (accuracy {share:.4f} is its share there)"
+        name = _label_text(answers[0], names)
+        return (
+            f"every prediction on {split} is {name} (accuracy {share:.4f} is the share of {name})"
+        )
     classes, counts = np.unique(labels, return_counts=True)
     share, accuracy = counts.max() / len(labels), np.mean(answers == labels)
     if accuracy > share:
         return None
-    most = _shown(classes[counts.argmax()], names)
-    return f"accuracy {accuracy:.4f} on {split} is no more than saying {most} always: {share:.4f}"
+    most = _label_text(classes[counts.argmax()], names)
+    return (
+        f"accuracy {accuracy:.4f} on {split} is no better than always predicting {most}: "
+        f"{share:.4f}"
+    )
 
 
 def _of_numbers(split: str, answers: np.ndarray, labels: np.ndarray) -> str | None:
     answers, labels = answers.astype(np.float64), labels.astype(np.float64)
     if np.ptp(answers) == 0:
         return f"every prediction on {split} is {answers[0]:.4g}"
+    # R^2 = 1 - mean squared error / variance: 0 for always answering the mean
     explained = 1 - np.mean((answers - labels) ** 2) / np.var(labels)
     if explained > 0:
         return None
     mean = np.mean(labels)
     return (
-        f"predictions on {split} are no nearer to the labels than their mean, {mean:.4g}, is: "
+        f"predictions on {split} are no better than the labels' mean, {mean:.4g}: "
         f"R^2 {explained:.3f}"
     )
 
@@ -168,17 +174,20 @@ def _of_numbers(split: str, answers: np.ndarray, labels: np.ndarray) -> str | No
 def adapters_remark(
     metric: str, split: str, *, score: float, without: float, rows: int, greater_is_better: bool
 ) -> str | None:
-    """Remark on adapters that harm, or add less to a score than one row may, or nothing to a loss.
+    """Remark on adapters that do not improve the score.
+
+    An improvement must be larger than one row can make; of a loss, larger than 0.
 
     Args:
         score: of the trained model; `without`: with its adapters switched off.
-        rows: that were scored.
+        rows: number of scored rows.
     """
-    lost = score - without if greater_is_better else without - score
-    least = 0.0 if metric in SMALLER_IS_BETTER else 1 / rows + 1e-9  # losses know no single rows
-    if not math.isfinite(without) or lost > least:
+    gain = score - without if greater_is_better else without - score
+    # one row more is worth 1 / rows of a share such as accuracy; a loss has no smallest step
+    least = 0.0 if metric in SMALLER_IS_BETTER else 1 / rows + 1e-9
+    if not math.isfinite(without) or gain > least:
         return None
-    nothing = lost >= -least  # NaN is worse
+    nothing = gain >= -least  # NaN counts as worse
     what = "add nothing to the rest of the model" if nothing else "make the model worse"
     return (
         f"the adapters {what}: {metric} on {split} is {score:.4f} with them, {without:.4f} without"
@@ -186,18 +195,18 @@ def adapters_remark(
 
 
 def skip_remark(steps: Sequence[int], total: int) -> str | None:
-    """Remark on steps that were left out; they count from 1."""
+    """Remark on steps that were skipped; steps count from 1."""
     if not steps:
         return None
     return (
-        f"{len(steps)} of {total} steps were left out, their loss or gradient was not finite: "
-        f"{first_few(steps, 10)}"
+        f"{len(steps)} of {total} steps were left out because their loss or gradient was not "
+        f"finite: {first_few(steps, 10)}"
     )
 
 
-def _name(part: str) -> str:
+def _part_name(part: str) -> str:
     return _SELECTION if part == "select" else part
 
 
-def _shown(label: np.ndarray, names: Sequence[str] | None) -> str:
+def _label_text(label: np.ndarray, names: Sequence[str] | None) -> str:
     return f"{float(label):g}" if names is None else f"'{names[int(label)]}'"

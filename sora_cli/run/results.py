@@ -1,4 +1,4 @@
-"""The results of a run: scores, ranks and parameters for the report, and the files."""
+"""Results of a run: scores, ranks and parameters for the report, and the files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sora_cli.core.hub import looks_local
 from sora_cli.core.processes import is_main
 from sora_cli.data.content import data_fingerprint
 from sora_cli.model.files import is_there
-from sora_cli.model.quantisation import numbers, quantised_as
+from sora_cli.model.quantisation import count_values, quantised_as
 from sora_cli.model.transformers_internals import attention_of
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import Recipe, TrainingBlock
@@ -36,7 +36,7 @@ from sora_cli.train.fit import Fit
 
 
 def record_setup(report: RunReport, ready: Prepared, training: TrainingBlock) -> None:
-    """Record what is known before the first step."""
+    """Record base model, data, starting ranks and parameter counts in the report."""
     base, rows = ready.base, ready.rows
     reference = base_reference(base.reference, base.resolved, base.revision)
     report.base = BaseFacts(
@@ -68,12 +68,13 @@ def record_setup(report: RunReport, ready: Prepared, training: TrainingBlock) ->
 
 
 def record_result(report: RunReport, ready: Prepared, result: Fit) -> None:
-    """Record what the training gave."""
+    """Record steps, history, final ranks and events of the finished training in the report."""
     report.steps, report.skipped_steps = result.steps, result.skipped
     report.best_step, report.history = result.best_step, result.history
     report.non_finite_steps = result.non_finite
     left_out = skip_remark(result.non_finite, result.steps)
     report.events += [left_out] if left_out else []
+    # the history of a resumed run also holds evaluations that an earlier process has counted
     _split_training(report, result.first_step)
     report.live_components = result.live
     report.parameters.adapter_end = _baseline_parameters(ready)
@@ -94,7 +95,10 @@ def record_result(report: RunReport, ready: Prepared, result: Fit) -> None:
 
 
 def _split_training(report: RunReport, first_step: int) -> None:
-    """Count the evaluations during training apart, in the seconds after `first_step`."""
+    """Separate the seconds of evaluations during training from the training time.
+
+    Only evaluations after step `first_step` belong to this process.
+    """
     entries = (entry for entry in report.history if entry["step"] > first_step)
     evaluating = sum(entry.get("eval_runtime", 0.0) for entry in entries)
     if evaluating:
@@ -103,10 +107,10 @@ def _split_training(report: RunReport, first_step: int) -> None:
 
 
 def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, output: Path) -> None:
-    """Write `adapter/` and `ranks.png`, or a baseline's `delta/` or `model/`.
+    """Write `adapter/` and `ranks.png`; for a baseline, `delta/` or `model/`.
 
-    What another method's run left in that place is deleted. Of several processes the main one
-    writes.
+    Results of another method's run in the same place are deleted. Every process must call it; the
+    main process writes.
     """
     known = BaseReference(**{f.name: getattr(report.base, f.name) for f in fields(BaseReference)})
     recipe = loaded.resolved()
@@ -135,13 +139,13 @@ def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, outpu
 
 
 def named_base(base: BaseReference, recipe: Recipe) -> BaseReference:
-    """Return the base model with the Hub id that the recipe gives it."""
+    """Return the base model's reference with the Hub id from the recipe, if it names one."""
     return replace(base, hub_id=recipe.output.base_id or base.hub_id)
 
 
 def training_of(report: RunReport, recipe: Recipe) -> Training:
-    """Return what an adapter's card tells of the run."""
-    data, counted = recipe.data, report.data.rows  # a path scores parts of splits, too
+    """Return the facts about the run for the adapter's card."""
+    data, rows = recipe.data, report.data.rows  # a path also scores parts of splits
     files = [Path(file).name for given in (data.files or {}).values() for file in given]
     on_hub = bool(data.path) and not ("://" in data.path or _is_local(data.path))
     named = data.path if "://" in data.path or on_hub else Path(data.path).name
@@ -151,7 +155,7 @@ def training_of(report: RunReport, recipe: Recipe) -> Training:
         hub_data=on_hub,
         configuration=data.name,
         data_revision=report.data.revision,
-        rows={split: counted[split] for split in ("train", *report.metrics) if split in counted},
+        rows={split: rows[split] for split in ("train", *report.metrics) if split in rows},
         seed=recipe.training.seed,
         steps=report.steps,
         metric=report.main_metric,
@@ -173,7 +177,7 @@ def run_adapter(ready: Prepared, recipe: Mapping[str, Any], base: BaseReference)
     """Build the trained model's adapter and head, ready to be written.
 
     Args:
-        recipe: the run's, as its report holds it.
+        recipe: the run's resolved recipe, as in its report.
     """
     adapter = build_adapter(
         ready.base.model,
@@ -191,18 +195,18 @@ def run_adapter(ready: Prepared, recipe: Mapping[str, Any], base: BaseReference)
 
 
 def run_meta(ready: Prepared, recipe: Mapping[str, Any]) -> AdapterMeta:
-    """Return what `sora.json` says about the method and the task."""
-    told = {
+    """Return the entries about method and task for `sora.json`."""
+    entries = {
         "method": ready.method.name,
         "method_config": {k: v for k, v in recipe["method"].items() if k != "name"},
         "row_recipe": row_recipe(recipe),
         "quantise": quantised_as(ready.base.model),
     }
-    return task_meta(ready.task).model_copy(update=told)
+    return task_meta(ready.task).model_copy(update=entries)
 
 
 def task_meta(task: Task) -> AdapterMeta:
-    """Return what `sora.json` says about a task that is bound to its rows."""
+    """Return the entries for `sora.json` about a task that is bound to its rows."""
     options = task.model_options()
     return AdapterMeta(
         task=task.name,
@@ -215,13 +219,13 @@ def task_meta(task: Task) -> AdapterMeta:
 
 
 def count_parameters(ready: Prepared) -> Parameters:
-    """Count the parameters before the first step, from real shapes."""
+    """Count the parameters before the first step, from the shapes of the loaded model."""
     model, layers = ready.base.model, ready.layers.values()
     adapters = {id(p) for m in layers for p in (m.A, m.B, m.d) if p is not None}
     heads = [model.get_submodule(path) for path in ready.base.head]
     factors = sum(m.A.numel() + m.B.numel() for m in layers) + _baseline_parameters(ready)
     return Parameters(
-        base=sum(numbers(p) for p in model.parameters() if id(p) not in adapters),
+        base=sum(count_values(p) for p in model.parameters() if id(p) not in adapters),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         adapter_start=factors,
         adapter_end=factors,
@@ -230,6 +234,6 @@ def count_parameters(ready: Prepared) -> Parameters:
 
 
 def _baseline_parameters(ready: Prepared) -> int:
-    """Count what a baseline trains outside the head; 0 for a low-rank method."""
+    """Count the parameters that a baseline trains outside the head; 0 for a low-rank method."""
     method = ready.baseline
     return 0 if method is None else sum(p.numel() for p in method.parameters.values())

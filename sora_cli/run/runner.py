@@ -1,9 +1,10 @@
-"""Train runs on a model that is prepared once: `sora train` one, a path and `sora auto` several.
+"""Train one or several runs on a model that is prepared once.
 
-A run's directory holds its report, its result and its checkpoints. Where several runs share one
-model it also holds `state.safetensors`, the trained parameters and the method's state, from which
-the model is put back where the run left it, also after an interruption. All that training changes
-comes from where a run begins, so it makes no difference that one model serves all of them.
+`sora train` trains one run, a path and `sora auto` several. A run's directory holds its report, its
+result and its checkpoints. If several runs share a model, it also holds `state.safetensors`: the
+trained parameters and the method's state, from which the model is restored to the end of that run,
+also after an interruption. A run's start sets everything that training changes, so the runs that
+came before on the same model make no difference.
 """
 
 from __future__ import annotations
@@ -47,12 +48,12 @@ class SetUp:
     """A run before its first step.
 
     Attributes:
-        loaded: its recipe, as its report and its adapter hold it.
-        log: of its report.
-        ready: the model, with the method that trains it.
-        trainer: for the steps to come.
-        begin: where they begin.
-        keeps_state: other runs follow on the same model: `state.safetensors` is written.
+        loaded: the recipe, as the run's report and adapter store it.
+        log: of the run's report.
+        ready: the model, and the method that trains it.
+        trainer: of the remaining steps.
+        begin: start of the training: from scratch, a checkpoint or a fork.
+        keeps_state: write `state.safetensors`, as other runs follow on the same model.
     """
 
     loaded: LoadedRecipe
@@ -64,15 +65,15 @@ class SetUp:
 
 
 class Runner:
-    """Trains several runs on one model, and puts it back where one of them ended.
+    """Trains several runs on one model, and can restore the model of each finished run.
 
     Args:
-        ready: data, model and adapters as the first run has them.
-        first: that run's recipe.
-        output: the directory of everything.
+        ready: data, model and adapters of the first run.
+        first: recipe of the first run.
+        output: the directory above all runs.
 
     Attributes:
-        setup: what the reports of all runs have in common.
+        setup: the part of the report that all runs share.
     """
 
     def __init__(self, ready: Prepared, first: LoadedRecipe, output: Path) -> None:
@@ -91,13 +92,13 @@ class Runner:
         resume: bool,
         force: bool = False,
     ) -> SetUp:
-        """Find where a run begins, and build what trains it.
+        """Find the start of a run, and build its trainer.
 
         Args:
-            ready: with a method that has trained before; None: with a new one of the recipe's.
-            select: rows that its checkpoints are scored on.
+            ready: holds a method that has trained before; None: make a new method from the recipe.
+            select: rows that score its checkpoints.
             resume: look for a checkpoint of this run.
-            force: accept changes of the recipe that are safe.
+            force: accept safe changes of the recipe.
         """
         self._scorer = None
         ready, recipe, report = ready or self.with_method(loaded), loaded.recipe, log.report
@@ -121,11 +122,11 @@ class Runner:
         *,
         ready: Prepared | None = None,
     ) -> SetUp:
-        """Set up one of several runs, or what is left of it after a start that was cut short.
+        """Set up one of several runs, or the rest of an interrupted run.
 
         Args:
             name: in its report.
-            directory: of its files; None: the recipe's.
+            directory: for its files; None: the recipe's.
             ready: see `set_up`.
         """
         directory = directory or loaded.output_dir
@@ -142,7 +143,7 @@ class Runner:
         """Train, score and save a run; its files are complete when this returns.
 
         Args:
-            score: None: the run is not scored here.
+            score: fills the report's scores; None: the run is not scored here.
         """
         log, ready, output = run.log, run.ready, run.log.path.parent
         report = log.report
@@ -167,16 +168,12 @@ class Runner:
                 save_results(report, ready, run.loaded, output)
                 if run.keeps_state:
                     _write_state(ready, output)
-                    run.trainer.accelerator.wait_for_everyone()  # another process may read it next
+                    run.trainer.accelerator.wait_for_everyone()  # any process may read it next
         send_result(run.trainer, report.metrics, output / RANKS_PLOT)
         return report
 
     def with_method(self, loaded: LoadedRecipe) -> Prepared:
-        """Return the same model and layers with a new method, as a recipe has it.
-
-        Raises:
-            MethodError: its schedule does not fit the run.
-        """
+        """Return the same model and layers with a new method, built from the recipe."""
         block = loaded.recipe.method
         method = method_class(block.name)(block.config)
         steps = loaded.recipe.training.total_steps(len(self.ready.train.lengths))
@@ -184,15 +181,11 @@ class Runner:
         return replace(self.ready, method=method)
 
     def restore(self, loaded: LoadedRecipe, directory: Path | None = None) -> Prepared:
-        """Put the model where a finished run left it.
-
-        Raises:
-            SoraError: that state is gone or damaged.
-        """
+        """Restore the model to the end of a finished run, from its `state.safetensors`."""
         file, ready = (directory or loaded.output_dir) / STATE_FILE, self.with_method(loaded)
         try:
             tensors = load_tensors(file)
-        except Exception as error:  # safetensors raises its own kind for damage
+        except Exception as error:  # safetensors has its own exception for damage
             raise SoraError(
                 f"{file} cannot be read: {first_line(error)}", hint="start again with --force"
             ) from error
@@ -200,12 +193,12 @@ class Runner:
         return ready
 
     def forget(self, directory: Path) -> None:
-        """Delete a run's state: it is not read again."""
+        """Delete a run's `state.safetensors`, which nothing reads again."""
         if is_main():
             (directory / STATE_FILE).unlink(missing_ok=True)
 
     def scores(self, rows: Encoded) -> RowScores:
-        """Return the main metric of the model as it is, row by row; on all processes the same."""
+        """Return the main metric of the current model for each row; the same on all processes."""
         return self.scorer().row_scores(rows)
 
     def scorer(self) -> AdapterTrainer:

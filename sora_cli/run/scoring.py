@@ -1,4 +1,4 @@
-"""The scores of an adapter, a run's result or a model on a recipe's rows, and its predictions."""
+"""Score an adapter, a run's result or a model on a recipe's rows."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from sora_cli.tasks.base import Predictions, Task
 from sora_cli.train.trainer import build_trainer
 
 _WITH_TEXTS = ("source", "question", "tokens", "image")
-"""Keys of records that say what the row is."""
+"""Keys of records that already show the row's input."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """The scores on one split; and a record for each of its rows, if they were asked for.
+    """Scores of one split, and a record for each of its rows if requested.
 
     Attributes:
-        notes: what a person should know about the model's answers.
+        notes: cautions about the base model, for the user.
     """
 
     split: str
@@ -44,38 +44,34 @@ class Scored:
 def score_target(
     target: str, recipe: Recipe, *, records: bool, on: str | None = None
 ) -> Iterator[Scored]:
-    """Score an adapter, a run's result or a model on a recipe's reported splits.
+    """Score an adapter, a run's result or a model on each of a recipe's reported splits.
 
     Args:
         records: also return each row's prediction.
-        on: the base model, as for `load_target`.
-
-    Raises:
-        SoraError: whatever is wrong with the rows or with what is scored.
+        on: the base model; see `load_target`.
     """
     task, rows = load_task(recipe)
     with recipe.placing():
         check_rows(task, rows, rows.report.values())
     base = load_target(target, recipe, task, on=on)
-    wanted = [*task.metric_names, *(task.options.TEXT_METRICS if records else ())]
+    metrics = [*task.metric_names, *(task.options.TEXT_METRICS if records else ())]
     with tempfile.TemporaryDirectory() as scratch:
         trainer = build_trainer(recipe, task, base, Path(scratch))
         for split, part in rows.report.items():
             with recipe.placing():
                 encoded = encode(task, base, part, rows.origin(part))
-            found = trainer.predictions_of(encoded, wanted)
-            told = _records(task, split, part, found) if records else []
-            yield Scored(split, task.scores(found), told, base.notes)
+            predictions = trainer.predictions_of(encoded, metrics)
+            row_records = _records(task, split, part, predictions) if records else []
+            yield Scored(split, task.scores(predictions), row_records, base.notes)
 
 
 def load_target(target: str, recipe: Recipe, task: Task, *, on: str | None = None) -> Base:
-    """Load the model to score: a base model with an adapter or a delta in it, or a model.
+    """Load the model to score: a base model with an adapter or a delta, or a whole model.
+
+    A model whose head was not trained is refused.
 
     Args:
-        on: the base model of an adapter or a delta; None: the one that it names.
-
-    Raises:
-        SoraError: it cannot be loaded, or has a head that was not trained.
+        on: base model of an adapter or a delta; None: the base model named in its files.
     """
     place = Path(target).expanduser()
     folder, baseline = adapter_folder(place), baseline_folder(place)
@@ -105,18 +101,20 @@ def load_target(target: str, recipe: Recipe, task: Task, *, on: str | None = Non
     return base
 
 
-def _records(task: Task, split: str, rows: Dataset, found: Predictions) -> list[dict[str, Any]]:
-    """Return a record for each row: its split and number, its texts, and the prediction."""
+def _records(
+    task: Task, split: str, rows: Dataset, predictions: Predictions
+) -> list[dict[str, Any]]:
+    """Return a record for each row: its split, index, texts and prediction."""
     columns = _text_columns(task, rows)
     records = []
-    for row, (raw, record) in enumerate(zip(rows, task.readable(found), strict=True)):
-        told = not columns or not record.keys().isdisjoint(_WITH_TEXTS)
-        texts = {} if told else {"input": {column: raw[column] for column in columns}}
+    for row, (raw, record) in enumerate(zip(rows, task.readable(predictions), strict=True)):
+        shows_input = not columns or not record.keys().isdisjoint(_WITH_TEXTS)
+        texts = {} if shows_input else {"input": {column: raw[column] for column in columns}}
         records.append({"split": split, "row": row, **texts, **record})
     return records
 
 
 def _text_columns(task: Task, rows: Dataset) -> list[str]:
-    """Return those of the model's inputs that are plain texts."""
+    """Return the input columns that hold plain text."""
     kinds = {name: getattr(rows.features[name], "dtype", None) for name in rows.column_names}
     return [name for name in task.input_columns if kinds.get(name) in ("string", "large_string")]

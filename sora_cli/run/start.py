@@ -1,4 +1,4 @@
-"""A finished adapter as the start of a run: its update, cut if the recipe says so, and its head."""
+"""Start a run from a finished adapter: load its update, cut if the recipe says so, and its head."""
 
 from __future__ import annotations
 
@@ -32,21 +32,18 @@ from sora_cli.tasks.base import Task
 def start_from_adapter(
     recipe: Recipe, base: Base, task: Task, method: AdapterMethod, layers: Layers
 ) -> Start | None:
-    """Give the layers and the head what `start.adapter` holds; None if the recipe names none.
+    """Load `start.adapter` into the layers and the head; None if the recipe names no adapter.
 
-    Every process must call it, and ends with the same factors.
-
-    Raises:
-        SoraError: the adapter is of another base model or for other classes, changes what the
-            recipe does not train, or nothing of it is left by the cut.
-        MethodError: the method cannot start from an adapter.
+    Every process must call it; all end with the same factors. Refuses an adapter of another
+    base model or for other classes, an adapter on layers that the recipe does not train, and a cut
+    that leaves nothing.
     """
     block = recipe.start
     if block is None or block.adapter is None:
         return None
     with recipe.placing("start.adapter"):
         if not layers:
-            raise SoraError(f"method '{method.name}' has no adapter that could start from another")
+            raise SoraError(f"method '{method.name}' has no adapter to load start.adapter into")
         with open_adapter(Path(block.adapter).expanduser(), base=base.resolved) as file:
             check_base(base, file.base, file.directory)
             check_classes("adapter", file.meta.labels, task)
@@ -73,12 +70,12 @@ def start_from_adapter(
 
 
 def _check_layers(file: AdapterFile, layers: Layers, today: Mapping[str, str]) -> None:
-    """Check that the recipe adapts every layer that the adapter changes, and their shapes."""
-    lost = [path for path in file.paths if today[path] not in layers]
-    if lost:
+    """Check that the recipe adapts every layer of the adapter, with the same shapes."""
+    missing = [path for path in file.paths if today[path] not in layers]
+    if missing:
         raise SoraError(
-            f"{file.directory} changes {first_few(lost)}, which this run does not adapt",
-            hint="is method.targets as it was, and the model of the same kind?",
+            f"{file.directory} changes {first_few(missing)}, which this run does not adapt",
+            hint="name these layers in method.targets, and use the same kind of model",
         )
     for path in file.paths:
         layer = layers[today[path]]
@@ -91,13 +88,13 @@ def _check_layers(file: AdapterFile, layers: Layers, today: Mapping[str, str]) -
 
 
 def _head(file: AdapterFile, base: Base) -> dict[str, Tensor]:
-    """Return what the adapter stores in full; this run must store the same modules."""
+    """Return the modules that the adapter stores in full; this run must store the same modules."""
     today = todays_names(base.model, file.head_names)
     other = [n for n in file.head_names if not any(today[n].startswith(f"{m}.") for m in base.head)]
     if other:
         raise SoraError(
-            f"{file.directory} stores {first_few(other)} in full, which this run would lose",
-            where=f"what it stores in full: {first_few(base.head)}" if base.head else None,
+            f"{file.directory} stores {first_few(other)} in full, but this run would not keep it",
+            where=f"this run stores in full: {first_few(base.head)}" if base.head else None,
         )
     return dict(file.head)
 
@@ -105,27 +102,29 @@ def _head(file: AdapterFile, base: Base) -> dict[str, Tensor]:
 def _updates(
     file: AdapterFile, layers: Layers, keep: Keep, today: Mapping[str, str]
 ) -> dict[str, LowRankFactors]:
-    """Return each layer's update, rank 0 where the adapter has none; on all processes the same."""
+    """Return each layer's starting update, the same on all processes; rank 0 if none is stored."""
     known = {today[path]: file.layers[path] for path in file.paths}
     if not keep.given():
         return {path: _learning(known.get(path), layers, path) for path in layers}
     modules = len({*file.meta.ranks, *file.paths})
     losses = prune_layers(known, keep, modules=modules)[1]
-    left = ((loss.after, loss.squared) for loss in losses.values())
-    check_left(keep, left, map(sum, file.shapes.values()), block="start")
+    kept_ranks = ((loss.after, loss.squared) for loss in losses.values())
+    check_left(keep, kept_ranks, map(sum, file.shapes.values()), block="start")
     chosen = _agreed(torch.tensor([losses[path].after for path in known])).tolist()
-    kept = dict(zip(known, chosen, strict=True))
+    ranks = dict(zip(known, chosen, strict=True))
     updates = {}
     for path, layer in layers.items():
         stored = _learning(known.get(path), layers, path)
+        # truncate() splits each singular value evenly between A and B. They are trained without
+        # the scale, so it is taken out of B first and put back after the cut
         scaled = LowRankFactors(stored.A, stored.B / layer.scaling)  # balanced as they are trained
-        small = scaled.truncate(min(kept.get(path, 0), scaled.rank))
+        small = scaled.truncate(min(ranks.get(path, 0), scaled.rank))
         updates[path] = LowRankFactors(_agreed(small.A), _agreed(small.B) * layer.scaling)
     return updates
 
 
 def _learning(stored: LowRankFactors | None, layers: Layers, path: str) -> LowRankFactors:
-    """Leave out components whose factors are both zero: they have no gradient, now or later."""
+    """Remove components with both factors zero: their gradient is zero at every step."""
     if stored is None:
         layer = layers[path]
         return LowRankFactors(torch.zeros(0, layer.A.shape[1]), torch.zeros(layer.B.shape[0], 0))

@@ -1,4 +1,4 @@
-"""The time that an optimiser step takes here, measured on a few training rows."""
+"""Measure the time of an optimiser step on a few training rows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sora_cli.recipe.recipe import TrainingBlock
 from sora_cli.run.prepare import Prepared
 from sora_cli.train.kernels import running
 
-_TOKENS, _ROWS = 256, 16  # that are measured at most, or one row
-_PASSES, _LONG, _VERY_LONG = 4, 5.0, 30.0  # at most; seconds of all, and of the first one alone
+_TOKENS, _ROWS = 256, 16  # most tokens and rows that are timed (at least one row)
+_PASSES, _LONG, _VERY_LONG = 4, 5.0, 30.0  # passes; s in all; s of the first
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class StepTime:
     """A measured time.
 
     Attributes:
-        seconds: of a whole step of the mean row length: forward and backward passes; the
-            optimiser's own part, which is small for adapters, is not in it.
-        rows: that were measured.
-        tokens: of all of them together, padding included.
+        seconds: forward and backward passes of a whole step with rows of mean length. The
+            optimiser's own time, small for adapters, is not included.
+        rows: number of rows measured.
+        tokens: in all these rows together, padding included.
     """
 
     seconds: float
@@ -36,9 +36,9 @@ class StepTime:
 
 
 def measure_step(ready: Prepared, block: TrainingBlock) -> StepTime:
-    """Measure forward and backward passes over rows of the middle length, and scale the best up.
+    """Time forward and backward passes over rows of median length; scale the fastest to a step.
 
-    The model, its gradients and torch's random numbers are afterwards as they were before.
+    Model, gradients and torch's random numbers are restored afterwards.
     """
     lengths = ready.train.lengths
     order = np.argsort(lengths, kind="stable")
@@ -51,20 +51,24 @@ def measure_step(ready: Prepared, block: TrainingBlock) -> StepTime:
     rows = [ready.train.dataset[int(row)] for row in chosen]
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        passes = [run_passes(ready, block, collate(rows))]  # the first one also warms up
+        passes = [run_passes(ready, block, collate(rows))]  # the first pass also warms up
         while passes[0] < _VERY_LONG and len(passes) < _PASSES:
             if len(passes) > 1 and sum(passes) > _LONG:
                 break
             passes.append(run_passes(ready, block, collate(rows)))
-    seconds = min(passes)  # whatever else the machine does makes a pass longer, never shorter
-    whole = float(lengths.mean()) * min(block.batch_size, len(lengths))
-    return StepTime(seconds * whole / tokens, len(chosen), tokens)
+    seconds = min(passes)  # other work on the machine makes a pass longer, never shorter
+    step_tokens = float(lengths.mean()) * min(block.batch_size, len(lengths))
+    # taken as linear in the tokens: the quadratic part of attention is not modelled
+    return StepTime(seconds * step_tokens / tokens, len(chosen), tokens)
 
 
 def run_passes(
     ready: Prepared, block: TrainingBlock, batch: dict[str, torch.Tensor], passes: int = 1
 ) -> float:
-    """Return the seconds of forward and backward passes, whose gradients are summed and removed."""
+    """Run forward and backward passes, and return their seconds.
+
+    Gradients add up over the passes, as in a step, and are removed at the end.
+    """
     model = ready.base.model
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":

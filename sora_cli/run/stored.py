@@ -1,8 +1,8 @@
-"""The stored result of a run, written and put back onto its base model, ready to be scored.
+"""Write a run's result, and load it onto its base model for scoring.
 
-A baseline's result is the tensors that differ from the base, or a whole model:
+A baseline's result is either the tensors that differ from the base model, or a whole model:
 
-delta/  delta.safetensors   the head and what else was trained, by their names in the model
+delta/  delta.safetensors   the head and the other trained tensors, by their names in the model
         sora.json           method, base model with its fingerprint, labels, as in an adapter
 model/  a transformers model directory with its tokenizer, and sora.json
 """
@@ -43,21 +43,20 @@ from sora_cli.model.references import local_checkpoint
 from sora_cli.model.tensors import load_tensors
 from sora_cli.recipe.recipe import ModelBlock, Recipe
 from sora_cli.tasks.base import Task
-from sora_cli.train.checkpoint.files import plain
+from sora_cli.train.checkpoint.files import cpu_copy
 
-_PUT_BACK = "put the base model back as it was, or train again"
+_PUT_BACK = "restore the original base model, or train again"
 
 
 def write_baseline(
     output: Path, method: Baseline, base: Base, meta: AdapterMeta, reference: BaseReference
 ) -> Path:
-    """Write the result into a run's directory, atomically; every process must call it.
+    """Write a baseline's result into a run's directory, atomically; every process must call it.
+
+    Tensors that are not finite are refused, and the written file is read back and compared.
 
     Returns:
         `output/delta` or `output/model`.
-
-    Raises:
-        SoraError: a tensor is not finite, or it cannot be written or read back.
     """
     directory = output / (MODEL if method.whole_model else DELTA)
     tensors = _tensors(base, method)
@@ -80,7 +79,7 @@ def write_baseline(
 
 
 def load_baseline(folder: Path, recipe: Recipe, task: Task) -> Base:
-    """Load a delta on its base model, or a whole model; errors as in `load_delta`, `load_base`."""
+    """Load a delta on its base model, or a whole model."""
     if (folder / DELTA_FILE).is_file():
         return load_delta(folder, recipe, task)
     return load_base(recipe.model.model_copy(update={"path": str(folder), "revision": None}), task)
@@ -88,15 +87,14 @@ def load_baseline(folder: Path, recipe: Recipe, task: Task) -> Base:
 
 @torch.no_grad()
 def load_delta(folder: Path, recipe: Recipe, task: Task, *, on: str | None = None) -> Base:
-    """Load the base model with a delta's tensors in it.
+    """Load the base model, and put a delta's tensors into the model.
+
+    A delta for other classes is refused. So are base weights other than the delta was trained on,
+    unless the user names the base model.
 
     Args:
-        on: the base model, where the user names one: other weights than those that the delta was
-            trained on are noted. None: the one that the delta names.
-
-    Raises:
-        SoraError: damaged, for other classes, does not fit its base, or was trained on other
-            weights than a base that nobody named has.
+        on: the base model named by the user, used with a note if its weights differ; None: the base
+            model named in the delta.
     """
     meta, reference = read_sora_file(folder / SORA_FILE)
     if reference is None:
@@ -117,7 +115,7 @@ def _tensors(base: Base, method: Baseline) -> dict[str, Tensor]:
         return {name: whole(t.detach()) for name, t in base.model.state_dict().items()}
     chosen = {id(p) for p in method.parameters.values()}
     named = base.model.named_parameters(remove_duplicate=False)
-    trained = {name: plain(p) for name, p in named if id(p) in chosen}
+    trained = {name: cpu_copy(p) for name, p in named if id(p) in chosen}
     return {**trained, **head_tensors(base.model, base.head)}
 
 
@@ -137,10 +135,10 @@ def _check(meant: dict[str, Tensor], back: dict[str, Tensor], where: Path) -> No
 def check_base(
     base: Base, reference: BaseReference | None, result: str | Path, *, hint: str = _PUT_BACK
 ) -> None:
-    """Refuse a base model with other weights than a result was made for, as far as that is known.
+    """Refuse a base model whose weights differ from the recorded weights, as far as they are known.
 
     Args:
-        result: what was made for it, for the error.
+        result: the adapter or delta that needs the base model, for the error.
     """
     if reference is not None:
         check_weights(reference, _files(base), base.resolved, result, hint=hint)
@@ -153,16 +151,15 @@ def _files(base: Base) -> Path | None:
 def load_adapted(
     adapter: Adapter, recipe: Recipe, task: Task, *, on: str | None = None, strict: bool = False
 ) -> tuple[Base, dict[str, LowRankLinear]]:
-    """Load the base an adapter was trained on, with the adapter in it; and the adapted layers.
+    """Load an adapter on its base model; also return the adapted layers.
+
+    An adapter for other classes is refused. So are base weights other than the adapter was trained
+    on, unless the user names the base model.
 
     Args:
-        on: the base model, where the user names one: other weights than those that the adapter was
-            trained on are noted. None: the one that the adapter names.
-        strict: refuse them there, too.
-
-    Raises:
-        SoraError: the adapter is for other classes, does not fit its base, or was trained on other
-            weights than a base that nobody named has.
+        on: the base model named by the user, used with a note if its weights differ; None: the base
+            model named in the adapter.
+        strict: refuse different weights also with `on`.
     """
     check_classes("adapter", adapter.meta.labels, task)
     base = _load_base_of("the adapter", adapter.base, recipe, task, on, strict=strict)
@@ -181,7 +178,7 @@ def _load_base_of(
     block = _base_block(recipe, reference, on)
     base = load_base(block, task, precision=recipe.training.precision)
     if on is None or strict:
-        hint = _PUT_BACK if on is None else "name the one that it was trained on: model.path=MODEL"
+        hint = _PUT_BACK if on is None else "name its own base model: model.path=MODEL"
         check_base(base, reference, result, hint=hint)
         return base
     differing = differing_weights(reference, _files(base), base.resolved, result)
@@ -191,7 +188,7 @@ def _load_base_of(
 
 
 def _base_block(recipe: Recipe, reference: BaseReference, on: str | None) -> ModelBlock:
-    """Return the recipe's model block for the base model of a result, wherever that is now."""
+    """Return the recipe's model block with the path of a result's base model on this machine."""
     if on is not None:
         return recipe.model.model_copy(update={"path": on, "revision": None})
     known = located(reference)

@@ -1,4 +1,4 @@
-"""The end of a run for a person: scores, ranks, where the files are, and what to type next."""
+"""The end of a run for a person: scores, ranks, files, and the next commands."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from sora_cli.recipe.reading import EVAL, words_read
 from sora_cli.report import RunReport
 from sora_cli.train.checkpoint.places import FOLDER, checkpoint_paths
 
-_PHASES = 5  # shown of the time
+_PHASES = 5  # longest phases that are printed
 
 
 def conclude(
     report: RunReport, output: Path, words: Sequence[str], *, summary: bool = True
 ) -> None:
-    """Print a finished run's result to stdout and what to do with it to stderr.
+    """Print a finished run's result to stdout, and its files and next commands to stderr.
 
     Args:
-        words: the recipe as it was given, and its overrides.
-        summary: print the result; else only what to do with it.
+        words: the recipe and its overrides, as typed.
+        summary: print the result; False: only files and commands.
     """
     if summary:
         emit("\n".join(result_lines(report)))
@@ -42,10 +42,10 @@ def conclude(
 
 
 def next_commands(report: RunReport, output: Path, words: Sequence[str]) -> list[str]:
-    """Return what to type next with a finished run.
+    """Return the commands that use a finished run.
 
     Args:
-        words: the recipe as it was given, and its overrides.
+        words: the recipe and its overrides, as typed.
     """
     folder = baseline_folder(output) if not report.ranks else None
     if folder is not None:
@@ -61,28 +61,28 @@ def next_commands(report: RunReport, output: Path, words: Sequence[str]) -> list
 
 
 def how_to_resume(output: Path, words: Sequence[str]) -> list[str]:
-    """Return what is kept of an interrupted run, and the command that continues it.
+    """Return the last checkpoint of an interrupted run, and the command to resume the run.
 
     Args:
-        words: the recipe as it was given, and its overrides.
+        words: the recipe and its overrides, as typed.
     """
-    kept = checkpoint_paths(output / FOLDER)
+    checkpoints = checkpoint_paths(output / FOLDER)
     typed = sys.argv[1:2] in (["train"], ["prune"])
     given = sys.argv[1:] if typed else ["train", *words]
     command = shlex.join(["sora", *(word for word in given if word != "--resume"), "--resume"])
     if world_size() > 1:
         command = f"the same command with --resume ({command})"
-    if not kept:
+    if not checkpoints:
         return [f"no checkpoint yet; to start again: {command}"]
-    return [f"kept: {kept[-1]}", f"to resume: {command}"]
+    return [f"kept: {checkpoints[-1]}", f"to resume: {command}"]
 
 
 def result_lines(report: RunReport) -> list[str]:
     """Return the score, ranks and parameters of a run, a line each."""
     lines = []
     for split, scores in report.metrics.items():
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        lines.append(f"{split}: {shown}")
+        text = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        lines.append(f"{split}: {text}")
     if report.best_step is not None and report.best_step != report.steps:
         lines.append(f"weights of step {report.best_step} of {report.steps}, the best evaluated")
     p = report.parameters
@@ -105,9 +105,9 @@ def result_lines(report: RunReport) -> list[str]:
 
 
 def _of_baseline(folder: Path, words: Sequence[str]) -> list[str]:
-    """Return the commands that can be used on a baseline's result."""
+    """Return the commands that use a baseline's result."""
     run, (recipe, *overrides) = str(folder.parent), words
-    # the run knows its base model, wherever that is by now
+    # the result names its base model, also if that has moved
     read = words_read(partial(load_recipe, recipe), overrides, EVAL.without("model.path"))
     commands = [shlex.join(["sora", "eval", run, "--recipe", recipe, *read])]
     if folder.name == MODEL:
@@ -116,8 +116,8 @@ def _of_baseline(folder: Path, words: Sequence[str]) -> list[str]:
 
 
 def time_line(report: RunReport) -> str:
-    """Return the seconds in all, and the phases that took most of them."""
+    """Return the total seconds of a run, and its longest phases."""
     spent = report.seconds
     largest = sorted(spent, key=lambda name: -spent[name])[:_PHASES]
-    shown = ", ".join(f"{name} {spent[name]:.1f}" for name in largest)
-    return f"time: {sum(spent.values()):.1f} s ({shown})"
+    text = ", ".join(f"{name} {spent[name]:.1f}" for name in largest)
+    return f"time: {sum(spent.values()):.1f} s ({text})"

@@ -1,11 +1,11 @@
-"""A trial of a base model: layers on which an adapter would be useless, and layers of one input.
+"""A trial run of the base model: finds layers that an adapter cannot change, and shared inputs.
 
-An adapter acts where its layer is run. A model that takes a layer's weight and multiplies by itself
-passes the adapter by, and some models have layers that a task does not need, such as Longformer's
-global attention where no token is global. Which layers those are is seen in a trial, a forward and
-a backward pass over the shortest row. Kernels for state-space models take weights on a GPU only, so
-these are listed. What PEFT cannot load is listed, too (`adapter/peft/refused.py`): an adapter
-directory is a PEFT adapter. The same trial shows which layers read the same input, so that their
+An adapter acts only if its layer is called. Some models read a layer's weight and multiply
+themselves, which bypasses the adapter; some have layers that a task does not need, such as
+Longformer's global attention without global tokens. The trial, a forward and a backward pass over
+the shortest row, finds both. Kernels of state-space models bypass layers only on a GPU, so those
+layers are listed here. Layers that PEFT cannot load are listed in `adapter/peft/refused.py`: an
+adapter directory must load in PEFT. The same trial finds layers that read the same input, whose
 adapters can be computed together (`methods.siblings`).
 """
 
@@ -49,7 +49,7 @@ class Trial:
     """The result of a trial of the base model.
 
     Attributes:
-        unfit: module path -> what an adapter's layer there is, to follow "it is".
+        unfit: module path -> reason against an adapter there; it completes "the layer is ...".
         siblings: groups of module paths that read the same input.
     """
 
@@ -58,59 +58,60 @@ class Trial:
 
 
 def try_base(base: Base, collate: Callable[[list[Any]], Mapping[str, Any]], rows: Encoded) -> Trial:
-    """Run the base model once or twice, and leave it as it was.
+    """Run the base model once or twice to find unfit layers; the model is left unchanged.
 
     Args:
         collate: makes a batch of encoded rows.
-        rows: what the model is to be trained on.
+        rows: the training rows.
     """
     model, kind = base.model, str(base.model.config.model_type)
     paths = linear_paths(model, exclude=base.head, outputs=True)
     in_kernels = _KERNELS.get(kind, ())
-    found = {path: _IN_KERNELS for path in paths if path.rpartition(".")[2] in in_kernels}
-    found |= refused(kind, paths)
+    unfit = {path: _IN_KERNELS for path in paths if path.rpartition(".")[2] in in_kernels}
+    unfit |= refused(kind, paths)
     order = rows.lengths.argsort(kind="stable")
+    # shortest row first: it is cheap, and the longest runs only if some layer seems idle
     batches = (collate([rows.dataset[int(row)]]) for row in (order[0], order[-1]))
     siblings: Sequence[Sequence[str]] = ()
     try:
         with usual_attention(model, of_kernels=True), same_inputs(model, paths) as siblings:
-            found |= try_layers(model, paths, batches)
-    except Exception as error:  # a model for another device than this, say; training shows it, too
-        say_notes([f"no trial of which layers the loss depends on: {first_line(error)}"])
-    return Trial(found, siblings)
+            unfit |= try_layers(model, paths, batches)
+    except Exception as error:  # e.g. the model needs a GPU; training reports it, too
+        say_notes([f"could not test which layers influence the loss: {first_line(error)}"])
+    return Trial(unfit, siblings)
 
 
 def try_layers(
     model: nn.Module, paths: Iterable[str], batches: Iterable[Mapping[str, Any]]
 ) -> dict[str, str]:
-    """Return {path: reason} of the layers whose outputs the loss does not depend on.
+    """Return {path: reason} of the layers whose outputs do not influence the loss.
 
-    Layers are taken to be idle only if no layer at the same place in another block is used: which
-    experts of a mixture run depends on the rows. The model is left as it was.
+    A layer counts as idle only if the layers at the same place in all other blocks are idle, too:
+    the experts of a mixture that run depend on the rows. The model is left unchanged.
 
     Args:
-        batches: the first is cheap; the others are run only if a layer seems to be idle.
+        batches: the first is cheap; the others run only if some layer seems idle.
     """
-    training, found = model.training, {}
+    training, bypassed = model.training, {}
     silent = list(paths)
     with torch.random.fork_rng(devices=[]), _frozen(model):
         try:
             model.eval()
             for number, batch in enumerate(batches):
                 inputs = _on_device(model, batch)
-                places = {_place(path) for path in _reaching(model, silent, inputs)}
-                silent = [path for path in silent if _place(path) not in places]
+                places = {_without_numbers(path) for path in _outputs_used(model, silent, inputs)}
+                silent = [path for path in silent if _without_numbers(path) not in places]
                 if silent and number == 0:
-                    found = dict.fromkeys(_read(model, silent, inputs), _BY_WEIGHT)
-                    silent = [path for path in silent if path not in found]
+                    bypassed = dict.fromkeys(_weights_used(model, silent, inputs), _BY_WEIGHT)
+                    silent = [path for path in silent if path not in bypassed]
                 if not silent:
                     break
         finally:
             model.train(training)
-    return found | dict.fromkeys(silent, _IDLE)
+    return bypassed | dict.fromkeys(silent, _IDLE)
 
 
-def _place(path: str) -> str:
+def _without_numbers(path: str) -> str:
     return re.sub(r"\d+", "#", path)
 
 
@@ -130,8 +131,10 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(trained[name])
 
 
-def _reaching(model: nn.Module, paths: Iterable[str], inputs: Mapping[str, Any]) -> list[str]:
-    """Return the layers whose outputs the loss depends on."""
+def _outputs_used(model: nn.Module, paths: Iterable[str], inputs: Mapping[str, Any]) -> list[str]:
+    """Return the layers whose outputs influence the loss."""
+    # a zero that requires a gradient is added to each output: autograd then tells which outputs
+    # the loss depends on, and the numbers stay the same
     zeros = {path: torch.zeros((), requires_grad=True) for path in paths}
 
     def adding(zero: Tensor) -> Callable[..., Tensor]:
@@ -145,10 +148,10 @@ def _reaching(model: nn.Module, paths: Iterable[str], inputs: Mapping[str, Any])
             hook.remove()
 
 
-def _read(model: nn.Module, paths: Iterable[str], inputs: Mapping[str, Any]) -> list[str]:
-    """Return the layers whose weights the loss depends on."""
+def _weights_used(model: nn.Module, paths: Iterable[str], inputs: Mapping[str, Any]) -> list[str]:
+    """Return the layers whose weights influence the loss."""
     weights = {path: model.get_parameter(f"{path}.weight") for path in paths}
-    weights = {path: w for path, w in weights.items() if w.is_floating_point()}  # none is packed
+    weights = {path: w for path, w in weights.items() if w.is_floating_point()}  # not packed
     for weight in weights.values():
         weight.requires_grad_()
     return _depends_on(model, inputs, weights)

@@ -16,9 +16,10 @@ from sora_cli.search.agreement import certifiable_share
 from sora_cli.search.bca import FEWEST_DIFFERING, differing_rows, drop_on, influences
 from sora_cli.search.certifiable import DIFFERING, POWER, certifiable_drop, certifiable_from
 from sora_cli.search.certificate import Measured, Screened
-from sora_cli.search.few import few_rows_bound, has_worst
+from sora_cli.search.few import few_rows_bound
 from sora_cli.search.size import Size
 from sora_cli.search.sizes import SHARES
+from sora_cli.search.worst import has_worst
 
 if TYPE_CHECKING:
     from methods.budgets import Values

@@ -11,25 +11,27 @@ from torch.utils.data import Sampler
 
 from sora_cli.tasks.base import Encoded
 
-_POOL = 50  # global batches sorted together: long enough to group well, short enough to stay random
+_POOL = 50  # steps sorted together: enough to group by length, few enough to stay random
 
 
 class GroupedBatchSampler(Sampler[list[int]]):
-    """Micro-batches of rows of similar length: a pure function of seed, epoch and batch size.
+    """Deals rows of similar length into micro-batches; depends only on seed, epoch and batch size.
 
-    Every `batch_size` rows, in the order given, make one optimiser step, dealt out to the
-    processes row by row, and cut there into lists of `rows_per_pass`. So any number of processes
-    takes the same steps. Rows are shuffled, sorted by length within pools of 50 steps, cut into
-    steps, and the steps shuffled; a last step of fewer rows (random ones) stays last. Where that
-    has too few rows for each process to have as many lists as the others, a row is repeated
+    Every `batch_size` rows, in the order of the epoch, form one optimiser step. Its rows are dealt
+    out to the processes one by one, and each process cuts its rows into micro-batches of
+    `rows_per_pass`. So any number of processes takes the same steps.
+
+    Rows are shuffled, sorted by length within pools of 50 steps and cut into steps; then the steps
+    are shuffled. If the last step has fewer rows (random ones), it stays last. If it has too few
+    rows for each process to form as many micro-batches as the others, one row is repeated
     (`is_filler`).
 
     Args:
-        lengths: (rows,) tokens of each row; None for a plain random order.
-        batch_size: rows per optimiser step.
-        rows_per_pass: rows per list.
-        seed: together with the epoch, all the randomness there is.
-        process, processes: which of how many processes that train together.
+        lengths: (rows,) tokens of each row; None: random order, not grouped by length.
+        batch_size: rows in an optimiser step.
+        rows_per_pass: rows in a micro-batch.
+        seed: together with the epoch, the only source of randomness.
+        process, processes: index of this process, and number of processes.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class GroupedBatchSampler(Sampler[list[int]]):
         self.process, self.processes = process, processes
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the number of the epoch; the trainer calls this when an epoch begins."""
+        """Set the number of the epoch; the trainer calls this when an epoch begins."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -68,23 +70,27 @@ class GroupedBatchSampler(Sampler[list[int]]):
                 yield [int(i) for i in (rows if len(rows) else step[:1])]
 
     def is_filler(self, step: int, number: int) -> bool:
-        """Return whether a list of an epoch's step only fills up the number; both count from 0."""
+        """Return True if a micro-batch only repeats a row to fill up its step.
+
+        `step` counts from 0 in the epoch, `number` from 0 in the step.
+        """
         rows = min(self.rows - step * self.global_batch, self.global_batch)
         mine = len(range(self.process, rows, self.processes))
         return number * self.batch_size >= mine
 
     def _lists(self, rows: int) -> int:
-        """Return the number of lists that each process makes of a step of so many rows."""
+        """Return the number of micro-batches that each process forms from a step of `rows` rows."""
         return -(-rows // (self.batch_size * self.processes))
 
     def steps(self, epoch: int) -> list[np.ndarray]:
         """Return the rows of each optimiser step of an epoch."""
+        # from seed and epoch alone: a resumed run repeats its epoch without the epochs before
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(self.rows)
         cut = self.rows - self.rows % self.global_batch
         full, rest = order[:cut], order[cut:]
         if self.lengths is not None:
-            # all rows sorted would give each epoch the same batches; within pools they differ
+            # sorting all rows would give every epoch the same batches; pools differ by epoch
             pool = _POOL * self.global_batch
             pools = [full[i : i + pool] for i in range(0, cut, pool)]
             by_length = [p[np.argsort(-self.lengths[p], kind="stable")] for p in pools]
@@ -100,7 +106,7 @@ class SortedByLength(TorchDataset[dict[str, Any]]):
     """A view of rows from longest to shortest, for evaluation with little padding.
 
     Attributes:
-        order: (rows,) the data set's row at each place of the view.
+        order: (rows,) index into the data set for each position in the view.
     """
 
     def __init__(self, rows: Encoded) -> None:
@@ -119,7 +125,7 @@ class SortedByLength(TorchDataset[dict[str, Any]]):
         return rows
 
     def restore(self, values: np.ndarray) -> np.ndarray:
-        """Put values in the view's order back into the data set's order."""
+        """Reorder values from the view's order to the data set's order."""
         restored = np.empty_like(values)
         restored[self.order] = values
         return restored

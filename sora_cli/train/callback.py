@@ -1,4 +1,4 @@
-"""Adapter methods in any `transformers.Trainer`, also TRL's: `attach(trainer, method)`.
+"""Train adapter methods with any `transformers.Trainer`, also TRL's: `attach(trainer, method)`.
 
     layers = inject(model, method, generator=torch.Generator().manual_seed(0))
     trainer = Trainer(model, args, train_dataset=...)
@@ -6,9 +6,10 @@
     trainer.train()
     save_adapter(model, method, "adapter")   # from sora_cli.adapter.saving
 
-`attach` gives the optimiser the method's parameter groups, adds its penalty to the training loss
-(never to evaluation), and calls it once per optimiser step, before the gradients are cleared and
-not on a step that mixed precision skipped. It raises if the steps it sees are not those it should.
+`attach` gives the optimiser the method's parameter groups and adds the method's penalty to the
+training loss (never to evaluation). It calls the method once per optimiser step, before the
+gradients are cleared, but not on a step that mixed precision skipped. It raises an error if the
+trainer leaves out one of these calls.
 """
 
 from __future__ import annotations
@@ -41,25 +42,25 @@ def attach(
     *,
     head_lr: float | None = None,
 ) -> MethodCallback:
-    """Let a method train with a Trainer, before `trainer.train()`.
+    """Train a method with a Trainer; call this before `trainer.train()`.
 
     Args:
-        layers: what `inject` returned; found in `trainer.model` if not given.
-        head_lr: learning rate of the trained parameters outside the adapters; None: the trainer's.
+        layers: the result of `inject`; None: the adapted layers in `trainer.model`.
+        head_lr: learning rate of trained parameters outside the adapters; None: the trainer's.
 
     Raises:
-        ValueError: the model has no adapters, or the trainer an optimiser without their groups.
+        ValueError: the model has no adapters, or the trainer's own optimiser lacks their groups.
     """
-    found = dict(layers) if layers is not None else adapted_layers(trainer.model)
-    if not found and method.config.low_rank:
+    adapted = dict(layers) if layers is not None else adapted_layers(trainer.model)
+    if not adapted and method.config.low_rank:
         raise ValueError("the model has no adapters: call methods.inject.inject(model, ...) first")
     if trainer.optimizer is not None:
-        _check_groups(trainer.optimizer, method, found)
-    callback = MethodCallback(trainer, method, found)
+        _check_groups(trainer.optimizer, method, adapted)
+    callback = MethodCallback(trainer, method, adapted)
     trainer.add_callback(callback)
     _wrap_loss(trainer, callback)
     call_on_resume(trainer, callback.note_resume)
-    _wrap_optimizer(trainer, method, found, head_lr)
+    _wrap_optimizer(trainer, method, adapted, head_lr)
     return callback
 
 
@@ -67,23 +68,23 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
     """The callback that calls a method's hooks, and raises an error if it cannot.
 
     Attributes:
-        skipped: optimiser steps that mixed precision skipped, or that `skip_step` left out.
-        resumed_from: the checkpoint the trainer was resumed from, once it has been read.
-        forked: what is resumed is another run's checkpoint.
-        method_state: the method's state to resume from; None: it is read from that checkpoint.
+        skipped: number of optimiser steps skipped by mixed precision or by `skip_step`.
+        resumed_from: the checkpoint that the trainer resumes from; None until it has been read.
+        forked: the resumed checkpoint belongs to another run.
+        method_state: the method's state to resume from; None: read it from that checkpoint.
     """
 
     def __init__(self, trainer: Trainer, method: AdapterMethod, layers: Layers) -> None:
         self.trainer, self.method, self.layers = trainer, method, layers
         self._live: list[int] = []
-        self._counted: list[tuple[int, torch.Tensor]] = []  # steps, and what was alive then
+        self._counted: list[tuple[int, torch.Tensor]] = []  # step, live components
         self.skipped = 0
         self._last_live = 0
-        self._seen = 0  # steps this callback was called for, skipped ones included
-        self._taken = 0  # steps the optimiser itself took since the last hook
-        self._overflow = False  # a fused optimiser left the parameters as they were
-        self._left_out = False  # the step at hand is to change nothing
-        self._share = 0.0  # of the penalty, in the losses since the last hook
+        self._seen = 0  # calls of `on_optimizer_step`, with skipped steps
+        self._taken = 0  # steps taken by the optimiser since the last hook
+        self._overflow = False  # a fused optimiser skipped the step
+        self._left_out = False  # the current step must change nothing
+        self._share = 0.0  # of the penalty, in the losses since the last hook; must be 1
         self._handle: Any = None
         self.resumed_from: Path | None = None
         self.forked = False
@@ -91,9 +92,9 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
 
     @property
     def live(self) -> list[int]:
-        """Live components after each optimiser step; none for a baseline.
+        """Number of live components after each optimiser step; empty for a baseline.
 
-        They stay on their device until somebody asks, so that no step waits for the last one.
+        The counts stay on their device until this is read, so no step waits for the previous one.
         """
         self._read_counts()
         return self._live
@@ -112,7 +113,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
             self._last_live = now
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin the method's schedule, and give it its state if the run is resumed."""
+        """Begin the method's schedule, and load the method's state if the run is resumed."""
         self.method.begin(self.layers, total_steps=state.max_steps)
         self._seen = state.global_step
         self._last_live = int(self.method.alive(self.layers))
@@ -128,7 +129,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         self._handle = optimizer.register_step_post_hook(self._count_step)
 
     def _state_file(self, args: Any, state: Any) -> Path:
-        """Return the file with the method's state in the checkpoint that is resumed."""
+        """Return the file with the method's state in the resumed checkpoint."""
         folder = self.resumed_from or Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if not (folder / STATE_FILE).is_file():
             raise FileNotFoundError(
@@ -138,7 +139,11 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         return folder / STATE_FILE
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Call `after_step`, unless the step was skipped; check step and penalty first."""
+        """Call `after_step` unless the step was skipped.
+
+        First check that the optimiser took exactly one step, and that its loss had one whole
+        penalty.
+        """
         self._seen += 1
         share, self._share = self._share, 0.0
         taken, self._taken = self._taken, 0
@@ -147,6 +152,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         if left_out or overflow or self.trainer.accelerator.optimizer_step_was_skipped:
             self.skipped += 1
             return
+        # checked at every step: a Trainer subclass may step twice, or bypass compute_loss
         if taken != 1:
             raise RuntimeError(f"{taken} optimiser steps since the last hook of {self.method.name}")
         if abs(share - 1) > 1e-6:
@@ -180,23 +186,23 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
             save_file(method_state, folder / STATE_FILE)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop counting the optimiser's steps, and read what was counted."""
+        """Stop counting the optimiser's steps, and read the live components from their device."""
         self._handle.remove()
         self._read_counts()
 
     def progress(self) -> dict[str, Any]:
-        """Return what is counted: live components and skipped steps."""
+        """Return the live components and the number of skipped steps."""
         return {"live": self.live, "skipped": self.skipped, "last_live": self._last_live}
 
     def restore(self, progress: dict[str, Any]) -> None:
-        """Continue to count from there."""
+        """Continue the counts from `progress`."""
         self._live, self._counted = list(progress["live"]), []
         self.skipped, self._last_live = progress["skipped"], progress["last_live"]
-        if self.forked and self._live:  # the method that takes over may have changed it
+        if self.forked and self._live:  # `take_over` may have pruned components
             self._live[-1] = self._last_live = int(self.method.alive(self.layers))
 
     def note_resume(self, checkpoint: Path) -> None:
-        """Remember which checkpoint is resumed: it may lie outside this trainer's directory."""
+        """Note the resumed checkpoint's directory: it may lie outside this trainer's directory."""
         self.resumed_from = checkpoint
 
     def penalised(self, loss: torch.Tensor, *, divided_later: bool) -> torch.Tensor:
@@ -206,18 +212,18 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         penalty = self.method.penalty(self.layers)
         if penalty is None:
             return loss
-        # the micro-batches' losses are summed: each brings its part of one penalty
+        # gradients add up over micro-batches: each adds its share of one penalty
         return loss + (penalty if divided_later else penalty / parts)
 
     def skip_step(self) -> None:
-        """Leave out the step that is under way; the caller has cleared its gradients."""
+        """Mark the current step as left out; the caller has cleared its gradients."""
         self._left_out = True
 
     def _count_step(self, optimizer: Any, *_: Any) -> None:
         self._taken += 1
-        # fused optimisers skip a step with infinite gradients inside step(), unseen by accelerate
-        found = getattr(optimizer, "found_inf", None)
-        self._overflow = found is not None and bool(found)
+        # fused optimisers skip an infinite gradient inside step(); accelerate does not see it
+        found_inf = getattr(optimizer, "found_inf", None)
+        self._overflow = found_inf is not None and bool(found_inf)
 
 
 def _wrap_loss(trainer: Trainer, callback: MethodCallback) -> None:
@@ -244,7 +250,8 @@ def _wrap_loss(trainer: Trainer, callback: MethodCallback) -> None:
 
 
 def _divided_later(trainer: Trainer, num_items_in_batch: Any) -> bool:
-    """Return whether `training_step` will divide the loss by the number of micro-batches."""
+    """Return True if `training_step` will divide the loss by the number of micro-batches."""
+    # the decision of `Trainer.training_step` (transformers 5.24), which has no public name
     scaled = getattr(trainer, "loss_is_scaled_for_ga", None)  # absent before transformers 5.20
     if scaled is None:
         scaled = trainer.compute_loss_func is not None or (
@@ -256,7 +263,7 @@ def _divided_later(trainer: Trainer, num_items_in_batch: Any) -> bool:
 def _wrap_optimizer(
     trainer: Trainer, method: AdapterMethod, layers: Layers, head_lr: float | None
 ) -> None:
-    """Add the method's parameter groups to those that `create_optimizer` makes."""
+    """Make `create_optimizer` use the method's parameter groups and the head's."""
 
     def create_optimizer(model: nn.Module | None = None) -> Any:
         if trainer.optimizer is None:
@@ -281,7 +288,7 @@ def _all_groups(
     lr, decay = trainer.args.learning_rate, trainer.args.weight_decay
     groups = method.param_groups(layers, lr=lr, weight_decay=decay)
     adapters = {id(p) for layer in layers.values() for p in layer.parameters()}
-    adapters |= {id(p) for group in groups for p in group["params"]}  # a baseline's are no layer's
+    adapters |= {id(p) for group in groups for p in group["params"]}  # a baseline has no layers
     decayed = set(trainer.get_decay_parameter_names(model))
     rest = [
         (n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) not in adapters
@@ -297,12 +304,12 @@ def _all_groups(
 
 
 def _check_groups(optimizer: Any, method: AdapterMethod, layers: Layers) -> None:
-    """Check that an optimiser the user made has the method's groups, by name."""
+    """Check that an optimiser made by the user has all the method's groups, by name."""
     names = {g.get("name") for g in optimizer.param_groups}
     wanted = [g["name"] for g in method.param_groups(layers, lr=0.0, weight_decay=0.0)]
-    lost = [name for name in wanted if name not in names]
-    if lost:
+    missing = [name for name in wanted if name not in names]
+    if missing:
         raise ValueError(
-            f"the trainer's optimiser has no group named {', '.join(lost)}: build it from "
+            f"the trainer's optimiser has no group named {', '.join(missing)}: build it from "
             f"method.param_groups(layers, lr=..., weight_decay=...) or let the trainer make it"
         )

@@ -1,4 +1,4 @@
-"""`training.compact_every`: components that stay dead are removed during training."""
+"""`training.compact_every`: remove components that stay dead during training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from methods.base import AdapterMethod, Layers
-from methods.compaction import DeadSpells, remove_components
+from methods.compaction import DeadSteps, remove_components
 from sora_cli.core.errors import SoraError
 from sora_cli.report import Compaction, Removal
 from sora_cli.train.checkpoint.resumable import Resumable
@@ -18,15 +18,15 @@ from sora_cli.train.moments import plain_moments
 
 
 class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
-    """Removes, every so many steps, the components that were dead in all of them.
+    """Removes, at every N-th step, the components that were dead in each of the last N steps.
 
     Args:
-        every: optimiser steps.
-        only_count: remove nothing; follow what would have been removed, and whether it comes back.
-        after_removal: called where components were removed.
+        every: N, in optimiser steps.
+        only_count: remove nothing; count the components that would be removed, and their revivals.
+        after_removal: called after each removal.
 
     Attributes:
-        record: what was done, for the report.
+        record: removals so far, for the report.
     """
 
     def __init__(
@@ -42,23 +42,23 @@ class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
         if trainer.args.world_size > 1:
             raise SoraError(
                 "training.compact_every works on one process only",
-                where=f"there are {trainer.args.world_size}",
+                where=f"this run has {trainer.args.world_size}",
             )
         self.trainer, self.method, self.layers = trainer, method, layers
         self.record = Compaction(every=every, only_count=only_count)
         self.after_removal = after_removal
-        self._spells = DeadSpells(layers)
-        self._chosen = torch.zeros_like(self._spells.alive())  # only counted: would be gone
-        self._returned = torch.zeros_like(self._chosen)  # and came back
+        self._dead_steps = DeadSteps(layers)
+        self._chosen = torch.zeros_like(self._dead_steps.alive())  # only_count: would be removed
+        self._returned = torch.zeros_like(self._chosen)  # ... and revived later
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the dead components; at every N-th step remove those dead for N steps."""
-        self._spells.step()
+        self._dead_steps.step()
         if self.record.only_count:
-            self._returned |= self._chosen & self._spells.alive()
+            self._returned |= self._chosen & self._dead_steps.alive()
         if state.global_step % self.record.every:
             return
-        gone = self._spells.at_least(self.record.every)
+        gone = self._dead_steps.at_least(self.record.every)
         if self.record.only_count:
             gone &= ~self._chosen
             self._chosen |= gone
@@ -67,14 +67,14 @@ class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
         if not self.record.only_count:
             with plain_moments(plain_optimizer(self.trainer)) as moments:
                 self.method.removed(remove_components(self.layers, gone, moments))
-            self._spells.drop(gone)
+            self._dead_steps.drop(gone)
             self.after_removal()
         left = sum(layer.rank for layer in self.layers.values())
         removal = Removal(step=state.global_step, removed=int(gone.sum()), left=left)
         self.record.removals.append(removal)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note how many of the components only counted as removed came back."""
+        """Record the number of components that revived after they would have been removed."""
         if self.record.only_count:
             self.record.would_have_revived = int(self._returned.sum())
 
@@ -82,15 +82,15 @@ class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
         """Return the record and the counts, JSON-able."""
         return {
             "record": self.record.model_dump(),
-            "spells": self._spells.steps.tolist(),
+            "spells": self._dead_steps.steps.tolist(),
             "chosen": self._chosen.tolist(),
             "returned": self._returned.tolist(),
         }
 
     def restore(self, progress: dict[str, Any]) -> None:
-        """Continue from these."""
+        """Continue from the record and counts of `progress`."""
         self.record = Compaction.model_validate(progress["record"])
         device = self._chosen.device
-        self._spells.steps = torch.tensor(progress["spells"], device=device)
+        self._dead_steps.steps = torch.tensor(progress["spells"], device=device)
         self._chosen = torch.tensor(progress["chosen"], dtype=torch.bool, device=device)
         self._returned = torch.tensor(progress["returned"], dtype=torch.bool, device=device)

@@ -1,10 +1,10 @@
-"""`training.compile`: the model's repeated blocks run compiled by torch.compile while it trains.
+"""`training.compile`: run the model's repeated blocks through torch.compile while it trains.
 
-Each block is compiled in place, so that names of modules and parameters stay. Only the passes of
-training steps run compiled: evaluation, generation and the search for a number that is not finite
-run as without. The operation of adapted layers (`methods.fused`) is traced into each block's graph,
-layer by layer: siblings are not computed together there. Gates are tensors, so a gate that dies
-changes no graph. Where components are removed, shapes change, and blocks are compiled anew, once.
+Each block is compiled in place, so module and parameter names stay. Only the passes of training
+steps run compiled; evaluation, generation and the search for a non-finite number run uncompiled.
+The operation of adapted layers (`methods.fused`) is traced into each block's graph, layer by layer:
+siblings are not computed together there. Gates are tensors, so a gate that dies changes no graph.
+Removed components change shapes, so the blocks are then compiled once more.
 """
 
 from __future__ import annotations
@@ -30,16 +30,15 @@ if TYPE_CHECKING:
 
 KEY = "training.compile"
 BACKEND = "inductor"
-"""The backend of torch.compile."""
+"""Backend of torch.compile; tests replace it."""
 _OFF = f"{KEY}=false"
-_PER_BLOCK = 8  # compilations that a block may take: with or without padding, few rows or many, ...
+_PER_BLOCK = 8  # compilations per block: with and without padding, one or several rows, ...
 
 
 def check_compile(recipe: Recipe) -> None:
-    """Check what can be known of compilation before anything heavy loads.
+    """Check a recipe's compilation settings before torch is imported.
 
-    Raises:
-        SoraError: it does not go with another key, or there are several processes.
+    Compilation works on one process only, and conflicts with the keys that are checked here.
     """
     if not recipe.training.compile:
         return
@@ -47,13 +46,13 @@ def check_compile(recipe: Recipe) -> None:
     if model.quantise is not None:
         raise _conflict(
             f"model.quantise={model.quantise}",
-            "the compiler cannot look into products with packed weights",
+            "the compiler cannot trace products with packed weights",
             "model.quantise=null",
         )
     if model.attention == "flex_attention":
         raise _conflict(
             "model.attention=flex_attention",
-            "that compiles itself, in evaluation too",
+            "it compiles itself, in evaluation too",
             "model.attention=sdpa",
         )
     if training.gradient_checkpointing:
@@ -76,10 +75,9 @@ def _conflict(other: str, why: str, hint: str) -> SoraError:
 
 
 def check_compiler(recipe: Recipe) -> None:
-    """Check that this machine has what torch.compile calls; loads torch.
+    """Check this machine for the tools that torch.compile calls; imports torch.
 
-    Raises:
-        SoraError: there is no C++ compiler, or no Triton for a GPU; or the system is Windows.
+    On a CPU these are a C++ compiler and Python's headers, on a GPU Triton. Windows is refused.
     """
     check_compile(recipe)
     if not recipe.training.compile:
@@ -87,39 +85,39 @@ def check_compiler(recipe: Recipe) -> None:
     import torch
 
     if sys.platform == "win32":
-        raise SoraError(f"{KEY} was never tried on Windows", hint=_OFF, key=KEY)
+        raise SoraError(f"{KEY} is not supported on Windows", hint=_OFF, key=KEY)
     if torch.cuda.is_available():
         if find_spec("triton") is None:
             raise _missing("the package triton", f"pip install triton, or {_OFF}")
         return
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if which(compiler) is None:
-        raise _missing(f"the C++ compiler {compiler}", f"install it, or name another: CXX; {_OFF}")
+        raise _missing(
+            f"the C++ compiler {compiler}",
+            f"install it, name another in CXX, or {_OFF}",
+        )
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if not header.is_file():
         raise _missing(f"Python's C headers: {header}", f"install python3-dev, or {_OFF}")
 
 
 def _missing(what: str, hint: str) -> SoraError:
-    return SoraError(f"{KEY} needs {what}, which is not there", hint=hint, key=KEY)
+    return SoraError(f"{KEY} needs {what}, which is missing", hint=hint, key=KEY)
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     """Return the model's repeated blocks: the outermost lists of modules of one class.
 
-    A list of single layers (of heads, say) is none.
-
-    Raises:
-        SoraError: the model has none.
+    A list of plain layers (of heads, say) does not count. A model without blocks is refused.
     """
-    found = list(_blocks_in(model))
-    if not found:
+    blocks = list(_blocks_in(model))
+    if not blocks:
         raise SoraError(
-            f"{KEY} compiles repeated blocks, and {type(model).__name__} has none",
+            f"{KEY} compiles repeated blocks, but {type(model).__name__} has none",
             hint=_OFF,
             key=KEY,
         )
-    return found
+    return blocks
 
 
 def _blocks_in(module: nn.Module) -> Iterator[nn.Module]:
@@ -136,11 +134,7 @@ def _blocks_in(module: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def compiled(trainer: Trainer, *, on: bool) -> Iterator[None]:
-    """Let a trainer's steps run with compiled blocks; the model is afterwards as it was.
-
-    Raises:
-        SoraError: the model has no repeated blocks.
-    """
+    """Run a trainer's steps with compiled blocks; the model is restored afterwards."""
     if not on:
         yield
         return
@@ -162,11 +156,7 @@ def compiled(trainer: Trainer, *, on: bool) -> Iterator[None]:
 
 @contextmanager
 def compiled_blocks(model: nn.Module) -> Iterator[None]:
-    """Let a model's repeated blocks run compiled; the model is afterwards as it was.
-
-    Raises:
-        SoraError: the model has none.
-    """
+    """Run a model's repeated blocks compiled; the model is restored afterwards."""
     from methods.torch_internals import compilations, uncompile
 
     blocks = repeated_blocks(model)
@@ -182,10 +172,10 @@ def compiled_blocks(model: nn.Module) -> Iterator[None]:
 
 
 def forget() -> None:
-    """Drop all compiled code: what runs next is compiled anew, and counts from zero.
+    """Drop all compiled code, so that the next pass compiles anew and the count restarts at zero.
 
-    The compiler leaves cycles of references to the inputs that it traced with. Their graph for the
-    backward pass would keep the shapes that parameters had then, so they are collected here.
+    The compiler leaves reference cycles to the inputs that it traced. Their backward graph would
+    keep the former shapes of parameters, so the cycles are collected here.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""Finds where a number that is not finite arose, by running the step's micro-batches once more.
+"""Find the origin of a non-finite number by running the step's micro-batches once more.
 
-Same rows, same state of the generators, same parameters: what was seen is seen again. Nothing of
-the model is changed, and no other process is waited for.
+Rows, random generator states and parameters are the same, so the number appears again. The model is
+not changed, and no other process is waited for.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from sora_cli.train.checkpoint.trainer_internals import prepare_inputs
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward and backward pass of a step, with what it takes to run it again.
+    """One forward and backward pass of a step, recorded so that it can be run again.
 
     Attributes:
-        random: states of torch's generators before it.
-        loss: its share of the step's loss, a number.
+        random: states of torch's generators before the pass.
+        loss: the pass's share of the step's loss, a scalar.
     """
 
     inputs: Any
@@ -37,11 +37,11 @@ class Pass:
 
 @dataclass(frozen=True)
 class Origin:
-    """A number that is not finite, and its origin.
+    """The origin of a non-finite number.
 
     Attributes:
         text: one line for a person, such as "the loss is nan, first in the output of x.y".
-        frozen: the frozen parameter that is itself not finite, if one is the cause.
+        frozen: name of the frozen parameter that is not finite, if that is the cause.
     """
 
     text: str
@@ -50,16 +50,16 @@ class Origin:
 
 @dataclass
 class _Watch:
-    """A forward hook that notes the modules' outputs, in the order they ran in."""
+    """A forward hook that records the outputs of modules, in the order of their execution."""
 
     names: Mapping[int, str]  # id of a module -> its path
     ran: list[str] = field(default_factory=list)
     first: str | None = None  # path of the first module with an output that is not finite
-    largest: tuple[float, str] = (0.0, "")  # absolute value in an output, and whose
+    largest: tuple[float, str] = (0.0, "")  # absolute value in an output, and its module
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
         name = self.names.get(id(module))
-        if not name:  # the model as a whole, or another model
+        if not name:  # the whole model, or another model
             return
         self.ran.append(name)
         for tensor in _floats(output):
@@ -71,21 +71,23 @@ class _Watch:
 
 
 def find_origin(trainer: Trainer, batches: Sequence[Pass]) -> Origin:
-    """Run a step's micro-batches again, and say where the first bad number came from.
+    """Run a step's micro-batches again, and describe the origin of the first non-finite number.
 
     Args:
-        batches: those of this process; the gradients of `trainer.model` are not touched.
+        batches: micro-batches of this process. The gradients of `trainer.model` are not touched.
     """
     bad = [batch for batch in batches if not bool(batch.loss.isfinite())]
     try:
         with torch.random.fork_rng():
-            return _of_loss(trainer, bad[0]) if bad else _of_gradient(trainer, batches)
-    except Exception as error:  # the run ends anyway, and with what is known
+            return (
+                _origin_of_loss(trainer, bad[0]) if bad else _origin_of_gradient(trainer, batches)
+            )
+    except Exception as error:  # the run ends anyway: report the known part
         what = f"the loss is {float(bad[0].loss)}" if bad else "the gradient is not finite"
         return Origin(f"{what}; running the step again to see where: {first_line(error)}")
 
 
-def _of_loss(trainer: Trainer, batch: Pass) -> Origin:
+def _origin_of_loss(trainer: Trainer, batch: Pass) -> Origin:
     watch = _watch(trainer.model)
     with torch.no_grad():
         _forward(trainer, batch, watch)
@@ -100,42 +102,44 @@ def _of_loss(trainer: Trainer, batch: Pass) -> Origin:
     module = trainer.model.get_submodule(watch.first)
     for name, parameter in module.named_parameters():
         if not bool(parameter.isfinite().all()):
-            whole = f"{watch.first}.{name}"
-            frozen = None if parameter.requires_grad else whole
+            path = f"{watch.first}.{name}"
+            frozen = None if parameter.requires_grad else path
             return Origin(f"{text}, whose {name} is not finite", frozen)
     return Origin(text)
 
 
-def _of_gradient(trainer: Trainer, batches: Sequence[Pass]) -> Origin:
+def _origin_of_gradient(trainer: Trainer, batches: Sequence[Pass]) -> Origin:
     trained = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
     watch = _watch(trainer.model)
     total: dict[str, Tensor] = {}
     for batch in batches:
         loss = _forward(trainer, batch, watch) / len(batches)
-        found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
-        for name, gradient in zip(trained, found, strict=True):
+        gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        for name, gradient in zip(trained, gradients, strict=True):
             if gradient is not None:
                 total[name] = total[name] + gradient if name in total else gradient
     bad = [name for name, gradient in total.items() if not bool(gradient.isfinite().all())]
     if bad:
         place = {name: i for i, name in enumerate(watch.ran)}
-        name = max(bad, key=lambda n: place.get(n.rpartition(".")[0], -1))  # backward: last first
+        # backward runs from the last module to the first: the last bad gradient arose first
+        name = max(bad, key=lambda n: place.get(n.rpartition(".")[0], -1))
         value = "nan" if bool(total[name].isnan().any()) else "inf"
         return Origin(f"the gradient of {name} is {value}")
     tops = {name: float(gradient.abs().max()) for name, gradient in total.items()}
     name = max(tops, key=lambda n: tops[n])
-    # every entry is finite, but the sum of their squares may not be
+    # every entry is finite, but their sum of squares may overflow
     if tops[name] ** 2 * total[name].numel() > torch.finfo(total[name].dtype).max:
         return Origin(f"the gradient's norm is inf; its largest part is {name}, {tops[name]:.1e}")
     if trainer.args.world_size > 1:
         return Origin("the loss or gradient of another process is not finite; see its message")
-    return Origin("the loss or gradient was not finite, but is when the step is run again")
+    return Origin("the loss or gradient was not finite, but is finite when the step is run again")
 
 
 def _forward(trainer: Trainer, batch: Pass, watch: _Watch) -> Tensor:
     """Return a micro-batch's mean loss with the penalty, not weighted by its share of the step."""
-    generators.restore(batch.random, generators.plain())
-    # not on the modules: a hooked layer may compute in another way
+    # dropout must drop the same numbers as in the step; numpy and Python stay as they are
+    generators.restore(batch.random, generators.other_states())
+    # a global hook: an adapted layer with a hook of its own may compute in another way
     handle = register_module_forward_hook(watch)
     try:
         inputs = prepare_inputs(trainer, batch.inputs)
@@ -151,7 +155,7 @@ def _watch(model: nn.Module) -> _Watch:
 
 
 def _floats(output: Any) -> Iterator[Tensor]:
-    """Yield the floating-point tensors in whatever a module returns."""
+    """Yield the floating-point tensors in a module's output of any structure."""
     if isinstance(output, Tensor):
         if output.is_floating_point():
             yield output

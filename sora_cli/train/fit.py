@@ -1,4 +1,4 @@
-"""Training from start to end: the parts of a run are put together, and its loop is run."""
+"""Training from start to end: assemble the parts of a run, and run the loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from methods.base import AdapterMethod, Layers
 from sora_cli.core.interruption import deferred
 from sora_cli.report import Compaction
 from sora_cli.train.callback import MethodCallback, attach
-from sora_cli.train.checkpoint.files import Checkpoint, load_parameters, part
+from sora_cli.train.checkpoint.files import Checkpoint, load_parameters, with_prefix
 from sora_cli.train.checkpoint.places import FOLDER
 from sora_cli.train.checkpoint.trainer_internals import mean_loss
 from sora_cli.train.checkpoint.writer import Checkpoints
@@ -31,17 +31,17 @@ from sora_cli.train.trainer import AdapterTrainer
 
 @dataclass(frozen=True)
 class Fit:
-    """The results of a finished training run, apart from the trained model itself."""
+    """The results of a finished training, apart from the trained model itself."""
 
     steps: int
     history: list[dict[str, Any]]  # losses, learning rates and evaluations by step
     live: list[int]  # components alive after each optimiser step
-    skipped: int  # optimiser steps skipped by mixed precision, or not finite
-    non_finite: list[int]  # the latter, counted from 1
-    best_step: int | None  # the step whose weights the model has now; None: the last
+    skipped: int  # optimiser steps skipped by mixed precision, or as not finite
+    non_finite: list[int]  # steps skipped as not finite, counted from 1
+    best_step: int | None  # step of the model's present weights; None: the last step
     best_metric: float | None
-    compaction: Compaction | None  # what was removed on the way, if anything was to be
-    first_step: int  # 0, or that of the checkpoint this process resumed from
+    compaction: Compaction | None  # removals; None: `compact_every` is off
+    first_step: int  # 0, or the step of the resumed checkpoint
 
 
 def fit(
@@ -54,18 +54,20 @@ def fit(
     resumed: Checkpoint | None = None,
     forked: bool = False,
 ) -> Fit:
-    """Train; the model ends with the best checkpoint's weights (or the last ones).
+    """Train a model; it ends with the weights of the best checkpoint, or of the last step.
 
     Args:
         output: the run's directory.
-        identity: what a run resumed from a checkpoint must have in common with this one.
+        identity: stored in checkpoints; a run that resumes from them must have the same.
         resumed: the checkpoint to resume from.
-        forked: it is another run's: its method's steps were taken under other options.
+        forked: `resumed` belongs to another run, which took its steps with other method options.
 
     Raises:
-        Interrupted: a signal came; there is a checkpoint of the last step, if the recipe has any.
+        Interrupted: a signal arrived; the last step has a checkpoint, unless the recipe wants none.
     """
     block = trainer.recipe.training
+    # callbacks run in the order in which they are added: a checkpoint comes after the removals
+    # of its step
     hooks: MethodCallback = attach(trainer, method, layers, head_lr=block.head_learning_rate)
     guard = guard_steps(
         trainer, hooks, policy=block.non_finite, last_checkpoint=lambda: checkpoints.last
@@ -109,7 +111,7 @@ def fit(
 def _run(
     trainer: AdapterTrainer, method: AdapterMethod, layers: Layers, hooks: MethodCallback
 ) -> None:
-    """Take all steps, or those that are left."""
+    """Take all steps, or the steps that remain."""
     resumed = trainer.resumed
     if trainer.recipe.training.max_steps == 0:
         method.begin(layers, total_steps=0)
@@ -118,10 +120,10 @@ def _run(
         trainer.train()
         return
     load_parameters(trainer.model, resumed.tensors)
-    hooks.method_state = part(resumed.tensors, "method.")
+    hooks.method_state = with_prefix(resumed.tensors, "method.")
     if not resumed.finished:
         trainer.train(resume_from_checkpoint=str(resumed.path))
-        # Trainer divides the loss of all steps by the number of those it took itself
+        # Trainer divides all steps' loss by the number of steps since the resumption
         trainer.state.log_history[-1]["train_loss"] = mean_loss(trainer)
         return
     trainer.state = TrainerState.load_from_json(str(resumed.path / TRAINER_STATE_NAME))
@@ -133,7 +135,7 @@ def _run(
 def _add_compactor(
     trainer: AdapterTrainer, method: AdapterMethod, layers: Layers
 ) -> Compactor | None:
-    """Add the compactor before the checkpoints' callback: they then hold what is left."""
+    """Add the compactor ahead of the checkpoints, so that they omit removed components."""
     block = trainer.recipe.training
     if block.compact_every is None:
         return None
@@ -152,7 +154,7 @@ def _add_compactor(
 
 @contextmanager
 def _progress(trainer: AdapterTrainer, hooks: MethodCallback) -> Iterator[None]:
-    """Show our bar instead of Trainer's; close it even after an error, before its message."""
+    """Show our bar instead of Trainer's; after an error, close it before the message."""
     progress = RunProgress(hooks, trainer.task.best)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(progress)

@@ -1,13 +1,13 @@
-"""`training.kernels: liger`: a model's own layers run by Liger's Triton kernels in training steps.
+"""`training.kernels: liger`: Liger's Triton kernels in place of a model's own layers.
 
-Liger (https://github.com/linkedin/Liger-Kernel) replaces norms, rotary embeddings and gated
-activations of the model families that it knows, by way of transformers' `apply_liger_kernel`. Its
-losses are not used: the head runs at learned places alone here, and may be adapted.
+Liger (https://github.com/linkedin/Liger-Kernel) replaces the norms, rotary embeddings and gated
+activations of the model families that it knows, through transformers' `apply_liger_kernel`. Its
+losses are not used: here the head runs only at positions that carry the loss, and may be adapted.
 
-It changes a model and its module of transformers for good, and for some families a class of torch;
-some of its functions take no notice of the model's activation. So what it changes is written down
-here, and holds in training steps alone; and before the first step, loss and gradient of a few rows
-are computed both ways and compared.
+Liger changes a model, the model's module in transformers and, for some families, a class of torch
+for good; some of its functions ignore the model's activation. So its changes are recorded here, and
+are in force only in training steps. Before the first step, loss and gradient of a few rows are
+computed both ways and compared.
 """
 
 from __future__ import annotations
@@ -38,10 +38,9 @@ _LOSSES = {"cross_entropy": False, "fused_linear_cross_entropy": False}
 
 
 def check_kernels(recipe: Recipe) -> None:
-    """Check what can be known of the kernels before anything heavy loads.
+    """Check a recipe's kernel settings before torch is imported.
 
-    Raises:
-        SoraError: a package is missing, another key does not go with it, several processes.
+    The kernels need two packages, run on one process only, and conflict with `training.compile`.
     """
     if recipe.training.kernels is None:
         return
@@ -54,7 +53,7 @@ def check_kernels(recipe: Recipe) -> None:
             )
     if recipe.training.compile:
         raise SoraError(
-            f"{KEY} does not go with training.compile: the compiler makes kernels of its own",
+            f"{KEY} does not go with training.compile, which makes its own kernels",
             hint=f"{_OFF}, or training.compile=false",
             key=KEY,
         )
@@ -62,11 +61,7 @@ def check_kernels(recipe: Recipe) -> None:
 
 
 def check_gpu(recipe: Recipe) -> None:
-    """Check that there is a GPU to run the kernels on; loads torch.
-
-    Raises:
-        SoraError: there is none, or `check_kernels` says so.
-    """
+    """Check that there is a GPU for the kernels; imports torch."""
     check_kernels(recipe)
     if recipe.training.kernels is None:
         return
@@ -74,25 +69,25 @@ def check_gpu(recipe: Recipe) -> None:
 
     if not torch.cuda.is_available():
         raise SoraError(
-            f"{KEY}=liger needs a GPU: a CPU runs no Triton kernels", hint=_OFF, key=KEY
+            f"{KEY}=liger needs a GPU: a CPU cannot run Triton kernels", hint=_OFF, key=KEY
         )
 
 
 def check_family(model: Any) -> None:
-    """Raise `SoraError` where Liger has no kernels for a model's family."""
+    """Check that Liger has kernels for a model's family."""
     families, family = _families(), model.config.model_type
     if family not in families:
         near = closest(family, families)
         raise SoraError(
             f"{KEY}=liger: Liger has no kernels for {family} models",
-            where=f"the nearest is {near}" if near else f"there are {listed(sorted(families))}",
+            where=f"closest name: {near}" if near else f"it has: {listed(sorted(families))}",
             hint=_OFF,
             key=KEY,
         )
 
 
 def _families() -> Mapping[str, Callable[..., None]]:
-    """Return Liger's functions by the model type that each of them changes."""
+    """Return Liger's functions by model type; each function changes one model family."""
     from liger_kernel.transformers import monkey_patch
 
     families: Mapping[str, Callable[..., None]] = monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN
@@ -100,21 +95,17 @@ def _families() -> Mapping[str, Callable[..., None]]:
 
 
 class Kernels:
-    """The changes that Liger makes to a model, in place while `running` and taken back after it.
-
-    Raises:
-        SoraError: Liger cannot do it, or it has no kernels for the model's family.
-    """
+    """Liger's changes to a model: made inside `running`, undone afterwards."""
 
     def __init__(self, model: nn.Module) -> None:
         from transformers.integrations.liger import apply_liger_kernel
 
         check_family(model)
-        with _told(model):
+        with _clear_errors(model):
             spaces = _namespaces(model)
         before = [dict(space) for space in spaces]
         try:
-            with _told(model):
+            with _clear_errors(model):
                 apply_liger_kernel(model, dict(_LOSSES))
         finally:
             self._changed = [
@@ -123,18 +114,18 @@ class Kernels:
                 for name, value in space.items()
                 if old.get(name, _ABSENT) is not value
             ]
-            self._put(on=False)
+            self._switch(on=False)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Let the model's layers run with the kernels; afterwards they are as they were."""
-        self._put(on=True)
+        """Run the model's layers with the kernels; they are restored afterwards."""
+        self._switch(on=True)
         try:
             yield
         finally:
-            self._put(on=False)
+            self._switch(on=False)
 
-    def _put(self, *, on: bool) -> None:
+    def _switch(self, *, on: bool) -> None:
         for space, name, old, new in self._changed:
             value = new if on else old
             if value is _ABSENT:
@@ -147,8 +138,8 @@ _ABSENT = object()
 
 
 @contextmanager
-def _told(model: nn.Module) -> Iterator[None]:
-    """Say clearly what Liger raises where it does not know a class, or a version's names."""
+def _clear_errors(model: nn.Module) -> Iterator[None]:
+    """Turn Liger's errors about unknown classes or versions into a `SoraError`."""
     try:
         yield
     except (ImportError, TypeError, ValueError, NotImplementedError) as error:
@@ -160,27 +151,27 @@ def _told(model: nn.Module) -> Iterator[None]:
 
 
 def _namespaces(model: Any) -> list[dict[str, Any]]:
-    """Return what Liger may change: modules of the model, of transformers, and torch's layers."""
+    """Return the namespaces that Liger may change: the model's, transformers' and torch.nn's."""
     from torch import nn
 
     apply = _families()[model.config.model_type]
     switches = inspect.signature(apply).parameters.values()
-    apply(**{p.name: False for p in switches if isinstance(p.default, bool)})  # imports, no more
+    # with every switch off it changes nothing, but imports the modules of the model's family
+    apply(**{p.name: False for p in switches if isinstance(p.default, bool)})
     code = [m for name, m in sys.modules.items() if name.startswith("transformers.models.")]
     return [vars(each) for each in (*model.modules(), *code, nn)]
 
 
 def running(model: nn.Module, block: TrainingBlock) -> AbstractContextManager[None]:
-    """Return what lets a model run as the recipe's training steps have it."""
+    """Return a context manager that runs a model with the recipe's kernels, if any."""
     return contextlib.nullcontext() if block.kernels is None else Kernels(model).running()
 
 
 @contextmanager
 def steps_with_kernels(trainer: AdapterTrainer) -> Iterator[None]:
-    """Let a trainer's steps run with the kernels that its recipe names, once they are checked.
+    """Run a trainer's steps with the recipe's kernels, after comparing loss and gradient.
 
-    Raises:
-        SoraError: they cannot be applied, or give another loss or gradient.
+    Kernels that give another loss or gradient than the model's own layers are refused.
     """
     if trainer.recipe.training.kernels is None:
         yield

@@ -1,6 +1,6 @@
 """A report that is filled during a run.
 
-It is written when a run starts, ends, fails or is interrupted, and at each evaluation, always
+It is written when a run starts, ends, fails or is interrupted, and at each evaluation; always as a
 whole.
 """
 
@@ -35,20 +35,20 @@ R = TypeVar("R", bound=Report)
 
 
 class ReportLog(Generic[R]):
-    """A report that is filled while the run goes on, and saved however the run ends."""
+    """A report that is filled during a run, and saved at the run's end even after an error."""
 
     def __init__(self, path: Path, report: R) -> None:
         self.path, self.report = path, report
 
     def note_import(self, began: float) -> float:
-        """Count the seconds since a moment of `time.perf_counter` as the phase "import"."""
+        """Record the seconds since `began` (a `time.perf_counter` value) as the phase "import"."""
         spent = time.perf_counter() - began
         self._spend("import", spent)
         return spent
 
     @contextmanager
     def running(self) -> Iterator[R]:
-        """Save the report as running, and at the block's end with how it ended."""
+        """Save the report with status "running", and at the block's end with the outcome."""
         self.report.status, self.report.error, self.report.finished = "running", None, None
         self.save()
         try:
@@ -63,7 +63,7 @@ class ReportLog(Generic[R]):
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the seconds of the block to a phase."""
+        """Add the duration of the block, in seconds, to a phase."""
         start = time.perf_counter()
         try:
             yield
@@ -87,17 +87,17 @@ class ReportLog(Generic[R]):
         self.report.seconds[name] = round(self.report.seconds.get(name, 0.0) + spent, 3)
 
     def save(self) -> None:
-        """Write the report as it stands; of several processes only the main one writes."""
+        """Write the report in its current state; of several processes only the main one writes."""
         if is_main():
             self.write()
 
     def write(self, left_out: dict[str, Any] | None = None) -> None:
-        """Write the report as it stands, without the fields that are left out."""
+        """Write the report in its current state, without the fields in `left_out`."""
         text = self.report.model_dump_json(exclude=left_out)  # NaN becomes null
         write_text_atomic(self.path, readable_json(json.loads(text)))
 
     def _fail(self, status: Status, error: str) -> None:
-        """End the report; ignore it if it cannot be written, for the disk may be what failed."""
+        """End the report; ignore a write error, since a full disk may have ended the run."""
         with suppress(OSError):
             self._end(status, error)
 
@@ -111,7 +111,7 @@ class RunLog(ReportLog[RunReport]):
     """The log of one training run: `report.json` and `history.json` in its directory.
 
     Args:
-        began: when the command began, by `time.perf_counter`; None: now.
+        began: start of the command, a `time.perf_counter` value; None: now.
     """
 
     def __init__(
@@ -123,21 +123,22 @@ class RunLog(ReportLog[RunReport]):
             self.report.started = now(-self.note_import(began))
 
     def note_resumption(self, step: int) -> None:
-        """Note that this process resumes the run from the checkpoint of that step."""
+        """Record that this process resumes the run from the checkpoint of `step`."""
         before = read_report(self.path.parent)
         earlier = before.resumed if before else []
         self.report.resumed = [*earlier, Resumption(step=step, started=self.report.started)]
 
     def note_progress(self, state: Any) -> None:
-        """Take over the steps and the history of a Trainer's state."""
+        """Copy the step count and the history from a Trainer's state."""
         self.report.steps, self.report.history = state.global_step, list(state.log_history)
 
     def write(self, left_out: dict[str, Any] | None = None) -> None:
-        """Write the history and then the report.
+        """Write the history, then the report.
 
-        So a finished report has all of its history, even if the process is killed in between;
-        `started` tells a history that belongs to another report.
+        In this order a finished report has its whole history even if the process is killed in
+        between. `started` reveals a history that belongs to another report.
         """
+        # two files: the history grows with every step, the report stays short enough to read
         history = History.of(self.report)
         file = self.path.with_name(HISTORY_FILE)
         is_empty = history == History(started=history.started)
@@ -145,7 +146,7 @@ class RunLog(ReportLog[RunReport]):
             write_text_atomic(file, history.model_dump_json(exclude_defaults=True) + "\n")
         super().write(history.fields_of_report())
         if is_empty:
-            file.unlink(missing_ok=True)  # of an earlier run in this directory
+            file.unlink(missing_ok=True)  # an earlier run's history
 
 
 def provenance() -> dict[str, Any]:

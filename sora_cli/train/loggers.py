@@ -1,8 +1,8 @@
-"""Loggers of `training.loggers`: transformers' integrations, and callbacks of a user's own file.
+"""Loggers of `training.loggers`: transformers' integrations, and callbacks from a user's file.
 
-Transformers sends them the loss, the rate and the scores of evaluations. Here they also get the
-components alive, the rate of each parameter group, and, when a run has its result, the scores that
-it reports and its rank map as a picture: by then most of them have closed their records.
+Transformers sends them losses, learning rates and evaluation scores. Here they also get the number
+of live components, the learning rate of each parameter group and, at the end of a run, its reported
+scores and its rank map as a picture. By then most loggers have closed their records.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from sora_cli.train.callback import MethodCallback
 from sora_cli.train.checkpoint.trainer_internals import plain_optimizer
 
 EXTRAS = ("tensorboard", "trackio", "wandb", "mlflow")
-"""Loggers that are extras of this package, and are sent the rank map."""
+"""Loggers that are extras of this package; they also get the rank map."""
 
 
 def check_loggers(names: list[str]) -> None:
-    """Raise `SoraError` where a logger is unknown or not installed."""
+    """Check that every logger is known and installed."""
     if not names:
         return
     installed = {*get_available_reporting_integrations(), *LOGGERS}
@@ -53,24 +53,24 @@ def check_loggers(names: list[str]) -> None:
 
 
 def split_loggers(names: list[str]) -> tuple[list[str], list[TrainerCallback]]:
-    """Return transformers' own loggers by name, and the others as callbacks."""
+    """Return the names of transformers' own loggers, and the other loggers as callbacks."""
     return [n for n in names if n not in LOGGERS], [LOGGERS[n]() for n in names if n in LOGGERS]
 
 
 class _MoreFacts(TrainerCallback):  # type: ignore[misc]
-    """Adds the components alive and the rates of all groups to what loggers get."""
+    """Adds the live components and every group's learning rate to the logged values."""
 
     def __init__(self, hooks: MethodCallback) -> None:
         self.hooks = hooks
         self.rates: dict[str, float] = {}
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note the rates of the step, before they change for the next one."""
+        """Record the learning rates of this step: the scheduler changes them next."""
         groups = plain_optimizer(self.hooks.trainer).param_groups
         self.rates = {g["name"]: float(g["lr"]) for g in groups if "name" in g}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Add to the entry of a step; the run's history has its own copy."""
+        """Add values to a step's log entry; the run's history has its own copy."""
         if not logs or "loss" not in logs:
             return
         if self.hooks.live:
@@ -80,15 +80,16 @@ class _MoreFacts(TrainerCallback):  # type: ignore[misc]
 
 @contextmanager
 def logged(trainer: Any, hooks: MethodCallback) -> Iterator[None]:
-    """Send the loggers more than Trainer does; what they print goes to stderr.
+    """Send the loggers more values than Trainer does, and redirect their prints to stderr.
 
-    Afterwards they are no callbacks of the trainer any more: scoring would open some of them again.
+    Afterwards the loggers are removed from the trainer's callbacks: scoring would reopen some of
+    them.
     """
     if not trainer.recipe.training.loggers:
         yield
         return
     callbacks = trainer.callback_handler.callbacks
-    callbacks.insert(0, _MoreFacts(hooks))  # before those that send
+    callbacks.insert(0, _MoreFacts(hooks))  # before the loggers, which send the values
     kinds = (*INTEGRATION_TO_CALLBACK.values(), *LOGGERS.values())
     try:
         with redirect_stdout(sys.stderr):
@@ -101,12 +102,12 @@ def logged(trainer: Any, hooks: MethodCallback) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Result:
-    """All that a logger is sent at the end.
+    """A finished run's result for one logger.
 
     Attributes:
-        callback: transformers' own for this logger.
-        args: the Trainer's.
-        picture: the rank map's file; None where there is none.
+        callback: transformers' callback for this logger.
+        args: the Trainer's arguments.
+        picture: file of the rank map; None: there is none.
     """
 
     callback: Any
@@ -119,7 +120,7 @@ class _Result:
 def send_result(
     trainer: Any, metrics: Mapping[str, Mapping[str, float | None]], picture: Path
 ) -> None:
-    """Send a finished run's scores and, where there is one, its rank map to its loggers."""
+    """Send a finished run's scores and its rank map, if it has one, to its loggers."""
     if not is_main():
         return
     scores = {

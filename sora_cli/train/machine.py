@@ -1,4 +1,4 @@
-"""The machine a run trains on: what it must offer, and repeatable results."""
+"""Requirements on the machine that trains, and repeatable results."""
 
 from __future__ import annotations
 
@@ -10,15 +10,11 @@ from sora_cli.core.errors import SoraError
 from sora_cli.recipe.recipe import TrainingBlock
 from sora_cli.train.loggers import check_loggers
 
-_WORKSPACE = ":4096:8"  # 8 buffers of 4,096 KiB: cuBLAS repeats itself with this or :16:8 only
+_WORKSPACE = ":4096:8"  # 8 buffers of 4,096 KiB; cuBLAS is repeatable only with this or :16:8
 
 
 def check_machine(block: TrainingBlock) -> None:
-    """Check what the run needs of the machine, before anything is loaded.
-
-    Raises:
-        SoraError: a precision that needs a GPU, a logger that is not installed.
-    """
+    """Check devices, loggers and launcher settings before anything is loaded."""
     if block.precision == "fp16" and not torch.cuda.is_available():
         raise SoraError(
             "precision fp16 needs a GPU",
@@ -30,16 +26,16 @@ def check_machine(block: TrainingBlock) -> None:
 
 
 def _check_launcher() -> None:
-    """Refuse what `accelerate launch` may ask for, by environment, and methods cannot do."""
+    """Refuse settings of `accelerate launch` (environment variables) unsupported by methods."""
     if _asked_for("ACCELERATE_USE_DEEPSPEED"):
         raise SoraError(
-            "DeepSpeed is not supported: its optimisers keep the gradients that methods look at",
-            hint="torchrun; where the model is too large for that, FSDP with fsdp_version: 2",
+            "DeepSpeed is not supported: its optimisers hide the gradients that methods read",
+            hint="use torchrun; if the model is too large for that, FSDP with fsdp_version: 2",
         )
     if _asked_for("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") == "1":
         raise SoraError(
-            "FSDP1 is not supported: it flattens the factors",
-            hint="in accelerate's configuration: fsdp_version: 2",
+            "FSDP1 is not supported: it flattens the adapters' factors",
+            hint="set fsdp_version: 2 in accelerate's configuration",
         )
 
 
@@ -48,20 +44,20 @@ def _asked_for(name: str) -> bool:
 
 
 def set_deterministic(on: bool) -> None:
-    """Allow deterministic algorithms only, or all; call it before the first work on a GPU.
+    """Restrict torch to deterministic algorithms, or allow all; call it before any work on a GPU.
 
-    This is `training.deterministic`. A run on a CPU repeats itself without it. On a GPU some
-    kernels add in whatever order their threads come (scatters, gradients of gathers and of
-    attention), and cuBLAS may compute a product in another way where several streams share its
-    workspace. Other hardware, another number of processes or of CPU threads, and other versions of
-    torch, CUDA or a driver still give other bits.
+    This is `training.deterministic`. On a CPU runs are repeatable without it. On a GPU some kernels
+    add numbers in the order in which threads arrive (scatters, gradients of gathers and of
+    attention), and cuBLAS may compute a product differently if several streams share its workspace.
+    Different hardware, numbers of processes or CPU threads, and versions of torch, CUDA or the
+    driver still give different bits.
 
-    With `on`, torch raises RuntimeError at an operation that has no such algorithm.
+    With `on`, torch raises RuntimeError at an operation without a deterministic algorithm.
     """
     if on:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _WORKSPACE)  # read once, by cuBLAS
-        os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")  # of the flash-attn package
-        torch.backends.cudnn.benchmark = False  # it times algorithms, and may choose another
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _WORKSPACE)  # cuBLAS reads it once
+        os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")  # for the package flash-attn
+        torch.backends.cudnn.benchmark = False  # it chooses algorithms by their time
     torch.use_deterministic_algorithms(on)
-    # nothing here reads memory that was not written
+    # filling new memory costs time, and no code here reads unwritten memory
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

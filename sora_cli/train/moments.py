@@ -1,8 +1,8 @@
-"""An optimiser's moments as plain numbers, also where bitsandbytes keeps them as codes of 8 bits.
+"""An optimiser's moments as plain numbers, also if bitsandbytes stores them as 8-bit codes.
 
-Components that are removed take their moments along. With bitsandbytes' optimisers this happens on
-decoded moments, which are then coded again, by the rounding that each of its steps does. The names
-of the parts of its state stand in this file.
+Removing components also removes their moments. With bitsandbytes' optimisers the moments are
+decoded, changed, and encoded again with the rounding that each of its steps applies. The names in
+bitsandbytes' state appear only in this file.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor
 from sora_cli.train.optimizers import BLOCK
 
 _NUMBERS = {"exp_avg": 1, "exp_avg_sq": 2}
-"""torch's names of the moments, and the numbers that bitsandbytes gives them."""
+"""torch's name of each moment -> its number in bitsandbytes' names ("state1", "absmax1")."""
 
 
 @contextmanager
 def plain_moments(
     optimizer: torch.optim.Optimizer,
 ) -> Iterator[Mapping[Tensor, dict[str, Any]]]:
-    """Give the moments by parameter, under torch's names; what is changed inside is kept."""
+    """Yield the moments by parameter, under torch's names; changes inside the block are kept."""
     if not _is_bitsandbytes(optimizer):
         yield optimizer.state
         return
@@ -38,14 +38,14 @@ def _is_bitsandbytes(optimizer: torch.optim.Optimizer) -> bool:
 
 
 class _Decoded(Mapping[Tensor, dict[str, Any]]):
-    """The state of an optimiser of bitsandbytes; only what somebody asks for is decoded."""
+    """The state of a bitsandbytes optimiser; a parameter's moments are decoded on first access."""
 
     def __init__(self, state: Mapping[Tensor, dict[str, Any]]) -> None:
         self._state = state
         self._read: dict[Tensor, dict[str, Any]] = {}
 
     def __getitem__(self, parameter: Tensor) -> dict[str, Any]:
-        if parameter not in self._state:  # it would make an entry
+        if parameter not in self._state:  # a defaultdict: reading would add an entry
             raise KeyError(parameter)
         if parameter not in self._read:
             stored = self._state[parameter]
@@ -59,7 +59,7 @@ class _Decoded(Mapping[Tensor, dict[str, Any]]):
         return len(self._state)
 
     def write_back(self) -> None:
-        """Store everything that was read, as it is now."""
+        """Store the current values of all moments that were read."""
         for parameter, moments in self._read.items():
             for name, number in _NUMBERS.items():
                 _store(self._state[parameter], number, moments[name])
@@ -67,12 +67,12 @@ class _Decoded(Mapping[Tensor, dict[str, Any]]):
 
 def _decoded(stored: Mapping[str, Any], number: int) -> Tensor:
     moment: Tensor = stored[f"state{number}"]
-    if moment.dtype != torch.uint8:  # a small tensor's, of 32 bits
+    if moment.dtype != torch.uint8:  # small tensors keep 32 bits
         return moment
     from bitsandbytes.functional import dequantize_blockwise
 
     scales, code = stored[f"absmax{number}"], stored[f"qmap{number}"]
-    codes = moment.to(scales.device)  # paged ones count as the CPU's
+    codes = moment.to(scales.device)  # paged codes count as CPU tensors
     decoded: Tensor = dequantize_blockwise(codes, absmax=scales, code=code, blocksize=BLOCK)
     return decoded
 
@@ -88,7 +88,7 @@ def _store(stored: dict[str, Any], number: int, moment: Tensor) -> None:
         moment.contiguous(), code=stored[f"qmap{number}"], blocksize=BLOCK
     )
     if codes.shape == before.shape:
-        before.copy_(codes)  # paged memory stays paged
+        before.copy_(codes)  # in place, so paged memory stays paged
     else:
         stored[f"state{number}"] = codes
     stored[f"absmax{number}"] = state.absmax

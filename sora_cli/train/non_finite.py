@@ -1,12 +1,12 @@
-"""A loss or gradient that is not finite stops the run, or its step is left out and counted.
+"""Stop the run at a loss or gradient that is not finite, or leave out and count its step.
 
 `guard_steps(trainer, hooks, ...)` looks once per optimiser step at the losses of its micro-batches
-and at the gradient norm that the trainer has computed anyway, and synchronises one bit for it. Over
-several processes the answer is the same on all. Infinite gradients that a gradient scaler (fp16) is
-there to meet are left to it, as long as its scale is what makes them infinite.
+and at the gradient norm, which the trainer has computed anyway, and synchronises one bit with the
+device. All processes get the same answer. Infinite gradients under a gradient scaler (fp16) are
+left to the scaler, as long as its scale causes them.
 
-A step left out changes no parameter, no moment of the optimiser and nothing of the method; learning
-rate and step count go on, and logged losses are means over the steps that were taken.
+A step left out changes no parameter, no optimiser moment and nothing in the method. Learning rate
+and step count go on, and logged losses are means over the steps that were taken.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sora_cli.train.checkpoint.trainer_internals import first_step, running_loss
 from sora_cli.train.diagnosis import Pass, find_origin
 
 IN_A_ROW = 10
-"""Steps without a finite loss and gradient that stop a run which would leave them out."""
+"""Bad steps in a row that stop a run even if it leaves out bad steps."""
 
 Policy = Literal["stop", "skip"]
 
@@ -44,9 +44,9 @@ def guard_steps(
     """Watch a trainer's steps; call it after `attach` and before `trainer.train()`.
 
     Args:
-        hooks: what `attach` returned; it counts the steps left out.
-        policy: what a bad step does: "stop" the run, or be left out ("skip").
-        last_checkpoint: the directory of the last checkpoint there is, asked for when a run stops.
+        hooks: the result of `attach`; it counts the steps left out.
+        policy: "stop" the run at a bad step, or leave the step out ("skip").
+        last_checkpoint: returns the directory of the last checkpoint, for the message of a stop.
     """
     guard = FiniteGuard(trainer, hooks, policy=policy, last_checkpoint=last_checkpoint)
     trainer.add_callback(guard)
@@ -74,14 +74,15 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         self.skipped: list[int] = []
         self._last_checkpoint = last_checkpoint
         self._in_a_row = 0
-        self._batches: list[Pass] = []  # of the step at hand
-        self._norm: Any = None  # of its gradient, before clipping
-        self._sum = torch.zeros(())  # of losses not yet logged, before the step
+        self._batches: list[Pass] = []  # of the current step
+        self._norm: Any = None  # of the current step's gradient, before clipping
+        self._sum = torch.zeros(())  # of the losses not yet logged, before the current step
         self._logged = 0  # step of the last logged loss
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Forget the last step; remember the sum of losses in case this one is left out."""
+        """Forget the previous step; save the sum of losses in case this step is left out."""
         self._batches, self._norm = [], None
+        # Trainer adds each micro-batch's loss to its sum before the step is checked
         if self.policy == "skip":
             self._sum = running_loss(self.trainer).clone()
 
@@ -101,7 +102,7 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         self._leave_out()
 
     def progress(self) -> dict[str, Any]:
-        """Return the steps left out so far, and how many in a row."""
+        """Return the steps left out so far, and the length of the current series of bad steps."""
         return {
             "skipped": list(self.skipped),
             "in_a_row": self._in_a_row,
@@ -109,17 +110,17 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         }
 
     def restore(self, progress: dict[str, Any]) -> None:
-        """Continue from these."""
+        """Continue from the counts of `progress`."""
         self.skipped, self._in_a_row = list(progress["skipped"]), progress["in_a_row"]
         self._logged = progress["logged"]
 
     def wrap(self) -> None:
-        """Wrap the trainer's functions that know the losses and the norm."""
+        """Wrap the trainer's functions that see the losses and the gradient norm."""
         trainer = self.trainer
         step, clip, log = trainer.training_step, trainer.accelerator.clip_grad_norm_, trainer.log
 
         def training_step(model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Any:
-            random = generators.tensors()
+            random = generators.torch_states()
             loss = step(model, inputs, num_items_in_batch)
             self._batches.append(Pass(inputs, random, loss))
             return loss
@@ -136,7 +137,7 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         trainer.accelerator.clip_grad_norm_ = clip_grad_norm_
 
     def _all_finite(self, numbers: list[Tensor]) -> bool:
-        """Return whether all processes' numbers are finite; only here the GPU is waited for."""
+        """Return True if the numbers of all processes are finite; this call waits for the GPU."""
         device = self.trainer.args.device
         finite = torch.stack([n.detach().isfinite().to(device) for n in numbers]).all()
         if self.trainer.args.world_size > 1:
@@ -144,9 +145,12 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         return bool(finite)
 
     def _scales(self) -> bool:
-        """Return whether a gradient scaler may have made a gradient infinite; it handles that."""
+        """Return True if a gradient scaler may have made a gradient infinite.
+
+        The scaler then skips the step by itself and lowers its scale.
+        """
         scaler = self.trainer.accelerator.scaler
-        # below a scale of 1 the scaler has halved it many times: the gradient itself is infinite
+        # below 1 the scale has been halved many times, so the gradient itself is infinite
         return scaler is not None and scaler.is_enabled() and scaler.get_scale() >= 1
 
     def _leave_out(self) -> None:
@@ -155,12 +159,13 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         self.hooks.skip_step()
 
     def _correct(self, logs: dict[str, float]) -> None:
-        """Correct the mean losses: Trainer divides by all steps, those left out among them."""
+        """Correct the mean losses: Trainer divides by all steps, including those left out."""
         now, begun = self.trainer.state.global_step, first_step(self.trainer)
         for key, since in (("loss", self._logged), ("train_loss", begun)):
             left_out = sum(step > since for step in self.skipped)
             if key in logs and left_out:
                 taken = now - since - left_out
+                # Trainer's mean is sum / (now - since), and the sum lacks the steps left out
                 logs[key] = logs[key] * (now - since) / taken if taken else math.nan
         if "loss" in logs:
             self._logged = now
@@ -176,14 +181,14 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         elif self.policy == "stop":
             hint += ", or leave such steps out: training.non_finite=skip"
         if self._in_a_row >= IN_A_ROW:
-            what = f"step {step} is the {IN_A_ROW}th bad one in a row: {origin.text}"
+            what = f"step {step} is the {IN_A_ROW}th bad step in a row: {origin.text}"
         folder = self._last_checkpoint()
-        where = "there is no checkpoint before" if folder is None else f"last checkpoint: {folder}"
+        where = "there is no earlier checkpoint" if folder is None else f"last checkpoint: {folder}"
         return SoraError(what, where=where, hint=hint)
 
 
 def _norm_of(model: nn.Module) -> Tensor:
-    """Return the gradient's norm, for when the trainer has not computed it."""
+    """Return the gradient's norm, if the trainer did not call accelerate's clip_grad_norm_."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm: Tensor = torch.stack(foreach_norm(gradients)).norm()
     return norm

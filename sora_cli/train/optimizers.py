@@ -1,9 +1,9 @@
-"""The optimisers of `training.optimizer`: what each needs, and the memory of its moments.
+"""The optimisers of `training.optimizer`: requirements, and the memory of their moments.
 
-The optimisers of 8 bits are those of bitsandbytes (Dettmers et al. 2022, arXiv 2110.02861): both
-moments of a tensor are kept as codes of one byte, with a scale for every block of 256 of them.
-Small tensors, such as gates and many factors, and embeddings keep 32 bits. `moments` cuts them
-down where components are removed.
+The 8-bit optimisers come from bitsandbytes (Dettmers et al. 2022, arXiv 2110.02861). Both moments
+of a tensor are stored as one-byte codes, with one scale for every block of 256 codes. Small
+tensors, such as gates and many factors, and embeddings keep 32 bits. `moments` removes the moments
+of removed components.
 """
 
 from __future__ import annotations
@@ -25,26 +25,25 @@ TRAINER_NAMES: dict[Optimizer, str] = {
     "adamw_8bit": "adamw_bnb_8bit",
     "paged_adamw_8bit": "paged_adamw_8bit",
 }
-"""Their names in transformers, as in `TrainingArguments(optim=...)`."""
+"""Our name -> transformers' name, for `TrainingArguments(optim=...)`."""
 BLOCK = 256
-"""Codes that have a scale in common (`Optimizer2State.init_state` in bitsandbytes)."""
-_SMALLEST = 4096  # numbers from which a tensor's moments are coded (`min_8bit_size`)
-_PAGED = 100_000  # numbers from which they are paged (`get_state_buffer`)
+"""Codes that share a scale (`Optimizer2State.init_state` in bitsandbytes)."""
+_SMALLEST = 4096  # tensors of at least this many numbers have coded moments (`min_8bit_size`)
+_PAGED = 100_000  # tensors of at least this many numbers have paged moments (`get_state_buffer`)
 
 
 def check_optimizer(recipe: Recipe) -> None:
-    """Check what can be known of an optimiser before anything heavy loads.
+    """Check a recipe's optimiser before torch is imported.
 
-    Raises:
-        SoraError: its package is not installed, or it cannot keep the moments that are needed.
+    8-bit moments need bitsandbytes, and do not work with methods that rotate the moments.
     """
     name = recipe.training.optimizer
     if not in_8_bits(name):
         return
     if recipe.method.config.turns_basis:
         raise SoraError(
-            f"{KEY}={name} does not go with method {recipe.method.name}, which turns the moments",
-            where="codes of 8 bits round zeros, too, so that what was cut would come back",
+            f"{KEY}={name} does not go with method {recipe.method.name}, which rotates the moments",
+            where="8-bit moments do not keep exact zeros, so components that were cut would return",
             hint=f"{KEY}=adamw",
             key=KEY,
         )
@@ -52,11 +51,7 @@ def check_optimizer(recipe: Recipe) -> None:
 
 
 def check_device(recipe: Recipe) -> None:
-    """Check that an optimiser takes steps on this machine's device; loads torch.
-
-    Raises:
-        SoraError: it needs a GPU, or its package cannot take a step on this CPU.
-    """
+    """Check that this machine's device can run the optimiser; imports torch."""
     check_optimizer(recipe)
     name = recipe.training.optimizer
     if not in_8_bits(name):
@@ -67,22 +62,22 @@ def check_device(recipe: Recipe) -> None:
         return
     if name == "paged_adamw_8bit":
         raise SoraError(
-            f"{KEY}={name} needs a GPU, from whose memory pages can move away",
+            f"{KEY}={name} needs a GPU: it moves pages out of the GPU's memory",
             hint=f"{KEY}=adamw_8bit",
             key=KEY,
         )
     try:
         _take_step()
-    except Exception as error:  # what is missing in a build shows as whatever the call raises
+    except Exception as error:  # builds without the operation raise different errors
         raise SoraError(
-            f"this version of bitsandbytes takes no step of 8 bits on a CPU: {first_line(error)}",
+            f"this version of bitsandbytes cannot take 8-bit steps on a CPU: {first_line(error)}",
             hint=f"pip install --upgrade bitsandbytes, or {KEY}=adamw",
             key=KEY,
         ) from error
 
 
 def _take_step() -> None:
-    """Take a step of 8 bits on a CPU: versions differ in which operations they have there."""
+    """Take one 8-bit step on the CPU: versions of bitsandbytes differ in their CPU operations."""
     import torch
     from bitsandbytes.optim import AdamW8bit
 
@@ -92,24 +87,24 @@ def _take_step() -> None:
 
 
 def in_8_bits(name: Optimizer) -> bool:
-    """Tell whether an optimiser keeps coded moments."""
+    """Return True if an optimiser stores its moments as 8-bit codes."""
     return name.endswith("_8bit")
 
 
 def keep_embeddings(optimizer: Any, model: nn.Module) -> None:
-    """Let trained embeddings keep moments of 32 bits, as transformers' Trainer does.
+    """Keep 32-bit moments for trained embeddings, like transformers' Trainer.
 
-    Their gradients are zero but for the tokens of a batch, which a common scale serves badly.
+    Their gradients are zero except for a batch's tokens, so a scale shared by a block fits badly.
     """
     for module in _trained_embeddings(model):
         optimizer.mng.register_module_override(module, "weight", {"optim_bits": 32})
 
 
 def moment_bytes(name: Optimizer, model: nn.Module, device: str) -> int:
-    """Return the bytes of both moments of all trained parameters, as far as they stay on a device.
+    """Return the bytes of both moments of all trained parameters that stay in the device's memory.
 
     Args:
-        device: "cpu" or "cuda"; what is paged can leave a GPU and is not counted there.
+        device: "cpu" or "cuda"; paged moments can leave a GPU, so they are not counted there.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not in_8_bits(name):
@@ -120,6 +115,7 @@ def moment_bytes(name: Optimizer, model: nn.Module, device: str) -> int:
     for p in trained:
         n = p.numel()
         coded = n >= _SMALLEST and id(p) not in plain
+        # two moments, for each a float32 scale (4 bytes) per block
         scales = 2 * 4 * -(-n // BLOCK) if coded else 0
         moments = 0 if paged and n >= _PAGED else 2 * n * (1 if coded else 4)
         total += moments + scales

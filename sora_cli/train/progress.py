@@ -1,4 +1,4 @@
-"""One progress bar for training, one line per evaluation; all of it on stderr (core.progress)."""
+"""One progress bar for training and one line per evaluation, both on stderr (core.progress)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sora_cli.train.log import RunLog
 
 
 class RunProgress(ProgressCallback):  # type: ignore[misc]
-    """Trainer's progress bar with the loss and the live components, on stderr."""
+    """Trainer's progress bar with the loss and the number of live components, on stderr."""
 
     def __init__(self, hooks: MethodCallback, metric: str) -> None:
         super().__init__()
@@ -31,27 +31,27 @@ class RunProgress(ProgressCallback):  # type: ignore[misc]
             self.training_bar = tqdm(total=state.max_steps, desc="training", dynamic_ncols=True)
 
     def close(self) -> None:
-        """Close the bars; the terminal is then at the start of a line."""
+        """Close the bars; the terminal's cursor is then at the start of a line."""
         for bar in (self.prediction_bar, self.training_bar):
             if bar is not None:
                 bar.close()
         self.prediction_bar = self.training_bar = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Show the last loss in the bar, and a line for each evaluation."""
+        """Show the latest loss in the bar, and print a line for each evaluation."""
         if self.training_bar is None or not logs:
             return
         if "loss" in logs:
-            shown = {"loss": f"{logs['loss']:.3f}"}
+            postfix = {"loss": f"{logs['loss']:.3f}"}
             if self.hooks.method.config.adapts_rank and self.hooks.live:
-                shown["components"] = str(self.hooks.live[-1])
-            self.training_bar.set_postfix(shown, refresh=False)
+                postfix["components"] = str(self.hooks.live[-1])
+            self.training_bar.set_postfix(postfix, refresh=False)
         score = logs.get(f"eval_{self.metric}")
         if score is not None:
             live = f", {self.hooks.live[-1]} components alive" if self.hooks.live else ""
             line = f"epoch {state.epoch:.1f}: {self.metric} {score:.4f}{live}"
             if not quiet():
-                tqdm.write(line, file=sys.stderr)  # the bar has no file where it is turned off
+                tqdm.write(line, file=sys.stderr)  # a disabled bar has no file
 
     def on_prediction_step(
         self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
@@ -79,9 +79,9 @@ class SavedHistory(TrainerCallback):  # type: ignore[misc]
 
 @contextmanager
 def following(log: RunLog, trainer: Any) -> Iterator[None]:
-    """Keep a Trainer's steps and history in the report, however the training ends.
+    """Copy a Trainer's steps and history into the report, even if training ends with an error.
 
-    They are saved at each evaluation, for whoever watches the run.
+    The report is also saved at each evaluation, so that the run can be watched.
     """
     trainer.add_callback(SavedHistory(log))
     try:

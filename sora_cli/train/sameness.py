@@ -1,7 +1,7 @@
-"""The loss and gradient of a few training rows, computed in two ways before the first step.
+"""Compare loss and gradient of a few training rows, computed in two ways before the first step.
 
-Kernels that replace a model's own layers or its attention come from elsewhere: what they make here,
-of this model and these rows, is compared with what the model makes without them.
+Kernels that replace a model's own layers or its attention are other people's code. So their results
+for this model and these rows are compared with the results without them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from sora_cli.train.trainer import AdapterTrainer
 
 _OFF = f"{KEY}=sdpa"
-_ROWS = 2  # that are computed both ways
-_SCALE = 1024.0  # of their loss, so that no gradient is lost in 16 bits
-_FAR = {True: 0.2, False: 0.01}  # |g - g'| / |g'| in 16 bits and in 32: cosines 0.98 and 0.9999
+_ROWS = 2  # rows that are computed both ways
+_SCALE = 1024.0  # factor of the loss: keeps small gradients from vanishing in 16 bits
+# largest |g - g'| / |g'| in 16 bits and in 32: cosines of about 0.98 and 0.9999
+_FAR = {True: 0.2, False: 0.01}
 Way = AbstractContextManager[None]
 
 
@@ -31,24 +32,24 @@ def check_same(
 ) -> None:
     """Compare loss and gradient of the shortest training rows, computed in two ways.
 
-    Args:
-        key, value: of the recipe, which ask for the other way.
+    A difference larger than rounding is an error.
 
-    Raises:
-        SoraError: they differ by more than rounding.
+    Args:
+        key, value: the recipe's setting that chose the other way.
     """
     with plain:
-        wanted_loss, wanted = _gradient(trainer)
+        expected_loss, expected = _gradient(trainer)
     with other:
-        loss, found = _gradient(trainer)
+        loss, gradient = _gradient(trainer)
     low = trainer.recipe.training.precision != "fp32"
     far = _FAR[low or torch.finfo(trainer.model.dtype).bits < 32]
-    apart, norm = (float(linalg.vector_norm(vector)) for vector in (found - wanted, wanted))
-    if abs(loss - wanted_loss) <= far * abs(wanted_loss) and apart <= far * norm:
+    # relative to the whole gradient: single entries near zero may differ by rounding alone
+    apart, norm = (float(linalg.vector_norm(vector)) for vector in (gradient - expected, expected))
+    if abs(loss - expected_loss) <= far * abs(expected_loss) and apart <= far * norm:
         return
     raise SoraError(
-        f"{key}={value} gives another loss or gradient than {type(trainer.model).__name__} has",
-        where=f"loss {loss:.6g}, not {wanted_loss:.6g}; the gradient is {apart:.3g} off, of "
+        f"{key}={value} changes the loss or gradient of {type(trainer.model).__name__}",
+        where=f"loss {loss:.6g}, not {expected_loss:.6g}; gradient off by {apart:.3g}, its norm is "
         f"{norm:.3g}",
         hint=hint,
         key=key,
@@ -56,12 +57,10 @@ def check_same(
 
 
 def check_attention_same(trainer: AdapterTrainer) -> None:
-    """Compare attention by a kernel, if the model has it, with the one that transformers chooses.
+    """Compare a kernel's attention with the attention that transformers would choose.
 
-    Nothing is compared where the model is not yet on the device that it is trained on.
-
-    Raises:
-        SoraError: loss or gradient differ by more than rounding, or the kernel fails.
+    Nothing is compared without a kernel, or if the model is not yet on the training device. A
+    failure inside the kernel is reported as an error of this comparison.
     """
     name, device, model = trainer.recipe.model.attention, trainer.args.device, trainer.model
     if name is None or not has_kernel(name):
@@ -73,13 +72,13 @@ def check_attention_same(trainer: AdapterTrainer) -> None:
         check_same(trainer, plain, nullcontext(), key=KEY, value=name, hint=_OFF)
     except SoraError:
         raise
-    except Exception as error:  # it is others' code
+    except Exception as error:  # other people's code may raise anything
         why = f"fails in {type(model).__name__}: {first_line(error)}"
         raise SoraError(f"{KEY}={name} {why}", hint=_OFF, key=KEY) from error
 
 
 def _gradient(trainer: AdapterTrainer) -> tuple[float, Tensor]:
-    """Return the loss of the shortest rows, and its gradient of all that is trained."""
+    """Return the loss of the shortest rows, and its gradient in all trained parameters."""
     model, rows, block = trainer.model, trainer.train_rows, trainer.recipe.training
     assert rows is not None
     shortest = rows.lengths.argsort(kind="stable")[:_ROWS]
@@ -89,11 +88,13 @@ def _gradient(trainer: AdapterTrainer) -> tuple[float, Tensor]:
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(block.precision)
     trained = [p for p in model.parameters() if p.requires_grad]
     before = model.training
-    model.eval()  # no dropout
+    model.eval()  # without dropout both ways compute the same
     try:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             loss = model(**inputs)["loss"]
-        found = torch.autograd.grad(loss * _SCALE, trained, allow_unused=True)
+        gradients = torch.autograd.grad(loss * _SCALE, trained, allow_unused=True)
     finally:
         model.train(before)
-    return float(loss.detach()), torch.cat([g.float().flatten() for g in found if g is not None])
+    return float(loss.detach()), torch.cat(
+        [g.float().flatten() for g in gradients if g is not None]
+    )

@@ -1,4 +1,4 @@
-"""The number of optimiser steps of a run and the learning rate of each, known before it starts."""
+"""The number of optimiser steps of a run, and each step's learning rate, before it starts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Steps:
 
 
 def count_steps(args: TrainingArguments, block: TrainingBlock, rows: int) -> Steps:
-    """Count steps as transformers' Trainer does; a last batch of fewer rows is a step, too."""
+    """Count the steps of transformers' Trainer; a last batch of fewer rows counts as a step."""
     total = block.total_steps(rows)
     return Steps(
         total=total,
@@ -36,10 +36,11 @@ def count_steps(args: TrainingArguments, block: TrainingBlock, rows: int) -> Ste
 def learning_rates(
     args: TrainingArguments, method: AdapterMethod, layers: Layers, total: int
 ) -> Mapping[str, Sequence[float]]:
-    """Return the learning rate of every step, by the names of the method's parameter groups."""
+    """Return the learning rates of all steps for each of the method's parameter groups, by name."""
     groups = method.param_groups(layers, lr=args.learning_rate, weight_decay=args.weight_decay)
     if not groups:  # only the head is trained
         return {}
+    # the scheduler itself is run, on stand-ins: it is exact for every schedule of transformers
     stand_ins = [{"params": [torch.zeros(1)], "lr": group["lr"]} for group in groups]
     optimizer = torch.optim.SGD(stand_ins, lr=args.learning_rate)
     scheduler = get_scheduler(

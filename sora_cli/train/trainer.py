@@ -37,12 +37,12 @@ from sora_cli.train.optimizers import TRAINER_NAMES
 
 
 class AdapterTrainer(ResumingTrainer):
-    """A Trainer whose accumulated gradients equal those of the whole batch.
+    """A Trainer with accumulated gradients that equal the gradients of the whole batch.
 
-    Loss: each micro-batch weighs by its share of the step's rows (or tokens), over all processes.
-    (Trainer alone hands the number of items to the model, which classification models ignore: four
-    micro-batches then give four times the gradient.) Batches are of similar length, evaluation is
-    sorted by length, and predictions come back in the data set's order.
+    The loss of each micro-batch is weighted by its share of the step's rows (or tokens), over all
+    processes. (Plain Trainer passes the number of items to the model, which classification models
+    ignore: four micro-batches then give four times the gradient.) Batches have rows of similar
+    length, evaluation is sorted by length, and predictions come back in the data set's order.
     """
 
     def __init__(
@@ -50,14 +50,14 @@ class AdapterTrainer(ResumingTrainer):
     ) -> None:
         super().__init__(train_dataset=train and train.dataset, **options)
         self.task, self.recipe, self.train_rows, self.processor = task, recipe, train, processor
-        self.model_accepts_loss_kwargs = False  # then its loss is a plain mean, divided later
+        self.model_accepts_loss_kwargs = False  # so that Trainer takes plain mean losses
         self.sampler: GroupedBatchSampler | None = None
-        self.loggers: list[TrainerCallback] = []  # those of a training that has ended
-        self._counts: deque[int] = deque()  # loss items of the step's micro-batches to come
-        self.last: Predictions | None = None  # of an evaluation after the last step of all
+        self.loggers: list[TrainerCallback] = []  # of a training that has ended
+        self._counts: deque[int] = deque()  # loss items of the step's remaining micro-batches
+        self.last: Predictions | None = None  # outputs of the evaluation after the last step
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
-        """Return the micro-batches of one optimiser step, and the loss items of the step."""
+        """Return one optimiser step's micro-batches, and the loss items in it on all processes."""
         batches, _ = super().get_batch_samples(*args, **kwargs)
         assert self.sampler is not None
         step = self.state.global_step % self.recipe.training.steps_per_epoch(self.sampler.rows)
@@ -78,14 +78,14 @@ class AdapterTrainer(ResumingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Return a micro-batch's mean loss; in training weighted, so that a step has the mean."""
+        """Return a micro-batch's mean loss; in training weighted to give the step's mean."""
         on = self.recipe.training.activation_offload and model.training
         stays = (*model.parameters(), *model.buffers()) if on else ()
         with offloaded(stays, device=self.args.device.type, on=on):
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training and num_items_in_batch is not None:
             # Trainer divides by the number of micro-batches, and gradients are averaged over the
-            # processes: both are undone, so that each item of the step weighs the same
+            # processes. The factor undoes both, so that every loss item of the step weighs the same
             share = self._counts.popleft() * self.args.world_size / num_items_in_batch
             loss = loss * share * self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
@@ -104,7 +104,7 @@ class AdapterTrainer(ResumingTrainer):
             processes=self.args.world_size,
         )
         loader = self._loader(self.train_rows.dataset, batch_sampler=self.sampler)
-        return _alone(loader, self.args.device)  # the sampler has dealt the rows out
+        return _unshared(loader, self.args.device)  # the sampler has already dealt out the rows
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return batches from the longest to the shortest row."""
@@ -114,15 +114,15 @@ class AdapterTrainer(ResumingTrainer):
         """Return batches from the longest to the shortest row."""
         assert isinstance(test_dataset, SortedByLength)
         loader = self._loader(test_dataset, batch_size=self.args.eval_batch_size)
-        if self.args.world_size == 1:  # the accelerator would keep it, and its rows, for good
-            return _alone(loader, self.args.device)
+        if self.args.world_size == 1:  # the accelerator would keep the loader and its rows alive
+            return _unshared(loader, self.args.device)
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
     def prediction_step(
         self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any
     ) -> tuple[None, torch.Tensor, None]:
-        """Return what the task keeps of the model's outputs: the loss is computed from that."""
+        """Return the part of the model's outputs that the task keeps; the loss needs no more."""
         batch = prepare_inputs(self, inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**self.task.scored_inputs(batch))
@@ -142,15 +142,15 @@ class AdapterTrainer(ResumingTrainer):
         return EvalLoopOutput(outputs, None, out.metrics, out.num_samples)
 
     def predictions_of(self, rows: Encoded, metrics: Sequence[str]) -> Predictions:
-        """Return the model's outputs on a split, with all that these metrics need."""
+        """Return the model's outputs on a split, and its texts if these metrics need texts."""
         out = self.predict(SortedByLength(rows))
         return self._completed(rows, out.predictions, metrics)
 
     def final_predictions(self, rows: Encoded, metrics: Sequence[str]) -> Predictions:
-        """Return the same of a model that has all its steps behind it, at best without running it.
+        """Return the finished model's outputs on a split, reusing the last evaluation if possible.
 
-        Where the last evaluation of the training was of these rows, its outputs are taken: `fit`
-        drops them if the model has other weights than then.
+        The last evaluation is reused if it scored these rows. `fit` drops it if the model has since
+        got other weights.
         """
         if self.last is None or self.last.rows is not rows:
             return self.predictions_of(rows, metrics)
@@ -159,17 +159,17 @@ class AdapterTrainer(ResumingTrainer):
         return self.last
 
     def answers_of(self, rows: Encoded) -> Predictions:
-        """Return what answers are read off: the model's outputs, or the texts it writes."""
+        """Return the source of the model's answers: its outputs, or the texts that it writes."""
         if self.task.writes_answers:
             return Predictions(np.empty((len(rows.raw), 0)), None, rows, self.write(rows.raw))
         return Predictions(self.predict(SortedByLength(rows)).predictions, None, rows)
 
     def row_scores(self, rows: Encoded) -> RowScores:
-        """Return the task's main metric on a split, row by row; on all processes the same."""
+        """Return the task's main metric for each row of a split; the same on all processes."""
         return self.task.row_scores(self.predictions_of(rows, [self.task.best]))
 
     def write(self, examples: Dataset) -> list[str] | None:
-        """Return the text the model writes for each example; each process works on its share."""
+        """Return the text that the model writes for each row; the processes share the work."""
         model = self.accelerator.unwrap_model(self.model_wrapped)
         model.eval()  # training leaves dropout on, and only `predict` turns it off
         rank, world = self.args.process_index, self.args.world_size
@@ -198,10 +198,10 @@ class AdapterTrainer(ResumingTrainer):
 
 
 def worker_context(workers: int) -> BaseContext | None:
-    """Return how a DataLoader starts that many workers; None: as it does by itself.
+    """Return the multiprocessing context for DataLoader workers; None: the default.
 
-    A worker that is forked runs for a moment before `leave_signals_to_parent` is called in it. A
-    signal to the whole process group would end it there, and with it the run.
+    A forked worker runs for a moment before it calls `leave_signals_to_parent`. A signal to the
+    whole process group would end the worker in that moment, and with it the run.
     """
     if not workers or multiprocessing.get_start_method() != "fork":
         return None
@@ -218,8 +218,8 @@ class _HeldContext(multiprocessing.context.ForkContext):
     Process = _HeldProcess
 
 
-def _alone(loader: DataLoader[Any], device: torch.device) -> DataLoader[Any]:
-    """Prepare batches that this process has for itself."""
+def _unshared(loader: DataLoader[Any], device: torch.device) -> DataLoader[Any]:
+    """Prepare batches that are not shared with other processes."""
     one = {"num_processes": 1, "process_index": 0}
     prepared: DataLoader[Any] = prepare_data_loader(loader, device, put_on_device=True, **one)
     return prepared
@@ -252,13 +252,13 @@ def build_trainer(
 
 
 def _scoring(recipe: Recipe) -> Recipe:
-    """Leave out what only a training needs of the machine: loggers, and batches that split."""
+    """Drop training settings that scoring does not need: loggers, and batches that must split."""
     only = {"loggers": [], "batch_size": _world_size(), "gradient_accumulation": 1}
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=only)})
 
 
 def build_scorer(recipe: Recipe, task: Task, base: Base, output: Path) -> AdapterTrainer:
-    """Build a trainer that only scores, without a bar for each of its passes."""
+    """Build a trainer that only scores, without a progress bar for each pass."""
     trainer = build_trainer(recipe, task, base, output)
     trainer.remove_callback(ProgressCallback)
     return trainer
@@ -267,7 +267,7 @@ def build_scorer(recipe: Recipe, task: Task, base: Base, output: Path) -> Adapte
 def training_arguments(
     recipe: Recipe, output: Path, metric: str, *, evaluates: bool
 ) -> TrainingArguments:
-    """Return the recipe's training block as transformers' arguments."""
+    """Convert the recipe's training block to transformers' arguments."""
     block = recipe.training
     evaluate, eval_steps = _cadence(block.evaluate if evaluates else "no")
     check_machine(block)
@@ -275,7 +275,7 @@ def training_arguments(
     parts = block.gradient_accumulation * world
     if block.batch_size % parts:
         raise SoraError(
-            f"training.batch_size {block.batch_size} does not split over {world} processes x "
+            f"training.batch_size {block.batch_size} cannot be split over {world} processes x "
             f"{block.gradient_accumulation} micro-batches",
             hint=f"training.batch_size={math.ceil(block.batch_size / parts) * parts}",
         )

@@ -1,1 +1,6 @@
-"""A trained model put to work: what it answers to rows without labels, and talks with it."""
+"""Use of a trained model: answers to rows without labels, chat, text generation, benchmarks.
+
+Read `predictor` first (rows in, answers out), with `described` (the recipe that new rows are read
+with) and `parts` (answers kept for the next call). `speaker` and `chat` talk, `benchmark` runs
+lm-evaluation-harness.
+"""

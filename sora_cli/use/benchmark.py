@@ -1,7 +1,7 @@
-"""Benchmarks of lm-evaluation-harness, of an adapter, a run's result or a model.
+"""Scores of an adapter, a run or a model on benchmarks of lm-evaluation-harness.
 
-The harness is given the model as `sora eval` loads it, with the adapter's layers in it, so that an
-adapter of any layout is scored, whether PEFT could load it or not.
+The harness gets the model as `sora eval` loads it, with the adapter's layers inside. So adapters of
+any layout can be scored, including adapters that PEFT cannot load.
 """
 
 from __future__ import annotations
@@ -32,44 +32,40 @@ from sora_cli.run.scoring import load_target
 from sora_cli.tasks import create_task
 from sora_cli.use.benchmark_choice import Benchmarks
 
-_PLAIN = "none"  # the harness's name of a score without a filter
+_PLAIN = "none"  # the harness's name for "no filter", in keys like "acc,none"
 _ERROR = "_stderr"
 
 
 class TaskScores(BaseModel):
     """The scores of one benchmark."""
 
-    scores: dict[str, float] = Field(description="by metric, with its filter if it has one")
-    errors: dict[str, float] = Field(description="standard errors, of those that have one")
-    rows: int | None = Field(None, description="that were scored")
+    scores: dict[str, float] = Field(description="score by metric, and filter if there is one")
+    errors: dict[str, float] = Field(description="standard error by metric, where there is one")
+    rows: int | None = Field(None, description="number of scored rows")
     few_shot: int | None = Field(None, description="examples in each prompt")
-    version: str | None = Field(None, description="of the benchmark's definition")
+    version: str | None = Field(None, description="version of the benchmark's definition")
 
 
 class BenchmarkReport(BaseModel):
     """The content of `benchmarks.json`."""
 
-    target: str = Field(description="what was scored, as it was named")
-    digest: str | None = Field(None, description="of the adapter or the run's result")
+    target: str = Field(description="the scored adapter, run or model, as the user named it")
+    digest: str | None = Field(None, description="digest of the adapter or the run's result")
     harness: str = Field(description="version of lm-evaluation-harness")
-    limit: int | None = Field(None, description="rows of each benchmark at most")
-    results: dict[str, TaskScores] = Field(description="by benchmark")
-    notes: list[str] = Field([], description="what a person should know about the scores")
+    limit: int | None = Field(None, description="largest number of rows per benchmark; null: all")
+    results: dict[str, TaskScores] = Field(description="scores by benchmark")
+    notes: list[str] = Field([], description="remarks on the model")
 
 
 def benchmark_report(
     target: str, place: Path, recipe: Recipe, asked: Benchmarks, *, on: str | None
 ) -> BenchmarkReport:
-    """Score a causal language model, an adapter in its base, or a run's result on benchmarks.
+    """Score a causal language model, or an adapter or run of one, on benchmarks.
 
     Args:
         target: as the user named it.
-        place: the target's directory.
-        on: the base model of an adapter or a delta; None: the one that it names.
-
-    Raises:
-        SoraError: no such benchmark; its rows or the model cannot be loaded, or the model is no
-            causal language model.
+        place: directory of the target.
+        on: base model for an adapter or a delta; None means the recorded base model.
     """
     _check_family(recipe, target)
     index = _find_benchmarks(asked.names, asked.folder)
@@ -85,13 +81,9 @@ def benchmark_report(
 
 
 def _find_benchmarks(names: Sequence[str], folder: Path | None) -> TaskManager:
-    """Return the harness's index of benchmarks, once all of these are in it.
-
-    Raises:
-        SoraError: one is in no definition; the message names the nearest.
-    """
-    _quiet()
-    if folder is not None:  # the harness's own thousands take many seconds to find
+    """Return the harness's index of benchmarks; an error if a name is not in it."""
+    _silence_harness()
+    if folder is not None:  # to index the harness's own thousands takes many seconds
         index = TaskManager(include_path=str(folder), include_defaults=False)
         if set(names) <= set(index.all_subtasks):
             return index
@@ -100,7 +92,7 @@ def _find_benchmarks(names: Sequence[str], folder: Path | None) -> TaskManager:
     for name in names:
         if name not in known:
             near = closest(name, sorted(known))
-            listed = "lm-eval ls tasks lists all of them"
+            listed = "to list all benchmarks: lm-eval ls tasks"
             raise SoraError(
                 f"there is no benchmark '{name}'",
                 hint=f"did you mean '{near}'?" if near else listed,
@@ -109,7 +101,7 @@ def _find_benchmarks(names: Sequence[str], folder: Path | None) -> TaskManager:
 
 
 def _check_family(recipe: Recipe, target: str) -> None:
-    """Raise `SoraError` where what is to be scored is no causal language model."""
+    """Raise an error if the target is no causal language model."""
     if options_class(recipe.task.name).MODEL_CLASS != CausalLmOptions.MODEL_CLASS:
         raise SoraError(
             f"benchmarks score causal language models, and '{target}' is for {recipe.task.name}",
@@ -120,16 +112,16 @@ def _check_family(recipe: Recipe, target: str) -> None:
 def _score_benchmarks(
     target: str, recipe: Recipe, asked: Benchmarks, index: TaskManager, *, on: str | None
 ) -> tuple[dict[str, TaskScores], list[str]]:
-    """Return the scores by benchmark, and what a person should know about them."""
+    """Return the scores by benchmark, and notes on the loaded model."""
     base = load_target(target, recipe, create_task(recipe.task, recipe.data), on=on)
     model = base.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     language_model = HFLM(
         pretrained=model, tokenizer=base.processor, backend="causal", batch_size=asked.batch
     )
     say(f"{', '.join(asked.names)} ...")
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr):  # the harness prints; stdout is for the report
         tasks = _loaded(index, asked.names)
-        found = simple_evaluate(
+        results = simple_evaluate(
             model=language_model,
             tasks=tasks,
             task_manager=index,
@@ -137,46 +129,47 @@ def _score_benchmarks(
             num_fewshot=asked.few_shot,
             log_samples=False,
         )
-    assert found is not None  # this is the main process
-    return {name: _scores(found, name) for name in found["results"]}, list(base.notes)
+    assert results is not None  # the harness returns None in processes other than the first
+    return {name: _scores(results, name) for name in results["results"]}, list(base.notes)
 
 
 def _loaded(index: TaskManager, names: Sequence[str]) -> list[Any]:
-    """Return the benchmarks with their rows; the harness fetches them when it makes a task."""
+    """Return the benchmarks with their rows; the harness loads the rows when it creates a task."""
     made: list[Any] = []
     for name in names:
         try:
             tasks = index.load([name])
-        except Exception as error:  # of datasets, of the Hub's client, of the definition itself
+        # datasets, the Hub's client and a user's own definition may raise anything
+        except Exception as error:
             raise SoraError(
                 f"benchmark '{name}' cannot be loaded",
                 where=f"{type(error).__name__}: {first_line(error, 160)}",
-                hint="are its data in the cache, or the Hub within reach?",
+                hint="its data must be in the cache, or the Hub must be reachable",
             ) from error
         made += [*(tasks["groups"].values() or tasks["tasks"].values())]
     return made
 
 
-def _scores(found: Any, name: str) -> TaskScores:
+def _scores(results: Any, name: str) -> TaskScores:
     values: dict[str, float] = {}
     errors: dict[str, float] = {}
-    for key, value in found["results"][name].items():
+    for key, value in results["results"][name].items():
         metric, comma, rule = key.partition(",")
         if not comma or not isinstance(value, int | float):
             continue
         plain = metric.removesuffix(_ERROR)
         shown = plain if rule == _PLAIN else f"{plain} ({rule})"
         (errors if metric.endswith(_ERROR) else values)[shown] = float(value)
-    rows, made = found.get("n-samples", {}).get(name), found.get("versions", {}).get(name)
+    rows, made = results.get("n-samples", {}).get(name), results.get("versions", {}).get(name)
     return TaskScores(
         scores=values,
         errors=errors,
         rows=None if rows is None else rows["effective"],
-        few_shot=found.get("n-shot", {}).get(name),
+        few_shot=results.get("n-shot", {}).get(name),
         version=None if made is None else str(made),
     )
 
 
-def _quiet() -> None:
+def _silence_harness() -> None:
     if not verbose():
         logging.getLogger("lm_eval").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The benchmarks that `sora eval --benchmark` names, checked before the harness is imported."""
+"""The options of `sora eval --benchmark`, checked before the harness is imported (it is slow)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sora_cli.core.words import near_files
 
 @dataclass(frozen=True)
 class Benchmarks:
-    """The benchmarks that are asked for.
+    """The requested benchmarks and their options.
 
     Attributes:
-        text: their names, separated by commas.
-        folder: with definitions of the user's own.
-        limit: rows of each at most.
-        few_shot: examples in each prompt; None: as each benchmark has it.
-        batch: rows that the model gets at a time.
+        text: names of the benchmarks, separated by commas.
+        folder: directory with the user's own definitions.
+        limit: largest number of rows per benchmark; None means all rows.
+        few_shot: examples in each prompt; None means the benchmark's own number.
+        batch: rows per batch.
     """
 
     text: str
@@ -30,13 +30,13 @@ class Benchmarks:
 
     @property
     def names(self) -> list[str]:
-        """Their names."""
+        """The names of the benchmarks, as a list."""
         return [name.strip() for name in self.text.split(",") if name.strip()]
 
     def check(self) -> None:
-        """Raise `SoraError` if none is named, or the harness or the folder is not there."""
+        """Raise an error if no benchmark is named, or the harness or the folder is missing."""
         if not self.names:
-            raise SoraError("--benchmark names none", hint="--benchmark hellaswag,arc_easy")
+            raise SoraError("--benchmark needs a name", hint="--benchmark hellaswag,arc_easy")
         if find_spec("lm_eval") is None:
             raise SoraError(
                 "lm-evaluation-harness is not installed", hint="pip install 'sora-cli[lm-eval]'"

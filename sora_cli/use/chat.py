@@ -1,4 +1,4 @@
-"""A conversation with one model, or with two side by side: lines in, answers out."""
+"""A chat with one model, or with two models side by side."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from sora_cli.tasks.prompts import Message
 from sora_cli.use.speaker import Sampling, Speaker
 
 HELP = """\
-/base         switch the adapter off, and on again: off, the base model answers
-/reset        forget what was said
-/system TEXT  begin anew with this system message; without TEXT, with none
+/base         switch the adapter off, so that the base model answers, or on again
+/reset        forget the conversation
+/system TEXT  start a new conversation with this system message; without TEXT, with none
 /help         show these lines
-/quit         leave, as Ctrl-D does; Ctrl-C stops an answer, and at the prompt leaves"""
+/quit         leave; Ctrl-D and, at the prompt, Ctrl-C leave, too; Ctrl-C stops an answer"""
 _COLUMN = 48
-"""Characters that a column has at least, where two answers stand side by side."""
+"""Smallest width of a column, in characters, for two answers side by side."""
 _GAP = 3
 
 
 @dataclass
 class Chat:
-    """The turns of a conversation, and those who answer.
+    """A conversation with one or two speakers.
 
     Attributes:
-        write: takes the pieces of answers.
-        width: of the terminal, in characters; None: none, answers stand one under the other.
+        system: system message, or None.
+        write: called with each piece of an answer.
+        width: of the terminal, in characters; None without a terminal: answers come one below the
+            other.
+        turn: number of answered messages.
+        said: messages so far, by number of the speaker: each model sees its own answers.
     """
 
     speakers: list[Speaker]
@@ -41,21 +45,20 @@ class Chat:
     said: dict[int, list[Message]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Begin with nothing but the system message."""
+        """Start the conversation with the system message."""
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was said."""
+        """Forget all messages except the system message."""
         first = [] if self.system is None else [{"role": "system", "content": self.system}]
         self.said = {number: list(first) for number in range(len(self.speakers))}
         self.turn = 0
 
     def run(self, lines: Iterable[str]) -> None:
-        """Answer lines until they end, or one says so.
+        """Answer lines and obey commands until the lines end, or until /quit.
 
         Raises:
-            SoraError: a line that leaves no room for an answer.
-            Interrupted: told to end.
+            Interrupted: the process was told to end.
         """
         for line in lines:
             text = line.strip()
@@ -72,21 +75,22 @@ class Chat:
                 self._switch()
             case "/reset":
                 self.reset()
-                say("what was said is forgotten")
+                say("the conversation is forgotten")
             case "/system":
                 self.system = rest.strip() or None
                 self.reset()
-                say("begun anew with this system message" if self.system else "no system message")
+                with_it = "with this" if self.system else "without a"
+                say(f"new conversation {with_it} system message")
             case "/help":
                 for line in HELP.splitlines():
                     say(line)
             case _:
-                say(f"there is no '{word}': /help shows what there is")
+                say(f"there is no command '{word}'; /help lists the commands")
 
     def _switch(self) -> None:
         for speaker in self.speakers:
             if not speaker.layers:
-                say(f"{speaker.name} has no adapter that could be switched off")
+                say(f"{speaker.name} has no adapter to switch off")
                 continue
             speaker.muted = not speaker.muted
             state = "off: the base model answers" if speaker.muted else "on"
@@ -121,14 +125,14 @@ class Chat:
         return answer
 
     def _shorten(self, speaker: Speaker, said: list[Message]) -> None:
-        """Forget the oldest turns, as far as the model has no room for them."""
+        """Forget the oldest turns until the conversation fits into the model's context."""
         first, lost = int(said[0]["role"] == "system"), 0
         while len(said) > first + 1 and not speaker.fits(said, self.sampling.new):
-            del said[first : first + 2]  # a question and its answer
+            del said[first : first + 2]  # templates want question and answer in turns: both go
             lost += 1
         if lost:
             turns = "turn" if lost == 1 else "turns"
-            say(f"note: {speaker.name} has no room for all of it: {lost} {turns} forgotten")
+            say(f"note: too long for {speaker.name}: the oldest {lost} {turns} forgotten")
 
 
 def columns(titles: list[str], texts: list[str], width: int) -> Iterator[str]:
@@ -147,12 +151,12 @@ def columns(titles: list[str], texts: list[str], width: int) -> Iterator[str]:
 
 
 def shown(text: str) -> str:
-    """Return a model's text as a terminal can show it: without control characters, lines kept."""
+    """Return a text that is safe for a terminal: control characters escaped, line breaks kept."""
     return "".join(c if c == "\n" else printable(c) for c in text.expandtabs())
 
 
 def to_stdout(piece: str) -> None:
-    """Write a piece of an answer to stdout at once, as a terminal can show it if it is one."""
+    """Write a piece of an answer to stdout at once; escape control characters on a terminal."""
     sys.stdout.write(shown(piece) if sys.stdout.isatty() else piece)
     sys.stdout.flush()
 
@@ -162,7 +166,7 @@ def _title(speaker: Speaker) -> str:
 
 
 def typed_lines() -> Iterator[str]:
-    """Yield what is typed, after a prompt; without a terminal the lines of stdin, without one."""
+    """Yield the lines typed after a prompt; without a terminal, yield the lines of stdin."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         yield from sys.stdin
         return

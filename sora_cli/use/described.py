@@ -1,8 +1,8 @@
-"""The recipe that new rows are read with: of the model's run, or as far as its files tell.
+"""The recipe for new rows: from the model's run, otherwise derived from the model's files.
 
-`sora.json` holds the part of the run's recipe that it takes. Of anybody else's adapter or model the
-two configurations tell: `task_type` and the base's architecture the family, the number of labels
-and their names the classes.
+An adapter of this tool stores the needed part of its recipe in `sora.json`. For other adapters and
+models, the recipe is derived from the configurations of adapter and model: the task family from
+`task_type` and the model's architecture, the classes from the number and the names of the labels.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from sora_cli.run.precision import settle_precision
 from sora_cli.tasks import task_class
 
 _UNKNOWN = {"path": "unknown"}
-"""The result says where its base model is."""
+"""Placeholder: the adapter itself names its base model."""
 _PLAIN_SCORE = "accuracy"
 _WRITTEN_TOGETHER = "generation_batch_size"
 _OF_GGUF = "AutoModelForCausalLM"
 _MULTI_LABEL = "multi_label_classification"
 
 
-def described(
+def recipe_for_rows(
     place: Path,
     overrides: Sequence[str] = (),
     *,
@@ -45,19 +45,16 @@ def described(
     batch: int | None = None,
     reading: Reading = PREDICT,
 ) -> tuple[LoadedRecipe, AdapterMeta]:
-    """Return the recipe to read rows with, and what `sora.json` knows.
+    """Return the recipe for reading new rows, and the metadata of `sora.json`.
 
-    Code that comes with a model is run only if an override allows it, whatever a file says.
+    Code that comes with a model is run only if an override allows it: a file cannot allow it.
 
     Args:
-        place: of an adapter, a delta or a model.
-        on: the base model; None: the one that is recorded.
-        task: the family; None: the one that the files tell.
-        batch: rows that the model gets at a time; None: the recipe's own number.
-        reading: the keys that overrides may change.
-
-    Raises:
-        SoraError: the files do not tell the family, or the overrides do not fit it or mean nothing.
+        place: directory of an adapter, a delta or a model.
+        on: base model; None means the recorded base model.
+        task: task family; None means the family by the files, and an error if they do not tell it.
+        batch: rows per batch; None means the recipe's own number.
+        reading: keys that overrides may change.
     """
     meta = read_sora_file(place / SORA_FILE)[0]
     values = recorded_row_recipe(place, meta)
@@ -69,7 +66,7 @@ def described(
         values["data"]["label_names"] = list(meta.labels)
     if on is not None:
         values["model"] |= {"path": on, "revision": None}
-    values["method"] = {"name": builtin_names()[0]}  # any will do: nothing is trained
+    values["method"] = {"name": builtin_names()[0]}  # a recipe needs one, but nothing is trained
     named = [] if task is None else [f"task.name={task}"]
     load = partial(load_stored, values, place, place.name)
     return _for_answers(load_read(load, [*named, *overrides], reading), batch), meta
@@ -81,7 +78,7 @@ def _of_metadata(meta: AdapterMeta) -> dict[str, Any]:
 
 
 def _of_files(place: Path, on: str | None, task: str | None) -> dict[str, Any]:
-    """Find family and classes by the configurations of adapter and model."""
+    """Derive base model, task family and classes from the configurations of adapter and model."""
     adapter = read_adapter(place) if (place / ADAPTER_CONFIG).is_file() else None
     source = on or (adapter.base.name() if adapter else str(place))
     revision = adapter.base.revision if adapter and on is None else None
@@ -90,7 +87,8 @@ def _of_files(place: Path, on: str | None, task: str | None) -> dict[str, Any]:
     if number is not None:
         config.num_labels = number
     auto = auto_class_for(adapter, config) if adapter else auto_class_of(config)
-    if auto == BARE and source.lower().endswith(".gguf"):  # they hold the names of no classes
+    # a GGUF file does not record the architecture's class
+    if auto == BARE and source.lower().endswith(".gguf"):
         auto = _OF_GGUF
     data = {} if not auto.endswith("Classification") else _classes(config, adapter)
     return {
@@ -102,29 +100,33 @@ def _of_files(place: Path, on: str | None, task: str | None) -> dict[str, Any]:
 
 def _family(auto: str, config: Any, place: Path) -> str:
     if getattr(config, "problem_type", None) == _MULTI_LABEL:
-        raise SoraError(f"{place} gives several labels to a row: no task family here does")
+        raise SoraError(f"{place} gives several labels to a row, which no task family supports")
     for name in task_names():
         if auto == options_class(name).MODEL_CLASS and task_class(name).is_for(config):
             return name
     raise SoraError(
         f"{place} does not say which task it is for",
-        where=f"as its files are, it is loaded with {auto}",
+        where=f"by its files, it is loaded with {auto}",
         hint=f"add --task TASK: {', '.join(task_names())}",
     )
 
 
 def _classes(config: Any, adapter: Adapter | None) -> dict[str, Any]:
-    """Return the names of the classes, as far as the files tell; else their numbers."""
+    """Return the names of the classes; their numbers if the files hold no names."""
     names = [str(config.id2label[number]) for number in sorted(config.id2label)]
     if adapter is not None and adapter.meta.labels:
         names = list(adapter.meta.labels)
-    if names == [f"LABEL_{number}" for number in range(len(names))]:  # transformers' own
+    # the placeholders that transformers makes up for classes without names
+    if names == [f"LABEL_{number}" for number in range(len(names))]:
         names = [str(number) for number in range(len(names))]
     return {"label_names": names} if len(names) > 1 else {}
 
 
 def _for_answers(loaded: LoadedRecipe, batch: int | None) -> LoadedRecipe:
-    """Replace the metrics by a plain one: nothing is scored, and the Hub's may need a network."""
+    """Set the batch size, and replace the metrics by accuracy.
+
+    Nothing is scored, and a metric of the Hub might need a network.
+    """
     block, training = loaded.recipe.task, loaded.recipe.training
     options = options_class(block.name)
     changed: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Rows with their answers, as csv, jsonl or parquet: written in parts, and put together."""
+"""Rows with their answers as CSV, JSON lines or Parquet: written in parts, then joined."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from sora_cli.core.errors import SoraError
 from sora_cli.use.source import plain_rows
 
 Answers = Mapping[str, Sequence[Any]]
-"""New columns by name."""
+"""New columns: name -> values."""
 
 
 class Format:
-    """A way to write rows: their own columns first, then the answers.
+    """An output format: the rows' own columns first, then the answers.
 
     Attributes:
         kind: "csv", "json" or "parquet".
-        line_end: of text files.
+        header: names of the rows' own columns.
+        line_end: line break of CSV and JSON lines.
     """
 
     def __init__(
@@ -37,18 +38,15 @@ class Format:
         self.line_end = line_end
 
     def start(self, answers: Sequence[str]) -> str:
-        """Return what stands before the rows of a text file."""
+        """Return the head of the file: the header line of CSV, otherwise ""."""
         return self._lines([[*self.header, *answers]]) if self.kind == "csv" else ""
 
     def part(self, rows: Dataset, answers: Answers, as_is: Iterator[Any] | None) -> bytes:
-        """Return rows as a part of the file.
+        """Return rows and answers as a part of the file.
 
         Args:
-            as_is: from which the same rows are taken, as their own file has them; None: they are
-                to be converted.
-
-        Raises:
-            SoraError: a value that files of this kind cannot hold.
+            as_is: iterator over the same rows as their own file holds them (007 stays 007); None
+                converts the rows from their loaded values.
         """
         if self.kind == "parquet":
             return _parquet(rows, answers)
@@ -63,7 +61,7 @@ class Format:
         return "".join(f"{line}{self.line_end}" for line in lines).encode()
 
     def join(self, parts: Sequence[Path], file: Path, answers: Sequence[str]) -> None:
-        """Put parts together into one file."""
+        """Join the parts into one file."""
         if self.kind == "parquet":
             _join_parquet(parts, file)
             return
@@ -81,17 +79,18 @@ class Format:
 
 
 def _cell(value: Any) -> Any:
-    """Return a value as a cell: lists and mappings as JSON."""
+    """Return a value for a cell of CSV: lists and mappings as JSON."""
     return _json(value) if isinstance(value, list | dict) else value
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=_plain)
+    return json.dumps(value, ensure_ascii=False, default=_as_json)
 
 
-def _plain(value: Any) -> str:
+def _as_json(value: Any) -> str:
     if isinstance(value, bytes):
-        raise SoraError("the rows hold bytes, which text cannot hold", hint="-o FILE.parquet")
+        raise SoraError("the rows have bytes, which a text file cannot hold",
+                        hint="write Parquet: -o FILE.parquet")  # fmt: skip
     return str(value)
 
 
@@ -106,7 +105,7 @@ def _parquet(rows: Dataset, answers: Answers) -> bytes:
 
 
 def _join_parquet(parts: Sequence[Path], file: Path) -> None:
-    # a column may hold nothing in one part and texts in another
+    # a column of nulls only has another type than the same column with texts in the next part
     schemas = [pq.read_schema(part) for part in parts]
     schema = pa.unify_schemas(schemas, promote_options="permissive")
     with pq.ParquetWriter(file, schema) as writer:

@@ -1,7 +1,7 @@
-"""The finished parts of an unfinished file, kept beside it until all of them are there.
+"""The finished parts of an unfinished output, kept beside it until the output is complete.
 
-rows.csv.unfinished/   record.json   what the parts were made with, and of which rows
-                       0, 1, ...     the parts, in the file's own format
+rows.csv.unfinished/   record.json   settings of the call, and the rows of each part
+                       0, 1, ...     the parts, in the format of the output
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ELSEWHERE = "wait for it, stop it, or name another file: -o OUT"
 
 
 class Part(BaseModel):
-    """A finished part: its rows, and the digest of what they were."""
+    """A finished part: the number of its rows, and the digest of the input rows."""
 
     rows: int
     digest: str
@@ -39,38 +39,35 @@ class Record(BaseModel):
 
 
 class Parts:
-    """The parts of one file."""
+    """The finished parts of one output."""
 
     def __init__(self, folder: Path, record: Record) -> None:
         self.folder, self.record = folder, record
 
     @property
     def rows(self) -> int:
-        """The rows that are done."""
+        """Number of finished rows."""
         return sum(part.rows for part in self.record.parts)
 
     @property
     def files(self) -> list[Path]:
-        """The parts, in order."""
+        """Files of the parts, in order."""
         return [self.folder / str(number) for number in range(len(self.record.parts))]
 
     def add(self, content: bytes, rows: int, digest: str) -> None:
-        """Keep one more part."""
+        """Write a further part and its entry in the record."""
         write_bytes_atomic(self.folder / str(len(self.record.parts)), content)
         parts = [*self.record.parts, Part(rows=rows, digest=digest)]
         record = self.record.model_copy(update={"parts": parts})
         write_text_atomic(self.folder / _RECORD, record.model_dump_json(indent=1) + "\n")
-        self.record = record  # not before it is written: a signal may come at any moment
+        self.record = record  # only after it is written: a signal may come at any moment
 
     def check(self, digest_of: Callable[[int, int], str | None]) -> None:
-        """Check that the rows of the finished parts are still what they were.
+        """Check that the input rows of the finished parts have not changed.
 
         Args:
-            digest_of: gives the digest of the rows from one number to another; None: there are
-                not that many.
-
-        Raises:
-            SoraError: they are not.
+            digest_of: returns the digest of the rows from a first index up to (not including) a
+                second; None if there are not that many rows.
         """
         first = 0
         for part in self.record.parts:
@@ -79,26 +76,23 @@ class Parts:
                     f"rows {first} to {first + part.rows - 1} (counted from 0) have changed since "
                     "they were answered",
                     where=shown_path(self.folder),
-                    hint="put them back as they were, or add --force, which begins anew",
+                    hint="restore the rows, or add --force to answer all rows again",
                 )
             first += part.rows
 
     def delete(self) -> None:
-        """Delete them all."""
+        """Delete all parts and their record."""
         for file in (*self.files, self.folder / _RECORD):
             file.unlink(missing_ok=True)
 
 
 @contextmanager
 def opened(output: Path, made_with: dict[str, Any], *, force: bool) -> Iterator[Parts]:
-    """Open the parts of a file that is to be written, and let no other process have them.
+    """Open and lock the parts of an output; an error if existing parts have other settings.
 
     Args:
-        made_with: all that the parts depend on, beside the rows.
-        force: leave out those that are there.
-
-    Raises:
-        SoraError: those that are there were made with something else, or are damaged.
+        made_with: all settings that influence the answers.
+        force: delete existing parts first.
     """
     folder = unfinished(output)
     with locked(folder, elsewhere=_ELSEWHERE):
@@ -108,12 +102,12 @@ def opened(output: Path, made_with: dict[str, Any], *, force: bool) -> Iterator[
         begun = _read(folder, made_with)
         parts = Parts(folder, begun or Record(made_with=made_with))
         yield parts
-    with suppress(OSError):  # something is left in it
+    with suppress(OSError):  # not empty: unfinished parts stay for the next call
         folder.rmdir()
 
 
 def unfinished(output: Path) -> Path:
-    """Return the directory of a file's parts."""
+    """Return the directory for the parts of an output."""
     return output.with_name(f"{output.name}{ENDING}")
 
 
@@ -124,7 +118,7 @@ def _clear(folder: Path) -> None:
 
 
 def _read(folder: Path, made_with: dict[str, Any]) -> Record | None:
-    hint = "add --force, which begins anew"
+    hint = "add --force to answer all rows again"
     record = read_record(folder / _RECORD, Record, hint=hint)
     if record is None:
         return None
@@ -132,7 +126,7 @@ def _read(folder: Path, made_with: dict[str, Any]) -> Record | None:
     for key in dict.fromkeys([*made_with, *before]):
         if before.get(key) != made_with.get(key):
             raise SoraError(
-                f"{shown_path(folder)} was begun with another {key}",
+                f"{shown_path(folder)} was started with another {key}",
                 where=f"{shown_value(before.get(key))}, and now {shown_value(made_with.get(key))}",
                 hint=hint,
             )

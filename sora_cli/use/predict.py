@@ -1,4 +1,4 @@
-"""A file of rows with a trained model's answers, written part by part; or a stream of them."""
+"""Write rows with a trained model's answers: part by part to a file, or as a stream."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from sora_cli.data.content import data_fingerprint
 from sora_cli.data.places import line_end_in, separator_in
 from sora_cli.use.formats import Format
 from sora_cli.use.parts import Parts, opened
-from sora_cli.use.predictor import Asked, Predictor
+from sora_cli.use.predictor import Predictor, Request
 from sora_cli.use.source import Source
 
 
 @dataclass
 class Summary:
-    """The outcome of a call."""
+    """The outcome of a call of `sora predict`."""
 
     rows: int
     task: str
@@ -34,32 +34,32 @@ class Summary:
     adds: list[str]
     truncated: int = 0
     before: int = 0
-    """Rows that an earlier call had answered."""
+    """Number of rows that an earlier call had answered."""
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
-    """Remarks on the answers, for a person to read."""
+    """Remarks on the model, for people."""
 
 
 def predict_file(
-    asked: Asked, file: Path, output: Path, kind: str, *, separator: str | None, force: bool
+    request: Request, file: Path, output: Path, kind: str, *, separator: str | None, force: bool
 ) -> Summary:
     """Write the rows of a file with a model's answers to another file.
 
-    What is finished is kept beside the output until all of it is; the next call goes on there.
+    Finished parts are kept beside the output until it is complete, so that the same command can
+    continue an interrupted call.
 
     Args:
-        kind: of the output: "csv", "json" or "parquet".
-        separator: of a csv file; None: as in the input.
-        force: begin anew, and replace the output.
+        kind: format of the output: "csv", "json" or "parquet".
+        separator: of a CSV output; None means the separator of the input.
+        force: start from the first row, and replace the output.
 
     Raises:
-        SoraError: whatever is wrong with rows or model.
-        Interrupted: by a signal; it says what is kept.
+        Interrupted: a signal came; the message names the rows that are kept.
     """
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory(dir=_above(output), prefix=".sora-rows-") as scratch:
+    with tempfile.TemporaryDirectory(dir=_make_parent(output), prefix=".sora-rows-") as scratch:
         source = Source(file, Path(scratch))
-        predictor = Predictor(asked, source)
+        predictor = Predictor(request, source)
         form = _format(kind, source, separator)
         with opened(output, {**predictor.made_with(), "format": kind}, force=force) as parts:
             parts.check(predictor.digest)
@@ -71,23 +71,22 @@ def predict_file(
     return _summary(predictor, before, began)
 
 
-def predict_stream(asked: Asked, file: Path, kind: str, write: Callable[[str], object]) -> Summary:
-    """Write the rows of a file with a model's answers somewhere else, part by part.
+def predict_stream(
+    request: Request, file: Path, kind: str, write: Callable[[str], object]
+) -> Summary:
+    """Pass the rows of a file with a model's answers to `write`, part by part.
 
     Args:
-        kind: of the output: "csv" or "json".
-        write: takes text.
-
-    Raises:
-        SoraError: whatever is wrong with rows or model.
+        kind: format of the output: "csv" or "json".
+        write: called with the text of each part.
     """
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="sora-rows-") as scratch:
         source = Source(file, Path(scratch))
-        predictor = Predictor(asked, source)
+        predictor = Predictor(request, source)
         form = _format(kind, source, None)
-        _told(predictor)
-        _checked(predictor, 0)
+        _say_columns(predictor)
+        _check_rows(predictor, 0)
         as_is, started = source.as_they_stand(kind, 0), False
         with _bar("predicting", len(source), 0) as bar:
             for rows, answers in predictor.answered(0):
@@ -99,47 +98,47 @@ def predict_stream(asked: Asked, file: Path, kind: str, write: Callable[[str], o
 
 
 def _fill(parts: Parts, predictor: Predictor, form: Format) -> None:
-    """Make the parts that are missing."""
+    """Answer the remaining rows and add their parts."""
     source, first = predictor.source, parts.rows
     if first:
-        say(f"{first:,} of {len(source):,} rows are done: going on from there")
+        say(f"{first:,} of {len(source):,} rows are done: continuing from there")
     if first == len(source):
         return
-    _told(predictor)
+    _say_columns(predictor)
     as_is = source.as_they_stand(form.kind, first)
     try:
-        _checked(predictor, first)
+        _check_rows(predictor, first)
         with _bar("predicting", len(source), first) as bar:
             for rows, answers in predictor.answered(first):
                 parts.add(form.part(rows, answers, as_is), len(rows), data_fingerprint(rows))
                 bar.update(len(rows))
     except Interrupted as end:
-        raise end.with_words(*_kept(parts)) from None
+        raise end.with_words(*_resume_lines(parts)) from None
     except SoraError:
-        for line in _kept(parts):
+        for line in _resume_lines(parts):
             say(line)
         raise
 
 
-def _kept(parts: Parts) -> list[str]:
+def _resume_lines(parts: Parts) -> list[str]:
     if not parts.rows:
         return []
     return [
-        f"{parts.rows:,} rows are done, in {shown_path(parts.folder)}: the same command goes on "
+        f"{parts.rows:,} rows are done, in {shown_path(parts.folder)}: the same command continues "
         "from there"
     ]
 
 
-def _told(predictor: Predictor) -> None:
+def _say_columns(predictor: Predictor) -> None:
     reads = first_few((f"'{name}'" for name in predictor.task.input_columns), 6)
     say(f"{predictor.task.name}: reads {reads}, adds {first_few(predictor.adds, 6)}")
-    if not predictor.asked.meta.max_length and not predictor.asked.chosen:
+    if not predictor.request.meta.max_length and not predictor.request.chosen:
         limit = predictor.recipe.data.max_length
         if predictor.task.options.PROCESSOR_CLASS != "AutoImageProcessor":
             say(f"rows are cut at {limit} tokens (data.max_length)")
 
 
-def _checked(predictor: Predictor, first: int) -> None:
+def _check_rows(predictor: Predictor, first: int) -> None:
     with _bar("checking", len(predictor.source), first) as bar:
         predictor.check(first, bar)
 
@@ -156,8 +155,8 @@ def _format(kind: str, source: Source, separator: str | None) -> Format:
     return Format(kind, header, separator=separator, line_end=line_end)
 
 
-def _above(output: Path) -> Path:
-    """Return the directory that an output goes to; the rows are put there for a while, too."""
+def _make_parent(output: Path) -> Path:
+    """Create and return the directory of the output, which also holds the temporary rows."""
     output.parent.mkdir(parents=True, exist_ok=True)
     return output.parent
 

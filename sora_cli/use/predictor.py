@@ -1,7 +1,7 @@
-"""A trained model's answers to rows: the columns are found, rows checked, and answered in parts.
+"""A trained model's answers to rows: find the columns, check the rows, answer them in parts.
 
-Rows are given a stand-in for what they lack, and from there on are what `sora eval` scores: they
-are checked, encoded and put through the model in the same way, sorted by length within a part.
+Rows without labels get stand-in labels. After that they are treated like the rows of `sora eval`:
+checked, encoded and put through the model in the same way, sorted by length within a part.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from sora_cli.use.source import Source
 
 _PROBABILITY = "probability"
 _DECIDING = ("columns", "label_names", "max_length", "text_columns")
-"""Keys of the data block that decide what a model is given."""
+"""Keys of the data block that change the model's input."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The model and the way in which its answers are asked for.
+class Request:
+    """A request for answers: the model and the options of `sora predict`.
 
     Attributes:
         target: the adapter, run or model, as the user named it.
-        place: where that lies.
-        recipe: what rows are read with.
-        meta: what `sora.json` knows.
-        on: the base model; None: the one that is recorded.
-        probabilities: also a column for each class.
-        prefix: of the new columns' names.
-        chosen: whether the user named the columns to read.
-        together: rows of a part; None: the family's own number.
+        place: directory of the target.
+        recipe: for reading the rows.
+        meta: metadata of `sora.json`.
+        on: base model; None means the recorded base model.
+        probabilities: also add a column with the probability of each class.
+        prefix: for the names of new columns.
+        chosen: True if the user named the columns to read.
+        together: rows per part; None means the task family's own number.
     """
 
     target: str
@@ -67,22 +67,18 @@ class Asked:
 class Predictor:
     """A model's answers to the rows of a source."""
 
-    def __init__(self, asked: Asked, source: Source) -> None:
-        """Bind the task to the rows.
-
-        Raises:
-            SoraError: columns that are not there, or that the answers' names collide with.
-        """
-        self.asked, self.source = asked, source
-        self.recipe = asked.recipe.recipe
+    def __init__(self, request: Request, source: Source) -> None:
+        """Bind the task to the columns of the rows, and check the names of new columns."""
+        self.request, self.source = request, source
+        self.recipe = request.recipe.recipe
         with self.recipe.placing():
             check_columns(self.recipe.task.name, self.recipe.data.columns)
             self.task: Task = create_task(self.recipe.task, self.recipe.data)
-            self.size = asked.together or self.task.answered_together
+            self.size = request.together or self.task.answered_together
             first = min(self.size, len(source))
             with locating(source.origin_of(0, first)):
                 self._bind(source.rows(0, first))
-        self.adds = [f"{asked.prefix}{name}" for name in self._names()]
+        self.adds = [f"{request.prefix}{name}" for name in self._names()]
         self._check_names()
         self.truncated, self.notes = 0, list[str]()
 
@@ -90,16 +86,16 @@ class Predictor:
         completed = self._completed(rows)
         try:
             self.task.bind(completed)
-        except SoraError as error:  # it lists columns: those of the file are meant
+        except SoraError as error:  # its list of columns must not contain the stand-ins
             error.renamed(listed(completed.column_names), listed(rows.column_names))
             raise
 
     def made_with(self) -> dict[str, Any]:
-        """Return what the answers depend on, beside the rows."""
+        """Return all settings that influence the answers, except the rows."""
         recipe = self.recipe.resolved()
         return {
-            "model": result_digest(self.asked.place) or str(self.asked.place),
-            "base model": self.asked.on,
+            "model": result_digest(self.request.place) or str(self.request.place),
+            "base model": self.request.on,
             "task": recipe["task"],
             "data": {key: recipe["data"][key] for key in _DECIDING},
             "precision": recipe["training"]["precision"],
@@ -110,10 +106,9 @@ class Predictor:
         }
 
     def check(self, first: int, bar: Any) -> None:
-        """Check all rows from one on, as far as that needs no model.
+        """Check all rows from index `first` on, as far as possible without the model.
 
-        Raises:
-            SoraError: a row that does not fit, with its file and line.
+        The model is loaded only after this: a mistake in the last row shows before any answer.
         """
         for start, end in self._spans(first):
             with self.recipe.placing(), locating(self.source.origin_of(start, end)):
@@ -121,11 +116,7 @@ class Predictor:
             bar.update(end - start)
 
     def answered(self, first: int) -> Iterator[tuple[Dataset, dict[str, Sequence[Any]]]]:
-        """Yield rows from one on in parts, each with its answers by column.
-
-        Raises:
-            SoraError: the model cannot be loaded, or a row cannot be encoded.
-        """
+        """Load the model; yield the rows from index `first` on in parts, with answers by column."""
         say("load model ...")
         base = self._base()
         with tempfile.TemporaryDirectory() as scratch, no_token_cache():
@@ -135,14 +126,14 @@ class Predictor:
                 yield self._answers(trainer, base, start, end)
 
     def digest(self, first: int, last: int) -> str | None:
-        """Return the digest of rows; None if there are not that many."""
+        """Return the digest of a span of rows; None if there are not that many rows."""
         if last > len(self.source):
             return None
         return data_fingerprint(self.source.rows(first, last))
 
     def _base(self) -> Base:
         with self.recipe.placing():
-            base = load_target(self.asked.target, self.recipe, self.task, on=self.asked.on)
+            base = load_target(self.request.target, self.recipe, self.task, on=self.request.on)
         base.model.eval()
         self.notes = list(base.notes)
         return base
@@ -154,18 +145,18 @@ class Predictor:
         with self.recipe.placing():
             encoded = encode(self.task, base, self._completed(rows), origin, may_lack=True)
         self.truncated += encoded.truncated
-        found = trainer.answers_of(encoded)
+        outputs = trainer.answers_of(encoded)
         with locating(origin):
-            columns = self.task.answer_columns(found)
-            shares = self.task.probabilities(found) if self.asked.probabilities else None
+            columns = self.task.answer_columns(outputs)
+            shares = self.task.probabilities(outputs) if self.request.probabilities else None
         if shares is not None:
             columns += [share.tolist() for share in shares.T]
         return rows, dict(zip(self.adds, columns, strict=True))
 
     def _names(self) -> list[str]:
-        classes = self.task.label_names if self.asked.probabilities else []
+        classes = self.task.label_names if self.request.probabilities else []
         if classes is None:
-            raise SoraError(f"rows of task {self.task.name} have no classes: no --probabilities")
+            raise SoraError(f"--probabilities needs classes, and task {self.task.name} has none")
         return [*self.task.answered_by, *(f"{_PROBABILITY}_{name}" for name in classes)]
 
     def _check_names(self) -> None:
@@ -174,14 +165,14 @@ class Predictor:
                 raise SoraError(
                     f"the rows have a column '{name}' already",
                     where=f"new columns: {listed(self.adds)}",
-                    hint="give the new ones other names: --prefix model_",
+                    hint="give the new columns other names: --prefix model_",
                 )
 
     def _completed(self, rows: Dataset) -> Dataset:
-        """Return rows with a stand-in for what is to be predicted, as the task reads them."""
-        known = list(self.asked.meta.input_columns)
-        if known and not self.asked.chosen and set(known) <= set(rows.column_names):
-            rows = rows.select_columns(known)  # those it was trained on, whatever else is there
+        """Return the rows with stand-in labels, because the task's reader needs labelled rows."""
+        known = list(self.request.meta.input_columns)
+        if known and not self.request.chosen and set(known) <= set(rows.column_names):
+            rows = rows.select_columns(known)  # only these were in training: ignore other columns
         return self.task.stand_in(rows)
 
     def _spans(self, first: int) -> Iterator[tuple[int, int]]:

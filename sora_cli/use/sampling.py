@@ -1,4 +1,4 @@
-"""The options of how a model writes, checked, and as the settings of transformers."""
+"""The sampling options of `sora chat` and `sora generate`, and their settings of transformers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sora_cli.core.checks import STORED, check_apart_from, check_choice
+from sora_cli.core.checks import STORED, check_choice, check_excludes
 from sora_cli.core.errors import SoraError
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ _LARGEST = 2**31
 
 
 @dataclass(frozen=True)
-class Given:
-    """The options as given; None: not given."""
+class SamplingOptions:
+    """The options of the command line; None means not given."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -29,18 +29,14 @@ class Given:
     greedy: bool = False
 
 
-def check_given(given: Given, dtype: str | None) -> None:
-    """Check options before anything is loaded.
-
-    Raises:
-        SoraError: a value that is not possible, or options that do not go together.
-    """
+def check_sampling(given: SamplingOptions, dtype: str | None) -> None:
+    """Check the values and combinations of options, before a model is loaded."""
     if dtype is not None:
         check_choice("--dtype", dtype, STORED)
     if given.greedy:
         named = {"--temperature": given.temperature, "--top-p": given.top_p, "--top-k": given.top_k,
                  "--seed": given.seed}  # fmt: skip
-        check_apart_from("--greedy", [name for name, value in named.items() if value is not None])
+        check_excludes("--greedy", [name for name, value in named.items() if value is not None])
     if given.temperature is not None and not 0 < given.temperature < 100:
         raise SoraError(
             f"--temperature must be above 0, not {given.temperature:g}",
@@ -52,8 +48,8 @@ def check_given(given: Given, dtype: str | None) -> None:
         raise SoraError(f"--repetition-penalty must be above 0, not {given.repetition_penalty:g}")
 
 
-def sampling_of(given: Given) -> Sampling:
-    """Return the options as transformers takes them; a seed is drawn where none is given."""
+def sampling_of(given: SamplingOptions) -> Sampling:
+    """Return the options as settings of transformers; without a seed, draw one."""
     from sora_cli.use.speaker import Sampling
 
     settings: dict[str, Any] = {}

@@ -1,7 +1,7 @@
-"""The rows to answer, some of them in memory at a time, and what they look like in their file.
+"""The rows to answer, read in spans to save memory, and their original text.
 
-A model is given the rows as a recipe's files are read. What is written again is taken from the file
-as it stands there, where both files are of one kind: 007 stays 007, and 1.50 stays 1.50.
+The model gets loaded values, as from the files of a recipe. If the output has the same format as
+the input, the rows are copied from the text of the input: 007 stays 007, and 1.50 stays 1.50.
 """
 
 from __future__ import annotations
@@ -26,18 +26,15 @@ class Source:
     Attributes:
         path: the file.
         kind: "csv", "json" or "parquet".
-        origin: names the places of rows in errors.
-        header: the columns, as the file names them.
+        origin: gives the file and line of a row, for errors.
+        header: column names as in the file.
     """
 
     def __init__(self, path: Path, scratch: Path) -> None:
-        """Read the file; the rows stay on the disk.
+        """Read the file; the loaded rows stay on the disk.
 
         Args:
-            scratch: directory for them.
-
-        Raises:
-            SoraError: it holds no rows, or cannot be read.
+            scratch: directory for the loaded rows.
         """
         part = load_file(path, scratch)
         self.path, self.kind, self.origin = path, file_kind(path), part.origin
@@ -51,24 +48,24 @@ class Source:
 
     @property
     def columns(self) -> list[str]:
-        """The columns, as the rows name them: of two with one name the second has another."""
+        """Column names of the loaded rows, where a repeated name of the header is changed."""
         names: list[str] = self._rows.column_names
         return names
 
     def rows(self, first: int, last: int) -> Dataset:
-        """Return rows in memory."""
+        """Load a span of rows into memory: from `first` up to, not including, `last`."""
         table = self._rows.with_format("arrow")[first:last]
         return Dataset(InMemoryTable(table.combine_chunks()), info=self._rows.info)
 
     def origin_of(self, first: int, last: int) -> Origin:
-        """Return the origin of these rows."""
+        """Return the origin (file and lines) of a span of rows."""
         return self.origin.of(range(first, last))
 
     def as_they_stand(self, kind: str, first: int) -> Iterator[Any] | None:
-        """Return the rows from one on as the file has them; None if they must be converted.
+        """Return the original rows from index `first` on; None if they must be converted.
 
         Args:
-            kind: of the file that is written.
+            kind: format of the output; another format than the input's needs a conversion.
         """
         if kind != self.kind or self._as_is is None:
             return None
@@ -76,7 +73,7 @@ class Source:
 
 
 def _same(path: Path, kind: str, rows: int) -> list[str] | None:
-    """Return the header of a file whose records are its rows one by one; None: they are not."""
+    """Return the header of a file with one record per loaded row; None for any other file."""
     if kind not in _RECORDS:
         return None
     header: dict[str, None] = {}
@@ -86,7 +83,7 @@ def _same(path: Path, kind: str, rows: int) -> list[str] | None:
             number += 1
             if kind == "json":
                 header.update(dict.fromkeys(record))
-    except (ValueError, AttributeError):  # one document, not a line for each row
+    except (ValueError, AttributeError):  # JSON as one document, not as a line per row
         return None
     names = next(csv_records(path))[1] if kind == "csv" else list(header)
     return names if number == rows else None
@@ -100,7 +97,7 @@ def _csv(path: Path) -> Iterator[list[str]]:
 
 
 def _json(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open(encoding="utf-8-sig") as file:  # some editors write a byte-order mark
         for line in file:
             if line.strip():
                 row = json.loads(line)
@@ -113,6 +110,6 @@ _RECORDS = {"csv": _csv, "json": _json}
 
 
 def plain_rows(rows: Dataset) -> Sequence[dict[str, Any]]:
-    """Return rows as plain values; images as they are stored, not decoded."""
+    """Return rows as plain Python values; images stay encoded."""
     values: list[dict[str, Any]] = rows.with_format("arrow")[:].to_pylist()
     return values

@@ -1,4 +1,4 @@
-"""A trained model that writes: its prompt as in training, its answers token by token."""
+"""A trained model that writes text, with prompts as in training and answers token by token."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from sora_cli.tasks.language import decoding, room_after
 from sora_cli.tasks.prompts import Dialogue, Message, plain_dialogue, rendered
 from sora_cli.tasks.stand_ins import TEXT
 from sora_cli.tasks.texts import columns_in
-from sora_cli.use.described import described
+from sora_cli.use.described import recipe_for_rows
 
-_STOPPING = "stopping the answer; a second signal leaves"
+_STOPPING = "stopping the answer; a second signal ends the program"
 _TEXT_PART, _INSTRUCTION, _OUTPUT = "text", "instruction", "output"
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """The way in which tokens are chosen.
+    """The settings for choosing tokens.
 
     Attributes:
-        settings: transformers' own; none: the likeliest token each time.
-        new: tokens of an answer at most.
-        seed: of the first answer; each further one has the next number.
+        settings: keyword arguments of transformers' generation; empty means the likeliest token.
+        new: largest number of tokens in an answer.
+        seed: of the first answer; each further answer adds 1.
     """
 
     settings: dict[str, Any]
@@ -49,12 +49,12 @@ class Sampling:
 
 
 class Speaker:
-    """A model with its tokenizer, and the form of its prompts.
+    """A model with its tokenizer and the form of its prompts.
 
     Attributes:
         name: as the user gave it.
-        notes: what a person should know about the answers.
-        muted: the adapter is switched off: the base model answers.
+        notes: remarks on the model, for people.
+        muted: True if the adapter is switched off, so that the base model answers.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Speaker:
 
     @property
     def remembers(self) -> bool:
-        """True if earlier turns are a part of the prompt."""
+        """True if the prompt contains earlier turns."""
         return self.form.template
 
     def answer(
@@ -78,21 +78,21 @@ class Speaker:
         *,
         turn: int = 0,
     ) -> str:
-        """Write an answer to the last message; a signal ends it where it is.
+        """Generate an answer to the last message; Ctrl-C ends the answer, not the program.
 
         Args:
-            write: takes each piece as soon as it is there.
+            write: called with each piece of the answer at once.
             turn: number of the answer, from 0.
 
         Raises:
-            SoraError: the prompt leaves no room for an answer.
-            Interrupted: told to end, or interrupted twice.
+            Interrupted: the process was told to end (SIGTERM), or a second signal came.
         """
         ids = self._ids(messages)
         decoder = not self.model.config.is_encoder_decoder
         new = self._room(len(ids), sampling.new) if decoder else sampling.new
+        # the output of an encoder-decoder does not begin with the prompt
         streamer = _Pieces(self.tokenizer, write, skip_prompt=decoder)
-        transformers.set_seed(sampling.seed + turn)
+        transformers.set_seed(sampling.seed + turn)  # `generate` takes no torch.Generator
         off = switched_off(self.layers) if self.muted else nullcontext()
         with deferred(_STOPPING) as signals, off, torch.no_grad():
             prompt = torch.tensor([ids], device=self.model.device)
@@ -108,7 +108,7 @@ class Speaker:
         return streamer.text
 
     def fits(self, messages: Sequence[Message], new: int) -> bool:
-        """Tell whether a prompt leaves room for so many tokens."""
+        """Return True if the prompt leaves room for `new` tokens in the model's context."""
         if self.model.config.is_encoder_decoder:
             return True
         try:
@@ -127,6 +127,7 @@ class Speaker:
         if self.model.config.is_encoder_decoder:
             ids: list[int] = self.tokenizer("".join(dialogue.prompt))["input_ids"]
             return ids
+        # not cut here: `_room` and `fits` refuse a prompt that is too long
         return prompts_of([dialogue], self.tokenizer, limit=2**31)[0]
 
 
@@ -135,10 +136,10 @@ class Form:
     """The form of a prompt.
 
     Attributes:
-        template: the tokenizer's chat template; without it, only the last message counts.
-        before: text that a source begins with.
-        headings: under the headings that plain instructions have in training.
-        own: a template of the recipe's own, of one column.
+        template: True for the tokenizer's chat template; otherwise only the last message is used.
+        before: prefix of the source text of a sequence-to-sequence model.
+        headings: True for the headings of plain instructions, as in training.
+        own: the recipe's own prompt template, with one column.
     """
 
     template: bool = False
@@ -147,7 +148,7 @@ class Form:
     own: str | None = None
 
     def dialogue(self, messages: Sequence[Message], tokenizer: Any) -> Dialogue:
-        """Return the prompt, with something in the place of the answer."""
+        """Return the prompt as a dialogue with a stand-in for the answer."""
         if self.template:
             return _unanswered(rendered(messages, tokenizer, prompt=True))
         system = "".join(f"{m['content']}\n\n" for m in messages if m["role"] == "system")
@@ -172,19 +173,16 @@ def load_speaker(
     dtype: str | None = None,
     raw: bool = False,
 ) -> tuple[Speaker, str | None]:
-    """Load a model that writes texts; return it, and the system message it was trained with.
+    """Load a model that writes text; return it with the system message of its training.
 
     Args:
-        place: of the adapter, delta or model.
-        on: the base model; None: the one that is recorded.
-        dtype: of the weights; None: as in training.
-        raw: prompts are gone on with as they are.
-
-    Raises:
-        SoraError: it cannot be loaded, or writes no texts.
+        place: directory of the adapter, delta or model.
+        on: base model; None means the recorded base model.
+        dtype: of the weights; None means the dtype of training.
+        raw: continue prompts as they are, without a template or headings.
     """
     words = [] if dtype is None else [f"model.dtype={dtype}"]
-    loaded, meta = described(place, words, on=on)
+    loaded, meta = recipe_for_rows(place, words, on=on)
     recipe = loaded.recipe
     with recipe.placing():
         task = create_task(recipe.task, recipe.data)
@@ -192,7 +190,7 @@ def load_speaker(
             raise SoraError(
                 f"{target} does not write texts: its task is {task.name}",
                 where="chat and generate are for causal-lm and seq2seq",
-                hint=f"to have it answer rows: sora predict {quote(target)} FILE -o OUT",
+                hint=f"to answer rows with it: sora predict {quote(target)} FILE -o OUT",
             )
         base = load_target(target, recipe, task, on=on)
     base.model.eval()
@@ -214,7 +212,7 @@ def load_speaker(
 
 
 class _Pieces(TextStreamer):  # type: ignore[misc]
-    """Hands pieces of a text on as they are decoded, and keeps all of it."""
+    """Passes on pieces of a text as soon as they are decoded, and keeps the whole text."""
 
     def __init__(
         self, tokenizer: Any, write: Callable[[str], object], *, skip_prompt: bool
@@ -224,14 +222,14 @@ class _Pieces(TextStreamer):  # type: ignore[misc]
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         if text and not self.text:
-            text = text.lstrip()  # as what is scored
+            text = text.lstrip()  # as in the texts that `sora eval` scores
         if text:
             self.text += text
             self._write(text)
 
 
 class _Stopped(StoppingCriteria):  # type: ignore[misc]
-    """Ends an answer where a signal has come."""
+    """Ends an answer after a signal."""
 
     def __init__(self, signals: Deferral) -> None:
         self._signals = signals
@@ -243,7 +241,7 @@ class _Stopped(StoppingCriteria):  # type: ignore[misc]
 
 
 def say_form(speaker: Speaker) -> None:
-    """Say what a person should know about a model's prompts."""
+    """Print a note if a model has no chat template and so does not see earlier turns."""
     if not speaker.remembers:
-        kind = "an instruction" if speaker.form.headings else "a text to go on with"
-        say(f"note: {speaker.name} has no chat template: each line is {kind} by itself")
+        kind = "instruction" if speaker.form.headings else "text to continue"
+        say(f"note: {speaker.name} has no chat template: each line is a separate {kind}")

@@ -1,7 +1,8 @@
-"""A certificate checked again: every adapter is loaded from its files and scored anew.
+"""Check a certificate again: load every adapter from its files and score it anew.
 
-Scores are compared with a tolerance (`scored`), since another machine rounds otherwise: a verdict
-that turns within it cannot be told. All else must be what the run's files give (`expected`).
+Scores are compared with a tolerance (`scored`), since another machine rounds differently: if a
+verdict changes within the tolerance, the check cannot tell. Everything else must equal the facts in
+the run's files (`expected`).
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from sora_cli.adapter.card import states
-from sora_cli.adapter.digest import apart, deciding, result_digest
+from sora_cli.adapter.card import card_matches
+from sora_cli.adapter.digest import deciding, differing_facts, result_digest
 from sora_cli.adapter.directory import read_adapter
 from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.adapter.places import ADAPTER
@@ -81,9 +82,9 @@ from sora_cli.verify.scored import Compared, ScoresAgain
 from sora_cli.verify.verdict import Verdict
 
 TOLERANCE = 0.005
-"""Share of the rows that may fall on the other side on another machine; one row always may."""
+"""Share of the rows that may change their outcome on another machine; one row always may."""
 _TEST, _ANSWERS = "", " "
-"""The test rows, and those without labels, beside the reported splits, which may be called so."""
+"""Keys of the test rows, with and without labels, beside the reported splits, which have names."""
 
 
 class Rechecked(BaseModel):
@@ -91,9 +92,9 @@ class Rechecked(BaseModel):
 
     Attributes:
         compared: every figure that was computed again.
-        differs: what is not as the certificate has it, a sentence each.
-        unclear: verdicts that turned within the tolerance, a sentence each.
-        rows: differing rows that are tolerated.
+        differs: differences from the certificate, a sentence each.
+        unclear: verdicts that changed within the tolerance, a sentence each.
+        rows: number of differing rows that are tolerated.
     """
 
     compared: list[Compared]
@@ -103,14 +104,14 @@ class Rechecked(BaseModel):
 
     @property
     def verdict(self) -> Verdict:
-        """The same, different, or not to be told."""
+        """DIFFERENT if anything differs, UNKNOWN if only a verdict is unclear, else SAME."""
         if self.differs:
             return Verdict.DIFFERENT
         return Verdict.UNKNOWN if self.unclear else Verdict.SAME
 
     @property
     def exit_code(self) -> int:
-        """The exit code that goes with it."""
+        """The exit code of the verdict."""
         return {Verdict.SAME: OK, Verdict.UNKNOWN: NO_VERDICT}.get(self.verdict, FAILED)
 
 
@@ -118,47 +119,45 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
     """Compare a run's certificate with its files, and score its adapters again on the same rows.
 
     Args:
-        overrides: of its recipe: where its data or model are by now. Rows and adapters must be
-            those of the certificate all the same.
-
-    Raises:
-        SoraError: no certificate, no recipe, or data, model or an adapter that are not there.
+        overrides: recipe keys with the present place of its data or model. Rows and adapters must
+            still be those of the certificate.
     """
-    found, loaded = _read(run, overrides)
+    certificate, loaded = _read_run(run, overrides)
     stored = read_stored(run)
     recipe, block = loaded.recipe, loaded.recipe.auto
     if stored is None or block is None:
-        raise SoraError(f"{run / REPORT} is of no run of sora auto")
-    task, sets, tests, reported = _rows(recipe, found)
-    halves = HALVES if found.halves else (None,)
-    reports, differs = list[Reports](), [*_changed_rows(found.rows, sets)]
-    differs += _changed_adapters(run, found, task)
+        raise SoraError(f"{run / REPORT} is not the report of a sora auto run")
+    task, sets, tests, reported = _rows(recipe, certificate)
+    halves = HALVES if certificate.halves else (None,)
+    reports, differs = list[Reports](), [*_changed_rows(certificate.rows, sets)]
+    differs += _changed_adapters(run, certificate, task)
     for half in halves:
-        part = read_reports(run, len(found.candidates), half)
+        part = read_reports(run, len(certificate.candidates), half)
         if isinstance(part, list):
             differs += part
         else:
             reports.append(part)
     if len(reports) == len(halves):
-        differs += unreported(found, reports[0].written)
-    scored, right = ScoresAgain(TOLERANCE), found
+        differs += unreported(certificate, reports[0].written)
+    scored, correct = ScoresAgain(TOLERANCE), certificate
+    # scoring is the long part: not if other rows or adapters make the scores meaningless
     if not differs:
-        again = _Again(run, found, loaded, task, reported, scored)
-        if found.halves:
-            able, sizes = again.halves(tests)
+        again = _Again(run, certificate, loaded, task, reported, scored)
+        if certificate.halves:
+            certifiable, sizes = again.halves(tests)
         else:
-            able, sizes = again.held_out(tests[0])
-        right = expected(again.found, recipe, reports, sets, able, sizes, again.final())
-    differs += [*unlike(stored, right), *out_of_order(right)]
-    if same_words(stored, right) and not states(run / ADAPTER, right.lines()):
-        differs.append(f"the card in {run / ADAPTER} does not say: {right.lines()[0]}")
+            certifiable, sizes = again.held_out(tests[0])
+        correct = expected(again.found, recipe, reports, sets, certifiable, sizes, again.final())
+    differs += [*unlike(stored, correct), *out_of_order(correct)]
+    if same_words(stored, correct) and not card_matches(run / ADAPTER, correct.lines()):
+        differs.append(f"the card in {run / ADAPTER} does not say: {correct.lines()[0]}")
     done = Rechecked(
         compared=scored.compared,
         differs=differs,
         unclear=scored.unclear,
         rows=scored.tolerated(sets[TEST].rows),
     )
-    return found, done
+    return certificate, done
 
 
 def _rows(
@@ -302,6 +301,7 @@ class _Again:
         name = "full rank" if half is None else f"full rank, half {half}"
         score, known = scored.score(name, stored.full.test, full), dict[str, float]()
         for number, size in enumerate(stored.candidates):
+            # only the chosen adapter was scored on the reported splits
             written = reported if number == found.chosen else {}
             place = directory_of(number, half)
             small = self._measured(self._run / place, {**test, **written})
@@ -371,20 +371,21 @@ class _Again:
         return SizeTest.either(agreed, max_drop)
 
 
-def _read(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedRecipe]:
-    found, report = read_certificate(run), read_report(run)
-    if found is None:
+def _read_run(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedRecipe]:
+    certificate, report = read_certificate(run), read_report(run)
+    if certificate is None:
         raise SoraError(
             f"{run} holds no certificate", hint="sora auto RECIPE --max-drop 0.5pt writes one"
         )
     if report is None:
-        raise SoraError(f"{run / REPORT} is gone: it says which data and model were used")
+        raise SoraError(f"{run / REPORT} is missing: it says which data and model were used")
     values = {**report.recipe, "start": None}  # what it started from may be elsewhere by now
     load = partial(load_stored, values, run / REPORT, report.name)
-    return found, load_read(load, overrides, CERTIFICATE)
+    return certificate, load_read(load, overrides, CERTIFICATE)
 
 
 def _load(recipe: Recipe) -> tuple[Task, Rows]:
+    """Load the rows; if they are not found, name the overrides that say where they are."""
     with _moved("data.files.train=FILE, or data.path=DIR"):
         return load_task(recipe)
 
@@ -395,7 +396,7 @@ def _moved(override: str) -> Iterator[None]:
     try:
         yield
     except MissingDataError as error:
-        error.hint = f"say where it is by now: {override}"
+        error.hint = f"say where it is now: {override}"
         raise
 
 
@@ -405,14 +406,18 @@ def _changed_rows(stored: Mapping[str, RowSet], here: Mapping[str, RowSet]) -> I
         if now is None:
             yield f"there are no {name} rows any more"
         elif rows is None:
-            yield f"the certificate knows of no {name} rows"
+            yield f"the certificate has no {name} rows"
         elif now.digest != rows.digest:
             yield f"the {name} rows are not those of the certificate ({now.rows:,}, {rows.rows:,})"
 
 
-def _changed_adapters(run: Path, found: Certificate, task: Task) -> list[str]:
-    known = {run / ADAPTER: found.adapter}
-    for half, part in zip(HALVES, found.halves, strict=True) if found.halves else [(None, found)]:
+def _changed_adapters(run: Path, certificate: Certificate, task: Task) -> list[str]:
+    known = {run / ADAPTER: certificate.adapter}
+    for half, part in (
+        zip(HALVES, certificate.halves, strict=True)
+        if certificate.halves
+        else [(None, certificate)]
+    ):
         known[run / directory_of(None, half) / ADAPTER] = part.full.digest
         for number, size in enumerate(part.candidates):
             known[run / directory_of(number, half) / ADAPTER] = size.digest
@@ -420,11 +425,13 @@ def _changed_adapters(run: Path, found: Certificate, task: Task) -> list[str]:
     for place, digest in known.items():
         now = result_digest(place)
         if now is None:
-            changed.append(f"{place} is gone")
+            changed.append(f"{place} is missing")
         elif now != digest:
             changed.append(f"{place} is not the adapter of the certificate")
-        said = deciding(read_sora_file(place / SORA_FILE)[0])
-        changed += apart(said, deciding(task_meta(task)), (place / SORA_FILE, "the run"))
+        recorded = deciding(read_sora_file(place / SORA_FILE)[0])
+        changed += differing_facts(
+            recorded, deciding(task_meta(task)), (place / SORA_FILE, "the run")
+        )
     return changed
 
 
@@ -448,7 +455,7 @@ def _measured(
             name: part.scores(scorer, part.encoded(task, base)) for name, part in parts.items()
         }
     return _Measured(
-        ranks={path: int(f.live_terms().sum()) for path, f in adapter.layers.items()},
+        ranks={path: int(f.live_components().sum()) for path, f in adapter.layers.items()},
         cost={path: f.A.shape[1] + f.B.shape[0] for path, f in adapter.layers.items()},
         scores=scores,
     )

@@ -8,9 +8,9 @@
         check(lambda **options: MyMethod(MyConfig(**options)))
 
 As in `methods.contract`, a check takes a factory of fresh methods and raises AssertionError with
-what is wrong. Another integration than `sora_cli.train.callback.attach` can be put to the test by
-`check(make, attach=mine)`. A check trains a tiny BERT on the CPU for a few steps, well below a
-second, and leaves no file behind.
+the reason. `check(make, attach=mine)` tests another integration than
+`sora_cli.train.callback.attach`. A check trains a tiny BERT on the CPU for a few steps, well below
+a second, and leaves no file behind.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ __all__ = ["BASELINE_CHECKS", "CHECKS", "Attach", "Check", "MethodFactory"]
 
 
 class Check(Protocol):
-    """One check; it raises AssertionError with what is wrong."""
+    """One check; it raises AssertionError with the reason."""
 
     __name__: str
 
@@ -60,8 +60,8 @@ def hooks_run_once_per_optimiser_step(
 ) -> None:
     """Check that `after_step` runs once per step, after it, before gradients are cleared.
 
-    The run accumulates 3 micro-batches of 7 per epoch. Step numbers start at 0, and the learning
-    rates are those that the step used.
+    An epoch has 7 micro-batches, and 3 of them make a step. Step numbers start at 0, and the
+    learning rates are those that the step used.
     """
     with trial_folder() as folder:
         trial = start(make, folder, attach)
@@ -137,23 +137,23 @@ def a_saved_adapter_loads_equal(make: MethodFactory, *, attach: Attach = default
         stored = adapter.layers.get(path)
         live = trial.method.factors(layer).drop_zeros()
         rank = 0 if stored is None else stored.drop_zeros().rank
-        assert rank == live.rank, f"'{path}' has {live.rank} live terms, {rank} of them are stored"
+        assert rank == live.rank, f"'{path}' has {live.rank} live components, {rank} are stored"
         same = stored is None or live.rank == 0 or (
             torch.equal(stored.A, live.A) and torch.equal(stored.B, live.B)
         )  # fmt: skip
         assert same, f"the factors of '{path}' are others once they are stored"
-    fresh = tiny_model()
+    fresh = tiny_model()  # seeded: the same base as the trained model's
     apply_adapter(fresh, adapter)
     off = largest_difference(logits(fresh), logits(trial.trainer.model))
     assert off <= 1e-5, f"the outputs are off by {off:.1e} once the adapter is stored and loaded"
 
 
 def merging_repeats_to_the_byte(make: MethodFactory, *, attach: Attach = default_attach) -> None:
-    """Check that the merged model gives the same outputs, and merging again the same files."""
+    """Check that the merged model gives the same outputs, and merging again the same bytes."""
     with trial_folder() as folder:
         trial = trained(make, folder, attach)
         adapter = read_adapter(folder / "adapter")
-        for name in ("merged", "again"):
+        for name in ("merged", "again"):  # no time, path or order of a set may enter the files
             merge_adapter(adapter, folder / name)
         written, again = (contents(folder / name) for name in ("merged", "again"))
         merged = load_model(folder / "merged")
@@ -185,18 +185,18 @@ CHECKS: tuple[Check, ...] = (
     merging_repeats_to_the_byte,
     merging_twice_is_refused,
 )
-"""Every check of a low-rank method; each raises AssertionError with what is wrong."""
+"""Every check of a low-rank method; each raises AssertionError with the reason."""
 
 BASELINE_CHECKS: tuple[Check, ...] = (
     hooks_run_once_per_optimiser_step,
     penalty_is_in_the_training_loss_once,
     a_checkpoint_resumes_bit_equal,
 )
-"""Those that a baseline owes, too: it has no factors and no adapter files."""
+"""The checks of a baseline, which has no factors and no adapter files."""
 
 
 def _refusal(adapter: Adapter, output: Path, *, base: Path, force: bool) -> str:
-    """Return why merging is refused; "" if it was done."""
+    """Return the reason why merging was refused; "" if it was not refused."""
     try:
         merge_adapter(adapter, output, base=str(base), force=force)
     except SoraError as error:
@@ -207,9 +207,8 @@ def _refusal(adapter: Adapter, output: Path, *, base: Path, force: bool) -> str:
 def add_updates(model: nn.Module, layers: Mapping[str, LowRankFactors]) -> None:
     """Add each layer's B A to the model's weights: in float32, (B A) first, cast once.
 
-    Raises:
-        SoraError: no such layer, another shape, tied or quantised weights, a result that is not
-            finite. The model may then be half merged.
+    A refused layer (its shape, tied or quantised weights, a result that is not finite) may leave
+    the model half merged.
     """
     names = names_by_parameter(model)
     for path, factors in layers.items():

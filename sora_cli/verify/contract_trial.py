@@ -30,7 +30,7 @@ from sora_cli.core.hub import quiet_loading
 
 HEAD = "classifier"
 STEPS = 6
-"""Optimiser steps of a run: two epochs of 7 micro-batches, 3 to a step, one to an epoch's last."""
+"""Optimiser steps of a run: two epochs of 7 micro-batches, in steps of 3, 3 and 1."""
 
 _BATCH = 2
 _ROWS = 7 * _BATCH
@@ -48,7 +48,7 @@ class Attach(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """The learning rates of an optimiser step by group, and how often its loss had the penalty."""
+    """An optimiser step: learning rates by group, and the number of penalties in its loss."""
 
     rates: dict[str, float]
     penalty: float
@@ -56,7 +56,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Call:
-    """A call of `after_step`: its arguments, and how many optimiser steps came before it."""
+    """A call of `after_step`: its arguments, and the number of optimiser steps before it."""
 
     info: StepInfo
     taken: int
@@ -64,10 +64,11 @@ class Call:
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """Notes every optimiser step and every call of a method's hooks.
+    """A callback that records every optimiser step and every call of a method's hooks.
 
-    A number that is trained by nobody is added to the penalty: its gradient tells how often the
-    penalty is in the loss, its size shows in a loss that should be without.
+    It adds a probe to the penalty, a number that no optimiser trains. The probe's gradient counts
+    the penalties in the training loss, and its value shows up in an evaluation loss that should
+    have none.
     """
 
     def __init__(self, method: AdapterMethod, layers: Mapping[str, LowRankLinear]) -> None:
@@ -83,12 +84,13 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Watch the optimiser's steps."""
         optimizer = kwargs["optimizer"]
+        # accelerate wraps the optimiser; the inner one takes the steps
         getattr(optimizer, "optimizer", optimizer).register_step_post_hook(self._note_step)
 
     def _note_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         rates = {g.get("name"): float(g["lr"]) for g in optimizer.param_groups}
         grad, self._probe.grad = self._probe.grad, None
-        times = 0.0 if grad is None else float(grad)
+        times = 0.0 if grad is None else float(grad)  # d(n * probe) / d(probe) = n
         self.steps.append(Step({name: rates.get(name, math.nan) for name in self._groups}, times))
 
     def _watched_penalty(self, layers: Mapping[str, LowRankLinear]) -> Tensor:
@@ -108,7 +110,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Trial:
-    """A method in a Trainer, and what was seen of it."""
+    """A method in a Trainer, with the record of its run."""
 
     trainer: Any
     method: AdapterMethod
@@ -116,20 +118,20 @@ class Trial:
     watch: Watch
 
     def state(self) -> dict[str, Tensor]:
-        """Return all that training leaves: the model's tensors, and the method's own state."""
-        found: dict[str, Tensor] = dict(self.trainer.model.state_dict())
-        found |= {f"{self.method.name}'s {n}": t for n, t in self.method.state_dict().items()}
-        return found
+        """Return all results of training: the model's tensors, and the method's own state."""
+        state: dict[str, Tensor] = dict(self.trainer.model.state_dict())
+        state |= {f"{self.method.name}'s {n}": t for n, t in self.method.state_dict().items()}
+        return state
 
 
 def start(
     make: MethodFactory, folder: Path, attach: Attach, *, seed: int = 0, **arguments: Any
 ) -> Trial:
-    """Attach a method to a Trainer that is to take `STEPS` optimiser steps.
+    """Attach a method to a Trainer for `STEPS` optimiser steps.
 
     Args:
         seed: of the adapters; the model is always the same.
-        arguments: further ones of `TrainingArguments`.
+        arguments: further arguments of `TrainingArguments`.
     """
     model, method = tiny_model(), make()
     generator = torch.Generator().manual_seed(seed)
@@ -162,7 +164,7 @@ def start(
 
 
 def trained(make: MethodFactory, folder: Path, attach: Attach) -> Trial:
-    """Return a finished run; base/ holds its base model and adapter/ what it learnt."""
+    """Return a finished run; base/ holds its base model and adapter/ its adapter."""
     tiny_model().save_pretrained(folder / "base")
     trial = start(make, folder, attach)
     trial.trainer.train()
@@ -218,5 +220,5 @@ def load_model(directory: Path) -> Any:
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """Return the file names in a flat directory, and the bytes of each file."""
+    """Return {file name: bytes} of a flat directory."""
     return {file.name: file.read_bytes() for file in sorted(directory.iterdir())}

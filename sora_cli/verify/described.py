@@ -1,4 +1,4 @@
-"""Compares subjects beyond their outputs: names of classes, lengths of rows, tokenizers."""
+"""Compare subjects beyond their outputs: class names, maximum lengths of rows, tokenizers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from sora_cli.adapter.digest import apart, changed_beside, deciding
+from sora_cli.adapter.digest import changed_beside, deciding, differing_facts
 from sora_cli.adapter.metadata import read_json, read_sora_file
 from sora_cli.model.files import MODEL_CONFIG, SORA_FILE
 from sora_cli.model.references import local_checkpoint
@@ -15,15 +15,17 @@ from sora_cli.verify.subjects import Subject
 
 
 def described_apart(subjects: Sequence[Subject]) -> list[str]:
-    """Return a sentence for each difference of two subjects, or of one and its run's report.
+    """Return a sentence for each fact in which two subjects, or a subject and its report, differ.
 
-    A difference counts if it changes answers although the outputs are the same.
+    Only facts that change answers count, since the outputs alone do not show them.
     """
     places = {place: None for subject in subjects if (place := _place(subject)) is not None}
-    found = [line for place in places for line in (*changed_beside(place), *_inconsistent(place))]
+    differences = [
+        line for place in places for line in (*changed_beside(place), *_inconsistent(place))
+    ]
     for one, other in combinations(subjects, 2):
-        found += apart(_facts(one), _facts(other), (one.reference, other.reference))
-    return found
+        differences += differing_facts(_facts(one), _facts(other), (one.reference, other.reference))
+    return differences
 
 
 def _place(subject: Subject) -> Path | None:
@@ -33,24 +35,26 @@ def _place(subject: Subject) -> Path | None:
 def _facts(subject: Subject) -> dict[str, Any]:
     """Return the facts that decide answers: of a model's configuration, else of `sora.json`."""
     place = _place(subject)
-    return {} if place is None else {**_said(place), **_configured(place)}
+    return {} if place is None else {**_recorded(place), **_configured(place)}
 
 
 def _inconsistent(place: Path) -> Iterator[str]:
-    """Yield a sentence for each fact that a merged model's two files tell in two ways."""
-    yield from apart(_configured(place), _said(place), (place / MODEL_CONFIG, place / SORA_FILE))
+    """Yield a sentence for each fact in which a merged model's two files contradict each other."""
+    yield from differing_facts(
+        _configured(place), _recorded(place), (place / MODEL_CONFIG, place / SORA_FILE)
+    )
 
 
-def _said(place: Path) -> dict[str, Any]:
+def _recorded(place: Path) -> dict[str, Any]:
     return deciding(read_sora_file(place / SORA_FILE)[0])
 
 
 def _configured(place: Path) -> dict[str, Any]:
-    """Return the same by a model's configuration; without names that transformers made up."""
+    """Return these facts from a model's configuration, without labels that transformers made up."""
     file = place / MODEL_CONFIG
     config = read_json(file) if file.is_file() else {}
     names = config.get("id2label") or {}
     labels = [str(names[number]) for number in sorted(names, key=int)]
     made_up = labels == [f"LABEL_{number}" for number in range(len(labels))]
-    found = {"labels": [] if made_up else labels, "problem_type": config.get("problem_type")}
-    return {key: value for key, value in found.items() if value}
+    facts = {"labels": [] if made_up else labels, "problem_type": config.get("problem_type")}
+    return {key: value for key, value in facts.items() if value}

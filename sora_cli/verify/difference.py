@@ -19,11 +19,11 @@ class Difference:
     """The difference of one output of both models; padding does not count.
 
     Attributes:
-        numbers: how many were compared.
+        numbers: number of values compared.
         largest, mean: of the absolute differences.
         scale: the largest absolute value on either side.
-        agree, decisions: rows (or tokens) where the largest of the classes is the same one, and
-            all rows; None where there are no classes.
+        agree, decisions: rows (or tokens) with the same largest class on both sides, and all rows;
+            None if there are no classes.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Difference:
 
     @property
     def relative(self) -> float:
-        """The largest difference over the largest value."""
+        """The largest difference divided by the largest value."""
         if self.largest == 0:
             return 0.0
         return self.largest / self.scale
@@ -46,10 +46,7 @@ def compare(a: Values, b: Values, probe: Probe, *, decides: bool) -> tuple[Diffe
     """Measure the difference of two models' outputs.
 
     Args:
-        decides: whether the largest output of a row or token is a decision.
-
-    Raises:
-        SoraError: outputs of different shapes.
+        decides: the largest output of a row or token is a decision.
     """
     for name in (a.keys() | b.keys()) - {HIDDEN}:
         shapes = [list(v[name].shape[1:]) if name in v else "none" for v in (a, b)]
@@ -67,6 +64,7 @@ def compare(a: Values, b: Values, probe: Probe, *, decides: bool) -> tuple[Diffe
 def _difference(name: str, a: Tensor, b: Tensor, probe: Probe, decides: bool) -> Difference:
     """Compare (rows, classes), (rows, positions, classes), or spans (rows, positions)."""
     mask = probe.mask
+    # a span begins and ends at one position of the row: padding must not win that choice
     if mask is not None and name in SPANS:
         choices = (a.masked_fill(~mask, -math.inf), b.masked_fill(~mask, -math.inf))
         a, b = positions(name, a, probe), positions(name, b, probe)

@@ -1,8 +1,8 @@
-"""The certificate that a run's files give, to compare the stored one with, field by field.
+"""The certificate that follows from a run's files, to compare with the stored one field by field.
 
-The promise, the seeds and the base are those of the run's report; the sizes those of the adapters;
-the bound is computed again, and the conclusion drawn again. Scores stay as they are stored: those
-are compared with what is scored here (`verify/scored.py`).
+The promise, the seeds and the base come from the run's report, the sizes from the adapters. The
+bound is computed again, and the conclusion drawn again. Scores keep their stored values: they are
+compared with new scores in `verify/scored.py`.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from sora_cli.search.promise import promise_of
 from sora_cli.search.size import Size, size_of
 
 ROUNDING = 1e-6
-"""By how much numbers may be apart, as a share of the larger or of 1, that are the same."""
+"""Largest difference of equal numbers, as a share of the larger one or of 1."""
 
 
 def close(one: float, other: float, rounding: float = ROUNDING) -> bool:
-    """Tell whether two numbers are the same but for rounding; two that are none are, too."""
+    """Return true if two numbers are equal but for rounding; NaN equals NaN."""
     if math.isnan(one) or math.isnan(other):
         return math.isnan(one) and math.isnan(other)
     return math.isclose(one, other, rel_tol=rounding, abs_tol=rounding)
@@ -59,21 +59,23 @@ class Reports:
 
 
 def read_reports(run: Path, candidates: int, half: int | None = None) -> Reports | list[str]:
-    """Return the reports of a run and its parts; or what is missing, a sentence each.
+    """Return the reports of a run and its parts; or a sentence for each missing one.
 
     Args:
         half: of cross-fitting, the half whose parts these are.
     """
     places = [run, *(run / directory_of(i, half) for i in (None, *range(candidates)))]
-    found = [read_report(place) for place in places]
-    known = [report for report in found if report is not None and _is_whole(report)]
-    if len(known) < len(found):
-        missing = (p for p, r in zip(places, found, strict=True) if r is None or not _is_whole(r))
-        return [f"{place / REPORT} is gone, or does not say what was trained" for place in missing]
-    return Reports(known[0], known[1], known[2:])
+    reports = [read_report(place) for place in places]
+    complete = [report for report in reports if report is not None and _is_complete(report)]
+    if len(complete) < len(reports):
+        missing = (
+            p for p, r in zip(places, reports, strict=True) if r is None or not _is_complete(r)
+        )
+        return [f"{place / REPORT} is missing, or describes no training" for place in missing]
+    return Reports(complete[0], complete[1], complete[2:])
 
 
-def _is_whole(report: RunReport) -> bool:
+def _is_complete(report: RunReport) -> bool:
     return report.steps is not None and any(rank.start for rank in report.ranks.values())
 
 
@@ -86,15 +88,15 @@ def expected(
     sizes: Sequence[Sequence[Size]],
     final: Size | None,
 ) -> Certificate:
-    """Return the certificate that the run's files give.
+    """Return the certificate that follows from the run's files.
 
     Args:
-        agreed: the stored one, for its digests and what was screened, with the scores that are to
-            be expected of it.
+        agreed: the stored certificate, for its digests and screening, with the scores that the new
+            certificate shall have.
         recipe: the run's.
         reports: of the runs that were tested; of cross-fitting, of each half's.
-        rows: of all parts, as they are here.
-        certifiable: what the test rows can certify.
+        rows: of all parts, as read here.
+        certifiable: the drops that the test rows can certify.
         sizes: of the candidates' adapters, for each of `reports`.
         final: size of the written adapter, if it was trained after the tests.
     """
@@ -154,7 +156,7 @@ def _tested(
 
 
 def _full_size(report: RunReport, serve: str | None) -> Size:
-    """Return the size at full rank, where every layer has as many components."""
+    """Return the size at full rank; every layer has the same number of components there."""
     ranks = [rank.start for rank in report.ranks.values()]
     each = report.parameters.adapter_start // max(ranks)  # one component in every layer
     size = size_of({"": max(ranks)}, {"": each}, serve)
@@ -163,8 +165,8 @@ def _full_size(report: RunReport, serve: str | None) -> Size:
 
 def _max_params(report: RunReport) -> int:
     (key,), method = size_keys(), report.recipe.get("method")
-    found = method.get(key) if isinstance(method, dict) else None
-    return found if isinstance(found, int) else 0
+    budget = method.get(key) if isinstance(method, dict) else None
+    return budget if isinstance(budget, int) else 0
 
 
 def _left_at(report: RunReport) -> int:
@@ -172,40 +174,41 @@ def _left_at(report: RunReport) -> int:
     return (report.start.step or 0) if report.start is not None else 0
 
 
-def unreported(found: StoredCertificate, report: RunReport) -> Iterator[str]:
-    """Yield a sentence for each score of the written adapter that its report has otherwise."""
-    reported = {s: m.score for s, m in found.candidates[found.chosen].reported.items()}
-    for split, score in (reported if found.final is None else found.final.reported).items():
-        known = report.metrics.get(split, {}).get(found.promise.metric, math.nan)
-        if not close(score, known):
-            yield f"{split}: {score:.6g} in the certificate, {known:.6g} in {REPORT}"
+def unreported(certificate: StoredCertificate, report: RunReport) -> Iterator[str]:
+    """Yield a sentence for each score of the certificate that its report contradicts."""
+    final, chosen = certificate.final, certificate.candidates[certificate.chosen]
+    reported = {split: measured.score for split, measured in chosen.reported.items()}
+    for split, score in (reported if final is None else final.reported).items():
+        in_report = report.metrics.get(split, {}).get(certificate.promise.metric, math.nan)
+        if not close(score, in_report):
+            yield f"{split}: {score:.6g} in the certificate, {in_report:.6g} in {REPORT}"
 
 
-def out_of_order(found: Certificate) -> Iterator[str]:
-    """Yield what the tests of a fixed order cannot have given, a sentence each."""
-    named = [size.max_params for size in found.screened if size.named]
-    tried = [size.max_params for size in found.candidates]
-    ended = failed(found.candidates)
+def out_of_order(certificate: Certificate) -> Iterator[str]:
+    """Yield a sentence for each breach of the fixed order of tests, largest size first."""
+    named = [size.max_params for size in certificate.screened if size.named]
+    tried = [size.max_params for size in certificate.candidates]
+    ended = failed(certificate.candidates)
     if tried != named[: len(tried)] or tried != sorted(tried, reverse=True):
-        yield f"sizes of {named} parameters were named, and {tried} were trained, in this order"
+        yield f"screening chose sizes of {named} parameters, {tried} were trained, in this order"
     elif ended is None and len(tried) < len(named):
-        yield f"{len(named)} sizes were named, and no test of {len(tried)} ended the testing"
+        yield f"screening chose {len(named)} sizes, {len(tried)} were tested, and none failed"
     elif ended is not None and ended + 1 < len(tried):
         yield f"{directory_of(ended + 1)} was tested after a test had failed"
 
 
 def same_words(stored: StoredCertificate, here: Certificate) -> bool:
-    """Tell whether a stored certificate is written in the sentences of this version."""
+    """Return true if a stored certificate has the sentences of this version."""
     return stored.schema_version == here.schema_version
 
 
 def unlike(stored: StoredCertificate, here: Certificate) -> Iterator[str]:
-    """Yield a sentence for each field that is not what the run's files give."""
+    """Yield a sentence for each field of a certificate that differs from the run's files."""
     words = set() if same_words(stored, here) else {"schema_version", "statement", "scope", "saved"}
     # NaN is null
     one, other = (json.loads(c.model_dump_json(exclude=words)) for c in (stored, here))
     for name, was, now in _leaves(one, other, ""):
-        yield f"{name}: {_shown(was)} in the certificate, which should be {_shown(now)}"
+        yield f"{name}: {_as_json(was)} in the certificate, but it should be {_as_json(now)}"
 
 
 def _leaves(one: Any, other: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
@@ -221,10 +224,11 @@ def _leaves(one: Any, other: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _same(one: Any, other: Any) -> bool:
+    # counts must be equal: only numbers that were computed may differ by rounding
     if isinstance(one, float) and isinstance(other, float):
         return close(one, other)
     return type(one) is type(other) and bool(one == other)
 
 
-def _shown(value: Any) -> str:
+def _as_json(value: Any) -> str:
     return "nothing" if value is None else json.dumps(value, ensure_ascii=False)

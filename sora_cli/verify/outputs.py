@@ -1,4 +1,4 @@
-"""The outputs of a model, with or without an adapter on it, for a probe's inputs."""
+"""Compute the outputs of a model, with or without an adapter, for a probe's inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sora_cli.verify.subjects import Subject, load_subject
 Values = dict[str, Tensor]
 """Output name -> (rows, ...), float32 on the CPU."""
 HIDDEN = "hidden states"
-"""Beside the outputs: the hidden states of all layers of one shape, (layers, rows, ..., width)."""
+"""Key of the hidden states of all layers of one shape, (layers, rows, ..., width)."""
 
 _NAMES = (
     ("start_logits", "end_logits"),
@@ -37,8 +37,8 @@ class Outputs:
 
     Attributes:
         values: its outputs.
-        without: those of the base with the adapter's head but without its layers; empty if they
-            were not asked for.
+        without: the outputs of the base model with the adapter's head but without its layers; empty
+            if they were not requested.
     """
 
     values: Values
@@ -52,9 +52,6 @@ def compute_outputs(
 
     Args:
         alone: run the base of an adapter without its layers, too.
-
-    Raises:
-        SoraError: it cannot be loaded or run, or its outputs are not finite.
     """
     model = load_subject(subject, config, auto, dtype)
     if subject.adapter is None:
@@ -68,14 +65,12 @@ def run_model(model: Any, probe: Probe, name: str) -> Values:
     """Run a model in memory on its own device; its mode is restored afterwards.
 
     Args:
-        name: what errors call it.
+        name: the model's name in errors.
 
     Returns:
-        The outputs, and as `HIDDEN` the hidden states where the model gives them.
-
-    Raises:
-        SoraError: the model cannot be run on these inputs, or its outputs are not finite.
+        The outputs, and as `HIDDEN` the hidden states if the model gives them.
     """
+    # kinds of model differ in their inputs: DistilBERT, for one, takes no token_type_ids
     accepted = inspect.signature(model.forward).parameters
     first = next(model.parameters())
     inputs = {k: _fitting(v, first) for k, v in probe.inputs.items() if k in accepted}
@@ -94,20 +89,21 @@ def run_model(model: Any, probe: Probe, name: str) -> Values:
     finally:
         model.train(training)
     names = next((group for group in _NAMES if all(n in result for n in group)), ())
-    found = {n: result[n] for n in names}
-    if not found:
+    outputs = {n: result[n] for n in names}
+    if not outputs:
         raise SoraError(f"{name} gives no logits and no hidden state: {', '.join(result)}")
     hidden = next((result[n] for n in _HIDDEN_NAMES if result.get(n)), ())
     if hidden:
-        found[HIDDEN] = torch.stack([h for h in hidden if h.shape == hidden[-1].shape])
-    values = {n: tensor.detach().to("cpu", torch.float32) for n, tensor in found.items()}
+        # of one shape, since vision models shrink theirs from stage to stage
+        outputs[HIDDEN] = torch.stack([h for h in hidden if h.shape == hidden[-1].shape])
+    values = {n: tensor.detach().to("cpu", torch.float32) for n, tensor in outputs.items()}
     if not all(bool(value.isfinite().all()) for value in values.values()):
         raise SoraError(f"{name} gives NaN or infinity on made-up inputs")
     return values
 
 
 def positions(name: str, values: Tensor, probe: Probe) -> Tensor:
-    """Return what counts of an output: without padding, (positions, ...) where there is some."""
+    """Return the part of an output that is not padding: (positions, ...) if there is a mask."""
     mask = probe.mask
     if mask is None:
         return values
@@ -120,9 +116,9 @@ def positions(name: str, values: Tensor, probe: Probe) -> Tensor:
 
 @contextmanager
 def _giving_hidden_states(config: Any) -> Iterator[None]:
-    """Have a model give all hidden states, as far as it can."""
+    """Ask a model for all hidden states inside this block, through its configuration."""
     before = getattr(config, "output_hidden_states", False)
-    config.output_hidden_states = True
+    config.output_hidden_states = True  # by the configuration: not every forward has the argument
     try:
         yield
     finally:
@@ -137,6 +133,6 @@ def _fill_padding(config: Any, padding: int) -> None:
 
 
 def _fitting(value: Tensor, parameter: Tensor) -> Tensor:
-    """Put an input onto the model's device; pixels also take its type."""
+    """Put an input onto the model's device; pixels also get its dtype."""
     value = value.to(parameter.device)
     return value.to(parameter.dtype) if value.is_floating_point() else value

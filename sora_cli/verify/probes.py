@@ -1,4 +1,4 @@
-"""Fixed inputs for any model: sentences where there is a tokenizer, else random ids or pixels.
+"""Fixed inputs for any model: sentences if there is a tokenizer, else random ids or pixels.
 
 The same model configuration and tokenizer give the same inputs, on every machine.
 """
@@ -40,9 +40,9 @@ class Probe:
 
     Attributes:
         inputs: argument name -> (rows, ...).
-        mask: (rows, positions), true where an output counts; None: all do.
+        mask: (rows, positions), true for outputs that count; None: all count.
         padding: the id that fills up short rows.
-        what: what it is, for a person.
+        what: a description for people.
     """
 
     inputs: dict[str, Tensor]
@@ -52,19 +52,19 @@ class Probe:
 
 
 def make_probe(configs: Sequence[Any], auto: str, tokenizer: Any | None) -> Probe:
-    """Make inputs that models of all these configurations take.
+    """Make inputs that models of all these configurations accept.
+
+    Only text and images can be made.
 
     Args:
         auto: the models' Auto class.
-        tokenizer: None, or one that does not know the sentences' words: random ids are used.
-
-    Raises:
-        SoraError: models of something else than text or images.
+        tokenizer: if None, or if it does not know the sentences' words, random ids are used.
     """
     config = configs[0]
     sizes = [_vocabulary(c) for c in configs]
     if None in sizes:
         return _pixels(config)
+    # the smaller of two: an embedding may have been resized on one side
     vocabulary = min(size for size in sizes if size is not None)
     probe = None if tokenizer is None else _sentences(config, auto, tokenizer, vocabulary)
     probe = probe or _random_ids(config, vocabulary)
@@ -101,6 +101,7 @@ def _sentences(config: Any, auto: str, tokenizer: Any, vocabulary: int) -> Probe
     unknown = (ids == tokenizer.unk_token_id)[mask] if tokenizer.unk_token_id is not None else None
     if not mask.any() or int(ids.max()) >= vocabulary:
         return None
+    # a row of [UNK] alone would hide any difference of the embeddings
     if unknown is not None and float(unknown.float().mean()) > 0.5:
         return None
     inputs = {name: tensor for name, tensor in batch.items() if _takes(config, name)}
@@ -115,7 +116,7 @@ def _choices(probe: Probe) -> Probe:
 
 
 def _has_two_towers(config: Any) -> bool:
-    """Return whether the model compares texts with pictures, as CLIP does."""
+    """Return true if the model compares texts with pictures, such as CLIP."""
     from transformers import MODEL_MAPPING
 
     if type(config) not in MODEL_MAPPING or getattr(config, "vision_config", None) is None:
@@ -125,7 +126,7 @@ def _has_two_towers(config: Any) -> bool:
 
 
 def _takes(config: Any, name: str) -> bool:
-    """Return whether the model takes this input; segment ids need several kinds of segment."""
+    """Return true if the model takes this input; segment ids need several kinds of segment."""
     return name != "token_type_ids" or (getattr(config, "type_vocab_size", None) or 0) > 1
 
 
@@ -144,7 +145,7 @@ def _random_ids(config: Any, vocabulary: int) -> Probe:
 
 
 def _decoder_ids(config: Any, vocabulary: int, rows: int) -> Tensor:
-    """Return (rows, positions): the token that decoders start with, then random ones."""
+    """Return (rows, positions): the token that decoders start with, then random ids."""
     ids = _draw(vocabulary, _special_ids(config), (rows, _DECODER_LENGTH), seed=1)
     names = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
     known = (getattr(config, name, None) for name in names)
@@ -172,10 +173,12 @@ def _draw(vocabulary: int, special: set[int], shape: tuple[int, int], *, seed: i
 
 
 def _special_ids(config: Any) -> set[int]:
-    """Return every id that the configuration gives a meaning."""
+    """Return every id that has a meaning in the configuration."""
     values = {**config.to_dict(), **config.get_text_config().to_dict()}
-    found = (v for k, v in values.items() if k.endswith(("_token_id", "_token_ids")))
-    return {i for v in found for i in (v if isinstance(v, list) else [v]) if isinstance(i, int)}
+    values_of_ids = (v for k, v in values.items() if k.endswith(("_token_id", "_token_ids")))
+    return {
+        i for v in values_of_ids for i in (v if isinstance(v, list) else [v]) if isinstance(i, int)
+    }
 
 
 def _vocabulary(config: Any) -> int | None:
@@ -184,7 +187,7 @@ def _vocabulary(config: Any) -> int | None:
 
 
 def _longest(config: Any) -> int:
-    """Return the most tokens of a row: half of the model's positions (some kinds lose a few)."""
+    """Return the maximum tokens of a row: half of the model's positions (some kinds lose a few)."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return _LENGTH

@@ -1,4 +1,4 @@
-"""The outputs of files that are loaded in a fresh process, where nothing is left of their making.
+"""Load files and compute their outputs in a fresh process, which shares no state with their writer.
 
 Inputs go there and outputs come back as safetensors files in a temporary directory.
 """
@@ -29,11 +29,7 @@ _JOB, _INPUTS, _VALUES, _WITHOUT = "job.json", "inputs.st", "values.st", "withou
 def reload_outputs(
     reference: str, *, base: str | None, auto: str, probe: Probe, dtype: torch.dtype, alone: bool
 ) -> Outputs:
-    """Return what `compute_outputs` gives in a new Python process.
-
-    Raises:
-        SoraError: whatever went wrong there.
-    """
+    """Return the outputs of `compute_outputs` from a new Python process."""
     job = {
         "reference": reference,
         "base": base,
@@ -45,6 +41,7 @@ def reload_outputs(
     }
     with tempfile.TemporaryDirectory(prefix="sora-verify-") as scratch:
         folder = Path(scratch)
+        # tensors go as safetensors: exact to the bit, and no pickle
         (folder / _JOB).write_text(json.dumps(job), encoding="utf-8")
         save_file({k: v.contiguous() for k, v in probe.inputs.items()}, folder / _INPUTS)
         done = subprocess.run(
@@ -61,17 +58,17 @@ def reload_outputs(
 
 
 def _environment() -> dict[str, str]:
-    """Return this process's environment, with this package where Python looks first."""
+    """Return this process's environment, with this package first on Python's path."""
     root = str(PACKAGE.parent)
-    known = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, known] if known else [root])}
+    path = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, path] if path else [root])}
 
 
 def _failure(stderr: str, code: int) -> SoraError:
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     start = next((i for i, line in enumerate(lines) if line.startswith("error: ")), None)
     if start is None:
-        last = lines[-1][:200] if lines else "it said nothing"
+        last = lines[-1][:200] if lines else "no message"
         return SoraError(f"the reload in a fresh process ended with code {code}: {last}")
     first, *more = lines[start : start + 3]
     where, hint = [*more, None, None][:2]

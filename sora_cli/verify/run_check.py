@@ -1,4 +1,4 @@
-"""The last step of a run: its files are loaded and compared with the trained model."""
+"""The last step of a run: load its files and compare them with the trained model."""
 
 from __future__ import annotations
 
@@ -26,24 +26,21 @@ from sora_cli.verify.probes import ROWS
 from sora_cli.verify.self_check import self_check, too_large
 
 _SHARE, _LONGEST, _BRIEF = 0.1, 20.0, 3.0
-"""A check that takes more than this part of its run, or more seconds, is announced, unless it takes
-only a few."""
+"""A check is announced if it takes more than this share of its run or this many seconds, but never
+if it takes less than `_BRIEF` seconds."""
 
 
 def check_run(loaded: LoadedRecipe, ready: Prepared, report: RunReport) -> int:
-    """Compare a run's files with the trained model, as far as that can be done here.
+    """Compare a run's files with the trained model, if that is possible here.
 
-    Says one line on stderr: verified, not verified and why, or DIFFERENT; one before it if the
-    check takes long.
+    Says one line on stderr: verified, not verified with the reason, or DIFFERENT; and one line
+    before, if the check takes long.
 
     Args:
-        report: knows how long the run took; what was found goes there.
+        report: has the run's duration; receives the result.
 
     Returns:
         Exit code: FAILED if they differ; OK also if nothing was compared.
-
-    Raises:
-        SoraError: the files cannot be loaded.
     """
     recipe, output = loaded.recipe, loaded.output_dir
     if ready.baseline is not None:
@@ -74,7 +71,7 @@ def _scored(output: Path) -> str:
 
 
 def announcement(report: RunReport, batch_size: int = 0, *, fresh: bool = False) -> str | None:
-    """Return what to say before a check that takes long for its run; None if it does not.
+    """Return a notice for a check that takes long compared with its run; None for a short one.
 
     The expected time is that of loading the model once more, and of three forward passes of the
     inputs, each a third of a training step on as many rows.
@@ -91,11 +88,11 @@ def announcement(report: RunReport, batch_size: int = 0, *, fresh: bool = False)
         expected += spent.get("load model", 0.0) + spent.get("import", 0.0)
     if expected <= max(_BRIEF, min(_LONGEST, _SHARE * sum(spent.values()))):
         return None
-    return f"checking the files takes about {expected:.0f} s; --no-verify leaves it out"
+    return f"checking the files takes about {expected:.0f} s; --no-verify skips it"
 
 
 def _check_baseline(output: Path, recipe: Recipe, ready: Prepared, report: RunReport) -> int:
-    """Compare every tensor of the model that the files give with the trained one, to the bit."""
+    """Compare every tensor of the reloaded model with the trained model's, to the bit."""
     folder = baseline_folder(output)
     if folder is None:
         raise SoraError(f"{output} holds no result of {ready.method.name}")
@@ -124,7 +121,7 @@ def _check_baseline(output: Path, recipe: Recipe, ready: Prepared, report: RunRe
 
 
 def _reason_against(trained: dict[str, Tensor]) -> str | None:
-    """Return why the model should not be loaded again unasked; None if it may be."""
+    """Return the reason not to load the model again without being asked; None if there is none."""
     if any(is_sharded(tensor) for tensor in trained.values()):
         return "the model is sharded"
     return too_large([sum(t.numel() * t.element_size() for t in trained.values())])

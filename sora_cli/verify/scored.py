@@ -1,8 +1,8 @@
-"""The scores of a certificate compared with scores of the same adapters on the same rows here.
+"""Compare the scores of a certificate with new scores of the same adapters on the same rows.
 
-On another machine sums come out in another order, and a row may fall on the other side: so many
-rows are tolerated, and no more than they can change of a bound. Where the scores are the same as
-the certificate's, so are the rows, and nothing is tolerated but rounding.
+On another machine sums are rounded differently, and a few rows may change their outcome. A share of
+the rows is tolerated, and so is the change of the bound that these rows explain. If the scores
+equal the certificate's, so do the rows, and only rounding is tolerated.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from sora_cli.verify.expected import ROUNDING, close
 
 T = TypeVar("T", bound=PartTest)
 _SAME = 1e-9
-"""By how much scores may be apart that are of the same rows: far less than one row of a million."""
+"""Largest difference of scores of the same rows: far less than one row in a million changes."""
 
 
 class Compared(BaseModel):
-    """One figure of the certificate, and what it is here.
+    """One figure of the certificate, with its new value.
 
     Attributes:
-        name: what it is of.
-        apart: how far it may be from the other.
+        name: of the figure.
+        apart: the tolerated distance of the two values.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Compared(BaseModel):
 
     @property
     def agrees(self) -> bool:
-        """True if they are no further apart; two that are no numbers agree, too."""
+        """True if the values are within the tolerated distance, or both are NaN."""
         both = self.stored != self.stored and self.here != self.here
         return both or abs(self.stored - self.here) <= self.apart + _SAME
 
@@ -55,9 +55,9 @@ class ScoresAgain:
     """The comparison of all scores.
 
     Attributes:
-        share: of the rows, which may fall on the other side on another machine.
+        share: of the rows that may change their outcome on another machine.
         compared: every figure that was computed again.
-        unclear: verdicts that turned within the tolerance, a sentence each.
+        unclear: verdicts that changed within the tolerance, a sentence each.
     """
 
     share: float
@@ -65,14 +65,14 @@ class ScoresAgain:
     unclear: list[str] = field(default_factory=list)
 
     def tolerated(self, rows: int) -> int:
-        """Return how many of so many rows may fall on the other side; one always may."""
+        """Return the number of rows that may change their outcome; at least one may."""
         return max(int(self.share * rows), 1)
 
     def score(self, name: str, stored: float, here: RowScores) -> float:
-        """Compare a score; return the stored one if it agrees, else the one here."""
+        """Compare a score; return the stored one if it agrees, else the new one."""
         # a model agrees with itself on every row, whatever the machine
-        apart = ROUNDING if here.is_agreement else self._apart(stored, here)
-        return self._compare(name, stored, here.value, apart)
+        distance = ROUNDING if here.is_agreement else self._tolerated_distance(stored, here)
+        return self._compare(name, stored, here.value, distance)
 
     def test(
         self,
@@ -83,21 +83,21 @@ class ScoresAgain:
         here: PartTest,
         promise: Promise,
     ) -> T:
-        """Compare a size's test; return it with its figures where they agree, else those here.
+        """Compare a size's test; return it with the stored figures that agree, and else new ones.
 
         Args:
             whole: the score at full rank in the certificate.
             full: the scores at full rank here.
             here: the test of the scores here.
         """
-        known: dict[str, Any] = {"refused": here.refused, "passed_over": here.passed_over}
+        figures: dict[str, Any] = {"refused": here.refused, "passed_over": here.passed_over}
         same = close(whole, full.value, _SAME) and close(stored.score, here.score, _SAME)
         if same and stored.differing == here.differing:
             for figure in ("score", "drop", "upper"):
                 was, now = getattr(stored, figure), getattr(here, figure)
                 apart = ROUNDING * max(1.0, abs(now))
-                known[figure] = self._compare(_named(name, figure), was, now, apart)
-            return stored.model_copy(update=known)
+                figures[figure] = self._compare(_figure_name(name, figure), was, now, apart)
+            return stored.model_copy(update=figures)
         return stored.model_copy(update=self._tolerant(name, stored, whole, full, here, promise))
 
     def _tolerant(
@@ -109,26 +109,27 @@ class ScoresAgain:
         here: PartTest,
         promise: Promise,
     ) -> dict[str, Any]:
-        """Compare a test of which some rows turned; return its figures, as `test` does.
+        """Compare a test with some rows of another outcome; return its figures, as `test` does.
 
-        The drop, and of right or wrong the bound, must also follow from the other stored figures.
+        The drop, and with right-or-wrong scores the bound, must also follow from the other stored
+        figures.
         """
-        apart = self._apart(stored.score, full)
+        apart = self._tolerated_distance(stored.score, full)
         turned = 2 * self.tolerated(len(full))  # by either model
-        score = self._compare(_named(name, "score"), stored.score, here.score, apart)
-        self._compare(_named(name, "drop"), stored.drop, here.drop, 2 * apart)
+        score = self._compare(_figure_name(name, "score"), stored.score, here.score, apart)
+        self._compare(_figure_name(name, "drop"), stored.drop, here.drop, 2 * apart)
         differing, now = stored.differing or 0, here.differing or 0
         differing = int(self._compare(f"{name}, rows that differ", differing, now, turned))
         drop, upper = promise.tested_drop(whole, score), stored.upper
         alike = stored.refused == here.refused
         alike = alike and _is_coarse(stored, full) == _is_coarse(here, full)
         if alike:
-            allowed = _explained(full, here, promise.confidence, turned)
-            upper = self._compare(_named(name, "upper"), stored.upper, here.upper, allowed)
+            allowed = _tolerated_change(full, here, promise.confidence, turned)
+            upper = self._compare(_figure_name(name, "upper"), stored.upper, here.upper, allowed)
         if not alike or stored.verdict != here.verdict:
             self.unclear.append(
-                f"{name}: {_said(stored)} in the certificate, {_said(here)} here, of "
-                f"{promise.max_drop:g}"
+                f"{name}: {_in_words(stored)} in the certificate, {_in_words(here)} here; the "
+                f"promise is {promise.max_drop:g}"
             )
         if full.is_agreement and math.isfinite(drop):
             differing = round(drop * len(full))  # the score says how many rows differ
@@ -139,18 +140,18 @@ class ScoresAgain:
             upper = exact_bound(*counts, len(full), promise.confidence) if counts else math.nan
         return {
             "score": score,
-            "drop": _near(stored.drop, drop),
-            "upper": _near(stored.upper, upper),
+            "drop": _stored_if_close(stored.drop, drop),
+            "upper": _stored_if_close(stored.upper, upper),
             "differing": differing,
         }
 
     def _compare(self, name: str, stored: float, here: float, apart: float) -> float:
-        one = Compared(name=name, stored=stored, here=here, apart=apart)
-        self.compared.append(one)
-        return stored if one.agrees else here
+        figure = Compared(name=name, stored=stored, here=here, apart=apart)
+        self.compared.append(figure)
+        return stored if figure.agrees else here
 
-    def _apart(self, stored: float, scores: RowScores) -> float:
-        """Return how far a metric may be from itself, if so many of its rows differ."""
+    def _tolerated_distance(self, stored: float, scores: RowScores) -> float:
+        """Return the largest change of a metric that the tolerated rows can make."""
         rows = len(scores)
         by_rows = scores.is_right_or_wrong or scores.is_agreement
         if by_rows and not close(stored * rows, np.round(stored * rows)):
@@ -158,28 +159,28 @@ class ScoresAgain:
         return self.tolerated(rows) / rows * max(1.0, abs(scores.value))
 
 
-def _near(stored: float, here: float) -> float:
-    """Return a stored number where the one here is the same but for rounding."""
+def _stored_if_close(stored: float, here: float) -> float:
+    """Return the stored number if it equals the new number but for rounding, or else `here`."""
     return stored if close(stored, here) else here
 
 
-def _named(name: str, figure: str) -> str:
+def _figure_name(name: str, figure: str) -> str:
     return f"{name}, {'bound' if figure == 'upper' else figure}"
 
 
-def _said(test: PartTest) -> str:
+def _in_words(test: PartTest) -> str:
     bound = f"a bound of {test.upper:.6g}" if test.refused is None else f"no bound ({test.refused})"
     return f"{test.verdict} by {bound} with {test.differing} differing rows"
 
 
 def _is_coarse(test: PartTest, full: RowScores) -> bool:
-    """Tell whether a bound is that of few differing rows, which is another than that of many."""
+    """Return true if the bound is that of few differing rows, which has another formula."""
     exact = full.is_right_or_wrong or full.is_agreement
     return not exact and (test.differing or 0) < FEWEST_DIFFERING
 
 
 def _lost_and_won(drop: float, differing: int, rows: int) -> tuple[int, int] | None:
-    """Return the rows of right or wrong that were lost and won; None: no counts give this drop."""
+    """Return the numbers of lost and won rows (right or wrong); None: none give this drop."""
     if not math.isfinite(drop * rows):
         return None
     net = round(drop * rows)
@@ -189,11 +190,12 @@ def _lost_and_won(drop: float, differing: int, rows: int) -> tuple[int, int] | N
     return (lost, won) if differing <= rows else None
 
 
-def _explained(full: RowScores, here: PartTest, confidence: float, turned: int) -> float:
-    """Return how far a bound can be from the one here, if so many rows turned.
+def _tolerated_change(full: RowScores, here: PartTest, confidence: float, turned: int) -> float:
+    """Return the distance of two bounds that this many changed rows explain.
 
-    Right or wrong: as many are lost less, or won more; or lost more. Few differing rows: as many
-    less or more differ. Else the drop moves by these rows, and its square error by their squares.
+    With right-or-wrong scores, the changed rows are fewer lost or more won rows, or more lost rows.
+    With few differing rows, as many more or fewer differ. Otherwise the drop moves by these rows,
+    and its squared error by their squares.
     """
     rows, differing = len(full), here.differing or 0
     if full.is_agreement:
@@ -210,7 +212,8 @@ def _explained(full: RowScores, here: PartTest, confidence: float, turned: int) 
         ends = (max(differing - turned, 0), min(differing + turned, rows))
         bounds = [few_rows_bound(full, end, confidence) for end in ends]
         return max((abs(b - here.upper) for b in bounds if b is not None), default=0.0)
-    one = max(1.0, abs(full.value)) / rows
+    one_row = max(1.0, abs(full.value)) / rows
     margin = here.upper - here.drop
-    left = margin**2 - turned * (float(ndtri(confidence)) * one) ** 2
-    return turned * one + margin - math.sqrt(max(left, 0.0))
+    # the bound is about drop + z * s; each turned row changes the drop by one_row at most
+    left = margin**2 - turned * (float(ndtri(confidence)) * one_row) ** 2
+    return turned * one_row + margin - math.sqrt(max(left, 0.0))

@@ -1,4 +1,4 @@
-"""The last step of train, export and merge: what they wrote is verified, if memory allows."""
+"""The last step of train, export and merge: verify the written files, if memory allows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sora_cli.verify.subjects import Subject
 
 _SHARE = 4
-"""A model that takes less than this part of the free memory is verified."""
+"""A model is verified if it needs less than one part in this many of the free memory."""
 
 
 def self_check(
@@ -31,29 +31,27 @@ def self_check(
     notice: str | None = None,
     record: Callable[[dict[str, Any]], None] | None = None,
 ) -> int:
-    """Compare what was written (`b`) with what it was made from (`a`), and say the result.
+    """Compare the written files (`b`) with their source (`a`), and say the result.
 
-    Says one line on stderr: verified, not verified and why with the command to type, or DIFFERENT.
-    A command ends with `return self_check(...)`; with --no-verify it does not call this. Exporting
-    and merging: `self_check(directory, output, base=base)`. Training: `self_check(run_directory)`,
-    or `self_check(run_directory, trained=model, fresh=False)` to compare the trained model itself
-    with what its files give, without the seconds a new process takes.
+    Says one line on stderr: verified, not verified with the reason and the command to type, or
+    DIFFERENT. A command ends with `return self_check(...)`; with --no-verify it does not call this.
+    Exporting and merging: `self_check(directory, output, base=base)`. Training:
+    `self_check(run_directory)`, or `self_check(run_directory, trained=model, fresh=False)` to
+    compare the trained model itself with the outputs of its files, without the seconds that a new
+    process takes.
 
     Args:
         a, b: see `sora_cli.verify.verification.verify`; `b` None: a reload of `a`.
-        base: what the command was given as --base.
+        base: the command's --base.
         trained: model in memory that `a` was written from, in full precision.
         fresh: make the reload in a new process.
         force: the base may hold other weights than the adapter was trained on.
         notice: said before anything is loaded.
-        record: given what was found, as `sora verify --json` prints it.
+        record: receives the result, as `sora verify --json` prints it.
 
     Returns:
         The command's exit code (`core.exit_codes`): OK, also if nothing was compared; FAILED if the
         outputs differ; NO_VERDICT if the comparison cannot tell.
-
-    Raises:
-        SoraError: what was written cannot be loaded or run.
     """
     names = [str(path) for path in (a, b) if path is not None]
     command = shlex.join(["sora", "verify", *names, *(["--base", base] if base else [])])
@@ -64,6 +62,7 @@ def self_check(
             return OK
         if notice is not None:
             say(notice)
+        # here, not at the top: importing torch and transformers takes seconds
         from sora_cli.verify.verdict import Verdict
         from sora_cli.verify.verification import verify
 
@@ -93,7 +92,7 @@ def self_check(
         say(text, always=True)
         say(f"  {judged.reason}; to see more: {command}", always=True)
     else:
-        say(f"not verified: it cannot be told: {judged.reason}", always=True)
+        say(f"not verified, cannot tell: {judged.reason}", always=True)
         say(f"  {done.summary()}; to see more: {command}", always=True)
     return judged.exit_code
 
@@ -101,7 +100,7 @@ def self_check(
 def _subjects(
     names: Sequence[str], base: str | None, *, force: bool
 ) -> tuple[tuple[Subject, ...], str | None]:
-    """Return what is to be compared, and the reason if it should not be loaded unasked."""
+    """Return the subjects to compare, or a reason not to load them without being asked."""
     from sora_cli.verify.subjects import find_subjects, float32_bytes
 
     try:
@@ -114,13 +113,13 @@ def _subjects(
 
 
 def too_large(known: Sequence[int | None]) -> str | None:
-    """Return why models of so many bytes should not be loaded unasked; None if they may be."""
+    """Return the reason not to load models of these sizes unasked; None if there is none."""
     sizes = [n for n in known if n is not None]
     free = free_memory()
     if free is None:
-        return "how much memory is free is not known"
+        return "the free memory is not known"
     if len(sizes) < len(known):
-        return "how large the model is cannot be told, as it is not on this disk"
+        return "the model's size is not known, as it is not on this disk"
     if _SHARE * max(sizes) >= free:
-        return f"it takes {size(max(sizes))}, not less than a quarter of the {size(free)} free"
+        return f"it takes {size(max(sizes))}, at least a quarter of the {size(free)} free"
     return None

@@ -1,4 +1,4 @@
-"""The subjects of a verification: an adapter on its base model, or a model, found from files."""
+"""The subjects of a verification, found from files: an adapter on its base model, or a model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from sora_cli.model.loading import LOCAL_COPY, loading, split_gguf, weights_opti
 from sora_cli.model.references import local_checkpoint, resolve_model_path
 
 _GROWTH = {".bin": 2, ".gguf": 8}
-"""Bytes in memory (float32) per byte in files whose header is not read: 16 and 4 bits a weight."""
+"""Bytes in memory (float32) per byte of a file, for files without a readable header: 16 and 4 bits
+a weight are assumed."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Subject:
     """One side of a comparison.
 
     Attributes:
-        reference: as the user wrote it.
-        source: the model to load, resolved: the base where there is an adapter.
+        reference: the user's name for it.
+        source: the model to load, resolved; of an adapter, its base model.
         folder: the adapter's own directory.
     """
 
@@ -52,13 +53,10 @@ def find_subjects(
 ) -> tuple[Subject, ...]:
     """Tell adapters from models, and put all adapters on one base.
 
-    The base is `base`, else the one the first adapter that knows it was trained on.
+    The base is `base`, or else the base of the first adapter that records one.
 
     Args:
         force: the base may hold other weights than an adapter was trained on.
-
-    Raises:
-        SoraError: nothing of either kind there, no base known, or one with other weights.
     """
     folders = [adapter_folder(Path(ref).expanduser()) for ref in references]
     bases = [_base(folder) for folder in folders if folder is not None]
@@ -82,16 +80,15 @@ def find_subjects(
 
 
 def _base(folder: Path) -> BaseReference:
-    """Return an adapter's base from its header: where none is known, no tensor is read."""
+    """Return an adapter's base from its header, without reading a tensor."""
     with open_adapter(folder) as file:
         return file.base
 
 
 def load_config(subject: Subject) -> Any:
-    """Load the model's configuration, for as many labels as the adapter has.
+    """Load the model's configuration, with the adapter's number of labels.
 
-    Raises:
-        SoraError: it cannot be loaded, or the model is quantised.
+    A quantised model is refused: its outputs cannot show the effect of an adapter.
     """
     import transformers
 
@@ -101,7 +98,7 @@ def load_config(subject: Subject) -> Any:
         config = transformers.AutoConfig.from_pretrained(name, **options)
     if getattr(config, "quantization_config", None) is not None:
         raise SoraError(
-            f"{subject.source} is quantised: its outputs are no measure of an adapter",
+            f"{subject.source} is quantised: its outputs cannot show the effect of an adapter",
             hint="compare on the unquantised model" + (": --base DIR" if subject.adapter else ""),
         )
     labels = number_of_labels(subject.adapter) if subject.adapter else None
@@ -113,8 +110,7 @@ def load_config(subject: Subject) -> Any:
 def load_subject(subject: Subject, config: Any, auto: str, dtype: torch.dtype) -> Any:
     """Load the model in evaluation mode on the CPU, with an adapter's head but not its layers.
 
-    Raises:
-        SoraError: it cannot be loaded, or holds not all parameters.
+    A parameter that no file holds is an error.
     """
     import transformers
 
@@ -153,15 +149,12 @@ def load_tokenizer(subject: Subject) -> Any | None:
 
 
 def float32_bytes(subject: Subject) -> int | None:
-    """Return the bytes that model and adapter take in float32, from headers; None if unknown.
-
-    Raises:
-        SoraError: the model's directory holds no weights.
-    """
+    """Return the bytes of model and adapter in float32, from headers; None if unknown."""
     checkpoint = local_checkpoint(subject.source, subject.revision)
     if checkpoint is None:
         return None
     stored = stored_tensors(checkpoint)
+    # by numbers, not by file size: a bfloat16 checkpoint takes twice its size in float32
     total = 4 * sum(_numbers(tensor) for tensor in stored)
     if not stored:
         files = [checkpoint] if checkpoint.is_file() else sorted(checkpoint.iterdir())
@@ -177,7 +170,7 @@ def float32_bytes(subject: Subject) -> int | None:
 def stored_dtypes(subject: Subject) -> set[str]:
     """Return the number formats of the subject's own tensors, as in safetensors ("BF16").
 
-    Of an adapter these are its factors: the base model is the same on both sides.
+    For an adapter these are its factors' formats: the base model is the same on both sides.
     """
     if subject.folder is not None:
         tensors = list(read_header(subject.folder / ADAPTER_WEIGHTS))
@@ -187,10 +180,10 @@ def stored_dtypes(subject: Subject) -> set[str]:
 
 
 def check_bases(subjects: Iterable[Subject], *, force: bool) -> tuple[str, ...]:
-    """Refuse a base with other weights than an adapter was trained on, as far as that is known.
+    """Refuse a base whose weights are known to differ from the adapter's base model.
 
     Args:
-        force: return a remark instead, for each.
+        force: return a remark instead, for each adapter.
     """
     remarks: list[str | None] = []
     for subject in subjects:
@@ -226,14 +219,14 @@ def _check_complete(subject: Subject, info: Mapping[str, Any], auto: str) -> Non
     missing = first_few((f"'{key}'" for key in random), 1)
     if subject.adapter is None:
         raise SoraError(
-            f"{subject.reference} holds nothing of the right shape for {missing}",
-            where=f"to be compared it is loaded with {auto}",
+            f"{subject.reference} holds no weight of the right shape for {missing}",
+            where=f"it was loaded with {auto}",
             hint="is it a base model without a trained head, or a model for another task?",
         )
     raise SoraError(
-        f"neither {subject.reference} nor its base holds anything of the right shape for {missing}",
+        f"neither {subject.reference} nor its base holds a weight of the right shape for {missing}",
         where=f"the base is {subject.source}, loaded with {auto}",
-        hint="is it the right one? --base MODEL; a head that was not stored is lost",
+        hint="is it the right base model? --base MODEL; a head that was not stored is lost",
     )
 
 

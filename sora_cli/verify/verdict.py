@@ -1,4 +1,4 @@
-"""The verdict on a comparison: the same, different, or not to be told.
+"""The verdict on a comparison: same, DIFFERENT, or cannot tell.
 
 The constants were chosen on updates of rank 4 in all linear layers of tiny models, of MiniLM (22 M)
 and of SmolLM2 (135 M), |dW| / |W| from 1e-4 to 5e-2, merged right (float32, float16, bfloat16) and
@@ -16,21 +16,22 @@ from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from sora_cli.verify.effect import Effect, percent
 
 COMPUTED = 1e-5
-"""Relative rounding error of outputs computed in float32: 1e-6 was found between W x + B (A x) and
-(W + B A) x. A smaller effect cannot be told from rounding."""
+"""Relative rounding error of outputs computed in float32: W x + B (A x) and (W + B A) x differed by
+1e-6. A smaller effect cannot be distinguished from rounding."""
 _ROUNDINGS = 4
 """Roundings of all weights to a format with unit roundoff u moved outputs by 0.5 u to 2.2 u, as a
 norm. Weights of 8 bits, which are wrong, moved those of MiniLM by 5 u of bfloat16, and those of
 SmolLM2 by 11 u."""
 _EXACT = 0.01
-"""Part of the effect that may be missing or too much. Shares of right merges in float32 were within
+"""Part of the effect that may be missing or added. Right merges in float32 had shares within
 0.001 of 1; a scaling that is wrong by 5% gives 1.05."""
 _ROUNDED = 0.05
-"""Part that may be missing where merged weights were rounded to 16 bits: what `sora merge` loses
-without a warning. Rounding to nearest loses and never adds, so that 1.05 is wrong here, too."""
+"""Part of the effect that may be missing if merged weights were rounded to 16 bits: `sora merge`
+loses this much without a warning. Rounding to nearest never adds to the effect, so that 1.05 is
+wrong here, too."""
 
 _LEAST = 0.9
-"""A smaller share is never called the same, even where noise could explain it."""
+"""A smaller share is never called the same, even if noise could explain it."""
 
 
 class Verdict(Enum):
@@ -45,8 +46,8 @@ class Tolerance(NamedTuple):
     """The largest relative difference of outputs that is allowed.
 
     Attributes:
-        source: where it comes from, in words.
-        given: by the user, who then decides by it alone.
+        source: its origin, in words.
+        given: the user set it, and then it alone decides.
     """
 
     value: float
@@ -56,11 +57,12 @@ class Tolerance(NamedTuple):
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict with what it rests on.
+    """A verdict with its reason.
 
     Attributes:
         reason: of any verdict but SAME, in words.
-        decisive: the measurement of the adapter's effect that decides; None: the outputs alone do.
+        decisive: the measurement of the adapter's effect that decides; None: the outputs alone
+            decide.
     """
 
     verdict: Verdict
@@ -69,7 +71,7 @@ class Judgement:
 
     @property
     def same(self) -> bool:
-        """Tell whether the verdict is that nothing is wrong."""
+        """True if the verdict is SAME."""
         return self.verdict is Verdict.SAME
 
     @property
@@ -110,12 +112,12 @@ class Rounding:
         return 1 - lost - effect.uncertainty, 1 + _EXACT + effect.uncertainty
 
     def explains(self, effect: Effect) -> bool:
-        """Tell whether all of the effect may be there, and rounding be all that is beside it."""
+        """Return true if the whole effect may be there, and rounding explains the residual."""
         least, most = self.shares(effect)
         return least <= effect.share <= most and effect.residual <= self.residual(effect.size)
 
     def expected(self, effect: Effect) -> str:
-        """Return what a right result would show, in words; not the limit that limits nothing."""
+        """Return the share and residual of a right result, in words, without limits above 100 %."""
         least, most = self.shares(effect)
         share, limit = f"{least:.1%} to {most:.1%} of the effect", self.residual(effect.size)
         residual = f"a residual of {percent(limit)} at most"
@@ -135,8 +137,8 @@ def judge(
 
     Args:
         relative: the largest difference of the outputs, relative to the largest output.
-        change: that the adapter's layers make, measured in the same way; None without any.
-        effects: how much of the change is there; that of the outputs first.
+        change: relative change of the outputs by the adapter's layers; None if there are none.
+        effects: the measured share of this change; that of the outputs first.
     """
     sized = [effect for effect in effects if effect.size]
     decisive = sized[0] if sized else None
@@ -159,6 +161,7 @@ def judge(
 
 
 def _by_effect(effects: Sequence[Effect], rounding: Rounding) -> Judgement:
+    # every output has to fit, but one clear measurement is enough to call them the same
     seen = [effect for effect in effects if effect.size > rounding.floor]
     if not seen:
         largest = max(effects, key=lambda effect: effect.size)

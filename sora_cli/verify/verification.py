@@ -1,17 +1,16 @@
-"""The comparison of two sets of files by the outputs that their models give on fixed inputs.
+"""Compare two sets of files by the outputs that their models give on fixed inputs.
 
 Everything is computed in float32 on the CPU, one model in memory at a time, so that models stored
-in other number formats are compared fairly. The same inputs cannot show every difference: what
+in other number formats are compared fairly. Fixed inputs cannot show every difference: a part that
 they do not reach, such as a row of the embeddings that no token uses, goes unnoticed.
 
-Where there is an adapter, `verdict.judge` decides by how much of its effect is there. In any case
-the outputs may differ by no more than a tolerance, relative to the largest output. Two correct ways
-of computing the same thing in float32, W x + B (A x) and (W + B A) x, were found 3e-7 to 2e-6
-apart: 1e-5 is allowed. Weights that are rounded to a format with unit roundoff u (2^-8 for
-bfloat16, 2^-11 for float16) move the outputs by some u, however deep the model is, since each layer
-adds its own error to its own part of the residual stream: 1 u to 5 u were found, 8 u are allowed.
-What counts is the coarsest format that either side stores its own weights in (not the base below an
-adapter).
+With an adapter, `verdict.judge` decides by the share of its effect that is found. In any case the
+outputs may differ by no more than a tolerance, relative to the largest output. Two correct ways to
+compute the same thing in float32, W x + B (A x) and (W + B A) x, differed by 3e-7 to 2e-6: 1e-5 is
+allowed. Weights rounded to a format with unit roundoff u (2^-8 for bfloat16, 2^-11 for float16)
+move the outputs by some u, at any depth of the model, since each layer adds its own error to its
+own part of the residual stream: 1 u to 5 u were measured, 8 u are allowed. The coarsest format in
+which either side stores its own weights counts (not the base below an adapter).
 """
 
 from __future__ import annotations
@@ -61,10 +60,11 @@ class Verification:
     """A comparison and its verdict.
 
     Attributes:
-        inputs: what the models were given, in words.
-        effect: relative difference that the adapter's layers make; None without an adapter.
-        effects: how much of it is there, in each of the outputs and in the hidden states.
-        notes: what a person should know beside the numbers.
+        inputs: a description of the models' inputs.
+        effect: relative change of the outputs by the adapter's layers; None without an adapter.
+        effects: the share of this change that is found, in each of the outputs and in the hidden
+            states.
+        notes: remarks for the user.
     """
 
     a: str
@@ -128,23 +128,20 @@ def verify(
     force: bool = False,
     subjects: tuple[Subject, ...] | None = None,
 ) -> Verification:
-    """Compare two adapters or models, or one with its reload.
+    """Compare two adapters or models, or an adapter or model with its reload.
 
     Args:
-        a, b: each an adapter directory, a run directory, a model directory or a Hub id; `b` None:
-            a reload of `a`.
-        base: the base model of all adapters; None: the one the first adapter was trained on.
+        a, b: each an adapter directory, a run directory, a model directory or a Hub id; `b` None: a
+            reload of `a`.
+        base: the base model of all adapters; None: the base that the first adapter was trained on.
         dtype: number format to compute in, one of `core.checks.COMPUTE`.
-        tolerance: largest relative difference that still is the same; None: by stored formats, and
+        tolerance: largest relative difference that counts as the same; None: by stored formats, and
             by the adapter's effect.
         trained: a model in memory (adapters in place, not wrapped for mixed precision) whose
-            outputs stand for those of `a`; it is left as it was.
+            outputs stand for those of `a`; it is left unchanged.
         fresh: make the reload in a new process.
         force: the base may hold other weights than an adapter was trained on.
-        subjects: what `find_subjects` gave for these references, if that was called before.
-
-    Raises:
-        SoraError: something is not there, cannot be loaded or run, or cannot be compared.
+        subjects: the result of `find_subjects` for these references, if it was called before.
     """
     check_comparison(dtype, tolerance)
     if subjects is None:
@@ -154,14 +151,15 @@ def verify(
         first, second, probe, decides = _run_both(subjects, dtype, trained, again)
     notes = check_bases(subjects, force=force)  # now also of a base that was on the Hub
     differences = compare(first.values, second.values, probe, decides=decides)
-    pair = (first, second) if _adapts(subjects[0]) else (second, first)
+    # the effect is measured from an adapter's outputs, on whichever side there is one
+    pair = (first, second) if _has_layers(subjects[0]) else (second, first)
     change, effects = _effect(*pair, probe)
     names = _formats(subjects, dtype, trained)
     allowed = tolerance_for(names) if tolerance is None else Tolerance(tolerance, "as given", True)
     relative = largest_relative(differences)
     judged = judge(relative, change, effects, _rounding(subjects, dtype, trained), allowed)
     described = described_apart(subjects)
-    if described:
+    if described:  # other class names make other answers of the same logits
         judged = Judgement(Verdict.DIFFERENT, "; ".join(described), judged.decisive)
     return Verification(
         a=a,
@@ -182,9 +180,9 @@ def _run_both(
     trained: Any | None,
     again: Callable[..., Outputs] | None,
 ) -> tuple[Outputs, Outputs, Probe, bool]:
-    """Return the outputs of both, with their inputs and whether the largest is a decision.
+    """Return both outputs, their inputs, and true if the largest output is a decision.
 
-    The base of an adapter is run without it once: where the first files are loaded.
+    The base of an adapter is run without its layers only once, by the first side that loads it.
 
     Args:
         again: gives the second's outputs in a new process; None: they are computed in this one.
@@ -193,12 +191,12 @@ def _run_both(
     auto = _common_class(subjects, configs)
     probe = make_probe(configs, auto, load_tokenizer(subjects[0]) or load_tokenizer(subjects[1]))
     options = {"auto": auto, "probe": probe, "dtype": getattr(torch, dtype)}
-    alone = trained is None and _adapts(subjects[0])
+    alone = trained is None and _has_layers(subjects[0])
     if trained is None:
         first = compute_outputs(subjects[0], configs[0], alone=alone, **options)
     else:
         first = Outputs(run_model(trained, probe, "the model in memory"), {})
-    alone = not alone and _adapts(subjects[1])
+    alone = not alone and _has_layers(subjects[1])
     if again is None:
         second = compute_outputs(subjects[1], configs[1], alone=alone, **options)
     else:
@@ -210,7 +208,7 @@ def tolerance_for(formats: Sequence[str]) -> Tolerance:
     """Return the default tolerance for models stored in these formats, and its reason.
 
     Args:
-        formats: names such as "bfloat16"; unknown ones are passed over.
+        formats: names such as "bfloat16"; unknown names are ignored.
     """
     coarsest = max(formats, key=lambda name: _ROUNDOFF.get(name, 0.0), default="float32")
     allowed = ROUNDINGS * _ROUNDOFF.get(coarsest, 0.0)
@@ -219,37 +217,39 @@ def tolerance_for(formats: Sequence[str]) -> Tolerance:
     return Tolerance(allowed, f"{ROUNDINGS} roundings to {coarsest}")
 
 
-def _adapts(subject: Subject) -> bool:
+def _has_layers(subject: Subject) -> bool:
     return subject.adapter is not None and len(subject.adapter.layers) > 0
 
 
 def _effect(
-    reference: Outputs, found: Outputs, probe: Probe
+    reference: Outputs, other: Outputs, probe: Probe
 ) -> tuple[float | None, tuple[Effect, ...]]:
-    """Return the change that the reference's adapter makes, and how much of it is found."""
-    without = reference.without or found.without
+    """Return the change by the reference's adapter, and the share of it that is found."""
+    without = reference.without or other.without
     if not without:
         return None, ()
     changed = compare(without, reference.values, probe, decides=False)
-    return largest_relative(changed), measure(without, reference.values, found.values, probe)
+    return largest_relative(changed), measure(without, reference.values, other.values, probe)
 
 
 def _common_class(subjects: Sequence[Subject], configs: Sequence[Any]) -> str:
-    """Return the Auto class that both are loaded with: the adapters', if there is one."""
+    """Return the Auto class for loading both: the adapters' class, if there is an adapter."""
     models = [auto_class_of(c) for s, c in zip(subjects, configs, strict=True) if not s.adapter]
     adapters = [(s.adapter, c) for s, c in zip(subjects, configs, strict=True) if s.adapter]
     known = [auto_class_for(adapter, c) for adapter, c in adapters if adapter.task_type]
-    found = [auto_class_for(adapter, c, [*known, *models]) for adapter, c in adapters] or models
+    classes = [auto_class_for(adapter, c, [*known, *models]) for adapter, c in adapters] or models
     kinds = [str(config.model_type) for config in configs]
     if len(set(kinds)) == 1:
-        kinds = [auto.removeprefix("AutoModel").removeprefix("For") or "no head" for auto in found]
+        kinds = [
+            auto.removeprefix("AutoModel").removeprefix("For") or "no head" for auto in classes
+        ]
     if len(set(kinds)) > 1:
         first, second = (subject.reference for subject in subjects)
         raise SoraError(
             f"these are different kinds of models: {kinds[0]} and {kinds[1]}",
             where=f"{first} and {second}",
         )
-    return found[0]
+    return classes[0]
 
 
 def _decides(auto: str, config: Any, values: Values) -> bool:
@@ -261,7 +261,7 @@ def _decides(auto: str, config: Any, values: Values) -> bool:
 
 
 def _formats(subjects: Iterable[Subject], dtype: str, trained: Any | None) -> list[str]:
-    """Return every number format that enters, by torch's names."""
+    """Return all number formats in use, by torch's names."""
     stored = {name for subject in subjects for name in stored_dtypes(subject)}
     names = [dtype, *(_FORMATS[name][0] for name in sorted(stored) if name in _FORMATS)]
     if trained is not None:

@@ -43,7 +43,7 @@ class Block:
 
     @property
     def runs(self) -> bool:
-        """Tell whether the block is run as a part of its page's session."""
+        """True if the block runs in its page's session."""
         return self.language in ("sh", "python") and self.mark in ("", "fails")
 
 

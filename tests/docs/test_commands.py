@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sora_cli.app import ANYWHERE
-from tests.docs.pages import PAGES, blocks, code_spans, name_of
+from sora_cli.app import ANYWHERE, COMMANDS
+from sora_cli.recipe.families import task_names
+from tests.docs.pages import DOCS, PAGES, blocks, code_spans, name_of
 from tools.reference.commands import commands, option_names
 
 OPTIONS = {name: option_names(command) | ANYWHERE for name, command in commands()}
@@ -29,8 +30,15 @@ def test_commands_exist(page: Path) -> None:
             assert option in OPTIONS[name], f"sora {given}: {name} has no {option}"
 
 
+def test_index_has_every_command_and_task() -> None:
+    spans = list(code_spans(DOCS / "index.md"))
+    named = {words[1] for span in spans if (words := span.split())[0] == "sora" and len(words) > 1}
+    assert set(COMMANDS) <= named
+    assert set(task_names()) <= set(spans)
+
+
 def _commands(page: Path) -> Iterator[tuple[str, bool]]:
-    """Yield what follows `sora`, and whether it can be nothing but a command.
+    """Yield the words after `sora`, and True if they can only be a command.
 
     In the output of a program a line may begin with "sora", the method.
     """
@@ -43,7 +51,7 @@ def _commands(page: Path) -> Iterator[tuple[str, bool]]:
 
 
 def find_command(words: list[str]) -> str | None:
-    """Return the longest name of a command that the words begin with."""
+    """Return the longest command name at the beginning of the words."""
     names = (" ".join(["sora", *words[:count]]) for count in (2, 1))
     found = next((name for name in names if name in OPTIONS), None)
     if found is None and (not words or words[0].startswith("-") or words[0].isupper()):

@@ -13,7 +13,14 @@ from tests.shared_files import ROOT
 FILES = sorted((ROOT / "sora_cli").rglob("*.py"))
 _COMMAND = re.compile(r"(?<![\w/.-])sora (?=[a-z-])((?:(?!\bsora\b)[^;:,()`\n])*)")
 _OPTION = re.compile(r"(?<!\S)--?[a-zA-Z][\w-]*")
-NO_NAMES = ("option", "asked[0]", "layout", "VLLM_RANKS[-1]", "cut['max_params']", "cut.max_params")
+NO_NAMES = (
+    "option",
+    "chosen[0]",
+    "layout",
+    "VLLM_RANKS[-1]",
+    "cut['max_params']",
+    "cut.max_params",
+)
 """Values in commands that are no names of files: options and numbers."""
 PROSE = ("wrote", "recipe")
 """Words after "sora", the program's name, that begin no command."""

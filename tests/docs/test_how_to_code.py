@@ -1,4 +1,4 @@
-"""The method of a how-to page is taken as it stands there, with more checks than the page has."""
+"""Train the method of docs/how-to/your-own-method.md, with more checks than the page has."""
 
 from __future__ import annotations
 

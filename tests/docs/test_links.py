@@ -1,4 +1,4 @@
-"""Links lead to what is there, on the site and on a code host; every page is in the navigation."""
+"""Links work on the site and on a code host; the navigation and the index have every page."""
 
 from __future__ import annotations
 
@@ -36,6 +36,12 @@ def test_navigation_has_every_page() -> None:
         entries = list(_pages(tomllib.load(file)["project"]["nav"]))
     assert len(entries) == len(set(entries))
     assert set(entries) == {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
+
+
+def test_index_links_every_page() -> None:
+    index = DOCS / "index.md"
+    linked = {(DOCS / target.partition("#")[0]).resolve() for target in _links(index)}
+    assert not set(DOCS.rglob("*.md")) - linked - {index}
 
 
 def _links(page: Path) -> Iterator[str]:

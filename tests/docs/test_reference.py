@@ -1,4 +1,4 @@
-"""The pages of docs/reference are those that the code gives."""
+"""The pages of docs/reference equal the pages generated from the code."""
 
 from __future__ import annotations
 

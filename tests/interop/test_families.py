@@ -132,7 +132,9 @@ def test_peft_loads_what_is_saved(case: Case) -> None:
 
 def test_inspect_tells_ranks_and_head(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
     facts = said(capsys, "inspect", case.adapter, "--json")
-    live = {path: int(layer.factors().live_terms().sum()) for path, layer in case.layers.items()}
+    live = {
+        path: int(layer.factors().live_components().sum()) for path, layer in case.layers.items()
+    }
     assert {path: rank["live"] for path, rank in facts["ranks"].items()} == live
     assert tuple(facts["head_modules"]) == case.family.head
     classes = {"TOKEN_CLS", "SEQ_CLS"}

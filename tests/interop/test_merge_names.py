@@ -193,7 +193,7 @@ def test_a_target_that_is_cut_out_of_another_weight_is_refused(tmp_path: Path) -
     model = transformers.Dinov2ForImageClassification(config)
     model.save_pretrained(tmp_path / "base")
     tuned = _adapter(model, tmp_path / "adapter", target_modules=["gate_proj"])
-    error = _refused(tmp_path, "is stored in another form, with '.*weights_in.weight'")
+    error = _refused(tmp_path, "is stored in another form, in '.*weights_in.weight'")
     assert "merge_and_unload() and save_pretrained()" in str(error.hint)
     image = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
     with torch.no_grad():

@@ -124,7 +124,7 @@ def test_set_option_checks_its_value() -> None:
     assert method.config == SoraConfig(threshold=2e-3)
     with pytest.raises(MethodError, match=r"sora.threshold: .*greater than or equal to 0"):
         method.set_option("threshold", -1.0)
-    with pytest.raises(MethodError, match="r_max may not vary; what may: threshold, l1"):
+    with pytest.raises(MethodError, match="r_max cannot vary; options that can: threshold, l1"):
         method.set_option("r_max", 4)
     assert method.config == SoraConfig(threshold=2e-3)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from methods.base import AdapterMethod
-from methods.compaction import DeadSpells, remove_components
+from methods.compaction import DeadSteps, remove_components
 from methods.configs import SoraConfig
 from methods.contract.net import regression_data
 from methods.errors import MethodError
@@ -31,7 +31,7 @@ def compact(run: Run, gone: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def dead(run: Run) -> torch.Tensor:
-    return ~DeadSpells(run.layers).alive()
+    return ~DeadSteps(run.layers).alive()
 
 
 def test_the_rest_trains_on_as_before() -> None:
@@ -109,7 +109,7 @@ def test_adalora_goes_on_with_its_budget() -> None:
 
 def test_spells() -> None:
     run = sora_run()
-    spells = DeadSpells(run.layers)
+    spells = DeadSteps(run.layers)
     first = run.layers["0"].d.data
     first[:3] = 0
     for step in range(4):
@@ -127,12 +127,12 @@ def test_spells() -> None:
 
 def test_without_gates_a_component_is_dead_if_both_its_factors_are() -> None:
     run = start(create("lora", r=4))
-    assert DeadSpells(run.layers).alive().all()  # B is zero at first, and A is not
+    assert DeadSteps(run.layers).alive().all()  # B is zero at first, and A is not
     run.train(range(3))
     first = run.layers["0"]
     first.A.data[1:3] = 0
     first.B.data[:, 2:] = 0
-    assert DeadSpells(run.layers).alive().tolist() == [True, True, False, True] + [True] * 4
+    assert DeadSteps(run.layers).alive().tolist() == [True, True, False, True] + [True] * 4
 
 
 @pytest.mark.parametrize("budget", [{"target_r": 0.5}, {"max_params": 40}], ids=str)

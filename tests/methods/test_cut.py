@@ -198,9 +198,9 @@ def test_a_share_leaves_a_step_to_heal_in_the_shortest_run() -> None:
 @pytest.mark.parametrize(
     ("options", "steps", "message"),
     [
-        ({"cut_at": 20}, 20, "after 20 of 20 steps leaves none"),
-        ({"cut_at": 0.01}, 20, "after 0 of 20 steps leaves none"),
-        ({}, 1, "leaves none"),
+        ({"cut_at": 20}, 20, "after 20 of 20 steps leaves no step"),
+        ({"cut_at": 0.01}, 20, "after 0 of 20 steps leaves no step"),
+        ({}, 1, "leaves no step"),
     ],
 )
 def test_a_schedule_that_does_not_fit(options: dict[str, object], steps: int, message: str) -> None:
@@ -232,7 +232,7 @@ def test_what_a_caller_owes() -> None:
     with pytest.raises(MethodError, match="begin"):
         run.method.after_step(run.layers, info)
     run.method.begin(run.layers, total_steps=20)
-    with pytest.raises(MethodError, match="no optimizer_state"):
+    with pytest.raises(MethodError, match="lacks optimizer_state"):
         run.method.after_step(run.layers, info)
 
 

@@ -144,14 +144,14 @@ def test_terms_one_by_one() -> None:
     terms = [factors.select(torch.arange(5) == i) for i in range(5)]
     torch.testing.assert_close(sum(term.dense() for term in terms), factors.dense())
     norms = torch.tensor([term.norm() for term in terms], dtype=torch.float64)
-    torch.testing.assert_close(factors.term_norms(), norms, rtol=1e-12, atol=0)
+    torch.testing.assert_close(factors.component_norms(), norms, rtol=1e-12, atol=0)
 
 
 def test_live_terms() -> None:
     factors = random_factors(4, 8, 7)
     factors.A[1] = 0
     factors.B[:, 3] = 0
-    assert factors.live_terms().tolist() == [True, False, True, False]
+    assert factors.live_components().tolist() == [True, False, True, False]
     assert factors.drop_zeros().rank == 2
 
 
@@ -208,7 +208,7 @@ def test_nan_is_not_dead() -> None:
     factors = LowRankFactors(torch.ones(2, 3), torch.ones(4, 2))
     factors.A[0] = 0
     factors.A[0, 1] = math.nan
-    assert factors.live_terms().all()
+    assert factors.live_components().all()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from methods.compaction import DeadSpells, remove_components
+from methods.compaction import DeadSteps, remove_components
 from methods.errors import MethodError
 from methods.inject import inject
 from methods.kept import keep
@@ -99,7 +99,7 @@ def test_components_of_sharded_layers_stay() -> None:
     run = sharded_run()
     for layer in run.layers.values():
         local(layer.d.detach())[1] = 0.0
-    spells = DeadSpells(run.layers)
+    spells = DeadSteps(run.layers)
     spells.step()
     gone = spells.at_least(1)
     assert gone.tolist() == [False, True, False] * 2

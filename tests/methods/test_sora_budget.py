@@ -197,9 +197,9 @@ def test_removed_components_count_as_dead() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target_r": 1, "threshold": 1e-3}, "both decide how many gates"),
-        ({"threshold": None}, "give one of both"),
-        ({"target_r": None, "threshold": None}, "give one of both"),
+        ({"target_r": 1, "threshold": 1e-3}, "both set the number of gates"),
+        ({"threshold": None}, "give one of the two"),
+        ({"target_r": None, "threshold": None}, "give one of the two"),
         ({"target_r": 9}, "target_r 9 is above r_max 8"),
         ({"target_r": 1, "prox": "official"}, "use paper"),
         ({"target_r": 1, "threshold_times_lr": True}, "threshold_times_lr needs a threshold"),
@@ -223,10 +223,10 @@ def test_a_configuration_written_out_in_full_is_the_same_one() -> None:
 
 def test_the_threshold_cannot_vary_where_a_budget_is_given() -> None:
     method = create("sora", target_r=1)
-    with pytest.raises(MethodError, match="both decide"):
+    with pytest.raises(MethodError, match="both set the number of gates"):
         method.set_option("threshold", 1e-3)
     method = create("sora")
-    with pytest.raises(MethodError, match="both decide"):
+    with pytest.raises(MethodError, match="both set the number of gates"):
         method.set_option("target_r", 1)
 
 

@@ -72,10 +72,10 @@ def test_rescaled_to_the_magnitudes(transposed: bool, step: int) -> None:
     wanted = moved / moved.norm(dim=1, keepdim=True) * magnitude[:, None]
     stored = weight
     if transposed:
-        assert update.unknown(transposed=True)
+        assert update.needs_norms(transposed=True)
         update = update.with_norms(moved.double().square().sum(1))
         stored, wanted = weight.T.contiguous(), wanted.T
-    assert not update.unknown(transposed=transposed)
+    assert not update.needs_norms(transposed=transposed)
     found = _by_rows(update, stored, step, transposed=transposed)
     torch.testing.assert_close(found, wanted)
 

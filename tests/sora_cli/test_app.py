@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 import sora_cli
 from methods.errors import MethodError
-from sora_cli.app import _taken_out, run
+from sora_cli.app import _split_options, run
 from sora_cli.core import boundary
 from sora_cli.core.errors import SoraError
 from sora_cli.core.verbosity import Verbosity
@@ -86,7 +86,7 @@ def test_quiet_and_verbose_stand_anywhere_and_exclude_each_other(capsys, monkeyp
     assert "--quiet and --verbose exclude each other" in capsys.readouterr().err
     assert run(["train", "--", "--quiet"]) == 2  # a recipe's name
     assert "no recipe '--quiet'" in capsys.readouterr().err
-    assert _taken_out(["train", "--", "--quiet"]) == (["train", "--", "--quiet"], set())
+    assert _split_options(["train", "--", "--quiet"]) == (["train", "--", "--quiet"], set())
 
 
 def raising(error):

@@ -146,7 +146,7 @@ def test_a_metric_is_not_taken_from_the_working_directory(
     monkeypatch.chdir(tmp_path)
     (tmp_path / place).parent.mkdir(exist_ok=True)
     (tmp_path / place).write_text(EVIL)
-    with pytest.raises(SoraError, match="'bleu' here would be taken for it"):
+    with pytest.raises(SoraError, match="'bleu' in this directory would be run instead"):
         load_metric("bleu")
     assert not (tmp_path / "ran").exists()
 
@@ -179,7 +179,7 @@ def test_a_models_code_runs_only_if_the_recipe_says_so_and_that_is_told(
     words = ["train", str(recipe), "--dry-run", f"model.path={_mine(tmp_path / 'mine')}"]
     assert run(words) == 2
     shown = capsys.readouterr().err
-    assert "comes with code of its own, which is not run" in shown
+    assert "needs its own Python code, which is not run by default" in shown
     assert "model.trust_remote_code=true" in shown
     assert "note:" not in shown
     assert not Path("ran").exists()

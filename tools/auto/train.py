@@ -100,7 +100,7 @@ def store(loaded: LoadedRecipe, most: int, scratch: Path) -> Stored:
         sizes.append(StoredSize(target.share, target.max_params, _three(size), _three(healed)))
     names = [UNCUT, *(f"cut-{number}" for number in range(len(sizes)))]
     unhealed = dict(zip(names, [cuts.whole, *cuts.scores], strict=True))
-    plain = [_plain(plan, rank, rows) for rank in RANKS]
+    plain = [_train_plain_rank(plan, rank, rows) for rank in RANKS]
     for other in plain:
         job.scores |= other.scores
         job.reported |= other.reported
@@ -120,7 +120,7 @@ def store(loaded: LoadedRecipe, most: int, scratch: Path) -> Stored:
     )
 
 
-def _plain(plan: AutoPlan, rank: int, rows: RowPlan) -> _Job:
+def _train_plain_rank(plan: AutoPlan, rank: int, rows: RowPlan) -> _Job:
     """Train a plain rank with the same scaling alpha / r as the full run and its cuts.
 
     With the full run's alpha instead, rank 1 would be scaled by 16, not by 2, and the learning rate

@@ -1,4 +1,4 @@
-"""The pages of docs/reference, made from the code: `python -m tools.reference` writes them."""
+"""The pages of docs/reference, generated from the code by `python -m tools.reference`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write the pages."""
+"""Write all pages of docs/reference."""
 
 from __future__ import annotations
 

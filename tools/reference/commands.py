@@ -14,17 +14,17 @@ from tools.reference.markdown import code, table
 from tools.reference.markdown import page as make_page
 
 INTRODUCTION = """\
-Every command, argument and option. `sora COMMAND --help` prints the same.
+Every command, argument and option, as printed by `sora COMMAND --help`.
 
-Words after a recipe are overrides: `training.epochs=3` sets that key of the [recipe](recipe.md), \
-and a value is read as YAML. Data go to stdout, everything said to a person to stderr; what a \
-command tells the shell is in [exit codes](exit-codes.md). `SORA_DEBUG=1` in the environment does \
-what `--debug` does.
+Words after a recipe are overrides: `training.epochs=3` sets this key of the [recipe](recipe.md); \
+the value is read as YAML. Results go to stdout, messages to stderr. [Exit codes](exit-codes.md) \
+lists the codes that a command returns to the shell. `SORA_DEBUG=1` in the environment has the \
+effect of `--debug`.
 
-Where stderr is no terminal (a pipe, a file, a job's log), progress is a line every five seconds \
-without carriage returns and escape codes, also that of other libraries. With `--quiet` there are \
-results, errors and what is needed to go on after an interruption; with `--verbose` also what \
-transformers, datasets and the Hub's client log."""
+If stderr is no terminal (a pipe, a file, a job's log), progress is printed as one line every five \
+seconds, without carriage returns and escape codes; this includes other libraries' progress. \
+`--quiet` prints only results, errors, and the command to continue after an interruption. \
+`--verbose` also prints the logs of transformers, datasets and the Hub's client."""
 
 
 def page() -> str:
@@ -72,7 +72,7 @@ def _section(name: str, command: Any) -> str:
 
 
 def _option_table(options: list[Any]) -> str:
-    rows = [[code(_shown(option)), _default(option), _meaning(option)] for option in options]
+    rows = [[code(_spelling(option)), _default(option), _meaning(option)] for option in options]
     if any(row[1] for row in rows):
         return table(["option", "default", "meaning"], rows)
     return table(["option", "meaning"], [[row[0], row[2]] for row in rows])
@@ -92,11 +92,11 @@ def _usage(argument: Any) -> str:
     return f"{name}{several}" if argument.required else f"[{name}{several}]"
 
 
-def _shown(option: Any) -> str:
-    """Return an option as the help page shows it: `-o, --output <path>`."""
+def _spelling(option: Any) -> str:
+    """Return an option in the form of the help page: `-o, --output <path>`."""
     record = option.get_help_record(typer.Context(_all()))
-    shown = re.sub(r"list\[(\w+)\]", lambda found: found[1].lower(), record[0])
-    return " ".join(shown.replace(" range>", ">").split())
+    text = re.sub(r"list\[(\w+)\]", lambda kind: kind[1].lower(), record[0])
+    return " ".join(text.replace(" range>", ">").split())
 
 
 def _default(option: Any) -> str:

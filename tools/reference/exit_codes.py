@@ -12,9 +12,8 @@ def page() -> str:
     rows = [f"**{code(str(number))}**: {meaning}" for number, meaning in MEANINGS.items()]
     return make_page(
         "Exit codes",
-        "What a `sora` command tells the shell when it ends. A shell shows it as `$?`.",
+        "The codes that a `sora` command returns to the shell, which shows them as `$?`.",
         "\n".join(f"- {row}" for row in rows),
-        "A process that is killed (`SIGKILL`, or the system's killer when memory runs out) has no "
-        "say in its code: shells show 137. `sora train --resume` resumes from the last complete "
-        "checkpoint.",
+        "A killed process (`SIGKILL`, or the system when memory runs out) cannot choose its code: "
+        "shells show 137. `sora train --resume` resumes from the last complete checkpoint.",
     )

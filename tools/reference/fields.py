@@ -1,4 +1,4 @@
-"""Pydantic models as rows of a table: key, what it takes, default, meaning."""
+"""Pydantic models as tables: key, accepted values, default, meaning."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ COLUMNS = ("key", "takes", "default", "meaning")
 
 
 def key_table(model: type[BaseModel], *, without: Container[str] = ()) -> str:
-    """Return a table of a model's keys; those of a block within it are written with dots."""
+    """Return a table of a model's keys; keys of an inner block are written with dots."""
     return table(COLUMNS, _rows(model, without))
 
 
 def value_table(model: type[BaseModel], *, without: Container[str] = ()) -> str:
-    """Return a table of the keys that a written file has: key, type, meaning."""
+    """Return a table of the keys in a written file: key, type, meaning."""
     rows = [
         [code(name), _json_type(expected(model, name)[0]), info.description or ""]
         for name, info in model.model_fields.items()
@@ -33,7 +33,10 @@ def value_table(model: type[BaseModel], *, without: Container[str] = ()) -> str:
 
 
 def nested(info: FieldInfo) -> tuple[str, type[BaseModel]] | None:
-    """Return the model within a field's type, and the steps from the key to it, such as "[]"."""
+    """Return the path from a field to the model inside its type (such as "[]"), and the model.
+
+    None: the type contains no model.
+    """
     return _nested(info.annotation)
 
 
@@ -59,7 +62,7 @@ def _rows(
 def _default(model: type[BaseModel], name: str, info: FieldInfo) -> str:
     if info.is_required():
         return "required"
-    if info.default_factory_takes_validated_data:  # it follows from other keys: see the meaning
+    if info.default_factory_takes_validated_data:  # computed from other keys: see the meaning
         return "unset"
     value = default_of(model, name)
     if value is None or value == "":
@@ -73,7 +76,7 @@ def _nested(annotation: Any) -> tuple[str, type[BaseModel]] | None:
     origin, arguments = get_origin(annotation), get_args(annotation)
     steps = {list: "[]", dict: ".NAME"}
     for argument in reversed(arguments):
-        found = None if argument is NoneType else _nested(argument)
-        if found is not None:
-            return steps.get(origin, "") + found[0], found[1]
+        inner = None if argument is NoneType else _nested(argument)
+        if inner is not None:
+            return steps.get(origin, "") + inner[0], inner[1]
     return None

@@ -1,4 +1,4 @@
-"""Markdown that reads the same on the site and on a code host."""
+"""Markdown that renders alike on the documentation site and on a code host."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ NOTE = "<!-- made from the code by make reference: change the code, not this pag
 
 
 def page(title: str, *parts: str) -> str:
-    """Join a page's parts, with a blank line between two."""
+    """Join a page's title and parts with blank lines."""
     return "\n\n".join([NOTE, f"# {title}", *(part for part in parts if part)]) + "\n"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table; empty text where there are no rows."""
-    lines = [_row([cell(text) for text in row]) for row in rows]
+    """Return a table, or empty text if there are no rows."""
+    lines = [_line([cell(text) for text in row]) for row in rows]
     if not lines:
         return ""
-    return "\n".join([_row(columns), _row(["---"] * len(columns)), *lines])
+    return "\n".join([_line(columns), _line(["---"] * len(columns)), *lines])
 
 
 def code(text: str) -> str:
-    """Return text set as code; a text that is empty stays so."""
+    """Return text as inline code; empty text stays empty."""
     return f"`{text}`" if text else ""
 
 
 def cell(text: str) -> str:
-    """Return text that may stand in a table's cell: one line, no bars, nothing read as HTML."""
+    """Escape text for a table's cell: one line, no bars, no HTML, no emphasis."""
     outside = re.split(r"(`[^`]*`)", " ".join(text.replace("|", "\\|").split()))
-    return "".join(p if p.startswith("`") else _plain(p) for p in outside)
+    return "".join(p if p.startswith("`") else _escape(p) for p in outside)
 
 
-def _plain(text: str) -> str:
+def _escape(text: str) -> str:
     return re.sub(r"([<>*\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)
 
 
-def _row(cells: Sequence[str]) -> str:
+def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"

@@ -16,17 +16,16 @@ from tools.reference.markdown import page as make_page
 
 INTRODUCTION = """\
 Every key of a recipe. A recipe is a YAML file with these blocks; an unknown key is an error. On \
-the command line a key is written with dots: `sora train rte training.epochs=3`. Where the \
-default says unset, the key may be left out or be `null`. `auto=null` \
-takes a whole block away; start, path and paper can go like that, too. `sora train RECIPE \
---dry-run` shows every value of a recipe and where it was set; `sora schema` prints this page for \
-editors, as a JSON schema."""
+the command line a key is written with dots: `sora train rte training.epochs=3`. A key whose \
+default is unset may be left out or be `null`. `auto=null` removes a whole block; start, path and \
+paper can be removed in the same way. `sora train RECIPE --dry-run` shows every value of a recipe \
+and where it was set; `sora schema` prints this page as a JSON schema, for editors."""
 EXTENDS = """\
 ## extends
 
-The recipe that this one is built on, or a list of them; paths count from this file. Keys of this \
-file replace those of the others, block by block and key by key; `path: null` takes their block \
-away."""
+The recipe on which this recipe is built, or a list of recipes; paths are relative to this file. \
+Keys of this file replace keys of the others, block by block and key by key; `path: null` removes \
+their block."""
 
 
 def page() -> str:
@@ -81,12 +80,12 @@ def _method(name: str) -> str:
 
 
 def _traits(options: type[MethodOptions]) -> list[str]:
-    told = [f"{options.paper}."] if options.paper else []
+    sentences = [f"{options.paper}."] if options.paper else []
     if not options.low_rank:
-        told.append("A baseline: it trains parameters of the model itself and has no ranks.")
+        sentences.append("A baseline: it trains the model's own parameters and has no ranks.")
     if options.adapts_rank:
-        told.append("It removes components while it trains.")
+        sentences.append("Training removes components.")
     if options.variable_options:
         varied = " and ".join(code(option) for option in options.variable_options)
-        told.append(f"Along a path (`sora path`), {varied} may vary.")
-    return told
+        sentences.append(f"Along a path (`sora path`), {varied} can vary.")
+    return sentences

@@ -1,4 +1,4 @@
-"""docs/reference/report.md, from the models that the files of a run are written by."""
+"""docs/reference/report.md, from the Pydantic models of a run's files."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from tools.reference.fields import nested, value_table
 from tools.reference.markdown import page as make_page
 
 INTRODUCTION = """\
-Every key of the files that say what a run was and what came out. They are JSON. Scores are \
-numbers in the metric's own unit (0.88, not 88); a score that is not a number is `null`. Later \
-versions may add keys. How to read a report, step by step: [read a \
-report](../how-to/read-a-report.md)."""
+Every key of the JSON files that record a run and its results. Scores are numbers in the metric's \
+own unit (0.88, not 88); a score that is not a number is `null`. Later versions may add keys. How \
+to read a report, step by step: [read a report](../how-to/read-a-report.md)."""
 RUN = """\
 `sora train` writes it into the run's directory at the start, at the end, and when the run fails \
-or is interrupted. Keys that grow with the steps or the components stand in `history.json` beside \
+or is interrupted. Keys that grow with the steps or the components are in `history.json` beside \
 it."""
-PATH = "`sora path` writes it into the path's directory; each stage has a `report.json` of its own."
+PATH = "`sora path` writes it into the path's directory; each stage has its own `report.json`."
 
 CERTIFICATE = """\
-`sora auto` writes it into the run's directory when it has chosen a size; `report.json` beside it \
-is the written adapter's. `sora verify RUN --certificate` computes its figures again."""
+`sora auto` writes it into the run's directory once it has chosen a size; `report.json` beside it \
+describes the written adapter. `sora verify RUN --certificate` computes its figures again."""
 AUTO = """\
 `sora auto` writes it into the run's directory after each part of its work, so that the same \
-command continues there. Its `screened`, `candidates` and `full` become the certificate's."""
+command can continue it. Its `screened`, `candidates` and `full` are copied into the certificate."""
 
 
 def page() -> str:
@@ -64,10 +63,10 @@ def _tables(
     *,
     known: Container[type[BaseModel]] = (Environment, BaseFacts),
 ) -> Iterator[str]:
-    """Yield a model's table, then with a heading each those of the objects in it.
+    """Yield a model's table, then a heading and a table for each object inside the model.
 
     Args:
-        known: objects whose table stands elsewhere on the page.
+        known: objects whose table is elsewhere on the page.
     """
     yield value_table(model, without=without)
     for name, info in model.model_fields.items():

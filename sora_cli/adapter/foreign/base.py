@@ -1,8 +1,8 @@
-"""The layers of a base model and all names they go by, without loading its weights.
+"""The layers of a base model, with all their names, found without loading its weights.
 
 A model of transformers is built on torch's meta device, and its checkpoint's names are turned into
-today's by transformers' own rules. A model of diffusers, which this program cannot load, has the
-names in its files: they are those of its modules.
+today's by transformers' own rules. A model of diffusers, which this program cannot load, is known
+by the names in its weight files: they are the module paths.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from sora_cli.model.references import local_checkpoint, resolve_model_path
 from sora_cli.model.transformers_internals import RenamingRules
 
 PIPELINE = "model_index.json"
-"""diffusers' file that makes a directory a pipeline, with a model in each directory in it."""
+"""diffusers' file that marks a directory as a pipeline; each model is a directory below."""
 _WEIGHT = ".weight"
 _TEXT_MODEL = "text_model"
-"""The name under which text encoders of CLIP had their layers; transformers 5 left it out."""
+"""Parent of all layers in CLIP's text encoders, until transformers 5 removed it from the paths."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class BaseLayers:
     """A base model's linear layers and convolutions.
 
     Attributes:
-        shapes: module path -> (out, in), of a convolution with its kernel.
-        names: all names of modules -> their paths today; checkpoints' names are among them.
+        shapes: module path -> (out, in); for a convolution with its kernel.
+        names: every known name of a module, also those of checkpoints -> its path today.
         fan_in_fan_out: some are Conv1D.
         loadable: this program can load the model.
     """
@@ -57,31 +57,28 @@ def base_layers(reference: str, parts: Iterable[str]) -> BaseLayers:
     """Find the layers of a model.
 
     Args:
-        reference: a model as it is named in recipes; a directory of diffusers' models; a pipeline
-            of diffusers, where a single one of `parts` is one of its models.
-        parts: the models that an adapter file is for, as diffusers names them.
-
-    Raises:
-        SoraError: no such model, or one of a kind that is not known.
+        reference: a model as in recipes, a directory of a diffusers model, or a diffusers pipeline.
+            In a pipeline exactly one of `parts` has to be one of its models.
+        parts: the models that an adapter file is for, by diffusers' names.
     """
     resolved = resolve_model_path(reference)
     folder = Path(resolved)
     if (folder / PIPELINE).is_file():
-        folder = _of_pipeline(folder, parts)
+        folder = _part_of_pipeline(folder, parts)
         resolved = reference = str(folder)
     if folder.is_dir() and _is_diffusers(folder):
         return _stored_layers(reference, resolved, folder)
     return _built_layers(reference, resolved)
 
 
-def _of_pipeline(folder: Path, parts: Iterable[str]) -> Path:
-    there = [folder / part for part in parts if (folder / part / MODEL_CONFIG).is_file()]
-    if len(there) == 1:
-        return there[0]
+def _part_of_pipeline(folder: Path, parts: Iterable[str]) -> Path:
+    candidates = [folder / part for part in parts if (folder / part / MODEL_CONFIG).is_file()]
+    if len(candidates) == 1:
+        return candidates[0]
     choices = [path.parent for path in sorted(folder.glob(f"*/{MODEL_CONFIG}"))]
     raise SoraError(
         f"{folder} is a pipeline of several models",
-        hint=f"name the one the adapter is for: --base {' or '.join(map(str, choices))}",
+        hint=f"name the adapter's model: --base {' or '.join(map(str, choices))}",
     )
 
 
@@ -99,15 +96,15 @@ def _stored_layers(reference: str, resolved: str, folder: Path) -> BaseLayers:
             if tensor.name.endswith(_WEIGHT) and len(tensor.shape) >= 2:
                 shapes[tensor.name.removesuffix(_WEIGHT)] = tensor.shape
     if not shapes:
-        raise SoraError(f"{folder} holds no weights as safetensors, whose names are needed",
+        raise SoraError(f"{folder} holds no safetensors weights, which name the model's layers",
                         hint="save_pretrained() of diffusers writes them")  # fmt: skip
     names = {name: name for name in shapes}
-    known = base_reference(reference, resolved, None)
-    return BaseLayers(known, shapes, names, None, fan_in_fan_out=False, loadable=False)
+    base = base_reference(reference, resolved, None)
+    return BaseLayers(base, shapes, names, None, fan_in_fan_out=False, loadable=False)
 
 
 def _built_layers(reference: str, resolved: str) -> BaseLayers:
-    model = _built(reference, resolved)
+    model = _build_model(reference, resolved)
     shapes: dict[str, tuple[int, ...]] = {}
     transposed = False
     for path, module in model.named_modules():
@@ -127,7 +124,7 @@ def _built_layers(reference: str, resolved: str) -> BaseLayers:
     )
 
 
-def _built(reference: str, resolved: str) -> Any:
+def _build_model(reference: str, resolved: str) -> Any:
     """Build the class that the configuration names, without numbers."""
     import transformers
 
@@ -148,6 +145,7 @@ def _names(model: Any, shapes: Mapping[str, Any], resolved: str) -> dict[str, st
     old = [tensor.name for tensor in stored_tensors(folder)] if folder is not None else []
     old += [f"{_TEXT_MODEL}.{path}{_WEIGHT}" for path in shapes if _TEXT_MODEL not in path]
     prefix = str(model.base_model_prefix or "")
+    # in from_pretrained's order: some of transformers' rules remember the names before
     for name in rules.order(n for n in old if n.endswith(_WEIGHT)):
         today, converter = rules.rename(name, prefix, state)
         if converter is None and today.removesuffix(_WEIGHT) in shapes:

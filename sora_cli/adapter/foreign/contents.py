@@ -12,12 +12,12 @@ from sora_cli.model.tensors import TensorFile
 
 @dataclass(frozen=True)
 class Source:
-    """An open file of some program.
+    """An open file of another program.
 
     Attributes:
         tensors: the file.
         metadata: the texts in its header.
-        config: `adapter_config.json` beside it; empty where there is none.
+        config: the content of `adapter_config.json` beside it; empty if there is none.
     """
 
     tensors: TensorFile
@@ -35,11 +35,7 @@ class Source:
         return self.tensors.keys
 
     def number(self, key: str) -> float:
-        """Return the only number of a tensor.
-
-        Raises:
-            SoraError: it has more, or none.
-        """
+        """Return the number in a tensor with a single element."""
         tensor = self.tensors.read(key)
         if tensor.numel() != 1:
             raise SoraError(f"'{key}' is not a single number", where=self.where)
@@ -51,11 +47,11 @@ class ForeignPair:
     """One module's factors: dW = scaling B A.
 
     Attributes:
-        name: the module's, as the format writes it.
-        part: the model that it is in, where a file is for several: "unet", "lora_te1".
+        name: the module's name in the file.
+        part: the model around the module, if a file is for several: "unet", "lora_te1".
         a, b: keys of A (r, in) and B (out, r); of convolutions (r, in, h, w) and (out, r, 1, 1).
-        scaling: of their product.
-        alpha: the key of the number that the scaling is from, if it is from one.
+        scaling: factor of the product.
+        alpha: key of the number that gave the scaling; None: there was none.
         transposed: A is stored as (in, r) and B as (r, out).
     """
 
@@ -70,15 +66,15 @@ class ForeignPair:
 
 @dataclass(frozen=True)
 class Contents:
-    """A file that is one of a format, and can be read.
+    """The content of a file in a known format.
 
     Attributes:
         format: the program's name.
         pairs: in the order of the file.
-        flattened: names are the base's with "_" for ".", so only the base can tell which.
-        exact: names are the modules' own, also without a base to compare with.
-        base: name of the base model, where the format has one.
-        task_type: PEFT's, where the format is for one task only.
+        flattened: names have "_" in place of ".", so that only the base model tells the module.
+        exact: names are module paths, which need no base model to be understood.
+        base: name of the base model, if the file has one.
+        task_type: PEFT's, if the format is for one task only.
     """
 
     format: str
@@ -90,7 +86,7 @@ class Contents:
 
 
 Reader = Callable[[Source], Contents | None]
-"""Returns None for a file of another format; raises for one of its own that it cannot read."""
+"""Returns None for a file of another format; raises if a file of its own format is not readable."""
 
 
 def halves(
@@ -98,12 +94,11 @@ def halves(
 ) -> dict[str, dict[str, str]]:
     """Sort a file's keys: {module: {"a", "b" or another kind: key}}.
 
-    Args:
-        split: (module, kind) of a key; None: of nothing known.
-        more: reason -> text in a key, of what is more than a plain LoRA.
+    Half a pair is an error, and so is any key that is more than a plain LoRA or not known.
 
-    Raises:
-        SoraError: a key of such a kind, an unknown one, or half a pair.
+    Args:
+        split: returns (module, kind) of a key; None for an unknown key.
+        more: error message -> the text in a key that shows it, for everything beyond a plain LoRA.
     """
     found: dict[str, dict[str, str]] = {}
     for key in source.keys:
@@ -128,20 +123,20 @@ def halves(
 
 
 def _name(module: str) -> str:
-    """Return a module's name as the file has it, from "part|name"."""
+    """Return a module's name as in the file, from "part|name"."""
     return module.replace("|", "_")
 
 
-def scaled_pairs(source: Source, found: Mapping[str, Mapping[str, str]]) -> list[ForeignPair]:
-    """Return pairs scaled by alpha / r, or by 1 where there is no alpha.
+def scaled_pairs(source: Source, modules: Mapping[str, Mapping[str, str]]) -> list[ForeignPair]:
+    """Return pairs scaled by alpha / r, or by 1 if there is no alpha.
 
     Args:
         found: {"part|name": {"a", "b", perhaps "alpha": key}}.
     """
     pairs = []
-    for module, keys in found.items():
+    for module, keys in modules.items():
         part, _, name = module.partition("|")
-        rank = (*source.tensors.shape(keys["a"]), 1)[0]
+        rank = (*source.tensors.shape(keys["a"]), 1)[0]  # 1 for a tensor of no dimensions
         scaling = source.number(keys["alpha"]) / max(rank, 1) if "alpha" in keys else 1.0
         pairs.append(ForeignPair(name, part, keys["a"], keys["b"], scaling, keys.get("alpha")))
     return pairs

@@ -1,14 +1,16 @@
 """diffusers' `save_lora_weights`, in the three spellings that it has had.
 
-Each name begins with the model that the module is in: `unet.`, `transformer.`, `text_encoder.`,
+Each name begins with the model around the module: `unet.`, `transformer.`, `text_encoder.`,
 `text_encoder_2.`. Then comes the module's path, and an ending: PEFT's `.lora_A.weight`;
-`.lora.down.weight`, in text encoders `.lora_linear_layer.down.weight`; the oldest, of attention
+`.lora.down.weight`, in text encoders `.lora_linear_layer.down.weight`; or the oldest, of attention
 processors, `.processor.to_q_lora.down.weight`, where "to_out" stands for `to_out.0`, and in text
-encoders "to_q" for `q_proj` (diffusers/utils/state_dict_utils.py). The scaling of B A is what
-PEFT's configuration of each model in the header says (`lora_adapter_metadata`); without it it is
-alpha / r, and 1 where no pair has an `.alpha`. Where then the ranks differ, or some alphas are
-missing, what diffusers makes of a file depends on the order of its tensors and on the version
-(utils/peft_utils.py: `get_peft_kwargs`).
+encoders "to_q" for `q_proj` (diffusers/utils/state_dict_utils.py).
+
+The scaling of B A comes from PEFT's configuration of each model in the header
+(`lora_adapter_metadata`). Without this configuration it is alpha / r, and 1 if no pair has an
+`.alpha`. If then the ranks differ, or some alphas are missing, diffusers' own result depends on the
+order of the tensors and on the version (utils/peft_utils.py: `get_peft_kwargs`), so such files are
+refused.
 """
 
 from __future__ import annotations
@@ -42,19 +44,15 @@ _MORE = {
 
 
 def read(source: Source) -> Contents | None:
-    """Read a file of diffusers' layout.
-
-    Raises:
-        SoraError: it is one, but more than a plain LoRA, or damaged.
-    """
-    if not any(_known(key) for key in source.keys):
+    """Read a file of diffusers' layout; return None for another format."""
+    if not any(_is_diffusers(key) for key in source.keys):
         return None
     pairs = scaled_pairs(source, halves(source, _split, _MORE))
     return Contents(NAME, _scaled(source, pairs), exact=True)
 
 
-def _known(key: str) -> bool:
-    """Tell whether a key is of this format: by its first word, or the processors' spelling."""
+def _is_diffusers(key: str) -> bool:
+    """Return true if a key is of this format, by its first word or the processors' spelling."""
     named = _PART.fullmatch(key)
     ending = _ENDING.fullmatch(key)
     return ending is not None and (named is not None or ending["to"] is not None)
@@ -63,7 +61,7 @@ def _known(key: str) -> bool:
 def _split(key: str) -> tuple[str, str] | None:
     named = _PART.fullmatch(key)
     part, rest = ("unet", key) if named is None else (named[1], named[2])
-    rest = rest.replace(".processor.", ".")
+    rest = rest.replace(".processor.", ".")  # the oldest files: layers inside attention processors
     if rest.endswith(".alpha"):
         return f"{part}|{rest.removesuffix('.alpha')}", "alpha"
     match = _ENDING.fullmatch(rest)
@@ -81,14 +79,10 @@ def _processor(to: str, part: str) -> str:
 
 
 def _scaled(source: Source, pairs: list[ForeignPair]) -> tuple[ForeignPair, ...]:
-    """Scale the pairs of each model by PEFT's configuration in the header, where it is there.
-
-    Raises:
-        SoraError: it is not, and what is there does not tell.
-    """
+    """Scale the pairs of each model by PEFT's configuration, if the header holds one."""
     configs = _configs(source, pairs)
     for part in dict.fromkeys(pair.part for pair in pairs if pair.part not in configs):
-        _check_told(source, part, [pair for pair in pairs if pair.part == part])
+        _check_scaling_known(source, part, [pair for pair in pairs if pair.part == part])
     return tuple(
         replace(pair, scaling=configs[pair.part].scaling(pair.name))
         if pair.part in configs
@@ -97,18 +91,18 @@ def _scaled(source: Source, pairs: list[ForeignPair]) -> tuple[ForeignPair, ...]
     )
 
 
-def _check_told(source: Source, part: str, pairs: list[ForeignPair]) -> None:
-    """Raise `SoraError` unless all pairs of a model have an alpha, or none and all one rank."""
+def _check_scaling_known(source: Source, part: str, pairs: list[ForeignPair]) -> None:
+    """Refuse a model unless all of its pairs have an alpha, or none has and all ranks are equal."""
     with_alpha = sum(pair.alpha is not None for pair in pairs)
     ranks = {source.tensors.shape(pair.a)[:1] for pair in pairs}
     if with_alpha == len(pairs) or (not with_alpha and len(ranks) == 1):
         return
     what = "some pairs have an alpha and others none" if with_alpha else "the pairs differ in rank"
     raise SoraError(
-        f"{what} in {part}, and the header does not say how strong they are: versions of diffusers "
-        "differ in what they make of it",
+        f"{what} in {part}, and the header does not say their scaling: versions of diffusers apply "
+        "such files differently",
         where=source.where,
-        hint="write an alpha beside each pair: its rank, if B A is the whole update",
+        hint="add an alpha to each pair; alpha = rank makes B A the whole update",
     )
 
 

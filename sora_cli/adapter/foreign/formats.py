@@ -1,4 +1,4 @@
-"""The formats there are, and which one a file is of; some are known by their keys only."""
+"""Find the format of another program's file; some formats are recognised only to be refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _torchtune(source: Source) -> Contents | None:
 
 
 def _litgpt(source: Source) -> Contents | None:
-    """Refuse litgpt's names (litgpt/lora.py), whose query, key and value are in one matrix."""
+    """Refuse litgpt's names (litgpt/lora.py): query, key and value are in one matrix there."""
     own = ("transformer.h.", "lm_head.")
     if not any(k.startswith(own) and k.endswith((".lora_A", ".lora_B")) for k in source.keys):
         return None
@@ -58,19 +58,15 @@ _READERS: Mapping[str, Reader] = {
     "PEFT": _peft,
 }
 _FUSE = {
-    "Kohya": "sd-scripts' networks/merge_lora.py folds it into its model, as does the program that "
-    "wrote it",
-    "diffusers": "pipeline.load_lora_weights() and fuse_lora() fold it into its model",
-    "MLX": "mlx_lm.fuse folds it into its model",
+    "Kohya": "sd-scripts' networks/merge_lora.py, or the program that wrote it, merges it into its "
+    "model",
+    "diffusers": "pipeline.load_lora_weights() and fuse_lora() merge it into its model",
+    "MLX": "mlx_lm.fuse merges it into its model",
 }
 
 
 def read_contents(source: Source) -> Contents:
-    """Recognise a file by its keys and read what is in it.
-
-    Raises:
-        SoraError: of no known format; or of one, and why it cannot be read.
-    """
+    """Recognise a file by its keys and read its content."""
     for name, read in _READERS.items():
         try:
             contents = read(source)
@@ -84,7 +80,7 @@ def read_contents(source: Source) -> Contents:
             return contents
     first: Any = source.keys[0][:120] if source.keys else None
     raise SoraError(
-        f"this file is of no known adapter format: its first tensor is {first!r}",
+        f"this file has no known adapter format: its first tensor is {first!r}",
         where=source.where,
-        hint=f"known are the files of {', '.join(_READERS)}; a model is named by its directory",
+        hint=f"known formats: {', '.join(_READERS)}; to name a model, give its directory",
     )

@@ -21,17 +21,13 @@ _MORE = {
     "it is a LoKr, whose updates are Kronecker products": ".lokr_",
     "it is a DoRA, which also rescales every column of the base weight": ".dora_scale",
     "it is a convolution in Tucker's form, a product of three": ".lora_mid",
-    "it is an OFT, which turns the weights": ".oft_",
+    "it is an OFT, which rotates the weights": ".oft_",
     "it is a difference stored in full": ".diff",
 }
 
 
 def read(source: Source) -> Contents | None:
-    """Read a file of Kohya's layout.
-
-    Raises:
-        SoraError: it is one, but more than a plain LoRA, or damaged.
-    """
+    """Read a file of Kohya's layout; return None for another format."""
     if not any(_KEY.fullmatch(key) for key in source.keys):
         return None
     pairs = scaled_pairs(source, halves(source, _split, _MORE))

@@ -2,8 +2,9 @@
 
 dW = scale (lora_a lora_b)^T with lora_a (in, r) and lora_b (r, out): transposed to PEFT's
 (mlx_lm/tuner/lora.py: `LoRALinear.fuse`). `scale` in `lora_parameters` is the whole factor. Early
-versions also had an `alpha` there, and multiplied by scale * alpha / rank; today's load such files
-with `scale` alone, so where the two differ, the file does not tell which it was trained with.
+versions also had an `alpha` there, and multiplied by scale * alpha / rank; today's versions load
+such files with `scale` alone. If the two differ, the file does not say which factor it was trained
+with, and it is refused.
 """
 
 from __future__ import annotations
@@ -16,29 +17,25 @@ from sora_cli.core.errors import SoraError
 
 NAME = "MLX"
 
-_MORE = {"it is an adapter of experts, one for each": ".switch_mlp."}
+_MORE = {"it adapts experts, each with factors of its own": ".switch_mlp."}
 _PARAMETERS = "lora_parameters"
 _PLAIN = "LoRA".lower()  # its fine_tune_type, not the method
 
 
 def read(source: Source) -> Contents | None:
-    """Read mlx-lm's files.
-
-    Raises:
-        SoraError: it is one, but more than a plain LoRA, or its scale cannot be told.
-    """
+    """Read mlx-lm's files; return None for another format."""
     if not any(key.endswith((".lora_a", ".lora_b")) for key in source.keys):
         return None
     _check_kind(source)
-    found = halves(source, _split, _MORE)
+    modules = halves(source, _split, _MORE)
     base, scale = source.config.get("model"), _scale(source)
     pairs = []
-    for module, keys in found.items():
+    for module, keys in modules.items():
         for key in (keys["a"], keys["b"]):
             if len(source.tensors.shape(key)) != 2:
                 raise SoraError(
-                    f"'{key}' is not a matrix but {source.tensors.shape(key)}: an adapter of "
-                    "experts, one for each",
+                    f"'{key}' is not a matrix but has the shape {source.tensors.shape(key)}: it "
+                    "adapts experts, each with factors of its own",
                     where=source.where,
                 )
         pairs.append(ForeignPair(module, "", keys["a"], keys["b"], scale, transposed=True))
@@ -67,21 +64,21 @@ def _check_kind(source: Source) -> None:
 
 
 def _scale(source: Source) -> float:
-    given = source.config.get(_PARAMETERS)
-    if not isinstance(given, Mapping):
+    parameters = source.config.get(_PARAMETERS)
+    if not isinstance(parameters, Mapping):
         raise SoraError(
-            f"there is no adapter_config.json with {_PARAMETERS} beside it, which says its scale",
+            f"its scale is not known: there is no adapter_config.json with {_PARAMETERS} beside it",
             where=source.where,
         )
-    scale, alpha, rank = (given.get(name) for name in ("scale", "alpha", "rank"))
+    scale, alpha, rank = (parameters.get(name) for name in ("scale", "alpha", "rank"))
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
-        raise SoraError(f"{_PARAMETERS} holds no scale, or none that is a number",
+        raise SoraError(f"{_PARAMETERS} has no scale, or its scale is not a number",
                         where=source.where)  # fmt: skip
     if alpha is not None and alpha != rank:
         raise SoraError(
             f"{_PARAMETERS} holds alpha {alpha} and scale {scale}: early versions multiplied by "
             "scale * alpha / rank, today's by scale",
             where=source.where,
-            hint="write the factor it was trained with as scale, and take alpha out",
+            hint="set scale to the factor used in training, and remove alpha",
         )
     return float(scale)

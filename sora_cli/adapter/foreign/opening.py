@@ -1,4 +1,4 @@
-"""Opens an adapter of any program: PEFT's as it is, others' as if they were PEFT's."""
+"""Open an adapter of any program: PEFT's directly, other programs' files as if they were PEFT's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sora_cli.adapter.foreign.placing import (
     by_base,
     by_name,
     parts_of,
-    shown,
+    readable_names,
 )
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_json
 from sora_cli.adapter.peft.config import parse_config
@@ -39,17 +39,15 @@ def open_any(
     """Open an adapter directory, or another program's file or directory.
 
     Args:
-        base: reference of the model that tells which layers another program's names are.
-        for_show: names of modules need not be those of the base: nothing is written of it.
-
-    Raises:
-        SoraError: no adapter, one that cannot be read, or whose names do not fit the base.
+        base: reference of the model that tells which layers another program's names mean.
+        for_show: accept names that are not module paths of the base, for commands that write
+            nothing.
     """
     place = locate_adapter(place)
     file = foreign_file(place)
     if file is None:
         if base is not None:
-            raise SoraError(f"{place} is PEFT's, and names its base model itself",
+            raise SoraError(f"{place} is a PEFT adapter, which names its base model itself",
                             hint="leave out --base")  # fmt: skip
         with open_adapter(place) as adapter:
             yield adapter
@@ -70,21 +68,21 @@ def _opened(
     place: Path, contents: Contents, tensors: TensorFile, base: str | None, *, for_show: bool
 ) -> AdapterFile:
     layers: BaseLayers | None = None
-    left: Mapping[str, str] = {}
+    left_out: Mapping[str, str] = {}
     if base is not None:
         parts = parts_of(contents)
         layers = base_layers(base, [DIFFUSERS_PARTS.get(part, part) for part in parts])
-        pairs, left = by_base(contents, tensors, layers)
+        pairs, left_out = by_base(contents, tensors, layers)
     else:
-        pairs = shown(contents) if for_show else by_name(contents, str(tensors.file))
+        pairs = readable_names(contents) if for_show else by_name(contents, str(tensors.file))
     entries = _as_pefts(pairs, tensors)
     transposed = [key for path, pair in pairs.items() if pair.transposed for key in pair_keys(path)]
     config = parse_config(_config(pairs, entries, contents, layers), str(tensors.file))
     reference = BaseReference(contents.base, "") if layers is None else layers.reference
-    seen = tensors.seen_as(entries, transposed=transposed)
-    keys = split_keys(seen.keys, config, str(seen.file))
-    opened = describe(place, config, AdapterMeta(), reference, seen, keys)
-    notes = _notes(contents, layers, left)
+    as_peft = tensors.seen_as(entries, transposed=transposed)
+    keys = split_keys(as_peft.keys, config, str(as_peft.file))
+    opened = describe(place, config, AdapterMeta(), reference, as_peft, keys)
+    notes = _notes(contents, layers, left_out)
     return replace(opened, notes=(*opened.notes, *notes), format=contents.format)
 
 
@@ -105,10 +103,11 @@ def _config(
     contents: Contents,
     layers: BaseLayers | None,
 ) -> dict[str, Any]:
-    """Return what PEFT would have written as the configuration."""
+    """Return the configuration that PEFT would have written."""
     ranks = {path: (entries[pair_keys(path)[0]].shape or (0,))[0] for path in pairs}
+    # PEFT's scaling is alpha / r; the most common values become r and lora_alpha, others patterns
     alphas = {path: pair.scaling * ranks[path] for path, pair in pairs.items()}
-    rank, alpha = (Counter(found.values()).most_common(1)[0][0] for found in (ranks, alphas))
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     task_type = contents.task_type if layers is None else layers.task_type
     return {
         "peft_type": "LORA",
@@ -126,10 +125,10 @@ def _config(
 def _notes(
     contents: Contents,
     layers: BaseLayers | None,
-    left: Mapping[str, str],
+    left_out: Mapping[str, str],
 ) -> Iterator[str]:
     if layers is None:
         yield f"read from {contents.format}'s file; its names were not compared with a base model"
-    for part, reason in left.items():
+    for part, reason in left_out.items():
         count = sum(pair.part == part for pair in contents.pairs)
         yield f"left out: the file's {count} modules of {part}: {reason}"

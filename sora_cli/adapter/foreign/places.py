@@ -1,4 +1,4 @@
-"""Finds adapter files of other programs; nothing heavy is imported here."""
+"""Find adapter files of other programs; nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -22,13 +22,10 @@ _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".lora")
 
 
 def foreign_file(place: Path) -> Path | None:
-    """Return the safetensors file of another program that a path stands for; None if for none.
+    """Return the safetensors file of another program at a path; None if there is none.
 
-    That is the file itself, or in a directory the one with such a program's name. What is in it is
-    not looked at.
-
-    Raises:
-        SoraError: the file is a pickle.
+    In a directory, the file name that each program uses decides; nothing is read. A pickle is
+    refused.
     """
     if place.is_dir():
         return _in_directory(place)
@@ -43,7 +40,7 @@ def foreign_file(place: Path) -> Path | None:
 
 
 def refuse_foreign(place: Path) -> None:
-    """Raise `SoraError` for what is another program's: most commands take PEFT's files only."""
+    """Refuse another program's file: most commands accept PEFT's files only."""
     if foreign_file(place) is not None:
         raise SoraError(
             f"{place} is not a PEFT adapter, but another program's file",
@@ -68,7 +65,7 @@ def _in_directory(folder: Path) -> Path | None:
 def _pickled(file: Path) -> SoraError:
     if file.name == LITGPT_PICKLE:
         return SoraError(
-            f"{file} is a LoRA of litgpt's, a pickle, which can run any code when it is read",
+            f"{file} is litgpt's LoRA, a pickle, which can run any code when it is read",
             hint="if you trust it: litgpt merge_lora, then litgpt convert_from_litgpt, gives a "
             "model without an adapter",
         )

@@ -1,4 +1,4 @@
-"""Finds the one layer of the base model that each pair of a foreign file belongs to."""
+"""Find the layer of the base model for each pair of a foreign file."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def parts_of(contents: Contents) -> list[str]:
     return list(dict.fromkeys(pair.part for pair in contents.pairs))
 
 
-def shown(contents: Contents) -> dict[str, ForeignPair]:
-    """Return {name to show: pair}, for a look at the file without its base model."""
+def readable_names(contents: Contents) -> dict[str, ForeignPair]:
+    """Return {readable name: pair}, for a look at the file without its base model."""
     names = {}
     for pair in contents.pairs:
         name = (
@@ -35,23 +35,19 @@ def shown(contents: Contents) -> dict[str, ForeignPair]:
 
 
 def by_name(contents: Contents, where: str) -> dict[str, ForeignPair]:
-    """Return {module path: pair} by the names in the file alone, where they are paths.
-
-    Raises:
-        SoraError: they are not, or the file is for several models.
-    """
+    """Return {module path: pair} for a file of one model with module paths as names."""
     parts = parts_of(contents)
     if not contents.exact:
         raise SoraError(
-            f"{contents.format}'s names tell the base model's layers together with the base only",
+            f"{contents.format}'s names cannot be matched to layers without the base model",
             where=where,
-            hint=f"add --base MODEL{f' (it names {contents.base})' if contents.base else ''}",
+            hint=f"add --base MODEL{f' (the file names {contents.base})' if contents.base else ''}",
         )
     if len(parts) > 1:
         raise SoraError(
             f"the file holds adapters of several models: {', '.join(parts)}",
             where=where,
-            hint="add the one to write the adapter of: --base MODEL",
+            hint="choose one by its base model: --base MODEL",
         )
     return {pair.name: pair for pair in contents.pairs}
 
@@ -59,11 +55,10 @@ def by_name(contents: Contents, where: str) -> dict[str, ForeignPair]:
 def by_base(
     contents: Contents, tensors: TensorFile, base: BaseLayers
 ) -> tuple[dict[str, ForeignPair], dict[str, str]]:
-    """Return {module path in the base: pair}, and the parts left out with the reason.
+    """Return {module path in the base: pair}, and {part of the file that does not fit: reason}.
 
-    Raises:
-        SoraError: no part of the file, or more than one, is for this base: a name without a layer
-            or with several, two names of one layer, or another shape.
+    Exactly one part of the file has to fit. A part fits if each name is one layer of the base, no
+    layer has two names, and all shapes agree.
     """
     names = (
         _flattened(base.names) if contents.flattened else {n: {p} for n, p in base.names.items()}
@@ -72,7 +67,7 @@ def by_base(
     failures: dict[str, SoraError] = {}
     for part in parts_of(contents):
         try:
-            fitting[part] = _placed(
+            fitting[part] = _match_layers(
                 [pair for pair in contents.pairs if pair.part == part], names, tensors, base
             )
         except SoraError as error:
@@ -89,7 +84,7 @@ def by_base(
 
 
 def _closest(failures: Mapping[str, SoraError], contents: Contents, base: BaseLayers) -> SoraError:
-    """Return the error of the only part, else one that names all."""
+    """Return the error of the only part, or else one that names all."""
     if len(failures) == 1:
         return next(iter(failures.values()))
     reasons = "; ".join(f"{part}: {error.what}" for part, error in failures.items())
@@ -104,46 +99,47 @@ def _flattened(names: Mapping[str, str]) -> dict[str, set[str]]:
     return flat
 
 
-def _placed(
+def _match_layers(
     pairs: Iterable[ForeignPair],
     names: Mapping[str, set[str]],
     tensors: TensorFile,
     base: BaseLayers,
 ) -> dict[str, ForeignPair]:
-    placed: dict[str, ForeignPair] = {}
+    matches: dict[str, ForeignPair] = {}
     where, reference = str(tensors.file), base.reference.path
     pairs = list(pairs)
     absent = [pair.name for pair in pairs if pair.name not in names]
     if absent:
         raise SoraError(
-            f"{reference} has no layer {first_few(absent)}, as the file has",
+            f"{reference} has no layer {first_few(absent)}, which the file names",
             where=where,
             hint="is it the right base? --base MODEL",
         )
     for pair in pairs:
         paths = names[pair.name]
         if len(paths) > 1:
-            raise SoraError(f"'{pair.name}' may be {' or '.join(sorted(paths))} of {reference}",
-                            where=where)  # fmt: skip
+            raise SoraError(f"'{pair.name}' fits several layers of {reference}: "
+                            f"{' and '.join(sorted(paths))}", where=where)  # fmt: skip
         (path,) = paths
-        if path in placed:
-            raise SoraError(f"'{pair.name}' and '{placed[path].name}' are both '{path}' of "
-                            f"{reference}", where=where)  # fmt: skip
-        placed[path] = pair
-    for path, pair in placed.items():
-        found = weight_shape(pair, tensors)
-        if found != base.shapes[path]:
+        if path in matches:
+            raise SoraError(f"'{pair.name}' and '{matches[path].name}' are the same layer of "
+                            f"{reference}: '{path}'", where=where)  # fmt: skip
+        matches[path] = pair
+    for path, pair in matches.items():
+        shape = weight_shape(pair, tensors)
+        if shape != base.shapes[path]:
             raise SoraError(
-                f"'{path}' of {reference} is {base.shapes[path]}, its update in the file {found}",
+                f"'{path}' of {reference} has the shape {base.shapes[path]}, its update in the "
+                f"file {shape}",
                 where=where,
                 hint="is it the right base? --base MODEL",
             )
-    return placed
+    return matches
 
 
 def weight_shape(pair: ForeignPair, tensors: TensorFile) -> tuple[int, ...]:
-    """Return the shape of the weight that a pair's update is of: (out, in), and a kernel's."""
+    """Return the shape of the weight to be updated: (out, in), then the kernel of a convolution."""
     a, b = tensors.shape(pair.a), tensors.shape(pair.b)
     if pair.transposed:
         a, b = a[::-1], b[::-1]
-    return (*b[:1], *a[1:])
+    return (*b[:1], *a[1:])  # B of a convolution is (out, r, 1, 1): the kernel is in A

@@ -1,8 +1,8 @@
-"""PEFT's AdaLoRA directories in the terms of plain LoRA ones.
+"""Translate PEFT's AdaLoRA directories into the terms of plain LoRA.
 
-They hold `lora_A`, `lora_E` and `lora_B` without `.weight`; `rank_pattern` is there a list of bool
-per module: which of its `init_r` components are left, and only those are stored. The scaling is
-`alpha / (init_r + 1e-5)` for life, whatever rank is left (peft/tuners/adalora, `ranknum`).
+They hold `lora_A`, `lora_E` and `lora_B` without `.weight`. Their `rank_pattern` has a list of bool
+for each module: true for each of its `init_r` components that is left, and only those are stored.
+The scaling stays `alpha / (init_r + 1e-5)` at every rank (peft/tuners/adalora, `ranknum`).
 """
 
 from __future__ import annotations
@@ -18,17 +18,14 @@ if TYPE_CHECKING:
 ADALORA = "ADALORA"
 INITIAL_RANK = 12
 """PEFT's default for `init_r`."""
-EPSILON = 1e-5
+EPSILON = 1e-5  # PEFT adds it to ranknum (tuners/adalora/layer.py: get_delta_weight)
 _E = ".lora_E"
 
 
 def plain_terms(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the configuration with `r` for `init_r`, and each module's rank under its path.
 
-    What PEFT's AdaLoRA does not look at is left out: rsLoRA and `alpha_pattern`.
-
-    Raises:
-        SoraError: `rank_pattern` is not what PEFT writes.
+    Keys that PEFT's AdaLoRA ignores are left out: rsLoRA and `alpha_pattern`.
     """
     pattern = raw.get("rank_pattern") or {}
     if not isinstance(pattern, dict):
@@ -56,7 +53,7 @@ def plain_terms(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def scaling(alpha: float, initial_rank: float) -> float:
-    """Return the factor that PEFT multiplies `B diag(E) A` with."""
+    """Return the factor of `B diag(E) A` in PEFT."""
     return alpha / (initial_rank + EPSILON)
 
 

@@ -1,4 +1,4 @@
-"""`adapter_config.json`: reads it, and refuses adapters that cannot be read, with the reason."""
+"""Read `adapter_config.json`, and refuse adapters that cannot be read, with the reason."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ LARGEST_RANK = 2**20
 _MOST_MODULES = 10_000  # of modules_to_save
 _KNOWN = ("LORA", adalora.ADALORA, lycoris.LOHA, lycoris.LOKR)
 _BIASES = ("none", "all", "lora_only")
+# others, such as PiSSA, OLoRA, CorDA and LoftQ, also change the base weights
 _SAFE_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
-# Whatever else an init does, these alone leave the base weights as they are.
+# PEFT stores these heads even if modules_to_save does not name them
 _HEADS_PEFT_ADDS = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
 }
+# Options that make an adapter more, or other, than a sum of components
 _VARIANTS = {
     "use_qalora": "QA-LoRA pools its inputs",
     "use_bdlora": "its factors are block-diagonal",
@@ -35,18 +37,17 @@ _VARIANTS = {
     "arrow_config": "it chooses among several adapters",
     "kasa_config": "it also cuts the base weight",
     "monteclora_config": "its factors are random",
-    "velora_config": "it compresses what passes between its factors",
+    "velora_config": "it compresses the activations between its factors",
 }
+# Options of PEFT that may be true and change no weight
 _WITHOUT_EFFECT = {"inference_mode"}
-# Options of PEFT that may be true and change no weight.
-# Options that make an adapter more, or other, than a sum of rank-one terms.
 _KINDS = {
     "IA3": "it rescales activations",
     "VERA": "all its layers share their matrices",
     "VBLORA": "all its layers share their vectors",
     "RANDLORA": "all its layers share their matrices",
-    "OFT": "it turns the weights",
-    "BOFT": "it turns the weights",
+    "OFT": "it rotates the weights",
+    "BOFT": "it rotates the weights",
     "HRA": "it reflects the weights",
     "FOURIERFT": "it stores Fourier coefficients",
     "LN_TUNING": "it trains the norms in full",
@@ -58,16 +59,17 @@ _KINDS = {
      "ADAPTION_PROMPT"),
     "it trains virtual tokens, not weights",
 )  # fmt: skip
+# kinds that PEFT's save_as_lora can convert
 _TO_LORA = ("VBLORA", "VERA", "RANDLORA", "OFT", "BOFT", "HRA", "FOURIERFT")
 _Number = Annotated[float, Strict()]
 MERGE_HINT = (
-    "PEFT itself can fold it into its base model: merge_and_unload(); where it adapts embeddings "
-    "that are tied, only its use unmerged is right"  # the merge changes input and output
+    "PEFT itself can merge it into its base model: merge_and_unload(); if it adapts tied "
+    "embeddings, use it unmerged"  # the merge changes input and output
 )
 
 
 class PeftConfig(Targets):
-    """The keys of `adapter_config.json` that count; AdaLoRA's in the terms of `adalora`."""
+    """The keys of `adapter_config.json` that matter; AdaLoRA's in the terms of `adalora`."""
 
     peft_type: str
     task_type: str | None = None
@@ -80,9 +82,9 @@ class PeftConfig(Targets):
     rank_pattern: dict[str, StrictInt] | None = None
     alpha_pattern: dict[str, _Number] | None = None
     module_ranks: dict[str, int] = Field(default_factory=dict)
-    """Module path -> rank, where the configuration has it so (AdaLoRA)."""
+    """Module path -> rank, if the configuration says it module by module (AdaLoRA)."""
     unknown_options: tuple[str, ...] = ()
-    """Options that switch something on which no known version of PEFT has."""
+    """Options that are true but belong to no known version of PEFT."""
     fan_in_fan_out: StrictBool = False
     bias: str = "none"
     init_lora_weights: bool | str | None = True
@@ -94,12 +96,12 @@ class PeftConfig(Targets):
 
     @property
     def is_adalora(self) -> bool:
-        """Tell whether it is one of PEFT's AdaLoRA directories."""
+        """True for PEFT's AdaLoRA directories."""
         return self.peft_type == adalora.ADALORA
 
     @property
     def kind(self) -> str:
-        """PEFT's name for its kind, such as "LoRA", "rsLoRA" or "DoRA"."""
+        """PEFT's name of the kind of adapter, such as "LoRA", "rsLoRA" or "DoRA"."""
         named = {adalora.ADALORA: "AdaLoRA", lycoris.LOHA: "LoHa", lycoris.LOKR: "LoKr"}
         if self.peft_type in named:
             return named[self.peft_type]
@@ -107,62 +109,62 @@ class PeftConfig(Targets):
 
     @property
     def is_plain(self) -> bool:
-        """Tell whether it is PEFT's LoRA with pairs alone: no magnitudes, no other products."""
+        """True for PEFT's LoRA with pairs alone: no magnitudes, no other products."""
         return self.peft_type == "LORA" and not self.use_dora
 
     def prepare(self, paths: Sequence[str], where: str) -> tuple[str, ...]:
-        """Find the rank and alpha of each of these modules; return what is odd about the patterns.
-
-        Raises:
-            SoraError: a pattern that is no regular expression, or takes too long.
-        """
+        """Find the rank and alpha of each module; return notes on odd patterns and options."""
         by_rank, by_alpha = self.rank_pattern or {}, self.alpha_pattern or {}
         hits = match_patterns([*by_rank, *by_alpha], paths, where=where)
         notes = [
-            f"adapter_config.json sets {_shown(name)}, which is not known here: it has no effect"
+            f"adapter_config.json sets {_printable(name)}, an unknown option: it is ignored"
             for name in self.unknown_options
         ]
         for path in paths:
             self._ranks[path] = self.module_ranks.get(path, self.r)
             self._alphas[path] = self.lora_alpha
-        self._ranks.update(_chosen("rank_pattern", by_rank, hits, notes))
-        self._alphas.update(_chosen("alpha_pattern", by_alpha, hits, notes))
+        self._ranks.update(_values_by_path("rank_pattern", by_rank, hits, notes))
+        self._alphas.update(_values_by_path("alpha_pattern", by_alpha, hits, notes))
         return tuple(notes)
 
     def head_notes(self, modules: Sequence[str]) -> tuple[str, ...]:
-        """Say what is odd about `modules_to_save`, given the modules that are stored in full."""
+        """Return a note if `modules_to_save` names modules that the file does not hold.
+
+        Args:
+            modules: the modules that are stored in full.
+        """
         added = _HEADS_PEFT_ADDS.get(self.task_type or "", ())
         entries = (entry for entry in self.modules_to_save or () if entry not in added)
-        absent = [f"'{_shown(e)}'" for e in entries if not any(m.endswith(e) for m in modules)]
+        absent = [f"'{_printable(e)}'" for e in entries if not any(m.endswith(e) for m in modules)]
         if not absent:
             return ()
         return (
-            f"modules_to_save: the file holds nothing of {first_few(absent)}; PEFT refuses it "
+            f"modules_to_save: the file holds no tensor of {first_few(absent)}; PEFT refuses it "
             "for a model that has such a module",
         )
 
     def rank(self, path: str) -> int:
-        """Return the rank PEFT gives a module: by the first pattern that matches, else `r`."""
+        """Return the rank that PEFT gives a module: by the first pattern that matches, else `r`."""
         if path not in self._ranks:
             self.prepare([path], "rank_pattern, alpha_pattern")
         return self._ranks[path]
 
     def scaling(self, path: str) -> float:
-        """Return the factor that PEFT multiplies `B A` of a module with."""
+        """Return the factor of a module's `B A` in PEFT."""
         rank, alpha = self.rank(path), self._alphas[path]
         if self.is_adalora:
             return adalora.scaling(alpha, self.r)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def token_indices(self, path: str) -> list[int]:
-        """Return which rows of an embedding are trained: by the first entry its path ends with."""
-        found = self.trainable_token_indices or {}
-        if isinstance(found, list):
-            return found
-        return next((rows for name, rows in found.items() if path.endswith(name)), [])
+        """Return the trained rows of an embedding, by the first entry that ends its path."""
+        indices = self.trainable_token_indices or {}
+        if isinstance(indices, list):
+            return indices
+        return next((rows for name, rows in indices.items() if path.endswith(name)), [])
 
     def head_module(self, name: str) -> str | None:
-        """Return the module saved in full that a parameter belongs to, or None.
+        """Return the path of the module around a parameter that is saved in full, or None.
 
         PEFT saves every module whose path ends with an entry (dot or not), and adds its own.
         """
@@ -173,11 +175,7 @@ class PeftConfig(Targets):
 
 
 def parse_config(raw: Any, where: str) -> PeftConfig:
-    """Check and type a configuration.
-
-    Raises:
-        SoraError: not a plain LoRA, or values that cannot be.
-    """
+    """Check and type a configuration."""
     if not isinstance(raw, dict) or not isinstance(raw.get("peft_type"), str):
         raise SoraError(
             "this is not a PEFT adapter configuration: it has no peft_type", where=where
@@ -192,19 +190,19 @@ def parse_config(raw: Any, where: str) -> PeftConfig:
     try:
         config = PeftConfig.model_validate(plain)
     except ValidationError as error:
-        raise SoraError(_shown(first_mistake(error), 200), where=where) from error
+        raise SoraError(_printable(first_mistake(error), 200), where=where) from error
     _refuse_variants(config, raw, where)
     _check_values(config, where)
     return config
 
 
 def _unknown_options(raw: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return options that no known version of PEFT has, and that switch something on."""
+    """Return the options that are true but belong to no known version of PEFT."""
     known = {*PeftConfig.model_fields, *_VARIANTS, *_WITHOUT_EFFECT}
     return tuple(key for key, value in raw.items() if key not in known and value is True)
 
 
-def _chosen(
+def _values_by_path(
     name: str, pattern: Mapping[str, Any], hits: Mapping[str, list[str]], notes: list[str]
 ) -> dict[str, Any]:
     """Return {module path: value of the first key that matches it}; add oddities to `notes`."""
@@ -215,20 +213,20 @@ def _chosen(
             first, taken = chosen.setdefault(path, (key, value))
             if taken != value:
                 clashes.setdefault(path, (first, key))
-    idle = [f"'{_shown(key)}'" for key in pattern if not hits[key]]
+    idle = [f"'{_printable(key)}'" for key in pattern if not hits[key]]
     if idle:
-        notes.append(f"{name}: no module in the file matches {first_few(idle)}, so nothing follows")
+        notes.append(f"{name}: no module in the file matches {first_few(idle)}: it has no effect")
     if clashes:
         path, (first, second) = next(iter(clashes.items()))
         notes.append(
-            f"{name}: '{_shown(first)}' and '{_shown(second)}' both match {first_few(clashes)}; "
-            f"the first counts, as in PEFT: {chosen[path][1]:g}"
+            f"{name}: '{_printable(first)}' and '{_printable(second)}' both match "
+            f"{first_few(clashes)}; the first counts, as in PEFT: {chosen[path][1]:g}"
         )
     return {path: value for path, (_, value) in chosen.items()}
 
 
-def _shown(text: str, limit: int = 80) -> str:
-    """Cut text that somebody else wrote, and make it printable, for a message."""
+def _printable(text: str, limit: int = 80) -> str:
+    """Shorten text that somebody else wrote, and make it printable, for a message."""
     return repr(text if len(text) <= limit else f"{text[:limit]}...")[1:-1]
 
 
@@ -238,7 +236,7 @@ def _refuse_kind(kind: str, where: str) -> None:
     reason = _KINDS.get(kind, "its updates are not plain sums of rank-one terms B A")
     hint = "PEFT's save_as_lora() turns it into a LoRA" if kind in _TO_LORA else None
     raise SoraError(
-        f"this is a {_shown(kind, 40)} adapter: {reason}; only {', '.join(_KNOWN)} can be read",
+        f"this is a {_printable(kind, 40)} adapter: {reason}; only {', '.join(_KNOWN)} can be read",
         where=where,
         hint=hint,
     )
@@ -251,10 +249,10 @@ def _refuse_variants(config: PeftConfig, raw: Mapping[str, Any], where: str) -> 
                             where=where, hint=MERGE_HINT)  # fmt: skip
     if config.bias not in _BIASES:
         raise SoraError(
-            f"bias: {_shown(config.bias, 40)} is not one of {', '.join(_BIASES)}", where=where
+            f"bias: {_printable(config.bias, 40)} is not one of {', '.join(_BIASES)}", where=where
         )
     if config.init_lora_weights not in _SAFE_INITS:
-        init = _shown(str(config.init_lora_weights), 40)
+        init = _printable(str(config.init_lora_weights), 40)
         raise SoraError(
             f"init_lora_weights: {init} also changes the base model",
             where=where,
@@ -268,18 +266,18 @@ def _check_values(config: PeftConfig, where: str) -> None:
     for key, rank in ranks.items():
         if not 1 <= rank <= LARGEST_RANK:
             raise SoraError(
-                f"{_shown(key)}: ranks must be at least 1 and at most {LARGEST_RANK:,}, not "
+                f"{_printable(key)}: ranks must be at least 1 and at most {LARGEST_RANK:,}, not "
                 f"{_short(rank)}",
                 where=where,
             )
     for key, alpha in {"lora_alpha": config.lora_alpha, **(config.alpha_pattern or {})}.items():
         if not 0 < alpha < math.inf:
             raise SoraError(
-                f"{_shown(key)}: alpha must be above 0 and finite, not {alpha:g}", where=where
+                f"{_printable(key)}: alpha must be above 0 and finite, not {alpha:g}", where=where
             )
     modules = config.modules_to_save or []
     if not all(modules):
-        raise SoraError("modules_to_save: an empty name stands for every module", where=where)
+        raise SoraError("modules_to_save: an empty name would match every module", where=where)
     if len(modules) > _MOST_MODULES:
         raise SoraError(f"modules_to_save: {len(modules):,} entries are too many", where=where)
 

@@ -1,7 +1,7 @@
 """PEFT's layout of a LoRA adapter: its files, its keys, and the configurations we write.
 
-The facts about the format in one place; `config` reads configurations, and the rest of the program
-uses `adapter/directory` and `adapter/reading`.
+All facts about the format are here; `config` reads configurations, and the rest of the program uses
+`adapter/directory` and `adapter/reading`.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _BASE = ".base_layer."
 _BIAS = ".bias"
 _TOKENS = ".token_adapter.trainable_tokens_delta"
 _UNUSED = (".original_module.", ".modules_to_save.")
-"""In the names of biases that `bias: all` adds of modules stored in full, which have their own."""
+"""Parts of the names of superfluous biases: `bias: all` also stores those of modules in full."""
 _EMBEDDINGS = ("lm_head", "wte", "shared")
-"""Names of modules; others have "emb" in theirs."""
+"""Names of embeddings and output layers without "emb" in their name."""
 _LONGEST_NAME = 500  # characters
 _FOREIGN = {
     ".lora_magnitude_vector": "DoRA's magnitudes of '{}', but use_dora is not set",
@@ -55,8 +55,8 @@ class Pair:
     """The keys of one module's factors; E and the scaling's divisor are AdaLoRA's.
 
     Attributes:
-        magnitude: DoRA's.
-        embedding: they are named as those of an embedding.
+        magnitude: key of DoRA's magnitudes.
+        embedding: the keys are spelled as PEFT does for an embedding.
     """
 
     a: str
@@ -69,7 +69,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class SplitKeys:
-    """The keys of an adapter file by what they mean."""
+    """The keys of an adapter file, sorted by meaning."""
 
     pairs: dict[str, Pair]
     """The pairs by module path."""
@@ -80,10 +80,10 @@ class SplitKeys:
     tokens: dict[str, str]
     """Path of an embedding -> key of its trained rows."""
     biases: tuple[str, ...]
-    """Those of `head` that are biases of the base model, and belong to no module stored in full."""
+    """Names in `head` of trained biases, whose modules are not stored in full."""
     base_weights: tuple[str, ...]
-    """Those of `head` that are the base model's own parameters: of adapted modules, or embeddings
-    that were resized."""
+    """Names in `head` of the base model's own parameters: of adapted modules, or of embeddings that
+    were resized."""
 
     def without_base_weights(self, names: Collection[str]) -> SplitKeys:
         """Return the keys without some of the base weights."""
@@ -93,10 +93,9 @@ class SplitKeys:
 
 
 def split_keys(keys: Iterable[str], config: PeftConfig, where: str) -> SplitKeys:
-    """Sort the keys of an adapter file into pairs and head.
+    """Sort the keys of an adapter file into pairs, products, head and token rows.
 
-    Raises:
-        SoraError: a key that is neither, half a pair, or a name that no module has.
+    Any other key is an error, and so is half a pair.
     """
     endings = _endings(config)
     parts: dict[str, dict[str, str]] = {}
@@ -111,6 +110,7 @@ def split_keys(keys: Iterable[str], config: PeftConfig, where: str) -> SplitKeys
             raise SoraError(f"{key[:200]!r} does not start with {PREFIX}", where=where)
         check_name(name, where)
         ending = next((ending for ending in endings if name.endswith(ending)), None)
+        # the order matters: the bias of an adapted module is below `.base_layer.`, too
         if ending is not None:
             parts.setdefault(name.removesuffix(ending), {})[endings[ending]] = key
         elif config.trainable_token_indices is not None and name.endswith(_TOKENS):
@@ -126,7 +126,7 @@ def split_keys(keys: Iterable[str], config: PeftConfig, where: str) -> SplitKeys
             if not any(part in name for part in _UNUSED):
                 head[name] = key
         else:
-            raise _neither(name, where)
+            raise _unknown_key(name, where)
     for path in below - parts.keys():
         raise SoraError(f"'{path}' is stored in full but has no adapter", where=where)
     if not parts:
@@ -135,14 +135,14 @@ def split_keys(keys: Iterable[str], config: PeftConfig, where: str) -> SplitKeys
         for path, found in parts.items():
             wrong = lycoris.lacking(config.peft_type, found)
             if wrong:
-                raise SoraError(f"'{path}' has {', '.join(sorted(found))}, which is not all, or "
-                                f"too much: {', '.join(wrong)}", where=where)  # fmt: skip
+                raise SoraError(f"'{path}' has {', '.join(sorted(found))}; missing or superfluous: "
+                                f"{', '.join(wrong)}", where=where)  # fmt: skip
         return SplitKeys({}, parts, head, tokens, tuple(biases), tuple(base_weights))
     pairs = {path: _pair(path, found, config, where) for path, found in parts.items()}
     for path, pair in pairs.items():
         if config.ensure_weight_tying and (pair.embedding or path.endswith("lm_head")):
-            raise SoraError(f"'{path}': ensure_weight_tying puts its factors onto what is tied to "
-                            "it, too, which cannot be read", where=where,
+            raise SoraError(f"'{path}': ensure_weight_tying also gives its factors to the weights "
+                            "tied to it, which cannot be read", where=where,
                             hint="PEFT itself can use it, unmerged")  # fmt: skip
     return SplitKeys(pairs, {}, head, tokens, tuple(biases), tuple(base_weights))
 
@@ -156,29 +156,29 @@ def _endings(config: PeftConfig) -> Mapping[str, str]:
 
 
 def check_name(name: str, where: str) -> None:
-    """Raise `SoraError` unless this could be the name of a model's parameter or module."""
+    """Check that this could be the name of a model's parameter or module."""
     good = name.isprintable() and not set(name) & set("/\\") and len(name) <= _LONGEST_NAME
     if not good or not all(part.strip() for part in name.split(".")):
         raise SoraError(f"{name[:200]!r} cannot be the name of anything in a model", where=where)
 
 
 def check_tensor(key: str, tensor: Tensor, where: str) -> None:
-    """Raise `SoraError` if a floating-point tensor holds NaN or infinity."""
+    """Check that a floating-point tensor holds neither NaN nor infinity."""
     if tensor.is_floating_point() and tensor.numel():
-        wide = tensor if tensor.dtype.itemsize > 1 else tensor.float()
+        wide = tensor if tensor.dtype.itemsize > 1 else tensor.float()  # no aminmax for float8
         if not all(bool(extreme.isfinite()) for extreme in wide.aminmax()):  # NaN wins both
             raise SoraError(f"'{key}' holds NaN or infinity", where=where)
 
 
 def pair_keys(path: str, *, embedding: bool = False) -> tuple[str, str]:
-    """Return the keys of a module's A and B, as we write them."""
+    """Return the keys of a module's A and B in the files that we write."""
     if embedding:
         return f"{PREFIX}{path}.lora_embedding_A", f"{PREFIX}{path}.lora_embedding_B"
     return f"{PREFIX}{path}.lora_A.weight", f"{PREFIX}{path}.lora_B.weight"
 
 
 def loose_key(name: str, adapted: Iterable[str]) -> str:
-    """Return the key of a bias or a base weight: PEFT has an adapted module's in `base_layer`."""
+    """Return the key of a bias or base weight: PEFT puts an adapted module's into `base_layer`."""
     path, _, last = name.rpartition(".")
     return f"{PREFIX}{path}{_BASE}{last}" if path in adapted else f"{PREFIX}{name}"
 
@@ -194,7 +194,7 @@ def written_config(
     fan_in_fan_out: bool,
     biases: bool = False,
 ) -> dict[str, Any]:
-    """Return the configuration of what we write: the scaling is in B, so alpha = r everywhere.
+    """Return the configuration for our adapters: the scaling is in B, so alpha = r everywhere.
 
     Args:
         ranks: module path -> rank, at least 1 each.
@@ -242,7 +242,7 @@ def _pair(path: str, found: Mapping[str, str], config: PeftConfig, where: str) -
     return Pair(a, b, found.get(_E), found.get(_RANKNUM), found.get(_MAGNITUDE), embedding)
 
 
-def _neither(name: str, where: str) -> SoraError:
+def _unknown_key(name: str, where: str) -> SoraError:
     for part, meaning in _FOREIGN.items():
         if part in f"{name}.":
             module = name.partition(part.rstrip("."))[0]
@@ -253,7 +253,7 @@ def _neither(name: str, where: str) -> SoraError:
 
 
 def _is_embedding(name: str) -> bool:
-    """Tell whether a parameter is, by its name, of a model's first or last layer."""
+    """Return true if a parameter's name is that of a model's embedding or output layer."""
     module = name.rpartition(".")[0].rpartition(".")[2]
-    known = ("emb" in module and not module.startswith("lora_")) or module in _EMBEDDINGS
-    return known and name.endswith((".weight", _BIAS))
+    is_known = ("emb" in module and not module.startswith("lora_")) or module in _EMBEDDINGS
+    return is_known and name.endswith((".weight", _BIAS))

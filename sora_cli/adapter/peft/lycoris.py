@@ -1,8 +1,8 @@
-"""PEFT's LoHa and LoKr directories, in the terms of plain LoRA ones as far as they go.
+"""Translate PEFT's LoHa and LoKr directories into the terms of plain LoRA, as far as possible.
 
 They hold `hada_*` or `lokr_*` without `.weight`; the configuration calls `lora_alpha` `alpha`. The
-scaling is `alpha / r` (peft/tuners/lycoris_utils); parts that are there decide how a product is
-made, as peft/tuners/loha/layer.py and lokr/layer.py do in `get_delta_weight`.
+scaling is `alpha / r` (peft/tuners/lycoris_utils). The parts in the file decide how a product is
+made, as in `get_delta_weight` of peft/tuners/loha/layer.py and lokr/layer.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     LOHA: {f".{part}": part for part in _HADA},
     LOKR: {f".{part}": part for part in _KRON},
 }
-"""Kind -> {ending of a key: the part it is}."""
+"""Kind -> {ending of a key: name of the part}."""
 _WHOLE: Mapping[str, tuple[tuple[tuple[str, ...], ...], ...]] = {
     LOHA: ((_HADA[:4], _HADA),),
     LOKR: (
@@ -28,21 +28,21 @@ _WHOLE: Mapping[str, tuple[tuple[tuple[str, ...], ...], ...]] = {
         (("lokr_w2",), ("lokr_w2_a", "lokr_w2_b"), ("lokr_w2_a", "lokr_w2_b", "lokr_t2")),
     ),
 }
-"""Kind -> for each of its matrices the sets of parts that make one."""
+"""Kind -> for each of its matrices, the possible sets of parts."""
 
 
 def plain_terms(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration with `lora_alpha` for `alpha`, and without keys that are not its."""
-    left = {"use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "bias": "none"}
-    return {**raw, **left, "lora_alpha": raw.get("alpha", 8), "init_lora_weights": True}
+    """Return the configuration with `lora_alpha` for `alpha`, and without keys of other kinds."""
+    absent = {"use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "bias": "none"}
+    return {**raw, **absent, "lora_alpha": raw.get("alpha", 8), "init_lora_weights": True}
 
 
 def lacking(kind: str, parts: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the parts that are missing or too many of one module; empty: they fit together."""
-    left = set(parts)
+    """Return the parts of a module that are missing or superfluous; empty: they fit together."""
+    superfluous = set(parts)
     for choices in _WHOLE[kind]:
-        found = [set(choice) for choice in choices if set(choice) <= set(parts)]
-        if not found:
+        complete = [set(choice) for choice in choices if set(choice) <= set(parts)]
+        if not complete:
             return choices[0]
-        left -= max(found, key=len)
-    return tuple(sorted(left))
+        superfluous -= max(complete, key=len)  # with the core, if it is there
+    return tuple(sorted(superfluous))

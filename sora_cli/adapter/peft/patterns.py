@@ -1,13 +1,13 @@
-"""Regular expressions of an adapter's configuration, with a bound on the time they may take.
+"""Match the regular expressions of an adapter's configuration, within a time limit.
 
 They come from a file that anybody may have written, and some take forever to match. Plain names and
-anchored full paths, which is what nearly all are, cannot; all others are matched in a process of
-their own, which is stopped if it takes too long.
+anchored full paths, which nearly all are, cannot; all others are matched in a process of their own,
+which is stopped if it takes too long.
 
-The package `regex` has a timeout, but is another engine than the `re` that PEFT uses. It answers
-at once for `(a+)+$`, on which `re`, and so PEFT, never returns: an adapter that hangs PEFT would
-pass. And it reads `(?:foo){e<=1}` and `[[:alpha:]]`, legal in both, in another way. Only `re`
-itself, stopped from outside, tells what PEFT does.
+The package `regex` has a timeout, but is another engine than the `re` that PEFT uses. It answers at
+once for `(a+)+$`, on which `re`, and so PEFT, never returns: an adapter that hangs PEFT would pass.
+And it reads `(?:foo){e<=1}` and `[[:alpha:]]`, legal in both, in another way. Only `re` itself,
+stopped from outside, tells what PEFT does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TIME_LIMIT = 5.0
 """Seconds for all expressions that are matched together."""
 _LONGEST = 4096  # characters of an expression
 _MOST_IN_PROCESS = 1_000_000  # pairs of a plain name and a path
-_PLAIN = re.compile(r"\^?(?:[\w.\-]|\\[.\-])+")
+_QUICK = re.compile(r"\^?(?:[\w.\-]|\\[.\-])+")
 
 _CHILD = r"""
 import json, re, sys
@@ -45,9 +45,9 @@ class Expression:
     """A regular expression for module paths.
 
     Attributes:
-        given: as the file has it.
-        before, after: what PEFT puts around it.
-        full: it must match all of a path (`re.fullmatch`), not its start (`re.match`).
+        given: the text in the file.
+        before, after: the text that PEFT puts around it.
+        full: it must match all of a path (`re.fullmatch`), not only its start (`re.match`).
     """
 
     given: str
@@ -57,25 +57,21 @@ class Expression:
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """The whole expression."""
         return f"{self.before}{self.given}{self.after}"
 
     def compiled(self, where: str) -> re.Pattern[str]:
-        """Compile it.
-
-        Raises:
-            SoraError: too long, or no regular expression.
-        """
-        shown = repr(self.given[:200])
+        """Compile the expression."""
+        quoted = repr(self.given[:200])
         if len(self.given) > _LONGEST:
             raise SoraError(
-                f"the pattern {shown[:40]}... has {len(self.given)} characters", where=where
+                f"the pattern {quoted[:40]}... has {len(self.given)} characters", where=where
             )
         try:
             return re.compile(self.text)
         except (re.error, RecursionError, OverflowError) as error:
             raise SoraError(
-                f"the pattern {shown} is not a regular expression: {error}", where=where
+                f"the pattern {quoted} is not a regular expression: {error}", where=where
             ) from error
 
 
@@ -90,9 +86,6 @@ def match_patterns(
     """Return the module paths that each key of a pattern table matches, by PEFT's rule.
 
     That is `get_pattern_key` in peft.utils.other.
-
-    Raises:
-        SoraError: see `match_expressions`.
     """
     exact = {anchored(path): path for path in paths}
     hits: dict[str, list[str]] = {}
@@ -110,17 +103,18 @@ def match_expressions(
 ) -> list[list[str]]:
     """Return the module paths that each expression matches.
 
-    Raises:
-        SoraError: no regular expression, or one that takes too long.
+    All slow expressions together may take `TIME_LIMIT` seconds.
     """
-    plain = [bool(_PLAIN.fullmatch(expression.given)) for expression in expressions]
-    if sum(plain) * len(paths) > _MOST_IN_PROCESS:
-        plain = [False] * len(expressions)
-    apart = [expression for expression, quick in zip(expressions, plain, strict=True) if not quick]
-    found_apart = iter(_match_apart(apart, paths, where) if apart else ())
+    is_quick = [bool(_QUICK.fullmatch(expression.given)) for expression in expressions]
+    if sum(is_quick) * len(paths) > _MOST_IN_PROCESS:
+        is_quick = [False] * len(expressions)
+    slow = [
+        expression for expression, quick in zip(expressions, is_quick, strict=True) if not quick
+    ]
+    slow_hits = iter(_match_in_process(slow, paths, where) if slow else ())
     hits = []
-    for expression, quick in zip(expressions, plain, strict=True):
-        hits.append(_match(expression, paths, where) if quick else next(found_apart))
+    for expression, quick in zip(expressions, is_quick, strict=True):
+        hits.append(_match(expression, paths, where) if quick else next(slow_hits))
     return hits
 
 
@@ -131,18 +125,18 @@ def _match(expression: Expression, paths: Sequence[str], where: str) -> list[str
 
 
 def _is_anchored(key: str) -> bool:
-    """Return whether this is a full path as `anchored` writes it."""
+    """Return true if this is a full path in the spelling of `anchored`."""
     return key.startswith("^") and key == anchored(re.sub(r"\\(.)", r"\1", key[1:]))
 
 
-def _match_apart(
+def _match_in_process(
     expressions: Sequence[Expression], paths: Sequence[str], where: str
 ) -> list[list[str]]:
     for expression in expressions:
         expression.compiled(where)
     try:
         done = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _CHILD],
+            [sys.executable, "-I", "-S", "-c", _CHILD],  # isolated, and without site: starts faster
             input=json.dumps([[(e.text, e.full) for e in expressions], list(paths)]),
             capture_output=True,
             text=True,

@@ -1,17 +1,17 @@
-"""The linear layers of some kinds of model that PEFT gives no adapter, or loses the factors of.
+"""Linear layers that PEFT refuses to adapt, or loses the factors of, by kind of model.
 
 Two rules of PEFT 0.21 with transformers 5:
 
-- `peft.tuners.tuners_utils` refuses some layers of state-space models, whose kernels take their
-  weights (`_check_lora_target_modules_mamba`).
-- `peft.utils.transformers_weight_conversion` takes the names that the experts' layers had before
-  transformers 5 fused them for the fused parameters, wherever in the model they stand
-  (`_convert_peft_config_moe`), and passes over factors that are stored for shared experts and dense
-  layers, with a warning.
+- `peft.tuners.tuners_utils` refuses some layers of state-space models, whose kernels use the
+  weights directly (`_check_lora_target_modules_mamba`).
+- `peft.utils.transformers_weight_conversion` goes by the last part of a name. Experts had layers of
+  their own before transformers 5 fused them; every layer with such a name is taken for a part of
+  the fused parameter (`_convert_peft_config_moe`). The factors of shared experts and dense layers
+  are therefore ignored, with a warning.
 
-The table is for where PEFT is not installed, and for training, which must not depend on that.
-`refused_today` asks the PEFT that is there, unless it is of the version that the table was compared
-with and the table knows nothing against the adapter: importing PEFT takes seconds.
+The table is needed if PEFT is not installed, and for training, which must not depend on PEFT.
+`refused_today` asks the installed PEFT, unless its version is the one that the table was compared
+with and the table has no objection: importing PEFT takes seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
 COMPARED = {"peft": "0.21.", "transformers": "5.24."}
-"""The beginnings of the versions that a test has compared the table with."""
+"""The first digits of the versions that a test has compared the table with."""
 
 _STATE_SPACE = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 _FUSED_AS_IN_MIXTRAL = ("minimax", "minimax_m2", "mixtral")
@@ -38,22 +38,26 @@ REFUSED = {
 }
 """Model type -> last parts of paths."""
 _AN_EXPERTS = re.compile(r"\.experts\.\d+\.")
-"""In the path of a layer of one expert, as before transformers 5: PEFT converts these rightly."""
+"""Part of the path of one expert's layer, as before transformers 5: PEFT converts these rightly."""
 
 
 def refused(model_type: str, paths: Iterable[str]) -> dict[str, str]:
-    """Return {path: what PEFT does with it, to follow "it is"}, by the table."""
+    """Return {path: the end of a sentence "it is ..." on its fate in PEFT}, by the table."""
     names = REFUSED.get(model_type, ())
     why = (
         f"refused by PEFT in {model_type} models"
         if model_type in _STATE_SPACE
         else f"taken by PEFT for a part of {model_type}'s fused experts and lost"
     )
-    return {path: why for path in paths if path.rpartition(".")[2] in names and _is_plain(path)}
+    return {
+        path: why
+        for path in paths
+        if path.rpartition(".")[2] in names and _is_shared_or_dense(path)
+    }
 
 
 def refused_today(model_type: str, paths: Iterable[str]) -> dict[str, str]:
-    """Return the same, by the PEFT that is installed where there is one."""
+    """Return {path: its fate}, by the installed PEFT if there is one, else by the table."""
     paths = tuple(paths)
     known = refused(model_type, paths)
     try:
@@ -62,20 +66,20 @@ def refused_today(model_type: str, paths: Iterable[str]) -> dict[str, str]:
         return known
     if compared and not known:
         return known
-    asked = refused_by_peft(model_type, paths)
-    return known if asked is None else asked
+    by_peft = refused_by_peft(model_type, paths)
+    return known if by_peft is None else by_peft
 
 
 def refused_by_peft(model_type: str, paths: Iterable[str]) -> dict[str, str] | None:
-    """Return the same, found out from the PEFT that is installed; None where none is.
+    """Return {path: its fate} by trying the installed PEFT; None if it is not installed.
 
-    PEFT is given a model of that type that has nothing but layers with these last names.
+    PEFT is given a model of this type that has only layers with these last names.
     """
     try:
         import peft
     except ImportError:
         return None
-    last = {path: path.rpartition(".")[2] for path in paths if _is_plain(path)}
+    last = {path: path.rpartition(".")[2] for path in paths if _is_shared_or_dense(path)}
     fates = _fates(model_type, sorted(set(last.values())))
     where = f"by PEFT {peft.__version__} in {model_type} models"
     return {path: f"{fates[name]} {where}" for path, name in last.items() if name in fates}
@@ -88,10 +92,10 @@ def _fates(model_type: str, names: list[str]) -> dict[str, str]:
     except (ValueError, KeyError):  # PEFT refuses one of them, or torch takes no such name
         if len(names) == 1:
             return {names[0]: "refused"}
-    found: dict[str, str] = {}
+    fates: dict[str, str] = {}
     for name in names:
-        found |= _fates(model_type, [name])
-    return found
+        fates |= _fates(model_type, [name])
+    return fates
 
 
 def _lost(model_type: str, names: list[str]) -> list[str]:
@@ -116,5 +120,5 @@ def _lost(model_type: str, names: list[str]) -> list[str]:
     return [n for n in names if not isinstance(model.layer.get_submodule(n), BaseTunerLayer)]
 
 
-def _is_plain(path: str) -> bool:
+def _is_shared_or_dense(path: str) -> bool:
     return _AN_EXPERTS.search(path) is None

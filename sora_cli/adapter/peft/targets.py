@@ -1,7 +1,7 @@
 """PEFT's rule for which modules of a model get an adapter.
 
-PEFT passes over whatever a file holds for other modules, without a word. What an adapter does is
-what PEFT makes of it, so a configuration and a file that contradict each other are refused.
+PEFT ignores tensors in the file for other modules, without a warning. The adapter's effect is the
+effect it has in PEFT, so a configuration and a file that contradict each other are refused.
 """
 
 from __future__ import annotations
@@ -31,16 +31,13 @@ class Targets(BaseModel):
 
 
 def check_targets(targets: Targets, paths: Sequence[str], where: str) -> None:
-    """Check that PEFT would adapt all of these modules, as peft.tuners.tuners_utils decides it.
-
-    Raises:
-        SoraError: it would not, or does not take such a configuration.
-    """
+    """Check that PEFT would adapt all of these modules, by the rule in peft.tuners.tuners_utils."""
     if targets.target_modules is None:
         raise SoraError("target_modules is not set, so PEFT would choose by the kind of model",
                         where=where, hint="name the modules that the file holds")  # fmt: skip
     _check_layer_options(targets, where)
     _check_all_loaded("target_modules leaves out", paths, _targeted(targets, paths, where), where)
+    # PEFT adapts nothing at or below a module that is saved in full (check_target_module_exists)
     stored = [Expression(name, r"(^|.*\.)", r"($|\..*)") for name in targets.modules_to_save or ()]
     hits = match_expressions(stored, paths, where=where)
     _check_all_loaded("modules_to_save has", paths, set(paths).difference(*hits), where)
@@ -58,12 +55,12 @@ def _check_layer_options(targets: Targets, where: str) -> None:
 
 
 def _check_all_loaded(what: str, paths: Sequence[str], loaded: set[str], where: str) -> None:
-    left = [path for path in paths if path not in loaded]
-    if left:
+    ignored = [path for path in paths if path not in loaded]
+    if ignored:
         raise SoraError(
-            f"{what} {first_few(left)}, so PEFT would pass over what is stored there",
+            f"{what} {first_few(ignored)}, so PEFT would ignore the tensors that are stored for it",
             where=where,
-            hint=f"if it is meant to count, correct {what.split()[0]}",
+            hint=f"to use these tensors, correct {what.split()[0]}",
         )
 
 
@@ -75,8 +72,8 @@ def _targeted(targets: Targets, paths: Sequence[str], where: str) -> set[str]:
     if isinstance(names, str) or layers is None or layers == []:
         return named
     numbers = {layers} if isinstance(layers, int) else set(layers)
-    exact, found = set(names or ()), _layer_numbers(targets.layers_pattern, paths, where)
-    return {path for path in named if path in exact or found.get(path) in numbers}
+    exact, layer_numbers = set(names or ()), _layer_numbers(targets.layers_pattern, paths, where)
+    return {path for path in named if path in exact or layer_numbers.get(path) in numbers}
 
 
 def _named(names: list[str] | str | None, paths: Sequence[str], where: str) -> set[str]:
@@ -97,15 +94,15 @@ def _endings(path: str) -> list[str]:
 def _layer_numbers(
     patterns: list[str] | str | None, paths: Sequence[str], where: str
 ) -> dict[str, int | None]:
-    """Return {path: its layer's number}, by the first pattern that finds one, else the first."""
+    """Return {path: number of its layer}, by the first pattern that matches the path."""
     names = [patterns] if isinstance(patterns, str) and patterns else patterns
     expressions = [Expression(name, r"(?:^|.*?\.)", r"\.(?P<idx>\d+)\.") for name in names or ()]
     expressions = expressions or [Expression(r".*?\.[^.]*\.(?P<idx>\d+)\.")]
     hits = match_expressions(expressions, paths, where=where)
-    found: dict[str, int | None] = {}
+    numbers: dict[str, int | None] = {}
     for expression, matched in zip(expressions, hits, strict=True):
         for path in matched:
             number = re.match(expression.text, path)
             index = None if number is None else number["idx"]
-            found.setdefault(path, None if index is None else int(index))
-    return found
+            numbers.setdefault(path, None if index is None else int(index))
+    return numbers

@@ -1,1 +1,1 @@
-"""`sora compare`: many runs' reports side by side."""
+"""`sora compare`: the reports of several runs side by side."""

@@ -1,12 +1,12 @@
-"""Many runs in one file of JSON lines, with what a comparison needs of their reports.
+"""Archive of runs: one JSON line per run, with the fields of its report that comparisons use.
 
-A line holds `directory`, where the run was, relative to what all runs of the file have in common,
-and fields of its report as `report.json` has them. Left out is what no comparison shows; absolute
-paths, which mean nothing on another machine, are cut to their last part. In the place of a stage's
-own seed, which only orders its rows, stands that of its path.
+Each line holds `directory`, the run's directory relative to the common parent of all runs in the
+file, and fields of the report under the same keys as in `report.json`. Absolute paths mean nothing
+on another machine and are shortened to their last part. A stage of a path is stored with the seed
+of the path, because its own seed only orders its rows.
 
-A path below such a file selects runs as if it were a directory: `runs.jsonl/main` or, in quotes,
-`'runs.jsonl/main/rte-*'`.
+A path below an archive selects runs as if the archive were a directory: `runs.jsonl/main` or, in
+quotes, `'runs.jsonl/main/rte-*'`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _KEPT = {
 
 
 def write_lines(runs: Sequence[Run]) -> str:
-    """Return the content of a file that holds these runs, in their order."""
+    """Return the text of an archive of these runs, in the given order."""
     names = _names([run.directory for run in runs])
     values = [{"directory": name, **_values(run)} for name, run in zip(names, runs, strict=True)]
     lines = [json.dumps(line, ensure_ascii=False, separators=(",", ":")) for line in values]
@@ -42,9 +42,9 @@ def write_lines(runs: Sequence[Run]) -> str:
 
 
 def find_file(place: Path) -> tuple[Path, PurePath] | None:
-    """Split a place into a file of runs and what is selected in it; None if it is in no such file.
+    """Split a path into an archive and the selection below it; None if no archive is on the path.
 
-    All runs are selected by ".".
+    The selection "." means all runs.
     """
     for file in (place, *place.parents):
         if file.suffix == SUFFIX and file.is_file():
@@ -53,13 +53,10 @@ def find_file(place: Path) -> tuple[Path, PurePath] | None:
 
 
 def read_lines(file: Path, selection: PurePath) -> Iterator[tuple[Path, RunReport | str]]:
-    """Read the selected runs of a file.
+    """Read the selected runs of an archive; an error if none matches.
 
     Yields:
-        Each run's directory, below the file, and its report or why there is none.
-
-    Raises:
-        SoraError: the file cannot be read, or has no run of that name.
+        The run's directory (below the file), and its report or the reason why it is invalid.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -68,14 +65,14 @@ def read_lines(file: Path, selection: PurePath) -> Iterator[tuple[Path, RunRepor
     except ValueError as error:
         raise SoraError(f"{file} cannot be read: {error}") from error
     names: dict[str, None] = {}
-    found = False
+    has_match = False
     for number, line in enumerate(lines, 1):
         directory = _directory(line) or selection / f"line {number}"
         names.update(dict.fromkeys(directory.parts[:1]))
         if _is_selected(directory.parts, selection.parts):
-            found = True
+            has_match = True
             yield file / directory, _report(line)
-    if not found and selection.parts:
+    if not has_match and selection.parts:
         raise SoraError(
             f"{file} holds no run '{selection}'", hint=did_you_mean(selection.parts[0], names)
         )
@@ -96,12 +93,12 @@ def _report(line: str) -> RunReport | str:
 
 
 def _is_selected(parts: Sequence[str], patterns: Sequence[str]) -> bool:
-    """Tell whether a directory, or one that it is in, is called so."""
+    """Return True if a directory, or a parent of it, matches the patterns part by part."""
     return len(parts) >= len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
 def _names(directories: Sequence[Path]) -> list[str]:
-    """Return the directories without what all of them begin with."""
+    """Return the directories relative to their common parent."""
     parts = [_below_file(directory) for directory in directories]
     folders = zip(*(path[:-1] for path in parts), strict=False)
     common = len(list(takewhile(lambda same: len(set(same)) == 1, folders)))
@@ -109,9 +106,9 @@ def _names(directories: Sequence[Path]) -> list[str]:
 
 
 def _below_file(directory: Path) -> tuple[str, ...]:
-    """Return the parts of an absolute path; of a run that a file holds, those below the file."""
-    found = find_file(directory)
-    return directory.absolute().parts if found is None else found[1].parts
+    """Return the parts of the absolute path; for a run from an archive, the parts below it."""
+    split = find_file(directory)
+    return directory.absolute().parts if split is None else split[1].parts
 
 
 def _values(run: Run) -> dict[str, Any]:

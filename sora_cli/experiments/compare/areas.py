@@ -1,10 +1,10 @@
 """AURAC: the area under the curve of a metric against the logarithm of the parameters kept.
 
-One number for a family of sizes. Modoranu, Safaryan and Alistarh 2026 (MatryoshkaLoRA, arXiv
-2605.07850) take trapezoids over the ranks that an adapter is cut to, or over their logarithms, and
-divide by the width (`metrics.py` of their code: AURAC_v1 and AURAC_v2). Here the axis is the
-logarithm of the parameters, since ranks differ from module to module, and curves of several
-families are cut to the range that all of them have.
+It sums up a family of sizes in one number. Modoranu, Safaryan and Alistarh 2026 (MatryoshkaLoRA,
+arXiv 2605.07850) apply the trapezoidal rule over the ranks that an adapter is cut to, or over the
+logarithms of the ranks, and divide by the width (`metrics.py` of their code: AURAC_v1, AURAC_v2).
+Here the axis is the logarithm of the parameters, because ranks differ between modules. The curves
+of several families are limited to the range that all of them cover.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from itertools import pairwise
 from sora_cli.experiments.compare.sizes import Scores, Sized, Sizes
 
 LEAST = 3
-"""Sizes that make a curve; with fewer the range of all families would be theirs."""
+"""Fewest sizes that make a curve. All families are limited to their common range, so a family with
+one or two sizes would shrink the range of all others."""
 Curve = Sequence[tuple[float, float]]
-"""Points of a curve: parameters, above 0, and metric."""
+"""Points of a curve: parameters (above 0) and metric."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,10 @@ class Area:
     """The AURAC of a family.
 
     Attributes:
-        family: its name.
-        is_simple: all its sizes are trained at a fixed rank.
-        reach: smallest and largest share of the baseline's parameters of its labels.
-        scores: by task and seed.
+        family: name of the family.
+        is_simple: True if all its sizes are trained at a fixed rank.
+        reach: its smallest and largest size, as shares of the baseline's parameters.
+        scores: AURAC by task and seed.
     """
 
     family: str
@@ -41,17 +42,19 @@ class Area:
 
     @property
     def mean(self) -> float:
-        """Mean over tasks of the means over seeds."""
-        return statistics.fmean(statistics.fmean(of.values()) for of in self.scores.values())
+        """Mean over tasks of the mean over seeds."""
+        return statistics.fmean(
+            statistics.fmean(by_seed.values()) for by_seed in self.scores.values()
+        )
 
 
 @dataclass(frozen=True)
 class Areas:
-    """The AURAC of all families that have one, over the same sizes.
+    """The AURAC of all families with enough sizes, over their common range.
 
     Attributes:
-        areas: none where there is no range that all families have.
-        low, high: ends of that range, shares of the baseline's parameters.
+        areas: empty if the families have no range in common.
+        low, high: ends of the common range, as shares of the baseline's parameters.
         left_out: families with too few sizes.
     """
 
@@ -64,8 +67,8 @@ class Areas:
 def aurac(curve: Curve, low: float, high: float) -> float:
     """Return the mean height of a curve over log(parameters) between two sizes.
 
-    1 / (ln high - ln low) * integral of m(x) d ln x, with m joined by lines between the points:
-    the sum of (ln x[i+1] - ln x[i]) * (m[i] + m[i+1]) / 2, over that width.
+    AURAC = 1 / (ln high - ln low) * integral of m(x) d ln x, where m is linear in ln x between the
+    points: the sum of (ln x[i+1] - ln x[i]) * (m[i] + m[i+1]) / 2, divided by the width.
 
     Args:
         curve: points that reach from `low` or less to `high` or more; equal sizes are averaged.
@@ -83,7 +86,7 @@ def aurac(curve: Curve, low: float, high: float) -> float:
 
 
 def _height(points: Sequence[tuple[float, float]], x: float) -> float:
-    """Return the height at x of lines that join the points; beyond the ends that of the end."""
+    """Interpolate the points linearly at x; beyond either end, return the height of that end."""
     if x <= points[0][0]:
         return points[0][1]
     for (a, m), (b, n) in pairwise(points):
@@ -93,31 +96,37 @@ def _height(points: Sequence[tuple[float, float]], x: float) -> float:
 
 
 def areas_of(sizes: Sizes) -> Areas:
-    """Return the AURAC of each family with enough sizes, over the sizes that all of them have."""
+    """Compute the AURAC of each family with enough sizes, over their common range."""
     families = sizes.families()
     curves = {name: _curves(members, sizes.tasks) for name, members in families.items()}
-    left_out = tuple(name for name, found in curves.items() if not found)
-    curves = {name: found for name, found in curves.items() if found}
-    every = [curve for found in curves.values() for of in found.values() for curve in of.values()]
+    left_out = tuple(name for name, by_task in curves.items() if not by_task)
+    curves = {name: by_task for name, by_task in curves.items() if by_task}
+    # the common range reaches from the largest of the smallest sizes to the smallest of the largest
+    every = [
+        curve
+        for by_task in curves.values()
+        for seeds in by_task.values()
+        for curve in seeds.values()
+    ]
     low = max((min(curve)[0] for curve in every), default=math.inf)
     high = min((max(curve)[0] for curve in every), default=0.0)
     if low >= high:
         return Areas((), low, high, left_out)
     areas = []
-    for name, found in curves.items():
+    for name, by_task in curves.items():
         members = families[name]
-        scores = {task: {seed: aurac(curve, low, high) for seed, curve in of.items()}
-                  for task, of in found.items()}  # fmt: skip
+        scores = {task: {seed: aurac(curve, low, high) for seed, curve in by_seed.items()}
+                  for task, by_seed in by_task.items()}  # fmt: skip
         simple = all(member.is_simple for member in members)
         areas.append(Area(name, simple, (members[0].share, members[-1].share), scores))
     return Areas(tuple(areas), low, high, left_out)
 
 
 def _curves(members: Sequence[Sized], tasks: Sequence[str]) -> dict[str, dict[int, Curve]]:
-    """Return a family's curve for each task and each seed that all its sizes have.
+    """Return a family's curve for each task and each seed that all its sizes share.
 
     Returns:
-        Nothing where there are too few sizes with parameters in each run, or a task has no seed.
+        Empty if too few sizes have parameters left in every run, or if some task has no such seed.
     """
     alive = [member for member in members if member.reach[0] > 0]
     if len({member.share for member in alive}) < LEAST:
@@ -128,5 +137,5 @@ def _curves(members: Sequence[Sized], tasks: Sequence[str]) -> dict[str, dict[in
         seeds = [seed for seed in points[0] if all(seed in other for other in points)]
         if not seeds:
             return {}
-        curves[task] = {seed: [of[seed] for of in points] for seed in seeds}
+        curves[task] = {seed: [by_seed[seed] for by_seed in points] for seed in seeds}
     return curves

@@ -31,57 +31,53 @@ from sora_cli.experiments.compare.runs import Group
 from sora_cli.experiments.compare.sizes import TOLERANCE, Sized, Sizes, nearest, paired
 from sora_cli.experiments.compare.table import Tables
 
-_SHOWN = 0.005
-"""Shares of runs that lie this far apart are shown as a range."""
+_RANGE = 0.005
+"""Shares of runs that differ by this much or more are shown as a range."""
 COLUMNS = (
     column("budget", "budget", "share of the baseline's parameters; null: all sizes", raw=True),
     LABEL,
-    column("n", "n", "runs; of a family: pairs of task and seed that it has all sizes of", count),
+    column("n", "n", "runs; of a family: pairs of task and seed with all of its sizes", count),
     column("share", "share", "mean share of the baseline's parameters; null for a family"),
     column("share_low", "smallest", "smallest share of a run, or of a family's labels", raw=True),
     column("share_high", "largest", "largest share of a run, or of a family's labels", raw=True),
     PARAMETERS,
-    column("metric", "mean", "mean of the metric over the tasks; of a family the AURAC"),
+    column("metric", "mean", "mean of the metric over the tasks; of a family: its AURAC"),
 )
-_SIMPLE = column("simple", "simple", "what `simple_difference` is to", raw=True)
+_SIMPLE = column("simple", "simple", "label that `simple_difference` is measured from", raw=True)
 
 
 def parse_budgets(text: str) -> tuple[float, ...]:
-    """Read budgets: "50,15,8" are 50, 15 and 8 % of the baseline's parameters.
-
-    Raises:
-        SoraError: not numbers above 0, or one of them twice.
-    """
+    """Parse budgets: "50,15,8" means 50, 15 and 8 % of the baseline's parameters."""
     try:
         budgets = tuple(float(word.strip().removesuffix("%")) / 100 for word in text.split(","))
     except ValueError:
         budgets = ()
     if not budgets or not all(0 < budget < float("inf") for budget in budgets):
         raise SoraError(
-            f"'{text}' are no budgets", where="--budgets",
-            hint="per cent of the baseline's parameters: --budgets 50,15,8",
+            f"'{text}' is not a list of numbers above 0", where="--budgets",
+            hint="give percentages of the baseline's parameters: --budgets 50,15,8",
         )  # fmt: skip
     if len(set(budgets)) < len(budgets):
-        raise SoraError(f"a budget stands twice in '{text}'", where="--budgets")
+        raise SoraError(f"'{text}' has the same budget twice", where="--budgets")
     return budgets
 
 
 def percent(share: float) -> str:
-    """Show a share in per cent, with one decimal where there is one to see: "12.5%"."""
+    """Format a share in per cent, with at most one decimal: "12.5%", "50%"."""
     return f"{100 * share:.1f}".removesuffix(".0") + "%"
 
 
-def groups_shown(sizes: Sizes, budgets: Sequence[float]) -> list[Group]:
-    """Return the groups that some budget's table compares, task by task."""
+def groups_near_budgets(sizes: Sizes, budgets: Sequence[float]) -> list[Group]:
+    """Return the groups of all labels that belong to some budget, task by task."""
     labels = [label for label in sizes.labels if nearest(label.share, budgets) is not None]
     return [label.groups[task] for task in sizes.tasks for label in labels]
 
 
 def budget_tables(sizes: Sizes, budgets: Sequence[float]) -> Tables:
-    """Lay labels of about one size side by side, budget by budget; then families over all sizes.
+    """Build a table of labels for each budget, then a table of families over all sizes.
 
-    In each table stand the labels whose share is nearest to its budget, if near enough, the
-    baseline, and the strongest simple label, whatever their size.
+    The table of a budget holds the labels with a share near this budget, and always the baseline
+    and the strongest simple label.
     """
     baseline = sizes.baseline.label
     columns = (*COLUMNS, *difference_columns(baseline), _SIMPLE,
@@ -106,22 +102,22 @@ def budget_tables(sizes: Sizes, budgets: Sequence[float]) -> Tables:
 def _table(
     title: str, columns: Sequence[Column], rows: Sequence[dict[str, Raw]], sizes: Sizes
 ) -> Table:
-    shown = (values | {"share": Cell(values.get("share"), _shown_share(values))} for values in rows)
+    shown = (values | {"share": Cell(values.get("share"), _share_text(values))} for values in rows)
     return Table(title, columns, [row_of(columns, v, percent=sizes.percent) for v in shown])
 
 
 def _members(
     sizes: Sizes, budget: float, budgets: Sequence[float], simple: Sized | None
 ) -> list[Sized]:
-    """Return the labels of a table: the baseline, then from the best difference to the worst."""
+    """Return the labels of a table: first the baseline, then the others from best to worst."""
     here = [label for label in sizes.labels if nearest(label.share, budgets) == budget]
     here += [simple] if simple is not None and simple not in here else []
     others = [label for label in here if label is not sizes.baseline]
     sign = 1 if sizes.greater_is_better else -1
 
     def key(label: Sized) -> float:
-        found = label.minus(sizes.baseline)
-        return float("inf") if found is None else -sign * found.mean
+        difference = label.minus(sizes.baseline)
+        return float("inf") if difference is None else -sign * difference.mean
 
     return [sizes.baseline, *sorted(others, key=key)]
 
@@ -157,33 +153,33 @@ def _area_values(sizes: Sizes, area: Area, simple: Area | None) -> dict[str, Raw
 def _best_simple(areas: Areas, sizes: Sizes) -> Area | None:
     """Return the simple family with the best mean difference to the baseline."""
     sign = 1 if sizes.greater_is_better else -1
-    found = [(area, paired(area.scores, sizes.baseline.scores))
+    differences = [(area, paired(area.scores, sizes.baseline.scores))
              for area in areas.areas if area.is_simple]  # fmt: skip
-    known = [(sign * d.mean, area) for area, d in found if d is not None]
+    known = [(sign * d.mean, area) for area, d in differences if d is not None]
     return max(known, key=lambda pair: pair[0])[1] if known else None
 
 
-def _shown_share(values: Mapping[str, Raw]) -> str:
+def _share_text(values: Mapping[str, Raw]) -> str:
     mean, low, high = (values.get(key) for key in ("share", "share_low", "share_high"))
     if not isinstance(low, float) or not isinstance(high, float):
         return NONE
     reach = f"{percent(low)} to {percent(high)}"
     if not isinstance(mean, float):
         return reach
-    return percent(mean) if high - low < _SHOWN else f"{percent(mean)} ({reach})"
+    return percent(mean) if high - low < _RANGE else f"{percent(mean)} ({reach})"
 
 
 def _caption(sizes: Sizes, budget: float, simple: Sized | None) -> str:
-    """Say what is compared: "15% of lora-r8: mean over 3 tasks, x 100; simple: lora-r1 (12.5%)"."""
-    found = "none" if simple is None else f"{simple.label} ({percent(simple.share)})"
+    """Return a caption: "15% of lora-r8: mean over 3 tasks, x 100; simple: lora-r1 (12.5%)"."""
+    best = "none" if simple is None else f"{simple.label} ({percent(simple.share)})"
     size = f"{percent(budget)} of {sizes.baseline.label} ({_window(budget)})"
-    return f"{size}: {_mean(sizes)}; simple: {found}"
+    return f"{size}: {_mean(sizes)}; simple: {best}"
 
 
 def _area_caption(sizes: Sizes, areas: Areas, simple: Area | None) -> str:
     over = f"{percent(areas.low)} to {percent(areas.high)} of {sizes.baseline.label}"
-    found = "none" if simple is None else simple.family
-    return f"AURAC, all sizes from {over}: {_mean(sizes)}; simple: {found}"
+    best = "none" if simple is None else simple.family
+    return f"AURAC, all sizes from {over}: {_mean(sizes)}; simple: {best}"
 
 
 def _mean(sizes: Sizes) -> str:
@@ -202,30 +198,30 @@ def _notes(sizes: Sizes, budgets: Sequence[float]) -> Iterator[str]:
     yield from sizes.notes
     baseline = sizes.baseline.label
     yield (
-        f"a method stands in the table of the budget nearest to its share of {baseline}'s "
-        f"parameters, if that is {1 / TOLERANCE:g} to {TOLERANCE:g} times the budget; {baseline} "
-        f"and the simple method stand in each"
+        f"each table has the methods with a share of {baseline}'s parameters near its budget "
+        f"({1 / TOLERANCE:g} to {TOLERANCE:g} times the budget, which must be the nearest one), "
+        f"and always {baseline} and the simple method"
     )
     outside = [f"{label.label} ({percent(label.share)})" for label in sizes.labels
                if label is not sizes.baseline
                and nearest(label.share, budgets) is None]  # fmt: skip
     if outside:
-        yield f"of none of these sizes: {first_few(outside, 6)}"
+        yield f"in no table, because no budget is near their size: {first_few(outside, 6)}"
     yield (
-        "minus simple: to the strongest method of that size that is trained at a fixed rank from "
-        "its own start: of those with at most the budget's parameters, or else the next larger, "
-        f"the one with the best mean difference to {baseline}"
+        "minus simple: difference to the best method that has a fixed rank, does not start from "
+        "another run, and has at most the budget's parameters (or the fewest, if all have more); "
+        f"best by the mean difference to {baseline}"
     )
 
 
 def _area_notes(areas: Areas) -> Iterator[str]:
     if areas.areas:
         yield (
-            "AURAC: mean of the metric over log(parameters), lines between the sizes of a family "
-            "(labels that are alike but for the number at their end), by task and seed; its "
-            "difference to a label is to that label's metric"
+            "AURAC: mean of the metric over log(parameters), with straight lines between the sizes "
+            "of a family (labels that differ only in the number at their end), by task and seed; "
+            "its difference to the baseline is to the baseline's metric"
         )
     else:
-        yield f"no AURAC: no range of sizes that all families with {LEAST} sizes or more have"
+        yield f"no AURAC: families with {LEAST} sizes or more have no range of sizes in common"
     if areas.areas and areas.left_out:
-        yield f"without AURAC, for fewer than {LEAST} sizes: {first_few(areas.left_out, 12)}"
+        yield f"without AURAC, because of fewer than {LEAST} sizes: {first_few(areas.left_out, 12)}"

@@ -1,4 +1,4 @@
-"""The columns of a comparison, and its rows: raw values, and how scores are shown to people."""
+"""The columns and rows of a comparison: raw values, and scores formatted for people."""
 
 from __future__ import annotations
 
@@ -25,20 +25,22 @@ def _seconds(seconds: float) -> str:
 def column(
     key: str, title: str, about: str, form: str | Callable[[Any], str] = "", *, raw: bool = False
 ) -> Column:
-    """Return a column of a comparison; scores are shown as `row_of` says.
+    """Return a column of a comparison; `row_of` formats its scores.
 
     Args:
-        raw: left out where people read the table.
+        about: description for the JSON format.
+        form: format of the column's other numbers.
+        raw: True for a column that only CSV and JSON contain.
     """
     return Column(title, form, none=NONE, key=key, about=about, raw_only=raw)
 
 
-LABEL = column("label", "method", "what tells the group from the others of its task")
+LABEL = column("label", "method", "name of the group, unique within its task")
 PARAMETERS = column(
-    "parameters", "parameters", "mean numbers learned beside the head that are left", count
+    "parameters", "parameters", "mean parameters left in the adapter, without the head", count
 )
 METRIC = (
-    column("task", "task", "the data set's configuration; null: mean over all tasks", raw=True),
+    column("task", "task", "data set or its configuration; null: mean over all tasks", raw=True),
     column("method", "method's name", "method.name of the recipe", raw=True),
     LABEL,
     column("n", "n", "runs", count),
@@ -51,11 +53,11 @@ METRIC = (
     column("median", "median", "median of the metric over the runs"),
     column("values", "values", "the metric of each run, in the order of seeds", raw=True),
 )
-PAPER = (column("paper", "paper", "what the paper prints, in the metric's own unit"),)
+PAPER = (column("paper", "paper", "value printed in the paper, in the metric's own unit"),)
 COST = (
     PARAMETERS,
-    column("components", "kept", "mean share of the components at the start that are alive", ".0%"),
-    column("mean_rank", "rank", "mean components alive per adapted module", ".2f"),
+    column("components", "kept", "mean share of live components, of those at the start", ".0%"),
+    column("mean_rank", "rank", "mean number of live components per adapted module", ".2f"),
     column("seconds", "seconds", "mean wall time of a whole run", _seconds),
     column("training_seconds", "training", "mean seconds of the optimiser steps alone", _seconds),
     column("memory", "memory", "mean peak memory, bytes", size),
@@ -64,7 +66,7 @@ _AVERAGED = ("metric", "best", "median", *(cost.key for cost in COST))
 
 
 def difference_columns(baseline: str, *, key: str = DIFFERENCE) -> tuple[Column, ...]:
-    """Return the columns that `difference_values` fills under the same key."""
+    """Return the columns of a difference to a baseline; `difference_values` fills them."""
     pair = "metric minus the baseline's, mean over common seeds"
     return (
         column(key, f"minus {baseline}", f"{pair} ({baseline})"),
@@ -75,7 +77,7 @@ def difference_columns(baseline: str, *, key: str = DIFFERENCE) -> tuple[Column,
 
 
 def difference_values(difference: Difference | None, *, key: str = DIFFERENCE) -> dict[str, Raw]:
-    """Return the raw values of the columns of a difference."""
+    """Return the raw values for `difference_columns` with the same key."""
     d = difference
     mean, low, high, n = (None, None, None, 0) if d is None else (d.mean, d.low, d.high, d.n)
     return {key: mean, f"{key}_low": low, f"{key}_high": high, f"{key}_n": n}
@@ -85,6 +87,7 @@ def group_values(group: Group) -> dict[str, Raw]:
     """Return the raw values of a group's row."""
     first, runs = group.first, group.runs
     score = summary(group.metrics, greater_is_better=first.greater_is_better)
+    # the report of a resumed run knows the time and memory of its last process only
     timed = [run for run in runs if not run.report.resumed]
     return {
         "task": group.task,
@@ -109,7 +112,7 @@ def group_values(group: Group) -> dict[str, Raw]:
 
 
 def average_values(rows: Sequence[Mapping[str, Raw]]) -> dict[str, Raw]:
-    """Return the mean over tasks of one label's rows; None where a task has no value."""
+    """Average the rows of a label over the tasks; a mean is None if one task has no value."""
     first = rows[0]
     means: dict[str, Raw] = {key: _mean([_number(row[key]) for row in rows]) for key in _AVERAGED}
     runs = sum(int(_number(row["n"]) or 0) for row in rows)
@@ -118,10 +121,12 @@ def average_values(rows: Sequence[Mapping[str, Raw]]) -> dict[str, Raw]:
 
 
 def row_of(columns: Sequence[Column], values: Mapping[str, Raw], *, percent: bool) -> list[Raw]:
-    """Return a row; scores come with their text, which the rest of the row takes part in.
+    """Return a row of cells in the order of the columns; scores get their text here.
+
+    The text of a score depends on other values of the row: its deviation, interval and pairs.
 
     Args:
-        values: raw values of the whole row by key, and `mark`: of the paper's footnote.
+        values: raw values of the whole row by key; also `mark`, the mark of a paper's footnote.
         percent: show the metric times 100.
     """
     texts = {key: _difference(key, values, percent) for key in (DIFFERENCE, SIMPLE)}
@@ -131,19 +136,19 @@ def row_of(columns: Sequence[Column], values: Mapping[str, Raw], *, percent: boo
     spread = "" if std is None else f" ± {score(std, percent)}"
     alone = f" ± {NONE}" if values["n"] == 1 else spread
     texts["metric"] = f"{score(_number(values['metric']), percent)}{alone}"
-    found = {c.key: values.get(c.key) for c in columns}
-    return [Cell(raw, texts[key]) if key in texts else raw for key, raw in found.items()]
+    row = {c.key: values.get(c.key) for c in columns}
+    return [Cell(raw, texts[key]) if key in texts else raw for key, raw in row.items()]
 
 
 def score(value: float | None, percent: bool, sign: str = "") -> str:
-    """Show a metric as papers print it: times 100 with two decimals, or else with four."""
+    """Format a metric as papers print it: in percent with two decimals, otherwise with four."""
     if value is None:
         return NONE
     return f"{100 * value:{sign}.2f}" if percent else f"{value:{sign}.4f}"
 
 
 def _difference(key: str, values: Mapping[str, Raw], percent: bool) -> str:
-    """Show mean, interval and pairs: "+0.41 [-0.10, +0.93] (5)"."""
+    """Format mean, interval and pairs of a difference: "+0.41 [-0.10, +0.93] (5)"."""
     mean, low, high = (_number(values.get(name)) for name in (key, f"{key}_low", f"{key}_high"))
     if mean is None:
         return NONE
@@ -152,7 +157,7 @@ def _difference(key: str, values: Mapping[str, Raw], percent: bool) -> str:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean; None if a value is None, or there is none."""
+    """Return the mean; None if a value is None, or without values."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known and len(known) == len(values) else None
 

@@ -1,4 +1,4 @@
-"""Find finished runs: by their reports on the disk, and in files of many runs."""
+"""Find finished runs: by their reports on the disk, and in archives."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from sora_cli.report import FILE_NAME, HISTORY_FILE, RunReport, load_report
 from sora_cli.train.checkpoint.places import FOLDER
 
 _NEEDED = (SEED, "method.name", "model.path")
-"""Settings that a comparison cannot do without."""
+"""Settings that every compared run must have."""
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundRuns:
     """The result of a search.
 
     Attributes:
-        runs: in the order they were found, each once.
-        left_out: a line for each report that is not compared: where it is, and why.
-        read: the files that were read, and the results that their reports are about, if there.
+        runs: in the order of the search, without duplicates.
+        left_out: a line for each report that is not compared: its place and the reason.
+        read: the files that were read, and the paths of the results beside them; not all exist.
     """
 
     runs: tuple[Run, ...]
@@ -38,15 +38,12 @@ class Found:
     read: tuple[Path, ...]
 
 
-def find_runs(places: Sequence[Path]) -> Found:
-    """Read the reports of finished runs.
+def find_runs(places: Sequence[Path]) -> FoundRuns:
+    """Read the reports of finished runs; an error if there is none.
 
     Args:
-        places: run directories, directories with runs somewhere below them, report files, or files
-            of runs, the whole or a path below it (see `archive`).
-
-    Raises:
-        SoraError: a place is not there, or no place has a run that has finished.
+        places: run directories, directories with runs at any depth, report files, archives, or
+            paths below an archive (see `archive`).
     """
     runs: list[Run] = []
     left_out: list[str] = []
@@ -60,7 +57,7 @@ def find_runs(places: Sequence[Path]) -> Found:
             if source.resolve() in seen:
                 continue
             seen.add(source.resolve())
-            files += _read_of(source)
+            files += _files_of(source)
             run = read if isinstance(read, str) else _run(directory, read)
             if isinstance(run, Run):
                 runs.append(run)
@@ -69,42 +66,42 @@ def find_runs(places: Sequence[Path]) -> Found:
     if not runs:
         first = f"{left_out[0]}{' ...' if len(left_out) > 1 else ''}"
         raise SoraError("there is no finished run to compare", where=first)
-    return Found(tuple(runs), tuple(left_out), tuple(dict.fromkeys(files)))
+    return FoundRuns(tuple(runs), tuple(left_out), tuple(dict.fromkeys(files)))
 
 
 def _reports(place: Path) -> Iterator[tuple[Path, Path, RunReport | str]]:
-    """Yield what each report of a place is known by, its directory, and the report or why not."""
-    found = find_file(place)
-    if found is not None:
-        for directory, report in read_lines(*found):
+    """Yield for each report of a place: its identity, its directory, and the report or an error.
+
+    The identity is the report's file; for a run from an archive, its path below the archive.
+    """
+    split = find_file(place)
+    if split is not None:
+        for directory, report in read_lines(*split):
             yield directory, directory, report
         return
     for file in report_files(place):
         yield file, file.parent, _read(file)
 
 
-def _read_of(source: Path) -> list[Path]:
-    """Return the file of many runs that holds a report; or the report, with what lies beside it."""
-    found = find_file(source)
-    if found is not None:
-        return [found[0]]
+def _files_of(source: Path) -> list[Path]:
+    """Return the archive that holds a report; or the report, and the paths of its results."""
+    split = find_file(source)
+    if split is not None:
+        return [split[0]]
     beside = (HISTORY_FILE, ADAPTER, DELTA, MODEL, FOLDER)
     return [source, *(source.with_name(name) for name in beside)]
 
 
 def report_files(place: Path) -> list[Path]:
-    """Return the report of a run, those of the runs below a directory, or the file named itself.
+    """Return the report files at a place: a file itself, or all reports in and below a directory.
 
-    They come in natural order: "s9" before "s10".
-
-    Raises:
-        SoraError: there is no such file or directory.
+    They are in natural order: "s9" before "s10".
     """
     if not place.exists():
         raise SoraError(f"there is no file or directory {place}")
     if place.is_file():
         return [place]
-    return sorted(_below(place), key=lambda file: _natural(str(file.parent)))
+    return sorted(_reports_below(place), key=lambda file: _natural(str(file.parent)))
 
 
 def _natural(path: str) -> list[tuple[str, int]]:
@@ -113,8 +110,8 @@ def _natural(path: str) -> list[tuple[str, int]]:
     return [(word, int(number or -1)) for word, number in parts]
 
 
-def _below(directory: Path) -> Iterator[Path]:
-    """Yield reports; folders inside of runs and what a killed process has left are passed over."""
+def _reports_below(directory: Path) -> Iterator[Path]:
+    """Yield the report files below a directory, except inside runs and in leftover files."""
     for folder, inside, files in os.walk(directory, onerror=_unreadable):
         if FILE_NAME in files:
             yield Path(folder, FILE_NAME)
@@ -127,7 +124,7 @@ def _unreadable(error: OSError) -> None:
 
 
 def _read(file: Path) -> RunReport | str:
-    """Read a report, or say why it is none."""
+    """Read a report, or return the reason why it cannot be read."""
     try:
         return load_report(file)
     except ValidationError as error:
@@ -137,7 +134,7 @@ def _read(file: Path) -> RunReport | str:
 
 
 def _run(directory: Path, report: RunReport) -> Run | str:
-    """Make a run of its report, or say why it is not compared."""
+    """Return the run of a report, or the reason why it is not compared."""
     if report.status != "completed":
         return f"not finished: {report.status}"
     try:
@@ -148,19 +145,19 @@ def _run(directory: Path, report: RunReport) -> Run | str:
 
 
 def _path_seed(directory: Path) -> int | None:
-    """Return the seed of the path that a directory is a stage of (PATH/stages/00), or None."""
+    """Return the seed of the path if the directory is one of its stages (PATH/stages/00)."""
     stages = directory.resolve().parent
     record = read_path(stages.parent) if stages.name == STAGES else None
     return None if record is None else record.recipe.get("training", {}).get("seed")
 
 
 def _missing(run: Run) -> str | None:
-    """Say what a comparison needs and a report lacks; None if it lacks nothing."""
+    """Return the reason why a run cannot be compared; None if nothing is missing."""
     lacking = [key for key in _NEEDED if run.settings.get(key) is None]
     if lacking:
         return f"its recipe has no {', '.join(lacking)}"
     if not isinstance(run.settings[SEED], int):
-        return f"its {SEED} is no whole number"
+        return f"its {SEED} is not a whole number"
     if not run.report.metrics:
         return "it reports no score"
     if run.report.main_metric not in run.scores:

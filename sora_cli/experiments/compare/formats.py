@@ -1,16 +1,16 @@
-"""A comparison as text: for a terminal, for Markdown and LaTeX, and raw for programs.
+"""A comparison as text: for a terminal, Markdown and LaTeX, and with raw values for programs.
 
 JSON, version 1:
 
     {"schema_version": 1,
      "baseline": "lora r=8" or null,
-     "columns": {key: what it holds and in which unit},
+     "columns": {key: description with the unit},
      "rows": [{key: value}],      task null: the mean over all tasks of that label
      "captions": [{"task": "rte", "caption": "rte: accuracy x 100 on validation"}],
      "footnotes": ["..."]}
 
-CSV has the same columns, lists with blanks between the values. Both hold numbers in their own units
-(0.8777, not 87.77); what is not known is null, or empty.
+CSV has the same columns; the values of a list are separated by blanks. Numbers are in their own
+units (0.8777, not 87.77). An unknown value is null in JSON, empty in CSV.
 """
 
 from __future__ import annotations
@@ -31,15 +31,11 @@ from sora_cli.experiments.compare.table import Tables
 
 SCHEMA_VERSION = 1
 LINES = "jsonl"
-"""The runs themselves instead of a table of them; see `archive`."""
+"""An archive of the runs instead of a table; see `archive`."""
 
 
 def format_of(file: Path | None, asked: str | None) -> str:
-    """Return the format to write: the one asked for, else that of the file's suffix, else "table".
-
-    Raises:
-        SoraError: there is no such format, or the suffix stands for none.
-    """
+    """Return the output format: the given one, else by the file's suffix, else "table"."""
     if asked is not None:
         if asked not in (*FORMATS, LINES):
             known = ", ".join((*FORMATS, LINES))
@@ -49,14 +45,14 @@ def format_of(file: Path | None, asked: str | None) -> str:
         return "table"
     if file.suffix not in _SUFFIXES:
         raise SoraError(
-            f"the suffix of '{file.name}' stands for no format",
-            hint=f"name it {', '.join(_SUFFIXES)}, or give --format",
+            f"the suffix of '{file.name}' does not name a format",
+            hint=f"use one of {', '.join(_SUFFIXES)}, or give --format",
         )
     return _SUFFIXES[file.suffix]
 
 
 def emit_comparison(tables: Tables) -> None:
-    """Print a comparison for people; labels in titles are printed on one line."""
+    """Print a comparison for people; line breaks in labels are escaped."""
     for table in tables.parts.values():
         columns = [replace(column, title=printable(column.title)) for column in table.columns]
         emit_table(Table(printable(table.title), columns, table.rows))
@@ -65,7 +61,7 @@ def emit_comparison(tables: Tables) -> None:
 
 
 def render(tables: Tables, form: str) -> str:
-    """Return a comparison in one of `FORMATS`, ending in a new line."""
+    """Return a comparison in one of `FORMATS`, with a final line break."""
     return FORMATS[form](tables)
 
 

@@ -1,4 +1,4 @@
-"""Runs that differ in their seed only are a group; groups get labels that tell them apart."""
+"""Groups of runs that differ only in the seed, with labels that distinguish the groups."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from sora_cli.adapter.ranks import shortest_names
 from sora_cli.experiments.compare.runs import SEED, Group, Run
 
 _MISSING = "\0"
-"""In the place of a setting that a group does not have; no JSON text is that."""
+"""Stands for a setting that a group does not have; no JSON text equals it."""
 _FIRST_CHOICE = "method."
 _STAYS = "training.keep_checkpoints"
-"""Checkpoints that stay beside the result say nothing about it."""
+"""Runs of a group may differ in the checkpoints they keep, which do not change the result."""
 
 
 @dataclass(frozen=True)
 class Grouped:
-    """Groups, and notes for the reader about how they came to be."""
+    """Groups, and notes on runs left out and on differing labels."""
 
     groups: tuple[Group, ...]
     notes: tuple[str, ...]
 
 
 def group_runs(runs: Sequence[Run]) -> Grouped:
-    """Put runs together that differ in their seed only.
+    """Group the runs that differ only in the seed.
 
-    They may also differ in the output, the paper's values and what their recipes say is derived
-    from other runs (`output.derived`; then runs with different labels stay apart, since what they
-    were derived from may differ).
+    Three more differences are allowed within a group: the output, the paper's values, and the
+    settings that are derived from other runs (`output.derived`). Runs with derived settings but
+    different labels stay apart, because the runs they are derived from may differ.
 
-    Tasks come in the order in which they appear first, and so do the groups of a task. Of several
-    runs of one group with one seed the newest is taken.
+    Tasks are in order of first appearance, and so are the groups of a task. If a group has several
+    runs with the same seed, only the newest is used.
     """
     together: dict[str, list[Run]] = {}
     for run in runs:
@@ -51,7 +51,7 @@ def group_runs(runs: Sequence[Run]) -> Grouped:
 
 
 def _common(run: Run) -> dict[str, Any]:
-    """Return the settings that make a run's group."""
+    """Return the settings that all runs of a group share."""
     left_out = (SEED, _STAYS, *run.derived)
     return {
         key: value
@@ -69,27 +69,28 @@ def _one_per_seed(runs: Sequence[Run], notes: list[str]) -> tuple[Run, ...]:
         *older, newest = sorted(same, key=lambda run: run.report.finished or "")
         chosen.append(newest)
         notes += [
-            f"{run.directory} is left out: {newest.directory} is the same run (seed {seed}), newer"
+            f"{run.directory} is left out: {newest.directory} is a newer run of seed {seed}"
             for run in older
         ]
     return tuple(chosen)
 
 
 def _given_label(group: Group, notes: list[str]) -> str:
-    """Return `output.label`, or else the method's name."""
+    """Return the group's `output.label`, or the method's name if it has none."""
     given = list(dict.fromkeys(run.label for run in group.runs if run.label))
     if len(given) > 1:
         notes.append(
-            f"{group.task}: one group has the labels {', '.join(given)}: its runs differ in "
-            f"nothing but the seed; the first is used"
+            f"{group.task}: the labels {', '.join(given)} belong to one group, because its runs "
+            f"differ only in the seed; the first label is used"
         )
     return given[0] if given else group.method
 
 
 def _told_apart(groups: Sequence[Group]) -> list[Group]:
-    """Add to each label the settings that tell its group from others of the same task and label.
+    """Add distinguishing settings to the label of groups that share task and label.
 
-    Such settings stand in the labels of all tasks, so that one group has one label everywhere.
+    The labels of all tasks get the same settings, so that a method has one label everywhere.
+    Groups that no setting distinguishes are numbered.
     """
     alike: dict[str, list[int]] = {}
     for i, group in enumerate(groups):
@@ -110,9 +111,10 @@ def _told_apart(groups: Sequence[Group]) -> list[Group]:
 
 
 def telling_keys(groups: Sequence[Group]) -> list[str]:
-    """Choose a few settings whose values tell groups of the same task apart.
+    """Choose a small set of settings that distinguishes groups of the same task.
 
-    Each is the one that tells most of them apart; of equals, one of the method's options.
+    The search is greedy: it adds the setting that distinguishes most groups (of equal ones, an
+    option of the method), and at the end drops settings that have become redundant.
     """
     values = [{key: json.dumps(v, default=str) for key, v in g.settings.items()} for g in groups]
     keys = sorted(
@@ -123,10 +125,10 @@ def telling_keys(groups: Sequence[Group]) -> list[str]:
     kinds = _count(groups, values, chosen)
     while kinds < len(groups):
         best = max(keys, key=lambda key: _count(groups, values, [*chosen, key]))
-        found = _count(groups, values, [*chosen, best])
-        if found == kinds:
+        count = _count(groups, values, [*chosen, best])
+        if count == kinds:
             break
-        chosen, kinds = [*chosen, best], found
+        chosen, kinds = [*chosen, best], count
     for key in list(chosen):
         others = [other for other in chosen if other != key]
         if _count(groups, values, others) == kinds:
@@ -137,7 +139,7 @@ def telling_keys(groups: Sequence[Group]) -> list[str]:
 def _count(
     groups: Sequence[Group], values: Sequence[Mapping[str, str]], keys: Sequence[str]
 ) -> int:
-    """Count the kinds of groups that there are by their tasks and those settings alone."""
+    """Count the groups that differ in their task or in one of these settings."""
     kinds = {
         (group.task, *(settings.get(key, _MISSING) for key in keys))
         for group, settings in zip(groups, values, strict=True)
@@ -146,13 +148,13 @@ def _count(
 
 
 def _short_names(groups: Sequence[Group]) -> dict[str, str]:
-    """Name each setting by the fewest last parts of its key that no other one ends with."""
+    """Map each setting's key to its shortest unambiguous ending."""
     keys = list(dict.fromkeys(key for group in groups for key in group.settings))
     return dict(zip(keys, shortest_names(keys), strict=True))
 
 
 def shown(value: Any) -> str:
-    """Show a setting in a label."""
+    """Format a setting's value for a label."""
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list):
@@ -169,11 +171,11 @@ def by_task(groups: Sequence[Group]) -> dict[str, list[Group]]:
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the keys whose values are not the same in all, in order; missing is a value, too."""
+    """Return the keys with different values, in order; a missing key counts as null."""
     keys = dict.fromkeys(key for values in settings for key in values)
     return [key for key in keys if len({frozen(s.get(key)) for s in settings}) > 1]
 
 
 def frozen(value: Any) -> str:
-    """Return a setting's value as text, which can be compared and hashed."""
+    """Return a setting's value as JSON text, which can be compared and hashed."""
     return json.dumps(value, sort_keys=True, default=str)

@@ -1,4 +1,4 @@
-"""Footnotes of a comparison: warnings about scores that cannot be compared, and papers' values."""
+"""Footnotes of a comparison: warnings about incomparable scores, and values from papers."""
 
 from __future__ import annotations
 
@@ -24,34 +24,37 @@ def remarks_of(groups: Sequence[Group], baseline: str | None) -> Iterator[str]:
     resumed = sum(bool(run.report.resumed) for group in groups for run in group.runs)
     if resumed:
         yield (
-            f"seconds and memory leave out {resumed} runs that were resumed: "
-            f"their reports hold those of the last process only"
+            f"seconds and memory leave out {resumed} resumed runs: "
+            f"their reports measure the last process only"
         )
     machines = {_machine(run.report.environment) for group in groups for run in group.runs}
     if len(machines) > 1:
-        yield f"seconds and memory are of different machines: {'; '.join(sorted(machines))}"
+        yield f"seconds and memory come from different machines: {'; '.join(sorted(machines))}"
 
 
 def difference_note(baseline: str) -> str:
-    """Return the footnote that says what a column of differences holds."""
+    """Return the footnote that explains a column of differences."""
     return (
-        f"minus {baseline}: mean of the differences between runs of one seed, in brackets its "
-        f"{LEVEL:.0%} percentile bootstrap interval ({RESAMPLES:,} resamples; with few pairs "
-        f"such an interval is too narrow), in parentheses the pairs"
+        f"minus {baseline}: mean difference between runs with the same seed; in brackets its "
+        f"{LEVEL:.0%} percentile bootstrap interval ({RESAMPLES:,} resamples; too narrow if there "
+        f"are few pairs), in parentheses the number of pairs"
     )
 
 
 def _machine(environment: Environment) -> str:
-    """Name the GPU, or else processor and threads: "x86_64, 2 threads"."""
+    """Return the name of the GPU, or processor and threads: "x86_64, 2 threads"."""
     return environment.gpu or f"{environment.processor}, {environment.threads} threads"
 
 
 def impossible_scores(report: RunReport) -> Iterator[str]:
-    """Yield a line for each score that its metric cannot have, such as an accuracy of 1.5."""
+    """Yield a line for each score outside the metric's range, such as an accuracy of 1.5."""
     for split, scores in report.metrics.items():
         for name, score in scores.items():
             if is_share(name) and abs(score) > 1:
-                yield f"{name} of {split} is {score:g}, and {name} ends at 1: it was changed"
+                yield (
+                    f"{name} of {split} is {score:g}, but at most 1 is possible: "
+                    f"the report was changed"
+                )
 
 
 def warnings_of(groups: Sequence[Group]) -> Iterator[str]:
@@ -94,17 +97,20 @@ _SAME: Mapping[str, Callable[[Run], str | None]] = {
 
 
 class Papers:
-    """The papers' values in a table; each source is a footnote with a number."""
+    """Values from papers in a table; each source becomes a numbered footnote."""
 
     def __init__(self) -> None:
         self.sources: dict[str, int] = {}
 
     def add(self, group: Group, values: dict[str, Raw]) -> None:
-        """Put the value of the group's method, and its footnote's mark, into its row."""
+        """Add the paper's value for the group's method to its row, with the mark of the footnote.
+
+        A value counts only if the paper used the same model and the metric that is compared.
+        """
         for run in group.runs:
             block = run.paper
-            told = block and (block.get("metric"), block.get("model"))
-            if block is None or told != (run.metric_name, run.model):
+            compared = block and (block.get("metric"), block.get("model"))
+            if block is None or compared != (run.metric_name, run.model):
                 continue
             value = (block.get("values") or {}).get(group.method)
             if value is not None:
@@ -114,8 +120,8 @@ class Papers:
                 return
 
     def footnotes(self, *, asked: bool) -> list[str]:
-        """Return the sources, or that there is none."""
+        """Return the numbered sources; if values were asked for, a line that none was found."""
         if asked and not self.sources:
             what = "its model, method and metric"
-            return [f"paper: no recipe of these runs holds a paper's value for {what}"]
+            return [f"paper: no recipe of these runs has a paper's value for {what}"]
         return [f"[{number}] {source}" for source, number in self.sources.items()]

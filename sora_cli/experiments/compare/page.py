@@ -1,6 +1,6 @@
 """The page of `sora compare --html`: one file that needs no server and no network.
 
-See `page.html` for what keeps it safe, and for its figures.
+`experiments/page/html.py` explains its safety measures and its figures.
 """
 
 from __future__ import annotations
@@ -40,17 +40,13 @@ def write_page(
     sizes: Sizes | None = None,
     budgets: Sequence[float] = (),
 ) -> None:
-    """Write a comparison as one HTML file; a file that is there is replaced.
+    """Write a comparison as one HTML file; an existing file is replaced.
 
     Args:
-        groups: as `sora compare` has made them, ordered by task; at least one.
-        path: where to.
-        baseline: label of the group of each task that differences are to.
-        paper: with the values that the recipes' `paper` blocks hold.
-        sizes, budgets: with the comparison at equal size.
-
-    Raises:
-        SoraError: no group is called as the baseline is.
+        groups: from `group_runs`, ordered by task; at least one.
+        baseline: label of the group that the others are subtracted from, in each task.
+        paper: include the values from the recipes' `paper` blocks.
+        sizes, budgets: include the comparison at equal size.
     """
     from sora_cli.core.atomic import write_text_atomic
 
@@ -69,7 +65,7 @@ def page(
     """Return the HTML that `write_page` writes."""
     tables = comparison_tables(groups, baseline=baseline, paper=paper)
     anchors = {(group.task, group.label): f"g{i}" for i, group in enumerate(groups)}
-    shown = _shown(tables, groups, anchors)
+    shown = _table_values(tables, groups, anchors)
     return render(
         _HERE,
         script=resource(_HERE, "page.js"),
@@ -77,7 +73,7 @@ def page(
         warnings=list(warnings_of(groups)),
         equal=None if sizes is None else _equal_size(groups, sizes, budgets),
         means=shown.get(None),
-        tasks=_tasks(groups, shown, anchors),
+        tasks=_task_values(groups, shown, anchors),
         footnotes=tables.footnotes,
         shared=recipe_lines(shared_settings(groups)),
         environments=environments(groups),
@@ -85,22 +81,22 @@ def page(
 
 
 def _equal_size(groups: Sequence[Group], sizes: Sizes, budgets: Sequence[float]) -> dict[str, Any]:
-    """Return what the template shows of a comparison at equal size."""
+    """Return the template's values for the comparison at equal size."""
     tables = budget_tables(sizes, budgets)
     return {
-        "tables": _shown(tables, groups, {}).values(),
+        "tables": _table_values(tables, groups, {}).values(),
         "picture": picture(draw_sizes(sizes, budgets), "sizes"),
         "notes": tables.footnotes,
     }
 
 
-def _shown(
+def _table_values(
     tables: Tables, groups: Sequence[Group], anchors: Mapping[tuple[str, str], str]
 ) -> dict[str | None, dict[str, Any]]:
-    """Return each table as the template shows it, by task or budget.
+    """Return the template's values of each table, by task or budget.
 
     Args:
-        anchors: task and label -> where on the page the group is described.
+        anchors: (task, label) -> anchor of the group's description on the page.
     """
     tasks = by_task(groups)
     return {
@@ -114,12 +110,12 @@ def _shown(
     }
 
 
-def _tasks(
+def _task_values(
     groups: Sequence[Group],
     tables: Mapping[str | None, dict[str, Any]],
     anchors: Mapping[tuple[str, str], str],
 ) -> list[dict[str, Any]]:
-    """Return what the template shows of each task: table, pictures, groups."""
+    """Return the template's values of each task: table, pictures, groups."""
     tasks = []
     for i, (task, members) in enumerate(by_task(groups).items()):
         keys = set(differing([group.settings for group in members]))

@@ -1,4 +1,4 @@
-"""The parts of the HTML page: tables that can be sorted, and what is told of each group."""
+"""The parts of the HTML page: sortable tables, and the description of each group."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sora_cli.experiments.page.parts import Line, RankTable, heat_table, recipe_
 
 @dataclass(frozen=True)
 class GroupPart:
-    """A group: label, recipe and runs, and its ranks where some changed."""
+    """Description of a group: label, recipe, runs, and its ranks if some changed."""
 
     label: str
     anchor: str
@@ -29,11 +29,11 @@ class GroupPart:
 
 
 def group_part(group: Group, anchor: str, keys: set[str]) -> GroupPart:
-    """Return all that is told of a group.
+    """Return the description of a group.
 
     Args:
-        anchor: where on the page.
-        keys: the settings that differ between the groups of its task.
+        anchor: of the description on the page.
+        keys: settings to mark: they differ between the groups of its task.
     """
     ranks = MeanRanks.of(group)
     return GroupPart(
@@ -48,30 +48,30 @@ def group_part(group: Group, anchor: str, keys: set[str]) -> GroupPart:
 
 
 def shared_settings(groups: Sequence[Group]) -> dict[str, Any]:
-    """Return the settings that are the same in all groups."""
+    """Return the settings that all groups share."""
     differ = set(differing([group.settings for group in groups]))
     return {key: value for key, value in groups[0].settings.items() if key not in differ}
 
 
 def environments(groups: Sequence[Group]) -> list[tuple[str, list[tuple[str, int]]]]:
-    """Return each version, machine and commit with the number of its runs, most first."""
-    found: dict[str, Counter[str]] = {}
+    """Count the runs by each part of their environment (versions, machine, commit), most first."""
+    counts: dict[str, Counter[str]] = {}
     for group in groups:
         for run in group.runs:
             for name, value in run.report.environment.model_dump().items():
-                found.setdefault(name, Counter())[_plain(value)] += 1
-    return [(name, values.most_common()) for name, values in found.items()]
+                counts.setdefault(name, Counter())[_environment_text(value)] += 1
+    return [(name, values.most_common()) for name, values in counts.items()]
 
 
 def summary_lines(groups: Sequence[Group], baseline: str | None) -> list[str]:
-    """Return lines that say how many runs there are, of what, when, and the baseline."""
+    """Return lines with the number of runs, base models, seeds, dates and the baseline."""
     runs = [run for group in groups for run in group.runs]
     tasks = by_task(groups)
     seeds = sorted({run.seed for run in runs})
     days = sorted(run.report.started[:10] for run in runs if run.report.started)
     models = dict.fromkeys(run.model for run in runs)
     lines = [
-        f"{len(runs)} runs in {len(groups)} groups (equal but for the seed) on "
+        f"{len(runs)} runs in {len(groups)} groups (the runs of a group differ in the seed) on "
         f"{len(tasks)} task{'s' if len(tasks) > 1 else ''}",
         f"base model{'s' if len(models) > 1 else ''}: {', '.join(models)}",
         f"seeds: {', '.join(map(str, seeds))}",
@@ -79,7 +79,7 @@ def summary_lines(groups: Sequence[Group], baseline: str | None) -> list[str]:
     if days:
         lines.append(f"run {days[0]}" + (f" to {days[-1]}" if days[-1] != days[0] else ""))
     if baseline is not None:
-        lines.append(f"differences are to: {baseline}")
+        lines.append(f"baseline of all differences: {baseline}")
     return lines
 
 
@@ -108,20 +108,20 @@ def _run_table(runs: Sequence[Run]) -> Table:
     return Table(None, columns, rows)
 
 
-def _plain(value: Any) -> str:
+def _environment_text(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
 def sortable(
     table: Table, *, baseline: str | None, anchors: Mapping[str, str], greater_is_better: bool
 ) -> dict[str, Any]:
-    """Return what the template shows of a table; the first of its columns is that of the labels.
+    """Return the template's values of a sortable table; its first column holds the labels.
 
-    A cell sorts by its number or text; by "" last, whichever way.
+    Cells are sorted by number or text; empty cells come last in both directions.
 
     Args:
-        baseline: label of the row that is marked.
-        anchors: label -> where on the page its group is described.
+        baseline: label of the row to mark.
+        anchors: label -> anchor of the group's description on the page.
     """
     rows = []
     records = table.records()
@@ -150,7 +150,7 @@ def _sort_key(raw: Any) -> str:
 
 
 def _number(raw: Any) -> float | None:
-    """Return a number; None for anything else, NaN included."""
+    """Return a number as float; None for NaN and for anything else."""
     if not isinstance(raw, int | float) or math.isnan(raw):
         return None
     return float(raw)

@@ -1,4 +1,4 @@
-"""Ablations drawn as curves: metric and parameters against the one number that changes."""
+"""Ablations as curves: metric and parameters against the setting that varies."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ _MOST = 16
 _CURVES = 8
 """Curves in a panel."""
 _LEGEND = 60
-"""Characters a line of the legend has room for, about; line and gaps of an entry count as 7."""
+"""Characters that fit in a row of the legend, about; the line and gaps of an entry count as 7."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Groups of one task and method that differ in one number.
+    """Groups of one task and method that differ in one numeric setting.
 
     Attributes:
-        points: value of the key -> group, ascending.
-        name: what tells this curve from the others of its panel; "" for a single one.
+        points: value of the setting -> group, ascending.
+        name: the other settings that distinguish this curve in its panel; "" for a single curve.
     """
 
     points: Mapping[float, Group]
@@ -54,7 +54,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Ablation:
-    """All curves of a task and method over the same key, such as "method.threshold"."""
+    """All curves of a task and method over the same setting, such as "method.threshold"."""
 
     task: str
     method: str
@@ -68,8 +68,8 @@ class Ablation:
 
 
 def find_ablations(groups: Sequence[Group]) -> list[Ablation]:
-    """Find, by task and method, the numeric keys that groups differ in and in nothing else."""
-    found = []
+    """Find curves by task and method: groups that differ in a single numeric setting."""
+    ablations = []
     for task, members in by_task(groups).items():
         for method in dict.fromkeys(group.method for group in members):
             same = [group for group in members if group.method == method]
@@ -77,17 +77,17 @@ def find_ablations(groups: Sequence[Group]) -> list[Ablation]:
             for key in keys:
                 curves = _curves(same, key, [other for other in keys if other != key])
                 if curves:
-                    found.append(Ablation(task, method, key, curves))
-    return found
+                    ablations.append(Ablation(task, method, key, curves))
+    return ablations
 
 
 def draw_curves(groups: Sequence[Group]) -> Any | None:
-    """Draw a row per ablation: left the metric, right the parameters kept, both against the key.
+    """Draw a row of two panels per ablation: metric and parameters kept against the setting.
 
-    Bars are one standard deviation over seeds.
+    Bars show one standard deviation over seeds.
 
     Returns:
-        The figure; None if there is no ablation.
+        The figure; None without an ablation.
     """
     ablations = find_ablations(groups)
     if not ablations:
@@ -106,19 +106,21 @@ def draw_curves(groups: Sequence[Group]) -> Any | None:
 
 
 def _curves(groups: Sequence[Group], key: str, others: Sequence[str]) -> tuple[Curve, ...]:
-    """Return curves of groups that are equal in all other keys; each has two groups or more."""
+    """Return the curves over a key: two or more groups that agree in all other keys."""
     buckets: dict[tuple[str, ...], list[Group]] = {}
     for group in groups:
         if _is_number(group.settings.get(key)):
             rest = tuple(frozen(group.settings.get(other)) for other in others)
             buckets.setdefault(rest, []).append(group)
-    found = [bucket for bucket in buckets.values() if len(bucket) > 1]
-    told = differing([bucket[0].settings for bucket in found])
+    several = [bucket for bucket in buckets.values() if len(bucket) > 1]
+    telling = differing([bucket[0].settings for bucket in several])
     curves = []
-    for bucket in found:
+    for bucket in several:
         points = sorted((float(group.settings[key]), i) for i, group in enumerate(bucket))
         first = bucket[0].settings
-        name = ", ".join(f"{k.rpartition('.')[2]} {_shown(first.get(k))}" for k in told if k != key)
+        name = ", ".join(
+            f"{k.rpartition('.')[2]} {_value_text(first.get(k))}" for k in telling if k != key
+        )
         curves.append(Curve({value: bucket[i] for value, i in points}, name))
     return tuple(curves)
 
@@ -127,7 +129,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _shown(value: Any) -> str:
+def _value_text(value: Any) -> str:
     return short_number(value) if _is_number(value) else str(value)
 
 
@@ -163,7 +165,7 @@ def _draw_row(row: Any, ablation: Ablation) -> None:
 def _draw_curve(
     axes: Any, x: Sequence[float], values: Sequence[Spread], i: int, name: str = ""
 ) -> None:
-    """Draw means joined by a line, and one standard deviation up and down."""
+    """Draw the means as a line, with bars of one standard deviation."""
     y = [value.mean for value in values]
     bars = [value.deviation for value in values]
     dashes = ("-", (0, (4, 1.5)))[i // len(MARKERS) % 2]  # where colours repeat

@@ -1,4 +1,4 @@
-"""Labels beside points: each covers no other label and no point, and stays inside the frame."""
+"""Labels beside points, placed so that they cover no other label and no point."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SIZE = 7.0  # points
 _DISTANCES = (4.0, 9.0, 16.0, 25.0, 36.0, 50.0)  # points
 _ANGLES = (0, 180, 90, 270, 45, 135, 315, 225, 20, 160, 340, 200, 65, 115, 245, 295)
 _CROWD = 14
-"""More labels than this stay close to their points: lines to all of them would be a tangle."""
+"""If there are more labels, all stay close to their points: that many leader lines would tangle."""
 _LEADER = 8.0  # points; labels further away get a line to their point
 _MARK = 3.5  # half the size of a point that is kept clear, points
 
@@ -28,9 +28,8 @@ class Label:
     """A text that belongs to a point.
 
     Attributes:
-        x, y: of the point, in the axes' data.
-        text: what to write.
-        colour: to write it in.
+        x, y: the point, in data coordinates.
+        colour: of the text.
     """
 
     x: float
@@ -42,15 +41,15 @@ class Label:
 def place_labels(
     figure: Any, axes: Any, labels: Sequence[Label], lines: Sequence[Line] = ()
 ) -> int:
-    """Write the labels, the first ones first; one that finds no free place is left out.
+    """Write each label at its best free place, in the given order; skip it if no place is free.
 
-    The figure's layout must be final. The first label is written in any case.
+    The figure's layout must be final. The first label is always written.
 
     Args:
-        lines: horizontal and vertical ones, in data, that are better not crossed.
+        lines: horizontal and vertical lines, in data coordinates, that labels should not cross.
 
     Returns:
-        How many were left out.
+        The number of labels that were skipped.
     """
     pixels = figure.dpi / 72
     points = [tuple(axes.transData.transform((label.x, label.y))) for label in labels]
@@ -79,7 +78,7 @@ def place_labels(
 class _Place:
     box: Box
     covered: float
-    """Area that is covered twice or lies outside."""
+    """Area over other labels and points or outside the frame, in square pixels."""
     cost: float
 
 
@@ -89,6 +88,7 @@ def _rated(
     outside = (box[2] - box[0]) * (box[3] - box[1]) - _common(box, frame)
     covered = round(outside + sum(_common(box, other) for other in taken), 3)
     lines = sum(_common(box, other) for other in crossed)
+    # to cover something costs most; crossed lines are weighed against the distance
     return _Place(box, covered, 100 * covered + lines + 3 * distance)
 
 
@@ -102,7 +102,7 @@ def _size(figure: Any, text: str) -> tuple[float, float]:
 
 
 def _box(point: tuple[float, float], size: tuple[float, float], distance: float, angle: int) -> Box:
-    """Return the box of a text whose nearest edge or corner is so far from a point."""
+    """Return the box of a text with its nearest edge or corner at a distance from a point."""
     across, up = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     x = point[0] + distance * across + 0.5 * size[0] * _side(across)
     y = point[1] + distance * up + 0.5 * size[1] * _side(up)
@@ -110,12 +110,12 @@ def _box(point: tuple[float, float], size: tuple[float, float], distance: float,
 
 
 def _side(part: float) -> float:
-    """Return -1, 0 or 1; something in between for directions close to an axis."""
+    """Return the side of the text along one axis: -1 to 1, near 0 for directions across it."""
     return max(-1.0, min(1.0, 1.6 * part))
 
 
 def _common(a: Box, b: Box) -> float:
-    """Return the area of the intersection."""
+    """Return the area that two boxes have in common."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     return width * height if width > 0 and height > 0 else 0.0
@@ -126,13 +126,13 @@ def _grown(box: Box, by: float) -> Box:
 
 
 def _line_box(axes: Any, line: Line) -> Box:
-    """Return the box that a line covers, in pixels."""
+    """Return the box around a line, in pixels."""
     (x0, y0), (x1, y1) = axes.transData.transform(line)
     return _grown((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), 1.0)
 
 
 def _write(axes: Any, label: Label, point: tuple[float, float], box: Box, pixels: float) -> None:
-    """Write the text; if it is far off, draw a line from its edge to its point."""
+    """Write the text; if it is far from its point, draw a leader line."""
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     place = axes.transAxes.inverted().transform((x, y))
     axes.text(*place, label.text, transform=axes.transAxes, ha="center", va="center",

@@ -22,12 +22,12 @@ from sora_cli.experiments.compare.plot_style import (
 from sora_cli.experiments.compare.runs import Group
 
 _PANEL = 3.9, 3.2
-"""Width and height of a panel, inches: two beside one another fill a page of A4."""
+"""Width and height of a panel, inches: two side by side fill the width of an A4 page."""
 _SINGLE = 5.6, 3.6
 _KEYS = 7
-"""Entries of the legend beside one another."""
+"""Entries in a row of the legend."""
 _LABELLED = 16
-"""Points of a panel that get a label; those on the front first."""
+"""Most labels in a panel; points on the Pareto front get theirs first."""
 _LONGEST = 30  # characters of a label
 Looks = Mapping[str, tuple[str, str]]
 """Method -> colour and marker."""
@@ -42,7 +42,7 @@ class _Point:
 
 @dataclass(frozen=True)
 class _Panel:
-    """Axes and what is drawn there: points, those on the front first, and straight lines."""
+    """The contents of a panel: points (the Pareto front first) and straight lines."""
 
     axes: Any
     scale: Scale
@@ -51,10 +51,10 @@ class _Panel:
 
 
 def draw_points(groups: Sequence[Group]) -> Any:
-    """Draw mean metric against mean parameters kept of all tasks, with bars of one std over seeds.
+    """Draw mean metric against mean parameters kept, a panel per task.
 
-    Groups without a finite metric are left out. A grey line joins the groups that no other one
-    beats with as few parameters or fewer.
+    Bars show one standard deviation over seeds. Groups without a finite metric are left out. A grey
+    line marks the Pareto front: no other group is better with as few parameters.
     """
     from matplotlib.lines import Line2D
 
@@ -83,7 +83,7 @@ def draw_points(groups: Sequence[Group]) -> Any:
 
 
 def pareto_front(points: Sequence[tuple[float, float]], *, greater_is_better: bool) -> list[int]:
-    """Return the indices of the points that none beats with as few parameters, from few to many.
+    """Return the indices of the points on the Pareto front, from few to many parameters.
 
     Args:
         points: parameters and metric.
@@ -98,7 +98,7 @@ def pareto_front(points: Sequence[tuple[float, float]], *, greater_is_better: bo
 
 
 def _draw_panel(axes: Any, task: str, groups: Sequence[Group], looks: Looks) -> _Panel:
-    """Draw the points, their bars and the front of a task."""
+    """Draw the points of a task, their bars and the Pareto front."""
     factor = percent_factor(groups)
     points = [_Point(g, parameter_spread(g), metric_spread(g, factor)) for g in groups]
     points = [point for point in points if math.isfinite(point.y.mean)]
@@ -110,6 +110,7 @@ def _draw_panel(axes: Any, task: str, groups: Sequence[Group], looks: Looks) -> 
     for point in points:
         colour, marker = looks[point.group.method]
         x, y = scale.at(point.x.mean), point.y.mean
+        # a bar to the left of 0 has no place on a logarithmic axis
         left, right = min(point.x.deviation, 0.9 * point.x.mean), point.x.deviation
         across = [[left], [right]] if left else None
         axes.errorbar(x, y, yerr=point.y.deviation or None, xerr=across, color=colour,
@@ -121,13 +122,13 @@ def _draw_panel(axes: Any, task: str, groups: Sequence[Group], looks: Looks) -> 
     front = pareto_front([(p.x.mean, p.y.mean) for p in points], greater_is_better=better)
     first = [points[i] for i in front]
     lines += _draw_front(axes, scale, first)
-    axes.margins(y=0.16)
+    axes.margins(y=0.16)  # room for labels above and below
     rest = [point for i, point in enumerate(points) if i not in front]
     return _Panel(axes, scale, (*first, *rest), tuple(lines))
 
 
 def _draw_front(axes: Any, scale: Scale, front: Sequence[_Point]) -> list[Line]:
-    """Draw steps: the best metric with at most so many parameters; return the lines drawn."""
+    """Draw the Pareto front as steps, up to the right edge; return the line segments."""
     if not front:
         return []
     limits = axes.get_xlim()
@@ -140,7 +141,7 @@ def _draw_front(axes: Any, scale: Scale, front: Sequence[_Point]) -> list[Line]:
 
 
 def _write_labels(figure: Any, panel: _Panel) -> None:
-    """Write names beside the points; if not all of them find a place, a note says so."""
+    """Write names beside the points, and a note if some did not fit."""
     labels = [
         Label(panel.scale.at(point.x.mean), point.y.mean, plain(point.group.label, _LONGEST))
         for point in panel.points

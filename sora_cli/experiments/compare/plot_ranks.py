@@ -1,6 +1,6 @@
 """Mean ranks by kind of module and layer, a heat map per task and group.
 
-The figure is that of the SoRA paper (Ding et al. 2023, arXiv 2311.11696, figure 5).
+The figure follows the SoRA paper (Ding et al. 2023, arXiv 2311.11696, figure 5).
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from sora_cli.experiments.page.parts import rank_text
 _CELL = 0.31, 0.19
 """Width and height of a cell, inches."""
 _MARGIN = 0.55, 0.95
-"""The room that labels around a heat map need, inches."""
+"""Room for the labels around a heat map, inches."""
 _PAGE = 8.2
-"""Width that maps are arranged in, inches."""
+"""Width for maps side by side, inches."""
 _MOST = 40
 """Heat maps in a figure; more could not be read."""
 
 
 @dataclass(frozen=True)
 class MeanRanks:
-    """Ranks of a group's modules, mean over seeds.
+    """Mean ranks of a group's modules over seeds.
 
     Attributes:
         shape: rows, columns and their names.
-        live: (row, column) -> mean of the components alive.
-        largest: most components any module started with.
-        kept: share of all components that is alive, over seeds; from 0 to 1.
+        live: (row, column) -> mean number of live components.
+        largest: largest rank of a module at the start.
+        kept: share of live components in each run, 0 to 1.
     """
 
     shape: RankMap
@@ -44,7 +44,7 @@ class MeanRanks:
 
     @classmethod
     def of(cls, group: Group) -> MeanRanks | None:
-        """Average a group's ranks; None where there are none, or none of them changed."""
+        """Average a group's ranks; None if it has no ranks, or no rank changed."""
         maps = [run.ranks for run in group.runs if run.ranks.cells]
         if not any(cell.live != cell.start for ranks in maps for cell in ranks.cells.values()):
             return None
@@ -57,13 +57,13 @@ class MeanRanks:
         return cls(maps[0], live, largest, kept)
 
     def summary(self) -> str:
-        """Say how much is kept: "43 ± 2 % kept"."""
+        """Return the share kept as text: "43 ± 2 % kept"."""
         spread = f" ± {100 * self.kept.deviation:.0f}" if self.kept.deviation else ""
         return f"{100 * self.kept.mean:.0f}{spread} % kept"
 
 
-def draw_places(groups: Sequence[Group]) -> Any | None:
-    """Draw a heat map for every group whose ranks changed; None if there is none."""
+def draw_rank_maps(groups: Sequence[Group]) -> Any | None:
+    """Draw a heat map for each group with changed ranks; None if no group has any."""
     tasks = {}
     for task, members in by_task(groups).items():
         maps = [(group, ranks) for group in members if (ranks := MeanRanks.of(group))]
@@ -92,7 +92,7 @@ def draw_places(groups: Sequence[Group]) -> Any | None:
 def _lines(
     tasks: Mapping[str, Sequence[tuple[Group, MeanRanks]]], columns: int
 ) -> list[list[tuple[Group, MeanRanks]]]:
-    """Arrange the maps in lines; every task begins a new one."""
+    """Arrange the maps in lines; each task starts a new line."""
     lines: list[list[tuple[Group, MeanRanks]]] = []
     left = _MOST
     for maps in tasks.values():
@@ -112,6 +112,7 @@ def _draw_map(axes: Any, group: Group, ranks: MeanRanks, largest: int) -> Any:
     for (y, x), value in np.ndenumerate(grid):
         if np.isfinite(value):
             axes.text(x, y, rank_text(value), ha="center", va="center", fontsize=5.5,
+                      # viridis_r darkens with the value: white text on its darker half
                       color="white" if value > 0.48 * largest else INK,
                       in_layout=False)  # fmt: skip
     columns = [plain(name, 24) for name in shape.column_labels()]

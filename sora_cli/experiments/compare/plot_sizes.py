@@ -1,4 +1,4 @@
-"""The picture of a comparison at equal size: what each family loses against what it keeps."""
+"""The picture of a comparison at equal size: the loss of each family against its size."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _SIZE = 7.2, 4.4
 _LARGEST = 2.0
 """Labels with a larger share of the baseline's parameters are left out."""
 _FENCE = 3.0
-"""Interquartile ranges below the first quartile (Tukey's outer fence) where the axis ends: one
-label that has learned nothing would flatten all others."""
+"""The axis ends this many interquartile ranges beyond the quartiles (Tukey's outer fences):
+otherwise a label that has learned nothing would flatten all others."""
 _PIECES = 24
-"""Parts that a line is cut into, for labels to keep clear of it."""
+"""Pieces per line: labels avoid boxes, and the box of a long sloping line would be too large."""
 _LONGEST = 28  # characters of a label
 
 
@@ -40,7 +40,7 @@ Look = tuple[str, str, Any]
 
 @dataclass(frozen=True)
 class Point:
-    """A label: share of the baseline's parameters in per cent, mean difference, its interval."""
+    """A label's share of the baseline's parameters in per cent, mean difference and interval."""
 
     x: float
     y: float
@@ -51,32 +51,31 @@ class Point:
 def family_lines(sizes: Sizes) -> dict[str, list[Point]]:
     """Return the points of each family, from small to large.
 
-    Differences are in points where the metric is printed times 100. Where there is no interval, it
-    is the mean.
+    Differences are in points if the metric is printed times 100. Without an interval, both ends are
+    the mean.
     """
-    found = {
+    lines = {
         name: [point for member in members if (point := _point(sizes, member))]
         for name, members in sizes.families().items()
     }
-    return {name: points for name, points in found.items() if points}
+    return {name: points for name, points in lines.items() if points}
 
 
 def draw_sizes(sizes: Sizes, budgets: Sequence[float]) -> Any:
     """Draw the mean difference to the baseline against the share of its parameters.
 
-    A line for each family, its band the 95 % interval; families of simple methods are black and
-    dashed. The baseline is at 100 % and 0.
+    Each family has a line, with the 95 % interval as a band; families of simple methods are black
+    and dashed. The baseline is at 100 % and 0.
 
     Args:
-        sizes: what to draw.
-        budgets: shares that get a tick, as 100 % does.
+        budgets: shares that get a tick, in addition to 100 %.
     """
     lines = family_lines(sizes)
     figure = new_figure(*_SIZE, solved=False)
     axes = figure.subplots()
     finish(axes, _title(sizes), f"% of the parameters of {plain(sizes.baseline.label)}",
            f"metric{' x 100' if sizes.percent else ''} minus {plain(sizes.baseline.label)}"
-           + ("" if sizes.greater_is_better else " (less is better)"))  # fmt: skip
+           + ("" if sizes.greater_is_better else " (smaller is better)"))  # fmt: skip
     _set_axis(axes, lines, budgets)
     axes.axhline(0, color=QUIET, linewidth=1, zorder=1)
     simple = {name for name, members in sizes.families().items()
@@ -100,16 +99,18 @@ def _title(sizes: Sizes) -> str:
 
 
 def _point(sizes: Sizes, label: Sized) -> Point | None:
-    found = label.minus(sizes.baseline)
-    if found is None or found.mean != found.mean or not 0 < label.share <= _LARGEST:
+    difference = label.minus(sizes.baseline)
+    if difference is None or difference.mean != difference.mean or not 0 < label.share <= _LARGEST:
         return None
     factor = 100 if sizes.percent else 1
-    low, high = (found.mean if end is None else end for end in (found.low, found.high))
-    return Point(100 * label.share, factor * found.mean, factor * low, factor * high)
+    low, high = (
+        difference.mean if end is None else end for end in (difference.low, difference.high)
+    )
+    return Point(100 * label.share, factor * difference.mean, factor * low, factor * high)
 
 
 def _looks(lines: Mapping[str, object], simple: set[str]) -> dict[str, Look]:
-    """Give each family a colour, a marker and dashes; simple ones are black."""
+    """Assign a colour, a marker and dashes to each family; simple families are black."""
     looks: dict[str, Look] = {}
     others = [name for name in lines if name not in simple]
     for i, name in enumerate(others):
@@ -149,8 +150,8 @@ def _set_axis(axes: Any, lines: Mapping[str, Sequence[Point]], budgets: Sequence
 
 
 def _set_height(axes: Any, lines: Mapping[str, Sequence[Point]]) -> int:
-    """Set the limits of the differences; return how many points are beyond them."""
-    points = [point for of in lines.values() for point in of]
+    """Set the limits of the y axis; return the number of points outside of them."""
+    points = [point for line in lines.values() for point in line]
     heights = [point.y for point in points]
     bottom, top = min(p.low for p in points), max(p.high for p in points)
     if len(heights) > 3:
@@ -167,7 +168,7 @@ def _set_height(axes: Any, lines: Mapping[str, Sequence[Point]]) -> int:
 def _write_labels(
     figure: Any, axes: Any, lines: Mapping[str, Sequence[Point]], looks: Mapping[str, Look]
 ) -> int:
-    """Name each family at its smallest size that is in the picture; return how many are not."""
+    """Name each family at its smallest visible size; return the number of families not named."""
     bottom, top = axes.get_ylim()
     labels, missing = [], 0
     for name, points in lines.items():
@@ -182,10 +183,11 @@ def _write_labels(
 
 
 def _pieces(points: Sequence[Point]) -> list[Line]:
-    """Return the lines between points in short pieces, in data."""
-    found: list[Line] = []
+    """Return the lines between points in short pieces, in data coordinates."""
+    pieces: list[Line] = []
     for a, b in pairwise(points):
         steps = [i / _PIECES for i in range(_PIECES + 1)]
+        # straight on a logarithmic x axis
         along = [(a.x * (b.x / a.x) ** t, a.y + t * (b.y - a.y)) for t in steps]
-        found += pairwise(along)
-    return found
+        pieces += pairwise(along)
+    return pieces

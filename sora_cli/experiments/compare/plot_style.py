@@ -1,4 +1,4 @@
-"""Parts that the pictures of a comparison share: means over seeds, markers, axes of sizes."""
+"""Shared parts of a comparison's pictures: means over seeds, markers, axes of sizes."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from sora_cli.core.figures import QUIET, colour, plain, short_number
 from sora_cli.experiments.compare.runs import Group
 
 MARKERS = "os^DvPX"
-"""One for each colour."""
+"""A marker for each colour of `core.figures.COLOURS`."""
 _TICKS = 6
-"""At most on an axis, about."""
+"""Most ticks on an axis, about."""
 _WIDE = 10.0
 """Values that span more than this factor are drawn on a logarithmic axis."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation over seeds; no deviation where there is one value."""
+    """Mean and sample standard deviation over seeds; the deviation of a single value is 0."""
 
     mean: float
     deviation: float
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Average those values that are finite; NaN if none is."""
+        """Average the finite values; NaN if no value is finite."""
         finite = [value for value in values if math.isfinite(value)]
         if not finite:
             return cls(math.nan, 0.0)
@@ -47,31 +47,31 @@ def parameter_spread(group: Group) -> Spread:
 
 
 def percent_factor(groups: Sequence[Group]) -> float:
-    """Return 100 where papers print all these metrics in percent, or else 1."""
+    """Return 100 if papers print all these metrics in percent, otherwise 1."""
     return 100.0 if all(group.first.percent for group in groups) else 1.0
 
 
 def metric_axis(groups: Sequence[Group], factor: float) -> str:
-    """Return the title of an axis of metrics: "accuracy x 100"."""
+    """Return the title of an axis for the metric: "accuracy x 100"."""
     names = dict.fromkeys(group.first.metric_name for group in groups)
-    lower = "" if groups[0].first.greater_is_better else " (less is better)"
+    lower = "" if groups[0].first.greater_is_better else " (smaller is better)"
     return plain(" / ".join(names) + (" x 100" if factor == 100 else "") + lower)
 
 
 def styles(groups: Sequence[Group]) -> dict[str, tuple[str, str]]:
-    """Give each method a colour and a marker, in order of first appearance."""
+    """Assign a colour and a marker to each method, in order of first appearance."""
     methods = dict.fromkeys(group.method for group in groups)
     return {method: (colour(i), MARKERS[i % len(MARKERS)]) for i, method in enumerate(methods)}
 
 
 @dataclass(frozen=True)
 class Scale:
-    """An axis of values that are not negative; a logarithmic one has a place for 0 at its left.
+    """A linear or logarithmic axis; the logarithmic axis has a place for 0 at its left.
 
     Attributes:
-        log: whether it is logarithmic.
-        low, high: the smallest value above 0 and the largest.
-        zero: whether 0 occurs.
+        log: True for a logarithmic axis.
+        low, high: limits of the values; on a logarithmic axis `low` is the smallest above 0.
+        zero: True if 0 is among the values.
     """
 
     log: bool
@@ -81,7 +81,7 @@ class Scale:
 
     @classmethod
     def of(cls, values: Iterable[float], *, from_zero: bool = False) -> Scale:
-        """Choose the axis that suits these values; a linear one begins at 0 if wished."""
+        """Choose the axis for these values; with `from_zero`, a linear axis begins at 0."""
         known = [value for value in values if math.isfinite(value)] or [0.0]
         above = [value for value in known if value > 0] or [1.0]
         log = max(above) > _WIDE * min(above) and min(known) >= 0
@@ -89,16 +89,21 @@ class Scale:
         return cls(log, low, max([low, *above]) if log or from_zero else max(known), 0 in known)
 
     def at(self, value: float) -> float:
-        """Return the place of a value on matplotlib's axis."""
+        """Return the x coordinate of a value."""
         return self._left if self.log and value == 0 else value
 
     @property
     def _left(self) -> float:
-        # 0 is as far from the smallest value as a fifth of the axis, tried on pictures
+        # 0 has no place on a logarithmic axis: it goes about a fifth of the axis to the left of the
+        # smallest value, a distance that was chosen by looking at pictures
         return self.low / max(math.pow(self.high / self.low, 0.22), 2.2)
 
     def apply(self, axes: Any, ticks: Sequence[float] = ()) -> None:
-        """Set up the x axis: scale, limits, and ticks at round numbers or at these values."""
+        """Set the scale, the limits and the ticks of the x axis.
+
+        Args:
+            ticks: values to mark if they are few; otherwise ticks are at round numbers.
+        """
         from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
         if self.log:
@@ -130,7 +135,7 @@ class Scale:
         return 0.0 if at_zero else x
 
     def _ticks(self) -> list[float]:
-        """Return round numbers for a logarithmic axis."""
+        """Return ticks at round numbers for a logarithmic axis."""
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
         for steps in ((1, 2, 5), (1, 3), (1,)):
             ticks = [s * 10.0**e for e in range(first, last + 1) for s in steps]

@@ -1,6 +1,7 @@
-"""Finished runs, read from their reports, and groups of runs that differ in their seed only.
+"""Finished runs, read from their reports, and groups of runs that differ only in the seed.
 
-Scores on the rows that choose the checkpoint are here, too: only they may be used to choose runs.
+Also the scores on the selection rows (they choose the checkpoint). Only these scores may choose
+between runs: a choice by the reported scores would make the reported scores too good.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from sora_cli.report import RunReport
 
 SEED = "training.seed"
 _FROM = ("start.adapter", "start.checkpoint")
-"""Settings that name another run, so they differ with the seed."""
+"""Settings that name another run: they differ between seeds, but not between methods."""
 _NOT_REPORTED = (TRAIN_SUBSET, SELECTION)
-"""Splits that a stage of a path is scored on, too."""
+"""Additional splits of a path's stages, which are not the reported split."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,10 @@ class Run:
     """One finished run.
 
     Attributes:
-        directory: where its report lies.
-        report: what it says.
-        settings: dotted key -> value of the resolved recipe, completed by today's defaults, without
-            what `NOT_THE_RUN` holds.
-        chosen: a metric to compare instead of the main one.
+        directory: of the report.
+        settings: dotted key -> value of the resolved recipe, without the blocks of `NOT_THE_RUN`.
+            Keys that an older report lacks have today's defaults.
+        chosen: a metric to compare instead of the main metric.
     """
 
     directory: Path
@@ -45,10 +45,11 @@ class Run:
 
     @classmethod
     def of(cls, directory: Path, report: RunReport, *, seed: int | None = None) -> Run:
-        """Make a run of its report.
+        """Return the run of a report.
 
         Args:
-            seed: instead of the run's own, which for a stage of a path only orders its rows.
+            seed: replaces the run's own seed. A stage of a path needs the seed of its path, because
+                its own seed only orders its rows.
         """
         kept = {k: v for k, v in completed(report.recipe).items() if k not in NOT_THE_RUN}
         settings = {".".join(path): value for path, value in flat(kept)}
@@ -56,7 +57,7 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """`training.seed`; of a stage of a path, the path's."""
+        """`training.seed`; for a stage of a path, the seed of the path."""
         return int(self.settings[SEED])
 
     @property
@@ -66,7 +67,7 @@ class Run:
 
     @property
     def task(self) -> str:
-        """The data set's configuration, such as "rte", or else the data set."""
+        """The data set's configuration, such as "rte"; otherwise the data set or training file."""
         named = self.settings.get("data.name") or self.settings.get("data.path")
         files = self.settings.get("data.files.train") or ["data"]
         return str(named or Path(files[0]).stem)
@@ -84,18 +85,18 @@ class Run:
 
     @property
     def derived(self) -> tuple[str, ...]:
-        """Keys whose values follow from other runs: `output.derived`, and what it starts from."""
+        """Keys with values derived from other runs: `output.derived`, and the `start` keys."""
         named = tuple(self._block("output").get("derived") or ())
         return tuple(dict.fromkeys([*named, *(_FROM if self.starts_from_another else ())]))
 
     @property
     def paper(self) -> Mapping[str, Any] | None:
-        """The recipe's `paper` block: source, metric, values by method's name."""
+        """The recipe's `paper` block: source, model, metric, and values by method name."""
         return self._block("paper") or None
 
     @property
     def starts_from_another(self) -> bool:
-        """Tell whether the run began with what another one had trained."""
+        """True if the run started from another run's adapter or checkpoint."""
         return self.report.start is not None
 
     def _block(self, name: str) -> Mapping[str, Any]:
@@ -104,7 +105,7 @@ class Run:
 
     @property
     def split(self) -> str:
-        """The first reported split; of a stage of a path, the first it was not trained on."""
+        """The first reported split; for a stage of a path, the first that it was not trained on."""
         reported = (name for name in self.report.metrics if name not in _NOT_REPORTED)
         return next(reported, next(iter(self.report.metrics)))
 
@@ -115,36 +116,39 @@ class Run:
 
     @property
     def metric_name(self) -> str:
-        """The name of the metric that is compared."""
+        """Name of the compared metric."""
         return self.chosen or self.report.main_metric or ""
 
     @property
     def metric(self) -> float:
-        """The main metric, or the chosen one, on the reported split."""
+        """The compared metric on the reported split."""
         return self.scores[self.metric_name]
 
     @property
     def greater_is_better(self) -> bool:
-        """Tell whether more of the metric is better; a metric of another recipe may be a loss."""
+        """True if larger values of the compared metric are better.
+
+        The recipe's setting is for the main metric only; other metrics are looked up by name.
+        """
         if self.metric_name == self.report.main_metric:
             return bool(self.settings.get("task.greater_is_better", True))
         return self.metric_name not in SMALLER_IS_BETTER
 
     @property
     def percent(self) -> bool:
-        """Tell whether the metric is one that papers print times 100."""
+        """True if papers print the metric times 100."""
         return is_share(self.metric_name)
 
     @property
     def parameters(self) -> int:
-        """Numbers in the factors that are left: what was learned beside the head."""
+        """Numbers left in the adapter's factors, without the head."""
         return self.report.parameters.adapter_end
 
     @cached_property
     def ranks(self) -> RankMap:
-        """Components by layer and kind of module; empty where there are none.
+        """Components by layer and kind of module; empty for methods without ranks.
 
-        The start of a run that begins with another's adapter is what that one had.
+        If the run started from another run's adapter, the start is the start of that other run.
         """
         before = self.report.start.ranks if self.report.start else {}
         ranks = self.report.ranks
@@ -155,18 +159,18 @@ class Run:
 
     @property
     def components(self) -> Rank:
-        """Components alive and at the start, in all modules; see `ranks`."""
+        """Live components and components at the start, over all modules; see `ranks`."""
         return self.ranks.total
 
     @property
     def mean_rank(self) -> float | None:
-        """Components alive per adapted module; None where there is no such thing."""
+        """Mean number of live components per adapted module; None for methods without ranks."""
         modules = len(self.report.ranks)
         return self.components.live / modules if modules else None
 
     @property
     def seconds(self) -> float:
-        """Wall time of the whole run; of one that was resumed, of its last process only."""
+        """Wall time of the whole run; for a resumed run, of its last process only."""
         return sum(self.report.seconds.values())
 
     @property
@@ -177,12 +181,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed only.
+    """Runs that differ only in the seed.
 
     Attributes:
-        label: what tells the group from the others of its task, for a person.
-        settings: what all its runs have in common (seed and derived values left out).
-        runs: by seed.
+        label: name for people, unique among the groups of its task.
+        settings: the settings that all its runs share, without the seed and derived values.
+        runs: ordered by seed.
     """
 
     label: str
@@ -191,7 +195,7 @@ class Group:
 
     @property
     def first(self) -> Run:
-        """The run of the smallest seed, for what all runs have in common."""
+        """The run with the smallest seed; it stands for the properties that all runs share."""
         return self.runs[0]
 
     @property
@@ -216,20 +220,17 @@ class Group:
 
     @property
     def parameters(self) -> float:
-        """Mean numbers learned beside the head that are left."""
+        """Mean number of parameters left in the adapter, without the head."""
         return sum(run.parameters for run in self.runs) / len(self.runs)
 
 
 def choose_metric(groups: Sequence[Group], name: str | None) -> list[Group]:
-    """Put another metric in the place of the main one.
+    """Compare another metric instead of the main metric.
 
-    Runs that do not report it, and groups of such runs only, are left out.
+    Runs that do not report it are left out; an error if no run does.
 
     Args:
-        name: None: leave each run's main metric.
-
-    Raises:
-        SoraError: no run reports it.
+        name: of the metric; None keeps the main metric.
     """
     if name is None:
         return list(groups)
@@ -248,28 +249,28 @@ _PREFIX = "eval_"
 
 
 def selection_scores(report: RunReport) -> dict[int, float]:
-    """Return the main metric of every evaluation so far, by step."""
+    """Return the main metric of all evaluations on the selection rows, by step."""
     key = f"{_PREFIX}{report.main_metric}"
     return {entry["step"]: entry[key] for entry in report.history if key in entry}
 
 
 def selection_score(report: RunReport) -> float | None:
-    """Return the main metric of the weights that were kept; None if they were never evaluated."""
+    """Return the main metric of the kept weights on the selection rows; None if not evaluated."""
     return selection_scores(report).get(report.best_step or report.steps or 0)
 
 
 def on_selection_rows(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Put the main metric on the rows for selection in the place of the reported scores.
+    """Replace the reported scores by the main metric on the selection rows.
 
     Returns:
-        The runs, and a line for each that was never evaluated there and is left out.
+        The runs, and a line for each run that is left out because it was not evaluated there.
     """
-    found, left_out = [], []
+    scored, left_out = [], []
     for run in runs:
         score = selection_score(run.report)
         if score is None:
-            left_out.append(f"{run.directory}: not evaluated on its rows for selection")
+            left_out.append(f"{run.directory}: not evaluated on its selection rows")
             continue
         metrics = {SELECTION: {run.report.main_metric: score}}
-        found.append(replace(run, report=run.report.model_copy(update={"metrics": metrics})))
-    return found, left_out
+        scored.append(replace(run, report=run.report.model_copy(update={"metrics": metrics})))
+    return scored, left_out

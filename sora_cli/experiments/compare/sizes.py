@@ -1,7 +1,7 @@
-"""Runs by size: each label's share of the baseline's parameters, and what it is compared with.
+"""Runs by size: each label's share of the baseline's parameters, and the simple method to beat.
 
-Only tasks count on which there is something to learn for an adapter: where the baseline is clearly
-above the runs that train nothing but the head.
+A task counts only if an adapter has something to learn there: the baseline must be clearly better
+than the runs that train nothing but the head.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from sora_cli.experiments.compare.runs import Group
 from sora_cli.experiments.compare.stats import Difference, difference, pairs
 
 TOLERANCE = 1.25
-"""A label belongs to a budget if its share is at most this factor away from it, either way."""
+"""A label belongs to a budget if its share is between 1/1.25 and 1.25 times the budget."""
 MIN_GAIN = 5.0
-"""Points that the baseline must be above the head alone for a task to count."""
+"""Smallest gain over the head alone, in points, of the baseline on a task that counts."""
 _ROUNDING = 1e-9
+"""Relative slack: a share of exactly 0.8 times a budget must not be lost to rounding."""
 _NUMBERED = re.compile(r"(.+?)[-_ ][A-Za-z_]*=?\d+(?:\.\d+)?(?:e[-+]?\d+)?%?")
 
 
 def family_of(label: str) -> str:
     """Return a label without the number at its end.
 
-    "cut" for "cut-15", "lora" for "lora-r8" and for "lora r=8". Labels of one family are one method
-    at several sizes.
+    "cut-15" becomes "cut"; "lora-r8" and "lora r=8" become "lora". The labels of a family are one
+    method at several sizes.
     """
-    found = _NUMBERED.fullmatch(label)
-    return found[1] if found else label
+    match = _NUMBERED.fullmatch(label)
+    return match[1] if match else label
 
 
 Scores = Mapping[str, Mapping[int, float]]
@@ -45,8 +46,8 @@ Scores = Mapping[str, Mapping[int, float]]
 
 
 def paired(scores: Scores, baseline: Scores) -> Difference | None:
-    """Return the mean difference, paired by task and seed, over the tasks of the first."""
-    return difference([pairs(of, baseline[task]) for task, of in scores.items()])
+    """Return the mean difference over the tasks of `scores`, paired by task and seed."""
+    return difference([pairs(by_seed, baseline[task]) for task, by_seed in scores.items()])
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,10 @@ class Sized:
     """All runs of a label on the tasks that count.
 
     Attributes:
-        label: of its groups.
         groups: by task.
-        shares: by task and seed: parameters kept / the baseline's mean on that task.
-        is_simple: trained at a fixed rank from the start: no method that adapts its rank, nothing
-            that another run has begun.
+        shares: by task and seed: parameters kept / mean parameters of the baseline on that task.
+        is_simple: True if trained at a fixed rank from the start: the method does not adapt ranks,
+            and no run started from another run.
     """
 
     label: str
@@ -68,18 +68,20 @@ class Sized:
 
     @property
     def family(self) -> str:
-        """The label without its size."""
+        """The label without the number at its end."""
         return family_of(self.label)
 
     @cached_property
     def share(self) -> float:
-        """Mean share of the baseline's parameters; tasks count alike."""
-        return statistics.fmean(statistics.fmean(of.values()) for of in self.shares.values())
+        """Mean share of the baseline's parameters; all tasks have equal weight."""
+        return statistics.fmean(
+            statistics.fmean(by_seed.values()) for by_seed in self.shares.values()
+        )
 
     @property
     def reach(self) -> tuple[float, float]:
-        """The smallest and the largest share of a run."""
-        shares = [share for of in self.shares.values() for share in of.values()]
+        """Smallest and largest share among the runs."""
+        shares = [share for by_seed in self.shares.values() for share in by_seed.values()]
         return min(shares), max(shares)
 
     @property
@@ -88,7 +90,7 @@ class Sized:
         return {task: group.scores for task, group in self.groups.items()}
 
     def points(self, task: str) -> dict[int, tuple[float, float]]:
-        """Return share and metric on a task by seed."""
+        """Return share and metric on a task, by seed."""
         scores = self.groups[task].scores
         return {seed: (share, scores[seed]) for seed, share in self.shares[task].items()}
 
@@ -102,12 +104,12 @@ class Sizes:
     """The labels and the tasks of a comparison at equal size.
 
     Attributes:
-        baseline: what shares and differences are of.
-        labels: all that have parameters beside the head, the baseline among them; in order.
-        tasks: those that count.
-        greater_is_better: of the metric.
-        percent: the metric is printed times 100.
-        notes: which tasks and labels do not count, and why.
+        baseline: shares and differences refer to this label.
+        labels: all labels with adapter parameters, including the baseline, in order.
+        tasks: the tasks that count.
+        greater_is_better: True if larger values of the metric are better.
+        percent: True if the metric is printed times 100.
+        notes: tasks and labels that are left out, with the reasons.
     """
 
     baseline: Sized
@@ -118,14 +120,20 @@ class Sizes:
     notes: tuple[str, ...]
 
     def best(self, labels: Sequence[Sized]) -> Sized | None:
-        """Return the label with the best mean difference to the baseline; None if none has one."""
-        found = [(label, label.minus(self.baseline)) for label in labels]
-        known = [(d.mean, label) for label, d in found if d is not None and not math.isnan(d.mean)]
+        """Return the label with the best mean difference to the baseline.
+
+        Returns:
+            None if no label has a seed in common with the baseline on each task.
+        """
+        differences = [(label, label.minus(self.baseline)) for label in labels]
+        known = [
+            (d.mean, label) for label, d in differences if d is not None and not math.isnan(d.mean)
+        ]
         sign = 1 if self.greater_is_better else -1
         return max(known, key=lambda pair: sign * pair[0])[1] if known else None
 
     def strongest_simple(self, budget: float) -> Sized | None:
-        """Return the best simple label with at most so many parameters, else the next larger.
+        """Return the best simple label within a budget; if all are larger, the smallest label.
 
         Args:
             budget: share of the baseline's parameters.
@@ -139,14 +147,14 @@ class Sizes:
 
     def families(self) -> dict[str, list[Sized]]:
         """Return the labels of each family, from small to large."""
-        found: dict[str, list[Sized]] = {}
+        families: dict[str, list[Sized]] = {}
         for label in self.labels:
-            found.setdefault(label.family, []).append(label)
-        return {name: sorted(members, key=lambda m: m.share) for name, members in found.items()}
+            families.setdefault(label.family, []).append(label)
+        return {name: sorted(members, key=lambda m: m.share) for name, members in families.items()}
 
 
 def nearest(share: float, budgets: Sequence[float]) -> float | None:
-    """Return the budget that a share is nearest to by their ratio; None if all are too far."""
+    """Return the budget nearest to a share by ratio; None if all are beyond the tolerance."""
     closest = min(budgets, key=lambda budget: _factor(share, budget))
     return closest if _factor(share, closest) <= TOLERANCE * (1 + _ROUNDING) else None
 
@@ -156,38 +164,34 @@ def _factor(a: float, b: float) -> float:
 
 
 def sizes_of(groups: Sequence[Group], baseline: str, *, min_gain: float = MIN_GAIN) -> Sizes:
-    """Return the labels that can be compared by their size.
+    """Select the tasks that count and the labels with a size; an error if no task counts.
 
     Args:
         groups: of all tasks.
-        baseline: a label.
-        min_gain: points (of metrics that are printed times 100) by which the baseline must be
-            above the head alone on a task that counts; 0 or less: all tasks do.
-
-    Raises:
-        SoraError: no such label, one without parameters, metrics of which some are better large and
-            some small, or no task counts.
+        baseline: label that shares and differences refer to.
+        min_gain: points by which the baseline must be better than the head alone on a task that
+            counts (for metrics that are printed times 100); with 0 or less, all tasks count.
     """
     tasks = {task: {g.label: g for g in members} for task, members in by_task(groups).items()}
     labels = dict.fromkeys(group.label for group in groups)
     if baseline not in labels:
         raise SoraError(f"no group is called '{baseline}'", hint=did_you_mean(baseline, labels))
     if not all(members[baseline].parameters for members in tasks.values() if baseline in members):
-        raise SoraError(f"{baseline} has no parameters beside the head: nothing is a share of it")
+        raise SoraError(f"{baseline} has no parameters beside the head to compare sizes with")
     counted, notes = _counted(tasks, baseline, min_gain)
     if len({tasks[task][baseline].first.greater_is_better for task in counted}) > 1:
-        raise SoraError("of some metrics the larger is better, of some not",
-                        hint="compare tasks of one kind")  # fmt: skip
+        raise SoraError("larger is better for the metrics of some tasks, smaller for others",
+                        hint="compare only tasks of one kind")  # fmt: skip
     of_counted = {label: {t: tasks[t][label] for t in counted if label in tasks[t]}
                   for label in labels}  # fmt: skip
     sized = [
-        _sized(label, found, of_counted[baseline])
-        for label, found in of_counted.items()
-        if len(found) == len(counted) and any(g.parameters for g in found.values())
+        _sized(label, members, of_counted[baseline])
+        for label, members in of_counted.items()
+        if len(members) == len(counted) and any(g.parameters for g in members.values())
     ]
-    lacking = [label for label, found in of_counted.items() if 0 < len(found) < len(counted)]
+    lacking = [label for label, members in of_counted.items() if 0 < len(members) < len(counted)]
     if lacking:
-        notes.append(f"not there in all of these tasks, and left out: {first_few(lacking, 12)}")
+        notes.append(f"left out, because they lack some of these tasks: {first_few(lacking, 12)}")
     first = of_counted[baseline].values()
     return Sizes(
         baseline=next(label for label in sized if label.label == baseline),
@@ -227,8 +231,8 @@ def _counted(
     if too_close:
         notes.append(f"tasks left out, since {above.format('is not')}: {', '.join(too_close)}")
     if unknown:
-        notes.append(f"counted without a check, for want of a score of the head alone in percent: "
-                     f"{', '.join(unknown)}")  # fmt: skip
+        notes.append(f"counted without a check, because there is no score of the head alone in "
+                     f"percent: {', '.join(unknown)}")  # fmt: skip
     absent = [task for task, members in tasks.items() if baseline not in members]
     if absent:
         notes.append(f"there is no {baseline} in {', '.join(absent)}")
@@ -236,10 +240,10 @@ def _counted(
 
 
 def _gain(members: Mapping[str, Group], baseline: str) -> tuple[float, str] | None:
-    """Return by how many points the baseline is above the best that trains the head alone.
+    """Return the baseline's gain, in points, over the best label that trains only the head.
 
     Returns:
-        The points and that label; None where there is none, or the metric is not in percent.
+        The gain and the label; None without such a label, or if the metric is not in percent.
     """
     group = members[baseline]
     sign = 1 if group.first.greater_is_better else -1
@@ -260,10 +264,10 @@ def _sized(label: str, groups: Mapping[str, Group], baseline: Mapping[str, Group
 
 
 def _is_simple(group: Group) -> bool:
-    """Tell whether a group is of a method that keeps the rank it is given, from its own start."""
+    """Return True for a low-rank method of fixed rank that did not start from another run."""
     try:
         options = config_class(group.method)
-    except MethodError:  # somebody's own, not loaded here
+    except MethodError:  # a method of the user's own, not registered in this process
         return False
     started = any(run.starts_from_another for run in group.runs)
     return options.low_rank and not options.adapts_rank and not started

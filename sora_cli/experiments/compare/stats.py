@@ -1,4 +1,4 @@
-"""Means and spreads over seeds, and paired differences with a bootstrap interval."""
+"""Mean and deviation over seeds, and paired differences with a bootstrap interval."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-_SEED = 0  # so that a table is printed alike each time
+_SEED = 0  # fixed: the same runs must print the same interval each time
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean, spread, best and median of one number per run."""
+    """Mean, deviation, best and median of one number per run."""
 
     n: int
     mean: float
@@ -26,18 +26,18 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean difference between runs of two groups that have a seed in common."""
+    """The mean difference between two groups, over their common seeds."""
 
     n: int
-    """Pairs."""
+    """Number of pairs."""
     mean: float
     low: float | None
     high: float | None
-    """Ends of the interval; None where there are not two pairs (in each of several tasks)."""
+    """Ends of the interval; None if a task has fewer than two pairs."""
 
 
 def summary(values: Sequence[float], *, greater_is_better: bool = True) -> Summary:
-    """Sum up one number per run, at least one; NaN if any is."""
+    """Summarise one number per run, of at least one run; all is NaN if a number is NaN."""
     n = len(values)
     if any(math.isnan(value) for value in values):
         return Summary(n, math.nan, math.nan if n > 1 else None, math.nan, math.nan)
@@ -47,19 +47,21 @@ def summary(values: Sequence[float], *, greater_is_better: bool = True) -> Summa
 
 
 def pairs(values: Mapping[int, float], baseline: Mapping[int, float]) -> list[float]:
-    """Return value minus baseline for each seed that both have."""
+    """Return value minus baseline for each common seed."""
     return [value - baseline[seed] for seed, value in values.items() if seed in baseline]
 
 
 def difference(tasks: Sequence[Sequence[float]]) -> Difference | None:
     """Return the mean difference, with a percentile bootstrap interval over pairs.
 
+    Pairs are resampled within their task, and all tasks have equal weight: the tasks are fixed, so
+    the interval says nothing about other tasks.
+
     Args:
-        tasks: paired differences of each task. Tasks count alike, however many pairs they have;
-            pairs are resampled within their task.
+        tasks: paired differences of each task.
 
     Returns:
-        None where a task has no pair, or there is no task.
+        None without tasks, or if a task has no pair.
     """
     if not tasks or not all(tasks):
         return None
@@ -73,6 +75,7 @@ def difference(tasks: Sequence[Sequence[float]]) -> Difference | None:
 def _interval(tasks: Sequence[Sequence[float]]) -> tuple[float, float]:
     import numpy as np
 
+    # quantiles of resampled means: the percentile interval (Efron and Tibshirani 1993, chapter 13)
     generator = np.random.default_rng(_SEED)
     total = np.zeros(RESAMPLES)
     for values in tasks:

@@ -1,4 +1,4 @@
-"""The tables of a comparison: one for each task, a row for each group; then means over the tasks.
+"""The tables of a comparison: one per task with a row per group, then the means over the tasks.
 
 comparison = comparison_tables(groups, baseline="lora r=8")
 for table in comparison.parts.values():
@@ -31,14 +31,14 @@ from sora_cli.experiments.compare.stats import Difference, difference, pairs
 
 @dataclass(frozen=True)
 class Tables:
-    """A comparison.
+    """The tables of a comparison.
 
     Attributes:
-        parts: by task or by budget, each with the same columns; None: all together, the last. A
-            title says what is compared, such as "rte: accuracy x 100".
-        footnotes: what to know when reading them.
-        baseline: the label that differences are to.
-        by: the column that there is a table for each value of.
+        parts: tables by task or by budget, all with the same columns. The key None, the last, is
+            the table over all of them. Titles are like "rte: accuracy x 100".
+        footnotes: explanations and warnings.
+        baseline: label that the others are subtracted from.
+        by: key of the column that splits the comparison into tables: "task" or "budget".
     """
 
     parts: Mapping[str | None, Table]
@@ -48,7 +48,7 @@ class Tables:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """The columns of each table, also those for programs only."""
+        """The columns of each table, including columns for CSV and JSON only."""
         return next(iter(self.parts.values())).columns
 
 
@@ -58,15 +58,12 @@ def comparison_tables(
     baseline: str | None = None,
     paper: bool = False,
 ) -> Tables:
-    """Lay groups of runs side by side.
+    """Build a table per task, and a table of means over the tasks.
 
     Args:
         groups: ordered by task; at least one.
-        baseline: label of the group of each task that differences are to.
-        paper: with the values that the recipes' `paper` blocks hold.
-
-    Raises:
-        SoraError: no group has that label.
+        baseline: label of the group that the others are subtracted from, in each task.
+        paper: include the values from the recipes' `paper` blocks.
     """
     labels = dict.fromkeys(group.label for group in groups)
     if baseline is not None and baseline not in labels:
@@ -75,7 +72,7 @@ def comparison_tables(
     columns = [*METRIC, *(PAPER if paper else ())]
     columns += [*(difference_columns(baseline) if baseline is not None else ()), *COST]
     tasks = _by_task(groups)
-    found: dict[str | None, Table] = {}
+    tables: dict[str | None, Table] = {}
     for task, members in tasks.items():
         rows = []
         for group in members.values():
@@ -85,13 +82,13 @@ def comparison_tables(
             if paper:
                 papers.add(group, values)
             rows.append(row_of(columns, values, percent=group.first.percent))
-        found[task] = Table(_caption(list(members.values())), columns, rows)
+        tables[task] = Table(_caption(list(members.values())), columns, rows)
     means, remarks = _means(columns, tasks, baseline)
     if means:
         title = f"mean over {len(tasks)} tasks{_times_100(groups)}"
-        found[None] = Table(title, columns, means)
+        tables[None] = Table(title, columns, means)
     footnotes = [*papers.footnotes(asked=paper), *remarks, *remarks_of(groups, baseline)]
-    return Tables(found, tuple(footnotes), baseline)
+    return Tables(tables, tuple(footnotes), baseline)
 
 
 def _by_task(groups: Sequence[Group]) -> dict[str, dict[str, Group]]:
@@ -105,23 +102,26 @@ def _by_task(groups: Sequence[Group]) -> dict[str, dict[str, Group]]:
 def _means(
     columns: Sequence[Column], tasks: Mapping[str, Mapping[str, Group]], baseline: str | None
 ) -> tuple[list[list[Raw]], list[str]]:
-    """Return a row for each label that all of several tasks have, or say why there is none."""
+    """Return a row of means for each label that occurs in all tasks, or a note with the reason.
+
+    A single task has neither rows nor a note.
+    """
     if len(tasks) < 2:
         return [], []
     first, *others = tasks.values()
     shared = [label for label in first if all(label in members for members in others)]
     if not shared:
-        return [], ["no mean over the tasks: no label is there in all of them"]
+        return [], ["no mean over the tasks: no label occurs in all of them"]
     if len({members[label].first.greater_is_better for members in tasks.values()
             for label in shared}) > 1:  # fmt: skip
-        return [], ["no mean over the tasks: of some metrics the larger is better, of some not"]
+        return [], ["no mean over the tasks: larger is better for some metrics, smaller for others"]
     rows = []
     for label in shared:
         same = [members[label] for members in tasks.values()]
         values = average_values([group_values(group) for group in same])
         if baseline is not None and baseline in shared and label != baseline:
-            found = [(members[label], members[baseline]) for members in tasks.values()]
-            values |= difference_values(_difference(found))
+            pairs_of_groups = [(members[label], members[baseline]) for members in tasks.values()]
+            values |= difference_values(_difference(pairs_of_groups))
         rows.append(row_of(columns, values, percent=_all_percent(same)))
     return rows, []
 
@@ -139,7 +139,7 @@ def _times_100(groups: Sequence[Group]) -> str:
 
 
 def _caption(groups: Sequence[Group]) -> str:
-    """Say what is compared: "rte: accuracy x 100 on validation"."""
+    """Return the caption of a task's table: "rte: accuracy x 100 on validation"."""
     first = groups[0].first
     names = " or ".join(dict.fromkeys(group.first.metric_name for group in groups))
     splits = " or ".join(dict.fromkeys(group.first.split for group in groups))

@@ -1,4 +1,4 @@
-"""One line of `sora list`: what the record in a directory says. No torch here."""
+"""Entries of `sora list`, read from the record in a directory. No torch here."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _DAMAGED = "move it away"
 
 
 class Entry(BaseModel):
-    """One run as far as it is known; or a sweep, a path or a search of runs."""
+    """A run, a sweep, a path or a search of `sora auto`; unknown fields are null."""
 
-    directory: str = Field(description="as a command can be given it")
+    directory: str = Field(description="as an argument for other commands")
     kind: Literal["run", "sweep", "path", "auto"] = "run"
-    parent: str | None = Field(None, description="directory of what it is a part of")
+    parent: str | None = Field(None, description="directory of the sweep, path or search around it")
     status: State = "damaged"
     name: str | None = Field(None, description="of the recipe, or of the sweep's file")
     method: str | None = None
@@ -43,29 +43,30 @@ class Entry(BaseModel):
     metric: str | None = None
     split: str | None = Field(None, description="of the score")
     score: Score | None = None
-    components: int | None = Field(None, description="rank-one terms that are left")
+    components: int | None = Field(None, description="live components at the end")
     components_start: int | None = None
-    parameters: int | None = Field(None, description="numbers in the factors that are left")
+    parameters: int | None = Field(None, description="parameters left in the factors")
     parameters_start: int | None = None
     started: str | None = Field(None, description="date and time, UTC")
     finished: str | None = Field(None, description="date and time, UTC")
-    seconds: float | None = Field(None, description="wall time; of a resumed run, since then")
-    resumable: bool = Field(False, description="whether training can go on from what is there")
-    step: int | None = Field(None, description="of a resumable run's newest checkpoint")
+    seconds: float | None = Field(None, description="wall time; of a resumed run, its last process")
+    resumable: bool = Field(False, description="true if training can be resumed")
+    step: int | None = Field(None, description="step of the newest checkpoint, if resumable")
     changed: bool | None = Field(
-        None, description="whether its adapter is another than its report's; null: not known"
+        None, description="true if the adapter has changed since its report; null: not known"
     )
-    certified: bool | None = Field(None, description="of a search: whether the promise is")
-    notes: list[str] = Field(default_factory=list, description="what else a person should know")
+    certified: bool | None = Field(None, description="of a search: true if it is certified")
+    notes: list[str] = Field(default_factory=list, description="remarks for people")
 
 
 def read_entry(directory: Path, files: Collection[str], *, at_work: bool = False) -> Entry | None:
-    """Read what a directory holds; None if that is no run or anything made of runs.
+    """Read the entry of a directory; None if it is no run, sweep, path or search.
 
     Args:
-        files: names of the files there.
-        at_work: a process works on what the directory is a part of.
+        files: names of the directory's files.
+        at_work: True if a process is working on the path or search that the directory is part of.
     """
+    # the directory of a finished search also holds the report of its adapter: the run comes last
     for name, read in ((SWEEP, _sweep), (PATH, _path), (AUTO, _auto), (FILE_NAME, _run)):
         if name in files:
             try:
@@ -76,7 +77,7 @@ def read_entry(directory: Path, files: Collection[str], *, at_work: bool = False
 
 
 def planned_entry(directory: Path, record: RunRecord) -> Entry | None:
-    """Return what a sweep knows of a run that wrote no report; None: it has not come to it."""
+    """Return the entry of a sweep's run that wrote no report; None if the run has not started."""
     if record.state not in STATES:
         return None
     notes = [record.error] if record.error else []
@@ -88,11 +89,7 @@ def planned_entry(directory: Path, record: RunRecord) -> Entry | None:
 
 
 def read_sweep(directory: Path) -> SweepRecord | None:
-    """Read a sweep's record.
-
-    Raises:
-        SoraError: there is one that cannot be read.
-    """
+    """Read a sweep's record; None if the directory has none."""
     return read_record(directory / SWEEP, SweepRecord, hint=_DAMAGED)
 
 
@@ -143,7 +140,7 @@ def _auto(directory: Path, at_work: bool) -> Entry:
     entry.resumable = entry.status in ("interrupted", "failed")
     if entry.status == "finished":
         report = read_record(directory / FILE_NAME, RunReport, hint=_DAMAGED)
-        if report is not None:  # of the adapter that was written
+        if report is not None:  # the report of the adapter that was written
             entry = _with_result(entry, directory, report)
         certificate = read_certificate(directory)
         if certificate is not None:
@@ -157,11 +154,17 @@ def _auto(directory: Path, at_work: bool) -> Entry:
 
 
 def _of_report(directory: Path, report: Report, at_work: bool) -> Entry:
-    """Return what every kind of report says; a process that is gone has not finished it."""
+    """Return an entry with the fields that all kinds of reports share.
+
+    A report is marked "running" from its start. If no process works on it any more, the process was
+    killed, and the entry is "interrupted".
+    """
     run = Run.of(directory, RunReport(name=report.name, recipe=report.recipe))
     setting = run.settings.get
     notes = [] if report.error is None else [report.error]
     state: Any = "finished" if report.status == "completed" else report.status
+    # the lock of a process at work counts more than the report, which an earlier process may have
+    # written
     if state != "finished" and is_locked(directory):
         state, notes = "running", []
     elif state == "running" and not at_work:
@@ -182,7 +185,7 @@ def _of_report(directory: Path, report: Report, at_work: bool) -> Entry:
 
 
 def _with_result(entry: Entry, directory: Path, report: RunReport) -> Entry:
-    """Add the score and the size of a finished run, and whether its result is still the same."""
+    """Add score and size of a finished run, and notes on results that changed or are gone."""
     run = Run.of(directory, report)
     if report.main_metric and report.metrics and report.main_metric in run.scores:
         entry.metric, entry.split, entry.score = report.main_metric, run.split, run.metric

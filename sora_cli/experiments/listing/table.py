@@ -1,4 +1,4 @@
-"""The order, the choice and the table of what `sora list` has found. No torch here."""
+"""Order, filter and table of the entries of `sora list`. No torch here."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _COLUMNS = (
     Column("time", duration), "started", "resume", "",
 )  # fmt: skip
 _INDENT = "  "
-_LONGEST_NOTE = 100  # characters; all of it is in the JSON
+_LONGEST_NOTE = 100  # characters; the JSON holds the whole note
 
 Key = Callable[[Entry], Any]
-_LAST = float("inf")
+_LAST = float("inf")  # entries without the value, or with NaN, come last
 
 
 def _score(entry: Entry) -> float:
@@ -39,50 +39,50 @@ SORTS: Mapping[str, Key | None] = {
     "time": lambda entry: _LAST if entry.seconds is None else entry.seconds,
     "status": lambda entry: entry.status,
 }
-"""The orders: the smallest first; of scores the best; names as they were found."""
+"""Sort orders: smallest first, best score first; names keep the order of the search."""
 
 
 def ordered(nodes: Sequence[Node], key: str) -> list[Node]:
-    """Return the entries in an order, and in each what is below it."""
+    """Sort the entries, and within each entry its parts."""
     by = SORTS[key]
     parts = [Node(node.entry, ordered(node.parts, key)) for node in nodes]
     return parts if by is None else sorted(parts, key=lambda node: by(node.entry))
 
 
 def chosen(nodes: Sequence[Node], wanted: Mapping[str, str]) -> list[Node]:
-    """Return the entries with these values, and those that they are below.
+    """Return the entries with these values, each inside its sweep, path or search.
 
     Args:
         wanted: field of an entry -> value, such as {"status": "failed"}.
     """
-    found = []
+    matching = []
     for node in nodes:
         parts = chosen(node.parts, wanted)
         if parts or all(getattr(node.entry, name) == value for name, value in wanted.items()):
-            found.append(Node(node.entry, parts))
-    return found
+            matching.append(Node(node.entry, parts))
+    return matching
 
 
 def entries(nodes: Sequence[Node]) -> Iterator[Entry]:
-    """Yield all entries, each before what is below it."""
+    """Yield all entries, each before its parts."""
     for node in nodes:
         yield node.entry
         yield from entries(node.parts)
 
 
 def run_table(nodes: Sequence[Node], place: Path) -> Table:
-    """Return a table with a row for each entry, and the columns in which any has something."""
+    """Return a table with a row per entry, without empty columns."""
     return Table(str(place), _COLUMNS, _rows(nodes, place)).without_empty()
 
 
 def _rows(nodes: Sequence[Node], place: Path, depth: int = 0) -> Iterator[list[Any]]:
-    """Yield each entry's row, named below the directory, or below what it is a part of."""
+    """Yield the row of each entry; names are relative to the directory around the entry."""
     for node in nodes:
-        yield _row(node.entry, place, depth)
+        yield _cells(node.entry, place, depth)
         yield from _rows(node.parts, Path(node.entry.directory), depth + 1)
 
 
-def _row(entry: Entry, place: Path, depth: int) -> list[Any]:
+def _cells(entry: Entry, place: Path, depth: int) -> list[Any]:
     directory = Path(entry.directory)
     name = entry.directory if directory == place else str(directory.relative_to(place))
     left = entry.components

@@ -1,4 +1,7 @@
-"""The runs below a directory, each under what it is a part of. No torch here."""
+"""The tree of runs below a directory: runs of a sweep, path or search are its parts.
+
+No torch here.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +19,21 @@ from sora_cli.experiments.listing.entry import Entry, planned_entry, read_entry,
 from sora_cli.train.checkpoint.places import FOLDER
 
 _NO_RUNS = {ADAPTER, DELTA, MODEL, FOLDER}
-"""Directories of a run's that hold no others."""
+"""Directories inside a run that hold no other runs."""
 _LOCKED_AS_ONE = ("path", "auto")
-"""Kinds whose process has the lock of the whole, and none of each part."""
+"""Kinds with one lock for the whole and none for each part."""
 
 
 @dataclass
 class Node:
-    """An entry and those below it, in natural order of their directories."""
+    """An entry and its parts, in natural order of their directories."""
 
     entry: Entry
     parts: list[Node] = field(default_factory=list)
 
 
 def find_entries(place: Path) -> list[Node]:
-    """Return what a directory and those below it hold.
-
-    Raises:
-        SoraError: there is no such directory, or it cannot be read.
-    """
+    """Return the runs, sweeps, paths and searches in and below a directory."""
     if not place.is_dir():
         what = f"{place} is a file" if place.exists() else f"there is no directory {place}"
         raise SoraError(what, hint="name the directory that your runs are in: sora list DIR")
@@ -43,16 +42,17 @@ def find_entries(place: Path) -> list[Node]:
 
 def _below(directory: Path, parent: Entry | None, *, at_work: bool) -> Iterator[Node]:
     try:
-        found = sorted(os.scandir(directory), key=lambda item: _natural(item.name))
+        items = sorted(os.scandir(directory), key=lambda item: _natural(item.name))
     except OSError as error:
         raise SoraError(f"{directory} cannot be read: {error.strerror}") from error
-    files = {item.name for item in found if item.is_file()}
-    folders = [Path(item.path) for item in found if item.is_dir(follow_symlinks=False)]
+    files = {item.name for item in items if item.is_file()}  # read once, for all kinds of records
+    # a symbolic link to a parent would never end
+    folders = [Path(item.path) for item in items if item.is_dir(follow_symlinks=False)]
     entry = read_entry(directory, files, at_work=at_work)
     if entry is not None:
         entry.parent = None if parent is None else parent.directory
         if parent is not None and parent.kind == "path":
-            entry.seed = parent.seed  # its own only orders its rows
+            entry.seed = parent.seed  # a stage's own seed only orders its rows
         at_work = entry.kind in _LOCKED_AS_ONE and is_locked(directory)
     parts: list[Node] = []
     for folder in folders:
@@ -71,7 +71,7 @@ def _is_passed_over(folder: Path) -> bool:
 
 
 def _without_reports(directory: Path, sweep: Entry, parts: list[Node]) -> Iterator[Node]:
-    """Yield the runs of a sweep that ended before they had a report."""
+    """Yield the runs of a sweep that ended before they wrote a report."""
     record = read_sweep(directory) if sweep.status != "damaged" else None
     known = {part.entry.directory for part in parts}
     for run in record.runs if record else ():

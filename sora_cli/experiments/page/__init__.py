@@ -1,1 +1,1 @@
-"""The parts that HTML pages of runs are made of; which page shows what stands elsewhere."""
+"""Shared parts of the HTML pages of `sora compare` and `sora report`."""

@@ -1,9 +1,9 @@
-"""The parts that HTML pages of runs share: style, policy, template, and figures as SVG.
+"""Shared parts of HTML pages: style, security policy, template, and figures as SVG.
 
-A page is one file that needs no server and no network. What it shows comes from reports, which
-others may have written: templates escape all of it, and a Content-Security-Policy allows the page's
-own script only, if it has one, and forbids every load. Figures are SVG: their text can be
-searched, and their colours follow the page's.
+A page is one file that needs no server and no network. Its content comes from reports that somebody
+else may have written. Templates therefore escape everything, and a Content-Security-Policy allows
+only the page's own script and forbids every load. Figures are SVG: their text can be searched, and
+their colours follow the page.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ if TYPE_CHECKING:
 
 _HERE = "sora_cli.experiments.page"
 _LARGE = 300_000
-"""Characters of an SVG from which on a PNG may take its place."""
+"""An SVG with more characters than this may be replaced by a PNG."""
 _VARIABLES = {
     INK: "var(--ink)",
     QUIET: "var(--quiet)",
     FAINT: "var(--grid)",
     **{colour: f"var(--c{i})" for i, colour in enumerate(COLOURS)},
 }
-"""Colours as page.css names them, which has others for dark screens."""
+"""Colours of figures -> variables of page.css, which has other colours for dark screens."""
 _ENLARGED = 1.25
-"""Text in figures is small for paper, too small for screens."""
+"""Scale of figures on a page: their text is small for paper, and too small for screens."""
 
 
 def render(package: str, *, script: str = "", style: str = "", **values: Any) -> str:
     """Fill in the template `page.html` of a package.
 
     Args:
-        package: the one that holds it, named as the command whose page it is; `macros.html` and
-            the style are those of all pages.
+        package: package with the template; its last part is the name of the command. All pages
+            share `macros.html` and `page.css` of this package.
         script: the page's only script, from this program's own files.
-        style: what the page adds to the style, likewise.
-        values: what the template shows; everything is escaped but `Markup`.
+        style: additional CSS of the page, from this program's own files.
+        values: variables of the template; everything except `Markup` is escaped.
     """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=StrictUndefined,  # a misspelt variable is an error, not an empty place
         trim_blocks=True,
         lstrip_blocks=True,
         loader=FunctionLoader(lambda name: resource(_HERE, name)),
@@ -68,14 +68,15 @@ def render(package: str, *, script: str = "", style: str = "", **values: Any) ->
 
 
 def resource(package: str, name: str) -> str:
-    """Read a file of a package."""
+    """Return the text of a file in a package."""
     return files(package).joinpath(name).read_text(encoding="utf-8")
 
 
 def _policy(script: str) -> str:
-    """Return a policy under which nothing is loaded; style and script are the page's own."""
+    """Return a Content-Security-Policy that forbids every load and every script except `script`."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     allowed = f"script-src 'sha256-{digest}'; " if script else ""
+    # the SVG of matplotlib has style attributes, which need 'unsafe-inline'; PNGs are data: URLs
     return (
         f"default-src 'none'; {allowed}style-src 'unsafe-inline'; "
         f"img-src data:; base-uri 'none'; form-action 'none'"
@@ -83,7 +84,7 @@ def _policy(script: str) -> str:
 
 
 def picture(figure: Any, name: str) -> Markup:
-    """Return a figure as an element of HTML: SVG, or PNG where a large SVG would be larger."""
+    """Return a figure as an HTML element: SVG, or PNG if the SVG is large and the PNG smaller."""
     from markupsafe import Markup
 
     svg = _svg(figure, name)
@@ -97,9 +98,9 @@ def picture(figure: Any, name: str) -> Markup:
 
 
 def _svg(figure: Any, name: str) -> str:
-    """Return a figure's SVG element, without what HTML does not need.
+    """Return a figure's SVG element, without metadata, namespaces and fonts.
 
-    It is drawn once, where `savefig` draws twice, since a page has many pictures.
+    A page has many pictures: `print_svg` draws each of them once, `savefig` would draw it twice.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -107,20 +108,21 @@ def _svg(figure: Any, name: str) -> str:
     for part in (figure, *figure.axes):
         part.set_facecolor("none")
     buffer = io.BytesIO()
+    # "none": text stays text, not outlines; a salt per figure: two figures must not share ids
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     text = buffer.getvalue().decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)
-    text = re.sub(r'<g id="[\w.]+_\d+">', "<g>", text)  # the same ones in every figure
+    text = re.sub(r'<g id="[\w.]+_\d+">', "<g>", text)  # ids that every figure would repeat
     text = re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', _width(figure), text, count=1)
-    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)  # the page's own
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)  # figures use the page's font
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
     return re.sub(r"\n\s*", "\n", text)
 
 
 def _width(figure: Any) -> str:
-    """Return the attribute that gives the picture's width; its height follows."""
+    """Return the HTML attribute for the picture's width; the browser derives the height."""
     return f' style="width: {_ENLARGED * figure.get_figwidth():.2f}in"'

@@ -1,4 +1,4 @@
-"""Settings as YAML, and heat maps of ranks, for pages."""
+"""Settings as YAML, and heat maps of ranks, for HTML pages."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from sora_cli.adapter.ranks import RankMap
 
 _LEVELS = 10
-"""Steps of the colour scale, that for 0 not counted."""
+"""Colours of the scale above 0."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of YAML; marked where the page says what that means."""
+    """A line of YAML; the page highlights marked lines and explains the mark."""
 
     text: str
     marked: bool
@@ -24,7 +24,7 @@ class Line:
 
 @dataclass(frozen=True)
 class MapCell:
-    """A rank and its colour, from 0 to 10; None: a total, which has none."""
+    """A rank and its colour level, 0 to 10; a total has no level (None)."""
 
     text: str
     level: int | None
@@ -32,7 +32,7 @@ class MapCell:
 
 @dataclass(frozen=True)
 class RankTable:
-    """A heat map: kinds of modules across, layers down; None where there is no such module."""
+    """A heat map: a column per kind of module, a row per layer, None for a missing module."""
 
     summary: str
     columns: tuple[str, ...]
@@ -40,13 +40,18 @@ class RankTable:
 
 
 def recipe_lines(settings: Mapping[str, Any], marked: Iterable[str] = ()) -> tuple[Line, ...]:
-    """Return settings as the YAML of a recipe, with the lines of some keys marked."""
+    """Return settings as the YAML lines of a recipe; mark the lines of some keys.
+
+    Args:
+        settings: dotted key -> value.
+        marked: dotted keys to mark.
+    """
     keys = set(marked)
     lines: list[Line] = []
     open_blocks: list[str] = []
     for key, value in settings.items():
         *blocks, name = key.split(".")
-        same = 0
+        same = 0  # leading blocks shared with the key before: their lines are there already
         while same < min(len(blocks), len(open_blocks)) and blocks[same] == open_blocks[same]:
             same += 1
         for depth in range(same, len(blocks)):
@@ -59,7 +64,10 @@ def recipe_lines(settings: Mapping[str, Any], marked: Iterable[str] = ()) -> tup
 
 @lru_cache(maxsize=4096)
 def _yaml(value: str) -> str:
-    """Return a value, given as JSON, as YAML on one line."""
+    """Convert a value from JSON to YAML on one line.
+
+    JSON can be a key of the cache, unlike lists and mappings; groups of runs repeat most values.
+    """
     import yaml
 
     text: str = yaml.safe_dump(json.loads(value), default_flow_style=True, width=10**6)
@@ -74,8 +82,8 @@ def heat_table(
     Args:
         shape: rows, columns and their names.
         live: (row, column) -> number.
-        largest: the number of the darkest colour.
-        summary: the last line of the caption.
+        largest: number that gets the darkest colour.
+        summary: last line of the caption.
     """
     rows = []
     for row, name in zip(shape.rows, shape.row_labels(), strict=True):
@@ -85,13 +93,14 @@ def heat_table(
 
 
 def map_cell(live: float, largest: int) -> MapCell:
-    """Return a number as a cell of a heat map whose darkest colour is that of `largest`."""
+    """Return a cell of a heat map; the number `largest` gets the darkest colour."""
+    # level 0 means none alive in any seed: a small mean gets at least the lightest colour
     level = 0 if live == 0 else max(1, round(_LEVELS * live / max(largest, 1)))
     return MapCell(rank_text(live), min(level, _LEVELS))
 
 
 def rank_text(value: float) -> str:
-    """Show a mean rank in a cell: "0" is none in any seed, "<.1" nearly none."""
+    """Format a mean rank for a cell: "0" if it is 0 in all seeds, "<.1" if it is below 0.05."""
     if value == 0 or value >= 9.95:
         return f"{value:.0f}"
     return "<.1" if value < 0.05 else f"{value:.1f}".removesuffix(".0")

@@ -82,7 +82,7 @@ def _components(alive: Mapping[str, list[int]]) -> list[Component]:
 
 def _by_norm(stages: Stages, components: Sequence[Component]) -> list[Component]:
     """Sort components by norm, from the smallest to the largest."""
-    norms = {path: factors.term_norms().tolist() for path, factors in stages.factors().items()}
+    norms = {path: factors.component_norms().tolist() for path, factors in stages.factors().items()}
     return sorted(components, key=lambda component: norms[component[0]][component[1]])
 
 

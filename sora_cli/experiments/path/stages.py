@@ -103,7 +103,9 @@ class Stages:
 
     def _measure(self, plan: StagePlan, run: RunReport, before: Factors) -> Stage:
         after = self.factors()
-        alive = {path: f.live_terms().nonzero().flatten().tolist() for path, f in after.items()}
+        alive = {
+            path: f.live_components().nonzero().flatten().tolist() for path, f in after.items()
+        }
         known = plan.index and not self.ready.method.config.turns_basis
         previous = self.report.stages[-1].alive if known else None
         stage = Stage(

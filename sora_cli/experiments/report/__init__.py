@@ -1,1 +1,1 @@
-"""One run on a page: what its directory holds, for people who were not there."""
+"""`sora report`: the HTML page of one run or path."""

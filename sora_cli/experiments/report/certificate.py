@@ -1,4 +1,4 @@
-"""The certificate of `sora auto` on a page: the promise, the sizes tried, and their curve."""
+"""The certificate of `sora auto` on a page: promise, tested sizes and their curve."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sora_cli.search.words import named_parts, size_verdict
 
 _SIZE = 5.0, 4.2
 """Width and height of the curve, inches."""
-_NO_TITLE = -0.25  # inches of the margin above that a title would take
+_NO_TITLE = -0.25  # inches: take back the margin above that `arrange` leaves for a title
 
 
 @dataclass(frozen=True)
 class CertificatePart:
-    """The parts of a page that a certificate adds."""
+    """The certificate's section of a page; `chosen` is the table's row of the written size."""
 
     is_certified: bool
     statement: str
@@ -31,7 +31,7 @@ class CertificatePart:
 
 
 def certificate_part(certificate: Certificate) -> CertificatePart:
-    """Return what the page shows of a certificate; the largest size first."""
+    """Return the certificate's section; sizes are from largest to smallest."""
     c = certificate
     table = _table(c)
     return CertificatePart(
@@ -39,6 +39,7 @@ def certificate_part(certificate: Certificate) -> CertificatePart:
         statement=c.statement,
         lines=tuple(_lines(c)),
         table=table,
+        # the row of full rank stands before the sizes, and parts of a test after each
         chosen=table.rows[1 + c.chosen * (1 + len(c.halves) + len(named_parts(c.written.test)))],
     )
 
@@ -57,8 +58,8 @@ def _lines(c: Certificate) -> list[str]:
     elif promise.basis == "both":
         asked += ", by labels or by the share of answers that differ"
     lines = [
-        f"asked for: {asked}, {promise.confidence:.0%} confidence",
-        f"the bound: {bound.method}; its level {level}",
+        f"promise: {asked}, {promise.confidence:.0%} confidence",
+        f"bound: {bound.method}; its confidence {level}",
     ]
     if bound.smallest_drop is not None:
         least = f"{bound.smallest_drop:.2%}" if answers else f"{bound.smallest_drop:.4g}"
@@ -76,7 +77,7 @@ def _lines(c: Certificate) -> list[str]:
 
 
 def _table(c: Certificate) -> Table:
-    """Return a table of the full rank and the sizes that were trained."""
+    """Return a table of full rank and the trained sizes."""
     reported = tuple(c.full.reported)
     name, bound, form, of = "drop", "bound of the drop", "+.4f", ""
     if c.promise.by_answers:  # the reported splits have the recipe's metric all the same
@@ -91,7 +92,7 @@ def _table(c: Certificate) -> Table:
     rows: list[list[Any]] = [[*full, scores, "full rank"]]
     for i, size in enumerate(c.candidates):
         screened = (s for s in c.screened if s.max_params == size.max_params)
-        found = (size.reported.get(split) for split in reported)
+        results = (size.reported.get(split) for split in reported)
         test = size.test
         rows.append([
             size.parameters,
@@ -100,7 +101,7 @@ def _table(c: Certificate) -> Table:
             next((s.screening.score for s in screened), None),
             None if test is None else f"{number(test.score)} ({name} {test.drop:{form}})",
             None if test is None else test.upper,
-            ", ".join("" if s is None else number(s.score) for s in found),
+            ", ".join("" if s is None else number(s.score) for s in results),
             size_verdict(c, i, reason=True),
         ])  # fmt: skip
         for half, part in enumerate(c.halves, 1):
@@ -124,7 +125,7 @@ def _table(c: Certificate) -> Table:
 
 
 def draw_sizes(certificate: Certificate) -> Any:
-    """Draw the curve of `sora auto`: drops by size, bounds, the promise, and what was written."""
+    """Draw the curve of `sora auto`: drops and bounds by size, the promise, the written size."""
     figure = new_figure(*_SIZE, solved=False)
     axes = figure.subplots()
     draw_curve(axes, certificate)
@@ -132,5 +133,6 @@ def draw_sizes(certificate: Certificate) -> Any:
     handles, labels = legend_of(axes)
     figure.legend(handles, [plain(label) for label in labels], loc="lower left", fontsize=7.5,
                   frameon=False, labelcolor=INK)  # fmt: skip
+    # 0.17 inches hold a line of the legend at 7.5 points
     arrange(figure, 1, 1, below=0.17 * len(labels) + 0.1, above=_NO_TITLE)
     return figure

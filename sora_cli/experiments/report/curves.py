@@ -1,4 +1,4 @@
-"""Learning curves of a run as figures: loss, main metric, components alive."""
+"""Learning curves of a run: loss, main metric, live components."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sora_cli.report import RunReport
 SIZE = 3.9, 2.5
 """Width and height of a panel, inches."""
 _FEW = 40
-"""Points up to which each has a marker."""
+"""Curves with at most this many points get markers."""
 
 Points = list[tuple[int, float]]
 """Step and value."""
@@ -21,7 +21,7 @@ Points = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Curves:
-    """The parts of a run's history that can be drawn, each by step."""
+    """Curves of a run's history by step; a curve without values is empty."""
 
     loss: Points
     selection_loss: Points
@@ -30,7 +30,7 @@ class Curves:
 
     @classmethod
     def of(cls, report: RunReport) -> Curves:
-        """Take the curves out of a report's history."""
+        """Extract the curves from a report's history."""
         history = report.history
         alive = list(enumerate(map(float, report.live_components), start=1))
         return cls(
@@ -42,11 +42,11 @@ class Curves:
 
 
 def _points(history: Sequence[Mapping[str, Any]], key: str) -> Points:
-    """Return step and value of the entries that have this key, where both are numbers."""
-    found = ((entry.get("step"), entry.get(key)) for entry in history)
+    """Return step and value of the history entries with finite numbers for this key."""
+    values = ((entry.get("step"), entry.get(key)) for entry in history)
     return [
         (step, float(value))
-        for step, value in found
+        for step, value in values
         if isinstance(step, int) and isinstance(value, int | float) and math.isfinite(value)
     ]
 
@@ -56,27 +56,28 @@ def _is_level(points: Points) -> bool:
 
 
 def draw_loss(curves: Curves) -> Any | None:
-    """Draw the training loss, and that on the rows for selection; None if there is neither."""
-    lines = {"training": curves.loss, "rows for selection": curves.selection_loss}
+    """Draw the loss on the training and the selection rows; None if both are empty."""
+    lines = {"training": curves.loss, "selection rows": curves.selection_loss}
     return _draw("loss", {name: points for name, points in lines.items() if points})
 
 
 def draw_metric(curves: Curves, name: str, best_step: int | None) -> Any | None:
-    """Draw the main metric on the rows for selection; None if it was never taken in training.
+    """Draw the main metric on the selection rows; None if it was not measured in training.
 
     Args:
-        name: the metric's.
-        best_step: the step whose weights were chosen, which is marked; None: none.
+        name: of the metric.
+        best_step: step of the chosen weights, to be marked; None marks no step.
     """
     if not curves.metric:
         return None
-    return _draw(name, {"rows for selection": curves.metric}, marked=best_step)
+    return _draw(name, {"selection rows": curves.metric}, marked=best_step)
 
 
 def draw_alive(curves: Curves) -> Any | None:
-    """Draw the components alive after each step; None if there is no change to be seen."""
+    """Draw the live components after each step; None if their number never changed."""
     if not curves.alive:
         return None
+    # a step curve is the same from its changes alone, and the SVG has far fewer points
     changes = [
         point
         for i, point in enumerate(curves.alive)

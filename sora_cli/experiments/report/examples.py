@@ -1,7 +1,8 @@
-"""Examples of a run's predictions: the wrong ones and the right ones, from records row by row.
+"""Examples of right and wrong predictions of a run.
 
-The records are those of `sora eval --predictions`, of whatever task family: each says how it is
-judged by what it holds.
+They come from the file of `sora eval --predictions`, of any task family. The fields of a record
+decide how it is judged: a class or text is right or wrong (with logits, ordered by probability), a
+number is ordered by its distance to the label, a record without a prediction by its loss.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ from sora_cli.core.errors import SoraError, reason
 from sora_cli.report import RunReport
 
 FILE_NAME = "predictions.jsonl"
-"""The file in a run's directory that is looked for."""
+"""Name of the predictions file in a run's directory."""
 _LONGEST = 600
-"""Characters of a text that are shown."""
+"""Longest text, in characters; longer texts are cut."""
 Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Example:
-    """A row with its prediction, all as text.
+    """A row with its prediction, as texts.
 
     Attributes:
-        row: number in its split, from 0.
-        texts: what the model was given, by column.
-        sureness: how sure the prediction is, or how far off; "" where nothing says.
+        row: index in its split, from 0.
+        texts: the model's input, by column.
+        sureness: probability, distance or loss of the prediction; "" if unknown.
     """
 
     row: int
@@ -43,7 +44,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples of one kind, and how many rows are of it."""
+    """Examples of one kind, such as "Wrong, the surest first"."""
 
     title: str
     shown: tuple[Example, ...]
@@ -51,12 +52,12 @@ class Examples:
 
 @dataclass(frozen=True)
 class Judged:
-    """A record, whether its prediction is right, and a number to order it by.
+    """A predicted row with its verdict.
 
     Attributes:
-        right: None where predictions are only nearer or farther.
-        order: probability of the prediction, or its distance to the label; NaN: none.
-        unit: what `order` is.
+        right: True if the prediction equals the label; None if it is only nearer or farther.
+        order: sort key: probability, distance to the label, or loss; NaN if unknown.
+        unit: name of the sort key.
     """
 
     record: Record
@@ -66,11 +67,7 @@ class Judged:
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:
-    """Read what `sora eval --predictions` has written.
-
-    Raises:
-        SoraError: it is not there, cannot be read, or is something else.
-    """
+    """Read a file that `sora eval --predictions` wrote."""
     hint = f"sora eval RUN --recipe RECIPE --predictions {quote(str(file))}"
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -94,11 +91,11 @@ def _is_record(record: Any) -> bool:
 
 
 def choose(records: Sequence[Record], most: int) -> tuple[str, list[Examples]]:
-    """Return a line on how many are right, and examples of each kind.
+    """Return a summary line and examples: right and wrong rows, or rows of large and small error.
 
     Args:
         records: of one split.
-        most: examples of each kind.
+        most: largest number of examples of each kind.
     """
     judged = [judge(record) for record in records]
     if all(one.right is None for one in judged):
@@ -113,15 +110,15 @@ def choose(records: Sequence[Record], most: int) -> tuple[str, list[Examples]]:
     right = sorted((one for one in judged if one.right), key=_order)
     ranked = any(one.unit for one in judged)
     share = len(right) / (len(wrong) + len(right))
-    said = f"{len(right):,} of {len(wrong) + len(right):,} rows are right ({share:.1%})"
-    return said, [
+    line = f"{len(right):,} of {len(wrong) + len(right):,} rows are right ({share:.1%})"
+    return line, [
         Examples("Wrong" + ", the surest first" * ranked, _examples(wrong[:most])),
         Examples("Right" + ", the least sure first" * ranked, _examples(right[:most])),
     ]
 
 
 def disagreement(report: RunReport, split: str, records: Sequence[Record]) -> str | None:
-    """Say where predictions cannot be those that the report's scores are of; else None."""
+    """Return the reason why predictions cannot belong to the report; None if they agree."""
     rows = report.data.rows.get(split)
     if rows is not None and rows != len(records):
         return f"these are predictions of {len(records):,} rows; the report's {split} has {rows:,}"
@@ -130,15 +127,16 @@ def disagreement(report: RunReport, split: str, records: Sequence[Record]) -> st
     if stated is None or None in judged or math.isnan(stated):
         return None
     if any(isinstance(record["label"], list) for record in records):
-        return None  # their accuracy is of words
-    found = sum(map(bool, judged)) / len(judged)
-    if abs(found - stated) < 0.5 / len(judged):
+        return None  # for sequences of labels the report's accuracy counts words, not rows
+    accuracy = sum(map(bool, judged)) / len(judged)
+    # one row more or less changes the accuracy by 1/n: within half of that it is the same number
+    if abs(accuracy - stated) < 0.5 / len(judged):
         return None
-    return f"these predictions have accuracy {found:.4f}, the report says {stated:.4f}"
+    return f"these predictions have accuracy {accuracy:.4f}, the report says {stated:.4f}"
 
 
 def judge(record: Record) -> Judged:
-    """Tell whether a record's prediction is right, and how sure it is or how far off."""
+    """Judge a prediction by the fields of its record: logits, numbers, loss or text."""
     prediction, label = record.get("prediction"), record["label"]
     logits = record.get("logits")
     if isinstance(logits, list) and logits:
@@ -153,23 +151,24 @@ def judge(record: Record) -> Judged:
 
 
 def probability(logits: Sequence[float]) -> float:
-    """Return the softmax probability of the largest logit; NaN where one is not a number."""
+    """Return the softmax probability of the largest logit; NaN if a logit is not a number."""
     numbers = [float(x) if isinstance(x, int | float) else math.nan for x in logits]
     if any(math.isnan(x) for x in numbers):
         return math.nan
+    # softmax of the largest logit, shifted by it so that exp cannot overflow
     largest = max(numbers)
     return 1 / math.fsum(math.exp(x - largest) for x in numbers)
 
 
 def _right_answers(label: Any) -> list[Any]:
-    """Return the predictions that are right: one, or any of a question's answers, or none."""
+    """Return all predictions that count as right; [""] for a question without an answer."""
     if isinstance(label, dict) and isinstance(label.get("text"), list):
-        return list(label["text"]) or [""]
+        return list(label["text"]) or [""]  # SQuAD 2: no answer is predicted as an empty text
     return [label]
 
 
 def _order(judged: Judged) -> tuple[bool, float]:
-    """Return a key that puts what has no number first."""
+    """Return a sort key that puts rows without a number first."""
     known = not math.isnan(judged.order)
     return known, judged.order if known else 0.0
 
@@ -180,11 +179,11 @@ def _examples(judged: Iterable[Judged]) -> tuple[Example, ...]:
 
 def _example(judged: Judged) -> Example:
     record = judged.record
-    prediction = _shown(record["prediction"]) if "prediction" in record else "not written"
+    prediction = _as_text(record["prediction"]) if "prediction" in record else "not written"
     return Example(
         row=record["row"],
         texts=tuple((name, _cut(text)) for name, text in _texts(record)),
-        label=_cut(_shown(record["label"])),
+        label=_cut(_as_text(record["label"])),
         prediction=_cut(prediction),
         sureness=_sureness(judged),
     )
@@ -201,13 +200,14 @@ def _sureness(judged: Judged) -> str:
 def _texts(record: Record) -> list[tuple[str, str]]:
     given = record.get("input")
     if isinstance(given, dict):
-        return [(str(name), _shown(text)) for name, text in given.items()]
+        return [(str(name), _as_text(text)) for name, text in given.items()]
+    # families with records of their own name the input themselves
     known = (name for name in ("source", "question", "tokens", "image") if record.get(name))
-    return [(name, _shown(record[name])) for name in known]
+    return [(name, _as_text(record[name])) for name in known]
 
 
-def _shown(value: Any) -> str:
-    """Return a value as text: answers separated by bars, tags by spaces."""
+def _as_text(value: Any) -> str:
+    """Format a value as text: answers separated by bars, tags by spaces."""
     if isinstance(value, str):
         return value
     if isinstance(value, float):

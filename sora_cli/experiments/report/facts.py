@@ -1,4 +1,4 @@
-"""The headline of a run's page: what was trained on what, how good it is, how large, how long."""
+"""The headline of a run's page: scores, size, method, base model, task, time and memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sora_cli.report import Report, RunReport
 
 @dataclass(frozen=True)
 class Fact:
-    """A figure with its name, and a line on it."""
+    """A fact of the headline: name, value and a line with details."""
 
     name: str
     value: str
@@ -24,7 +24,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the run's time; `share` is that of the longest one, in per cent."""
+    """A phase of the run; `share` is its time in per cent of the longest phase."""
 
     name: str
     seconds: str
@@ -32,7 +32,7 @@ class Phase:
 
 
 def headline(run: Run) -> list[Fact]:
-    """Return the facts of a training run, as far as they are known."""
+    """Return the known facts of a training run."""
     report = run.report
     return [
         *_scores(run),
@@ -45,7 +45,7 @@ def headline(run: Run) -> list[Fact]:
 
 
 def title(run: Run) -> str:
-    """Return the first line of the page: the run's name and its score."""
+    """Return the title of the page: the run's name and its score."""
     report = run.report
     name = run.label or report.name
     if not report.metrics or report.main_metric not in run.scores:
@@ -54,18 +54,18 @@ def title(run: Run) -> str:
 
 
 def number(value: float) -> str:
-    """Show a score as the end of a run does."""
+    """Format a score with four decimals, like the summary of `sora train`."""
     return "not a number" if math.isnan(value) else f"{value:.4f}"
 
 
 def phases(seconds: Mapping[str, float]) -> list[Phase]:
-    """Return the phases of a run in the order they were in."""
+    """Return the phases of a run in their order."""
     longest = max(seconds.values(), default=0.0) or 1.0
     return [Phase(n, duration(s), round(100 * s / longest)) for n, s in seconds.items()]
 
 
 def duration(seconds: float) -> str:
-    """Show seconds as people say them: "27.4 s", "12 min 5 s", "3 h 20 min"."""
+    """Format a duration: "27.4 s", "12 min 5 s", "3 h 20 min"."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -75,7 +75,7 @@ def duration(seconds: float) -> str:
 
 
 def _scores(run: Run) -> list[Fact]:
-    """Return the scores by split, that of the title first."""
+    """Return the scores by split; the split in the title comes first."""
     report, facts = run.report, []
     rows = report.data.rows
     splits = sorted(report.metrics, key=lambda split: split != run.split)
@@ -94,7 +94,7 @@ def _scores(run: Run) -> list[Fact]:
 
 def _sizes(report: RunReport, kept: Rank) -> list[Fact]:
     p = report.parameters
-    base = max(p.base - p.head, 0)
+    base = max(p.base - p.head, 0)  # the report counts the head, too, as part of the base model
     of_base = f"{p.adapter_end / base:.2%} of the base model's {count(base)}" if base else ""
     head = f"and {count(p.head)} in the head" if p.head else ""
     if not kept.start:
@@ -107,7 +107,7 @@ def _sizes(report: RunReport, kept: Rank) -> list[Fact]:
     of = f"of {count(kept.start)}, in {len(report.ranks)} layers"
     return [
         Fact("kept", f"{kept.live / kept.start:.0%}",
-             f"{count(kept.live)} components {of}" + (f", {dead} of them left out" * bool(dead))),
+             f"{count(kept.live)} components {of}" + (f", {dead} of them empty" * bool(dead))),
         Fact("adapter parameters", count(p.adapter_end),
              "; ".join(filter(None, [start, of_base, head]))),
     ]  # fmt: skip
@@ -163,7 +163,7 @@ def _taken_by(report: RunReport) -> str:
 
 
 def memory_fact(report: Report) -> list[Fact]:
-    """Return the peak memory and whose it is; nothing where it is not known."""
+    """Return the peak memory, of the GPU or of the process; empty if unknown."""
     if report.peak_memory_bytes is None:
         return []
     gpu = report.environment.gpu

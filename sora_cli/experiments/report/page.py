@@ -1,6 +1,6 @@
-"""The page of `sora report`: one run's directory in one file, with what is not there said.
+"""The page of `sora report`: one run or path as one HTML file; missing parts are named.
 
-See `page.html` for what keeps it safe, and for its figures. Torch is not needed.
+`experiments/page/html.py` explains its safety measures and its figures. Torch is not needed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from sora_cli.search.certificate import Certificate
 
 _HERE = "sora_cli.experiments.report"
 FEW = 5
-"""Examples of each kind, where nobody says how many."""
+"""Default number of examples of each kind."""
 
 
 def run_page(
@@ -55,10 +55,10 @@ def run_page(
     """Return the HTML of a training run's page.
 
     Args:
-        directory: the run's, as the person calls it.
-        records: predictions row by row; none: not known.
-        most: examples of each kind to show.
-        certificate: of `sora auto`; None: the run has none.
+        directory: of the run, as the user typed it.
+        records: predictions by row; empty if none are stored.
+        most: largest number of examples of each kind.
+        certificate: of `sora auto`; None if the run has none.
     """
     run = Run.of(directory, report)
     modules, why_not = modules_of(report, directory)
@@ -115,15 +115,20 @@ _SECTIONS = {
     "recipe": "Recipe",
     "next": "Next",
 }
-"""The sections in their order, by the names of the template's values, and as people read them."""
+"""Variable of the template -> heading, in the order of the page."""
 _ALWAYS = ("notes", "time", "recipe", "next")
 
 
 def _render(report: Report, run: Path, *, sections: dict[str, Any], **values: Any) -> str:
-    """Fill in the template with what every report has, and what is given."""
+    """Fill in the template with the values common to all reports and with the given values.
+
+    Args:
+        sections: variable of the template -> content; the page leaves out missing sections.
+    """
     parts = {name: sections.get(name) for name in _SECTIONS if name not in _ALWAYS}
     shown = [label for name, label in _SECTIONS.items() if name in _ALWAYS or parts[name]]
     settings = {".".join(path): value for path, value in flat(report.recipe)}
+    # overrides of the command line, to mark their keys in the recipe
     given = (word.partition("=")[0] for word in report.command if "=" in word)
     memory = memory_fact(report)
     all_values: dict[str, Any] = {
@@ -153,11 +158,11 @@ def _when(report: Report) -> str:
 
 
 def _ending(report: Report) -> list[str]:
-    """Return what is to be said of a run that has not ended well."""
+    """Return a warning if the run did not finish."""
     if report.status == "completed":
         return []
     if report.status == "running":
-        return ["The run has not ended: it is at work, or was killed without a chance to say so."]
+        return ["The run has not ended: it is still working, or its process was killed."]
     return [f"The run {_ENDINGS[report.status]}: {report.error or 'no reason is recorded'}"]
 
 
@@ -165,7 +170,7 @@ _ENDINGS = {"failed": "failed", "interrupted": "was interrupted"}
 
 
 def _changes(report: RunReport, run: Path, certificate: Certificate | None) -> list[str]:
-    """Return a line for each result that is not the one its report, or certificate, is about."""
+    """Return a warning for each result that differs from the report's or certificate's digest."""
     if report.status != "completed":
         return []
     lines = list(changed_results(run, report))
@@ -175,19 +180,20 @@ def _changes(report: RunReport, run: Path, certificate: Certificate | None) -> l
 
 
 def _notes(report: RunReport) -> list[str]:
-    """Return what the run said, and how its files compared with the trained model."""
+    """Return the run's events and notes, and the verdict of the check of its written files."""
     verdict, reason = report.verification.verdict, report.verification.reason
-    said = f"outputs of the files beside the trained model's: {verdict}" if verdict else ""
+    line = f"outputs of the files compared with the trained model's: {verdict}" if verdict else ""
     return [
         *report.events,
         *report.recipe_notes,
-        *([f"{said}; {reason}" if reason else said] if said else []),
+        *([f"{line}; {reason}" if reason else line] if line else []),
     ]
 
 
 def _next(report: RunReport, run: Path, certificate: Certificate | None) -> list[str]:
-    """Return the commands that a run can be used, or gone on, with."""
+    """Return commands to use a finished run, or the command that resumes an unfinished run."""
     if report.status != "completed":
+        # `--force` would delete the checkpoints that `--resume` needs
         words = [word for word in report.command if word not in ("--resume", "--force")]
         return [shlex.join([*words, "--resume"])] if words else []
     words = [word for word in report.command[2:] if not word.startswith("-")]

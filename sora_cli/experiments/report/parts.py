@@ -1,4 +1,4 @@
-"""The sections of a run's page: what each shows, and a line for what is not there."""
+"""The sections of a run's page; each has its content and lines about missing content."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from sora_cli.model.files import ADAPTER_CONFIG
 from sora_cli.report import HISTORY_FILE, RunReport
 
 ENERGY = 0.99
-"""Share of ||dW||^2 that a module's components are counted for, where all ranks are the same."""
+"""If all ranks are equal, the page counts the components that hold this share of ||dW||^2."""
 
 
 @dataclass(frozen=True)
 class PicturesPart:
-    """Pictures, and lines on those that are missing."""
+    """Pictures, and lines about missing pictures."""
 
     pictures: tuple[Any, ...]
     missing: tuple[str, ...]
@@ -37,7 +37,7 @@ class PicturesPart:
 
 @dataclass(frozen=True)
 class RanksPart:
-    """Heat maps with their names, and lines on what they do not show."""
+    """Heat maps with their names, and lines about missing information."""
 
     maps: tuple[tuple[str, RankTable], ...]
     missing: tuple[str, ...]
@@ -45,7 +45,7 @@ class RanksPart:
 
 @dataclass(frozen=True)
 class SpectraPart:
-    """Pictures of the spectra, cuts and their commands; or a line on what is missing."""
+    """Pictures of the spectra, possible cuts with commands; or a line about missing spectra."""
 
     pictures: tuple[Any, ...] = ()
     cuts: Table | None = None
@@ -55,24 +55,24 @@ class SpectraPart:
 
 @dataclass(frozen=True)
 class SplitPart:
-    """Examples of a split; `doubt`: why they may not be this run's, "" if nothing says so."""
+    """Examples of a split; `doubt` is a reason why they may not belong to this run, or ""."""
 
     name: str
-    said: str
+    summary_line: str
     doubt: str
     kinds: tuple[Examples, ...]
 
 
 @dataclass(frozen=True)
 class ExamplesPart:
-    """Examples by split, and lines on what is missing."""
+    """Examples by split, and lines about missing examples."""
 
     splits: tuple[SplitPart, ...]
     missing: tuple[str, ...]
 
 
 def curves_part(report: RunReport) -> PicturesPart:
-    """Return the learning curves of a run."""
+    """Return the section with the learning curves of a run."""
     known = curves.Curves.of(report)
     drawn = {
         "loss": curves.draw_loss(known),
@@ -94,31 +94,32 @@ def _missing_curves(report: RunReport, known: curves.Curves) -> Iterator[str]:
         return
     if not known.metric:
         name = report.main_metric or "The metric"
-        yield f"{name} was not taken during the training: training.evaluate=epoch does that."
+        yield f"{name} was not measured during training: training.evaluate=epoch does that."
     if report.live_components and not known.alive:
         yield f"All {report.live_components[-1]:,} components were alive after every step."
 
 
 def ranks_part(report: RunReport, ranks: RankMap, modules: Mapping[str, Module]) -> RanksPart:
-    """Return the rank map of a run; where ranks are all the same, also what its modules need.
+    """Return the section with the rank map; with equal ranks, also the map of `needed_part`.
 
     Args:
         ranks: components at the end and at the start.
-        modules: those of the adapter, as far as it can be read.
+        modules: of the adapter; empty if it cannot be read.
     """
     if not report.ranks:
         return RanksPart((), (_no_ranks(report),))
     maps, lines = [("components alive", rank_part(ranks))], []
+    # a method of fixed rank has a map of one colour: how much of each rank is used says more
     if len({cell.live for cell in ranks.cells.values()}) <= 1:
         rank = next(iter(ranks.cells.values())).live
-        lines.append(f"Every module has rank {rank}, so that the ranks alone show nothing.")
+        lines.append(f"Every module has rank {rank}, so the ranks alone show nothing.")
         if modules and rank:
             maps.append(("components that hold 99 % of ||dW||²", needed_part(ranks, modules)))
     return RanksPart(tuple(maps), tuple(lines))
 
 
 def rank_part(ranks: RankMap) -> RankTable:
-    """Return the map of components alive, with totals as "17/24" around it."""
+    """Return the map of live components, with totals such as "17/24" in a last row and column."""
     live = {place: float(cell.live) for place, cell in ranks.cells.items()}
     largest = max((cell.start for cell in ranks.cells.values()), default=1)
     table = heat_table(ranks, live, largest, summary(ranks))
@@ -132,7 +133,7 @@ def rank_part(ranks: RankMap) -> RankTable:
 
 
 def needed_part(ranks: RankMap, modules: Mapping[str, Module]) -> RankTable:
-    """Return the map of how many components hold 99 % of each module's ||dW||^2."""
+    """Return the map of the smallest number of components that hold 99 % of a module's ||dW||^2."""
     needed = rank_map({path: components_for(m.values, ENERGY) for path, m in modules.items()})
     live = {place: float(cell.live) for place, cell in needed.cells.items()}
     largest = max((cell.start for cell in ranks.cells.values()), default=1)
@@ -146,26 +147,26 @@ def _total(rank: Rank) -> MapCell:
 
 def _no_ranks(report: RunReport) -> str:
     if report.status != "completed" and not report.parameters.base:
-        return "The run ended before its layers were made."
+        return "The run ended before its adapter was created."
     method = report.recipe.get("method", {}).get("name", "the method")
     return f"{method} has no low-rank modules, so there are no ranks and no spectra."
 
 
 def modules_of(report: RunReport, run: Path) -> tuple[dict[str, Module], str]:
-    """Return the modules of the run's adapter, in the report's order; or why there are none."""
+    """Return the modules of the run's adapter in the report's order, or a line with the error."""
     folder = run / ADAPTER
     if not (folder / ADAPTER_CONFIG).is_file():
         return {}, f"There is no adapter in {folder}."
     try:
-        found = read_modules(folder)
+        modules = read_modules(folder)
     except SoraError as error:
         return {}, f"The adapter cannot be read: {error.what}."
-    order = dict.fromkeys([*(path for path in report.ranks if path in found), *found])
-    return {path: found[path] for path in order}, ""
+    order = dict.fromkeys([*(path for path in report.ranks if path in modules), *modules])
+    return {path: modules[path] for path in order}, ""
 
 
 def spectra_part(modules: Mapping[str, Module], why_not: str, run: Path) -> SpectraPart:
-    """Return the spectra of a run's adapter, and what cuts would leave of it."""
+    """Return the section with the spectra of a run's adapter and its possible cuts."""
     alone, together = (draw_modules(modules), draw_pooled(modules)) if modules else (None, None)
     if alone is None or together is None:
         return SpectraPart(missing=(why_not or "Every component of the adapter is zero.",))
@@ -176,16 +177,16 @@ def spectra_part(modules: Mapping[str, Module], why_not: str, run: Path) -> Spec
 def examples_part(
     report: RunReport, run: Path, records: Sequence[Record], most: int
 ) -> ExamplesPart:
-    """Return right and wrong examples by split.
+    """Return the section with right and wrong examples by split.
 
     Args:
-        records: of all splits; none where no predictions are stored.
-        most: examples of each kind.
+        records: of all splits; empty if no predictions are stored.
+        most: largest number of examples of each kind.
     """
     if not records:
         line = (
             f"No predictions are stored ({FILE_NAME} in the run's directory). To score the rows "
-            f"anew and show some: sora report {quote(str(run))} --examples 10"
+            f"again and show some: sora report {quote(str(run))} --examples 10"
         )
         return ExamplesPart((), (line,))
     by_split: dict[str, list[Record]] = {}
@@ -193,10 +194,10 @@ def examples_part(
         by_split.setdefault(record["split"], []).append(record)
     splits = []
     for split, rows in by_split.items():
-        said, kinds = choose(rows, most)
+        summary_line, kinds = choose(rows, most)
         doubt = disagreement(report, split, rows)
-        splits.append(SplitPart(split, said, doubt or "", tuple(kinds)))
+        splits.append(SplitPart(split, summary_line, doubt or "", tuple(kinds)))
     has_texts = any("input" in r or "source" in r or "question" in r or "tokens" in r
                     or "image" in r for r in records)  # fmt: skip
-    lines = () if has_texts else ("The predictions do not say what the rows are.",)
+    lines = () if has_texts else ("The predictions file has no texts of the rows.",)
     return ExamplesPart(tuple(splits), lines)

@@ -1,4 +1,4 @@
-"""The spectra of a run's adapter: each module's, all pooled, and what cuts would leave."""
+"""The spectra of a run's adapter: per module and pooled, with the sizes that cuts would leave."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from sora_cli.experiments.report.curves import SIZE
 _FLOOR = 1e-6
 """Smallest singular value that is drawn, relative to the largest."""
 _FEW = 1000
-"""Points up to which each has a marker."""
+"""Pictures with at most this many points have markers."""
 
 
 def cut_table(modules: Mapping[str, Module]) -> Table:
-    """Return what `sora prune` would leave of the adapter at some sizes, as `inspect` says it."""
+    """Return a table of cuts by `sora prune` and their results, as in `sora inspect`."""
     columns = [Column("cut to", ".0%"), Column("parameters", count), Column("components", count),
                Column("mean rank", ".2f"), Column("of ||dW||²", ".1%")]  # fmt: skip
     rows = [(cut.share, cut.parameters, cut.components, cut.components / len(modules), cut.energy)
@@ -47,7 +47,7 @@ def cut_commands(modules: Mapping[str, Module], run: Path) -> list[str]:
 
 
 def draw_modules(modules: Mapping[str, Module]) -> Any | None:
-    """Draw the singular values of each module, a colour for each kind; None if all are zero."""
+    """Draw the singular values of each module, coloured by kind; None if all are zero."""
     kinds: dict[str, list[Sequence[float]]] = {}
     for path, module in modules.items():
         if module.values and module.values[0] > 0:
@@ -64,6 +64,7 @@ def draw_modules(modules: Mapping[str, Module]) -> Any | None:
     names = dict(zip(kinds, shortest_names(list(kinds)), strict=True))
     for i, (kind, group) in enumerate(kinds.items()):
         for n, values in enumerate(group):
+            # NaN leaves a gap: values near 0 would stretch a logarithmic axis
             shown = [value if value > _FLOOR * largest else math.nan for value in values]
             axes.plot(range(1, len(shown) + 1), shown, color=colour(i), linewidth=0.9, alpha=0.8,
                       linestyle=("-", (0, (4, 1.5)), (0, (1, 1)))[i // len(COLOURS) % 3],
@@ -78,13 +79,14 @@ def draw_modules(modules: Mapping[str, Module]) -> Any | None:
 
 
 def pooled(modules: Mapping[str, Module]) -> tuple[list[float], list[float]]:
-    """Return all singular values in the order in which cuts take them.
+    """Return the singular values of all modules in the order of a cut, kept components first.
 
     Returns:
-        The share of the adapter's numbers that is reached with each; and each divided by the root
-        of the numbers that it costs, relative to the largest.
+        The share of the adapter's parameters up to and including each component; and for each the
+        singular value / sqrt(parameters of the component), relative to the largest.
     """
     stored = sum(m.stored * m.cost for m in modules.values())
+    # a cut keeps the components with the most squared norm per parameter: value^2 / cost
     worth = sorted(
         ((value / math.sqrt(m.cost), m.cost) for m in modules.values() for value in m.values),
         key=lambda pair: -pair[0],
@@ -98,7 +100,7 @@ def pooled(modules: Mapping[str, Module]) -> tuple[list[float], list[float]]:
 
 
 def draw_pooled(modules: Mapping[str, Module]) -> Any | None:
-    """Draw all singular values in the order of a cut, and where the cuts fall."""
+    """Draw the singular values in the order of a cut, with a line at each possible cut."""
     sizes, values = pooled(modules)
     if not values or not values[0]:
         return None
@@ -110,7 +112,7 @@ def draw_pooled(modules: Mapping[str, Module]) -> Any | None:
     axes.plot([100 * share for share in sizes], shown, color=colour(0), linewidth=1.6)
     _set_log_scale(axes)
     axes.set_xlim(0, 102)
-    middle = math.prod(axes.get_ylim()) ** 0.5
+    middle = math.prod(axes.get_ylim()) ** 0.5  # geometric mean: the middle of a logarithmic axis
     for cut in cuts(modules):
         reached = next((v for size, v in zip(sizes, values, strict=True) if size >= cut.share), 0)
         _mark(axes, cut, below=reached > middle)
@@ -119,7 +121,7 @@ def draw_pooled(modules: Mapping[str, Module]) -> Any | None:
 
 
 def _set_log_scale(axes: Any) -> None:
-    """Make the y axis logarithmic, with its few ticks written out."""
+    """Make the y axis logarithmic, with few ticks as plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes.set_yscale("log")
@@ -131,7 +133,11 @@ def _set_log_scale(axes: Any) -> None:
 
 
 def _mark(axes: Any, cut: SmallerCut, *, below: bool) -> None:
-    """Draw where a cut falls, with the share of ||dW||^2 that it keeps, away from the curve."""
+    """Draw a line at a cut, and beside the line the share of ||dW||^2 that the cut keeps.
+
+    Args:
+        below: write at the bottom, where the curve is above the middle.
+    """
     axes.axvline(100 * cut.share, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.annotate(f"{cut.share:.0%}: keeps {cut.energy:.1%}",
                   (100 * cut.share, 0.02 if below else 0.98),

@@ -1,4 +1,4 @@
-"""A path on a page: its stages as a table, their scores as curves, and what survives where."""
+"""A path on a page: table of its stages, curves of their scores, and survivors by place."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SIZE = 5.6, 4.0
 
 @dataclass(frozen=True)
 class PathPart:
-    """The parts of a page that only a path has."""
+    """The section of a page for the stages of a path."""
 
     tables: tuple[Table, ...]
     survivors: RankTable
@@ -30,20 +30,20 @@ class PathPart:
 
 
 def path_title(report: PathReport) -> str:
-    """Return the first line of the page."""
+    """Return the title of the page."""
     stages = f"{len(report.stages)} of {report.stage_count} stages"
     return f"{report.name}: a path over {report.vary}, {stages}"
 
 
 def path_headline(report: PathReport) -> list[Fact]:
-    """Return the facts of a path, as far as they are known."""
+    """Return the known facts of a path."""
     facts = []
     for place, stage in (("first stage", 0), ("last stage", -1)) if report.stages else ():
-        found = report.stages[stage]
+        result = report.stages[stage]
         split = report.generalisation
-        score = f"{report.main_metric} {number(report.score(found, split))} on {split}"
-        alive = f"{count(found.live)} of {count(found.total)} components"
-        facts.append(Fact(place, score, f"{alive}, {count(found.parameters)} parameters"))
+        score = f"{report.main_metric} {number(report.score(result, split))} on {split}"
+        alive = f"{count(result.live)} of {count(result.total)} components"
+        facts.append(Fact(place, score, f"{alive}, {count(result.parameters)} parameters"))
     model = report.recipe.get("model", {})
     rows = ", ".join(f"{name} {count(n)}" for name, n in report.rows.items())
     return [
@@ -58,7 +58,7 @@ def path_headline(report: PathReport) -> list[Fact]:
 
 
 def path_part(report: PathReport) -> PathPart:
-    """Return tables and survivors of a path with at least one finished stage."""
+    """Return the section of a path with at least one finished stage."""
     tables = [stage_table(report)]
     if report.controls is not None:
         tables.append(control_table(report))
@@ -75,7 +75,7 @@ def path_part(report: PathReport) -> PathPart:
 
 
 def draw_stages(report: PathReport) -> Any:
-    """Draw the scores of the stages, and of the controls, against what is left of the adapter."""
+    """Draw the scores of the stages and of the controls against the size of the adapter."""
     figure = new_figure(*_SIZE, solved=False)
     axes = figure.subplots()
     draw_curves(axes, report)
@@ -87,6 +87,6 @@ def draw_stages(report: PathReport) -> Any:
 
 
 def path_next(report: PathReport, run: Path) -> list[str]:
-    """Return the commands that a finished path can be used with."""
+    """Return commands to use a path."""
     last = [f"sora report {quote(str(run / report.stages[-1].directory))}"] if report.stages else []
     return [f"sora pick {quote(str(run))} --keep 0.99", *last]

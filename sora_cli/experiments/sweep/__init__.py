@@ -1,1 +1,1 @@
-"""`sora sweep`: many runs from one file, on one machine or a cluster."""
+"""`sora sweep`: runs that one file defines, on one machine or a Ray cluster."""

@@ -1,4 +1,4 @@
-"""Names of a sweep's runs: short, readable, unique, and unchanged by what is added later."""
+"""Names of a sweep's runs: short, readable, unique, and stable when values are added later."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 _LONGEST = 80
 _SEED = "training.seed"
 _BARE = ("recipe", "data.name", "data.path", "method.name", "model.path")
-"""Keys whose values say enough without the key."""
+"""Keys that names leave out: their values are clear without them."""
 
 
 def run_names(axes: Sequence[Axis], points: Sequence[tuple[int, ...]]) -> list[str]:
-    """Return one name per point: the values that differ, the seed last."""
+    """Return one name per point: its values along the axes, the seed last."""
     parts = [_axis_names(axis) for axis in axes]
     last = [axis.choices[0].keys() == {_SEED} for axis in axes]
     names = []
@@ -27,7 +27,10 @@ def run_names(axes: Sequence[Axis], points: Sequence[tuple[int, ...]]) -> list[s
 
 
 def _axis_names(axis: Axis) -> list[str]:
-    """Name each element: the case's name, or the fewest first keys that tell them apart."""
+    """Return a name for each element of an axis: the case, or the fewest keys that distinguish all.
+
+    Only the first keys are used, so that a key added at the end does not rename finished runs.
+    """
     if axis.cases:
         return [_slug(case) for case in axis.cases]
     keys = list(axis.choices[0])
@@ -44,16 +47,16 @@ def _part(key: str, value: Any) -> str:
     if key in _BARE:
         text = str(value)
         return _slug(PurePath(text).with_suffix("").name if key == "recipe" else text)
-    return f"{key.rpartition('.')[2]}-{_slug(_shown(value))}"
+    return f"{key.rpartition('.')[2]}-{_slug(_value_text(value))}"
 
 
-def _shown(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, Mapping):
-        return "-".join(f"{k}-{_shown(v)}" for k, v in value.items())
+        return "-".join(f"{k}-{_value_text(v)}" for k, v in value.items())
     if isinstance(value, list):
-        return "-".join(_shown(item) for item in value)
+        return "-".join(_value_text(item) for item in value)
     return str(value)
 
 
@@ -62,7 +65,7 @@ def _slug(text: str) -> str:
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """Add a number to names that occur twice."""
+    """Number repeated names: "x", "x-2", "x-3"."""
     seen: dict[str, int] = {}
     result = []
     for name in names:
@@ -73,12 +76,12 @@ def _distinct(names: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Axis:
-    """One list of a sweep: of a grid's key, of all paired keys, or of the cases.
+    """One axis of a sweep: a key of `grid`, all keys of `paired`, or the cases.
 
     Attributes:
         choices: keys and values of each element.
-        places: where each stands, as a path of keys in the sweep file.
-        cases: the elements' names, if they have any.
+        places: path of keys to each element in the sweep file.
+        cases: names of the elements; empty unless they are cases.
     """
 
     choices: tuple[Mapping[str, Any], ...]
@@ -87,6 +90,6 @@ class Axis:
 
     @property
     def name(self) -> str:
-        """The key of a grid, or the block that the list stands in: "paired" or "cases"."""
+        """The key of a grid's axis, otherwise the block: "paired" or "cases"."""
         block = self.places[0][0]
         return self.places[0][1] if block == "grid" else block

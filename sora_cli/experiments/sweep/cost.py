@@ -1,4 +1,4 @@
-"""The time a run is expected to take, from finished or short runs of its kind. No torch here."""
+"""Estimates of a run's time, from finished or short runs of the same kind. No torch here."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ _KIND = (
     ("training", "batch_size"),
     ("training", "precision"),
 )
-"""The keys that two runs share if their steps take about as long."""
+"""Keys that decide the time of a step; runs with equal values are of one kind."""
 Kind = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one run's parts.
+    """Seconds of the parts of a run.
 
     Attributes:
-        fixed: all but training.
-        step: of one optimiser step.
-        evaluation: of one evaluation while training.
-        rows: training rows, which the number of steps follows from.
+        fixed: everything except training.
+        step: one optimiser step.
+        evaluation: one evaluation during training.
+        rows: number of training rows; it decides the number of steps.
     """
 
     fixed: float
@@ -52,8 +52,8 @@ class Cost:
 
     @classmethod
     def of(cls, report: RunReport) -> Cost | None:
-        """Read the cost from a report; None if the run ended before its training did."""
-        before = report.steps_before
+        """Return the cost from a report; None if the run did not finish its training."""
+        before = report.steps_before  # not in `seconds`, which begin with the run's last process
         steps = (report.steps or 0) - before
         counts = report.data.encoded or report.data.rows
         rows = counts.get("train")
@@ -66,24 +66,24 @@ class Cost:
         return cls(sum(seconds.values()), train / steps, once, int(rows))
 
     def of_run(self, recipe: Recipe) -> float:
-        """Return the seconds for a run of that recipe."""
+        """Return the seconds for a run of a recipe; steps before its start checkpoint are free."""
         block, start = recipe.training, recipe.start
         moment = None if start is None else start.step
         shared = 0 if moment is None else steps_of(moment, block.total_steps(self.rows))
         return self.fixed + self._training(block) - self._training(block, shared)
 
     def of_path(self, loaded: LoadedRecipe) -> float:
-        """Return the seconds for a path; every stage is scored once, too."""
+        """Return the seconds for a path; scoring a stage costs two evaluations."""
         stages = [plan.recipe.training for plan in plan_stages(loaded)]
         return self.fixed + sum(self._training(block) + 2 * self.evaluation for block in stages)
 
     def of_auto(self, loaded: LoadedRecipe) -> float:
-        """Return the seconds for a search of a size: the run, and the share it may take more."""
+        """Return the seconds for `sora auto`: one run, plus the share that `auto.cost` allows."""
         block = loaded.recipe.auto
         return self.of_run(loaded.recipe) * (1 + (0.0 if block is None else block.cost))
 
     def _training(self, block: TrainingBlock, steps: int | None = None) -> float:
-        """Return the seconds of so many steps; None: of all."""
+        """Return the seconds of a number of steps, with their evaluations; None means all steps."""
         steps = block.total_steps(self.rows) if steps is None else steps
         per_epoch = block.steps_per_epoch(self.rows)
         every = {"epoch": per_epoch, "no": steps + 1}.get(str(block.evaluate), block.evaluate)
@@ -91,7 +91,7 @@ class Cost:
 
 
 class Costs:
-    """Costs by kind of run: the median of those that are known."""
+    """Costs by kind of run: the median over known runs."""
 
     def __init__(self, reports: Iterable[RunReport]) -> None:
         self._known: dict[Kind, list[Cost]] = {}
@@ -100,22 +100,26 @@ class Costs:
 
     @classmethod
     def under(cls, directory: Path) -> Costs:
-        """Collect the costs of all runs below a directory."""
+        """Collect the costs from the reports of all runs below a directory."""
         files = report_files(directory) if directory.is_dir() else []
         reports = (read_report(file.parent) for file in files)
         return cls(report for report in reports if report is not None)
 
     def add(self, report: RunReport) -> None:
-        """Add one run."""
+        """Add the cost of one run; unfinished runs have no cost and are ignored."""
         cost = Cost.of(report)
         if cost is not None:
             self._known.setdefault(kind_of(report.recipe), []).append(cost)
 
     def find(self, recipe: Mapping[str, Any]) -> Cost | None:
-        """Return the cost of a recipe's kind, else that of the same with any method; or None."""
+        """Return the cost for a recipe: of its kind, otherwise of the same kind with any method.
+
+        Returns:
+            The median of each part; None if no such run is known.
+        """
         kind = kind_of(recipe)
         costs = self._known.get(kind) or [
-            cost for known, found in self._known.items() if known[1:] == kind[1:] for cost in found
+            cost for known, same in self._known.items() if known[1:] == kind[1:] for cost in same
         ]
         if not costs:
             return None
@@ -128,7 +132,7 @@ class Costs:
 
 
 def kind_of(recipe: Mapping[str, Any]) -> Kind:
-    """Return what the time of a recipe's steps depends on most."""
+    """Return the settings of a recipe that decide the time of a step."""
     return tuple(recipe.get(block, {}).get(key) for block, key in _KIND)
 
 
@@ -145,7 +149,7 @@ _SHORT = {
 def measure(
     runs: Mapping[Kind, PlannedRun], costs: Costs, *, threads: int, code: Sequence[Path]
 ) -> None:
-    """Add the costs of kinds of runs, each measured in a short run, one after the other.
+    """Measure the cost of each kind in a run of a few steps, and add it to the known costs.
 
     Args:
         code: plug-in files for each run.
@@ -155,7 +159,8 @@ def measure(
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder, "run")
             short = [word(key, value) for key, value in _SHORT.items()]
-            own = [w for w in run.words if not w.startswith("start.")]  # it has not run yet
+            # the run to start from may not have run yet
+            own = [w for w in run.words if not w.startswith("start.")]
             words = [*own, *short, word("output.dir", str(directory))]
             arguments = ("train", run.recipe, *words, *code_options(code))
             _wait(Job(run.name, arguments, Path(folder, "log"), threads))
@@ -168,13 +173,13 @@ def measure(
 
 
 def missing_kinds(runs: tuple[PlannedRun, ...], costs: Costs) -> dict[Kind, PlannedRun]:
-    """Return the first run of every kind that nothing is known of."""
-    found: dict[Kind, PlannedRun] = {}
+    """Return the first run of each kind without a known cost."""
+    missing: dict[Kind, PlannedRun] = {}
     for run in runs:
         recipe = run.loaded.resolved()
         if costs.find(recipe) is None:
-            found.setdefault(kind_of(recipe), run)
-    return found
+            missing.setdefault(kind_of(recipe), run)
+    return missing
 
 
 def _wait(job: Job) -> None:

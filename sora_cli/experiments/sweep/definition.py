@@ -1,4 +1,6 @@
-"""The sweep file: the runs an experiment consists of. Strict, as recipes are; no torch here.
+"""The sweep file: it defines the runs of an experiment. No torch, no Optuna here.
+
+Unknown keys are errors, as in recipes. An example:
 
 recipe: ../rte.yaml
 set: {training.epochs: 3}
@@ -8,7 +10,7 @@ cases:
   sora: {method.name: sora}
   adalora: {method.name: adalora, method.target_r: {of: sora, take: mean_rank}}
 
-The sweep file's `search` block: what Optuna may choose, and what for. No Optuna here.
+Instead of grid, paired and cases, a `search` block lets Optuna choose values.
 """
 
 from __future__ import annotations
@@ -28,16 +30,16 @@ from sora_cli.recipe.yaml_lines import Tree, parse_file
 
 Values = Annotated[list[Any], Field(min_length=1)]
 RECIPE = "recipe"
-"""A key of grid, paired and cases that is no recipe's key: the base recipe itself."""
+"""Special key in grid, paired and cases: the base recipe itself, not a key of a recipe."""
 
 
 class Reference(Block):
-    """A value that comes from another run: that of a case, with all else being equal."""
+    """A value taken from the run of another case with otherwise equal values."""
 
-    of: str = Field(description="the case")
+    of: str = Field(description="name of the other case")
     take: Literal["mean_rank", "components", "parameters"] = Field(
-        description="of the finished run: components alive per module, components alive, or "
-        "parameters of what is left"
+        description="value of the finished run: mean number of live components per module, live "
+        "components in all, or parameters left in the adapter"
     )
 
 
@@ -48,31 +50,39 @@ class SweepFile(Block):
         "", description="base recipe: a file, relative to this one, or a packaged recipe's name"
     )
     kind: Literal["train", "path", "auto"] = Field(
-        "train", description="what each run is: sora ..."
+        "train", description="command of each run: sora train, sora path or sora auto"
     )
     set: dict[str, Any] = Field({}, description="recipe keys and their values, for all runs")
-    grid: dict[str, Values] = Field({}, description="every combination of these values")
-    paired: dict[str, Values] = Field({}, description="lists walked together: first, second, ...")
+    grid: dict[str, Values] = Field(
+        {}, description="recipe key -> list of values; every combination is a run"
+    )
+    paired: dict[str, Values] = Field(
+        {},
+        description="recipe key -> list of values, all lists of one length; the first values "
+        "belong together, the second values, ...",
+    )
     cases: dict[str, dict[str, Any]] = Field(
         {},
-        description="named sets of keys, one run of each; the name becomes output.label; "
-        "`from` names the case whose run it begins with",
+        description="name -> recipe keys and values, one run each; the name becomes output.label; "
+        "`from: CASE` starts from the run of another case",
     )
-    search: SearchBlock | None = Field(None, description="values chosen by Optuna instead")
+    search: SearchBlock | None = Field(
+        None, description="let Optuna choose values, instead of grid, paired and cases"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> SweepFile:
         if self.search and (self.grid or self.paired or self.cases):
-            raise ValueError("search does not go with grid, paired or cases")
+            raise ValueError("search cannot be combined with grid, paired or cases")
         if self.search and self.kind != "train":
-            raise ValueError("search is for kind: train")
+            raise ValueError("search needs kind: train")
         lengths = {key: len(values) for key, values in self.paired.items()}
         if len(set(lengths.values())) > 1:
-            found = ", ".join(f"{key} has {n}" for key, n in lengths.items())
-            raise ValueError(f"lists in paired must be of one length: {found}")
+            sizes = ", ".join(f"{key} has {n}" for key, n in lengths.items())
+            raise ValueError(f"lists in paired must have the same length: {sizes}")
         self._no_key_twice()
         if not self.recipe and not any(RECIPE in keys for keys in self._varied()):
-            raise ValueError("no recipe is named: recipe: FILE")
+            raise ValueError("no recipe is named; add a line: recipe: FILE")
         return self
 
     def _varied(self) -> list[dict[str, Any]]:
@@ -91,11 +101,10 @@ class SweepFile(Block):
 
 @dataclass(frozen=True)
 class LoadedSweep:
-    """A valid sweep file, and where its keys are in it.
+    """A valid sweep file with the line numbers of its keys.
 
     Attributes:
-        path: the file.
-        sweep: what it says.
+        sweep: the checked content.
         tree: plain values with their lines.
     """
 
@@ -105,20 +114,16 @@ class LoadedSweep:
 
     @property
     def name(self) -> str:
-        """The sweep's name: the file's, without its suffix."""
+        """The file's name without its suffix."""
         return self.path.stem
 
     def place(self, *key: str) -> str:
-        """Return the file and line of a key, else of the block around it."""
+        """Return the file and line of a key; for a missing key, of the block around the key."""
         return _place(self.tree, shown_path(self.path), key)
 
 
 def load_sweep(path: Path) -> LoadedSweep:
-    """Read and check a sweep file, or a packaged one by its name.
-
-    Raises:
-        SoraError: it is missing or unreadable, no YAML, or has a key or value that is not allowed.
-    """
+    """Read and check a sweep file, given by its path or by the name of a packaged sweep."""
     path = find_sweep(path)
     file = shown_path(path)
     try:
@@ -144,7 +149,7 @@ def _sweep_error(error: ValidationError, tree: Tree, file: str) -> SoraError:
     if len(key) == 1:
         hint = did_you_mean(key[0], SweepFile.model_fields)
         if "." in key[0]:
-            hint = f"recipe keys stand in set, grid, paired or cases: set: {{{key[0]}: ...}}"
+            hint = f"put recipe keys into set, grid, paired or cases: set: {{{key[0]}: ...}}"
         return SoraError(f"unknown key '{key[0]}' in a sweep file", where=where, hint=hint)
     known = did_you_mean(key[-1], SearchBlock.model_fields) if key[:-1] == ("search",) else None
     return SoraError(f"unknown key '{key[-1]}' in {'.'.join(key[:-1])}", where=where, hint=known)
@@ -162,21 +167,23 @@ Objective = Literal["metric", "parameters"]
 
 
 class Range(Block):
-    """Numbers between two bounds, or one of some values."""
+    """The values of a searched key: a range of numbers, or a list of choices."""
 
-    low: int | float | None = Field(None, description="smallest; whole if high is, too")
-    high: int | float | None = Field(None, description="largest")
-    log: bool = Field(False, description="equal ratios are equally likely, not differences")
+    low: int | float | None = Field(
+        None, description="smallest value; if low, high and step are whole, so are all values"
+    )
+    high: int | float | None = Field(None, description="largest value")
+    log: bool = Field(False, description="draw on a logarithmic scale, as for learning rates")
     step: int | float | None = Field(
         None, gt=0, description="distance between values; not with log"
     )
     choices: Annotated[list[Choice], Field(min_length=2)] | None = Field(
-        None, description="the values themselves"
+        None, description="list of values, instead of low and high"
     )
 
     @property
     def whole(self) -> bool:
-        """True if only whole numbers are meant."""
+        """True if all values are whole numbers."""
         return all(isinstance(n, int) for n in (self.low, self.high, self.step or 1))
 
     @model_validator(mode="after")
@@ -200,22 +207,24 @@ class Range(Block):
 
 
 class SearchBlock(Block):
-    """A search: the runs are trials, each with values that Optuna chooses."""
+    """A search: each run is a trial with values that Optuna chooses."""
 
     space: Annotated[dict[str, Range], Field(min_length=1)] = Field(
         description="recipe key -> {low, high, log, step} or {choices}"
     )
     objectives: Annotated[list[Objective], Field(min_length=1, max_length=2)] = Field(
         ["metric"],
-        description="metric: the best that the rows for selection gave; parameters: of what is "
-        "left (fewer is better). Both: the Pareto front of the two",
+        description="metric: score of the kept weights on the selection rows; parameters: "
+        "parameters left in the adapter (fewer is better). With both: the Pareto front",
     )
-    trials: Count = Field(20, description="runs, pruned ones included")
-    seed: Seed = Field(0, description="of the sampler")
+    trials: Count = Field(20, description="number of runs, including pruned runs")
+    seed: Seed = Field(0, description="seed of Optuna's sampler")
     pruning: bool = Field(
-        False, description="stop trials whose evaluations fall behind the median of the others"
+        False, description="stop a trial if its evaluations fall behind the median of the others"
     )
-    startup_trials: Count = Field(5, description="trials drawn at random first; none is pruned")
+    startup_trials: Count = Field(
+        5, description="number of first trials with random values; these are not pruned"
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> SearchBlock:
@@ -224,5 +233,5 @@ class SearchBlock(Block):
         if self.pruning and len(self.objectives) > 1:
             raise ValueError("pruning needs a single objective; there are two")
         if self.pruning and self.objectives == ["parameters"]:
-            raise ValueError("pruning goes by the metric; the objective is parameters")
+            raise ValueError("pruning compares the metric, but the objective is parameters")
         return self

@@ -1,4 +1,4 @@
-"""A sweep's progress on stderr: a live table on a terminal, else a line per start and end."""
+"""A sweep's progress on stderr: a live table on a terminal, otherwise lines at starts and ends."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from sora_cli.experiments.sweep.record import OVER, RunRecord
 if TYPE_CHECKING:
     from rich.console import Group
 
-_BAR = re.compile(r"training: +\d+%[^\r\n]*?(\d+)/(\d+) ")  # drawn, or in a line
+_BAR = re.compile(r"training: +\d+%[^\r\n]*?(\d+)/(\d+) ")  # with or without a drawn bar
 _REFRESH = 1.0
 _TAIL = 2000
 _LINES = 12
-"""Running runs shown at most."""
+"""Largest number of running runs in the table."""
 
 
 @final
 class Display:
-    """The view of a sweep that a person watches.
+    """The progress display of a sweep.
 
     Args:
-        records: of all runs, by name, as they change.
-        log_of: the file with a run's output.
-        total: runs in all; None: as many as there are records.
+        records: records of the runs by name; the display reads their current state.
+        log_of: gives the log file of a run.
+        total: number of runs; None means the number of records.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Display:
         total: int | None = None,
     ) -> None:
         self._records, self._log_of, self._total = records, log_of, total
-        self._began = self._shown = time.monotonic()
+        self._began = self._drawn = time.monotonic()
         self._starts: dict[str, float] = {}
         self._live: Any = None
 
@@ -57,7 +57,7 @@ class Display:
             self._live.__exit__(*error)
 
     def tell(self, record: RunRecord) -> None:
-        """Say a run's start or end, in a line."""
+        """Print a line about the start or the end of a run."""
         if record.state == "running":
             self._starts[record.name] = time.monotonic()
             again = f" (start {record.attempts})" if record.attempts > 1 else ""
@@ -78,9 +78,9 @@ class Display:
                 self._live.console.print(printable(line), highlight=False, markup=False)
 
     def show(self) -> None:
-        """Draw the table again, if it is time."""
-        if self._live is not None and time.monotonic() - self._shown >= _REFRESH:
-            self._shown = time.monotonic()
+        """Redraw the table, at most once per second."""
+        if self._live is not None and time.monotonic() - self._drawn >= _REFRESH:
+            self._drawn = time.monotonic()
             self._live.update(self._table(), refresh=True)
 
     def _context(self) -> AbstractContextManager[Any]:
@@ -133,7 +133,10 @@ class Display:
         )
 
     def _left(self) -> float | None:
-        """Return the seconds left, if the other runs take as long as those that ended here."""
+        """Estimate the seconds left from the rate at which runs have finished in this call.
+
+        The rate includes the number of runs side by side: elapsed time / finished runs.
+        """
         ended = [r for r in self._records.values() if r.state == "finished" and not r.before]
         left = sum(r.state in ("waiting", "running") for r in self._records.values())
         spent = time.monotonic() - self._began
@@ -141,6 +144,9 @@ class Display:
 
 
 def steps_of(log: Path) -> tuple[int, int]:
-    """Return steps taken and in all, from the bar in a run's output; 0, 0 before it begins."""
-    found = _BAR.findall(last_output(log, _TAIL))
-    return (int(found[-1][0]), int(found[-1][1])) if found else (0, 0)
+    """Return the steps taken and the total steps, from the progress bar in a run's log.
+
+    Both are 0 before training begins.
+    """
+    matches = _BAR.findall(last_output(log, _TAIL))
+    return (int(matches[-1][0]), int(matches[-1][1])) if matches else (0, 0)

@@ -1,6 +1,6 @@
-"""The contract of engines, which carry a sweep's runs out, and the engine of local processes.
+"""The contract of engines, which execute the runs of a sweep, and the engine of local processes.
 
-Every run is a process of its own, started with the command that a person would type.
+Each run is a separate process, started with the same command that a user would type.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from pathlib import Path
 from typing import IO, final
 
 _GRACE = 120.0
-"""Seconds a run has for its step and its checkpoint when it is told to stop."""
+"""Seconds for a run to finish its step and write a checkpoint after a request to stop."""
 _HEAD = "\n$ sora "
-"""Before each process's arguments and output in a log."""
+"""Marks the start of each process in a log; its arguments follow."""
 LOST = -signal.SIGKILL
-"""Exit code of a run whose machine was lost."""
+"""Exit code of a run on a machine that was lost, as if it had been killed: it is started again."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One process to start.
+    """The process of a run, to be started by an engine.
 
     Attributes:
-        name: the run's.
-        arguments: of the program, after `sora`.
-        log: where its output goes, added to what is there.
-        cpus: threads it may use.
-        gpus: of its own; 0: it sees none. None: whatever the machine shows.
+        name: of the run.
+        arguments: of the command, after `sora`.
+        log: file that the output is appended to.
+        cpus: number of threads.
+        gpus: number of GPUs to reserve for this process; None means one, if there are any.
     """
 
     name: str
@@ -45,19 +45,21 @@ class Job:
     gpus: float | None = None
 
     def environment(self) -> dict[str, str]:
-        """Return variables for its process that replace those of this one."""
+        """Return environment variables to set in the process."""
+        # runs side by side would each start a thread per processor; a bar drawn every 2 s keeps
+        # logs small
         threads = str(self.cpus)
         chosen = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TQDM_MININTERVAL": "2"}
         return chosen | {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
 
 
 def code_options(code: Sequence[Path]) -> list[str]:
-    """Return the options that hand plug-in files to a run."""
+    """Return the command-line options that pass plug-in files to a run."""
     return [word for path in code for word in ("--code", str(path))]
 
 
 class Engine(ABC):
-    """Starts jobs and reports which have ended."""
+    """Starts jobs and reports their exit codes."""
 
     @property
     @abstractmethod
@@ -66,7 +68,7 @@ class Engine(ABC):
 
     @abstractmethod
     def has_room(self) -> bool:
-        """Return whether another job may be started now."""
+        """Return True if another job may be started now."""
 
     @abstractmethod
     def start(self, job: Job) -> None:
@@ -74,15 +76,15 @@ class Engine(ABC):
 
     @abstractmethod
     def poll(self) -> list[tuple[str, int]]:
-        """Return jobs that ended since the last call, with exit codes; a signal's is below 0."""
+        """Return the jobs that ended since the last call, with exit codes; negative: a signal."""
 
     @abstractmethod
     def stop(self, name: str) -> None:
-        """Ask a job to end: it writes a checkpoint first, and `poll` reports it later."""
+        """Ask a job to end: it writes a checkpoint first, and `poll` reports its end later."""
 
     @abstractmethod
     def close(self) -> None:
-        """Ask all jobs to end, and wait for them."""
+        """Ask all jobs to end, and wait until all have ended."""
 
 
 @final
@@ -90,8 +92,8 @@ class LocalEngine(Engine):
     """Processes on this machine.
 
     Args:
-        slots: jobs at work at the same time.
-        gpus: numbers of the GPUs that are dealt out, one per job; without any, jobs see none.
+        slots: largest number of jobs at the same time.
+        gpus: numbers of the GPUs to assign, one per job, however many or few a job asks for.
     """
 
     def __init__(self, slots: int, gpus: tuple[str, ...] = ()) -> None:
@@ -106,11 +108,11 @@ class LocalEngine(Engine):
         return list(self._processes)
 
     def has_room(self) -> bool:
-        """Return whether fewer jobs than allowed are running."""
+        """Return True if fewer jobs than allowed are running."""
         return len(self._processes) < self.slots
 
     def start(self, job: Job) -> None:
-        """Start the job's process."""
+        """Start the job's process, with a GPU of its own if there are GPUs."""
         variables = {**os.environ, **job.environment()}
         if self._gpus and job.gpus != 0:
             self._held[job.name] = self._gpus.pop(0)
@@ -140,7 +142,7 @@ class LocalEngine(Engine):
 
 
 def start_process(job: Job, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start the job's process in a group of its own: Ctrl-C reaches the sweep alone."""
+    """Start the job's process in a new session, so that Ctrl-C reaches only the sweep."""
     command = [sys.executable, "-m", "sora_cli", *job.arguments]
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("ab") as log:
@@ -157,11 +159,11 @@ def start_process(job: Job, variables: Mapping[str, str]) -> subprocess.Popen[by
 
 
 def end_processes(processes: Mapping[str, subprocess.Popen[bytes]]) -> None:
-    """Ask processes to end, and kill those that take too long."""
+    """Ask processes to end, and kill them after a time limit."""
     for process in processes.values():
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
-    end = time.monotonic() + _GRACE
+    end = time.monotonic() + _GRACE  # one limit for all: they end side by side
     for process in processes.values():
         try:
             process.wait(timeout=max(end - time.monotonic(), 0.1))
@@ -171,7 +173,7 @@ def end_processes(processes: Mapping[str, subprocess.Popen[bytes]]) -> None:
 
 
 def last_output(log: Path, limit: int) -> str:
-    """Return the end of what a job's last process has said; "" if nothing yet."""
+    """Return the last characters of the output of a job's newest process; "" without output."""
     try:
         with log.open("rb") as file:
             file.seek(max(log.stat().st_size - limit, 0))
@@ -187,8 +189,11 @@ def _head(log: IO[bytes], arguments: tuple[str, ...]) -> None:
 
 
 def _end_with_parent() -> None:
-    """Have a killed sweep take its runs with it: they would keep their directories locked."""
+    """Let the kernel send SIGTERM to a run when its sweep dies.
+
+    A run that outlived a killed sweep would keep its directory locked.
+    """
     import ctypes
 
-    set_signal_of_parents_death = 1
+    set_signal_of_parents_death = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>; Python has no binding
     ctypes.CDLL(None).prctl(set_signal_of_parents_death, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The choice of the engine that carries a sweep out, and the division of its machine."""
+"""The choice of a sweep's engine, and the division of the machine among its runs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,16 @@ from sora_cli.experiments.sweep.engine import Engine, LocalEngine
 
 ENGINES = ("local", "ray")
 _MOST_ON_CPU = 4
-"""Runs side by side on a CPU, unless more are asked for: each needs memory of its own."""
+"""Default limit of runs side by side on a CPU: each needs its own memory."""
 
 
 def choose_engine(
     name: str, *, runs: int, jobs: int | None, threads: int | None, address: str | None
 ) -> tuple[Engine, int]:
-    """Return the engine, and the threads of a run whose recipe asks for no number.
+    """Return the engine, and the default number of threads per run.
 
-    On this machine: one run per GPU, or without any as many as there are processors, 4 at most;
-    the processors are divided among them.
-
-    Raises:
-        SoraError: there is no such engine, or it is not installed.
+    On this machine, one run at a time gets each GPU. Without GPUs there are as many runs at a time
+    as processors, at most 4. The processors are divided among the runs.
     """
     if name not in ENGINES:
         raise SoraError(f"no engine '{name}'", hint=did_you_mean(name, ENGINES))
@@ -39,7 +36,7 @@ def choose_engine(
 
 
 def divide(runs: int, jobs: int | None, threads: int | None) -> tuple[int, int]:
-    """Return the runs side by side on this machine and the threads of each, if not given."""
+    """Return the number of runs side by side on this machine, and the threads of each."""
     cpus = available_cpus()
     slots = jobs or len(visible_gpus()) or min(cpus // (threads or 1), _MOST_ON_CPU)
     slots = max(min(slots, runs), 1)
@@ -48,13 +45,14 @@ def divide(runs: int, jobs: int | None, threads: int | None) -> tuple[int, int]:
 
 def available_cpus() -> int:
     """Return the number of processors that this process may use."""
+    # a container or job scheduler may allow fewer processors than the machine has
     if os.name == "posix" and os.uname().sysname == "Linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """Return the GPUs that runs may use, from the environment or else the driver's tool."""
+    """Return the GPUs that runs may use: from CUDA_VISIBLE_DEVICES, otherwise from nvidia-smi."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return tuple(part.strip() for part in chosen.split(",") if part.strip() not in ("", "-1"))

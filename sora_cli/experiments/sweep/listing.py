@@ -1,4 +1,4 @@
-"""`sora sweep --dry-run`: the runs, their state, and the time they are expected to take."""
+"""`sora sweep --dry-run`: the runs, their state, and their expected time."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def list_runs(
     threads: int | None,
     code: Sequence[Path] = (),
 ) -> None:
-    """Print a line per run, and the time that is left in all.
+    """Print a line per run, and the total time left.
 
     Args:
-        measured: take a few steps of each kind of run that nothing is known of.
+        measured: first measure each kind of run without a known cost in a few steps.
         jobs, threads, code: as for the sweep itself.
     """
     search = plan.sweep.sweep.search
@@ -45,7 +45,7 @@ def list_runs(
 
 
 def _emit_runs(plan: SweepPlan, costs: Costs) -> dict[str, float | None]:
-    """Print the table; return the seconds of the runs that are left."""
+    """Print the table; return the expected seconds of each unfinished run (None: not known)."""
     left: dict[str, float | None] = {}
     rows = []
     records = PlanSource(plan).records
@@ -82,13 +82,13 @@ def _emit_total(left: dict[str, float | None], slots: int, plan: SweepPlan) -> N
         emit("all runs are finished")
     elif len(known) < len(left):
         unknown = len(left) - len(known)
-        emit(f"{len(left)} runs left, {slots} at a time; nothing is known of {unknown}")
-        say("--measure takes a few steps of each kind of run to find out")
+        emit(f"{len(left)} runs left, {slots} at a time; the time of {unknown} is not known")
+        say("--measure estimates it from a few steps of each kind of run")
     else:
         total = sum(known)
-        whole = max(total / slots, max(known))
+        whole = max(total / slots, max(known))  # not faster than the longest run
         emit(
-            f"{len(left)} runs left, {duration(total)} of runs; about {duration(whole)} "
-            f"with {slots} at a time"
+            f"{len(left)} runs left: {duration(total)} one after the other; "
+            f"about {duration(whole)} with {slots} at a time"
         )
     emit(f"directory: {printable(plan.directory)}")

@@ -1,4 +1,4 @@
-"""The loop of a sweep: it starts runs, sees which ended, and starts lost ones again."""
+"""The loop of a sweep: start runs, notice their ends, restart killed runs."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from sora_cli.experiments.sweep.source import Ready, Source
 from sora_cli.report import now
 
 _PAUSE = 0.25
-"""Seconds between two looks at the engine."""
+"""Seconds between two polls of the engine."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The way in which runs are carried out.
+    """Settings for all runs of a sweep.
 
     Attributes:
         kind: train, path or auto.
-        threads: of a run whose recipe asks for no number.
-        retries: times a run is started again that was killed or lost.
+        threads: for runs with a recipe that sets no number of CPUs.
+        retries: number of restarts of a run that was killed or lost.
         code: plug-in files for each run.
-        verify: whether each run checks its files.
+        verify: True if each run verifies its files.
     """
 
     kind: str
@@ -43,13 +43,13 @@ class Settings:
 @final
 @dataclass
 class Loop:
-    """Carries a source's runs out on an engine.
+    """Executes the runs of a source on an engine.
 
     Args:
-        directory: the sweep's.
-        record: what is saved there after every change.
+        directory: of the sweep.
+        record: saved in the directory after every change.
         tell: called with a run's record at its start and end.
-        show: called at every look at the engine.
+        show: called after every poll of the engine.
     """
 
     source: Source
@@ -64,7 +64,7 @@ class Loop:
     _stopped: set[str] = field(default_factory=set)
 
     def run(self) -> None:
-        """Carry out all runs; at its end no process is left and the record is up to date."""
+        """Execute all runs; on return or exception, all processes have ended and are recorded."""
         try:
             while self._step():
                 time.sleep(_PAUSE)
@@ -78,7 +78,10 @@ class Loop:
             self._save()
 
     def _step(self) -> bool:
-        """Do one round; return False when there is nothing left to do."""
+        """Poll the engine, start and stop runs; return False when all runs are over.
+
+        Ends come first: a finished run frees its place and its values for the next one.
+        """
         for name, code in self.engine.poll():
             self._end(name, code)
         while self.engine.has_room() and (ready := self.source.next()) is not None:
@@ -104,7 +107,7 @@ class Loop:
         self._save()
 
     def log_of(self, name: str) -> Path:
-        """Return the file that a run's output goes to."""
+        """Return the log file of a run."""
         return self.directory / "logs" / f"{name}.log"
 
     def _arguments(self, ready: Ready) -> tuple[str, ...]:
@@ -129,7 +132,7 @@ class Loop:
         self._save()
 
     def _state(self, name: str, code: int) -> State:
-        """Return what an exit code means; "waiting": once more, from its checkpoint."""
+        """Return the state for an exit code; "waiting" restarts the run from its checkpoint."""
         if name in self._stopped:
             return "finished" if code in FINISHED else "pruned"
         if code in FINISHED:

@@ -1,11 +1,11 @@
-"""The needs of a run in a sweep: values of other runs, or the one it begins with. No torch here.
+"""Dependencies between a sweep's runs: values taken from a run, and runs to start from.
 
 cases:
   lora: {method.name: lora, training.keep_checkpoints: [0.8]}
   cut: {from: lora, start.mean_rank: 1.2, training.max_steps: 0}
   healed: {from: {case: lora, step: 0.8}, method.name: cut, method.target_r: 1.2}
 
-A case with `from` has the keys of the one it begins with, and its own on top of them.
+A case with `from` inherits the keys of that case, and its own keys replace them. No torch here.
 """
 
 from __future__ import annotations
@@ -28,34 +28,30 @@ from sora_cli.recipe.types import Block, Moment
 from sora_cli.train.checkpoint.fork import check_recipe
 
 FROM = "from"
-"""The one key of cases that is no recipe's key, besides the base recipe."""
+"""Special key of cases; besides `recipe` the only one that is not a key of a recipe."""
 _METHOD = "method"
 _START = "start"
 _OUTPUT = "output"
 
 
 class Begin(Block):
-    """The run that a case begins with: that of another case, with all else being equal."""
+    """The start of a case: the run of another case with otherwise equal values."""
 
-    case: str = Field(description="the case")
+    case: str = Field(description="name of the other case")
     step: Moment | None = Field(
         None,
-        description="the checkpoint to go on from: steps, or below 1 a share of that run; unset: "
-        "its finished adapter",
+        description="checkpoint to continue from: a number of steps, or below 1 a share of that "
+        "run. Default: its finished adapter",
     )
 
     @property
     def key(self) -> str:
-        """The recipe's key for the other run's directory."""
+        """The recipe's key for the directory of the other run."""
         return f"{_START}.adapter" if self.step is None else f"{_START}.checkpoint"
 
 
 def begin_of(sweep: LoadedSweep, case: str) -> Begin | None:
-    """Return what a case begins with; None if it has no `from`.
-
-    Raises:
-        SoraError: it is no name of another case, or has keys that are not allowed.
-    """
+    """Read and check the `from` of a case; None if the case has none."""
     given, where = sweep.sweep.cases[case].get(FROM), sweep.place("cases", case, FROM)
     if given is None:
         return None
@@ -71,28 +67,24 @@ def begin_of(sweep: LoadedSweep, case: str) -> Begin | None:
     others = [name for name in sweep.sweep.cases if name != case]
     if begin.case not in others:
         raise SoraError(
-            f"case {case}: there is no other case '{begin.case}' to begin with",
+            f"case {case}: there is no other case '{begin.case}' to start from",
             where=where,
             hint=did_you_mean(begin.case, others) if others else None,
         )
     if sweep.sweep.kind != "train":
-        raise SoraError(f"case {case}: from is for kind: train", where=where)
+        raise SoraError(f"case {case}: from needs kind: train", where=where)
     return begin
 
 
 def whole_cases(sweep: LoadedSweep) -> dict[str, dict[str, Any]]:
-    """Return all keys of every case, those of the case it begins with among them.
-
-    Raises:
-        SoraError: see `begin_of`; cases that begin with each other.
-    """
+    """Return all keys of each case, including inherited keys; an error if cases form a cycle."""
     return {case: _whole(sweep, case, ()) for case in sweep.sweep.cases}
 
 
 def _whole(sweep: LoadedSweep, case: str, chain: tuple[str, ...]) -> dict[str, Any]:
     if case in chain:
         raise SoraError(
-            f"cases begin with each other: {' -> '.join((*chain, case))}",
+            f"cases start from each other: {' -> '.join((*chain, case))}",
             where=sweep.place("cases", case, FROM),
         )
     own, begin = sweep.sweep.cases[case], begin_of(sweep, case)
@@ -103,7 +95,11 @@ def _whole(sweep: LoadedSweep, case: str, chain: tuple[str, ...]) -> dict[str, A
 
 
 def _is_inherited(key: str, own: Mapping[str, Any]) -> bool:
-    """Return whether a case has a key of the one it begins with: another method leaves its own."""
+    """Return True if a case inherits this key from the case in its `from`.
+
+    A case with another method does not inherit the options of the first method. Start, output and
+    kept checkpoints are never inherited.
+    """
     block = key.partition(".")[0]
     another_method = _METHOD in own or f"{_METHOD}.name" in own
     if block in (FROM, _START, _OUTPUT) or key == "training.keep_checkpoints":
@@ -113,12 +109,12 @@ def _is_inherited(key: str, own: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class BeginsWith:
-    """The run that a planned run begins with.
+    """A planned run's start from the adapter or a checkpoint of another run.
 
     Attributes:
-        run: its name.
-        begin: as its case says it.
-        place: where.
+        run: name of the other run.
+        begin: the `from` of the case.
+        place: file and line of the `from`.
     """
 
     run: str
@@ -126,20 +122,17 @@ class BeginsWith:
     place: str
 
     def values(self, folder: Path) -> dict[str, Any]:
-        """Return the recipe's keys and values that say so; `folder` is the sweep's."""
+        """Return the recipe's `start` keys and values; `folder` is the directory of the sweep."""
         step = {} if self.begin.step is None else {f"{_START}.step": self.begin.step}
         derived = {"output.derived": [self.begin.key]}
         return {self.begin.key: str(folder / self.run), **step, **derived}
 
     def check(self, before: Recipe, now: Recipe, name: str) -> None:
-        """Check that the other run leaves what this one is to begin with.
+        """Check that the other run will leave the needed adapter or checkpoint, and that it fits.
 
         Args:
-            before: the other run's recipe.
-            now: that of this run, named `name`.
-
-        Raises:
-            SoraError: it leaves no adapter, or no such checkpoint, or its steps do not fit.
+            before: recipe of the other run.
+            now: recipe of this run, with the name `name`.
         """
         try:
             self._check(before, now)
@@ -175,7 +168,7 @@ def begins_with(
     point: tuple[int, ...],
     names: Mapping[tuple[int, ...], str],
 ) -> BeginsWith | None:
-    """Return the run that a run begins with: another case's, at the same point of the sweep."""
+    """Return the run to start from: another case at the same point; None without `from`."""
     cases = axes[-1].cases if axes else ()
     case = cases[point[-1]] if cases else None
     begin = None if case is None else begin_of(sweep, case)
@@ -187,11 +180,11 @@ def begins_with(
 
 @dataclass(frozen=True)
 class Take:
-    """A value that another run's report will supply.
+    """A value to take from another run's report.
 
     Attributes:
-        run: that run's name.
-        what: as in `Reference.take`.
+        run: name of the other run.
+        what: "mean_rank", "components" or "parameters".
     """
 
     run: str
@@ -207,7 +200,7 @@ def value_of(
     value: Mapping[str, Any],
     place: str,
 ) -> Take:
-    """Find the run a value is taken from: the same point of the sweep, but for the case."""
+    """Find the run to take a value from: another case at the same point of the sweep."""
     try:
         reference = Reference.model_validate(value)
     except ValidationError as error:
@@ -224,20 +217,17 @@ def value_of(
         )
     other = cases.index(reference.of)
     if any(isinstance(v, dict) and "of" in v for v in axes[-1].choices[other].values()):
-        raise SoraError(f"{key}: case '{reference.of}' takes values itself", where=place)
+        raise SoraError(f"{key}: case '{reference.of}' itself takes values", where=place)
     if sweep.sweep.kind != "train":
-        raise SoraError(f"{key}: values are taken from runs of kind: train only", where=place)
+        raise SoraError(f"{key}: taking values of other runs needs kind: train", where=place)
     return Take(names[(*point[:-1], other)], reference.take)
 
 
 def check_order(needs: Mapping[str, Sequence[str]]) -> None:
-    """Refuse runs that would wait for each other.
+    """Raise an error if runs would wait for each other.
 
     Args:
-        needs: run -> the runs that must have finished before it starts.
-
-    Raises:
-        SoraError: there are such; it names them.
+        needs: run -> runs that must finish before its start.
     """
     left = dict(needs)
     while left:

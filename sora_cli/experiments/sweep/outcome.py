@@ -1,4 +1,4 @@
-"""The outcome of a run, from its directory: whether it finished, why it failed, what it found."""
+"""The outcome of a run, read from its directory: its state, its error, its values."""
 
 from __future__ import annotations
 
@@ -24,20 +24,16 @@ _KINDS: dict[str, tuple[str, Callable[[Path], Report | None]]] = {
     "path": (PATH_FILE, read_path),
     "auto": (AUTO_FILE, read_auto),
 }
-"""By kind of run: the file that says how it stands, and the function that reads it."""
+"""Kind of run -> its report file and the function to read it."""
 
 
 def report_of(kind: str, directory: Path) -> Report | None:
-    """Return the run's report, of any kind; None if none can be read."""
+    """Return the report of a run of any kind; None if it cannot be read."""
     return _KINDS[kind][1](directory)
 
 
 def is_finished(kind: str, loaded: LoadedRecipe) -> bool:
-    """Return whether a directory holds this run, finished.
-
-    Raises:
-        SoraError: it holds another one.
-    """
+    """Return True if the directory holds this run, finished; an error if it holds another run."""
     directory = loaded.output_dir
     report = report_of(kind, directory)
     if report is None:
@@ -48,16 +44,16 @@ def is_finished(kind: str, loaded: LoadedRecipe) -> bool:
             f"'{directory}' holds another run: there {key} is {shown_value(old)}, here "
             f"{shown_value(new)}",
             where=str(directory / name),
-            hint="elsewhere: output.dir=DIR; or delete that directory",
+            hint="name another directory: output.dir=DIR; or delete this one",
         )
     return report.status == "completed"
 
 
 def taken(directory: Path, what: str) -> Any:
-    """Return a value that other runs take from a finished one.
+    """Return a value of a finished run for another run.
 
-    Raises:
-        SoraError: the run has no such thing.
+    Args:
+        what: "mean_rank", "components" or "parameters".
     """
     report = read_report(directory)
     if report is None:
@@ -75,7 +71,7 @@ def taken(directory: Path, what: str) -> Any:
 
 
 def reason(kind: str, directory: Path, log: Path) -> str:
-    """Return in a line why a run failed: its last words, else what its report says."""
+    """Return a failed run's error: the last in its log, else in its report, else the last line."""
     lines = [line.strip() for line in last_output(log, _TAIL).splitlines()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if errors:
@@ -83,4 +79,4 @@ def reason(kind: str, directory: Path, log: Path) -> str:
     report = report_of(kind, directory)
     if report is not None and report.error:
         return report.error
-    return next((line for line in reversed(lines) if line), "it said nothing")
+    return next((line for line in reversed(lines) if line), "it printed nothing")

@@ -1,4 +1,4 @@
-"""The way from a sweep file to its runs: names, directories, checked recipes. No torch here.
+"""Plan a sweep: build the names, directories and checked recipes of its runs. No torch here.
 
 plan = plan_sweep("recipes/sweeps/cola-rmax.yaml", ["data.path=DIR"])
 [run.loaded.output_dir for run in plan.runs]
@@ -36,22 +36,22 @@ from sora_cli.recipe.yaml_lines import parse_value
 from sora_cli.run.preflight import check_precision
 
 MAX_RUNS = 10_000
-_MANY = 300  # runs whose planning takes long enough to be announced
+_MANY = 300  # from this many runs on, planning takes long enough to be announced
 _DIRECTORY = "output.dir"
-_NOT_COMPUTED = ("output", "paper")  # blocks in which two runs may differ and give the same
+_NOT_COMPUTED = ("output", "paper")  # blocks without influence on a run's result
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run to be made.
+    """A run of a sweep, before it starts.
 
     Attributes:
-        name: of its directory in the sweep's.
-        recipe: what `sora train` is given.
-        words: overrides, without the values to come.
-        takes: key -> value to come.
-        begins: the run that it begins with, if there is one.
-        loaded: the checked recipe, where values to come are at their defaults.
+        name: its directory inside the sweep's directory.
+        recipe: recipe file or name for `sora train`.
+        words: overrides, without the values to be taken from other runs.
+        takes: key -> value to be taken from another run.
+        loaded: the checked recipe; values to be taken from other runs have their defaults.
+        begins: the run to start from; None if it starts from scratch.
     """
 
     name: str
@@ -68,7 +68,7 @@ class PlannedRun:
 
     @property
     def needs(self) -> list[str]:
-        """The runs that must have finished before it starts."""
+        """Names of the runs that must finish before this run starts."""
         others = [take.run for take in self.takes.values()]
         return list(dict.fromkeys(others if self.begins is None else [*others, self.begins.run]))
 
@@ -78,9 +78,9 @@ class SweepPlan:
     """All runs of a sweep, in order.
 
     Attributes:
-        sweep: the file.
-        directory: where the runs' directories go.
+        directory: parent of the runs' directories.
         words: overrides for all runs, from the file and the command line.
+        runs: empty for a search, where Optuna chooses them.
     """
 
     sweep: LoadedSweep
@@ -90,26 +90,24 @@ class SweepPlan:
 
     @property
     def kind(self) -> str:
-        """The command that carries out each run: "train", "path" or "auto"."""
+        """The command of each run: "train", "path" or "auto"."""
         return self.sweep.sweep.kind
 
 
 def plan_sweep(
     path: str | Path, overrides: Sequence[str] = (), *, most: int = MAX_RUNS
 ) -> SweepPlan:
-    """Plan the runs of a sweep file; those of a search are not known yet.
+    """Plan the runs of a sweep file, and check all their recipes before any of them starts.
+
+    It is an error if two runs would compute the same.
 
     Args:
-        most: refuse more runs than this; about a thousand are planned in a second.
-        overrides: `block.key=value` words for all runs; one for a key of the grid replaces its
-            values; `output.dir=DIR` is the sweep's own directory, runs/<file's name> if unset.
-
-    Raises:
-        SoraError: anything wrong with the file or with one of its recipes, with file and line;
-            more runs than `most`; two runs that compute the same.
+        overrides: `block.key=value` words for all runs. A word for a key of `grid` replaces its
+            values. `output.dir=DIR` sets the directory of the sweep (default: runs/NAME).
+        most: limit of runs; about a thousand are planned in a second.
     """
     sweep = load_sweep(Path(path))
-    override_layers(overrides)  # raises where a word is no override
+    override_layers(overrides)  # for its errors only: a word that is no override
     typed = {word.partition("=")[0].strip(): word for word in overrides}
     common = {key: word(key, value) for key, value in sweep.sweep.set.items()} | typed
     directory = parse_value(common.pop(_DIRECTORY, f"=runs/{sweep.name}").partition("=")[2])
@@ -126,34 +124,38 @@ def plan_sweep(
 
 
 def word(key: str, value: Any) -> str:
-    """Return an override as typed on a command line, which is read as that value again."""
+    """Return an override as a word of a command line; reading the word gives the same value."""
     plain = isinstance(value, str) and _is_itself(value)
     return f"{key}={value if plain else _in_quotes(value)}"
 
 
 def _in_quotes(value: Any) -> str:
-    """Return JSON that is also YAML: what breaks a line there, or is not allowed, is escaped."""
+    """Return a value as JSON that is also valid YAML.
+
+    Control characters, line separators and the byte-order mark are escaped: JSON allows them in a
+    string, YAML does not or takes them for a line break.
+    """
     text = json.dumps(value, ensure_ascii=False)
-    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff]", lambda found: f"\\u{ord(found[0]):04x}", text)
+    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _is_itself(text: str) -> bool:
-    """Tell whether a text, as it stands, is read as nothing but itself."""
+    """Return True if YAML reads the unquoted text as this same text ("3" and "no" are not)."""
     try:
         return text == text.strip() != "" and parse_value(text) == text
-    except SoraError:  # it is no YAML
+    except SoraError:  # not valid YAML
         return False
 
 
 def find_base(sweep: LoadedSweep, reference: str | None = None) -> str:
-    """Find a base recipe as `sora train` does: a file beside the sweep's, or a packaged name."""
+    """Return the base recipe: a file relative to the sweep file, otherwise a packaged name."""
     name = reference or sweep.sweep.recipe
     beside = sweep.path.expanduser().parent / name
     return shown_path(Path(os.path.normpath(beside))) if beside.is_file() else name
 
 
 def search_base(plan: SweepPlan) -> PlannedRun:
-    """Load the recipe of a search before any of its values is chosen."""
+    """Load the base recipe of a search, without chosen values."""
     base = find_base(plan.sweep)
     words = (*plan.words, word(_DIRECTORY, str(plan.directory / "base")))
     return PlannedRun("base", base, words, {}, load_checked(plan.sweep, base, words, dict, "base"))
@@ -164,7 +166,7 @@ def _axes(sweep: LoadedSweep, typed: Mapping[str, str]) -> list[Axis]:
     for key in typed:
         if key in file.paired or any(key in case for case in file.cases.values()):
             raise SoraError(
-                f"{key} is what this sweep varies: it cannot be set for all runs",
+                f"this sweep varies {key}: it cannot be set for all runs",
                 where=sweep.place("paired", key) if key in file.paired else sweep.place("cases"),
                 hint=f"change it in a copy of {shown_path(sweep.path)}",
             )
@@ -188,7 +190,7 @@ def _axes(sweep: LoadedSweep, typed: Mapping[str, str]) -> list[Axis]:
 
 
 def _check_count(sweep: LoadedSweep, axes: Sequence[Axis], most: int) -> None:
-    """Refuse a sweep of too many runs before any of them is planned."""
+    """Raise an error if a sweep has too many runs, before any of them is planned."""
     runs = math.prod(len(axis.choices) for axis in axes)
     if runs > most:
         sizes = " x ".join(f"{count(len(axis.choices))} ({axis.name})" for axis in axes)
@@ -219,7 +221,7 @@ def _planned(
                 f"runs {runs[first].name} and {runs[i].name} compute the same: "
                 "their recipes are equal",
                 where=" and ".join(both),
-                hint="take one of the two out",
+                hint="remove one of the two",
             )
     check_order({run.name: run.needs for run in runs})
     recipes = {run.name: run.loaded.recipe for run in runs}
@@ -230,7 +232,7 @@ def _planned(
 
 
 def _content(run: PlannedRun) -> str:
-    """Return everything that decides what a run computes, as text."""
+    """Return all settings that influence a run's result, as text."""
     blocks = {k: v for k, v in run.loaded.resolved().items() if k not in _NOT_COMPUTED}
     takes = [(key, take.run, take.what) for key, take in run.takes.items()]
     return json.dumps([blocks, takes])
@@ -239,7 +241,7 @@ def _content(run: PlannedRun) -> str:
 def _described(
     sweep: LoadedSweep, axes: Sequence[Axis], point: tuple[int, ...], other: tuple[int, ...]
 ) -> str:
-    """Return what one point of a sweep sets that another does not, and where."""
+    """Return the values in which one point of a sweep differs from another, with their lines."""
     parts = []
     for axis, i, j in zip(axes, point, other, strict=True):
         if i != j:
@@ -281,15 +283,15 @@ def _run(
 
     def where() -> dict[str, str]:
         places = _places(sweep, axes, point)
-        found = {word(key, value): places[key] for key, value in chosen.items()}
-        return found | {base: places.get(RECIPE, sweep.place(RECIPE))}
+        words_at = {word(key, value): places[key] for key, value in chosen.items()}
+        return words_at | {base: places.get(RECIPE, sweep.place(RECIPE))}
 
     loaded = load_checked(sweep, base, words, where, names[point])
     return PlannedRun(names[point], base, tuple(words), takes, loaded, begins)
 
 
 def _places(sweep: LoadedSweep, axes: Sequence[Axis], point: tuple[int, ...]) -> dict[str, str]:
-    """Return the file and line of each key that a point of the sweep sets."""
+    """Return file and line of each key that a point of the sweep sets."""
     return {
         key: sweep.place(*axis.places[i], key)
         for axis, i in zip(axes, point, strict=True)
@@ -304,10 +306,11 @@ def load_checked(
     where: Callable[[], Mapping[str, str]],
     name: str,
 ) -> LoadedRecipe:
-    """Load and check the recipe of a run; errors say where in the sweep file.
+    """Load and check the recipe of a run; errors name the line of the sweep file.
 
     Args:
-        where: asked only after an error for the place of each word, and of the base recipe.
+        where: returns the place of each word and of the base recipe. It is slow for a large sweep,
+            so it is called only after an error.
     """
     try:
         loaded = load_recipe(base, words)

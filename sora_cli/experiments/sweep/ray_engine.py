@@ -1,7 +1,7 @@
-"""A sweep on a Ray cluster: every run is a task with its own resources, on any machine.
+"""A sweep on a Ray cluster: each run is a task with its own resources, on any machine.
 
-All machines need this package, the recipe's files and the sweep's directory at the same places
-(a shared file system): a lost run is resumed from its checkpoint on another machine.
+All machines need this package, the recipe's files and the sweep's directory at the same paths (a
+shared file system), because a lost run is resumed from its checkpoint on another machine.
 """
 
 from __future__ import annotations
@@ -19,21 +19,18 @@ from sora_cli.core.errors import SoraError, first_line
 from sora_cli.experiments.sweep.engine import LOST, Engine, Job, end_processes, start_process
 
 _STOP = ".stop"
-"""Name, added to a log's, of the file that asks its run to end."""
+"""Suffix of the stop file beside a log: if the file exists, the run must end."""
 _LOOK = 0.5
-"""Seconds between two looks for it."""
+"""Seconds between two checks for the stop file."""
 
 
 @final
 class RayEngine(Engine):
-    """Tasks on a Ray cluster; those it has no room for wait there.
+    """Tasks on a Ray cluster; Ray queues tasks until the cluster has room.
 
     Args:
-        address: of the cluster, such as "auto"; None: one on this machine, for this sweep only.
-        slots: tasks at the same time at most; None: as many as the cluster takes.
-
-    Raises:
-        SoraError: Ray is not installed, or no cluster answers.
+        address: of the cluster, such as "auto"; None starts a cluster on this machine.
+        slots: largest number of tasks at the same time; None means one per CPU of the cluster.
     """
 
     def __init__(self, address: str | None, *, slots: int | None) -> None:
@@ -62,16 +59,17 @@ class RayEngine(Engine):
         return list(self._tasks)
 
     def has_room(self) -> bool:
-        """Return whether another task may be handed to the cluster."""
+        """Return True if another task may be submitted to the cluster."""
         return len(self._tasks) < self._slots
 
     def start(self, job: Job) -> None:
-        """Start a task."""
+        """Submit a task; an error if it needs more CPUs than the cluster has."""
         if job.cpus > self._cpus:
             raise SoraError(
                 f"run {job.name} asks for {job.cpus} CPUs; the whole cluster has {self._cpus:g}",
                 hint="resources.cpus=N or --threads N",
             )
+        # max_retries=0: the loop of the sweep counts restarts, Ray must not start a run by itself
         gpus = float(self._has_gpus) if job.gpus is None else job.gpus
         _stop_file(job.log).unlink(missing_ok=True)
         task = self._ray.remote(_carry_out).options(
@@ -96,7 +94,7 @@ class RayEngine(Engine):
         """Ask a task to stop its process."""
         if name in self._tasks:
             file = _stop_file(self._logs[name])
-            file.parent.mkdir(parents=True, exist_ok=True)  # a task that starts makes it, too
+            file.parent.mkdir(parents=True, exist_ok=True)  # the task may not have made it yet
             file.touch()
 
     def close(self) -> None:
@@ -111,7 +109,7 @@ class RayEngine(Engine):
         self._ray.shutdown()
 
     def _exit_code(self, task: Any) -> int:
-        """Return the exit code of a run's process; a task without one was lost with its machine."""
+        """Return the exit code of a run's process; `LOST` if Ray lost the task or its machine."""
         errors = self._ray.exceptions
         try:
             code: int = self._ray.get(task)
@@ -122,7 +120,7 @@ class RayEngine(Engine):
 
 
 def _carry_out(job: Job, directory: str, paths: list[str]) -> int:
-    """Run the job's process on a machine of the cluster, until it ends or is to stop."""
+    """Run the job's process on a machine of the cluster, until it ends or a stop file appears."""
     import subprocess
 
     os.chdir(directory)
@@ -145,7 +143,7 @@ def _carry_out(job: Job, directory: str, paths: list[str]) -> int:
 
 @contextmanager
 def _same_handlers() -> Iterator[None]:
-    """Restore our signal handlers: Ray's own would end a sweep at once."""
+    """Restore the sweep's signal handlers: `ray.init` replaces them, and would end it at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -158,7 +156,7 @@ def _same_handlers() -> Iterator[None]:
 
 
 def _paths() -> list[str]:
-    """Return where this package is, if it runs from a checkout and is not installed."""
+    """Return the parent of this package for PYTHONPATH; needed if it is not installed."""
     return [str(PACKAGE.parent)]
 
 

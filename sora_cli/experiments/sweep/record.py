@@ -16,7 +16,7 @@ OVER: tuple[State, ...] = ("finished", "failed", "pruned", "blocked")
 
 
 class RunRecord(BaseModel):
-    """One run of the sweep."""
+    """The state of one run of the sweep."""
 
     name: str
     arguments: list[str] = Field(description="of sora, as last started")
@@ -40,19 +40,19 @@ class SweepRecord(BaseModel):
     runs: list[RunRecord] = Field(default_factory=list)
 
     def save(self, directory: Path) -> None:
-        """Write the record as it is."""
+        """Write the record to the sweep's directory."""
         write_text_atomic(directory / FILE_NAME, self.model_dump_json(indent=2) + "\n")
 
     def counts(self) -> dict[State, int]:
-        """Count the runs by state, in the order of first appearance."""
-        found: dict[State, int] = {}
+        """Count the runs by state, in order of first appearance."""
+        counts: dict[State, int] = {}
         for run in self.runs:
-            found[run.state] = found.get(run.state, 0) + 1
-        return found
+            counts[run.state] = counts.get(run.state, 0) + 1
+        return counts
 
 
 def check_record(directory: Path) -> None:
-    """Raise `SoraError` where a file of the record's name is none, and would be replaced."""
+    """Raise an error if an existing `sweep.json` is no sweep's record: it must not be replaced."""
     file = directory / FILE_NAME
     try:
         SweepRecord.model_validate_json(file.read_bytes())
@@ -60,6 +60,6 @@ def check_record(directory: Path) -> None:
         return
     except ValueError as error:
         raise SoraError(
-            f"'{file}' is not of a sweep of this tool: it stays",
-            hint="move it away, or sweep elsewhere: output.dir=DIR",
+            f"'{file}' was not written by sora sweep and will not be replaced",
+            hint="move it away, or name another directory: output.dir=DIR",
         ) from error

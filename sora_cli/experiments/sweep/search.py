@@ -1,6 +1,6 @@
 """A search with Optuna (Akiba et al. 2019, arXiv 1907.10902): each run is a trial.
 
-The study lies beside the runs in `optuna.jsonl`, so that a stopped search can be continued.
+The study is stored beside the runs in `optuna.jsonl`, so that a stopped search can be continued.
 """
 
 from __future__ import annotations
@@ -27,17 +27,12 @@ if TYPE_CHECKING:
 STUDY = "optuna.jsonl"
 _DEFINITION = "search"
 _SHOWN = 10
-"""Trials in the closing table."""
+"""Largest number of trials in the final table."""
 
 
 @final
 class SearchSource(Source):
-    """The trials of a sweep's search.
-
-    Raises:
-        SoraError: Optuna is not installed, the base recipe is never evaluated, or the directory
-            holds another search.
-    """
+    """The source of a search: it asks Optuna for trials and reports their scores."""
 
     def __init__(self, plan: SweepPlan) -> None:
         search = plan.sweep.sweep.search
@@ -47,12 +42,12 @@ class SearchSource(Source):
         block = self.base.loaded.recipe
         if "metric" in search.objectives and block.training.evaluate == "no":
             raise SoraError(
-                "a search for the metric needs evaluations while training",
+                "a search for the metric needs evaluations during training",
                 where=self.base.loaded.origin("training", "evaluate").place,
                 hint="training.evaluate=epoch",
             )
         self.greater_is_better = block.task.options.greater_is_better
-        self._space = {key: _distribution(found) for key, found in search.space.items()}
+        self._space = {key: _distribution(allowed) for key, allowed in search.space.items()}
         self._study = self._open()
         self._trials: dict[str, Trial] = {}
         self._seen: dict[str, float] = {}
@@ -61,7 +56,7 @@ class SearchSource(Source):
             self._remember(frozen.number, frozen.state.name)
 
     def next(self) -> Ready | None:
-        """Return a trial that waits to be started again, or a new one from Optuna."""
+        """Return a trial to restart, otherwise a new trial from Optuna; None if all are started."""
         name = next((r.name for r in self.records.values() if r.state == "waiting"), None)
         if name is None:
             if len(self.records) >= self.search.trials:
@@ -73,7 +68,7 @@ class SearchSource(Source):
         return self._ready(name, self._trials[name].params)
 
     def ended(self, name: str, state: State) -> None:
-        """Tell Optuna how a trial ended."""
+        """Report the end of a trial to Optuna, with its scores if it finished."""
         from optuna.trial import TrialState
 
         self.records[name].state = state
@@ -89,7 +84,7 @@ class SearchSource(Source):
             self._study.tell(trial, state=TrialState[{"pruned": "PRUNED"}.get(state, "FAIL")])
 
     def unwanted(self, name: str) -> bool:
-        """Return whether Optuna would prune the trial, from its evaluations so far."""
+        """Return True if Optuna would prune the trial, by its evaluations so far."""
         if not self.search.pruning:
             return False
         directory = self._directory(name)
@@ -97,7 +92,7 @@ class SearchSource(Source):
             changed = (directory / FILE_NAME).stat().st_mtime
         except OSError:
             return False
-        if self._seen.get(name) == changed:
+        if self._seen.get(name) == changed:  # the loop asks several times per second
             return False
         self._seen[name] = changed
         report = read_report(directory)
@@ -107,11 +102,11 @@ class SearchSource(Source):
         return bool(self._trials[name].should_prune())
 
     def is_over(self) -> bool:
-        """Return whether all trials have been given out and have ended."""
+        """Return True if all trials have been started and have ended."""
         return len(self.records) >= self.search.trials and super().is_over()
 
     def conclude(self) -> None:
-        """Print the best trials (of two objectives: the Pareto front) and the first's command."""
+        """Print the best trials (with two objectives: the Pareto front) and the first's command."""
         from optuna.trial import TrialState
 
         ended = self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
@@ -122,10 +117,10 @@ class SearchSource(Source):
         if single:
             best = sorted(ended, key=lambda t: t.values[0], reverse=self._maximises(0))[:_SHOWN]
         columns = [Column("trial"), *(Column(name, _score) for name in self.search.objectives)]
-        columns += [Column(name, _shown, "None") for name in self.search.space]
+        columns += [Column(name, _value_text, "None") for name in self.search.space]
         rows = [[_name(trial.number), *trial.values,
                  *(trial.params[key] for key in self.search.space)] for trial in best]  # fmt: skip
-        title = "best trials" if single else "trials that no other is better than in both"
+        title = "best trials" if single else "Pareto front: no other trial is better in both"
         emit_table(Table(title, columns, rows))
         ready = self._ready(_name(best[0].number), best[0].params)
         words = [w for w in ready.words if not w.startswith("output.dir=")]
@@ -150,7 +145,7 @@ class SearchSource(Source):
         return self._checked(study)
 
     def _checked(self, study: Study) -> Study:
-        """Check that the study is of this search; only the number of trials may have changed."""
+        """Check that the study belongs to this search; only the number of trials may differ."""
         search = self.search.model_dump(mode="json", exclude={"trials"})
         now = {**search, "recipe": self.base.recipe, "words": list(self.plan.words)}
         before = study.user_attrs.get(_DEFINITION)
@@ -160,13 +155,13 @@ class SearchSource(Source):
             key = next(key for key in now if before.get(key) != now[key])
             raise SoraError(
                 f"'{self.plan.directory}' holds another search: its {key} differs",
-                where=f"there {json.dumps(before.get(key))[:150]}",
-                hint="elsewhere: output.dir=DIR",
+                where=f"there it is {json.dumps(before.get(key))[:150]}",
+                hint="name another directory: output.dir=DIR",
             )
         return study
 
     def _remember(self, number: int, state: str) -> None:
-        """Note a trial of an earlier call: it is over, or to be continued."""
+        """Record a trial of an earlier call; an unfinished trial waits for a restart."""
         from optuna.trial import Trial
 
         name = _name(number)
@@ -175,7 +170,8 @@ class SearchSource(Source):
         record.before = record.state != "waiting"
         self.records[name] = record
         frozen = self._study.get_trials(deepcopy=False)[number]
-        # only a Trial can be reported to and pruned, and only its private number makes one again
+        # `study.ask` gives new trials only; a Trial, which can be reported to and pruned, is made
+        # for an old one by its private number alone: optuna has no public way
         self._trials[name] = Trial(self._study, frozen._trial_id)
 
     def _directory(self, name: str) -> Path:
@@ -200,7 +196,7 @@ class SearchSource(Source):
         return score
 
     def _report_scores(self, trial: Trial, report: RunReport) -> None:
-        """Report evaluations that Optuna does not know yet; it takes them for one goal only."""
+        """Report new evaluations to Optuna, which accepts them for a single objective only."""
         if len(self.search.objectives) > 1:
             return
         known = self._study.get_trials(deepcopy=False)[trial.number].intermediate_values
@@ -209,16 +205,16 @@ class SearchSource(Source):
                 trial.report(score, step)
 
 
-def _distribution(found: Range) -> BaseDistribution:
+def _distribution(allowed: Range) -> BaseDistribution:
     d = _optuna().distributions
-    if found.choices is not None:
-        return d.CategoricalDistribution(found.choices)  # type: ignore[no-any-return]
-    if found.whole:
+    if allowed.choices is not None:
+        return d.CategoricalDistribution(allowed.choices)  # type: ignore[no-any-return]
+    if allowed.whole:
         return d.IntDistribution(  # type: ignore[no-any-return]
-            found.low, found.high, log=found.log, step=found.step or 1
+            allowed.low, allowed.high, log=allowed.log, step=allowed.step or 1
         )
     return d.FloatDistribution(  # type: ignore[no-any-return]
-        found.low, found.high, log=found.log, step=found.step
+        allowed.low, allowed.high, log=allowed.log, step=allowed.step
     )
 
 
@@ -240,5 +236,5 @@ def _score(value: float) -> str:
     return f"{value:.4f}" if isinstance(value, float) and value < 1e3 else count(value)
 
 
-def _shown(value: Any) -> str:
+def _value_text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

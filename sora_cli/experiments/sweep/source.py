@@ -1,6 +1,6 @@
-"""The sources of a sweep's runs: the contract, and a plan whose runs may wait for others.
+"""The contract of sources, which decide the next run of a sweep, and the source of a plan.
 
-A search's source is in `search`.
+The source of a search is in `search`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Ready:
     """A run that can be started.
 
     Attributes:
-        recipe, words: what `sora train` is given.
-        directory: its own.
-        resources: what its recipe asks for.
+        recipe, words: arguments of `sora train`.
+        directory: of the run.
+        resources: CPUs and GPUs that its recipe asks for.
     """
 
     name: str
@@ -37,36 +37,32 @@ class Ready:
 
 
 class Source(ABC):
-    """Gives out runs one by one, and is told how they ended."""
+    """Supplies the runs of a sweep one by one, and records their ends."""
 
     records: dict[str, RunRecord]
 
     @abstractmethod
     def next(self) -> Ready | None:
-        """Return the next run to start; None if there is none now, perhaps later."""
+        """Return the next run to start; None if no run can start now."""
 
     @abstractmethod
     def ended(self, name: str, state: State) -> None:
-        """Note that a run is over; or "waiting": it is to be started again."""
+        """Record the end of a run; the state "waiting" means that it will be started again."""
 
     @abstractmethod
     def unwanted(self, name: str) -> bool:
-        """Return whether a run is hopeless and should be stopped."""
+        """Return True if a running run should be stopped as hopeless."""
 
-    def conclude(self) -> None:  # noqa: B027 (most have nothing to say)
-        """Print the result of all runs, beyond the records."""
+    def conclude(self) -> None:  # noqa: B027 (not abstract: a plan prints nothing)
+        """Print a final result of all runs."""
 
     def is_over(self) -> bool:
-        """Return whether no run will come any more."""
+        """Return True if all runs are over and no further run will come."""
         return all(record.state in OVER for record in self.records.values())
 
 
 class PlanSource(Source):
-    """The runs of a plan, in order; one that needs others, or values of theirs, waits for these.
-
-    Raises:
-        SoraError: a directory holds another run than the planned one.
-    """
+    """The runs of a plan, in order; a run waits for the runs that it depends on."""
 
     def __init__(self, plan: SweepPlan) -> None:
         self.plan = plan
@@ -74,13 +70,14 @@ class PlanSource(Source):
         self.records = {run.name: RunRecord(name=run.name, arguments=[]) for run in plan.runs}
         for run in plan.runs:
             if not run.takes and is_finished(plan.kind, run.loaded):
-                self._found(run.name)
+                self._mark_finished(run.name)
+        # only now: the values to take come from the finished runs of the first loop
         for run in plan.runs:
             if run.takes and self._may_start(run):
-                self._ready(run)  # which notes that it is finished
+                self._ready(run)  # for its effect: it marks a finished run
 
     def next(self) -> Ready | None:
-        """Return the first run that waits for nothing."""
+        """Return the first run with finished dependencies; None if no run can start now."""
         for name, run in self._runs.items():
             record = self.records[name]
             if record.state != "waiting" or not self._may_start(run):
@@ -96,28 +93,28 @@ class PlanSource(Source):
         return None
 
     def ended(self, name: str, state: State) -> None:
-        """Note how a run ended."""
+        """Record the end of a run."""
         self.records[name].state = state
 
     def unwanted(self, name: str) -> bool:
         """Return False: every run of a plan is wanted."""
         return False
 
-    def _found(self, name: str) -> None:
+    def _mark_finished(self, name: str) -> None:
         self.records[name].state, self.records[name].before = "finished", True
 
     def _may_start(self, run: PlannedRun) -> bool:
-        """Return whether all runs it needs are finished; if one failed, block it."""
+        """Return True if all needed runs are finished; block the run if one of them failed."""
         states = {name: self.records[name].state for name in run.needs}
         for other, state in states.items():
             if state in OVER and state != "finished":
                 record = self.records[run.name]
-                record.state, record.error = "blocked", f"it needs {other}, which {state}"
+                record.state, record.error = "blocked", f"it needs {other}: {state}"
                 return False
         return all(state == "finished" for state in states.values())
 
     def _ready(self, run: PlannedRun) -> Ready | None:
-        """Return the run with the values it takes from others; None if it is finished already."""
+        """Return the run with the values taken from other runs; None if it is already finished."""
         words = list(run.words)
         for key, take in run.takes.items():
             words.append(word(key, taken(self._runs[take.run].directory, take.what)))
@@ -126,6 +123,6 @@ class PlanSource(Source):
             words.append(word("output.derived", [*begins, *run.takes]))
         loaded = load_recipe(run.recipe, words) if run.takes else run.loaded
         if run.takes and is_finished(self.plan.kind, loaded):
-            self._found(run.name)
+            self._mark_finished(run.name)
             return None
         return Ready(run.name, run.recipe, tuple(words), run.directory, loaded.recipe.resources)

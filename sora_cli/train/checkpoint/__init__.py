@@ -1,1 +1,1 @@
-"""Checkpoints: what a run stores, when, and how a resumed run gets it back, byte for byte."""
+"""Checkpoints: writing, keeping, and resuming from them, byte for byte."""

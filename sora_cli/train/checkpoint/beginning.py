@@ -1,4 +1,4 @@
-"""The place where training begins: its first step, the run's own checkpoint, or another run's."""
+"""The start of training: the first step, the run's own checkpoint, or another run's checkpoint."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Beginning:
-    """The checkpoint that training begins with.
+    """The checkpoint from which training begins.
 
     Attributes:
         checkpoint: None: training begins at its first step.
-        forked: it is the checkpoint of the run that the recipe's `start` names, not this run's.
+        forked: the checkpoint belongs to the run named in the recipe's `start`, not to this run.
     """
 
     checkpoint: Checkpoint | None
@@ -32,7 +32,7 @@ class Beginning:
 
     @property
     def resumed(self) -> Checkpoint | None:
-        """The checkpoint, if it is this run's own."""
+        """The checkpoint, if it is this run's own; else None."""
         return None if self.forked else self.checkpoint
 
 
@@ -46,17 +46,16 @@ def find_beginning(
     resume: bool,
     force: bool = False,
 ) -> Beginning:
-    """Find the checkpoint that a run begins with; its own goes before the one it left another at.
+    """Find the checkpoint from which training begins.
+
+    The run's own checkpoint takes precedence over the one it was forked from.
 
     Args:
-        report: with the run's setup; what a fork starts from is added, and accepted changes.
+        report: holds the run's setup; the start of a fork and accepted changes are added to it.
         output: the run's directory.
-        model, layers: as this run would train them.
+        model, layers: prepared for this run's training.
         resume: look for a checkpoint of this run.
-        force: accept changes of the recipe that are safe.
-
-    Raises:
-        SoraError: see `find_checkpoint`, `describe_fork` and `read_fork`.
+        force: accept safe changes of the recipe.
     """
     inputs, fork = identity_of(report)["inputs"], describe_fork(recipe)
     if fork is not None:

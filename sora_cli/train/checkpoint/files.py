@@ -1,9 +1,9 @@
-"""Checkpoints as files: safetensors and JSON only, either complete or skipped.
+"""Checkpoints as files: safetensors and JSON only; incomplete checkpoints are skipped.
 
     checkpoints/step-000120/
         state.safetensors     trained parameters, the method's state, optimiser moments, generators
         trainer_state.json    transformers' own: step, epoch, history
-        run.json              recipe, optimiser options, schedule, what callbacks have counted
+        run.json              recipe, optimiser options, schedule, counts of the callbacks
         complete.json         the mark, written last: size and sha256 of the others
 
 A directory is written under a temporary name, read back, and renamed.
@@ -55,7 +55,7 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Optimiser steps taken."""
+        """Number of optimiser steps taken."""
         return int(self.run["step"])
 
     @property
@@ -67,11 +67,9 @@ class Checkpoint:
 def write_checkpoint(
     path: Path, tensors: Mapping[str, Tensor], run: Mapping[str, Any], trainer: TrainerState
 ) -> None:
-    """Write a checkpoint and read it back; replace one that is there.
+    """Write a checkpoint and read it back; an existing one is replaced.
 
-    Raises:
-        SoraError: a parameter is not finite, the disk is full or the like, or what was written
-            reads back differently.
+    Parameters that are not finite are refused, and so is a checkpoint that reads back differently.
     """
     for name, tensor in tensors.items():
         if name.startswith("model.") and not bool(tensor.isfinite().all()):
@@ -84,6 +82,7 @@ def write_checkpoint(
             save_file(dict(tensors), folder / STATE_FILE)
             trainer.save_to_json(str(folder / TRAINER_FILE))
             write_text_atomic(folder / RUN_FILE, json.dumps(run, indent=1))
+            # last: a checkpoint without its mark was interrupted, and is skipped
             marks = {name: _mark(folder / name) for name in _FILES}
             write_text_atomic(folder / MARK_FILE, json.dumps(marks, indent=1))
             _check(tensors, read_checkpoint(folder).tensors, path)
@@ -92,18 +91,14 @@ def write_checkpoint(
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint.
-
-    Raises:
-        SoraError: it is not complete, or not as it was written.
-    """
+    """Read a complete checkpoint."""
     check_complete(path)
     run = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
     return Checkpoint(path, load_tensors(path / STATE_FILE), run)
 
 
 def check_complete(path: Path) -> None:
-    """Raise `SoraError` where a checkpoint is not complete, or not as it was written."""
+    """Check that a checkpoint has all its files, with the recorded sizes and digests."""
     try:
         marks = json.loads((path / MARK_FILE).read_text(encoding="utf-8"))
     except OSError as error:
@@ -119,19 +114,21 @@ def check_complete(path: Path) -> None:
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Find the latest complete checkpoint of a run whose best one is complete, too.
+    """Find the latest complete checkpoint of a run.
+
+    The checkpoint that it names as the best must be complete, too.
 
     Returns:
-        It, if there is one, and what was wrong with later ones.
+        The checkpoint or None, and the problems of later checkpoints, which were skipped.
     """
     skipped: list[str] = []
     for path in reversed(checkpoint_paths(folder)):
         try:
-            found = read_checkpoint(path)
-            best = found.run["best_checkpoint"]
+            checkpoint = read_checkpoint(path)
+            best = checkpoint.run["best_checkpoint"]
             if best is not None and folder / best != path:
                 check_complete(folder / best)
-            return found, skipped
+            return checkpoint, skipped
         except SoraError as error:
             skipped.append(error.what)
     return None, skipped
@@ -139,42 +136,42 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def trained_tensors(model: torch.nn.Module, method: AdapterMethod) -> dict[str, Tensor]:
     """Copy the trained parameters ("model.*") and the method's state ("method.*")."""
-    tensors = {f"method.{n}": plain(t) for n, t in method.state_dict().items()}
-    trained = {f"model.{n}": plain(p) for n, p in model.named_parameters() if p.requires_grad}
+    tensors = {f"method.{n}": cpu_copy(t) for n, t in method.state_dict().items()}
+    trained = {f"model.{n}": cpu_copy(p) for n, p in model.named_parameters() if p.requires_grad}
     return {**trained, **tensors}
 
 
 def load_trained(
     model: torch.nn.Module, method: AdapterMethod, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Give a model and its method what `trained_tensors` returned.
+    """Load the result of `trained_tensors` into a model and its method.
 
-    Factors take the stored rank, which compaction may have changed since or before.
+    Factors take the stored rank, from which compaction may have changed theirs.
     """
     load_parameters(model, tensors)
-    method.load_state_dict(part(tensors, "method."))
+    method.load_state_dict(with_prefix(tensors, "method."))
 
 
 def load_parameters(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give a model the trained parameters only."""
+    """Load only the trained parameters into a model."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, tensor in part(tensors, "model.").items():
+        for name, tensor in with_prefix(tensors, "model.").items():
             parameter = parameters[name]
             if parameter.shape == tensor.shape:
                 parameter.copy_(like(tensor, parameter))
             else:
-                # a copy: how products round depends on where memory begins, a file's anywhere
+                # a copy: rounding of products depends on memory alignment, arbitrary in a file
                 parameter.data = tensor.to(parameter, copy=True)
 
 
-def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with the prefix, without that prefix."""
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, renamed without the prefix."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def plain(tensor: Tensor) -> Tensor:
-    """Return a whole copy on the CPU that shares no memory; every process must call this."""
+def cpu_copy(tensor: Tensor) -> Tensor:
+    """Return a whole (unsharded) copy on the CPU; every process must call this."""
     return whole(tensor.detach()).cpu().contiguous().clone()
 
 
@@ -185,13 +182,13 @@ def _mark(file: Path) -> dict[str, Any]:
 
 
 def _check(meant: Mapping[str, Tensor], back: Mapping[str, Tensor], path: Path) -> None:
-    """Compare what was written with what was read back."""
+    """Compare the written tensors with the tensors read back."""
     if back.keys() != meant.keys() or not all(_same(back[n], meant[n]) for n in back):
-        raise SoraError(f"{path} reads back differently: is the disk all right?")
+        raise SoraError(f"{path} reads back differently: check the disk")
 
 
 def _same(back: Tensor, meant: Tensor) -> bool:
     if back.dtype != meant.dtype or back.shape != meant.shape:
         return False
-    bits = (t.reshape(-1).view(torch.uint8) for t in (back, meant))  # NaN is itself here
+    bits = (t.reshape(-1).view(torch.uint8) for t in (back, meant))  # as bits, NaN equals NaN
     return torch.equal(*bits)

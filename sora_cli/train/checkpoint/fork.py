@@ -1,7 +1,7 @@
-"""The checkpoint of another run that a run goes on from, and the check that it may.
+"""Fork a run from another run's checkpoint, after checking that this is allowed.
 
-Until that step the two are one run: data, model and training must be the same, and the method may
-differ only in what decides the steps to come.
+Up to that step both runs are the same: data, model and training must be equal. The method may
+differ only in options that affect the later steps.
 """
 
 from __future__ import annotations
@@ -42,11 +42,7 @@ _FIX = "start.checkpoint=RUN start.step=STEP"
 
 
 def locate_fork(block: StartBlock) -> Path:
-    """Return the checkpoint's directory that a `start` block names, without reading its tensors.
-
-    Raises:
-        SoraError: there is none.
-    """
+    """Return the checkpoint directory that a `start` block names, without reading its tensors."""
     assert block.checkpoint is not None
     place = Path(block.checkpoint).expanduser()
     if not place.is_dir():
@@ -54,25 +50,32 @@ def locate_fork(block: StartBlock) -> Path:
     if (place / RUN_FILE).is_file():
         if block.step is not None:
             raise SoraError(
-                f"{place} is a checkpoint already", hint="start.step=", key="start.step"
+                f"{place} is one checkpoint, not a run",
+                hint="start.step=",
+                key="start.step",
             )
         return place
-    there = [path for path in checkpoint_paths(place / FOLDER) if (path / MARK_FILE).is_file()]
-    known = [int(path.name.removeprefix("step-")) for path in there]
-    where = f"its checkpoints: steps {first_few(known, 10)}" if known else None
-    if not known:
+    checkpoints = [
+        path for path in checkpoint_paths(place / FOLDER) if (path / MARK_FILE).is_file()
+    ]
+    steps = [int(path.name.removeprefix("step-")) for path in checkpoints]
+    where = f"its checkpoints: steps {first_few(steps, 10)}" if steps else None
+    if not steps:
         raise SoraError(
-            f"{place} is no checkpoint, and holds none in {FOLDER}/",
+            f"{place} is not a checkpoint, and holds none in {FOLDER}/",
             hint="training.keep_checkpoints=[STEP] in that run keeps one",
             key="start.checkpoint",
         )
     if block.step is None:
         raise SoraError(
-            f"{place} is a run: of which step?", where=where, hint=_FIX, key="start.checkpoint"
+            f"{place} is a run: name a step of it",
+            where=where,
+            hint=_FIX,
+            key="start.checkpoint",
         )
-    total = int(_read(there[0] / TRAINER_FILE)["max_steps"])
+    total = int(_read_json(checkpoints[0] / TRAINER_FILE)["max_steps"])
     step = steps_of(block.step, total)
-    if step not in known:
+    if step not in steps:
         raise SoraError(
             f"{place} has no checkpoint of step {step}",
             where=where,
@@ -83,17 +86,16 @@ def locate_fork(block: StartBlock) -> Path:
 
 
 def describe_fork(recipe: Recipe) -> Start | None:
-    """Return what a run says of the checkpoint it begins with; None if it begins with none.
+    """Return the report's entry about the checkpoint to fork from; None if the recipe names none.
 
-    Raises:
-        SoraError: there is no such checkpoint, or it is of a run that this one cannot go on from.
+    A checkpoint of a run with different steps is refused, and so is the end of a run.
     """
     block = recipe.start
     if block is None or block.checkpoint is None:
         return None
     with recipe.placing("start"):
         path = locate_fork(block)
-        run = _read(path / RUN_FILE)
+        run = _read_json(path / RUN_FILE)
         check_recipe(run["recipe"], recipe.resolved(), str(path))
         if run["finished"]:
             raise SoraError(f"{path} is the end of its run: nothing is left to train")
@@ -104,25 +106,26 @@ def describe_fork(recipe: Recipe) -> Start | None:
 def read_fork(
     recipe: Recipe, start: Start, inputs: Mapping[str, Any], model: nn.Module, layers: Layers
 ) -> Checkpoint:
-    """Read the checkpoint that a run begins with.
+    """Read the checkpoint that a fork starts from, and check that it fits.
+
+    A damaged checkpoint is refused, and so is a run with other inputs or trained parameters.
 
     Args:
-        start: what `describe_fork` returned.
-        inputs: fingerprints of this run's model and data, by what they are of.
-        model: with the adapters in it, as this run would train it.
-
-    Raises:
-        SoraError: the checkpoint is damaged, or its run had other inputs or other parameters.
+        start: the result of `describe_fork`.
+        inputs: fingerprints of this run's model and data, by their names in messages.
+        model: holds the adapters, ready for this run's training.
     """
-    from sora_cli.train.checkpoint.files import part, read_checkpoint
+    from sora_cli.train.checkpoint.files import read_checkpoint, with_prefix
 
     path = Path(start.directory)
     with recipe.placing("start.checkpoint"):
-        found = read_checkpoint(path)
+        checkpoint = read_checkpoint(path)
         for name, fingerprint in inputs.items():
-            if found.run["inputs"].get(name, fingerprint) != fingerprint:
-                raise SoraError(f"{name} is not what the run of {path} was started with")
-        stored = {name: tuple(t.shape) for name, t in part(found.tensors, "model.").items()}
+            if checkpoint.run["inputs"].get(name, fingerprint) != fingerprint:
+                raise SoraError(f"{name} is not the same as in the run of {path}")
+        stored = {
+            name: tuple(t.shape) for name, t in with_prefix(checkpoint.tensors, "model.").items()
+        }
         now = {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad}
         for name in {**now, **stored}:
             if stored.get(name) != now.get(name):
@@ -131,37 +134,34 @@ def read_fork(
                     for shapes in (stored, now)
                 )
                 raise SoraError(f"'{name}' does not fit: {there} in {path}, {here} in this run")
-        for name, scaling in found.run.get("scaling", {}).items():
+        for name, scaling in checkpoint.run.get("scaling", {}).items():
             own = layers[name].scaling
             if own != scaling:
                 raise SoraError(
                     f"'{name}' is scaled by {scaling:g} in {path}, by {own:g} in this run",
-                    hint="method.alpha and the rank at the start decide that",
+                    hint="the scale follows from method.alpha and the starting rank",
                 )
-    return found
+    return checkpoint
 
 
 def check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> None:
-    """Check that nothing differs between two recipes that decides the steps before a fork.
+    """Check that two recipes agree in every key that affects the steps before a fork.
 
     Args:
-        name: what the first is the recipe of, for errors.
-
-    Raises:
-        SoraError: the first key that differs.
+        name: of the run or checkpoint with the first recipe, for errors.
     """
     for key, old, new in changes(before, now):
         free = key.split(".")[0] in _OTHER_BLOCKS and key not in _OF_EVERY_METHOD
         if not free and key not in MAY_CHANGE:
             raise SoraError(
-                f"the steps of {name} were taken with another {key}: {shown_value(old)}, not "
+                f"{name} was trained with another {key}: {shown_value(old)}, not "
                 f"{shown_value(new)}",
-                hint="what a fork may change: the method, its own options, and the output",
+                hint="a fork may change only the method, its own options, and the output",
                 key=key,
             )
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         read: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

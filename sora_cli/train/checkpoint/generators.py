@@ -13,15 +13,15 @@ _CPU = "torch"
 _CUDA = "cuda"
 
 
-def tensors() -> dict[str, Tensor]:
-    """Return the states of torch's generators: the CPU's and, if any, this process's GPU's."""
+def torch_states() -> dict[str, Tensor]:
+    """Return the states of torch's generators: the CPU's and, if present, this process's GPU's."""
     states = {_CPU: torch.get_rng_state()}
     if torch.cuda.is_available():
         states[_CUDA] = torch.cuda.get_rng_state()
     return states
 
 
-def plain() -> dict[str, Any]:
+def other_states() -> dict[str, Any]:
     """Return the states of numpy's legacy generator and of Python's, JSON-able."""
     state: Any = np.random.get_state(legacy=True)
     name, keys, position, has_gauss, gauss = state
@@ -33,7 +33,7 @@ def plain() -> dict[str, Any]:
 
 
 def restore(states: dict[str, Tensor], others: dict[str, Any]) -> None:
-    """Put all generators into the states that `tensors` and `plain` returned."""
+    """Set all generators to the states returned by `torch_states` and `other_states`."""
     torch.set_rng_state(states[_CPU])
     if _CUDA in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states[_CUDA])

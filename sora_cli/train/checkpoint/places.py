@@ -1,4 +1,4 @@
-"""The paths of a run's checkpoints and the names of their files. Nothing heavy is imported here."""
+"""The paths of a run's checkpoints, and the names of their files. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 
 
 def is_own(path: Path) -> bool:
-    """Return whether a directory is a checkpoint and holds nothing else, so it may be deleted."""
+    """Return True if a directory is a checkpoint without foreign files, so it may be deleted."""
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     return bool(names & _MARKS) and names <= {STATE_FILE, TRAINER_FILE, *_MARKS}
 
 
 def clear_checkpoints(folder: Path) -> None:
-    """Delete the checkpoints in their folder, and the folder if nothing else is there."""
+    """Delete the checkpoints in their folder, and the folder if it is then empty."""
     if not folder.is_dir():
         return
     tidy(folder)

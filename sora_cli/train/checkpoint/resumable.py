@@ -1,4 +1,4 @@
-"""The contract of the parts of a run that a checkpoint remembers."""
+"""The interface of the parts of a run with counters that a checkpoint stores."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 
 class Resumable(ABC):
-    """A part of a run that counts something, such as a trainer's callback."""
+    """A part of a run that keeps counters; for example, a callback of the trainer."""
 
     @abstractmethod
     def progress(self) -> dict[str, Any]:
-        """Return everything counted so far, JSON-able."""
+        """Return all counters, JSON-able."""
 
     @abstractmethod
     def restore(self, progress: dict[str, Any]) -> None:
-        """Continue from what `progress` returned; called after `on_train_begin`."""
+        """Set the counters to the result of `progress`; called after `on_train_begin`."""

@@ -1,4 +1,4 @@
-"""The checkpoint that a run continues from, and the check that it is the same run."""
+"""Find the checkpoint that a run resumes from, and check that it belongs to the same run."""
 
 from __future__ import annotations
 
@@ -43,24 +43,21 @@ def check_same(
     kind: str = "run",
     unasked: bool = False,
 ) -> list[str]:
-    """Compare a run's recipe with the one it was started with.
+    """Compare a run's recipe with its first recipe; a difference is an error.
 
     Args:
-        force: accept changes that are safe.
-        kind: name of the work for a person.
-        unasked: no flag asked to resume it, so that none can accept a change.
+        force: accept safe changes (`MAY_CHANGE`).
+        kind: name of the work in messages.
+        unasked: the command resumes without a flag, so no flag can accept a change.
 
     Returns:
         A note for every accepted change.
-
-    Raises:
-        SoraError: it is another run.
     """
-    found = changes(before, now)
-    refused = [change for change in found if not (force and change[0] in MAY_CHANGE)]
+    changed = changes(before, now)
+    refused = [change for change in changed if not (force and change[0] in MAY_CHANGE)]
     if refused:
-        told = _describe_changes(refused)
-        what = f"the {kind} in '{output}' was started with another recipe: {told}"
+        differences = _describe_changes(refused)
+        what = f"the {kind} in '{output}' was started with another recipe: {differences}"
         if unasked:
             hint = f"train elsewhere: output.dir=DIR; or delete that {kind}: --force"
             raise SoraError(what, hint=hint)
@@ -71,7 +68,7 @@ def check_same(
             where=f"with --force, these may change: {', '.join(MAY_CHANGE)}",
             hint="resume it with its own recipe, or train elsewhere: output.dir=DIR",
         )
-    return [f"changed when it was resumed: {_describe_changes([change])}" for change in found]
+    return [f"changed when it was resumed: {_describe_changes([change])}" for change in changed]
 
 
 def find_checkpoint(
@@ -79,34 +76,37 @@ def find_checkpoint(
 ) -> Checkpoint | None:
     """Find the newest complete checkpoint of a run; None if there is none yet.
 
-    Args:
-        identity: recipe and fingerprints of the inputs of the run that is resumed.
-        notes: accepted changes of the recipe are added to these.
+    A checkpoint of another recipe or of other inputs (model, data) is refused.
 
-    Raises:
-        SoraError: it is of another run, or the inputs have changed since.
+    Args:
+        identity: recipe and input fingerprints of the run to resume.
+        notes: list to which accepted changes of the recipe are added.
     """
     from sora_cli.train.checkpoint.files import newest_checkpoint
 
-    found, skipped = newest_checkpoint(output / FOLDER)
+    checkpoint, skipped = newest_checkpoint(output / FOLDER)
     for what in skipped:
         say(f"skipped: {what}")
-    if found is None:
+    if checkpoint is None:
         say(f"no checkpoint in {output / FOLDER}: starting at the first step")
         return None
-    notes += check_same(found.run["recipe"], identity["recipe"], output, force=force)
+    notes += check_same(checkpoint.run["recipe"], identity["recipe"], output, force=force)
     for name, fingerprint in identity["inputs"].items():
-        if found.run["inputs"].get(name, fingerprint) != fingerprint:
+        # an input that the checkpoint does not record is accepted
+        if checkpoint.run["inputs"].get(name, fingerprint) != fingerprint:
             raise SoraError(
-                f"{name} is not what the run in '{output}' was started with",
-                hint="put it back as it was, or train elsewhere: output.dir=DIR",
+                f"{name} is not the same as when the run in '{output}' started",
+                hint="restore it, or train elsewhere: output.dir=DIR",
             )
-    say(f"resuming from {found.path}")
-    return found
+    say(f"resuming from {checkpoint.path}")
+    return checkpoint
 
 
 def identity_of(report: RunReport) -> dict[str, Any]:
-    """Return what two processes of one run have in common, once the report holds its setup."""
+    """Return the recipe and input fingerprints that processes of one run share.
+
+    Call it once the report holds the run's setup.
+    """
     data = {f"the data ({part})": d for part, d in report.data.fingerprints.items()}
     start = {} if report.start is None else {"what it starts from": report.start.digest}
     inputs = {"the base model": report.base.fingerprint, **data, **start}
@@ -115,8 +115,8 @@ def identity_of(report: RunReport) -> dict[str, Any]:
     return {"recipe": report.recipe, "inputs": inputs, **rows}
 
 
-def _describe_changes(found: list[Change]) -> str:
-    key, old, new = found[0]
-    more = ", ".join(other for other, *_ in found[1:4])
-    rest = f"; also {more}{' and others' if len(found) > 4 else ''}" if more else ""
+def _describe_changes(changed: list[Change]) -> str:
+    key, old, new = changed[0]
+    more = ", ".join(other for other, *_ in changed[1:4])
+    rest = f"; also {more}{' and others' if len(changed) > 4 else ''}" if more else ""
     return f"{key} was {shown_value(old)}, is now {shown_value(new)}{rest}"

@@ -1,8 +1,9 @@
-"""The moments at which checkpoints are written, those that are kept, and resuming from one.
+"""Write checkpoints during training, delete old ones, and restore the best.
 
-A checkpoint is written after the log and the evaluation of its step, and at an epoch's last step
-only once the epoch is over: what follows it is then the same whether the run was stopped there or
-not. The best one and the last one are kept, and those of `training.keep_checkpoints`.
+A checkpoint is written after the log and the evaluation of its step. At an epoch's last step it is
+written only when the epoch has ended, so the rest of the run is the same whether or not it was
+stopped there. The best and the last checkpoint are kept, and the steps that
+`training.keep_checkpoints` names.
 """
 
 from __future__ import annotations
@@ -49,17 +50,18 @@ class Best:
 
 
 class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
-    """Writes checkpoints at the recipe's cadence, and keeps the best one and restores it.
+    """Writes checkpoints at the recipe's intervals; keeps and restores the best.
 
-    Only states the method would deliver (`AdapterMethod.deliverable`) can be the best, and only
-    they count for early stopping: AdaLoRA's early epochs score well with ranks above the budget.
+    Only states that the method would deliver (`AdapterMethod.deliverable`) can be the best, and
+    only these count for early stopping: AdaLoRA's early epochs score well with ranks above the
+    budget.
 
     Args:
-        folder: of all checkpoints of the run; emptied, unless the run is resumed from one of them.
-        identity: what a run resumed from here must have in common with this one.
-        deferral: where a signal to stop is noted.
-        resumed: the checkpoint this run is resumed from.
-        forked: that checkpoint is another run's: nothing before it can be this run's best.
+        folder: for the run's checkpoints; emptied, unless the run resumes from one of them.
+        identity: stored in each checkpoint; a run that resumes from it must have the same.
+        deferral: records a signal to stop.
+        resumed: the checkpoint to resume from.
+        forked: `resumed` belongs to another run, so nothing before it can be this run's best.
     """
 
     def __init__(
@@ -86,35 +88,35 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
         self._patience, self._worse = block.early_stopping, 0
         self._epoch_steps = block.steps_per_epoch(len(trainer.train_rows.lengths))
         self._due = self._epoch_over = False
-        self._signal = 0  # to stop, as all processes have agreed
+        self._signal = 0  # number of the signal to stop, agreed by all processes; 0: none
         if trainer.is_world_process_zero():
             _clean(folder, everything=resumed is None or forked)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Restore losses and counts if the run is resumed."""
+        """Restore losses and counters if the run is resumed."""
         if self.resumed is None:
             return
-        state.compute_steps(args, state.max_steps)  # cadences may have been changed
+        state.compute_steps(args, state.max_steps)  # `evaluate` or `logging_steps` may have changed
         processes = self.resumed.run["processes"]
         restore_losses(self.trainer, processes[min(args.process_index, len(processes) - 1)])
         self.restore_progress(self.resumed)
 
     def restore_progress(self, checkpoint: Checkpoint) -> None:
-        """Let every part of the run continue from what it had counted."""
-        counted = checkpoint.run["progress"]
+        """Set the counters of every part of the run from a checkpoint."""
+        counters = checkpoint.run["progress"]
         for callback in self._resumables():
             own = callback is self and self.forked
-            if type(callback).__name__ in counted and not own:
-                callback.restore(counted[type(callback).__name__])
+            if type(callback).__name__ in counters and not own:
+                callback.restore(counters[type(callback).__name__])
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note that the epoch is not over."""
+        """Note that the epoch has not ended."""
         self._epoch_over = False
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
     ) -> None:
-        """Note the best score, and stop early if the recipe says so."""
+        """Note the best score, and stop early if the recipe asks for early stopping."""
         self._note_signal()
         self._request(state, control, due=False)
         score = (metrics or {}).get(f"eval_{args.metric_for_best_model}")
@@ -132,7 +134,7 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
             self._request(state, control, due=self._cadence != "no")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for a checkpoint if one is due; stop if a signal came and none is."""
+        """Request a checkpoint if it is due; stop if a signal came and no checkpoint is due."""
         self._note_signal()
         cadence = self._cadence
         due = isinstance(cadence, int) and state.global_step % cadence == 0
@@ -142,7 +144,7 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
             raise Interrupted(self._signal)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for the checkpoint of an epoch's last step."""
+        """Request the checkpoint of an epoch's last step."""
         self._epoch_over = True
         self._note_signal()
         over = state.global_step >= state.max_steps
@@ -151,23 +153,24 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
         self._request(state, control, due=due)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop if a signal came: the checkpoint has been written."""
+        """Stop if a signal came; the checkpoint is written by now."""
         self._due = False
         if self._signal:
             raise Interrupted(self._signal)
 
     def progress(self) -> dict[str, Any]:
-        """Return the best evaluation, and how many worse ones followed."""
+        """Return the best evaluation, and the number of worse evaluations since."""
         return {"best": asdict(self.best) if self.best else None, "worse": self._worse}
 
     def restore(self, progress: dict[str, Any]) -> None:
-        """Continue from these."""
+        """Continue from the counters of `progress`."""
         self.best = Best(**progress["best"]) if progress["best"] else None
         self._worse = progress["worse"]
 
     def save(self) -> None:
-        """Write a checkpoint of the present state, and delete those that are not kept."""
+        """Write a checkpoint of the current state, and delete checkpoints that need not be kept."""
         trainer = self.trainer
+        # every process gathers its shards and its state here; only the main one writes, below
         tensors = {**trained_tensors(trainer.model, self.method), **state_tensors(trainer)}
         processes = per_process(trainer, tensors)
         step = trainer.state.global_step
@@ -191,24 +194,24 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
         trainer.accelerator.wait_for_everyone()
 
     def restore_best(self) -> Best | None:
-        """Give the model the best checkpoint's weights; return None if the last ones are kept."""
+        """Load the best checkpoint's weights; return None if the last weights stay."""
         if not self._keep_best:
             return None
         if self.best is None or self.best.step == self.trainer.state.global_step:
             return self.best
-        found = read_checkpoint(checkpoint_path(self.folder, self.best.step))
-        load_trained(self.trainer.model, self.method, found.tensors)
+        checkpoint = read_checkpoint(checkpoint_path(self.folder, self.best.step))
+        load_trained(self.trainer.model, self.method, checkpoint.tensors)
         return self.best
 
     def _request(self, state: Any, control: Any, *, due: bool) -> None:
-        """Ask for a checkpoint now, or at the epoch's end if more belongs to this step."""
+        """Request a checkpoint now, or at the epoch's end if this is the epoch's last step."""
         self._due = self._due or due or (self._signal > 0 and self._cadence != "no")
         last = state.global_step % self._epoch_steps == 0 or state.global_step >= state.max_steps
         if self._due and (self._epoch_over or not last):
             control.should_save = True
 
     def _note_signal(self) -> None:
-        """Note whether a signal to stop has reached any of the processes."""
+        """Note a signal to stop that any of the processes received."""
         self._signal = self.trainer.largest(self.deferral.received or 0)
 
     def _resumables(self) -> list[Resumable]:
@@ -221,7 +224,7 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
 
 
 def _clean(folder: Path, *, everything: bool) -> None:
-    """Delete what an earlier run left; unless `everything`, only unfinished files."""
+    """Delete an earlier run's checkpoints; unless `everything`, only unfinished files."""
     if everything:
         clear_checkpoints(folder)
     elif folder.is_dir():

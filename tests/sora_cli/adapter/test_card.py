@@ -62,13 +62,13 @@ def test_what_a_person_reads(tmp_path: Path) -> None:
     for line in (
         f"| Base model | [goo/bert](https://huggingface.co/goo/bert) @ `{COMMIT}` |",
         "| Data | `nyu-mll/glue`, `rte` |", "| Rows | 2,000 train, 277 validation |",
-        "| Labels | no, yes |", "| Its options | r_max 3 |",
+        "| Labels | no, yes |", "| Method options | r_max 3 |",
         "| Training | 40 optimiser steps, seed 7 |",
         "| Parameters | 22 in the factors of 1,000 in the base model |",
         "| validation | accuracy | 0.7123 | 277 | 7 |",
         "2 of 5 components are left, in 1 of 2 modules; the largest rank is 2.",
         "| 0 | 2 |  | 2 |", "| 1 |  | 0 | 0 |",
-        "The adapter: apache-2.0. The base model has a licence of its own.",
+        "The adapter: apache-2.0. The base model has its own licence.",
         'model = AutoModelForSequenceClassification.from_pretrained("goo/bert", '
         "id2label={0: 'no', 1: 'yes'})",
         'model = PeftModel.from_pretrained(model, "THIS ADAPTER")',
@@ -97,8 +97,8 @@ def test_scores_of_an_adapter_that_was_cut_are_not_its_own(tmp_path: Path) -> No
     assert run(["prune", str(tmp_path / "a"), "-o", str(tmp_path / "b"), "--rank", "1"]) == 0
     card = ModelCard.load(tmp_path / "b" / "README.md")
     assert "model-index" not in card.data.to_dict()
-    assert "not scored since" in str(card)
-    assert "| Then | prune: rank 1" in str(card)
+    assert "not been scored since" in str(card)
+    assert "| After training | prune: rank 1" in str(card)
 
 
 def test_of_another_tools_adapter(tmp_path: Path) -> None:

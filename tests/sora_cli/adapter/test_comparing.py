@@ -139,6 +139,6 @@ def test_other_models(tmp_path: Path) -> None:
 
 
 def test_other_shapes(tmp_path: Path) -> None:
-    with pytest.raises(SoraError, match=r"\(24, 16\) in one and \(24, 32\) in the other") as error:
+    with pytest.raises(SoraError, match=r"\(24, 16\) in one adapter and \(24, 32\) in") as error:
         directories(tmp_path, {"layers.0.q": (24, 16)}, {"layers.0.q": (24, 32)})
     assert len(error.value.lines()) <= 3

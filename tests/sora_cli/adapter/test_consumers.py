@@ -191,7 +191,7 @@ BERT = {"bert.encoder.layer.0.attention.self.query": 16}
         (
             {**LLAMA, "lm_head": 16},
             {"model_type": "llama", "tie_word_embeddings": True},
-            "has no lm_head where it is tied",
+            "cannot adapt lm_head, which is tied",
         ),
         (LLAMA, {}, "convert_lora_to_gguf.py"),
     ],

@@ -17,7 +17,7 @@ from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from sora_cli.report import FILE_NAME, read_report
 from tests.helpers_reports import write_report
 
-UNKNOWN = "whether it is what the run's report describes is not known"
+UNKNOWN = "so it cannot be compared with the run's report"
 SAYS = "adapter has changed since the run: its report describes another adapter"
 
 
@@ -77,7 +77,7 @@ def test_what_counts(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert len(result_remarks(Path())) == 1
     weights.unlink()
-    assert result_remarks(folder) == [f"{folder} cannot be read: {UNKNOWN}"]
+    assert result_remarks(folder) == [f"{folder} cannot be read, {UNKNOWN}"]
 
 
 def test_reports_without_a_digest_say_nothing(place: Path) -> None:

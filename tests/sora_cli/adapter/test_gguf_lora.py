@@ -131,7 +131,7 @@ def test_half_precision(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model_type", "path", "words"),
     [
-        ("deepseek_v3", "model.layers.0.self_attn.kv_b_proj", "deepseek_v3 models is not known"),
+        ("deepseek_v3", "model.layers.0.self_attn.kv_b_proj", "deepseek_v3 models are not known"),
         ("llama", "model.layers.0.block.odd_proj", "no place for 'model.layers.0.block.odd_proj'"),
         ("llama", "lm_head", "tied to the embedding"),
         ("llama", "model.embed_tokens", "an embedding"),
@@ -255,7 +255,7 @@ def test_a_base_model_in_a_gguf_file(tmp_path: Path) -> None:
         (["--layout", "padded"], "out.gguf", "--layout does not go with --format gguf"),
         (["--dtype", "float16"], "out.gguf", "--dtype does not go with --format gguf"),
         (["--type", "q8_0"], "out.gguf", "there is no type 'q8_0'"),
-        ([], "out", "whose name ends in .gguf"),
+        ([], "out", "must end in .gguf"),
     ],
 )
 def test_options(
@@ -275,7 +275,7 @@ def test_a_file_is_replaced_with_force_only(
     words = ["export", str(source), "-o", str(out), "--format", "gguf"]
     out.write_text("a text", encoding="utf-8")
     assert run(words) == 2
-    assert "it is no GGUF file" in error_text(capsys, *words, "--force")
+    assert "is not a GGUF file" in error_text(capsys, *words, "--force")
     out.unlink()
     assert run(words) == 0
     assert run([*words, "--force", "--json"]) == 0

@@ -273,7 +273,7 @@ CONFIGS: dict[str, tuple[Damage, str]] = {
     "expression nested too deep": (_config(alpha_pattern={"(" * 3000 + ")" * 3000: 2}), "pattern"),
     "expression of a megabyte": (_config(alpha_pattern={"a?" * 500_000: 2}), "characters"),
     "modules a text": (_config(modules_to_save="classifier"), "modules_to_save: "),
-    "modules of no name": (_config(modules_to_save=[""]), "stands for every module"),
+    "modules of no name": (_config(modules_to_save=[""]), "would match every module"),
     "a million modules": (_config(modules_to_save=["a"] * 1_000_000), "too many"),
     "head of no module": (_config(modules_to_save=None, task_type=None), "below modules_to_save"),
     "AdaLoRA's type": (_config(peft_type="ADALORA"), "but no E|neither half"),
@@ -463,7 +463,7 @@ def test_odd_but_harmless_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     said = capsys.readouterr().err
     assert "rank_pattern: no module in the file matches 'quary'" in said
     assert f"both match {QUERY}; the first counts, as in PEFT: 8" in said
-    assert "modules_to_save: the file holds nothing of 'pooler'; PEFT refuses" in said
+    assert "modules_to_save: the file holds no tensor of 'pooler'; PEFT refuses" in said
 
 
 def test_links_are_followed(tmp_path: Path) -> None:

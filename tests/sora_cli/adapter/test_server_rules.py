@@ -64,7 +64,7 @@ def test_reasons(tmp_path: Path) -> None:
 
 def test_a_layer_without_a_pair_is_told_by_the_base_model(tmp_path: Path) -> None:
     advice = found(tmp_path, EVEN, layers=3)["LoRAX"].advice
-    assert advice == "passes over all self_attn.q_proj, since layer 2 has none: sora merge first"
+    assert advice == "ignores all self_attn.q_proj, since layer 2 has none: sora merge first"
 
 
 def test_command_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,7 +119,7 @@ CASES: dict[str, Case] = {
         base={**NO_BASE, "path": "../../../../etc/x", "resolved": "../../../../etc/x"}))),
     "merge-a base that is gone": bad("gone/far", "merge", "a", *OUT, then="--base",
         a=adapter(edit(SORA_FILE, base=NO_BASE))),
-    "merge-no base named": bad("says which base model it is for", "merge", "a", *OUT,
+    "merge-no base named": bad("does not name its base model", "merge", "a", *OUT,
         then="--base", a=adapter(remove(SORA_FILE), edit(ADAPTER_CONFIG,
         base_model_name_or_path=None))),
     "merge-a base of another size": bad("bert.encoder.layer.0.attention.self.query", "merge",

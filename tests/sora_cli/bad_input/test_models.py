@@ -127,7 +127,7 @@ PLACES: dict[str, Case] = {
         m=Path.mkdir),
     "a file for a directory": bad("is a file, but not a .gguf file",
         r=recipe("model", "path: models/base/model.safetensors"), then="directory"),
-    "no GGUF": bad("m.gguf is no GGUF file", r=recipe("model", "path: m.gguf"),
+    "no GGUF": bad("m.gguf is not a GGUF file", r=recipe("model", "path: m.gguf"),
         then="name a model's own file", **{"m.gguf": "no GGUF"}),
     "a GGUF file that is cut off": bad("m.gguf is cut off", r=recipe("model", "path: m.gguf"),
         then="download it again", **{"m.gguf": "GGUF\3\0\0\0 or so"}),
@@ -162,7 +162,7 @@ DAMAGE: dict[str, Case] = {
             "load_in_4bit": True})),
          "is quantised", "the model it was made from"),
         ("pickles", base(pickled), "pickles, which can run any code",
-            "save_pretrained() write safetensors"),
+            "convert it by from_pretrained()"),
         ("pickles that run code", base(evil), "pickles, which can run any code",
             "name that directory"),
         ("no tokenizer", base(remove("tokenizer*", "special*")), "holds no tokenizer",
@@ -180,11 +180,11 @@ DAMAGE: dict[str, Case] = {
         ("for pictures", partial(whole, tiny_vit), "cannot be loaded for sequence-classification",
             "ViT"),
         ("T5 without an end of text", partial(whole, tiny_t5),
-            "reads its answer at the end-of-text token", "tokenizer"),
+            "answers at the end-of-text token", "tokenizer"),
         ("code of its own", base(config(model_type="mine", auto_map={"AutoConfig": "mine.Mine"}),
-                                 write("mine.py", "open('ran', 'w')\n")), "code of its own",
+                                 write("mine.py", "open('ran', 'w')\n")), "its own Python code",
                                      "model.trust_remote_code=true"),
-        ("weights of another model", base(renamed), "lacks ", "of the same model?"),
+        ("weights of another model", base(renamed), "lacks ", "belong to the same model"),
     ]
 }  # fmt: skip
 TARGETS: dict[str, Case] = {

@@ -168,7 +168,7 @@ def test_the_certificate_is_scored_again_where_the_data_have_moved(
     words = ["verify", str(moved), "--certificate"]
     said = error_of(capsys, *words)
     assert "/gone/train.jsonl" in said[0]
-    assert "where it is by now: data.files.train=FILE" in said[-1]
+    assert "where it is now: data.files.train=FILE" in said[-1]
     assert run([*words, f"data.files.train={data}/train.jsonl"]) == 0
     rows = write_rows(tmp_path / "other.jsonl", pair_rows(124, seed=7))
     assert run([*words, f"data.files.train={rows}"]) == FAILED
@@ -414,7 +414,7 @@ def test_rows_that_cannot_certify_the_promise(
     file.write_text(text.replace('"not certified"', '"certified"'), encoding="utf-8")
     capsys.readouterr()
     assert run(["verify", str(out), "--certificate"]) == FAILED
-    said = 'status: "certified" in the certificate, which should be "not certified"'
+    said = 'status: "certified" in the certificate, but it should be "not certified"'
     assert said in capsys.readouterr().out
     assert "not certified" in (read_certificate(out) or found).status
 

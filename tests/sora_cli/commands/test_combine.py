@@ -177,17 +177,19 @@ def test_heads_that_are_the_same_stay(tmp_path: Path, capsys: Any) -> None:
 def test_adapters_that_do_not_belong_together(tmp_path: Path, capsys: Any) -> None:
     a = _write(tmp_path / "a", 0)
     others = {
-        "adapters of another base model": _write(tmp_path / "base", 1, fingerprint="x:2"),
-        "adapters of different models": _write(tmp_path / "shape", 1, n_in=11),
-        "adapters of another task type": _write(tmp_path / "task", 1, task_type="SEQ_2_SEQ_LM"),
+        "the adapters differ in their base model": _write(tmp_path / "base", 1, fingerprint="x:2"),
+        "their base models differ": _write(tmp_path / "shape", 1, n_in=11),
+        "the adapters differ in their task type": _write(
+            tmp_path / "task", 1, task_type="SEQ_2_SEQ_LM"
+        ),
     }
     for text, other in others.items():
         said = error_of(capsys, "combine", a, other, "-o", tmp_path / "out")
         assert text in " ".join(said)
     unknown = _write(tmp_path / "unknown", 2, fingerprint=None)
-    assert "nothing says" in " ".join(
+    assert "not all adapters record their base model" in " ".join(
         _combine(capsys, a, unknown, "-o", str(tmp_path / "out"))["notes"]
     )
     hub = [_write(tmp_path / n, 3, fingerprint=None, hub_id=f"me/{n}") for n in ("x", "y")]
     said = error_of(capsys, "combine", *hub, "-o", tmp_path / "out", "--force")
-    assert "another base model" in " ".join(said)
+    assert "differ in their base model" in " ".join(said)

@@ -58,7 +58,7 @@ def test_what_is_read_is_not_overwritten(study: Path, tmp_path: Path, capsys: Ou
         [str(study), "--html", str(report)],
     ):
         before = report.read_bytes(), lines.read_bytes()
-        assert "is what is read here" in error_text(capsys, "compare", *words, "--force")
+        assert "is an input of this command" in error_text(capsys, "compare", *words, "--force")
         assert (report.read_bytes(), lines.read_bytes()) == before
 
 
@@ -73,7 +73,7 @@ def test_data_goes_to_stdout_and_talk_to_stderr(
     out, err = capsys.readouterr()
     assert len(json.loads(out)["rows"]) == 13
     assert f"left out: {tmp_path}/cut: not finished: interrupted" in err
-    assert "is the same run (seed 0), newer" in err
+    assert "is a newer run of seed 0" in err
     assert "warning: rte: not comparable, the content of the training rows differs" in err
 
 

@@ -179,7 +179,7 @@ def test_what_does_not_belong_together(tmp_path: Path, capsys: Any) -> None:
         "gpt2": "gpt2 model",
         "norms": "no linear layer's weight differs",
         "tied": "tie_word_embeddings",
-        "deeper": "another number of layers",
+        "deeper": "different numbers of layers",
         "vocabulary": "(66, 32) in the model and (64, 32) in the base",
     }
     for name, text in expected.items():
@@ -187,6 +187,6 @@ def test_what_does_not_belong_together(tmp_path: Path, capsys: Any) -> None:
         assert text in error_text(capsys, "extract", *words, "-o", tmp_path / "out"), name
     words = (str(tmp_path / "base"), "--base", str(tmp_path / "deeper"), "--rank", "4")
     said = error_of(capsys, "extract", *words, "-o", tmp_path / "out")
-    assert "another number of layers" in said[0]
+    assert "different numbers of layers" in said[0]
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))  # nothing is left behind

@@ -83,7 +83,7 @@ def test_an_interrupted_run_is_resumed(
     assert timeless(report) == timeless(whole)
     assert files_of(tmp_path / "out" / "adapter") == files_of(tmp_path / "whole" / "adapter")
     assert run([*words, "--resume"]) == 0
-    assert "holds this run, finished" in capsys.readouterr().err
+    assert "already holds this run, finished" in capsys.readouterr().err
 
 
 @pytest.mark.long
@@ -128,7 +128,7 @@ def test_an_adapter_alone_needs_a_recipe(
     [
         (["--mean-rank", "2"], "rule: --mean-rank 2: pooled singular values"),
         (["--energy", "0.5"], "rule: --energy 0.5: each layer by itself"),
-        ([], "rule: what is exactly zero goes"),
+        ([], "rule: only exact zeros are removed"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

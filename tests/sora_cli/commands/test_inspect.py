@@ -202,7 +202,7 @@ def test_two_are_compared(
     capsys.readouterr()
     inspect([directory, tmp_path / "cut"])
     out = capsys.readouterr().out
-    for word in ("cosine", "overlap", "||A-B||", "A: ", "B: ", "by chance"):
+    for word in ("cosine", "overlap", "||A-B||", "A: ", "B: ", "random subspaces"):
         assert word in out
     data = shown(capsys, directory, tmp_path / "cut")
     assert set(data) == {"adapters", "comparison"}

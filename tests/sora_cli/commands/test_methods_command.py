@@ -19,7 +19,10 @@ def test_every_option_is_listed_with_default_and_meaning(capsys):
             assert "a baseline" in lines.pop()
         vary = config_class(name).variable_options
         if vary:
-            assert lines.pop() == f"  along a path (sora path) may vary: {', '.join(vary)}"
+            assert (
+                lines.pop()
+                == f"  options that may vary along a path (sora path): {', '.join(vary)}"
+            )
         assert [line.split()[0] for line in lines] == list(config_class(name).model_fields)
 
 

@@ -185,7 +185,7 @@ def test_what_is_not_read_is_refused(
         assert run([*command, word]) == 2, command
         lines = capsys.readouterr().err.splitlines()
         assert f"error: {word.partition('=')[0]} would change nothing" in lines[-3]
-        assert lines[-1].startswith("  what may be given: ")
+        assert lines[-1].startswith("  keys that it reads: ")
     assert not new.exists()
 
 

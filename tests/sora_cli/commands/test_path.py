@@ -329,7 +329,7 @@ def test_train_says_that_it_trains_one_run(
 ) -> None:
     words = ["training.max_steps=1", f"output.dir={tmp_path / 'one'}"]
     assert run(["train", str(recipe), *words]) == 0
-    assert f"the recipe's path of stages: sora path {recipe}" in capsys.readouterr().err
+    assert f"to train the recipe's path: sora path {recipe}" in capsys.readouterr().err
 
 
 def test_adalora_along_shrinking_budgets(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_an_interrupted_call_goes_on(
         capsys.readouterr()
         assert run(words) == 0
     assert begun == [10, 15, 20]
-    assert "10 of 24 rows are done: going on from there" in capsys.readouterr().err
+    assert "10 of 24 rows are done: continuing from there" in capsys.readouterr().err
     assert out.read_bytes() == whole.read_bytes()
     assert not Path(f"{out}.unfinished").exists()
 
@@ -230,14 +230,14 @@ def test_what_changed_is_not_gone_on_with(
     with monkeypatch.context() as patched:
         stop_at(patched, 3, lambda: signal.raise_signal(signal.SIGINT))
         assert run(words) == 130
-    refused("was begun with another precision", "training.precision=bf16")
-    refused("was begun with another set of new columns", "--prefix", "x_")
+    refused("was started with another precision", "training.precision=bf16")
+    refused("was started with another set of new columns", "--prefix", "x_")
     file.write_text("".join(['{"sentence1": "red", "sentence2": "red"}\n', *lines[1:]]))
     refused("rows 0 to 4 (counted from 0) have changed")
     file.write_text("".join([*lines[:15], '{"sentence1": "red", "sentence2": "red"}\n']))
     config = json.loads((model / "adapter_config.json").read_text())
     (model / "adapter_config.json").write_text(json.dumps({**config, "lora_dropout": 0.5}))
-    refused("was begun with another model")
+    refused("was started with another model")
     (model / "adapter_config.json").write_text(json.dumps(config))
     assert run(words) == 0  # rows after those that are done may change
     assert len(read(tmp_path / "out.jsonl")) == 16

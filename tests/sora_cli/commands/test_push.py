@@ -62,7 +62,7 @@ def test_an_adapter(tmp_path: Path, hub: Hub, capsys: Output) -> None:
     assert run(["push", str(folder), "--license", "apache-2.0"]) == 0
     out, err = capsys.readouterr()
     assert f"pushed 6 files: {hub.url}/me/my-run/commit/" in out
-    assert "notes.txt stays" in err
+    assert "notes.txt is not uploaded" in err
     files = hub.files("me/my-run")
     assert sorted(files) == ["README.md", "adapter_config.json", "adapter_model.safetensors",
                              "sora.json", "tokenizer.json", "tokenizer_config.json"]  # fmt: skip
@@ -89,7 +89,7 @@ def test_what_is_there_stays_as_visible_as_it_is(tmp_path: Path, hub: Hub, capsy
     assert run(["push", folder]) == 0
     capsys.readouterr()
     assert run(["push", folder, "--public"]) == 2
-    assert "me/my-run is there, and private" in capsys.readouterr().err
+    assert "me/my-run exists and is private" in capsys.readouterr().err
     assert hub.repositories["me/my-run"]["private"] is True
     assert hub.messages == ["Upload by sora"]
 
@@ -153,7 +153,7 @@ def test_a_base_model_that_nobody_could_find(tmp_path: Path, hub: Hub, capsys: O
     text = hub.files("me/my-run")["README.md"].decode()
     assert '.from_pretrained("goo/bert")' in text
     assert "THE BASE MODEL" not in text
-    assert "no id on the Hub" in error_of(capsys, "push", str(folder), "--base-id", "../x")[0]
+    assert "not a Hub id" in error_of(capsys, "push", str(folder), "--base-id", "../x")[0]
 
 
 def test_without_a_token(
@@ -166,7 +166,7 @@ def test_without_a_token(
     assert said[0] == "error: there is no token for the Hub"
     assert "hf auth login" in said[2]
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    assert "the Hub does not take my-run" in error_of(capsys, "push", str(folder))[0]
+    assert "the Hub refuses my-run" in error_of(capsys, "push", str(folder))[0]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set" in error_of(capsys, "push", str(folder))[0]
     assert hub.repositories == {}
@@ -175,12 +175,12 @@ def test_without_a_token(
 def test_what_the_hub_refuses(tmp_path: Path, hub: Hub, capsys: Output) -> None:
     folder = _run(tmp_path)
     hub.refuse = {"/preupload/": 403}
-    assert "the Hub does not take" in error_of(capsys, "push", str(folder))[0]
+    assert "the Hub refuses" in error_of(capsys, "push", str(folder))[0]
     assert hub.files("me/my-run") == {}
     hub.refuse = {}
     hub.repositories["me/my-run"]["private"] = False
     said = error_of(capsys, "push", str(folder))
-    assert said[0] == "error: me/my-run is there, and everybody can see it"
+    assert said[0] == "error: me/my-run exists and is public"
     assert hub.files("me/my-run") == {}
     assert run(["push", str(folder), "--public"]) == 0
 
@@ -190,14 +190,14 @@ def test_what_cannot_be_pushed(tmp_path: Path, hub: Hub, capsys: Output) -> None
     for name in ("a/b/c", "a b", "", "a--b", "a..b"):
         assert "cannot be a repository's name" in error_of(capsys, "push", str(folder), name)[0]
     assert "there is no directory" in error_of(capsys, "push", str(tmp_path / "nowhere"))[0]
-    assert "it is no merged model" in error_of(capsys, "push", str(folder), "--merged")[0]
+    assert "it is not a merged model" in error_of(capsys, "push", str(folder), "--merged")[0]
     card = folder / "adapter" / "README.md"
     good = card.read_text()
     for bad in ("---\na: [\n---\n", "---\n- a\n---\n", "---\nlicense: [mit]\n---\n"):
         card.write_text(bad)
         assert "README.md" in error_of(capsys, "push", str(folder))[0]
     card.write_text(f"{good}\nmade in {folder.resolve() / 'adapter'}\n")
-    assert "README.md names a place on this machine" in error_of(capsys, "push", str(folder))[0]
+    assert "README.md names a path on this machine" in error_of(capsys, "push", str(folder))[0]
     assert hub.requests == []
 
 
@@ -220,5 +220,5 @@ def test_a_merged_model(tmp_path: Path, hub: Hub) -> None:
     sent = ModelCard(hub.files("me/merged")["README.md"].decode())
     assert sent.data.tags == ["base_model:finetune:goo/bert"]
     assert shared_model(place, base_id=None, license_=None).left == (".cache", "link")
-    with pytest.raises(SoraError, match="it is no merged model"):
+    with pytest.raises(SoraError, match="it is not a merged model"):
         shared_model(tmp_path, base_id=None, license_=None)

@@ -67,7 +67,7 @@ def test_what_is_read_is_never_replaced(
     write_predictions(directory / "predictions.jsonl", class_records(225, 52))
     (directory / "checkpoints").mkdir()
     said = error_of(capsys, "report", str(directory), "-o", str(directory / name), "--force")
-    assert "what is read here" in said[0] or "is a directory" in said[0]
+    assert "an input of" in said[0] or "is a directory" in said[0]
 
 
 def test_predictions_elsewhere(tmp_path: Path) -> None:

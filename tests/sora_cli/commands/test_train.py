@@ -285,7 +285,7 @@ def test_a_run_whose_check_cannot_tell_says_so_and_ends_with_0(
     words = ["method.name=lora", "training.learning_rate=1e-7", "training.max_steps=4"]
     code, told = _train_in_full(_recipe(tmp_path), capsys, *words)
     assert code == 0
-    assert "not verified: it cannot be told: the adapter changes the " in told
+    assert "not verified, cannot tell: the adapter changes the " in told
     report = read_report(tmp_path / "out")
     assert report is not None
     assert report.verification.verdict == "cannot tell"

@@ -77,7 +77,7 @@ def test_unrelated_things(
     (tmp_path / "a" / "sora.json").unlink()  # nothing says which weights it was trained on
     words = (bert.adapter, tmp_path / "a", "--base", bert.base)
     assert "SequenceClassification and CausalLM" in error_of(capsys, *words)
-    assert "holds nothing of the right shape for 'classifier" in error_of(
+    assert "holds no weight of the right shape for 'classifier" in error_of(
         capsys, bert.adapter, bert.base
     )
     tiny_bert(num_labels=2).save_pretrained(tmp_path / "two")

@@ -58,7 +58,7 @@ def test_nothing_is_left(tmp_path: Path) -> None:
 def test_a_lock_of_another_program_stays(tmp_path: Path) -> None:
     for content in ("x", "5", "[]", '{"name": "package-lock"}'):
         (tmp_path / FILE_NAME).write_text(content)
-        with pytest.raises(SoraError, match=r"\.lock' is not of this"), locked(tmp_path):
+        with pytest.raises(SoraError, match=r"\.lock' was not written by this"), locked(tmp_path):
             pytest.fail("taken")
         assert (tmp_path / FILE_NAME).read_text() == content
 

@@ -37,12 +37,12 @@ WRITE = [["recipes", "copy", "rte", "--to", "copies"], ["compare", "runs", "--ht
 _PROGRAM = """
 import json, sys
 from sora_cli.app import run
-from sora_cli.core.boundary import told_losses
+from sora_cli.core.boundary import report_lost_output
 from sora_cli.core.streams import open_streams
 open_streams()
 wanted = int(sys.argv[2])
 wrong = [words for words in json.loads(sys.argv[1]) if run(words) != wanted]
-sys.exit(77 if wrong else told_losses(0))
+sys.exit(77 if wrong else report_lost_output(0))
 """
 
 
@@ -144,7 +144,7 @@ def test_the_program_itself(folder: Path) -> None:
     gone = 'mkdir gone; cd gone; rmdir ../gone; "$@"'
     code, said, _ = _shell(gone, *module, "sweep", str(folder / "sweep.yaml"), cwd=folder)
     assert code == 2
-    assert said.startswith("error: the current directory is not there any more\n")
+    assert said.startswith("error: the current directory has been deleted\n")
 
 
 def test_what_an_encoding_lacks() -> None:

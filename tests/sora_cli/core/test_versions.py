@@ -18,12 +18,12 @@ from sora_cli.core.boundary import guarded
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
 from sora_cli.core.versions import (
-    blamed,
     check_versions,
     requirements,
     shown,
     too_new,
     too_old,
+    version_error,
 )
 from tests.shared_files import ROOT
 
@@ -74,7 +74,7 @@ def test_an_old_package_is_told_before_anything_is_loaded(
 
 def test_versions_that_fit_are_silent() -> None:
     check_versions()
-    assert blamed(ZeroDivisionError()) is None
+    assert version_error(ZeroDivisionError()) is None
 
 
 def test_two_old_ones_are_told_together(

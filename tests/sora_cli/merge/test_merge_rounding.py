@@ -22,7 +22,7 @@ from sora_cli.merge import blocks as merge_blocks
 from sora_cli.merge import write as merge_write
 from sora_cli.merge.merge import MERGED_KEY, Merged, merge_adapter
 from sora_cli.merge.rounding import (
-    Kept,
+    Overlap,
     Storing,
     Survival,
     random_bits,
@@ -223,7 +223,7 @@ def test_stochastic_rounding_is_the_same_each_time(
 
 
 def test_no_update_is_said_to_be_none() -> None:
-    nothing = Survival({"a": Kept()}, {})
+    nothing = Survival({"a": Overlap()}, {})
     assert (nothing.share, nothing.all.noise, nothing.table()) == (1, 0, {})
     assert shown_survival(nothing, "bfloat16") == "the adapter's layers change nothing"
 
@@ -260,7 +260,7 @@ def test_what_is_trained_in_full_is_measured_too(tmp_path: Path, llamas: Any) ->
     small = 3e-4 * torch.randn(before.shape, generator=torch.Generator().manual_seed(0)) * before
     full = Adapter(adapter.layers, {name: before + small}, ("model.embed_tokens",), "CAUSAL_LM",
                    adapter.base)  # fmt: skip
-    with pytest.raises(SoraError, match=r"% of what is trained in full"):
+    with pytest.raises(SoraError, match=r"% of the parts trained in full"):
         merge_adapter(full, tmp_path / "out")
     for rounding in ("nearest", "stochastic"):
         storing = Storing(rounding=rounding, accept_loss=True)

@@ -169,7 +169,7 @@ def test_the_dry_run_counts_them(
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2))
     monkeypatch.setattr("sora_cli.run.prepare.check_offload", lambda _: None)
     assert run(["train", str(recipe), "--dry-run", f"{KEY}=true"]) == 0
-    assert "that wait in the machine's memory" in capsys.readouterr().out
+    assert "offloaded to the machine's memory" in capsys.readouterr().out
 
 
 def test_where_it_is_refused(

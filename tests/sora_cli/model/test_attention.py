@@ -169,7 +169,7 @@ def test_a_machine_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     check_device(_block("flex_attention"), "fp32")
     monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: False)
-    assert "cannot be used" in _refusal(check_device, flash, "bf16")
+    assert "cannot use" in _refusal(check_device, flash, "bf16")
     monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
     assert "computes in 16 bits" in _refusal(check_device, flash, "fp32")
     check_device(flash, "bf16")

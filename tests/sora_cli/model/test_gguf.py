@@ -78,8 +78,8 @@ def _written(file: Path, more: Callable[[Writer], None], *, weights: bool = True
 
 _LAYERS: Callable[[Writer], None] = lambda writer: writer.add_block_count(1)  # noqa: E731
 NO_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "empty": (Path.touch, "is no GGUF file"),
-    "a text": (lambda file: file.write_text("GGU"), "is no GGUF file"),
+    "empty": (Path.touch, "is not a GGUF file"),
+    "a text": (lambda file: file.write_text("GGU"), "is not a GGUF file"),
     "the name alone": (lambda file: file.write_bytes(b"GGUF"), "is cut off"),
     "its counts alone": (lambda f: _changed(f, lambda data: data[:24]), "is cut off"),
     "cut in the metadata": (lambda f: _changed(f, lambda data: data[:150]), "is cut off"),

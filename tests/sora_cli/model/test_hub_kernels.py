@@ -56,7 +56,7 @@ def test_a_kernel_that_could_be_put_in_its_place(
 ) -> None:
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2))
     said = error_text(capsys, "train", recipe, f"{KEY}={name}", f"{TRUST}=true")
-    assert f"'{name}' is compiled code from the Hub, and names no commit" in said
+    assert f"'{name}' is compiled code from the Hub and must name its commit" in said
     assert len(said.splitlines()) <= 3
     assert not (tmp_path / "out").exists()
 
@@ -140,7 +140,7 @@ def test_packed_rows_are_not_mixed(
     recipe = write_chat_recipe(tmp_path, **PACKED)
     monkeypatch.setattr("sora_cli.tasks.causal_lm.keep_packed_apart", lambda _: None)
     said = error_text(capsys, "train", recipe, *ASKED)
-    assert f"{KEY}={NAME} gives another loss or gradient than LlamaForCausalLM has" in said
+    assert f"{KEY}={NAME} changes the loss or gradient of LlamaForCausalLM" in said
     monkeypatch.setattr("sora_cli.tasks.causal_lm.keep_packed_apart", decoders.keep_packed_apart)
     monkeypatch.setattr(decoders, "_takes_lengths", lambda _: False)  # found by each layer
     train(recipe, "--force", *ASKED)
@@ -153,7 +153,7 @@ def test_a_kernel_that_is_wrong_or_fails(
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2))
     monkeypatch.setattr(attention_kernel, "factor", 1.5)
     said = error_text(capsys, "train", recipe, *ASKED)
-    assert "gives another loss or gradient than BertForSequenceClassification has" in said
+    assert "changes the loss or gradient of BertForSequenceClassification" in said
     assert said.splitlines()[-1].endswith(f"{KEY}=sdpa")
 
     def fails(*_: Any, **__: Any) -> Any:

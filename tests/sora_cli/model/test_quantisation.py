@@ -20,7 +20,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.model import quantisation
 from sora_cli.model.base import Base, load_base
 from sora_cli.model.fingerprint import fingerprint
-from sora_cli.model.quantisation import check_quantise, check_selected, numbers, quantised_as
+from sora_cli.model.quantisation import check_quantise, check_selected, count_values, quantised_as
 from sora_cli.recipe.recipe import DataBlock, ModelBlock, TaskBlock
 from sora_cli.tasks import create_task
 from sora_cli.tasks.causal_lm import CausalLm
@@ -87,7 +87,7 @@ def test_what_is_packed(kind: str, make: Any, tmp_path: Path, bnb: Any) -> None:
     assert all(p.dtype == torch.float32 for p in trained.values())
     assert trained.keys() == {n for n, p in plain.model.named_parameters() if p.requires_grad}
     total = sum(p.numel() for p in plain.model.parameters())
-    assert sum(map(numbers, packed.model.parameters())) == total
+    assert sum(map(count_values, packed.model.parameters())) == total
     assert fingerprint(folder) == before
 
 

@@ -40,8 +40,8 @@ def test_fragments_are_not_listed():
         ("qickstart", "did you mean 'quickstart'?"),
         ("recipes/official/rtee.yaml", "did you mean 'official/rte'?"),
         ("mine.yml", "did you mean 'mine.yaml'?"),
-        ("xyzzy", "sora recipes lists"),
-        ("../secret", "sora recipes lists"),
+        ("xyzzy", "packaged recipes: sora recipes"),
+        ("../secret", "packaged recipes: sora recipes"),
     ],
 )
 def test_the_nearest_is_named(reference, hint):

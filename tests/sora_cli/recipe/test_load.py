@@ -114,9 +114,9 @@ def test_a_block_that_may_be_left_out_is_taken_away():
 
 def test_a_block_that_every_run_has_stays():
     error = fails(BASE, "training=null")
-    assert error.what == "only start, path, auto, paper can be taken away: every run has training"
+    assert error.what == "only start, path, auto, paper can be removed: every run needs training"
     assert (error.where, error.hint) == (
-        "command line: training=null", "a key of it is changed by training.KEY=VALUE",
+        "command line: training=null", "to change a key in it: training.KEY=VALUE",
     )  # fmt: skip
 
 
@@ -244,7 +244,7 @@ def test_resolved_values_are_a_recipe_themselves():
 
 def test_overrides_of_absurd_depth():
     for depth in (60, 5000):
-        assert "is no override" in fails(BASE, f"{'.'.join('a' * depth)}=1").what
+        assert "is not an override" in fails(BASE, f"{'.'.join('a' * depth)}=1").what
     assert "unknown block 'a'" in fails(BASE, "a.a.a.a=1").what
 
 

@@ -81,7 +81,7 @@ def test_a_familys_own_options_are_typed_and_placed() -> None:
         ("max_length: 9", "unknown key 'max_length' in task (", "did you mean 'data.max_length'?"),
         ("packing: maybe", "task.packing must be true or false, not 'maybe'", "several rows"),
         ("generation_batch_size: 0", "task.generation_batch_size must be a whole number at least 1",
-         "rows generated"),
+         "rows per batch"),
         ("generation_batch_size: true", "must be a number, not true", ""),
         ("system: 5", "task.system must be text or null, not 5", "quotes"),
         ("metrics: []", "task.metrics must be text or a list of at least 1 value, not []", "loss"),

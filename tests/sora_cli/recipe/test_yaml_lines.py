@@ -72,7 +72,7 @@ def test_aliases_are_followed():
     [
         ("a: 1\nb: 2\na: 3", "'a' is given twice", "f.yaml:1 and f.yaml:3"),
         ("x:\n  a: 1\n  a: 3", "'x.a' is given twice", "f.yaml:2 and f.yaml:3"),
-        ("a: !!bool maybe", "no bool", "f.yaml:1"),
+        ("a: !!bool maybe", "not a valid bool", "f.yaml:1"),
     ],
 )
 def test_refusals_say_what_and_where(content, what, where):

@@ -11,7 +11,7 @@ def test_few_classes_are_listed_and_many_are_summed_up() -> None:
         "classes, in train / dev: 'b\\n' 1,200 / 7, 'a' 0 / 2, 'c' 3 / 0"
     ]
     assert list(absent_remarks(counts)) == [
-        "classes without rows in train: 'a' (1 of 3): nothing can be learned of them",
+        "classes without rows in train: 'a' (1 of 3): nothing can be learned about them",
         "classes without rows in dev: 'c' (1 of 3)",
     ]
     many = {part: {str(i): n + i for i in range(77)} for part, n in (("train", 0), ("select", 5))}

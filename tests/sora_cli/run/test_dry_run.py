@@ -61,7 +61,7 @@ def test_classes_and_remarks_on_the_data(
     out = _dry_run(capsys, recipe, f"data.files.validation={twice}")
     told = " ".join(_section(out, "data").split())
     assert "classes, in train / validation: '0' 0 / 0, '1' 24 / 12, '2' 24 / 12" in told
-    assert "classes without rows in train: '0' (1 of 3): nothing can be learned of them" in told
+    assert "classes without rows in train: '0' (1 of 3): nothing can be learned about them" in told
     assert "classes without rows in validation: '0' (1 of 3)" in told
     assert "all 24 rows of validation are training rows, too: its scores say nothing" in told
     assert "twice.csv:1 has 2 columns called 'sentence1' (1, 4)" in told
@@ -117,7 +117,7 @@ def test_parameters(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_frozen_head_is_named(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = _dry_run(capsys, recipe, "training.train_head=false")
-    assert "FROZEN at random values" in _section(out, "parameters")
+    assert "drawn at random and left FROZEN" in _section(out, "parameters")
     assert "head, frozen" in _section(out, "linear layers without adapter")
 
 

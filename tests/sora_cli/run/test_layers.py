@@ -10,8 +10,8 @@ from methods.registry import create
 from sora_cli.run.layers import (
     LayerGroup,
     adapted_groups,
+    layers_without_adapter,
     left_out_lines,
-    near_misses,
     other_weights,
 )
 from tests.architectures import CAUSAL, CLASSES, tiny
@@ -34,7 +34,7 @@ def test_gaps_and_single_layers() -> None:
     targets = ["net.0", "net.1", "net.2", "net.4"]
     layers = inject(model, create("lora", r=1, targets=targets), generator=GENERATOR)
     assert [g.pattern for g in adapted_groups(layers)] == ["net.{0-2,4}"]
-    missed = near_misses(model, head=(), train_head=True)
+    missed = layers_without_adapter(model, head=(), train_head=True)
     assert [(g.pattern, g.remark) for g in missed] == [("net.{3,5}", "not named by method.targets")]
 
 
@@ -42,18 +42,18 @@ def test_heads_and_output_embeddings_say_why_they_are_left_out() -> None:
     bert = tiny_bert()
     head = ["bert.pooler", "classifier"]
     inject(bert, create("lora", targets=["query"]), exclude=head, generator=GENERATOR)
-    missed = {g.pattern: g.remark for g in near_misses(bert, head=head, train_head=True)}
+    missed = {g.pattern: g.remark for g in layers_without_adapter(bert, head=head, train_head=True)}
     assert missed["classifier"] == missed["bert.pooler.dense"] == "head, trained in full"
     key = missed["bert.encoder.layer.{0-1}.attention.self.key"]
     assert key == "not named by method.targets"
-    frozen = near_misses(bert, head=head, train_head=False)
+    frozen = layers_without_adapter(bert, head=head, train_head=False)
     assert "head, frozen (training.train_head)" in {g.remark for g in frozen}
 
     llama = tiny_llama()
     inject(llama, create("lora"), generator=GENERATOR)
-    assert [(g.pattern, g.remark) for g in near_misses(llama, head=(), train_head=True)] == [
-        ("lm_head", "output embedding")
-    ]
+    assert [
+        (g.pattern, g.remark) for g in layers_without_adapter(llama, head=(), train_head=True)
+    ] == [("lm_head", "output embedding")]
 
 
 def test_conv1d_shapes_are_in_to_out() -> None:
@@ -66,7 +66,10 @@ def test_layers_that_the_targets_do_not_reach() -> None:
     bert = tiny_bert()
     left_out = {f"bert.encoder.layer.{i}.attention.self.key": "of no use" for i in range(2)}
     inject(bert, create("lora"), exclude=["classifier"], unfit=left_out, generator=GENERATOR)
-    missed = {g.remark: g for g in near_misses(bert, head=(), train_head=True, left_out=left_out)}
+    missed = {
+        g.remark: g
+        for g in layers_without_adapter(bert, head=(), train_head=True, left_out=left_out)
+    }
     key = "bert.encoder.layer.{0-1}.attention.self.key"
     assert missed["of no use"] == LayerGroup(key, "32 -> 32", 2, "of no use")
     assert left_out_lines(left_out, bert) == [f"no adapter on {key} (2): of no use"]

@@ -98,7 +98,7 @@ def test_a_resumed_run_takes_its_own() -> None:
     machine = Fake(1000.0)
     recipe, found = _settled(machine, stored=3)
     assert (machine.tried, found.rows, recipe.training.gradient_accumulation) == ([], 3, 4)
-    with pytest.raises(SoraError, match="micro-batches of 5 rows do not split 12 rows"):
+    with pytest.raises(SoraError, match="micro-batches of 5 rows do not divide the 12 rows"):
         _settled(machine, stored=5)
 
 
@@ -218,4 +218,4 @@ def test_commands_that_make_many_runs_refuse_it(
 ) -> None:
     more = ["--max-drop", "1pt"] if words[0] == "auto" else []
     said = error_text(capsys, *words, *more, "training.micro_batch=auto")
-    assert f"chosen by sora train, not by sora {words[0]}" in said
+    assert f"sora {words[0]} needs a fixed micro-batch" in said

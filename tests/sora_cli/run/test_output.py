@@ -93,12 +93,12 @@ def test_names_of_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for free in ("b", "a2", "b/a", "new/a", "loop", "x" * 300):
         check_apart(Path(free), a, Path("nowhere"), Path("loop") if free != "loop" else a)
     for output, says in {
-        "link": "is what is read", "b/../a": "is what is read", "link/new/x": "lies in",
-        ".": "holds", "..": "holds", str(tmp_path / "a" / "f"): "lies in",
+        "link": "is an input", "b/../a": "is an input", "link/new/x": "lies inside",
+        ".": "contains", "..": "contains", str(tmp_path / "a" / "f"): "lies inside",
     }.items():  # fmt: skip
         with pytest.raises(SoraError, match=says):
             check_apart(Path(output), a)
-    with pytest.raises(SoraError, match="is what is read"):
+    with pytest.raises(SoraError, match="is an input"):
         check_apart(Path("b/hard"), Path("a/f"))
 
 

@@ -125,7 +125,7 @@ def test_commands_that_make_many_runs_refuse_it(
 ) -> None:
     sweep = str(write_sweep(tmp_path, grid={"training.seed": [0, 21]}))
     for words in (["path", "path/rte"], ["auto", "quickstart", "--max-drop", "1pt"]):
-        assert f"settled by sora train, not by sora {words[0]}" in error_text(capsys, *words, AUTO)
+        assert f"sora {words[0]} needs a fixed" in error_text(capsys, *words, AUTO)
     said = error_of(capsys, "sweep", sweep, AUTO)
-    assert "settled by sora train, not by sora sweep" in said[0]
+    assert "sora sweep needs a fixed training.precision" in said[0]
     assert len(said) <= 3

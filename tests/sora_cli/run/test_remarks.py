@@ -59,10 +59,10 @@ def _logits(classes: list[int]) -> np.ndarray:
         (
             [1, 1, 1],
             NAMES,
-            "every training row is 'not_entailment': there is nothing to tell apart",
+            "every training row is 'not_entailment': there is nothing to learn",
         ),
         ([2.0, 2.5], None, None),
-        ([2.5, 2.5], None, "every training row is 2.5: there is nothing to tell apart"),
+        ([2.5, 2.5], None, "every training row is 2.5: there is nothing to learn"),
     ],
 )
 def test_one_label_only(labels: list[Any], names: list[str] | None, said: str | None) -> None:
@@ -89,7 +89,7 @@ def test_a_base_model_with_classes_of_its_own(
     told = base_classes_remark(own, names, missing)
     assert (told is not None) is said
     assert told is None or told.endswith(
-        "was made for b, a; it starts with them in the places of the data's a, b"
+        "was trained for b, a; it starts with these in place of the data's a, b"
     )
 
 
@@ -124,9 +124,9 @@ def test_rows_seen_in_training() -> None:
     [
         ([0, 0, 0, 0], [0, 1, 1, 0], "every prediction on v is 'entailment' (accuracy 0.5000 is"),
         ([1, 1, 1], [1, 1, 1], None),  # one label only, which is said elsewhere
-        ([0, 1, 0, 1], [0, 0, 0, 1], "accuracy 0.7500 on v is no more than saying 'entailment' al"),
-        ([0, 1, 0, 1], [1, 0, 0, 1], "accuracy 0.5000 on v is no more than saying 'entailment' al"),
-        ([0, 1, 0, 1], [0, 1, 0, 0], "accuracy 0.7500 on v is no more than"),
+        ([0, 1, 0, 1], [0, 0, 0, 1], "accuracy 0.7500 on v is no better than always predicting"),
+        ([0, 1, 0, 1], [1, 0, 0, 1], "accuracy 0.5000 on v is no better than always predicting"),
+        ([0, 1, 0, 1], [0, 1, 0, 0], "accuracy 0.7500 on v is no better than"),
         ([0, 1, 0, 0], [0, 1, 0, 0], None),
     ],
 )
@@ -140,8 +140,8 @@ def test_predictions_of_classes(answers: list[int], labels: list[int], said: str
     [
         ([1.0, 2.0, 3.5], None),
         ([2.5, 2.5, 2.5], "every prediction on v is 2.5"),
-        ([3.0, 2.0, 1.0], "predictions on v are no nearer to the labels than their mean, 2, is: R"),
-        ([9.0, 9.5, 9.0], "predictions on v are no nearer to the labels than their mean, 2, is: R"),
+        ([3.0, 2.0, 1.0], "predictions on v are no better than the labels' mean, 2: R"),
+        ([9.0, 9.5, 9.0], "predictions on v are no better than the labels' mean, 2: R"),
     ],
 )
 def test_predictions_of_numbers(answers: list[float], said: str | None) -> None:
@@ -195,7 +195,7 @@ def test_adapters_that_harm(metric: str, score: float, without: float, greater: 
 
 def test_skipped_steps() -> None:
     assert skip_remark([], 24) is None
-    told = "2 of 24 steps were left out, their loss or gradient was not finite: 3, 7"
+    told = "2 of 24 steps were left out because their loss or gradient was not finite: 3, 7"
     assert skip_remark([3, 7], 24) == told
     many = skip_remark(list(range(1, 30)), 99)
     assert many is not None

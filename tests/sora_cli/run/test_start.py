@@ -133,7 +133,7 @@ def test_a_run_is_not_resumed_from_another_start(
     shutil.rmtree(tmp_path / "origin" / "adapter")
     shutil.copytree(tmp_path / "other" / "adapter", tmp_path / "origin" / "adapter")
     words += ["training.max_steps=2", "training.checkpoint=1", "--resume"]
-    assert "what it starts from is not what the run" in error_of(capsys, "train", *words)[0]
+    assert "what it starts from is not the same as when" in error_of(capsys, "train", *words)[0]
 
 
 def test_the_result_is_a_run_like_any(origin: Path, tmp_path: Path) -> None:
@@ -196,10 +196,10 @@ def test_a_dry_run_shows_the_start(
         (["start.adapter=NOWHERE"], "there is no directory"),
         (["start.adapter=HERE", "start.mean_rank=0.01"], "not one component fits into start.mean"),
         (["start.adapter=HERE", "method={name: sora}"], "cannot start from an adapter"),
-        (["start.adapter=HERE", "method={name: bitfit}"], "no adapter that could start"),
+        (["start.adapter=HERE", "method={name: bitfit}"], "no adapter to load"),
         (["start.adapter=HERE", "method.targets=[query]"], "which this run does not adapt"),
         (["start.adapter=HERE", "data.label_names=[a, b]"], "the adapter's classes are"),
-        (["start.adapter=HERE", "output.dir=HERE"], "holds what is read here"),
+        (["start.adapter=HERE", "output.dir=HERE"], "contains an input"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import beta
 
 from sora_cli.search.bounds import drop_bound
-from sora_cli.search.few import few_rows_bound, has_worst
+from sora_cli.search.few import few_rows_bound
+from sora_cli.search.worst import has_worst
 from sora_cli.tasks.row_scores import RowScores, row_scores
 
 ROWS = 200

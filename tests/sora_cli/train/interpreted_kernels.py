@@ -204,7 +204,7 @@ def test_another_activation_is_noticed(tmp_path: Path, capsys: pytest.CaptureFix
     recipe = write_recipe(tmp_path, model, training={"max_steps": 3, "kernels": "liger"})
     assert run(["train", str(recipe)]) == 2
     error = capsys.readouterr().err
-    assert "gives another loss or gradient than LlamaForSequenceClassification has" in error
+    assert "changes the loss or gradient of LlamaForSequenceClassification" in error
     assert f"{KEY}=null" in error
 
 
@@ -215,7 +215,7 @@ def test_families() -> None:
     model.config.model_type = "llama9"
     with pytest.raises(SoraError) as error:
         check_family(model)
-    assert error.value.where == "the nearest is llama"
+    assert error.value.where == "closest name: llama"
     model.config.model_type = "gemma3"
     with pytest.raises(SoraError, match="cannot be applied to LlamaForCausalLM: The model must be"):
         Kernels(model)

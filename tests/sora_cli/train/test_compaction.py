@@ -113,7 +113,7 @@ def test_files_give_the_trained_models_outputs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["method={name: lora}"], "dead components, and method lora has none"),
+        (["method={name: lora}"], "dead components, but method lora has none"),
         (["training.compact_every=0"], "training.compact_every"),
         (["training.compact_only_count=true", "training.compact_every=null"], "compact_every"),
     ],

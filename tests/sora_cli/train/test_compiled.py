@@ -22,7 +22,7 @@ from torch.nn.functional import cosine_similarity
 
 from methods.base import Layers
 from methods.baselines import Baseline, choose
-from methods.compaction import DeadSpells, remove_components
+from methods.compaction import DeadSteps, remove_components
 from methods.inject import adapted_layers, inject
 from methods.registry import builtin_names, create
 from sora_cli.adapter.directory import read_adapter
@@ -154,7 +154,7 @@ def test_what_is_compiled_and_when() -> None:
         assert_same(stub.training_step(rows=5), Stub(copy.deepcopy(model)).step(rows=5))
         assert graphs() == 1
         model.zero_grad()
-        remove_components(layers, ~DeadSpells(layers).alive(), {})
+        remove_components(layers, ~DeadSteps(layers).alive(), {})
         forget()
         assert_same(stub.training_step(), Stub(copy.deepcopy(model)).step())
         stub.training_step(rows=5)
@@ -251,7 +251,7 @@ def test_which_blocks_there_are() -> None:
     assert [type(block).__name__ for block in repeated_blocks(tiny_t5())] == ["T5Block"] * 4
     heads = nn.Module()
     heads.heads = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
-    with pytest.raises(SoraError, match="repeated blocks, and Module has none"):
+    with pytest.raises(SoraError, match="repeated blocks, but Module has none"):
         repeated_blocks(heads)
 
 
@@ -293,7 +293,7 @@ def test_what_the_machine_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     recipe = load_recipe(write_recipe(tmp_path, tiny_bert(num_labels=2)), words).recipe
     with monkeypatch.context() as patched:
         patched.setattr(sys, "platform", "win32")
-        with pytest.raises(SoraError, match="never tried on Windows"):
+        with pytest.raises(SoraError, match="not supported on Windows"):
             check_compiler(recipe)
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(SoraError, match=r"the C\+\+ compiler no-such-compiler"):

@@ -119,15 +119,15 @@ def test_a_dry_run_shows_the_fork(
     ("words", "expected"),
     [
         (["start.step=5"], "has no checkpoint of step 5"),
-        ([], "is a run: of which step?"),
-        (["start.step=4", "training.learning_rate=0.1"], "taken with another training.learning_r"),
-        (["start.step=4", "training.seed=1"], "taken with another training.seed"),
-        (["start.step=4", "training.max_steps=12"], "taken with another training.max_steps"),
-        (["start.step=4", "method.targets=[query]"], "taken with another method.targets"),
-        (["start.step=4", "method.alpha=8"], "taken with another method.alpha"),
+        ([], "is a run: name a step of it"),
+        (["start.step=4", "training.learning_rate=0.1"], "trained with another training.learning_"),
+        (["start.step=4", "training.seed=1"], "trained with another training.seed"),
+        (["start.step=4", "training.max_steps=12"], "trained with another training.max_steps"),
+        (["start.step=4", "method.targets=[query]"], "trained with another method.targets"),
+        (["start.step=4", "method.alpha=8"], "trained with another method.alpha"),
         (["start.step=4", "method.r=2"], "does not fit: (4, 32) in"),
         (["start.step=4", "method.use_rslora=true"], "is scaled by 4 in"),
-        (["start.step=4", "data.max_train_rows=20"], "taken with another data.max_train_rows"),
+        (["start.step=4", "data.max_train_rows=20"], "trained with another data.max_train_rows"),
         (["start.step=4", "method={name: sora, r_max: 4, dropout: 0.1}"], "not trained in"),
         (["start.step=4", "start.rank=2"], "cuts an adapter, and none is given"),
         (["start.step=6", _cut(5)], "the cut was due after 5 steps"),
@@ -173,4 +173,4 @@ def test_other_data_under_the_same_name_is_noticed(
         assert run(["train", str(trunk), *words]) == 2
     finally:
         rows.write_text(text)
-    assert "the data (train) is not what the run of" in capsys.readouterr().err
+    assert "the data (train) is not the same as in the run of" in capsys.readouterr().err

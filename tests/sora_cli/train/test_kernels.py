@@ -44,7 +44,7 @@ def test_where_it_is_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     loaded = load_recipe(recipe, []).recipe
     check_kernels(loaded)
-    with pytest.raises(SoraError, match="needs a GPU: a CPU runs no Triton kernels"):
+    with pytest.raises(SoraError, match="needs a GPU: a CPU cannot run Triton kernels"):
         check_gpu(loaded)
     with pytest.raises(SoraError, match=r"does not go with training\.compile"):
         check_kernels(load_recipe(recipe, ["training.compile=true"]).recipe)

@@ -192,7 +192,7 @@ def test_a_learning_rate_far_too_high(tmp_path: Path, policy: str) -> None:
         assert what.startswith("step 2: ")
         assert made.guard.skipped == []
     else:
-        assert what.startswith("step 11 is the 10th bad one in a row: ")
+        assert what.startswith("step 11 is the 10th bad step in a row: ")
         assert "non_finite" not in hint
         assert made.guard.skipped == list(range(2, 11))
     assert "first in the output of " in what
@@ -296,7 +296,7 @@ def test_nine_bad_steps_are_skipped_ten_stop_the_run(tmp_path: Path) -> None:
     made = Made(tmp_path / "ten", non_finite="skip", epochs=4)
     made.spoil = lambda step, _, loss: loss * math.nan if 2 <= step <= IN_A_ROW + 1 else loss
     what, where, _ = made.error()
-    assert what.startswith("step 11 is the 10th bad one in a row: the loss is nan")
+    assert what.startswith("step 11 is the 10th bad step in a row: the loss is nan")
     assert where == f"last checkpoint: {CHECKPOINT}"
 
 
@@ -367,7 +367,7 @@ def test_a_resumed_guard_goes_on_counting(tmp_path: Path) -> None:
     assert other.guard.progress() == made.guard.progress()
     other.spoil = lambda _, __, loss: loss * math.nan
     assert other.error()[0].startswith(
-        "step 6 is the 10th bad one in a row"
+        "step 6 is the 10th bad step in a row"
     )  # four before, six here
 
 
@@ -407,6 +407,6 @@ def test_the_command_counts_what_it_skips(
     assert report is not None
     assert report.non_finite_steps == [3, 7]
     assert report.skipped_steps == 2
-    event = "2 of 12 steps were left out, their loss or gradient was not finite: 3, 7"
+    event = "2 of 12 steps were left out because their loss or gradient was not finite: 3, 7"
     assert event in report.events
     assert f"note: {event}" in capsys.readouterr().err

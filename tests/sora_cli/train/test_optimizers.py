@@ -20,7 +20,7 @@ from sora_cli.recipe.load import load_recipe
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.preflight import check_recipe
 from sora_cli.train import optimizers
-from sora_cli.train.checkpoint.files import newest_checkpoint, part
+from sora_cli.train.checkpoint.files import newest_checkpoint, with_prefix
 from sora_cli.train.moments import plain_moments
 from sora_cli.train.optimizers import check_device, check_optimizer, keep_embeddings, moment_bytes
 from tests.helpers_errors import error_text
@@ -124,7 +124,7 @@ def test_a_resumed_run_is_byte_equal(
     states = [newest_checkpoint(tmp_path / name / "checkpoints")[0] for name in ("whole", "cut")]
     assert states[0] is not None
     assert states[1] is not None
-    whole, cut = (part(state.tensors, "optimizer.") for state in states if state is not None)
+    whole, cut = (with_prefix(state.tensors, "optimizer.") for state in states if state is not None)
     assert sorted(whole) == sorted(cut)
     assert all(_same(whole[name], cut[name]) for name in whole)
 
@@ -290,7 +290,7 @@ def test_refused_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantisation, "find_spec", lambda name: name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(optimizers, "_take_step", none)
-    assert "takes no step of 8 bits on a CPU: no kernel" in _refusal(check_device, "adamw_8bit")
+    assert "cannot take 8-bit steps on a CPU: no kernel" in _refusal(check_device, "adamw_8bit")
     assert "paged_adamw_8bit needs a GPU" in _refusal(check_device, "paged_adamw_8bit")
     check_device(_asking("adamw"))
 

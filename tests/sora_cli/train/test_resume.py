@@ -171,7 +171,7 @@ def test_a_finished_run_has_nothing_left_to_do(
     train(recipe)
     before = files_of(tmp_path / "out")
     assert run(["train", str(recipe), "--resume"]) == 0
-    assert "holds this run, finished" in capsys.readouterr().err
+    assert "already holds this run, finished" in capsys.readouterr().err
     assert files_of(tmp_path / "out") == before
 
 
@@ -214,7 +214,7 @@ def test_changed_rows_are_refused(
     _cut(monkeypatch, recipe)
     write_rows(tmp_path / "train.jsonl", pair_rows(43, seed=9))
     lines = error_of(capsys, "train", str(recipe), "--resume")
-    assert "the data (train) is not what the run" in lines[0]
+    assert "the data (train) is not the same as when the run" in lines[0]
 
 
 def test_an_unfinished_run_is_not_overwritten(

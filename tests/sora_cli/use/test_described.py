@@ -11,7 +11,7 @@ import pytest
 
 from sora_cli.adapter.shared import shared_model
 from sora_cli.app import run
-from sora_cli.use.described import described
+from sora_cli.use.described import recipe_for_rows
 from sora_cli.use.speaker import Form, load_speaker
 from tests.helpers_chat import write_chat_recipe
 from tests.helpers_errors import error_text
@@ -56,7 +56,7 @@ def test_rows_are_read_as_in_the_run(places: dict[str, Path], name: str, tmp_pat
     expected, found = answers(places["out"], tmp_path), answers(places[name], tmp_path)
     assert [label for label, _ in found] == [label for label, _ in expected]
     assert [p for _, p in found] == pytest.approx([p for _, p in expected], abs=1e-6)
-    data = described(places[name])[0].recipe.data
+    data = recipe_for_rows(places[name])[0].recipe.data
     assert (data.max_length, data.text_columns) == (LENGTH, ["{sentence2}: {sentence1}"])
 
 
@@ -69,7 +69,7 @@ def test_a_result_of_an_older_version_is_read_by_its_report(
     file.write_text(json.dumps({**json.loads(file.read_text()), "row_recipe": {}}))
     assert run(["merge", str(place), "-o", str(tmp_path / "merged"), "--no-verify"]) == 0
     for read in (place / "adapter", tmp_path / "merged"):
-        assert described(read)[0].recipe.data.max_length == LENGTH
+        assert recipe_for_rows(read)[0].recipe.data.max_length == LENGTH
 
 
 def test_what_is_sent_names_no_place_of_this_machine(places: dict[str, Path]) -> None:
@@ -86,7 +86,7 @@ def test_code_of_others_is_not_run_whatever_the_file_says(
     known["row_recipe"]["model"] |= {"trust_remote_code": True, "path": "/elsewhere"}
     known["row_recipe"]["data"] |= {"files": {"train": "/etc/passwd"}}
     (place / "sora.json").write_text(json.dumps(known))
-    recipe = described(place)[0].recipe
+    recipe = recipe_for_rows(place)[0].recipe
     assert not recipe.model.trust_remote_code
     assert (recipe.model.path, recipe.data.files) == ("unknown", None)
 
@@ -100,7 +100,7 @@ def test_a_merged_model_is_neither_an_adapter_nor_a_result_of_a_run(
     shutil.copytree(places["merged"], place / "model")
     recipe = str(places["out"].parent / "tiny.yaml")
     said = error_text(capsys, "train", recipe, f"output.dir={place}", "--force", "--no-verify")
-    assert "model' is not of a run of this tool: it stays" in said
+    assert "model' was not written by a run of this tool and will not be touched" in said
     assert (place / "model" / "model.safetensors").is_file()
 
 
@@ -112,5 +112,5 @@ def test_a_model_that_writes_keeps_its_prompt(tmp_path: Path) -> None:
     for place in (tmp_path / "out" / "adapter", tmp_path / "merged"):
         speaker, _ = load_speaker(str(place), place)
         assert speaker.form == Form(own=PROMPT)
-        options: Any = described(place)[0].recipe.task.options
+        options: Any = recipe_for_rows(place)[0].recipe.task.options
         assert options.max_new_tokens == 3

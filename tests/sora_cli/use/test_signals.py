@@ -48,7 +48,7 @@ def test_predict_keeps_what_is_done(tmp_path: Path) -> None:
     process = started(*words, "-o", str(out))
     told = process.communicate(timeout=600)[1]
     assert process.returncode == 0, told
-    assert "going on from there" in told
+    assert "continuing from there" in told
     assert len(out.read_text().splitlines()) == ROWS + 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "model", "out.csv"]
 

@@ -239,7 +239,7 @@ def test_a_broken_method_or_integration_is_noticed(
 
 def test_a_merge_that_takes_an_adapter_twice_is_noticed() -> None:
     with (
-        patch("sora_cli.merge.merge.check_not_folded"),
+        patch("sora_cli.merge.merge.check_not_merged"),
         pytest.raises(AssertionError, match="another reason"),
     ):
         contract.merging_twice_is_refused(METHODS["lora"])

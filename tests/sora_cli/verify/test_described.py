@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sora_cli.adapter.digest import apart, has_changed, result_digests
+from sora_cli.adapter.digest import differing_facts, has_changed, result_digests
 from sora_cli.app import run
 from sora_cli.report import read_report
 from tests.helpers_runs import Trained
@@ -117,6 +117,6 @@ def test_digests_are_of_the_result_and_of_files_beside_it(classifier: Trained) -
 
 def test_long_lists_are_shown_where_they_differ() -> None:
     one = [f"c{number}" for number in range(30)]
-    (said,) = apart({"labels": one}, {"labels": [*one[:25], "x", *one[26:]]}, ("A", "B"))
+    (said,) = differing_facts({"labels": one}, {"labels": [*one[:25], "x", *one[26:]]}, ("A", "B"))
     assert said.startswith("A has the labels ..., c25, c26")
     assert ", and B ..., x, c26" in said

@@ -280,7 +280,7 @@ def test_check_says_loudly_that_it_differs(made: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize(
     ("free", "why"),
-    [(None, "how much memory"), (200_000, "not less than a quarter of the 200.0 kB free")],
+    [(None, "free memory is not known"), (200_000, "at least a quarter of the 200.0 kB free")],
 )
 def test_check_is_skipped_with_the_command_to_type(
     made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
@@ -337,13 +337,13 @@ def test_a_run_whose_adapter_does_next_to_nothing_is_not_verified(
     write_adapter(tmp_path / "adapter", dataclasses.replace(stored, layers=layers))
     assert self_check(tmp_path / "adapter", trained=model, fresh=False) == NO_VERDICT
     told = capsys.readouterr().err
-    assert told.startswith("not verified: it cannot be told: the adapter changes the logits by ")
+    assert told.startswith("not verified, cannot tell: the adapter changes the logits by ")
 
 
 @pytest.mark.parametrize(
     ("train", "fresh", "said"),
     [
-        (20.0, False, "takes about 12 s; --no-verify leaves it out"),  # of a run of 36 s
+        (20.0, False, "takes about 12 s; --no-verify skips it"),  # of a run of 36 s
         (20.0, True, "takes about 28 s;"),
         (1000.0, False, "takes about 110 s;"),  # more than 20 s
         (5.0, False, "takes about 10 s;"),
@@ -383,5 +383,5 @@ def test_an_adapter_without_a_base_is_not_read(
     nowhere = BaseReference(path="", resolved="")
     write_adapter(tmp_path / "out", Adapter(layers, {}, (), None, nowhere))
     monkeypatch.setattr(AdapterFile, "factors", lambda *_: pytest.fail("a tensor was read"))
-    with pytest.raises(SoraError, match="which base model"):
+    with pytest.raises(SoraError, match="does not name its base model"):
         find_subjects((str(tmp_path / "out"),), base=None)

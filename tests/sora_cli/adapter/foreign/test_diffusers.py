@@ -121,7 +121,7 @@ def test_a_scaling_that_cannot_be_told(
     save_file(_tensors(pairs, "unet", "plain") | some, tmp_path / "a.safetensors")
     message = _refused(tmp_path / "a.safetensors", capsys)
     assert words in message
-    assert "write an alpha beside each pair" in message
+    assert "add an alpha to each pair" in message
 
 
 @pytest.mark.parametrize("with_alphas", [False, True])

@@ -24,5 +24,5 @@ def test_a_switch_that_is_not_known_is_told() -> None:
     config = parse_config({**PLAIN, "use_magic": True, "use_other": False, "of": {}}, "here")
     assert config.unknown_options == ("use_magic",)
     assert config.prepare(["layer.query"], "here") == (
-        "adapter_config.json sets use_magic, which is not known here: it has no effect",
+        "adapter_config.json sets use_magic, an unknown option: it is ignored",
     )

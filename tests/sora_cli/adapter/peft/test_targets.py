@@ -52,7 +52,7 @@ def test_the_rule_is_pefts(options: dict[str, Any]) -> None:
     check_targets(targets, adapted, "x")
     left = [path for path in PATHS if path not in adapted]
     if left:
-        with pytest.raises(SoraError, match="so PEFT would pass over") as caught:
+        with pytest.raises(SoraError, match="so PEFT would ignore") as caught:
             check_targets(targets, PATHS, "x")
         more = f" and {len(left) - 3} more," if len(left) > 3 else ","
         assert f" {', '.join(left[:3])}{more}" in caught.value.what

@@ -10,7 +10,7 @@ import pytest
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.compare.budget_table import (
     budget_tables,
-    groups_shown,
+    groups_near_budgets,
     parse_budgets,
     percent,
 )
@@ -80,8 +80,8 @@ def test_captions_say_what_is_compared(table: Tables) -> None:
               "simple: lora",
     }  # fmt: skip
     notes = "\n".join(table.footnotes)
-    assert "of none of these sizes: adalora (67%)" in notes
-    assert "for fewer than 3 sizes: sora, adalora" in notes
+    assert "in no table, because no budget is near their size: adalora (67%)" in notes
+    assert "because of fewer than 3 sizes: sora, adalora" in notes
     assert "counted without a check" in notes
 
 
@@ -119,7 +119,7 @@ def test_shares_that_vary_are_a_range() -> None:
 
 
 def test_groups_of_the_budgets_asked_for(sizes: Sizes) -> None:
-    shown = [(group.task, group.label) for group in groups_shown(sizes, (0.08,))]
+    shown = [(group.task, group.label) for group in groups_near_budgets(sizes, (0.08,))]
     assert shown == [("rte", "cut-8"), ("cola", "cut-8")]
 
 

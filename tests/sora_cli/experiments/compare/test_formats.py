@@ -50,7 +50,7 @@ def test_which_format(file: str | None, asked: str | None, form: str) -> None:
 def test_no_such_format() -> None:
     with pytest.raises(SoraError, match="no format 'yaml'"):
         format_of(None, "yaml")
-    with pytest.raises(SoraError, match="stands for no format"):
+    with pytest.raises(SoraError, match="does not name a format"):
         format_of(Path("a.dat"), None)
 
 

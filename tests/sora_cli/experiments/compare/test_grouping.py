@@ -87,7 +87,7 @@ def test_a_seed_that_is_there_twice() -> None:
     found = grouped({"metric": 0.5, "more": newer}, {"metric": 0.6}, {"metric": 0.7, "seed": 1})
     (group,) = found.groups
     assert group.metrics == [0.5, 0.7]
-    assert found.notes == ("runs/1 is left out: runs/0 is the same run (seed 0), newer",)
+    assert found.notes == ("runs/1 is left out: runs/0 is a newer run of seed 0",)
 
 
 def test_labels_have_the_fewest_options_that_tell_groups_apart() -> None:

@@ -12,7 +12,7 @@ def test_a_score_above_its_metrics_end(tmp_path: Path, capsys: pytest.CaptureFix
     run_ = write_report(tmp_path / "a", metric=1.5)
     report = read_report(run_)
     assert report is not None
-    said = "accuracy of validation is 1.5, and accuracy ends at 1: it was changed"
+    said = "accuracy of validation is 1.5, but at most 1 is possible: the report was changed"
     assert list(impossible_scores(report)) == [said]
     assert run(["compare", str(run_)]) == 0
     assert said in capsys.readouterr().err

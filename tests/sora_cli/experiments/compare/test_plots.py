@@ -18,7 +18,7 @@ from sora_cli.experiments.compare.grouping import group_runs
 from sora_cli.experiments.compare.plot_curves import draw_curves, find_ablations
 from sora_cli.experiments.compare.plot_labels import Label, place_labels
 from sora_cli.experiments.compare.plot_points import draw_points, pareto_front
-from sora_cli.experiments.compare.plot_ranks import MeanRanks, draw_places, rank_text
+from sora_cli.experiments.compare.plot_ranks import MeanRanks, draw_rank_maps, rank_text
 from sora_cli.experiments.compare.plot_style import Scale, Spread
 from sora_cli.experiments.compare.plots import plot_comparison
 from sora_cli.experiments.compare.runs import Group, Run
@@ -168,7 +168,7 @@ def test_mean_ranks_over_seeds(study: Sequence[Group]) -> None:
 
 
 def test_a_heat_map_for_every_group_whose_ranks_changed(study: Sequence[Group]) -> None:
-    figure = draw_places(study)
+    figure = draw_rank_maps(study)
     changed = [group for group in study if group.method == "sora"]
     maps = [axes for axes in figure.axes if axes.images and axes.get_title(loc="left")]
     assert len(maps) == len(changed) == 4
@@ -176,7 +176,7 @@ def test_a_heat_map_for_every_group_whose_ranks_changed(study: Sequence[Group]) 
         assert axes.get_title(loc="left").startswith(f"{group.task}: {group.label}\n")
         assert axes.images[0].get_array().shape == (6, 6)
         assert len(axes.texts) == 36
-    assert draw_places([group for group in study if group.method == "lora"]) is None
+    assert draw_rank_maps([group for group in study if group.method == "lora"]) is None
 
 
 def test_ranks_in_cells() -> None:

@@ -1,4 +1,4 @@
-"""Scores on the rows for selection."""
+"""Scores on the selection rows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_in_the_place_of_the_reported(tmp_path: Path, capsys: pytest.CaptureFixt
     write_report(tmp_path / "b", metric=0.8, seed=1, more={"history": HISTORY[:1]})
     runs, left_out = on_selection_rows(find_runs([tmp_path]).runs)
     assert [(each.metric, each.split) for each in runs] == [(0.7, "selection")]
-    assert left_out == [f"{tmp_path / 'b'}: not evaluated on its rows for selection"]
+    assert left_out == [f"{tmp_path / 'b'}: not evaluated on its selection rows"]
     assert run(["compare", str(tmp_path), "--selection", "--format", "csv"]) == 0
     assert "0.7" in capsys.readouterr().out
     assert run(["compare", str(tmp_path / "b"), "--selection"]) == 2

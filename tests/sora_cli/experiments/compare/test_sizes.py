@@ -56,7 +56,7 @@ def test_a_label_of_some_tasks_only_is_left_out() -> None:
     both = {"rte": [0.8], "cola": [0.5]}
     found = sizes(label("lora-r8", 100, both), label("cut-15", 15, [0.8]))
     assert [one.label for one in found.labels] == ["lora-r8"]
-    assert any("not there in all of these tasks" in note and "cut-15" in note
+    assert any("they lack some of these tasks" in note and "cut-15" in note
                for note in found.notes)  # fmt: skip
 
 

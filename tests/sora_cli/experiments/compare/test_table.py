@@ -89,11 +89,11 @@ def test_no_means_where_they_say_nothing() -> None:
     apart = groups(*scores("lora", 0.5), *scores("sora", 0.5, task="cola"))
     table = comparison_tables(apart)
     assert None not in table.parts
-    assert "no label is there in all of them" in table.footnotes[0]
+    assert "no label occurs in all of them" in table.footnotes[0]
     error = {"settings": {"task.greater_is_better": False}, "task": "stsb"}
     table = comparison_tables(groups(*scores("lora", 0.5), *scores("lora", 0.5, **error)))
     assert None not in table.parts
-    assert "the larger is better" in table.footnotes[0]
+    assert "larger is better" in table.footnotes[0]
 
 
 def test_differences_are_paired_by_seed() -> None:
@@ -112,7 +112,7 @@ def test_differences_are_paired_by_seed() -> None:
     assert values["sora"].shown["difference"] == "+1.67 [+0.00, +3.00] (3)"
     assert values["adalora"].shown["difference"] == "+5.00 (1)"
     assert values["lora"].shown["difference"] == NONE
-    assert any("runs of one seed" in note for note in table.footnotes)
+    assert any("runs with the same seed" in note for note in table.footnotes)
 
 
 def test_differences_over_the_tasks() -> None:
@@ -183,7 +183,7 @@ def test_seconds_of_resumed_runs_do_not_count() -> None:
              {"seed": 2, "seconds": 1.0, "more": resumed}]  # fmt: skip
     table = comparison_tables(groups(*about))
     assert raw(table, "training_seconds") == {("rte", "lora"): 10.0}
-    assert "leave out 1 runs" in table.footnotes[0]
+    assert "leave out 1 resumed runs" in table.footnotes[0]
     only = comparison_tables(groups(about[-1]))
     assert raw(only, "seconds") == {("rte", "lora"): None}
 
@@ -192,5 +192,5 @@ def test_different_machines_are_told() -> None:
     gpu = {"environment": {"gpu": "H100"}}
     table = comparison_tables(groups(*scores("lora", 0.5), *scores("sora", 0.5, more=gpu)))
     assert table.footnotes == (
-        "seconds and memory are of different machines: H100; x86_64, 2 threads",
+        "seconds and memory come from different machines: H100; x86_64, 2 threads",
     )

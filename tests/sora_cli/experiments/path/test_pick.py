@@ -62,7 +62,7 @@ def test_the_choice_is_on_its_own_split() -> None:
         ({"keep": 1.5}, "share above 0"),
         ({"min_metric": 0.9}, "the best is stage 1: 0.8200"),
         ({"max_drop": "0.01", "keep": 0.9}, "exactly one condition"),
-        ({"max_drop": "1pt"}, "score is not known to"),
+        ({"max_drop": "1pt"}, "score has no points"),
         ({"max_params": 4}, "the smallest is stage 3: 5"),
     ],
 )

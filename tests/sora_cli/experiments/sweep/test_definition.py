@@ -24,7 +24,7 @@ RANGE = {"low": 1e-4, "high": 1e-2, "log": True}
         ({"kind": "walk"}, "kind: Input should be 'train', 'path' or 'auto'", ":2"),
         (
             {"paired": {"data.name": ["rte", "cola"], "training.epochs": [1]}},
-            "lists in paired must be of one length: data.name has 2, training.epochs has 1",
+            "lists in paired must have the same length: data.name has 2, training.epochs has 1",
             "",
         ),
         (
@@ -40,7 +40,7 @@ RANGE = {"low": 1e-4, "high": 1e-2, "log": True}
         ({"recipe": ""}, "no recipe is named", ""),
         (
             {"search": {"space": {"method.threshold": RANGE}}, "cases": {"a": {}}},
-            "search does not go with grid, paired or cases",
+            "search cannot be combined with grid, paired or cases",
             "",
         ),
         (

@@ -96,7 +96,7 @@ def test_a_failure_stops_neither_the_rest_nor_unhurt_cases(tmp_path: Path) -> No
     engine = carry_out(source, script, tmp_path / "out")
     assert states(source) == ["failed", "blocked", "finished", "finished"]
     assert source.records["sora-s0"].error == "there is no model"
-    assert source.records["adalora-s0"].error == "it needs sora-s0, which failed"
+    assert source.records["adalora-s0"].error == "it needs sora-s0: failed"
     assert [job.name for job in engine.started].count("sora-s0") == 1
     saved = json.loads((tmp_path / "out" / FILE_NAME).read_text())
     assert [run["state"] for run in saved["runs"]] == states(source)

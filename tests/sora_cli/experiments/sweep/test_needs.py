@@ -74,12 +74,12 @@ def test_keys_are_those_of_the_case_below_but_for_another_methods(tmp_path: Path
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ({"from": "lara"}, "there is no other case 'lara' to begin with"),
+        ({"from": "lara"}, "there is no other case 'lara' to start from"),
         ({"from": "x"}, "there is no other case 'x'"),
         ({"from": {"case": "lora", "at": 3}}, "from: Extra inputs"),
         ({"from": {"case": "lora", "step": 0.5}}, "lora does not keep its checkpoint of step 0.5"),
         ({"from": {"case": "lora", "step": 80}, "training.seed": 3},
-         "the steps of lora were taken with another training.seed"),
+         "lora was trained with another training.seed"),
         ({"from": {"case": "lora", "step": 0.8}, "method.alpha": 3.0}, "another method.alpha"),
         ({"from": "head"}, "head ends without an adapter: its method is head"),
         ({"from": "lora", "start.rank": 0}, "start.rank must be"),
@@ -99,7 +99,7 @@ def test_mistakes_are_told_before_any_run(
 @pytest.mark.parametrize(
     ("cases", "message"),
     [
-        ({"a": {"from": "b"}, "b": {"from": "a"}}, "cases begin with each other: a -> b -> a"),
+        ({"a": {"from": "b"}, "b": {"from": "a"}}, "cases start from each other: a -> b -> a"),
         (
             {
                 "a": {"from": "b", "method.name": "lora"},
@@ -134,7 +134,7 @@ def test_a_failed_run_blocks_what_begins_with_it(tmp_path: Path) -> None:
 
     carry_out(source, script, tmp_path / "out")
     assert states(source) == ["finished", "failed", "blocked", "finished"]
-    assert source.records["healed"].error == "it needs cut, which failed"
+    assert source.records["healed"].error == "it needs cut: failed"
 
 
 def test_a_rule_may_be_another_runs_mean_rank(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_two_objectives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     carry_out(source, scored, tmp_path / "out")
     source.conclude()
     out = capsys.readouterr().out
-    assert "trials that no other is better than in both" in out
+    assert "Pareto front: no other trial is better in both" in out
     front = {trial.number for trial in source._study.best_trials}
     assert front
     assert all(f"trial-{number:03d}" in out for number in front)
