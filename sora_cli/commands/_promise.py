@@ -34,6 +34,11 @@ def asked_promise(
     """Return the promise that a command's options ask for; None: they ask for none."""
     if max_drop is None and max_differ is None:
         check_requires("--max-drop", {"--confidence": confidence is not None})
+    if max_drop is not None and max_differ is None and unlabelled is not None:
+        raise SoraError(
+            "--unlabelled tests --max-drop in sora auto only; here it goes with --max-differ",
+            hint="--max-differ 1%: a share of right rows then drops by at most 1 point, too",
+        )
     needs = {"--unlabelled": unlabelled is not None, "--tolerance": tolerance is not None}
     if max_differ is None:
         check_requires("--max-differ", needs)

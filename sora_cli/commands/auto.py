@@ -102,7 +102,9 @@ def auto(
     unlabelled: Annotated[
         str | None,
         typer.Option(
-            "--unlabelled", help="File of rows without labels, on which answers are compared."
+            "--unlabelled",
+            help="File of rows without labels, on which answers are compared; with --max-drop they "
+            "are used if they certify more than labelled rows.",
         ),
     ] = None,
     tolerance: Annotated[
@@ -218,7 +220,7 @@ def _without_other(max_drop: str | None, max_differ: str | None) -> list[str]:
     check_exclusive([n for n, v in (("--max-drop", max_drop), ("--max-differ", max_differ)) if v])
     if max_differ is not None:
         return ["auto.max_drop=null"]
-    differ = ("max_differ", "unlabelled", "tolerance")
+    differ = ("max_differ", "tolerance")  # rows without labels can test a drop, too
     return [] if max_drop is None else [f"auto.{key}=null" for key in differ]
 
 
@@ -286,7 +288,7 @@ def run(
     log.note_import(began)
     set_deterministic(recipe.training.deterministic)
     begun = record.full is not None and not record.halves
-    rows, notes = planned_rows(plan, held_out=begun)
+    plan, rows, notes = planned_rows(plan, held_out=begun)
     say_notes(notes)
     full = first_recipe(plan, rows)
     ready = prepare(full.recipe, log.phase)
@@ -412,14 +414,16 @@ def _show_plan(plan: AutoPlan, preview: int | None) -> None:
     with importing():
         from sora_cli.experiments.auto.rows import planned_rows
         from sora_cli.search.rows import certifiable_by
-    rows, notes = planned_rows(plan)
+    plan, rows, notes = planned_rows(plan)
     say_notes(notes)
     full = first_recipe(plan, rows)
     shown = dry_run(full, rows=preview)
     confidence = plan.block.confidence
     if isinstance(rows, HalvesPlan):
         confidence = half_confidence(confidence)
-    certifiable = certifiable_by(full.recipe, shown.ready, rows.test, plan.promise, confidence)
+    certifiable = certifiable_by(
+        full.recipe, shown.ready, rows.test, plan.promise, confidence, answers=rows.answers
+    )
     emit_section(
         f"sizes of {plan.loaded.name}; the above is the run at full rank",
         [

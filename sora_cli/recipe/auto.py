@@ -9,6 +9,7 @@ from pydantic import Field
 from sora_cli.recipe.types import Block, Count, Seed
 
 Serve = Literal["vllm", "llama.cpp"]
+Basis = Literal["labels", "answers", "both"]
 
 
 class AutoBlock(Block):
@@ -33,7 +34,14 @@ class AutoBlock(Block):
     unlabelled: str | None = Field(
         None,
         description="file of rows on which answers are compared (csv, tsv, json, jsonl, parquet); "
-        "labels in it are ignored, and training rows in it are left out",
+        "labels in it are ignored, and training rows in it are left out; with max_drop: see basis",
+    )
+    basis: Basis | None = Field(
+        None,
+        description="with max_drop and `unlabelled`, the rows that test the promise: labels: rows "
+        "held out of the training split; answers: the unlabelled rows, since the loss is at most "
+        "the share of them that is answered differently; both: each at half the error; unset: "
+        "planned before training, whichever certifies more",
     )
     tolerance: float | None = Field(
         None,

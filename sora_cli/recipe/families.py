@@ -50,6 +50,10 @@ class TaskOptions(Block):
     """Metrics that need generated texts."""
     FROM_THE_HUB: ClassVar[bool] = False
     """True: other names are metrics of the Hub's own collection, and their code is run."""
+    COUNTS_ROWS: ClassVar[bool] = True
+    """True if accuracy counts whole rows, each right or wrong."""
+    ROWS_ALONE: ClassVar[bool] = True
+    """True if the answer to a row does not depend on the other rows."""
     CHUNKS_LOSS: ClassVar[bool] = False
     """True: the loss can be computed in chunks of logits (training.loss)."""
     COLUMNS: ClassVar[Columns] = {}
@@ -201,6 +205,7 @@ class TokenClassificationOptions(TaskOptions):
     """One tag for each word; entities are spans of words."""
 
     METRICS = ("f1", "precision", "recall", "accuracy")
+    COUNTS_ROWS = False  # but words
     MODEL_CLASS = "AutoModelForTokenClassification"
     HUB_TASK = "token-classification"
     COLUMNS: ClassVar[Columns] = {
@@ -248,6 +253,7 @@ class ImageTextOptions(TaskOptions):
     """Matching images with their texts (contrastive training, as CLIP)."""
 
     METRICS = ("recall_at_1", "text_recall_at_1", "loss")
+    ROWS_ALONE = False  # each chooses among all
     MODEL_CLASS = "AutoModel"
     PROCESSOR_CLASS = "AutoProcessor"
     HUB_TASK = "zero-shot-image-classification"

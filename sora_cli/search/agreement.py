@@ -47,6 +47,17 @@ def allowed_rows(promised: float, rows: int, confidence: float) -> int | None:
     return None if low < 0 else low
 
 
+def chance_by_answers(promised: float, rows: int, share: float, confidence: float) -> float:
+    """Return the probability that rows certify a share.
+
+    Args:
+        rows: number of test rows.
+        share: true share of rows that differ.
+    """
+    allowed = allowed_rows(promised, rows, confidence)
+    return 0.0 if allowed is None else float(binom.cdf(allowed, rows, share))
+
+
 def rows_for_none(promised: float, confidence: float) -> int | None:
     """Return how many rows certify a share if none of them differs; None: no number does."""
     if promised <= 0:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 from scipy.stats import binom
 
 from sora_cli.recipe.tolerance import CONFIDENCE
@@ -30,6 +30,7 @@ DIFFERING = 0.025
 """Assumed share of rows on which two sizes of one adapter differ, as long as none is measured."""
 # above this many differing rows their outcomes are too many to list; the drop is nearly normal
 _MANY = 2000
+_SOME = 50  # above it the score limit is near the exact bound, which takes seconds for many rows
 _TAIL = 6.0  # outcomes are counted up to this many standard deviations from the mean
 _EXACT = (
     "exact for right-or-wrong rows: Buehler's bound of the paired difference, in the order of "
@@ -70,6 +71,19 @@ class Certifiable:
         smallest = certifiable_drop(rows, confidence=confidence)
         best = certifiable_drop(rows, differing=0, confidence=confidence)
         return cls(BoundMethod(method=_EXACT, exact=True, smallest_drop=smallest), best)
+
+    def or_else(self, other: Certifiable, smallest: float) -> Certifiable:
+        """Return the smallest drop that either of two tests can certify.
+
+        Args:
+            smallest: the smallest drop that they can be expected to certify together.
+        """
+        assert self.best_case is not None  # only rows that are right or wrong have two tests
+        assert other.best_case is not None
+        method = f"the smaller of two, each at half the error: {self.bound.method}; "
+        method += other.bound.method
+        bound = BoundMethod(method=method, exact=True, smallest_drop=smallest)
+        return Certifiable(bound, min(self.best_case, other.best_case))
 
     def may_pass(self, max_drop: float) -> bool:
         """Return False if no model could pass a test of `max_drop` on these rows."""
@@ -113,6 +127,31 @@ def certifiable_drop(
     order = np.argsort(score_limit(lost, won, rows, confidence), kind="stable")
     place = order[np.searchsorted(np.cumsum(chance[order]), power * chance.sum())]
     return exact_bound(int(lost[place]), int(won[place]), rows, confidence)
+
+
+@lru_cache(maxsize=2**12)
+def chance_by_labels(max_drop: float, rows: int, differing: float, confidence: float) -> float:
+    """Return the probability that right-or-wrong rows certify a drop, if the true drop is 0.
+
+    Args:
+        rows: number of test rows.
+        differing: share of rows on which the models differ, half lost and half won.
+    """
+    if rows * differing > _MANY:  # normal, as in `certifiable_drop`
+        return float(ndtr(max_drop / math.sqrt(differing / rows) - ndtri(confidence)))
+    lost, won, chance = _outcomes(rows, differing)
+    limits = score_limit(lost, won, rows, confidence)
+    if rows * differing > _SOME:
+        return float(chance[limits <= max_drop].sum() / chance.sum())
+    order = np.argsort(limits, kind="stable")
+    # the exact bound rises in this order, so few of its values tell how many outcomes pass
+    low, high = -1, len(order)
+    while high - low > 1:
+        middle = (low + high) // 2
+        place = order[middle]
+        bound = exact_bound(int(lost[place]), int(won[place]), rows, confidence)
+        low, high = (middle, high) if bound <= max_drop else (low, middle)
+    return float(chance[order[:high]].sum() / chance.sum())
 
 
 def certifiable_from(

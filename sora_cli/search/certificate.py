@@ -17,10 +17,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sora_cli.core.records import Record, read_record
 from sora_cli.report import BaseFacts, Score
-from sora_cli.search.halves import HALVES, half_confidence
+from sora_cli.search.halves import HALVES
 from sora_cli.search.promise import Promise
 from sora_cli.search.size import Size, saving
 from sora_cli.search.sizes import last_passed
+from sora_cli.search.statement import (
+    drop_by_answers,
+    drop_by_both,
+    drop_by_labels,
+    on_answers,
+    on_halves,
+    scope,
+)
 
 if TYPE_CHECKING:
     from sora_cli.search.bounds import Bound
@@ -38,24 +46,8 @@ HALVES_FOLDER = "halves"
 """Folder in the output directory that holds a folder like it for each half, of cross-fitting."""
 REFIT = "refit"
 """Name of the part of all rows, on which a size was trained once more."""
-_SCOPE = (
-    "the written adapter, this training run, and rows drawn like the test rows; not another seed, "
-    "other data, or rows of another kind"
-)
-_SCOPE_OF_HALVES = (
-    "the size, by two adapters that were each trained on half of the rows, these training runs, "
-    "and rows drawn like these; the written adapter was trained on all rows and was not itself "
-    "tested; not another seed, other data, or rows of another kind"
-)
-_SCOPE_OF_REFIT = (
-    "the tested adapter in {}, this training run, and rows drawn like the test rows; the written "
-    "adapter was trained on all rows, test rows included, and was not itself tested; not another "
-    "seed, other data, or rows of another kind"
-)
-_SCOPE_OF_ANSWERS = (
-    "answers, right or wrong, of the written adapter, this training run, and rows drawn like the "
-    "unlabelled ones; not another seed, other data, or rows of another kind"
-)
+ANSWERS = "answers"
+"""Name of the part of rows without labels that test a drop beside labelled test rows."""
 
 
 def half_name(half: int) -> str:
@@ -65,7 +57,7 @@ def half_name(half: int) -> str:
 
 def part_of(split: str) -> str:
     """Return the name of a reported split in `rows`, distinct from the parts that decide."""
-    parts = {TRAIN, SCREENING, TEST, REFIT, *map(half_name, HALVES)}
+    parts = {TRAIN, SCREENING, TEST, ANSWERS, REFIT, *map(half_name, HALVES)}
     return f"reported {split}" if split in parts else split
 
 
@@ -107,8 +99,8 @@ class Measured(BaseModel):
     drop: Score = Field(description="drop against full rank; negative: better")
 
 
-class SizeTest(Measured):
-    """The test of a trained size on the test rows."""
+class PartTest(Measured):
+    """The test of a trained size by labels or by answers."""
 
     upper: Score = Field(description="upper bound of the drop at the promise's confidence")
     kept: bool = Field(description="whether the bound is within the promise")
@@ -143,6 +135,26 @@ class SizeTest(Measured):
             passed_over=bound.passes_over(max_drop),
         )
 
+    @property
+    def verdict(self) -> str:
+        """The result: `passed`, `failed` or `passed over`."""
+        return "passed" if self.kept else "failed" if self.failed else "passed over"
+
+    @property
+    def failed(self) -> bool:
+        """True if this test ended the testing."""
+        return not self.kept and not self.passed_over
+
+
+class SizeTest(PartTest):
+    """The test of a trained size on all test rows."""
+
+    parts: list[PartTest] = Field(
+        default_factory=list,
+        description="where both labels and answers test a drop: the two tests, each at half the "
+        "error; drop and score are those by labels, the bound is the smaller one",
+    )
+
     @classmethod
     def mean(cls, tests: Sequence[SizeTest], max_drop: float) -> Self:
         """Return the test of a size by the means of both halves; no bound if one has none.
@@ -164,19 +176,28 @@ class SizeTest(Measured):
             passed_over=not kept and any(test.passed_over for test in tests),
         )
 
+    @classmethod
+    def either(cls, parts: Sequence[PartTest], max_drop: float) -> Self:
+        """Return the test that passes if one of two does: by labels, or by answers.
+
+        Both bounds are exact, so no test is passed over, and each holds with half of the error. The
+        smaller one is then valid whatever their dependence: see `Promise.parts`.
+        """
+        labels, _ = parts
+        upper = min(part.upper for part in parts)
+        kept = [part.model_copy(update={"kept": part.upper <= max_drop}) for part in parts]
+        return cls(
+            score=labels.score,
+            drop=labels.drop,
+            upper=upper,
+            kept=upper <= max_drop,
+            differing=labels.differing,
+            parts=kept,
+        )
+
     def fails(self, max_drop: float) -> bool:
         """Return True if this test ends the testing, as `Bound.fails` does."""
         return not self.upper <= max_drop and not self.passed_over
-
-    @property
-    def verdict(self) -> str:
-        """The result: `passed`, `failed` or `passed over`."""
-        return "passed" if self.kept else "failed" if self.failed else "passed over"
-
-    @property
-    def failed(self) -> bool:
-        """True if this test ended the testing."""
-        return not self.kept and not self.passed_over
 
 
 class Screened(Size):
@@ -299,7 +320,8 @@ class StoredCertificate(BaseModel):
     rows: dict[str, RowSet] = Field(
         description="by part: train, screening, test, and the reported splits; cross-fit: test is "
         "half 1 and half 2, the rows that each half is trained on, and train is all of them with "
-        "screening; with refit: refit is all rows, on which the written adapter was trained"
+        "screening; with refit: refit is all rows, on which the written adapter was trained; "
+        "where labels and answers test: answers is rows without labels that test, too"
     )
     seeds: dict[str, int] = Field(
         description="training: seed of all runs; rows: seed that chooses screening and test rows"
@@ -317,6 +339,9 @@ def conclude(certificate: StoredCertificate) -> None:
     the sentence about it. Nothing else in the program draws these conclusions.
     """
     promise = certificate.promise
+    for size in certificate.candidates:
+        if size.test is not None and size.test.parts:
+            size.test = SizeTest.either(size.test.parts, promise.max_drop)
     # tests first: choice, status and sentence depend on `kept`
     parts = [half.candidates for half in certificate.halves] or [certificate.candidates]
     for test in (size.test for part in parts for size in part if size.test is not None):
@@ -330,21 +355,28 @@ def conclude(certificate: StoredCertificate) -> None:
     written = candidates[certificate.chosen]
     kept = written.test is not None and written.test.kept
     certificate.status = "certified" if kept else "not certified"
-    rows = certificate.rows[TEST].rows
-    if promise.kind == "differ":
-        certificate.statement = _on_answers(promise, written.test, rows)
-        certificate.scope = _SCOPE_OF_ANSWERS
-    elif certificate.halves:
-        certificate.statement = _on_halves(certificate, written.test)
-        certificate.scope = _SCOPE_OF_HALVES
-    else:
-        certificate.statement = _statement(promise, certificate.bound, written.test, rows)
-        refit = certificate.final is not None
-        certificate.scope = _SCOPE_OF_REFIT.format(written.directory) if refit else _SCOPE
+    certificate.statement, certificate.scope = _sentences(certificate, written)
     certificate.next_smaller = failed(candidates) if kept else None
     last = certificate.final or written
     certificate.saved = saving(last, certificate.full, promise.serve)
     certificate.adapter = last.digest
+
+
+def _sentences(certificate: StoredCertificate, written: Healed) -> tuple[str, str]:
+    """Return the statement and the scope of a certificate."""
+    promise, bound, test = certificate.promise, certificate.bound, written.test
+    rows = {name: part.rows for name, part in certificate.rows.items()}
+    tested = None if certificate.final is None else written.directory
+    about = scope(promise, halves=bool(certificate.halves), tested=tested)
+    if certificate.halves:
+        tests = [half.candidates[certificate.chosen].test for half in certificate.halves]
+        return on_halves(promise, bound, test, tests, rows[half_name(1)]), about
+    if promise.by_answers:
+        by_answers = on_answers if promise.kind == "differ" else drop_by_answers
+        return by_answers(promise, test, rows[TEST]), about
+    if promise.basis == "both":
+        return drop_by_both(promise, bound, test, rows[TEST], rows[ANSWERS]), about
+    return drop_by_labels(promise, bound, test, rows[TEST]), about
 
 
 def means(halves: Sequence[Half], max_drop: float) -> tuple[FullRank, list[Healed]]:
@@ -370,86 +402,6 @@ def failed(candidates: Sequence[Healed]) -> int | None:
     return next((i for i, test in tests if test is not None and test.failed), None)
 
 
-def _statement(promise: Promise, bound: BoundMethod, test: SizeTest | None, rows: int) -> str:
-    """Return the certified promise as a sentence, or the reason for having none.
-
-    Args:
-        test: test of the written size; None: it was not tested.
-        rows: number of test rows.
-    """
-    if test is None:
-        asked = f"{promise.metric} is at most {promise.max_drop:g} worse"
-        text = f"{rows:,} test rows cannot show that {asked}"
-        if not bound.exact:
-            return text
-        # imported here: scipy is slow to import, and most certificates are read without it
-        from sora_cli.search.paired import exact_bound
-
-        least = exact_bound(0, 0, rows, promise.confidence)
-        return f"{text}: the smallest loss they can certify, if no answer differs, is {least:.4f}"
-    if test.kept:
-        return (
-            f"with {promise.confidence:.0%} confidence {promise.metric} is at most "
-            f"{promise.max_drop:g} worse than at full rank (bound {test.upper:.4f}, on "
-            f"{rows:,} rows: {test.drop:+.4f})"
-        )
-    if test.refused is not None:
-        return f"no bound of the loss can be computed: {test.refused}"
-    return (
-        f"no size passed its test: of the largest, {promise.metric} may be {test.upper:.4f} "
-        f"worse than at full rank, and {promise.max_drop:g} is tolerated (on {rows:,} rows: "
-        f"{test.drop:+.4f})"
-    )
-
-
-def _on_halves(certificate: StoredCertificate, test: SizeTest | None) -> str:
-    """Return the certified promise of cross-fitting as a sentence; `test` as in `_statement`."""
-    promise, rows = certificate.promise, certificate.rows[half_name(1)].rows
-    if test is None:
-        each = promise.model_copy(update={"confidence": half_confidence(promise.confidence)})
-        return _statement(each, certificate.bound, None, rows)
-    tests = [half.candidates[certificate.chosen].test for half in certificate.halves]
-    bounds = " and ".join("none" if t is None else f"{t.upper:.4f}" for t in tests)
-    seen = f"bound {test.upper:.4f}, the mean of {bounds}, each on about {rows:,} rows; mean drop "
-    seen += f"{test.drop:+.4f}"
-    if test.kept:
-        return (
-            f"with {promise.confidence:.0%} confidence {promise.metric} is at most "
-            f"{promise.max_drop:g} worse than at full rank, in the mean of two adapters of this "
-            f"size, each trained on half of the rows and tested on the other half ({seen})"
-        )
-    if test.refused is not None:
-        return f"no bound of the mean loss can be computed: {test.refused}"
-    return (
-        f"no size passed its test: of the largest, {promise.metric} may be {test.upper:.4f} worse "
-        f"than at full rank in the mean of two halves, and {promise.max_drop:g} is tolerated "
-        f"({seen})"
-    )
-
-
-def _on_answers(promise: Promise, test: SizeTest | None, rows: int) -> str:
-    """Return the certified share of differing answers as a sentence; arguments as `_statement`."""
-    share = f"{100 * promise.max_drop:g} %"
-    if test is None:
-        from sora_cli.search.agreement import share_bound  # scipy, as above
-
-        least = 100 * share_bound(0, rows, promise.confidence)
-        return (
-            f"{rows:,} rows cannot show that at most {share} of the answers differ: the smallest "
-            f"share they can certify, if no answer differs, is {least:.2f} %"
-        )
-    seen = f"bound {100 * test.upper:.2f} %: {test.differing or 0:,} of {rows:,} rows differ"
-    if test.kept:
-        return (
-            f"with {promise.confidence:.0%} confidence at most {share} of the answers differ from "
-            f"those at full rank ({seen})"
-        )
-    return (
-        f"no size passed its test: of the largest, more than {share} of the answers may differ "
-        f"from those at full rank ({seen})"
-    )
-
-
 class Certificate(StoredCertificate):
     """A certificate whose conclusions are computed from its figures, never taken from the file."""
 
@@ -458,12 +410,18 @@ class Certificate(StoredCertificate):
         missing = {TRAIN, SCREENING, TEST} - self.rows.keys()
         if self.halves:
             missing |= set(map(half_name, HALVES)) - self.rows.keys()
+        both = self.promise.basis == "both"
+        if both:
+            missing |= {ANSWERS} - self.rows.keys()
         if missing or not self.candidates:
             raise ValueError(f"no rows of {sorted(missing)}" if missing else "no candidates")
         if self.halves and {len(h.candidates) for h in self.halves} != {len(self.candidates)}:
             raise ValueError("the halves have other sizes")
         if self.halves and (len(self.halves) != len(HALVES) or self.final is None):
             raise ValueError("cross-fitting has two halves and a written adapter")
+        tests = [size.test for size in self.candidates if size.test is not None]
+        if any(len(test.parts) != 2 * both for test in tests):
+            raise ValueError("labels and answers do not have one test each")
         conclude(self)
         return self
 

@@ -124,7 +124,7 @@ def tell_certifiable(scores: RowScores, split: str, promise: Promise, tell: Tell
     settled = promise.settled(Certifiable.on(rows, promise.confidence, scores), rows)
     lines: Iterable[str | None] = [certifiable_line(scores, split, promise.confidence)]
     if promise.kind == "differ":
-        lines = answers_lines(settled, rows)
+        lines = answers_lines(settled, [rows])
     for line in filter(None, lines):
         tell(line)
     return settled

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, Field
 
 from sora_cli.core.errors import SoraError
+from sora_cli.recipe.auto import Basis
 from sora_cli.recipe.families import is_share, main_metric
 from sora_cli.recipe.tolerance import AGREEMENT, CONFIDENCE, check_drop, parse_drop, parse_share
 
@@ -36,13 +37,19 @@ class Promise(BaseModel):
     """The largest drop that the user accepts, with its confidence and metric.
 
     Of a promise about answers (`differ`) the drop is that of agreement with full rank: the share of
-    rows that are answered differently.
+    rows that are answered differently. Where rows are right or wrong, that share also bounds the
+    drop of the metric (`basis`).
     """
 
     kind: Literal["drop", "differ"] = Field(
         "drop",
         description="drop: how much worse the metric may be; differ: on which share of rows the "
         "answers may differ from those at full rank",
+    )
+    basis: Basis = Field(
+        "labels",
+        description="labels: the metric on labelled rows is tested; answers: the share of rows "
+        "without labels that are answered differently; both: each at half the error",
     )
     max_drop: float = Field(
         description="the largest drop against full rank that is accepted, in the metric's unit; "
@@ -78,13 +85,29 @@ class Promise(BaseModel):
         return self.model_copy(update={"max_drop": rounded_up(smallest)})
 
     @property
+    def by_answers(self) -> bool:
+        """True if answers alone are tested, whatever the promise is about."""
+        return self.kind == "differ" or self.basis == "answers"
+
+    def parts(self) -> tuple[Promise, ...]:
+        """Return the promises that are tested: itself, or one by labels and one by answers.
+
+        Each of two has half the error. If either test alone errs with at most this probability, one
+        of them errs with at most their sum, whatever their dependence (Bonferroni).
+        """
+        if self.basis != "both":
+            return (self,)
+        each = {"confidence": 1 - (1 - self.confidence) / 2}
+        return tuple(self.model_copy(update={"basis": b, **each}) for b in ("labels", "answers"))
+
+    @property
     def tested(self) -> str:
         """Name of the metric that is tested: agreement, or the recipe's main metric."""
-        return AGREEMENT if self.kind == "differ" else self.metric
+        return AGREEMENT if self.by_answers else self.metric
 
     def tested_drop(self, full: float, score: float) -> float:
         """Return the drop of the tested metric; negative: better."""
-        return full - score if self.kind == "differ" else self.drop(full, score)
+        return full - score if self.by_answers else self.drop(full, score)
 
     def drop(self, full: float, score: float) -> float:
         """Return the drop of the recipe's main metric against full rank's; negative: better."""
@@ -100,6 +123,7 @@ class PromiseOptions:
             (`recipe.tolerance`); None: `max_differ` is given.
         max_differ: largest accepted share of rows that are answered differently, such as 1%.
         unlabelled: file of the rows to answer.
+        basis: rows that test a drop; None: labelled ones, until this is planned.
         tolerance: largest distance of two numbers that count as the same answer.
         recipe: recipe that measures the drop; None: none was given.
         overrides: overrides of that recipe.
@@ -113,6 +137,7 @@ class PromiseOptions:
     max_differ: float | str | None = None
     unlabelled: str | None = None
     tolerance: float | None = None
+    basis: Basis | None = None
 
     def check(self) -> None:
         """Raise `SoraError` for options that are invalid with every recipe."""
@@ -133,12 +158,14 @@ class PromiseOptions:
             )
 
     def _check_drop(self) -> None:
-        """Check a promise about a metric: it needs a number, and no rows without labels."""
-        needless = {"--unlabelled": self.unlabelled, "--tolerance": self.tolerance}
-        for name, value in needless.items():
-            if value is not None:
+        """Check a promise about a metric: it needs a number, and no tolerance."""
+        alone = self.max_drop is None and self.unlabelled is not None
+        needless = {"--unlabelled": alone, "--tolerance": self.tolerance is not None}
+        for name, given in needless.items():
+            if given:
                 raise SoraError(
-                    f"{name} goes with --max-differ only",
+                    f"{name} goes with --max-differ"
+                    + (" or --max-drop" if name == "--unlabelled" else " only"),
                     hint="--max-differ 1% --unlabelled FILE",
                     key=f"auto.{name.removeprefix('--')}",
                 )
@@ -146,11 +173,23 @@ class PromiseOptions:
             raise SoraError(
                 "no promise is given", hint="--max-drop 1pt, or --max-differ 1% --unlabelled FILE"
             )
+        if self.basis in {"answers", "both"} and self.unlabelled is None:
+            raise SoraError(
+                f"auto.basis={self.basis} needs rows to answer; they need no labels",
+                hint="--unlabelled FILE",
+                key="auto.basis",
+            )
         if self.max_drop != SMALLEST:
             check_drop(self.max_drop)
 
     def _check_share(self, share: float | str) -> None:
         """Check a promise about answers: it needs rows, and a share."""
+        if self.basis in {"labels", "both"}:
+            raise SoraError(
+                f"auto.basis={self.basis} goes with max_drop: answers test max_differ",
+                hint="auto.basis=null",
+                key="auto.basis",
+            )
         if self.unlabelled is None:
             raise SoraError(
                 "--max-differ needs rows to answer; they need no labels",
@@ -184,6 +223,7 @@ class PromiseOptions:
             number = parse_drop(self.max_drop, metric, name=name)
         return Promise(
             kind="drop" if self.max_differ is None else "differ",
+            basis=(self.basis or "labels") if self.max_differ is None else "answers",
             max_drop=number,
             given=str(given),
             confidence=self.confidence,
@@ -223,10 +263,19 @@ def promise_of(recipe: Recipe) -> Promise:
         max_differ=block.max_differ,
         unlabelled=block.unlabelled,
         tolerance=block.tolerance,
+        basis=block.basis,
     )
     with recipe.placing("auto.max_drop" if block.max_differ is None else "auto.max_differ"):
         asked.check()
         return asked.of(recipe, name="auto.max_drop", serve=block.serve)
+
+
+def rows_are_right_or_wrong(recipe: Recipe) -> bool:
+    """Return whether the main metric is the share of right rows, as far as a recipe tells."""
+    options = recipe.task.options
+    return options.COUNTS_ROWS and is_right_or_wrong(
+        main_metric(options.metrics, options.best_metric)
+    )
 
 
 def is_right_or_wrong(metric: str) -> bool:

@@ -23,13 +23,22 @@ from sora_cli.recipe.recipe import DataBlock, Recipe
 from sora_cli.run.encode import encode
 from sora_cli.run.prepare import Prepared, check_rows, load_task
 from sora_cli.search.answers import AnswerRows, read_answer_rows
+from sora_cli.search.basis import certifiable_on
 from sora_cli.search.certifiable import Certifiable
-from sora_cli.search.certificate import SCREENING, TEST, TRAIN, RowSet, half_name, part_of
+from sora_cli.search.certificate import (
+    ANSWERS,
+    SCREENING,
+    TEST,
+    TRAIN,
+    RowSet,
+    half_name,
+    part_of,
+)
 from sora_cli.search.halves import HALVES, half_data, held_data
-from sora_cli.search.promise import Promise
+from sora_cli.search.promise import Promise, promise_of
 from sora_cli.search.screening import part_rows
 from sora_cli.tasks.base import Encoded, Task
-from sora_cli.tasks.row_scores import RowScores, answer_scores
+from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.trainer import AdapterTrainer, build_scorer, build_trainer
 
 _FEW = 8  # rows that are scored to see if rows are right or wrong by the metric
@@ -69,16 +78,21 @@ def deciding_rows(
     """Return the screening and test rows of a run of `sora auto`, by part.
 
     Args:
-        recipe: recipe of the run at full rank, with its `auto` block.
+        recipe: recipe of the run at full rank, with its `auto` block and the basis that is planned.
         task: task of the run, bound to its training rows.
         train: training rows.
         screening, test: number of rows of each part.
     """
-    block = recipe.auto
+    block, promise = recipe.auto, promise_of(recipe)
     assert block is not None
-    if block.max_differ is None:
-        return {**choosing_rows(task, screening, block.seed)}
-    return {**unlabelled_rows(recipe, task, train).parts(screening, test, block.seed)}
+    if promise.by_answers:
+        return {**unlabelled_rows(recipe, task, train).parts(screening, test, block.seed)}
+    held = choosing_rows(task, screening, block.seed)
+    if promise.basis == "labels":
+        return {**held}
+    # labelled rows choose the sizes, so none of them may test among the rows without labels
+    seen = concatenate_datasets([train, *(part.rows for part in held.values())])
+    return {**held, ANSWERS: unlabelled_rows(recipe, task, seen)}
 
 
 def cross_fit_rows(recipe: Recipe, task: Task, screening: int) -> dict[str, Part]:
@@ -172,7 +186,13 @@ def _row_set(split: str, rows: Dataset) -> RowSet:
 
 
 def certifiable_by(
-    recipe: Recipe, ready: Prepared, rows: int, promise: Promise, confidence: float | None = None
+    recipe: Recipe,
+    ready: Prepared,
+    rows: int,
+    promise: Promise,
+    confidence: float | None = None,
+    *,
+    answers: int = 0,
 ) -> Certifiable:
     """Return the smallest drop that a number of test rows can certify, before any training.
 
@@ -182,15 +202,18 @@ def certifiable_by(
     Args:
         recipe: recipe of the run at full rank.
         confidence: confidence of the bound; None: the promise's.
+        answers: number of rows without labels that test, too.
     """
     confidence = promise.confidence if confidence is None else confidence
-    if promise.kind == "differ":
-        return Certifiable.on(rows, confidence, answer_scores([]))
+    promise = promise.model_copy(update={"confidence": confidence})
+    numbers = (rows, answers) if promise.basis == "both" else (rows,)
+    if promise.by_answers:
+        return certifiable_on(promise, numbers, None)
     few = ready.rows.select.select(range(min(_FEW, len(ready.rows.select))))
     encoded = encode(ready.task, ready.base, few, ready.rows.origin(ready.rows.select))
     with tempfile.TemporaryDirectory() as scratch:  # a trainer makes its directory
         scores = build_scorer(recipe, ready.task, ready.base, Path(scratch)).row_scores(encoded)
-    return Certifiable.on(rows, confidence, scores)
+    return certifiable_on(promise, numbers, scores)
 
 
 class UnlabelledRows:

@@ -116,15 +116,18 @@ def _joined(one: RowScores, two: RowScores) -> RowScores:
     return replace(one, parts=np.concatenate([one.parts, two.parts]))
 
 
-def screen(cuts: Cuts, *, test_rows: int, confidence: float) -> list[Screened]:
+def screen(cuts: Cuts, *, test_rows: int, confidence: float, answers: int = 0) -> list[Screened]:
     """Return the screening results of all cuts, from largest to smallest; none is named yet.
 
     Args:
         test_rows: number of rows that will test a size.
         confidence: confidence of that test.
+        answers: number of rows without labels that will test it beside labelled ones, with the same
+            confidence; 0: labels or answers alone test it.
     """
+    rows = {"test_rows": test_rows, "answers": answers}
     return [
-        measured(planned, size, cuts.whole, small, test_rows=test_rows, confidence=confidence)
+        measured(planned, size, cuts.whole, small, confidence=confidence, **rows)
         for planned, size, small in zip(cuts.planned, cuts.sizes, cuts.scores, strict=True)
     ]
 
@@ -137,13 +140,13 @@ def measured(
     *,
     test_rows: int,
     confidence: float,
+    answers: int = 0,
 ) -> Screened:
     """Return the screening result of one cut, not named yet.
 
     Args:
         whole, small: scores of the uncut checkpoint and of the cut on the same rows.
-        test_rows: number of rows that will test the size.
-        confidence: confidence of that test.
+        test_rows, confidence, answers: as of `screen`.
     """
     drop = drop_on(whole, small)
     result = Screened(
@@ -163,6 +166,12 @@ def measured(
     if whole.is_right_or_wrong:
         result.expected, differing = _expected(planned.share, drop, seen, len(whole))
         result.certifiable = certifiable_drop(test_rows, differing=differing, confidence=confidence)
+        if answers:
+            # the share of other answers, as of a promise about them; rows that are wrong before and
+            # after may have other answers, too, but here only their labels are looked at
+            share, _ = _expected(planned.share, seen, seen, len(whole), worth=2.0)
+            able = certifiable_share(answers, share, confidence, POWER)
+            result.certifiable = min(result.certifiable, max(able - result.expected, 0.0))
         return result
     result.certifiable = _certifiable(whole, small, test_rows, confidence)
     differing = seen

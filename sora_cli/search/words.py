@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from sora_cli.core.console import count
 from sora_cli.core.table import Cell, Column, Table
-from sora_cli.search.certificate import TEST
+from sora_cli.search.certificate import ANSWERS, TEST
 from sora_cli.search.promise import SMALLEST, rounded_up
 
 if TYPE_CHECKING:
-    from sora_cli.search.certificate import BoundMethod, Certificate, SizeTest
+    from sora_cli.search.certificate import BoundMethod, Certificate, PartTest, SizeTest
     from sora_cli.search.promise import Promise
     from sora_cli.search.search import Candidate, Search
     from sora_cli.search.size import Size
@@ -47,9 +47,6 @@ def certifiable_lines(promise: Promise, rows: int, bound: BoundMethod, more: str
     Args:
         more: a sentence on the number of rows that the promise needs.
     """
-    if promise.kind == "differ":
-        yield from answers_lines(promise, rows)
-        return
     asked = (
         f"promise: a drop of at most {promise.max_drop:g} ({promise.given}), with "
         f"{promise.confidence:.0%} confidence"
@@ -69,25 +66,50 @@ def certifiable_lines(promise: Promise, rows: int, bound: BoundMethod, more: str
         yield f"these rows can be expected to certify {fits}; {more}"
 
 
-def answers_lines(promise: Promise, rows: int) -> Iterator[str]:
-    """Yield lines on a promise about answers, and on the rows that may differ."""
-    from sora_cli.search.agreement import allowed_rows, rows_for_none  # scipy
+def answers_lines(
+    promise: Promise, rows: Sequence[int], bound: BoundMethod | None = None
+) -> Iterator[str]:
+    """Yield lines on a promise that answers test, and on the rows that may differ.
 
-    asked = f"promise: at most {100 * promise.max_drop:g} % of the answers differ"
-    allowed = allowed_rows(promise.max_drop, rows, promise.confidence)
+    Args:
+        rows: numbers of test rows, for each part of the promise.
+        bound: method of the bound, of a promise about a drop.
+    """
+    from sora_cli.search.agreement import allowed_rows, rows_for_none  # scipy
+    from sora_cli.search.certifiable import DIFFERING
+
+    *labelled, answered = rows
+    part = promise.parts()[-1]
+    sure = f"{promise.confidence:.0%}"
+    asked = f"promise: at most {100 * promise.max_drop:g} % of the answers differ, {sure}"
+    if promise.kind == "drop":
+        asked = (
+            f"promise: a drop of at most {promise.max_drop:g} ({promise.given}), with {sure} "
+            "confidence"
+        )
+    allowed = allowed_rows(promise.max_drop, answered, part.confidence)
+    also = f" by {count(labelled[0])} labelled rows, or" if labelled else ""
     if allowed is not None:
         yield (
-            f"{asked}, {promise.confidence:.0%}; certified if at most {count(allowed)} of "
-            f"{count(rows)} test rows are answered differently"
+            f"{asked}; certified{also} if at most {count(allowed)} of {count(answered)} test rows "
+            f"{'without labels ' if labelled else ''}are answered differently"
         )
-        return
-    yield f"{asked}, {promise.confidence:.0%}"
-    need = rows_for_none(promise.max_drop, promise.confidence)
-    more = "no number of rows is enough" if need is None else f"it takes {count(need)} at least"
-    yield (
-        f"WARNING: {count(rows)} test rows cannot certify this, even if no answer differs; {more}: "
-        "the adapter will be written without a certificate (exit code 3)"
-    )
+    else:
+        yield asked
+        need = rows_for_none(promise.max_drop, part.confidence)
+        more = "no number of rows is enough" if need is None else f"it takes {count(need)} at least"
+        end = (
+            "" if labelled else ": the adapter will be written without a certificate (exit code 3)"
+        )
+        yield (
+            f"WARNING: {count(answered)} test rows {'without labels ' if labelled else ''}cannot "
+            f"certify this, even if no answer differs; {more}{end}"
+        )
+    if promise.kind == "drop" and bound is not None and bound.smallest_drop is not None:
+        yield (
+            f"if {DIFFERING:.1%} of them differ and the true drop is 0, they can be expected to "
+            f"certify {bound.smallest_drop:.4f}"
+        )
 
 
 def expected_line(promise: Promise, rows: int, drop: float, certifiable: float) -> str:
@@ -97,25 +119,33 @@ def expected_line(promise: Promise, rows: int, drop: float, certifiable: float) 
         rows: number of test rows.
         drop, certifiable: expected drop before healing, and what the rows can certify beside it.
     """
-    if promise.kind == "differ":
+    if promise.by_answers:
         return (
             f"{100 * drop:.2f} % of the answers are expected to differ before healing; "
             f"{rows:,} test rows could then certify {100 * (drop + certifiable):.2f} %"
         )
+    named = f"{rows:,} test rows"
+    if promise.basis == "both":
+        named = f"{rows:,} labelled rows or answers"
     return (
-        f"a drop of {drop:+.4f} is expected before healing; {rows:,} test rows can be expected to "
-        f"certify {certifiable:.4f}"
+        f"a drop of {drop:+.4f} is expected before healing; {named} can be expected to certify "
+        f"{certifiable:.4f}"
     )
 
 
 def tested_line(test: SizeTest, promise: Promise) -> str:
     """Return a line on the result of a size's test."""
     end = ": no smaller size is tested" if test.failed else ""
-    if promise.kind == "differ":
+    if promise.by_answers:
         return (
             f"differing answers: {test.differing or 0:,} ({100 * test.drop:.2f} %), bound "
             f"{100 * test.upper:.2f} %, promise {100 * promise.max_drop:g} %: {test.verdict}{end}"
         )
+    if test.parts:
+        one, other = test.parts
+        answers = f"by answers {other.upper:.4f}: {other.differing or 0:,} differ"
+        bound = f"bound {test.upper:.4f} (by labels {one.upper:.4f}, {answers})"
+        return f"drop {test.drop:+.4f}, {bound}, promise {promise.max_drop:g}: {test.verdict}{end}"
     bound = f"bound {test.upper:.4f}" if test.refused is None else f"no bound: {test.refused}"
     return f"drop {test.drop:+.4f}, {bound}, promise {promise.max_drop:g}: {test.verdict}{end}"
 
@@ -153,17 +183,29 @@ def size_table(certificate: Certificate) -> Table:
             known = same.test
             figures = (None,) * 3 if known is None else (known.score, known.drop, known.upper)
             lines.append([f"  half {half}", *_size(same), *figures, ""])
+        for name, one in named_parts(test):
+            figures = (one.score, one.drop, one.upper)
+            lines.append([f"  {name}", None, None, None, *figures, ""])
     final = certificate.final
     if final is not None:
         lines.append(["written", *_size(final), None, None, None, "all rows, not tested"])
     sure = f"at most: with {certificate.promise.confidence:.0%} confidence"
     both = ", the mean of two halves" if certificate.halves else ""
+    if certificate.promise.basis == "both":
+        both = f", and answers to {certificate.rows[ANSWERS].rows:,} rows without labels"
+        sure += ", the smaller of two bounds"
     return Table(f"{metric} on {rows:,} test rows{both}; {sure}", columns, lines)
+
+
+def named_parts(test: SizeTest | None) -> list[tuple[str, PartTest]]:
+    """Return the tests by labels and by answers with their names; empty if there is one test."""
+    parts = [] if test is None else test.parts
+    return list(zip(("by labels", "by answers"), parts, strict=False))
 
 
 def _drop_columns(promise: Promise) -> tuple[Column, Column]:
     """Return the columns of the drop and its bound; of answers, the share that differs."""
-    if promise.kind == "differ":
+    if promise.by_answers:
         return Column("differ", ".2%"), Column("at most", ".2%")
     return Column("drop", "+.4f"), Column("at most", "+.4f")
 

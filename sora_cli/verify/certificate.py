@@ -35,9 +35,11 @@ from sora_cli.report import read_report
 from sora_cli.run.prepare import load_task
 from sora_cli.run.results import task_meta
 from sora_cli.run.stored import load_adapted
+from sora_cli.search.basis import certifiable_on
 from sora_cli.search.bounds import drop_bound
 from sora_cli.search.certifiable import Certifiable
 from sora_cli.search.certificate import (
+    ANSWERS,
     REFIT,
     SCREENING,
     TEST,
@@ -45,6 +47,7 @@ from sora_cli.search.certificate import (
     Certificate,
     Half,
     Measured,
+    PartTest,
     RowSet,
     SizeTest,
     directory_of,
@@ -53,7 +56,7 @@ from sora_cli.search.certificate import (
     read_stored,
 )
 from sora_cli.search.halves import HALVES, half_confidence, held_data
-from sora_cli.search.promise import promise_of
+from sora_cli.search.promise import Promise, promise_of
 from sora_cli.search.rows import (
     Held,
     Part,
@@ -80,8 +83,8 @@ from sora_cli.verify.verdict import Verdict
 
 TOLERANCE = 0.005
 """Share of the rows that may change their outcome on another machine; one row always may."""
-_TEST = ""
-"""Key of the test rows beside the reported splits; a split may already be called "test"."""
+_TEST, _ANSWERS = "", " "
+"""Keys of the test rows, with and without labels, beside the reported splits, which have names."""
 
 
 class Rechecked(BaseModel):
@@ -159,11 +162,11 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
 
 def _rows(
     recipe: Recipe, found: Certificate
-) -> tuple[Task, dict[str, RowSet], list[Held], dict[str, Held]]:
+) -> tuple[Task, dict[str, RowSet], list[dict[str, Held]], dict[str, Held]]:
     """Load all rows.
 
     Returns:
-        The task; the row sets of all parts; the test rows, of cross-fitting of each half's
+        The task; the row sets of all parts; the test rows by part, of cross-fitting of each half's
         adapters; and the reported rows by split.
     """
     screening, test = (found.rows[name].rows for name in (SCREENING, TEST))
@@ -171,7 +174,7 @@ def _rows(
         task, rows = _load(recipe)
         parts = cross_fit_rows(recipe, task, screening)
         sets = sets_of_halves(rows, parts)
-        tests: list[Held] = [parts[half_name(3 - half)] for half in HALVES]
+        tests: list[dict[str, Held]] = [{_TEST: parts[half_name(3 - half)]} for half in HALVES]
     else:
         more, seed = {}, recipe.auto.seed if recipe.auto is not None else 0
         if found.final is not None:  # its recipe trains on all rows; these are of the tested one
@@ -181,7 +184,9 @@ def _rows(
         task, rows = _load(recipe)
         with _moved("auto.unlabelled=FILE"):
             held = deciding_rows(recipe, task, rows.train, screening, test)
-        sets, tests = row_sets(rows, held) | more, [held[TEST]]
+        parts_of_test = {_TEST: TEST, _ANSWERS: ANSWERS}
+        tests = [{name: held[part] for name, part in parts_of_test.items() if part in held}]
+        sets = row_sets(rows, held) | more
     return task, sets, tests, {s: Part(r, rows.origin(r)) for s, r in rows.report.items()}
 
 
@@ -206,7 +211,7 @@ class _Again:
         self._promise, self._on = promise_of(loaded.recipe), named_base(loaded)
         self._here: list[tuple[int, SizeTest]] = []  # numbers of candidates, and their tests here
 
-    def held_out(self, test: Held) -> tuple[Certifiable, list[list[Size]]]:
+    def held_out(self, test: Mapping[str, Held]) -> tuple[Certifiable, list[list[Size]]]:
         """Compare the adapters that rows held out test.
 
         Returns:
@@ -219,11 +224,11 @@ class _Again:
         self.found = self.found.model_copy(update=update)
         return able, [sizes]
 
-    def halves(self, tests: Sequence[Held]) -> tuple[Certifiable, list[list[Size]]]:
+    def halves(self, tests: Sequence[Mapping[str, Held]]) -> tuple[Certifiable, list[list[Size]]]:
         """Compare the adapters of both halves; returns as `held_out`.
 
         Args:
-            tests: rows that test each half's adapters.
+            tests: rows that test each half's adapters, by part.
         """
         each = half_confidence(self._promise.confidence)
         self._promise = self._promise.model_copy(update={"confidence": each})
@@ -268,12 +273,12 @@ class _Again:
         return _measured(directory, self._loaded.recipe, self._task, parts, self._on)
 
     def _full(
-        self, half: int | None, test: Held, reported: Mapping[str, Held]
+        self, half: int | None, test: Mapping[str, Held], reported: Mapping[str, Held]
     ) -> tuple[_Measured, Certifiable]:
         place = self._run / directory_of(None, half)
-        whole = self._measured(place, {_TEST: test, **reported})
-        full = whole.scores[_TEST]
-        return whole, Certifiable.on(len(full), self._promise.confidence, full)
+        whole = self._measured(place, {**test, **reported})
+        numbers = tuple(len(whole.scores[name]) for name in test)
+        return whole, certifiable_on(self._promise, numbers, whole.scores[_TEST])
 
     def _compared(
         self,
@@ -281,7 +286,7 @@ class _Again:
         half: int | None,
         whole: _Measured,
         able: Certifiable,
-        test: Held,
+        test: Mapping[str, Held],
         reported: Mapping[str, Held],
     ) -> tuple[Half, list[Size]]:
         """Compare full rank and the candidates that were trained on the same rows.
@@ -293,24 +298,18 @@ class _Again:
         found, scored = self.found, self._scored
         full, sizes, candidates = whole.scores[_TEST], [], []
         promise = self._promise.settled(able, len(full))
-        seed = self._loaded.recipe.auto.seed if self._loaded.recipe.auto is not None else 0
         name = "full rank" if half is None else f"full rank, half {half}"
         score, known = scored.score(name, stored.full.test, full), dict[str, float]()
         for number, size in enumerate(stored.candidates):
             # only the chosen adapter was scored on the reported splits
             written = reported if number == found.chosen else {}
             place = directory_of(number, half)
-            small = self._measured(self._run / place, {_TEST: test, **written})
+            small = self._measured(self._run / place, {**test, **written})
             sizes.append(size_of(small.ranks, small.cost, promise.serve))
             here, own = None, {}
             if able.may_pass(promise.max_drop):
-                tested = small.scores[_TEST]
-                bound = drop_bound(full, tested, promise.confidence, seed=seed)
-                here = SizeTest.of(tested.beside(full), bound, promise.max_drop)
-                self._here.append((number, here))
-                if size.test is not None:
-                    before = stored.full.test
-                    here = scored.test(place, size.test, before, full, here, promise)
+                scores = [(whole.scores[name], small.scores[name]) for name in test]
+                here = self._tested(place, number, size.test, stored.full.test, scores, promise)
             for split in written:
                 was = stored.full.reported.get(split, math.nan)
                 full_here = scored.score(f"{name}, {split}", was, whole.scores[split])
@@ -321,6 +320,55 @@ class _Again:
             candidates.append(size.model_copy(update={"test": here, "reported": own}))
         full_rank = stored.full.model_copy(update={"test": score, "reported": known})
         return Half(full=full_rank, candidates=candidates), sizes
+
+    def _tested(
+        self,
+        place: str,
+        number: int,
+        stored: SizeTest | None,
+        before: float,
+        scores: Sequence[tuple[RowScores, RowScores]],
+        promise: Promise,
+    ) -> SizeTest:
+        """Return a size's test here, with the stored figures where they agree.
+
+        Args:
+            place: directory of the candidate.
+            before: the stored score at full rank.
+            scores: of full rank and of the candidate, for each part of the promise.
+        """
+        seed = self._loaded.recipe.auto.seed if self._loaded.recipe.auto is not None else 0
+        bounds = [
+            (small.beside(full), drop_bound(full, small, part.confidence, seed=seed))
+            for part, (full, small) in zip(promise.parts(), scores, strict=True)
+        ]
+        if len(bounds) == 1:
+            here = SizeTest.of(*bounds[0], promise.max_drop)
+            self._here.append((number, here))
+            if stored is None:
+                return here
+            return self._scored.test(place, stored, before, scores[0][0], here, promise)
+        tests = [PartTest.of(*bound, promise.max_drop) for bound in bounds]
+        agreed, known = list(tests), stored.parts if stored is not None else []
+        for i, (part, was) in enumerate(zip(promise.parts(), known, strict=False)):
+            name, whole = f"{place}, by {part.basis}", 1.0 if part.by_answers else before
+            agreed[i] = self._scored.test(name, was, whole, scores[i][0], tests[i], part)
+        return self._either(place, stored, tests, agreed, promise.max_drop)
+
+    def _either(
+        self,
+        place: str,
+        stored: SizeTest | None,
+        tests: Sequence[PartTest],
+        agreed: Sequence[PartTest],
+        max_drop: float,
+    ) -> SizeTest:
+        """Return the test by labels or answers; a verdict of one that turned may not matter."""
+        here = SizeTest.either(tests, max_drop)
+        turned = [one for one in self._scored.unclear if one.startswith(f"{place}, by ")]
+        if turned and stored is not None and stored.verdict == here.verdict:
+            self._scored.unclear = [one for one in self._scored.unclear if one not in turned]
+        return SizeTest.either(agreed, max_drop)
 
 
 def _read_run(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedRecipe]:

@@ -60,6 +60,7 @@ class RowPlan:
         total: rows of the training split.
         scoring: cost of scoring all sizes, as a share of the full run's work.
         unlabelled: screening and test rows come from a file of their own.
+        answers: rows of such a file that test sizes beside the labelled test rows.
     """
 
     screening: int
@@ -68,6 +69,7 @@ class RowPlan:
     total: int
     scoring: float
     unlabelled: bool = False
+    answers: int = 0
 
     @property
     def held_out(self) -> int:
@@ -159,18 +161,23 @@ def plan_rows(
     total: int,
     healing: float,
     unlabelled: int | None = None,
+    answers: int = 0,
 ) -> RowPlan:
     """Return the numbers of rows to hold out of the training split.
 
-    `auto.rows` sets them directly. Otherwise rows that training does not want, or a fifth of the
-    split, are held out, as far as scoring them fits into `auto.cost`.
+    `auto.rows` sets them directly; of a promise about a drop, only the rows that are held out.
+    Otherwise rows that training does not want, or a fifth of the split, are held out, as far as
+    scoring them fits into `auto.cost`.
 
     Args:
         wanted: rows to train on, if this many are left.
         total: rows of the training split.
         healing: work of healing all sizes, as a share of the full run's.
         unlabelled: rows in a file of their own, which decide in place of training rows.
+        answers: rows in a file of their own that test sizes beside the rows held out.
     """
+    if unlabelled is not None and block.max_differ is None:
+        block = block.model_copy(update={"rows": None})
     # all costs in forward passes of one row; each cut and full rank pass over the screening rows
     work = _BACKWARD * training.total_steps(wanted) * training.batch_size  # forward passes of rows
     screens, tests = len(SHARES) + 1, block.sizes + 1  # passes over the rows of each part
@@ -189,7 +196,7 @@ def plan_rows(
         screening = max(screening, _FEWEST)
         test = max(min(most - screening, int((budget - screening * screens) / tests)), _FEWEST)
     held = screening + test
-    spent = (screening * screens + test * tests) / work if work else 0.0
+    spent = (screening * screens + (test + answers) * tests) / work if work else 0.0
     if unlabelled is not None:
         if held > unlabelled:
             raise SoraError(
@@ -212,4 +219,5 @@ def plan_rows(
             hint=f"auto.rows={max(total // _FIFTH, 4)}",
             key="auto.rows",
         )
-    return RowPlan(screening, test, min(wanted, total - held), total, spent)
+    trained = min(wanted, total - held)
+    return RowPlan(screening, test, trained, total, spent, answers=answers)

@@ -42,11 +42,11 @@ class HeldOut(AutoSearch[Made]):
         self._sets = row_sets(ready.rows, held)
         self._maker = Maker(plan, rows, ready, held, log, tell)
         self.runner = self._maker.runner
-        self.confidence, self.sizes = plan.block.confidence, plan.block.sizes
+        self.confidence, self.sizes = plan.promise.parts()[0].confidence, plan.block.sizes
         self.shares, self.step = SHARES, _STEP
         self._initial = trained_tensors(ready.base.model, ready.method) if plan.block.refit else {}
         self._reported: dict[str, float] = {}
-        certifiable = certifiable_by(recipe, ready, rows.test, plan.promise)
+        certifiable = certifiable_by(recipe, ready, rows.test, plan.promise, answers=rows.answers)
         super().__init__(plan, rows, ready, log, tell, certifiable)
 
     def _train_full(self) -> None:

@@ -18,7 +18,16 @@ from sora_cli.run.evaluate import evaluate_all
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.runner import Runner
 from sora_cli.search.bounds import drop_bound
-from sora_cli.search.certificate import SCREENING, TEST, FullRank, Healed, SizeTest, directory_of
+from sora_cli.search.certificate import (
+    ANSWERS,
+    SCREENING,
+    TEST,
+    FullRank,
+    Healed,
+    PartTest,
+    SizeTest,
+    directory_of,
+)
 from sora_cli.search.rows import Held
 from sora_cli.search.screening import Cuts
 from sora_cli.search.size import Size, size_of
@@ -27,8 +36,10 @@ from sora_cli.train.log import ReportLog
 
 Tell = Callable[[str], None]
 """Prints a line about a part of the work."""
-Made = tuple[Healed, RowScores | None]
-"""A trained size with its scores on the test rows; None: no test could pass."""
+Scored = tuple[RowScores, ...]
+"""Scores on the test rows, and on rows without labels if these test, too."""
+Made = tuple[Healed, Scored | None]
+"""A trained size with its scores; None: no test could pass."""
 
 
 class Maker:
@@ -57,15 +68,19 @@ class Maker:
         self.plan, self.rows, self.ready, self._log, self._tell = plan, rows, ready, log, tell
         self.full = plan.full(rows)
         self.runner = Runner(ready, self.full, plan.output)
-        self._screening, self._tests = (self._scored(held[name]) for name in (SCREENING, TEST))
+        self._screening = self._scored(held[SCREENING])
+        self._parts = [self._scored(held[name]) for name in (TEST, ANSWERS) if name in held]
         self._cost = {p: m.A.shape[1] + m.B.shape[0] for p, m in ready.layers.items()}
-        self._reference: RowScores | None = None
+        self._reference: Scored | None = None
         self._on = "" if plan.half is None else f", half {plan.half}"
 
     def _scored(self, part: Held) -> Callable[[], RowScores]:
         """Return a function that scores the model as it is then on a part's rows."""
         rows = part.encoded(self.ready.task, self.ready.base)
         return lambda: part.scores(self.runner.scorer(), rows)
+
+    def _tests(self) -> Scored:
+        return tuple(scored() for scored in self._parts)
 
     def candidate(self, number: int, max_params: int) -> LoadedRecipe:
         """Return the recipe that trains a size.
@@ -97,7 +112,7 @@ class Maker:
             digest=report.digests.get("adapter", ""),  # the first process has written it
             steps=report.steps or 0,
             cut_at=cut_at,
-            test=self._reference.value,
+            test=self._reference[0].value,
             reported={split: scores[ready.task.best] for split, scores in metrics.items()},
         )
 
@@ -139,24 +154,28 @@ class Maker:
         )
         return healed, scores
 
-    def scores_at_full_rank(self) -> RowScores:
+    def scores_at_full_rank(self) -> Scored:
         """Return full rank's scores on the test rows; if need be, restore it into the model."""
         if self._reference is None:
             self.runner.restore(self.full)
             self._reference = self._tests()
         return self._reference
 
-    def test(self, scores: RowScores, confidence: float, max_drop: float) -> SizeTest:
+    def test(self, scores: Scored, confidence: float, max_drop: float) -> SizeTest:
         """Return the test of a size on the test rows.
 
         Args:
             scores: of the size on the test rows.
-            confidence: confidence of the bound.
+            confidence: confidence of each bound.
         """
         with self._log.phase("score"):
-            full = self.scores_at_full_rank()
-            bound = drop_bound(full, scores, confidence, seed=self.plan.block.seed)
-            return SizeTest.of(scores.beside(full), bound, max_drop)
+            tests = [
+                (small.beside(full), drop_bound(full, small, confidence, seed=self.plan.block.seed))
+                for full, small in zip(self.scores_at_full_rank(), scores, strict=True)
+            ]
+        if len(tests) == 1:
+            return SizeTest.of(*tests[0], max_drop)
+        return SizeTest.either([PartTest.of(*test, max_drop) for test in tests], max_drop)
 
     def forget(self, candidates: Sequence[Healed]) -> None:
         """Delete the states of full rank and of these candidates: none is read again."""

@@ -22,7 +22,7 @@ from sora_cli.experiments.auto.budget import (
     plan_halves,
     plan_rows,
 )
-from sora_cli.recipe.auto import AutoBlock
+from sora_cli.recipe.auto import AutoBlock, Basis
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import MethodBlock, Recipe
 from sora_cli.recipe.start import StartBlock
@@ -80,12 +80,24 @@ class AutoPlan:
         """Share of the steps before the cut."""
         return round(1 - self.heal, 6)
 
-    def row_plan(self, total: int, unlabelled: int | None = None) -> RowPlan:
+    def on_basis(self, basis: Basis) -> AutoPlan:
+        """Return the plan with the rows that test the promise; all runs' recipes name them."""
+        update: dict[str, Any] = {"basis": basis}
+        if basis == "answers":
+            update["refit"] = False  # all rows are trained on already
+        block = self.block.model_copy(update=update)
+        recipe = self.loaded.recipe.model_copy(update={"auto": block})
+        loaded = dataclasses.replace(self.loaded, recipe=recipe)
+        promise = self.promise.model_copy(update={"basis": basis})
+        return dataclasses.replace(self, loaded=loaded, promise=promise)
+
+    def row_plan(self, total: int, unlabelled: int | None = None, answers: int = 0) -> RowPlan:
         """Return the numbers of screening and test rows.
 
         Args:
             total: rows of the training split.
             unlabelled: rows without labels, if these decide.
+            answers: rows without labels, if these test beside labelled rows.
         """
         recipe, healing = self.loaded.recipe, self.heal * self.block.sizes
         wanted = min(recipe.data.max_train_rows or total, total)
@@ -97,6 +109,7 @@ class AutoPlan:
                 total=total,
                 healing=healing,
                 unlabelled=unlabelled,
+                answers=answers,
             )
 
     def halves_plan(self, total: int) -> HalvesPlan:
@@ -213,6 +226,13 @@ def _check_alone(loaded: LoadedRecipe) -> None:
 def _check_rows(loaded: LoadedRecipe, block: AutoBlock) -> None:
     """Check that nothing contradicts cross-fitting or the last training on all rows."""
     asked = "refit" if block.refit else "cross_fit" if block.cross_fit is True else None
+    by_answers = block.basis in {"answers", "both"}
+    if by_answers and block.max_differ is None and block.cross_fit is True:
+        raise SoraError(
+            f"auto.basis={block.basis} does not go with auto.cross_fit: halves test by labels",
+            where=loaded.origin("auto", "basis").place,
+            hint="auto.basis=labels, or auto.cross_fit=false",
+        )
     if asked is not None and block.max_differ is not None:
         raise SoraError(
             f"auto.{asked} goes with max_drop: of max_differ all rows are trained on already",

@@ -10,6 +10,7 @@ from typing import Any
 
 from sora_cli.core.figures import COLOURS, FAINT, INK, QUIET, new_figure, save_figure
 from sora_cli.search.certificate import Certificate, Healed, Measured, part_of
+from sora_cli.search.words import named_parts
 
 _WIDTH, _HEIGHT = 7.2, 4.6  # inches
 _TESTED, _FAILED, _PROMISE = COLOURS[:3]
@@ -34,8 +35,8 @@ def draw_curve(axes: Any, certificate: Certificate) -> None:
 
     Grey: unhealed cuts on the screening rows. Colour: trained sizes on the test rows, each with a
     line up to its bound; a size passes if its bound is below the green line. Hollow squares: the
-    written adapter on the reported rows, unless the promise is about answers: those rows have a
-    score, and no share of answers that differ.
+    written adapter on the reported rows, unless answers alone are tested: those rows have a score,
+    and no share of answers that differ.
     """
     whole = certificate.full.parameters
     shares = [100 * size.parameters / whole for size in certificate.screened]
@@ -59,10 +60,12 @@ def draw_curve(axes: Any, certificate: Certificate) -> None:
     axes.minorticks_off()
     axes.set_xlabel(f"adapter parameters, % of the {whole:,} at full rank", fontsize=9)
     label = f"drop of {certificate.promise.metric} against full rank"
-    if certificate.promise.kind == "differ":
+    if certificate.promise.by_answers:
         from matplotlib.ticker import PercentFormatter
 
         label = "answers that differ from full rank's"
+        if certificate.promise.kind == "drop":
+            label = f"differing answers: the largest drop of {certificate.promise.metric}"
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.set_ylabel(label, fontsize=9)
     axes.tick_params(labelsize=8)
@@ -94,6 +97,11 @@ def _draw_candidate(axes: Any, certificate: Certificate, index: int, size: Heale
                 [x, x], [part.drop, part.upper], color=QUIET, marker="_", linestyle=(0, (1, 2)),
                 linewidth=0.8, label="each half: drop and bound",
             )  # fmt: skip
+    for _, one in named_parts(size.test):
+        axes.plot(
+            [x, x], [one.drop, one.upper], color=QUIET, marker="_", linestyle=(0, (1, 2)),
+            linewidth=0.8, label="by labels, and by answers: each measured and bound",
+        )  # fmt: skip
     test, chosen = size.test, index == certificate.chosen
     if test is not None:
         colour = _TESTED if test.kept else _FAILED
@@ -104,7 +112,8 @@ def _draw_candidate(axes: Any, certificate: Certificate, index: int, size: Heale
             [x], [test.drop], color=colour, marker="o", markersize=6, linestyle="none",
             label=f"trained, {test.verdict}, with its {certificate.promise.confidence:.0%} bound "
             f"({_rows(certificate, 'test')} test rows"
-            f"{', mean of two halves' if certificate.halves else ''})",
+            f"{', mean of two halves' if certificate.halves else ''}"
+            f"{', smaller bound' if test.parts else ''})",
         )  # fmt: skip
     if not chosen:
         return
@@ -127,7 +136,7 @@ def _draw_candidate(axes: Any, certificate: Certificate, index: int, size: Heale
 
 def _reported(certificate: Certificate, size: Healed) -> Mapping[str, Measured]:
     """Return a size's scores on the reported splits that have the unit of the vertical axis."""
-    return {} if certificate.promise.kind == "differ" else size.reported
+    return {} if certificate.promise.by_answers else size.reported
 
 
 def _rows(certificate: Certificate, part: str) -> str:

@@ -128,7 +128,8 @@ class AutoSearch(ABC, Generic[Made]):
         block, test_rows = self.plan.block, self.rows.test
         self._tell(f"\nscreening: score all sizes before healing, on {self.rows.screening:,} rows")
         cuts = self._cuts()
-        sizes = screen(cuts, test_rows=test_rows, confidence=self.confidence)
+        answers = self.rows.answers
+        sizes = screen(cuts, test_rows=test_rows, confidence=self.confidence, answers=answers)
         for number in name_sizes(
             sizes,
             cuts.full,
@@ -137,7 +138,7 @@ class AutoSearch(ABC, Generic[Made]):
             block.serve,
             tested=self.may_pass,
             step=self.step,
-            answers=self.promise.kind == "differ",
+            answers=self.promise.by_answers,
         ):
             sizes[number].named = True
         self.record.screened = from_first_process(sizes)

@@ -15,7 +15,7 @@ from sora_cli.run.dry_run import DryRun
 from sora_cli.search.halves import HALF_SHARES, HALVES, half_confidence
 from sora_cli.search.promise import Promise
 from sora_cli.search.sizes import SHARES
-from sora_cli.search.words import certifiable_lines
+from sora_cli.search.words import answers_lines, certifiable_lines
 
 if TYPE_CHECKING:
     from sora_cli.search.certifiable import Certifiable
@@ -37,6 +37,8 @@ def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
         f"{source}: {count(rows.screening)} screen the sizes, "
         f"{count(rows.test)} test them; {count(rows.trained)} are trained on"
     )
+    if rows.answers:
+        yield f"rows without labels: {count(rows.answers)} test the sizes, too, by their answers"
     probing = _probing(plan, rows)
     trials = f", trials of learning rates {probing:.0%}" if probing else ""
     yield (
@@ -64,6 +66,10 @@ def _halves_lines(rows: HalvesPlan) -> Iterator[str]:
 
 def promise_lines(promise: Promise, rows: RowPlan, certifiable: Certifiable) -> Iterator[str]:
     """Yield lines on the promise and the smallest drop that the test rows can certify."""
+    if promise.basis != "labels":
+        numbers = (rows.test, rows.answers) if rows.answers else (rows.test,)
+        yield from answers_lines(promise, numbers, certifiable.bound)
+        return
     yield from certifiable_lines(promise, rows.test, certifiable.bound, _more_rows(promise, rows))
 
 

@@ -12,7 +12,7 @@ from sora_cli.core.table import Column, Table
 from sora_cli.experiments.auto.plot import draw_curve, legend_of
 from sora_cli.experiments.report.facts import number
 from sora_cli.search.certificate import Certificate
-from sora_cli.search.words import size_verdict
+from sora_cli.search.words import named_parts, size_verdict
 
 _SIZE = 5.0, 4.2
 """Width and height of the curve, inches."""
@@ -39,20 +39,24 @@ def certificate_part(certificate: Certificate) -> CertificatePart:
         statement=c.statement,
         lines=tuple(_lines(c)),
         table=table,
-        # the row of full rank stands before the sizes, and both halves after each
-        chosen=None if c.chosen is None else table.rows[1 + c.chosen * (1 + len(c.halves))],
+        # the row of full rank stands before the sizes, and parts of a test after each
+        chosen=table.rows[1 + c.chosen * (1 + len(c.halves) + len(named_parts(c.written.test)))],
     )
 
 
 def _lines(c: Certificate) -> list[str]:
     promise, bound = c.promise, c.bound
     level = "holds at any number of rows" if bound.exact else "is approximate"
-    answers = promise.kind == "differ"
     asked = (
         f"at most {promise.given} of the answers other than at full rank"
-        if answers
+        if promise.kind == "differ"
         else f"{promise.metric} at most {promise.given} worse than at full rank"
     )
+    answers = promise.by_answers
+    if promise.kind == "drop" and answers:
+        asked += ", by the share of answers that differ"
+    elif promise.basis == "both":
+        asked += ", by labels or by the share of answers that differ"
     lines = [
         f"promise: {asked}, {promise.confidence:.0%} confidence",
         f"bound: {bound.method}; its confidence {level}",
@@ -76,7 +80,7 @@ def _table(c: Certificate) -> Table:
     """Return a table of full rank and the trained sizes."""
     reported = tuple(c.full.reported)
     name, bound, form, of = "drop", "bound of the drop", "+.4f", ""
-    if c.promise.kind == "differ":  # the reported splits have the recipe's metric all the same
+    if c.promise.by_answers:  # the reported splits have the recipe's metric all the same
         name, bound, form, of = "differ", "at most", ".2%", "agreement, "
     columns = (
         Column("parameters", count), Column("of full", ".0%"), Column("components", count),
@@ -112,6 +116,11 @@ def _table(c: Certificate) -> Table:
                 "",
                 f"half {half}",
             ])  # fmt: skip
+        for part_name, one in named_parts(size.test):
+            measured = f"{number(one.score)} (drop {one.drop:+.4f})"
+            if part_name == "by answers":
+                measured = f"agreement {number(one.score)} (differ {one.drop:.2%})"
+            rows.append([None, None, None, None, measured, one.upper, "", part_name])
     return Table(None, columns, rows)
 
 

@@ -144,7 +144,21 @@ LINES: dict[str, dict[str, Words]] = {
              "--max-differ 1% --unlabelled FILE"),
         "r.yaml --max-differ 1% --max-drop 1pt --unlabelled train.jsonl": "exclude each other",
         "r.yaml --max-drop 1pt --unlabelled train.jsonl":
-            ("--unlabelled goes with --max-differ only", "command line: auto.unlabelled="),
+            ("holds no two rows that training has not seen", "command line: auto.unlabelled="),
+        "r.yaml --max-drop 1pt --unlabelled nothing.csv":
+            ("there is no file 'nothing.csv'", "command line: auto.unlabelled=nothing.csv"),
+        "r.yaml --unlabelled train.jsonl":
+            ("--unlabelled goes with --max-differ or --max-drop", "auto.unlabelled=train.jsonl"),
+        "r.yaml --max-drop 1pt auto.basis=both":
+            ("auto.basis=both needs rows to answer", "auto.basis=both", "--unlabelled FILE"),
+        "r.yaml --max-drop 1pt --unlabelled validation.jsonl auto.basis=some": "auto.basis",
+        "r.yaml --max-differ 1% --unlabelled validation.jsonl auto.basis=labels":
+            ("auto.basis=labels goes with max_drop", "auto.basis=null"),
+        "r.yaml --max-drop 1pt --unlabelled validation.jsonl auto.basis=answers --cross-fit":
+            ("does not go with auto.cross_fit", "auto.basis=labels, or auto.cross_fit=false"),
+        "r.yaml --max-drop 1pt --unlabelled validation.jsonl auto.basis=both task.metrics=[f1]":
+            ("f1 can drop by more than the share of answers that differ",
+             "auto.basis=labels, or --max-differ 1%"),
         "r.yaml --max-drop 1pt --tolerance 0.1": "--tolerance goes with --max-differ only",
         "r.yaml --max-differ 150% --unlabelled train.jsonl":
             ("must be a share of the rows from 0 to below 1", "command line: auto.max_differ=150%"),
@@ -206,6 +220,8 @@ LINES: dict[str, dict[str, Words]] = {
             "holds no two rows that training has not seen",
         "--unlabelled train.jsonl": "--unlabelled goes with --max-differ only",
         "--max-drop 1pt -r r.yaml --tolerance 0.1": "--tolerance goes with --max-differ only",
+        "--max-drop 1pt -r r.yaml --unlabelled train.jsonl":
+            ("in sora auto only; here it goes with --max-differ", "--max-differ 1%"),
         "--max-drop 0.5 -r r.yaml": "is that 0.5 of a point, or 50 points?",
         "--max-drop much -r r.yaml": "--max-drop must be a number",
         "--max-drop -1 -r r.yaml": "--max-drop must be 0 or more",

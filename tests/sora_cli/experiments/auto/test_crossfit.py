@@ -73,7 +73,7 @@ def labelled(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
 
 
 def is_crossed(*words: str) -> bool:
-    return isinstance(planned_rows(plan(*words))[0], HalvesPlan)
+    return isinstance(planned_rows(plan(*words))[1], HalvesPlan)
 
 
 @pytest.mark.usefixtures("labelled")
@@ -83,7 +83,7 @@ def test_it_is_chosen_where_it_certifies_what_rows_held_out_do_not() -> None:
     then = certifiable_drop(halves.test, confidence=half_confidence(0.95))
     assert then < now
     between = f"auto.max_drop={(now + then) / 2}"
-    found, notes = planned_rows(plan(between))
+    _, found, notes = planned_rows(plan(between))
     assert found == halves
     assert "auto.cross_fit=false holds rows out" in notes[0]
     assert not is_crossed(between, "auto.cross_fit=false")

@@ -10,6 +10,7 @@ import pytest
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.auto.plan import AutoPlan, plan_auto, unused
 from sora_cli.recipe.load import load_recipe
+from sora_cli.search.promise import promise_of
 from sora_cli.search.sizes import SHARES
 from sora_cli.train.checkpoint.fork import check_recipe
 
@@ -159,3 +160,31 @@ def test_too_few_rows_without_labels(words: list[str], pool: int, said: str) -> 
         by_answers(*words).row_plan(2490, pool)
     assert caught.value.where is not None
     assert "command line: auto." in caught.value.where
+
+
+@pytest.mark.parametrize("basis", ["labels", "answers", "both"])
+def test_the_basis_is_in_all_recipes(basis: Any) -> None:
+    found = plan("auto.unlabelled=rows.csv", "auto.refit=true", "training.max_steps=null")
+    found = found.on_basis(basis)
+    pool = {"answers": {"unlabelled": 1000}, "both": {"answers": 1000}}.get(basis, {})
+    rows, usual = found.row_plan(2490, **pool), plan("training.max_steps=null").row_plan(2490)
+    assert found.promise.basis == basis
+    for loaded in (found.full(rows), found.candidate(1, 1234, rows), found.final(1234)):
+        assert promise_of(loaded.recipe) == found.promise
+        assert loaded.resolved()["auto"]["basis"] == basis
+    if basis == "answers":
+        assert (rows.test, rows.answers, rows.held_out) == (750, 0, 0)
+        assert not found.block.refit  # all rows are trained on already
+        return
+    assert (rows.screening, rows.test, rows.trained) == (
+        usual.screening,
+        usual.test,
+        usual.trained,
+    )
+    assert rows.answers == (1000 if basis == "both" else 0)
+    assert (rows.scoring > usual.scoring) == (basis == "both")
+
+
+def test_auto_rows_counts_labelled_rows_only() -> None:
+    found = plan("auto.unlabelled=rows.csv", "auto.rows=400").on_basis("answers")
+    assert found.row_plan(2490, 10_000).test == 9500

@@ -1,0 +1,198 @@
+"""The sentences of a certificate: the promise or the reason for having none, and its scope.
+
+They are computed from the figures whenever a certificate is made or read. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sora_cli.search.halves import half_confidence
+
+if TYPE_CHECKING:
+    from sora_cli.search.certificate import BoundMethod, PartTest, SizeTest
+    from sora_cli.search.promise import Promise
+
+_SCOPE = (
+    "the written adapter, this training run, and rows drawn like {}; not another seed, "
+    "other data, or rows of another kind"
+)
+_TEST_ROWS = {
+    "labels": "the test rows",
+    "answers": "the unlabelled ones",
+    "both": "the test rows, with and without labels, which count as rows of one kind",
+}
+"""The rows that a promise is about, by its basis."""
+_SCOPE_OF_HALVES = (
+    "the size, by two adapters that were each trained on half of the rows, these training runs, "
+    "and rows drawn like these; the written adapter was trained on all rows and was not itself "
+    "tested; not another seed, other data, or rows of another kind"
+)
+_SCOPE_OF_REFIT = (
+    "the tested adapter in {}, this training run, and rows drawn like {}; the written "
+    "adapter was trained on all rows, test rows included, and was not itself tested; not another "
+    "seed, other data, or rows of another kind"
+)
+_SCOPE_OF_ANSWERS = (
+    "answers, right or wrong, of the written adapter, this training run, and rows drawn like the "
+    "unlabelled ones; not another seed, other data, or rows of another kind"
+)
+
+
+def scope(promise: Promise, *, halves: bool, tested: str | None) -> str:
+    """Return the adapter, run and rows that a promise is about.
+
+    Args:
+        halves: it is about both halves of cross-fitting.
+        tested: directory of the tested adapter, if another one was written; None: the same.
+    """
+    if promise.kind == "differ":
+        return _SCOPE_OF_ANSWERS
+    if halves:
+        return _SCOPE_OF_HALVES
+    rows = _TEST_ROWS[promise.basis]
+    return _SCOPE.format(rows) if tested is None else _SCOPE_OF_REFIT.format(tested, rows)
+
+
+def drop_by_labels(promise: Promise, bound: BoundMethod, test: PartTest | None, rows: int) -> str:
+    """Return the certified promise as a sentence, or the reason for having none.
+
+    Args:
+        test: test of the written size; None: it was not tested.
+        rows: number of test rows.
+    """
+    if test is None:
+        asked = f"{promise.metric} is at most {promise.max_drop:g} worse"
+        text = f"{rows:,} test rows cannot show that {asked}"
+        if not bound.exact:
+            return text
+        # imported here: scipy is slow to import, and most certificates are read without it
+        from sora_cli.search.paired import exact_bound
+
+        least = exact_bound(0, 0, rows, promise.confidence)
+        return f"{text}: the smallest loss they can certify, if no answer differs, is {least:.4f}"
+    if test.kept:
+        return (
+            f"with {promise.confidence:.0%} confidence {promise.metric} is at most "
+            f"{promise.max_drop:g} worse than at full rank (bound {test.upper:.4f}, on "
+            f"{rows:,} rows: {test.drop:+.4f})"
+        )
+    if test.refused is not None:
+        return f"no bound of the loss can be computed: {test.refused}"
+    return (
+        f"no size passed its test: of the largest, {promise.metric} may be {test.upper:.4f} "
+        f"worse than at full rank, and {promise.max_drop:g} is tolerated (on {rows:,} rows: "
+        f"{test.drop:+.4f})"
+    )
+
+
+def on_halves(
+    promise: Promise,
+    bound: BoundMethod,
+    test: SizeTest | None,
+    tests: Sequence[SizeTest | None],
+    rows: int,
+) -> str:
+    """Return the certified promise of cross-fitting as a sentence; see `drop_by_labels`.
+
+    Args:
+        test: mean of both halves' tests.
+        tests: tests of both halves.
+        rows: number of test rows of a half.
+    """
+    if test is None:
+        each = promise.model_copy(update={"confidence": half_confidence(promise.confidence)})
+        return drop_by_labels(each, bound, None, rows)
+    bounds = " and ".join("none" if t is None else f"{t.upper:.4f}" for t in tests)
+    seen = f"bound {test.upper:.4f}, the mean of {bounds}, each on about {rows:,} rows; mean drop "
+    seen += f"{test.drop:+.4f}"
+    if test.kept:
+        return (
+            f"with {promise.confidence:.0%} confidence {promise.metric} is at most "
+            f"{promise.max_drop:g} worse than at full rank, in the mean of two adapters of this "
+            f"size, each trained on half of the rows and tested on the other half ({seen})"
+        )
+    if test.refused is not None:
+        return f"no bound of the mean loss can be computed: {test.refused}"
+    return (
+        f"no size passed its test: of the largest, {promise.metric} may be {test.upper:.4f} worse "
+        f"than at full rank in the mean of two halves, and {promise.max_drop:g} is tolerated "
+        f"({seen})"
+    )
+
+
+def drop_by_answers(promise: Promise, test: PartTest | None, rows: int) -> str:
+    """Return the promise about a drop that answers test, as a sentence; see `drop_by_labels`."""
+    asked = f"{promise.metric} is at most {promise.max_drop:g} worse"
+    if test is None:
+        from sora_cli.search.agreement import share_bound  # scipy, as above
+
+        least = share_bound(0, rows, promise.confidence)
+        return (
+            f"{rows:,} rows without labels cannot show that {asked}: the smallest loss they can "
+            f"certify, if no answer differs, is {least:.4f}"
+        )
+    differ = f"at most {100 * test.upper:.2f} % of the answers differ"
+    seen = f"{test.differing or 0:,} of {rows:,} rows without labels differ"
+    if test.kept:
+        return (
+            f"with {promise.confidence:.0%} confidence {asked} than at full rank, because {differ} "
+            f"({seen})"
+        )
+    return (
+        f"no size passed its test: of the largest, {promise.metric} may be {test.upper:.4f} worse "
+        f"than at full rank, because {differ}, and {promise.max_drop:g} is tolerated ({seen})"
+    )
+
+
+def drop_by_both(
+    promise: Promise, bound: BoundMethod, test: SizeTest | None, rows: int, more: int
+) -> str:
+    """Return the promise that labels and answers test, as a sentence; see `drop_by_labels`.
+
+    Args:
+        more: number of rows without labels.
+    """
+    labels, answers = promise.parts()
+    if test is None:
+        by_labels = drop_by_labels(labels, bound, None, rows)
+        return f"{by_labels}; {drop_by_answers(answers, None, more)}"
+    one, other = test.parts
+    bounds = (
+        f"the smaller of two bounds at {labels.confidence:.1%} each: {one.upper:.4f} on {rows:,} "
+        f"labelled rows, which give {one.drop:+.4f}, and {other.upper:.4f} on {more:,} rows "
+        f"without labels, of which {other.differing or 0:,} are answered differently"
+    )
+    if test.kept:
+        return (
+            f"with {promise.confidence:.0%} confidence {promise.metric} is at most "
+            f"{promise.max_drop:g} worse than at full rank ({bounds})"
+        )
+    return (
+        f"no size passed its test: of the largest, {promise.metric} may be {test.upper:.4f} "
+        f"worse than at full rank, and {promise.max_drop:g} is tolerated ({bounds})"
+    )
+
+
+def on_answers(promise: Promise, test: SizeTest | None, rows: int) -> str:
+    """Return the certified share of differing answers as a sentence; see `drop_by_labels`."""
+    share = f"{100 * promise.max_drop:g} %"
+    if test is None:
+        from sora_cli.search.agreement import share_bound  # scipy, as above
+
+        least = 100 * share_bound(0, rows, promise.confidence)
+        return (
+            f"{rows:,} rows cannot show that at most {share} of the answers differ: the smallest "
+            f"share they can certify, if no answer differs, is {least:.2f} %"
+        )
+    seen = f"bound {100 * test.upper:.2f} %: {test.differing or 0:,} of {rows:,} rows differ"
+    if test.kept:
+        return (
+            f"with {promise.confidence:.0%} confidence at most {share} of the answers differ from "
+            f"those at full rank ({seen})"
+        )
+    return (
+        f"no size passed its test: of the largest, more than {share} of the answers may differ "
+        f"from those at full rank ({seen})"
+    )

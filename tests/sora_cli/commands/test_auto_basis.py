@@ -1,0 +1,270 @@
+"""`sora auto --max-drop` with rows without labels: which rows test the drop, and what is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from sora_cli.app import run
+from sora_cli.core.errors import SoraError
+from sora_cli.core.exit_codes import FAILED, OK
+from sora_cli.report import read_report
+from sora_cli.search.agreement import share_bound
+from sora_cli.search.certificate import Certificate, read_certificate
+from sora_cli.search.paired import exact_bound
+from sora_cli.verify import certificate as recheck
+from tests.helpers_killed import run_killed
+from tests.helpers_runs import pair_rows, signal_at, write_rows
+from tests.sora_cli.commands.test_auto import (
+    NOT_VERIFIED,
+    leaves,
+    other,
+    placed,
+    same_result,
+    scored_once,
+)
+from tests.sora_cli.experiments.auto.support import auto_recipe
+
+__all__ = ["scored_once"]
+ROWS = 100
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe with a promise about its metric, beside rows whose labels are nonsense."""
+    path = auto_recipe(tmp_path_factory.mktemp("basis"), auto={"rows": None})
+    rows = [{**row, "label": "?"} for row in pair_rows(ROWS, seed=9)]
+    write_rows(path.parent / "inputs.jsonl", [*rows, *rows[:5], *pair_rows(3)])
+    return path
+
+
+def words(recipe: Path, out: Path, *more: str) -> list[str]:
+    given = ["--max-drop", "60pt", "--unlabelled", str(recipe.parent / "inputs.jsonl")]
+    return ["auto", str(recipe), *given, f"output.dir={out}", *more, "--no-verify"]
+
+
+def made(recipe: Path, basis: str) -> Path:
+    out = recipe.parent / basis
+    if not out.exists():
+        assert run(words(recipe, out, f"auto.basis={basis}")) == OK
+    return out
+
+
+@pytest.fixture(params=["answers", "both"])
+def done(recipe: Path, request: pytest.FixtureRequest) -> Path:
+    return made(recipe, request.param)
+
+
+def read(done: Path) -> Certificate:
+    found = read_certificate(done)
+    assert found is not None
+    return found
+
+
+def test_by_answers_no_row_is_held_out(recipe: Path) -> None:
+    found = read(made(recipe, "answers"))
+    assert (found.promise.kind, found.promise.basis) == ("drop", "answers")
+    assert {name: (part.split, part.rows) for name, part in found.rows.items()} == {
+        "train": ("train", 124),
+        "screening": ("unlabelled", 25),
+        "test": ("unlabelled", 75),
+        "validation": ("validation", 24),
+    }
+    for size in found.candidates:
+        assert size.test is not None
+        assert size.test.upper == share_bound(size.test.differing or 0, 75, 0.95)
+        assert size.test.kept == (size.test.upper <= 0.6)
+    assert "accuracy" in found.statement
+
+
+def test_by_both_labelled_rows_are_held_out(recipe: Path) -> None:
+    found = read(made(recipe, "both"))
+    assert found.promise.basis == "both"
+    sets = {name: (part.split, part.rows) for name, part in found.rows.items()}
+    assert sets["answers"] == ("unlabelled", ROWS)
+    assert {split for name, (split, _) in sets.items() if name in {"screening", "test"}} == {
+        "train"
+    }
+    assert sum(rows for name, (_, rows) in sets.items() if name != "validation") == 124 + ROWS
+    labelled = sets["test"][1]
+    for size in found.candidates:
+        assert size.test is not None
+        one, two = size.test.parts
+        net, differing = round(one.drop * labelled), one.differing or 0
+        counts = (differing + net) // 2, (differing - net) // 2
+        assert one.upper == pytest.approx(exact_bound(*counts, labelled, 0.975))
+        assert two.upper == pytest.approx(share_bound(two.differing or 0, ROWS, 0.975))
+        assert size.test.upper == min(one.upper, two.upper)
+
+
+def test_the_report_says_the_basis(done: Path) -> None:
+    report = read_report(done)
+    assert report is not None
+    assert report.recipe["auto"]["basis"] == done.name
+    assert done.name in {read(done).promise.basis}
+
+
+def test_what_the_plan_says(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sixteen labelled rows and a hundred others: the plan chooses, and says how."""
+    assert run([*words(recipe, tmp_path / "out"), "--dry-run"]) == OK
+    told = capsys.readouterr()
+    said, shown = " ".join(told.err.split()), " ".join(told.out.split())
+    assert "probability to certify 0.6, a mean over sizes that differ on 0.25% to 5%" in said
+    assert "16 labelled rows 100%, 75 rows without labels 100%, 16 and 100 of them 100%" in said
+    assert "labelled rows test, rows without labels are not used (auto.basis=labels)" in said
+    assert "by labels, by answers or by both, whichever is planned to certify more" in said
+    assert "rows held out of the training split: 16 screen" in shown
+    capsys.readouterr()
+    assert run([*words(recipe, tmp_path / "out"), "--max-drop", "10pt", "--dry-run"]) == OK
+    told = capsys.readouterr()
+    said, shown = " ".join(told.err.split()), " ".join(told.out.split())
+    assert "3 of 108 rows of" in said
+    assert "the column 'label' is ignored" in said
+    assert "(auto.basis=both): probability to certify 0.1" in said
+    assert "rows without labels: 100 test the sizes, too, by their answers" in shown
+    assert "certified by 16 labelled rows, or if at most 4 of 100 test rows without" in shown
+    command = [*words(recipe, tmp_path / "out", "auto.basis=answers", "auto.rows=60"), "--refit"]
+    assert run([*command, "--dry-run"]) == OK
+    told = capsys.readouterr()
+    assert "certified if at most 37 of 75 test rows are answered differently" in told.out
+    assert "auto.refit is not used: all rows are trained on already" in told.err
+    assert "auto.rows is not used: no labelled row is held out" in told.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_without_labels_that_are_not_used(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more, reason in (
+        (["auto.basis=labels"], "auto.basis=labels"),
+        (["task.metrics=[f1]"], "f1 can drop by more than the share of answers that differ"),
+        (["auto.cross_fit=true"], "halves test by labels"),
+    ):
+        capsys.readouterr()
+        assert run([*words(recipe, tmp_path / "out", *more), "--dry-run"]) == OK
+        assert f"auto.unlabelled is not used: {reason}" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_smallest_drop(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = words(recipe, tmp_path / "out")
+    command[command.index("60pt")] = "smallest"
+    assert run([*command, "--dry-run"]) == OK
+    told = capsys.readouterr()
+    assert "smallest drop that can be expected to be certified: 16 labelled rows" in told.err
+    assert "promise: a drop of at most 0.1" in told.out
+
+
+def test_pages_say_what_was_tested(
+    recipe: Path, done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["report", str(done), "--force"]) == OK
+    page = (done / "report.html").read_text(encoding="utf-8")
+    card = (done / "adapter" / "README.md").read_text(encoding="utf-8")
+    said = {
+        "answers": "accuracy at most 60pt worse than at full rank, by the share of answers that",
+        "both": "accuracy at most 60pt worse than at full rank, by labels or by the share of",
+    }
+    assert said[done.name] in page
+    assert read(done).statement in card
+    capsys.readouterr()
+    assert run(["list", str(recipe.parent)]) == OK
+    assert "certified" in capsys.readouterr().out
+
+
+def test_it_is_scored_again(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    moved = shutil.copytree(done, tmp_path / "elsewhere")
+    assert run(["verify", str(moved), "--certificate", "--json"]) == OK
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["verdict"] == "same"
+    assert all(one["stored"] == one["here"] for one in facts["compared"])
+    names = {one["name"].split(", ")[1] for one in facts["compared"] if "sizes/1" in one["name"]}
+    assert ({"by labels", "by answers"} <= names) == (done.name == "both")
+
+
+@pytest.mark.usefixtures("scored_once")
+def test_no_field_of_the_certificate_can_be_changed(done: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(done, tmp_path / "copy")
+    file = copy / "certificate.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    passing = set()
+    for path, value in leaves(document):
+        name = ".".join(str(part) for part in path if not isinstance(part, int))
+        name = name.replace("screened.", "screened[].")
+        changed = {("promise", "kind"): "differ", ("promise", "basis"): "labels"}
+        file.write_text(
+            placed(document, path, changed.get(path, other(path, value))), encoding="utf-8"
+        )
+        with suppress(SoraError):  # exit code 2
+            if recheck.recheck(copy)[1].exit_code == 0:
+                assert name in NOT_VERIFIED, path
+                passing.add(name)
+    assert passing == NOT_VERIFIED.keys()
+
+
+@pytest.mark.usefixtures("scored_once")
+@pytest.mark.parametrize("part", [0, 1])
+def test_figures_that_fit_each_other_are_compared_all_the_same(
+    recipe: Path, tmp_path: Path, part: int
+) -> None:
+    """One row less differs, with the bound that follows: as if nothing had been edited."""
+    done = made(recipe, "both")
+    copy = shutil.copytree(done, tmp_path / "copy")
+    file = copy / "certificate.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    test = document["candidates"][0]["test"]
+    figures, rows = test["parts"][part], document["rows"][("test", "answers")[part]]["rows"]
+    figures["drop"] += 0.25
+    figures["score"] -= 0.25
+    differing = round(figures["drop"] * rows)
+    figures["differing"] = differing
+    figures["upper"] = (
+        share_bound(differing, rows, 0.975) if part else exact_bound(differing, 0, rows, 0.975)
+    )
+    file.write_text(json.dumps(document), encoding="utf-8")
+    assert recheck.recheck(copy)[1].exit_code == FAILED
+
+
+@pytest.mark.long
+def test_by_both_and_trained_once_more(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run([*words(recipe, out, "auto.basis=both"), "--refit"]) == OK
+    found = read(out)
+    assert found.final is not None
+    assert found.rows["refit"].rows == 124
+    assert found.scope.startswith("the tested adapter in sizes/")
+    assert "with and without labels" in found.scope
+    assert run(["verify", str(out), "--certificate"]) == OK
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("step", [3, -1])
+def test_a_signal_in_training_and_in_healing(
+    recipe: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    command = words(recipe, tmp_path / "out", f"auto.basis={done.name}")
+    step = step if step > 0 else read(done).full.steps - 1
+    with monkeypatch.context() as patched:
+        signal_at(patched, step)
+        assert run(command) == 128 + signal.SIGTERM
+    assert run(command) == OK
+    same_result(done, tmp_path / "out")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("kind", "number"), [("auto.json", 3), ("sizes/2/.report", 2)])
+def test_killed_at_any_moment(
+    recipe: Path, done: Path, tmp_path: Path, kind: str, number: int
+) -> None:
+    command = words(recipe, tmp_path / "out", f"auto.basis={done.name}")
+    run_killed(kind, number, *command)
+    assert run(command) == OK
+    same_result(done, tmp_path / "out")
