@@ -134,7 +134,7 @@ def check_replaceable(
     force: bool = False,
     markers: Sequence[str] = (),
     names: Sequence[str] | None = None,
-    hint: str = "choose another place",
+    hint: str = "choose another place: -o OUT",
 ) -> None:
     """Raise `SoraError` unless `new_directory` could write `path`; call it before long work."""
     check_writable(path)
