@@ -229,6 +229,11 @@ def promise_of(recipe: Recipe) -> Promise:
         return asked.of(recipe, name="auto.max_drop", serve=block.serve)
 
 
+def is_right_or_wrong(metric: str) -> bool:
+    """Return whether a metric's rows are right or wrong, as far as its name tells."""
+    return metric in _RIGHT_OR_WRONG
+
+
 def rounded_up(drop: float) -> float:
     """Round a drop up to a multiple of half a point."""
     # the inner round: 0.035 / 0.005 is 7.000000000000001 in floats, and must not become 8
@@ -237,7 +242,7 @@ def rounded_up(drop: float) -> float:
 
 def proposed_drop(metric: str) -> str:
     """Return the largest drop that a new recipe proposes, as text."""
-    return SMALLEST if metric in _RIGHT_OR_WRONG else _usual(metric)
+    return SMALLEST if is_right_or_wrong(metric) else _usual(metric)
 
 
 def _usual(metric: str) -> str:

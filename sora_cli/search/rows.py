@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from sora_cli.data.content import data_fingerprint
 from sora_cli.data.places import Origin
@@ -24,7 +24,8 @@ from sora_cli.run.encode import encode
 from sora_cli.run.prepare import Prepared, check_rows, load_task
 from sora_cli.search.answers import AnswerRows, read_answer_rows
 from sora_cli.search.certifiable import Certifiable
-from sora_cli.search.certificate import SCREENING, TEST, TRAIN, RowSet, part_of
+from sora_cli.search.certificate import SCREENING, TEST, TRAIN, RowSet, half_name, part_of
+from sora_cli.search.halves import HALVES, half_data, held_data
 from sora_cli.search.promise import Promise
 from sora_cli.search.screening import part_rows
 from sora_cli.tasks.base import Encoded, Task
@@ -80,6 +81,43 @@ def deciding_rows(
     return {**unlabelled_rows(recipe, task, train).parts(screening, test, block.seed)}
 
 
+def cross_fit_rows(recipe: Recipe, task: Task, screening: int) -> dict[str, Part]:
+    """Return the screening rows and the rows of each half, by part; each half tests the other.
+
+    Args:
+        recipe: recipe with the `auto` block of the search.
+        task: task of the search, bound to all rows.
+    """
+    block = recipe.auto
+    assert block is not None
+    parts: dict[str, Part] = {}
+    wanted = {SCREENING: held_data(screening, block.seed)}
+    wanted |= {half_name(3 - half): half_data(half, screening, block.seed) for half in HALVES}
+    for name, values in wanted.items():
+        whole = {"max_validation_rows": None, "max_train_rows": None}
+        rows = load_rows(recipe.data.model_copy(update={**values, **whole}))
+        check_rows(task, rows, [rows.select])
+        parts[name] = Part(rows.select, rows.origin(rows.select))
+    return parts
+
+
+def sets_of_halves(rows: Rows, parts: Mapping[str, Part]) -> dict[str, RowSet]:
+    """Return the number and digest of the rows of every part of cross-fitting.
+
+    Args:
+        rows: all rows, without a half taken out.
+        parts: of `cross_fit_rows`.
+    """
+    halves = [parts[half_name(half)] for half in HALVES]
+    test = Part(concatenate_datasets([half.rows for half in halves]), halves[0].origin)
+    return row_sets(rows, {SCREENING: parts[SCREENING], TEST: test, **parts})
+
+
+def whole_data(data: DataBlock) -> DataBlock:
+    """Return the data block that trains on all rows: nothing is held out."""
+    return data.model_copy(update={"selection": "validation", "half": None})
+
+
 def unlabelled_rows(recipe: Recipe, task: Task, train: Dataset) -> AnswerRows:
     """Return the rows without labels that an `auto` block names, without the training rows."""
     block = recipe.auto
@@ -92,9 +130,7 @@ def unlabelled_rows(recipe: Recipe, task: Task, train: Dataset) -> AnswerRows:
 
 def count_rows(data: DataBlock) -> int:
     """Return the number of rows in the training split."""
-    # this selection takes no checkpoint-choosing rows from the training split
-    update = {"selection": "validation", "max_train_rows": None}
-    return len(load_rows(data.model_copy(update=update)).train)
+    return len(load_rows(whole_data(data).model_copy(update={"max_train_rows": None})).train)
 
 
 def choosing_rows(task: Task, screening: int, seed: int) -> dict[str, Part]:
@@ -135,7 +171,9 @@ def _row_set(split: str, rows: Dataset) -> RowSet:
     return RowSet(split=split, rows=len(rows), digest=data_fingerprint(rows))
 
 
-def certifiable_by(recipe: Recipe, ready: Prepared, rows: int, promise: Promise) -> Certifiable:
+def certifiable_by(
+    recipe: Recipe, ready: Prepared, rows: int, promise: Promise, confidence: float | None = None
+) -> Certifiable:
     """Return the smallest drop that a number of test rows can certify, before any training.
 
     The untrained model scores a few rows, because only row scores tell if the metric's rows are
@@ -143,14 +181,16 @@ def certifiable_by(recipe: Recipe, ready: Prepared, rows: int, promise: Promise)
 
     Args:
         recipe: recipe of the run at full rank.
+        confidence: confidence of the bound; None: the promise's.
     """
+    confidence = promise.confidence if confidence is None else confidence
     if promise.kind == "differ":
-        return Certifiable.on(rows, promise.confidence, answer_scores([]))
+        return Certifiable.on(rows, confidence, answer_scores([]))
     few = ready.rows.select.select(range(min(_FEW, len(ready.rows.select))))
     encoded = encode(ready.task, ready.base, few, ready.rows.origin(ready.rows.select))
     with tempfile.TemporaryDirectory() as scratch:  # a trainer makes its directory
         scores = build_scorer(recipe, ready.task, ready.base, Path(scratch)).row_scores(encoded)
-    return Certifiable.on(rows, promise.confidence, scores)
+    return Certifiable.on(rows, confidence, scores)
 
 
 class UnlabelledRows:

@@ -130,7 +130,9 @@ def size_verdict(certificate: Certificate, number: int, *, reason: bool = False)
     verdict = "not tested" if test is None else test.verdict
     if reason and test is not None and test.refused is not None:
         verdict = f"{verdict}: {test.refused}"
-    return f"{verdict}, written" if number == certificate.chosen else verdict
+    if number != certificate.chosen:
+        return verdict
+    return f"{verdict}, written" if certificate.final is None else f"{verdict}, chosen"
 
 
 def size_table(certificate: Certificate) -> Table:
@@ -146,8 +148,17 @@ def size_table(certificate: Certificate) -> Table:
         figures = (None, None, None) if test is None else (test.score, test.drop, test.upper)
         name = f"{shares.get(size.max_params, math.nan):.1%}"
         lines.append([name, *_size(size), *figures, size_verdict(certificate, number)])
+        for half, part in enumerate(certificate.halves, 1):
+            same = part.candidates[number]
+            known = same.test
+            figures = (None,) * 3 if known is None else (known.score, known.drop, known.upper)
+            lines.append([f"  half {half}", *_size(same), *figures, ""])
+    final = certificate.final
+    if final is not None:
+        lines.append(["written", *_size(final), None, None, None, "all rows, not tested"])
     sure = f"at most: with {certificate.promise.confidence:.0%} confidence"
-    return Table(f"{metric} on {rows:,} test rows; {sure}", columns, lines)
+    both = ", the mean of two halves" if certificate.halves else ""
+    return Table(f"{metric} on {rows:,} test rows{both}; {sure}", columns, lines)
 
 
 def _drop_columns(promise: Promise) -> tuple[Column, Column]:

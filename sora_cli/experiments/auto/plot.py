@@ -52,8 +52,9 @@ def draw_curve(axes: Any, certificate: Certificate) -> None:
     )  # fmt: skip
     axes.set_ylim(*_heights(certificate))
     axes.set_xscale("log")
-    axes.set_xlim(110, min(shares, default=2.0) * 0.85)
-    ticks = [tick for tick in _TICKS if tick >= min(shares, default=2.0) * 0.85]
+    least = min([*shares, *(100 * size.parameters / whole for size in certificate.candidates)])
+    axes.set_xlim(110, least * 0.85)
+    ticks = [tick for tick in _TICKS if tick >= least * 0.85]
     axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel(f"adapter parameters, % of the {whole:,} at full rank", fontsize=9)
@@ -84,7 +85,15 @@ def _heights(certificate: Certificate) -> tuple[float, float]:
 
 
 def _draw_candidate(axes: Any, certificate: Certificate, index: int, size: Healed) -> None:
-    x = 100 * size.parameters / certificate.full.parameters
+    whole = certificate.full.parameters
+    x = 100 * size.parameters / whole
+    for half in certificate.halves:
+        part = half.candidates[index].test
+        if part is not None:
+            axes.plot(
+                [x, x], [part.drop, part.upper], color=QUIET, marker="_", linestyle=(0, (1, 2)),
+                linewidth=0.8, label="each half: drop and bound",
+            )  # fmt: skip
     test, chosen = size.test, index == certificate.chosen
     if test is not None:
         colour = _TESTED if test.kept else _FAILED
@@ -94,7 +103,8 @@ def _draw_candidate(axes: Any, certificate: Certificate, index: int, size: Heale
         axes.plot(
             [x], [test.drop], color=colour, marker="o", markersize=6, linestyle="none",
             label=f"trained, {test.verdict}, with its {certificate.promise.confidence:.0%} bound "
-            f"({_rows(certificate, 'test')} test rows)",
+            f"({_rows(certificate, 'test')} test rows"
+            f"{', mean of two halves' if certificate.halves else ''})",
         )  # fmt: skip
     if not chosen:
         return
@@ -102,12 +112,16 @@ def _draw_candidate(axes: Any, certificate: Certificate, index: int, size: Heale
         axes.plot(
             [x], [measured.drop], color=INK, marker="s", markersize=7, fillstyle="none",
             linestyle="none",
-            label=f"written, on {split} ({_rows(certificate, part_of(split))} rows)",
+            label=f"{'written' if certificate.final is None else 'tested'}, on {split} "
+            f"({_rows(certificate, part_of(split))} rows)",
         )  # fmt: skip
+    if certificate.final is not None:
+        x = 100 * certificate.final.parameters / whole
     axes.axvline(x, color=_TESTED, linewidth=0.8, linestyle=(0, (1, 2)))
     axes.annotate(
-        "written", (x, 1), xycoords=("data", "axes fraction"), xytext=(3, -9),
-        textcoords="offset points", fontsize=8, color=_TESTED,
+        "written" if certificate.final is None else "written, not tested", (x, 1),
+        xycoords=("data", "axes fraction"), xytext=(3, -9), textcoords="offset points",
+        fontsize=8, color=_TESTED,
     )  # fmt: skip
 
 

@@ -39,8 +39,8 @@ def certificate_part(certificate: Certificate) -> CertificatePart:
         statement=c.statement,
         lines=tuple(_lines(c)),
         table=table,
-        # the row of full rank stands before the sizes
-        chosen=None if c.chosen is None else table.rows[c.chosen + 1],
+        # the row of full rank stands before the sizes, and both halves after each
+        chosen=None if c.chosen is None else table.rows[1 + c.chosen * (1 + len(c.halves))],
     )
 
 
@@ -65,7 +65,11 @@ def _lines(c: Certificate) -> list[str]:
         )
     rows = ", ".join(f"{n} {count(part.rows)} (of {part.split})" for n, part in c.rows.items())
     seeds = ", ".join(f"{name} {seed}" for name, seed in c.seeds.items())
-    return [*lines, f"rows: {rows}", f"seeds: {seeds}", f"kept: {c.saved}", f"it is for {c.scope}"]
+    lines += [f"rows: {rows}", f"seeds: {seeds}", f"kept: {c.saved}", f"it is for {c.scope}"]
+    if c.final is not None:
+        scores = ", ".join(f"{split} {number(score)}" for split, score in c.final.reported.items())
+        lines.append(f"written: an adapter trained on all rows, which no test has seen ({scores})")
+    return lines
 
 
 def _table(c: Certificate) -> Table:
@@ -96,6 +100,18 @@ def _table(c: Certificate) -> Table:
             ", ".join("" if s is None else number(s.score) for s in results),
             size_verdict(c, i, reason=True),
         ])  # fmt: skip
+        for half, part in enumerate(c.halves, 1):
+            same, test = part.candidates[i], part.candidates[i].test
+            rows.append([
+                same.parameters,
+                same.parameters / max(c.full.parameters, 1),
+                same.components,
+                None,
+                None if test is None else f"{number(test.score)} (drop {test.drop:+.4f})",
+                None if test is None else test.upper,
+                "",
+                f"half {half}",
+            ])  # fmt: skip
     return Table(None, columns, rows)
 
 
