@@ -320,7 +320,7 @@ def _resumable(record: AutoRecord) -> Iterator[None]:
 def _done(record: AutoRecord) -> str:
     if record.full is None:
         return "the run at full rank is not finished"
-    return f"the run at full rank and {len(record.candidates)} sizes are finished"
+    return f"finished: the run at full rank, and {len(record.candidates)} of the smaller sizes"
 
 
 def _new_record(plan: AutoPlan) -> AutoRecord:
