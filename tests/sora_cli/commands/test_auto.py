@@ -132,7 +132,7 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         assert run(words) != 0
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    assert "1 sizes are finished" not in capsys.readouterr().err
+    assert "1 of the smaller sizes" not in capsys.readouterr().err
     record = read_auto(out)
     assert record is not None
     assert record.full is not None
