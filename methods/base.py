@@ -39,7 +39,15 @@ from methods.factors import LowRankFactors
 from methods.layer import Layers, LowRankLinear
 from methods.sharding import joined
 
-__all__ = ["AdapterMethod", "Layers", "LowRankLinear", "Plan", "StepInfo", "Summary"]
+__all__ = [
+    "AdapterMethod",
+    "Layers",
+    "LowRankLinear",
+    "Plan",
+    "StepInfo",
+    "Summary",
+    "optimizer_groups",
+]
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ class AdapterMethod(ABC):
     def param_groups(
         self, layers: Layers, *, lr: float, weight_decay: float
     ) -> list[dict[str, Any]]:
-        """Return the optimiser's groups of adapter parameters; each has a unique "name"."""
+        """Return the optimiser's groups of parameters; each has a unique "name" and an "lr"."""
         params = [p for layer in layers.values() for p in layer.parameters() if p.requires_grad]
         return [{"name": "factors", "params": params, "lr": lr, "weight_decay": weight_decay}]
 
@@ -242,3 +250,27 @@ class AdapterMethod(ABC):
             # pydantic puts "Value error, " before the message of a ValueError
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise MethodError(f"{self.name}.{name}: {reason}") from error
+
+
+def optimizer_groups(
+    method: AdapterMethod, layers: Layers, *, lr: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Return the method's parameter groups, checked: each needs a "name" of its own and an "lr".
+
+    Learning rates are reported, and passed to `after_step`, by these names.
+    """
+    groups = method.param_groups(layers, lr=lr, weight_decay=weight_decay)
+    names = [group.get("name") for group in groups]
+    fault = None
+    if None in names:
+        fault = 'a group without a "name"'
+    elif len(set(names)) < len(names):
+        fault = f"groups that share a name: {', '.join(map(str, names))}"
+    elif not all("lr" in group for group in groups):
+        fault = 'a group without an "lr"'
+    if fault is not None:
+        raise MethodError(
+            f"{type(method).__name__}.param_groups returns {fault}; a group is a dict such as "
+            '{"name": "factors", "params": [...], "lr": lr, "weight_decay": weight_decay}'
+        )
+    return groups

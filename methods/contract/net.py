@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, mse_loss
 
-from methods.base import AdapterMethod, LowRankLinear, StepInfo
+from methods.base import AdapterMethod, LowRankLinear, StepInfo, optimizer_groups
 from methods.baselines import Baseline, choose
 from methods.inject import inject, replace
 
@@ -131,7 +131,7 @@ def start(
     if emptied is not None:
         layers[emptied] = without_components(layers[emptied])
         replace(net, emptied, layers[emptied])
-    groups = [*method.param_groups(layers, lr=LR, weight_decay=0.01), *head]
+    groups = [*optimizer_groups(method, layers, lr=LR, weight_decay=0.01), *head]
     if begun:
         method.begin(layers, total_steps=total_steps)
     return Run(net, method, layers, torch.optim.AdamW(groups, **adamw), total_steps)

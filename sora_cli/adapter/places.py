@@ -30,6 +30,8 @@ from sora_cli.model.references import ask_hub, resolve_model_path
 
 ADAPTER, DELTA, MODEL = "adapter", "delta", "model"
 """Directories inside a run directory with its result: of a low-rank method, or of a baseline."""
+_RECORDS = "report.json", "auto.json", "path.json"
+"""Files of a run, a search and a path; not imported: `sora_cli.experiments` imports this module."""
 
 
 def adapter_folder(directory: Path) -> Path | None:
@@ -77,7 +79,9 @@ def locate_adapter(directory: Path, *, missing: str = "there is no adapter to re
             return directory
         refuse_baseline(directory, missing)
         if not directory.exists():
-            raise SoraError(f"there is no directory {directory}")
+            near = _near_folder(directory)
+            hint = "to list the runs: sora list" if near is None else f"did you mean '{near}'?"
+            raise SoraError(f"there is no directory {directory}", hint=hint)
         if not directory.is_dir():
             raise SoraError(f"{directory} is a file, not a directory", hint=_parent(directory))
         inside = sorted(path.parent for path in directory.glob(f"*/{ADAPTER_CONFIG}"))
@@ -87,8 +91,15 @@ def locate_adapter(directory: Path, *, missing: str = "there is no adapter to re
     raise SoraError(
         f"{directory} is not an adapter directory: it holds no {ADAPTER_CONFIG}",
         where=f"there are adapters in {first_few(inside)}" if inside else None,
-        hint="name one of them" if inside else None,
+        hint="name one of them" if inside else _unfinished(directory),
     )
+
+
+def _unfinished(directory: Path) -> str | None:
+    """Return a hint if a run of this tool has not written its adapter yet."""
+    if not any((directory / name).is_file() for name in _RECORDS):
+        return None
+    return f"its run is not finished; to see its state: sora list {quote(str(directory))}"
 
 
 def with_base(folder: Path) -> list[Path]:

@@ -360,7 +360,7 @@ def _done(record: AutoRecord) -> str:
         return "the run at full rank is finished on one half of the rows"
     if record.full is None:
         return "the run at full rank is not finished"
-    return f"the run at full rank and {len(record.candidates)} sizes are finished"
+    return f"finished: the run at full rank, and {len(record.candidates)} of the smaller sizes"
 
 
 def _new_record(plan: AutoPlan) -> AutoRecord:

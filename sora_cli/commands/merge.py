@@ -145,7 +145,9 @@ def merge(
     head += f" and {count(len(biases))} biases" if biases else ""
     head += f" and the base weight {first_few(weights)}" if weights else ""
     head += "".join(f" and {count(len(r))} rows of {p}" for p, (r, _) in adapter.tokens.items())
-    say(f"merged {merged.modules} layers{head} into {merged.base}, {merged.dtype}")
+    say(
+        f"merged {merged.modules} layers{head} with the weights of {merged.base}, as {merged.dtype}"
+    )
     lossy = _tell_what_is_left(merged, storing)
     say(f"wrote {output}")
     if no_verify or merged.absent:  # absent parameters are random: outputs differ each time
@@ -194,8 +196,8 @@ def _merge_gguf(
         )
     if done.base_note is not None:
         say(f"note: {done.base_note}")
-    say(f"merged {done.modules} layers into {source}, {type}; {count(done.copied)} tensors are "
-        "copied as they are")  # fmt: skip
+    say(f"merged {done.modules} layers with the weights of {source}, as {type}; "
+        f"tensors copied unchanged: {count(done.copied)}")  # fmt: skip
     warning = "warning: " if done.survival.share < ENOUGH else ""
     say(f"{warning}{shown_survival(done.survival, type)}")
     emit(f"  {printable(f'llama-server -m {quote(str(output))}')}")
@@ -244,8 +246,8 @@ def _notes(merged: Merged) -> None:
     if merged.untied:
         say("note: weights that were tied are now stored separately; the configuration says so")
     if merged.left_out:
-        say(f"note: {count(len(merged.left_out))} tensors of the base were left out, such as "
-            f"'{merged.left_out[0]}': the merged model does not use them")  # fmt: skip
+        say(f"note: tensors of the base that the merged model does not use, and does not hold: "
+            f"{first_few(merged.left_out)}")  # fmt: skip
     if merged.absent:
         say(f"note: {count(len(merged.absent))} parameters are in no file, such as "
             f"'{merged.absent[0]}': they will be random")  # fmt: skip

@@ -47,9 +47,9 @@ def verify(
         float | None,
         typer.Option(
             "--tolerance",
-            help="Largest accepted difference, relative to the largest output; it alone then "
-            "decides. Default: 1e-5, or 8 roundings of 16-bit weights, and the adapter's effect "
-            "must be there, too.",
+            help="Largest accepted difference of the outputs, relative to the largest output, such "
+            "as 1e-4. If it is given, nothing else is checked. Default: 1e-5 (16-bit weights: 8 "
+            "roundings), and the adapter's effect must be the same, too.",
         ),
     ] = None,
     dtype: Annotated[

@@ -134,7 +134,7 @@ def check_replaceable(
     force: bool = False,
     markers: Sequence[str] = (),
     names: Sequence[str] | None = None,
-    hint: str = "choose another place",
+    hint: str = "choose another place: -o OUT",
 ) -> None:
     """Raise `SoraError` unless `new_directory` could write `path`; call it before long work."""
     check_writable(path)
@@ -149,7 +149,9 @@ def check_replaceable(
     existing = [entry.name for entry in path.iterdir() if not is_leftover(entry)]
     stays = f"{path} is not replaced, even with --force"
     if markers and existing and not any((path / marker).is_file() for marker in markers):
-        raise SoraError(f"{stays}: it holds no {' or '.join(markers)}", hint=hint)
+        raise SoraError(
+            f"{stays}: it holds no {' or '.join(markers)}, so this tool did not write it", hint=hint
+        )
     known = existing if names is None else names
     foreign = sorted(name for name in existing if not any(fnmatchcase(name, k) for k in known))
     if foreign:

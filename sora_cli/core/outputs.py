@@ -46,9 +46,7 @@ def was_written_here(file: Path, *, command: str = "") -> bool:
     return any(mark.format(name).encode() in start for mark in _MARKS)
 
 
-def check_new_file(
-    option: str, file: Path | None, *, force: bool, hint: str = "name another file"
-) -> None:
+def check_new_file(option: str, file: Path | None, *, force: bool, hint: str | None = None) -> None:
     """Raise `SoraError` unless an output file may be written.
 
     Pages and pictures of this tool are replaced. Any other existing file is replaced with `force`
@@ -57,10 +55,11 @@ def check_new_file(
     Args:
         option: its spelling on the command line.
         file: None: the option was not given.
-        hint: the way out, besides --force, if the file exists.
+        hint: the way out, besides --force, if the file exists. None: name another file.
     """
     if file is None:
         return
+    hint = hint or f"name another file: {option} FILE"
     if file.is_dir():
         raise SoraError(f"{option} {file} is a directory", hint=f"name a file: {file}/NAME")
     above = next((folder for folder in file.parents if folder.exists()), None)

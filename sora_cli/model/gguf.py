@@ -89,13 +89,13 @@ def check_gguf_place(output: Path, *, force: bool) -> None:
     if output.suffix.lower() != ".gguf":
         raise SoraError(f"--format gguf writes a .gguf file: {output} must end in .gguf",
                         hint=f"-o {quote(str(output))}.gguf")  # fmt: skip
-    check_new_file("-o", output, force=force, hint="choose another place")
+    check_new_file("-o", output, force=force, hint="choose another place: -o OUT")
     if not output.exists():
         return
     with output.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
             raise SoraError(f"{output} is not a GGUF file: it is not replaced, even with --force",
-                            hint="choose another place")  # fmt: skip
+                            hint="choose another place: -o OUT")  # fmt: skip
 
 
 def _refused(what: str, hint: str = "name a model's own file, or its directory") -> SoraError:

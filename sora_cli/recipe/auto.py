@@ -53,8 +53,8 @@ class AutoBlock(Block):
         0.95,
         gt=0.5,
         lt=1,
-        description="confidence of the certificate: 1 - the largest probability of a broken "
-        "promise",
+        description="confidence of the certificate, such as 0.95: 1 - the largest probability of a "
+        "broken promise",
     )
     serve: Serve | None = Field(
         None,

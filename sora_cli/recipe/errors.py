@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from methods.words import did_you_mean
+from methods.words import closest, did_you_mean
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import expected, shown_value
 from sora_cli.recipe.open_blocks import OPEN_BLOCKS, options_of
@@ -51,7 +51,10 @@ def unknown_name(block: str, tree: Tree) -> SoraError:
     name = tree.values[block]["name"]
     where = place_of((block, "name"), tree)
     known = OPEN_BLOCKS[block].names()
-    return SoraError(f"no {block} '{name}'", where=where, hint=did_you_mean(name, known))
+    hint = did_you_mean(name, known)
+    if block == "method" and closest(name, known) is None:
+        hint += "; a method of your own: --code FILE.py"
+    return SoraError(f"no {block} '{name}'", where=where, hint=hint)
 
 
 def place_of(key: Path_, tree: Tree, file: str = "") -> str:

@@ -39,21 +39,23 @@ def parse_drop(value: str | float, metric: str, *, name: str = "--max-drop") -> 
     drop = float(points[1]) / 100 if points else float(shown)
     if is_share(metric) and drop >= (1 if points else 100):
         raise SoraError(
-            f"{name} {shown} allows any score: {metric} ends at 1",
-            hint=f"{name} 1pt",
+            f"{_set(name, shown)} allows any score: {metric} ends at 1",
+            hint=f"for one point: {_set(name, '1pt')}",
         )
     if points is None:
         if is_share(metric) and drop >= _ASKED_BACK:
             raise SoraError(
-                f"{name} {shown} of {metric}, which ends at 1: is that {drop:g} of a point, or "
-                f"{drop * 100:g} points?",
-                hint=f"{name} {drop:g}pt ({drop / 100:g}) or {name} {drop * 100:g}pt ({drop:g})",
+                f"{_set(name, shown)} for {metric}, which ends at 1: is that {_points_of(drop)}, "
+                f"or {drop * 100:g} points?",
+                hint=f"{_set(name, f'{drop:g}pt')} (a drop of {drop / 100:g}), or "
+                f"{_set(name, f'{drop * 100:g}pt')} (a drop of {drop:g})",
             )
         return drop
     if not is_share(metric):
         raise SoraError(
-            f"{name} {shown}: {metric} has no points (a point is 0.01 of a metric that ends at 1)",
-            hint=f"give the drop in the unit of {metric}: {name} 0.02",
+            f"{_set(name, shown)}: {metric} has no points (a point is 0.01 of a metric that ends "
+            "at 1)",
+            hint=f"give the drop in the unit of {metric}: {_set(name, '0.02')}",
         )
     return drop
 
@@ -88,8 +90,19 @@ def check_drop(value: str | float, *, name: str = "--max-drop") -> str:
     except ValueError as error:
         raise SoraError(
             f"{name} must be a number, with or without pt, not '{shown[:40]}'",
-            hint=f"{name} 0.005, or {name} 0.5pt for half a point",
+            hint=f"for half a point of a metric that ends at 1: {_set(name, '0.5pt')}, or "
+            f"{_set(name, '0.005')}",
         ) from error
     if not 0 <= number < math.inf:
-        raise SoraError(f"{name} must be 0 or more, not {shown}", hint=f"{name} 0.005")
+        raise SoraError(f"{name} must be 0 or more, not {shown}", hint=_set(name, "0.005"))
     return shown
+
+
+def _set(name: str, value: str) -> str:
+    """Return the words for the command line: `--max-drop 1pt`, or `auto.max_drop=1pt` for a key."""
+    return f"{name} {value}" if name.startswith("-") else f"{name}={value}"
+
+
+def _points_of(drop: float) -> str:
+    """Return a number of points in words: "0.5 of a point", "1 point", "5 points"."""
+    return f"{drop:g} of a point" if drop < 1 else f"{drop:g} point{'s' if drop != 1 else ''}"

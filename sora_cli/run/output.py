@@ -92,7 +92,8 @@ def check_place(
 
 def check_base_apart(output: Path, recipe: Recipe) -> None:
     """Check that the output directory and the base model's directory do not overlap."""
-    base = Path(resolve_model_path(recipe.model.path))
+    with recipe.placing("model.path"):
+        base = Path(resolve_model_path(recipe.model.path))
     check_apart(output, base, hint=ELSEWHERE)
 
 

@@ -97,7 +97,7 @@ class Labels:
         """Check that each row has a text or a number as its label."""
         for value, row in zip(self.values, self.rows, strict=True):
             if value is None or value == "" or value != value:  # NaN
-                raise row_error(f"column '{self.column}' has no label", row, key=_KEY)
+                raise row_error(f"a row has no label in column '{self.column}'", row, key=_KEY)
             if not isinstance(value, str | int | float):
                 what = f"column '{self.column}' holds {shown_value(value)}, which is no label"
                 raise row_error(what, row, key=_KEY)

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
-from methods.base import AdapterMethod, Layers, LowRankLinear, StepInfo
+from methods.base import AdapterMethod, Layers, LowRankLinear, StepInfo, optimizer_groups
 from methods.inject import adapted_layers
 from sora_cli.train.checkpoint.resumable import Resumable
 from sora_cli.train.checkpoint.trainer_internals import call_on_resume, plain_optimizer
@@ -286,7 +286,7 @@ def _all_groups(
     head_lr: float | None,
 ) -> list[dict[str, Any]]:
     lr, decay = trainer.args.learning_rate, trainer.args.weight_decay
-    groups = method.param_groups(layers, lr=lr, weight_decay=decay)
+    groups = optimizer_groups(method, layers, lr=lr, weight_decay=decay)
     adapters = {id(p) for layer in layers.values() for p in layer.parameters()}
     adapters |= {id(p) for group in groups for p in group["params"]}  # a baseline has no layers
     decayed = set(trainer.get_decay_parameter_names(model))
@@ -306,7 +306,7 @@ def _all_groups(
 def _check_groups(optimizer: Any, method: AdapterMethod, layers: Layers) -> None:
     """Check that an optimiser made by the user has all the method's groups, by name."""
     names = {g.get("name") for g in optimizer.param_groups}
-    wanted = [g["name"] for g in method.param_groups(layers, lr=0.0, weight_decay=0.0)]
+    wanted = [g["name"] for g in optimizer_groups(method, layers, lr=0.0, weight_decay=0.0)]
     missing = [name for name in wanted if name not in names]
     if missing:
         raise ValueError(

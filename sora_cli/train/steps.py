@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import TrainingArguments, get_scheduler
 
-from methods.base import AdapterMethod, Layers
+from methods.base import AdapterMethod, Layers, optimizer_groups
 from sora_cli.recipe.recipe import TrainingBlock
 
 
@@ -37,7 +37,7 @@ def learning_rates(
     args: TrainingArguments, method: AdapterMethod, layers: Layers, total: int
 ) -> Mapping[str, Sequence[float]]:
     """Return the learning rates of all steps for each of the method's parameter groups, by name."""
-    groups = method.param_groups(layers, lr=args.learning_rate, weight_decay=args.weight_decay)
+    groups = optimizer_groups(method, layers, lr=args.learning_rate, weight_decay=args.weight_decay)
     if not groups:  # only the head is trained
         return {}
     # the scheduler itself is run, on stand-ins: it is exact for every schedule of transformers

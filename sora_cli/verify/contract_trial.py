@@ -21,7 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from methods.base import AdapterMethod, LowRankLinear, StepInfo
+from methods.base import AdapterMethod, LowRankLinear, StepInfo, optimizer_groups
 from methods.baselines import Baseline, choose
 from methods.contract.net import MethodFactory
 from methods.inject import inject
@@ -76,7 +76,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.steps: list[Step] = []
         self._probe = torch.tensor(_PROBE, requires_grad=True)
         self._layers = layers
-        self._groups = [g["name"] for g in method.param_groups(layers, lr=0.0, weight_decay=0.0)]
+        self._groups = [
+            g["name"] for g in optimizer_groups(method, layers, lr=0.0, weight_decay=0.0)
+        ]
         self._after_step, self._penalty = method.after_step, method.penalty
         method.after_step = self._watched_after_step  # type: ignore[method-assign]
         method.penalty = self._watched_penalty  # type: ignore[method-assign]

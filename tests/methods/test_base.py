@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from methods.base import LowRankLinear, StepInfo, Summary
+from methods.base import LowRankLinear, StepInfo, Summary, optimizer_groups
 from methods.configs import LoraConfig, SoraConfig
 from methods.errors import MethodError
 from methods.registry import create, method_class
@@ -77,6 +77,23 @@ def test_hooks_take_a_layer_of_rank_zero(name: str) -> None:
     losses = run.train(range(20))
     assert losses[-1] < losses[0]
     assert run.method.summary(run.layers).total == run.layers["2"].rank
+
+
+@pytest.mark.parametrize(
+    ("groups", "fault"),
+    [
+        ([{"params": [], "lr": 0.1}], 'a group without a "name"'),
+        ([{"name": "A", "lr": 0.1}, {"name": "A", "lr": 0.1}], "groups that share a name: A, A"),
+        ([{"name": "A", "params": []}], 'a group without an "lr"'),
+    ],
+)
+def test_faulty_groups_are_named(
+    monkeypatch: pytest.MonkeyPatch, groups: list[dict[str, object]], fault: str
+) -> None:
+    method = create("lora")
+    monkeypatch.setattr(method, "param_groups", lambda *_, **__: groups)
+    with pytest.raises(MethodError, match=f"Lora.param_groups returns {fault}; a group is a dict"):
+        optimizer_groups(method, {}, lr=0.1, weight_decay=0.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -197,7 +197,8 @@ def plan_auto(loaded: LoadedRecipe) -> AutoPlan:
     block = recipe.auto
     if block is None:
         raise SoraError(
-            f"{loaded.path} does not say how large a drop is accepted", hint="--max-drop 0.5pt"
+            f"{loaded.path} does not say how large a drop is accepted",
+            hint="add --max-drop smallest, or a promise of your own: --max-drop 1pt",
         )
     _check_alone(loaded)
     promise = promise_of(recipe)
@@ -280,11 +281,19 @@ def _start(recipe: Recipe, block: AutoBlock) -> tuple[int, float]:
 
 
 def unused(plan: AutoPlan) -> list[str]:
-    """Return notes on recipe values that were set but have no effect in these runs."""
+    """Return notes on recipe values that were set but have no effect in these runs.
+
+    A value that these runs use anyway gets no note: `sora init` writes `keep_best: false`.
+    """
     loaded = plan.loaded
     keys = [f"training.{key}" for key in (*_LAST_STEP, "keep_checkpoints")]
     keys += [f"data.{key}" for key in ("selection", "selection_rows", "selection_seed", "half")]
-    reasons = dict.fromkeys(keys, "no checkpoint is chosen, every run ends with its last step")
+    reasons = dict.fromkeys(
+        keys, "sora auto chooses no checkpoint; each run ends with its last step"
+    )
+    for key, value in _LAST_STEP.items():
+        if getattr(loaded.recipe.training, key) == value:
+            del reasons[f"training.{key}"]
     return [
         f"{key} ({loaded.origin(*key.split('.')).place}) is not used: {reason}"
         for key, reason in reasons.items()

@@ -87,7 +87,10 @@ def _more_rows(promise: Promise, rows: RowPlan) -> str:
     if labelled <= rows.total and not isinstance(rows, HalvesPlan):
         return f"{promise.max_drop:g} needs more test rows: auto.rows={held}"
     about = count(round(labelled, 2 - len(str(labelled))))  # two digits: `rows_needed` estimates
-    return f"{promise.max_drop:g} needs about {about} labelled rows, there are {count(rows.total)}"
+    return (
+        f"{promise.max_drop:g} needs a training split of about {about} rows; this one has "
+        f"{count(rows.total)}"
+    )
 
 
 def whole_lines(plan: AutoPlan, rows: RowPlan, full: DryRun) -> Iterator[str]:

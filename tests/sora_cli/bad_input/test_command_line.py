@@ -131,7 +131,7 @@ LINES: dict[str, dict[str, Words]] = {
         "": "no recipe is given",
         "quickstart --task sequence-classification": "--task goes with --data only",
         "--data nothing.csv --dry-run": "a dry run writes no recipe",
-        "r.yaml": ("does not say how large a drop", "--max-drop 0.5pt"),
+        "r.yaml": ("does not say how large a drop", "--max-drop 1pt"),
         "r.yaml --max-drop 0.5": "ends at 1",
         "r.yaml --max-drop half": "must be a number",
         "r.yaml --max-drop 101pt": ("allows any score", "1pt"),

@@ -140,7 +140,7 @@ LABELS: dict[str, Case] = {
         ("unknown", recipe(), "validation.jsonl", changed("label", [-1]),
             "label -1 in column 'label' is none", "without labels cannot be evaluated"),
         ("not a number", recipe(), "train.jsonl", changed("label", [float("nan")]),
-            "column 'label' has no label", "data.label_column"),
+            "a row has no label in column 'label'", "data.label_column"),
         ("in lists", recipe(), "train.jsonl", changed("label", [[1]] * 8),
             "holds [1], which is no label", "data.label_column"),
         ("in lists later", recipe(), "validation.jsonl", changed("label", [[1]] * 8),

@@ -132,7 +132,7 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         assert run(words) != 0
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    assert "1 sizes are finished" not in capsys.readouterr().err
+    assert "1 of the smaller sizes" not in capsys.readouterr().err
     record = read_auto(out)
     assert record is not None
     assert record.full is not None
@@ -392,8 +392,8 @@ def test_rows_that_cannot_certify_the_promise(
     shown = capsys.readouterr().out
     assert "too few test rows to certify this drop" in shown
     assert (
-        "--max-drop smallest (0.105); 0.005 needs about 41,000 labelled rows, there are 124"
-        in shown
+        "--max-drop smallest (0.105); 0.005 needs a training split of about 41,000 rows; this one "
+        "has 124" in shown
     )
     assert not out.exists()
     assert run([*words, "--json"]) == NO_VERDICT

@@ -51,7 +51,7 @@ FAULTS: dict[str, tuple[str, str, int | None, str, str]] = {
         "data.text_columns"),
     "after a quoted newline": ("csv", PLAIN.replace("the cat 1", '"the\n\ncat"').replace(
         "the cat 3", "", 1), 7, "'sentence1' has no text", "data.text_columns"),
-    "short line": ("csv", PLAIN.replace("3,a dog,1", "3,a dog"), 5, "'label' has no label",
+    "short line": ("csv", PLAIN.replace("3,a dog,1", "3,a dog"), 5, "no label in column 'label'",
         "data.label_column"),
     "long first line": ("csv", PLAIN.replace("0,a dog,0", "0,a dog,0,1"), 2,
         "4 fields, but the header has 3", "into quotes"),
@@ -61,7 +61,7 @@ FAULTS: dict[str, tuple[str, str, int | None, str, str]] = {
         "fractional numbers (0.0)", "write 1 for 1.0"),
     "fractions": ("csv", PLAIN.replace("3,a dog,1", "3,a dog,0.5"), 5, "fractional numbers (0.5)",
         "task.name=sequence-regression"),
-    "no label": ("csv", PLAIN.replace("3,a dog,1", "3,a dog,"), 5, "'label' has no label",
+    "no label": ("csv", PLAIN.replace("3,a dog,1", "3,a dog,"), 5, "no label in column 'label'",
         "data.label_column"),
     "below zero": ("jsonl", _json(5, label=-1), 6, "-1", ""),
     "no text": ("jsonl", _json(5, sentence1=None), 6, "'sentence1' has no text", ""),

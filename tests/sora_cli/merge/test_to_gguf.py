@@ -129,7 +129,7 @@ def test_the_numbers(
     ]
     assert fields[0] == fields[1]
     shown = capsys.readouterr()
-    assert "1 tensors are copied as they are" in shown.err
+    assert "tensors copied unchanged: 1" in shown.err
     assert "of the adapter's update" in shown.err
     assert "llama-server -m" in shown.out
 

@@ -41,8 +41,9 @@ def test_a_tenth_and_more_is_asked_back_with_both_spellings(value: str | float) 
     with pytest.raises(SoraError) as caught:
         parse_drop(value, "accuracy", name="auto.max_drop")
     number = float(value)
-    assert f"is that {number:g} of a point, or {number * 100:g} points?" in caught.value.what
-    for spelling in (f"auto.max_drop {number:g}pt", f"auto.max_drop {number * 100:g}pt"):
+    points = "1 point" if number == 1 else f"{number:g} of a point"
+    assert f"is that {points}, or {number * 100:g} points?" in caught.value.what
+    for spelling in (f"auto.max_drop={number:g}pt", f"auto.max_drop={number * 100:g}pt"):
         assert spelling in str(caught.value.hint)
 
 

@@ -92,7 +92,7 @@ def test_a_class_only_the_names_know() -> None:
     [
         ([-1, 0], "counted from 0: -1, 0"),
         ([0.5, 1.0], "fractional"),
-        ([1, None], "no label\nrow 1 "),
+        ([1, None], "no label in column 'label'\nrow 1 "),
     ],
 )
 def test_what_is_no_class(labels: list[Any], message: str) -> None:
@@ -104,8 +104,8 @@ def test_what_is_no_class(labels: list[Any], message: str) -> None:
     ("labels", "message", "row"),
     [
         (["no", "purple"], "label 'purple' in column 'label' is none of the 2 classes", 1),
-        (["no", None], "has no label", 1),
-        ([None, "no"], "has no label", 0),
+        (["no", None], "has no label in column", 1),
+        ([None, "no"], "has no label in column", 0),
     ],
 )
 def test_labels_unseen_in_training(labels: list[Any], message: str, row: int) -> None:
