@@ -15,7 +15,7 @@ import typer
 from sora_cli.adapter.places import ADAPTER
 from sora_cli.commands import completion, options
 from sora_cli.core.atomic import tidy, write_text_atomic
-from sora_cli.core.checks import check_requires
+from sora_cli.core.checks import check_exclusive, check_requires
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
@@ -24,8 +24,8 @@ from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import command_start, importing
-from sora_cli.experiments.auto.budget import RowPlan
-from sora_cli.experiments.auto.plan import AutoPlan, derived_keys, plan_auto, unused
+from sora_cli.experiments.auto.budget import HalvesPlan, RowPlan
+from sora_cli.experiments.auto.plan import AutoPlan, first_recipe, placed, plan_auto, unused
 from sora_cli.experiments.auto.record import FILE_NAME as RECORD
 from sora_cli.experiments.auto.record import AutoRecord, read_auto
 from sora_cli.experiments.auto.tables import cost_lines, full_layers, promise_lines, whole_lines
@@ -35,11 +35,21 @@ from sora_cli.run.opening import Opening, Work, open_work
 from sora_cli.run.output import check_own, check_place, clear_run
 from sora_cli.run.preflight import check_recipe, check_settled
 from sora_cli.run.summary import result_lines
-from sora_cli.search.certificate import FILE_NAME, FULL, PICTURE, SIZES, Certificate, choose
+from sora_cli.search.certificate import (
+    FILE_NAME,
+    FULL,
+    HALVES_FOLDER,
+    PICTURE,
+    REFIT,
+    SIZES,
+    TRAIN,
+    Certificate,
+    directory_of,
+)
+from sora_cli.search.halves import HALVES, half_confidence
 from sora_cli.search.words import size_table, untrained_line
 
 if TYPE_CHECKING:
-    from sora_cli.experiments.auto.maker import Maker
     from sora_cli.report import RunReport
     from sora_cli.run.prepare import Prepared
     from sora_cli.train.log import ReportLog, RunLog
@@ -81,6 +91,28 @@ def auto(
             "test rows can be expected to certify.",
         ),
     ] = None,
+    max_differ: Annotated[
+        str | None,
+        typer.Option(
+            "--max-differ",
+            help="In place of --max-drop: the largest share of rows that may be answered otherwise "
+            "than at full rank, such as 1%. No labels are needed, but --unlabelled.",
+        ),
+    ] = None,
+    unlabelled: Annotated[
+        str | None,
+        typer.Option(
+            "--unlabelled", help="File of rows without labels, on which answers are compared."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            help="With --max-differ, for answers that are numbers: the largest distance of two "
+            "that count as the same, such as 0.1.",
+        ),
+    ] = None,
     confidence: Annotated[
         float | None,
         typer.Option("--confidence", help="Confidence of the certificate. Default: 0.95."),
@@ -93,6 +125,21 @@ def auto(
             "number of parameters.",
         ),
     ] = None,
+    cross_fit: Annotated[
+        bool | None,
+        typer.Option(
+            "--cross-fit/--no-cross-fit",
+            help="Train and test on both halves of the rows, then train the size on all of them: "
+            "certifies more with few rows, for about 2.2 runs. Default: if rows held out are too "
+            "few.",
+        ),
+    ] = None,
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit", help="Train the size found once more, on all rows, and write that adapter."
+        ),
+    ] = False,
     probe: Annotated[
         bool,
         typer.Option(
@@ -131,9 +178,14 @@ def auto(
         check_requires("--data", {"--model": model is not None, "--task": task is not None})
     if recipe is None:
         raise SoraError("no recipe is given", hint="sora auto RECIPE, or sora auto --data FILE")
-    block = {"max_drop": max_drop, "confidence": confidence, "serve": serve}
+    block: dict[str, str | float | None]
+    block = {"max_drop": max_drop, "max_differ": max_differ, "unlabelled": unlabelled}
+    block |= {"tolerance": tolerance, "confidence": confidence, "serve": serve}
     block |= {"probe": "true"} if probe else {}
+    block |= {"refit": "true"} if refit else {}
+    block |= {} if cross_fit is None else {"cross_fit": str(cross_fit).lower()}
     words = [f"auto.{key}={value}" for key, value in block.items() if value is not None]
+    words = [*_without_other(max_drop, max_differ), *words]
     if preview is not None and not dry_run:
         raise SoraError("--preview goes with --dry-run", hint="add --dry-run")
     loaded = load_recipe(recipe, [*given, *words])
@@ -142,7 +194,8 @@ def auto(
     check_recipe(loaded.recipe)
     say_notes([*loaded.notes, *unused(plan)])
     is_there = read_auto(plan.output) is not None
-    check_place(plan.output, loaded.recipe, SIZES, is_there=is_there, work="run of sora auto")
+    own = (SIZES, HALVES_FOLDER)
+    check_place(plan.output, loaded.recipe, *own, is_there=is_there, work="run of sora auto")
     if dry_run:
         _show_plan(plan, preview)
         return OK
@@ -155,18 +208,27 @@ def auto(
 
             with log.epilogue("verify"):
                 # a difference in the files (1) weighs more than a missing certificate (3)
-                exit_code = check_run(_placed(loaded, plan), ready, log.report) or exit_code
+                exit_code = check_run(placed(loaded, plan), ready, log.report) or exit_code
     conclude(certificate, log.report, plan.output, as_json=as_json)
     return exit_code
+
+
+def _without_other(max_drop: str | None, max_differ: str | None) -> list[str]:
+    """Return overrides that take the recipe's own promise out, if an option gives the other one."""
+    check_exclusive([n for n, v in (("--max-drop", max_drop), ("--max-differ", max_differ)) if v])
+    if max_differ is not None:
+        return ["auto.max_drop=null"]
+    differ = ("max_differ", "unlabelled", "tolerance")
+    return [] if max_drop is None else [f"auto.{key}=null" for key in differ]
 
 
 def open_record(plan: AutoPlan, *, force: bool) -> AutoRecord:
     """Return the record of an unfinished search in the output directory, or a new record."""
     output, loaded = plan.output, plan.loaded
     record = read_auto(output)
-    check_own(output)
-    for name in (FULL, *(str(i + 1) for i in range(plan.block.sizes))):
-        check_own(output / SIZES / name, resume=record is not None)
+    check_own(output, resume=record is not None)
+    for place in _run_places(plan):
+        check_own(place, resume=record is not None)
     work = None
     if record is not None:
         usage = f"sora inspect {quote(str(output))}"
@@ -180,13 +242,24 @@ def open_record(plan: AutoPlan, *, force: bool) -> AutoRecord:
     return record
 
 
+def _run_places(plan: AutoPlan) -> Iterator[Path]:
+    """Yield the directories of all runs that a search may make, beside its own."""
+    numbers = [None, *range(plan.block.sizes)]
+    for half in (None, *HALVES):
+        yield from (plan.output / directory_of(number, half) for number in numbers)
+
+
 def clear(output: Path) -> None:
     """Delete the files of a search; other files stay."""
-    for folder in sorted((output / SIZES).glob("*")):
-        if folder.name == FULL or folder.name.isdecimal():
-            clear_run(folder)
-    with suppress(OSError):
-        (output / SIZES).rmdir()
+    halves = [output / HALVES_FOLDER / str(half) for half in HALVES]
+    for place in (output, *halves):
+        for folder in sorted((place / SIZES).glob("*")):
+            if folder.name == FULL or folder.name.isdecimal():
+                clear_run(folder)
+    emptied = [place / SIZES for place in (output, *halves)]
+    for folder in (*emptied, *halves, output / HALVES_FOLDER):
+        with suppress(OSError):
+            folder.rmdir()
     for name in (PICTURE, FILE_NAME):
         (output / name).unlink(missing_ok=True)
     clear_run(output)
@@ -199,51 +272,53 @@ def run(
     """Run the search, or its remaining steps; return certificate, chosen model and log."""
     with importing():
         from sora_cli.adapter.card import rewrite_card
-        from sora_cli.experiments.auto.maker import Maker
+        from sora_cli.experiments.auto.crossfit import CrossFit
+        from sora_cli.experiments.auto.held_out import HeldOut
         from sora_cli.experiments.auto.plot import plot_curve
+        from sora_cli.experiments.auto.rows import planned_rows
         from sora_cli.run.layers import describe_layers
         from sora_cli.run.prepare import prepare
         from sora_cli.run.preview import start_lines
-        from sora_cli.search.rows import count_rows
         from sora_cli.train.log import ReportLog
         from sora_cli.train.machine import set_deterministic
     recipe = plan.loaded.recipe
     log = ReportLog(plan.output / RECORD, record)
     log.note_import(began)
     set_deterministic(recipe.training.deterministic)
-    # the size of the training split decides how many rows are held out, so it is counted before
-    # the rows are loaded and encoded
-    rows = plan.row_plan(count_rows(recipe.data))
-    full = plan.full(rows)
+    begun = record.full is not None and not record.halves
+    rows, notes = planned_rows(plan, held_out=begun)
+    say_notes(notes)
+    full = first_recipe(plan, rows)
     ready = prepare(full.recipe, log.phase)
     if is_main():
         tidy(plan.output)
     for line in start_lines(ready):
         say(line)
-    if plan.block.probe:  # before Maker, which builds the full run at the final learning rate
+    if plan.block.probe:  # before the search, which builds the full run at the final learning rate
         plan, full = _at_probed_rate(plan, full, ready, rows, log)
+    search: HeldOut | CrossFit
     with log.phase("set up"):
-        maker = Maker(plan, rows, ready, log, say)
-    say_notes(maker.runner.setup.events)
-    say(describe_layers(full.recipe, ready, maker.runner.setup.parameters))
-    promised = promise_lines(maker.promise, rows, maker.certifiable)
+        if isinstance(rows, HalvesPlan):
+            search = CrossFit(plan, rows, ready, log, say)
+        else:
+            search = HeldOut(plan, rows, ready, log, say)
+    say_notes(search.runner.setup.events)
+    say(describe_layers(full.recipe, ready, search.runner.setup.parameters))
+    promised = promise_lines(search.promise, rows, search.certifiable)
     for line in [*cost_lines(plan, rows), *promised]:
         say(line)
     with _resumable(record), log.running():
-        maker.run()
-        chosen = choose(record.candidates)
+        search.run()
         with log.phase("conclude"):
-            trained, final = _write_run(maker, chosen, log)
-            certificate = maker.certificate(final.report)
+            trained, final = search.write()
+            certificate = search.certificate(final.report)
             if is_main():
                 text = certificate.model_dump_json()
                 write_text_atomic(plan.output / FILE_NAME, readable_json(json.loads(text)))
                 plot_curve(certificate, plan.output / PICTURE)
                 rewrite_card(plan.output / ADAPTER, certificate.lines())
     # only now: until the certificate is written, an interrupted search continues from these states
-    for number in range(len(record.candidates)):
-        maker.runner.forget(maker.candidate(number).output_dir)
-    maker.runner.forget(full.output_dir)
+    search.forget()
     return certificate, trained, final
 
 
@@ -268,45 +343,6 @@ def _at_probed_rate(
     return plan, plan.full(rows)
 
 
-def _write_run(maker: Maker, chosen: int, record: ReportLog[AutoRecord]) -> tuple[Prepared, RunLog]:
-    """Score the chosen size on the validation rows, and save it as a run of its own."""
-    from sora_cli.report import read_report
-    from sora_cli.run.evaluate import evaluate_run
-    from sora_cli.run.results import save_results
-    from sora_cli.train.log import RunLog
-
-    plan = maker.plan
-    ready = maker.restored(chosen)
-    stage = maker.candidate(chosen)
-    loaded = _placed(stage, plan)
-    log = RunLog(plan.output, name=loaded.name, recipe=loaded.resolved())
-    trained = read_report(stage.output_dir)
-    assert trained is not None
-    own = {"name", "command", "recipe", "started", "finished", "environment", "status", "error"}
-    for key in trained.model_fields_set - own - {"seconds", "digests", "resumed"}:
-        setattr(log.report, key, getattr(trained, key))
-    log.report.started, log.report.seconds = record.report.started, dict(record.report.seconds)
-    probed = record.report.probe
-    log.report.recipe_notes = [*plan.loaded.notes, *([probed.note] if probed else [])]
-    with log.running():
-        with log.phase("evaluate"):
-            evaluate_run(log.report, maker.runner.scorer(), ready)
-        with log.phase("save"):
-            save_results(log.report, ready, loaded, plan.output)
-    return ready, log
-
-
-def _placed(loaded: LoadedRecipe, plan: AutoPlan) -> LoadedRecipe:
-    """Return a recipe with the search's directory as its output, and its size as a derived key."""
-    update = {
-        "dir": str(plan.output),
-        "derived": [*loaded.recipe.output.derived, *derived_keys(plan)],
-    }
-    block = loaded.recipe.output.model_copy(update=update)
-    recipe = loaded.recipe.model_copy(update={"output": block})
-    return dataclasses.replace(loaded, recipe=recipe)
-
-
 @contextmanager
 def _resumable(record: AutoRecord) -> Iterator[None]:
     """If the search stops early, tell the user that the same command continues the search."""
@@ -318,6 +354,8 @@ def _resumable(record: AutoRecord) -> Iterator[None]:
 
 
 def _done(record: AutoRecord) -> str:
+    if len(record.halves) == 1:
+        return "the run at full rank is finished on one half of the rows"
     if record.full is None:
         return "the run at full rank is not finished"
     return f"finished: the run at full rank, and {len(record.candidates)} of the smaller sizes"
@@ -344,17 +382,23 @@ def conclude(certificate: Certificate, report: RunReport, output: Path, *, as_js
         if (others := untrained_line(certificate)) is not None:
             emit(others)
         emit("\n".join(result_lines(report)))
+        tested = "" if certificate.final is None else " of the tested adapter"
         for split, measured in certificate.written.reported.items():
             emit(
-                f"{split}: drop {measured.drop:+.4f} against full rank; no decision used these rows"
+                f"{split}: drop {measured.drop:+.4f}{tested} against full rank; no decision used "
+                "these rows"
             )
         emit(f"kept: {certificate.saved}")
         emit(f"{certificate.status}: {certificate.statement}")
     full = full_layers(report)
     say_notes([*report.events, *([full] if full else [])])
-    if not certificate.certified:
+    if certificate.final is not None:
+        rows = certificate.rows[TRAIN if certificate.halves else REFIT].rows
+        say(f"the written adapter was trained on all {rows:,} rows, and was not itself tested")
+    if not certificate.certified and not certificate.halves:
         say(f"the adapter at full rank: {output / certificate.full.directory / 'adapter'}")
-    say(f"\nfiles in {output}/: adapter/  {FILE_NAME}  {PICTURE}  report.json  {SIZES}/")
+    tested = HALVES_FOLDER if certificate.halves else SIZES
+    say(f"\nfiles in {output}/: adapter/  {FILE_NAME}  {PICTURE}  report.json  {tested}/")
     say("next:")
     say(f"  sora report {quote(str(output))}")
     say(f"  sora verify {quote(str(output))} --certificate")
@@ -366,11 +410,16 @@ def _show_plan(plan: AutoPlan, preview: int | None) -> None:
     from sora_cli.run.dry_run import dry_run, emit_section
 
     with importing():
-        from sora_cli.search.rows import certifiable_by, count_rows
-    rows = plan.row_plan(count_rows(plan.loaded.recipe.data))
-    full = plan.full(rows)
+        from sora_cli.experiments.auto.rows import planned_rows
+        from sora_cli.search.rows import certifiable_by
+    rows, notes = planned_rows(plan)
+    say_notes(notes)
+    full = first_recipe(plan, rows)
     shown = dry_run(full, rows=preview)
-    certifiable = certifiable_by(full.recipe, shown.ready, rows.test, plan.block.confidence)
+    confidence = plan.block.confidence
+    if isinstance(rows, HalvesPlan):
+        confidence = half_confidence(confidence)
+    certifiable = certifiable_by(full.recipe, shown.ready, rows.test, plan.promise, confidence)
     emit_section(
         f"sizes of {plan.loaded.name}; the above is the run at full rank",
         [

@@ -14,6 +14,7 @@ from methods.keep import Keep
 from sora_cli.adapter.losses import loss_table, module_facts, shown_error
 from sora_cli.adapter.places import adapter_folder, baseline_folder, check_adapter_place
 from sora_cli.commands import completion, options
+from sora_cli.commands._promise import asked_promise, choosing_rows, load_promise
 from sora_cli.core.checks import STORED, check_choice, check_keep, check_requires
 from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
@@ -24,8 +25,6 @@ from sora_cli.core.timing import importing
 from sora_cli.core.words import first_few
 from sora_cli.model.files import ADAPTER_WEIGHTS, DELTA_FILE
 from sora_cli.model.references import resolve_model_path
-from sora_cli.recipe.tolerance import CONFIDENCE
-from sora_cli.search.promise import PromiseOptions
 from sora_cli.search.words import search_table, unseen_rows, verdict_lines
 
 if TYPE_CHECKING:
@@ -54,6 +53,9 @@ def extract(
     max_params: options.MaxParams = None,
     mean_rank: options.MeanRank = None,
     max_drop: options.MaxDrop = None,
+    max_differ: options.MaxDiffer = None,
+    unlabelled: options.Unlabelled = None,
+    tolerance: options.Tolerance = None,
     confidence: options.Confidence = None,
     recipe: Annotated[
         str | None,
@@ -80,15 +82,25 @@ def extract(
     Returns:
         Exit code: 3 if `max_drop` is not certified.
     """
-    promise = None
-    if max_drop is None:
-        drop_options = {"--confidence": confidence, "--recipe": recipe, "OVERRIDES": overrides}
+    promise = asked_promise(
+        max_drop,
+        max_differ,
+        unlabelled=unlabelled,
+        tolerance=tolerance,
+        confidence=confidence,
+        recipe=recipe,
+        overrides=overrides or [],
+    )
+    if promise is None:
+        drop_options = {"--recipe": recipe, "OVERRIDES": overrides}
         check_requires("--max-drop", {name: bool(value) for name, value in drop_options.items()})
-    else:
-        level = CONFIDENCE if confidence is None else confidence
-        promise = PromiseOptions(max_drop, recipe, overrides or [], level)
     keep = check_keep(
-        energy=energy, rank=rank, max_params=max_params, mean_rank=mean_rank, max_drop=max_drop
+        energy=energy,
+        rank=rank,
+        max_params=max_params,
+        mean_rank=mean_rank,
+        max_drop=max_drop,
+        max_differ=max_differ,
     )
     rule: dict[str, Any] = {**keep.given()}
     if not rule and promise is None:
@@ -96,9 +108,9 @@ def extract(
             "say how much of the difference to keep",
             hint="--rank 32, --mean-rank 16, --max-params N, --energy 0.9 or --max-drop 1pt",
         )
-    measured = None if promise is None else promise.load()
     check_choice("dtype", dtype, STORED)
     source = _source(model)
+    measured = None if promise is None else load_promise(promise, Path(source))
     check_apart(output, *(Path(resolve_model_path(name)) for name in (source, base)))
     check_adapter_place(output, force=force)
     with importing():
@@ -116,11 +128,13 @@ def extract(
             from sora_cli.search.cut import cut_to, smallest_cut
 
             loaded, tested = measured
+            rows = choosing_rows(promise, loaded.recipe, Path(source))
+            say_notes(rows.notes)
             search = smallest_cut(
-                extraction.adapter(layers), loaded.recipe, tested, say, against=source
+                extraction.adapter(layers), loaded.recipe, rows, tested, say, against=source
             )
             layers, _ = cut_to(layers, search.chosen.key)
-            rule = {"max_drop": search.promise.max_drop, "recipe": promise.recipe, **search.facts()}
+            rule = {**search.rule(), "recipe": promise.recipe, **search.facts()}
         done = extraction.write(output, layers, rule, dtype=dtype, force=force)
     say_notes(done.notes)
     emit(json.dumps(_facts(done, rule), indent=2)) if as_json else _show(done)

@@ -83,6 +83,30 @@ MaxDrop = Annotated[
         "size can be certified.",
     ),
 ]
+MaxDiffer = Annotated[
+    str | None,
+    typer.Option(
+        "--max-differ",
+        help="In place of --max-drop: keep the smallest size whose answers differ from the whole "
+        "adapter's on at most this share of rows, such as 1%. No labels are needed.",
+    ),
+]
+Unlabelled = Annotated[
+    str | None,
+    typer.Option(
+        "--unlabelled",
+        help="With --max-differ: file of rows without labels (csv, tsv, json, jsonl, parquet).",
+    ),
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        "--tolerance",
+        min=0,
+        help="With --max-differ, for answers that are numbers: the largest distance of two that "
+        "count as the same, such as 0.1.",
+    ),
+]
 Confidence = Annotated[
     float | None,
     typer.Option(

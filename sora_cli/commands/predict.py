@@ -24,6 +24,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart, check_new_file, output_path
 from sora_cli.core.timing import importing
 from sora_cli.data.source import check_file, file_kind
+from sora_cli.recipe.reading import names_columns
 
 if TYPE_CHECKING:
     from sora_cli.use.predict import Summary
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 STREAM = "-"
 _STREAMED = {"jsonl": "json", "csv": "csv"}
 _WRITTEN = (".csv", ".tsv", ".jsonl", ".parquet")
-_READING = ("data.text_columns", "data.columns", "task.prompt")
-"""Overrides that choose the columns."""
 
 
 def predict(
@@ -110,7 +109,7 @@ def predict(
         from sora_cli.use.predict import predict_file, predict_stream
         from sora_cli.use.predictor import Request
     recipe, meta = recipe_for_rows(place, given, on=base, task=task, batch=batch_size)
-    chosen = any(word.startswith(_READING) for word in given)
+    chosen = names_columns(given)
     request = Request(target, place, recipe, meta, base, probabilities, prefix, chosen)
     with _rows(file, stream) as path:
         if to is None:

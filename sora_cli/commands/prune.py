@@ -17,6 +17,7 @@ from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.losses import loss_table
 from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
 from sora_cli.commands import completion, options
+from sora_cli.commands._promise import asked_promise, choosing_rows, load_promise
 from sora_cli.commands._training import train_loaded
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.atomic import write_text_atomic
@@ -29,7 +30,6 @@ from sora_cli.core.outputs import check_apart
 from sora_cli.core.processes import is_main
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import command_start, importing, uncollected
-from sora_cli.recipe.tolerance import CONFIDENCE
 from sora_cli.run.opening import ELSEWHERE, Work, open_work
 from sora_cli.run.output import check_place
 from sora_cli.search.certificate import SIZES
@@ -59,6 +59,9 @@ def prune(
     max_params: options.MaxParams = None,
     mean_rank: options.MeanRank = None,
     max_drop: options.MaxDrop = None,
+    max_differ: options.MaxDiffer = None,
+    unlabelled: options.Unlabelled = None,
+    tolerance: options.Tolerance = None,
     confidence: options.Confidence = None,
     recipe: Annotated[
         str | None,
@@ -91,15 +94,25 @@ def prune(
         outputs than the trained model.
     """
     keep = check_keep(
-        energy=energy, rank=rank, max_params=max_params, mean_rank=mean_rank, max_drop=max_drop
+        energy=energy,
+        rank=rank,
+        max_params=max_params,
+        mean_rank=mean_rank,
+        max_drop=max_drop,
+        max_differ=max_differ,
     )
     given = overrides or []
-    if max_drop is None:
-        check_requires("--max-drop", {"--confidence": confidence is not None})
-    level = CONFIDENCE if confidence is None else confidence
+    promise = asked_promise(
+        max_drop,
+        max_differ,
+        unlabelled=unlabelled,
+        tolerance=tolerance,
+        confidence=confidence,
+        recipe=recipe,
+        overrides=given,
+    )
     if heal is None:
         check_requires("--heal", {"--resume": resume, "--no-verify": no_verify})
-        promise = None if max_drop is None else PromiseOptions(max_drop, recipe, given, level)
         if promise is None and (recipe or given):
             raise SoraError(
                 "--recipe goes with --max-drop and --heal only", hint="--max-drop 0.01 --recipe R"
@@ -111,10 +124,11 @@ def prune(
         train_loaded, force=force, resume=resume, verify=not no_verify, began=command_start()
     )
     try:
-        if max_drop is None:
+        if promise is None:
             return train(*healing_recipe(directory, output, keep, heal, recipe, given))
-        asked = PromiseOptions(max_drop, recipe, given, level)
-        return _heal_sizes(directory, output, asked, heal, force=force, resume=resume, train=train)
+        return _heal_sizes(
+            directory, output, promise, heal, force=force, resume=resume, train=train
+        )
     except SoraError as error:  # training's hint is the key output.dir; here the option is -o
         error.renamed(ELSEWHERE, _ELSEWHERE)
         raise
@@ -129,8 +143,8 @@ def _prune(
     force: bool,
 ) -> int:
     """Write a pruned copy of an adapter, without training it further; see `prune`."""
-    measured = None if asked is None else asked.load()
     read = locate_adapter(directory, missing="there are no ranks to prune")
+    measured = None if asked is None else load_promise(asked, read)
     say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
     check_adapter_place(output, force=force)
@@ -143,11 +157,13 @@ def _prune(
     with open_adapter(directory) as file:
         check_low_rank(file)
         adapter, size_before = lazy_adapter(file), _file_size(file.directory)
-        search = None if measured is None else _search(adapter, *measured)
+        search = None
+        if asked is not None and measured is not None:
+            search = _search(adapter, asked, read, *measured)
         layers, losses = _pruned(file, adapter, keep, search)
         total = reduce(lambda a, b: a + b, losses.values())
         kept = sum(loss.after * sum(file.shapes[path]) for path, loss in losses.items())
-        rule = keep.given() if search is None else {"max_drop": search.promise.max_drop}
+        rule = keep.given() if search is None else search.rule()
         entry = _entry(rule, total, file.parameters, kept)
         if search is not None:
             entry |= {"recipe": asked and asked.recipe, **search.facts()}
@@ -204,12 +220,14 @@ def _heal_sizes(
     with locked(output):
         _check_sizes(output, runs[0][0].recipe, force=force, resume=resume)
         try:
-            search = smallest_healed(directory, runs, train, promise, say)
+            rows = choosing_rows(asked, runs[0][0].recipe, read)
+            say_notes(rows.notes)
+            search = smallest_healed(directory, runs, train, rows, promise, say)
         except NotVerifiedError as error:
             return error.code
         if is_main():
             publish(output, search.chosen.key, directory)
-            record = {**search.facts(), "max_drop": search.promise.max_drop}
+            record = {**search.facts(), **search.rule()}
             record["sizes"] = [size.facts() for size in search.candidates]
             write_text_atomic(output / RECORD, json.dumps(record, indent=2) + "\n")
     _show_search(search)
@@ -236,11 +254,15 @@ def _dtype(file: AdapterFile, *, lossy: bool) -> str:
     return file.dtype if lossy or exact else "float32"
 
 
-def _search(adapter: Adapter, loaded: LoadedRecipe, promise: Promise) -> Search[Ranks]:
+def _search(
+    adapter: Adapter, asked: PromiseOptions, place: Path, loaded: LoadedRecipe, promise: Promise
+) -> Search[Ranks]:
     with importing():
         from sora_cli.search.cut import smallest_cut
 
-    return smallest_cut(adapter, loaded.recipe, promise, say)
+    rows = choosing_rows(asked, loaded.recipe, place)
+    say_notes(rows.notes)
+    return smallest_cut(adapter, loaded.recipe, rows, promise, say)
 
 
 def _show_search(search: Search[Any]) -> None:
@@ -287,11 +309,11 @@ def _show(losses: Mapping[str, Loss], total: Loss, file: AdapterFile, kept: int)
 
 def _described(rule: Mapping[str, float]) -> str:
     """Return the output line that names the rule."""
-    how = {
-        **RULES,
-        "max_drop": "pooled squared singular values per number stored, the largest of all layers "
-        "together; tests in a fixed order decide how many",
-    }
+    tested = (
+        "pooled squared singular values per number stored, the largest of all layers together; "
+        "tests in a fixed order decide how many"
+    )
+    how = {**RULES, "max_drop": tested, "max_differ": tested}
     named = (f"{option(name)} {value:g}: {how[name]}" for name, value in rule.items())
     return f"rule: {next(named, 'only exact zeros are removed')}"
 

@@ -76,12 +76,14 @@ _LIMITS = {
 }
 
 
-def check_keep(*, max_drop: str | None = None, **rules: float | None) -> Keep:
+def check_keep(
+    *, max_drop: str | None = None, max_differ: str | None = None, **rules: float | None
+) -> Keep:
     """Return the truncation rule of a command's options; at most one of them may be given.
 
     Args:
-        max_drop: the value of --max-drop, which excludes every rule; only its presence is checked
-            here (`recipe.tolerance` checks the value).
+        max_drop, max_differ: values of --max-drop and --max-differ, which exclude every rule; only
+            their presence is checked here (`recipe.tolerance` checks the values).
         rules: values by the names of `KeepOptions`; None: not given.
     """
     from pydantic import ValidationError  # not needed for --help
@@ -89,7 +91,9 @@ def check_keep(*, max_drop: str | None = None, **rules: float | None) -> Keep:
     from methods.keep import KeepOptions
 
     given = {name: value for name, value in rules.items() if value is not None}
-    check_exclusive([*map(option, given), *(["--max-drop"] if max_drop is not None else [])])
+    promises = {"--max-drop": max_drop, "--max-differ": max_differ}
+    promised = [name for name, text in promises.items() if text is not None]
+    check_exclusive([*map(option, given), *promised])
     try:
         return KeepOptions.model_validate(given).keep()
     except ValidationError as error:  # pydantic's text would name a field, not the option

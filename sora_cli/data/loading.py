@@ -63,13 +63,13 @@ def _load_files(split: str, kind: str, paths: list[Path]) -> Part:
     return _read_files(split, kind, paths, key=f"data.files.{split}")
 
 
-def load_file(path: Path, cache: Path) -> Part:
+def load_file(path: Path, cache: Path | None = None) -> Part:
     """Load a single file of rows that belongs to no recipe, with the settings of a recipe's files.
 
     The rows are not held in memory: `datasets` converts the file and reads the copy from the disk.
 
     Args:
-        cache: directory of that copy.
+        cache: directory of that copy; None: the cache of `datasets`.
     """
     datasets.disable_progress_bars()
     return _read_files("", file_kind(path), [path], cache=cache)

@@ -47,6 +47,11 @@ def find_overlaps(
     return overlaps
 
 
+def input_hashes(rows: Dataset, texts: Sequence[str]) -> np.ndarray:
+    """Return a hash of each row's input, (rows,) int64, equal for equal inputs in one process."""
+    return _hashes(rows, texts, None)[0]
+
+
 def _hashes(
     rows: Dataset, texts: Sequence[str], label: str | None
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,7 @@ _FILE_KINDS = {
 
 
 class MissingDataError(SoraError):
-    """Error for a recipe's file or directory of rows that does not exist."""
+    """Error for a file or directory of rows that does not exist."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def check_file(path: Path) -> str:
     if path.is_dir():
         raise SoraError(f"'{path}' is a directory, not a file of rows")
     if not path.is_file():
-        raise SoraError(
+        raise MissingDataError(
             f"there is no file '{path}'",
             hint=near_files(path, wanted=lambda p: p.is_file() and file_kind(p)),
         )

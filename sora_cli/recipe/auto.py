@@ -18,11 +18,28 @@ class AutoBlock(Block):
     size is trained for the remaining steps. Tests on rows outside the training then choose a size.
     """
 
-    max_drop: float | str = Field(
+    max_drop: float | str | None = Field(
+        None,
         description="the promise: the largest accepted drop of the main metric from full rank, in "
         "the metric's own unit (0.005), in points (0.5pt; a point is 0.01 of a metric that ends at "
         "1), or smallest: the smallest drop that the test rows can be expected to certify, rounded "
-        "up to half a point"
+        "up to half a point",
+    )
+    max_differ: float | str | None = Field(
+        None,
+        description="in place of max_drop: the largest share of rows that may be answered "
+        "otherwise than at full rank, such as 1%; it needs `unlabelled` and no labels",
+    )
+    unlabelled: str | None = Field(
+        None,
+        description="file of rows on which answers are compared (csv, tsv, json, jsonl, parquet); "
+        "labels in it are ignored, and training rows in it are left out",
+    )
+    tolerance: float | None = Field(
+        None,
+        ge=0,
+        description="for answers that are numbers: the largest distance of two that count as the "
+        "same answer",
     )
     confidence: float = Field(
         0.95,
@@ -68,7 +85,19 @@ class AutoBlock(Block):
         None,
         description="number of rows of the training split that choose the size and are not trained "
         "on. Default: as many as the cost allows, out of the rows that data.max_train_rows leaves "
-        "unused or out of a fifth of the split",
+        "unused or out of a fifth of the split; with max_differ, all rows without labels",
+    )
+    cross_fit: bool | Literal["auto"] = Field(
+        "auto",
+        description="true: train full rank and sizes on each half of the rows, test them on the "
+        "other half, and train the size found on all rows; it certifies smaller drops for about "
+        "2.2 times the work of one run; auto: if rows held out are too few for max_drop and halves "
+        "are enough",
+    )
+    refit: bool = Field(
+        False,
+        description="train the size found once more on all rows, test rows included, and write "
+        "that adapter, which is not itself tested; the tested one stays in sizes/",
     )
     seed: Seed = Field(
         42, description="seed that draws these rows and divides them into screening and test rows"

@@ -66,8 +66,14 @@ PREDICT = Reading(
 )
 CERTIFICATE = Reading(
     "sora verify --certificate",
-    ("data.path", "data.name", "data.revision", "data.files", "model.path", *_TRUST),
+    (
+        *("data.path", "data.name", "data.revision", "data.files", "auto.unlabelled"),
+        *("model.path", *_TRUST),
+    ),
 )
+
+_COLUMNS = ("data.text_columns", "data.columns", "task.prompt")
+"""Overrides by which the user chooses the columns of rows without labels."""
 
 Load = Callable[[Sequence[str]], LoadedRecipe]
 """A function that loads a recipe with the given overrides."""
@@ -94,6 +100,11 @@ def load_read(load: Load, overrides: Sequence[str], reading: Reading) -> LoadedR
                     hint=f"keys that it reads: {reading.words()}",
                 )
     return loaded
+
+
+def names_columns(overrides: Sequence[str]) -> bool:
+    """Return True if overrides name the columns that a model reads."""
+    return any(word.startswith(_COLUMNS) for word in overrides)
 
 
 def words_read(load: Load, overrides: Sequence[str], reading: Reading) -> Sequence[str]:

@@ -15,6 +15,8 @@ from sora_cli.core.errors import SoraError
 
 CONFIDENCE = 0.95
 """Default confidence of a certified drop."""
+AGREEMENT = "agreement"
+"""Metric of a promise about answers: the share of rows answered as at full rank."""
 _POINTS = re.compile(r"(.+?)\s*(?:pt|pts|points?)")
 _ASKED_BACK = 0.1  # ten points of a metric that ends at 1: larger than any useful promise
 
@@ -56,6 +58,27 @@ def parse_drop(value: str | float, metric: str, *, name: str = "--max-drop") -> 
             hint=f"give the drop in the unit of {metric}: {_set(name, '0.02')}",
         )
     return drop
+
+
+def parse_share(value: str | float, *, name: str = "--max-differ") -> float:
+    """Return a share of rows, such as 1% or 0.01, as a number from 0 to below 1.
+
+    Args:
+        name: option or key, for errors.
+    """
+    shown = f"{value:.12g}" if isinstance(value, int | float) else value.strip()
+    percent = shown.removesuffix("%")
+    try:
+        share = float(percent) / (100 if percent != shown else 1)
+    except ValueError as error:
+        raise SoraError(
+            f"{name} must be a share of the rows, not '{shown[:40]}'", hint=f"{name} 1%"
+        ) from error
+    if not 0 <= share < 1:
+        raise SoraError(
+            f"{name} must be a share of the rows from 0 to below 1, not {shown}", hint=f"{name} 1%"
+        )
+    return share
 
 
 def check_drop(value: str | float, *, name: str = "--max-drop") -> str:

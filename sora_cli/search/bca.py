@@ -114,13 +114,15 @@ def drops(full: RowScores, small: RowScores, weights: np.ndarray) -> np.ndarray:
 
 
 def drop_on(full: RowScores, small: RowScores) -> float:
-    """Return the drop from `full` to `small` on all rows."""
+    """Return the drop from `full` to `small` on all rows; of answers, the share that differs."""
+    if full.is_agreement:
+        return float(full.differs(small).mean())
     return float(drops(full, small, np.ones((1, len(full))))[0])
 
 
 def differing_rows(full: RowScores, small: RowScores) -> int:
     """Return the number of rows on which two models' scores differ."""
-    return int((full.parts != small.parts).any(axis=1).sum())
+    return int(full.differs(small).sum())
 
 
 def influences(full: RowScores, small: RowScores) -> np.ndarray:

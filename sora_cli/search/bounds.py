@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from sora_cli.recipe.tolerance import CONFIDENCE
+from sora_cli.search.agreement import share_bound
 from sora_cli.search.bca import (
     RESAMPLES,
     BootstrapRefusedError,
@@ -91,6 +92,8 @@ def drop_bound(
         raise ValueError("scores of different metrics or rows are compared")
     rows, differing = len(full), differing_rows(full, small)
     drop = drop_on(full, small)
+    if full.is_agreement:
+        return Bound(drop, share_bound(differing, rows, confidence), "exact", rows, differing)
     if full.is_right_or_wrong and np.isfinite(drop):
         # only the rows that one model alone gets right matter (McNemar's table)
         difference = full.parts[:, 0] - small.parts[:, 0]

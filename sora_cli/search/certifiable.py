@@ -17,6 +17,7 @@ from scipy.special import ndtri
 from scipy.stats import binom
 
 from sora_cli.recipe.tolerance import CONFIDENCE
+from sora_cli.search.agreement import certifiable_share, share_bound
 from sora_cli.search.bca import influences
 from sora_cli.search.certificate import BoundMethod, Screened
 from sora_cli.search.paired import exact_bound, score_limit
@@ -33,6 +34,9 @@ _TAIL = 6.0  # outcomes are counted up to this many standard deviations from the
 _EXACT = (
     "exact for right-or-wrong rows: Buehler's bound of the paired difference, in the order of "
     "Tango's score (Lloyd and Moldovan 2007)"
+)
+_AGREEMENT = (
+    "exact for answers: the binomial bound of the share that differs (Clopper and Pearson 1934)"
 )
 _APPROXIMATE = "approximate: BCa bootstrap over whole rows (Efron 1987)"
 
@@ -51,9 +55,17 @@ class Certifiable:
     best_case: float | None
 
     @classmethod
-    def on(cls, rows: int, confidence: float, *, right_or_wrong: bool) -> Certifiable:
-        """Return the smallest drop that this many test rows can certify."""
-        if not right_or_wrong:
+    def on(cls, rows: int, confidence: float, scores: RowScores) -> Certifiable:
+        """Return the smallest drop that this many test rows can certify.
+
+        Args:
+            scores: of some rows: only their metric is used.
+        """
+        if scores.is_agreement:
+            smallest = certifiable_share(rows, DIFFERING, confidence, POWER)
+            best = share_bound(0, rows, confidence)
+            return cls(BoundMethod(method=_AGREEMENT, exact=True, smallest_drop=smallest), best)
+        if not scores.is_right_or_wrong:
             return cls(BoundMethod(method=_APPROXIMATE, exact=False, smallest_drop=None), None)
         smallest = certifiable_drop(rows, confidence=confidence)
         best = certifiable_drop(rows, differing=0, confidence=confidence)
@@ -118,8 +130,10 @@ def certifiable_from(
             differing rows, or the spread of the influences, is used.
         rows: number of test rows.
     """
+    differing = float(full.differs(small).mean())
+    if full.is_agreement:
+        return certifiable_share(rows, differing, confidence, power)
     if full.is_right_or_wrong:
-        differing = float((full.parts != small.parts).any(axis=1).mean())
         return certifiable_drop(rows, differing=differing, confidence=confidence, power=power)
     # the drop is asymptotically normal with standard error spread / sqrt(rows)
     spread = float(influences(full, small).std(ddof=1))

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sora_cli.core.records import Record, read_record
 from sora_cli.report import BaseFacts, Score
+from sora_cli.search.halves import HALVES, half_confidence
 from sora_cli.search.promise import Promise
 from sora_cli.search.size import Size, saving
 from sora_cli.search.sizes import last_passed
@@ -33,20 +34,49 @@ TRAIN, SCREENING, TEST = "train", "screening", "test"
 SIZES = "sizes"
 """Folder in the output directory that holds the directories of all runs."""
 FULL = "full"
+HALVES_FOLDER = "halves"
+"""Folder in the output directory that holds a folder like it for each half, of cross-fitting."""
+REFIT = "refit"
+"""Name of the part of all rows, on which a size was trained once more."""
 _SCOPE = (
     "the written adapter, this training run, and rows drawn like the test rows; not another seed, "
     "other data, or rows of another kind"
 )
+_SCOPE_OF_HALVES = (
+    "the size, by two adapters that were each trained on half of the rows, these training runs, "
+    "and rows drawn like these; the written adapter was trained on all rows and was not itself "
+    "tested; not another seed, other data, or rows of another kind"
+)
+_SCOPE_OF_REFIT = (
+    "the tested adapter in {}, this training run, and rows drawn like the test rows; the written "
+    "adapter was trained on all rows, test rows included, and was not itself tested; not another "
+    "seed, other data, or rows of another kind"
+)
+_SCOPE_OF_ANSWERS = (
+    "answers, right or wrong, of the written adapter, this training run, and rows drawn like the "
+    "unlabelled ones; not another seed, other data, or rows of another kind"
+)
+
+
+def half_name(half: int) -> str:
+    """Return the name of the part that a half's adapters are trained on."""
+    return f"half {half}"
 
 
 def part_of(split: str) -> str:
     """Return the name of a reported split in `rows`, distinct from the parts that decide."""
-    return f"reported {split}" if split in {TRAIN, SCREENING, TEST} else split
+    parts = {TRAIN, SCREENING, TEST, REFIT, *map(half_name, HALVES)}
+    return f"reported {split}" if split in parts else split
 
 
-def directory_of(number: int | None) -> str:
-    """Return the directory of a candidate's run (from 0; None: full rank), inside the output."""
-    return f"{SIZES}/{FULL if number is None else number + 1}"
+def directory_of(number: int | None, half: int | None = None) -> str:
+    """Return the directory of a candidate's run (from 0; None: full rank), inside the output.
+
+    Args:
+        half: of cross-fitting, the half that the candidate is trained on.
+    """
+    place = f"{SIZES}/{FULL if number is None else number + 1}"
+    return place if half is None else f"{HALVES_FOLDER}/{half}/{place}"
 
 
 class BoundMethod(BaseModel):
@@ -113,6 +143,31 @@ class SizeTest(Measured):
             passed_over=bound.passes_over(max_drop),
         )
 
+    @classmethod
+    def mean(cls, tests: Sequence[SizeTest], max_drop: float) -> Self:
+        """Return the test of a size by the means of both halves; no bound if one has none.
+
+        The bound is valid whatever the dependence of the halves: see `search.halves`.
+        """
+        score, drop, upper = (
+            sum(getattr(test, name) for test in tests) / len(tests)
+            for name in ("score", "drop", "upper")
+        )
+        kept = upper <= max_drop
+        return cls(
+            score=score,
+            drop=drop,
+            upper=upper,
+            kept=kept,
+            differing=sum(test.differing or 0 for test in tests),
+            refused=next((test.refused for test in tests if test.refused is not None), None),
+            passed_over=not kept and any(test.passed_over for test in tests),
+        )
+
+    def fails(self, max_drop: float) -> bool:
+        """Return True if this test ends the testing, as `Bound.fails` does."""
+        return not self.upper <= max_drop and not self.passed_over
+
     @property
     def verdict(self) -> str:
         """The result: `passed`, `failed` or `passed over`."""
@@ -178,6 +233,25 @@ class FullRank(Size):
     reported: dict[str, Score] = Field(description="the metric on each reported split")
 
 
+class Half(BaseModel):
+    """The adapters that are trained on one half of the rows, tested on the other half."""
+
+    full: FullRank = Field(description="the run at full rank on this half")
+    candidates: list[Healed] = Field(
+        default_factory=list,
+        description="sizes trained on this half; each bound has its half's share of the error",
+    )
+
+
+class Final(Size):
+    """The written adapter, where it was trained on all rows after the tests: it is not tested."""
+
+    max_params: int = Field(description="number of parameters that it was cut to, at most")
+    digest: str = Field(description="SHA-256 of its adapter, as in report.json")
+    steps: int = Field(description="optimiser steps")
+    reported: dict[str, Score] = Field(description="the metric on each reported split")
+
+
 class StoredCertificate(BaseModel):
     """The content of `certificate.json`. Unknown keys of later versions are ignored on reading."""
 
@@ -191,14 +265,30 @@ class StoredCertificate(BaseModel):
         "", description="the promise as a sentence, or the reason for having none"
     )
     scope: str = Field("", description="the adapter, run and rows that the promise is about")
+    design: Literal["held out", "cross-fit"] = Field(
+        "held out",
+        description="held out: rows that are not trained on test the written adapter; cross-fit: "
+        "each half of the rows tests adapters that are trained on the other half",
+    )
     promise: Promise = Field(description="the promise that was asked for")
     bound: BoundMethod = Field(description="the method of the test")
-    full: FullRank = Field(description="the run at full rank")
+    full: FullRank = Field(
+        description="the run at full rank; cross-fit: the first half's, with the mean score"
+    )
     screened: list[Screened] = Field(
         description="sizes scored before healing, from largest to smallest"
     )
     candidates: list[Healed] = Field(
-        description="sizes that were trained, in the order of their tests: from largest to smallest"
+        description="sizes that were trained, in the order of their tests: from largest to "
+        "smallest; cross-fit: the first half's adapters, with the means of both halves' tests"
+    )
+    halves: list[Half] = Field(
+        default_factory=list, description="cross-fit: the adapters and tests of both halves"
+    )
+    final: Final | None = Field(
+        None,
+        description="the written adapter, if it was trained on all rows after the tests; null: the "
+        "chosen candidate is written",
     )
     chosen: int = Field(0, description="number of the candidate that was written, from 0")
     next_smaller: int | None = Field(
@@ -207,7 +297,9 @@ class StoredCertificate(BaseModel):
     )
     saved: str = Field("", description="the saving of the written adapter, as a sentence")
     rows: dict[str, RowSet] = Field(
-        description="by part: train, screening, test, and the reported splits"
+        description="by part: train, screening, test, and the reported splits; cross-fit: test is "
+        "half 1 and half 2, the rows that each half is trained on, and train is all of them with "
+        "screening; with refit: refit is all rows, on which the written adapter was trained"
     )
     seeds: dict[str, int] = Field(
         description="training: seed of all runs; rows: seed that chooses screening and test rows"
@@ -224,21 +316,47 @@ def conclude(certificate: StoredCertificate) -> None:
     The promise, the sizes and their bounds determine which sizes passed, which size is written, and
     the sentence about it. Nothing else in the program draws these conclusions.
     """
-    promise, candidates = certificate.promise, certificate.candidates
+    promise = certificate.promise
     # tests first: choice, status and sentence depend on `kept`
-    for test in (size.test for size in candidates if size.test is not None):
+    parts = [half.candidates for half in certificate.halves] or [certificate.candidates]
+    for test in (size.test for part in parts for size in part if size.test is not None):
         test.kept = test.upper <= promise.max_drop
         test.passed_over = test.passed_over and not test.kept and not certificate.bound.exact
+    certificate.design = "cross-fit" if certificate.halves else "held out"
+    if certificate.halves:
+        certificate.full, certificate.candidates = means(certificate.halves, promise.max_drop)
+    candidates = certificate.candidates
     certificate.chosen = choose(candidates)
     written = candidates[certificate.chosen]
     kept = written.test is not None and written.test.kept
     certificate.status = "certified" if kept else "not certified"
     rows = certificate.rows[TEST].rows
-    certificate.statement = _statement(promise, certificate.bound, written.test, rows)
-    certificate.scope = _SCOPE
+    if promise.kind == "differ":
+        certificate.statement = _on_answers(promise, written.test, rows)
+        certificate.scope = _SCOPE_OF_ANSWERS
+    elif certificate.halves:
+        certificate.statement = _on_halves(certificate, written.test)
+        certificate.scope = _SCOPE_OF_HALVES
+    else:
+        certificate.statement = _statement(promise, certificate.bound, written.test, rows)
+        refit = certificate.final is not None
+        certificate.scope = _SCOPE_OF_REFIT.format(written.directory) if refit else _SCOPE
     certificate.next_smaller = failed(candidates) if kept else None
-    certificate.saved = saving(written, certificate.full, promise.serve)
-    certificate.adapter = written.digest
+    last = certificate.final or written
+    certificate.saved = saving(last, certificate.full, promise.serve)
+    certificate.adapter = last.digest
+
+
+def means(halves: Sequence[Half], max_drop: float) -> tuple[FullRank, list[Healed]]:
+    """Return full rank and candidates of the first half, with the means of both halves' tests."""
+    first = halves[0]
+    score = sum(half.full.test for half in halves) / len(halves)
+    candidates = []
+    for same in zip(*(half.candidates for half in halves), strict=True):
+        tests = [size.test for size in same if size.test is not None]
+        test = SizeTest.mean(tests, max_drop) if len(tests) == len(halves) else None
+        candidates.append(same[0].model_copy(update={"test": test}))
+    return first.full.model_copy(update={"test": score}), candidates
 
 
 def choose(candidates: Sequence[Healed]) -> int:
@@ -284,14 +402,68 @@ def _statement(promise: Promise, bound: BoundMethod, test: SizeTest | None, rows
     )
 
 
+def _on_halves(certificate: StoredCertificate, test: SizeTest | None) -> str:
+    """Return the certified promise of cross-fitting as a sentence; `test` as in `_statement`."""
+    promise, rows = certificate.promise, certificate.rows[half_name(1)].rows
+    if test is None:
+        each = promise.model_copy(update={"confidence": half_confidence(promise.confidence)})
+        return _statement(each, certificate.bound, None, rows)
+    tests = [half.candidates[certificate.chosen].test for half in certificate.halves]
+    bounds = " and ".join("none" if t is None else f"{t.upper:.4f}" for t in tests)
+    seen = f"bound {test.upper:.4f}, the mean of {bounds}, each on about {rows:,} rows; mean drop "
+    seen += f"{test.drop:+.4f}"
+    if test.kept:
+        return (
+            f"with {promise.confidence:.0%} confidence {promise.metric} is at most "
+            f"{promise.max_drop:g} worse than at full rank, in the mean of two adapters of this "
+            f"size, each trained on half of the rows and tested on the other half ({seen})"
+        )
+    if test.refused is not None:
+        return f"no bound of the mean loss can be computed: {test.refused}"
+    return (
+        f"no size passed its test: of the largest, {promise.metric} may be {test.upper:.4f} worse "
+        f"than at full rank in the mean of two halves, and {promise.max_drop:g} is tolerated "
+        f"({seen})"
+    )
+
+
+def _on_answers(promise: Promise, test: SizeTest | None, rows: int) -> str:
+    """Return the certified share of differing answers as a sentence; arguments as `_statement`."""
+    share = f"{100 * promise.max_drop:g} %"
+    if test is None:
+        from sora_cli.search.agreement import share_bound  # scipy, as above
+
+        least = 100 * share_bound(0, rows, promise.confidence)
+        return (
+            f"{rows:,} rows cannot show that at most {share} of the answers differ: the smallest "
+            f"share they can certify, if no answer differs, is {least:.2f} %"
+        )
+    seen = f"bound {100 * test.upper:.2f} %: {test.differing or 0:,} of {rows:,} rows differ"
+    if test.kept:
+        return (
+            f"with {promise.confidence:.0%} confidence at most {share} of the answers differ from "
+            f"those at full rank ({seen})"
+        )
+    return (
+        f"no size passed its test: of the largest, more than {share} of the answers may differ "
+        f"from those at full rank ({seen})"
+    )
+
+
 class Certificate(StoredCertificate):
     """A certificate whose conclusions are computed from its figures, never taken from the file."""
 
     @model_validator(mode="after")
     def _conclude(self) -> Self:
         missing = {TRAIN, SCREENING, TEST} - self.rows.keys()
+        if self.halves:
+            missing |= set(map(half_name, HALVES)) - self.rows.keys()
         if missing or not self.candidates:
             raise ValueError(f"no rows of {sorted(missing)}" if missing else "no candidates")
+        if self.halves and {len(h.candidates) for h in self.halves} != {len(self.candidates)}:
+            raise ValueError("the halves have other sizes")
+        if self.halves and (len(self.halves) != len(HALVES) or self.final is None):
+            raise ValueError("cross-fitting has two halves and a written adapter")
         conclude(self)
         return self
 
@@ -307,7 +479,7 @@ class Certificate(StoredCertificate):
 
     @property
     def written(self) -> Healed:
-        """The candidate that was chosen; its adapter is the run's adapter."""
+        """The candidate that was chosen; without `final` its adapter is the run's adapter."""
         return self.candidates[self.chosen]
 
 

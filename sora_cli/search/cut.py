@@ -8,7 +8,7 @@ and is fixed before a row is scored.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -25,10 +25,10 @@ from sora_cli.run.scoring import load_target
 from sora_cli.run.stored import load_adapted
 from sora_cli.search.certifiable import Certifiable
 from sora_cli.search.promise import Promise
-from sora_cli.search.rows import SelectionRows
+from sora_cli.search.rows import ChoosingRows
 from sora_cli.search.search import Candidate, Search, choose_smallest
 from sora_cli.search.sizes import COARSE_RATIO, MAX_SIZES, smaller_sizes
-from sora_cli.search.words import certifiable_line
+from sora_cli.search.words import answers_lines, certifiable_line
 from sora_cli.tasks.row_scores import RowScores
 
 Layers = Mapping[str, LowRankFactors]
@@ -37,21 +37,28 @@ Tell = Callable[[str], None]
 
 
 def smallest_cut(
-    adapter: Adapter, recipe: Recipe, promise: Promise, tell: Tell, *, against: str | None = None
+    adapter: Adapter,
+    recipe: Recipe,
+    rows: ChoosingRows,
+    promise: Promise,
+    tell: Tell,
+    *,
+    against: str | None = None,
 ) -> Search[Ranks]:
     """Choose the smallest cut of an adapter that is certified to keep a promise.
 
     Args:
-        recipe: recipe that scores the cuts, on the rows that choose checkpoints.
+        recipe: recipe that scores the cuts.
+        rows: rows that the cuts are scored on.
         tell: prints the smallest drop that these rows can certify.
         against: model that drops are measured against; None: the uncut adapter.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        reference = None if against is None else _model_scores(against, recipe, Path(scratch))
-        scores = Scores(adapter, recipe, Path(scratch))
-        return choose_cut(
-            adapter.layers, scores.of, promise, scores.split, tell, reference=reference
-        )
+        place, reference = Path(scratch), None
+        if against is not None:
+            reference = rows.scored_by(load_target(against, recipe, rows.task), place)()
+        scores = Scores(adapter, recipe, rows, place)
+        return choose_cut(adapter.layers, scores.of, promise, rows.split, tell, reference=reference)
 
 
 def choose_cut(
@@ -111,27 +118,26 @@ def tell_certifiable(scores: RowScores, split: str, promise: Promise, tell: Tell
     """Print the smallest drop that these rows can certify, if it depends only on their number.
 
     Returns:
-        The promise with `--max-drop smallest` replaced by a number.
+        The promise with `smallest` replaced by a number.
     """
-    line = certifiable_line(scores, split, promise.confidence)
-    if line is not None:
+    rows = len(scores)
+    settled = promise.settled(Certifiable.on(rows, promise.confidence, scores), rows)
+    lines: Iterable[str | None] = [certifiable_line(scores, split, promise.confidence)]
+    if promise.kind == "differ":
+        lines = answers_lines(settled, rows)
+    for line in filter(None, lines):
         tell(line)
-    rows, right_or_wrong = len(scores), scores.is_right_or_wrong
-    able = Certifiable.on(rows, promise.confidence, right_or_wrong=right_or_wrong)
-    return promise.settled(able, rows)
+    return settled
 
 
 class Scores:
-    """Scores an adapter row by row, on the rows that the recipe uses to choose checkpoints.
+    """Scores an adapter row by row.
 
     Attributes:
-        split: name of these rows.
         own: function that scores the adapter with its present factors.
     """
 
-    def __init__(self, adapter: Adapter, recipe: Recipe, scratch: Path) -> None:
-        rows = SelectionRows(recipe)
-        self.split = rows.split
+    def __init__(self, adapter: Adapter, recipe: Recipe, rows: ChoosingRows, scratch: Path) -> None:
         base, self.layers = load_adapted(adapter, recipe, rows.task)
         self.own = rows.scored_by(base, scratch)
 
@@ -142,18 +148,13 @@ class Scores:
         return self.own()
 
 
-def score_adapter(place: Path, recipe: Recipe) -> tuple[Candidate[Path], str]:
-    """Return an adapter as a candidate with its scores, and the name of the scored rows."""
+def score_adapter(place: Path, recipe: Recipe, rows: ChoosingRows) -> Candidate[Path]:
+    """Return an adapter as a candidate with its scores."""
     with open_adapter(place) as file:
         components, parameters = sum(file.ranks[path] for path in file.paths), file.parameters
     with tempfile.TemporaryDirectory() as scratch:
-        scores = Scores(read_adapter(place), recipe, Path(scratch))
-        return Candidate(place, components, parameters, scores.own()), scores.split
-
-
-def _model_scores(target: str, recipe: Recipe, scratch: Path) -> RowScores:
-    rows = SelectionRows(recipe)
-    return rows.scored_by(load_target(target, recipe, rows.task), scratch)()
+        scores = Scores(read_adapter(place), recipe, rows, Path(scratch))
+        return Candidate(place, components, parameters, scores.own())
 
 
 @torch.no_grad()

@@ -34,6 +34,7 @@ from sora_cli.search.sizes import healed_budgets
 if TYPE_CHECKING:
     from sora_cli.search.cut import Tell
     from sora_cli.search.promise import Promise
+    from sora_cli.search.rows import ChoosingRows
     from sora_cli.search.search import Candidate, Search
 
 HealingRun = tuple[LoadedRecipe, list[str]]
@@ -158,6 +159,7 @@ def smallest_healed(
     directory: Path,
     runs: Sequence[HealingRun],
     train: Callable[[LoadedRecipe, list[str]], int],
+    rows: ChoosingRows,
     promise: Promise,
     tell: Tell,
 ) -> Search[Path]:
@@ -168,6 +170,7 @@ def smallest_healed(
     Args:
         directory: the adapter that drops are measured against.
         train: trains a size from its recipe and arguments; returns an exit code.
+        rows: rows that the sizes are scored on.
         tell: prints the smallest drop that the rows can certify.
 
     Raises:
@@ -184,11 +187,11 @@ def smallest_healed(
         code = from_first_process(train(*run))
         if code != OK:
             raise NotVerifiedError(code)
-        return score_adapter(run[0].output_dir, recipe)[0]
+        return score_adapter(run[0].output_dir, recipe, rows)
 
-    whole, split = from_first_process(score_adapter(directory, recipe))
-    promise = tell_certifiable(whole.scores, split, promise, tell)
-    return choose_smallest(whole, runs, healed, promise, split, further=False)
+    whole = from_first_process(score_adapter(directory, recipe, rows))
+    promise = tell_certifiable(whole.scores, rows.split, promise, tell)
+    return choose_smallest(whole, runs, healed, promise, rows.split, further=False)
 
 
 def publish(output: Path, chosen: Path, whole: Path) -> None:

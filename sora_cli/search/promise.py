@@ -10,13 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, Field
 
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.families import is_share, main_metric
-from sora_cli.recipe.tolerance import CONFIDENCE, check_drop, parse_drop
+from sora_cli.recipe.tolerance import AGREEMENT, CONFIDENCE, check_drop, parse_drop, parse_share
 
 if TYPE_CHECKING:
     from sora_cli.recipe.load import LoadedRecipe
@@ -33,10 +33,20 @@ _STEP = 0.005
 
 
 class Promise(BaseModel):
-    """The largest drop that the user accepts, with its confidence and metric."""
+    """The largest drop that the user accepts, with its confidence and metric.
 
+    Of a promise about answers (`differ`) the drop is that of agreement with full rank: the share of
+    rows that are answered differently.
+    """
+
+    kind: Literal["drop", "differ"] = Field(
+        "drop",
+        description="drop: how much worse the metric may be; differ: on which share of rows the "
+        "answers may differ from those at full rank",
+    )
     max_drop: float = Field(
-        description="the largest drop against full rank that is accepted, in the metric's unit"
+        description="the largest drop against full rank that is accepted, in the metric's unit; "
+        "of answers: the largest share of rows that may be answered differently"
     )
     given: str = Field(description="the accepted drop as typed, such as 0.5pt")
     confidence: float = Field(
@@ -67,8 +77,17 @@ class Promise(BaseModel):
             )
         return self.model_copy(update={"max_drop": rounded_up(smallest)})
 
+    @property
+    def tested(self) -> str:
+        """Name of the metric that is tested: agreement, or the recipe's main metric."""
+        return AGREEMENT if self.kind == "differ" else self.metric
+
+    def tested_drop(self, full: float, score: float) -> float:
+        """Return the drop of the tested metric; negative: better."""
+        return full - score if self.kind == "differ" else self.drop(full, score)
+
     def drop(self, full: float, score: float) -> float:
-        """Return the drop from full rank's score to another; negative: better."""
+        """Return the drop of the recipe's main metric against full rank's; negative: better."""
         return full - score if self.greater_is_better else score - full
 
 
@@ -78,26 +97,74 @@ class PromiseOptions:
 
     Attributes:
         max_drop: largest accepted drop of the recipe's main metric, such as 0.5pt
-            (`recipe.tolerance`).
+            (`recipe.tolerance`); None: `max_differ` is given.
+        max_differ: largest accepted share of rows that are answered differently, such as 1%.
+        unlabelled: file of the rows to answer.
+        tolerance: largest distance of two numbers that count as the same answer.
         recipe: recipe that measures the drop; None: none was given.
         overrides: overrides of that recipe.
         confidence: confidence of the bound.
     """
 
-    max_drop: float | str
+    max_drop: float | str | None
     recipe: str | None = None
     overrides: Sequence[str] = ()
     confidence: float = CONFIDENCE
+    max_differ: float | str | None = None
+    unlabelled: str | None = None
+    tolerance: float | None = None
 
     def check(self) -> None:
-        """Raise `SoraError` for a drop or a confidence that is invalid with every recipe."""
-        if self.max_drop != SMALLEST:
-            check_drop(self.max_drop)
+        """Raise `SoraError` for options that are invalid with every recipe."""
+        if self.max_drop is not None and self.max_differ is not None:
+            raise SoraError(
+                "--max-drop and --max-differ are two promises: give one of them",
+                hint="--max-drop 1pt, or --max-differ 1% --unlabelled FILE",
+                key="auto.max_differ",
+            )
+        if self.max_differ is None:
+            self._check_drop()
+        else:
+            self._check_share(self.max_differ)
         if not 0.5 <= self.confidence < 1:
             raise SoraError(
                 f"--confidence must be at least 0.5 and below 1, not {self.confidence:g}",
                 hint="--confidence 0.95",
             )
+
+    def _check_drop(self) -> None:
+        """Check a promise about a metric: it needs a number, and no rows without labels."""
+        needless = {"--unlabelled": self.unlabelled, "--tolerance": self.tolerance}
+        for name, value in needless.items():
+            if value is not None:
+                raise SoraError(
+                    f"{name} goes with --max-differ only",
+                    hint="--max-differ 1% --unlabelled FILE",
+                    key=f"auto.{name.removeprefix('--')}",
+                )
+        if self.max_drop is None:
+            raise SoraError(
+                "no promise is given", hint="--max-drop 1pt, or --max-differ 1% --unlabelled FILE"
+            )
+        if self.max_drop != SMALLEST:
+            check_drop(self.max_drop)
+
+    def _check_share(self, share: float | str) -> None:
+        """Check a promise about answers: it needs rows, and a share."""
+        if self.unlabelled is None:
+            raise SoraError(
+                "--max-differ needs rows to answer; they need no labels",
+                hint=f"--max-differ {share} --unlabelled FILE",
+                key="auto.max_differ",
+            )
+        if self.tolerance is not None and not 0 <= self.tolerance < math.inf:
+            raise SoraError(
+                f"--tolerance must be 0 or more, not {self.tolerance:g}",
+                hint="--tolerance 0.1",
+                key="auto.tolerance",
+            )
+        if share != SMALLEST:
+            parse_share(share)
 
     def of(self, recipe: Recipe, *, name: str = "--max-drop", serve: str | None = None) -> Promise:
         """Return the promise in the unit of a recipe's metric.
@@ -107,10 +174,18 @@ class PromiseOptions:
         """
         options = recipe.task.options
         metric = main_metric(options.metrics, options.best_metric)
-        is_open = self.max_drop == SMALLEST
+        given = self.max_drop if self.max_differ is None else self.max_differ
+        if given == SMALLEST:
+            number = math.nan
+        elif self.max_differ is not None:
+            number = parse_share(self.max_differ, name=name.replace("drop", "differ"))
+        else:
+            assert self.max_drop is not None  # see `check`
+            number = parse_drop(self.max_drop, metric, name=name)
         return Promise(
-            max_drop=math.nan if is_open else parse_drop(self.max_drop, metric, name=name),
-            given=str(self.max_drop),
+            kind="drop" if self.max_differ is None else "differ",
+            max_drop=number,
+            given=str(given),
             confidence=self.confidence,
             metric=metric,
             greater_is_better=options.greater_is_better,
@@ -142,9 +217,21 @@ def promise_of(recipe: Recipe) -> Promise:
     """
     block = recipe.auto
     assert block is not None
-    asked = PromiseOptions(block.max_drop, confidence=block.confidence)
-    with recipe.placing("auto.max_drop"):
+    asked = PromiseOptions(
+        block.max_drop,
+        confidence=block.confidence,
+        max_differ=block.max_differ,
+        unlabelled=block.unlabelled,
+        tolerance=block.tolerance,
+    )
+    with recipe.placing("auto.max_drop" if block.max_differ is None else "auto.max_differ"):
+        asked.check()
         return asked.of(recipe, name="auto.max_drop", serve=block.serve)
+
+
+def is_right_or_wrong(metric: str) -> bool:
+    """Return whether a metric's rows are right or wrong, as far as its name tells."""
+    return metric in _RIGHT_OR_WRONG
 
 
 def rounded_up(drop: float) -> float:
@@ -155,7 +242,7 @@ def rounded_up(drop: float) -> float:
 
 def proposed_drop(metric: str) -> str:
     """Return the largest drop that a new recipe proposes, as text."""
-    return SMALLEST if metric in _RIGHT_OR_WRONG else _usual(metric)
+    return SMALLEST if is_right_or_wrong(metric) else _usual(metric)
 
 
 def _usual(metric: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from sora_cli.data.content import data_fingerprint
 from sora_cli.data.places import Origin
@@ -22,12 +22,15 @@ from sora_cli.model.base import Base
 from sora_cli.recipe.recipe import DataBlock, Recipe
 from sora_cli.run.encode import encode
 from sora_cli.run.prepare import Prepared, check_rows, load_task
+from sora_cli.search.answers import AnswerRows, read_answer_rows
 from sora_cli.search.certifiable import Certifiable
-from sora_cli.search.certificate import SCREENING, TEST, TRAIN, RowSet, part_of
+from sora_cli.search.certificate import SCREENING, TEST, TRAIN, RowSet, half_name, part_of
+from sora_cli.search.halves import HALVES, half_data, held_data
+from sora_cli.search.promise import Promise
 from sora_cli.search.screening import part_rows
 from sora_cli.tasks.base import Encoded, Task
-from sora_cli.tasks.row_scores import RowScores
-from sora_cli.train.trainer import build_scorer, build_trainer
+from sora_cli.tasks.row_scores import RowScores, answer_scores
+from sora_cli.train.trainer import AdapterTrainer, build_scorer, build_trainer
 
 _FEW = 8  # rows that are scored to see if rows are right or wrong by the metric
 
@@ -43,12 +46,91 @@ class Part:
         """Return the rows encoded for the model."""
         return encode(task, base, self.rows, self.origin)
 
+    def scores(self, trainer: AdapterTrainer, encoded: Encoded) -> RowScores:
+        """Score the trainer's model as it is now; on all processes the same.
+
+        Args:
+            encoded: the rows, as `encoded` returns them.
+        """
+        return trainer.row_scores(encoded)
+
+    def row_set(self, split: str) -> RowSet:
+        """Return the number and digest of the rows, which were taken from a split."""
+        return _row_set(split, self.rows)
+
+
+Held = Part | AnswerRows
+"""Rows that choose a size: by their labels, or by the answers to them."""
+
+
+def deciding_rows(
+    recipe: Recipe, task: Task, train: Dataset, screening: int, test: int
+) -> dict[str, Held]:
+    """Return the screening and test rows of a run of `sora auto`, by part.
+
+    Args:
+        recipe: recipe of the run at full rank, with its `auto` block.
+        task: task of the run, bound to its training rows.
+        train: training rows.
+        screening, test: number of rows of each part.
+    """
+    block = recipe.auto
+    assert block is not None
+    if block.max_differ is None:
+        return {**choosing_rows(task, screening, block.seed)}
+    return {**unlabelled_rows(recipe, task, train).parts(screening, test, block.seed)}
+
+
+def cross_fit_rows(recipe: Recipe, task: Task, screening: int) -> dict[str, Part]:
+    """Return the screening rows and the rows of each half, by part; each half tests the other.
+
+    Args:
+        recipe: recipe with the `auto` block of the search.
+        task: task of the search, bound to all rows.
+    """
+    block = recipe.auto
+    assert block is not None
+    parts: dict[str, Part] = {}
+    wanted = {SCREENING: held_data(screening, block.seed)}
+    wanted |= {half_name(3 - half): half_data(half, screening, block.seed) for half in HALVES}
+    for name, values in wanted.items():
+        whole = {"max_validation_rows": None, "max_train_rows": None}
+        rows = load_rows(recipe.data.model_copy(update={**values, **whole}))
+        check_rows(task, rows, [rows.select])
+        parts[name] = Part(rows.select, rows.origin(rows.select))
+    return parts
+
+
+def sets_of_halves(rows: Rows, parts: Mapping[str, Part]) -> dict[str, RowSet]:
+    """Return the number and digest of the rows of every part of cross-fitting.
+
+    Args:
+        rows: all rows, without a half taken out.
+        parts: of `cross_fit_rows`.
+    """
+    halves = [parts[half_name(half)] for half in HALVES]
+    test = Part(concatenate_datasets([half.rows for half in halves]), halves[0].origin)
+    return row_sets(rows, {SCREENING: parts[SCREENING], TEST: test, **parts})
+
+
+def whole_data(data: DataBlock) -> DataBlock:
+    """Return the data block that trains on all rows: nothing is held out."""
+    return data.model_copy(update={"selection": "validation", "half": None})
+
+
+def unlabelled_rows(recipe: Recipe, task: Task, train: Dataset) -> AnswerRows:
+    """Return the rows without labels that an `auto` block names, without the training rows."""
+    block = recipe.auto
+    assert block is not None
+    assert block.unlabelled is not None
+    path = Path(block.unlabelled).expanduser()
+    with recipe.placing("auto.unlabelled"):
+        return read_answer_rows(recipe, path, trained=task, seen=train, tolerance=block.tolerance)
+
 
 def count_rows(data: DataBlock) -> int:
     """Return the number of rows in the training split."""
-    # this selection takes no checkpoint-choosing rows from the training split
-    update = {"selection": "validation", "max_train_rows": None}
-    return len(load_rows(data.model_copy(update=update)).train)
+    return len(load_rows(whole_data(data).model_copy(update={"max_train_rows": None})).train)
 
 
 def choosing_rows(task: Task, screening: int, seed: int) -> dict[str, Part]:
@@ -73,15 +155,15 @@ def _taken(rows: Rows, chosen: Sequence[int]) -> Part:
     return Part(rows.select.select(chosen), origin.of(chosen))
 
 
-def row_sets(rows: Rows, held: Mapping[str, Part]) -> dict[str, RowSet]:
+def row_sets(rows: Rows, held: Mapping[str, Held]) -> dict[str, RowSet]:
     """Return the number and digest of the rows of every part: training, held out and reported.
 
     Args:
         held: screening and test rows, by part.
     """
-    of_training = {TRAIN: rows.train, **{name: part.rows for name, part in held.items()}}
     split = rows.origin(rows.train).split
-    sets = {name: _row_set(split, part) for name, part in of_training.items()}
+    sets = {TRAIN: _row_set(split, rows.train)}
+    sets |= {name: part.row_set(split) for name, part in held.items()}
     return {**sets, **{part_of(name): _row_set(name, part) for name, part in rows.report.items()}}
 
 
@@ -89,7 +171,9 @@ def _row_set(split: str, rows: Dataset) -> RowSet:
     return RowSet(split=split, rows=len(rows), digest=data_fingerprint(rows))
 
 
-def certifiable_by(recipe: Recipe, ready: Prepared, rows: int, confidence: float) -> Certifiable:
+def certifiable_by(
+    recipe: Recipe, ready: Prepared, rows: int, promise: Promise, confidence: float | None = None
+) -> Certifiable:
     """Return the smallest drop that a number of test rows can certify, before any training.
 
     The untrained model scores a few rows, because only row scores tell if the metric's rows are
@@ -97,12 +181,36 @@ def certifiable_by(recipe: Recipe, ready: Prepared, rows: int, confidence: float
 
     Args:
         recipe: recipe of the run at full rank.
+        confidence: confidence of the bound; None: the promise's.
     """
+    confidence = promise.confidence if confidence is None else confidence
+    if promise.kind == "differ":
+        return Certifiable.on(rows, confidence, answer_scores([]))
     few = ready.rows.select.select(range(min(_FEW, len(ready.rows.select))))
     encoded = encode(ready.task, ready.base, few, ready.rows.origin(ready.rows.select))
     with tempfile.TemporaryDirectory() as scratch:  # a trainer makes its directory
         scores = build_scorer(recipe, ready.task, ready.base, Path(scratch)).row_scores(encoded)
-    return Certifiable.on(rows, confidence, right_or_wrong=scores.is_right_or_wrong)
+    return Certifiable.on(rows, confidence, scores)
+
+
+class UnlabelledRows:
+    """Rows without labels as the rows that choose a size; has what `SelectionRows` has.
+
+    Attributes:
+        task: the family, bound to these rows.
+        split: name of these rows.
+        notes: remarks for the user.
+    """
+
+    def __init__(self, recipe: Recipe, rows: AnswerRows) -> None:
+        self._recipe, self._rows = recipe, rows
+        self.task, self.split, self.notes = rows.task, f"{len(rows):,} unlabelled rows", rows.notes
+
+    def scored_by(self, base: Base, scratch: Path) -> Callable[[], RowScores]:
+        """Return a function that answers these rows with the model as it is then."""
+        rows = self._rows.encoded(self.task, base)
+        trainer = build_scorer(self._recipe, self.task, base, scratch)
+        return lambda: self._rows.scores(trainer, rows)
 
 
 class SelectionRows:
@@ -120,6 +228,7 @@ class SelectionRows:
         rows = self._rows
         reported = [name for name, part in rows.report.items() if part is rows.select]
         self.split = reported[0] if reported else "selection"
+        self.notes: tuple[str, ...] = ()
 
     def scored_by(self, base: Base, scratch: Path) -> Callable[[], RowScores]:
         """Return a function that scores the model on these rows by the recipe's main metric.
@@ -131,3 +240,7 @@ class SelectionRows:
             rows = encode(self.task, base, chosen, self._rows.origin(chosen))
         trainer = build_trainer(self._recipe, self.task, base, scratch)
         return lambda: trainer.row_scores(rows)
+
+
+ChoosingRows = SelectionRows | UnlabelledRows
+"""The rows on which the sizes of a finished adapter are compared."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from sora_cli.core.processes import world_size
 from sora_cli.search.bca import drop_on
@@ -30,12 +30,22 @@ Size = TypeVar("Size")
 Made = TypeVar("Made")
 
 
+class Test(Protocol):
+    """The result of a size's test: a bound, or the means of several."""
+
+    def fails(self, max_drop: float, /) -> bool:
+        """Return True if this test ends the testing."""
+
+
+Tested = TypeVar("Tested", bound=Test)
+
+
 def in_fixed_order(
     sizes: Iterable[Size],
     make: Callable[[Size], Made],
-    test: Callable[[Made], Bound | None],
+    test: Callable[[Made], Tested | None],
     max_drop: float,
-) -> Iterator[tuple[Made, Bound | None]]:
+) -> Iterator[tuple[Made, Tested | None]]:
     """Make and test sizes from largest to smallest until one fails; yield each with its test.
 
     All processes that train together get the first process's values.
@@ -43,15 +53,15 @@ def in_fixed_order(
     Args:
         sizes: from largest to smallest; their choice must not depend on the test rows.
         make: makes a size; not called after the first failure.
-        test: returns the bound of a size's drop on the test rows; None: no test is possible.
+        test: tests a size's drop on the test rows; None: no test is possible.
         max_drop: the promise, in the metric's unit.
     """
     for size in sizes:
         # a yield comes before the check for failure, so that the failed size is recorded, too
         made = from_first_process(make(size))
-        bound = from_first_process(test(made))
-        yield made, bound
-        if bound is not None and bound.fails(max_drop):
+        result = from_first_process(test(made))
+        yield made, result
+        if result is not None and result.fails(max_drop):
             return
 
 
@@ -92,8 +102,8 @@ class Candidate(Generic[Key]):
 
     @property
     def score(self) -> float:
-        """The metric on the test rows."""
-        return self.scores.value
+        """The metric on the test rows, or the agreement with full rank there."""
+        return 1 - self.drop if self.scores.is_agreement else self.scores.value
 
     def against(self, whole: RowScores, bound: Bound | None, max_drop: float) -> Candidate[Key]:
         """Return a copy with the result of its test, or without a bound with its drop alone."""
@@ -150,6 +160,10 @@ class Search(Generic[Key]):
         tested = [one for one in self.candidates if one.bound is not None]
         many = (one for one in tested if one.bound is not None and one.bound.is_of_many)
         return next(many, next(iter(tested), None))
+
+    def rule(self) -> dict[str, float]:
+        """Return the option that gave the promise, with its number."""
+        return {f"max_{self.promise.kind}": self.promise.max_drop}
 
     @property
     def certifiable(self) -> float | None:

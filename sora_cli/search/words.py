@@ -27,9 +27,11 @@ def certifiable_line(scores: RowScores, split: str, confidence: float) -> str | 
     """Return a line on the drop that rows can certify; None: their number does not determine it."""
     from sora_cli.search.certifiable import DIFFERING, POWER, certifiable_drop
 
+    rows = len(scores)
+    if scores.is_agreement:
+        return None  # `answers_lines` says it, where the promise is known
     if not scores.is_right_or_wrong:
         return None
-    rows = len(scores)
     usual = certifiable_drop(rows, confidence=confidence)
     best = certifiable_drop(rows, differing=0, confidence=confidence)
     return (
@@ -45,6 +47,9 @@ def certifiable_lines(promise: Promise, rows: int, bound: BoundMethod, more: str
     Args:
         more: a sentence on the number of rows that the promise needs.
     """
+    if promise.kind == "differ":
+        yield from answers_lines(promise, rows)
+        return
     asked = (
         f"promise: a drop of at most {promise.max_drop:g} ({promise.given}), with "
         f"{promise.confidence:.0%} confidence"
@@ -64,11 +69,55 @@ def certifiable_lines(promise: Promise, rows: int, bound: BoundMethod, more: str
         yield f"these rows can be expected to certify {fits}; {more}"
 
 
-def tested_line(test: SizeTest, max_drop: float) -> str:
+def answers_lines(promise: Promise, rows: int) -> Iterator[str]:
+    """Yield lines on a promise about answers, and on the rows that may differ."""
+    from sora_cli.search.agreement import allowed_rows, rows_for_none  # scipy
+
+    asked = f"promise: at most {100 * promise.max_drop:g} % of the answers differ"
+    allowed = allowed_rows(promise.max_drop, rows, promise.confidence)
+    if allowed is not None:
+        yield (
+            f"{asked}, {promise.confidence:.0%}; certified if at most {count(allowed)} of "
+            f"{count(rows)} test rows are answered differently"
+        )
+        return
+    yield f"{asked}, {promise.confidence:.0%}"
+    need = rows_for_none(promise.max_drop, promise.confidence)
+    more = "no number of rows is enough" if need is None else f"it takes {count(need)} at least"
+    yield (
+        f"WARNING: {count(rows)} test rows cannot certify this, even if no answer differs; {more}: "
+        "the adapter will be written without a certificate (exit code 3)"
+    )
+
+
+def expected_line(promise: Promise, rows: int, drop: float, certifiable: float) -> str:
+    """Return a line on the outcome that screening expects of a size.
+
+    Args:
+        rows: number of test rows.
+        drop, certifiable: expected drop before healing, and what the rows can certify beside it.
+    """
+    if promise.kind == "differ":
+        return (
+            f"{100 * drop:.2f} % of the answers are expected to differ before healing; "
+            f"{rows:,} test rows could then certify {100 * (drop + certifiable):.2f} %"
+        )
+    return (
+        f"a drop of {drop:+.4f} is expected before healing; {rows:,} test rows can be expected to "
+        f"certify {certifiable:.4f}"
+    )
+
+
+def tested_line(test: SizeTest, promise: Promise) -> str:
     """Return a line on the result of a size's test."""
-    bound = f"bound {test.upper:.4f}" if test.refused is None else f"no bound: {test.refused}"
     end = ": no smaller size is tested" if test.failed else ""
-    return f"drop {test.drop:+.4f}, {bound}, promise {max_drop:g}: {test.verdict}{end}"
+    if promise.kind == "differ":
+        return (
+            f"differing answers: {test.differing or 0:,} ({100 * test.drop:.2f} %), bound "
+            f"{100 * test.upper:.2f} %, promise {100 * promise.max_drop:g} %: {test.verdict}{end}"
+        )
+    bound = f"bound {test.upper:.4f}" if test.refused is None else f"no bound: {test.refused}"
+    return f"drop {test.drop:+.4f}, {bound}, promise {promise.max_drop:g}: {test.verdict}{end}"
 
 
 def size_verdict(certificate: Certificate, number: int, *, reason: bool = False) -> str:
@@ -81,14 +130,16 @@ def size_verdict(certificate: Certificate, number: int, *, reason: bool = False)
     verdict = "not tested" if test is None else test.verdict
     if reason and test is not None and test.refused is not None:
         verdict = f"{verdict}: {test.refused}"
-    return f"{verdict}, written" if number == certificate.chosen else verdict
+    if number != certificate.chosen:
+        return verdict
+    return f"{verdict}, written" if certificate.final is None else f"{verdict}, chosen"
 
 
 def size_table(certificate: Certificate) -> Table:
     """Return a table of the trained sizes, from the largest to the smallest."""
-    metric, rows = certificate.promise.metric, certificate.rows[TEST].rows
+    metric, rows = certificate.promise.tested, certificate.rows[TEST].rows
     columns: list[Column | str] = ["size", *_SIZE, "largest rank", Column(metric, ".4f")]
-    columns += [Column("drop", "+.4f"), Column("at most", "+.4f"), ""]
+    columns += [*_drop_columns(certificate.promise), ""]
     full = certificate.full
     lines: list[list[Any]] = [["full rank", *_size(full), full.test, None, None, None]]
     shares = {size.max_params: size.share for size in certificate.screened}
@@ -97,8 +148,24 @@ def size_table(certificate: Certificate) -> Table:
         figures = (None, None, None) if test is None else (test.score, test.drop, test.upper)
         name = f"{shares.get(size.max_params, math.nan):.1%}"
         lines.append([name, *_size(size), *figures, size_verdict(certificate, number)])
+        for half, part in enumerate(certificate.halves, 1):
+            same = part.candidates[number]
+            known = same.test
+            figures = (None,) * 3 if known is None else (known.score, known.drop, known.upper)
+            lines.append([f"  half {half}", *_size(same), *figures, ""])
+    final = certificate.final
+    if final is not None:
+        lines.append(["written", *_size(final), None, None, None, "all rows, not tested"])
     sure = f"at most: with {certificate.promise.confidence:.0%} confidence"
-    return Table(f"{metric} on {rows:,} test rows; {sure}", columns, lines)
+    both = ", the mean of two halves" if certificate.halves else ""
+    return Table(f"{metric} on {rows:,} test rows{both}; {sure}", columns, lines)
+
+
+def _drop_columns(promise: Promise) -> tuple[Column, Column]:
+    """Return the columns of the drop and its bound; of answers, the share that differs."""
+    if promise.kind == "differ":
+        return Column("differ", ".2%"), Column("at most", ".2%")
+    return Column("drop", "+.4f"), Column("at most", "+.4f")
 
 
 def untrained_line(certificate: Certificate) -> str | None:
@@ -118,8 +185,8 @@ def _size(size: Size) -> tuple[int, int, int]:
 
 def search_table(search: Search[Any]) -> Table:
     """Return a table of the sizes that were tried, from the largest to the smallest."""
-    columns: list[Column | str] = [*_SIZE, Column(search.metric, ".4f"), Column("drop", "+.4f")]
-    columns += [Column("at most", "+.4f"), ""]
+    columns: list[Column | str] = [*_SIZE, Column(search.metric, ".4f")]
+    columns += [*_drop_columns(search.promise), ""]
     whole, *sizes = search.candidates
     first = (
         [None, None, whole.score, None, None, "the model"]
@@ -146,6 +213,8 @@ def _verdict(size: Candidate[Any]) -> str:
 
 def verdict_lines(search: Search[Any]) -> Sequence[str]:
     """Return the lines of the verdict: the chosen size, certified or not, and its drop."""
+    if search.promise.kind == "differ":
+        return _verdict_on_answers(search)
     promise, confidence = f"{search.promise.max_drop:g}", f"{search.promise.confidence:g}"
     chosen = f"{count(search.chosen.components)} components"
     bound = search.chosen.bound
@@ -169,8 +238,48 @@ def verdict_lines(search: Search[Any]) -> Sequence[str]:
     ]
 
 
+def _verdict_on_answers(search: Search[Any]) -> Sequence[str]:
+    """Return the lines of the verdict on a promise about answers."""
+    share, confidence = f"{100 * search.promise.max_drop:g} %", f"{search.promise.confidence:g}"
+    whole = "the model's" if search.outside else "the uncut adapter's"
+    size, chosen = search.chosen, f"{count(search.chosen.components)} components"
+    rows = count(len(size.scores))
+    differing = count(round(size.drop * len(size.scores)))
+    if size is search.candidates[0]:
+        return [
+            f"no smaller size is certified to answer at most {share} of the rows otherwise, and "
+            "the largest of them differs on more of these rows: everything is kept",
+            *_certifiable_share(search),
+        ]
+    if search.certified and size.bound is not None and size.bound.upper is not None:
+        return [
+            f"certified: with {chosen} at most {share} of the answers differ from {whole} "
+            f"(bound {100 * size.bound.upper:.2f} %: {differing} of {rows} rows differ), with "
+            f"confidence {confidence}, on rows like these"
+        ]
+    but = "but" if size.drop <= search.promise.max_drop else "and"
+    return [
+        f"NOT certified: with {chosen} {differing} of these {rows} answers differ from {whole}, "
+        f"{but} the rows cannot certify at most {share} with confidence {confidence}",
+        *_certifiable_share(search),
+    ]
+
+
+def _certifiable_share(search: Search[Any]) -> list[str]:
+    """Return a line on the share that the rows could certify; empty if nothing was tested."""
+    first, least = search.first_tested, search.certifiable
+    if first is None or first.bound is None or least is None:
+        return []
+    return [
+        f"the {first.bound.rows:,} rows can certify {100 * least:.2f} % with a probability of 80%, "
+        f"if as many answers differ as with the largest size ({first.bound.differing:,} of them)"
+    ]
+
+
 def unseen_rows(search: Search[Any]) -> str:
     """Return a note that the score on the choosing rows is biased by the choice."""
+    if search.promise.kind == "differ":
+        return f"note: the size was chosen on {search.split}, so its agreement there is too good"
     return (
         f"note: the size was chosen on {search.split}, so its score there is too good: report a "
         "score on other rows"

@@ -113,6 +113,8 @@ class Task(ABC):
     """True if the answers are generated texts, which need no outputs of the model."""
     answered_together: ClassVar[int] = 4096
     """Number of rows in memory at a time for `sora predict`."""
+    answers_numbers: ClassVar[bool] = False
+    """True if an answer is a number, so that two models' answers are equal by chance alone."""
     trains_head: ClassVar[bool] = True
     """True if the model's output head is new and trained in full."""
     input_columns: tuple[str, ...]
@@ -265,6 +267,13 @@ class Task(ABC):
 
         Outputs that are not finite are a `RowError`.
         """
+
+    def compared_answers(self, predictions: Predictions) -> Sequence[Any]:
+        """Return the answer to each raw row in the form in which two models are compared.
+
+        Scores and probabilities are left out: they differ where the answers are the same.
+        """
+        return self.answer_columns(predictions)[0]
 
     def probabilities(self, predictions: Predictions) -> np.ndarray | None:
         """Return the probability of each class, (rows, classes); None if there are no classes."""

@@ -175,6 +175,14 @@ class ImageText(Task):
         check_finite(predictions.outputs)
         return [_cosines(predictions)]
 
+    def compared_answers(self, predictions: Predictions) -> Sequence[Any]:
+        """Return the text found for each image, and the image found for each text."""
+        check_finite(predictions.outputs)
+        texts, images, _ = _split_outputs(predictions)
+        own = self._texts(predictions)
+        found = zip(nearest(images, texts), nearest(texts, images), strict=True)
+        return [(own[int(text)], int(image)) for text, image in found]
+
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         vectors, images, _ = _split_outputs(predictions)
         texts, chosen = self._texts(predictions), nearest(images, vectors)

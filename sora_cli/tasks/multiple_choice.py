@@ -83,6 +83,10 @@ class MultipleChoice(OneNumber):
             [float(own[place]) for _, place, own in rows],
         ]
 
+    def compared_answers(self, predictions: Predictions) -> Sequence[Any]:
+        """Return the number of each choice: two choices may have one text."""
+        return self.answer_columns(predictions)[1]
+
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         texts = predictions.encoded.raw["choices"][:]
         right = _labelled(predictions).true_labels

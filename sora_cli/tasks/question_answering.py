@@ -170,6 +170,11 @@ class QuestionAnswering(Task):
         answers = self._answers(predictions)
         return [[getattr(answer, name) for answer in answers] for name in _SPAN]
 
+    def compared_answers(self, predictions: Predictions) -> Sequence[Any]:
+        """Return text and place of each answer: one text may stand at two places."""
+        texts, starts, ends, _ = self.answer_columns(predictions)
+        return list(zip(texts, starts, ends, strict=True))
+
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         answers = self._answers(predictions)
         return [

@@ -11,13 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 
+from sora_cli.recipe.tolerance import AGREEMENT
 from sora_cli.tasks.metrics import load_metric
 
 Formula = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Parts (rows, k) and weights (sets, rows) -> the metric for each set of weights, (sets,)."""
+SAME, WITHIN = "same", "within"
+"""Formulas of answers: equal, and numbers that are no further apart than a tolerance."""
 _ROUNDING = 1e-12  # relative to a sum of squares; a smaller variance is rounding, and counts as 0
 _LARGEST = 700.0  # nats per token; e to a larger power overflows a float
 
@@ -49,9 +54,24 @@ class RowScores:
         return self.formula == "right"
 
     @property
+    def is_agreement(self) -> bool:
+        """True if the parts are answers, which mean something only beside another model's."""
+        return self.formula in {SAME, WITHIN}
+
+    @property
     def value(self) -> float:
         """The metric on all rows."""
         return float(self.weighted(np.ones((1, len(self))))[0])
+
+    def differs(self, other: RowScores) -> np.ndarray:
+        """Return which rows another model scores, or answers, differently, (rows,) of bool."""
+        if self.formula == WITHIN:
+            return np.asarray(np.abs(self.parts - other.parts)[:, 0] > self.parts[:, 1])
+        return np.asarray((self.parts != other.parts).any(axis=1))
+
+    def beside(self, full: RowScores) -> float:
+        """Return the metric of this model; of answers, the share on which it agrees with `full`."""
+        return 1 - float(self.differs(full).mean()) if self.is_agreement else self.value
 
     def take(self, rows: np.ndarray) -> RowScores:
         """Return the scores of these rows only.
@@ -69,12 +89,34 @@ class RowScores:
         return formula(self.parts, weights)
 
 
+def answer_scores(answers: Sequence[Any], tolerance: float | None = None) -> RowScores:
+    """Return one model's answers as scores, to be compared with another model's.
+
+    Args:
+        answers: one per raw row, of plain values.
+        tolerance: answers are numbers, and two that are at most this far apart are the same.
+    """
+    if tolerance is not None:
+        column = np.asarray(answers, dtype=np.float64)
+        return row_scores(AGREEMENT, WITHIN, column, np.full(len(column), tolerance))
+    # 52 bits of a digest are exact in float64; two answers of one row collide once in 4e15
+    codes = [int.from_bytes(blake2b(repr(one).encode(), digest_size=8).digest()) >> 12
+             for one in answers]  # fmt: skip
+    return row_scores(AGREEMENT, SAME, np.array(codes, dtype=np.float64))
+
+
 def row_scores(
     metric: str, formula: str, *parts: np.ndarray, greater_is_better: bool = True
 ) -> RowScores:
     """Return the scores with these parts, each (rows,)."""
     columns = [np.asarray(part, dtype=np.float64) for part in parts]
     return RowScores(metric, formula, np.stack(columns, axis=1), greater_is_better)
+
+
+def _all(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return 1 for each set of weights: a model agrees with itself."""
+    del parts
+    return np.ones(len(weights))
 
 
 def _mean(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -195,6 +237,8 @@ def _pearson_spearman(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 FORMULAS: dict[str, Formula] = {
     "right": _mean,
+    SAME: _all,
+    WITHIN: _all,
     "mean": _mean,
     "ratio": _ratio,
     "perplexity": _perplexity,

@@ -130,6 +130,8 @@ class SequenceClassification(OneClass, _Sequence):
 class SequenceRegression(_Sequence):
     """One number per text or pair; squared error."""
 
+    answers_numbers = True
+
     @classmethod
     def is_for(cls, config: Any) -> bool:
         return bool(config.problem_type == "regression" or config.num_labels == 1)

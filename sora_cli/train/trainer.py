@@ -171,6 +171,7 @@ class AdapterTrainer(ResumingTrainer):
     def write(self, examples: Dataset) -> list[str] | None:
         """Return the text that the model writes for each row; the processes share the work."""
         model = self.accelerator.unwrap_model(self.model_wrapped)
+        model.eval()  # training leaves dropout on, and only `predict` turns it off
         rank, world = self.args.process_index, self.args.world_size
         mine = examples.select(range(rank, len(examples), world))
         with torch.no_grad(), self.compute_loss_context_manager():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,23 +38,36 @@ from sora_cli.run.stored import load_adapted
 from sora_cli.search.bounds import drop_bound
 from sora_cli.search.certifiable import Certifiable
 from sora_cli.search.certificate import (
+    REFIT,
     SCREENING,
     TEST,
+    TRAIN,
     Certificate,
+    Half,
     Measured,
     RowSet,
     SizeTest,
     directory_of,
+    half_name,
     read_certificate,
     read_stored,
 )
+from sora_cli.search.halves import HALVES, half_confidence, held_data
 from sora_cli.search.promise import promise_of
-from sora_cli.search.rows import Part, choosing_rows, row_sets
+from sora_cli.search.rows import (
+    Held,
+    Part,
+    cross_fit_rows,
+    deciding_rows,
+    row_sets,
+    sets_of_halves,
+)
 from sora_cli.search.size import Size, size_of
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.trainer import build_scorer
 from sora_cli.verify.expected import (
+    Reports,
     expected,
     out_of_order,
     read_reports,
@@ -110,18 +124,27 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
     recipe, block = loaded.recipe, loaded.recipe.auto
     if stored is None or block is None:
         raise SoraError(f"{run / REPORT} is not the report of a sora auto run")
-    task, rows = _load(recipe)
-    held = choosing_rows(task, certificate.rows[SCREENING].rows, block.seed)
-    sets = row_sets(rows, held)
-    reports = read_reports(run, len(certificate.candidates))
-    differs = [*_changed_rows(certificate.rows, sets), *_changed_adapters(run, certificate, task)]
-    differs += reports if isinstance(reports, list) else unreported(certificate, reports.written)
+    task, sets, tests, reported = _rows(recipe, certificate)
+    halves = HALVES if certificate.halves else (None,)
+    reports, differs = list[Reports](), [*_changed_rows(certificate.rows, sets)]
+    differs += _changed_adapters(run, certificate, task)
+    for half in halves:
+        part = read_reports(run, len(certificate.candidates), half)
+        if isinstance(part, list):
+            differs += part
+        else:
+            reports.append(part)
+    if len(reports) == len(halves):
+        differs += unreported(certificate, reports[0].written)
     scored, correct = ScoresAgain(TOLERANCE), certificate
     # scoring is the long part: not if other rows or adapters make the scores meaningless
-    if not differs and not isinstance(reports, list):
-        parts = {_TEST: held[TEST], **{s: Part(r, rows.origin(r)) for s, r in rows.report.items()}}
-        agreed, sizes, certifiable = _score_again(run, certificate, loaded, task, parts, scored)
-        correct = expected(agreed, recipe, reports, sets, certifiable, sizes)
+    if not differs:
+        again = _Again(run, certificate, loaded, task, reported, scored)
+        if certificate.halves:
+            certifiable, sizes = again.halves(tests)
+        else:
+            certifiable, sizes = again.held_out(tests[0])
+        correct = expected(again.found, recipe, reports, sets, certifiable, sizes, again.final())
     differs += [*unlike(stored, correct), *out_of_order(correct)]
     if same_words(stored, correct) and not card_matches(run / ADAPTER, correct.lines()):
         differs.append(f"the card in {run / ADAPTER} does not say: {correct.lines()[0]}")
@@ -134,55 +157,170 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
     return certificate, done
 
 
-def _score_again(
-    run: Path,
-    certificate: Certificate,
-    loaded: LoadedRecipe,
-    task: Task,
-    parts: Mapping[str, Part],
-    scored: ScoresAgain,
-) -> tuple[Certificate, list[Size], Certifiable]:
-    """Score all adapters and compare.
+def _rows(
+    recipe: Recipe, found: Certificate
+) -> tuple[Task, dict[str, RowSet], list[Held], dict[str, Held]]:
+    """Load all rows.
 
     Returns:
-        The certificate with its own scores if they agree, else with those computed here; the
-        adapters' sizes; and the drops that the test rows can certify.
+        The task; the row sets of all parts; the test rows, of cross-fitting of each half's
+        adapters; and the reported rows by split.
     """
-    recipe, on = loaded.recipe, named_base(loaded)
-    promise, seed = promise_of(recipe), recipe.auto.seed if recipe.auto is not None else 0
-    confidence = promise.confidence
-    whole = _measured(run / directory_of(None), recipe, task, parts, on)
-    full = whole.scores[_TEST]
-    certifiable = Certifiable.on(len(full), confidence, right_or_wrong=full.is_right_or_wrong)
-    promise = promise.settled(certifiable, len(full))
-    max_drop = promise.max_drop
-    test = scored.score("full rank", certificate.full.test, full)
-    reported: dict[str, float] = {}
-    sizes, candidates = [], []
-    for number, size in enumerate(certificate.candidates):
-        name = directory_of(number)
-        # only the chosen adapter was scored on the reported splits
-        written = parts if number == certificate.chosen else {_TEST: parts[_TEST]}
-        small = _measured(run / name, recipe, task, written, on)
-        sizes.append(size_of(small.ranks, small.cost, promise.serve))
-        here, own = None, {}
-        if certifiable.may_pass(max_drop):
-            tested = small.scores[_TEST]
-            here = SizeTest.of(
-                tested.value, drop_bound(full, tested, confidence, seed=seed), max_drop
-            )
-            if size.test is not None:
-                here = scored.test(name, size.test, certificate.full.test, full, here, promise)
-        for split in written.keys() - {_TEST}:
-            was = certificate.full.reported.get(split, math.nan)
-            reported[split] = scored.score(f"full rank, {split}", was, whole.scores[split])
-            was = size.reported[split].score if split in size.reported else math.nan
-            value = scored.score(f"{name}, {split}", was, small.scores[split])
-            own[split] = Measured(score=value, drop=promise.drop(reported[split], value))
-        candidates.append(size.model_copy(update={"test": here, "reported": own}))
-    whole_size = certificate.full.model_copy(update={"test": test, "reported": reported})
-    agreed = certificate.model_copy(update={"full": whole_size, "candidates": candidates})
-    return agreed, sizes, certifiable
+    screening, test = (found.rows[name].rows for name in (SCREENING, TEST))
+    if found.halves:
+        task, rows = _load(recipe)
+        parts = cross_fit_rows(recipe, task, screening)
+        sets = sets_of_halves(rows, parts)
+        tests: list[Held] = [parts[half_name(3 - half)] for half in HALVES]
+    else:
+        more, seed = {}, recipe.auto.seed if recipe.auto is not None else 0
+        if found.final is not None:  # its recipe trains on all rows; these are of the tested one
+            more = {REFIT: row_sets(_load(recipe)[1], {})[TRAIN]}
+            held_out = recipe.data.model_copy(update=held_data(screening + test, seed))
+            recipe = recipe.model_copy(update={"data": held_out})
+        task, rows = _load(recipe)
+        with _moved("auto.unlabelled=FILE"):
+            held = deciding_rows(recipe, task, rows.train, screening, test)
+        sets, tests = row_sets(rows, held) | more, [held[TEST]]
+    return task, sets, tests, {s: Part(r, rows.origin(r)) for s, r in rows.report.items()}
+
+
+class _Again:
+    """Scores all adapters again and compares.
+
+    Attributes:
+        found: the certificate, with its scores where they agree, else the scores here.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        found: Certificate,
+        loaded: LoadedRecipe,
+        task: Task,
+        reported: Mapping[str, Held],
+        scored: ScoresAgain,
+    ) -> None:
+        self._run, self.found, self._loaded, self._task = run, found, loaded, task
+        self._reported, self._scored = reported, scored
+        self._promise, self._on = promise_of(loaded.recipe), named_base(loaded)
+        self._here: list[tuple[int, SizeTest]] = []  # numbers of candidates, and their tests here
+
+    def held_out(self, test: Held) -> tuple[Certifiable, list[list[Size]]]:
+        """Compare the adapters that rows held out test.
+
+        Returns:
+            The drop that the test rows can certify, and the sizes of the candidates' adapters.
+        """
+        whole, able = self._full(None, test, self._reported)
+        part = Half(full=self.found.full, candidates=self.found.candidates)
+        part, sizes = self._compared(part, None, whole, able, test, self._reported)
+        update = {"full": part.full, "candidates": part.candidates}
+        self.found = self.found.model_copy(update=update)
+        return able, [sizes]
+
+    def halves(self, tests: Sequence[Held]) -> tuple[Certifiable, list[list[Size]]]:
+        """Compare the adapters of both halves; returns as `held_out`.
+
+        Args:
+            tests: rows that test each half's adapters.
+        """
+        each = half_confidence(self._promise.confidence)
+        self._promise = self._promise.model_copy(update={"confidence": each})
+        parts, sizes = [], []
+        for half, stored, test in zip(HALVES, self.found.halves, tests, strict=True):
+            whole, able = self._full(half, test, {})
+            part, own = self._compared(stored, half, whole, able, test, {})
+            parts.append(part)
+            sizes.append(own)
+        self._check_means()
+        self.found = self.found.model_copy(update={"halves": parts})
+        return able, sizes
+
+    def _check_means(self) -> None:
+        """Note the sizes whose verdict by the mean of both halves is another here."""
+        max_drop = self.found.promise.max_drop
+        for number, size in enumerate(self.found.candidates):
+            tests = [here for place, here in self._here if place == number]
+            mean = SizeTest.mean(tests, max_drop) if tests else None
+            if mean is not None and size.test is not None and mean.verdict != size.test.verdict:
+                self._scored.unclear.append(
+                    f"size {number + 1}, mean of both halves: {size.test.verdict} by a bound of "
+                    f"{size.test.upper:.6g} in the certificate, {mean.verdict} by {mean.upper:.6g} "
+                    f"here, of {max_drop:g}"
+                )
+
+    def final(self) -> Size | None:
+        """Compare the scores of an adapter that was trained after the tests; return its size."""
+        last = self.found.final
+        if last is None:
+            return None
+        small, own = self._measured(self._run, self._reported), {}
+        for split, scores in small.scores.items():
+            was = last.reported.get(split, math.nan)
+            own[split] = self._scored.score(f"written, {split}", was, scores)
+        self.found = self.found.model_copy(
+            update={"final": last.model_copy(update={"reported": own})}
+        )
+        return size_of(small.ranks, small.cost, self._promise.serve)
+
+    def _measured(self, directory: Path, parts: Mapping[str, Held]) -> _Measured:
+        return _measured(directory, self._loaded.recipe, self._task, parts, self._on)
+
+    def _full(
+        self, half: int | None, test: Held, reported: Mapping[str, Held]
+    ) -> tuple[_Measured, Certifiable]:
+        place = self._run / directory_of(None, half)
+        whole = self._measured(place, {_TEST: test, **reported})
+        full = whole.scores[_TEST]
+        return whole, Certifiable.on(len(full), self._promise.confidence, full)
+
+    def _compared(
+        self,
+        stored: Half,
+        half: int | None,
+        whole: _Measured,
+        able: Certifiable,
+        test: Held,
+        reported: Mapping[str, Held],
+    ) -> tuple[Half, list[Size]]:
+        """Compare full rank and the candidates that were trained on the same rows.
+
+        Args:
+            whole: full rank here.
+            reported: reported rows, which full rank and the written candidate are scored on.
+        """
+        found, scored = self.found, self._scored
+        full, sizes, candidates = whole.scores[_TEST], [], []
+        promise = self._promise.settled(able, len(full))
+        seed = self._loaded.recipe.auto.seed if self._loaded.recipe.auto is not None else 0
+        name = "full rank" if half is None else f"full rank, half {half}"
+        score, known = scored.score(name, stored.full.test, full), dict[str, float]()
+        for number, size in enumerate(stored.candidates):
+            # only the chosen adapter was scored on the reported splits
+            written = reported if number == found.chosen else {}
+            place = directory_of(number, half)
+            small = self._measured(self._run / place, {_TEST: test, **written})
+            sizes.append(size_of(small.ranks, small.cost, promise.serve))
+            here, own = None, {}
+            if able.may_pass(promise.max_drop):
+                tested = small.scores[_TEST]
+                bound = drop_bound(full, tested, promise.confidence, seed=seed)
+                here = SizeTest.of(tested.beside(full), bound, promise.max_drop)
+                self._here.append((number, here))
+                if size.test is not None:
+                    before = stored.full.test
+                    here = scored.test(place, size.test, before, full, here, promise)
+            for split in written:
+                was = stored.full.reported.get(split, math.nan)
+                full_here = scored.score(f"{name}, {split}", was, whole.scores[split])
+                known[split] = full_here
+                was = size.reported[split].score if split in size.reported else math.nan
+                value = scored.score(f"{place}, {split}", was, small.scores[split])
+                own[split] = Measured(score=value, drop=promise.drop(full_here, value))
+            candidates.append(size.model_copy(update={"test": here, "reported": own}))
+        full_rank = stored.full.model_copy(update={"test": score, "reported": known})
+        return Half(full=full_rank, candidates=candidates), sizes
 
 
 def _read_run(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedRecipe]:
@@ -200,10 +338,17 @@ def _read_run(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedR
 
 def _load(recipe: Recipe) -> tuple[Task, Rows]:
     """Load the rows; if they are not found, name the overrides that say where they are."""
-    try:
+    with _moved("data.files.train=FILE, or data.path=DIR"):
         return load_task(recipe)
+
+
+@contextmanager
+def _moved(override: str) -> Iterator[None]:
+    """Name the override for rows that have moved, if rows are not found inside the `with` block."""
+    try:
+        yield
     except MissingDataError as error:
-        error.hint = "say where it is now: data.files.train=FILE, or data.path=DIR"
+        error.hint = f"say where it is now: {override}"
         raise
 
 
@@ -219,12 +364,15 @@ def _changed_rows(stored: Mapping[str, RowSet], here: Mapping[str, RowSet]) -> I
 
 
 def _changed_adapters(run: Path, certificate: Certificate, task: Task) -> list[str]:
-    known = {
-        run / ADAPTER: certificate.adapter,
-        run / directory_of(None) / ADAPTER: certificate.full.digest,
-    }
-    for number, size in enumerate(certificate.candidates):
-        known[run / directory_of(number) / ADAPTER] = size.digest
+    known = {run / ADAPTER: certificate.adapter}
+    for half, part in (
+        zip(HALVES, certificate.halves, strict=True)
+        if certificate.halves
+        else [(None, certificate)]
+    ):
+        known[run / directory_of(None, half) / ADAPTER] = part.full.digest
+        for number, size in enumerate(part.candidates):
+            known[run / directory_of(number, half) / ADAPTER] = size.digest
     changed = []
     for place, digest in known.items():
         now = result_digest(place)
@@ -249,13 +397,15 @@ class _Measured:
 
 
 def _measured(
-    directory: Path, recipe: Recipe, task: Task, parts: Mapping[str, Part], on: str | None
+    directory: Path, recipe: Recipe, task: Task, parts: Mapping[str, Held], on: str | None
 ) -> _Measured:
     adapter = read_adapter(directory / ADAPTER)
     base, _ = load_adapted(adapter, recipe, task, on=on, strict=True)
     with tempfile.TemporaryDirectory() as scratch:
         scorer = build_scorer(recipe, task, base, Path(scratch))
-        scores = {n: scorer.row_scores(part.encoded(task, base)) for n, part in parts.items()}
+        scores = {
+            name: part.scores(scorer, part.encoded(task, base)) for name, part in parts.items()
+        }
     return _Measured(
         ranks={path: int(f.live_components().sum()) for path, f in adapter.layers.items()},
         cost={path: f.A.shape[1] + f.B.shape[0] for path, f in adapter.layers.items()},

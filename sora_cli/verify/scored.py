@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from scipy.special import ndtri
 
 from sora_cli.report import Score
+from sora_cli.search.agreement import share_bound
 from sora_cli.search.bca import FEWEST_DIFFERING
 from sora_cli.search.certificate import SizeTest
 from sora_cli.search.few import few_rows_bound
@@ -68,7 +69,9 @@ class ScoresAgain:
 
     def score(self, name: str, stored: float, here: RowScores) -> float:
         """Compare a score; return the stored one if it agrees, else the new one."""
-        return self._compare(name, stored, here.value, self._tolerated_distance(stored, here))
+        # a model agrees with itself on every row, whatever the machine
+        distance = ROUNDING if here.is_agreement else self._tolerated_distance(stored, here)
+        return self._compare(name, stored, here.value, distance)
 
     def test(
         self,
@@ -116,7 +119,7 @@ class ScoresAgain:
         self._compare(_figure_name(name, "drop"), stored.drop, here.drop, 2 * apart)
         differing, now = stored.differing or 0, here.differing or 0
         differing = int(self._compare(f"{name}, rows that differ", differing, now, turned))
-        drop, upper = promise.drop(whole, score), stored.upper
+        drop, upper = promise.tested_drop(whole, score), stored.upper
         alike = stored.refused == here.refused
         alike = alike and _is_coarse(stored, full) == _is_coarse(here, full)
         if alike:
@@ -127,7 +130,11 @@ class ScoresAgain:
                 f"{name}: {_in_words(stored)} in the certificate, {_in_words(here)} here; the "
                 f"promise is {promise.max_drop:g}"
             )
-        if full.is_right_or_wrong and upper == stored.upper:
+        if full.is_agreement and math.isfinite(drop):
+            differing = round(drop * len(full))  # the score says how many rows differ
+        if full.is_agreement and upper == stored.upper:
+            upper = share_bound(differing, len(full), promise.confidence)
+        elif full.is_right_or_wrong and upper == stored.upper:
             counts = _lost_and_won(drop, differing, len(full))
             upper = exact_bound(*counts, len(full), promise.confidence) if counts else math.nan
         return {
@@ -145,7 +152,8 @@ class ScoresAgain:
     def _tolerated_distance(self, stored: float, scores: RowScores) -> float:
         """Return the largest change of a metric that the tolerated rows can make."""
         rows = len(scores)
-        if scores.is_right_or_wrong and not close(stored * rows, np.round(stored * rows)):
+        by_rows = scores.is_right_or_wrong or scores.is_agreement
+        if by_rows and not close(stored * rows, np.round(stored * rows)):
             return ROUNDING  # no number of rows is right
         return self.tolerated(rows) / rows * max(1.0, abs(scores.value))
 
@@ -166,7 +174,8 @@ def _in_words(test: SizeTest) -> str:
 
 def _is_coarse(test: SizeTest, full: RowScores) -> bool:
     """Return true if the bound is that of few differing rows, which has another formula."""
-    return not full.is_right_or_wrong and (test.differing or 0) < FEWEST_DIFFERING
+    exact = full.is_right_or_wrong or full.is_agreement
+    return not exact and (test.differing or 0) < FEWEST_DIFFERING
 
 
 def _lost_and_won(drop: float, differing: int, rows: int) -> tuple[int, int] | None:
@@ -188,6 +197,9 @@ def _tolerated_change(full: RowScores, here: SizeTest, confidence: float, turned
     and its squared error by their squares.
     """
     rows, differing = len(full), here.differing or 0
+    if full.is_agreement:
+        ends = (max(differing - turned, 0), min(differing + turned, rows))
+        return max(abs(share_bound(end, rows, confidence) - here.upper) for end in ends)
     if full.is_right_or_wrong:
         lost, won = _lost_and_won(here.drop, differing, rows) or (differing, 0)
         less = min(lost, turned)

@@ -9,7 +9,7 @@ import pytest
 
 from sora_cli.app import run
 from sora_cli.search.certificate import Certificate, read_certificate
-from tests.helpers_runs import files_of
+from tests.helpers_runs import files_of, pair_rows, write_rows
 from tests.launched import launch_commands
 from tests.sora_cli.experiments.auto.support import auto_recipe
 
@@ -27,8 +27,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def words(name: str) -> list[str]:
         return ["auto", str(recipe), "--no-verify", f"output.dir={folder}/{name}"]
 
+    def by_answers(name: str) -> list[str]:
+        rows = write_rows(folder / "inputs.jsonl", pair_rows(100, seed=9))
+        return [*words(name), "--max-differ", "70%", "--unlabelled", rows]
+
     assert run(words("one")) == 0
+    assert run(by_answers("one-alike")) == 0
     commands = [
+        {"words": by_answers("two-alike"), "stop": None},
         {"words": words("two"), "stop": None},
         {"words": words("stopped"), "stop": STOPPED_AT},
         {"words": words("stopped"), "stop": None},
@@ -43,8 +49,10 @@ def _certificate(run: Path) -> Certificate:
     return found
 
 
-def test_two_processes_find_what_one_finds(folder: Path) -> None:
-    one, two = _certificate(folder / "one"), _certificate(folder / "two")
+@pytest.mark.parametrize("kind", ["", "-alike"])
+def test_two_processes_find_what_one_finds(folder: Path, kind: str) -> None:
+    one, two = _certificate(folder / f"one{kind}"), _certificate(folder / f"two{kind}")
+    assert one.promise == two.promise
     assert one.rows == two.rows
     for mine, theirs in zip(one.screened, two.screened, strict=True):
         assert mine.max_params == theirs.max_params
@@ -55,7 +63,7 @@ def test_two_processes_find_what_one_finds(folder: Path) -> None:
 
 def test_both_processes_stop_and_continue_to_the_same_bytes(folder: Path) -> None:
     codes = [json.loads((folder / f"commands.{rank}.json").read_text()) for rank in (0, 1)]
-    assert codes[0][1]["code"] == codes[1][1]["code"] == 143
+    assert codes[0][2]["code"] == codes[1][2]["code"] == 143
     for name in ("adapter", "sizes/full/adapter", "sizes/1/adapter"):
         assert files_of(folder / "stopped" / name) == files_of(folder / "two" / name)
     whole = (folder / "two" / "certificate.json").read_bytes()

@@ -85,8 +85,8 @@ class Pool:
         self._planned = [PlannedSize(s.share, s.max_params, {}) for s in stored.sizes]
         self._cuts = [_size(s.cut) for s in stored.sizes]
         full = stored.scores[FULL]
-        right_or_wrong = full.is_right_or_wrong
-        self.certifiable = Certifiable.on(setting.test, CONFIDENCE, right_or_wrong=right_or_wrong)
+        self._answers = full.is_agreement
+        self.certifiable = Certifiable.on(setting.test, CONFIDENCE, full)
         self.drops = [self.drop(f"healed-{number}") for number in range(len(stored.sizes))]
 
     def drop(self, model: str, rows: np.ndarray | None = None) -> float:
@@ -113,7 +113,9 @@ class Pool:
         if not split.screened:  # screening does not depend on the promise
             split.screened = self._screened(split.screening)
         able = self.certifiable.may_pass(promise)
-        named = name_sizes(split.screened, self._full, promise, SIZES, None, tested=able)
+        named = name_sizes(
+            split.screened, self._full, promise, SIZES, None, tested=able, answers=self._answers
+        )
 
         def test(number: int) -> Bound | None:
             return self.bound(f"healed-{number}", split) if able else None

@@ -122,8 +122,8 @@ def replay(stored: Stored, setting: Setting, splits: int) -> list[Outcome]:
     drawn = [pool.split(number) for number in range(splits)]
     usual = _promises(pool, drawn[0])
     least = sorted({d for d in pool.drops if d > _SMALLEST and pool.certifiable.may_pass(d)})
-    outcomes = [_outcome(pool, drawn, promise, n) for n, promise in enumerate(usual, 1)]
-    return outcomes + [_outcome(pool, drawn, promise, 0) for promise in least]
+    outcomes = [outcome(pool, drawn, promise, n) for n, promise in enumerate(usual, 1)]
+    return outcomes + [outcome(pool, drawn, promise, 0) for promise in least]
 
 
 def _promises(pool: Pool, split: Split) -> list[float]:
@@ -145,7 +145,8 @@ def _smallest(stored: Stored, tests: int) -> float:
     return certifiable_from(full, small, tests)
 
 
-def _outcome(pool: Pool, drawn: Sequence[Split], promise: float, multiple: int) -> Outcome:
+def outcome(pool: Pool, drawn: Sequence[Split], promise: float, multiple: int) -> Outcome:
+    """Return the outcome of one promise on all splits; `multiple` as in `Outcome`."""
     certified = broken = 0
     shares: list[float] = []
     ratios: list[float] = []
@@ -176,12 +177,13 @@ def _outcome(pool: Pool, drawn: Sequence[Split], promise: float, multiple: int) 
         certified=certified / len(drawn),
         broken=broken / len(drawn),
         share=float(np.median(shares)) if shares else math.nan,
-        to_lora=_mean(ratios),
-        to_certified=_mean(certified_ratios),
+        to_lora=mean_of(ratios),
+        to_certified=mean_of(certified_ratios),
     )
 
 
-def _mean(ratios: Sequence[float]) -> float:
+def mean_of(ratios: Sequence[float]) -> float:
+    """Return the geometric mean; NaN: there is nothing to average."""
     # geometric: half and double average to 1
     return float(np.exp(np.mean(np.log(ratios)))) if ratios else math.nan
 
@@ -248,8 +250,8 @@ def _over_seeds(group: Sequence[Outcome]) -> str:
         f"| {group[0].task} | {len(group)} | {group[0].rows:,} | {spread} | "
         f"{np.mean([one.certified for one in group]):.1%} | {max(o.broken for o in group):.1%} | "
         f"{np.median([o.share for o in some]) if some else math.nan:.1%} | "
-        f"{_mean([one.to_lora for one in some]):.2f} | "
-        f"{_mean([one.to_certified for one in some]):.2f} |"
+        f"{mean_of([one.to_lora for one in some]):.2f} | "
+        f"{mean_of([one.to_certified for one in some]):.2f} |"
     )
 
 

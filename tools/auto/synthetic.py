@@ -106,7 +106,7 @@ def right_or_wrong(differing: float, won: float, *, rows: int = _POOL) -> Stored
         small[rng.permutation(right)[: number - round(won * number)]] = 0
         return row_scores("accuracy", "right", small)
 
-    return _stored(row_scores("accuracy", "right", full), worse, differing)
+    return worse_sizes(row_scores("accuracy", "right", full), worse, differing)
 
 
 def classes(positive: float, differing: float, *, rows: int = _POOL) -> Stored:
@@ -119,7 +119,7 @@ def classes(positive: float, differing: float, *, rows: int = _POOL) -> Stored:
         other = np.where(rng.random(rows) < share, 1 - given, given)
         return row_scores("matthews_correlation", "matthews_correlation", other, wanted)
 
-    return _stored(
+    return worse_sizes(
         row_scores("matthews_correlation", "matthews_correlation", given, wanted), worse, differing
     )
 
@@ -135,10 +135,12 @@ def numbers(noise: float, *, rows: int = _POOL // 8) -> Stored:  # correlations 
         other = given + share * (0.5 + wanted / 5) * rng.standard_t(5, size=rows)
         return row_scores("pearson_spearman", "pearson_spearman", other, wanted)
 
-    return _stored(row_scores("pearson_spearman", "pearson_spearman", given, wanted), worse, noise)
+    return worse_sizes(
+        row_scores("pearson_spearman", "pearson_spearman", given, wanted), worse, noise
+    )
 
 
-def _stored(full: RowScores, worse: Worse, most: float) -> Stored:
+def worse_sizes(full: RowScores, worse: Worse, most: float) -> Stored:
     """Return a pool with worse scores for smaller sizes.
 
     The unhealed scores are better than the healed ones, unlike in practice, so that screening lets

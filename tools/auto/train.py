@@ -88,7 +88,9 @@ def store(loaded: LoadedRecipe, most: int, scratch: Path) -> Stored:
     job = _Job(plan, rows)
     report = job.train(FULL, plan.full(rows))
     assert report.steps is not None
-    cuts = score_cuts(job.runner, plan.candidate(1, 1, rows), job.screening, None)
+    cuts = score_cuts(
+        job.runner, plan.candidate(1, 1, rows), lambda: job.runner.scores(job.screening), None
+    )
     sizes = []
     for number, (target, size) in enumerate(zip(cuts.planned, cuts.sizes, strict=True)):
         candidate = plan.candidate(number + 1, target.max_params, rows)

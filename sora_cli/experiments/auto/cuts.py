@@ -5,7 +5,7 @@ Every candidate starts from this checkpoint, so its ranks after the cut are the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -20,17 +20,26 @@ from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.run.runner import Runner
 from sora_cli.search.screening import Cuts, planned_sizes
 from sora_cli.search.size import size_of
-from sora_cli.tasks.base import Encoded
+from sora_cli.search.sizes import SHARES
+from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.checkpoint.files import load_parameters, read_checkpoint
 from sora_cli.train.checkpoint.fork import locate_fork
 
 
-def score_cuts(runner: Runner, candidate: LoadedRecipe, rows: Encoded, serve: Serve | None) -> Cuts:
+def score_cuts(
+    runner: Runner,
+    candidate: LoadedRecipe,
+    score: Callable[[], RowScores],
+    serve: Serve | None,
+    shares: Sequence[float] = SHARES,
+) -> Cuts:
     """Cut the checkpoint that candidates start from to each size, and score it unhealed.
 
     Args:
         candidate: recipe of any run that starts from the checkpoint.
+        score: scores the model as it is then on the screening rows.
         serve: server of the adapter; None: parameters count.
+        shares: the sizes, as shares of full rank's parameters.
     """
     layers, method = runner.ready.layers, runner.ready.method
     start = candidate.recipe.start
@@ -41,10 +50,10 @@ def score_cuts(runner: Runner, candidate: LoadedRecipe, rows: Encoded, serve: Se
     cost = {path: f.A.shape[1] + f.B.shape[0] for path, f in factors.items()}
     full = size_of({path: layer.rank for path, layer in layers.items()}, cost, serve)
     known = survey(factors)  # singular values and vectors, computed once for all sizes
-    cuts = Cuts(full, runner.scores(rows), planned_sizes(values, cost, full.parameters), [], [])
+    cuts = Cuts(full, score(), planned_sizes(values, cost, full.parameters, shares), [], [])
     for planned in cuts.planned:
         with replaced_factors(layers, at_ranks(factors, planned.ranks, known)):
-            cuts.scores.append(runner.scores(rows))
+            cuts.scores.append(score())
         cuts.sizes.append(size_of(planned.ranks, cost, serve))
     return cuts
 

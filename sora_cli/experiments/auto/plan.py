@@ -15,12 +15,19 @@ from typing import Any
 from methods.configs import MethodConfig
 from methods.registry import plain_method, size_keys, sized_method
 from sora_cli.core.errors import SoraError
-from sora_cli.experiments.auto.budget import RowPlan, plan_rows
+from sora_cli.experiments.auto.budget import (
+    HalvesPlan,
+    RowPlan,
+    on_fewer,
+    plan_halves,
+    plan_rows,
+)
 from sora_cli.recipe.auto import AutoBlock
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import MethodBlock, Recipe
 from sora_cli.recipe.start import StartBlock
-from sora_cli.search.certificate import FULL, SIZES
+from sora_cli.search.certificate import FULL, HALVES_FOLDER, SIZES
+from sora_cli.search.halves import half_data, held_data
 from sora_cli.search.promise import Promise, promise_of
 
 _HEALING = 2 / 3
@@ -42,6 +49,8 @@ class AutoPlan:
         rank: rank of every layer in the full run.
         alpha: the scaling is alpha / rank.
         learning_rate: rate of all runs; None: the recipe's rate.
+        half: of cross-fitting, the half of the rows that all runs train on; None: not one half.
+        healing: of cross-fitting, share of the steps for which each size is trained after its cut.
     """
 
     loaded: LoadedRecipe
@@ -50,6 +59,8 @@ class AutoPlan:
     alpha: float
     promise: Promise
     learning_rate: float | None = None
+    half: int | None = None
+    healing: float | None = None
 
     @property
     def block(self) -> AutoBlock:
@@ -60,6 +71,8 @@ class AutoPlan:
     @property
     def heal(self) -> float:
         """Share of the steps for which each size is trained after its cut."""
+        if self.healing is not None:
+            return self.healing
         return min(self.block.cost * _HEALING / self.block.sizes, _MOST_HEALING)
 
     @property
@@ -67,14 +80,46 @@ class AutoPlan:
         """Share of the steps before the cut."""
         return round(1 - self.heal, 6)
 
-    def row_plan(self, total: int) -> RowPlan:
-        """Return the numbers of rows to hold out of a training split of `total` rows."""
+    def row_plan(self, total: int, unlabelled: int | None = None) -> RowPlan:
+        """Return the numbers of screening and test rows.
+
+        Args:
+            total: rows of the training split.
+            unlabelled: rows without labels, if these decide.
+        """
         recipe, healing = self.loaded.recipe, self.heal * self.block.sizes
         wanted = min(recipe.data.max_train_rows or total, total)
         with recipe.placing("auto.rows"):
             return plan_rows(
-                self.block, recipe.training, wanted=wanted, total=total, healing=healing
+                self.block,
+                recipe.training,
+                wanted=wanted,
+                total=total,
+                healing=healing,
+                unlabelled=unlabelled,
             )
+
+    def halves_plan(self, total: int) -> HalvesPlan:
+        """Return the rows of cross-fitting, of `total` rows of the training split."""
+        recipe = self.loaded.recipe
+        with recipe.placing("auto.cross_fit"):
+            healing = self.block.cost * _HEALING
+            return plan_halves(self.block, recipe.training, total=total, healing=healing)
+
+    def on_half(self, half: int, rows: HalvesPlan) -> AutoPlan:
+        """Return the plan of the runs on one half of the rows."""
+        output = self.output / HALVES_FOLDER / str(half)
+        return dataclasses.replace(self, output=output, half=half, healing=rows.heal)
+
+    def whole(self) -> LoadedRecipe:
+        """Return the recipe of full rank on all rows: the start of cross-fitting's runs."""
+        method = {**plain_method(self.rank), **self._shared()}
+        return self._stage(None, method, None, None, {"keep_checkpoints": []})
+
+    def final(self, max_params: int) -> LoadedRecipe:
+        """Return the recipe that trains a size on all rows, from the start; it cuts by itself."""
+        method = {**sized_method(self.rank, max_params, self.cut_at), **self._shared()}
+        return self._stage(None, method, None, None, {"keep_checkpoints": []})
 
     def full(self, rows: RowPlan) -> LoadedRecipe:
         """Return the recipe of the run at full rank; it keeps its checkpoint at the cut."""
@@ -100,28 +145,35 @@ class AutoPlan:
 
     def _stage(
         self,
-        name: str,
+        name: str | None,
         method: dict[str, Any],
         start: StartBlock | None,
-        rows: RowPlan,
+        rows: RowPlan | None,
         training: dict[str, Any],
     ) -> LoadedRecipe:
-        recipe = self.loaded.recipe
-        # the full run, too, must not train on screening and test rows: every size starts from it
-        held = {
-            "selection": "train-rows",
-            "selection_rows": rows.held_out,
-            "selection_seed": self.block.seed,
-        }
+        """Return the recipe of one run.
+
+        Args:
+            name: of its directory among the sizes; None: it is the run itself.
+            rows: None: all rows are trained on.
+        """
+        recipe, given = self.loaded.recipe, self.loaded.recipe.training
+        if rows is None or rows.unlabelled:  # nothing is chosen on the validation rows
+            held = {"selection": "validation"}
+        elif self.half is not None:
+            held = half_data(self.half, rows.screening, self.block.seed)
+            given = on_fewer(given, rows.trained / rows.total)
+        else:
+            # the full run, too, must not train on screening and test rows: sizes start from it
+            held = held_data(rows.held_out, self.block.seed)
+        output = self.output if name is None else self.output / SIZES / name
         update = {
             "method": MethodBlock(**method),
             "start": start,
             "path": None,
             "data": recipe.data.model_copy(update=held),
-            "training": recipe.training.model_copy(
-                update={**_LAST_STEP, **self._rate(), **training}
-            ),
-            "output": recipe.output.model_copy(update={"dir": str(self.output / SIZES / name)}),
+            "training": given.model_copy(update={**_LAST_STEP, **self._rate(), **training}),
+            "output": recipe.output.model_copy(update={"dir": str(output)}),
         }
         return dataclasses.replace(self.loaded, recipe=recipe.model_copy(update=update))
 
@@ -137,6 +189,7 @@ def plan_auto(loaded: LoadedRecipe) -> AutoPlan:
         )
     _check_alone(loaded)
     promise = promise_of(recipe)
+    _check_rows(loaded, block)
     rank, alpha = _start(recipe, block)
     default = f"runs/{loaded.name}-auto-s{recipe.training.seed}"
     output = Path(recipe.output.dir or default).expanduser()
@@ -156,6 +209,36 @@ def _check_alone(loaded: LoadedRecipe) -> None:
             where=loaded.origin("training", "compact_every").place,
             hint="training.compact_every=null",
         )
+
+
+def _check_rows(loaded: LoadedRecipe, block: AutoBlock) -> None:
+    """Check that nothing contradicts cross-fitting or the last training on all rows."""
+    asked = "refit" if block.refit else "cross_fit" if block.cross_fit is True else None
+    if asked is not None and block.max_differ is not None:
+        raise SoraError(
+            f"auto.{asked} goes with max_drop: of max_differ all rows are trained on already",
+            where=loaded.origin("auto", asked).place,
+            hint=f"auto.{asked}=false",
+        )
+    for key, reason in against_halves(loaded.recipe).items() if block.cross_fit is True else ():
+        raise SoraError(
+            f"{key} does not go with auto.cross_fit: {reason}",
+            where=loaded.origin(*key.split(".")).place,
+            hint=f"{key}=null, or auto.cross_fit=false" if key != "auto.probe" else f"{key}=false",
+        )
+
+
+def against_halves(recipe: Recipe) -> dict[str, str]:
+    """Return the keys that do not go with cross-fitting, each with the reason."""
+    block, reasons = recipe.auto, {}
+    assert block is not None
+    if block.rows is not None:
+        reasons["auto.rows"] = "no rows are held out, all rows test"
+    if block.probe:
+        reasons["auto.probe"] = "the learning rate would be chosen on rows that test"
+    if recipe.data.max_train_rows is not None:
+        reasons["data.max_train_rows"] = "the rows that it leaves unused can test"
+    return reasons
 
 
 def _start(recipe: Recipe, block: AutoBlock) -> tuple[int, float]:
@@ -184,7 +267,7 @@ def unused(plan: AutoPlan) -> list[str]:
     """
     loaded = plan.loaded
     keys = [f"training.{key}" for key in (*_LAST_STEP, "keep_checkpoints")]
-    keys += ["data.selection", "data.selection_rows", "data.selection_seed"]
+    keys += [f"data.{key}" for key in ("selection", "selection_rows", "selection_seed", "half")]
     reasons = dict.fromkeys(
         keys, "sora auto chooses no checkpoint; each run ends with its last step"
     )
@@ -202,3 +285,19 @@ def derived_keys(plan: AutoPlan) -> list[str]:
     """Return the recipe's keys whose values the run finds: the size, and a probed rate."""
     rate = [] if plan.learning_rate is None else ["training.learning_rate"]
     return [*(f"method.{key}" for key in size_keys()), *rate]
+
+
+def first_recipe(plan: AutoPlan, rows: RowPlan) -> LoadedRecipe:
+    """Return the recipe for which data, model and adapters are prepared."""
+    return plan.whole() if isinstance(rows, HalvesPlan) else plan.full(rows)
+
+
+def placed(loaded: LoadedRecipe, plan: AutoPlan) -> LoadedRecipe:
+    """Return a recipe with the search's own directory as its output, and its size as found."""
+    update = {
+        "dir": str(plan.output),
+        "derived": [*loaded.recipe.output.derived, *derived_keys(plan)],
+    }
+    block = loaded.recipe.output.model_copy(update=update)
+    recipe = loaded.recipe.model_copy(update={"output": block})
+    return dataclasses.replace(loaded, recipe=recipe)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sora_cli.core.figures import COLOURS, FAINT, INK, QUIET, new_figure, save_figure
-from sora_cli.search.certificate import Certificate, Healed, part_of
+from sora_cli.search.certificate import Certificate, Healed, Measured, part_of
 
 _WIDTH, _HEIGHT = 7.2, 4.6  # inches
 _TESTED, _FAILED, _PROMISE = COLOURS[:3]
@@ -33,7 +34,8 @@ def draw_curve(axes: Any, certificate: Certificate) -> None:
 
     Grey: unhealed cuts on the screening rows. Colour: trained sizes on the test rows, each with a
     line up to its bound; a size passes if its bound is below the green line. Hollow squares: the
-    written adapter on the reported rows.
+    written adapter on the reported rows, unless the promise is about answers: those rows have a
+    score, and no share of answers that differ.
     """
     whole = certificate.full.parameters
     shares = [100 * size.parameters / whole for size in certificate.screened]
@@ -50,12 +52,19 @@ def draw_curve(axes: Any, certificate: Certificate) -> None:
     )  # fmt: skip
     axes.set_ylim(*_heights(certificate))
     axes.set_xscale("log")
-    axes.set_xlim(110, min(shares, default=2.0) * 0.85)
-    ticks = [tick for tick in _TICKS if tick >= min(shares, default=2.0) * 0.85]
+    least = min([*shares, *(100 * size.parameters / whole for size in certificate.candidates)])
+    axes.set_xlim(110, least * 0.85)
+    ticks = [tick for tick in _TICKS if tick >= least * 0.85]
     axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel(f"adapter parameters, % of the {whole:,} at full rank", fontsize=9)
-    axes.set_ylabel(f"drop of {certificate.promise.metric} against full rank", fontsize=9)
+    label = f"drop of {certificate.promise.metric} against full rank"
+    if certificate.promise.kind == "differ":
+        from matplotlib.ticker import PercentFormatter
+
+        label = "answers that differ from full rank's"
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    axes.set_ylabel(label, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(axis="y", linewidth=0.4, color=FAINT)
     axes.set_axisbelow(True)
@@ -65,7 +74,9 @@ def draw_curve(axes: Any, certificate: Certificate) -> None:
 def _heights(certificate: Certificate) -> tuple[float, float]:
     """Return the limits of the vertical axis; much larger drops are cut off."""
     tests = [size.test for size in certificate.candidates if size.test is not None]
-    seen = [m.drop for size in certificate.candidates for m in size.reported.values()]
+    seen = [
+        m.drop for size in certificate.candidates for m in _reported(certificate, size).values()
+    ]
     seen += [value for test in tests for value in (test.drop, test.upper)]
     known = [value for value in seen if math.isfinite(value)]
     reach = max([certificate.promise.max_drop, *known, 1e-6])
@@ -74,7 +85,15 @@ def _heights(certificate: Certificate) -> tuple[float, float]:
 
 
 def _draw_candidate(axes: Any, certificate: Certificate, index: int, size: Healed) -> None:
-    x = 100 * size.parameters / certificate.full.parameters
+    whole = certificate.full.parameters
+    x = 100 * size.parameters / whole
+    for half in certificate.halves:
+        part = half.candidates[index].test
+        if part is not None:
+            axes.plot(
+                [x, x], [part.drop, part.upper], color=QUIET, marker="_", linestyle=(0, (1, 2)),
+                linewidth=0.8, label="each half: drop and bound",
+            )  # fmt: skip
     test, chosen = size.test, index == certificate.chosen
     if test is not None:
         colour = _TESTED if test.kept else _FAILED
@@ -84,21 +103,31 @@ def _draw_candidate(axes: Any, certificate: Certificate, index: int, size: Heale
         axes.plot(
             [x], [test.drop], color=colour, marker="o", markersize=6, linestyle="none",
             label=f"trained, {test.verdict}, with its {certificate.promise.confidence:.0%} bound "
-            f"({_rows(certificate, 'test')} test rows)",
+            f"({_rows(certificate, 'test')} test rows"
+            f"{', mean of two halves' if certificate.halves else ''})",
         )  # fmt: skip
     if not chosen:
         return
-    for split, measured in size.reported.items():
+    for split, measured in _reported(certificate, size).items():
         axes.plot(
             [x], [measured.drop], color=INK, marker="s", markersize=7, fillstyle="none",
             linestyle="none",
-            label=f"written, on {split} ({_rows(certificate, part_of(split))} rows)",
+            label=f"{'written' if certificate.final is None else 'tested'}, on {split} "
+            f"({_rows(certificate, part_of(split))} rows)",
         )  # fmt: skip
+    if certificate.final is not None:
+        x = 100 * certificate.final.parameters / whole
     axes.axvline(x, color=_TESTED, linewidth=0.8, linestyle=(0, (1, 2)))
     axes.annotate(
-        "written", (x, 1), xycoords=("data", "axes fraction"), xytext=(3, -9),
-        textcoords="offset points", fontsize=8, color=_TESTED,
+        "written" if certificate.final is None else "written, not tested", (x, 1),
+        xycoords=("data", "axes fraction"), xytext=(3, -9), textcoords="offset points",
+        fontsize=8, color=_TESTED,
     )  # fmt: skip
+
+
+def _reported(certificate: Certificate, size: Healed) -> Mapping[str, Measured]:
+    """Return a size's scores on the reported splits that have the unit of the vertical axis."""
+    return {} if certificate.promise.kind == "differ" else size.reported
 
 
 def _rows(certificate: Certificate, part: str) -> str:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from sora_cli.core.records import read_record
 from sora_cli.report import MOVE_AWAY, Report, Score
-from sora_cli.search.certificate import FullRank, Healed, Screened
+from sora_cli.search.certificate import FullRank, Half, Healed, Screened
 
 FILE_NAME = "auto.json"
 
@@ -50,6 +50,11 @@ class AutoRecord(Report):
 
     probe: Probe | None = Field(None, description="learning rates that were tried; null: none")
     full: FullRank | None = Field(None, description="the run at full rank, once it is finished")
+    halves: list[Half] = Field(
+        default_factory=list,
+        description="of cross-fitting, the adapters of each half; `full` and `candidates` have the "
+        "means of both halves",
+    )
     screened: list[Screened] = Field(
         default_factory=list, description="sizes scored before healing, from largest to smallest"
     )

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from sora_cli.core.console import count, duration
 from sora_cli.core.console import size as readable
 from sora_cli.core.words import first_few
-from sora_cli.experiments.auto.budget import FACTORS, RowPlan, probe_steps, rows_for
+from sora_cli.experiments.auto.budget import FACTORS, HalvesPlan, RowPlan, probe_steps, rows_for
 from sora_cli.experiments.auto.plan import AutoPlan
 from sora_cli.report import RunReport
 from sora_cli.run.dry_run import DryRun
+from sora_cli.search.halves import HALF_SHARES, HALVES, half_confidence
 from sora_cli.search.promise import Promise
 from sora_cli.search.sizes import SHARES
 from sora_cli.search.words import certifiable_lines
@@ -22,14 +23,18 @@ if TYPE_CHECKING:
 
 def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
     """Yield lines on the cost of finding the size, in addition to the run at full rank."""
+    if isinstance(rows, HalvesPlan):
+        yield from _halves_lines(rows)
+        return
     block = plan.block
     healing = plan.heal * block.sizes
     yield (
         f"up to {block.sizes} of {len(SHARES)} sizes are cut from the run after {plan.cut_at:.1%} "
         f"of its steps, and healed for the other {plan.heal:.1%}"
     )
+    source = "rows without labels" if rows.unlabelled else "rows held out of the training split"
     yield (
-        f"rows held out of the training split: {count(rows.screening)} screen the sizes, "
+        f"{source}: {count(rows.screening)} screen the sizes, "
         f"{count(rows.test)} test them; {count(rows.trained)} are trained on"
     )
     probing = _probing(plan, rows)
@@ -37,6 +42,23 @@ def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
     yield (
         f"extra work: at most {_extra(plan, rows):.0%} of the full run's: healing {healing:.0%}, "
         f"scoring {rows.scoring:.0%}{trials}"
+    )
+
+
+def _halves_lines(rows: HalvesPlan) -> Iterator[str]:
+    """Yield lines on the runs of cross-fitting and their work."""
+    yield (
+        f"cross-fitting: full rank and up to {rows.sizes} of {len(HALF_SHARES)} sizes are trained "
+        f"on each half of {count(rows.trained)} rows, and tested on the other half; "
+        f"{count(rows.screening)} rows screen the sizes"
+    )
+    yield (
+        f"each size is healed for {rows.heal:.1%} of a half's steps; the size found is then "
+        f"trained on all {count(rows.total)} rows and written"
+    )
+    yield (
+        f"all work: about {rows.work:.2g} times one LoRA run on all rows, of which scoring "
+        f"{rows.scoring:.0%}"
     )
 
 
@@ -51,8 +73,12 @@ def _more_rows(promise: Promise, rows: RowPlan) -> str:
 
     if promise.max_drop == 0:
         return "no number of rows certifies a drop of 0, unless the smaller adapter is better"
-    held, labelled = rows_for(rows_needed(promise.max_drop, confidence=promise.confidence))
-    if labelled <= rows.total:
+    if isinstance(rows, HalvesPlan):
+        half = rows_needed(promise.max_drop, confidence=half_confidence(promise.confidence))
+        labelled = len(HALVES) * half + rows.screening
+    else:
+        held, labelled = rows_for(rows_needed(promise.max_drop, confidence=promise.confidence))
+    if labelled <= rows.total and not isinstance(rows, HalvesPlan):
         return f"{promise.max_drop:g} needs more test rows: auto.rows={held}"
     about = count(round(labelled, 2 - len(str(labelled))))  # two digits: `rows_needed` estimates
     return (
@@ -68,17 +94,20 @@ def whole_lines(plan: AutoPlan, rows: RowPlan, full: DryRun) -> Iterator[str]:
         full: the dry run's measurement of the run at full rank.
     """
     seconds = full.seconds * (1 + _extra(plan, rows))
-    about = (
-        "training at full rank, the trials of rates, healing"
-        if plan.block.probe
-        else ("training at full rank, healing")
-    )
+    about = "training at full rank"
+    if isinstance(rows, HalvesPlan):
+        about = "training on both halves and on all rows"
+    elif plan.block.probe:
+        about += ", the trials of rates"
+    about += ", healing"
     yield f"{'time':<20} {f'about {duration(max(seconds, 1))}':<20} {about} and scoring"
     yield f"{'memory':<20} {readable(full.memory):<20} predicted; the smaller sizes need no more"
 
 
 def _extra(plan: AutoPlan, rows: RowPlan) -> float:
     """Return the work beside the full run, at most, as a share of the full run's work."""
+    if isinstance(rows, HalvesPlan):
+        return rows.work - 1
     return plan.heal * plan.block.sizes + rows.scoring + _probing(plan, rows)
 
 

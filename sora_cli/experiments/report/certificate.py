@@ -39,36 +39,49 @@ def certificate_part(certificate: Certificate) -> CertificatePart:
         statement=c.statement,
         lines=tuple(_lines(c)),
         table=table,
-        # the row of full rank stands before the sizes
-        chosen=None if c.chosen is None else table.rows[c.chosen + 1],
+        # the row of full rank stands before the sizes, and both halves after each
+        chosen=None if c.chosen is None else table.rows[1 + c.chosen * (1 + len(c.halves))],
     )
 
 
 def _lines(c: Certificate) -> list[str]:
     promise, bound = c.promise, c.bound
     level = "holds at any number of rows" if bound.exact else "is approximate"
+    answers = promise.kind == "differ"
+    asked = (
+        f"at most {promise.given} of the answers other than at full rank"
+        if answers
+        else f"{promise.metric} at most {promise.given} worse than at full rank"
+    )
     lines = [
-        f"promise: {promise.metric} at most {promise.given} worse than at full rank, "
-        f"{promise.confidence:.0%} confidence",
+        f"promise: {asked}, {promise.confidence:.0%} confidence",
         f"bound: {bound.method}; its confidence {level}",
     ]
     if bound.smallest_drop is not None:
+        least = f"{bound.smallest_drop:.2%}" if answers else f"{bound.smallest_drop:.4g}"
         lines.append(
-            "the smallest loss that these test rows can be expected to certify: "
-            f"{bound.smallest_drop:.4g}"
+            f"the smallest {'share' if answers else 'loss'} that these test rows can be expected "
+            f"to certify: {least}"
         )
     rows = ", ".join(f"{n} {count(part.rows)} (of {part.split})" for n, part in c.rows.items())
     seeds = ", ".join(f"{name} {seed}" for name, seed in c.seeds.items())
-    return [*lines, f"rows: {rows}", f"seeds: {seeds}", f"kept: {c.saved}", f"it is for {c.scope}"]
+    lines += [f"rows: {rows}", f"seeds: {seeds}", f"kept: {c.saved}", f"it is for {c.scope}"]
+    if c.final is not None:
+        scores = ", ".join(f"{split} {number(score)}" for split, score in c.final.reported.items())
+        lines.append(f"written: an adapter trained on all rows, which no test has seen ({scores})")
+    return lines
 
 
 def _table(c: Certificate) -> Table:
     """Return a table of full rank and the trained sizes."""
     reported = tuple(c.full.reported)
+    name, bound, form, of = "drop", "bound of the drop", "+.4f", ""
+    if c.promise.kind == "differ":  # the reported splits have the recipe's metric all the same
+        name, bound, form, of = "differ", "at most", ".2%", "agreement, "
     columns = (
         Column("parameters", count), Column("of full", ".0%"), Column("components", count),
-        Column("screening, unhealed", number), "test rows", Column("bound of the drop", "+.4f"),
-        ", ".join(reported), "verdict",
+        Column(f"{of}screening, unhealed", number), f"{of}test rows", Column(bound, form),
+        ", ".join(f"{c.promise.metric}, {split}" if of else split for split in reported), "verdict",
     )  # fmt: skip
     scores = ", ".join(number(c.full.reported[split]) for split in reported)
     full = [c.full.parameters, 1, c.full.components, None, number(c.full.test), None]
@@ -82,11 +95,23 @@ def _table(c: Certificate) -> Table:
             size.parameters / max(c.full.parameters, 1),
             size.components,
             next((s.screening.score for s in screened), None),
-            None if test is None else f"{number(test.score)} (drop {test.drop:+.4f})",
+            None if test is None else f"{number(test.score)} ({name} {test.drop:{form}})",
             None if test is None else test.upper,
             ", ".join("" if s is None else number(s.score) for s in results),
             size_verdict(c, i, reason=True),
         ])  # fmt: skip
+        for half, part in enumerate(c.halves, 1):
+            same, test = part.candidates[i], part.candidates[i].test
+            rows.append([
+                same.parameters,
+                same.parameters / max(c.full.parameters, 1),
+                same.components,
+                None,
+                None if test is None else f"{number(test.score)} (drop {test.drop:+.4f})",
+                None if test is None else test.upper,
+                "",
+                f"half {half}",
+            ])  # fmt: skip
     return Table(None, columns, rows)
 
 

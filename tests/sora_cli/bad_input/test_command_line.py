@@ -139,6 +139,33 @@ LINES: dict[str, dict[str, Words]] = {
         "r.yaml --max-drop 1pt --confidence 1.5": "auto.confidence",
         "r.yaml --max-drop 1pt --serve ollama": "auto.serve",
         "r.yaml --max-drop 1pt auto.rows=200": "leave too few",
+        "r.yaml --max-differ 1%":
+            ("--max-differ needs rows to answer", "command line: auto.max_differ=1%",
+             "--max-differ 1% --unlabelled FILE"),
+        "r.yaml --max-differ 1% --max-drop 1pt --unlabelled train.jsonl": "exclude each other",
+        "r.yaml --max-drop 1pt --unlabelled train.jsonl":
+            ("--unlabelled goes with --max-differ only", "command line: auto.unlabelled="),
+        "r.yaml --max-drop 1pt --tolerance 0.1": "--tolerance goes with --max-differ only",
+        "r.yaml --max-differ 150% --unlabelled train.jsonl":
+            ("must be a share of the rows from 0 to below 1", "command line: auto.max_differ=150%"),
+        "r.yaml --max-differ half --unlabelled train.jsonl": "must be a share of the rows",
+        "r.yaml --max-differ 1% --unlabelled nothing.csv":
+            ("there is no file 'nothing.csv'", "command line: auto.unlabelled=nothing.csv"),
+        "r.yaml --max-differ 1% --unlabelled rows": "'rows' is a directory, not a file of rows",
+        "r.yaml --max-differ 1% --unlabelled mine.txt": "not a file of rows, by its ending",
+        "r.yaml --max-differ 1% --unlabelled old.csv": "old.csv holds no rows",
+        "r.yaml --max-differ 1% --unlabelled rows/train.csv": "no column 'sentence1'",
+        "r.yaml --max-differ 1% --unlabelled train.jsonl":
+            ("holds no two rows that training has not seen", "command line: auto.unlabelled="),
+        "r.yaml --max-differ 1% --unlabelled validation.jsonl auto.rows=7":
+            ("there are 6 rows without labels, and auto.rows asks for 7", "auto.rows=6"),
+        "r.yaml --max-differ 1% --unlabelled validation.jsonl auto.rows=3":
+            ("3 rows without labels are too few", "command line: auto.rows=3"),
+        "r.yaml --max-differ 1% --unlabelled validation.jsonl --tolerance 1":
+            "--tolerance is for answers that are numbers",
+        "r.yaml --max-differ 1% --unlabelled validation.jsonl task.name=sequence-regression":
+            ("answers with numbers", "--tolerance 0.1"),
+        "r.yaml --max-differ 1% --unlabelled validation.jsonl --tolerance nan": "auto.tolerance",
         "r.yaml --max-drop 1pt method.name=head": "there is no rank to reduce",
         "r.yaml --max-drop 1pt start.adapter=somewhere": "start does not go with auto",
         "r.yaml --max-drop 1pt training.compact_every=5": "compact_every does not go with auto",
@@ -169,6 +196,16 @@ LINES: dict[str, dict[str, Words]] = {
         "--mean-rank 0.2": "not one component fits into --mean-rank 0.2",
         "--max-drop 0.01": ("--max-drop needs a recipe", "add --recipe R"),
         "--max-drop 1pt --rank 1": "exclude each other",
+        "--max-differ 1%": ("--max-differ needs rows to answer", "--unlabelled FILE"),
+        "--max-differ 1% --unlabelled nothing.csv": "there is no file 'nothing.csv'",
+        "--max-differ 1% --unlabelled rows": "'rows' is a directory",
+        "--max-differ 1% --unlabelled old.csv": "old.csv holds no rows",
+        "--max-differ 1% --unlabelled train.jsonl --tolerance 1":
+            "--tolerance is for answers that are numbers",
+        "--max-differ 1% --unlabelled train.jsonl -r r.yaml":
+            "holds no two rows that training has not seen",
+        "--unlabelled train.jsonl": "--unlabelled goes with --max-differ only",
+        "--max-drop 1pt -r r.yaml --tolerance 0.1": "--tolerance goes with --max-differ only",
         "--max-drop 0.5 -r r.yaml": "is that 0.5 of a point, or 50 points?",
         "--max-drop much -r r.yaml": "--max-drop must be a number",
         "--max-drop -1 -r r.yaml": "--max-drop must be 0 or more",
@@ -226,6 +263,9 @@ LINES: dict[str, dict[str, Words]] = {
         "--rank 3 --energy 0.5": "exclude each other",
         "--max-drop 1pt": "--max-drop needs a recipe",
         "--max-drop 1pt --rank 3": "exclude each other",
+        "--max-differ 1% --rank 3": "exclude each other",
+        "--max-differ 1%": "--max-differ needs rows to answer",
+        "--rank 3 --unlabelled train.jsonl": "--unlabelled goes with --max-differ only",
         "--rank 3 --confidence 0.9": "--confidence goes with --max-drop only",
         "--rank 3 --recipe rte": "--recipe goes with --max-drop only",
         "--rank 3 training.seed=1": "OVERRIDES goes with --max-drop only",

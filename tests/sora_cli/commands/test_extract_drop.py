@@ -64,3 +64,20 @@ def test_nothing_is_certified(trained: Path, tmp_path: Path, capsys: Any) -> Non
     facts = json.loads(capsys.readouterr().out)
     assert (facts["rule"]["certified"], facts["rule"]["confidence"]) == (False, 0.99)
     assert sum(read_adapter(tmp_path / "out").ranks().values()) > 0
+
+
+def test_the_smallest_adapter_that_answers_as_the_model_does(
+    trained: Path, tmp_path: Path, capsys: Any
+) -> None:
+    inputs = write_rows(tmp_path / "inputs.jsonl", pair_rows(ROWS, seed=3))
+    out = tmp_path / "alike"
+    assert _extract(trained, out, "--max-differ", "25%", "--unlabelled", inputs) == 0
+    said = capsys.readouterr()
+    (entry,) = read_adapter(out).meta.lineage
+    assert (entry["max_differ"], entry["certified"], entry["metric"]) == (0.25, True, "agreement")
+    assert entry["drop"] <= entry["bound"] <= 0.25
+    assert "of the answers differ from the model's (bound " in said.out
+    assert f"{inputs}: the answers to sentence1, sentence2 are compared" in said.err
+    words = ("--max-differ", "25%", "--unlabelled", inputs, "--recipe", str(trained), "--json")
+    assert _extract(trained, tmp_path / "again", *words) == 0
+    assert json.loads(capsys.readouterr().out)["rule"]["max_differ"] == 0.25

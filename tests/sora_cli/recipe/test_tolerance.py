@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sora_cli.core.errors import SoraError
-from sora_cli.recipe.tolerance import check_drop, parse_drop
+from sora_cli.recipe.tolerance import check_drop, parse_drop, parse_share
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,20 @@ def test_a_tenth_and_more_is_asked_back_with_both_spellings(value: str | float) 
 def test_other_values_are_refused(value: str) -> None:
     with pytest.raises(SoraError, match="--max-drop must be"):
         check_drop(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("1%", 0.01), ("0.5 %", 0.005), (0.01, 0.01), ("0.01", 0.01), (0, 0.0), ("99.9%", 0.999)],
+)
+def test_a_share_of_rows(value: str | float, expected: float) -> None:
+    assert parse_share(value) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "value", ["some", "", "%", "1pt", "150%", "100%", 1, "-1%", "nan", "inf", "nan%"]
+)
+def test_other_shares_are_refused(value: str | float) -> None:
+    with pytest.raises(SoraError, match="must be a share of the rows") as caught:
+        parse_share(value, name="auto.max_differ")
+    assert caught.value.hint == "auto.max_differ 1%"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sora_cli.core.errors import SoraError
+from sora_cli.search.agreement import share_bound
 from sora_cli.search.certificate import (
     FILE_NAME,
     SCREENING,
@@ -131,3 +132,52 @@ def test_a_damaged_one_is_said(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_text("{")
     with pytest.raises(SoraError, match="is damaged or of another version"):
         read_certificate(tmp_path)
+
+
+def certificate_of_answers(differing: int = 3) -> Certificate:
+    """Return a certificate of a promise about answers with one candidate, on 900 rows."""
+    given = certificate().model_dump()
+    given["promise"] |= {"kind": "differ", "max_drop": 0.01, "given": "1%"}
+    test = given["candidates"][0]["test"]
+    share = differing / 900
+    test |= {"score": 1 - share, "drop": share, "differing": differing}
+    test["upper"] = share_bound(differing, 900, 0.95)
+    given["full"]["test"] = 1.0
+    return Certificate.model_validate(given)
+
+
+def test_of_answers_it_says_how_many_differ() -> None:
+    found = certificate_of_answers()
+    assert found.certified
+    assert found.statement == (
+        "with 95% confidence at most 1 % of the answers differ from those at full rank "
+        "(bound 0.86 %: 3 of 900 rows differ)"
+    )
+    assert found.scope.startswith("answers, right or wrong, of the written adapter")
+    assert "worse" not in " ".join(found.lines())
+    failed = certificate_of_answers(differing=5)
+    assert not failed.certified
+    assert failed.statement == (
+        "no size passed its test: of the largest, more than 1 % of the answers may differ from "
+        "those at full rank (bound 1.16 %: 5 of 900 rows differ)"
+    )
+    untested = found.model_dump()
+    untested["candidates"][0]["test"] = None
+    assert Certificate.model_validate(untested).statement == (
+        "900 rows cannot show that at most 1 % of the answers differ: the smallest share they can "
+        "certify, if no answer differs, is 0.33 %"
+    )
+
+
+def test_of_answers_no_conclusion_is_read() -> None:
+    written = certificate_of_answers().model_dump(mode="json")
+    written |= {"statement": "all are the same", "scope": "everything", "status": "not certified"}
+    assert Certificate.model_validate(written) == certificate_of_answers()
+    written["candidates"][0]["test"] |= {"upper": 0.0101, "kept": True}
+    assert not Certificate.model_validate(written).certified
+
+
+def test_a_promise_of_an_older_file_is_about_the_drop() -> None:
+    written = certificate().model_dump(mode="json")
+    del written["promise"]["kind"]
+    assert Certificate.model_validate(written) == certificate()

@@ -14,8 +14,8 @@ from sora_cli.search.cut import choose_cut
 from sora_cli.search.promise import Promise
 from sora_cli.search.search import Search
 from sora_cli.search.sizes import smaller_sizes
-from sora_cli.search.words import verdict_lines
-from sora_cli.tasks.row_scores import RowScores, row_scores
+from sora_cli.search.words import search_table, unseen_rows, verdict_lines
+from sora_cli.tasks.row_scores import RowScores, answer_scores, row_scores
 
 ROWS = 300
 Wrong = Callable[[int], int]
@@ -156,3 +156,70 @@ def test_where_the_bound_is_refused_nothing_is_certified(
     assert first is not None
     assert (first.upper, first.refused) == (None, "few rows differ")
     assert (search.certified, search.certifiable, search.chosen.components) == (False, None, 4)
+
+
+def _answers(
+    layers: dict[str, LowRankFactors], other: Wrong, share: float, said: list[str] | None = None
+) -> Search[Mapping[str, int]]:
+    """A search by the answers of an adapter that says `yes` on more rows, the smaller it is."""
+
+    def scores(factors: Mapping[str, LowRankFactors]) -> RowScores:
+        wrong = other(sum(f.rank for f in factors.values()))
+        return answer_scores(["yes"] * wrong + ["no"] * (ROWS - wrong))
+
+    promise = promise_of(share).model_copy(update={"kind": "differ", "given": "2%"})
+    tell = told if said is None else said.append
+    return choose_cut(layers, scores, promise, f"{ROWS} unlabelled rows", tell)
+
+
+def test_the_smallest_size_that_answers_alike_is_kept(layers: dict[str, LowRankFactors]) -> None:
+    said: list[str] = []
+    search = _answers(layers, lambda n: 16 - n if n >= 12 else 40, 0.04, said)
+    assert (search.certified, search.chosen.components) == (True, 12)
+    assert search.rule() == {"max_differ": 0.04}
+    facts = search.facts()
+    assert (facts["metric"], facts["drop"], facts["rows"]) == ("agreement", 4 / ROWS, ROWS)
+    (promised,) = said
+    assert promised == (
+        "promise: at most 4 % of the answers differ, 95%; certified if at most 6 of 300 test rows "
+        "are answered differently"
+    )
+    (verdict,) = verdict_lines(search)
+    assert verdict == (
+        "certified: with 12 components at most 4 % of the answers differ from the uncut adapter's "
+        "(bound 3.03 %: 4 of 300 rows differ), with confidence 0.95, on rows like these"
+    )
+    table = search_table(search)
+    assert [table.shown(row) for row in table.rows][1][2:] == [
+        "0.9867",
+        "1.33%",
+        "3.03%",
+        "certified",
+    ]
+    assert "agreement there is too good" in unseen_rows(search)
+
+
+def test_answers_of_too_few_rows_are_not_certified(layers: dict[str, LowRankFactors]) -> None:
+    said: list[str] = []
+    search = _answers(layers, lambda n: 0 if n >= 9 else 40, 0.005, said)
+    assert (search.certified, search.chosen.components) == (False, 9)
+    assert "300 test rows cannot certify this, even if no answer differs; it takes 598" in said[1]
+    first, second = verdict_lines(search)
+    assert first == (
+        "NOT certified: with 9 components 0 of these 300 answers differ from the uncut adapter's, "
+        "but the rows cannot certify at most 0.5 % with confidence 0.95"
+    )
+    assert second.startswith("the 300 rows can certify 0.99 % with a probability of 80%")
+    search = _answers(layers, lambda n: 0 if n == 16 else 40, 0.02)
+    assert search.chosen is search.candidates[0]
+    assert verdict_lines(search)[0].startswith("no smaller size is certified to answer at most 2 %")
+
+
+def test_the_smallest_share_is_settled_before_it_is_told(
+    layers: dict[str, LowRankFactors],
+) -> None:
+    said: list[str] = []
+    search = _answers(layers, lambda _: 0, float("nan"), said)
+    assert search.promise.max_drop == 0.06
+    assert "promise: at most 6 % of the answers differ" in said[0]
+    assert search.chosen.components == 0

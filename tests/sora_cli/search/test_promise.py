@@ -8,9 +8,14 @@ import pytest
 
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.families import FAMILIES
+from sora_cli.recipe.load import load_recipe
+from sora_cli.search.agreement import share_bound
 from sora_cli.search.certifiable import Certifiable, certifiable_drop
-from sora_cli.search.promise import Promise, proposed_drop, rounded_up
+from sora_cli.search.promise import Promise, PromiseOptions, promise_of, proposed_drop, rounded_up
 from sora_cli.tasks.metrics import number_parts
+from sora_cli.tasks.row_scores import row_scores
+
+RIGHT, MEAN = (row_scores("m", formula, np.ones(3)) for formula in ("right", "mean"))
 
 
 def promise(metric: str = "accuracy", **changes: Any) -> Promise:
@@ -19,21 +24,21 @@ def promise(metric: str = "accuracy", **changes: Any) -> Promise:
 
 
 def test_the_smallest_is_what_that_many_rows_can_be_expected_to_certify() -> None:
-    able = Certifiable.on(400, 0.95, right_or_wrong=True)
+    able = Certifiable.on(400, 0.95, RIGHT)
     settled = promise().settled(able, 400)
     assert settled.max_drop == rounded_up(certifiable_drop(400)) == 0.025
     assert settled.given == "smallest"
 
 
 def test_a_loss_that_was_given_stays() -> None:
-    able = Certifiable.on(400, 0.95, right_or_wrong=True)
+    able = Certifiable.on(400, 0.95, RIGHT)
     given = promise(max_drop=0.5, given="50pt")
     assert given.settled(able, 400) is given
 
 
 @pytest.mark.parametrize(("metric", "hint"), [("f1", "2pt"), ("loss", "0.02")])
 def test_it_is_not_known_of_metrics_without_right_or_wrong_rows(metric: str, hint: str) -> None:
-    able = Certifiable.on(400, 0.95, right_or_wrong=False)
+    able = Certifiable.on(400, 0.95, MEAN)
     with pytest.raises(SoraError, match=f"only after sizes .*\n.*--max-drop {hint}"):
         promise(metric).settled(able, 400)
 
@@ -52,3 +57,72 @@ def test_what_is_proposed_can_be_settled() -> None:
     metrics = {metric for _, options in FAMILIES.values() for metric in options.METRICS}
     smallest = {metric for metric in metrics if proposed_drop(metric) == "smallest"}
     assert smallest == {"accuracy", "exact_match", "recall_at_1", "text_recall_at_1"}
+
+
+def answers(share: float | str, **options: Any) -> PromiseOptions:
+    return PromiseOptions(None, max_differ=share, **{"unlabelled": "rows.csv", **options})
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [("1%", 0.01), (0.02, 0.02), ("0.005", 0.005), (0, 0.0)]
+)
+def test_a_promise_about_answers(share: float | str, expected: float) -> None:
+    asked = answers(share)
+    asked.check()
+    found = asked.of(load_recipe("rte", []).recipe)
+    assert (found.kind, found.max_drop, found.given) == ("differ", expected, str(share))
+    assert (found.tested, found.metric) == ("agreement", "accuracy")
+    assert found.tested_drop(1.0, 0.75) == 0.25
+    losing = found.model_copy(update={"greater_is_better": False})
+    assert (losing.tested_drop(1.0, 0.75), losing.drop(1.0, 0.75)) == (0.25, -0.25)
+
+
+def test_the_smallest_share_that_rows_can_certify() -> None:
+    asked = answers("smallest")
+    asked.check()
+    found = asked.of(load_recipe("rte", []).recipe)
+    assert math.isnan(found.max_drop)
+    able = Certifiable.on(2000, 0.95, row_scores("agreement", "same", np.ones(3)))
+    assert found.settled(able, 2000).max_drop == rounded_up(share_bound(56, 2000, 0.95)) == 0.035
+    assert able.best_case == share_bound(0, 2000, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (PromiseOptions(None), "no promise is given"),
+        (PromiseOptions("1pt", max_differ="1%"), "are two promises"),
+        (PromiseOptions("1pt", unlabelled="f.csv"), "--unlabelled goes with --max-differ only"),
+        (PromiseOptions("1pt", tolerance=0.1), "--tolerance goes with --max-differ only"),
+        (answers("1%", unlabelled=None), "needs rows to answer"),
+        (answers("smallest", unlabelled=None), "needs rows to answer"),
+        (answers("1pt"), "must be a share"),
+        (answers("1%", tolerance=math.nan), "--tolerance must be 0 or more, not nan"),
+        (answers("1%", tolerance=math.inf), "--tolerance must be 0 or more, not inf"),
+        (answers("1%", tolerance=-1), "--tolerance must be 0 or more, not -1"),
+        (answers("1%", confidence=1.0), "--confidence must be"),
+    ],
+)
+def test_options_that_make_no_promise(asked: PromiseOptions, said: str) -> None:
+    with pytest.raises(SoraError, match=said):
+        asked.check()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["max_drop=1pt", "max_differ=1%", "unlabelled=f.csv"], "two promises"),
+        (["max_differ=1%"], "needs rows to answer"),
+        (["max_drop=1pt", "unlabelled=f.csv"], "goes with --max-differ only"),
+        (["max_differ=2", "unlabelled=f.csv"], "--max-differ must be a share"),
+        (["confidence=0.9"], "no promise is given"),
+    ],
+)
+def test_a_block_says_which_key_is_wrong(words: list[str], said: str) -> None:
+    recipe = load_recipe("rte", [f"auto.{word}" for word in words]).recipe
+    with pytest.raises(SoraError, match=said) as caught:
+        promise_of(recipe)
+    assert len(caught.value.lines()) <= 3
+    # the block itself where no key is wrong
+    assert caught.value.where is not None
+    assert caught.value.where.startswith("command line: auto.")

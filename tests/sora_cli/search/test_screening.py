@@ -198,11 +198,17 @@ def test_where_no_size_is_good_enough_the_largest_is_tried() -> None:
 
 
 @pytest.mark.parametrize(
-    ("right_or_wrong", "max_drop", "possible"),
-    [(True, 0.02, True), (True, 0.001, False), (False, 0.001, True)],  # not known beforehand
+    ("formula", "max_drop", "possible"),
+    [
+        ("right", 0.02, True),
+        ("right", 0.001, False),
+        ("mean", 0.001, True),  # not known beforehand
+        ("same", 0.01, True),
+        ("same", 0.0099, False),
+    ],
 )
-def test_whether_a_test_could_pass(right_or_wrong: bool, max_drop: float, possible: bool) -> None:
-    found = Certifiable.on(300, 0.95, right_or_wrong=right_or_wrong)
+def test_whether_a_test_could_pass(formula: str, max_drop: float, possible: bool) -> None:
+    found = Certifiable.on(300, 0.95, row_scores("m", formula, np.ones(3)))
     assert found.may_pass(max_drop) is possible
 
 

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from sora_cli.tasks.metrics import load_metric, number_parts
-from sora_cli.tasks.row_scores import FORMULAS, RowScores, row_scores
+from sora_cli.tasks.row_scores import FORMULAS, SAME, WITHIN, RowScores, answer_scores, row_scores
 
 ROWS = 60
 
@@ -32,7 +32,7 @@ def _scores(formula: str, **options: Any) -> RowScores:
     return row_scores("m", formula, *_parts(formula, **options))
 
 
-@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize("formula", sorted(FORMULAS.keys() - {SAME, WITHIN}))
 def test_weights_are_repeated_rows(formula: str) -> None:
     scores = _scores(formula)
     if formula in ("ratio", "perplexity"):
@@ -109,3 +109,41 @@ def test_a_metric_of_the_hubs_is_computed_on_repeated_rows(monkeypatch: pytest.M
     monkeypatch.setattr("sora_cli.tasks.row_scores.load_metric", load)
     scores = row_scores("theirs", "theirs", [0, 1, 1], [0, 1, 0])
     assert scores.weighted(np.array([[1, 1, 1], [0, 3, 1]])) == pytest.approx([2 / 3, 3 / 4])
+
+
+@pytest.mark.parametrize(
+    ("full", "small"),
+    [
+        (["yes", "no"], ["yes", "yes"]),
+        ([1, 0], [1, 1]),
+        ([["B-X", "O"], ["O", "O"]], [["B-X", "O"], ["O", "B-X"]]),
+        ([("cat", 3, 6), ("cat", 3, 6)], [("cat", 3, 6), ("cat", 9, 12)]),
+        ([None, "x"], [None, None]),
+        (["", "a b"], ["", "a  b"]),  # texts are compared whole
+        ([1, "1"], [1, 1]),
+    ],
+)
+def test_answers_differ_or_are_the_same(full: list[Any], small: list[Any]) -> None:
+    one, other = answer_scores(full), answer_scores(small)
+    assert one.is_agreement
+    assert not one.is_right_or_wrong
+    assert one.differs(other).tolist() == [False, True]
+    assert (one.value, other.value) == (1.0, 1.0)
+    assert other.beside(one) == one.beside(other) == 0.5
+    assert one.take(np.array([0])).differs(other.take(np.array([0]))).tolist() == [False]
+
+
+def test_many_answers_are_told_apart() -> None:
+    texts = answer_scores([f"answer {n}" for n in range(20_000)])
+    assert len(np.unique(texts.parts)) == 20_000
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "differ"), [(0.0, [0, 1, 1, 1]), (0.25, [0, 0, 1, 1]), (5, [0] * 4)]
+)
+def test_numbers_are_the_same_within_a_tolerance(tolerance: float, differ: list[int]) -> None:
+    full = answer_scores([1.0, 1.0, 1.0, -1.0], tolerance)
+    small = answer_scores([1.0, 1.25, 1.26, 1.0], tolerance)
+    assert full.differs(small).tolist() == [bool(one) for one in differ]
+    assert small.differs(full).tolist() == [bool(one) for one in differ]
+    assert small.beside(full) == 1 - sum(differ) / 4

@@ -8,9 +8,9 @@ import pytest
 from sora_cli.search.bounds import drop_bound
 from sora_cli.search.certificate import SizeTest
 from sora_cli.search.promise import Promise
-from sora_cli.tasks.row_scores import RowScores, row_scores
+from sora_cli.tasks.row_scores import RowScores, answer_scores, row_scores
 from sora_cli.verify.scored import ScoresAgain
-from tests.sora_cli.search.test_certificate import certificate
+from tests.sora_cli.search.test_certificate import certificate, certificate_of_answers
 
 ROWS = 400
 
@@ -118,3 +118,69 @@ def test_a_score_of_right_or_wrong_is_a_number_of_rows() -> None:
     assert done.score("full rank", 351 / ROWS, scores(0)) == 351 / ROWS
     assert done.score("full rank", 350.5 / ROWS, scores(0)) == scores(0).value
     assert done.score("full rank", 353 / ROWS, scores(0)) == scores(0).value
+
+
+def answered(differing: int) -> RowScores:
+    """The answers of a model that differs on the first rows from one that always says no."""
+    return answer_scores(["yes"] * differing + ["no"] * (ROWS - differing))
+
+
+def of_answers(differing: int, max_drop: float = 0.5) -> tuple[SizeTest, Promise]:
+    asked = certificate_of_answers().promise.model_copy(update={"max_drop": max_drop})
+    full, small = answered(0), answered(differing)
+    bound = drop_bound(full, small, asked.confidence)
+    return SizeTest.of(small.beside(full), bound, max_drop), asked
+
+
+def answers_compared(
+    stored: SizeTest, differing: int, max_drop: float = 0.5
+) -> tuple[ScoresAgain, SizeTest]:
+    here, asked = of_answers(differing, max_drop)
+    done = ScoresAgain(0.005)  # 2 rows of 400
+    return done, done.test("sizes/1", stored, 1.0, answered(0), here, asked)
+
+
+def test_of_the_same_answers_every_figure_is_the_same() -> None:
+    stored, _ = of_answers(12)
+    done, agreed = answers_compared(stored, 12)
+    assert agreed == stored
+    assert all(one.agrees for one in done.compared)
+    for figure, by in (("score", -1e-4), ("drop", 1e-4), ("upper", -1e-4), ("upper", 1e-4)):
+        changed = stored.model_copy(update={figure: getattr(stored, figure) + by})
+        _, agreed = answers_compared(changed, 12)
+        assert agreed == stored, figure
+
+
+@pytest.mark.parametrize("here", [8, 11, 13, 16])
+def test_answers_that_turned_explain_the_bound(here: int) -> None:
+    stored, _ = of_answers(12)
+    done, agreed = answers_compared(stored, here)
+    agrees = all(one.agrees for one in done.compared)
+    assert agrees == (abs(here - 12) <= 2)
+    assert (agreed == stored) == agrees
+    # the share, the count and the bound belong together
+    less = 11 / ROWS
+    for update in (
+        {"differing": 13},
+        {"upper": stored.upper - 1e-3},
+        {"drop": less},
+        {"score": 1 - less},
+        {"score": 1 - less, "drop": less},
+    ):
+        changed = stored.model_copy(update=update)
+        assert answers_compared(changed, here)[1] != changed, update
+
+
+def test_a_verdict_on_answers_may_turn() -> None:
+    promise = (of_answers(10)[0].upper + of_answers(11)[0].upper) / 2
+    stored, _ = of_answers(10, promise)
+    done, _ = answers_compared(stored, 11, promise)
+    (said,) = done.unclear
+    assert said.startswith("sizes/1: passed by a bound of ")
+
+
+def test_a_model_agrees_with_itself_on_any_machine() -> None:
+    done = ScoresAgain(0.005)
+    assert done.score("full rank", 1.0, answered(0)) == 1.0
+    assert done.score("full rank", 1 - 1 / ROWS, answered(0)) == 1.0
+    assert [one.agrees for one in done.compared] == [True, False]

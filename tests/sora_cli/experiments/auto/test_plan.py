@@ -114,3 +114,48 @@ def test_the_directory(tmp_path: Path) -> None:
     assert plan("training.seed=3").output == Path("runs/rte-auto-s3")
     given: Any = plan(f"output.dir={tmp_path}")
     assert given.output == tmp_path
+
+
+def by_answers(*words: str) -> AutoPlan:
+    given = ["auto.max_differ=1%", "auto.unlabelled=rows.csv", "training.max_steps=null", *words]
+    return plan_auto(load_recipe(RTE, given))
+
+
+@pytest.mark.parametrize(
+    ("words", "pool", "screening", "test"),
+    [
+        ([], 1000, 250, 750),
+        ([], 10_000, 500, 9500),  # more of them would cost more than they tell
+        ([], 4, 1, 3),
+        (["auto.rows=400"], 10_000, 100, 300),
+        (["auto.rows=4000"], 10_000, 1000, 3000),  # as asked for
+    ],
+)
+def test_rows_without_labels_take_none_from_training(
+    words: list[str], pool: int, screening: int, test: int
+) -> None:
+    found = by_answers(*words)
+    rows = found.row_plan(2490, pool)
+    assert (rows.screening, rows.test, rows.held_out) == (screening, test, 0)
+    assert rows.trained == rows.total == 2490
+    assert rows.unlabelled
+    for loaded in (found.full(rows), found.candidate(1, 1234, rows)):
+        assert loaded.recipe.data.selection == "validation"
+        assert loaded.recipe.training.evaluate == "no"
+    limited = by_answers("data.max_train_rows=100", *words)
+    assert limited.row_plan(2490, pool).trained == 100
+
+
+@pytest.mark.parametrize(
+    ("words", "pool", "said"),
+    [
+        ([], 3, "3 rows without labels are too few: a quarter"),
+        (["auto.rows=400"], 399, "there are 399 rows without labels, and auto.rows asks for 400"),
+        (["auto.rows=2"], 399, "2 rows without labels are too few"),
+    ],
+)
+def test_too_few_rows_without_labels(words: list[str], pool: int, said: str) -> None:
+    with pytest.raises(SoraError, match=said) as caught:
+        by_answers(*words).row_plan(2490, pool)
+    assert caught.value.where is not None
+    assert "command line: auto." in caught.value.where

@@ -1,0 +1,104 @@
+"""The promise of `sora prune` and `sora extract`: the recipe and the rows that test it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sora_cli.core.checks import check_requires
+from sora_cli.core.errors import SoraError
+from sora_cli.core.timing import importing
+from sora_cli.recipe.reading import names_columns
+from sora_cli.recipe.tolerance import CONFIDENCE
+from sora_cli.search.promise import Promise, PromiseOptions
+
+if TYPE_CHECKING:
+    from sora_cli.recipe.load import LoadedRecipe
+    from sora_cli.recipe.recipe import Recipe
+    from sora_cli.search.rows import ChoosingRows
+
+_FAMILY = "task.name="
+
+
+def asked_promise(
+    max_drop: str | None,
+    max_differ: str | None,
+    *,
+    unlabelled: str | None,
+    tolerance: float | None,
+    confidence: float | None,
+    recipe: str | None,
+    overrides: Sequence[str],
+) -> PromiseOptions | None:
+    """Return the promise that a command's options ask for; None: they ask for none."""
+    if max_drop is None and max_differ is None:
+        check_requires("--max-drop", {"--confidence": confidence is not None})
+    needs = {"--unlabelled": unlabelled is not None, "--tolerance": tolerance is not None}
+    if max_differ is None:
+        check_requires("--max-differ", needs)
+    if max_drop is None and max_differ is None:
+        return None
+    return PromiseOptions(
+        max_drop,
+        recipe,
+        overrides,
+        CONFIDENCE if confidence is None else confidence,
+        max_differ=max_differ,
+        unlabelled=unlabelled,
+        tolerance=tolerance,
+    )
+
+
+def load_promise(asked: PromiseOptions, place: Path) -> tuple[LoadedRecipe, Promise]:
+    """Return the recipe that tests a promise, and the promise.
+
+    A promise about answers needs no recipe: the files of the adapter or model say what rows become.
+
+    Args:
+        place: directory of the adapter or model.
+    """
+    if asked.max_differ is None or asked.recipe is not None:
+        return asked.load()
+    asked.check()
+    with importing():
+        from sora_cli.use.described import recipe_for_rows
+
+    names = (word.removeprefix(_FAMILY) for word in asked.overrides if word.startswith(_FAMILY))
+    try:
+        loaded, _ = recipe_for_rows(place, asked.overrides, task=next(names, None))
+    except SoraError as error:  # `described` names the option of sora predict
+        error.renamed("--task ", _FAMILY)
+        raise
+    return loaded, asked.of(loaded.recipe)
+
+
+def choosing_rows(asked: PromiseOptions, recipe: Recipe, place: Path) -> ChoosingRows:
+    """Load the rows on which sizes are compared.
+
+    Args:
+        recipe: recipe of `load_promise`, or the one that heals.
+        place: directory of the adapter or model.
+    """
+    from sora_cli.adapter.metadata import read_sora_file
+    from sora_cli.model.files import SORA_FILE
+    from sora_cli.run.prepare import load_task
+    from sora_cli.search.answers import read_answer_rows
+    from sora_cli.search.rows import SelectionRows, UnlabelledRows
+
+    if asked.unlabelled is None:
+        return SelectionRows(recipe)
+    task = seen = None
+    if recipe.data.path or recipe.data.files:  # a recipe that trains knows its training rows
+        task, rows = load_task(recipe)
+        seen = rows.train
+    meta, _ = read_sora_file(place / SORA_FILE)
+    found = read_answer_rows(
+        recipe,
+        Path(asked.unlabelled).expanduser(),
+        trained=task,
+        seen=seen,
+        columns=() if names_columns(asked.overrides) else meta.input_columns,
+        tolerance=asked.tolerance,
+    )
+    return UnlabelledRows(recipe, found)

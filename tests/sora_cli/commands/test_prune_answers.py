@@ -1,0 +1,231 @@
+"""`sora prune --max-differ`: anybody's adapter, cut as far as its answers stay the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+
+from sora_cli.adapter.directory import read_adapter
+from sora_cli.app import run
+from sora_cli.core.exit_codes import NO_VERDICT, OK
+from sora_cli.report import read_report
+from tests.helpers_chat import instruct_rows, write_chat_base
+from tests.helpers_errors import error_of
+from tests.helpers_models import tiny_bert
+from tests.helpers_runs import pair_rows, save_base, train, write_recipe, write_rows
+
+ROWS = 80
+
+
+def theirs(folder: Path, auto: str, task: str, **options: Any) -> Path:
+    """An adapter as PEFT writes it, with a random update, of the base model in `folder`."""
+    torch.manual_seed(0)
+    model = getattr(transformers, auto).from_pretrained(folder / "base", **options)
+    targets = ["q_proj", "v_proj"] if task == "CAUSAL_LM" else ["query", "value"]
+    config = peft.LoraConfig(task_type=task, r=4, target_modules=targets, init_lora_weights=False)
+    peft.get_peft_model(model, config).save_pretrained(folder / "theirs")
+    assert not (folder / "theirs" / "sora.json").exists()
+    return folder / "theirs"
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classifier")
+    save_base(tiny_bert(num_labels=2), folder / "base")
+    rows = [{"text": row["sentence1"]} for row in pair_rows(2 * ROWS)]
+    texts = list({row["text"]: row for row in rows}.values())[:ROWS]
+    write_rows(folder / "texts.jsonl", texts)
+    return theirs(folder, "AutoModelForSequenceClassification", "SEQ_CLS", num_labels=2)
+
+
+def entry_of(out: Path) -> dict[str, Any]:
+    (entry,) = read_adapter(out).meta.lineage
+    return entry
+
+
+def answers_of(place: Path, rows: Path, out: Path) -> list[Any]:
+    assert run(["predict", str(place), str(rows), "-o", str(out), "--force"]) == OK
+    return [json.loads(line)["prediction"] for line in out.read_text().splitlines()]
+
+
+def test_nothing_but_texts(
+    classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, texts = tmp_path / "out", classifier.parent / "texts.jsonl"
+    command = ["prune", str(classifier), "-o", str(out), "--max-differ", "8%"]
+    assert run([*command, "--unlabelled", str(texts)]) == OK
+    told = capsys.readouterr()
+    assert f"{texts}: the answers to text are compared" in told.err
+    assert "at most 8 % of the answers differ, 95%; certified if at most" in told.err
+    assert f"tried on {ROWS} unlabelled rows" in told.out
+    entry = entry_of(out)
+    assert entry["max_differ"] == 0.08
+    assert (entry["metric"], entry["certified"], entry["bound_kind"]) == (
+        "agreement",
+        True,
+        "exact",
+    )
+    assert entry["rows"] == ROWS
+    assert entry["drop"] <= entry["bound"] <= 0.08
+    assert entry["recipe"] is None
+    kept = entry["components"][1]
+    assert kept < entry["components"][0]
+    assert f"certified: with {kept} components at most 8 % of the answers differ" in told.out
+    assert "accuracy" not in told.out
+    capsys.readouterr()
+    before, after = (answers_of(place, texts, tmp_path / "a.jsonl") for place in (classifier, out))
+    differing = sum(a != b for a, b in zip(before, after, strict=True))
+    assert differing == round(entry["drop"] * ROWS)
+    assert run(["inspect", str(out)]) == OK
+    assert "max_differ 0.08" in capsys.readouterr().out
+
+
+def test_too_few_rows_are_told_before_anything_is_cut(
+    classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["prune", str(classifier), "-o", str(tmp_path / "out"), "--max-differ", "0.1%"]
+    command += ["--unlabelled", str(classifier.parent / "texts.jsonl")]
+    assert run(command) in (OK, NO_VERDICT)  # OK: nothing smaller answers alike
+    told = capsys.readouterr()
+    assert f"WARNING: {ROWS} test rows cannot certify this, even if no answer differs" in told.err
+    assert "it takes 2,995 at least" in told.err
+    entry = entry_of(tmp_path / "out")
+    assert entry["bound"] is None or entry["bound"] > 0.001
+
+
+def test_a_recipe_tells_the_training_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(
+        tmp_path, tiny_bert(num_labels=2), method={"threshold": 0.0}, training={"max_steps": 6}
+    )
+    train(recipe)
+    rows = [*pair_rows(10), *pair_rows(60, seed=4)]  # ten are training rows
+    unlabelled = write_rows(tmp_path / "inputs.jsonl", rows)
+    out = tmp_path / "out2"
+    words = ["--max-differ", "40%", "--unlabelled", unlabelled, "--recipe", str(recipe)]
+    assert run(["prune", str(tmp_path / "out"), "-o", str(out), *words]) == OK
+    told = capsys.readouterr().err
+    assert f"10 of 70 rows of {unlabelled} are training rows: they are left out" in told
+    assert "the column 'label' is ignored" in told
+    assert entry_of(out)["rows"] == 60
+    # of a run the files tell which columns it reads, whatever else a file holds
+    more = [{**row, "text": "x", "label": None, "split": "test"} for row in rows]
+    write_rows(tmp_path / "inputs.jsonl", more)
+    words = words[:-2]
+    assert run(["prune", str(tmp_path / "out"), "-o", str(tmp_path / "out3"), *words]) == OK
+    assert "the answers to sentence1, sentence2 are compared" in capsys.readouterr().err
+    assert entry_of(tmp_path / "out3")["rows"] == 70
+
+
+def test_sizes_that_are_healed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe(
+        tmp_path, tiny_bert(num_labels=2), method={"threshold": 0.0}, training={"max_steps": 6}
+    )
+    train(recipe)
+    unlabelled = write_rows(tmp_path / "inputs.jsonl", pair_rows(60, seed=4))
+    out = tmp_path / "healed"
+    words = ["--max-differ", "60%", "--unlabelled", unlabelled, "--heal", "2", "--no-verify"]
+    assert run(["prune", str(tmp_path / "out"), "-o", str(out), *words]) == OK
+    record = json.loads((out / "sizes.json").read_text())
+    assert (record["certified"], record["max_differ"], record["metric"]) == (
+        True,
+        0.6,
+        "agreement",
+    )
+    whole, *sizes = record["sizes"]
+    assert whole["score"] == 1.0
+    assert all(size["score"] == pytest.approx(1 - size["drop"]) for size in sizes)
+    assert read_report(out) is not None
+    assert "of the answers differ from the uncut adapter's" in capsys.readouterr().out
+    # somebody else's adapter has no recipe to be healed with
+    shutil.copytree(tmp_path / "out" / "adapter", tmp_path / "alone")
+    error = error_of(capsys, "prune", tmp_path / "alone", "-o", tmp_path / "no", *words)
+    assert "--heal needs a recipe to train with" in error[0]
+    words += ["--recipe", str(recipe)]
+    assert run(["prune", str(tmp_path / "alone"), "-o", str(tmp_path / "yes"), *words]) == OK
+
+
+def test_written_texts_are_compared_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_chat_base(tmp_path / "base")
+    adapter = theirs(tmp_path, "AutoModelForCausalLM", "CAUSAL_LM")
+    rows = [{"instruction": f"{row['instruction']} {n}"} for n, row in enumerate(instruct_rows(20))]
+    unlabelled = write_rows(tmp_path / "rows.jsonl", rows)
+    out = tmp_path / "out"
+    words = ["--max-differ", "50%", "--unlabelled", unlabelled, "task.max_new_tokens=4"]
+    code = run(["prune", str(adapter), "-o", str(out), *words])
+    told = capsys.readouterr()
+    assert code in (OK, NO_VERDICT)
+    assert f"{unlabelled}: the answers to instruction are compared" in told.err
+    assert entry_of(out)["metric"] == "agreement"
+    assert "unlabelled rows" in told.out
+
+
+def test_numbers_take_a_tolerance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_base(tiny_bert(num_labels=1), tmp_path / "base")
+    adapter = theirs(tmp_path, "AutoModelForSequenceClassification", "SEQ_CLS", num_labels=1)
+    unlabelled = write_rows(
+        tmp_path / "texts.jsonl", [{"text": row["sentence1"]} for row in pair_rows(60)]
+    )
+    command = ["prune", str(adapter), "-o", str(tmp_path / "out"), "--max-differ", "30%"]
+    command += ["--unlabelled", unlabelled]
+    error = error_of(capsys, *command)
+    assert "answers with numbers: two models never give the same one" in error[0]
+    assert error[-1].startswith("--tolerance 0.1")
+    assert run([*command, "--tolerance", "0.5"]) in (OK, NO_VERDICT)
+    assert entry_of(tmp_path / "out")["metric"] == "agreement"
+
+
+def test_files_that_do_not_tell_the_family(
+    classifier: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sora_cli.use.described.auto_class_for", lambda *_: "AutoModel")
+    command = ["prune", str(classifier), "-o", str(tmp_path / "out"), "--max-differ", "50%"]
+    command += ["--unlabelled", str(classifier.parent / "texts.jsonl")]
+    error = error_of(capsys, *command)
+    assert "does not say which task it is for" in error[0]
+    assert "add task.name=TASK: " in error[-1]
+    words = ["task.name=sequence-classification", "data.label_names=[a,b]"]
+    assert run([*command, *words]) == OK
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--max-differ", "1%"], "--max-differ needs rows to answer"),
+        (["--max-differ", "1%", "--unlabelled", "none.csv"], "there is no file 'none.csv'"),
+        (["--max-differ", "1%", "--unlabelled", "."], "is a directory"),
+        (["--max-differ", "1pt", "--unlabelled", "T"], "must be a share"),
+        (["--max-differ", "1%", "--unlabelled", "T", "--rank", "2"], "exclude each other"),
+        (["--max-differ", "1%", "--unlabelled", "T", "--max-drop", "1pt"], "exclude each other"),
+        (["--max-drop", "1pt", "--unlabelled", "T"], "--unlabelled goes with --max-differ only"),
+        (["--rank", "2", "--tolerance", "1"], "--tolerance goes with --max-differ only"),
+        (["--max-differ", "1%", "--unlabelled", "T", "--tolerance", "1"], "task sequence-class"),
+        (["--max-differ", "1%", "--unlabelled", "T", "--tolerance", "inf"], "must be 0 or more"),
+        (["--max-differ", "1%", "--unlabelled", "T", "data.text_columns=[x]"], "no column 'x'"),
+    ],
+)
+def test_what_is_no_promise(
+    classifier: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    said: str,
+) -> None:
+    texts = str(classifier.parent / "texts.jsonl")
+    given = [texts if word == "T" else word for word in words]
+    error = error_of(capsys, "prune", classifier, "-o", tmp_path / "out", *given)
+    assert said in "\n".join(error)
+    assert not (tmp_path / "out").exists()
