@@ -108,4 +108,6 @@ def _nearest(path: Path) -> str:
     near = closest(path.as_posix().removeprefix("recipes/").removesuffix(".yaml"), recipe_names())
     if near is not None:
         return f"did you mean '{near}'? (all of them: sora recipes)"
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return "to write a recipe for your data: sora init FILE.csv; packaged recipes: sora recipes"
     return "to list the packaged recipes: sora recipes"
