@@ -156,7 +156,7 @@ def test_it_is_scored_again(
     try:
         error = error_of(capsys, *command)
         assert f"there is no file '{inputs}'" in error[0]
-        assert error[-1] == "say where it is by now: auto.unlabelled=FILE"
+        assert error[-1] == "say where it is now: auto.unlabelled=FILE"
         assert run([*command, f"auto.unlabelled={elsewhere}"]) == OK
         other_rows = write_rows(tmp_path / "other.jsonl", pair_rows(ROWS, seed=10))
         capsys.readouterr()
