@@ -86,7 +86,7 @@ class Promise(BaseModel):
 
     @property
     def by_answers(self) -> bool:
-        """True if answers alone are tested, whatever the promise is about."""
+        """True if answers alone are tested, for either kind of promise."""
         return self.kind == "differ" or self.basis == "answers"
 
     def parts(self) -> tuple[Promise, ...]:
