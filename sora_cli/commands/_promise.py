@@ -63,7 +63,7 @@ def load_promise(asked: PromiseOptions, place: Path) -> tuple[LoadedRecipe, Prom
     Args:
         place: directory of the adapter or model.
     """
-    if asked.max_differ is None or asked.recipe is not None:
+    if not asked.reads_files:
         return asked.load()
     asked.check()
     with importing():

@@ -143,8 +143,11 @@ def _prune(
     force: bool,
 ) -> int:
     """Write a pruned copy of an adapter, without training it further; see `prune`."""
+    # mistakes in the recipe are reported first, as by other commands
+    measured = None if asked is None or asked.reads_files else asked.load()
     read = locate_adapter(directory, missing="there are no ranks to prune")
-    measured = None if asked is None else load_promise(asked, read)
+    if asked is not None and measured is None:
+        measured = load_promise(asked, read)
     say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
     check_adapter_place(output, force=force)

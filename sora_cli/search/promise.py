@@ -139,6 +139,11 @@ class PromiseOptions:
     tolerance: float | None = None
     basis: Basis | None = None
 
+    @property
+    def reads_files(self) -> bool:
+        """True if the adapter's own files take the place of a recipe: no labels are needed."""
+        return self.max_differ is not None and self.recipe is None
+
     def check(self) -> None:
         """Raise `SoraError` for options that are invalid with every recipe."""
         if self.max_drop is not None and self.max_differ is not None:

@@ -144,7 +144,7 @@ ERRORS = [
     (["prune", "a", "-o", "b", "--rank", "x"], "Invalid value"),
     (["prune", "a", "-o", "b", "--rank", "1", "--energy", "0.5"], "exclude each other"),
     (["prune", "a", "-o", "b", "--rank", "0"], "at least 1"),
-    (["prune", "a", "-o", "b", "--max-drop", "0.01"], "there is no directory a"),
+    (["prune", "a", "-o", "b", "--max-drop", "0.01"], "needs a recipe"),
     (["export", "a", "-o", "b", "--layout", "exakt"], "no layout 'exakt'"),
     (["export", "a", "-o", "b", "--dtype", "int8"], "no dtype 'int8'"),
     (["verify", "a", "--dtype", "int8"], "--dtype must be one of"),
