@@ -109,8 +109,11 @@ def extract(
             hint="--rank 32, --mean-rank 16, --max-params N, --energy 0.9 or --max-drop 1pt",
         )
     check_choice("dtype", dtype, STORED)
+    # mistakes in the recipe are reported first, as by other commands
+    measured = None if promise is None or promise.reads_files else promise.load()
     source = _source(model)
-    measured = None if promise is None else load_promise(promise, Path(source))
+    if promise is not None and measured is None:
+        measured = load_promise(promise, Path(source))
     check_apart(output, *(Path(resolve_model_path(name)) for name in (source, base)))
     check_adapter_place(output, force=force)
     with importing():
