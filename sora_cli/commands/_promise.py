@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sora_cli.core.checks import check_requires
+from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
 from sora_cli.recipe.reading import names_columns
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from sora_cli.recipe.recipe import Recipe
     from sora_cli.search.rows import ChoosingRows
 
+Place = TypeVar("Place", str, Path)
 _FAMILY = "task.name="
 
 
@@ -55,16 +57,29 @@ def asked_promise(
     )
 
 
-def load_promise(asked: PromiseOptions, place: Path) -> tuple[LoadedRecipe, Promise]:
-    """Return the recipe that tests a promise, and the promise.
+def load_promise(
+    asked: PromiseOptions | None, find: Callable[[], Place]
+) -> tuple[Place, tuple[LoadedRecipe, Promise] | None]:
+    """Find the adapter or model, and load the recipe that tests a promise about it.
 
-    A promise about answers needs no recipe: the files of the adapter or model say what rows become.
+    Mistakes in a recipe are reported before the place is looked for, as by other commands. A
+    promise about answers needs no recipe: it is derived from the files of the place.
 
     Args:
-        place: directory of the adapter or model.
+        asked: None: no promise is asked for.
+        find: returns the directory of the adapter or model, or raises `SoraError`.
+
+    Returns:
+        The place; and the recipe with the promise, if one is asked for.
     """
-    if not asked.reads_files:
-        return asked.load()
+    measured = None if asked is None or asked.reads_files else asked.load()
+    place = find()
+    if asked is not None and measured is None:
+        measured = _from_files(asked, Path(place))
+    return place, measured
+
+
+def _from_files(asked: PromiseOptions, place: Path) -> tuple[LoadedRecipe, Promise]:
     asked.check()
     with importing():
         from sora_cli.use.described import recipe_for_rows
@@ -72,14 +87,14 @@ def load_promise(asked: PromiseOptions, place: Path) -> tuple[LoadedRecipe, Prom
     names = (word.removeprefix(_FAMILY) for word in asked.overrides if word.startswith(_FAMILY))
     try:
         loaded, _ = recipe_for_rows(place, asked.overrides, task=next(names, None))
-    except SoraError as error:  # `described` names the option of sora predict
+    except SoraError as error:  # `recipe_for_rows` names the option of sora predict
         error.renamed("--task ", _FAMILY)
         raise
     return loaded, asked.of(loaded.recipe)
 
 
 def choosing_rows(asked: PromiseOptions, recipe: Recipe, place: Path) -> ChoosingRows:
-    """Load the rows on which sizes are compared.
+    """Load the rows on which sizes are compared, and print the remarks on them.
 
     Args:
         recipe: recipe of `load_promise`, or the one that heals.
@@ -98,7 +113,7 @@ def choosing_rows(asked: PromiseOptions, recipe: Recipe, place: Path) -> Choosin
         task, rows = load_task(recipe)
         seen = rows.train
     meta, _ = read_sora_file(place / SORA_FILE)
-    found = read_answer_rows(
+    answer_rows = read_answer_rows(
         recipe,
         Path(asked.unlabelled).expanduser(),
         trained=task,
@@ -106,4 +121,5 @@ def choosing_rows(asked: PromiseOptions, recipe: Recipe, place: Path) -> Choosin
         columns=() if names_columns(asked.overrides) else meta.input_columns,
         tolerance=asked.tolerance,
     )
-    return UnlabelledRows(recipe, found)
+    say_notes(answer_rows.notes)
+    return UnlabelledRows(recipe, answer_rows)

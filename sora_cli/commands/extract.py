@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,11 +110,7 @@ def extract(
             hint="--rank 32, --mean-rank 16, --max-params N, --energy 0.9 or --max-drop 1pt",
         )
     check_choice("dtype", dtype, STORED)
-    # mistakes in the recipe are reported first, as by other commands
-    measured = None if promise is None or promise.reads_files else promise.load()
-    source = _source(model)
-    if promise is not None and measured is None:
-        measured = load_promise(promise, Path(source))
+    source, measured = load_promise(promise, partial(_source, model))
     check_apart(output, *(Path(resolve_model_path(name)) for name in (source, base)))
     check_adapter_place(output, force=force)
     with importing():
@@ -132,7 +129,6 @@ def extract(
 
             loaded, tested = measured
             rows = choosing_rows(promise, loaded.recipe, Path(source))
-            say_notes(rows.notes)
             search = smallest_cut(
                 extraction.adapter(layers), loaded.recipe, rows, tested, say, against=source
             )

@@ -143,11 +143,8 @@ def _prune(
     force: bool,
 ) -> int:
     """Write a pruned copy of an adapter, without training it further; see `prune`."""
-    # mistakes in the recipe are reported first, as by other commands
-    measured = None if asked is None or asked.reads_files else asked.load()
-    read = locate_adapter(directory, missing="there are no ranks to prune")
-    if asked is not None and measured is None:
-        measured = load_promise(asked, read)
+    find = partial(locate_adapter, directory, missing="there are no ranks to prune")
+    read, measured = load_promise(asked, find)
     say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
     check_adapter_place(output, force=force)
@@ -224,7 +221,6 @@ def _heal_sizes(
         _check_sizes(output, runs[0][0].recipe, force=force, resume=resume)
         try:
             rows = choosing_rows(asked, runs[0][0].recipe, read)
-            say_notes(rows.notes)
             search = smallest_healed(directory, runs, train, rows, promise, say)
         except NotVerifiedError as error:
             return error.code
@@ -264,7 +260,6 @@ def _search(
         from sora_cli.search.cut import smallest_cut
 
     rows = choosing_rows(asked, loaded.recipe, place)
-    say_notes(rows.notes)
     return smallest_cut(adapter, loaded.recipe, rows, promise, say)
 
 
