@@ -130,7 +130,7 @@ class AdaLoraConfig(MethodConfig):
 
 
 class SoraConfig(MethodConfig):
-    """Options of SoRA: those of the paper, and a budget as the alternative to a threshold."""
+    """Options of SoRA: the paper's, and a budget as the alternative to a threshold."""
 
     paper = "Ding et al. 2023, arXiv 2311.11696"
     adapts_rank = True

@@ -154,7 +154,7 @@ class Kronecker(Update):
         return product.mul_(self.scaling)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return L1, R1, L2 and R2, without those that are None."""
+        """Return the stored tensors among L1, R1, L2 and R2."""
         return tuple(t for t in (self.L1, self.R1, self.L2, self.R2) if t is not None)
 
     def factors(self) -> LowRankFactors:

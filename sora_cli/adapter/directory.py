@@ -77,12 +77,12 @@ class Adapter:
         return sum(tensor.numel() for tensor in self.head.values())
 
     def ranks(self) -> dict[str, int]:
-        """Return {module path: live components}: 0 for dead modules, also those not stored."""
+        """Return {module path: live components}: 0 for dead modules, stored or not."""
         live = {path: int(f.live_components().sum()) for path, f in self.layers.items()}
         return {path: live.get(path, 0) for path in dict.fromkeys([*self.meta.ranks, *live])}
 
     def ranks_start(self) -> dict[str, int]:
-        """Return {module path: components at the start of training, or those stored if unknown}."""
+        """Return {module path: components at the start of training, or stored ones if unknown}."""
         stored = {path: factors.rank for path, factors in self.layers.items()}
         return {path: self.meta.ranks_start.get(path, stored.get(path, 0)) for path in self.ranks()}
 

@@ -21,7 +21,7 @@ class Module:
     """The facts about a layer that choosing ranks needs."""
 
     stored: int
-    """Stored components, also those that are zero."""
+    """Number of stored components, zero ones included."""
     live: int
     values: Any
     """Singular values of dW, descending, in float64: a tensor, or a sequence of numbers."""

@@ -38,7 +38,7 @@ _BASE = ".base_layer."
 _BIAS = ".bias"
 _TOKENS = ".token_adapter.trainable_tokens_delta"
 _UNUSED = (".original_module.", ".modules_to_save.")
-"""Parts of the names of superfluous biases: `bias: all` also stores those of modules in full."""
+"""Parts of the names of needless biases: `bias: all` also stores the biases of full modules."""
 _EMBEDDINGS = ("lm_head", "wte", "shared")
 """Names of embeddings and output layers without "emb" in their name."""
 _LONGEST_NAME = 500  # characters
