@@ -25,6 +25,10 @@ HALF_SHARES = SHARES[1::2]
 """Sizes that are screened: every second one, since each more takes a share of the error."""
 
 
+WHOLE_DATA: dict[str, Any] = {"selection": "validation", "half": None}
+"""Values of a data block that trains on all rows: none of them is held out."""
+
+
 def half_confidence(confidence: float) -> float:
     """Return the confidence of one half's bound of one size."""
     return 1 - (1 - confidence) / (len(HALVES) * len(HALF_SHARES))

@@ -34,7 +34,7 @@ from sora_cli.search.certificate import (
     half_name,
     part_of,
 )
-from sora_cli.search.halves import HALVES, half_data, held_data
+from sora_cli.search.halves import HALVES, WHOLE_DATA, half_data, held_data
 from sora_cli.search.promise import Promise, promise_of
 from sora_cli.search.screening import part_rows
 from sora_cli.tasks.base import Encoded, Task
@@ -129,7 +129,7 @@ def sets_of_halves(rows: Rows, parts: Mapping[str, Part]) -> dict[str, RowSet]:
 
 def whole_data(data: DataBlock) -> DataBlock:
     """Return the data block that trains on all rows: nothing is held out."""
-    return data.model_copy(update={"selection": "validation", "half": None})
+    return data.model_copy(update=WHOLE_DATA)
 
 
 def unlabelled_rows(recipe: Recipe, task: Task, train: Dataset) -> AnswerRows:
@@ -222,12 +222,11 @@ class UnlabelledRows:
     Attributes:
         task: the family, bound to these rows.
         split: name of these rows.
-        notes: remarks for the user.
     """
 
     def __init__(self, recipe: Recipe, rows: AnswerRows) -> None:
         self._recipe, self._rows = recipe, rows
-        self.task, self.split, self.notes = rows.task, f"{len(rows):,} unlabelled rows", rows.notes
+        self.task, self.split = rows.task, f"{len(rows):,} unlabelled rows"
 
     def scored_by(self, base: Base, scratch: Path) -> Callable[[], RowScores]:
         """Return a function that answers these rows with the model as it is then."""
@@ -251,7 +250,6 @@ class SelectionRows:
         rows = self._rows
         reported = [name for name, part in rows.report.items() if part is rows.select]
         self.split = reported[0] if reported else "selection"
-        self.notes: tuple[str, ...] = ()
 
     def scored_by(self, base: Base, scratch: Path) -> Callable[[], RowScores]:
         """Return a function that scores the model on these rows by the recipe's main metric.

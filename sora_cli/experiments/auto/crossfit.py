@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from sora_cli.data.rows import load_rows
 from sora_cli.experiments.auto.budget import HalvesPlan
 from sora_cli.experiments.auto.maker import Maker, Tell
 from sora_cli.experiments.auto.plan import AutoPlan, placed
 from sora_cli.experiments.auto.record import AutoRecord
 from sora_cli.experiments.auto.searching import AutoSearch
-from sora_cli.recipe.recipe import DataBlock
 from sora_cli.report import RunReport
-from sora_cli.run.encode import encode
-from sora_cli.run.prepare import Prepared
+from sora_cli.run.prepare import Prepared, on_rows
 from sora_cli.run.runner import Runner
 from sora_cli.search.certificate import (
     SCREENING,
@@ -61,7 +58,7 @@ class CrossFit(AutoSearch[list[Healed]]):
         for half in HALVES:
             own = plan.on_half(half, rows)
             held = {SCREENING: parts[SCREENING], TEST: parts[half_name(3 - half)]}
-            on_half = _on_rows(ready, own.full(rows).recipe.data)
+            on_half = on_rows(ready, own.full(rows).recipe.data)
             self._makers.append(Maker(own, rows, on_half, held, log, tell))
         certifiable = certifiable_by(
             plan.whole().recipe, ready, rows.test, plan.promise, self.confidence
@@ -128,12 +125,3 @@ class CrossFit(AutoSearch[list[Healed]]):
         """Delete the states of both halves' runs."""
         for maker in self._makers:
             maker.forget(self.record.candidates)
-
-
-def _on_rows(ready: Prepared, data: DataBlock) -> Prepared:
-    """Return the same model with other rows to train on; the task knows the classes of all rows."""
-    rows = load_rows(data)
-    task, base = ready.task, ready.base
-    train = encode(task, base, rows.train, rows.origin(rows.train), training=True)
-    select = encode(task, base, rows.select, rows.origin(rows.select))
-    return dataclasses.replace(ready, rows=rows, train=train, select=select)

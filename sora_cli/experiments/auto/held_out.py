@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-from sora_cli.data.rows import load_rows
 from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.maker import Made, Maker, Tell
 from sora_cli.experiments.auto.plan import AutoPlan, placed
 from sora_cli.experiments.auto.record import AutoRecord
 from sora_cli.experiments.auto.searching import AutoSearch
 from sora_cli.report import RunReport, read_report
-from sora_cli.run.encode import encode
 from sora_cli.run.evaluate import evaluate_all, evaluate_run
-from sora_cli.run.prepare import Prepared
+from sora_cli.run.prepare import Prepared, on_rows
 from sora_cli.run.results import save_results
 from sora_cli.search.certificate import REFIT, TRAIN, Certificate, Healed, Measured, SizeTest
-from sora_cli.search.rows import certifiable_by, deciding_rows, row_sets, whole_data
+from sora_cli.search.rows import certifiable_by, deciding_rows, row_sets
 from sora_cli.search.screening import Cuts
 from sora_cli.search.search import from_first_process
 from sora_cli.search.sizes import SHARES
@@ -80,10 +76,8 @@ class HeldOut(AutoSearch[Made]):
         scores = evaluate_all(self.runner.scorer(), ready.task, ready.report)
         self._reported = {split: known[metric] for split, known in scores.items()}
         final = placed(plan.final(size.max_params), plan)
-        rows = load_rows(final.recipe.data)
-        train = encode(ready.task, ready.base, rows.train, rows.origin(rows.train), training=True)
-        select = next(iter(ready.report.values()))
-        whole = dataclasses.replace(self.ready, rows=rows, train=train, select=select)
+        whole = on_rows(self.ready, final.recipe.data)
+        self._sets |= {REFIT: row_sets(whole.rows, {})[TRAIN]}
         return self._train_final(whole, final, self._initial)
 
     def _write_tested(self, ready: Prepared, number: int) -> tuple[Prepared, RunLog]:
@@ -106,15 +100,13 @@ class HeldOut(AutoSearch[Made]):
         return ready, log
 
     def certificate(self, report: RunReport) -> Certificate:
-        """Return the certificate; with refit, the tested size and the written one."""
+        """Return the certificate, after `write`; with refit, of the tested and the written size."""
         record, promise, chosen = self.record, self.promise, self.chosen
         assert record.full is not None
-        candidates, final, sets = list(record.candidates), None, self._sets
+        candidates, final = list(record.candidates), None
         scores = {split: known[promise.metric] for split, known in report.metrics.items()}
         if self.plan.block.refit:
             final, scores = self._final(report, candidates[chosen].max_params), self._reported
-            rows = load_rows(whole_data(self.plan.loaded.recipe.data))
-            sets = sets | {REFIT: row_sets(rows, {})[TRAIN]}
         reported = {
             split: Measured(score=score, drop=promise.drop(record.full.reported[split], score))
             for split, score in scores.items()
@@ -127,7 +119,7 @@ class HeldOut(AutoSearch[Made]):
             screened=record.screened,
             candidates=candidates,
             final=final,
-            rows=sets,
+            rows=self._sets,
             seeds=self._seeds,
             base=report.base,
         )

@@ -27,7 +27,7 @@ from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import MethodBlock, Recipe
 from sora_cli.recipe.start import StartBlock
 from sora_cli.search.certificate import FULL, HALVES_FOLDER, SIZES
-from sora_cli.search.halves import half_data, held_data
+from sora_cli.search.halves import WHOLE_DATA, half_data, held_data
 from sora_cli.search.promise import Promise, promise_of
 
 _HEALING = 2 / 3
@@ -172,7 +172,7 @@ class AutoPlan:
         """
         recipe, given = self.loaded.recipe, self.loaded.recipe.training
         if rows is None or rows.unlabelled:  # nothing is chosen on the validation rows
-            held = {"selection": "validation"}
+            held = WHOLE_DATA
         elif self.half is not None:
             held = half_data(self.half, rows.screening, self.block.seed)
             given = on_fewer(given, rows.trained / rows.total)

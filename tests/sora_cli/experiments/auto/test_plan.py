@@ -10,6 +10,7 @@ import pytest
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.auto.plan import AutoPlan, plan_auto, unused
 from sora_cli.recipe.load import load_recipe
+from sora_cli.recipe.recipe import DataBlock
 from sora_cli.search.promise import promise_of
 from sora_cli.search.sizes import SHARES
 from sora_cli.train.checkpoint.fork import check_recipe
@@ -19,6 +20,13 @@ RTE = "rte"
 
 def plan(*words: str) -> AutoPlan:
     return plan_auto(load_recipe(RTE, ["auto.max_drop=0.5pt", "training.max_steps=null", *words]))
+
+
+def test_a_run_on_all_rows_has_a_recipe_that_can_be_read_again() -> None:
+    """Also where the recipe itself trains on one half of the rows."""
+    final = plan("data.selection=half-train", "data.half=1").final(1234)
+    again = DataBlock.model_validate(final.recipe.data.model_dump())
+    assert (again.selection, again.half) == ("validation", None)
 
 
 def test_until_the_cut_all_runs_are_one() -> None:
