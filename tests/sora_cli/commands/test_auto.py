@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ from tests.helpers_errors import error_of
 from tests.helpers_killed import run_killed
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, pair_rows, save_base, signal_at, train, write_rows
-from tests.sora_cli.experiments.auto.support import auto_recipe
+from tests.sora_cli.experiments.auto.support import auto_recipe, certificate_of
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +49,16 @@ def done(recipe: Path) -> Path:
 
 @pytest.fixture
 def found(done: Path) -> Certificate:
-    certificate = read_certificate(done)
-    assert certificate is not None
-    return certificate
+    return certificate_of(done)
 
 
-def same_result(one: Path, other: Path) -> None:
+SIZES = ("sizes/full", "sizes/1", "sizes/2")
+
+
+def same_result(one: Path, other: Path, parts: Sequence[str] = SIZES) -> None:
     """All adapters of two searches are the same to the byte, and what is promised of them."""
-    for name in ("adapter", "sizes/full/adapter", "sizes/1/adapter", "sizes/2/adapter"):
-        assert files_of(one / name) == files_of(other / name), name
+    for name in (".", *parts):
+        assert files_of(one / name / "adapter") == files_of(other / name / "adapter"), name
     assert (one / "certificate.json").read_bytes() == (other / "certificate.json").read_bytes()
     first, second = read_report(one), read_report(other)
     assert first is not None

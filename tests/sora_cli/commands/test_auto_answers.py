@@ -27,19 +27,19 @@ from tests.sora_cli.commands.test_auto import (
     same_result,
     scored_once,
 )
-from tests.sora_cli.experiments.auto.support import auto_recipe
+from tests.sora_cli.experiments.auto.support import (
+    ROWS,
+    auto_recipe,
+    certificate_of,
+    recipe_with_inputs,
+)
 
 __all__ = ["scored_once"]
-ROWS = 100
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe with a promise about its metric, beside rows whose labels are nonsense."""
-    path = auto_recipe(tmp_path_factory.mktemp("answers"), auto={"rows": None})
-    rows = [{**row, "label": "?"} for row in pair_rows(ROWS, seed=9)]
-    write_rows(path.parent / "inputs.jsonl", [*rows, *rows[:5], *pair_rows(3)])
-    return path
+    return recipe_with_inputs(tmp_path_factory.mktemp("answers"))
 
 
 def words(recipe: Path, out: Path, share: str = "60%") -> list[str]:
@@ -56,9 +56,7 @@ def done(recipe: Path) -> Path:
 
 @pytest.fixture
 def found(done: Path) -> Certificate:
-    certificate = read_certificate(done)
-    assert certificate is not None
-    return certificate
+    return certificate_of(done)
 
 
 def test_the_certificate_is_about_answers(done: Path, found: Certificate) -> None:

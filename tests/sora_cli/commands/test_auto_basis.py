@@ -15,11 +15,10 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.report import read_report
 from sora_cli.search.agreement import share_bound
-from sora_cli.search.certificate import Certificate, read_certificate
 from sora_cli.search.paired import exact_bound
 from sora_cli.verify import certificate as recheck
 from tests.helpers_killed import run_killed
-from tests.helpers_runs import pair_rows, signal_at, write_rows
+from tests.helpers_runs import signal_at
 from tests.sora_cli.commands.test_auto import (
     NOT_VERIFIED,
     leaves,
@@ -28,19 +27,14 @@ from tests.sora_cli.commands.test_auto import (
     same_result,
     scored_once,
 )
-from tests.sora_cli.experiments.auto.support import auto_recipe
+from tests.sora_cli.experiments.auto.support import ROWS, certificate_of, recipe_with_inputs
 
 __all__ = ["scored_once"]
-ROWS = 100
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe with a promise about its metric, beside rows whose labels are nonsense."""
-    path = auto_recipe(tmp_path_factory.mktemp("basis"), auto={"rows": None})
-    rows = [{**row, "label": "?"} for row in pair_rows(ROWS, seed=9)]
-    write_rows(path.parent / "inputs.jsonl", [*rows, *rows[:5], *pair_rows(3)])
-    return path
+    return recipe_with_inputs(tmp_path_factory.mktemp("basis"))
 
 
 def words(recipe: Path, out: Path, *more: str) -> list[str]:
@@ -60,14 +54,8 @@ def done(recipe: Path, request: pytest.FixtureRequest) -> Path:
     return made(recipe, request.param)
 
 
-def read(done: Path) -> Certificate:
-    found = read_certificate(done)
-    assert found is not None
-    return found
-
-
 def test_by_answers_no_row_is_held_out(recipe: Path) -> None:
-    found = read(made(recipe, "answers"))
+    found = certificate_of(made(recipe, "answers"))
     assert (found.promise.kind, found.promise.basis) == ("drop", "answers")
     assert {name: (part.split, part.rows) for name, part in found.rows.items()} == {
         "train": ("train", 124),
@@ -83,7 +71,7 @@ def test_by_answers_no_row_is_held_out(recipe: Path) -> None:
 
 
 def test_by_both_labelled_rows_are_held_out(recipe: Path) -> None:
-    found = read(made(recipe, "both"))
+    found = certificate_of(made(recipe, "both"))
     assert found.promise.basis == "both"
     sets = {name: (part.split, part.rows) for name, part in found.rows.items()}
     assert sets["answers"] == ("unlabelled", ROWS)
@@ -106,7 +94,7 @@ def test_the_report_says_the_basis(done: Path) -> None:
     report = read_report(done)
     assert report is not None
     assert report.recipe["auto"]["basis"] == done.name
-    assert done.name in {read(done).promise.basis}
+    assert done.name in {certificate_of(done).promise.basis}
 
 
 def test_what_the_plan_says(
@@ -174,7 +162,7 @@ def test_pages_say_what_was_tested(
         "both": "accuracy at most 60pt worse than at full rank, by labels or by the share of",
     }
     assert said[done.name] in page
-    assert read(done).statement in card
+    assert certificate_of(done).statement in card
     capsys.readouterr()
     assert run(["list", str(recipe.parent)]) == OK
     assert "certified" in capsys.readouterr().out
@@ -237,7 +225,7 @@ def test_figures_that_fit_each_other_are_compared_all_the_same(
 def test_by_both_and_trained_once_more(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run([*words(recipe, out, "auto.basis=both"), "--refit"]) == OK
-    found = read(out)
+    found = certificate_of(out)
     assert found.final is not None
     assert found.rows["refit"].rows == 124
     assert found.scope.startswith("the tested adapter in sizes/")
@@ -251,7 +239,7 @@ def test_a_signal_in_training_and_in_healing(
     recipe: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     command = words(recipe, tmp_path / "out", f"auto.basis={done.name}")
-    step = step if step > 0 else read(done).full.steps - 1
+    step = step if step > 0 else certificate_of(done).full.steps - 1
     with monkeypatch.context() as patched:
         signal_at(patched, step)
         assert run(command) == 128 + signal.SIGTERM

@@ -16,7 +16,6 @@ from sora_cli.data.content import data_fingerprint
 from sora_cli.data.rows import load_rows
 from sora_cli.recipe.load import load_stored
 from sora_cli.report import read_report
-from sora_cli.search.certificate import Certificate, read_certificate
 from sora_cli.verify import certificate as recheck
 from tests.helpers_errors import error_of
 from tests.helpers_killed import run_killed
@@ -26,9 +25,10 @@ from tests.sora_cli.commands.test_auto import (
     leaves,
     other,
     placed,
+    same_result,
     scored_once,  # noqa: F401, a fixture
 )
-from tests.sora_cli.experiments.auto.support import auto_recipe
+from tests.sora_cli.experiments.auto.support import auto_recipe, certificate_of
 
 CROSSED = ["halves/1/sizes/full", "halves/2/sizes/full"]
 CROSSED += [f"halves/{half}/sizes/{size}" for half in (1, 2) for size in (1, 2)]
@@ -53,22 +53,6 @@ def refit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = auto_recipe(tmp_path_factory.mktemp("refit"))
     assert run(["auto", str(recipe), "--refit", "--no-verify"]) == 0
     return recipe.parent / "out"
-
-
-def certificate_of(directory: Path) -> Certificate:
-    found = read_certificate(directory)
-    assert found is not None
-    return found
-
-
-def same_result(one: Path, other: Path, parts: list[str]) -> None:
-    for name in (".", *parts):
-        assert files_of(one / name / "adapter") == files_of(other / name / "adapter"), name
-    assert (one / "certificate.json").read_bytes() == (other / "certificate.json").read_bytes()
-    first, second = read_report(one), read_report(other)
-    assert first is not None
-    assert second is not None
-    assert (first.metrics, first.ranks) == (second.metrics, second.ranks)
 
 
 def test_the_certificate_is_of_both_halves(done: Path) -> None:

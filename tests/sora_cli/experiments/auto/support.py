@@ -5,9 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sora_cli.search.certificate import FullRank, Measured, Screened
+from sora_cli.search.certificate import (
+    Certificate,
+    FullRank,
+    Measured,
+    Screened,
+    read_certificate,
+)
 from tests.helpers_models import tiny_bert
-from tests.helpers_runs import write_recipe
+from tests.helpers_runs import pair_rows, write_recipe, write_rows
 
 
 def auto_recipe(folder: Path, **blocks: Any) -> Path:
@@ -20,6 +26,25 @@ def auto_recipe(folder: Path, **blocks: Any) -> Path:
     text = path.read_text(encoding="utf-8").replace("  threshold: null\n", "")
     path.write_text(text.replace("  r_max: 4\n", ""), encoding="utf-8")
     return path
+
+
+ROWS = 100
+"""Rows without labels of `recipe_with_inputs`, without repeated and training rows."""
+
+
+def recipe_with_inputs(folder: Path) -> Path:
+    """A recipe with a promise about its metric, beside rows whose labels are nonsense."""
+    path = auto_recipe(folder, auto={"rows": None})
+    rows = [{**row, "label": "?"} for row in pair_rows(ROWS, seed=9)]
+    write_rows(path.parent / "inputs.jsonl", [*rows, *rows[:5], *pair_rows(3)])
+    return path
+
+
+def certificate_of(run: Path) -> Certificate:
+    """The certificate of a run, which has one."""
+    certificate = read_certificate(run)
+    assert certificate is not None
+    return certificate
 
 
 def full(*, parameters: int = 1000, largest_rank: int = 8, served: int | None = None) -> FullRank:
