@@ -84,7 +84,7 @@ class AnswerRows:
         """
         with locating(self.origin):
             answers = self.task.compared_answers(trainer.answers_of(encoded))
-        return answer_scores(answers, self.tolerance)
+        return answer_scores(answers, self.tolerance, rows_alone=self.task.options.ROWS_ALONE)
 
     def row_set(self, split: str) -> RowSet:
         """Return the number of the rows, and the digest of their inputs."""

@@ -110,24 +110,18 @@ def _smallest_of_both(labelled: int, answered: int, each: float) -> float:
     return high
 
 
-def certifiable_on(promise: Promise, rows: TestRows, scores: RowScores | None) -> Certifiable:
+def certifiable_on(promise: Promise, rows: TestRows, scores: RowScores) -> Certifiable:
     """Return the smallest drop that test rows can certify, before any training.
 
     Args:
         rows: numbers of test rows, for each part of the promise.
-        scores: scores of some rows: only their metric is used; None: answers alone are tested.
+        scores: scores or answers of some rows: only their metric is used.
     """
-    parts = [
-        Certifiable.on(
-            number,
-            part.confidence,
-            answer_scores([]) if part.by_answers or scores is None else scores,
-        )
-        for part, number in zip(promise.parts(), rows, strict=True)
-    ]
-    if len(parts) == 1:
-        return parts[0]
-    return parts[0].or_else(parts[1], _smallest(promise, rows))
+    if promise.basis != "both":
+        return Certifiable.on(rows[0], promise.confidence, scores)
+    each = zip(rows, promise.parts(), (scores, answer_scores([])), strict=True)
+    labels, answers = (Certifiable.on(n, part.confidence, known) for n, part, known in each)
+    return labels.or_else(answers, _smallest(promise, rows))
 
 
 def _on(promise: Promise, basis: Basis) -> Promise:

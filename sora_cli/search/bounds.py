@@ -31,7 +31,8 @@ class Bound:
     Attributes:
         drop: measured on these rows, in the metric's unit; positive: worse.
         upper: one-sided upper confidence bound of the drop; None: no bound.
-        kind: `exact` keeps its confidence for any number of rows, `approximate` for many rows.
+        kind: `exact` keeps its confidence for any number of rows that are drawn independently;
+            `approximate` for many rows, or for rows that depend on each other.
         rows: number of rows.
         differing: number of rows on which the models' scores differ.
         refused: reason for having no bound; None: there is a bound.
@@ -92,14 +93,16 @@ def drop_bound(
         raise ValueError("scores of different metrics or rows are compared")
     rows, differing = len(full), differing_rows(full, small)
     drop = drop_on(full, small)
+    # the counts are binomial, and the bounds exact, only if the rows are independent
+    kind: Literal["exact", "approximate"] = "exact" if full.rows_alone else "approximate"
     if full.is_agreement:
-        return Bound(drop, share_bound(differing, rows, confidence), "exact", rows, differing)
+        return Bound(drop, share_bound(differing, rows, confidence), kind, rows, differing)
     if full.is_right_or_wrong and np.isfinite(drop):
         # only the rows that one model alone gets right matter (McNemar's table)
         difference = full.parts[:, 0] - small.parts[:, 0]
         difference = difference if full.greater_is_better else -difference
         lost, won = int((difference > 0).sum()), int((difference < 0).sum())
-        return Bound(drop, exact_bound(lost, won, rows, confidence), "exact", rows, differing)
+        return Bound(drop, exact_bound(lost, won, rows, confidence), kind, rows, differing)
     try:
         upper = bca_bound(full, small, confidence, seed=seed, resamples=resamples)
     except BootstrapRefusedError as error:

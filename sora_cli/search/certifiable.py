@@ -32,13 +32,11 @@ DIFFERING = 0.025
 _MANY = 2000
 _SOME = 50  # above it the score limit is near the exact bound, which takes seconds for many rows
 _TAIL = 6.0  # outcomes are counted up to this many standard deviations from the mean
-_EXACT = (
-    "exact for right-or-wrong rows: Buehler's bound of the paired difference, in the order of "
-    "Tango's score (Lloyd and Moldovan 2007)"
+_RIGHT_OR_WRONG = (
+    "for right-or-wrong rows: Buehler's bound of the paired difference, in the order of Tango's "
+    "score (Lloyd and Moldovan 2007)"
 )
-_AGREEMENT = (
-    "exact for answers: the binomial bound of the share that differs (Clopper and Pearson 1934)"
-)
+_AGREEMENT = "for answers: the binomial bound of the share that differs (Clopper and Pearson 1934)"
 _APPROXIMATE = "approximate: BCa bootstrap over whole rows (Efron 1987)"
 
 
@@ -63,14 +61,18 @@ class Certifiable:
             scores: of some rows: only their metric is used.
         """
         if scores.is_agreement:
+            method, best = _AGREEMENT, share_bound(0, rows, confidence)
             smallest = certifiable_share(rows, DIFFERING, confidence, POWER)
-            best = share_bound(0, rows, confidence)
-            return cls(BoundMethod(method=_AGREEMENT, exact=True, smallest_drop=smallest), best)
-        if not scores.is_right_or_wrong:
+        elif scores.is_right_or_wrong:
+            method, smallest = _RIGHT_OR_WRONG, certifiable_drop(rows, confidence=confidence)
+            best = certifiable_drop(rows, differing=0, confidence=confidence)
+        else:
             return cls(BoundMethod(method=_APPROXIMATE, exact=False, smallest_drop=None), None)
-        smallest = certifiable_drop(rows, confidence=confidence)
-        best = certifiable_drop(rows, differing=0, confidence=confidence)
-        return cls(BoundMethod(method=_EXACT, exact=True, smallest_drop=smallest), best)
+        alone = scores.rows_alone
+        method = f"{'exact' if alone else 'approximate'} {method}"
+        return cls(
+            BoundMethod(method=method, exact=alone, rows_alone=alone, smallest_drop=smallest), best
+        )
 
     def or_else(self, other: Certifiable, smallest: float) -> Certifiable:
         """Return the smallest drop that either of two tests can certify.

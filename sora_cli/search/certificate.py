@@ -22,6 +22,7 @@ from sora_cli.search.promise import Promise
 from sora_cli.search.size import Size, saving
 from sora_cli.search.sizes import last_passed
 from sora_cli.search.statement import (
+    NOT_ALONE,
     drop_by_answers,
     drop_by_both,
     drop_by_labels,
@@ -77,6 +78,11 @@ class BoundMethod(BaseModel):
     method: str = Field(description="the method, with its source")
     exact: bool = Field(
         description="true: the confidence holds for any number of rows; false: for many rows"
+    )
+    rows_alone: bool = Field(
+        True,
+        description="false: each row chooses among all test rows, so the rows depend on each other "
+        "and no bound is exact",
     )
     smallest_drop: float | None = Field(
         description="the smallest drop that the test rows can be expected to certify: computed "
@@ -356,6 +362,8 @@ def conclude(certificate: StoredCertificate) -> None:
     kept = written.test is not None and written.test.kept
     certificate.status = "certified" if kept else "not certified"
     certificate.statement, certificate.scope = _sentences(certificate, written)
+    if not certificate.bound.rows_alone:
+        certificate.statement += f"; {NOT_ALONE}"
     certificate.next_smaller = failed(candidates) if kept else None
     last = certificate.final or written
     certificate.saved = saving(last, certificate.full, promise.serve)

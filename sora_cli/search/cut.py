@@ -28,6 +28,7 @@ from sora_cli.search.promise import Promise
 from sora_cli.search.rows import ChoosingRows
 from sora_cli.search.search import Candidate, Search, choose_smallest
 from sora_cli.search.sizes import COARSE_RATIO, MAX_SIZES, smaller_sizes
+from sora_cli.search.statement import NOT_ALONE
 from sora_cli.search.words import answers_lines, certifiable_line
 from sora_cli.tasks.row_scores import RowScores
 
@@ -125,7 +126,7 @@ def tell_certifiable(scores: RowScores, split: str, promise: Promise, tell: Tell
     lines: Iterable[str | None] = [certifiable_line(scores, split, promise.confidence)]
     if promise.kind == "differ":
         lines = answers_lines(settled, [rows])
-    for line in filter(None, lines):
+    for line in filter(None, [*lines, None if scores.rows_alone else NOT_ALONE]):
         tell(line)
     return settled
 

@@ -38,7 +38,7 @@ from sora_cli.search.halves import HALVES, WHOLE_DATA, half_data, held_data
 from sora_cli.search.promise import Promise, promise_of
 from sora_cli.search.screening import part_rows
 from sora_cli.tasks.base import Encoded, Task
-from sora_cli.tasks.row_scores import RowScores
+from sora_cli.tasks.row_scores import RowScores, answer_scores
 from sora_cli.train.trainer import AdapterTrainer, build_scorer, build_trainer
 
 _FEW = 8  # rows that are scored to see if rows are right or wrong by the metric
@@ -208,7 +208,8 @@ def certifiable_by(
     promise = promise.model_copy(update={"confidence": confidence})
     numbers = (rows, answers) if promise.basis == "both" else (rows,)
     if promise.by_answers:
-        return certifiable_on(promise, numbers, None)
+        some = answer_scores([], rows_alone=recipe.task.options.ROWS_ALONE)
+        return certifiable_on(promise, numbers, some)
     few = ready.rows.select.select(range(min(_FEW, len(ready.rows.select))))
     encoded = encode(ready.task, ready.base, few, ready.rows.origin(ready.rows.select))
     with tempfile.TemporaryDirectory() as scratch:  # a trainer makes its directory

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from sora_cli.search.certificate import BoundMethod, PartTest, SizeTest
     from sora_cli.search.promise import Promise
 
+NOT_ALONE = (
+    "the bound is approximate, and about this number of rows: each row chooses among all test "
+    "rows, so the rows depend on each other"
+)
+"""The reason why no bound is exact, where rows are not alone (`RowScores.rows_alone`)."""
 _SCOPE = (
     "the written adapter, this training run, and rows drawn like {}; not another seed, "
     "other data, or rows of another kind"

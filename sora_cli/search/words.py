@@ -13,6 +13,7 @@ from sora_cli.core.console import count
 from sora_cli.core.table import Cell, Column, Table
 from sora_cli.search.certificate import ANSWERS, TEST
 from sora_cli.search.promise import SMALLEST, rounded_up
+from sora_cli.search.statement import NOT_ALONE
 
 if TYPE_CHECKING:
     from sora_cli.search.certificate import BoundMethod, Certificate, PartTest, SizeTest
@@ -268,6 +269,7 @@ def verdict_lines(search: Search[Any]) -> Sequence[str]:
         ]
     if search.certified and bound is not None and bound.upper is not None:
         about = "" if bound.kind == "exact" else "; the bound is approximate"
+        about = about if search.chosen.scores.rows_alone else f"; {NOT_ALONE}"
         return [
             f"certified: {chosen} lose at most {bound.upper:.4f} of {search.metric}, within "
             f"{promise}, with confidence {confidence}, on rows like these{about}"
@@ -298,6 +300,7 @@ def _verdict_on_answers(search: Search[Any]) -> Sequence[str]:
             f"certified: with {chosen} at most {share} of the answers differ from {whole} "
             f"(bound {100 * size.bound.upper:.2f} %: {differing} of {rows} rows differ), with "
             f"confidence {confidence}, on rows like these"
+            + ("" if size.scores.rows_alone else f"; {NOT_ALONE}")
         ]
     but = "but" if size.drop <= search.promise.max_drop else "and"
     return [

@@ -228,8 +228,8 @@ class Task(ABC):
         metric that compares all rows with each other has no scores by row and raises `SoraError`.
         """
         formula, *parts = self.row_parts(predictions)
-        better = self.options.greater_is_better
-        return row_scores(self.best, formula, *parts, greater_is_better=better)
+        better, alone = self.options.greater_is_better, self.options.ROWS_ALONE
+        return row_scores(self.best, formula, *parts, greater_is_better=better, rows_alone=alone)
 
     @abstractmethod
     def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:

@@ -38,12 +38,14 @@ class RowScores:
         metric: its name.
         formula: a key of `FORMULAS`, or the name of a Hub metric.
         parts: (rows, k) float64, the formula's inputs of each row.
+        rows_alone: False: each row chooses among all rows, so its parts depend on the others.
     """
 
     metric: str
     formula: str
     parts: np.ndarray
     greater_is_better: bool = True
+    rows_alone: bool = True
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -89,12 +91,15 @@ class RowScores:
         return formula(self.parts, weights)
 
 
-def answer_scores(answers: Sequence[Any], tolerance: float | None = None) -> RowScores:
+def answer_scores(
+    answers: Sequence[Any], tolerance: float | None = None, *, rows_alone: bool = True
+) -> RowScores:
     """Return one model's answers as scores, to be compared with another model's.
 
     Args:
         answers: one per raw row, of plain values.
         tolerance: answers are numbers, and two that are at most this far apart are the same.
+        rows_alone: see `RowScores`.
     """
     if tolerance is not None:
         column = np.asarray(answers, dtype=np.float64)
@@ -102,15 +107,19 @@ def answer_scores(answers: Sequence[Any], tolerance: float | None = None) -> Row
     # 52 bits of a digest are exact in float64; two answers of one row collide once in 4e15
     codes = [int.from_bytes(blake2b(repr(one).encode(), digest_size=8).digest()) >> 12
              for one in answers]  # fmt: skip
-    return row_scores(AGREEMENT, SAME, np.array(codes, dtype=np.float64))
+    return row_scores(AGREEMENT, SAME, np.array(codes, dtype=np.float64), rows_alone=rows_alone)
 
 
 def row_scores(
-    metric: str, formula: str, *parts: np.ndarray, greater_is_better: bool = True
+    metric: str,
+    formula: str,
+    *parts: np.ndarray,
+    greater_is_better: bool = True,
+    rows_alone: bool = True,
 ) -> RowScores:
     """Return the scores with these parts, each (rows,)."""
     columns = [np.asarray(part, dtype=np.float64) for part in parts]
-    return RowScores(metric, formula, np.stack(columns, axis=1), greater_is_better)
+    return RowScores(metric, formula, np.stack(columns, axis=1), greater_is_better, rows_alone)
 
 
 def _all(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from sora_cli.run.dry_run import DryRun
 from sora_cli.search.halves import HALF_SHARES, HALVES, half_confidence
 from sora_cli.search.promise import Promise
 from sora_cli.search.sizes import SHARES
+from sora_cli.search.statement import NOT_ALONE
 from sora_cli.search.words import answers_lines, certifiable_lines
 
 if TYPE_CHECKING:
@@ -66,11 +67,14 @@ def _halves_lines(rows: HalvesPlan) -> Iterator[str]:
 
 def promise_lines(promise: Promise, rows: RowPlan, certifiable: Certifiable) -> Iterator[str]:
     """Yield lines on the promise and the smallest drop that the test rows can certify."""
+    bound = certifiable.bound
     if promise.basis != "labels":
         numbers = (rows.test, rows.answers) if rows.answers else (rows.test,)
-        yield from answers_lines(promise, numbers, certifiable.bound)
-        return
-    yield from certifiable_lines(promise, rows.test, certifiable.bound, _more_rows(promise, rows))
+        yield from answers_lines(promise, numbers, bound)
+    else:
+        yield from certifiable_lines(promise, rows.test, bound, _more_rows(promise, rows))
+    if not bound.rows_alone:
+        yield NOT_ALONE
 
 
 def _more_rows(promise: Promise, rows: RowPlan) -> str:

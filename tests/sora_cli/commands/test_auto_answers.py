@@ -17,6 +17,7 @@ from sora_cli.report import read_report
 from sora_cli.search.certificate import Certificate, read_certificate
 from sora_cli.verify import certificate as recheck
 from tests.helpers_errors import error_of
+from tests.helpers_images import corner_rows, write_pair_recipe
 from tests.helpers_killed import run_killed
 from tests.helpers_runs import pair_rows, signal_at, write_rows
 from tests.sora_cli.commands.test_auto import (
@@ -252,3 +253,26 @@ def test_numbers_are_compared_within_a_tolerance(
     assert found.bound.exact
     assert found.written.test is not None
     assert run(["verify", str(tmp_path / "out"), "--certificate"]) == OK
+
+
+@pytest.mark.parametrize("promise", ["--max-differ", "--max-drop"])
+def test_rows_that_choose_among_each_other_have_no_exact_bound(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], promise: str
+) -> None:
+    recipe = write_pair_recipe(tmp_path, rows=124, auto={"sizes": 1})
+    inputs = tmp_path / "inputs.parquet"
+    corner_rows(80, seed=9).to_parquet(str(inputs))
+    out = tmp_path / "searched"
+    more = {
+        "--max-differ": ["90%", "--unlabelled", str(inputs)],
+        "--max-drop": ["90pt", "auto.rows=60"],
+    }
+    command = ["auto", str(recipe), promise, *more[promise], "--no-verify", f"output.dir={out}"]
+    assert run(command) in (OK, NO_VERDICT)
+    reason = "each row chooses among all test rows, so the rows depend on each other"
+    assert f"about this number of rows: {reason}" in " ".join(capsys.readouterr().err.split())
+    certificate = certificate_of(out)
+    assert not certificate.bound.exact
+    assert certificate.bound.method.startswith("approximate for ")
+    assert certificate.statement.endswith(reason)
+    assert run(["verify", str(out), "--certificate"]) == OK

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import bootstrap, norm, t
@@ -145,6 +147,8 @@ def test_right_or_wrong_is_bounded_exactly_and_other_scores_approximately() -> N
     assert back.upper < bound.upper
     assert bound.keeps(bound.upper)
     assert not bound.keeps(bound.upper - 1e-6)
+    together = [replace(scores, rows_alone=False) for scores in (full, small)]
+    assert drop_bound(*together) == replace(bound, kind="approximate")
     a, b = _pair("mean")
     assert drop_bound(a, b).kind == "approximate"
     with pytest.raises(ValueError, match="different metrics or rows"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from sora_cli.search.cut import choose_cut
 from sora_cli.search.promise import Promise
 from sora_cli.search.search import Search
 from sora_cli.search.sizes import smaller_sizes
+from sora_cli.search.statement import NOT_ALONE
 from sora_cli.search.words import search_table, unseen_rows, verdict_lines
 from sora_cli.tasks.row_scores import RowScores, answer_scores, row_scores
 
@@ -159,13 +161,18 @@ def test_where_the_bound_is_refused_nothing_is_certified(
 
 
 def _answers(
-    layers: dict[str, LowRankFactors], other: Wrong, share: float, said: list[str] | None = None
+    layers: dict[str, LowRankFactors],
+    other: Wrong,
+    share: float,
+    said: list[str] | None = None,
+    rows_alone: bool = True,
 ) -> Search[Mapping[str, int]]:
     """A search by the answers of an adapter that says `yes` on more rows, the smaller it is."""
 
     def scores(factors: Mapping[str, LowRankFactors]) -> RowScores:
         wrong = other(sum(f.rank for f in factors.values()))
-        return answer_scores(["yes"] * wrong + ["no"] * (ROWS - wrong))
+        answers = ["yes"] * wrong + ["no"] * (ROWS - wrong)
+        return answer_scores(answers, rows_alone=rows_alone)
 
     promise = promise_of(share).model_copy(update={"kind": "differ", "given": "2%"})
     tell = told if said is None else said.append
@@ -197,6 +204,17 @@ def test_the_smallest_size_that_answers_alike_is_kept(layers: dict[str, LowRankF
         "certified",
     ]
     assert "agreement there is too good" in unseen_rows(search)
+
+
+def test_rows_that_choose_among_each_other(layers: dict[str, LowRankFactors]) -> None:
+    said: list[str] = []
+    search = _answers(layers, lambda _: 0, 0.04, said, rows_alone=False)
+    assert said[-1] == NOT_ALONE
+    assert verdict_lines(search)[0].endswith(f", on rows like these; {NOT_ALONE}")
+    assert search.facts()["bound_kind"] == "approximate"
+    right = replace(ALL_RIGHT, rows_alone=False)
+    search = choose_cut(layers, lambda _: right, promise_of(0.04), "rows", told)
+    assert verdict_lines(search)[0].endswith(f", on rows like these; {NOT_ALONE}")
 
 
 def test_answers_of_too_few_rows_are_not_certified(layers: dict[str, LowRankFactors]) -> None:
