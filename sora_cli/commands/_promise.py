@@ -117,9 +117,8 @@ def choosing_rows(asked: PromiseOptions, recipe: Recipe, place: Path) -> Choosin
         recipe,
         Path(asked.unlabelled).expanduser(),
         trained=task,
-        seen=seen,
         columns=() if names_columns(asked.overrides) else meta.input_columns,
         tolerance=asked.tolerance,
-    )
+    ).unseen(seen)
     say_notes(answer_rows.notes)
     return UnlabelledRows(recipe, answer_rows)

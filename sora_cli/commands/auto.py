@@ -287,8 +287,8 @@ def run(
     log = ReportLog(plan.output / RECORD, record)
     log.note_import(began)
     set_deterministic(recipe.training.deterministic)
-    begun = record.full is not None and not record.halves
-    plan, rows, notes = planned_rows(plan, held_out=begun)
+    plan, rows, notes = planned_rows(plan, record)
+    record.basis = plan.block.basis
     say_notes(notes)
     full = first_recipe(plan, rows)
     ready = prepare(full.recipe, log.phase)

@@ -1,14 +1,14 @@
 """Rows without labels, on which the answers of two models are compared.
 
 A label in the file is ignored: another value stands in for it, as in `sora predict`. Rows whose
-input is a training row's are left out, and so are repeated inputs, so that no test row has been
-seen in training or screening.
+input is a training row's are left out, and so are repeated inputs (`AnswerRows.unseen`), so that no
+test row has been seen in training or screening.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,8 @@ class AnswerRows:
     Attributes:
         task: the family, bound to these rows.
         rows: the rows, with stand-ins for their labels.
+        inputs: (rows,) a hash of each row's input.
+        file: name of the file, for messages.
         tolerance: the largest distance of two numbers that count as the same answer; None: answers
             are no numbers.
         notes: remarks for the user: rows that were left out, and labels that are ignored.
@@ -50,6 +52,8 @@ class AnswerRows:
     task: Task
     rows: Dataset
     origin: Origin
+    inputs: np.ndarray
+    file: str
     tolerance: float | None = None
     notes: tuple[str, ...] = ()
 
@@ -59,8 +63,31 @@ class AnswerRows:
     def take(self, rows: np.ndarray) -> AnswerRows:
         """Return some of the rows, by their numbers."""
         chosen = rows.tolist()
-        part = self.rows.select(chosen)
-        return AnswerRows(self.task, part, self.origin.of(chosen), self.tolerance)
+        part, origin = self.rows.select(chosen), self.origin.of(chosen)
+        return replace(self, rows=part, origin=origin, inputs=self.inputs[rows])
+
+    def unseen(self, seen: Dataset | None) -> AnswerRows:
+        """Return the rows whose input is no other row's, with notes on those that are left out.
+
+        Args:
+            seen: training rows, which must not test; None: they are not known.
+        """
+        columns, known = list(self.task.input_columns), np.zeros(len(self), dtype=bool)
+        if seen is not None:
+            # a chat's own answer is among its inputs: without the stand-in no such row would match
+            alike = self.task.stand_in(seen.select_columns(columns))
+            known = np.isin(self.inputs, input_hashes(alike, columns))
+        repeated = ~known
+        repeated[np.unique(self.inputs, return_index=True)[1]] = False
+        notes = list(self.notes)
+        for left_out, reason in ((known, "are training rows"), (repeated, "repeat another row")):
+            if left_out.any():
+                number = f"{left_out.sum():,} of {len(self):,} rows of {self.file}"
+                notes.append(f"{number} {reason}: they are left out")
+        rows = np.flatnonzero(~known & ~repeated)
+        if len(rows) < 2:
+            raise SoraError(f"{self.file} holds no two rows that training has not seen")
+        return replace(self.take(rows), notes=tuple(notes))
 
     def parts(self, screening: int, test: int, seed: int) -> dict[str, AnswerRows]:
         """Return screening and test rows, drawn at random; the rest is left out."""
@@ -99,10 +126,9 @@ def read_answer_rows(
     *,
     trained: Task | None = None,
     columns: Sequence[str] = (),
-    seen: Dataset | None = None,
     tolerance: float | None = None,
 ) -> AnswerRows:
-    """Read a file of rows without labels.
+    """Read a file of rows without labels, among them those that training may have seen.
 
     Args:
         recipe: recipe whose task and data blocks say how rows become inputs.
@@ -111,7 +137,6 @@ def read_answer_rows(
             data block names them.
         columns: the inputs that the model was trained on, if it comes without training rows and
             they are known: other columns are left out, if the file has all of these.
-        seen: training rows, which must not test; only with `trained`.
         tolerance: see `AnswerRows`.
     """
     check_file(path)
@@ -135,28 +160,8 @@ def read_answer_rows(
     notes = [f"{name}: the answers to {listed(task.input_columns)} are compared"]
     if label in there:
         notes.append(f"{name}: the column '{label}' is ignored: no label is needed")
-    fresh, again, known = _fresh(rows, task, seen)
-    for number, what in ((known, "are training rows"), (again, "repeat another row")):
-        if number:
-            notes.append(f"{number:,} of {len(rows):,} rows of {name} {what}: they are left out")
-    if len(fresh) < 2:
-        raise SoraError(f"{name} holds no two rows that training has not seen")
-    found = AnswerRows(task, rows, part.origin, tolerance)
-    chosen = found if len(fresh) == len(rows) else found.take(fresh)
-    return AnswerRows(task, chosen.rows, chosen.origin, tolerance, tuple(notes))
-
-
-def _fresh(rows: Dataset, task: Task, seen: Dataset | None) -> tuple[np.ndarray, int, int]:
-    """Return the numbers of new rows, and how many repeat another or a training row."""
     inputs = input_hashes(rows, task.input_columns)
-    first = np.zeros(len(inputs), dtype=bool)
-    first[np.unique(inputs, return_index=True)[1]] = True
-    known = np.zeros(len(inputs), dtype=bool)
-    if seen is not None:
-        # a chat's own answer is among its inputs: without the stand-in no such row would be found
-        alike = task.stand_in(seen.select_columns(list(task.input_columns)))
-        known = np.isin(inputs, input_hashes(alike, task.input_columns))
-    return np.flatnonzero(first & ~known), int((~first & ~known).sum()), int(known.sum())
+    return AnswerRows(task, rows, part.origin, inputs, name, tolerance, tuple(notes))
 
 
 def _check_comparable(task: Task, tolerance: float | None) -> None:

@@ -86,13 +86,14 @@ def deciding_rows(
     block, promise = recipe.auto, promise_of(recipe)
     assert block is not None
     if promise.by_answers:
-        return {**unlabelled_rows(recipe, task, train).parts(screening, test, block.seed)}
+        rows = unlabelled_rows(recipe, task).unseen(train)
+        return {**rows.parts(screening, test, block.seed)}
     held = choosing_rows(task, screening, block.seed)
     if promise.basis == "labels":
         return {**held}
     # labelled rows choose the sizes, so none of them may test among the rows without labels
     seen = concatenate_datasets([train, *(part.rows for part in held.values())])
-    return {**held, ANSWERS: unlabelled_rows(recipe, task, seen)}
+    return {**held, ANSWERS: unlabelled_rows(recipe, task).unseen(seen)}
 
 
 def cross_fit_rows(recipe: Recipe, task: Task, screening: int) -> dict[str, Part]:
@@ -132,14 +133,14 @@ def whole_data(data: DataBlock) -> DataBlock:
     return data.model_copy(update=WHOLE_DATA)
 
 
-def unlabelled_rows(recipe: Recipe, task: Task, train: Dataset) -> AnswerRows:
-    """Return the rows without labels that an `auto` block names, without the training rows."""
+def unlabelled_rows(recipe: Recipe, task: Task) -> AnswerRows:
+    """Return all rows without labels that an `auto` block names."""
     block = recipe.auto
     assert block is not None
     assert block.unlabelled is not None
     path = Path(block.unlabelled).expanduser()
     with recipe.placing("auto.unlabelled"):
-        return read_answer_rows(recipe, path, trained=task, seen=train, tolerance=block.tolerance)
+        return read_answer_rows(recipe, path, trained=task, tolerance=block.tolerance)
 
 
 def count_rows(data: DataBlock) -> int:

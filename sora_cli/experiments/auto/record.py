@@ -5,13 +5,17 @@ The result, with all figures that decided it, is in `certificate.json` and `repo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, Field
 
+from sora_cli.core.errors import SoraError
 from sora_cli.core.records import read_record
+from sora_cli.recipe.auto import Basis
 from sora_cli.report import MOVE_AWAY, Report, Score
-from sora_cli.search.certificate import FullRank, Half, Healed, Screened
+from sora_cli.run.opening import ELSEWHERE
+from sora_cli.search.certificate import FullRank, Half, Healed, RowSet, Screened
 
 FILE_NAME = "auto.json"
 
@@ -48,6 +52,15 @@ class Probe(BaseModel):
 class AutoRecord(Report):
     """The content of `auto.json`."""
 
+    basis: Basis | None = Field(
+        None,
+        description="auto.basis as planned before training; null: there are no rows without labels "
+        "that could test a drop",
+    )
+    rows: dict[str, RowSet] = Field(
+        default_factory=dict,
+        description="the rows by part, as in certificate.json: a search is continued on the same",
+    )
     probe: Probe | None = Field(None, description="learning rates that were tried; null: none")
     full: FullRank | None = Field(None, description="the run at full rank, once it is finished")
     halves: list[Half] = Field(
@@ -62,6 +75,20 @@ class AutoRecord(Report):
         default_factory=list, description="sizes trained and tested, in this order"
     )
     stopped: bool = Field(False, description="whether a test has failed: no other size is tested")
+
+    def set_rows(self, rows: Mapping[str, RowSet], output: Path) -> None:
+        """Record the rows by part; if the search was begun on other rows, raise `SoraError`."""
+        for name in {**self.rows, **rows} if self.rows else ():
+            before, now = self.rows.get(name), rows.get(name)
+            if before != now:
+                numbers = ["no rows" if part is None else f"{part.rows:,} rows of {part.split}"
+                           for part in (before, now)]  # fmt: skip
+                raise SoraError(
+                    f"the {name} rows are not the same as when the run in '{output}' started",
+                    where=f"{numbers[0]} then, {numbers[1]} now",
+                    hint=f"restore them, or {ELSEWHERE}",
+                )
+        self.rows = dict(rows)
 
     def named(self) -> list[Screened]:
         """Return the sizes chosen for training, from the largest to the smallest."""

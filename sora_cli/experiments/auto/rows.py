@@ -8,14 +8,16 @@ by answers to rows without labels, or by both, whichever is planned to certify m
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from datasets import concatenate_datasets
 
 from sora_cli.core.errors import SoraError
+from sora_cli.data.rows import load_rows
 from sora_cli.experiments.auto.budget import MOST_WORK, HalvesPlan, RowPlan
 from sora_cli.experiments.auto.plan import AutoPlan, against_halves
+from sora_cli.experiments.auto.record import AutoRecord
 from sora_cli.recipe.auto import Basis
-from sora_cli.recipe.recipe import DataBlock
 from sora_cli.run.prepare import load_task
 from sora_cli.search.answers import AnswerRows
 from sora_cli.search.basis import BASES, TestRows, chances_line, choose_basis
@@ -36,27 +38,32 @@ _ORDER = (
 )
 
 
-def planned_rows(plan: AutoPlan, *, held_out: bool = False) -> tuple[AutoPlan, RowPlan, Notes]:
+def planned_rows(
+    plan: AutoPlan, record: AutoRecord | None = None
+) -> tuple[AutoPlan, RowPlan, Notes]:
     """Return the plan with its basis, the numbers of rows, and notes for the user.
 
     They are those of cross-fitting (`HalvesPlan`), if this is asked for or needed.
 
     Args:
-        held_out: the search was begun with rows held out, by a version that knew nothing else.
+        record: record of a search that may have begun; its basis stays.
     """
-    block, total = plan.block, count_rows(plan.loaded.recipe.data)
+    total = count_rows(plan.loaded.recipe.data)
     if plan.promise.kind == "differ":
-        pool = _pool(plan)
-        return plan, plan.row_plan(total, len(pool)), pool.notes
-    if block.unlabelled is None:
-        if held_out:
+        rows = _unseen_rows(plan)(None)
+        return plan, plan.row_plan(total, len(rows)), rows.notes
+    if plan.block.unlabelled is None:
+        if record is not None and record.full is not None and not record.halves:
+            # begun with rows held out, maybe by a version that knew nothing else
             return plan, plan.row_plan(total), ()
         return plan, *_by_labels(plan, total)
+    if record is not None and record.basis is not None:
+        plan = plan.on_basis(record.basis)
     unusable = _against_answers(plan)
     if unusable is not None:
         plan = plan.on_basis("labels")
-        rows, notes = _by_labels(plan, total)
-        return plan, rows, (f"auto.unlabelled is not used: {unusable}", *notes)
+        planned, notes = _by_labels(plan, total)
+        return plan, planned, (f"auto.unlabelled is not used: {unusable}", *notes)
     return _on_best_basis(plan, total)
 
 
@@ -86,52 +93,60 @@ def _on_best_basis(plan: AutoPlan, total: int) -> tuple[AutoPlan, RowPlan, Notes
     wanted: tuple[Basis, ...] = BASES if plan.block.basis is None else (plan.block.basis,)
     plans: dict[Basis, RowPlan] = {}
     notes: Notes = ()
+    unseen = _unseen_rows(plan)
     for basis in wanted:
-        on = plan.on_basis(basis)
         if basis == "answers":
-            pool = _pool(on)
-            plans[basis], notes = on.row_plan(total, len(pool)), pool.notes
+            pool = unseen(None)
+            plans[basis], notes = plan.row_plan(total, len(pool)), pool.notes
             continue
         try:
-            plans[basis] = on.row_plan(total)
+            plans[basis] = plan.row_plan(total)
         except SoraError:
             if len(wanted) == 1:
                 raise
             continue  # too few training rows to hold any out
         if basis == "both":
-            pool = _pool(on, plans[basis])
-            plans[basis], notes = on.row_plan(total, answers=len(pool)), pool.notes
+            pool = unseen(plans[basis])
+            plans[basis], notes = plan.row_plan(total, answers=len(pool)), pool.notes
     numbers: dict[Basis, TestRows] = {
         basis: (rows.test, rows.answers) if basis == "both" else (rows.test,)
         for basis, rows in plans.items()
     }
     chosen = choose_basis(plan.promise, numbers)
-    told = [f"{_HOW[chosen]} (auto.basis={chosen}): {chances_line(plan.promise, numbers)}", _ORDER]
+    reason = f"{_HOW[chosen]} (auto.basis={chosen}): {chances_line(plan.promise, numbers)}"
+    notes = (*notes, reason, _ORDER)
     if plan.block.refit and chosen == "answers":
-        told.append("auto.refit is not used: all rows are trained on already")
+        notes = (*notes, "auto.refit is not used: all rows are trained on already")
     if plan.block.rows is not None and chosen == "answers":
-        told.append("auto.rows is not used: no labelled row is held out")
+        notes = (*notes, "auto.rows is not used: no labelled row is held out")
     plan, rows = plan.on_basis(chosen), plans[chosen]
     if chosen == "labels":
         rows, more = _needed(plan, rows)
-        return plan, rows, (*notes, *told, *more)
-    return plan, rows, (*notes, *told)
+        return plan, rows, (*notes, *more)
+    return plan, rows, notes
 
 
-def _pool(plan: AutoPlan, held: RowPlan | None = None) -> AnswerRows:
-    """Return the rows without labels that no adapter is trained on and no size chosen by.
+def _unseen_rows(plan: AutoPlan) -> Callable[[RowPlan | None], AnswerRows]:
+    """Read the file of rows without labels, once for all plans.
 
-    Args:
-        held: rows that are held out of the training split; None: there are none.
+    Returns:
+        A function that returns the rows that no adapter is trained on and no size chosen by. Its
+        argument is the plan of the rows held out of the training split; None: there are none.
     """
-    recipe = plan.loaded.recipe
-    data: DataBlock = whole_data(recipe.data)
-    if held is not None:
-        more = {"max_validation_rows": None}
-        data = data.model_copy(update={**held_data(held.held_out, plan.block.seed), **more})
-    task, rows = load_task(recipe.model_copy(update={"data": data}))
-    seen = rows.train if held is None else concatenate_datasets([rows.train, rows.select])
-    return unlabelled_rows(recipe, task, seen)
+    recipe, data = plan.loaded.recipe, whole_data(plan.loaded.recipe.data)
+    task, whole = load_task(recipe.model_copy(update={"data": data}))
+    rows = unlabelled_rows(recipe, task)
+
+    def unseen(held: RowPlan | None) -> AnswerRows:
+        seen = whole.train
+        if held is not None:
+            update = {**held_data(held.held_out, plan.block.seed), "max_validation_rows": None}
+            parts = load_rows(data.model_copy(update=update))
+            seen = concatenate_datasets([parts.train, parts.select])
+        with recipe.placing("auto.unlabelled"):
+            return rows.unseen(seen)
+
+    return unseen
 
 
 def _by_labels(plan: AutoPlan, total: int) -> tuple[RowPlan, Notes]:

@@ -21,7 +21,15 @@ from sora_cli.run.evaluate import evaluate_run
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.runner import Runner
 from sora_cli.search.certifiable import Certifiable
-from sora_cli.search.certificate import Certificate, Final, Healed, Screened, SizeTest, choose
+from sora_cli.search.certificate import (
+    Certificate,
+    Final,
+    Healed,
+    RowSet,
+    Screened,
+    SizeTest,
+    choose,
+)
 from sora_cli.search.screening import Cuts, expected_drop, name_sizes, screen
 from sora_cli.search.search import from_first_process, in_fixed_order
 from sora_cli.search.size import size_of
@@ -54,6 +62,7 @@ class AutoSearch(ABC, Generic[Made]):
     step: int
     sizes: int
     runner: Runner
+    _sets: dict[str, RowSet]  # the rows of every part
 
     def __init__(
         self,
@@ -67,6 +76,7 @@ class AutoSearch(ABC, Generic[Made]):
         self.plan, self.rows, self.ready, self._log, self._tell = plan, rows, ready, log, tell
         self.record, self.certifiable = log.report, certifiable
         self.promise = plan.promise.settled(certifiable, rows.test)
+        self.record.set_rows(self._sets, plan.output)
 
     @property
     def may_pass(self) -> bool:

@@ -13,10 +13,15 @@ import pytest
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, OK
+from sora_cli.experiments.auto.plan import plan_auto
+from sora_cli.experiments.auto.record import AutoRecord, read_auto
+from sora_cli.experiments.auto.rows import planned_rows
+from sora_cli.recipe.load import load_recipe
 from sora_cli.report import read_report
 from sora_cli.search.agreement import share_bound
 from sora_cli.search.paired import exact_bound
 from sora_cli.verify import certificate as recheck
+from tests.helpers_errors import error_of
 from tests.helpers_killed import run_killed
 from tests.helpers_runs import signal_at
 from tests.sora_cli.commands.test_auto import (
@@ -219,6 +224,41 @@ def test_figures_that_fit_each_other_are_compared_all_the_same(
     )
     file.write_text(json.dumps(document), encoding="utf-8")
     assert recheck.recheck(copy)[1].exit_code == FAILED
+
+
+def test_a_search_that_was_begun_keeps_its_basis(recipe: Path) -> None:
+    given = ["auto.max_drop=10pt", f"auto.unlabelled={recipe.parent}/inputs.jsonl"]
+    plan = plan_auto(load_recipe(str(recipe), given))
+    planned, rows, _ = planned_rows(plan)
+    assert (planned.promise.basis, rows.answers) == ("both", ROWS)
+    for basis, answers in (("labels", 0), ("answers", 0), ("both", ROWS)):
+        record = AutoRecord(name="begun", recipe={}, basis=basis)
+        planned, rows, _ = planned_rows(plan, record)
+        assert (planned.promise.basis, planned.block.basis, rows.answers) == (basis, basis, answers)
+
+
+def test_it_is_not_continued_on_other_rows(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    inputs, out = tmp_path / "inputs.jsonl", tmp_path / "out"
+    rows = (recipe.parent / "inputs.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    inputs.write_text("".join(rows), encoding="utf-8")
+    command = [*words(recipe, out), "--max-drop", "10pt", "--unlabelled", str(inputs)]
+    with monkeypatch.context() as patched:
+        signal_at(patched, 3)
+        assert run(command) == 128 + signal.SIGTERM
+    record = read_auto(out)
+    assert record is not None
+    assert (record.basis, record.rows["answers"].rows) == ("both", ROWS)
+    inputs.write_text("".join(rows[:30]), encoding="utf-8")
+    error = error_of(capsys, *command)
+    assert f"the answers rows are not the same as when the run in '{out}' started" in error[0]
+    assert error[1:] == [
+        f"{ROWS} rows of unlabelled then, 30 rows of unlabelled now",
+        "restore them, or train elsewhere: output.dir=DIR",
+    ]
+    assert read_auto(out) == record
 
 
 @pytest.mark.long

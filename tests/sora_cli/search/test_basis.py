@@ -14,7 +14,7 @@ from sora_cli.search.basis import certifiable_on, chance, chances_line, choose_b
 from sora_cli.search.certifiable import certifiable_drop, chance_by_labels
 from sora_cli.search.paired import exact_bound
 from sora_cli.search.promise import Promise
-from sora_cli.tasks.row_scores import row_scores
+from sora_cli.tasks.row_scores import answer_scores, row_scores
 
 ROWS = row_scores("accuracy", "right", np.ones(8))
 
@@ -103,7 +103,8 @@ def test_what_both_can_certify() -> None:
     assert found.best_case == pytest.approx(share_bound(0, answers, 0.975))
     assert found.bound.exact
     assert found.bound.method.startswith("the smaller of two, each at half the error: exact for")
-    alone = [certifiable_on(part, (n,), ROWS) for part, n in zip(each, (152, 10_000), strict=True)]
+    known = zip(each, (labels, answers), (ROWS, answer_scores([])), strict=True)
+    alone = [certifiable_on(part, (n,), scores) for part, n, scores in known]
     least = min(one.bound.smallest_drop or 1 for one in alone)
     assert found.bound.smallest_drop is not None
     assert found.bound.smallest_drop <= least + 1e-9
