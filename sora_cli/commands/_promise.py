@@ -108,10 +108,10 @@ def choosing_rows(asked: PromiseOptions, recipe: Recipe, place: Path) -> Choosin
 
     if asked.unlabelled is None:
         return SelectionRows(recipe)
-    task = seen = None
+    task, seen = None, []
     if recipe.data.path or recipe.data.files:  # a recipe that trains knows its training rows
         task, rows = load_task(recipe)
-        seen = rows.train
+        seen = [rows.train]
     meta, _ = read_sora_file(place / SORA_FILE)
     answer_rows = read_answer_rows(
         recipe,

@@ -66,17 +66,17 @@ class AnswerRows:
         part, origin = self.rows.select(chosen), self.origin.of(chosen)
         return replace(self, rows=part, origin=origin, inputs=self.inputs[rows])
 
-    def unseen(self, seen: Dataset | None) -> AnswerRows:
+    def unseen(self, seen: Sequence[Dataset]) -> AnswerRows:
         """Return the rows whose input is no other row's, with notes on those that are left out.
 
         Args:
-            seen: training rows, which must not test; None: they are not known.
+            seen: training rows and other labelled rows, as far as they are known.
         """
         columns, known = list(self.task.input_columns), np.zeros(len(self), dtype=bool)
-        if seen is not None:
+        for part in seen:
             # a chat's own answer is among its inputs: without the stand-in no such row would match
-            alike = self.task.stand_in(seen.select_columns(columns))
-            known = np.isin(self.inputs, input_hashes(alike, columns))
+            alike = self.task.stand_in(part.select_columns(columns))
+            known |= np.isin(self.inputs, input_hashes(alike, columns))
         repeated = ~known
         repeated[np.unique(self.inputs, return_index=True)[1]] = False
         notes = list(self.notes)

@@ -86,13 +86,13 @@ def deciding_rows(
     block, promise = recipe.auto, promise_of(recipe)
     assert block is not None
     if promise.by_answers:
-        rows = unlabelled_rows(recipe, task).unseen(train)
-        return {**rows.parts(screening, test, block.seed)}
+        unseen = unlabelled_rows(recipe, task).unseen([train])
+        return {**unseen.parts(screening, test, block.seed)}
     held = choosing_rows(task, screening, block.seed)
     if promise.basis == "labels":
         return {**held}
     # labelled rows choose the sizes, so none of them may test among the rows without labels
-    seen = concatenate_datasets([train, *(part.rows for part in held.values())])
+    seen = [train, *(part.rows for part in held.values())]
     return {**held, ANSWERS: unlabelled_rows(recipe, task).unseen(seen)}
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from datasets import concatenate_datasets
-
 from sora_cli.core.errors import SoraError
 from sora_cli.data.rows import load_rows
 from sora_cli.experiments.auto.budget import MOST_WORK, HalvesPlan, RowPlan
@@ -138,11 +136,11 @@ def _unseen_rows(plan: AutoPlan) -> Callable[[RowPlan | None], AnswerRows]:
     rows = unlabelled_rows(recipe, task)
 
     def unseen(held: RowPlan | None) -> AnswerRows:
-        seen = whole.train
+        seen = [whole.train]
         if held is not None:
             update = {**held_data(held.held_out, plan.block.seed), "max_validation_rows": None}
             parts = load_rows(data.model_copy(update=update))
-            seen = concatenate_datasets([parts.train, parts.select])
+            seen = [parts.train, parts.select]
         with recipe.placing("auto.unlabelled"):
             return rows.unseen(seen)
 
