@@ -16,7 +16,7 @@ from sora_cli.core.console import count, emit, printable, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.table import Column, Table, emit_table
 from sora_cli.core.timing import importing
-from sora_cli.search.certificate import TEST, read_certificate
+from sora_cli.search.certificate import read_certificate
 
 if TYPE_CHECKING:
     from sora_cli.verify.difference import Difference
@@ -121,7 +121,12 @@ def _verify_certificate(run: str, overrides: list[str], *, as_json: bool) -> int
                Column("tolerance", ".2g"))  # fmt: skip
     rows = [(c.name, c.stored, c.here, c.apart) for c in done.compared]
     emit_table(Table(f"{printable(place)}: {certificate.status}", columns, rows))
-    emit(f"tolerance:  {count(done.rows)} of {count(certificate.rows[TEST].rows)} rows may differ")
+    tolerated = ", ".join(
+        f"{count(rows)} of {count(certificate.rows[part].rows)} rows"
+        + (f" ({part})" if len(done.rows) > 1 else "")
+        for part, rows in done.rows.items()
+    )
+    emit(f"tolerance:  {tolerated} may differ")
     for what in (*done.differs, *done.unclear):
         emit(f"reason:     {what}")
     emit(f"verdict:    {done.verdict.value}")

@@ -94,13 +94,13 @@ class Rechecked(BaseModel):
         compared: every figure that was computed again.
         differs: differences from the certificate, a sentence each.
         unclear: verdicts that changed within the tolerance, a sentence each.
-        rows: number of differing rows that are tolerated.
+        rows: number of differing rows that are tolerated, by part of the test rows.
     """
 
     compared: list[Compared]
     differs: list[str]
     unclear: list[str]
-    rows: int
+    rows: dict[str, int]
 
     @property
     def verdict(self) -> Verdict:
@@ -151,11 +151,13 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
     differs += [*unlike(stored, correct), *out_of_order(correct)]
     if same_words(stored, correct) and not card_matches(run / ADAPTER, correct.lines()):
         differs.append(f"the card in {run / ADAPTER} does not say: {correct.lines()[0]}")
+    # each half is scored by itself, and so are labels and answers
+    parts = [half_name(half) for half in HALVES] if certificate.halves else [TEST, ANSWERS]
     done = Rechecked(
         compared=scored.compared,
         differs=differs,
         unclear=scored.unclear,
-        rows=scored.tolerated(sets[TEST].rows),
+        rows={part: scored.tolerated(sets[part].rows) for part in parts if part in sets},
     )
     return certificate, done
 

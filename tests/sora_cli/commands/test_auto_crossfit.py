@@ -171,6 +171,8 @@ def test_an_adapter_of_a_half_is_looked_at(
     assert run(["verify", str(copy), "--certificate"]) == FAILED
     said = capsys.readouterr().out
     assert "halves/2/sizes/1/adapter is not the adapter of the certificate" in said
+    rows = certificate_of(done).rows["half 1"].rows
+    assert f"1 of {rows} rows (half 1), 1 of {rows} rows (half 2) may differ" in said
 
 
 def test_the_plan_is_said_before_training(
