@@ -67,6 +67,27 @@ def same_result(one: Path, other: Path, parts: Sequence[str] = SIZES) -> None:
     assert first.ranks == second.ranks
 
 
+def goes_on_after_a_signal(
+    monkeypatch: pytest.MonkeyPatch, step: int, words: list[str], done: Path, out: Path,
+    parts: Sequence[str] = SIZES,
+) -> None:  # fmt: skip
+    """A search that a signal stops at a step: the same command ends as a search never stopped."""
+    with monkeypatch.context() as patched:
+        signal_at(patched, step)
+        assert run(words) == 128 + signal.SIGTERM
+    assert run(words) == OK
+    same_result(done, out, parts)
+
+
+def goes_on_after_a_kill(
+    kind: str, number: int, words: list[str], done: Path, out: Path, parts: Sequence[str] = SIZES
+) -> None:
+    """The same of a search that is killed inside a write (`tests.killed`)."""
+    run_killed(kind, number, *words)
+    assert run(words) == OK
+    same_result(done, out, parts)
+
+
 @pytest.mark.versions
 def test_the_certificate_is_of_what_was_written(done: Path, found: Certificate) -> None:
     report = read_report(done)
@@ -463,13 +484,8 @@ def test_the_sentences_of_an_earlier_version_are_not_compared(done: Path, tmp_pa
 def test_a_signal_in_training_and_in_healing(
     recipe: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    out = tmp_path / "out"
-    words = ["auto", str(recipe), "--no-verify", f"output.dir={out}"]
-    with monkeypatch.context() as patched:
-        signal_at(patched, step)
-        assert run(words) == 128 + signal.SIGTERM
-    assert run(words) == 0
-    same_result(done, out)
+    words = ["auto", str(recipe), "--no-verify", f"output.dir={tmp_path}/out"]
+    goes_on_after_a_signal(monkeypatch, step, words, done, tmp_path / "out")
 
 
 @pytest.mark.long
@@ -492,11 +508,8 @@ def test_a_signal_in_training_and_in_healing(
 def test_killed_at_any_moment(
     recipe: Path, done: Path, tmp_path: Path, kind: str, number: int
 ) -> None:
-    out = tmp_path / "out"
-    words = ["auto", str(recipe), "--no-verify", f"output.dir={out}"]
-    run_killed(kind, number, *words)
-    assert run(words) == 0
-    same_result(done, out)
+    words = ["auto", str(recipe), "--no-verify", f"output.dir={tmp_path}/out"]
+    goes_on_after_a_kill(kind, number, words, done, tmp_path / "out")
 
 
 @pytest.mark.long

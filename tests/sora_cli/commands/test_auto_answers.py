@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,14 +17,14 @@ from sora_cli.search.certificate import Certificate, read_certificate
 from sora_cli.verify import certificate as recheck
 from tests.helpers_errors import error_of
 from tests.helpers_images import corner_rows, write_pair_recipe
-from tests.helpers_killed import run_killed
-from tests.helpers_runs import pair_rows, signal_at, write_rows
+from tests.helpers_runs import pair_rows, write_rows
 from tests.sora_cli.commands.test_auto import (
     NOT_VERIFIED,
+    goes_on_after_a_kill,
+    goes_on_after_a_signal,
     leaves,
     other,
     placed,
-    same_result,
     scored_once,
 )
 from tests.sora_cli.experiments.auto.support import (
@@ -220,11 +219,7 @@ def test_a_signal_in_training_and_in_healing(
     recipe: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     command = words(recipe, tmp_path / "out")
-    with monkeypatch.context() as patched:
-        signal_at(patched, step)
-        assert run(command) == 128 + signal.SIGTERM
-    assert run(command) == OK
-    same_result(done, tmp_path / "out")
+    goes_on_after_a_signal(monkeypatch, step, command, done, tmp_path / "out")
 
 
 @pytest.mark.long
@@ -233,9 +228,7 @@ def test_killed_at_any_moment(
     recipe: Path, done: Path, tmp_path: Path, kind: str, number: int
 ) -> None:
     command = words(recipe, tmp_path / "out")
-    run_killed(kind, number, *command)
-    assert run(command) == OK
-    same_result(done, tmp_path / "out")
+    goes_on_after_a_kill(kind, number, command, done, tmp_path / "out")
 
 
 @pytest.mark.long

@@ -22,14 +22,14 @@ from sora_cli.search.agreement import share_bound
 from sora_cli.search.paired import exact_bound
 from sora_cli.verify import certificate as recheck
 from tests.helpers_errors import error_of
-from tests.helpers_killed import run_killed
 from tests.helpers_runs import signal_at
 from tests.sora_cli.commands.test_auto import (
     NOT_VERIFIED,
+    goes_on_after_a_kill,
+    goes_on_after_a_signal,
     leaves,
     other,
     placed,
-    same_result,
     scored_once,
 )
 from tests.sora_cli.experiments.auto.support import ROWS, certificate_of, recipe_with_inputs
@@ -280,11 +280,7 @@ def test_a_signal_in_training_and_in_healing(
 ) -> None:
     command = words(recipe, tmp_path / "out", f"auto.basis={done.name}")
     step = step if step > 0 else certificate_of(done).full.steps - 1
-    with monkeypatch.context() as patched:
-        signal_at(patched, step)
-        assert run(command) == 128 + signal.SIGTERM
-    assert run(command) == OK
-    same_result(done, tmp_path / "out")
+    goes_on_after_a_signal(monkeypatch, step, command, done, tmp_path / "out")
 
 
 @pytest.mark.long
@@ -293,6 +289,4 @@ def test_killed_at_any_moment(
     recipe: Path, done: Path, tmp_path: Path, kind: str, number: int
 ) -> None:
     command = words(recipe, tmp_path / "out", f"auto.basis={done.name}")
-    run_killed(kind, number, *command)
-    assert run(command) == OK
-    same_result(done, tmp_path / "out")
+    goes_on_after_a_kill(kind, number, command, done, tmp_path / "out")

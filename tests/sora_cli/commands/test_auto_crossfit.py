@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -18,14 +17,14 @@ from sora_cli.recipe.load import load_stored
 from sora_cli.report import read_report
 from sora_cli.verify import certificate as recheck
 from tests.helpers_errors import error_of
-from tests.helpers_killed import run_killed
-from tests.helpers_runs import files_of, signal_at, train
+from tests.helpers_runs import files_of, train
 from tests.sora_cli.commands.test_auto import (
     NOT_VERIFIED,
+    goes_on_after_a_kill,
+    goes_on_after_a_signal,
     leaves,
     other,
     placed,
-    same_result,
     scored_once,  # noqa: F401, a fixture
 )
 from tests.sora_cli.experiments.auto.support import auto_recipe, certificate_of
@@ -250,9 +249,7 @@ def test_killed_at_any_moment(
 ) -> None:
     out = tmp_path / "out"
     words = ["auto", str(recipe), "--no-verify", f"output.dir={out}"]
-    run_killed(kind, number, *words)
-    assert run(words) == 0
-    same_result(done, out, CROSSED)
+    goes_on_after_a_kill(kind, number, words, done, out, CROSSED)
     assert not list(out.rglob("state.safetensors.*"))
 
 
@@ -262,22 +259,16 @@ def test_killed_in_the_refit(refit: Path, tmp_path: Path, kind: str, number: int
     out = tmp_path / "out"
     recipe = refit.parent / "tiny.yaml"
     words = ["auto", str(recipe), "--refit", "--no-verify", f"output.dir={out}"]
-    run_killed(kind, number, *words)
-    assert run(words) == 0
-    same_result(refit, out, ["sizes/full", "sizes/1"])
+    goes_on_after_a_kill(kind, number, words, refit, out, ["sizes/full", "sizes/1"])
 
 
 @pytest.mark.long
 def test_a_signal_in_the_second_half(
     recipe: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
-    words = ["auto", str(recipe), "--no-verify", f"output.dir={out}"]
-    with monkeypatch.context() as patched:
-        signal_at(patched, 37)  # the last run alone has so many steps
-        assert run(words) == 128 + signal.SIGTERM
-    assert run(words) == 0
-    same_result(done, out, CROSSED)
+    words = ["auto", str(recipe), "--no-verify", f"output.dir={tmp_path}/out"]
+    step = 37  # the last run alone has so many steps
+    goes_on_after_a_signal(monkeypatch, step, words, done, tmp_path / "out", CROSSED)
 
 
 @pytest.mark.long
