@@ -38,7 +38,7 @@ class BaseReference:
     """Its id on the Hub, if known."""
 
     def __post_init__(self) -> None:
-        """Drop a Hub id that cannot be one: anybody may have written the file."""
+        """Remove an invalid Hub id: anybody may have written the file."""
         if self.hub_id is not None and not is_hub_id(self.hub_id):
             object.__setattr__(self, "hub_id", None)
 

@@ -79,13 +79,13 @@ def _chance(promise: Promise, rows: TestRows, differing: float) -> float:
 
 def _smallest(promise: Promise, rows: TestRows) -> float:
     """Return the smallest drop that test rows can be expected to certify."""
-    found = [
+    drops = [
         _smallest_share(number, part.confidence)
         if part.by_answers
         else certifiable_drop(number, confidence=part.confidence)
         for part, number in zip(promise.parts(), rows, strict=True)
     ]
-    return found[0] if len(found) == 1 else _smallest_of_both(*rows, promise.parts()[0].confidence)
+    return drops[0] if len(drops) == 1 else _smallest_of_both(*rows, promise.parts()[0].confidence)
 
 
 def _smallest_share(rows: int, confidence: float) -> float:

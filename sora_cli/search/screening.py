@@ -160,8 +160,8 @@ def measured(
     if whole.is_agreement:
         # the drop is the differing share itself, and not half of it
         result.expected, _ = _expected(planned.share, drop, seen, len(whole), worth=2.0)
-        able = certifiable_share(test_rows, result.expected, confidence, POWER)
-        result.certifiable = able - result.expected
+        certified = certifiable_share(test_rows, result.expected, confidence, POWER)
+        result.certifiable = certified - result.expected
         return result
     if whole.is_right_or_wrong:
         result.expected, differing = _expected(planned.share, drop, seen, len(whole))
@@ -170,8 +170,8 @@ def measured(
             # the share of other answers, as of a promise about them; rows that are wrong before and
             # after may have other answers, too, but here only their labels are looked at
             share, _ = _expected(planned.share, seen, seen, len(whole), worth=2.0)
-            able = certifiable_share(answers, share, confidence, POWER)
-            result.certifiable = min(result.certifiable, max(able - result.expected, 0.0))
+            certified = certifiable_share(answers, share, confidence, POWER)
+            result.certifiable = min(result.certifiable, max(certified - result.expected, 0.0))
         return result
     result.certifiable = _certifiable(whole, small, test_rows, confidence)
     differing = seen

@@ -147,7 +147,7 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
             certifiable, sizes = again.halves(tests)
         else:
             certifiable, sizes = again.held_out(tests[0])
-        correct = expected(again.found, recipe, reports, sets, certifiable, sizes, again.final())
+        correct = expected(again.agreed, recipe, reports, sets, certifiable, sizes, again.final())
     differs += [*unlike(stored, correct), *out_of_order(correct)]
     if same_words(stored, correct) and not card_matches(run / ADAPTER, correct.lines()):
         differs.append(f"the card in {run / ADAPTER} does not say: {correct.lines()[0]}")
@@ -163,7 +163,7 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
 
 
 def _rows(
-    recipe: Recipe, found: Certificate
+    recipe: Recipe, certificate: Certificate
 ) -> tuple[Task, dict[str, RowSet], list[dict[str, Held]], dict[str, Held]]:
     """Load all rows.
 
@@ -171,15 +171,16 @@ def _rows(
         The task; the row sets of all parts; the test rows by part, of cross-fitting of each half's
         adapters; and the reported rows by split.
     """
-    screening, test = (found.rows[name].rows for name in (SCREENING, TEST))
-    if found.halves:
+    screening, test = (certificate.rows[name].rows for name in (SCREENING, TEST))
+    if certificate.halves:
         task, rows = _load(recipe)
         parts = cross_fit_rows(recipe, task, screening)
         sets = sets_of_halves(rows, parts)
         tests: list[dict[str, Held]] = [{_TEST: parts[half_name(3 - half)]} for half in HALVES]
     else:
         more, seed = {}, recipe.auto.seed if recipe.auto is not None else 0
-        if found.final is not None:  # its recipe trains on all rows; these are of the tested one
+        if certificate.final is not None:
+            # its recipe trains on all rows; these are of the tested one
             more = {REFIT: row_sets(_load(recipe)[1], {})[TRAIN]}
             held_out = recipe.data.model_copy(update=held_data(screening + test, seed))
             recipe = recipe.model_copy(update={"data": held_out})
@@ -196,19 +197,19 @@ class _Again:
     """Scores all adapters again and compares.
 
     Attributes:
-        found: the certificate, with its scores where they agree, else the scores here.
+        agreed: the certificate, with its scores where they agree, else the scores here.
     """
 
     def __init__(
         self,
         run: Path,
-        found: Certificate,
+        certificate: Certificate,
         loaded: LoadedRecipe,
         task: Task,
         reported: Mapping[str, Held],
         scored: ScoresAgain,
     ) -> None:
-        self._run, self.found, self._loaded, self._task = run, found, loaded, task
+        self._run, self.agreed, self._loaded, self._task = run, certificate, loaded, task
         self._reported, self._scored = reported, scored
         self._promise, self._on = promise_of(loaded.recipe), named_base(loaded)
         self._here: list[tuple[int, SizeTest]] = []  # numbers of candidates, and their tests here
@@ -219,12 +220,12 @@ class _Again:
         Returns:
             The drop that the test rows can certify, and the sizes of the candidates' adapters.
         """
-        whole, able = self._full(None, test, self._reported)
-        part = Half(full=self.found.full, candidates=self.found.candidates)
-        part, sizes = self._compared(part, None, whole, able, test, self._reported)
+        whole, certifiable = self._full(None, test, self._reported)
+        part = Half(full=self.agreed.full, candidates=self.agreed.candidates)
+        part, sizes = self._compared(part, None, whole, certifiable, test, self._reported)
         update = {"full": part.full, "candidates": part.candidates}
-        self.found = self.found.model_copy(update=update)
-        return able, [sizes]
+        self.agreed = self.agreed.model_copy(update=update)
+        return certifiable, [sizes]
 
     def halves(self, tests: Sequence[Mapping[str, Held]]) -> tuple[Certifiable, list[list[Size]]]:
         """Compare the adapters of both halves; returns as `held_out`.
@@ -235,19 +236,19 @@ class _Again:
         each = half_confidence(self._promise.confidence)
         self._promise = self._promise.model_copy(update={"confidence": each})
         parts, sizes = [], []
-        for half, stored, test in zip(HALVES, self.found.halves, tests, strict=True):
-            whole, able = self._full(half, test, {})
-            part, own = self._compared(stored, half, whole, able, test, {})
+        for half, stored, test in zip(HALVES, self.agreed.halves, tests, strict=True):
+            whole, certifiable = self._full(half, test, {})
+            part, own = self._compared(stored, half, whole, certifiable, test, {})
             parts.append(part)
             sizes.append(own)
         self._check_means()
-        self.found = self.found.model_copy(update={"halves": parts})
-        return able, sizes
+        self.agreed = self.agreed.model_copy(update={"halves": parts})
+        return certifiable, sizes
 
     def _check_means(self) -> None:
         """Note the sizes whose verdict by the mean of both halves is another here."""
-        max_drop = self.found.promise.max_drop
-        for number, size in enumerate(self.found.candidates):
+        max_drop = self.agreed.promise.max_drop
+        for number, size in enumerate(self.agreed.candidates):
             tests = [here for place, here in self._here if place == number]
             mean = SizeTest.mean(tests, max_drop) if tests else None
             if mean is not None and size.test is not None and mean.verdict != size.test.verdict:
@@ -259,14 +260,14 @@ class _Again:
 
     def final(self) -> Size | None:
         """Compare the scores of an adapter that was trained after the tests; return its size."""
-        last = self.found.final
+        last = self.agreed.final
         if last is None:
             return None
         small, own = self._measured(self._run, self._reported), {}
         for split, scores in small.scores.items():
             was = last.reported.get(split, math.nan)
             own[split] = self._scored.score(f"written, {split}", was, scores)
-        self.found = self.found.model_copy(
+        self.agreed = self.agreed.model_copy(
             update={"final": last.model_copy(update={"reported": own})}
         )
         return size_of(small.ranks, small.cost, self._promise.serve)
@@ -287,7 +288,7 @@ class _Again:
         stored: Half,
         half: int | None,
         whole: _Measured,
-        able: Certifiable,
+        certifiable: Certifiable,
         test: Mapping[str, Held],
         reported: Mapping[str, Held],
     ) -> tuple[Half, list[Size]]:
@@ -297,19 +298,19 @@ class _Again:
             whole: full rank here.
             reported: reported rows, which full rank and the written candidate are scored on.
         """
-        found, scored = self.found, self._scored
+        scored = self._scored
         full, sizes, candidates = whole.scores[_TEST], [], []
-        promise = self._promise.settled(able, len(full))
+        promise = self._promise.settled(certifiable, len(full))
         name = "full rank" if half is None else f"full rank, half {half}"
         score, known = scored.score(name, stored.full.test, full), dict[str, float]()
         for number, size in enumerate(stored.candidates):
             # only the chosen adapter was scored on the reported splits
-            written = reported if number == found.chosen else {}
+            written = reported if number == self.agreed.chosen else {}
             place = directory_of(number, half)
             small = self._measured(self._run / place, {**test, **written})
             sizes.append(size_of(small.ranks, small.cost, promise.serve))
             here, own = None, {}
-            if able.may_pass(promise.max_drop):
+            if certifiable.may_pass(promise.max_drop):
                 scores = [(whole.scores[name], small.scores[name]) for name in test]
                 here = self._tested(place, number, size.test, stored.full.test, scores, promise)
             for split in written:

@@ -64,21 +64,21 @@ def broken(rows: int, draws: int, seed: int = 0) -> list[tuple[str, str, list[fl
         _mean_of(1 - (1 - CONFIDENCE) / 2),
         _mean_of(half_confidence(CONFIDENCE)),
     ]
-    found = []
+    results = []
     for halves, other in (("independent", two), ("the same outcome", one)):
         bounds = [rule(one, other, rows) <= PROMISE for rule in rules]
-        found.append((halves, "fixed", [float(passed[:, 0].mean()) for passed in bounds]))
+        results.append((halves, "fixed", [float(passed[:, 0].mean()) for passed in bounds]))
         best = [float(passed.any(axis=1).mean()) for passed in bounds]
-        found.append((halves, f"the luckiest of {sizes}", best))
+        results.append((halves, f"the luckiest of {sizes}", best))
     worst = [_worst(rule, one[:, 0], two[:, 0], rows) for rule in rules]
-    found.append(("worst coupling", "fixed", worst))
+    results.append(("worst coupling", "fixed", worst))
     # Boole's bound, reached if each size is lucky in other draws: computed, not drawn
     union = [min(sizes * share, 1.0) for share in worst]
-    found.append(("worst coupling", f"the luckiest of {sizes}", union))
-    found.append(("independent", "test rows decide which size breaks", [
+    results.append(("worst coupling", f"the luckiest of {sizes}", union))
+    results.append(("independent", "test rows decide which size breaks", [
         _first_broken(rng, rule, one, two, rows) for rule in rules
     ]))  # fmt: skip
-    return found
+    return results
 
 
 def _counts(rng: np.random.Generator, rows: int, shape: tuple[int, ...], drop: float) -> Counts:

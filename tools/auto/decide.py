@@ -127,13 +127,13 @@ class Pool:
         """Return the outcome of a run with these rows and this promise."""
         if not split.screened:  # screening does not depend on the promise
             split.screened = self._screened(split.screening)
-        able = self.certifiable.may_pass(promise)
+        may_pass = self.certifiable.may_pass(promise)
         named = name_sizes(
-            split.screened, self._full, promise, SIZES, None, tested=able, answers=self._answers
+            split.screened, self._full, promise, SIZES, None, tested=may_pass, answers=self._answers
         )
 
         def test(number: int) -> Bound | None:
-            return self.bound(f"healed-{number}", split) if able else None
+            return self.bound(f"healed-{number}", split) if may_pass else None
 
         tried = [*in_fixed_order(named, lambda number: number, test, promise)]
         passed = last_passed(bound is not None and bound.keeps(promise) for _, bound in tried)

@@ -226,7 +226,7 @@ def _check_alone(loaded: LoadedRecipe) -> None:
 
 def _check_rows(loaded: LoadedRecipe, block: AutoBlock) -> None:
     """Check that nothing contradicts cross-fitting or the last training on all rows."""
-    asked = "refit" if block.refit else "cross_fit" if block.cross_fit is True else None
+    option = "refit" if block.refit else "cross_fit" if block.cross_fit is True else None
     by_answers = block.basis in {"answers", "both"}
     if by_answers and block.max_differ is None and block.cross_fit is True:
         raise SoraError(
@@ -234,11 +234,11 @@ def _check_rows(loaded: LoadedRecipe, block: AutoBlock) -> None:
             where=loaded.origin("auto", "basis").place,
             hint="auto.basis=labels, or auto.cross_fit=false",
         )
-    if asked is not None and block.max_differ is not None:
+    if option is not None and block.max_differ is not None:
         raise SoraError(
-            f"auto.{asked} goes with max_drop: of max_differ all rows are trained on already",
-            where=loaded.origin("auto", asked).place,
-            hint=f"auto.{asked}=false",
+            f"auto.{option} goes with max_drop: of max_differ all rows are trained on already",
+            where=loaded.origin("auto", option).place,
+            hint=f"auto.{option}=false",
         )
     for key, reason in against_halves(loaded.recipe).items() if block.cross_fit is True else ():
         raise SoraError(

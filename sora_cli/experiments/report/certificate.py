@@ -47,18 +47,18 @@ def certificate_part(certificate: Certificate) -> CertificatePart:
 def _lines(c: Certificate) -> list[str]:
     promise, bound = c.promise, c.bound
     level = "holds at any number of rows" if bound.exact else "is approximate"
-    asked = (
+    promised = (
         f"at most {promise.given} of the answers other than at full rank"
         if promise.kind == "differ"
         else f"{promise.metric} at most {promise.given} worse than at full rank"
     )
     answers = promise.by_answers
     if promise.kind == "drop" and answers:
-        asked += ", by the share of answers that differ"
+        promised += ", by the share of answers that differ"
     elif promise.basis == "both":
-        asked += ", by labels or by the share of answers that differ"
+        promised += ", by labels or by the share of answers that differ"
     lines = [
-        f"promise: {asked}, {promise.confidence:.0%} confidence",
+        f"promise: {promised}, {promise.confidence:.0%} confidence",
         f"bound: {bound.method}; its confidence {level}",
     ]
     if bound.smallest_drop is not None:
