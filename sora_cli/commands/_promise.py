@@ -23,7 +23,7 @@ Place = TypeVar("Place", str, Path)
 _FAMILY = "task.name="
 
 
-def asked_promise(
+def promise_options(
     max_drop: str | None,
     max_differ: str | None,
     *,
@@ -58,7 +58,7 @@ def asked_promise(
 
 
 def load_promise(
-    asked: PromiseOptions | None, find: Callable[[], Place]
+    options: PromiseOptions | None, find: Callable[[], Place]
 ) -> tuple[Place, tuple[LoadedRecipe, Promise] | None]:
     """Find the adapter or model, and load the recipe that tests a promise about it.
 
@@ -66,34 +66,34 @@ def load_promise(
     promise about answers needs no recipe: it is derived from the files of the place.
 
     Args:
-        asked: None: no promise is asked for.
+        options: None: no promise is asked for.
         find: returns the directory of the adapter or model, or raises `SoraError`.
 
     Returns:
         The place; and the recipe with the promise, if one is asked for.
     """
-    measured = None if asked is None or asked.reads_files else asked.load()
+    measured = None if options is None or options.reads_files else options.load()
     place = find()
-    if asked is not None and measured is None:
-        measured = _from_files(asked, Path(place))
+    if options is not None and measured is None:
+        measured = _from_files(options, Path(place))
     return place, measured
 
 
-def _from_files(asked: PromiseOptions, place: Path) -> tuple[LoadedRecipe, Promise]:
-    asked.check()
+def _from_files(options: PromiseOptions, place: Path) -> tuple[LoadedRecipe, Promise]:
+    options.check()
     with importing():
         from sora_cli.use.described import recipe_for_rows
 
-    names = (word.removeprefix(_FAMILY) for word in asked.overrides if word.startswith(_FAMILY))
+    names = (word.removeprefix(_FAMILY) for word in options.overrides if word.startswith(_FAMILY))
     try:
-        loaded, _ = recipe_for_rows(place, asked.overrides, task=next(names, None))
+        loaded, _ = recipe_for_rows(place, options.overrides, task=next(names, None))
     except SoraError as error:  # `recipe_for_rows` names the option of sora predict
         error.renamed("--task ", _FAMILY)
         raise
-    return loaded, asked.of(loaded.recipe)
+    return loaded, options.of(loaded.recipe)
 
 
-def choosing_rows(asked: PromiseOptions, recipe: Recipe, place: Path) -> ChoosingRows:
+def choosing_rows(options: PromiseOptions, recipe: Recipe, place: Path) -> ChoosingRows:
     """Load the rows on which sizes are compared, and print the remarks on them.
 
     Args:
@@ -106,7 +106,7 @@ def choosing_rows(asked: PromiseOptions, recipe: Recipe, place: Path) -> Choosin
     from sora_cli.search.answers import read_answer_rows
     from sora_cli.search.rows import SelectionRows, UnlabelledRows
 
-    if asked.unlabelled is None:
+    if options.unlabelled is None:
         return SelectionRows(recipe)
     task, seen = None, []
     if recipe.data.path or recipe.data.files:  # a recipe that trains knows its training rows
@@ -115,10 +115,10 @@ def choosing_rows(asked: PromiseOptions, recipe: Recipe, place: Path) -> Choosin
     meta, _ = read_sora_file(place / SORA_FILE)
     answer_rows = read_answer_rows(
         recipe,
-        Path(asked.unlabelled).expanduser(),
+        Path(options.unlabelled).expanduser(),
         trained=task,
-        columns=() if names_columns(asked.overrides) else meta.input_columns,
-        tolerance=asked.tolerance,
+        columns=() if names_columns(options.overrides) else meta.input_columns,
+        tolerance=options.tolerance,
     ).unseen(seen)
     say_notes(answer_rows.notes)
     return UnlabelledRows(recipe, answer_rows)

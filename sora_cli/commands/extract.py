@@ -15,7 +15,7 @@ from methods.keep import Keep
 from sora_cli.adapter.losses import loss_table, module_facts, shown_error
 from sora_cli.adapter.places import adapter_folder, baseline_folder, check_adapter_place
 from sora_cli.commands import completion, options
-from sora_cli.commands._promise import asked_promise, choosing_rows, load_promise
+from sora_cli.commands._promise import choosing_rows, load_promise, promise_options
 from sora_cli.core.checks import STORED, check_choice, check_keep, check_requires
 from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
@@ -83,7 +83,7 @@ def extract(
     Returns:
         Exit code: 3 if `max_drop` is not certified.
     """
-    promise = asked_promise(
+    promise = promise_options(
         max_drop,
         max_differ,
         unlabelled=unlabelled,

@@ -17,7 +17,7 @@ from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.losses import loss_table
 from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
 from sora_cli.commands import completion, options
-from sora_cli.commands._promise import asked_promise, choosing_rows, load_promise
+from sora_cli.commands._promise import choosing_rows, load_promise, promise_options
 from sora_cli.commands._training import train_loaded
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.atomic import write_text_atomic
@@ -102,7 +102,7 @@ def prune(
         max_differ=max_differ,
     )
     given = overrides or []
-    promise = asked_promise(
+    promise = promise_options(
         max_drop,
         max_differ,
         unlabelled=unlabelled,

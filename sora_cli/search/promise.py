@@ -262,7 +262,7 @@ def promise_of(recipe: Recipe) -> Promise:
     """
     block = recipe.auto
     assert block is not None
-    asked = PromiseOptions(
+    options = PromiseOptions(
         block.max_drop,
         confidence=block.confidence,
         max_differ=block.max_differ,
@@ -271,8 +271,8 @@ def promise_of(recipe: Recipe) -> Promise:
         basis=block.basis,
     )
     with recipe.placing("auto.max_drop" if block.max_differ is None else "auto.max_differ"):
-        asked.check()
-        return asked.of(recipe, name="auto.max_drop", serve=block.serve)
+        options.check()
+        return options.of(recipe, name="auto.max_drop", serve=block.serve)
 
 
 def rows_are_right_or_wrong(recipe: Recipe) -> bool:

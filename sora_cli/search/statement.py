@@ -68,8 +68,8 @@ def drop_by_labels(promise: Promise, bound: BoundMethod, test: PartTest | None, 
         rows: number of test rows.
     """
     if test is None:
-        asked = f"{promise.metric} is at most {promise.max_drop:g} worse"
-        text = f"{rows:,} test rows cannot show that {asked}"
+        promised = f"{promise.metric} is at most {promise.max_drop:g} worse"
+        text = f"{rows:,} test rows cannot show that {promised}"
         if not bound.exact:
             return text
         # imported here: scipy is slow to import, and most certificates are read without it
@@ -129,21 +129,21 @@ def on_halves(
 
 def drop_by_answers(promise: Promise, test: PartTest | None, rows: int) -> str:
     """Return the promise about a drop that answers test, as a sentence; see `drop_by_labels`."""
-    asked = f"{promise.metric} is at most {promise.max_drop:g} worse"
+    promised = f"{promise.metric} is at most {promise.max_drop:g} worse"
     if test is None:
         from sora_cli.search.agreement import share_bound  # scipy, as above
 
         least = share_bound(0, rows, promise.confidence)
         return (
-            f"{rows:,} rows without labels cannot show that {asked}: the smallest loss they can "
+            f"{rows:,} rows without labels cannot show that {promised}: the smallest loss they can "
             f"certify, if no answer differs, is {least:.4f}"
         )
     differ = f"at most {100 * test.upper:.2f} % of the answers differ"
     seen = f"{test.differing or 0:,} of {rows:,} rows without labels differ"
     if test.kept:
         return (
-            f"with {promise.confidence:.0%} confidence {asked} than at full rank, because {differ} "
-            f"({seen})"
+            f"with {promise.confidence:.0%} confidence {promised} than at full rank, because "
+            f"{differ} ({seen})"
         )
     return (
         f"no size passed its test: of the largest, {promise.metric} may be {test.upper:.4f} worse "

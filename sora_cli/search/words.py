@@ -48,16 +48,16 @@ def certifiable_lines(promise: Promise, rows: int, bound: BoundMethod, more: str
     Args:
         more: a sentence on the number of rows that the promise needs.
     """
-    asked = (
+    promised = (
         f"promise: a drop of at most {promise.max_drop:g} ({promise.given}), with "
         f"{promise.confidence:.0%} confidence"
     )
     smallest = bound.smallest_drop
     if smallest is None:
-        yield f"{asked}; the bound is {bound.method}"
+        yield f"{promised}; the bound is {bound.method}"
         yield "the smallest drop that the test rows can certify is computed after screening"
         return
-    yield f"{asked}; {count(rows)} test rows can be expected to certify {smallest:.4f}"
+    yield f"{promised}; {count(rows)} test rows can be expected to certify {smallest:.4f}"
     if smallest > promise.max_drop:
         yield (
             "WARNING: too few test rows to certify this drop, unless the two models almost always "
@@ -82,9 +82,9 @@ def answers_lines(
     *labelled, answered = rows
     part = promise.parts()[-1]
     sure = f"{promise.confidence:.0%}"
-    asked = f"promise: at most {100 * promise.max_drop:g} % of the answers differ, {sure}"
+    promised = f"promise: at most {100 * promise.max_drop:g} % of the answers differ, {sure}"
     if promise.kind == "drop":
-        asked = (
+        promised = (
             f"promise: a drop of at most {promise.max_drop:g} ({promise.given}), with {sure} "
             "confidence"
         )
@@ -92,11 +92,11 @@ def answers_lines(
     also = f" by {count(labelled[0])} labelled rows, or" if labelled else ""
     if allowed is not None:
         yield (
-            f"{asked}; certified{also} if at most {count(allowed)} of {count(answered)} test rows "
-            f"{'without labels ' if labelled else ''}are answered differently"
+            f"{promised}; certified{also} if at most {count(allowed)} of {count(answered)} test "
+            f"rows {'without labels ' if labelled else ''}are answered differently"
         )
     else:
-        yield asked
+        yield promised
         need = rows_for_none(promise.max_drop, part.confidence)
         more = "no number of rows is enough" if need is None else f"it takes {count(need)} at least"
         end = (

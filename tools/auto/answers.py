@@ -45,9 +45,9 @@ def main() -> None:
     emit("| --- |" + " ---: |" * 5)
     for name, stored in _pools():
         for rows in (300, 1000, 4000, 10_000):
-            found = _least_favourable(stored, rows, options.splits)
-            if found:
-                emit(_least_line(name, rows, found))
+            outcomes = _least_favourable(stored, rows, options.splits)
+            if outcomes:
+                emit(_least_line(name, rows, outcomes))
     runs = [_as_answers(one) for one in read_all(options.file) if one.task in _two_classes(one)]
     emit("\n| task, seeds | pool | rows | promise | certified | broken, largest | share of r 8 |")
     emit("| --- |" + " ---: |" * 6)
@@ -112,31 +112,31 @@ def _least_favourable(stored: Stored, rows: int, splits: int) -> list[Outcome]:
     return [one for one in replay(stored, _setting(rows), splits) if not one.multiple]
 
 
-def _least_line(name: str, rows: int, found: Sequence[Outcome]) -> str:
-    broken = [one.broken for one in found]
-    limit = 1 - CONFIDENCE + 2 * found[0].error
+def _least_line(name: str, rows: int, outcomes: Sequence[Outcome]) -> str:
+    broken = [one.broken for one in outcomes]
+    limit = 1 - CONFIDENCE + 2 * outcomes[0].error
     return (
-        f"| {name} | {rows:,} | {len(found)} | {np.mean(broken):.1%} | {max(broken):.1%} | "
+        f"| {name} | {rows:,} | {len(outcomes)} | {np.mean(broken):.1%} | {max(broken):.1%} | "
         f"{limit:.1%} |"
     )
 
 
 def _usual_line(group: Sequence[Stored], rows: int, promise: float, splits: int) -> str:
     """Return the outcomes of one promise over all seeds of a task."""
-    found = []
+    outcomes = []
     for stored in group:
         pool = Pool(stored, _setting(rows))
         # the rule that names sizes was chosen on splits below 1,000
         drawn = [pool.split(1000 + number) for number in range(splits)]
-        found.append(outcome(pool, drawn, promise, 1))
-    certified = [one for one in found if one.certified]
+        outcomes.append(outcome(pool, drawn, promise, 1))
+    certified = [one for one in outcomes if one.certified]
+    broken = max(one.broken for one in outcomes)
     share = mean_of([one.share for one in certified])
     sizes = sorted({one.rows for one in group})
     pools = f"{sizes[0]:,}" + (f" to {sizes[-1]:,}" if len(sizes) > 1 else "")
     return (
         f"| {group[0].task}, {len(group)} | {pools} | {rows:,} | {100 * promise:g} % | "
-        f"{np.mean([one.certified for one in found]):.1%} | {max(o.broken for o in found):.1%} | "
-        f"{share:.1%} |"
+        f"{np.mean([one.certified for one in outcomes]):.1%} | {broken:.1%} | {share:.1%} |"
     )
 
 
