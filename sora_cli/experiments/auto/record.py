@@ -54,8 +54,7 @@ class AutoRecord(Report):
 
     basis: Basis | None = Field(
         None,
-        description="auto.basis as planned before training; null: there are no rows without labels "
-        "that could test a drop",
+        description="auto.basis as planned before training; null: there was nothing to choose",
     )
     rows: dict[str, RowSet] = Field(
         default_factory=dict,
