@@ -67,7 +67,7 @@ class AnswerRows:
         return replace(self, rows=part, origin=origin, inputs=self.inputs[rows])
 
     def unseen(self, seen: Sequence[Dataset]) -> AnswerRows:
-        """Return the rows whose input is no other row's, with notes on those that are left out.
+        """Return the rows with a new input, each input once, with notes on the rows left out.
 
         Args:
             seen: training rows and other labelled rows, as far as they are known.
