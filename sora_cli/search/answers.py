@@ -99,7 +99,7 @@ def read_answer_rows(
     *,
     trained: Task | None = None,
     columns: Sequence[str] = (),
-    seen: Dataset | None = None,
+    seen: Sequence[Dataset] = (),
     tolerance: float | None = None,
 ) -> AnswerRows:
     """Read a file of rows without labels.
@@ -111,7 +111,8 @@ def read_answer_rows(
             data block names them.
         columns: the inputs that the model was trained on, if it comes without training rows and
             they are known: other columns are left out, if the file has all of these.
-        seen: training rows, which must not test; only with `trained`.
+        seen: the training rows, and labelled rows that choose or test: none of them must be among
+            these rows; only with `trained`.
         tolerance: see `AnswerRows`.
     """
     check_file(path)
@@ -136,7 +137,8 @@ def read_answer_rows(
     if label in there:
         notes.append(f"{name}: the column '{label}' is ignored: no label is needed")
     fresh, again, known = _fresh(rows, task, seen)
-    for number, what in ((known, "are training rows"), (again, "repeat another row")):
+    seen_as = "are training rows" if len(seen) < 2 else "are labelled rows of the recipe"
+    for number, what in ((known, seen_as), (again, "repeat another row")):
         if number:
             notes.append(f"{number:,} of {len(rows):,} rows of {name} {what}: they are left out")
     if len(fresh) < 2:
@@ -146,16 +148,16 @@ def read_answer_rows(
     return AnswerRows(task, chosen.rows, chosen.origin, tolerance, tuple(notes))
 
 
-def _fresh(rows: Dataset, task: Task, seen: Dataset | None) -> tuple[np.ndarray, int, int]:
-    """Return the numbers of new rows, and how many repeat another or a training row."""
+def _fresh(rows: Dataset, task: Task, seen: Sequence[Dataset]) -> tuple[np.ndarray, int, int]:
+    """Return the numbers of new rows, and how many repeat another or a row already seen."""
     inputs = input_hashes(rows, task.input_columns)
     first = np.zeros(len(inputs), dtype=bool)
     first[np.unique(inputs, return_index=True)[1]] = True
     known = np.zeros(len(inputs), dtype=bool)
-    if seen is not None:
+    for part in seen:
         # a chat's own answer is among its inputs: without the stand-in no such row would be found
-        alike = task.stand_in(seen.select_columns(list(task.input_columns)))
-        known = np.isin(inputs, input_hashes(alike, task.input_columns))
+        alike = task.stand_in(part.select_columns(list(task.input_columns)))
+        known |= np.isin(inputs, input_hashes(alike, task.input_columns))
     return np.flatnonzero(first & ~known), int((~first & ~known).sum()), int(known.sum())
 
 

@@ -19,11 +19,13 @@ from sora_cli.data.content import data_fingerprint
 from sora_cli.data.places import Origin
 from sora_cli.data.rows import Rows, load_rows
 from sora_cli.model.base import Base
+from sora_cli.recipe.auto import Basis
 from sora_cli.recipe.recipe import DataBlock, Recipe
 from sora_cli.run.encode import encode
 from sora_cli.run.prepare import Prepared, check_rows, load_task
 from sora_cli.search.answers import AnswerRows, read_answer_rows
-from sora_cli.search.basis import certifiable_on
+from sora_cli.search.basis import TestRows, basis_line, certifiable_on, choose_basis
+from sora_cli.search.bounds import Scored
 from sora_cli.search.certifiable import Certifiable
 from sora_cli.search.certificate import (
     ANSWERS,
@@ -86,12 +88,12 @@ def deciding_rows(
     block, promise = recipe.auto, promise_of(recipe)
     assert block is not None
     if promise.by_answers:
-        return {**unlabelled_rows(recipe, task, train).parts(screening, test, block.seed)}
+        return {**unlabelled_rows(recipe, task, [train]).parts(screening, test, block.seed)}
     held = choosing_rows(task, screening, block.seed)
     if promise.basis == "labels":
         return {**held}
     # labelled rows choose the sizes, so none of them may test among the rows without labels
-    seen = concatenate_datasets([train, *(part.rows for part in held.values())])
+    seen = [train, *(part.rows for part in held.values())]
     return {**held, ANSWERS: unlabelled_rows(recipe, task, seen)}
 
 
@@ -132,14 +134,14 @@ def whole_data(data: DataBlock) -> DataBlock:
     return data.model_copy(update=WHOLE_DATA)
 
 
-def unlabelled_rows(recipe: Recipe, task: Task, train: Dataset) -> AnswerRows:
-    """Return the rows without labels that an `auto` block names, without the training rows."""
+def unlabelled_rows(recipe: Recipe, task: Task, seen: Sequence[Dataset]) -> AnswerRows:
+    """Return the rows without labels that an `auto` block names, without the rows already seen."""
     block = recipe.auto
     assert block is not None
     assert block.unlabelled is not None
     path = Path(block.unlabelled).expanduser()
     with recipe.placing("auto.unlabelled"):
-        return read_answer_rows(recipe, path, trained=task, seen=train, tolerance=block.tolerance)
+        return read_answer_rows(recipe, path, trained=task, seen=seen, tolerance=block.tolerance)
 
 
 def count_rows(data: DataBlock) -> int:
@@ -217,7 +219,7 @@ def certifiable_by(
 
 
 class UnlabelledRows:
-    """Rows without labels as the rows that choose a size; has what `SelectionRows` has.
+    """Rows without labels that test the sizes of a finished adapter.
 
     Attributes:
         task: the family, bound to these rows.
@@ -240,6 +242,7 @@ class SelectionRows:
 
     Attributes:
         split: name of these rows.
+        seen: these rows and the training rows.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -250,6 +253,10 @@ class SelectionRows:
         rows = self._rows
         reported = [name for name, part in rows.report.items() if part is rows.select]
         self.split = reported[0] if reported else "selection"
+        self.seen = [rows.train, rows.select]
+
+    def __len__(self) -> int:
+        return len(self._rows.select)
 
     def scored_by(self, base: Base, scratch: Path) -> Callable[[], RowScores]:
         """Return a function that scores the model on these rows by the recipe's main metric.
@@ -263,5 +270,53 @@ class SelectionRows:
         return lambda: trainer.row_scores(rows)
 
 
-ChoosingRows = SelectionRows | UnlabelledRows
-"""The rows on which the sizes of a finished adapter are compared."""
+class ChoosingRows:
+    """The rows on which the sizes of a finished adapter are compared.
+
+    Attributes:
+        parts: rows for each of `Promise.parts`.
+        task: the family, bound to the first part.
+        split: name of these rows.
+    """
+
+    def __init__(self, *parts: SelectionRows | UnlabelledRows) -> None:
+        self.parts, self.task = parts, parts[0].task
+        self.split = " and ".join(part.split for part in parts)
+
+    def scored_by(self, base: Base, scratch: Path) -> Callable[[], Scored]:
+        """Return a function that scores the model on these rows as it is then."""
+        each = [part.scored_by(base, scratch) for part in self.parts]
+        return lambda: tuple(scores() for scores in each)
+
+
+def rows_on_best_basis(
+    recipe: Recipe,
+    promise: Promise,
+    labelled: SelectionRows,
+    pool: AnswerRows,
+    basis: Basis | None,
+) -> tuple[ChoosingRows, Promise, str]:
+    """Return the rows that test a drop, the promise with its basis, and a line on the choice.
+
+    The sizes of a finished adapter follow from its factors, so no row is needed to choose them.
+
+    Args:
+        pool: rows without labels, none of them in `labelled.seen`.
+        basis: basis that the user chose; None: the one that is planned to certify most.
+    """
+    rows: dict[Basis, TestRows] = {
+        "labels": (len(labelled),),
+        "answers": (len(pool),),
+        "both": (len(labelled), len(pool)),
+    }
+    if basis is not None:
+        rows = {basis: rows[basis]}
+    chosen = choose_basis(promise, rows)
+    answered = UnlabelledRows(recipe, pool)
+    parts: dict[Basis, ChoosingRows] = {
+        "labels": ChoosingRows(labelled),
+        "answers": ChoosingRows(answered),
+        "both": ChoosingRows(labelled, answered),
+    }
+    on = promise.model_copy(update={"basis": chosen})
+    return parts[chosen], on, basis_line(chosen, promise, rows)

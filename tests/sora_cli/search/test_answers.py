@@ -41,7 +41,7 @@ def inputs(rows: int, seed: int = 5) -> list[dict[str, Any]]:
 def read(recipe: Recipe, path: Path | str, **options: Any) -> AnswerRows:
     """Read a file as `sora auto` does: with the task of the training rows."""
     task, rows = load_task(recipe)
-    return read_answer_rows(recipe, Path(path), trained=task, seen=rows.train, **options)
+    return read_answer_rows(recipe, Path(path), trained=task, seen=[rows.train], **options)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet", "crlf.csv"])
