@@ -233,7 +233,7 @@ def _size(size: Size) -> tuple[int, int, int]:
 
 def search_table(search: Search[Any]) -> Table:
     """Return a table of the sizes that were tried, from the largest to the smallest."""
-    columns: list[Column | str] = [*_SIZE, Column(search.metric, ".4f")]
+    columns: list[Column | str] = [*_SIZE, Column(search.promise.tested, ".4f")]
     columns += [*_drop_columns(search.promise), ""]
     whole, *sizes = search.candidates
     first = (

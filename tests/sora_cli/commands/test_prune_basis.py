@@ -95,6 +95,15 @@ def test_the_basis_is_planned_before_a_row_is_scored(
         assert f"{LABELLED} and {OTHERS} of them" in said
 
 
+def test_the_smallest_drop(recipe: Path, tmp_path: Path, capsys: Any) -> None:
+    assert run([*words(recipe, tmp_path / "out"), "--max-drop", "smallest"]) in (0, 3)
+    said = capsys.readouterr().err
+    assert "smallest drop that can be expected to be certified: 30 labelled rows" in said
+    entry = entry_of(tmp_path / "out")
+    assert entry["basis"] == "answers"
+    assert 0 < entry["max_drop"] < 0.15
+
+
 def test_metrics_that_answers_do_not_bound(recipe: Path, tmp_path: Path, capsys: Any) -> None:
     f1 = words(recipe, tmp_path / "out", "task.metrics=[f1]", "--confidence", "0.5")
     assert run(f1) in (0, 3)
@@ -121,7 +130,8 @@ def test_a_basis_without_rows(recipe: Path, tmp_path: Path, capsys: Any) -> None
 def test_sizes_that_are_healed(recipe: Path, tmp_path: Path, capsys: Any, basis: str) -> None:
     out = tmp_path / "healed"
     more = ["--heal", "2", "--no-verify", f"auto.basis={basis}"]
-    assert run(words(recipe, out, *more)) == OK
+    command = [word for word in words(recipe, out, *more) if word not in {"-r", str(recipe)}]
+    assert run(command) == OK  # with the recipe of the run
     record = json.loads((out / "sizes.json").read_text(encoding="utf-8"))
     assert (record["certified"], record["basis"], record["max_drop"]) == (True, basis, 0.4)
     tested = [size["bound"] for size in record["sizes"] if size["bound"] is not None]

@@ -258,6 +258,11 @@ def test_a_drop_that_answers_test(layers: dict[str, LowRankFactors]) -> None:
         "certified: 12 components lose at most 0.0303 of accuracy, within 0.04, because at most "
         "3.03 % of the answers differ (4 of 300 rows), with confidence 0.95, on rows like these"
     )
+    assert [column.title for column in search_table(search).columns][2:5] == [
+        "agreement",
+        "differ",
+        "at most",
+    ]
     assert "agreement there is too good" in unseen_rows(search)
     first, second = verdict_lines(_answers(layers, lambda _: 0, 0.005, kind="drop"))
     assert first == (
