@@ -10,14 +10,14 @@ from sora_cli.core.checks import check_requires
 from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
-from sora_cli.recipe.reading import names_columns
+from sora_cli.recipe.reading import named_basis, names_columns
 from sora_cli.recipe.tolerance import CONFIDENCE
 from sora_cli.search.promise import Promise, PromiseOptions
 
 if TYPE_CHECKING:
     from sora_cli.recipe.load import LoadedRecipe
     from sora_cli.recipe.recipe import Recipe
-    from sora_cli.search.rows import ChoosingRows
+    from sora_cli.search.rows import ChoosingRows, UnlabelledRows
 
 Place = TypeVar("Place", str, Path)
 _FAMILY = "task.name="
@@ -36,15 +36,8 @@ def promise_options(
     """Return the promise that a command's options ask for; None: they ask for none."""
     if max_drop is None and max_differ is None:
         check_requires("--max-drop", {"--confidence": confidence is not None})
-    if max_drop is not None and max_differ is None and unlabelled is not None:
-        raise SoraError(
-            "--unlabelled tests --max-drop in sora auto only; here it goes with --max-differ",
-            hint="--max-differ 1%: a share of right rows then drops by at most 1 point, too",
-        )
-    needs = {"--unlabelled": unlabelled is not None, "--tolerance": tolerance is not None}
-    if max_differ is None:
-        check_requires("--max-differ", needs)
-    if max_drop is None and max_differ is None:
+        check_requires("--max-differ or --max-drop", {"--unlabelled": unlabelled is not None})
+        check_requires("--max-differ", {"--tolerance": tolerance is not None})
         return None
     return PromiseOptions(
         max_drop,
@@ -93,32 +86,67 @@ def _from_files(options: PromiseOptions, place: Path) -> tuple[LoadedRecipe, Pro
     return loaded, options.of(loaded.recipe)
 
 
-def choosing_rows(options: PromiseOptions, recipe: Recipe, place: Path) -> ChoosingRows:
+def choosing_rows(
+    options: PromiseOptions, loaded: LoadedRecipe, promise: Promise, place: Path
+) -> tuple[ChoosingRows, Promise]:
     """Load the rows on which sizes are compared, and print the remarks on them.
 
     Args:
-        recipe: recipe of `load_promise`, or the one that heals.
+        loaded: recipe of `load_promise`, or the one that heals.
         place: directory of the adapter or model.
+
+    Returns:
+        The rows, and the promise with the basis that their numbers certify most by.
     """
+    from sora_cli.search.rows import ChoosingRows, SelectionRows
+
+    if options.unlabelled is None:
+        return ChoosingRows(SelectionRows(loaded.recipe)), promise
+    pool = Path(options.unlabelled).expanduser()
+    if promise.kind == "drop":
+        return _rows_for_drop(loaded, promise, pool)
+    return ChoosingRows(_rows_for_answers(options, loaded.recipe, pool, place)), promise
+
+
+def _rows_for_drop(
+    loaded: LoadedRecipe, promise: Promise, pool: Path
+) -> tuple[ChoosingRows, Promise]:
+    from sora_cli.search.answers import read_answer_rows
+    from sora_cli.search.basis import against_answers
+    from sora_cli.search.rows import ChoosingRows, SelectionRows, rows_on_best_basis
+
+    recipe, basis = loaded.recipe, named_basis(loaded)
+    labelled = SelectionRows(recipe)
+    unusable = against_answers(recipe, promise.metric, basis)
+    if unusable is not None:
+        say_notes([f"--unlabelled is not used: {unusable}"])
+        return ChoosingRows(labelled), promise
+    answered = read_answer_rows(recipe, pool, trained=labelled.task).unseen(labelled.seen)
+    rows, promise, line = rows_on_best_basis(recipe, promise, labelled, answered, basis)
+    say_notes([*answered.notes, line])
+    return rows, promise
+
+
+def _rows_for_answers(
+    options: PromiseOptions, recipe: Recipe, pool: Path, place: Path
+) -> UnlabelledRows:
     from sora_cli.adapter.metadata import read_sora_file
     from sora_cli.model.files import SORA_FILE
     from sora_cli.run.prepare import load_task
     from sora_cli.search.answers import read_answer_rows
-    from sora_cli.search.rows import SelectionRows, UnlabelledRows
+    from sora_cli.search.rows import UnlabelledRows
 
-    if options.unlabelled is None:
-        return SelectionRows(recipe)
     task, seen = None, []
     if recipe.data.path or recipe.data.files:  # a recipe that trains knows its training rows
         task, rows = load_task(recipe)
         seen = [rows.train]
     meta, _ = read_sora_file(place / SORA_FILE)
-    answer_rows = read_answer_rows(
+    answered = read_answer_rows(
         recipe,
-        Path(options.unlabelled).expanduser(),
+        pool,
         trained=task,
         columns=() if names_columns(options.overrides) else meta.input_columns,
         tolerance=options.tolerance,
     ).unseen(seen)
-    say_notes(answer_rows.notes)
-    return UnlabelledRows(recipe, answer_rows)
+    say_notes(answered.notes)
+    return UnlabelledRows(recipe, answered)

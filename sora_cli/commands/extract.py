@@ -128,7 +128,7 @@ def extract(
             from sora_cli.search.cut import cut_to, smallest_cut
 
             loaded, tested = measured
-            rows = choosing_rows(promise, loaded.recipe, Path(source))
+            rows, tested = choosing_rows(promise, loaded, tested, Path(source))
             search = smallest_cut(
                 extraction.adapter(layers), loaded.recipe, rows, tested, say, against=source
             )

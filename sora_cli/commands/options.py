@@ -95,7 +95,9 @@ Unlabelled = Annotated[
     str | None,
     typer.Option(
         "--unlabelled",
-        help="With --max-differ: file of rows without labels (csv, tsv, json, jsonl, parquet).",
+        help="File of rows without labels (csv, tsv, json, jsonl, parquet), on which answers are "
+        "compared; with --max-drop they are used if they certify more than the recipe's labelled "
+        "rows.",
     ),
 ]
 Tolerance = Annotated[

@@ -216,11 +216,12 @@ def _heal_sizes(
     say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
     runs = healing_runs(directory, output, steps, asked.recipe, asked.overrides)
-    promise = asked.of(runs[0][0].recipe)
+    loaded = runs[0][0]
+    promise = asked.on(loaded)
     with locked(output):
-        _check_sizes(output, runs[0][0].recipe, force=force, resume=resume)
+        _check_sizes(output, loaded.recipe, force=force, resume=resume)
         try:
-            rows = choosing_rows(asked, runs[0][0].recipe, read)
+            rows, promise = choosing_rows(asked, loaded, promise, read)
             search = smallest_healed(directory, runs, train, rows, promise, say)
         except NotVerifiedError as error:
             return error.code
@@ -259,7 +260,7 @@ def _search(
     with importing():
         from sora_cli.search.cut import smallest_cut
 
-    rows = choosing_rows(asked, loaded.recipe, place)
+    rows, promise = choosing_rows(asked, loaded, promise, place)
     return smallest_cut(adapter, loaded.recipe, rows, promise, say)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sora_cli.core.errors import SoraError
+from sora_cli.recipe.auto import Basis
 from sora_cli.recipe.changes import flat
 from sora_cli.recipe.layers import COMMAND_LINE, override_layers
 from sora_cli.recipe.load import LoadedRecipe
@@ -58,7 +59,7 @@ EVAL = Reading(
     (*_TRAINED_ON, "data.selection_rows", "data.half", *_CHOICE),
 )
 BENCHMARK = Reading("sora eval --benchmark", ("task.name", "model.path", *_LOADING))
-MAX_DROP = Reading("--max-drop", ("data", "task", *_LOADING, *_PASSES), _TRAINED_ON)
+MAX_DROP = Reading("--max-drop", ("data", "task", "auto.basis", *_LOADING, *_PASSES), _TRAINED_ON)
 PREDICT = Reading(
     "sora predict",
     ("task", *(f"data.{name}" for name in _ROWS), *_LOADING, *_PASSES),
@@ -130,6 +131,13 @@ def named_base(loaded: LoadedRecipe) -> str | None:
     """Return `model.path` if an override sets it, else None."""
     named = loaded.origin(*_BASE).file == COMMAND_LINE
     return loaded.recipe.model.path if named else None
+
+
+def named_basis(loaded: LoadedRecipe) -> Basis | None:
+    """Return `auto.basis` if an override sets it, else None: a run's own is of another promise."""
+    auto = loaded.recipe.auto
+    named = loaded.origin("auto", "basis").file == COMMAND_LINE
+    return auto.basis if auto is not None and named else None
 
 
 def _keys(word: str) -> list[str]:

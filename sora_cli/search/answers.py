@@ -80,7 +80,8 @@ class AnswerRows:
         repeated = ~known
         repeated[np.unique(self.inputs, return_index=True)[1]] = False
         notes = list(self.notes)
-        for left_out, reason in ((known, "are training rows"), (repeated, "repeat another row")):
+        seen_as = "are training rows" if len(seen) < 2 else "are labelled rows of the recipe"
+        for left_out, reason in ((known, seen_as), (repeated, "repeat another row")):
             if left_out.any():
                 number = f"{left_out.sum():,} of {len(self):,} rows of {self.file}"
                 notes.append(f"{number} {reason}: they are left out")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
+from sora_cli.core.errors import SoraError
 from sora_cli.recipe.auto import Basis
 from sora_cli.search.agreement import certifiable_share, chance_by_answers
 from sora_cli.search.certifiable import (
@@ -28,12 +29,13 @@ from sora_cli.search.certifiable import (
     certifiable_drop,
     chance_by_labels,
 )
-from sora_cli.search.promise import Promise, rounded_up
+from sora_cli.search.promise import Promise, rounded_up, rows_are_right_or_wrong
 from sora_cli.tasks.row_scores import answer_scores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from sora_cli.recipe.recipe import Recipe
     from sora_cli.tasks.row_scores import RowScores
 
 BASES: tuple[Basis, ...] = get_args(Basis)
@@ -42,9 +44,34 @@ DIFFERING_SHARES = (0.0025, 0.005, 0.01, 0.025, 0.05)
 """Shares of rows on which the sizes to be tested may differ: the chance is a mean over them."""
 _ACCURACY = 1e-4  # of the smallest drop that both can be expected to certify
 _DIGITS = 3  # of chances that are compared: a smaller difference is no reason
+_HOW = {
+    "labels": "labelled rows test, rows without labels are not used",
+    "answers": "answers to rows without labels test, labelled rows do not",
+    "both": "labelled rows and answers to rows without labels test, each at half the error",
+}
 
 TestRows = tuple[int, ...]
 """Numbers of test rows for each of `Promise.parts`."""
+
+
+def against_answers(recipe: Recipe, metric: str, basis: Basis | None) -> str | None:
+    """Return the reason why answers cannot test a drop of a metric; None: they can.
+
+    Args:
+        basis: basis that the user chose, which is an error if it needs answers.
+    """
+    reason = None
+    if not rows_are_right_or_wrong(recipe):
+        reason = f"{metric} can drop by more than the share of answers that differ"
+    elif not recipe.task.options.ROWS_ALONE:
+        reason = f"{metric} depends on the number of rows, among which each row chooses"
+    if reason is not None and basis in {"answers", "both"}:
+        raise SoraError(
+            f"auto.basis={basis} cannot test this drop: {reason}",
+            where=recipe.place("auto.basis"),
+            hint="auto.basis=labels, or --max-differ 1%",
+        )
+    return reason or ("auto.basis=labels" if basis == "labels" else None)
 
 
 def choose_basis(promise: Promise, rows: Mapping[Basis, TestRows]) -> Basis:
@@ -126,6 +153,11 @@ def certifiable_on(promise: Promise, rows: TestRows, scores: RowScores) -> Certi
 
 def _on(promise: Promise, basis: Basis) -> Promise:
     return promise.model_copy(update={"basis": basis})
+
+
+def basis_line(chosen: Basis, promise: Promise, rows: Mapping[Basis, TestRows]) -> str:
+    """Return a line on the chosen basis, the bases to choose from and what each can certify."""
+    return f"{_HOW[chosen]} (auto.basis={chosen}): {chances_line(promise, rows)}"
 
 
 def chances_line(promise: Promise, rows: Mapping[Basis, TestRows]) -> str:

@@ -23,14 +23,14 @@ from sora_cli.adapter.reading import open_adapter
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.scoring import load_target
 from sora_cli.run.stored import load_adapted
-from sora_cli.search.certifiable import Certifiable
+from sora_cli.search.basis import certifiable_on
+from sora_cli.search.bounds import Scored
 from sora_cli.search.promise import Promise
 from sora_cli.search.rows import ChoosingRows
 from sora_cli.search.search import Candidate, Search, choose_smallest
 from sora_cli.search.sizes import COARSE_RATIO, MAX_SIZES, smaller_sizes
 from sora_cli.search.statement import NOT_ALONE
 from sora_cli.search.words import answers_lines, certifiable_line
-from sora_cli.tasks.row_scores import RowScores
 
 Layers = Mapping[str, LowRankFactors]
 Ranks = Mapping[str, int]
@@ -64,12 +64,12 @@ def smallest_cut(
 
 def choose_cut(
     layers: Layers,
-    scores: Callable[[Layers], RowScores],
+    scores: Callable[[Layers], Scored],
     promise: Promise,
     split: str,
     tell: Tell,
     *,
-    reference: RowScores | None = None,
+    reference: Scored | None = None,
 ) -> Search[Ranks]:
     """Choose a cut by a function that scores factors; the key of the result is the layers' ranks.
 
@@ -115,18 +115,19 @@ def cut_to(layers: Layers, ranks: Ranks) -> tuple[Layers, dict[str, Loss]]:
     return truncate_layers(layers, survey(layers), ranks)
 
 
-def tell_certifiable(scores: RowScores, split: str, promise: Promise, tell: Tell) -> Promise:
+def tell_certifiable(scores: Scored, split: str, promise: Promise, tell: Tell) -> Promise:
     """Print the smallest drop that these rows can certify, if it depends only on their number.
 
     Returns:
         The promise with `smallest` replaced by a number.
     """
-    rows = len(scores)
-    settled = promise.settled(Certifiable.on(rows, promise.confidence, scores), rows)
-    lines: Iterable[str | None] = [certifiable_line(scores, split, promise.confidence)]
-    if promise.kind == "differ":
-        lines = answers_lines(settled, [rows])
-    for line in filter(None, [*lines, None if scores.rows_alone else NOT_ALONE]):
+    rows = tuple(map(len, scores))
+    certifiable = certifiable_on(promise, rows, scores[0])
+    settled = promise.settled(certifiable, rows[0])
+    lines: Iterable[str | None] = [certifiable_line(scores[0], split, promise.confidence)]
+    if promise.basis != "labels":
+        lines = answers_lines(settled, rows, certifiable.bound)
+    for line in filter(None, [*lines, None if scores[0].rows_alone else NOT_ALONE]):
         tell(line)
     return settled
 
@@ -142,7 +143,7 @@ class Scores:
         base, self.layers = load_adapted(adapter, recipe, rows.task)
         self.own = rows.scored_by(base, scratch)
 
-    def of(self, factors: Layers) -> RowScores:
+    def of(self, factors: Layers) -> Scored:
         """Put these factors into the model, and return its scores."""
         for path, layer in self.layers.items():
             _set_factors(layer, factors[path])

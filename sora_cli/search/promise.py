@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -237,6 +237,14 @@ class PromiseOptions:
             serve=serve,
         )
 
+    def on(self, loaded: LoadedRecipe) -> Promise:
+        """Return the promise in the unit of a recipe's metric, on the basis of an override."""
+        from sora_cli.recipe.reading import named_basis
+
+        named = replace(self, basis=named_basis(loaded))
+        named.check()
+        return named.of(loaded.recipe)
+
     def load(self) -> tuple[LoadedRecipe, Promise]:
         """Load the recipe that measures the drop, and return it with the promise."""
         self.check()
@@ -250,7 +258,7 @@ class PromiseOptions:
         from sora_cli.run.preflight import check_recipe
 
         loaded = load_read(partial(load_recipe, self.recipe), self.overrides, MAX_DROP)
-        promise = self.of(loaded.recipe)
+        promise = self.on(loaded)
         check_recipe(loaded.recipe, model=False)  # the adapter's own base model is loaded
         return settle_precision(loaded), promise
 

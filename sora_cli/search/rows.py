@@ -19,11 +19,13 @@ from sora_cli.data.content import data_fingerprint
 from sora_cli.data.places import Origin
 from sora_cli.data.rows import Rows, load_rows
 from sora_cli.model.base import Base
+from sora_cli.recipe.auto import Basis
 from sora_cli.recipe.recipe import DataBlock, Recipe
 from sora_cli.run.encode import encode
 from sora_cli.run.prepare import Prepared, check_rows, load_task
 from sora_cli.search.answers import AnswerRows, read_answer_rows
-from sora_cli.search.basis import certifiable_on
+from sora_cli.search.basis import TestRows, basis_line, certifiable_on, choose_basis
+from sora_cli.search.bounds import Scored
 from sora_cli.search.certifiable import Certifiable
 from sora_cli.search.certificate import (
     ANSWERS,
@@ -219,7 +221,7 @@ def certifiable_by(
 
 
 class UnlabelledRows:
-    """Rows without labels as the rows that choose a size; has what `SelectionRows` has.
+    """Rows without labels that test the sizes of a finished adapter.
 
     Attributes:
         task: the family, bound to these rows.
@@ -242,6 +244,7 @@ class SelectionRows:
 
     Attributes:
         split: name of these rows.
+        seen: these rows and the training rows.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -252,6 +255,10 @@ class SelectionRows:
         rows = self._rows
         reported = [name for name, part in rows.report.items() if part is rows.select]
         self.split = reported[0] if reported else "selection"
+        self.seen = [rows.train, rows.select]
+
+    def __len__(self) -> int:
+        return len(self._rows.select)
 
     def scored_by(self, base: Base, scratch: Path) -> Callable[[], RowScores]:
         """Return a function that scores the model on these rows by the recipe's main metric.
@@ -265,5 +272,53 @@ class SelectionRows:
         return lambda: trainer.row_scores(rows)
 
 
-ChoosingRows = SelectionRows | UnlabelledRows
-"""The rows on which the sizes of a finished adapter are compared."""
+class ChoosingRows:
+    """The rows on which the sizes of a finished adapter are compared.
+
+    Attributes:
+        parts: rows for each of `Promise.parts`.
+        task: the family, bound to the first part.
+        split: name of these rows.
+    """
+
+    def __init__(self, *parts: SelectionRows | UnlabelledRows) -> None:
+        self.parts, self.task = parts, parts[0].task
+        self.split = " and ".join(part.split for part in parts)
+
+    def scored_by(self, base: Base, scratch: Path) -> Callable[[], Scored]:
+        """Return a function that scores the model on these rows as it is then."""
+        each = [part.scored_by(base, scratch) for part in self.parts]
+        return lambda: tuple(scores() for scores in each)
+
+
+def rows_on_best_basis(
+    recipe: Recipe,
+    promise: Promise,
+    labelled: SelectionRows,
+    pool: AnswerRows,
+    basis: Basis | None,
+) -> tuple[ChoosingRows, Promise, str]:
+    """Return the rows that test a drop, the promise with its basis, and a line on the choice.
+
+    The sizes of a finished adapter follow from its factors, so no row is needed to choose them.
+
+    Args:
+        pool: rows without labels, none of them in `labelled.seen`.
+        basis: basis that the user chose; None: the one that is planned to certify most.
+    """
+    rows: dict[Basis, TestRows] = {
+        "labels": (len(labelled),),
+        "answers": (len(pool),),
+        "both": (len(labelled), len(pool)),
+    }
+    if basis is not None:
+        rows = {basis: rows[basis]}
+    chosen = choose_basis(promise, rows)
+    answered = UnlabelledRows(recipe, pool)
+    parts: dict[Basis, ChoosingRows] = {
+        "labels": ChoosingRows(labelled),
+        "answers": ChoosingRows(answered),
+        "both": ChoosingRows(labelled, answered),
+    }
+    on = promise.model_copy(update={"basis": chosen})
+    return parts[chosen], on, basis_line(chosen, promise, rows)

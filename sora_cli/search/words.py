@@ -16,12 +16,14 @@ from sora_cli.search.promise import SMALLEST, rounded_up
 from sora_cli.search.statement import NOT_ALONE
 
 if TYPE_CHECKING:
+    from sora_cli.search.bounds import Bound
     from sora_cli.search.certificate import BoundMethod, Certificate, PartTest, SizeTest
     from sora_cli.search.promise import Promise
     from sora_cli.search.search import Candidate, Search
     from sora_cli.search.size import Size
     from sora_cli.tasks.row_scores import RowScores
 _SIZE = (Column("components", count), Column("parameters", count))
+_BOTH = ("by labels", "by answers")  # in the order of `Promise.parts`
 
 
 def certifiable_line(scores: RowScores, split: str, confidence: float) -> str | None:
@@ -200,8 +202,12 @@ def size_table(certificate: Certificate) -> Table:
 
 def named_parts(test: SizeTest | None) -> list[tuple[str, PartTest]]:
     """Return the tests by labels and by answers with their names; empty if there is one test."""
-    parts = [] if test is None else test.parts
-    return list(zip(("by labels", "by answers"), parts, strict=False))
+    return list(zip(_BOTH, [] if test is None else test.parts, strict=False))
+
+
+def _bounds_of_both(bound: Bound | None) -> list[tuple[str, Bound]]:
+    """Return as `named_parts` the two bounds of a bound."""
+    return list(zip(_BOTH, () if bound is None else bound.parts, strict=False))
 
 
 def _drop_columns(promise: Promise) -> tuple[Column, Column]:
@@ -228,7 +234,7 @@ def _size(size: Size) -> tuple[int, int, int]:
 
 def search_table(search: Search[Any]) -> Table:
     """Return a table of the sizes that were tried, from the largest to the smallest."""
-    columns: list[Column | str] = [*_SIZE, Column(search.metric, ".4f")]
+    columns: list[Column | str] = [*_SIZE, Column(search.promise.tested, ".4f")]
     columns += [*_drop_columns(search.promise), ""]
     whole, *sizes = search.candidates
     first = (
@@ -236,7 +242,11 @@ def search_table(search: Search[Any]) -> Table:
         if search.outside
         else _tried(whole, "uncut")
     )
-    rows = [first, *(_tried(size, _verdict(size)) for size in sizes)]
+    rows = [first]
+    for size in sizes:
+        rows.append(_tried(size, _verdict(size)))
+        for name, part in _bounds_of_both(size.bound):
+            rows.append([None, None, None, part.drop, part.upper, f"  {name}"])
     return Table(f"tried on {search.split}", columns, rows)
 
 
@@ -264,7 +274,8 @@ def verdict_lines(search: Search[Any]) -> Sequence[str]:
     if search.chosen is search.candidates[0]:
         return [
             f"no smaller size is certified to lose at most {promise} of {search.metric}, and the "
-            "largest of them loses more on these rows: everything is kept",
+            f"largest of them {'differs' if search.promise.by_answers else 'loses'} more on these "
+            "rows: everything is kept",
             *_certifiable(search),
         ]
     if search.certified and bound is not None and bound.upper is not None:
@@ -272,14 +283,37 @@ def verdict_lines(search: Search[Any]) -> Sequence[str]:
         about = about if search.chosen.scores.rows_alone else f"; {NOT_ALONE}"
         return [
             f"certified: {chosen} lose at most {bound.upper:.4f} of {search.metric}, within "
-            f"{promise}, with confidence {confidence}, on rows like these{about}"
+            f"{promise}, {_reason(search, bound)}with confidence {confidence}, on rows like "
+            f"these{about}"
         ]
     but = "but" if search.chosen.drop <= search.promise.max_drop else "and"
+    lose = f"{chosen} lose {search.chosen.drop:.4f} of {search.metric} on these rows"
+    if search.promise.by_answers:
+        lose = f"with {chosen} {_differing(search)}"
     return [
-        f"NOT certified: {chosen} lose {search.chosen.drop:.4f} of {search.metric} on these rows, "
-        f"{but} the rows cannot certify a drop of at most {promise} with confidence {confidence}",
+        f"NOT certified: {lose}, {but} the rows cannot certify a drop of at most {promise} with "
+        f"confidence {confidence}",
         *_certifiable(search),
     ]
+
+
+def _reason(search: Search[Any], bound: Bound) -> str:
+    """Return the part that answers have in a certified drop; empty if labels alone test it."""
+    if search.promise.by_answers:
+        differ = f"at most {100 * (bound.upper or 0):.2f} % of the answers differ"
+        return f"because {differ} ({bound.differing:,} of {bound.rows:,} rows), "
+    if not bound.parts:
+        return ""
+    each = ", ".join(f"{name} {part.upper:.4f}" for name, part in _bounds_of_both(bound))
+    answers = bound.parts[1]
+    return f"the smaller of two bounds ({each}: {answers.differing:,} of {answers.rows:,} differ), "
+
+
+def _differing(search: Search[Any]) -> str:
+    """Return the number of answers that differ between the reference and the chosen size."""
+    whole = "the model's" if search.outside else "the uncut adapter's"
+    differing = count(round(search.chosen.drop * search.rows[0]))
+    return f"{differing} of these {count(search.rows[0])} answers differ from {whole}"
 
 
 def _verdict_on_answers(search: Search[Any]) -> Sequence[str]:
@@ -287,8 +321,7 @@ def _verdict_on_answers(search: Search[Any]) -> Sequence[str]:
     share, confidence = f"{100 * search.promise.max_drop:g} %", f"{search.promise.confidence:g}"
     whole = "the model's" if search.outside else "the uncut adapter's"
     size, chosen = search.chosen, f"{count(search.chosen.components)} components"
-    rows = count(len(size.scores))
-    differing = count(round(size.drop * len(size.scores)))
+    rows, differing = count(search.rows[0]), count(round(size.drop * search.rows[0]))
     if size is search.candidates[0]:
         return [
             f"no smaller size is certified to answer at most {share} of the rows otherwise, and "
@@ -304,8 +337,8 @@ def _verdict_on_answers(search: Search[Any]) -> Sequence[str]:
         ]
     but = "but" if size.drop <= search.promise.max_drop else "and"
     return [
-        f"NOT certified: with {chosen} {differing} of these {rows} answers differ from {whole}, "
-        f"{but} the rows cannot certify at most {share} with confidence {confidence}",
+        f"NOT certified: with {chosen} {_differing(search)}, {but} the rows cannot certify at most "
+        f"{share} with confidence {confidence}",
         *_certifiable_share(search),
     ]
 
@@ -315,15 +348,16 @@ def _certifiable_share(search: Search[Any]) -> list[str]:
     first, least = search.first_tested, search.certifiable
     if first is None or first.bound is None or least is None:
         return []
+    share = f"{100 * least:.2f} %" if search.promise.kind == "differ" else f"a drop of {least:.4f}"
     return [
-        f"the {first.bound.rows:,} rows can certify {100 * least:.2f} % with a probability of 80%, "
+        f"the {first.bound.rows:,} rows can certify {share} with a probability of 80%, "
         f"if as many answers differ as with the largest size ({first.bound.differing:,} of them)"
     ]
 
 
 def unseen_rows(search: Search[Any]) -> str:
     """Return a note that the score on the choosing rows is biased by the choice."""
-    if search.promise.kind == "differ":
+    if search.promise.by_answers:
         return f"note: the size was chosen on {search.split}, so its agreement there is too good"
     return (
         f"note: the size was chosen on {search.split}, so its score there is too good: report a "
@@ -336,13 +370,19 @@ def _certifiable(search: Search[Any]) -> list[str]:
     first = None if search.first_tested is None else search.first_tested.bound
     if first is None:
         return []
+    if search.promise.by_answers:
+        return _certifiable_share(search)
     rows, differing = f"the {first.rows:,} rows", f"{first.differing:,}"
+    if first.parts:
+        rows = "the rows, with and without labels, together"
+        differing = " and ".join(f"{part.differing:,} of {part.rows:,}" for part in first.parts)
     if first.least is not None:
         few = f"the uncut model and the largest size differ on only {differing} of them"
         return [f"{rows} can certify a drop of {first.least:.4f} at best: {few}"]
     if search.certifiable is None:
         return [f"{rows} certify nothing here: {first.reason}"]
-    differ = f"the uncut model and the largest size with a bound differ on {differing} of them"
+    them = "" if first.parts else " of them"
+    differ = f"the uncut model and the largest size with a bound differ on {differing}{them}"
     return [
         f"{rows} can certify a drop of {search.certifiable:.4f} with a probability of 80%, if the "
         f"true drop is 0 ({differ})"

@@ -17,7 +17,7 @@ from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.run.evaluate import evaluate_all
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.runner import Runner
-from sora_cli.search.bounds import drop_bound
+from sora_cli.search.bounds import Scored, drop_bound
 from sora_cli.search.certificate import (
     ANSWERS,
     SCREENING,
@@ -36,8 +36,6 @@ from sora_cli.train.log import ReportLog
 
 Tell = Callable[[str], None]
 """Prints a line about a part of the work."""
-Scored = tuple[RowScores, ...]
-"""Scores on the test rows, and on rows without labels if these test, too."""
 Made = tuple[Healed, Scored | None]
 """A trained size with its scores; None: no test could pass."""
 

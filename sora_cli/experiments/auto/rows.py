@@ -18,18 +18,13 @@ from sora_cli.experiments.auto.record import AutoRecord
 from sora_cli.recipe.auto import Basis
 from sora_cli.run.prepare import load_task
 from sora_cli.search.answers import AnswerRows
-from sora_cli.search.basis import BASES, TestRows, chances_line, choose_basis
+from sora_cli.search.basis import BASES, TestRows, against_answers, basis_line, choose_basis
 from sora_cli.search.certifiable import certifiable_drop
 from sora_cli.search.halves import half_confidence, held_data
 from sora_cli.search.promise import rows_are_right_or_wrong
 from sora_cli.search.rows import count_rows, unlabelled_rows, whole_data
 
 Notes = tuple[str, ...]
-_HOW = {
-    "labels": "labelled rows test, rows without labels are not used",
-    "answers": "answers to rows without labels test, no row is held out of training",
-    "both": "labelled rows and answers to rows without labels test, each at half the error",
-}
 _ORDER = (
     "the drop is tested by labels, by answers or by both, whichever is planned to certify more; "
     "cross-fitting is considered only where that is labels"
@@ -57,33 +52,14 @@ def planned_rows(
         return plan, *_by_labels(plan, total)
     if record is not None and record.basis is not None:
         plan = plan.on_basis(record.basis)
-    unusable = _against_answers(plan)
+    unusable = against_answers(plan.loaded.recipe, plan.promise.metric, plan.block.basis)
+    if unusable is None and plan.block.cross_fit is True:
+        unusable = "halves test by labels"
     if unusable is not None:
         plan = plan.on_basis("labels")
         planned, notes = _by_labels(plan, total)
         return plan, planned, (f"auto.unlabelled is not used: {unusable}", *notes)
     return _on_best_basis(plan, total)
-
-
-def _against_answers(plan: AutoPlan) -> str | None:
-    """Return the reason why answers cannot test a drop here; None: they can."""
-    block, metric, recipe = plan.block, plan.promise.metric, plan.loaded.recipe
-    reason = None
-    if not rows_are_right_or_wrong(recipe):
-        reason = f"{metric} can drop by more than the share of answers that differ"
-    elif not recipe.task.options.ROWS_ALONE:
-        reason = f"{metric} depends on the number of rows, among which each row chooses"
-    if reason is not None and block.basis in {"answers", "both"}:
-        raise SoraError(
-            f"auto.basis={block.basis} cannot test this drop: {reason}",
-            where=plan.loaded.origin("auto", "basis").place,
-            hint="auto.basis=labels, or --max-differ 1%",
-        )
-    if reason is not None:
-        return reason
-    if block.cross_fit is True:
-        return "halves test by labels"
-    return "auto.basis=labels" if block.basis == "labels" else None
 
 
 def _on_best_basis(plan: AutoPlan, total: int) -> tuple[AutoPlan, RowPlan, Notes]:
@@ -111,8 +87,7 @@ def _on_best_basis(plan: AutoPlan, total: int) -> tuple[AutoPlan, RowPlan, Notes
         for basis, rows in plans.items()
     }
     chosen = choose_basis(plan.promise, numbers)
-    reason = f"{_HOW[chosen]} (auto.basis={chosen}): {chances_line(plan.promise, numbers)}"
-    notes = (*notes, reason, _ORDER)
+    notes = (*notes, basis_line(chosen, plan.promise, numbers), _ORDER)
     if plan.block.refit and chosen == "answers":
         notes = (*notes, "auto.refit is not used: all rows are trained on already")
     if plan.block.rows is not None and chosen == "answers":

@@ -218,10 +218,16 @@ LINES: dict[str, dict[str, Words]] = {
             "--tolerance is for answers that are numbers",
         "--max-differ 1% --unlabelled train.jsonl -r r.yaml":
             "holds no two rows that training has not seen",
-        "--unlabelled train.jsonl": "--unlabelled goes with --max-differ only",
+        "--unlabelled train.jsonl": "--unlabelled goes with --max-differ or --max-drop only",
+        "--tolerance 1": "--tolerance goes with --max-differ only",
         "--max-drop 1pt -r r.yaml --tolerance 0.1": "--tolerance goes with --max-differ only",
         "--max-drop 1pt -r r.yaml --unlabelled train.jsonl":
-            ("in sora auto only; here it goes with --max-differ", "--max-differ 1%"),
+            "holds no two rows that training has not seen",
+        "--max-drop 1pt -r r.yaml --unlabelled nothing.csv": "there is no file 'nothing.csv'",
+        "--max-drop 1pt -r r.yaml auto.basis=both":
+            ("auto.basis=both needs rows to answer", "--unlabelled FILE"),
+        "--max-differ 1% -r r.yaml --unlabelled rows auto.basis=both":
+            ("auto.basis=both goes with max_drop", "auto.basis=null"),
         "--max-drop 0.5 -r r.yaml": "is that 0.5 of a point, or 50 points?",
         "--max-drop much -r r.yaml": "--max-drop must be a number",
         "--max-drop -1 -r r.yaml": "--max-drop must be 0 or more",
@@ -281,7 +287,7 @@ LINES: dict[str, dict[str, Words]] = {
         "--max-drop 1pt --rank 3": "exclude each other",
         "--max-differ 1% --rank 3": "exclude each other",
         "--max-differ 1%": "--max-differ needs rows to answer",
-        "--rank 3 --unlabelled train.jsonl": "--unlabelled goes with --max-differ only",
+        "--rank 3 --unlabelled train.jsonl": "--unlabelled goes with --max-differ or --max-drop",
         "--rank 3 --confidence 0.9": "--confidence goes with --max-drop only",
         "--rank 3 --recipe rte": "--recipe goes with --max-drop only",
         "--rank 3 training.seed=1": "OVERRIDES goes with --max-drop only",
