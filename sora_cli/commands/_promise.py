@@ -10,7 +10,7 @@ from sora_cli.core.checks import check_requires
 from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
-from sora_cli.recipe.reading import names_columns
+from sora_cli.recipe.reading import NEXT_TOKENS, PREDICT, names_columns
 from sora_cli.recipe.tolerance import CONFIDENCE
 from sora_cli.search.promise import Promise, PromiseOptions
 
@@ -29,6 +29,7 @@ def asked_promise(
     *,
     unlabelled: str | None,
     tolerance: float | None,
+    next_tokens: bool,
     confidence: float | None,
     recipe: str | None,
     overrides: Sequence[str],
@@ -42,6 +43,7 @@ def asked_promise(
             hint="--max-differ 1%: a share of right rows then drops by at most 1 point, too",
         )
     needs = {"--unlabelled": unlabelled is not None, "--tolerance": tolerance is not None}
+    needs |= {"--next-tokens": next_tokens}
     if max_differ is None:
         check_requires("--max-differ", needs)
     if max_drop is None and max_differ is None:
@@ -54,6 +56,7 @@ def asked_promise(
         max_differ=max_differ,
         unlabelled=unlabelled,
         tolerance=tolerance,
+        next_tokens=next_tokens,
     )
 
 
@@ -86,7 +89,9 @@ def _from_files(asked: PromiseOptions, place: Path) -> tuple[LoadedRecipe, Promi
 
     names = (word.removeprefix(_FAMILY) for word in asked.overrides if word.startswith(_FAMILY))
     try:
-        loaded, _ = recipe_for_rows(place, asked.overrides, task=next(names, None))
+        reading = NEXT_TOKENS if asked.next_tokens else PREDICT
+        family = next(names, None)
+        loaded, _ = recipe_for_rows(place, asked.overrides, task=family, reading=reading)
     except SoraError as error:  # `recipe_for_rows` names the option of sora predict
         error.renamed("--task ", _FAMILY)
         raise
@@ -120,6 +125,7 @@ def choosing_rows(asked: PromiseOptions, recipe: Recipe, place: Path) -> Choosin
         seen=seen,
         columns=() if names_columns(asked.overrides) else meta.input_columns,
         tolerance=asked.tolerance,
+        next_tokens=asked.next_tokens,
     )
     say_notes(answer_rows.notes)
     return UnlabelledRows(recipe, answer_rows)

@@ -139,7 +139,14 @@ def unlabelled_rows(recipe: Recipe, task: Task, train: Dataset) -> AnswerRows:
     assert block.unlabelled is not None
     path = Path(block.unlabelled).expanduser()
     with recipe.placing("auto.unlabelled"):
-        return read_answer_rows(recipe, path, trained=task, seen=train, tolerance=block.tolerance)
+        return read_answer_rows(
+            recipe,
+            path,
+            trained=task,
+            seen=train,
+            tolerance=block.tolerance,
+            next_tokens=block.next_tokens,
+        )
 
 
 def count_rows(data: DataBlock) -> int:

@@ -189,6 +189,7 @@ class Search(Generic[Key]):
             "bound": None if bound is None else bound.upper,
             "bound_kind": None if bound is None else bound.kind,
             "rows": len(self.candidates[0].scores),
+            **({"next_tokens": True} if self.promise.next_tokens else {}),
         }
 
 

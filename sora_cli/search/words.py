@@ -81,7 +81,7 @@ def answers_lines(
     *labelled, answered = rows
     part = promise.parts()[-1]
     sure = f"{promise.confidence:.0%}"
-    asked = f"promise: at most {100 * promise.max_drop:g} % of the answers differ, {sure}"
+    asked = f"promise: at most {100 * promise.max_drop:g} % of the {promise.answers} differ, {sure}"
     if promise.kind == "drop":
         asked = (
             f"promise: a drop of at most {promise.max_drop:g} ({promise.given}), with {sure} "
@@ -121,7 +121,7 @@ def expected_line(promise: Promise, rows: int, drop: float, certifiable: float) 
     """
     if promise.by_answers:
         return (
-            f"{100 * drop:.2f} % of the answers are expected to differ before healing; "
+            f"{100 * drop:.2f} % of the {promise.answers} are expected to differ before healing; "
             f"{rows:,} test rows could then certify {100 * (drop + certifiable):.2f} %"
         )
     named = f"{rows:,} test rows"
@@ -138,8 +138,9 @@ def tested_line(test: SizeTest, promise: Promise) -> str:
     end = ": no smaller size is tested" if test.failed else ""
     if promise.by_answers:
         return (
-            f"differing answers: {test.differing or 0:,} ({100 * test.drop:.2f} %), bound "
-            f"{100 * test.upper:.2f} %, promise {100 * promise.max_drop:g} %: {test.verdict}{end}"
+            f"differing {promise.answers}: {test.differing or 0:,} ({100 * test.drop:.2f} %), "
+            f"bound {100 * test.upper:.2f} %, promise {100 * promise.max_drop:g} %: "
+            f"{test.verdict}{end}"
         )
     if test.parts:
         one, other = test.parts
@@ -283,7 +284,8 @@ def verdict_lines(search: Search[Any]) -> Sequence[str]:
 def _verdict_on_answers(search: Search[Any]) -> Sequence[str]:
     """Return the lines of the verdict on a promise about answers."""
     share, confidence = f"{100 * search.promise.max_drop:g} %", f"{search.promise.confidence:g}"
-    whole = "the model's" if search.outside else "the uncut adapter's"
+    whole, answers = "the model's", search.promise.answers
+    whole = whole if search.outside else "the uncut adapter's"
     size, chosen = search.chosen, f"{count(search.chosen.components)} components"
     rows = count(len(size.scores))
     differing = count(round(size.drop * len(size.scores)))
@@ -295,13 +297,13 @@ def _verdict_on_answers(search: Search[Any]) -> Sequence[str]:
         ]
     if search.certified and size.bound is not None and size.bound.upper is not None:
         return [
-            f"certified: with {chosen} at most {share} of the answers differ from {whole} "
+            f"certified: with {chosen} at most {share} of the {answers} differ from {whole} "
             f"(bound {100 * size.bound.upper:.2f} %: {differing} of {rows} rows differ), with "
             f"confidence {confidence}, on rows like these"
         ]
     but = "but" if size.drop <= search.promise.max_drop else "and"
     return [
-        f"NOT certified: with {chosen} {differing} of these {rows} answers differ from {whole}, "
+        f"NOT certified: with {chosen} {differing} of these {rows} {answers} differ from {whole}, "
         f"{but} the rows cannot certify at most {share} with confidence {confidence}",
         *_certifiable_share(search),
     ]
