@@ -10,7 +10,7 @@ from sora_cli.core.checks import check_requires
 from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
-from sora_cli.recipe.reading import named_basis, names_columns
+from sora_cli.recipe.reading import NEXT_TOKENS, PREDICT, named_basis, names_columns
 from sora_cli.recipe.tolerance import CONFIDENCE
 from sora_cli.search.promise import Promise, PromiseOptions
 
@@ -29,6 +29,7 @@ def promise_options(
     *,
     unlabelled: str | None,
     tolerance: float | None,
+    next_tokens: bool,
     confidence: float | None,
     recipe: str | None,
     overrides: Sequence[str],
@@ -37,7 +38,11 @@ def promise_options(
     if max_drop is None and max_differ is None:
         check_requires("--max-drop", {"--confidence": confidence is not None})
         check_requires("--max-differ or --max-drop", {"--unlabelled": unlabelled is not None})
-        check_requires("--max-differ", {"--tolerance": tolerance is not None})
+    if max_differ is None:
+        check_requires(
+            "--max-differ", {"--tolerance": tolerance is not None, "--next-tokens": next_tokens}
+        )
+    if max_drop is None and max_differ is None:
         return None
     return PromiseOptions(
         max_drop,
@@ -47,6 +52,7 @@ def promise_options(
         max_differ=max_differ,
         unlabelled=unlabelled,
         tolerance=tolerance,
+        next_tokens=next_tokens,
     )
 
 
@@ -79,7 +85,9 @@ def _from_files(options: PromiseOptions, place: Path) -> tuple[LoadedRecipe, Pro
 
     names = (word.removeprefix(_FAMILY) for word in options.overrides if word.startswith(_FAMILY))
     try:
-        loaded, _ = recipe_for_rows(place, options.overrides, task=next(names, None))
+        reading = NEXT_TOKENS if options.next_tokens else PREDICT
+        family = next(names, None)
+        loaded, _ = recipe_for_rows(place, options.overrides, task=family, reading=reading)
     except SoraError as error:  # `recipe_for_rows` names the option of sora predict
         error.renamed("--task ", _FAMILY)
         raise
@@ -147,6 +155,7 @@ def _rows_for_answers(
         trained=task,
         columns=() if names_columns(options.overrides) else meta.input_columns,
         tolerance=options.tolerance,
+        next_tokens=options.next_tokens,
     ).unseen(seen)
     say_notes(answered.notes)
     return UnlabelledRows(recipe, answered)

@@ -115,6 +115,7 @@ def auto(
             "that count as the same, such as 0.1.",
         ),
     ] = None,
+    next_tokens: options.NextTokens = False,
     confidence: Annotated[
         float | None,
         typer.Option("--confidence", help="Confidence of the certificate. Default: 0.95."),
@@ -183,6 +184,7 @@ def auto(
     block: dict[str, str | float | None]
     block = {"max_drop": max_drop, "max_differ": max_differ, "unlabelled": unlabelled}
     block |= {"tolerance": tolerance, "confidence": confidence, "serve": serve}
+    block |= {"next_tokens": "true"} if next_tokens else {}
     block |= {"probe": "true"} if probe else {}
     block |= {"refit": "true"} if refit else {}
     block |= {} if cross_fit is None else {"cross_fit": str(cross_fit).lower()}
@@ -220,8 +222,9 @@ def _without_other(max_drop: str | None, max_differ: str | None) -> list[str]:
     check_exclusive([n for n, v in (("--max-drop", max_drop), ("--max-differ", max_differ)) if v])
     if max_differ is not None:
         return ["auto.max_drop=null"]
-    differ = ("max_differ", "tolerance")  # rows without labels can test a drop, too
-    return [] if max_drop is None else [f"auto.{key}=null" for key in differ]
+    # rows without labels can test a drop, too
+    differ = ["auto.max_differ=null", "auto.tolerance=null", "auto.next_tokens=false"]
+    return [] if max_drop is None else differ
 
 
 def open_record(plan: AutoPlan, *, force: bool) -> AutoRecord:

@@ -57,6 +57,7 @@ def extract(
     max_differ: options.MaxDiffer = None,
     unlabelled: options.Unlabelled = None,
     tolerance: options.Tolerance = None,
+    next_tokens: options.NextTokens = False,
     confidence: options.Confidence = None,
     recipe: Annotated[
         str | None,
@@ -88,6 +89,7 @@ def extract(
         max_differ,
         unlabelled=unlabelled,
         tolerance=tolerance,
+        next_tokens=next_tokens,
         confidence=confidence,
         recipe=recipe,
         overrides=overrides or [],

@@ -109,6 +109,14 @@ Tolerance = Annotated[
         "count as the same, such as 0.1.",
     ),
 ]
+NextTokens = Annotated[
+    bool,
+    typer.Option(
+        "--next-tokens",
+        help="With --max-differ, for models that write: compare the likeliest next tokens on the "
+        "texts of the file, answers included, instead of the texts that the models write.",
+    ),
+]
 Confidence = Annotated[
     float | None,
     typer.Option(

@@ -62,6 +62,7 @@ def prune(
     max_differ: options.MaxDiffer = None,
     unlabelled: options.Unlabelled = None,
     tolerance: options.Tolerance = None,
+    next_tokens: options.NextTokens = False,
     confidence: options.Confidence = None,
     recipe: Annotated[
         str | None,
@@ -107,6 +108,7 @@ def prune(
         max_differ,
         unlabelled=unlabelled,
         tolerance=tolerance,
+        next_tokens=next_tokens,
         confidence=confidence,
         recipe=recipe,
         overrides=given,

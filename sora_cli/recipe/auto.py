@@ -49,6 +49,12 @@ class AutoBlock(Block):
         description="for answers that are numbers: the largest distance of two that count as the "
         "same answer",
     )
+    next_tokens: bool = Field(
+        False,
+        description="with max_differ, for models that write texts: compare the likeliest next "
+        "token at each place of the given texts that the loss counts, instead of the texts that "
+        "the models write; a row differs if any of its tokens does",
+    )
     confidence: float = Field(
         0.95,
         gt=0.5,

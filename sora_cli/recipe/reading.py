@@ -60,10 +60,13 @@ EVAL = Reading(
 )
 BENCHMARK = Reading("sora eval --benchmark", ("task.name", "model.path", *_LOADING))
 MAX_DROP = Reading("--max-drop", ("data", "task", "auto.basis", *_LOADING, *_PASSES), _TRAINED_ON)
-PREDICT = Reading(
-    "sora predict",
-    ("task", *(f"data.{name}" for name in _ROWS), *_LOADING, *_PASSES),
-    ("task.metrics", *_CHOICE, "task.packing", "task.label_all_pieces", "task.max_target_length"),
+_OF_ROWS = ("task", *(f"data.{name}" for name in _ROWS), *_LOADING, *_PASSES)
+_NOT_OF_ROWS = ("task.metrics", *_CHOICE, "task.packing", "task.label_all_pieces")
+PREDICT = Reading("sora predict", _OF_ROWS, (*_NOT_OF_ROWS, "task.max_target_length"))
+NEXT_TOKENS = Reading(
+    "--next-tokens",
+    _OF_ROWS,
+    (*_NOT_OF_ROWS, "task.max_new_tokens", "task.generation_batch_size"),
 )
 CERTIFICATE = Reading(
     "sora verify --certificate",

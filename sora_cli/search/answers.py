@@ -1,6 +1,7 @@
 """Rows without labels, on which the answers of two models are compared.
 
-A label in the file is ignored: another value stands in for it, as in `sora predict`. Rows whose
+A label in the file is ignored: another value stands in for it, as in `sora predict`. Next-token
+choices are an exception: the given answers are read as the texts before each token. Rows whose
 input is a training row's are left out, and so are repeated inputs (`AnswerRows.unseen`), so that no
 test row has been seen in training or screening.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -19,7 +21,7 @@ from sora_cli.core.words import listed, shown_path
 from sora_cli.data.content import data_fingerprint
 from sora_cli.data.loading import load_file
 from sora_cli.data.overlap import input_hashes
-from sora_cli.data.places import Origin, locating
+from sora_cli.data.places import Origin, RowError, locating
 from sora_cli.data.source import check_file
 from sora_cli.model.base import Base
 from sora_cli.recipe.recipe import Recipe
@@ -27,6 +29,7 @@ from sora_cli.run.encode import encode
 from sora_cli.search.certificate import SCREENING, TEST, RowSet
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded, Task
+from sora_cli.tasks.language import IGNORED, Writing, token_choices
 from sora_cli.tasks.row_scores import RowScores, answer_scores
 from sora_cli.tasks.texts import require_column
 from sora_cli.train.trainer import AdapterTrainer
@@ -41,20 +44,24 @@ class AnswerRows:
 
     Attributes:
         task: the family, bound to these rows.
-        rows: the rows, with stand-ins for their labels.
+        blank: the family, for stand-ins in the place of labels.
+        rows: the rows, with stand-ins for their labels, or with their own for `next_tokens`.
         inputs: (rows,) a hash of each row's input.
         file: name of the file, for messages.
         tolerance: the largest distance of two numbers that count as the same answer; None: answers
             are no numbers.
+        next_tokens: the next-token choices on the rows' own texts are compared.
         notes: remarks for the user: rows that were left out, and labels that are ignored.
     """
 
     task: Task
+    blank: Task
     rows: Dataset
     origin: Origin
     inputs: np.ndarray
     file: str
     tolerance: float | None = None
+    next_tokens: bool = False
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -72,10 +79,10 @@ class AnswerRows:
         Args:
             seen: training rows and other labelled rows, as far as they are known.
         """
-        columns, known = list(self.task.input_columns), np.zeros(len(self), dtype=bool)
+        columns, known = list(self.blank.input_columns), np.zeros(len(self), dtype=bool)
         for part in seen:
             # a chat's own answer is among its inputs: without the stand-in no such row would match
-            alike = self.task.stand_in(part.select_columns(columns))
+            alike = self.blank.stand_in(part.select_columns(columns))
             known |= np.isin(self.inputs, input_hashes(alike, columns))
         repeated = ~known
         repeated[np.unique(self.inputs, return_index=True)[1]] = False
@@ -102,7 +109,11 @@ class AnswerRows:
         """Return the rows encoded for a model; the run's task is not that of these rows."""
         del task
         self.task.check_model(base.model, base.processor)
-        return encode(self.task, base, self.rows, self.origin, may_lack=True)
+        encoded = encode(self.task, base, self.rows, self.origin, may_lack=True)
+        if self.next_tokens:
+            with locating(self.origin):
+                _check_counted(encoded)
+        return encoded
 
     def scores(self, trainer: AdapterTrainer, encoded: Encoded) -> RowScores:
         """Return the answers of the trainer's model as it is now; on all processes the same.
@@ -110,14 +121,18 @@ class AnswerRows:
         Args:
             encoded: the rows, as `encoded` returns them.
         """
+        answers: Sequence[Any]
         with locating(self.origin):
-            answers = self.task.compared_answers(trainer.answers_of(encoded))
+            if self.next_tokens and isinstance(self.task, Writing):
+                answers = token_choices(trainer.outputs_of(encoded, self.task.next_tokens))
+            else:
+                answers = self.task.compared_answers(trainer.answers_of(encoded))
         return answer_scores(answers, self.tolerance, rows_alone=self.task.options.ROWS_ALONE)
 
     def row_set(self, split: str) -> RowSet:
-        """Return the number of the rows, and the digest of their inputs."""
+        """Return the number of the rows, and the digest of the columns that are read."""
         del split
-        inputs = self.rows.select_columns(list(self.task.input_columns))
+        inputs = self.rows.select_columns(_read_columns(self.task, self.next_tokens))
         return RowSet(split=UNLABELLED, rows=len(self), digest=data_fingerprint(inputs))
 
 
@@ -128,6 +143,7 @@ def read_answer_rows(
     trained: Task | None = None,
     columns: Sequence[str] = (),
     tolerance: float | None = None,
+    next_tokens: bool = False,
 ) -> AnswerRows:
     """Read a file of rows without labels, among them those that training may have seen.
 
@@ -138,14 +154,15 @@ def read_answer_rows(
             data block names them.
         columns: the inputs that the model was trained on, if it comes without training rows and
             they are known: other columns are left out, if the file has all of these.
-        tolerance: see `AnswerRows`.
+        tolerance, next_tokens: see `AnswerRows`.
     """
     check_file(path)
     part = load_file(path)
     names = None if trained is None else trained.label_names
     named = {} if names is None else {"label_names": names}
-    task = create_task(recipe.task, recipe.data.model_copy(update=named))
-    _check_comparable(task, tolerance)
+    data = recipe.data.model_copy(update=named)
+    task = blank = create_task(recipe.task, data)
+    _check_comparable(task, tolerance, next_tokens=next_tokens)
     with recipe.placing(), locating(part.origin):
         given, there = part.rows, part.rows.column_names
         if trained is not None:
@@ -154,19 +171,64 @@ def read_answer_rows(
             columns = trained.input_columns
         if columns and set(columns) <= set(there):
             given = given.select_columns(list(columns))
-        rows = task.stand_in(given)
-        task.bind(rows)
+        rows = stood_in = blank.stand_in(given)
+        blank.bind(stood_in)
+        if next_tokens:
+            # another task: one that has made stand-ins takes a plain text for a prompt
+            rows, task = _with_answers(part.rows, blank, trained), create_task(recipe.task, data)
+            task.bind(rows)
         task.check(rows)
     name, label = shown_path(path), task.label_column
-    notes = [f"{name}: the answers to {listed(task.input_columns)} are compared"]
-    if label in there:
+    compared = "next-token choices on" if next_tokens else "answers to"
+    columns = _read_columns(task, next_tokens)
+    notes = [f"{name}: the {compared} {listed(columns)} are compared"]
+    if label in there and not next_tokens:
         notes.append(f"{name}: the column '{label}' is ignored: no label is needed")
-    inputs = input_hashes(rows, task.input_columns)
-    return AnswerRows(task, rows, part.origin, inputs, name, tolerance, tuple(notes))
+    inputs = input_hashes(stood_in, blank.input_columns)
+    return AnswerRows(
+        task, blank, rows, part.origin, inputs, name, tolerance, next_tokens, tuple(notes)
+    )
 
 
-def _check_comparable(task: Task, tolerance: float | None) -> None:
-    """Check that equal answers mean something: numbers need a tolerance, others have none."""
+def _with_answers(rows: Dataset, blank: Task, trained: Task | None) -> Dataset:
+    """Return the columns of rows that a task reads, and their given answers.
+
+    Args:
+        blank: the task, bound to these rows with stand-ins for their answers.
+        trained: see `read_answer_rows`.
+    """
+    assert isinstance(blank, Writing)
+    columns, label = rows.column_names, blank.label_column
+    if label is None:  # a chat or a plain text holds its answers
+        return rows.select_columns(list(blank.input_columns))
+    if trained is None or trained.label_column is None:
+        label = blank.part_column(columns, blank.answer_part)
+    else:
+        label = trained.label_column
+    require_column(label, columns, hint=f"--next-tokens reads the answers, too: add '{label}'")
+    return rows.select_columns([*blank.input_columns, label])
+
+
+def _read_columns(task: Task, next_tokens: bool) -> list[str]:
+    """Return the columns that a task reads; for next-token choices the answers, too."""
+    answers = task.label_column if next_tokens else None
+    return [*task.input_columns, *([] if answers is None else [answers])]
+
+
+def _check_counted(encoded: Encoded) -> None:
+    """Check that each row has a token that the loss counts: else any two models agree on it."""
+    counted = [set(labels) != {IGNORED} for labels in encoded.dataset["labels"][:]]
+    if not all(counted):
+        raise RowError("there is no next token to compare", counted.index(False))
+
+
+def _check_comparable(task: Task, tolerance: float | None, *, next_tokens: bool) -> None:
+    """Check that a task has these answers, and that numbers, and only these, have a tolerance."""
+    if next_tokens and not isinstance(task, Writing):
+        raise SoraError(
+            f"--next-tokens is for models that write texts, and task {task.name} writes none",
+            hint="leave out --next-tokens: its answers are compared",
+        )
     if task.answers_numbers and tolerance is None:
         raise SoraError(
             f"task {task.name} answers with numbers: two models never give the same one",

@@ -51,6 +51,11 @@ class Promise(BaseModel):
         description="labels: the metric on labelled rows is tested; answers: the share of rows "
         "without labels that are answered differently; both: each at half the error",
     )
+    next_tokens: bool = Field(
+        False,
+        description="true: of models that write, the next-token choices on given texts are "
+        "compared; false: the texts that they write, and the answers of other models",
+    )
     max_drop: float = Field(
         description="the largest drop against full rank that is accepted, in the metric's unit; "
         "of answers: the largest share of rows that may be answered differently"
@@ -89,6 +94,11 @@ class Promise(BaseModel):
         """True if answers alone are tested, for either kind of promise."""
         return self.kind == "differ" or self.basis == "answers"
 
+    @property
+    def answers(self) -> str:
+        """The answers that are compared, in words."""
+        return "next-token choices (by row)" if self.next_tokens else "answers"
+
     def parts(self) -> tuple[Promise, ...]:
         """Return the promises that are tested: itself, or one by labels and one by answers.
 
@@ -125,6 +135,7 @@ class PromiseOptions:
         unlabelled: file of the rows to answer.
         basis: rows that test a drop; None: labelled ones, until this is planned.
         tolerance: largest distance of two numbers that count as the same answer.
+        next_tokens: next-token choices on given texts are compared, not written texts.
         recipe: recipe that measures the drop; None: none was given.
         overrides: overrides of that recipe.
         confidence: confidence of the bound.
@@ -137,6 +148,7 @@ class PromiseOptions:
     max_differ: float | str | None = None
     unlabelled: str | None = None
     tolerance: float | None = None
+    next_tokens: bool = False
     basis: Basis | None = None
 
     @property
@@ -174,6 +186,13 @@ class PromiseOptions:
                     hint="--max-differ 1% --unlabelled FILE",
                     key=f"auto.{name.removeprefix('--')}",
                 )
+        if self.next_tokens:
+            raise SoraError(
+                "--next-tokens goes with --max-differ only: equal next tokens on given texts do "
+                "not make equal written texts, so they bound no drop",
+                hint="--max-differ 1% --unlabelled FILE",
+                key="auto.next_tokens",
+            )
         if self.max_drop is None:
             raise SoraError(
                 "no promise is given", hint="--max-drop 1pt, or --max-differ 1% --unlabelled FILE"
@@ -229,6 +248,7 @@ class PromiseOptions:
         return Promise(
             kind="drop" if self.max_differ is None else "differ",
             basis=(self.basis or "labels") if self.max_differ is None else "answers",
+            next_tokens=self.next_tokens,
             max_drop=number,
             given=str(given),
             confidence=self.confidence,
@@ -276,6 +296,7 @@ def promise_of(recipe: Recipe) -> Promise:
         max_differ=block.max_differ,
         unlabelled=block.unlabelled,
         tolerance=block.tolerance,
+        next_tokens=block.next_tokens,
         basis=block.basis,
     )
     with recipe.placing("auto.max_drop" if block.max_differ is None else "auto.max_differ"):

@@ -142,7 +142,13 @@ def unlabelled_rows(recipe: Recipe, task: Task) -> AnswerRows:
     assert block.unlabelled is not None
     path = Path(block.unlabelled).expanduser()
     with recipe.placing("auto.unlabelled"):
-        return read_answer_rows(recipe, path, trained=task, tolerance=block.tolerance)
+        return read_answer_rows(
+            recipe,
+            path,
+            trained=task,
+            tolerance=block.tolerance,
+            next_tokens=block.next_tokens,
+        )
 
 
 def count_rows(data: DataBlock) -> int:

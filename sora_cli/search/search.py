@@ -207,6 +207,7 @@ class Search(Generic[Key]):
             "bound_kind": None if bound is None else bound.kind,
             "rows": self.rows[0],
             **both,
+            **({"next_tokens": True} if self.promise.next_tokens else {}),
         }
 
 

@@ -40,8 +40,12 @@ _SCOPE_OF_REFIT = (
     "seed, other data, or rows of another kind"
 )
 _SCOPE_OF_ANSWERS = (
-    "answers, right or wrong, of the written adapter, this training run, and rows drawn like the "
-    "unlabelled ones; not another seed, other data, or rows of another kind"
+    "{} of the written adapter, this training run, and rows drawn like the unlabelled ones; not "
+    "another seed, other data, or rows of another kind"
+)
+_NEXT_TOKENS = (
+    "the next-token choices on given texts (a row differs if any of its choices does), not the "
+    "written texts,"
 )
 
 
@@ -53,7 +57,9 @@ def scope(promise: Promise, *, halves: bool, tested: str | None) -> str:
         tested: directory of the tested adapter, if another one was written; None: the same.
     """
     if promise.kind == "differ":
-        return _SCOPE_OF_ANSWERS
+        return _SCOPE_OF_ANSWERS.format(
+            _NEXT_TOKENS if promise.next_tokens else "answers, right or wrong,"
+        )
     if halves:
         return _SCOPE_OF_HALVES
     rows = _TEST_ROWS[promise.basis]
@@ -188,16 +194,16 @@ def on_answers(promise: Promise, test: SizeTest | None, rows: int) -> str:
 
         least = 100 * share_bound(0, rows, promise.confidence)
         return (
-            f"{rows:,} rows cannot show that at most {share} of the answers differ: the smallest "
-            f"share they can certify, if no answer differs, is {least:.2f} %"
+            f"{rows:,} rows cannot show that at most {share} of the {promise.answers} differ: the "
+            f"smallest share they can certify, if no answer differs, is {least:.2f} %"
         )
     seen = f"bound {100 * test.upper:.2f} %: {test.differing or 0:,} of {rows:,} rows differ"
     if test.kept:
         return (
-            f"with {promise.confidence:.0%} confidence at most {share} of the answers differ from "
-            f"those at full rank ({seen})"
+            f"with {promise.confidence:.0%} confidence at most {share} of the {promise.answers} "
+            f"differ from those at full rank ({seen})"
         )
     return (
-        f"no size passed its test: of the largest, more than {share} of the answers may differ "
-        f"from those at full rank ({seen})"
+        f"no size passed its test: of the largest, more than {share} of the {promise.answers} may "
+        f"differ from those at full rank ({seen})"
     )

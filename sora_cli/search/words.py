@@ -84,7 +84,9 @@ def answers_lines(
     *labelled, answered = rows
     part = promise.parts()[-1]
     sure = f"{promise.confidence:.0%}"
-    promised = f"promise: at most {100 * promise.max_drop:g} % of the answers differ, {sure}"
+    promised = (
+        f"promise: at most {100 * promise.max_drop:g} % of the {promise.answers} differ, {sure}"
+    )
     if promise.kind == "drop":
         promised = (
             f"promise: a drop of at most {promise.max_drop:g} ({promise.given}), with {sure} "
@@ -124,7 +126,7 @@ def expected_line(promise: Promise, rows: int, drop: float, certifiable: float) 
     """
     if promise.by_answers:
         return (
-            f"{100 * drop:.2f} % of the answers are expected to differ before healing; "
+            f"{100 * drop:.2f} % of the {promise.answers} are expected to differ before healing; "
             f"{rows:,} test rows could then certify {100 * (drop + certifiable):.2f} %"
         )
     named = f"{rows:,} test rows"
@@ -141,8 +143,9 @@ def tested_line(test: SizeTest, promise: Promise) -> str:
     end = ": no smaller size is tested" if test.failed else ""
     if promise.by_answers:
         return (
-            f"differing answers: {test.differing or 0:,} ({100 * test.drop:.2f} %), bound "
-            f"{100 * test.upper:.2f} %, promise {100 * promise.max_drop:g} %: {test.verdict}{end}"
+            f"differing {promise.answers}: {test.differing or 0:,} ({100 * test.drop:.2f} %), "
+            f"bound {100 * test.upper:.2f} %, promise {100 * promise.max_drop:g} %: "
+            f"{test.verdict}{end}"
         )
     if test.parts:
         one, other = test.parts
@@ -280,7 +283,7 @@ def verdict_lines(search: Search[Any]) -> Sequence[str]:
         ]
     if search.certified and bound is not None and bound.upper is not None:
         about = "" if bound.kind == "exact" else "; the bound is approximate"
-        about = about if search.chosen.scores.rows_alone else f"; {NOT_ALONE}"
+        about = about if search.chosen.scores[0].rows_alone else f"; {NOT_ALONE}"
         return [
             f"certified: {chosen} lose at most {bound.upper:.4f} of {search.metric}, within "
             f"{promise}, {_reason(search, bound)}with confidence {confidence}, on rows like "
@@ -313,13 +316,15 @@ def _differing(search: Search[Any]) -> str:
     """Return the number of answers that differ between the reference and the chosen size."""
     whole = "the model's" if search.outside else "the uncut adapter's"
     differing = count(round(search.chosen.drop * search.rows[0]))
-    return f"{differing} of these {count(search.rows[0])} answers differ from {whole}"
+    answers = search.promise.answers
+    return f"{differing} of these {count(search.rows[0])} {answers} differ from {whole}"
 
 
 def _verdict_on_answers(search: Search[Any]) -> Sequence[str]:
     """Return the lines of the verdict on a promise about answers."""
     share, confidence = f"{100 * search.promise.max_drop:g} %", f"{search.promise.confidence:g}"
-    whole = "the model's" if search.outside else "the uncut adapter's"
+    whole, answers = "the model's", search.promise.answers
+    whole = whole if search.outside else "the uncut adapter's"
     size, chosen = search.chosen, f"{count(search.chosen.components)} components"
     rows, differing = count(search.rows[0]), count(round(size.drop * search.rows[0]))
     if size is search.candidates[0]:
@@ -330,10 +335,10 @@ def _verdict_on_answers(search: Search[Any]) -> Sequence[str]:
         ]
     if search.certified and size.bound is not None and size.bound.upper is not None:
         return [
-            f"certified: with {chosen} at most {share} of the answers differ from {whole} "
+            f"certified: with {chosen} at most {share} of the {answers} differ from {whole} "
             f"(bound {100 * size.bound.upper:.2f} %: {differing} of {rows} rows differ), with "
             f"confidence {confidence}, on rows like these"
-            + ("" if size.scores.rows_alone else f"; {NOT_ALONE}")
+            + ("" if size.scores[0].rows_alone else f"; {NOT_ALONE}")
         ]
     but = "but" if size.drop <= search.promise.max_drop else "and"
     return [

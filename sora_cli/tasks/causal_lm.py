@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import listed
@@ -16,7 +16,7 @@ from sora_cli.recipe.families import CausalLmOptions
 from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.decoders import check_causal, check_packing, keep_packed_apart
 from sora_cli.tasks.dialogues import Padding, cut, learned_tokens, packed, prompts_of, rows_of
-from sora_cli.tasks.language import Writing, generate_texts, token_sums
+from sora_cli.tasks.language import Writing, generate_texts
 from sora_cli.tasks.learned import (
     LEARNED,
     learned_labels,
@@ -43,6 +43,7 @@ class CausalLm(Writing):
 
     peft_type = "CAUSAL_LM"
     unscored_inputs = ("labels",)
+    answer_part = "output"
     options: CausalLmOptions
     _continues = False
     """True if rows of plain text are prompts that the model continues."""
@@ -73,7 +74,7 @@ class CausalLm(Writing):
         self._continues = "instruction" not in parts
         if self._continues:
             return rows
-        return with_column(rows, self.part_column(columns, "output"), [TEXT] * len(rows))
+        return with_column(rows, self.part_column(columns, self.answer_part), [TEXT] * len(rows))
 
     def check(self, rows: Dataset) -> None:
         columns = self._columns
@@ -145,10 +146,12 @@ class CausalLm(Writing):
     def loss_items(self, batch: Mapping[str, Any]) -> int:
         return len(batch[LEARNED])
 
-    def outputs_to_keep(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    def predicted(
+        self, outputs: Any, batch: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor, Size]:
         labels, places = batch["labels"], batch[LEARNED]
         logits = learned_logits(outputs["logits"], labels, places)
-        return token_sums(logits, learned_labels(labels, places), places, labels.shape)
+        return logits, learned_labels(labels, places), places, labels.shape
 
     def needs_texts(self, metrics: Sequence[str]) -> bool:
         return "text" not in self._columns and super().needs_texts(metrics)

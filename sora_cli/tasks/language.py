@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,9 +22,11 @@ from tqdm import tqdm
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.families import ROUGE
 from sora_cli.tasks.base import Predictions, Task
+from sora_cli.tasks.stand_ins import check_finite
 
 IGNORED = -100
 """Label of tokens without a loss."""
+_BROKEN = -1  # in place of a chosen token, where the logits are not finite
 _TOGETHER = 256  # tokens scored at a time
 _LARGEST = 700.0  # nats per token; e to a larger power overflows a float
 
@@ -35,10 +38,25 @@ class Writing(Task):
     one_label = False
     writes_answers = True
     answered_together = 256  # generation is slow, so results are saved often
+    answer_part: ClassVar[str]
+    """The part of the columns that holds the given answers; see `find_columns`."""
 
     def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
         assert predictions.texts is not None
         return [predictions.texts]
+
+    @abstractmethod
+    def predicted(
+        self, outputs: Any, batch: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor, torch.Size]:
+        """Return the logits of the predicted tokens, and the further arguments of `token_sums`."""
+
+    def outputs_to_keep(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+        return token_sums(*self.predicted(outputs, batch))
+
+    def next_tokens(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+        """Return (rows, tokens): the likeliest token for each one that the loss counts."""
+        return likeliest_tokens(*self.predicted(outputs, batch))
 
     def loss(self, predictions: Predictions) -> float:
         return mean_loss(predictions.outputs)
@@ -97,6 +115,25 @@ def _sums(logits: Tensor, labels: Tensor) -> Tensor:
     loss = cross_entropy(logits, labels, reduction="none")  # 0 for ignored tokens
     parts = (loss, labels != IGNORED, logits.argmax(dim=-1) == labels)
     return torch.stack([part.double() for part in parts], dim=1)
+
+
+def likeliest_tokens(logits: Tensor, labels: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
+    """Return (rows, tokens) int32: the token with the largest logit at each place with a loss.
+
+    All other places are IGNORED. See `token_sums` for the arguments.
+    """
+    largest, tokens = logits.max(dim=-1)
+    tokens = tokens.masked_fill(~largest.isfinite(), _BROKEN)
+    tokens = tokens.masked_fill(labels.to(tokens.device) == IGNORED, IGNORED)
+    chosen = tokens.new_full((shape.numel(),), IGNORED)
+    chosen[places.to(chosen.device)] = tokens
+    return chosen.view(shape).int()
+
+
+def token_choices(tokens: np.ndarray) -> list[list[int]]:
+    """Return each row's tokens from `likeliest_tokens`; logits that are not finite are an error."""
+    check_finite(np.where((tokens == _BROKEN).any(axis=1), np.nan, 0.0))
+    return [row[row != IGNORED].tolist() for row in tokens]
 
 
 def mean_loss(sums: np.ndarray) -> float:

@@ -20,7 +20,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise, unread_rows
 from sora_cli.recipe.families import Seq2SeqOptions
 from sora_cli.tasks.base import Encoded, Lengths
-from sora_cli.tasks.language import IGNORED, Writing, generate_texts, token_sums
+from sora_cli.tasks.language import IGNORED, Writing, generate_texts
 from sora_cli.tasks.stand_ins import TEXT, with_column
 from sora_cli.tasks.texts import columns_in, require_column, texts_of
 
@@ -79,6 +79,7 @@ class Seq2Seq(Writing):
     """The encoder reads the source; the decoder learns the target, token by token."""
 
     peft_type = "SEQ_2_SEQ_LM"
+    answer_part = "target"
     options: Seq2SeqOptions
     _model: nn.Module | None = None
     _room = Room()
@@ -101,7 +102,7 @@ class Seq2Seq(Writing):
             require_column(column, columns, key="data.text_columns")
 
     def stand_in(self, rows: Dataset) -> Dataset:
-        target = self.part_column(rows.column_names, "target")
+        target = self.part_column(rows.column_names, self.answer_part)
         return with_column(rows, target, [TEXT] * len(rows))
 
     def check(self, rows: Dataset) -> None:
@@ -167,10 +168,12 @@ class Seq2Seq(Writing):
             return batch
         return {name: value for name, value in batch.items() if name != "labels"}
 
-    def outputs_to_keep(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    def predicted(
+        self, outputs: Any, batch: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor, torch.Size]:
         labels = batch["labels"]
         places = torch.arange(labels.numel(), device=labels.device)
-        return token_sums(outputs["logits"].flatten(0, 1), labels.flatten(), places, labels.shape)
+        return outputs["logits"].flatten(0, 1), labels.flatten(), places, labels.shape
 
     def write(self, model: Any, processor: Any, examples: Dataset) -> list[str]:
         new = self.options.max_new_tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ from sora_cli.train.loggers import split_loggers
 from sora_cli.train.machine import check_machine
 from sora_cli.train.optimizers import TRAINER_NAMES
 
+OutputsToKeep = Callable[[Any, Mapping[str, Any]], torch.Tensor]
+"""A function that takes the part to keep, (rows, ...), from a model's outputs and its batch."""
+
 
 class AdapterTrainer(ResumingTrainer):
     """A Trainer with accumulated gradients that equal the gradients of the whole batch.
@@ -55,6 +58,7 @@ class AdapterTrainer(ResumingTrainer):
         self.loggers: list[TrainerCallback] = []  # of a training that has ended
         self._counts: deque[int] = deque()  # loss items of the step's remaining micro-batches
         self.last: Predictions | None = None  # outputs of the evaluation after the last step
+        self._keep: OutputsToKeep = task.outputs_to_keep
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Return one optimiser step's micro-batches, and the loss items in it on all processes."""
@@ -126,7 +130,7 @@ class AdapterTrainer(ResumingTrainer):
         batch = prepare_inputs(self, inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**self.task.scored_inputs(batch))
-        return None, self.task.outputs_to_keep(outputs, batch).detach(), None
+        return None, self._keep(outputs, batch).detach(), None
 
     def evaluation_loop(self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any) -> Any:
         """Return outputs in the data set's order; during training, score them."""
@@ -163,6 +167,15 @@ class AdapterTrainer(ResumingTrainer):
         if self.task.writes_answers:
             return Predictions(np.empty((len(rows.raw), 0)), None, rows, self.write(rows.raw))
         return Predictions(self.predict(SortedByLength(rows)).predictions, None, rows)
+
+    def outputs_of(self, rows: Encoded, keep: OutputsToKeep) -> np.ndarray:
+        """Return the parts of the model's outputs on rows that `keep` takes, (rows, ...)."""
+        self._keep = keep
+        try:
+            outputs: np.ndarray = self.predict(SortedByLength(rows)).predictions
+        finally:
+            self._keep = self.task.outputs_to_keep
+        return outputs
 
     def row_scores(self, rows: Encoded) -> RowScores:
         """Return the task's main metric for each row of a split; the same on all processes."""

@@ -9,6 +9,7 @@ import pytest
 
 from sora_cli.app import run
 from sora_cli.search.certificate import Certificate, read_certificate
+from tests.helpers_chat import instruct_rows, write_chat_recipe
 from tests.helpers_runs import files_of, pair_rows, write_rows
 from tests.launched import launch_commands
 from tests.sora_cli.experiments.auto.support import auto_recipe
@@ -31,10 +32,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = write_rows(folder / "inputs.jsonl", pair_rows(100, seed=9))
         return [*words(name), "--max-differ", "70%", "--unlabelled", rows]
 
+    def by_next_tokens(name: str) -> list[str]:
+        chats = write_chat_recipe(
+            folder / "chats", training={"model_dropout": 0, "learning_rate": 0.02}
+        )
+        rows = write_rows(folder / "given.jsonl", instruct_rows(100, seed=9))
+        differ = ["--max-differ", "90%", "--unlabelled", rows, "--next-tokens", "--no-verify"]
+        return ["auto", str(chats), *differ, f"output.dir={folder}/{name}"]
+
     assert run(words("one")) == 0
     assert run(by_answers("one-alike")) == 0
+    assert run(by_next_tokens("one-tokens")) == 0
     commands = [
         {"words": by_answers("two-alike"), "stop": None},
+        {"words": by_next_tokens("two-tokens"), "stop": None},
         {"words": words("two"), "stop": None},
         {"words": words("stopped"), "stop": STOPPED_AT},
         {"words": words("stopped"), "stop": None},
@@ -49,7 +60,7 @@ def _certificate(run: Path) -> Certificate:
     return found
 
 
-@pytest.mark.parametrize("kind", ["", "-alike"])
+@pytest.mark.parametrize("kind", ["", "-alike", "-tokens"])
 def test_two_processes_find_what_one_finds(folder: Path, kind: str) -> None:
     one, two = _certificate(folder / f"one{kind}"), _certificate(folder / f"two{kind}")
     assert one.promise == two.promise
@@ -63,7 +74,7 @@ def test_two_processes_find_what_one_finds(folder: Path, kind: str) -> None:
 
 def test_both_processes_stop_and_continue_to_the_same_bytes(folder: Path) -> None:
     codes = [json.loads((folder / f"commands.{rank}.json").read_text()) for rank in (0, 1)]
-    assert codes[0][2]["code"] == codes[1][2]["code"] == 143
+    assert codes[0][3]["code"] == codes[1][3]["code"] == 143
     for name in ("adapter", "sizes/full/adapter", "sizes/1/adapter"):
         assert files_of(folder / "stopped" / name) == files_of(folder / "two" / name)
     whole = (folder / "two" / "certificate.json").read_bytes()

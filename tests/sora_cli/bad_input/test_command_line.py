@@ -160,6 +160,11 @@ LINES: dict[str, dict[str, Words]] = {
             ("f1 can drop by more than the share of answers that differ",
              "auto.basis=labels, or --max-differ 1%"),
         "r.yaml --max-drop 1pt --tolerance 0.1": "--tolerance goes with --max-differ only",
+        "r.yaml --max-drop 1pt --unlabelled validation.jsonl --next-tokens":
+            ("do not make equal written texts, so they bound no drop", "auto.next_tokens=true",
+             "--max-differ 1% --unlabelled FILE"),
+        "r.yaml --max-differ 1% --unlabelled validation.jsonl --next-tokens":
+            ("is for models that write texts", "leave out --next-tokens"),
         "r.yaml --max-differ 150% --unlabelled train.jsonl":
             ("must be a share of the rows from 0 to below 1", "command line: auto.max_differ=150%"),
         "r.yaml --max-differ half --unlabelled train.jsonl": "must be a share of the rows",
@@ -221,6 +226,7 @@ LINES: dict[str, dict[str, Words]] = {
         "--unlabelled train.jsonl": "--unlabelled goes with --max-differ or --max-drop only",
         "--tolerance 1": "--tolerance goes with --max-differ only",
         "--max-drop 1pt -r r.yaml --tolerance 0.1": "--tolerance goes with --max-differ only",
+        "--max-drop 1pt -r r.yaml --next-tokens": "--next-tokens goes with --max-differ only",
         "--max-drop 1pt -r r.yaml --unlabelled train.jsonl":
             "holds no two rows that training has not seen",
         "--max-drop 1pt -r r.yaml --unlabelled nothing.csv": "there is no file 'nothing.csv'",
@@ -288,6 +294,7 @@ LINES: dict[str, dict[str, Words]] = {
         "--max-differ 1% --rank 3": "exclude each other",
         "--max-differ 1%": "--max-differ needs rows to answer",
         "--rank 3 --unlabelled train.jsonl": "--unlabelled goes with --max-differ or --max-drop",
+        "--rank 3 --next-tokens": "--next-tokens goes with --max-differ only",
         "--rank 3 --confidence 0.9": "--confidence goes with --max-drop only",
         "--rank 3 --recipe rte": "--recipe goes with --max-drop only",
         "--rank 3 training.seed=1": "OVERRIDES goes with --max-drop only",

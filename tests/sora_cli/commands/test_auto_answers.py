@@ -165,6 +165,19 @@ def test_it_is_scored_again(
 
 
 @pytest.mark.usefixtures("scored_once")
+def test_a_certificate_from_before_next_tokens_still_holds(done: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(done, tmp_path / "copy")
+    for name, block in (("certificate.json", ["promise"]), ("report.json", ["recipe", "auto"])):
+        document = json.loads((copy / name).read_text(encoding="utf-8"))
+        inner = document
+        for key in block:
+            inner = inner[key]
+        assert inner.pop("next_tokens") is False
+        (copy / name).write_text(json.dumps(document), encoding="utf-8")
+    assert recheck.recheck(copy)[1].exit_code == OK
+
+
+@pytest.mark.usefixtures("scored_once")
 def test_no_field_of_the_certificate_can_be_changed(done: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(done, tmp_path / "copy")
     file = copy / "certificate.json"

@@ -17,6 +17,7 @@ from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task, learned
 from sora_cli.tasks.base import Predictions
 from sora_cli.tasks.causal_lm import CausalLm
+from sora_cli.tasks.language import IGNORED, token_choices
 from tests.helpers_chat import CHATML, chat_tokenizer, instruct_rows, write_chat_recipe
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama
 from tests.helpers_rows import assert_rows_add_up
@@ -194,6 +195,41 @@ def test_the_loss_is_the_models_own_over_all_tokens() -> None:
     labels = batch["labels"][:, 1:]
     right = float((logits == labels)[labels != -100].float().mean())
     assert scores["token_accuracy"] == pytest.approx(right)
+
+
+@pytest.mark.parametrize("head", ["whole", "learned places"])
+def test_next_tokens_are_the_likeliest_at_each_place_of_the_loss(head: str) -> None:
+    """Each row by itself, without padding, gives the tokens that a batch gives."""
+    rows = [*instruct_rows(6), {"instruction": "red", "output": "the old cat sees a blue dog"}]
+    task, model = _task(rows), _model()
+    encoded, expected = _encoded(task, rows), []
+    for row in encoded.dataset:
+        with torch.no_grad():
+            best = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].argmax(-1)
+        learned_here = torch.tensor(row["labels"][1:]) != IGNORED
+        expected.append(best[learned_here].tolist())
+    if head == "learned places":
+        model.config.name_or_path = "tiny"
+        task.check_model(model, chat_tokenizer())
+    batch = _batch(task, encoded.dataset)
+    with torch.no_grad():
+        tokens = task.next_tokens(model(**task.scored_inputs(batch)), batch)
+    assert tokens.shape == batch["labels"].shape
+    assert token_choices(tokens.numpy()) == expected
+    assert {len(choices) for choices in expected} == {3, 8}  # answers and their ends
+
+
+def test_next_tokens_of_a_broken_model_are_refused() -> None:
+    """Two broken models would agree on every row."""
+    task = _task(ROWS)
+    batch = _batch(task, _encoded(task, ROWS).dataset)
+    logits = torch.zeros(*batch["labels"].shape, 40)
+    logits[0, :, 3:] = -math.inf  # of words that the model never writes
+    assert token_choices(task.next_tokens({"logits": logits}, batch).numpy())
+    logits[1, batch["learned"][-1] % batch["labels"].shape[1], 7] = math.nan
+    with pytest.raises(SoraError, match="are not finite") as caught:
+        token_choices(task.next_tokens({"logits": logits}, batch).numpy())
+    assert "row 1 (counted from 0)" in str(caught.value)
 
 
 def test_one_broken_row_spoils_every_score() -> None:

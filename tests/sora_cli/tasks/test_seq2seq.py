@@ -16,6 +16,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Predictions
+from sora_cli.tasks.language import token_choices
 from sora_cli.tasks.seq2seq import Seq2Seq
 from tests.helpers_families import step_gradients, text_tokenizer
 from tests.helpers_models import tiny_bart, tiny_t5
@@ -137,6 +138,10 @@ def test_the_loss_is_the_models_own_over_all_tokens(make: Any, shifted: bool) ->
     features = list(encoded.dataset)
     with torch.no_grad():
         whole = model(**collate(features))
+        tokens = [
+            task.next_tokens(model(**task.scored_inputs(part)), part)
+            for part in (collate([one]) for one in features)
+        ]
         parts = [collate(features[:1]), collate(features[1:])]
         given = [task.scored_inputs(part) for part in parts]
         kept = [task.outputs_to_keep(model(**g), p) for g, p in zip(given, parts, strict=True)]
@@ -149,6 +154,12 @@ def test_the_loss_is_the_models_own_over_all_tokens(make: Any, shifted: bool) ->
     labels = collate(features)["labels"]
     right = (whole.logits.argmax(-1) == labels)[labels != -100]
     assert scores["token_accuracy"] == pytest.approx(float(right.float().mean()))
+    batch = task.next_tokens(whole, collate(features)).numpy()
+    each = [token_choices(one.numpy())[0] for one in tokens]
+    assert token_choices(batch) == each
+    assert [token for row in each for token in row] == whole.logits.argmax(-1)[
+        labels != -100
+    ].tolist()
 
 
 def test_padding_of_targets_is_at_their_ends() -> None:
