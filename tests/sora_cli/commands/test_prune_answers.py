@@ -210,7 +210,7 @@ def test_files_that_do_not_tell_the_family(
         (["--max-differ", "1pt", "--unlabelled", "T"], "must be a share"),
         (["--max-differ", "1%", "--unlabelled", "T", "--rank", "2"], "exclude each other"),
         (["--max-differ", "1%", "--unlabelled", "T", "--max-drop", "1pt"], "exclude each other"),
-        (["--max-drop", "1pt", "--unlabelled", "T"], "here it goes with --max-differ"),
+        (["--max-drop", "1pt", "--unlabelled", "T"], "--max-drop needs a recipe"),
         (["--rank", "2", "--tolerance", "1"], "--tolerance goes with --max-differ only"),
         (["--max-differ", "1%", "--unlabelled", "T", "--tolerance", "1"], "task sequence-class"),
         (["--max-differ", "1%", "--unlabelled", "T", "--tolerance", "inf"], "must be 0 or more"),
