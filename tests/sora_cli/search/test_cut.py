@@ -227,8 +227,8 @@ def test_rows_that_choose_among_each_other(layers: dict[str, LowRankFactors]) ->
     assert said[-1] == NOT_ALONE
     assert verdict_lines(search)[0].endswith(f", on rows like these; {NOT_ALONE}")
     assert search.facts()["bound_kind"] == "approximate"
-    right = replace(ALL_RIGHT, rows_alone=False)
-    search = choose_cut(layers, lambda _: right, promise_of(0.04), "rows", told)
+    right = replace(ALL_RIGHT[0], rows_alone=False)
+    search = choose_cut(layers, lambda _: (right,), promise_of(0.04), "rows", told)
     assert verdict_lines(search)[0].endswith(f", on rows like these; {NOT_ALONE}")
 
 

@@ -33,9 +33,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 def read(recipe: Recipe, path: str, **options: Any) -> AnswerRows:
     task, rows = load_task(recipe)
-    return read_answer_rows(
-        recipe, Path(path), trained=task, seen=rows.train, next_tokens=True, **options
-    )
+    answered = read_answer_rows(recipe, Path(path), trained=task, next_tokens=True, **options)
+    return answered.unseen([rows.train])
 
 
 def chat(instruction: str, output: str | None = None) -> dict[str, Any]:
