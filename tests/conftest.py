@@ -8,6 +8,8 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import cache
+from importlib import metadata
 
 # a shell starts what it puts into the background with SIGINT ignored, and so would be all that
 # tests start
@@ -22,7 +24,7 @@ os.environ["HF_DATASETS_CACHE"] = f"{_CACHE.name}/datasets"
 import pytest  # noqa: E402
 import torch  # noqa: E402 (reads the variables above)
 
-from tests import warm  # noqa: E402
+from tests import blank, warm  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -54,3 +56,18 @@ def _forked() -> Iterator[None]:
         for module in (engine, reload):
             patch.setattr(module, "sys", warm.Sys())
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cheap_runs() -> Iterator[None]:
+    """Draw no map of a run's ranks, and read each package's version once: a report has dozens."""
+    with pytest.MonkeyPatch.context() as patch:
+        blank.install(patch.setattr)
+        patch.setattr(metadata, "version", cache(metadata.version))
+        yield
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw the map of a run's ranks all the same."""
+    monkeypatch.setattr(blank.plot, "save_figure", blank.draw)

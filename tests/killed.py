@@ -19,10 +19,12 @@ from typing import Any
 
 from sora_cli.app import main
 from sora_cli.core import atomic
+from tests import blank
 
 
 def install(kind: str, number: int) -> None:
     """Prepare the end."""
+    blank.install()
     name, _, moment = kind.partition(":")
     left = [number]
 

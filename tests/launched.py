@@ -20,7 +20,7 @@ import torch
 from sora_cli.app import run
 from sora_cli.core.processes import rank
 from sora_cli.train.callback import MethodCallback
-from tests import warm
+from tests import blank, warm
 from tests.shared_files import ROOT
 
 MODULE = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -45,6 +45,7 @@ def launch_commands(folder: Path, commands: list[dict[str, Any]], *, timeout: fl
 def main(file: Path) -> None:
     """Run all commands."""
     torch.set_num_threads(1)
+    blank.install()
     codes = [_one(**command) for command in json.loads(file.read_text(encoding="utf-8"))]
     file.with_suffix(f".{rank()}.json").write_text(json.dumps(codes), encoding="utf-8")
 

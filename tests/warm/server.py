@@ -31,7 +31,8 @@ PACKAGES = (
     "transformers.models.bert.modeling_bert", "transformers.models.llama.modeling_llama",
     "datasets", "evaluate", "safetensors.torch", "scipy.stats", "sklearn.metrics",
     "matplotlib.figure", "matplotlib.backends.backend_agg", "torch.distributed.tensor",
-    "torch.distributed.run", "typer", "yaml", "pydantic", "jinja2",
+    "torch.distributed.run", "typer", "yaml", "pydantic.dataclasses", "pydantic.json_schema",
+    "pydantic.types", "jinja2", "packaging.requirements", "PIL.PngImagePlugin",
 )  # fmt: skip
 FREE = re.compile(
     "(PATH|PYTHONPATH|PWD|OLDPWD|SHLVL|_|COLUMNS|LINES|NO_COLOR|PYTEST_.*|SORA_.*|MASTER_(ADDR|PORT)"

@@ -30,6 +30,14 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+@pytest.fixture(scope="module")
+def done(origin: Path) -> Path:
+    """Three sizes that passed."""
+    out = origin.parent / "done"
+    assert run(_words(origin, out, "40pt")) == 0
+    return out
+
+
 def _words(origin: Path, out: Path, drop: str) -> list[str]:
     return ["prune", str(origin), "-o", str(out), "--max-drop", drop, "--heal", "2", "--no-verify"]
 
@@ -63,12 +71,11 @@ def test_the_smallest_size_that_passed_becomes_the_run(
 @pytest.mark.long
 def test_it_is_resumed_where_it_was_interrupted(
     origin: Path,
+    done: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(_words(origin, tmp_path / "out", "40pt")) == 0
-    record = _record(tmp_path / "out")
     again = _words(origin, tmp_path / "again", "40pt")
     monkeypatch.setattr("sys.argv", ["sora", *again])
     with monkeypatch.context() as patched:
@@ -77,25 +84,20 @@ def test_it_is_resumed_where_it_was_interrupted(
     assert f"sora {' '.join(again)} --resume" in capsys.readouterr().err
     assert "holds sizes already" in error_text(capsys, *again)
     assert run([*again, "--resume"]) == 0
-    assert files_of(tmp_path / "again" / "adapter") == files_of(tmp_path / "out" / "adapter")
-    assert _record(tmp_path / "again") == record
+    assert files_of(tmp_path / "again" / "adapter") == files_of(done / "adapter")
+    assert _record(tmp_path / "again") == _record(done)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("kind", "number"),
-    [("/adapter:rename", 1), ("/adapter:rename", 4), ("sizes.json", 1), ("sizes.json:rename", 1)],
-)
-def test_it_goes_on_where_it_was_killed(
-    origin: Path, tmp_path: Path, kind: str, number: int
-) -> None:
+def test_it_goes_on_where_it_was_killed(origin: Path, done: Path, tmp_path: Path) -> None:
     """In the first size, in the copy of the chosen one, and in the record of all."""
-    assert run(_words(origin, tmp_path / "out", "40pt")) == 0
     again = _words(origin, tmp_path / "again", "40pt")
-    run_killed(kind, number, *again)
+    run_killed("/adapter:rename", 1, *again)
+    for kind, number in (("/adapter:rename", 4), ("sizes.json", 1), ("sizes.json:rename", 1)):
+        run_killed(kind, number, *again, "--resume")
     assert run([*again, "--resume"]) == 0
-    assert files_of(tmp_path / "again" / "adapter") == files_of(tmp_path / "out" / "adapter")
-    assert _record(tmp_path / "again") == _record(tmp_path / "out")
+    assert files_of(tmp_path / "again" / "adapter") == files_of(done / "adapter")
+    assert _record(tmp_path / "again") == _record(done)
 
 
 def test_the_first_failure_ends_it(

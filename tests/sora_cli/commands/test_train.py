@@ -68,6 +68,7 @@ def test_every_method_has_options_here() -> None:
     assert list(OPTIONS) == low_rank_names()
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", OPTIONS)
 def test_end_to_end_and_loaded_by_peft(
@@ -96,7 +97,9 @@ def test_end_to_end_and_loaded_by_peft(
         "report.json",
     }
     assert report.digests == result_digests(out / "adapter")
-    assert (out / "ranks.png").read_bytes().startswith(b"\x89PNG")
+    picture = (out / "ranks.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 10_000
     metrics = report.metrics["validation"]
     assert list(metrics) == [*METRICS[kind], "loss"]
     base = transformers.AutoModelForSequenceClassification.from_pretrained(
