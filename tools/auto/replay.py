@@ -30,7 +30,8 @@ from tools.auto.decide import CONFIDENCE, Pool, Setting, Split
 from tools.auto.stored import FULL, Stored, read_all
 from tools.auto.train import FILE, RANKS
 
-_FAST = {"right", "mean", "matthews_correlation", "f1", "entity_f1"}
+FAST = {"right", "mean", "matthews_correlation", "f1", "entity_f1"}
+"""Formulas whose bounds take little time."""
 _HALF = 0.005  # promises are rounded up to half a point
 _SMALLEST = 1e-9  # a drop of 0 but for rounding is no promise that a size could break
 
@@ -91,7 +92,7 @@ def main() -> None:
     options = parser.parse_args()
     cases = []
     for stored in read_all(options.file):
-        fast = stored.scores[FULL].formula in _FAST
+        fast = stored.scores[FULL].formula in FAST
         splits = options.splits if fast else options.slow_splits
         for rows in options.rows:
             setting = setting_of(stored, rows, with_replacement=not options.parted)
@@ -162,7 +163,7 @@ def outcome(pool: Pool, drawn: Sequence[Split], promise: float, multiple: int) -
         broken += drop > promise if multiple else drop >= promise
         parameters = sizes[decision.size].healed[0]
         shares.append(parameters / full)
-        if multiple:
+        if multiple and pool.stored.lora:
             ratios.append(parameters / _smallest_plain(pool, split, promise))
             certified_ratios.append(
                 parameters / _smallest_plain(pool, split, promise, certified=True)
