@@ -132,7 +132,7 @@ def store(loaded: LoadedRecipe, most: int, scratch: Path, read: _Read | None = N
         **(
             {"scores": job.scores, "unhealed": unhealed}
             if read is None
-            else _numbered(job.scores, unhealed)
+            else numbered(job.scores, unhealed)
         ),
         reported=job.reported,
     )
@@ -204,7 +204,7 @@ def _as_answers(
     return read_answer_rows(recipe, file, trained=task, tolerance=needed)
 
 
-def _numbered(scores: Mapping[str, RowScores], unhealed: Mapping[str, RowScores]) -> dict[str, Any]:
+def numbered(scores: Mapping[str, RowScores], unhealed: Mapping[str, RowScores]) -> dict[str, Any]:
     """Replace digests of answers by small numbers, which pack well: full rank's answer is 0.
 
     Two answers to one row have the same number if, and only if, they are equal.

@@ -39,6 +39,7 @@ class Kept(TrainerCallback):
 
 
 @pytest.mark.versions
+@pytest.mark.usefixtures("drawn")
 def test_tensorboard_and_a_logger_of_ones_own(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
