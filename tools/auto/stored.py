@@ -147,10 +147,12 @@ def _scores(kind: tuple[str, str, bool], parts: np.ndarray) -> RowScores:
 def _step(column: np.ndarray) -> float:
     """Return the rounding unit of a column: 1 for whole numbers, else a power of two.
 
-    The unit is at most a 32nd of the column's standard deviation.
+    The unit is at most a 32nd of the column's standard deviation; a constant is its own unit.
     """
     if (column == np.round(column)).all():
         return 1.0
+    if (column == column[0]).all():  # the tolerance of answers that are numbers
+        return float(abs(column[0]))
     # a power of two: multiples of it are exact in floats
     return float(2.0 ** math.floor(math.log2(float(column.std()) / _LEVELS)))
 

@@ -44,6 +44,17 @@ def test_what_is_stored_comes_back(tmp_path: Path, stored: Stored, exact: bool) 
     assert found.to_json() == stored.to_json() if exact else found.to_json() == again.to_json()
 
 
+def test_a_tolerance_comes_back(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=300)
+    stored = right_or_wrong(0.1, 0.2, rows=300)
+    models = {name: answer_scores(values.tolist(), 0.25) for name in stored.scores}
+    few = {name: models[FULL].take(np.arange(stored.screening)) for name in stored.unhealed}
+    write_all(tmp_path / "a.jsonl", [dataclasses.replace(stored, scores=models, unhealed=few)])
+    (again,) = read_all(tmp_path / "a.jsonl")
+    assert (again.scores[FULL].parts[:, 1] == 0.25).all()
+    np.testing.assert_allclose(again.scores[FULL].parts[:, 0], values, atol=0.03)
+
+
 def test_a_promise_that_all_keep_is_certified_and_one_that_rows_cannot_certify_is_not() -> None:
     pool = Pool(right_or_wrong(0.01, 0.5, rows=2000), Setting(500, 400))
     split = pool.split(0)
