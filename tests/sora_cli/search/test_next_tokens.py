@@ -162,6 +162,7 @@ def test_a_row_differs_if_any_of_its_tokens_does(
     expected = []
     for row in found.encoded(found.task, load_base(recipe.model, found.task)).dataset:
         counted = torch.tensor(row["labels"][1:]) != -100
+        assert counted.sum() == (len(counted) if columns == "text" else 3)  # answers, their ends
         ids = torch.tensor([row["input_ids"]])
         one, other = (model(input_ids=ids).logits[0, :-1].argmax(-1)[counted] for model in models)
         expected.append(not torch.equal(one, other))
