@@ -87,13 +87,14 @@ def test_an_interrupted_run_is_resumed(
 
 
 @pytest.mark.long
-def test_a_run_that_is_killed_again_and_again_is_resumed(origin: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [("report.json", 1), ("state.safetensors", 1), ("/adapter:rename", 1), ("report.json", 2)],
+)
+def test_a_killed_run_is_resumed(origin: Path, tmp_path: Path, kind: str, number: int) -> None:
     whole = _heal(origin, tmp_path / "whole", "--no-verify")
     words = ["--mean-rank", "1.5", "--heal", "4", "--no-verify", "training.checkpoint=2"]
-    command = ["prune", str(origin), "-o", str(tmp_path / "out"), *words]
-    run_killed("report.json", 1, *command)
-    for kind, number in (("state.safetensors", 1), ("/adapter:rename", 1), ("report.json", 2)):
-        run_killed(kind, number, *command, "--resume")
+    run_killed(kind, number, "prune", str(origin), "-o", str(tmp_path / "out"), *words)
     report = _heal(origin, tmp_path / "out", "--no-verify", "--resume", "training.checkpoint=2")
     assert report.metrics == whole.metrics
     assert files_of(tmp_path / "out" / "adapter") == files_of(tmp_path / "whole" / "adapter")

@@ -89,12 +89,16 @@ def test_it_is_resumed_where_it_was_interrupted(
 
 
 @pytest.mark.long
-def test_it_goes_on_where_it_was_killed(origin: Path, done: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [("/adapter:rename", 1), ("/adapter:rename", 4), ("sizes.json", 1), ("sizes.json:rename", 1)],
+)
+def test_it_goes_on_where_it_was_killed(
+    origin: Path, done: Path, tmp_path: Path, kind: str, number: int
+) -> None:
     """In the first size, in the copy of the chosen one, and in the record of all."""
     again = _words(origin, tmp_path / "again", "40pt")
-    run_killed("/adapter:rename", 1, *again)
-    for kind, number in (("/adapter:rename", 4), ("sizes.json", 1), ("sizes.json:rename", 1)):
-        run_killed(kind, number, *again, "--resume")
+    run_killed(kind, number, *again)
     assert run([*again, "--resume"]) == 0
     assert files_of(tmp_path / "again" / "adapter") == files_of(done / "adapter")
     assert _record(tmp_path / "again") == _record(done)

@@ -135,7 +135,7 @@ def test_both_screenings_count_alike() -> None:
 
 def test_no_coupling_of_the_halves_breaks_the_bound() -> None:
     """Couplings break the rule of one sample, and the choice of a size the rule of one size."""
-    shares = {(halves, size): shares for halves, size, shares in broken(120, 1000)}
+    shares = {(halves, size): shares for halves, size, shares in broken(150, 1000)}
     limit = 0.05 + 2 * math.sqrt(0.05 * 0.95 / 1000)
     assert all(used <= limit for *_, used in shares.values())
     luckiest = f"the luckiest of {len(HALF_SHARES)}"
