@@ -145,7 +145,7 @@ def read_answer_rows(
     tolerance: float | None = None,
     next_tokens: bool = False,
 ) -> AnswerRows:
-    """Read a file of rows without labels, among them those that training may have seen.
+    """Read a file of rows without labels; `AnswerRows.unseen` leaves out its training rows.
 
     Args:
         recipe: recipe whose task and data blocks say how rows become inputs.

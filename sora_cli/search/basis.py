@@ -156,7 +156,7 @@ def _on(promise: Promise, basis: Basis) -> Promise:
 
 
 def basis_line(chosen: Basis, promise: Promise, rows: Mapping[Basis, TestRows]) -> str:
-    """Return a line on the chosen basis, the bases to choose from and what each can certify."""
+    """Return a line on the chosen basis, and on the drop that each basis can certify."""
     return f"{_HOW[chosen]} (auto.basis={chosen}): {chances_line(promise, rows)}"
 
 

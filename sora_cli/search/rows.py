@@ -24,7 +24,7 @@ from sora_cli.recipe.recipe import DataBlock, Recipe
 from sora_cli.run.encode import encode
 from sora_cli.run.prepare import Prepared, check_rows, load_task
 from sora_cli.search.answers import AnswerRows, read_answer_rows
-from sora_cli.search.basis import TestRows, basis_line, certifiable_on, choose_basis
+from sora_cli.search.basis import BASES, TestRows, basis_line, certifiable_on, choose_basis
 from sora_cli.search.bounds import Scored
 from sora_cli.search.certifiable import Certifiable
 from sora_cli.search.certificate import (
@@ -238,6 +238,9 @@ class UnlabelledRows:
         self._recipe, self._rows = recipe, rows
         self.task, self.split = rows.task, f"{len(rows):,} unlabelled rows"
 
+    def __len__(self) -> int:
+        return len(self._rows)
+
     def scored_by(self, base: Base, scratch: Path) -> Callable[[], RowScores]:
         """Return a function that answers these rows with the model as it is then."""
         rows = self._rows.encoded(self.task, base)
@@ -312,19 +315,14 @@ def rows_on_best_basis(
         pool: rows without labels, none of them in `labelled.seen`.
         basis: basis that the user chose; None: the one that is planned to certify most.
     """
-    rows: dict[Basis, TestRows] = {
-        "labels": (len(labelled),),
-        "answers": (len(pool),),
-        "both": (len(labelled), len(pool)),
-    }
-    if basis is not None:
-        rows = {basis: rows[basis]}
-    chosen = choose_basis(promise, rows)
     answered = UnlabelledRows(recipe, pool)
-    parts: dict[Basis, ChoosingRows] = {
-        "labels": ChoosingRows(labelled),
-        "answers": ChoosingRows(answered),
-        "both": ChoosingRows(labelled, answered),
+    parts: dict[Basis, tuple[SelectionRows | UnlabelledRows, ...]] = {
+        "labels": (labelled,),
+        "answers": (answered,),
+        "both": (labelled, answered),
     }
+    wanted: Sequence[Basis] = BASES if basis is None else (basis,)
+    rows: dict[Basis, TestRows] = {name: tuple(map(len, parts[name])) for name in wanted}
+    chosen = choose_basis(promise, rows)
     on = promise.model_copy(update={"basis": chosen})
-    return parts[chosen], on, basis_line(chosen, promise, rows)
+    return ChoosingRows(*parts[chosen]), on, basis_line(chosen, promise, rows)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sora_cli.core.console import count
 from sora_cli.core.table import Cell, Column, Table
@@ -17,11 +17,13 @@ from sora_cli.search.statement import NOT_ALONE
 
 if TYPE_CHECKING:
     from sora_cli.search.bounds import Bound
-    from sora_cli.search.certificate import BoundMethod, Certificate, PartTest, SizeTest
+    from sora_cli.search.certificate import BoundMethod, Certificate, SizeTest
     from sora_cli.search.promise import Promise
     from sora_cli.search.search import Candidate, Search
     from sora_cli.search.size import Size
     from sora_cli.tasks.row_scores import RowScores
+
+Part_co = TypeVar("Part_co", covariant=True)
 _SIZE = (Column("components", count), Column("parameters", count))
 _BOTH = ("by labels", "by answers")  # in the order of `Promise.parts`
 
@@ -203,14 +205,16 @@ def size_table(certificate: Certificate) -> Table:
     return Table(f"{metric} on {rows:,} test rows{both}; {sure}", columns, lines)
 
 
-def named_parts(test: SizeTest | None) -> list[tuple[str, PartTest]]:
-    """Return the tests by labels and by answers with their names; empty if there is one test."""
-    return list(zip(_BOTH, [] if test is None else test.parts, strict=False))
+class _Parted(Protocol[Part_co]):
+    """A test or a bound; it has parts if both labels and answers test."""
+
+    @property
+    def parts(self) -> Sequence[Part_co]: ...
 
 
-def _bounds_of_both(bound: Bound | None) -> list[tuple[str, Bound]]:
-    """Return as `named_parts` the two bounds of a bound."""
-    return list(zip(_BOTH, () if bound is None else bound.parts, strict=False))
+def named_parts(tested: _Parted[Part_co] | None) -> list[tuple[str, Part_co]]:
+    """Return the parts by labels and by answers with their names; empty if there is one test."""
+    return list(zip(_BOTH, () if tested is None else tested.parts, strict=False))
 
 
 def _drop_columns(promise: Promise) -> tuple[Column, Column]:
@@ -248,7 +252,7 @@ def search_table(search: Search[Any]) -> Table:
     rows = [first]
     for size in sizes:
         rows.append(_tried(size, _verdict(size)))
-        for name, part in _bounds_of_both(size.bound):
+        for name, part in named_parts(size.bound):
             rows.append([None, None, None, part.drop, part.upper, f"  {name}"])
     return Table(f"tried on {search.split}", columns, rows)
 
@@ -307,37 +311,38 @@ def _reason(search: Search[Any], bound: Bound) -> str:
         return f"because {differ} ({bound.differing:,} of {bound.rows:,} rows), "
     if not bound.parts:
         return ""
-    each = ", ".join(f"{name} {part.upper:.4f}" for name, part in _bounds_of_both(bound))
+    each = ", ".join(f"{name} {part.upper:.4f}" for name, part in named_parts(bound))
     answers = bound.parts[1]
     return f"the smaller of two bounds ({each}: {answers.differing:,} of {answers.rows:,} differ), "
 
 
+def _of_reference(search: Search[Any]) -> str:
+    return "the model's" if search.outside else "the uncut adapter's"
+
+
 def _differing(search: Search[Any]) -> str:
     """Return the number of answers that differ between the reference and the chosen size."""
-    whole = "the model's" if search.outside else "the uncut adapter's"
-    differing = count(round(search.chosen.drop * search.rows[0]))
-    answers = search.promise.answers
-    return f"{differing} of these {count(search.rows[0])} {answers} differ from {whole}"
+    rows, answers = search.rows[0], search.promise.answers
+    differing = count(round(search.chosen.drop * rows))
+    return f"{differing} of these {count(rows)} {answers} differ from {_of_reference(search)}"
 
 
 def _verdict_on_answers(search: Search[Any]) -> Sequence[str]:
     """Return the lines of the verdict on a promise about answers."""
     share, confidence = f"{100 * search.promise.max_drop:g} %", f"{search.promise.confidence:g}"
-    whole, answers = "the model's", search.promise.answers
-    whole = whole if search.outside else "the uncut adapter's"
     size, chosen = search.chosen, f"{count(search.chosen.components)} components"
-    rows, differing = count(search.rows[0]), count(round(size.drop * search.rows[0]))
+    bound, answers = size.bound, search.promise.answers
     if size is search.candidates[0]:
         return [
             f"no smaller size is certified to answer at most {share} of the rows otherwise, and "
             "the largest of them differs on more of these rows: everything is kept",
             *_certifiable_share(search),
         ]
-    if search.certified and size.bound is not None and size.bound.upper is not None:
+    if search.certified and bound is not None and bound.upper is not None:
         return [
-            f"certified: with {chosen} at most {share} of the {answers} differ from {whole} "
-            f"(bound {100 * size.bound.upper:.2f} %: {differing} of {rows} rows differ), with "
-            f"confidence {confidence}, on rows like these"
+            f"certified: with {chosen} at most {share} of the {answers} differ from "
+            f"{_of_reference(search)} (bound {100 * bound.upper:.2f} %: {count(bound.differing)} "
+            f"of {count(bound.rows)} rows differ), with confidence {confidence}, on rows like these"
             + ("" if size.scores[0].rows_alone else f"; {NOT_ALONE}")
         ]
     but = "but" if size.drop <= search.promise.max_drop else "and"

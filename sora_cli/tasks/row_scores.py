@@ -103,7 +103,8 @@ def answer_scores(
     """
     if tolerance is not None:
         column = np.asarray(answers, dtype=np.float64)
-        return row_scores(AGREEMENT, WITHIN, column, np.full(len(column), tolerance))
+        within = np.full(len(column), tolerance)
+        return row_scores(AGREEMENT, WITHIN, column, within, rows_alone=rows_alone)
     # 52 bits of a digest are exact in float64; two answers of one row collide once in 4e15
     codes = [int.from_bytes(blake2b(repr(one).encode(), digest_size=8).digest()) >> 12
              for one in answers]  # fmt: skip

@@ -30,8 +30,7 @@ from tools.auto.decide import CONFIDENCE, Pool, Setting, Split
 from tools.auto.stored import FULL, Stored, read_all
 from tools.auto.train import FILE, RANKS
 
-FAST = {"right", "mean", "matthews_correlation", "f1", "entity_f1"}
-"""Formulas whose bounds take little time."""
+_FAST = {"right", "mean", "matthews_correlation", "f1", "entity_f1"}
 _HALF = 0.005  # promises are rounded up to half a point
 _SMALLEST = 1e-9  # a drop of 0 but for rounding is no promise that a size could break
 
@@ -92,7 +91,7 @@ def main() -> None:
     options = parser.parse_args()
     cases = []
     for stored in read_all(options.file):
-        fast = stored.scores[FULL].formula in FAST
+        fast = stored.scores[FULL].formula in _FAST
         splits = options.splits if fast else options.slow_splits
         for rows in options.rows:
             setting = setting_of(stored, rows, with_replacement=not options.parted)

@@ -129,11 +129,7 @@ def store(loaded: LoadedRecipe, most: int, scratch: Path, read: _Read | None = N
         full=_three(cuts.full),
         sizes=tuple(sizes),
         lora={f"lora-{other.plan.rank}": other.parameters for other in plain},
-        **(
-            {"scores": job.scores, "unhealed": unhealed}
-            if read is None
-            else numbered(job.scores, unhealed)
-        ),
+        **numbered(job.scores, unhealed),
         reported=job.reported,
     )
 
@@ -207,7 +203,8 @@ def _as_answers(
 def numbered(scores: Mapping[str, RowScores], unhealed: Mapping[str, RowScores]) -> dict[str, Any]:
     """Replace digests of answers by small numbers, which pack well: full rank's answer is 0.
 
-    Two answers to one row have the same number if, and only if, they are equal.
+    Two answers to one row have the same number if, and only if, they are equal. Other scores are
+    returned as they are.
     """
     first = scores[FULL]
     if first.formula != SAME:
@@ -216,8 +213,8 @@ def numbered(scores: Mapping[str, RowScores], unhealed: Mapping[str, RowScores])
 
     def numbers(one: RowScores) -> RowScores:
         pairs = zip(known, one.parts[:, 0], strict=False)  # unhealed cuts answer the first rows
-        numbered = [[row.setdefault(code, len(row))] for row, code in pairs]
-        return dataclasses.replace(one, parts=np.array(numbered, dtype=np.float64))
+        parts = [[row.setdefault(code, len(row))] for row, code in pairs]
+        return dataclasses.replace(one, parts=np.array(parts, dtype=np.float64))
 
     return {
         "scores": {name: numbers(one) for name, one in scores.items()},
