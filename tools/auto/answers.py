@@ -170,12 +170,12 @@ def _usual_line(group: Sequence[Stored], rows: int, promise: float, splits: int)
         outcomes.append(outcome(pool, _draw(pool, splits), promise, 1))
     certified = [one for one in outcomes if one.certified]
     broken = max(one.broken for one in outcomes)
-    share = mean_of([one.share for one in certified])
+    share = f"{mean_of([one.share for one in certified]):.1%}" if certified else ""
     sizes = sorted({one.rows for one in group})
     pools = f"{sizes[0]:,}" + (f" to {sizes[-1]:,}" if len(sizes) > 1 else "")
     return (
         f"| {group[0].task}, {len(group)} | {pools} | {rows:,} | {100 * promise:g} % | "
-        f"{np.mean([one.certified for one in outcomes]):.1%} | {broken:.1%} | {share:.1%} |"
+        f"{np.mean([one.certified for one in outcomes]):.1%} | {broken:.1%} | {share} |"
     )
 
 
