@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -31,7 +31,7 @@ from sora_cli.experiments.auto.record import AutoRecord, read_auto
 from sora_cli.experiments.auto.tables import cost_lines, full_layers, promise_lines, whole_lines
 from sora_cli.propose.writing import recipe_for
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
-from sora_cli.run.opening import Opening, Work, open_work
+from sora_cli.run.opening import Opening, Work, open_work, resumable
 from sora_cli.run.output import check_own, check_place, clear_run
 from sora_cli.run.preflight import check_recipe, check_settled
 from sora_cli.run.summary import result_lines
@@ -205,7 +205,7 @@ def auto(
         return OK
     with locked(plan.output):
         record = open_record(plan, force=force)
-        certificate, ready, log = run(plan, record, began=began)
+        certificate, ready, log = run(plan, record, began=began, force=force)
         exit_code = OK if certificate.certified else NO_VERDICT
         if not no_verify and is_main():
             from sora_cli.verify.run_check import check_run
@@ -272,7 +272,7 @@ def clear(output: Path) -> None:
 
 
 def run(
-    plan: AutoPlan, record: AutoRecord, *, began: float
+    plan: AutoPlan, record: AutoRecord, *, began: float, force: bool
 ) -> tuple[Certificate, Prepared, RunLog]:
     """Run the search, or its remaining steps; return certificate, chosen model and log."""
     with importing():
@@ -300,7 +300,7 @@ def run(
     for line in start_lines(ready):
         say(line)
     if plan.block.probe:  # before the search, which builds the full run at the final learning rate
-        plan, full = _at_probed_rate(plan, full, ready, rows, log)
+        plan, full = _at_probed_rate(plan, full, ready, rows, log, force=force)
     search: HeldOut | CrossFit
     with log.phase("set up"):
         if isinstance(rows, HalvesPlan):
@@ -312,7 +312,7 @@ def run(
     promised = promise_lines(search.promise, rows, search.certifiable)
     for line in [*cost_lines(plan, rows), *promised]:
         say(line)
-    with _resumable(record), log.running():
+    with resumable(lambda: _done(record), force=force), log.running():
         search.run()
         with log.phase("conclude"):
             trained, final = search.write()
@@ -333,6 +333,8 @@ def _at_probed_rate(
     ready: Prepared,
     rows: RowPlan,
     log: ReportLog[AutoRecord],
+    *,
+    force: bool,
 ) -> tuple[AutoPlan, LoadedRecipe]:
     """Return the plan and the full run at the learning rate of the probe, which runs only once."""
     from sora_cli.experiments.auto.probe import probe_rates
@@ -340,22 +342,12 @@ def _at_probed_rate(
 
     record = log.report
     if record.probe is None:
-        with _resumable(record), log.phase("probe"):
+        with resumable(lambda: _done(record), force=force), log.phase("probe"):
             record.probe = from_first_process(probe_rates(plan, full, ready, say))
         log.save()
     say(record.probe.note)
     plan = dataclasses.replace(plan, learning_rate=record.probe.chosen)
     return plan, plan.full(rows)
-
-
-@contextmanager
-def _resumable(record: AutoRecord) -> Iterator[None]:
-    """If the search stops early, tell the user that the same command continues the search."""
-    try:
-        yield
-    except BaseException:
-        say(f"\n{_done(record)}; the same command continues from there")
-        raise
 
 
 def _done(record: AutoRecord) -> str:

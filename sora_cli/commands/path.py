@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -24,7 +24,7 @@ from sora_cli.experiments.path.record import FILE_NAME, PICTURE, STAGES, PathRep
 from sora_cli.experiments.path.table import control_table, stage_table
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
 from sora_cli.recipe.output import OutputBlock
-from sora_cli.run.opening import Opening, Work, open_work
+from sora_cli.run.opening import Opening, Work, open_work, resumable
 from sora_cli.run.output import check_own, check_place, clear_page, clear_run
 from sora_cli.run.preflight import check_recipe, check_settled
 
@@ -73,7 +73,10 @@ def path(
         return
     with locked(output):
         report = open_report(loaded, plans, output, controls=controls, force=force)
-        run(loaded, plans, report, output, controls=controls, began=began, as_json=as_json)
+        run(
+            loaded, plans, report, output,
+            controls=controls, began=began, force=force, as_json=as_json,
+        )  # fmt: skip
 
 
 def open_report(
@@ -119,7 +122,8 @@ def run(
     *,
     controls: bool,
     began: float,
-    as_json: bool = False,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Train the missing stages, score the controls, draw the picture, print the result."""
     with importing():
@@ -145,7 +149,7 @@ def run(
     for line in start_lines(ready):
         say(line)
     say(describe_layers(loaded.recipe, stages.ready, setup.parameters))
-    with log.running(), _resumable(report):
+    with log.running(), resumable(lambda: _done(report), force=force):
         for plan in plans[len(report.stages) :]:
             place = f"{plan.index + 1} of {len(plans)}"
             say(f"\nstage {plan.index} ({place}): {report.vary} = {plan.value}")
@@ -162,18 +166,8 @@ def run(
     _conclude(report, output, as_json=as_json)
 
 
-@contextmanager
-def _resumable(report: PathReport) -> Iterator[None]:
-    """If the path stops early, tell the user that the same command continues the path."""
-    try:
-        yield
-    except BaseException:
-        done = len(report.stages)
-        say(
-            f"\n{done} of {report.stage_count} stages are kept; "
-            "the same command continues from there"
-        )
-        raise
+def _done(report: PathReport) -> str:
+    return f"{len(report.stages)} of {report.stage_count} stages are kept"
 
 
 def _new_report(loaded: LoadedRecipe, stage_count: int) -> PathReport:

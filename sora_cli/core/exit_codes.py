@@ -29,7 +29,7 @@ MEANINGS = {
     INTERRUPTED: "Interrupted (SIGINT, Ctrl-C). `sora train` finishes its step, writes a "
     "checkpoint and prints the command that resumes the run; a second signal stops it at once. "
     "`sora path`, `sora auto`, `sora sweep` and `sora predict` keep finished work, and the same "
-    "command continues. All other commands leave no half-written files.",
+    "command, without `--force`, continues. All other commands leave no half-written files.",
     TERMINATED: "Terminated (SIGTERM, which schedulers of clusters send). As with SIGINT.",
 }
 """Meaning of each exit code, for docs/reference/exit-codes.md."""

@@ -6,12 +6,14 @@ flag, as their records tell how far they got.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
+from sora_cli.core.console import say
 from sora_cli.core.errors import SoraError
 from sora_cli.train.checkpoint.resume import check_same
 
@@ -93,3 +95,23 @@ def open_work(
             hint=f"resume it: --resume; start over: --force; or {elsewhere}",
         )
     return Opening.NEW
+
+
+@contextmanager
+def resumable(done: Callable[[], str], *, force: bool) -> Iterator[None]:
+    """If the work stops early, tell the user how far it got and which command continues it.
+
+    Args:
+        done: describes the finished part of the work.
+        force: the command was given `--force`.
+    """
+    try:
+        yield
+    except BaseException:
+        say(f"\n{done()}; {continued_by(force=force)}")
+        raise
+
+
+def continued_by(*, force: bool) -> str:
+    """Name the command that continues work; with `--force` it would delete that work."""
+    return f"the same command{', without --force,' if force else ''} continues from there"

@@ -18,6 +18,7 @@ from sora_cli.core.interruption import Interrupted
 from sora_cli.core.words import first_few, shown_path
 from sora_cli.data.content import data_fingerprint
 from sora_cli.data.places import line_end_in, separator_in
+from sora_cli.run.opening import continued_by
 from sora_cli.use.formats import Format
 from sora_cli.use.parts import Parts, opened
 from sora_cli.use.predictor import Predictor, Request
@@ -64,7 +65,7 @@ def predict_file(
         with opened(output, {**predictor.made_with(), "format": kind}, force=force) as parts:
             parts.check(predictor.digest)
             before = parts.rows
-            _fill(parts, predictor, form)
+            _fill(parts, predictor, form, output, force=force)
             with new_file(output) as temporary:
                 form.join(parts.files, temporary, predictor.adds)
             parts.delete()
@@ -97,7 +98,7 @@ def predict_stream(
     return _summary(predictor, 0, began)
 
 
-def _fill(parts: Parts, predictor: Predictor, form: Format) -> None:
+def _fill(parts: Parts, predictor: Predictor, form: Format, output: Path, *, force: bool) -> None:
     """Answer the remaining rows and add their parts."""
     source, first = predictor.source, parts.rows
     if first:
@@ -113,20 +114,20 @@ def _fill(parts: Parts, predictor: Predictor, form: Format) -> None:
                 parts.add(form.part(rows, answers, as_is), len(rows), data_fingerprint(rows))
                 bar.update(len(rows))
     except Interrupted as end:
-        raise end.with_words(*_resume_lines(parts)) from None
+        raise end.with_words(*_resume_lines(parts, output, force=force)) from None
     except SoraError:
-        for line in _resume_lines(parts):
+        for line in _resume_lines(parts, output, force=force):
             say(line)
         raise
 
 
-def _resume_lines(parts: Parts) -> list[str]:
+def _resume_lines(parts: Parts, output: Path, *, force: bool) -> list[str]:
     if not parts.rows:
         return []
-    return [
-        f"{parts.rows:,} rows are done, in {shown_path(parts.folder)}: the same command continues "
-        "from there"
-    ]
+    # without --force, a command refuses to replace a file
+    moved = f"once {shown_path(output)} is moved away, " if output.exists() else ""
+    done = f"{parts.rows:,} rows are done, in {shown_path(parts.folder)}"
+    return [f"{done}: {moved}{continued_by(force=force)}"]
 
 
 def _say_columns(predictor: Predictor) -> None:

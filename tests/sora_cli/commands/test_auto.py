@@ -152,9 +152,11 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(
     with monkeypatch.context() as patched:
         patched.setattr(maker, "drop_bound", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        assert run(words) != 0
+        assert run([*words, "--force"]) != 0
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    assert "1 of the smaller sizes" not in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "1 of the smaller sizes" not in told
+    assert "the same command, without --force, continues from there" in told
     record = read_auto(out)
     assert record is not None
     assert record.full is not None

@@ -266,8 +266,9 @@ def test_an_interrupted_path_goes_on_bit_equal(
 
     monkeypatch.setattr(Stages, "run", stopping)
     out = tmp_path / "again"
-    assert run(["path", str(recipe), f"output.dir={out}"]) in {1, 130}
-    assert "2 of 4 stages are kept; the same command continues" in capsys.readouterr().err
+    assert run(["path", str(recipe), f"output.dir={out}", "--force"]) in {1, 130}
+    kept = "2 of 4 stages are kept; the same command, without --force, continues from there"
+    assert kept in capsys.readouterr().err
     halted = read_path(out)
     assert halted is not None
     assert halted.status == ("interrupted" if signal is KeyboardInterrupt else "failed")

@@ -14,7 +14,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow.parquet as pq
 import pytest
@@ -23,6 +23,7 @@ from sklearn.metrics import accuracy_score
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from sora_cli.app import run
+from sora_cli.core.interruption import Interrupted
 from sora_cli.train.trainer import AdapterTrainer
 from sora_cli.use import formats, predictor
 from tests.helpers_errors import error_text
@@ -178,10 +179,17 @@ def test_an_interrupted_call_goes_on(
     predict(classifier.run, asked, whole)
     out = tmp_path / f"out.{kind}"
     words = ["predict", str(classifier.run), str(asked), "-o", str(out)]
+    out.write_text("an older output")
+
+    def interrupt() -> NoReturn:
+        raise Interrupted(signal.SIGINT)
+
     with monkeypatch.context() as patched:
-        stop_at(patched, 3, lambda: signal.raise_signal(signal.SIGINT))
-        assert run(words) == 130
-    assert not out.exists()
+        stop_at(patched, 3, interrupt)
+        assert run([*words, "--force"]) == 130
+    moved = f"once {out} is moved away, the same command, without --force, continues from there"
+    assert moved in capsys.readouterr().err
+    out.unlink()
     assert sorted(p.name for p in Path(f"{out}.unfinished").iterdir()) == ["0", "1", "record.json"]
     with monkeypatch.context() as patched:
         begun = stop_at(patched, 99, lambda: None)

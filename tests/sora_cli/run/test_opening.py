@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sora_cli.core.errors import SoraError
-from sora_cli.run.opening import Opening, Work, open_work
+from sora_cli.run.opening import Opening, Work, open_work, resumable
 
 RECIPE = {"training": {"epochs": 3.0}}
 OTHER = {"training": {"epochs": 4.0}}
@@ -76,3 +76,13 @@ def test_force_accepts_safe_changes_of_a_run_that_is_resumed() -> None:
     assert _open(before, now, force=True, resume=True) is Opening.CONTINUE
     with pytest.raises(SoraError, match="another recipe"):
         _open(before, now, resume=True)
+
+
+@pytest.mark.parametrize(("force", "without"), [(False, ""), (True, ", without --force,")])
+def test_the_command_that_continues_has_no_force(
+    capsys: pytest.CaptureFixture[str], force: bool, without: str
+) -> None:
+    with pytest.raises(KeyboardInterrupt), resumable(lambda: "1 of 2 is done", force=force):
+        raise KeyboardInterrupt
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"1 of 2 is done; the same command{without} continues from there"
