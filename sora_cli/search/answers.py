@@ -88,13 +88,20 @@ class AnswerRows:
         repeated[np.unique(self.inputs, return_index=True)[1]] = False
         notes = list(self.notes)
         seen_as = "are training rows" if len(seen) < 2 else "are labelled rows of the recipe"
-        for left_out, reason in ((known, seen_as), (repeated, "repeat another row")):
-            if left_out.any():
-                number = f"{left_out.sum():,} of {len(self):,} rows of {self.file}"
-                notes.append(f"{number} {reason}: they are left out")
+        reasons = {seen_as: known.sum(), "repeat another row": repeated.sum()}
+        for reason, number in reasons.items():
+            if number:
+                rows_of = f"{number:,} of {len(self):,} rows of {self.file}"
+                notes.append(f"{rows_of} {reason}: they are left out")
         rows = np.flatnonzero(~known & ~repeated)
         if len(rows) < 2:
-            raise SoraError(f"{self.file} holds no two rows that training has not seen")
+            left_out = (f"{number:,} {reason}" for reason, number in reasons.items() if number)
+            can = f"{len(rows)} of {len(self):,} rows can test"
+            raise SoraError(
+                f"{self.file}: {can}, and at least 2 are needed",
+                where=", ".join(left_out),
+                hint="give a file with other rows: --unlabelled FILE",
+            )
         return replace(self.take(rows), notes=tuple(notes))
 
     def parts(self, screening: int, test: int, seed: int) -> dict[str, AnswerRows]:
@@ -172,7 +179,11 @@ def read_answer_rows(
         if columns and set(columns) <= set(there):
             given = given.select_columns(list(columns))
         rows = stood_in = blank.stand_in(given)
-        blank.bind(stood_in)
+        try:
+            blank.bind(stood_in)
+        except RowError as error:  # the placeholder for labels is no column of the file
+            error.renamed(listed(stood_in.column_names), listed(there))
+            raise
         if next_tokens:
             # another task: one that has made stand-ins takes a plain text for a prompt
             rows, task = _with_answers(part.rows, blank, trained), create_task(recipe.task, data)
@@ -180,8 +191,9 @@ def read_answer_rows(
         task.check(rows)
     name, label = shown_path(path), task.label_column
     compared = "next-token choices on" if next_tokens else "answers to"
-    columns = _read_columns(task, next_tokens)
-    notes = [f"{name}: the {compared} {listed(columns)} are compared"]
+    columns = [f"'{column}'" for column in _read_columns(task, next_tokens)]
+    plural = "s" if len(columns) > 1 else ""
+    notes = [f"{name}: {compared} the column{plural} {listed(columns)} are compared"]
     if label in there and not next_tokens:
         notes.append(f"{name}: the column '{label}' is ignored: no label is needed")
     inputs = input_hashes(stood_in, blank.input_columns)
@@ -228,14 +240,17 @@ def _check_comparable(task: Task, tolerance: float | None, *, next_tokens: bool)
         raise SoraError(
             f"--next-tokens is for models that write texts, and task {task.name} writes none",
             hint="leave out --next-tokens: its answers are compared",
+            key="auto.next_tokens",
         )
     if task.answers_numbers and tolerance is None:
         raise SoraError(
             f"task {task.name} answers with numbers: two models never give the same one",
             hint="--tolerance 0.1: numbers that are no further apart count as the same",
+            key="auto.max_differ",
         )
     if tolerance is not None and not task.answers_numbers:
         raise SoraError(
             f"--tolerance is for answers that are numbers, and task {task.name} gives none",
             hint="leave out --tolerance",
+            key="auto.tolerance",
         )

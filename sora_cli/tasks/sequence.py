@@ -90,22 +90,21 @@ class _Sequence(OneNumber):
         return DataCollatorWithPadding(processor)
 
     def _find_text_columns(self, columns: list[str]) -> tuple[str, ...]:
-        wanted = self.data.text_columns
+        wanted, label = self.data.text_columns, self.data.label_column
+        others = (name for name in columns if name.isidentifier() and name != label)
+        hint = f"name one or two: data.text_columns=[{next(others, 'COLUMN')}]"
         if wanted is None:
             for usual in USUAL_COLUMNS:
                 if set(usual) <= set(columns):
                     return usual
-            raise RowError(
-                f"no text columns found among {listed(columns)}",
-                hint="name one or two: data.text_columns=[premise,hypothesis]",
-            )
+            raise RowError(f"no text columns found among {listed(columns)}", hint=hint)
         if not 1 <= len(wanted) <= 2:
             raise SoraError(
                 f"data.text_columns takes one or two columns, not {len(wanted)}",
                 key="data.text_columns",
             )
         for column in (name for entry in wanted for name in columns_in(entry, columns)):
-            require_column(column, columns, key="data.text_columns")
+            require_column(column, columns, key="data.text_columns", hint=hint)
         return tuple(wanted)
 
 

@@ -144,7 +144,8 @@ LINES: dict[str, dict[str, Words]] = {
              "--max-differ 1% --unlabelled FILE"),
         "r.yaml --max-differ 1% --max-drop 1pt --unlabelled train.jsonl": "exclude each other",
         "r.yaml --max-drop 1pt --unlabelled train.jsonl":
-            ("holds no two rows that training has not seen", "command line: auto.unlabelled="),
+            ("rows can test, and at least 2 are needed", "command line: auto.unlabelled=",
+             "are training rows", "give a file with other rows: --unlabelled FILE"),
         "r.yaml --max-drop 1pt --unlabelled nothing.csv":
             ("there is no file 'nothing.csv'", "command line: auto.unlabelled=nothing.csv"),
         "r.yaml --unlabelled train.jsonl":
@@ -175,15 +176,16 @@ LINES: dict[str, dict[str, Words]] = {
         "r.yaml --max-differ 1% --unlabelled old.csv": "old.csv holds no rows",
         "r.yaml --max-differ 1% --unlabelled rows/train.csv": "no column 'sentence1'",
         "r.yaml --max-differ 1% --unlabelled train.jsonl":
-            ("holds no two rows that training has not seen", "command line: auto.unlabelled="),
+            ("rows can test, and at least 2 are needed", "command line: auto.unlabelled=",
+             "are training rows", "give a file with other rows: --unlabelled FILE"),
         "r.yaml --max-differ 1% --unlabelled validation.jsonl auto.rows=7":
             ("there are 6 rows without labels, and auto.rows asks for 7", "auto.rows=6"),
         "r.yaml --max-differ 1% --unlabelled validation.jsonl auto.rows=3":
             ("3 rows without labels are too few", "command line: auto.rows=3"),
         "r.yaml --max-differ 1% --unlabelled validation.jsonl --tolerance 1":
-            "--tolerance is for answers that are numbers",
+            ("--tolerance is for answers that are numbers", "command line: auto.tolerance=1"),
         "r.yaml --max-differ 1% --unlabelled validation.jsonl task.name=sequence-regression":
-            ("answers with numbers", "--tolerance 0.1"),
+            ("answers with numbers", "command line: auto.max_differ=1%", "--tolerance 0.1"),
         "r.yaml --max-differ 1% --unlabelled validation.jsonl --tolerance nan": "auto.tolerance",
         "r.yaml --max-drop 1pt method.name=head": "there is no rank to reduce",
         "r.yaml --max-drop 1pt start.adapter=somewhere": "start does not go with auto",
@@ -222,13 +224,13 @@ LINES: dict[str, dict[str, Words]] = {
         "--max-differ 1% --unlabelled train.jsonl --tolerance 1":
             "--tolerance is for answers that are numbers",
         "--max-differ 1% --unlabelled train.jsonl -r r.yaml":
-            "holds no two rows that training has not seen",
+            "rows can test, and at least 2 are needed",
         "--unlabelled train.jsonl": "--unlabelled goes with --max-differ or --max-drop only",
         "--tolerance 1": "--tolerance goes with --max-differ only",
         "--max-drop 1pt -r r.yaml --tolerance 0.1": "--tolerance goes with --max-differ only",
         "--max-drop 1pt -r r.yaml --next-tokens": "--next-tokens goes with --max-differ only",
         "--max-drop 1pt -r r.yaml --unlabelled train.jsonl":
-            "holds no two rows that training has not seen",
+            "rows can test, and at least 2 are needed",
         "--max-drop 1pt -r r.yaml --unlabelled nothing.csv": "there is no file 'nothing.csv'",
         "--max-drop 1pt -r r.yaml auto.basis=both":
             ("auto.basis=both needs rows to answer", "--unlabelled FILE"),

@@ -77,7 +77,7 @@ def test_the_smallest_adapter_that_answers_as_the_model_does(
     assert (entry["max_differ"], entry["certified"], entry["metric"]) == (0.25, True, "agreement")
     assert entry["drop"] <= entry["bound"] <= 0.25
     assert "of the answers differ from the model's (bound " in said.out
-    assert f"{inputs}: the answers to sentence1, sentence2 are compared" in said.err
+    assert f"{inputs}: answers to the columns 'sentence1', 'sentence2' are compared" in said.err
     words = ("--max-differ", "25%", "--unlabelled", inputs, "--recipe", str(trained), "--json")
     assert _extract(trained, tmp_path / "again", *words) == 0
     assert json.loads(capsys.readouterr().out)["rule"]["max_differ"] == 0.25

@@ -54,7 +54,10 @@ def test_anybodys_adapter_is_pruned_by_its_next_tokens(
     words = ["--max-differ", SHARE, "--unlabelled", given, "--next-tokens"]
     assert run(["prune", str(adapter), "-o", str(out), *words]) == OK
     told = capsys.readouterr()
-    assert f"{given}: the next-token choices on instruction, output are compared" in told.err
+    assert (
+        f"{given}: next-token choices on the columns 'instruction', 'output' are compared"
+        in told.err
+    )
     assert "ignored" not in told.err
     assert "at most 95 % of the next-token choices (by row) differ, 95%; certified if" in told.err
     assert "at most 95 % of the next-token choices (by row) differ from the uncut" in told.out

@@ -62,7 +62,7 @@ def test_nothing_but_texts(
     command = ["prune", str(classifier), "-o", str(out), "--max-differ", "8%"]
     assert run([*command, "--unlabelled", str(texts)]) == OK
     told = capsys.readouterr()
-    assert f"{texts}: the answers to text are compared" in told.err
+    assert f"{texts}: answers to the column 'text' are compared" in told.err
     assert "at most 8 % of the answers differ, 95%; certified if at most" in told.err
     assert f"tried on {ROWS} unlabelled rows" in told.out
     entry = entry_of(out)
@@ -121,7 +121,7 @@ def test_a_recipe_tells_the_training_rows(
     write_rows(tmp_path / "inputs.jsonl", more)
     words = words[:-2]
     assert run(["prune", str(tmp_path / "out"), "-o", str(tmp_path / "out3"), *words]) == OK
-    assert "the answers to sentence1, sentence2 are compared" in capsys.readouterr().err
+    assert "answers to the columns 'sentence1', 'sentence2' are compared" in capsys.readouterr().err
     assert entry_of(tmp_path / "out3")["rows"] == 70
 
 
@@ -165,7 +165,7 @@ def test_written_texts_are_compared_whole(
     code = run(["prune", str(adapter), "-o", str(out), *words])
     told = capsys.readouterr()
     assert code in (OK, NO_VERDICT)
-    assert f"{unlabelled}: the answers to instruction are compared" in told.err
+    assert f"{unlabelled}: answers to the column 'instruction' are compared" in told.err
     assert entry_of(out)["metric"] == "agreement"
     assert "unlabelled rows" in told.out
 
@@ -199,6 +199,20 @@ def test_files_that_do_not_tell_the_family(
     assert "add task.name=TASK: " in error[-1]
     words = ["task.name=sequence-classification", "data.label_names=[a,b]"]
     assert run([*command, *words]) == OK
+
+
+def test_a_column_with_another_name_is_named_in_the_hint(
+    classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = (classifier.parent / "texts.jsonl").read_text().replace('"text"', '"words"')
+    (tmp_path / "words.jsonl").write_text(texts)
+    command = ["prune", str(classifier), "-o", str(tmp_path / "out"), "--max-differ", "50%"]
+    command += ["--unlabelled", str(tmp_path / "words.jsonl")]
+    error = error_of(capsys, *command)
+    assert error[0] == "error: no text columns found among words"
+    hint = error[-1].removeprefix("name one or two: ")
+    assert hint == "data.text_columns=[words]"
+    assert run([*command, hint]) == OK
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_every_kind_of_file(recipe: Recipe, tmp_path: Path, kind: str) -> None:
     found = read(recipe, path)
     assert len(found) == 20
     assert found.rows["sentence2"][:] == [row["sentence2"] for row in inputs(20)]
-    assert found.notes == (f"{path}: the answers to sentence1, sentence2 are compared",)
+    assert found.notes == (f"{path}: answers to the columns 'sentence1', 'sentence2' are compared",)
     wanted = read(recipe, write_rows(tmp_path / "other.jsonl", inputs(20)))
     assert found.row_set("x").digest == wanted.row_set("x").digest
     assert found.row_set("x").split == "unlabelled"
@@ -84,8 +84,13 @@ def test_training_rows_and_repeated_rows_are_left_out(recipe: Recipe, tmp_path: 
     assert f"7 of 31 rows of {path} are training rows: they are left out" in found.notes
     assert f"4 of 31 rows of {path} repeat another row: they are left out" in found.notes
     only = write_rows(tmp_path / "only.jsonl", [*trained, new[0], new[0]])
-    with pytest.raises(SoraError, match="holds no two rows that training has not seen"):
+    with pytest.raises(SoraError) as caught:
         read(recipe, only)
+    assert caught.value.lines() == [
+        f"{only}: 1 of 9 rows can test, and at least 2 are needed",
+        "7 are training rows, 1 repeat another row",
+        "give a file with other rows: --unlabelled FILE",
+    ]
 
 
 def test_parts_are_drawn_by_the_seed_and_do_not_overlap(recipe: Recipe, tmp_path: Path) -> None:

@@ -62,7 +62,9 @@ def as_chats(recipe: Recipe, folder: Path) -> Recipe:
 def test_given_answers_are_read_and_told(recipe: Recipe, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [{**row, "text": "x", "id": 1} for row in NEW])
     rows = read(recipe, path)
-    assert rows.notes == (f"{path}: the next-token choices on instruction, output are compared",)
+    assert rows.notes == (
+        f"{path}: next-token choices on the columns 'instruction', 'output' are compared",
+    )
     assert rows.rows.column_names == ["instruction", "output"]
     assert rows.rows["output"][:] == [row["output"] for row in NEW]
     other = write_rows(tmp_path / "other.jsonl", [*NEW[:-1], {**NEW[-1], "output": "no fish"}])

@@ -50,8 +50,9 @@ def test_named_text_columns_win_and_keep_their_order() -> None:
 
 def test_no_text_columns() -> None:
     rows = glue_rows("cola", 4).rename_column("sentence", "utterance")
-    with pytest.raises(SoraError, match="no text columns found among utterance, label, idx"):
+    with pytest.raises(SoraError, match="no text columns found among utterance, label, idx") as no:
         _bound(rows)
+    assert no.value.hint == "name one or two: data.text_columns=[utterance]"
 
 
 @pytest.mark.parametrize("glue", [g for g in GLUE if g != "stsb"])
