@@ -8,6 +8,7 @@ and is fixed before a row is scored.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from methods.factors import LowRankFactors
 from sora_cli.adapter.directory import Adapter, read_adapter
 from sora_cli.adapter.pruning import Loss, survey, truncate_layers
 from sora_cli.adapter.reading import open_adapter
+from sora_cli.core.console import duration
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.scoring import load_target
 from sora_cli.run.stored import load_adapted
@@ -51,7 +53,7 @@ def smallest_cut(
     Args:
         recipe: recipe that scores the cuts.
         rows: rows that the cuts are scored on.
-        tell: prints the smallest drop that these rows can certify.
+        tell: prints the smallest drop that these rows can certify, and the scoring ahead.
         against: model that drops are measured against; None: the uncut adapter.
     """
     with tempfile.TemporaryDirectory() as scratch:
@@ -91,8 +93,9 @@ def choose_cut(
         components = sum(loss.after for loss in losses.values())
         return Candidate(ranks, components, numbers, scores(factors))
 
-    outside = reference is not None
+    outside, began = reference is not None, time.perf_counter()
     whole = at(everything) if reference is None else Candidate(everything, total, 0, reference)
+    took = "" if outside else f", as the uncut adapter in {duration(time.perf_counter() - began)}"
     promise = tell_certifiable(whole.scores, split, promise, tell)
     # a difference of two models has full rank, hence many components: halve them to get small soon
     sizes = (
@@ -100,6 +103,8 @@ def choose_cut(
         if outside
         else smaller_sizes(total)
     )
+    rows = sum(map(len, whole.scores))
+    tell(f"up to {len(sizes)} sizes are scored, each on {rows:,} rows{took}")
     return choose_smallest(
         whole,
         sizes,
