@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from sora_cli.core.errors import SoraError
+from sora_cli.core.errors import SoraError, first_line, first_mistake
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -30,7 +30,8 @@ def read_record(file: Path, kind: type[Record], *, hint: str) -> Record | None:
         if layout is None or known is None or 1 <= layout <= known.default:
             return kind.model_validate_json(text)
     except (OSError, ValueError) as error:
-        what = f"{file} is damaged or of another version: {type(error).__name__}"
+        mistake = first_mistake(error) if isinstance(error, ValidationError) else first_line(error)
+        what = f"{file} is damaged or of another version: {mistake}"
         raise SoraError(what, hint=hint) from error
     raise SoraError(
         f"{file} has layout {layout} (schema_version), and this version reads {known.default}",

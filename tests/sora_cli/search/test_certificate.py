@@ -136,6 +136,13 @@ def test_a_damaged_one_is_said(tmp_path: Path) -> None:
         read_certificate(tmp_path)
 
 
+def test_a_value_of_a_later_version_is_named_with_its_key(tmp_path: Path) -> None:
+    text = certificate().model_dump_json().replace('"basis":"labels"', '"basis":"dice"')
+    (tmp_path / FILE_NAME).write_text(text)
+    with pytest.raises(SoraError, match=r"certificate\.json .*: promise\.basis: .*'both'"):
+        read_certificate(tmp_path)
+
+
 def certificate_of_answers(differing: int = 3) -> Certificate:
     """Return a certificate of a promise about answers with one candidate, on 900 rows."""
     given = certificate().model_dump()
