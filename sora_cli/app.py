@@ -58,8 +58,8 @@ COMMANDS = {
     ),
     "prune": (
         "Write a smaller copy of an adapter.\n\nGive at most one rule: --energy, --rank, "
-        "--max-params, --mean-rank or --max-drop. Without a rule, only components that are exactly "
-        "zero are removed. Example: sora prune runs/rte -o small --energy 0.9"
+        "--max-params, --mean-rank, --max-drop or --max-differ. Without a rule, only components "
+        "that are exactly zero are removed. Example: sora prune runs/rte -o small --energy 0.9"
     ),
     "export": (
         "Write an adapter as a plain LoRA for other programs.\n\nThe output lists the programs "
@@ -80,7 +80,7 @@ COMMANDS = {
     ),
     "extract": (
         "Turn a fully fine-tuned model into a LoRA of its base model.\n\nGive one rule for the "
-        "size: --energy, --rank, --max-params, --mean-rank or --max-drop."
+        "size: --energy, --rank, --max-params, --mean-rank, --max-drop or --max-differ."
     ),
     "combine": "Combine several adapters of one base model into one.",
     "auto": (

@@ -36,8 +36,10 @@ def promise_options(
 ) -> PromiseOptions | None:
     """Return the promise that a command's options ask for; None: they ask for none."""
     if max_drop is None and max_differ is None:
-        check_requires("--max-drop", {"--confidence": confidence is not None})
-        check_requires("--max-differ or --max-drop", {"--unlabelled": unlabelled is not None})
+        check_requires(
+            "--max-differ or --max-drop",
+            {"--confidence": confidence is not None, "--unlabelled": unlabelled is not None},
+        )
     if max_differ is None:
         check_requires(
             "--max-differ", {"--tolerance": tolerance is not None, "--next-tokens": next_tokens}

@@ -24,7 +24,7 @@ from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import command_start, importing
-from sora_cli.experiments.auto.budget import HalvesPlan, RowPlan
+from sora_cli.experiments.auto.budget import MOST_WORK, HalvesPlan, RowPlan
 from sora_cli.experiments.auto.plan import AutoPlan, first_recipe, placed, plan_auto, unused
 from sora_cli.experiments.auto.record import FILE_NAME as RECORD
 from sora_cli.experiments.auto.record import AutoRecord, read_auto
@@ -133,8 +133,8 @@ def auto(
         typer.Option(
             "--cross-fit/--no-cross-fit",
             help="Train and test on both halves of the rows, then train the size on all of them: "
-            "certifies more with few rows, for about 2.2 runs. Default: if rows held out are too "
-            "few.",
+            f"certifies more with few rows, for about {MOST_WORK:g} runs. Default: if rows held "
+            "out are too few.",
         ),
     ] = None,
     refit: Annotated[

@@ -64,7 +64,7 @@ def extract(
         typer.Option(
             "--recipe",
             "-r",
-            help="With --max-drop: the recipe with the task and the rows for the tests.",
+            help="The recipe with the task and the rows for --max-drop; --max-differ needs none.",
             autocompletion=completion.recipes,
         ),
     ] = None,

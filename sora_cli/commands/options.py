@@ -121,7 +121,8 @@ Confidence = Annotated[
     float | None,
     typer.Option(
         "--confidence",
-        help="With --max-drop: confidence of the certification, below 1. Default: 0.95.",
+        help="With --max-drop or --max-differ: confidence of the certification, below 1. "
+        "Default: 0.95.",
         show_default=False,
     ),
 ]

@@ -70,7 +70,7 @@ def prune(
             "--recipe",
             "-r",
             help="The recipe with the task and the rows for --max-drop and --heal. Default with "
-            "--heal: the run's own recipe.",
+            "--heal: the run's own recipe; --max-differ needs none.",
             autocompletion=completion.recipes,
         ),
     ] = None,
@@ -91,7 +91,7 @@ def prune(
     """Write a smaller copy of an adapter; without a rule, only exact zeros are removed.
 
     Returns:
-        Exit code: 3 if `max_drop` is not certified, 1 if the files of a healed run give other
+        Exit code: 3 if the promise is not certified, 1 if the files of a healed run give other
         outputs than the trained model.
     """
     keep = check_keep(
@@ -117,7 +117,8 @@ def prune(
         check_requires("--heal", {"--resume": resume, "--no-verify": no_verify})
         if promise is None and (recipe or given):
             raise SoraError(
-                "--recipe goes with --max-drop and --heal only", hint="--max-drop 0.01 --recipe R"
+                "--recipe goes with --max-drop, --max-differ and --heal only",
+                hint="--max-drop 0.01 --recipe R",
             )
         return _prune(directory, output, keep, promise, force=force)
     from sora_cli.search.heal import healing_recipe

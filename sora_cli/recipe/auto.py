@@ -104,9 +104,9 @@ class AutoBlock(Block):
     cross_fit: bool | Literal["auto"] = Field(
         "auto",
         description="true: train full rank and sizes on each half of the rows, test them on the "
-        "other half, and train the size found on all rows; it certifies smaller drops for about "
-        "2.2 times the work of one run; auto: if rows held out are too few for max_drop and halves "
-        "are enough",
+        "other half, and train the size found on all rows; it certifies smaller drops for more "
+        "than twice the work of one run; auto: if rows held out are too few for max_drop and "
+        "halves are enough",
     )
     refit: bool = Field(
         False,

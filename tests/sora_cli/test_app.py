@@ -12,8 +12,11 @@ from safetensors import SafetensorError
 
 import sora_cli
 from methods.errors import MethodError
+from methods.keep import RULES
+from sora_cli import app
 from sora_cli.app import _split_options, run
 from sora_cli.core import boundary
+from sora_cli.core.checks import option
 from sora_cli.core.errors import SoraError
 from sora_cli.core.verbosity import Verbosity
 
@@ -60,6 +63,12 @@ def test_help_lists_every_command(capsys):
 def test_every_command_has_help(command, capsys):
     assert run([command, "--help"]) == 0
     assert f"Usage: sora {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["prune", "extract"])
+def test_help_names_every_rule(command):
+    text = app.COMMANDS[command]
+    assert [name for name in (*RULES, "max_drop", "max_differ") if option(name) not in text] == []
 
 
 def test_version(capsys):
