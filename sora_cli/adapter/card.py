@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sora_cli import __version__
 from sora_cli.adapter.consumers import consumers_of
-from sora_cli.adapter.metadata import AdapterMeta, BaseReference, Training
+from sora_cli.adapter.metadata import AdapterMeta, BaseReference, Training, step_words
 from sora_cli.adapter.peft.layout import AUTO_CLASSES
 from sora_cli.adapter.ranks import rank_map
 from sora_cli.adapter.reading import AdapterFile, open_adapter
@@ -191,18 +191,13 @@ def _parameters(file: AdapterFile) -> str:
 
 
 def shown_step(entry: Mapping[str, Any]) -> str:
-    """Return one entry of the lineage as Markdown: the command, then its values."""
-    values = [
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {without_folder(value)}"
-        for name, value in entry.items()
-        if name != "command" and value is not None
-    ]
-    return escaped(f"{entry.get('command', '?')}: {', '.join(values)}".removesuffix(": "))
+    """Return one entry of the lineage as Markdown, without folders of this machine."""
+    return escaped(step_words(without_folder(entry)))
 
 
 def without_folder(value: Any) -> Any:
     """Return a value with every absolute path in it shortened to its last part."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: without_folder(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [without_folder(part) for part in value]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from sora_cli.core.errors import SoraError, first_mistake
 from sora_cli.core.hub import looks_local
 from sora_cli.model.files import is_there
 from sora_cli.model.references import is_hub_id
+from sora_cli.recipe.tolerance import AGREEMENT
 
 FORMAT_VERSION = 1
 BASES = "SORA_BASES"
@@ -186,3 +188,28 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def write_json(path: Path, data: Any) -> None:
     """Write indented JSON."""
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def step_words(entry: Mapping[str, Any]) -> str:
+    """Format one entry of the lineage: the command, then its values."""
+    return f"{entry.get('command', '?')}: {', '.join(_step_values(entry))}".removesuffix(": ")
+
+
+def _step_values(entry: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in entry.items():
+        if name in ("command", "given") or value is None:
+            continue
+        if name in ("max_drop", "max_differ"):  # as typed, if that is known
+            value = entry.get("given", value)
+        elif name == "drop" and entry.get("metric") == AGREEMENT:
+            name = "share that differs"
+        between = " -> " if name in ("components", "parameters") else ", "
+        yield f"{name.replace('_', ' ')} {_in_words(value, between)}"
+
+
+def _in_words(value: Any, between: str) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return between.join(_in_words(part, between) for part in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

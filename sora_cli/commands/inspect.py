@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from sora_cli.adapter.digest import result_remarks
+from sora_cli.adapter.metadata import step_words
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.adapter.ranks import RankMap, rank_map
 from sora_cli.adapter.side_by_side import (
@@ -224,7 +225,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         export = f"sora export {quote(facts['directory'])} -o DIR --base MODEL"
         lines.append(("PEFT", f"no; to convert it: {export}"))
     lines += [("note", note) for note in facts["notes"]]
-    lines += [("then", _step(entry)) for entry in facts["lineage"]]
+    lines += [("then", step_words(entry)) for entry in facts["lineage"]]
     return lines
 
 
@@ -265,10 +266,3 @@ def _saving(facts: dict[str, Any], kind: str) -> str:
 
 def _revision(base: dict[str, Any]) -> str:
     return f" @ {base['revision']}" if base["revision"] else ""
-
-
-def _step(entry: dict[str, Any]) -> str:
-    """Format one entry of the lineage: the command, then its values."""
-    values = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in entry.items()
-              if k != "command" and v is not None)  # fmt: skip
-    return f"{entry.get('command', '?')}: {', '.join(values)}".removesuffix(": ")

@@ -181,7 +181,7 @@ def _prune(
         write_adapter(output, small, dtype=dtype, force=force, beside=beside)
         say_notes(file.notes)
         _show(losses, total, file, kept)
-        emit(_described(rule))
+        emit(_described(rule if search is None else dict.fromkeys(rule, search.promise.given)))
     if search is not None:
         _show_search(search)
     say(f"wrote {output}: {_file_size(output)}, was {size_before}")
@@ -309,14 +309,17 @@ def _show(losses: Mapping[str, Loss], total: Loss, file: AdapterFile, kept: int)
         emit("nothing was lost: only components that are exactly zero were removed")
 
 
-def _described(rule: Mapping[str, float]) -> str:
+def _described(rule: Mapping[str, float | str]) -> str:
     """Return the output line that names the rule."""
     tested = (
         "pooled squared singular values per number stored, the largest of all layers together; "
         "tests in a fixed order decide how many"
     )
     how = {**RULES, "max_drop": tested, "max_differ": tested}
-    named = (f"{option(name)} {value:g}: {how[name]}" for name, value in rule.items())
+    named = (
+        f"{option(name)} {value if isinstance(value, str) else f'{value:g}'}: {how[name]}"
+        for name, value in rule.items()
+    )
     return f"rule: {next(named, 'only exact zeros are removed')}"
 
 

@@ -197,6 +197,7 @@ class Search(Generic[Key]):
             both = dict(zip(("bound_by_labels", "bound_by_answers"), uppers, strict=True))
             both["rows_without_labels"] = self.rows[1]
         return {
+            "given": self.promise.given,
             "metric": self.metric,
             "basis": self.promise.basis,
             "split": self.split,

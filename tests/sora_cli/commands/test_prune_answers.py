@@ -15,6 +15,7 @@ import transformers
 from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
 from sora_cli.core.exit_codes import NO_VERDICT, OK
+from sora_cli.core.markdown import escaped
 from sora_cli.report import read_report
 from tests.helpers_chat import instruct_rows, write_chat_base
 from tests.helpers_errors import error_of
@@ -83,8 +84,14 @@ def test_nothing_but_texts(
     before, after = (answers_of(place, texts, tmp_path / "a.jsonl") for place in (classifier, out))
     differing = sum(a != b for a, b in zip(before, after, strict=True))
     assert differing == round(entry["drop"] * ROWS)
+    assert "rule: --max-differ 8%: " in told.out
+    step = f"prune: max differ 8%, components {entry['components'][0]} -> {kept}, parameters "
+    assert f"| After training | {escaped(step)}" in (out / "README.md").read_text(encoding="utf-8")
     assert run(["inspect", str(out)]) == OK
-    assert "max_differ 0.08" in capsys.readouterr().out
+    inspected = " ".join(capsys.readouterr().out.split())
+    assert step in inspected
+    assert "metric agreement, basis answers" in inspected
+    assert f"certified yes, confidence 0.95, share that differs {entry['drop']:.4g}" in inspected
 
 
 def test_too_few_rows_are_told_before_anything_is_cut(
