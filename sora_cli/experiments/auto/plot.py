@@ -12,7 +12,7 @@ from sora_cli.core.figures import COLOURS, FAINT, INK, QUIET, new_figure, save_f
 from sora_cli.search.certificate import Certificate, Healed, Measured, part_of
 from sora_cli.search.words import named_parts
 
-_WIDTH, _HEIGHT = 7.2, 4.6  # inches
+_WIDTH, _HEIGHT, _LINE = 7.2, 4.1, 0.17  # inches; the height without the legend, and of its lines
 _TESTED, _FAILED, _PROMISE = COLOURS[:3]
 _TICKS = (100, 50, 20, 10, 5, 2, 1)
 
@@ -22,7 +22,10 @@ def plot_curve(certificate: Certificate, path: Path) -> None:
     figure = new_figure(_WIDTH, _HEIGHT)
     axes = figure.subplots()
     draw_curve(axes, certificate)
-    figure.legend(*legend_of(axes), loc="outside lower left", ncols=2, fontsize=8, frameon=False)
+    handles, labels = legend_of(axes)
+    figure.set_figheight(_HEIGHT + _LINE * len(labels))
+    # one column: the longest label takes more than half of the width
+    figure.legend(handles, labels, loc="outside lower left", fontsize=8, frameon=False)
     title = f"{certificate.status}: {certificate.saved}"
     figure.suptitle(
         "\n".join(textwrap.wrap(title, int(_WIDTH * 12))), x=0.01, ha="left", fontsize=10

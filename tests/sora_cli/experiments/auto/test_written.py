@@ -11,6 +11,7 @@ import torch
 
 from methods.base import LowRankLinear
 from methods.factors import LowRankFactors
+from sora_cli.experiments.auto import plot
 from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.cuts import replaced_factors
 from sora_cli.experiments.auto.plan import derived_keys, plan_auto
@@ -22,7 +23,7 @@ from sora_cli.report import Ranks, RunReport
 from sora_cli.search.certificate import Healed, RowSet, SizeTest, choose, failed
 from sora_cli.search.words import size_table, untrained_line
 from tests.sora_cli.experiments.auto.support import auto_recipe, full, screened
-from tests.sora_cli.search.test_certificate import certificate
+from tests.sora_cli.search.test_certificate import certificate, certificate_by
 
 
 def candidate(number: int, kept: bool | None, *, upper: float = 0.004) -> Healed:
@@ -112,6 +113,28 @@ def test_the_curve_and_the_table(tmp_path: Path, upper: float) -> None:
     assert untrained_line(found) == "1 other size was scored before healing, and not trained: 12.8%"
     found.screened = found.screened[:2]
     assert untrained_line(found) is None
+
+
+@pytest.mark.parametrize("basis", ["labels", "both"])
+def test_the_whole_legend_is_in_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, basis: str
+) -> None:
+    found, drawn = certificate_by("both") if basis == "both" else certificate(), []
+    monkeypatch.setattr(plot, "save_figure", lambda figure, _: drawn.append(figure))
+    passed = found.candidates[0]
+    assert passed.test is not None
+    test = passed.test.model_copy(update={"kept": False})
+    found.candidates.append(passed.model_copy(update={"parameters": 18, "test": test}))
+    found.rows = {name: row.model_copy(update={"rows": 98765}) for name, row in found.rows.items()}
+    plot_curve(found, tmp_path / "curve.png")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box, axes = legend.get_window_extent(), figure.axes[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+    assert 0 <= box.y0 < box.y1 < axes.y0
+    assert axes.height > 0.5 * figure.bbox.height
 
 
 def test_other_factors_are_held_for_a_while() -> None:
