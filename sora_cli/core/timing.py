@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -53,9 +54,15 @@ def importing() -> Iterator[None]:
     from sora_cli.core.versions import check_versions
 
     check_versions()
-    say("loading torch and transformers ...")
+    _announce()
     with uncollected():
         yield
+
+
+@cache
+def _announce() -> None:
+    """Announce the import of torch, the first time only: then it is loaded."""
+    say("loading torch and transformers ...")
 
 
 @contextmanager
