@@ -96,7 +96,10 @@ def extract(
     )
     if promise is None:
         drop_options = {"--recipe": recipe, "OVERRIDES": overrides}
-        check_requires("--max-drop", {name: bool(value) for name, value in drop_options.items()})
+        check_requires(
+            "--max-differ or --max-drop",
+            {name: bool(value) for name, value in drop_options.items()},
+        )
     keep = check_keep(
         energy=energy,
         rank=rank,

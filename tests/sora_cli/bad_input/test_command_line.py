@@ -299,8 +299,8 @@ LINES: dict[str, dict[str, Words]] = {
         "--rank 3 --unlabelled train.jsonl": "--unlabelled goes with --max-differ or --max-drop",
         "--rank 3 --next-tokens": "--next-tokens goes with --max-differ only",
         "--rank 3 --confidence 0.9": "--confidence goes with --max-differ or --max-drop only",
-        "--rank 3 --recipe rte": "--recipe goes with --max-drop only",
-        "--rank 3 training.seed=1": "OVERRIDES goes with --max-drop only",
+        "--rank 3 --recipe rte": "--recipe goes with --max-differ or --max-drop only",
+        "--rank 3 training.seed=1": "OVERRIDES goes with --max-differ or --max-drop only",
     },
     "inspect": {
         "nowhere": "there is no directory nowhere",
