@@ -72,7 +72,7 @@ def test_anybodys_adapter_is_pruned_by_its_next_tokens(
     assert differing == round(entry["drop"] * len(ROWS))
     assert 0 < differing < len(ROWS)
     assert run(["inspect", str(out)]) == OK
-    assert "next_tokens True" in capsys.readouterr().out
+    assert "next tokens yes" in capsys.readouterr().out
 
 
 def test_overrides_are_those_that_next_tokens_read(
