@@ -16,7 +16,7 @@ from sora_cli.core.console import count, emit, printable, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.table import Column, Table, emit_table
 from sora_cli.core.timing import importing
-from sora_cli.search.certificate import read_certificate
+from sora_cli.search.certificate import required_certificate
 
 if TYPE_CHECKING:
     from sora_cli.verify.difference import Difference
@@ -105,10 +105,7 @@ def _verify_certificate(run: str, overrides: list[str], *, as_json: bool) -> int
     """
     check_excludes("--certificate", ["B" for word in overrides if "=" not in word][:1])
     place = Path(run).expanduser()
-    if read_certificate(place) is None:
-        raise SoraError(
-            f"{place} holds no certificate", hint="sora auto RECIPE --max-drop 0.5pt writes one"
-        )
+    required_certificate(place)
     with importing():
         from sora_cli.verify.certificate import recheck
     certificate, done = recheck(place, overrides)
@@ -120,7 +117,7 @@ def _verify_certificate(run: str, overrides: list[str], *, as_json: bool) -> int
     columns = ("figure", Column("certificate", ".6g"), Column("here", ".6g"),
                Column("tolerance", ".2g"))  # fmt: skip
     rows = [(c.name, c.stored, c.here, c.apart) for c in done.compared]
-    emit_table(Table(f"{printable(place)}: {certificate.status}", columns, rows))
+    emit_table(Table(f"{printable(place)}: says {certificate.status}", columns, rows))
     tolerated = ", ".join(
         f"{count(rows)} of {count(certificate.rows[part].rows)} rows"
         + (f" ({part})" if len(done.rows) > 1 else "")

@@ -61,22 +61,29 @@ def parse_drop(value: str | float, metric: str, *, name: str = "--max-drop") -> 
 
 
 def parse_share(value: str | float, *, name: str = "--max-differ") -> float:
-    """Return a share of rows, such as 1% or 0.01, as a number from 0 to below 1.
+    """Return a share of rows, such as 1% or 0.01, as a number above 0 and below 1.
 
     Args:
         name: option or key, for errors.
     """
     shown = f"{value:.12g}" if isinstance(value, int | float) else value.strip()
     percent = shown.removesuffix("%")
+    points = _POINTS.fullmatch(shown)
     try:
-        share = float(percent) / (100 if percent != shown else 1)
+        number = float(points[1] if points else percent)
     except ValueError as error:
         raise SoraError(
-            f"{name} must be a share of the rows, not '{shown[:40]}'", hint=f"{name} 1%"
+            f"{name} must be a share of the rows, not '{shown[:40]}'", hint=_set(name, "1%")
         ) from error
-    if not 0 <= share < 1:
+    share = number / (100 if percent != shown else 1)
+    if points or not 0 < share < 1:
+        why = "; no number of rows can certify 0" if number == 0 else ""
+        # 5 and 5pt are probably five per cent
+        is_percent = percent == shown and 0 < number < 100
+        near = f"{number:g}%" if is_percent else "1%"
         raise SoraError(
-            f"{name} must be a share of the rows from 0 to below 1, not {shown}", hint=f"{name} 1%"
+            f"{name} must be a share of the rows, above 0 and below 1, not {shown[:40]}{why}",
+            hint=_set(name, near),
         )
     return share
 

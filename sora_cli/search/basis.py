@@ -45,9 +45,9 @@ DIFFERING_SHARES = (0.0025, 0.005, 0.01, 0.025, 0.05)
 _ACCURACY = 1e-4  # of the smallest drop that both can be expected to certify
 _DIGITS = 3  # of chances that are compared: a smaller difference is no reason
 _HOW = {
-    "labels": "labelled rows test, rows without labels are not used",
-    "answers": "answers to rows without labels test, labelled rows do not",
-    "both": "labelled rows and answers to rows without labels test, each at half the error",
+    "labels": "labels test the drop, and rows without labels are not used",
+    "answers": "answers to rows without labels test the drop, and labels do not",
+    "both": "labels and answers to rows without labels test the drop, each at half the error",
 }
 
 TestRows = tuple[int, ...]
@@ -163,19 +163,14 @@ def basis_line(chosen: Basis, promise: Promise, rows: Mapping[Basis, TestRows]) 
 def chances_line(promise: Promise, rows: Mapping[Basis, TestRows]) -> str:
     """Return a line on the bases to choose from, and on the drop that each can certify."""
     if math.isnan(promise.max_drop):
-        about = "smallest drop that can be expected to be certified"
+        about = "smallest drop that they can be expected to certify"
         figures = {b: f"{_smallest(_on(promise, b), rows[b]):.4f}" for b in rows}
     else:
         first, last = DIFFERING_SHARES[0], DIFFERING_SHARES[-1]
         about = (
-            f"probability to certify {promise.max_drop:g}, a mean over sizes that differ on "
+            f"chance to certify {promise.max_drop:g}, in the mean of sizes that differ on "
             f"{first:.2%} to {last:.0%} of the rows"
         )
         figures = {b: f"{chance(_on(promise, b), rows[b]):.0%}" for b in rows}
-    names = {
-        "labels": "{:,} labelled rows",
-        "answers": "{:,} rows without labels",
-        "both": "{:,} and {:,} of them",
-    }
-    each = (f"{names[basis].format(*numbers)} {figures[basis]}" for basis, numbers in rows.items())
-    return f"{about}: {', '.join(each)}"
+    named = {b: " and ".join(f"{n:,}" for n in numbers) + " rows" for b, numbers in rows.items()}
+    return f"{about}: {', '.join(f'{b} {figures[b]} ({named[b]})' for b in rows)}"

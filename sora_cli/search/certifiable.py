@@ -188,15 +188,21 @@ def rows_needed(
     confidence: float = CONFIDENCE,
     power: float = POWER,
 ) -> int:
-    """Return about how many right-or-wrong rows certify a drop, if the true drop is 0.
+    """Return the least number of right-or-wrong rows that certify a drop, if the true drop is 0."""
 
-    By the normal approximation of the score test's power; at least the number that is needed if no
-    row differs.
-    """
-    z = float(ndtri(confidence) + ndtri(power))
-    # if no row differs the bound is about 1 - (1 - confidence)^(1 / rows): solved for the rows
-    least = math.log1p(-confidence) / math.log1p(-drop)
-    return math.ceil(max(z * z * differing / drop**2, least))
+    def too_few(rows: int) -> bool:
+        known = certifiable_drop(rows, differing=differing, confidence=confidence, power=power)
+        return known > drop
+
+    # if no row differs the bound is about 1 - (1 - confidence)^(1 / rows): fewer rows certify less
+    low = max(math.floor(math.log1p(-confidence) / math.log1p(-drop)) - 1, 1)
+    high = 2 * low
+    while too_few(high):
+        low, high = high, 2 * high
+    while high - low > 1:  # the drop falls with the rows
+        middle = (low + high) // 2
+        low, high = (middle, high) if too_few(middle) else (low, middle)
+    return high
 
 
 def _outcomes(rows: int, differing: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sora_cli.core.errors import SoraError
 from sora_cli.core.records import Record, read_record
 from sora_cli.report import BaseFacts, Score
 from sora_cli.search.halves import HALVES
@@ -364,6 +365,9 @@ def conclude(certificate: StoredCertificate) -> None:
     certificate.statement, certificate.scope = _sentences(certificate, written)
     if not certificate.bound.rows_alone:
         certificate.statement += f"; {NOT_ALONE}"
+    if kept and certificate.final is not None and not certificate.halves:
+        tested = f"the tested adapter in {written.directory}, not the written one"
+        certificate.statement = f"{tested}: {certificate.statement}"
     certificate.next_smaller = failed(candidates) if kept else None
     last = certificate.final or written
     certificate.saved = saving(last, certificate.full, promise.serve)
@@ -452,6 +456,16 @@ class Certificate(StoredCertificate):
 def read_certificate(run: Path) -> Certificate | None:
     """Read the certificate in a run's directory; None if there is none."""
     return _read(run, Certificate)
+
+
+def required_certificate(run: Path) -> Certificate:
+    """Read the certificate in a run's directory, which must have one."""
+    certificate = read_certificate(run)
+    if certificate is None:
+        raise SoraError(
+            f"{run} holds no certificate", hint="sora auto RECIPE --max-drop 1pt writes one"
+        )
+    return certificate
 
 
 def read_stored(run: Path) -> StoredCertificate | None:

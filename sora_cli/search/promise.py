@@ -176,16 +176,18 @@ class PromiseOptions:
 
     def _check_drop(self) -> None:
         """Check a promise about a metric: it needs a number, and no tolerance."""
-        alone = self.max_drop is None and self.unlabelled is not None
-        needless = {"--unlabelled": alone, "--tolerance": self.tolerance is not None}
-        for name, given in needless.items():
-            if given:
-                raise SoraError(
-                    f"{name} goes with --max-differ"
-                    + (" or --max-drop" if name == "--unlabelled" else " only"),
-                    hint="--max-differ 1% --unlabelled FILE",
-                    key=f"auto.{name.removeprefix('--')}",
-                )
+        if self.max_drop is None and self.unlabelled is not None:
+            raise SoraError(
+                "--unlabelled goes with --max-differ or --max-drop",
+                hint=f"--max-differ 1% --unlabelled {self.unlabelled}",
+                key="auto.unlabelled",
+            )
+        if self.tolerance is not None:
+            raise SoraError(
+                "--tolerance goes with --max-differ only",
+                hint="leave out --tolerance",
+                key="auto.tolerance",
+            )
         if self.next_tokens:
             raise SoraError(
                 "--next-tokens goes with --max-differ only: equal next tokens on given texts do "
@@ -226,8 +228,7 @@ class PromiseOptions:
                 hint="--tolerance 0.1",
                 key="auto.tolerance",
             )
-        if share != SMALLEST:
-            parse_share(share)
+        parse_share(share)
 
     def of(self, recipe: Recipe, *, name: str = "--max-drop", serve: str | None = None) -> Promise:
         """Return the promise in the unit of a recipe's metric.
@@ -238,10 +239,10 @@ class PromiseOptions:
         options = recipe.task.options
         metric = main_metric(options.metrics, options.best_metric)
         given = self.max_drop if self.max_differ is None else self.max_differ
-        if given == SMALLEST:
-            number = math.nan
-        elif self.max_differ is not None:
+        if self.max_differ is not None:
             number = parse_share(self.max_differ, name=name.replace("drop", "differ"))
+        elif given == SMALLEST:
+            number = math.nan
         else:
             assert self.max_drop is not None  # see `check`
             number = parse_drop(self.max_drop, metric, name=name)
@@ -270,7 +271,8 @@ class PromiseOptions:
         self.check()
         if self.recipe is None:
             raise SoraError(
-                "--max-drop needs a recipe, to score the adapter with", hint="add --recipe R"
+                "--max-drop needs a recipe, to score the adapter with",
+                hint="add --recipe R; or --max-differ 1% --unlabelled FILE, which needs none",
             )
         from sora_cli.recipe.load import load_recipe
         from sora_cli.recipe.reading import MAX_DROP, load_read
@@ -310,6 +312,11 @@ def rows_are_right_or_wrong(recipe: Recipe) -> bool:
     return options.COUNTS_ROWS and is_right_or_wrong(
         main_metric(options.metrics, options.best_metric)
     )
+
+
+def has_exact_bound(recipe: Recipe) -> bool:
+    """Return whether rows are right or wrong, and each by itself: then bounds are exact."""
+    return rows_are_right_or_wrong(recipe) and recipe.task.options.ROWS_ALONE
 
 
 def is_right_or_wrong(metric: str) -> bool:

@@ -116,8 +116,8 @@ def on_halves(
         each = promise.model_copy(update={"confidence": half_confidence(promise.confidence)})
         return drop_by_labels(each, bound, None, rows)
     bounds = " and ".join("none" if t is None else f"{t.upper:.4f}" for t in tests)
-    seen = f"bound {test.upper:.4f}, the mean of {bounds}, each on about {rows:,} rows; mean drop "
-    seen += f"{test.drop:+.4f}"
+    each_sure = f"each with {half_confidence(promise.confidence):.1%} confidence, on {rows:,} rows"
+    seen = f"bound {test.upper:.4f}, the mean of {bounds}, {each_sure}; mean drop {test.drop:+.4f}"
     if test.kept:
         return (
             f"with {promise.confidence:.0%} confidence {promise.metric} is at most "

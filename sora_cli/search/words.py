@@ -46,10 +46,11 @@ def certifiable_line(scores: RowScores, split: str, confidence: float) -> str | 
     )
 
 
-def certifiable_lines(promise: Promise, rows: int, bound: BoundMethod, more: str) -> Iterator[str]:
+def certifiable_lines(promise: Promise, rows: str, bound: BoundMethod, more: str) -> Iterator[str]:
     """Yield lines on the drop that a number of test rows can certify, before any training.
 
     Args:
+        rows: the test rows in words.
         more: a sentence on the number of rows that the promise needs.
     """
     promised = (
@@ -61,7 +62,7 @@ def certifiable_lines(promise: Promise, rows: int, bound: BoundMethod, more: str
         yield f"{promised}; the bound is {bound.method}"
         yield "the smallest drop that the test rows can certify is computed after screening"
         return
-    yield f"{promised}; {count(rows)} test rows can be expected to certify {smallest:.4f}"
+    yield f"{promised}; {rows} can be expected to certify {smallest:.4f}"
     if smallest > promise.max_drop:
         yield (
             "WARNING: too few test rows to certify this drop, unless the two models almost always "
@@ -80,42 +81,38 @@ def answers_lines(
         rows: numbers of test rows, for each part of the promise.
         bound: method of the bound, of a promise about a drop.
     """
-    from sora_cli.search.agreement import allowed_rows, rows_for_none  # scipy
+    from sora_cli.search.agreement import allowed_rows, rows_for_none, share_bound  # scipy
     from sora_cli.search.certifiable import DIFFERING
 
     *labelled, answered = rows
     part = promise.parts()[-1]
-    sure = f"{promise.confidence:.0%}"
-    promised = (
-        f"promise: at most {100 * promise.max_drop:g} % of the {promise.answers} differ, {sure}"
-    )
+    promised = f"promise: at most {100 * promise.max_drop:g} % of the {promise.answers} differ"
     if promise.kind == "drop":
-        promised = (
-            f"promise: a drop of at most {promise.max_drop:g} ({promise.given}), with {sure} "
-            "confidence"
-        )
+        promised = f"promise: a drop of at most {promise.max_drop:g} ({promise.given})"
+    promised += f", with {promise.confidence:.0%} confidence"
     allowed = allowed_rows(promise.max_drop, answered, part.confidence)
     also = f" by {count(labelled[0])} labelled rows, or" if labelled else ""
+    tested = f"{count(answered)} test rows{' without labels' if labelled else ''}"
     if allowed is not None:
-        yield (
-            f"{promised}; certified{also} if at most {count(allowed)} of {count(answered)} test "
-            f"rows {'without labels ' if labelled else ''}are answered differently"
-        )
+        few = f"at most {count(allowed)}" if allowed else "none"
+        yield f"{promised}; certified{also} if {few} of {tested} are answered differently"
     else:
         yield promised
         need = rows_for_none(promise.max_drop, part.confidence)
         more = "no number of rows is enough" if need is None else f"it takes {count(need)} at least"
-        end = (
-            "" if labelled else ": the adapter will be written without a certificate (exit code 3)"
-        )
-        yield (
-            f"WARNING: {count(answered)} test rows {'without labels ' if labelled else ''}cannot "
-            f"certify this, even if no answer differs; {more}{end}"
-        )
+        least = 100 * share_bound(0, answered, part.confidence)
+        if not labelled:
+            option = "--max-differ" if promise.kind == "differ" else "a drop of"
+            more += (
+                f", and these can certify {option} {math.ceil(10 * least) / 10:g}% at best: the "
+                "adapter will be written without a certificate (exit code 3)"
+            )
+        yield f"WARNING: {tested} cannot certify this, even if no answer differs; {more}"
     if promise.kind == "drop" and bound is not None and bound.smallest_drop is not None:
+        these = "labelled rows and answers together" if labelled else "these rows"
         yield (
-            f"if {DIFFERING:.1%} of them differ and the true drop is 0, they can be expected to "
-            f"certify {bound.smallest_drop:.4f}"
+            f"{these} can be expected to certify {bound.smallest_drop:.4f}, if {DIFFERING:.1%} of "
+            "the rows are answered differently and the true drop is 0"
         )
 
 
@@ -368,7 +365,10 @@ def _certifiable_share(search: Search[Any]) -> list[str]:
 def unseen_rows(search: Search[Any]) -> str:
     """Return a note that the score on the choosing rows is biased by the choice."""
     if search.promise.by_answers:
-        return f"note: the size was chosen on {search.split}, so its agreement there is too good"
+        return (
+            f"note: the size was chosen on {search.split}, so the share of answers that differ "
+            f"there ({search.chosen.drop:.2%}) is a little too small; the bound holds all the same"
+        )
     return (
         f"note: the size was chosen on {search.split}, so its score there is too good: report a "
         "score on other rows"

@@ -52,8 +52,8 @@ from sora_cli.search.certificate import (
     SizeTest,
     directory_of,
     half_name,
-    read_certificate,
     read_stored,
+    required_certificate,
 )
 from sora_cli.search.halves import HALVES, half_confidence, held_data
 from sora_cli.search.promise import Promise, promise_of
@@ -93,7 +93,8 @@ class Rechecked(BaseModel):
     Attributes:
         compared: every figure that was computed again.
         differs: differences from the certificate, a sentence each.
-        unclear: verdicts that changed within the tolerance, a sentence each.
+        unclear: verdicts that changed within the tolerance, and bounds that are much better in the
+            certificate, a sentence each.
         rows: number of differing rows that are tolerated, by part of the test rows.
     """
 
@@ -104,7 +105,7 @@ class Rechecked(BaseModel):
 
     @property
     def verdict(self) -> Verdict:
-        """DIFFERENT if anything differs, UNKNOWN if only a verdict is unclear, else SAME."""
+        """DIFFERENT if anything differs, UNKNOWN if only a figure is unclear, else SAME."""
         if self.differs:
             return Verdict.DIFFERENT
         return Verdict.UNKNOWN if self.unclear else Verdict.SAME
@@ -156,7 +157,7 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
     done = Rechecked(
         compared=scored.compared,
         differs=differs,
-        unclear=scored.unclear,
+        unclear=[*scored.unclear, *scored.better],
         rows={part: scored.tolerated(sets[part].rows) for part in parts if part in sets},
     )
     return certificate, done
@@ -375,11 +376,7 @@ class _Again:
 
 
 def _read_run(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedRecipe]:
-    certificate, report = read_certificate(run), read_report(run)
-    if certificate is None:
-        raise SoraError(
-            f"{run} holds no certificate", hint="sora auto RECIPE --max-drop 0.5pt writes one"
-        )
+    certificate, report = required_certificate(run), read_report(run)
     if report is None:
         raise SoraError(f"{run / REPORT} is missing: it says which data and model were used")
     values = {**report.recipe, "start": None}  # what it started from may be elsewhere by now

@@ -26,6 +26,9 @@ from sora_cli.tasks.row_scores import RowScores
 from sora_cli.verify.expected import ROUNDING, close
 
 T = TypeVar("T", bound=PartTest)
+PART_OF_PROMISE = 1 / 5
+"""A stored bound may be smaller than the new one by this part of the promise; one row always may
+change. The tolerated rows alone could make a bound better by as much as the whole promise."""
 _SAME = 1e-9
 """Largest difference of scores of the same rows: far less than one row in a million changes."""
 
@@ -58,11 +61,13 @@ class ScoresAgain:
         share: of the rows that may change their outcome on another machine.
         compared: every figure that was computed again.
         unclear: verdicts that changed within the tolerance, a sentence each.
+        better: bounds that the certificate says to be much smaller, within the tolerance.
     """
 
     share: float
     compared: list[Compared] = field(default_factory=list)
     unclear: list[str] = field(default_factory=list)
+    better: list[str] = field(default_factory=list)
 
     def tolerated(self, rows: int) -> int:
         """Return the number of rows that may change their outcome; at least one may."""
@@ -126,6 +131,12 @@ class ScoresAgain:
         if alike:
             allowed = _tolerated_change(full, here, promise.confidence, turned)
             upper = self._compare(_figure_name(name, "upper"), stored.upper, here.upper, allowed)
+            one_row = _tolerated_change(full, here, promise.confidence, 2)  # by either model
+            if here.upper - stored.upper > max(PART_OF_PROMISE * promise.max_drop, one_row):
+                self.better.append(
+                    f"{name}: a bound of {stored.upper:.6g} in the certificate, {here.upper:.6g} "
+                    "here: the tolerated rows explain it, but it is much better than here"
+                )
         if not alike or stored.verdict != here.verdict:
             self.unclear.append(
                 f"{name}: {_in_words(stored)} in the certificate, {_in_words(here)} here; the "

@@ -51,6 +51,13 @@ def rows_for(test: int) -> tuple[int, int]:
     return held, _FIFTH * held
 
 
+def rows_for_halves(test: int) -> int:
+    """Return the rows of the training split that give each half this many rows."""
+    both = len(HALVES) * test
+    screened = both * _SCREENED_OF_HALVES / (1 - _SCREENED_OF_HALVES)
+    return math.ceil(both + max(min(screened, _MOST_OF_HALVES), _FEWEST)) + 1
+
+
 @dataclass(frozen=True)
 class RowPlan:
     """The numbers of screening, test and training rows, and the cost of scoring.

@@ -28,7 +28,7 @@ from sora_cli.recipe.recipe import MethodBlock, Recipe
 from sora_cli.recipe.start import StartBlock
 from sora_cli.search.certificate import FULL, HALVES_FOLDER, SIZES
 from sora_cli.search.halves import WHOLE_DATA, half_data, held_data
-from sora_cli.search.promise import Promise, promise_of
+from sora_cli.search.promise import Promise, has_exact_bound, promise_of
 
 _HEALING = 2 / 3
 """Share of `auto.cost` that healing gets; scoring gets the rest. The steps after the cut matter: on
@@ -202,7 +202,7 @@ def plan_auto(loaded: LoadedRecipe) -> AutoPlan:
         )
     _check_alone(loaded)
     promise = promise_of(recipe)
-    _check_rows(loaded, block)
+    _check_rows(loaded, block, promise.metric)
     rank, alpha = _start(recipe, block)
     default = f"runs/{loaded.name}-auto-s{recipe.training.seed}"
     output = Path(recipe.output.dir or default).expanduser()
@@ -224,7 +224,7 @@ def _check_alone(loaded: LoadedRecipe) -> None:
         )
 
 
-def _check_rows(loaded: LoadedRecipe, block: AutoBlock) -> None:
+def _check_rows(loaded: LoadedRecipe, block: AutoBlock, metric: str) -> None:
     """Check that nothing contradicts cross-fitting or the last training on all rows."""
     option = "refit" if block.refit else "cross_fit" if block.cross_fit is True else None
     by_answers = block.basis in {"answers", "both"}
@@ -239,6 +239,12 @@ def _check_rows(loaded: LoadedRecipe, block: AutoBlock) -> None:
             f"auto.{option} goes with max_drop: of max_differ all rows are trained on already",
             where=loaded.origin("auto", option).place,
             hint=f"auto.{option}=false",
+        )
+    if block.cross_fit is True and not has_exact_bound(loaded.recipe):
+        raise SoraError(
+            f"auto.cross_fit needs rows that are right or wrong, each by itself: {metric} has none",
+            where=loaded.origin("auto", "cross_fit").place,
+            hint="auto.cross_fit=false",
         )
     for key, reason in against_halves(loaded.recipe).items() if block.cross_fit is True else ():
         raise SoraError(

@@ -21,7 +21,7 @@ from sora_cli.search.answers import AnswerRows
 from sora_cli.search.basis import BASES, TestRows, against_answers, basis_line, choose_basis
 from sora_cli.search.certifiable import certifiable_drop
 from sora_cli.search.halves import half_confidence, held_data
-from sora_cli.search.promise import rows_are_right_or_wrong
+from sora_cli.search.promise import has_exact_bound
 from sora_cli.search.rows import count_rows, unlabelled_rows, whole_data
 
 Notes = tuple[str, ...]
@@ -137,7 +137,7 @@ def _needed(plan: AutoPlan, held: RowPlan) -> tuple[RowPlan, Notes]:
     promise, block = plan.promise, plan.block
     if block.cross_fit != "auto" or against_halves(plan.loaded.recipe):
         return held, ()
-    if math.isnan(promise.max_drop) or not rows_are_right_or_wrong(plan.loaded.recipe):
+    if math.isnan(promise.max_drop) or not has_exact_bound(plan.loaded.recipe):
         return held, ()
     try:
         halves: HalvesPlan = plan.halves_plan(held.total)
@@ -146,8 +146,13 @@ def _needed(plan: AutoPlan, held: RowPlan) -> tuple[RowPlan, Notes]:
     each = half_confidence(promise.confidence)
     now = certifiable_drop(held.test, confidence=promise.confidence)
     then = certifiable_drop(halves.test, confidence=each)
-    if now <= promise.max_drop or then > promise.max_drop or round(halves.work, 1) > MOST_WORK:
+    if now <= promise.max_drop or then >= now or round(halves.work, 1) > MOST_WORK:
         return held, ()
+    if then > promise.max_drop:
+        return held, (
+            f"neither {held.test:,} rows held out ({now:.4f}) nor two halves of {halves.test:,} "
+            f"rows ({then:.4f}, --cross-fit) can be expected to certify {promise.max_drop:g}",
+        )
     return halves, (
         f"cross-fitting: {held.test:,} rows held out can be expected to certify {now:.4f}, and two "
         f"halves of {halves.test:,} rows {then:.4f}; auto.cross_fit=false holds rows out",

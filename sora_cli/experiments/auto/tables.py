@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING
 from sora_cli.core.console import count, duration
 from sora_cli.core.console import size as readable
 from sora_cli.core.words import first_few
-from sora_cli.experiments.auto.budget import FACTORS, HalvesPlan, RowPlan, probe_steps, rows_for
+from sora_cli.experiments.auto.budget import (
+    FACTORS,
+    HalvesPlan,
+    RowPlan,
+    probe_steps,
+    rows_for,
+    rows_for_halves,
+)
 from sora_cli.experiments.auto.plan import AutoPlan
 from sora_cli.report import RunReport
 from sora_cli.run.dry_run import DryRun
-from sora_cli.search.halves import HALF_SHARES, HALVES, half_confidence
+from sora_cli.search.halves import HALF_SHARES, half_confidence
 from sora_cli.search.promise import Promise
 from sora_cli.search.sizes import SHARES
 from sora_cli.search.statement import NOT_ALONE
@@ -40,11 +47,17 @@ def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
     )
     if rows.answers:
         yield f"rows without labels: {count(rows.answers)} test the sizes, too, by their answers"
-    probing = _probing(plan, rows)
-    trials = f", trials of learning rates {probing:.0%}" if probing else ""
+    probing, last = _probing(plan, rows), _last_run(plan, rows)
+    more = f", trials of learning rates {probing:.0%}" if probing else ""
+    if last:
+        yield (
+            f"the size that the tests choose is then trained on all {count(_wanted(plan, rows))} "
+            "rows and written; that adapter is not tested"
+        )
+        more += f", training on all rows {last:.0%}"
     yield (
         f"extra work: at most {_extra(plan, rows):.0%} of the full run's: healing {healing:.0%}, "
-        f"scoring {rows.scoring:.0%}{trials}"
+        f"scoring {rows.scoring:.0%}{more}"
     )
 
 
@@ -56,8 +69,9 @@ def _halves_lines(rows: HalvesPlan) -> Iterator[str]:
         f"{count(rows.screening)} rows screen the sizes"
     )
     yield (
-        f"each size is healed for {rows.heal:.1%} of a half's steps; the size found is then "
-        f"trained on all {count(rows.total)} rows and written"
+        f"each size is healed for {rows.heal:.1%} of a half's steps; the size that the tests "
+        f"choose is then trained on all {count(rows.total)} rows and written; that adapter is not "
+        "tested"
     )
     yield (
         f"all work: about {rows.work:.2g} times one LoRA run on all rows, of which scoring "
@@ -72,7 +86,10 @@ def promise_lines(promise: Promise, rows: RowPlan, certifiable: Certifiable) -> 
         numbers = (rows.test, rows.answers) if rows.answers else (rows.test,)
         yield from answers_lines(promise, numbers, bound)
     else:
-        yield from certifiable_lines(promise, rows.test, bound, _more_rows(promise, rows))
+        tested = f"{count(rows.test)} test rows"
+        if isinstance(rows, HalvesPlan):
+            tested = f"two halves of {tested}"
+        yield from certifiable_lines(promise, tested, bound, _more_rows(promise, rows))
     if not bound.rows_alone:
         yield NOT_ALONE
 
@@ -85,15 +102,14 @@ def _more_rows(promise: Promise, rows: RowPlan) -> str:
         return "no number of rows certifies a drop of 0, unless the smaller adapter is better"
     if isinstance(rows, HalvesPlan):
         half = rows_needed(promise.max_drop, confidence=half_confidence(promise.confidence))
-        labelled = len(HALVES) * half + rows.screening
+        labelled = rows_for_halves(half)
     else:
         held, labelled = rows_for(rows_needed(promise.max_drop, confidence=promise.confidence))
     if labelled <= rows.total and not isinstance(rows, HalvesPlan):
         return f"{promise.max_drop:g} needs more test rows: auto.rows={held}"
-    about = count(round(labelled, 2 - len(str(labelled))))  # two digits: `rows_needed` estimates
     return (
-        f"{promise.max_drop:g} needs a training split of about {about} rows; this one has "
-        f"{count(rows.total)}"
+        f"{promise.max_drop:g} needs a training split of about {count(labelled)} rows; this one "
+        f"has {count(rows.total)}"
     )
 
 
@@ -109,6 +125,8 @@ def whole_lines(plan: AutoPlan, rows: RowPlan, full: DryRun) -> Iterator[str]:
         about = "training on both halves and on all rows"
     elif plan.block.probe:
         about += ", the trials of rates"
+    if _last_run(plan, rows):
+        about += " and once more on all rows"
     about += ", healing"
     yield f"{'time':<20} {f'about {duration(max(seconds, 1))}':<20} {about} and scoring"
     yield f"{'memory':<20} {readable(full.memory):<20} predicted; the smaller sizes need no more"
@@ -118,7 +136,21 @@ def _extra(plan: AutoPlan, rows: RowPlan) -> float:
     """Return the work beside the full run, at most, as a share of the full run's work."""
     if isinstance(rows, HalvesPlan):
         return rows.work - 1
-    return plan.heal * plan.block.sizes + rows.scoring + _probing(plan, rows)
+    healing = plan.heal * plan.block.sizes
+    return healing + rows.scoring + _probing(plan, rows) + _last_run(plan, rows)
+
+
+def _last_run(plan: AutoPlan, rows: RowPlan) -> float:
+    """Return the work of `auto.refit`, the training on all rows after the tests."""
+    if not plan.block.refit or isinstance(rows, HalvesPlan):  # halves count it in their own work
+        return 0.0
+    training = plan.loaded.recipe.training
+    return training.total_steps(_wanted(plan, rows)) / max(training.total_steps(rows.trained), 1)
+
+
+def _wanted(plan: AutoPlan, rows: RowPlan) -> int:
+    """Return the number of rows that are trained on where none is held out."""
+    return min(plan.loaded.recipe.data.max_train_rows or rows.total, rows.total)
 
 
 def _probing(plan: AutoPlan, rows: RowPlan) -> float:

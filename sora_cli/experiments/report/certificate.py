@@ -12,6 +12,7 @@ from sora_cli.core.table import Column, Table
 from sora_cli.experiments.auto.plot import draw_curve, legend_of
 from sora_cli.experiments.report.facts import number
 from sora_cli.search.certificate import Certificate
+from sora_cli.search.halves import half_confidence
 from sora_cli.search.words import named_parts, size_verdict
 
 _SIZE = 5.0, 4.2
@@ -61,7 +62,13 @@ def _lines(c: Certificate) -> list[str]:
         f"promise: {promised}, {promise.confidence:.0%} confidence",
         f"bound: {bound.method}; its confidence {level}",
     ]
-    if bound.smallest_drop is not None:
+    if c.halves:
+        each = half_confidence(promise.confidence)
+        lines.append(
+            f"it is the mean of two bounds, one of each half, with {each:.1%} confidence"
+        )
+    # of a promise about answers this figure assumes the share that the test is about
+    if bound.smallest_drop is not None and promise.kind == "drop":
         least = f"{bound.smallest_drop:.2%}" if answers else f"{bound.smallest_drop:.4g}"
         lines.append(
             f"the smallest {'share' if answers else 'loss'} that these test rows can be expected "

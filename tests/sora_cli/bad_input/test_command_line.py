@@ -149,7 +149,10 @@ LINES: dict[str, dict[str, Words]] = {
         "r.yaml --max-drop 1pt --unlabelled nothing.csv":
             ("there is no file 'nothing.csv'", "command line: auto.unlabelled=nothing.csv"),
         "r.yaml --unlabelled train.jsonl":
-            ("--unlabelled goes with --max-differ or --max-drop", "auto.unlabelled=train.jsonl"),
+            ("--unlabelled goes with --max-differ or --max-drop", "auto.unlabelled=train.jsonl",
+             "--max-differ 1% --unlabelled train.jsonl"),
+        "r.yaml --max-drop 1pt --cross-fit task.metrics=[f1]":
+            ("each by itself: f1 has none", "auto.cross_fit=true", "auto.cross_fit=false"),
         "r.yaml --max-drop 1pt auto.basis=both":
             ("auto.basis=both needs rows to answer", "auto.basis=both", "--unlabelled FILE"),
         "r.yaml --max-drop 1pt --unlabelled validation.jsonl auto.basis=some": "auto.basis",
@@ -160,14 +163,17 @@ LINES: dict[str, dict[str, Words]] = {
         "r.yaml --max-drop 1pt --unlabelled validation.jsonl auto.basis=both task.metrics=[f1]":
             ("f1 can drop by more than the share of answers that differ",
              "auto.basis=labels, or --max-differ 1%"),
-        "r.yaml --max-drop 1pt --tolerance 0.1": "--tolerance goes with --max-differ only",
+        "r.yaml --max-drop 1pt --tolerance 0.1":
+            ("--tolerance goes with --max-differ only", "leave out --tolerance"),
         "r.yaml --max-drop 1pt --unlabelled validation.jsonl --next-tokens":
             ("do not make equal written texts, so they bound no drop", "auto.next_tokens=true",
              "--max-differ 1% --unlabelled FILE"),
         "r.yaml --max-differ 1% --unlabelled validation.jsonl --next-tokens":
             ("is for models that write texts", "leave out --next-tokens"),
         "r.yaml --max-differ 150% --unlabelled train.jsonl":
-            ("must be a share of the rows from 0 to below 1", "command line: auto.max_differ=150%"),
+            ("must be a share of the rows, above 0 and below 1",
+             "command line: auto.max_differ=150%", "--max-differ 1%"),
+        "r.yaml --max-differ 5pt --unlabelled train.jsonl": "--max-differ 5%",
         "r.yaml --max-differ half --unlabelled train.jsonl": "must be a share of the rows",
         "r.yaml --max-differ 1% --unlabelled nothing.csv":
             ("there is no file 'nothing.csv'", "command line: auto.unlabelled=nothing.csv"),
@@ -215,7 +221,8 @@ LINES: dict[str, dict[str, Words]] = {
             ("not one component fits into --max-params 3", "the smallest takes 64"),
         "--mean-rank 0": "--mean-rank must be above 0",
         "--mean-rank 0.2": "not one component fits into --mean-rank 0.2",
-        "--max-drop 0.01": ("--max-drop needs a recipe", "add --recipe R"),
+        "--max-drop 0.01":
+            ("--max-drop needs a recipe", "add --recipe R; or --max-differ 1% --unlabelled FILE"),
         "--max-drop 1pt --rank 1": "exclude each other",
         "--max-differ 1%": ("--max-differ needs rows to answer", "--unlabelled FILE"),
         "--max-differ 1% --unlabelled nothing.csv": "there is no file 'nothing.csv'",

@@ -98,7 +98,7 @@ def test_what_is_said(
     assert "5 of 108 rows of" in said
     assert "the column 'label' is ignored" in said
     assert "rows without labels: 25 screen the sizes, 75 test them; 124 are trained on" in shown
-    assert "promise: at most 60 % of the answers differ, 95%; certified if at most 37" in shown
+    assert "promise: at most 60 % of the answers differ, with 95% confidence; certified" in shown
     assert not (tmp_path / "out").exists()
     assert run([*words(recipe, tmp_path / "json"), "--json"]) == OK
     told = capsys.readouterr()

@@ -109,9 +109,9 @@ def test_what_the_plan_says(
     assert run([*words(recipe, tmp_path / "out"), "--dry-run"]) == OK
     told = capsys.readouterr()
     said, shown = " ".join(told.err.split()), " ".join(told.out.split())
-    assert "probability to certify 0.6, a mean over sizes that differ on 0.25% to 5%" in said
-    assert "16 labelled rows 100%, 75 rows without labels 100%, 16 and 100 of them 100%" in said
-    assert "labelled rows test, rows without labels are not used (auto.basis=labels)" in said
+    assert "chance to certify 0.6, in the mean of sizes that differ on 0.25% to 5%" in said
+    assert "labels 100% (16 rows), answers 100% (75 rows), both 100% (16 and 100 rows)" in said
+    assert "labels test the drop, and rows without labels are not used (auto.basis=labels)" in said
     assert "by labels, by answers or by both, whichever is planned to certify more" in said
     assert "rows held out of the training split: 16 screen" in shown
     capsys.readouterr()
@@ -120,7 +120,7 @@ def test_what_the_plan_says(
     said, shown = " ".join(told.err.split()), " ".join(told.out.split())
     assert "3 of 108 rows of" in said
     assert "the column 'label' is ignored" in said
-    assert "(auto.basis=both): probability to certify 0.1" in said
+    assert "(auto.basis=both): chance to certify 0.1" in said
     assert "rows without labels: 100 test the sizes, too, by their answers" in shown
     assert "certified by 16 labelled rows, or if at most 4 of 100 test rows without" in shown
     command = [*words(recipe, tmp_path / "out", "auto.basis=answers", "auto.rows=60"), "--refit"]
@@ -152,7 +152,7 @@ def test_the_smallest_drop(
     command[command.index("60pt")] = "smallest"
     assert run([*command, "--dry-run"]) == OK
     told = capsys.readouterr()
-    assert "smallest drop that can be expected to be certified: 16 labelled rows" in told.err
+    assert "smallest drop that they can be expected to certify: labels 0.1" in told.err
     assert "promise: a drop of at most 0.1" in told.out
 
 

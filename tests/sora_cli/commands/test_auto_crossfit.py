@@ -124,7 +124,8 @@ def test_the_certificate_holds_when_it_is_scored_again(
     assert run(["report", str(moved), "--force"]) == 0
     page = (moved / "report.html").read_text(encoding="utf-8")
     assert "written: an adapter trained on all rows, which no test has seen" in page
-    assert ("half 2" in page) == (kind == "done")
+    for only in ("half 2", "the mean of two bounds, one of each half, with 99.5% confidence"):
+        assert (only in page) == (kind == "done")
 
 
 @pytest.mark.usefixtures("scored_once")
@@ -222,6 +223,10 @@ def test_the_refit_adapter_is_trained_on_the_test_rows_too(refit: Path) -> None:
     assert (found.rows["train"].rows, found.rows["refit"].rows) == (64, 124)
     assert report.data.rows["train"] == 124
     assert f"the tested adapter in {found.written.directory}" in found.scope
+    tested = f"the tested adapter in {found.written.directory}, not the written one: with 95%"
+    card = (refit / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert found.statement.startswith(tested)
+    assert f"Certified: {tested}" in card
     assert not (refit / "state.safetensors").exists()
 
 

@@ -64,7 +64,7 @@ def test_nothing_but_texts(
     assert run([*command, "--unlabelled", str(texts)]) == OK
     told = capsys.readouterr()
     assert f"{texts}: answers to the column 'text' are compared" in told.err
-    assert "at most 8 % of the answers differ, 95%; certified if at most" in told.err
+    assert "at most 8 % of the answers differ, with 95% confidence; certified if" in told.err
     assert f"tried on {ROWS} unlabelled rows" in told.out
     entry = entry_of(out)
     assert entry["max_differ"] == 0.08

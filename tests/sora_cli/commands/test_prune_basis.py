@@ -48,8 +48,8 @@ def entry_of(out: Path) -> dict[str, Any]:
     ("basis", "rows", "said"),
     [
         ("labels", LABELLED, "--unlabelled is not used: auto.basis=labels"),
-        ("answers", OTHERS, "answers to rows without labels test, labelled rows do not"),
-        ("both", LABELLED, "labelled rows and answers to rows without labels test, each at half"),
+        ("answers", OTHERS, "answers to rows without labels test the drop, and labels do not"),
+        ("both", LABELLED, "labels and answers to rows without labels test the drop, each at half"),
     ],
 )
 def test_the_basis_by_hand(
@@ -90,15 +90,15 @@ def test_the_basis_is_planned_before_a_row_is_scored(
         capsys.readouterr()
         assert run([*words(recipe, tmp_path / "out"), "--max-drop", drop]) == 130
         said = capsys.readouterr().err
-        assert f"(auto.basis={plan}): probability to certify" in said
-        assert f"{LABELLED} labelled rows" in said
-        assert f"{LABELLED} and {OTHERS} of them" in said
+        assert f"(auto.basis={plan}): chance to certify" in said
+        assert f" ({LABELLED} rows), answers " in said
+        assert f" ({LABELLED} and {OTHERS} rows)" in said
 
 
 def test_the_smallest_drop(recipe: Path, tmp_path: Path, capsys: Any) -> None:
     assert run([*words(recipe, tmp_path / "out"), "--max-drop", "smallest"]) in (0, 3)
     said = capsys.readouterr().err
-    assert "smallest drop that can be expected to be certified: 30 labelled rows" in said
+    assert "smallest drop that they can be expected to certify: labels 0.1" in said
     entry = entry_of(tmp_path / "out")
     assert entry["basis"] == "answers"
     assert 0 < entry["max_drop"] < 0.15

@@ -55,16 +55,24 @@ def test_other_values_are_refused(value: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [("1%", 0.01), ("0.5 %", 0.005), (0.01, 0.01), ("0.01", 0.01), (0, 0.0), ("99.9%", 0.999)],
+    [("1%", 0.01), ("0.5 %", 0.005), (0.01, 0.01), ("0.01", 0.01), ("99.9%", 0.999)],
 )
 def test_a_share_of_rows(value: str | float, expected: float) -> None:
     assert parse_share(value) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(
-    "value", ["some", "", "%", "1pt", "150%", "100%", 1, "-1%", "nan", "inf", "nan%"]
+    ("value", "near"),
+    [
+        *dict.fromkeys(
+            ["some", "", "%", "150%", "100%", "-1%", "nan", "inf", "nan%"], "1%"
+        ).items(),
+        *[("smallest", "1%"), (0, "1%"), ("0%", "1%"), (120, "1%")],
+        *[(5, "5%"), ("5pt", "5%"), ("0.5pt", "0.5%"), (1, "1%")],
+    ],
 )
-def test_other_shares_are_refused(value: str | float) -> None:
+def test_other_shares_are_refused(value: str | float, near: str) -> None:
     with pytest.raises(SoraError, match="must be a share of the rows") as caught:
         parse_share(value, name="auto.max_differ")
-    assert caught.value.hint == "auto.max_differ 1%"
+    assert caught.value.hint == f"auto.max_differ={near}"
+    assert ("no number of rows can certify 0" in caught.value.what) == (value in {0, "0%"})

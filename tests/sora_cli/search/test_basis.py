@@ -59,8 +59,8 @@ def test_the_basis_in_clear_cases(
     rows = numbers(labelled, unlabelled)
     assert choose_basis(promise(max_drop), rows) == expected
     told = chances_line(promise(max_drop), rows)
-    assert f"{labelled:,} labelled rows" in told
-    assert f"{unlabelled:,} of them" in told
+    assert f" ({labelled:,} rows), answers " in told
+    assert f" ({labelled:,} and {unlabelled:,} rows)" in told
 
 
 def test_equally_good_ones_are_taken_in_order() -> None:

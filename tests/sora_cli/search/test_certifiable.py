@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sora_cli.search.certifiable import certifiable_drop, certifiable_from, rows_needed
+from sora_cli.search.halves import half_confidence
 from sora_cli.search.paired import exact_bound
 from sora_cli.tasks.row_scores import RowScores, row_scores
 
@@ -20,8 +21,18 @@ def _with_wrong(wrong: int) -> RowScores:
 def test_known_numbers_of_rows_certify_a_drop_where_one_in_twenty_differs(
     drop: float, rows: int
 ) -> None:
-    assert rows_needed(drop, differing=0.05) == pytest.approx(rows, rel=0.01)
+    """The normal approximation of many rows, 6.2 p / d^2, is a little too small for few."""
+    needed = rows_needed(drop, differing=0.05)
+    assert rows <= needed <= 1.08 * rows
     assert certifiable_drop(rows, differing=0.05) == pytest.approx(drop, rel=0.04)
+
+
+@pytest.mark.parametrize("confidence", [0.95, half_confidence(0.95)])
+@pytest.mark.parametrize("drop", [0.01, 0.02, 0.03, 0.05, 0.1, 0.5])
+def test_the_rows_needed_are_enough_and_not_one_fewer(drop: float, confidence: float) -> None:
+    rows = rows_needed(drop, confidence=confidence)
+    assert certifiable_drop(rows, confidence=confidence) <= drop
+    assert certifiable_drop(rows - 1, confidence=confidence) > drop
 
 
 def test_what_277_rows_can_certify() -> None:

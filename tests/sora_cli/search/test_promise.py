@@ -63,9 +63,7 @@ def answers(share: float | str, **options: Any) -> PromiseOptions:
     return PromiseOptions(None, max_differ=share, **{"unlabelled": "rows.csv", **options})
 
 
-@pytest.mark.parametrize(
-    ("share", "expected"), [("1%", 0.01), (0.02, 0.02), ("0.005", 0.005), (0, 0.0)]
-)
+@pytest.mark.parametrize(("share", "expected"), [("1%", 0.01), (0.02, 0.02), ("0.005", 0.005)])
 def test_a_promise_about_answers(share: float | str, expected: float) -> None:
     asked = answers(share)
     asked.check()
@@ -77,10 +75,9 @@ def test_a_promise_about_answers(share: float | str, expected: float) -> None:
     assert (losing.tested_drop(1.0, 0.75), losing.drop(1.0, 0.75)) == (0.25, -0.25)
 
 
-def test_the_smallest_share_that_rows_can_certify() -> None:
-    asked = answers("smallest")
-    asked.check()
-    found = asked.of(load_recipe("rte", []).recipe)
+def test_the_smallest_drop_that_answers_can_certify() -> None:
+    recipe = load_recipe("rte", []).recipe
+    found = PromiseOptions("smallest", unlabelled="f.csv", basis="answers").of(recipe)
     assert math.isnan(found.max_drop)
     able = Certifiable.on(2000, 0.95, row_scores("agreement", "same", np.ones(3)))
     assert found.settled(able, 2000).max_drop == rounded_up(share_bound(56, 2000, 0.95)) == 0.035
@@ -100,6 +97,8 @@ def test_the_smallest_share_that_rows_can_certify() -> None:
         (answers("1%", unlabelled=None), "needs rows to answer"),
         (answers("smallest", unlabelled=None), "needs rows to answer"),
         (answers("1pt"), "must be a share"),
+        (answers("smallest"), "must be a share of the rows, not 'smallest'"),
+        (answers("0%"), "no number of rows can certify 0"),
         (answers("1%", tolerance=math.nan), "--tolerance must be 0 or more, not nan"),
         (answers("1%", tolerance=math.inf), "--tolerance must be 0 or more, not inf"),
         (answers("1%", tolerance=-1), "--tolerance must be 0 or more, not -1"),

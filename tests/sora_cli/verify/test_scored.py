@@ -151,6 +151,19 @@ def test_of_the_same_answers_every_figure_is_the_same() -> None:
         assert agreed == stored, figure
 
 
+@pytest.mark.parametrize(("here", "is_better"), [(1, False), (4, False), (6, False), (8, True)])
+def test_a_bound_that_is_much_better_than_here_cannot_be_told(here: int, is_better: bool) -> None:
+    """A row is a third of a point of the bound, and a fifth of the promise is one point."""
+    stored, asked = of_answers(4, 0.05)
+    done = ScoresAgain(0.02)  # 8 rows of 400
+    done.test("sizes/1", stored, 1.0, answered(0), of_answers(here, 0.05)[0], asked)
+    assert all(one.agrees for one in done.compared)
+    assert done.unclear == []
+    assert [one.startswith("sizes/1: a bound of 0.022") for one in done.better] == [
+        True
+    ] * is_better
+
+
 @pytest.mark.parametrize("here", [8, 11, 13, 16])
 def test_answers_that_turned_explain_the_bound(here: int) -> None:
     stored, _ = of_answers(12)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from sora_cli.core.errors import SoraError
@@ -12,10 +14,11 @@ from sora_cli.experiments.auto import rows as rows_module
 from sora_cli.experiments.auto.budget import MOST_WORK, HalvesPlan
 from sora_cli.experiments.auto.plan import AutoPlan, plan_auto
 from sora_cli.experiments.auto.rows import planned_rows
-from sora_cli.experiments.auto.tables import cost_lines
+from sora_cli.experiments.auto.tables import cost_lines, promise_lines
 from sora_cli.recipe.load import load_recipe
-from sora_cli.search.certifiable import certifiable_drop
+from sora_cli.search.certifiable import Certifiable, certifiable_drop
 from sora_cli.search.halves import half_confidence
+from sora_cli.tasks.row_scores import row_scores
 from sora_cli.train.checkpoint.fork import check_recipe
 
 
@@ -64,6 +67,44 @@ def test_the_runs_of_a_half_are_one_until_the_cut() -> None:
     assert "about 2." in "".join(cost_lines(whole, rows))
 
 
+@pytest.mark.parametrize("points", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("cross_fit", [True, False])
+def test_the_rows_that_a_promise_is_said_to_need_are_enough(points: int, cross_fit: bool) -> None:
+    """Whoever brings as many rows must not read that still more are needed."""
+    asked = plan(f"auto.max_drop={points}pt", "training.epochs=40")
+    scores = row_scores("accuracy", "right", np.ones(3))
+
+    def told(total: int) -> str:
+        rows = asked.halves_plan(total) if cross_fit else asked.row_plan(total)
+        each = half_confidence(0.95) if cross_fit else 0.95
+        lines = promise_lines(asked.promise, rows, Certifiable.on(rows.test, each, scores))
+        return " ".join(lines)
+
+    few = told(100)
+    assert "too few test rows" in few
+    assert ("two halves of 42 test rows" in few) == cross_fit
+    number = re.search(r"needs a training split of about ([\d,]+) rows", few)
+    assert number is not None
+    assert "too few" not in told(int(number[1].replace(",", "")))
+
+
+@pytest.mark.parametrize("limit", [None, 900])
+def test_training_on_all_rows_again_is_in_the_plan(limit: int | None) -> None:
+    words = ["training.epochs=4", "training.batch_size=8"]
+    words += [] if limit is None else [f"data.max_train_rows={limit}"]
+    without, refit = plan(*words), plan(*words, "auto.refit=true")
+    rows = refit.row_plan(1200)
+    last = -(-(limit or 1200) // 8) * 4 / (-(-rows.trained // 8) * 4)
+    assert f"training on all rows {last:.0%}" in list(cost_lines(refit, rows))[-1]
+    assert "is not tested" in list(cost_lines(refit, rows))[-2]
+    assert "all rows" not in " ".join(cost_lines(without, rows))
+    shares = [
+        re.search(r"at most (\d+)% of", list(cost_lines(one, rows))[-1]) for one in (without, refit)
+    ]
+    first, second = (int(share[1]) for share in shares if share is not None)
+    assert second - first == pytest.approx(100 * last, abs=1)
+
+
 @pytest.fixture
 def labelled(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
     """The number of rows in the training split, which nobody loads."""
@@ -90,6 +131,8 @@ def test_it_is_chosen_where_it_certifies_what_rows_held_out_do_not() -> None:
     assert not is_crossed(f"auto.max_drop={now + 0.001}")
     assert is_crossed(f"auto.max_drop={now + 0.001}", "auto.cross_fit=true")
     assert not is_crossed(f"auto.max_drop={then - 0.001}")
+    (note,) = planned_rows(plan(f"auto.max_drop={then - 0.001}"))[2]
+    assert f"two halves of {halves.test} rows ({then:.4f}, --cross-fit) can be expected" in note
     assert not is_crossed("auto.max_drop=smallest")
     assert is_crossed("auto.max_drop=smallest", "auto.cross_fit=true")
     assert not is_crossed(between, "auto.rows=100")
@@ -103,6 +146,11 @@ def test_it_is_chosen_where_it_certifies_what_rows_held_out_do_not() -> None:
     ("words", "message", "hint"),
     [
         (["auto.cross_fit=true", "auto.rows=100"], "auto.rows does not go", "auto.rows=null"),
+        (
+            ["auto.cross_fit=true", "task.metrics=[f1]"],
+            "right or wrong, each by itself: f1 has none",
+            "auto.cross_fit=false",
+        ),
         (["auto.cross_fit=true", "auto.probe=true"], "on rows that test", "auto.probe=false"),
         (["auto.cross_fit=true", "data.max_train_rows=9"], "can test", "data.max_train_rows=null"),
         (
