@@ -50,7 +50,7 @@ def test_anybodys_adapter_is_pruned_by_its_next_tokens(
 ) -> None:
     write_chat_base(tmp_path / "base")
     adapter, out = theirs(tmp_path, "AutoModelForCausalLM", "CAUSAL_LM"), tmp_path / "out"
-    monkeypatch.setattr("sora_cli.tasks.language.generate_texts", None)  # nothing is written
+    monkeypatch.setattr("sora_cli.tasks.causal_lm.generate_texts", None)  # nothing is written
     words = ["--max-differ", SHARE, "--unlabelled", given, "--next-tokens"]
     assert run(["prune", str(adapter), "-o", str(out), *words]) == OK
     told = capsys.readouterr()
