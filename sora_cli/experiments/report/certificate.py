@@ -64,9 +64,7 @@ def _lines(c: Certificate) -> list[str]:
     ]
     if c.halves:
         each = half_confidence(promise.confidence)
-        lines.append(
-            f"it is the mean of two bounds, one of each half, with {each:.1%} confidence"
-        )
+        lines.append(f"it is the mean of two bounds, one of each half, with {each:.1%} confidence")
     # of a promise about answers this figure assumes the share that the test is about
     if bound.smallest_drop is not None and promise.kind == "drop":
         least = f"{bound.smallest_drop:.2%}" if answers else f"{bound.smallest_drop:.4g}"
