@@ -251,6 +251,8 @@ def build_trainer(
     if not torch.cuda.is_available():
         keep_freed_memory()
     recipe = _scoring(recipe) if train is None else recipe
+    if train is not None:
+        _unprepare(base.model)
     return AdapterTrainer(
         task=task,
         recipe=recipe,
@@ -262,6 +264,18 @@ def build_trainer(
         callbacks=split_loggers(recipe.training.loggers)[1],
         processor=base.processor,
     )
+
+
+def _unprepare(model: nn.Module) -> None:
+    """Undo accelerate's preparation of a model, so that training prepares it anew.
+
+    Accelerate prepares a model only once. If that was for scoring, training would not average the
+    gradients over the processes, and each process would train an adapter of its own.
+    """
+    vars(model).pop("_is_accelerate_prepared", None)
+    forward = vars(model).pop("_original_forward", None)  # without autocast
+    if forward is not None:
+        model.forward = forward
 
 
 def _scoring(recipe: Recipe) -> Recipe:
