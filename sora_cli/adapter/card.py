@@ -169,7 +169,9 @@ def _introduction(file: AdapterFile) -> str:
         rows.append(("Task", escaped(meta.task)))
     if meta.labels:
         rows.append(("Labels", ", ".join(map(escaped, meta.labels))))
-    rows.append(("Method", escaped(meta.method or f"{file.kind}, trained by another tool")))
+    extracted = any(entry.get("command") == "extract" for entry in meta.lineage)
+    by = "extracted from a whole model" if extracted else "trained by another tool"
+    rows.append(("Method", escaped(meta.method or f"{file.kind}, {by}")))
     if meta.method_config:
         options = (f"{key} {value}" for key, value in meta.method_config.items() if value)
         rows.append(("Method options", escaped(", ".join(options))))

@@ -10,11 +10,16 @@ from sora_cli.core.checks import check_requires
 from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
+from sora_cli.recipe.load import load_stored
 from sora_cli.recipe.reading import NEXT_TOKENS, PREDICT, named_basis, names_columns
 from sora_cli.recipe.tolerance import CONFIDENCE
+from sora_cli.report import FILE_NAME as REPORT
+from sora_cli.report import read_report
 from sora_cli.search.promise import Promise, PromiseOptions
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from sora_cli.recipe.load import LoadedRecipe
     from sora_cli.recipe.recipe import Recipe
     from sora_cli.search.rows import ChoosingRows, UnlabelledRows
@@ -158,6 +163,33 @@ def _rows_for_answers(
         columns=() if names_columns(options.overrides) else meta.input_columns,
         tolerance=options.tolerance,
         next_tokens=options.next_tokens,
-    ).unseen(seen)
-    say_notes(answered.notes)
+    )
+    seen = seen or _training_rows(place, answered.blank.input_columns)
+    notes = [] if seen else [
+        f"training rows in {answered.file} are not left out: they are not known here (--recipe R "
+        "names them), and the promise is about rows that the adapter has not seen"
+    ]  # fmt: skip
+    answered = answered.unseen(seen)
+    say_notes([*answered.notes, *notes])
     return UnlabelledRows(recipe, answered)
+
+
+def _training_rows(place: Path, columns: Sequence[str]) -> list[Dataset]:
+    """Return the training rows of the run that wrote an adapter; empty: they are not known here.
+
+    Args:
+        place: directory of the adapter.
+        columns: inputs that the rows must have.
+    """
+    from sora_cli.run.prepare import load_task
+
+    try:
+        report = read_report(place.parent)
+        if report is None:
+            return []
+        values = {**report.recipe, "start": None}
+        recipe = load_stored(values, place.parent / REPORT, report.name).recipe
+        train = load_task(recipe)[1].train
+    except SoraError:  # the data have moved, or the report is damaged
+        return []
+    return [train] if set(columns) <= set(train.column_names) else []

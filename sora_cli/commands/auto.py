@@ -380,10 +380,12 @@ def conclude(certificate: Certificate, report: RunReport, output: Path, *, as_js
             emit(others)
         emit("\n".join(result_lines(report)))
         tested = "" if certificate.final is None else " of the tested adapter"
+        # rows without labels may be those of a reported split
+        unused = "" if certificate.promise.basis == "labels" else "the labels of "
         for split, measured in certificate.written.reported.items():
             emit(
                 f"{split}: drop {measured.drop:+.4f}{tested} against full rank; no decision used "
-                "these rows"
+                f"{unused}these rows"
             )
         emit(f"kept: {certificate.saved}")
         emit(f"{certificate.status}: {certificate.statement}")

@@ -122,6 +122,9 @@ def extract(
         from sora_cli.adapter.dense import module_progress
         from sora_cli.merge.extract import prepare_extract
 
+    chosen_on = None
+    if promise is not None and measured is not None:  # before the long part: it finds mistakes
+        chosen_on = choosing_rows(promise, *measured, Path(source))
     extraction = prepare_extract(source, base, output, biases=not no_biases)
     # the search starts from factors with nearly all of the difference: at full rank a layer's
     # factors, r (in + out) numbers, would be larger than the layer, in x out
@@ -129,11 +132,10 @@ def extract(
     with ExitStack() as stack:
         with module_progress("decomposing") as progress:
             layers = stack.enter_context(extraction.cut(output, kept, progress))
-        if promise is not None and measured is not None:
+        if promise is not None and measured is not None and chosen_on is not None:
             from sora_cli.search.cut import cut_to, smallest_cut
 
-            loaded, tested = measured
-            rows, tested = choosing_rows(promise, loaded, tested, Path(source))
+            loaded, (rows, tested) = measured[0], chosen_on
             search = smallest_cut(
                 extraction.adapter(layers), loaded.recipe, rows, tested, say, against=source
             )
@@ -146,7 +148,7 @@ def extract(
         if not as_json:
             emit_table(search_table(search))
             emit("\n".join(verdict_lines(search)))
-        say(unseen_rows(search))
+        say_notes(filter(None, [unseen_rows(search)]))
     say(f"wrote {output}: {size((output / ADAPTER_WEIGHTS).stat().st_size)}")
     return OK if search is None or search.certified else NO_VERDICT
 

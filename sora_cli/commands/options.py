@@ -80,7 +80,7 @@ MaxDrop = Annotated[
         help="Keep the smallest size that is certified to lose no more than this: 0.01 in the unit "
         "of the main metric, or 1pt for one point (0.01 of a metric that ends at 1), or smallest "
         "for the smallest drop that the test rows can be expected to certify. Exits with 3 if no "
-        "size can be certified.",
+        "size is certified, and with 0 if everything has to be kept.",
     ),
 ]
 MaxDiffer = Annotated[

@@ -270,7 +270,7 @@ def _search(
 def _show_search(search: Search[Any]) -> None:
     emit_table(search_table(search))
     emit("\n".join(verdict_lines(search)))
-    say(unseen_rows(search))
+    say_notes(filter(None, [unseen_rows(search)]))
 
 
 def _pruned(

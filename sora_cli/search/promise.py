@@ -56,6 +56,11 @@ class Promise(BaseModel):
         description="true: of models that write, the next-token choices on given texts are "
         "compared; false: the texts that they write, and the answers of other models",
     )
+    tolerance: float | None = Field(
+        None,
+        description="of answers that are numbers: two of them differ if they are further apart "
+        "than this",
+    )
     max_drop: float = Field(
         description="the largest drop against full rank that is accepted, in the metric's unit; "
         "of answers: the largest share of rows that may be answered differently"
@@ -95,9 +100,16 @@ class Promise(BaseModel):
         return self.kind == "differ" or self.basis == "answers"
 
     @property
-    def answers(self) -> str:
-        """The answers that are compared, in words."""
-        return "next-token choices (by row)" if self.next_tokens else "answers"
+    def compared(self) -> str:
+        """The things that differ or not, one of each row, in words."""
+        return "rows" if self.next_tokens else "answers"
+
+    @property
+    def differ(self) -> str:
+        """The verb that goes with `compared`."""
+        if self.next_tokens:
+            return "differ in a next-token choice"
+        return "differ" if self.tolerance is None else f"differ by more than {self.tolerance:g}"
 
     def parts(self) -> tuple[Promise, ...]:
         """Return the promises that are tested: itself, or one by labels and one by answers.
@@ -250,6 +262,7 @@ class PromiseOptions:
             kind="drop" if self.max_differ is None else "differ",
             basis=(self.basis or "labels") if self.max_differ is None else "answers",
             next_tokens=self.next_tokens,
+            tolerance=self.tolerance,
             max_drop=number,
             given=str(given),
             confidence=self.confidence,

@@ -209,6 +209,7 @@ class Search(Generic[Key]):
             "rows": self.rows[0],
             **both,
             **({"next_tokens": True} if self.promise.next_tokens else {}),
+            **({"tolerance": self.promise.tolerance} if self.promise.tolerance is not None else {}),
         }
 
 

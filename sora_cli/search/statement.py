@@ -58,7 +58,7 @@ def scope(promise: Promise, *, halves: bool, tested: str | None) -> str:
     """
     if promise.kind == "differ":
         return _SCOPE_OF_ANSWERS.format(
-            _NEXT_TOKENS if promise.next_tokens else "answers, right or wrong,"
+            _NEXT_TOKENS if promise.next_tokens else "answers, whether they are right or not,"
         )
     if halves:
         return _SCOPE_OF_HALVES
@@ -194,16 +194,17 @@ def on_answers(promise: Promise, test: SizeTest | None, rows: int) -> str:
 
         least = 100 * share_bound(0, rows, promise.confidence)
         return (
-            f"{rows:,} rows cannot show that at most {share} of the {promise.answers} differ: the "
-            f"smallest share they can certify, if no answer differs, is {least:.2f} %"
+            f"{rows:,} rows cannot show that at most {share} of the {promise.compared} "
+            f"{promise.differ}: the smallest share they can certify, if none differs, is "
+            f"{least:.2f} %"
         )
     seen = f"bound {100 * test.upper:.2f} %: {test.differing or 0:,} of {rows:,} rows differ"
     if test.kept:
         return (
-            f"with {promise.confidence:.0%} confidence at most {share} of the {promise.answers} "
-            f"differ from those at full rank ({seen})"
+            f"with {promise.confidence:.0%} confidence at most {share} of the {promise.compared} "
+            f"{promise.differ} from those at full rank ({seen})"
         )
     return (
-        f"no size passed its test: of the largest, more than {share} of the {promise.answers} may "
-        f"differ from those at full rank ({seen})"
+        f"no size passed its test: of the largest, more than {share} of the {promise.compared} may "
+        f"{promise.differ} from those at full rank ({seen})"
     )

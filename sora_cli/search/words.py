@@ -86,7 +86,8 @@ def answers_lines(
 
     *labelled, answered = rows
     part = promise.parts()[-1]
-    promised = f"promise: at most {100 * promise.max_drop:g} % of the {promise.answers} differ"
+    share = f"{100 * promise.max_drop:g} %"
+    promised = f"promise: at most {share} of the {promise.compared} {promise.differ}"
     if promise.kind == "drop":
         promised = f"promise: a drop of at most {promise.max_drop:g} ({promise.given})"
     promised += f", with {promise.confidence:.0%} confidence"
@@ -95,7 +96,8 @@ def answers_lines(
     tested = f"{count(answered)} test rows{' without labels' if labelled else ''}"
     if allowed is not None:
         few = f"at most {count(allowed)}" if allowed else "none"
-        yield f"{promised}; certified{also} if {few} of {tested} are answered differently"
+        how = promise.differ if promise.next_tokens else "are answered differently"
+        yield f"{promised}; certified{also} if {few} of {tested} {how}"
     else:
         yield promised
         need = rows_for_none(promise.max_drop, part.confidence)
@@ -125,8 +127,8 @@ def expected_line(promise: Promise, rows: int, drop: float, certifiable: float) 
     """
     if promise.by_answers:
         return (
-            f"{100 * drop:.2f} % of the {promise.answers} are expected to differ before healing; "
-            f"{rows:,} test rows could then certify {100 * (drop + certifiable):.2f} %"
+            f"{100 * drop:.2f} % of the {promise.compared} are expected to {promise.differ} before "
+            f"healing; {rows:,} test rows could then certify {100 * (drop + certifiable):.2f} %"
         )
     named = f"{rows:,} test rows"
     if promise.basis == "both":
@@ -142,7 +144,7 @@ def tested_line(test: SizeTest, promise: Promise) -> str:
     end = ": no smaller size is tested" if test.failed else ""
     if promise.by_answers:
         return (
-            f"differing {promise.answers}: {test.differing or 0:,} ({100 * test.drop:.2f} %), "
+            f"differing {promise.compared}: {test.differing or 0:,} ({100 * test.drop:.2f} %), "
             f"bound {100 * test.upper:.2f} %, promise {100 * promise.max_drop:g} %: "
             f"{test.verdict}{end}"
         )
@@ -319,16 +321,16 @@ def _of_reference(search: Search[Any]) -> str:
 
 def _differing(search: Search[Any]) -> str:
     """Return the number of answers that differ between the reference and the chosen size."""
-    rows, answers = search.rows[0], search.promise.answers
-    differing = count(round(search.chosen.drop * rows))
-    return f"{differing} of these {count(rows)} {answers} differ from {_of_reference(search)}"
+    rows, promise = search.rows[0], search.promise
+    differing = f"{count(round(search.chosen.drop * rows))} of these {count(rows)}"
+    return f"{differing} {promise.compared} {promise.differ} from {_of_reference(search)}"
 
 
 def _verdict_on_answers(search: Search[Any]) -> Sequence[str]:
     """Return the lines of the verdict on a promise about answers."""
     share, confidence = f"{100 * search.promise.max_drop:g} %", f"{search.promise.confidence:g}"
     size, chosen = search.chosen, f"{count(search.chosen.components)} components"
-    bound, answers = size.bound, search.promise.answers
+    bound, promise = size.bound, search.promise
     if size is search.candidates[0]:
         return [
             f"no smaller size is certified to answer at most {share} of the rows otherwise, and "
@@ -336,10 +338,11 @@ def _verdict_on_answers(search: Search[Any]) -> Sequence[str]:
             *_certifiable_share(search),
         ]
     if search.certified and bound is not None and bound.upper is not None:
+        seen = f"{count(bound.differing)} of {count(bound.rows)} rows differ"
         return [
-            f"certified: with {chosen} at most {share} of the {answers} differ from "
-            f"{_of_reference(search)} (bound {100 * bound.upper:.2f} %: {count(bound.differing)} "
-            f"of {count(bound.rows)} rows differ), with confidence {confidence}, on rows like these"
+            f"certified: with {chosen} at most {share} of the {promise.compared} {promise.differ} "
+            f"from {_of_reference(search)} (bound {100 * bound.upper:.2f} %: {seen}), with "
+            f"confidence {confidence}, on rows like these"
             + ("" if size.scores[0].rows_alone else f"; {NOT_ALONE}")
         ]
     but = "but" if size.drop <= search.promise.max_drop else "and"
@@ -362,15 +365,20 @@ def _certifiable_share(search: Search[Any]) -> list[str]:
     ]
 
 
-def unseen_rows(search: Search[Any]) -> str:
-    """Return a note that the score on the choosing rows is biased by the choice."""
+def unseen_rows(search: Search[Any]) -> str | None:
+    """Return a note that the score on the choosing rows is biased by the choice; None: it is not.
+
+    If everything is kept, nothing was chosen.
+    """
+    if search.chosen is search.candidates[0]:
+        return None
     if search.promise.by_answers:
         return (
-            f"note: the size was chosen on {search.split}, so the share of answers that differ "
-            f"there ({search.chosen.drop:.2%}) is a little too small; the bound holds all the same"
+            f"the size was chosen on {search.split}, so the share of answers that differ there "
+            f"({search.chosen.drop:.2%}) is a little too small; the bound holds all the same"
         )
     return (
-        f"note: the size was chosen on {search.split}, so its score there is too good: report a "
+        f"the size was chosen on {search.split}, so its score there is too good: report a "
         "score on other rows"
     )
 

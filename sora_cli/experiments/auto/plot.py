@@ -66,7 +66,8 @@ def draw_curve(axes: Any, certificate: Certificate) -> None:
     if certificate.promise.by_answers:
         from matplotlib.ticker import PercentFormatter
 
-        label = f"{certificate.promise.answers} that differ from full rank's"
+        promise = certificate.promise
+        label = f"{promise.compared} that {promise.differ} from full rank's"
         if certificate.promise.kind == "drop":
             label = f"differing answers: the largest drop of {certificate.promise.metric}"
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))

@@ -49,7 +49,7 @@ def _lines(c: Certificate) -> list[str]:
     promise, bound = c.promise, c.bound
     level = "holds at any number of rows" if bound.exact else "is approximate"
     promised = (
-        f"at most {promise.given} of the {promise.answers} other than at full rank"
+        f"at most {promise.given} of the {promise.compared} {promise.differ} from full rank's"
         if promise.kind == "differ"
         else f"{promise.metric} at most {promise.given} worse than at full rank"
     )

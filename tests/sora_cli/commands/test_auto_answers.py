@@ -116,7 +116,7 @@ def test_what_is_said(
             text = capsys.readouterr().out
         if page == "page":
             text = (done / "report.html").read_text(encoding="utf-8")
-            assert "at most 60% of the answers other than at full rank" in text
+            assert "at most 60% of the answers differ from full rank&#39;s" in text
         assert "worse" not in text, page
         assert page in {"list", "inspect"} or "of the answers differ from those at" in text
 
@@ -258,6 +258,8 @@ def test_numbers_are_compared_within_a_tolerance(
     assert found is not None
     assert found.bound.exact
     assert found.written.test is not None
+    assert found.promise.tolerance == 2
+    assert "% of the answers differ by more than 2 from those at full rank" in found.statement
     assert run(["verify", str(tmp_path / "out"), "--certificate"]) == OK
 
 

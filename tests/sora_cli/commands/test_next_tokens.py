@@ -59,8 +59,8 @@ def test_anybodys_adapter_is_pruned_by_its_next_tokens(
         in told.err
     )
     assert "ignored" not in told.err
-    assert "at most 95 % of the next-token choices (by row) differ, with 95%" in told.err
-    assert "at most 95 % of the next-token choices (by row) differ from the uncut" in told.out
+    assert "at most 95 % of the rows differ in a next-token choice, with 95%" in told.err
+    assert "at most 95 % of the rows differ in a next-token choice from the uncut" in told.out
     (entry,) = read_adapter(out).meta.lineage
     assert (entry["max_differ"], entry["certified"], entry["next_tokens"]) == (0.95, True, True)
     assert entry["components"][1] < entry["components"][0]
@@ -113,7 +113,7 @@ def test_the_certificate_says_which_answers_were_compared(
 ) -> None:
     found = certificate_of(done)
     assert (found.promise.kind, found.promise.next_tokens) == ("differ", True)
-    assert "of the next-token choices (by row)" in found.statement
+    assert "differ in a next-token choice from those at full rank" in found.statement
     assert found.scope.startswith("the next-token choices on given texts (a row differs if any")
     assert "not the written texts" in found.scope
     assert found.rows["test"].rows == 60
@@ -125,7 +125,7 @@ def test_the_certificate_says_which_answers_were_compared(
     assert all(one["stored"] == one["here"] for one in facts["compared"])
     assert run([*command(recipe, given, done.parent / "new"), "--dry-run"]) == OK
     told = capsys.readouterr().out
-    assert "promise: at most 70 % of the next-token choices (by row) differ, with 95%" in told
+    assert "promise: at most 70 % of the rows differ in a next-token choice, with 95%" in told
 
 
 @pytest.mark.parametrize("how", ["another", "none"])

@@ -123,13 +123,21 @@ def test_a_recipe_tells_the_training_rows(
     assert f"10 of 70 rows of {unlabelled} are training rows: they are left out" in told
     assert "the column 'label' is ignored" in told
     assert entry_of(out)["rows"] == 60
-    # of a run the files tell which columns it reads, whatever else a file holds
+    # of a run the files tell its training rows, and which columns it reads, whatever else there is
     more = [{**row, "text": "x", "label": None, "split": "test"} for row in rows]
     write_rows(tmp_path / "inputs.jsonl", more)
     words = words[:-2]
     assert run(["prune", str(tmp_path / "out"), "-o", str(tmp_path / "out3"), *words]) == OK
-    assert "answers to the columns 'sentence1', 'sentence2' are compared" in capsys.readouterr().err
-    assert entry_of(tmp_path / "out3")["rows"] == 70
+    told = capsys.readouterr().err
+    assert "answers to the columns 'sentence1', 'sentence2' are compared" in told
+    assert "10 of 70 rows of" in told
+    assert "not left out" not in told
+    assert entry_of(tmp_path / "out3")["rows"] == 60
+    (tmp_path / "train.jsonl").unlink()
+    assert run(["prune", str(tmp_path / "out"), "-o", str(tmp_path / "out4"), *words]) == OK
+    assert "training rows in" in (told := capsys.readouterr().err)
+    assert "are not left out: they are not known here (--recipe R names them)" in told
+    assert entry_of(tmp_path / "out4")["rows"] == 70
 
 
 def test_sizes_that_are_healed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,7 +197,12 @@ def test_numbers_take_a_tolerance(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "answers with numbers: two models never give the same one" in error[0]
     assert error[-1].startswith("--tolerance 0.1")
     assert run([*command, "--tolerance", "0.5"]) in (OK, NO_VERDICT)
-    assert entry_of(tmp_path / "out")["metric"] == "agreement"
+    told = capsys.readouterr()
+    assert "promise: at most 30 % of the answers differ by more than 0.5, with 95%" in told.err
+    assert "of the answers differ by more than 0.5 from the uncut adapter's" in told.out
+    assert "training rows in" in told.err  # of another program's adapter they are not known
+    entry = entry_of(tmp_path / "out")
+    assert (entry["metric"], entry["tolerance"]) == ("agreement", 0.5)
 
 
 def test_files_that_do_not_tell_the_family(

@@ -162,7 +162,7 @@ def test_of_answers_it_says_how_many_differ() -> None:
         "with 95% confidence at most 1 % of the answers differ from those at full rank "
         "(bound 0.86 %: 3 of 900 rows differ)"
     )
-    assert found.scope.startswith("answers, right or wrong, of the written adapter")
+    assert found.scope.startswith("answers, whether they are right or not, of the written adapter")
     assert "worse" not in " ".join(found.lines())
     failed = certificate_of_answers(differing=5)
     assert not failed.certified
@@ -174,7 +174,7 @@ def test_of_answers_it_says_how_many_differ() -> None:
     untested["candidates"][0]["test"] = None
     assert Certificate.model_validate(untested).statement == (
         "900 rows cannot show that at most 1 % of the answers differ: the smallest share they can "
-        "certify, if no answer differs, is 0.33 %"
+        "certify, if none differs, is 0.33 %"
     )
 
 
