@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sora_cli.core.processes import from_first_process
 from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.maker import Made, Maker, Tell
 from sora_cli.experiments.auto.plan import AutoPlan, placed
@@ -14,7 +15,6 @@ from sora_cli.run.results import save_results
 from sora_cli.search.certificate import REFIT, TRAIN, Certificate, Healed, Measured, SizeTest
 from sora_cli.search.rows import certifiable_by, deciding_rows, row_sets
 from sora_cli.search.screening import Cuts
-from sora_cli.search.search import from_first_process
 from sora_cli.search.sizes import SHARES
 from sora_cli.train.checkpoint.files import trained_tensors
 from sora_cli.train.log import ReportLog, RunLog

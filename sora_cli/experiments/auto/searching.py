@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
+from sora_cli.core.processes import from_first_process
 from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.maker import Tell
 from sora_cli.experiments.auto.plan import AutoPlan
@@ -31,7 +32,7 @@ from sora_cli.search.certificate import (
     choose,
 )
 from sora_cli.search.screening import Cuts, expected_drop, name_sizes, screen
-from sora_cli.search.search import from_first_process, in_fixed_order
+from sora_cli.search.search import in_fixed_order
 from sora_cli.search.size import size_of
 from sora_cli.search.words import expected_line, tested_line
 from sora_cli.train.checkpoint.files import load_parameters
