@@ -89,12 +89,6 @@ class AutoBlock(Block):
         description="cost of finding the size, as a share of the full run's work: two thirds for "
         "the steps after the cuts, one third for scoring, which limits the number of rows",
     )
-    probe: bool = Field(
-        False,
-        description="first try a third of the learning rate, the rate itself and three times the "
-        "rate, each for 5 % of the steps and on training rows only; take the rate with the "
-        "smallest loss",
-    )
     rows: Count | None = Field(
         None,
         description="number of rows of the training split that choose the size and are not trained "

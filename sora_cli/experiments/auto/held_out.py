@@ -91,7 +91,7 @@ class HeldOut(AutoSearch[Made]):
         for key in trained.model_fields_set - own - {"seconds", "digests", "resumed"}:
             setattr(log.report, key, getattr(trained, key))
         log.report.started, log.report.seconds = record.started, dict(record.seconds)
-        log.report.recipe_notes = self._notes()
+        log.report.recipe_notes = list(self.plan.loaded.notes)
         with log.running():
             with log.phase("evaluate"):
                 evaluate_run(log.report, self.runner.scorer(), ready)

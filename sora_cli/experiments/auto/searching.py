@@ -165,10 +165,6 @@ class AutoSearch(ABC, Generic[Made]):
         self._tell(f"\nsize {number + 1} of {named}: {size.share:.1%} of the parameters")
         return self._heal(number, size.max_params)
 
-    def _notes(self) -> list[str]:
-        probe = self.record.probe
-        return [*self.plan.loaded.notes, *([probe.note] if probe else [])]
-
     @property
     def _seeds(self) -> dict[str, int]:
         return {"training": self.plan.loaded.recipe.training.seed, "rows": self.plan.block.seed}
@@ -194,7 +190,7 @@ class AutoSearch(ABC, Generic[Made]):
         load_parameters(ready.base.model, initial)
         runner = Runner(ready, loaded, self.plan.output)
         run = runner.next_run(loaded, loaded.name, self.plan.output)
-        run.log.report.recipe_notes = self._notes()
+        run.log.report.recipe_notes = list(self.plan.loaded.notes)
         with self._log.phase("train on all rows"):
             runner.train(run, score=evaluate_run)
         runner.forget(self.plan.output)
