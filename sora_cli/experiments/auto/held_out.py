@@ -78,7 +78,9 @@ class HeldOut(AutoSearch[Made]):
         final = placed(plan.final(size.max_params), plan)
         whole = on_rows(self.ready, final.recipe.data)
         self._sets |= {REFIT: row_sets(whole.rows, {})[TRAIN]}
-        return self._train_final(whole, final, self._initial)
+        trained = read_report(loaded.output_dir)
+        assert trained is not None
+        return self._train_final(whole, final, self._initial, trained.learning_rate)
 
     def _write_tested(self, ready: Prepared, number: int) -> tuple[Prepared, RunLog]:
         """Score the chosen size on the reported rows, and write it as the run's adapter."""

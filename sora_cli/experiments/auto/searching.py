@@ -17,7 +17,7 @@ from sora_cli.experiments.auto.maker import Tell
 from sora_cli.experiments.auto.plan import AutoPlan
 from sora_cli.experiments.auto.record import AutoRecord
 from sora_cli.recipe.load import LoadedRecipe
-from sora_cli.report import RunReport
+from sora_cli.report import RateChoice, RunReport
 from sora_cli.run.evaluate import evaluate_run
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.runner import Runner
@@ -175,7 +175,11 @@ class AutoSearch(ABC, Generic[Made]):
         return choose(self.record.candidates)
 
     def _train_final(
-        self, ready: Prepared, loaded: LoadedRecipe, initial: dict[str, Tensor]
+        self,
+        ready: Prepared,
+        loaded: LoadedRecipe,
+        initial: dict[str, Tensor],
+        rate: RateChoice | None = None,
     ) -> tuple[Prepared, RunLog]:
         """Train the size found on all rows, from the start, as the run itself.
 
@@ -183,13 +187,14 @@ class AutoSearch(ABC, Generic[Made]):
             ready: with all rows.
             loaded: recipe of this run.
             initial: trained parameters before the first step of any run.
+            rate: found for full rank on rows like these; None: find one on all rows.
         """
         share = self.record.named()[self.chosen].share
         rows = len(ready.rows.train)
         self._tell(f"\nthe size found, {share:.1%} of the parameters, trained on all {rows:,} rows")
         load_parameters(ready.base.model, initial)
         runner = Runner(ready, loaded, self.plan.output)
-        run = runner.next_run(loaded, loaded.name, self.plan.output)
+        run = runner.next_run(loaded, loaded.name, self.plan.output, rate=rate)
         run.log.report.recipe_notes = list(self.plan.loaded.notes)
         with self._log.phase("train on all rows"):
             runner.train(run, score=evaluate_run)
