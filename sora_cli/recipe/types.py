@@ -133,7 +133,7 @@ Precision = Annotated[
     ),
 ]
 """Names of precisions, as `sora_cli/run/precision.py` settles them."""
-Rate = Literal["auto"] | Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Literal["auto"] | Annotated[float, Field(gt=0)]
 """A peak learning rate, or `auto`, as `sora_cli/run/rates` settles it."""
 
 
