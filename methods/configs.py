@@ -36,6 +36,8 @@ class MethodOptions(BaseModel):
     """Options that `set_option` may change between the stages of a path."""
     turns_basis: ClassVar[bool] = False
     """True if training changes the basis of the factors, so component i may change its meaning."""
+    rate_factor: ClassVar[float] = 1.0
+    """Best learning rate as a multiple of LoRA's, for the rule of thumb."""
     finds_size: ClassVar[bool] = False
     """True for the method with which `sora auto` trains adapters of a given size: see `of_size`."""
 
@@ -98,6 +100,7 @@ class AdaLoraConfig(MethodConfig):
     """Options of AdaLoRA; equation numbers refer to its paper."""
 
     paper = "Zhang et al. 2023, arXiv 2303.10512"
+    rate_factor = 3.3  # 5e-3 is best of four rates, 1.5e-3 for LoRA: docs/results/tune.md
     adapts_rank = True
     variable_options = ("target_r",)
 
@@ -283,12 +286,16 @@ class FullOptions(MethodOptions):
     """Full fine-tuning, which has no options."""
 
     paper = "Devlin et al. 2019, arXiv 1810.04805 (section 3.2)"
+    rate_factor = (
+        0.1  # LoRA's best rate is ten times that of full fine-tuning (Schulman et al. 2025)
+    )
 
 
 class HeadOptions(MethodOptions):
     """A trained head on the frozen model, which has no options."""
 
     paper = "Alain and Bengio 2016, arXiv 1610.01644 (linear probes)"
+    rate_factor = 3.3  # 5e-3 is best of three rates, 1.5e-3 for LoRA: docs/results/tune.md
 
 
 class BitFitOptions(MethodOptions):

@@ -176,7 +176,8 @@ def _introduction(file: AdapterFile) -> str:
         options = (f"{key} {value}" for key, value in meta.method_config.items() if value)
         rows.append(("Method options", escaped(", ".join(options))))
     if run is not None and run.steps is not None:
-        rows.append(("Training", f"{run.steps:,} optimiser steps, seed {run.seed}"))
+        rate = "" if run.found_rate is None else f", learning rate auto: {run.found_rate:g}"
+        rows.append(("Training", f"{run.steps:,} optimiser steps, seed {run.seed}{rate}"))
     rows.append(("Parameters", _parameters(file)))
     rows += [("After training", shown_step(entry)) for entry in meta.lineage]
     lines = [f"| {name} | {value} |" for name, value in rows]

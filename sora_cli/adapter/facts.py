@@ -41,6 +41,7 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
     )
     return {
         **_origin(file),
+        "found_rate": file.meta.training.found_rate if file.meta.training else None,
         "components": {
             "live": sum(rank["live"] for rank in ranks.values()),
             "start": sum(rank["start"] for rank in ranks.values()),

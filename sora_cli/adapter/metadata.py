@@ -89,6 +89,8 @@ class Training(BaseModel):
     seed: int | None = None
     steps: int | None = None
     """Optimiser steps."""
+    found_rate: float | None = None
+    """The number that training.learning_rate: auto became; None: the recipe named one."""
     metric: str | None = None
     """The main metric."""
     metrics: dict[str, dict[str, float | None]] = Field(default_factory=dict)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import suppress
@@ -24,13 +23,13 @@ from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import command_start, importing
-from sora_cli.experiments.auto.budget import MOST_WORK, HalvesPlan, RowPlan
+from sora_cli.experiments.auto.budget import MOST_WORK, HalvesPlan
 from sora_cli.experiments.auto.plan import AutoPlan, first_recipe, placed, plan_auto, unused
 from sora_cli.experiments.auto.record import FILE_NAME as RECORD
 from sora_cli.experiments.auto.record import AutoRecord, read_auto
 from sora_cli.experiments.auto.tables import cost_lines, full_layers, promise_lines, whole_lines
 from sora_cli.propose.writing import recipe_for
-from sora_cli.recipe.load import LoadedRecipe, load_recipe
+from sora_cli.recipe.load import load_recipe
 from sora_cli.run.opening import Opening, Work, open_work, resumable
 from sora_cli.run.output import check_own, check_place, clear_run
 from sora_cli.run.preflight import check_recipe, check_settled
@@ -52,7 +51,7 @@ from sora_cli.search.words import size_table, untrained_line
 if TYPE_CHECKING:
     from sora_cli.report import RunReport
     from sora_cli.run.prepare import Prepared
-    from sora_cli.train.log import ReportLog, RunLog
+    from sora_cli.train.log import RunLog
 
 
 def auto(
@@ -143,12 +142,6 @@ def auto(
             "--refit", help="Train the size found once more, on all rows, and write that adapter."
         ),
     ] = False,
-    probe: Annotated[
-        bool,
-        typer.Option(
-            "--probe", help="First try three learning rates for a few steps, and take the best."
-        ),
-    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and its cost; train nothing.")
     ] = False,
@@ -185,7 +178,6 @@ def auto(
     block = {"max_drop": max_drop, "max_differ": max_differ, "unlabelled": unlabelled}
     block |= {"tolerance": tolerance, "confidence": confidence, "serve": serve}
     block |= {"next_tokens": "true"} if next_tokens else {}
-    block |= {"probe": "true"} if probe else {}
     block |= {"refit": "true"} if refit else {}
     block |= {} if cross_fit is None else {"cross_fit": str(cross_fit).lower()}
     words = [f"auto.{key}={value}" for key, value in block.items() if value is not None]
@@ -299,8 +291,6 @@ def run(
         tidy(plan.output)
     for line in start_lines(ready):
         say(line)
-    if plan.block.probe:  # before the search, which builds the full run at the final learning rate
-        plan, full = _at_probed_rate(plan, full, ready, rows, log, force=force)
     search: HeldOut | CrossFit
     with log.phase("set up"):
         if isinstance(rows, HalvesPlan):
@@ -325,29 +315,6 @@ def run(
     # only now: until the certificate is written, an interrupted search continues from these states
     search.forget()
     return certificate, trained, final
-
-
-def _at_probed_rate(
-    plan: AutoPlan,
-    full: LoadedRecipe,
-    ready: Prepared,
-    rows: RowPlan,
-    log: ReportLog[AutoRecord],
-    *,
-    force: bool,
-) -> tuple[AutoPlan, LoadedRecipe]:
-    """Return the plan and the full run at the learning rate of the probe, which runs only once."""
-    from sora_cli.experiments.auto.probe import probe_rates
-    from sora_cli.search.search import from_first_process
-
-    record = log.report
-    if record.probe is None:
-        with resumable(lambda: _done(record), force=force), log.phase("probe"):
-            record.probe = from_first_process(probe_rates(plan, full, ready, say))
-        log.save()
-    say(record.probe.note)
-    plan = dataclasses.replace(plan, learning_rate=record.probe.chosen)
-    return plan, plan.full(rows)
 
 
 def _done(record: AutoRecord) -> str:

@@ -193,6 +193,9 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
                   f"{_saving(facts, 'energy_99')} with --energy 0.99"),
         *_cut_lines(facts),
     ]  # fmt: skip
+    if facts["found_rate"] is not None:
+        found = f"{facts['found_rate']:g}, by training.learning_rate: auto"
+        lines.insert(1, ("rate", found))
     if facts["rescaled"] or facts["tokens"]:
         lines = [line for line in lines if line[0] != "prune"]
     if facts["head_modules"]:

@@ -231,14 +231,16 @@ def _show_plan(loaded: LoadedRecipe, plans: list[StagePlan], output: Path) -> No
 def _stage_lines(ready: Prepared, plans: list[StagePlan]) -> Iterator[str]:
     """Yield a line per stage with its value and steps, and the method's notes below."""
     from methods.registry import method_class
+    from sora_cli.run.rates.settle import settle_rate
     from sora_cli.train.steps import learning_rates
     from sora_cli.train.trainer import training_arguments
 
     for plan in plans:
-        block = plan.recipe.method
+        recipe, _ = settle_rate(plan.recipe, ready, dry=True)
+        block = recipe.method
         method = method_class(block.name)(block.config)
-        steps = plan.recipe.training.total_steps(len(ready.train.lengths))
-        args = training_arguments(plan.recipe, Path("stages"), ready.task.best, evaluates=False)
+        steps = recipe.training.total_steps(len(ready.train.lengths))
+        args = training_arguments(recipe, Path("stages"), ready.task.best, evaluates=False)
         rates = learning_rates(args, method, ready.layers, steps)
         preview = method.plan(ready.layers, total_steps=steps, learning_rates=rates)
         yield f"{plan.index:>3}  {plan.value!s:<24} {steps:,} steps"

@@ -6,8 +6,11 @@ Nothing slow is imported, since a command asks for its rank before it prints its
 from __future__ import annotations
 
 import os
+from typing import TypeVar
 
 from sora_cli.core.errors import SoraError
+
+Value = TypeVar("Value")
 
 
 def world_size() -> int:
@@ -23,6 +26,21 @@ def rank() -> int:
 def is_main() -> bool:
     """Return True in the main process, which prints and writes the run's files."""
     return rank() == 0
+
+
+def from_first_process(value: Value) -> Value:
+    """Return the first process's value on every process, so that all take the same decisions."""
+    if world_size() == 1:
+        return value
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    # before a trainer exists, nothing else has opened the process group
+    PartialState(cpu=not torch.cuda.is_available())
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
 
 
 def check_alone(key: str, hint: str) -> None:

@@ -18,7 +18,7 @@ import datasets
 from datasets import Dataset
 from pydantic import ValidationError
 
-from methods.registry import proposed_method
+from methods.registry import config_class, proposed_method
 from sora_cli import __version__
 from sora_cli.core.environment import free_memory
 from sora_cli.core.errors import SoraError, first_mistake
@@ -40,6 +40,7 @@ from sora_cli.recipe.load import LoadedRecipe, load_text
 from sora_cli.recipe.recipe import DataBlock
 from sora_cli.run.preflight import check_recipe
 from sora_cli.run.prepare import check_rows, load_task
+from sora_cli.run.rates.rule import rule_of_thumb
 from sora_cli.tasks.base import Lengths, Task
 
 _PLACE = ("path", "name", "revision", "files")
@@ -299,8 +300,9 @@ def _training(draft: _Draft, rows: int, config: Any) -> None:
         if parts.value > 1 and batch % parts.value == 0:
             draft.put("training", "gradient_accumulation", parts)
         draft.put("training", "epochs", rules.epochs(-(-rows // batch), name))
-    rate = rules.learning_rate(rules.parameters_of(config), name)
-    draft.put("training", "learning_rate", rate)
+    method = config_class(draft.blocks["method"]["name"].value)
+    rate = rule_of_thumb(config, options_class(name), method)
+    draft.put("training", "learning_rate", Proposed(*rate))
     draft.put("training", "weight_decay", Proposed(0.01, "as in the recipes that come with sora"))
     keep = Proposed(False, "the rows that are scored must not choose a checkpoint")
     draft.put("training", "keep_best", keep)

@@ -1,12 +1,7 @@
 """The rules of a proposed recipe; each returns a value with its reason as a text.
 
-Sources:
-    learning rate: the best of three rates for MiniLM-L6, 1.5e-3, is a little above 1e-3
-        (docs/results/tune.md); the recipes for decoders below a thousand million parameters take
-        5e-4; QLoRA takes 2e-4 at 7 and 13 thousand million (Dettmers et al. 2023, arXiv
-        2305.14314). The best rate hardly depends on the rank (Schulman et al. 2025, LoRA Without
-        Regret).
-    activations: Korthikanti et al. 2022, arXiv 2205.05198, equation 2.
+The learning rate follows `run/rates/rule.py`. Source of the activations: Korthikanti et al. 2022,
+arXiv 2205.05198, equation 2.
 """
 
 from __future__ import annotations
@@ -22,6 +17,7 @@ import numpy as np
 from sora_cli.core.console import count, size
 from sora_cli.core.errors import SoraError
 from sora_cli.propose.usual import USUAL
+from sora_cli.run.rates.rule import number_of, parameters_of
 
 _QUANTILE = 0.95  # rows longer than this quantile are cut
 _MULTIPLE = 8  # of max_length
@@ -126,33 +122,10 @@ def epochs(steps: int, task: str) -> Proposed:
     )
 
 
-def learning_rate(parameters: float, task: str) -> Proposed:
-    """Propose the peak learning rate.
-
-    Args:
-        parameters: number of parameters of the base model.
-    """
-    usual = USUAL[task].learning_rate
-    if usual is not None:
-        return Proposed(usual, "as in the recipes of this task family")
-    for below, value in ((60e6, 1e-3), (1e9, 5e-4)):
-        if parameters < below:
-            return Proposed(value, f"for models below {count(below / 1e6)} million parameters")
-    return Proposed(2e-4, "for models of 1,000 million parameters and more (QLoRA)")
-
-
 def rank(task: str) -> Proposed:
     """Propose the initial rank of every layer."""
     usual = USUAL[task]
     return Proposed(usual.rank, f"initial rank; {usual.why}")
-
-
-def parameters_of(config: Any) -> float:
-    """Estimate a model's parameters from its configuration: 12 h^2 per block, and embeddings."""
-    # 4 h^2 in the attention (q, k, v, o), 8 h^2 in a feed-forward part of width 4 h
-    text = config.get_text_config()
-    hidden, layers = _number(text, "hidden_size"), _number(text, "num_hidden_layers")
-    return 12 * layers * hidden**2 + _number(text, "vocab_size") * hidden
 
 
 def activation_bytes(config: Any, *, rows: int, tokens: int, task: str) -> float:
@@ -163,11 +136,11 @@ def activation_bytes(config: Any, *, rows: int, tokens: int, task: str) -> float
     probabilities, and as gradients.
     """
     text = config.get_text_config()
-    hidden, heads = _number(text, "hidden_size"), _number(text, "num_attention_heads")
+    hidden, heads = number_of(text, "hidden_size"), number_of(text, "num_attention_heads")
     block = tokens * rows * hidden * (34 + 5 * heads * tokens / max(hidden, 1))
-    words = _number(text, "vocab_size") if USUAL[task].learns_texts else 0
+    words = number_of(text, "vocab_size") if USUAL[task].learns_texts else 0
     logits = 3 * 4 * rows * tokens * words
-    return 2 * _number(text, "num_hidden_layers") * block + logits
+    return 2 * number_of(text, "num_hidden_layers") * block + logits
 
 
 def accumulation(config: Any, batch: int, *, tokens: int, task: str, free: int | None) -> Proposed:
@@ -190,8 +163,3 @@ def accumulation(config: Any, batch: int, *, tokens: int, task: str, free: int |
         about = f"about {size(needed(parts))} of activations each, of {size(free)} free memory"
         return Proposed(parts, f"micro-batches per step, with the same result: {about}")
     return Proposed(parts, "micro-batches per step")
-
-
-def _number(config: Any, name: str) -> int:
-    value = getattr(config, name, 0)
-    return value if isinstance(value, int) else 0

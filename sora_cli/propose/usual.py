@@ -39,7 +39,6 @@ class Usual:
         largest_batch: largest number of rows per step.
         epochs: smallest and largest number of epochs.
         rank, why: initial rank of every layer, and its reason.
-        learning_rate: peak learning rate; None: by the size of the model.
         learns_texts: True if the loss is over the tokens of a text.
     """
 
@@ -50,16 +49,10 @@ class Usual:
     epochs: tuple[int, int] = (3, 10)
     rank: int = 8
     why: str = "enough for classes and numbers (arXiv 2106.09685)"
-    learning_rate: float | None = None
     learns_texts: bool = False
 
 
-def _writes(
-    on_the_hub: str,
-    package: Package | None = None,
-    builtin: str = "",
-    learning_rate: float | None = None,
-) -> Usual:
+def _writes(on_the_hub: str, package: Package | None = None, builtin: str = "") -> Usual:
     why = "writing texts needs more than classes (arXiv 2405.09673)"
     return Usual(
         on_the_hub,
@@ -69,7 +62,6 @@ def _writes(
         epochs=(1, 3),
         rank=16,
         why=why,
-        learning_rate=learning_rate,
         learns_texts=True,
     )
 
@@ -91,12 +83,10 @@ USUAL: Mapping[str, Usual] = {
     "question-answering": _READS,
     "multiple-choice": _READS,
     "causal-lm": _writes("HuggingFaceTB/SmolLM2-360M-Instruct", _SMOLLM),
-    "seq2seq": _writes("google/flan-t5-base", builtin="builtin://tiny-t5", learning_rate=1e-3),
+    "seq2seq": _writes("google/flan-t5-base", builtin="builtin://tiny-t5"),
     "image-classification": Usual(
-        "google/vit-base-patch16-224-in21k", builtin="builtin://tiny-vit", learning_rate=1e-3
+        "google/vit-base-patch16-224-in21k", builtin="builtin://tiny-vit"
     ),
-    "image-text": Usual(
-        "openai/clip-vit-large-patch14", builtin="builtin://tiny-clip", learning_rate=1e-3
-    ),
+    "image-text": Usual("openai/clip-vit-large-patch14", builtin="builtin://tiny-clip"),
 }
-"""One line per task family; models and learning rates are those of the family's recipes."""
+"""One line per task family; the models are those of the family's recipes."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sora_cli.recipe.types import Block, Count, Seed
 
@@ -89,12 +90,6 @@ class AutoBlock(Block):
         description="cost of finding the size, as a share of the full run's work: two thirds for "
         "the steps after the cuts, one third for scoring, which limits the number of rows",
     )
-    probe: bool = Field(
-        False,
-        description="first try a third of the learning rate, the rate itself and three times the "
-        "rate, each for 5 % of the steps and on training rows only; take the rate with the "
-        "smallest loss",
-    )
     rows: Count | None = Field(
         None,
         description="number of rows of the training split that choose the size and are not trained "
@@ -116,3 +111,11 @@ class AutoBlock(Block):
     seed: Seed = Field(
         42, description="seed that draws these rows and divides them into screening and test rows"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_probe(cls, values: Any) -> Any:
+        """Drop `probe: false`, which reports of earlier versions hold."""
+        if isinstance(values, Mapping) and values.get("probe") is False:
+            return {key: value for key, value in values.items() if key != "probe"}
+        return values

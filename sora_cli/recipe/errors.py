@@ -129,6 +129,8 @@ def _bad_value(key: Path_, tree: Tree, where: str) -> SoraError:
     words, choices = expected(block, field, value=value)
     what = f"{name} must be {words}, not {shown_value(value)}"
     hint = did_you_mean(value, choices) if choices and isinstance(value, str) else None
+    if hint is not None and " number" in words and not hint.startswith("did you"):
+        hint = None  # the choices are not all: numbers are allowed, too
     if hint is not None and "a list of texts" in words and not hint.startswith("did you"):
         hint = f"as a list: {field}: [{value}]"
     if "text" in words and isinstance(value, int | float):

@@ -37,6 +37,7 @@ from sora_cli.recipe.types import (
     Offload,
     Optimizer,
     Precision,
+    Rate,
     Seed,
     SomeNames,
     Text,
@@ -212,7 +213,11 @@ class TrainingBlock(Block):
         "rounding",
     )
     eval_batch_size: Count = Field(64, description="rows per evaluation batch and process")
-    learning_rate: float = Field(8e-4, gt=0, description="peak learning rate of factors and head")
+    learning_rate: Rate = Field(
+        8e-4,
+        description="peak learning rate of factors and head; auto: found when the run starts, and "
+        "kept when it is resumed",
+    )
     head_learning_rate: float | None = Field(
         None, gt=0, description="peak learning rate of the head. Default: learning_rate"
     )
@@ -330,6 +335,12 @@ class TrainingBlock(Block):
         """
         asked = self.evaluate != "no" and (self.keep_best or self.early_stopping is not None)
         return rule if asked else "no checkpoint is chosen: the last step's weights are scored"
+
+    @property
+    def rate(self) -> float:
+        """The peak learning rate as a number; of `auto` there is none before it is settled."""
+        assert self.learning_rate != "auto", "training.learning_rate: auto is not settled yet"
+        return self.learning_rate
 
     def _next_batch_size(self) -> int:
         """Return the smallest multiple of `gradient_accumulation` from `batch_size` up."""

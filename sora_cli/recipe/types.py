@@ -133,6 +133,8 @@ Precision = Annotated[
     ),
 ]
 """Names of precisions, as `sora_cli/run/precision.py` settles them."""
+Rate = Literal["auto"] | Annotated[float, Field(gt=0)]
+"""A peak learning rate, or `auto`, as `sora_cli/run/rates` settles it."""
 
 
 def _whole_from_one(value: float) -> float:

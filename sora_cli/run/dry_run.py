@@ -19,7 +19,7 @@ from sora_cli.run.preflight import check_recipe
 if TYPE_CHECKING:
     from methods.base import Plan
     from sora_cli.recipe.recipe import TrainingBlock
-    from sora_cli.report import Start
+    from sora_cli.report import RateChoice, Start
     from sora_cli.run.layers import LayerGroup
     from sora_cli.run.memory import MemoryPrediction
     from sora_cli.run.prepare import Prepared
@@ -61,17 +61,20 @@ def dry_run(loaded: LoadedRecipe, *, rows: int | None = None) -> DryRun:
         from sora_cli.run.micro_batch import PREDICTION_ONLY, settle
         from sora_cli.run.prepare import prepare
         from sora_cli.run.preview import ROWS, column_lines, rows_lines
+        from sora_cli.run.rates.settle import settle_rate
         from sora_cli.run.step_time import measure_step
         from sora_cli.train.checkpoint.fork import describe_fork, read_fork
+        from sora_cli.train.checkpoint.resume import rate_of
         from sora_cli.train.steps import count_steps, learning_rates
         from sora_cli.train.trainer import training_arguments
     block = loaded.recipe.training
     ready = prepare(loaded.recipe, lambda _: contextlib.nullcontext())
-    start = ready.start or describe_fork(loaded.recipe)
+    start, stored = ready.start or describe_fork(loaded.recipe), None
     if start is not None:
         emit_section("start", start_lines(start))
         if ready.start is None:
-            read_fork(loaded.recipe, start, {}, ready.base.model, ready.layers)
+            fork = read_fork(loaded.recipe, start, {}, ready.base.model, ready.layers)
+            stored = rate_of(fork.run)
     emit_section("adapted layers", adapted_lines(ready))
     if ready.layers:
         misses = no_adapter_lines(ready, block.train_head)
@@ -82,6 +85,7 @@ def dry_run(loaded: LoadedRecipe, *, rows: int | None = None) -> DryRun:
     emit_section("parameters", parameter_lines(ready, block.train_head))
     metric = ready.task.best
     recipe, _ = settle(loaded.recipe, ready, machine=PREDICTION_ONLY)
+    recipe, rate = settle_rate(recipe, ready, stored=stored, dry=True)
     args = training_arguments(recipe, loaded.output_dir, metric, evaluates=True)
     steps = count_steps(args, block, len(ready.train.lengths))
     # before the data sections: the prediction starts from the process's present memory
@@ -98,7 +102,7 @@ def dry_run(loaded: LoadedRecipe, *, rows: int | None = None) -> DryRun:
     emit_section("memory", memory_lines(memory))
     emit_section("output", output_lines(loaded))
     time = measure_step(ready, block)
-    emit_section("in short", short_lines(loaded, ready, steps, time, memory))
+    emit_section("in short", short_lines(loaded, ready, rate, steps, time, memory))
     return DryRun(ready, time.seconds * steps.total, memory.peak)
 
 
@@ -254,7 +258,12 @@ def memory_lines(m: MemoryPrediction) -> Iterator[str]:
 
 
 def short_lines(
-    loaded: LoadedRecipe, ready: Prepared, steps: Steps, time: StepTime, memory: MemoryPrediction
+    loaded: LoadedRecipe,
+    ready: Prepared,
+    rate: RateChoice | None,
+    steps: Steps,
+    time: StepTime,
+    memory: MemoryPrediction,
 ) -> Iterator[str]:
     """Yield rank, learning rate, steps, time and memory, each with its origin."""
     block, seconds = loaded.recipe.training, time.seconds * steps.total
@@ -265,8 +274,8 @@ def short_lines(
         yield _short_line(
             "rank at the start", " to ".join(map(str, ranks[:: max(len(ranks) - 1, 1)])), origin
         )
-    rate = loaded.origin("training", "learning_rate")
-    yield _short_line("learning rate", f"{block.learning_rate:g}", rate)
+    value = f"{block.rate:g}" if rate is None else f"{rate.value()} by the {rate.way}"
+    yield _short_line("learning rate", value, loaded.origin("training", "learning_rate"))
     key = "epochs" if block.max_steps is None else "max_steps"
     origin = loaded.origin("training", key)
     yield _short_line("steps", count(steps.total), f"training.{key}, {origin}")

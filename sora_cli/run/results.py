@@ -158,6 +158,7 @@ def training_of(report: RunReport, recipe: Recipe) -> Training:
         rows={split: rows[split] for split in ("train", *report.metrics) if split in rows},
         seed=recipe.training.seed,
         steps=report.steps,
+        found_rate=None if report.learning_rate is None else report.learning_rate.chosen,
         metric=report.main_metric,
         metrics={
             split: {name: None if math.isnan(value) else value for name, value in scores.items()}

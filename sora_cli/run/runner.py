@@ -22,17 +22,18 @@ from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.processes import is_main
 from sora_cli.model.tensors import load_tensors
 from sora_cli.recipe.load import LoadedRecipe
-from sora_cli.report import Ranks, RunReport
+from sora_cli.report import Ranks, RateChoice, RunReport
 from sora_cli.run.micro_batch import settle
 from sora_cli.run.output import RANKS_PLOT
 from sora_cli.run.prepare import Prepared
+from sora_cli.run.rates.settle import settle_rate
 from sora_cli.run.results import record_result, record_setup, save_results
 from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.checkpoint.beginning import Beginning, find_beginning
 from sora_cli.train.checkpoint.files import load_trained, trained_tensors
 from sora_cli.train.checkpoint.places import FOLDER, STATE_FILE, checkpoint_paths
-from sora_cli.train.checkpoint.resume import identity_of
+from sora_cli.train.checkpoint.resume import identity_of, rate_of
 from sora_cli.train.fit import fit
 from sora_cli.train.log import RunLog
 from sora_cli.train.loggers import send_result
@@ -88,6 +89,7 @@ class Runner:
         loaded: LoadedRecipe,
         *,
         ready: Prepared | None = None,
+        rate: RateChoice | None = None,
         select: Encoded | None = None,
         resume: bool,
         force: bool = False,
@@ -96,6 +98,8 @@ class Runner:
 
         Args:
             ready: holds a method that has trained before; None: make a new method from the recipe.
+            rate: found for an earlier run, for `learning_rate: auto`; None: find one. A checkpoint
+                takes precedence.
             select: rows that score its checkpoints.
             resume: look for a checkpoint of this run.
             force: accept safe changes of the recipe.
@@ -109,6 +113,8 @@ class Runner:
         )
         stored = None if begin.resumed is None else begin.resumed.run.get("micro_batch")
         recipe, report.micro_batch = settle(recipe, ready, stored=stored)
+        rate = rate if begin.checkpoint is None else rate_of(begin.checkpoint.run)
+        recipe, report.learning_rate = settle_rate(recipe, ready, stored=rate)
         trainer = build_trainer(
             recipe, ready.task, ready.base, output, train=ready.train, select=select
         )
@@ -121,18 +127,20 @@ class Runner:
         directory: Path | None = None,
         *,
         ready: Prepared | None = None,
+        rate: RateChoice | None = None,
     ) -> SetUp:
         """Set up one of several runs, or the rest of an interrupted run.
 
         Args:
             name: in its report.
             directory: for its files; None: the recipe's.
-            ready: see `set_up`.
+            ready, rate: see `set_up`.
         """
         directory = directory or loaded.output_dir
         log = RunLog(directory, name=name, recipe=loaded.resolved())
         resume = bool(checkpoint_paths(directory / FOLDER))
-        return replace(self.set_up(log, loaded, ready=ready, resume=resume), keeps_state=True)
+        setup = self.set_up(log, loaded, ready=ready, rate=rate, resume=resume)
+        return replace(setup, keeps_state=True)
 
     def _note_setup(self, report: RunReport) -> None:
         for key in ("base", "data", "main_metric", "parameters", "start", "events"):

@@ -22,6 +22,7 @@ from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.adapter.places import ADAPTER, locate_adapter, new_adapter_place
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import OK
+from sora_cli.core.processes import from_first_process
 from sora_cli.core.timing import importing
 from sora_cli.model.files import SORA_FILE
 from sora_cli.recipe.load import LoadedRecipe, load_recipe, load_stored
@@ -178,7 +179,7 @@ def smallest_healed(
     """
     with importing():
         from sora_cli.search.cut import score_adapter, tell_certifiable
-        from sora_cli.search.search import choose_smallest, from_first_process
+        from sora_cli.search.search import choose_smallest
 
     recipe = runs[0][0].recipe
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from sora_cli.core.processes import world_size
+from sora_cli.core.processes import from_first_process
 from sora_cli.recipe.tolerance import AGREEMENT
 from sora_cli.search.bca import drop_on
 from sora_cli.search.bounds import Bound, Scored, promised_bound
@@ -63,17 +63,6 @@ def in_fixed_order(
         yield made, result
         if result is not None and result.fails(max_drop):
             return
-
-
-def from_first_process(value: Made) -> Made:
-    """Return the first process's value on every process, so that all take the same decisions."""
-    if world_size() == 1:
-        return value
-    from accelerate.utils import broadcast_object_list
-
-    values: list[Made] = [value]
-    broadcast_object_list(values)
-    return values[0]
 
 
 @dataclass(frozen=True)

@@ -279,8 +279,9 @@ def _unprepare(model: nn.Module) -> None:
 
 
 def _scoring(recipe: Recipe) -> Recipe:
-    """Drop training settings that scoring does not need: loggers, and batches that must split."""
+    """Drop training settings that scoring does not need: loggers, a rate, batches that split."""
     only = {"loggers": [], "batch_size": _world_size(), "gradient_accumulation": 1}
+    only |= {"learning_rate": 1.0}  # no step is taken, and `auto` may not be settled here
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=only)})
 
 
@@ -313,7 +314,7 @@ def training_arguments(
         per_device_train_batch_size=block.batch_size // parts,
         per_device_eval_batch_size=block.eval_batch_size,
         gradient_accumulation_steps=block.gradient_accumulation,
-        learning_rate=block.learning_rate,
+        learning_rate=block.rate,
         lr_scheduler_type=block.schedule,
         warmup_steps=block.warmup,
         weight_decay=block.weight_decay,

@@ -53,6 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, method: str) -> Path:
     recipe = write_recipe(folder, model, rows=83, training=training)
     name = method.partition(" ")[0]
     words = ["train", str(recipe), "--no-verify", f"method.name={name}"]
+    words += ["training.learning_rate=auto"]  # the first process's choice
     words += OPTIONS.get(method, [])
     assert run([*words, f"output.dir={folder}/one"]) == 0
     stopped = f"output.dir={folder}/stopped"
@@ -88,6 +89,7 @@ def test_two_processes_give_what_one_gives(folder: Path) -> None:
     ]
     assert _largest_difference(*adapters) < TOLERANCE
     assert one.steps == two.steps == STEPS
+    assert one.learning_rate == two.learning_rate is not None
     assert one.live_components == two.live_components
     assert one.ranks == two.ranks
     for split, scores in one.metrics.items():

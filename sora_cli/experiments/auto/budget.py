@@ -27,20 +27,6 @@ more points than a second size is worth (the figures at `plan._HEALING`)."""
 MOST_WORK = 2.3
 """Most work of cross-fitting, in runs on all rows, where it is chosen by itself."""
 
-FACTORS = (1 / 3, 1.0, 3.0)
-"""The learning rates that a probe tries, as multiples of the recipe's."""
-_PROBED = 0.05  # share of the full run's steps that each rate is tried for
-_FEWEST_STEPS, _MOST_STEPS = 10, 100
-
-
-def probe_steps(total: int) -> int:
-    """Return the number of steps for which each learning rate is tried.
-
-    Args:
-        total: steps of the run at full rank.
-    """
-    return min(max(round(_PROBED * total), _FEWEST_STEPS), _MOST_STEPS, total)
-
 
 def rows_for(test: int) -> tuple[int, int]:
     """Return the `auto.rows` that give this many test rows, and the training rows this takes.

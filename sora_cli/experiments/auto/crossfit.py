@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from sora_cli.core.processes import from_first_process
 from sora_cli.experiments.auto.budget import HalvesPlan
 from sora_cli.experiments.auto.maker import Maker, Tell
 from sora_cli.experiments.auto.plan import AutoPlan, placed
@@ -31,7 +32,6 @@ from sora_cli.search.certificate import (
 from sora_cli.search.halves import HALF_SHARES, HALVES, half_confidence
 from sora_cli.search.rows import certifiable_by, cross_fit_rows, sets_of_halves
 from sora_cli.search.screening import Cuts, merged_cuts
-from sora_cli.search.search import from_first_process
 from sora_cli.train.checkpoint.files import load_parameters, trained_tensors
 from sora_cli.train.log import ReportLog, RunLog
 

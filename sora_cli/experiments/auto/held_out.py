@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sora_cli.core.processes import from_first_process
 from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.maker import Made, Maker, Tell
 from sora_cli.experiments.auto.plan import AutoPlan, placed
@@ -14,7 +15,6 @@ from sora_cli.run.results import save_results
 from sora_cli.search.certificate import REFIT, TRAIN, Certificate, Healed, Measured, SizeTest
 from sora_cli.search.rows import certifiable_by, deciding_rows, row_sets
 from sora_cli.search.screening import Cuts
-from sora_cli.search.search import from_first_process
 from sora_cli.search.sizes import SHARES
 from sora_cli.train.checkpoint.files import trained_tensors
 from sora_cli.train.log import ReportLog, RunLog
@@ -78,7 +78,9 @@ class HeldOut(AutoSearch[Made]):
         final = placed(plan.final(size.max_params), plan)
         whole = on_rows(self.ready, final.recipe.data)
         self._sets |= {REFIT: row_sets(whole.rows, {})[TRAIN]}
-        return self._train_final(whole, final, self._initial)
+        trained = read_report(loaded.output_dir)
+        assert trained is not None
+        return self._train_final(whole, final, self._initial, trained.learning_rate)
 
     def _write_tested(self, ready: Prepared, number: int) -> tuple[Prepared, RunLog]:
         """Score the chosen size on the reported rows, and write it as the run's adapter."""
@@ -91,7 +93,7 @@ class HeldOut(AutoSearch[Made]):
         for key in trained.model_fields_set - own - {"seconds", "digests", "resumed"}:
             setattr(log.report, key, getattr(trained, key))
         log.report.started, log.report.seconds = record.started, dict(record.seconds)
-        log.report.recipe_notes = self._notes()
+        log.report.recipe_notes = list(self.plan.loaded.notes)
         with log.running():
             with log.phase("evaluate"):
                 evaluate_run(log.report, self.runner.scorer(), ready)

@@ -48,7 +48,6 @@ class AutoPlan:
         output: directory of all files.
         rank: rank of every layer in the full run.
         alpha: the scaling is alpha / rank.
-        learning_rate: rate of all runs; None: the recipe's rate.
         half: of cross-fitting, the half of the rows that all runs train on; None: not one half.
         healing: of cross-fitting, share of the steps for which each size is trained after its cut.
     """
@@ -58,7 +57,6 @@ class AutoPlan:
     rank: int
     alpha: float
     promise: Promise
-    learning_rate: float | None = None
     half: int | None = None
     healing: float | None = None
 
@@ -148,9 +146,6 @@ class AutoPlan:
         start = StartBlock(checkpoint=str(self.output / SIZES / FULL), step=self.cut_at)
         return self._stage(str(number), method, start, rows, {"keep_checkpoints": []})
 
-    def _rate(self) -> dict[str, float]:
-        return {} if self.learning_rate is None else {"learning_rate": self.learning_rate}
-
     def _shared(self) -> dict[str, Any]:
         config = self.loaded.method_config
         assert isinstance(config, MethodConfig)
@@ -185,7 +180,7 @@ class AutoPlan:
             "start": start,
             "path": None,
             "data": recipe.data.model_copy(update=held),
-            "training": given.model_copy(update={**_LAST_STEP, **self._rate(), **training}),
+            "training": given.model_copy(update={**_LAST_STEP, **training}),
             "output": recipe.output.model_copy(update={"dir": str(output)}),
         }
         return dataclasses.replace(self.loaded, recipe=recipe.model_copy(update=update))
@@ -250,7 +245,7 @@ def _check_rows(loaded: LoadedRecipe, block: AutoBlock, metric: str) -> None:
         raise SoraError(
             f"{key} does not go with auto.cross_fit: {reason}",
             where=loaded.origin(*key.split(".")).place,
-            hint=f"{key}=null, or auto.cross_fit=false" if key != "auto.probe" else f"{key}=false",
+            hint=f"{key}=null, or auto.cross_fit=false",
         )
 
 
@@ -260,8 +255,6 @@ def against_halves(recipe: Recipe) -> dict[str, str]:
     assert block is not None
     if block.rows is not None:
         reasons["auto.rows"] = "no rows are held out, all rows test"
-    if block.probe:
-        reasons["auto.probe"] = "the learning rate would be chosen on rows that test"
     if recipe.data.max_train_rows is not None:
         reasons["data.max_train_rows"] = "the rows that it leaves unused can test"
     return reasons
@@ -307,12 +300,6 @@ def unused(plan: AutoPlan) -> list[str]:
     ]
 
 
-def derived_keys(plan: AutoPlan) -> list[str]:
-    """Return the recipe's keys whose values the run finds: the size, and a probed rate."""
-    rate = [] if plan.learning_rate is None else ["training.learning_rate"]
-    return [*(f"method.{key}" for key in size_keys()), *rate]
-
-
 def first_recipe(plan: AutoPlan, rows: RowPlan) -> LoadedRecipe:
     """Return the recipe for which data, model and adapters are prepared."""
     return plan.whole() if isinstance(rows, HalvesPlan) else plan.full(rows)
@@ -322,7 +309,7 @@ def placed(loaded: LoadedRecipe, plan: AutoPlan) -> LoadedRecipe:
     """Return a recipe with the search's own directory as its output, and its size as found."""
     update = {
         "dir": str(plan.output),
-        "derived": [*loaded.recipe.output.derived, *derived_keys(plan)],
+        "derived": [*loaded.recipe.output.derived, *(f"method.{key}" for key in size_keys())],
     }
     block = loaded.recipe.output.model_copy(update=update)
     recipe = loaded.recipe.model_copy(update={"output": block})

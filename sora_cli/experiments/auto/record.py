@@ -8,45 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from sora_cli.core.errors import SoraError
 from sora_cli.core.records import read_record
 from sora_cli.recipe.auto import Basis
-from sora_cli.report import MOVE_AWAY, Report, Score
+from sora_cli.report import MOVE_AWAY, Report
 from sora_cli.run.opening import ELSEWHERE
 from sora_cli.search.certificate import FullRank, Half, Healed, RowSet, Screened
 
 FILE_NAME = "auto.json"
-
-
-class Tried(BaseModel):
-    """A learning rate that was tried."""
-
-    learning_rate: float = Field(description="peak rate")
-    loss: Score | None = Field(description="loss on the rows held out; null: not finite")
-
-
-class Probe(BaseModel):
-    """The trial of learning rates before the run at full rank."""
-
-    tried: list[Tried] = Field(description="all rates, from smallest to largest")
-    chosen: float = Field(description="the rate with the smallest loss; all runs use it")
-    steps: int = Field(description="optimiser steps of each trial")
-    trained: int = Field(description="training rows that the trials were trained on")
-    held_out: int = Field(description="training rows that the loss was measured on")
-
-    @property
-    def note(self) -> str:
-        """The chosen rate and all losses, as a sentence."""
-        losses = ", ".join(
-            f"{one.learning_rate:g}: {'not finite' if one.loss is None else f'{one.loss:.4f}'}"
-            for one in self.tried
-        )
-        return (
-            f"training.learning_rate {self.chosen:g}, by auto.probe: the smallest loss after "
-            f"{self.steps} steps on {self.held_out} training rows held out ({losses})"
-        )
 
 
 class AutoRecord(Report):
@@ -60,7 +31,6 @@ class AutoRecord(Report):
         default_factory=dict,
         description="the rows by part, as in certificate.json: a search is continued on the same",
     )
-    probe: Probe | None = Field(None, description="learning rates that were tried; null: none")
     full: FullRank | None = Field(None, description="the run at full rank, once it is finished")
     halves: list[Half] = Field(
         default_factory=list,

@@ -11,12 +11,13 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
+from sora_cli.core.processes import from_first_process
 from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.maker import Tell
 from sora_cli.experiments.auto.plan import AutoPlan
 from sora_cli.experiments.auto.record import AutoRecord
 from sora_cli.recipe.load import LoadedRecipe
-from sora_cli.report import RunReport
+from sora_cli.report import RateChoice, RunReport
 from sora_cli.run.evaluate import evaluate_run
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.runner import Runner
@@ -31,7 +32,7 @@ from sora_cli.search.certificate import (
     choose,
 )
 from sora_cli.search.screening import Cuts, expected_drop, name_sizes, screen
-from sora_cli.search.search import from_first_process, in_fixed_order
+from sora_cli.search.search import in_fixed_order
 from sora_cli.search.size import size_of
 from sora_cli.search.words import expected_line, tested_line
 from sora_cli.train.checkpoint.files import load_parameters
@@ -164,10 +165,6 @@ class AutoSearch(ABC, Generic[Made]):
         self._tell(f"\nsize {number + 1} of {named}: {size.share:.1%} of the parameters")
         return self._heal(number, size.max_params)
 
-    def _notes(self) -> list[str]:
-        probe = self.record.probe
-        return [*self.plan.loaded.notes, *([probe.note] if probe else [])]
-
     @property
     def _seeds(self) -> dict[str, int]:
         return {"training": self.plan.loaded.recipe.training.seed, "rows": self.plan.block.seed}
@@ -178,7 +175,11 @@ class AutoSearch(ABC, Generic[Made]):
         return choose(self.record.candidates)
 
     def _train_final(
-        self, ready: Prepared, loaded: LoadedRecipe, initial: dict[str, Tensor]
+        self,
+        ready: Prepared,
+        loaded: LoadedRecipe,
+        initial: dict[str, Tensor],
+        rate: RateChoice | None = None,
     ) -> tuple[Prepared, RunLog]:
         """Train the size found on all rows, from the start, as the run itself.
 
@@ -186,14 +187,15 @@ class AutoSearch(ABC, Generic[Made]):
             ready: with all rows.
             loaded: recipe of this run.
             initial: trained parameters before the first step of any run.
+            rate: found for full rank on rows like these; None: find one on all rows.
         """
         share = self.record.named()[self.chosen].share
         rows = len(ready.rows.train)
         self._tell(f"\nthe size found, {share:.1%} of the parameters, trained on all {rows:,} rows")
         load_parameters(ready.base.model, initial)
         runner = Runner(ready, loaded, self.plan.output)
-        run = runner.next_run(loaded, loaded.name, self.plan.output)
-        run.log.report.recipe_notes = self._notes()
+        run = runner.next_run(loaded, loaded.name, self.plan.output, rate=rate)
+        run.log.report.recipe_notes = list(self.plan.loaded.notes)
         with self._log.phase("train on all rows"):
             runner.train(run, score=evaluate_run)
         runner.forget(self.plan.output)

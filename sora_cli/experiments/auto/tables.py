@@ -9,10 +9,8 @@ from sora_cli.core.console import count, duration
 from sora_cli.core.console import size as readable
 from sora_cli.core.words import first_few
 from sora_cli.experiments.auto.budget import (
-    FACTORS,
     HalvesPlan,
     RowPlan,
-    probe_steps,
     rows_for,
     rows_for_halves,
 )
@@ -47,14 +45,13 @@ def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
     )
     if rows.answers:
         yield f"rows without labels: {count(rows.answers)} test the sizes, too, by their answers"
-    probing, last = _probing(plan, rows), _last_run(plan, rows)
-    more = f", trials of learning rates {probing:.0%}" if probing else ""
+    last, more = _last_run(plan, rows), ""
     if last:
         yield (
             f"the size that the tests choose is then trained on all {count(_wanted(plan, rows))} "
             "rows and written; that adapter is not tested"
         )
-        more += f", training on all rows {last:.0%}"
+        more = f", training on all rows {last:.0%}"
     yield (
         f"extra work: at most {_extra(plan, rows):.0%} of the full run's: healing {healing:.0%}, "
         f"scoring {rows.scoring:.0%}{more}"
@@ -123,8 +120,6 @@ def whole_lines(plan: AutoPlan, rows: RowPlan, full: DryRun) -> Iterator[str]:
     about = "training at full rank"
     if isinstance(rows, HalvesPlan):
         about = "training on both halves and on all rows"
-    elif plan.block.probe:
-        about += ", the trials of rates"
     if _last_run(plan, rows):
         about += " and once more on all rows"
     about += ", healing"
@@ -137,7 +132,7 @@ def _extra(plan: AutoPlan, rows: RowPlan) -> float:
     if isinstance(rows, HalvesPlan):
         return rows.work - 1
     healing = plan.heal * plan.block.sizes
-    return healing + rows.scoring + _probing(plan, rows) + _last_run(plan, rows)
+    return healing + rows.scoring + _last_run(plan, rows)
 
 
 def _last_run(plan: AutoPlan, rows: RowPlan) -> float:
@@ -151,11 +146,6 @@ def _last_run(plan: AutoPlan, rows: RowPlan) -> float:
 def _wanted(plan: AutoPlan, rows: RowPlan) -> int:
     """Return the number of rows that are trained on where none is held out."""
     return min(plan.loaded.recipe.data.max_train_rows or rows.total, rows.total)
-
-
-def _probing(plan: AutoPlan, rows: RowPlan) -> float:
-    total = plan.loaded.recipe.training.total_steps(rows.trained)
-    return len(FACTORS) * probe_steps(total) / total if plan.block.probe and total else 0.0
 
 
 def full_layers(report: RunReport) -> str | None:

@@ -40,6 +40,7 @@ class Entry(BaseModel):
     task: str | None = Field(None, description="the data set, or the file of training rows")
     model: str | None = None
     seed: int | None = None
+    learning_rate: float | None = Field(None, description="peak rate; of auto, as it was found")
     metric: str | None = None
     split: str | None = Field(None, description="of the score")
     score: Score | None = None
@@ -194,6 +195,10 @@ def _with_result(entry: Entry, directory: Path, report: RunReport) -> Entry:
         entry.components, entry.components_start = run.components.live, run.components.start
     entry.parameters = report.parameters.adapter_end
     entry.parameters_start = report.parameters.adapter_start
+    found, given = report.learning_rate, run.settings.get("training.learning_rate")
+    entry.learning_rate = given if found is None else found.chosen
+    if found is not None:
+        entry.notes.append(f"learning rate {found.value()}")
     entry.changed = has_changed(directory, report)
     if entry.changed:
         entry.notes.append("its adapter has changed since its report")

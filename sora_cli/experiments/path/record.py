@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from sora_cli.core.records import read_record
-from sora_cli.report import MOVE_AWAY, Report, Score
+from sora_cli.report import MOVE_AWAY, RateChoice, Report, Score
 
 FILE_NAME = "path.json"
 PICTURE = "path.png"
@@ -92,6 +92,11 @@ class PathReport(Report):
     rows: dict[str, int] = Field(default_factory=dict, description="rows per scored split")
     selection: str = Field("", description="how the rows of the splits were chosen")
     head_parameters: int = Field(0, description="numbers in the trained head")
+    learning_rate: RateChoice | None = Field(
+        None,
+        description="the choice of training.learning_rate, made by the first stage; null: a number "
+        "of the recipe",
+    )
     stage_count: int = Field(description="number of stages of the finished path")
     stages: list[Stage] = Field(default_factory=list, description="the finished stages")
     controls: Controls | None = Field(None, description="results of --controls; null: not run")

@@ -79,8 +79,10 @@ class Stages:
         # after `restore`, which makes a method with the previous stage's value
         self.ready.method.set_option(self.option, plan.value)
         name = f"{plan.loaded.name}, stage {plan.index}: {self.option} {plan.value}"
-        run = self.runner.next_run(plan.loaded, name, directory, ready=self.ready)
+        rate = self.report.learning_rate  # every stage takes the first one's
+        run = self.runner.next_run(plan.loaded, name, directory, ready=self.ready, rate=rate)
         report = self.runner.train(run, score=self._score)
+        self.report.learning_rate = report.learning_rate
         stage = self._measure(plan, report, before)
         return stage.model_copy(update={"seconds": round(time.perf_counter() - start, 1)})
 

@@ -38,6 +38,7 @@ def headline(run: Run) -> list[Fact]:
         *_scores(run),
         *_sizes(report, run.ranks.total),
         _method(report.recipe, report.start.sentence() if report.start else ""),
+        *_rate(report),
         _base(report),
         _data(report),
         *_cost(report),
@@ -118,6 +119,14 @@ def _method(recipe: Mapping[str, Any], started: str) -> Fact:
     name = str(method.pop("name", "not known"))
     options = ", ".join(f"{k} {v}" for k, v in method.items() if v is not None)
     return Fact("method", name, "; ".join(filter(None, [options, started])))
+
+
+def _rate(report: RunReport) -> list[Fact]:
+    """Return the learning rate, if the run found it."""
+    rate = report.learning_rate
+    if rate is None:
+        return []
+    return [Fact("learning rate", rate.value(), f"{rate.way}: {rate.reason}")]
 
 
 def _base(report: RunReport) -> Fact:

@@ -28,7 +28,7 @@ from sora_cli.train.checkpoint.places import (
     checkpoint_path,
     checkpoint_paths,
 )
-from sora_cli.train.checkpoint.resume import MAY_CHANGE
+from sora_cli.train.checkpoint.resume import MAY_CHANGE, rate_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _OTHER_BLOCKS = ("method", "start")
 _OF_EVERY_METHOD = tuple(f"method.{name}" for name in MethodConfig.model_fields)
+_RATE = "training.learning_rate"
 _FIX = "start.checkpoint=RUN start.step=STEP"
 
 
@@ -96,7 +97,7 @@ def describe_fork(recipe: Recipe) -> Start | None:
     with recipe.placing("start"):
         path = locate_fork(block)
         run = _read_json(path / RUN_FILE)
-        check_recipe(run["recipe"], recipe.resolved(), str(path))
+        check_recipe(_with_number(run), recipe.resolved(), str(path))
         if run["finished"]:
             raise SoraError(f"{path} is the end of its run: nothing is left to train")
         digest = hashlib.sha256((path / MARK_FILE).read_bytes()).hexdigest()
@@ -152,6 +153,7 @@ def check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -
     """
     for key, old, new in changes(before, now):
         free = key.split(".")[0] in _OTHER_BLOCKS and key not in _OF_EVERY_METHOD
+        free |= (key, new) == (_RATE, "auto")  # the fork takes the other run's number
         if not free and key not in MAY_CHANGE:
             raise SoraError(
                 f"{name} was trained with another {key}: {shown_value(old)}, not "
@@ -159,6 +161,13 @@ def check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -
                 hint="a fork may change only the method, its own options, and the output",
                 key=key,
             )
+
+
+def _with_number(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's recipe with the learning rate that was found in place of `auto`."""
+    recipe = run["recipe"]
+    training = {**recipe["training"], "learning_rate": rate_of(run).chosen}
+    return {**recipe, "training": training}
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from sora_cli.core.console import say
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_value
 from sora_cli.recipe.changes import Change, changes
+from sora_cli.report import RateChoice
 from sora_cli.train.checkpoint.places import FOLDER
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ MAY_CHANGE = (
     "training.workers",
 )
 """Keys that do not change the steps; `--resume --force` accepts changes of these."""
+_RATE = "learning_rate"  # key of `run.json`: the choice of training.learning_rate
 
 
 def check_same(
@@ -112,7 +114,21 @@ def identity_of(report: RunReport) -> dict[str, Any]:
     inputs = {"the base model": report.base.fingerprint, **data, **start}
     chosen = report.micro_batch
     rows = {} if chosen is None else {"micro_batch": chosen.rows}
-    return {"recipe": report.recipe, "inputs": inputs, **rows}
+    rate = report.learning_rate
+    rates = {} if rate is None else {_RATE: rate.model_dump(mode="json")}
+    return {"recipe": report.recipe, "inputs": inputs, **rows, **rates}
+
+
+def rate_of(run: Mapping[str, Any]) -> RateChoice:
+    """Return the learning rate of a checkpoint's run, which runs that continue it take over.
+
+    Args:
+        run: the checkpoint's `run.json`.
+    """
+    if _RATE in run:
+        return RateChoice.model_validate(run[_RATE])
+    given = run["recipe"]["training"]["learning_rate"]
+    return RateChoice(chosen=given, how="fork", reason="as in the run that this one continues")
 
 
 def _describe_changes(changed: list[Change]) -> str:

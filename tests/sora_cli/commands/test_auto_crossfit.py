@@ -16,7 +16,6 @@ from sora_cli.data.rows import load_rows
 from sora_cli.recipe.load import load_stored
 from sora_cli.report import read_report
 from sora_cli.verify import certificate as recheck
-from tests.helpers_errors import error_of
 from tests.helpers_runs import files_of, train
 from tests.sora_cli.commands.test_auto import (
     NOT_VERIFIED,
@@ -198,9 +197,6 @@ def test_it_is_chosen_by_itself_and_said(
     told = capsys.readouterr()
     assert "too few test rows to certify this drop" in told.out
     assert "cross-fitting" not in told.out + told.err
-    said = error_of(capsys, *words, "--cross-fit", "--probe")
-    assert "auto.probe does not go with auto.cross_fit" in said[0]
-    assert len(said) <= 3
 
 
 def test_force_clears_both_halves(done: Path, tmp_path: Path) -> None:

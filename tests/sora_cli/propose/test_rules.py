@@ -58,19 +58,12 @@ def test_epochs_aim_at_three_hundred_steps() -> None:
     assert [rules.epochs(n, "seq2seq").value for n in steps] == [3, 3, 3, 3, 3, 3, 1, 1, 1]
 
 
-def test_rates_fall_with_the_size() -> None:
-    values = [rules.learning_rate(n, "causal-lm").value for n in (59e6, 60e6, 9.9e8, 1e9)]
-    assert values == [1e-3, 5e-4, 5e-4, 2e-4]
-    assert rules.learning_rate(1e9, "seq2seq").value == 1e-3
-
-
 def test_texts_have_more_components_than_classes() -> None:
     assert (rules.rank("sequence-regression").value, rules.rank("causal-lm").value) == (8, 16)
 
 
-def test_parameters_and_activations_of_bert() -> None:
-    """BERT-base has 110 million; Korthikanti et al. 2022, equation 2, in 32 bits."""
-    assert rules.parameters_of(BERT) == 12 * 12 * 768**2 + 30522 * 768
+def test_activations_of_bert() -> None:
+    """Korthikanti et al. 2022, equation 2, in 32 bits."""
     found = rules.activation_bytes(BERT, rows=4, tokens=128, task="multiple-choice")
     assert found == 2 * 12 * (128 * 4 * 768) * (34 + 5 * 12 * 128 / 768)
     more = rules.activation_bytes(BERT, rows=4, tokens=128, task="causal-lm")

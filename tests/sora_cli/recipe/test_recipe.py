@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from sora_cli.recipe.auto import AutoBlock
 from sora_cli.recipe.recipe import MethodBlock, TaskBlock, TrainingBlock
 
 
@@ -40,3 +41,10 @@ def test_the_options_of_a_name_are_built_once_and_anew_for_a_copy(deep: bool) ->
     with pytest.raises(ValidationError):
         _ = other.options
     assert task.model_copy(update={"prefix": "b"}).options.prefix == "b"  # type: ignore[attr-defined]
+
+
+def test_a_probe_that_was_not_wanted_is_dropped() -> None:
+    """Reports of earlier versions hold `auto.probe`."""
+    assert AutoBlock.model_validate({"probe": False}) == AutoBlock.model_validate({})
+    with pytest.raises(ValidationError, match="probe"):
+        AutoBlock.model_validate({"probe": True})

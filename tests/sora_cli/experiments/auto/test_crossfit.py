@@ -136,7 +136,6 @@ def test_it_is_chosen_where_it_certifies_what_rows_held_out_do_not() -> None:
     assert not is_crossed("auto.max_drop=smallest")
     assert is_crossed("auto.max_drop=smallest", "auto.cross_fit=true")
     assert not is_crossed(between, "auto.rows=100")
-    assert not is_crossed(between, "auto.probe=true")
     assert not is_crossed(between, "data.max_train_rows=1000")
     assert not is_crossed(between, "task.metrics=[f1]")
     assert not is_crossed(between, "training.epochs=1")  # the work would be more
@@ -151,7 +150,6 @@ def test_it_is_chosen_where_it_certifies_what_rows_held_out_do_not() -> None:
             "right or wrong, each by itself: f1 has none",
             "auto.cross_fit=false",
         ),
-        (["auto.cross_fit=true", "auto.probe=true"], "on rows that test", "auto.probe=false"),
         (["auto.cross_fit=true", "data.max_train_rows=9"], "can test", "data.max_train_rows=null"),
         (
             ["auto.max_drop=null", "auto.max_differ=1%", "auto.unlabelled=x", "auto.refit=true"],

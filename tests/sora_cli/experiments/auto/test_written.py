@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -12,9 +11,8 @@ import torch
 from methods.base import LowRankLinear
 from methods.factors import LowRankFactors
 from sora_cli.experiments.auto import plot
-from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.cuts import replaced_factors
-from sora_cli.experiments.auto.plan import derived_keys, plan_auto
+from sora_cli.experiments.auto.plan import placed, plan_auto
 from sora_cli.experiments.auto.plot import plot_curve
 from sora_cli.experiments.auto.record import AutoRecord
 from sora_cli.experiments.auto.tables import full_layers
@@ -85,13 +83,7 @@ def test_layers_that_keep_all_are_named() -> None:
 
 def test_keys_that_are_found(tmp_path: Path) -> None:
     plan = plan_auto(load_recipe(str(auto_recipe(tmp_path)), []))
-    assert derived_keys(plan) == ["method.max_params"]
-    probed = dataclasses.replace(plan, learning_rate=0.1)
-    assert derived_keys(probed) == ["method.max_params", "training.learning_rate"]
-    rows = RowPlan(15, 45, 64, 124, 0.0)
-    for recipe in (probed.full(rows), probed.candidate(1, 100, rows)):
-        assert recipe.recipe.training.learning_rate == 0.1
-    assert plan.full(rows).recipe.training.learning_rate == 0.02
+    assert placed(plan.loaded, plan).recipe.output.derived == ["method.max_params"]
 
 
 @pytest.mark.parametrize("upper", [0.004, math.nan])

@@ -8,7 +8,7 @@ from typing import Any
 from sora_cli.experiments.compare.grouping import Grouped, group_runs, telling_keys
 from sora_cli.experiments.compare.notes import warnings_of
 from sora_cli.experiments.compare.runs import Run
-from sora_cli.report import Start
+from sora_cli.report import RateChoice, Start
 from tests.helpers_reports import report_of
 
 
@@ -103,6 +103,18 @@ def test_labels_have_the_fewest_options_that_tell_groups_apart() -> None:
     assert labels(*grid) == [
         "sora threshold=0 l1=0", "sora threshold=0 l1=0.5",
         "sora threshold=0.001 l1=0", "sora threshold=0.001 l1=0.5",
+    ]  # fmt: skip
+
+
+def test_a_rate_that_is_found_is_a_group_whatever_the_number() -> None:
+    found = [
+        {"seed": seed, "settings": {"training.learning_rate": "auto"},
+         "more": {"learning_rate": RateChoice(chosen=rate, how="rule", reason="")}}
+        for seed, rate in enumerate((1e-3, 3e-3))
+    ]  # fmt: skip
+    given = [{"settings": {"training.learning_rate": rate}} for rate in (1e-3, 3e-3)]
+    assert labels(*found, *given) == [
+        "lora learning_rate=auto", "lora learning_rate=0.001", "lora learning_rate=0.003",
     ]  # fmt: skip
 
 

@@ -71,6 +71,16 @@ def test_keys_are_those_of_the_case_below_but_for_another_methods(tmp_path: Path
     assert "r" not in (runs["forked"].loaded.recipe.method.model_extra or {})
 
 
+def test_a_fork_may_take_the_rate_that_the_case_below_finds(tmp_path: Path) -> None:
+    auto = {"training.learning_rate": "auto"}
+    both = {name: {**CASES[name], **auto} for name in ("lora", "forked")}
+    assert len(_runs(tmp_path, cases=both)) == 2
+    assert len(_runs(tmp_path, cases=both | {"lora": LORA})) == 2
+    both["forked"]["training.learning_rate"] = 1e-3
+    with pytest.raises(SoraError, match=r"another training\.learning_rate: 'auto', not 0\.001"):
+        _runs(tmp_path, cases=both)
+
+
 @pytest.mark.parametrize(
     ("case", "message"),
     [

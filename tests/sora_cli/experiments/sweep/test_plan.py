@@ -45,6 +45,13 @@ def test_every_combination(tmp_path: Path) -> None:
     assert not plan.runs[6].takes
 
 
+def test_a_rate_that_is_found_is_one_value_of_an_axis(tmp_path: Path) -> None:
+    grid = {"training.learning_rate": ["auto", 1e-3], "training.seed": [0]}
+    runs = plan_sweep(write_sweep(tmp_path, grid=grid)).runs
+    assert [run.name for run in runs] == ["learning_rate-auto-s0", "learning_rate-0.001-s0"]
+    assert [run.loaded.recipe.training.learning_rate for run in runs] == ["auto", 1e-3]
+
+
 def test_directory_follows_the_file(tmp_path: Path) -> None:
     path = write_sweep(tmp_path, grid={"training.seed": [0]})
     assert plan_sweep(path).directory == Path("runs/sweep")
