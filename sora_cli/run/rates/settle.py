@@ -25,7 +25,7 @@ def settle_rate(
     Args:
         ready: right after `prepare`.
         stored: the choice of the run that is continued; None: choose now.
-        dry: choose without a trial, and print nothing.
+        dry: print nothing.
     """
     if recipe.training.learning_rate != "auto":
         return recipe, None
