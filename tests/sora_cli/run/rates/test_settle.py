@@ -229,7 +229,7 @@ def test_the_stages_of_a_path_take_the_first_ones(
     assert [_rate(tmp_path / "out" / "stages" / stage) for stage in ("00", "01")] == [0.01, 0.01]
     assert len(chooser.rows) == 1
     assert run(["path", str(recipe), AUTO, "--dry-run", f"output.dir={tmp_path}/dry"]) == 0
-    assert "auto: 0.001 by the rule of thumb" in capsys.readouterr().out
+    assert "auto: 0.02 by the rule of thumb" in capsys.readouterr().out
 
 
 def test_a_search_finds_one_rate(tmp_path: Path, chooser: Chooser) -> None:
