@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from sora_cli.train.compiled import compiled, forget
 from sora_cli.train.kernels import steps_with_kernels
 from sora_cli.train.loggers import logged
 from sora_cli.train.non_finite import guard_steps
-from sora_cli.train.progress import RunProgress
+from sora_cli.train.progress import RunProgress, constant_loss
 from sora_cli.train.sameness import check_attention_same
 from sora_cli.train.trainer import AdapterTrainer
 
@@ -155,7 +156,9 @@ def _add_compactor(
 @contextmanager
 def _progress(trainer: AdapterTrainer, hooks: MethodCallback) -> Iterator[None]:
     """Show our bar instead of Trainer's; after an error, close it before the message."""
-    progress = RunProgress(hooks, trainer.task.best)
+    assert trainer.train_rows is not None
+    constant = partial(constant_loss, trainer.task, trainer.train_rows)
+    progress = RunProgress(hooks, trainer.task.best, constant)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(progress)
     try:

@@ -3,26 +3,52 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback
 
 from sora_cli.core.verbosity import quiet
+from sora_cli.tasks.base import Encoded, Task
 from sora_cli.train.callback import MethodCallback
 from sora_cli.train.log import RunLog
 
+_RECENT = 3  # logged losses whose mean is compared with the loss of a constant answer
+_NEAR = 0.97
+"""A loss above this share of a constant answer's is no better (docs/results/rates.md)."""
+
+
+def constant_loss(task: Task, rows: Encoded) -> float | None:
+    """Return the loss of the best constant answer to all rows; None: the family has none.
+
+    For classes that is the entropy of their shares (nats), for numbers their variance.
+    """
+    counts = task.class_counts(rows)
+    if counts is not None:
+        shares = counts[counts > 0] / counts.sum()
+        return float(-(shares * np.log(shares)).sum())
+    return float(np.var(rows.dataset["labels"][:])) if task.answers_numbers else None
+
 
 class RunProgress(ProgressCallback):  # type: ignore[misc]
-    """Trainer's progress bar with the loss and the number of live components, on stderr."""
+    """Trainer's progress bar with the loss and the number of live components, on stderr.
 
-    def __init__(self, hooks: MethodCallback, metric: str) -> None:
+    Args:
+        constant: returns the loss of a constant answer, if there is one; half-way a warning is
+            printed if the training loss is no better.
+    """
+
+    def __init__(
+        self, hooks: MethodCallback, metric: str, constant: Callable[[], float | None]
+    ) -> None:
         super().__init__()
         self.training_bar: Any = None
         self.prediction_bar: Any = None
         self.hooks, self.metric = hooks, metric
+        self._constant: Callable[[], float | None] | None = constant
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar."""
@@ -46,12 +72,27 @@ class RunProgress(ProgressCallback):  # type: ignore[misc]
             if self.hooks.method.config.adapts_rank and self.hooks.live:
                 postfix["components"] = str(self.hooks.live[-1])
             self.training_bar.set_postfix(postfix, refresh=False)
+            self._warn_of_constant(args, state)
         score = logs.get(f"eval_{self.metric}")
         if score is not None:
             live = f", {self.hooks.live[-1]} components alive" if self.hooks.live else ""
             line = f"epoch {state.epoch:.1f}: {self.metric} {score:.4f}{live}"
-            if not quiet():
-                tqdm.write(line, file=sys.stderr)  # a disabled bar has no file
+            _write(line)
+
+    def _warn_of_constant(self, args: Any, state: Any) -> None:
+        """Warn once, at the first log of the second half, of a loss like a constant answer's."""
+        if self._constant is None or 2 * state.global_step < state.max_steps:
+            return
+        constant, self._constant = self._constant(), None
+        losses = [one["loss"] for one in state.log_history if "loss" in one]
+        recent = float(np.mean(losses[-_RECENT:]))
+        if len(losses) >= _RECENT and constant is not None and recent > _NEAR * constant:
+            _write(
+                f"WARNING: after {state.global_step:,} of {state.max_steps:,} steps the loss "
+                f"({recent:.3g}) is that of a constant answer ({constant:.3g}): the model is not "
+                f"learning; another learning rate than {args.learning_rate:g} may help "
+                "(training.learning_rate=auto: the rule of thumb)"
+            )
 
     def on_prediction_step(
         self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
@@ -63,6 +104,11 @@ class RunProgress(ProgressCallback):  # type: ignore[misc]
             )
         if self.prediction_bar is not None:
             self.prediction_bar.update(1)
+
+
+def _write(line: str) -> None:
+    if not quiet():
+        tqdm.write(line, file=sys.stderr)  # a disabled bar has no file
 
 
 class SavedHistory(TrainerCallback):  # type: ignore[misc]
