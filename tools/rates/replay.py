@@ -151,7 +151,7 @@ def read_cases(runs: Path, trials: Path) -> list[Case]:
         widths[one["task"]] = one["width"]
         trial = StoredTrial(one["learning_rate"], one["steps"], one["losses"], one["held"])
         stored[one["task"], one["seed"]].setdefault(one["steps"], []).append(trial)
-    for directory, report in read_lines(runs, PurePath(".")):
+    for directory, report in read_lines(runs, PurePath()):
         if isinstance(report, str) or not is_share(report.main_metric):
             continue
         run = Run.of(directory, report)

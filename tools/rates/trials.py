@@ -90,9 +90,7 @@ def _try(loaded: LoadedRecipe, done: set[tuple[str, int, int, float]]) -> Iterat
             began = time.perf_counter()
             trial = trials.at(rate, steps)
             seconds = time.perf_counter() - began
-            say(
-                f"{task}, seed {seed}: {steps} steps at {rate:g}: {trial.loss:.4f} ({seconds:.0f} s)"
-            )
+            say(f"{task}, seed {seed}: {steps} steps at {rate:g}: {trial.loss:.4f}")
             yield {
                 "task": task, "seed": seed, "total": total, "batch": recipe.training.batch_size,
                 "width": width, "steps": steps, "learning_rate": rate, "seconds": round(seconds, 2),
