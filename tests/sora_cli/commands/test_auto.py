@@ -416,7 +416,7 @@ def test_rows_that_cannot_certify_the_promise(
     shown = capsys.readouterr().out
     assert "too few test rows to certify this drop" in shown
     assert (
-        "--max-drop smallest (0.105); 0.005 needs a training split of about 41,000 rows; this one "
+        "--max-drop smallest (0.105); 0.005 needs a training split of about 41,800 rows; this one "
         "has 124" in shown
     )
     assert not out.exists()

@@ -270,17 +270,3 @@ def test_a_signal_in_the_second_half(
     words = ["auto", str(recipe), "--no-verify", f"output.dir={tmp_path}/out"]
     step = 37  # the last run alone has so many steps
     goes_on_after_a_signal(monkeypatch, step, words, done, tmp_path / "out", CROSSED)
-
-
-@pytest.mark.long
-def test_a_metric_that_is_not_right_or_wrong_by_row(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    auto = {"max_drop": "60pt", "rows": None, "cross_fit": True}
-    task = {"name": "sequence-classification", "metrics": ["f1"]}
-    path = auto_recipe(tmp_path, task=task, auto=auto, training={"epochs": 8})
-    assert run(["auto", str(path), "--no-verify"]) in (0, 3)
-    found = certificate_of(tmp_path / "out")
-    assert not found.bound.exact
-    assert "certify" in capsys.readouterr().err
-    assert run(["verify", str(tmp_path / "out"), "--certificate"]) == 0
