@@ -110,30 +110,18 @@ class MicroBatchChoice(BaseModel):
     )
 
 
-class RateTried(BaseModel):
-    """A learning rate that was tried."""
-
-    learning_rate: float = Field(description="peak rate")
-    loss: Score | None = Field(description="loss by which rates were compared; null: not finite")
-    steps: int = Field(description="optimiser steps of this trial")
-
-
-_WAYS = {"rule": "rule of thumb", "trials": "trials", "fork": "fork"}
+_WAYS = {"rule": "rule of thumb", "fork": "fork"}
 
 
 class RateChoice(BaseModel):
     """The choice of `training.learning_rate: auto`."""
 
     chosen: float = Field(description="peak rate of the run")
-    how: Literal["rule", "trials", "fork"] = Field(
-        description="rule: the rule of thumb; trials: short trials of several rates; fork: the "
-        "number in the recipe of the run that this one continues"
+    how: Literal["rule", "fork"] = Field(
+        description="rule: the rule of thumb; fork: the number in the recipe of the run that this "
+        "one continues"
     )
     reason: str = Field(description="reason of the choice, in words")
-    tried: list[RateTried] = Field(default_factory=list, description="the trials, in their order")
-    steps: int = Field(0, description="optimiser steps of all trials together")
-    trained: int = Field(0, description="training rows that the trials were trained on")
-    held_out: int = Field(0, description="training rows that the loss was measured on")
 
     def value(self) -> str:
         """Return the recipe's word and its number, for cards and pages."""

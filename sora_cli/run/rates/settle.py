@@ -11,7 +11,6 @@ from sora_cli.core.processes import from_first_process
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import RateChoice
 from sora_cli.run.prepare import Prepared
-from sora_cli.run.rates.choice import choose
 from sora_cli.run.rates.rule import by_rule
 
 
@@ -25,15 +24,14 @@ def settle_rate(
     Args:
         ready: right after `prepare`.
         stored: the choice of the run that is continued; None: choose now.
-        dry: choose without a trial, and print nothing.
+        dry: print nothing.
     """
     if recipe.training.learning_rate != "auto":
         return recipe, None
     chosen = stored
-    if chosen is None and (dry or recipe.training.max_steps == 0):  # nothing is trained
-        chosen = by_rule(recipe, ready)
     if chosen is None:
-        chosen = from_first_process(choose(recipe, ready))
-        say(f"learning rate: {chosen.chosen:g} ({chosen.way}: {chosen.reason})")
+        chosen = from_first_process(by_rule(recipe, ready))
+        if not dry and recipe.training.max_steps != 0:  # else nothing is trained
+            say(f"learning rate: {chosen.chosen:g} ({chosen.way}: {chosen.reason})")
     training = recipe.training.model_copy(update={"learning_rate": chosen.chosen})
     return recipe.model_copy(update={"training": training}), chosen

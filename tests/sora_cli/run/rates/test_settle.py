@@ -24,7 +24,7 @@ from tests.sora_cli.experiments.path.support import path_recipe, train_path
 from tests.sora_cli.run.rates.test_rule import BERT
 
 AUTO = "training.learning_rate=auto"
-TRIED = RateChoice(chosen=0.02, how="trials", reason="the smallest loss", steps=9, held_out=5)
+CHOSEN = RateChoice(chosen=0.02, how="rule", reason="for a test")
 
 
 def _recipe(**training: Any) -> Recipe:
@@ -49,13 +49,13 @@ class Chooser:
 
     def __call__(self, recipe: Recipe, ready: Any) -> RateChoice:
         self.rows.append(len(ready.rows.train))
-        return TRIED.model_copy(update={"chosen": 0.01 * len(self.rows)})
+        return CHOSEN.model_copy(update={"chosen": 0.01 * len(self.rows)})
 
 
 @pytest.fixture
 def chooser(monkeypatch: pytest.MonkeyPatch) -> Chooser:
     made = Chooser()
-    monkeypatch.setattr(settle, "choose", made)
+    monkeypatch.setattr(settle, "by_rule", made)
     return made
 
 
@@ -87,15 +87,16 @@ def test_auto_is_no_number_before_it_is_settled(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("training", "options"), [({"max_steps": 0}, {}), ({}, {"dry": True}), ({}, {"stored": TRIED})]
+    ("training", "options"), [({"max_steps": 0}, {}), ({}, {"dry": True}), ({}, {"stored": CHOSEN})]
 )
-def test_where_none_is_looked_for(
+def test_where_nothing_is_said(
     training: dict[str, Any],
     options: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(settle, "choose", _never)
+    if "stored" in options:
+        monkeypatch.setattr(settle, "by_rule", _never)
     settled, choice = settle_rate(_recipe(**training), READY, **options)
     assert choice is not None
     assert settled.training.rate == choice.chosen == (0.02 if "stored" in options else 5e-4)
@@ -104,12 +105,12 @@ def test_where_none_is_looked_for(
 
 def test_every_process_takes_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     def broadcast(values: list[Any]) -> None:
-        values[0] = TRIED
+        values[0] = CHOSEN
 
     monkeypatch.setattr(processes, "world_size", lambda: 2)
     monkeypatch.setattr(accelerate.utils, "broadcast_object_list", broadcast)
     settled, choice = settle_rate(_recipe(), READY)
-    assert (settled.training.rate, choice) == (0.02, TRIED)
+    assert (settled.training.rate, choice) == (0.02, CHOSEN)
 
 
 @pytest.mark.parametrize("value", ["some", "0", "-1", "nan"])
@@ -162,7 +163,7 @@ def test_a_killed_run_keeps_its_rate(
         signal_at(patched, 4, signal.SIGTERM)
         assert run(["train", str(whole), "--no-verify", *words]) == 128 + signal.SIGTERM
     report = train(whole, *words, "--resume")
-    assert report.learning_rate == TRIED.model_copy(update={"chosen": 0.01})
+    assert report.learning_rate == CHOSEN.model_copy(update={"chosen": 0.01})
     assert len(chooser.rows) == 1
     train(whole, "training.learning_rate=0.01", f"output.dir={tmp_path}/plain")
     assert _adapter(tmp_path / "out") == _adapter(tmp_path / "plain")
@@ -171,14 +172,14 @@ def test_a_killed_run_keeps_its_rate(
 @pytest.mark.usefixtures("chooser")
 @pytest.mark.parametrize(
     ("trunk", "fork", "how"),
-    [("auto", "auto", "trials"), ("0.01", "auto", "fork"), ("auto", "0.01", None)],
+    [("auto", "auto", "rule"), ("0.01", "auto", "fork"), ("auto", "0.01", None)],
 )
 def test_a_fork_takes_the_other_runs(
     whole: Path, tmp_path: Path, trunk: str, fork: str, how: str | None,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     train(whole, f"training.learning_rate={trunk}", f"output.dir={tmp_path}/trunk")
-    monkeypatch.setattr(settle, "choose", _never)
+    monkeypatch.setattr(settle, "by_rule", _never)
     words = [f"start.checkpoint={tmp_path}/trunk", "start.step=3", f"output.dir={tmp_path}/fork"]
     report = train(whole, *words, f"training.learning_rate={fork}")
     assert (report.learning_rate.how if report.learning_rate else None) == how
@@ -186,7 +187,11 @@ def test_a_fork_takes_the_other_runs(
     words = ["train", str(whole), *words, "--force"]
     capsys.readouterr()
     assert run([*words, "--dry-run", f"training.learning_rate={fork}"]) == 0
-    by = {"trials": "auto: 0.01 by the trials", "fork": "auto: 0.01 by the fork", None: "0.01  "}
+    by = {
+        "rule": "auto: 0.01 by the rule of thumb",
+        "fork": "auto: 0.01 by the fork",
+        None: "0.01  ",
+    }
     assert f"learning rate        {by[how]}" in capsys.readouterr().out
     lines = error_of(capsys, *words, "training.learning_rate=0.02")
     assert "trained with another training.learning_rate: 0.01, not 0.02" in lines[0]
@@ -224,7 +229,7 @@ def test_the_stages_of_a_path_take_the_first_ones(
     assert [_rate(tmp_path / "out" / "stages" / stage) for stage in ("00", "01")] == [0.01, 0.01]
     assert len(chooser.rows) == 1
     assert run(["path", str(recipe), AUTO, "--dry-run", f"output.dir={tmp_path}/dry"]) == 0
-    assert "auto: 0.001 by the rule of thumb" in capsys.readouterr().out
+    assert "auto: 0.02 by the rule of thumb" in capsys.readouterr().out
 
 
 def test_a_search_finds_one_rate(tmp_path: Path, chooser: Chooser) -> None:
