@@ -1,0 +1,1 @@
+"""How well a learning rate is found: trials, stored, and the choices that they would make."""
