@@ -286,9 +286,7 @@ class FullOptions(MethodOptions):
     """Full fine-tuning, which has no options."""
 
     paper = "Devlin et al. 2019, arXiv 1810.04805 (section 3.2)"
-    rate_factor = (
-        0.1  # LoRA's best rate is ten times that of full fine-tuning (Schulman et al. 2025)
-    )
+    rate_factor = 0.1  # LoRA takes ten times the rate of full fine-tuning (Schulman et al. 2025)
 
 
 class HeadOptions(MethodOptions):

@@ -122,9 +122,9 @@ def extract(
         from sora_cli.adapter.dense import module_progress
         from sora_cli.merge.extract import prepare_extract
 
-    chosen_on = None
+    tests = None
     if promise is not None and measured is not None:  # before the long part: it finds mistakes
-        chosen_on = choosing_rows(promise, *measured, Path(source))
+        tests = measured[0].recipe, *choosing_rows(promise, *measured, Path(source))
     extraction = prepare_extract(source, base, output, biases=not no_biases)
     # the search starts from factors with nearly all of the difference: at full rank a layer's
     # factors, r (in + out) numbers, would be larger than the layer, in x out
@@ -132,13 +132,10 @@ def extract(
     with ExitStack() as stack:
         with module_progress("decomposing") as progress:
             layers = stack.enter_context(extraction.cut(output, kept, progress))
-        if promise is not None and measured is not None and chosen_on is not None:
+        if promise is not None and tests is not None:
             from sora_cli.search.cut import cut_to, smallest_cut
 
-            loaded, (rows, tested) = measured[0], chosen_on
-            search = smallest_cut(
-                extraction.adapter(layers), loaded.recipe, rows, tested, say, against=source
-            )
+            search = smallest_cut(extraction.adapter(layers), *tests, say, against=source)
             layers, _ = cut_to(layers, search.chosen.key)
             rule = {**search.rule(), "recipe": promise.recipe, **search.facts()}
         done = extraction.write(output, layers, rule, dtype=dtype, force=force)

@@ -89,4 +89,4 @@ USUAL: Mapping[str, Usual] = {
     ),
     "image-text": Usual("openai/clip-vit-large-patch14", builtin="builtin://tiny-clip"),
 }
-"""One line per task family; the models are those of the family's recipes."""
+"""One line per task family, with the models of its recipes."""

@@ -59,7 +59,7 @@ def step_fits(ready: Prepared, block: TrainingBlock, rows: int) -> bool:
     # in the second pass of a step the gradients of the first are alive
     passes = 2 if block.gradient_accumulation > 1 else 1
     try:
-        with _left_as_it_was(model):
+        with left_as_it_was(model):
             n_bytes = moment_bytes(block.optimizer, model, device)
             moments = torch.empty(n_bytes, dtype=torch.uint8, device=device)
             run_passes(ready, block, batch, passes)
@@ -184,7 +184,7 @@ def _described(choice: MicroBatchChoice) -> str:
 
 
 @contextmanager
-def _left_as_it_was(model: nn.Module) -> Iterator[None]:
+def left_as_it_was(model: nn.Module) -> Iterator[None]:
     """Restore buffers (a batch norm's averages) and random numbers afterwards."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []

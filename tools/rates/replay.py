@@ -25,7 +25,7 @@ from sora_cli.experiments.compare.archive import read_lines
 from sora_cli.experiments.compare.runs import Run, selection_score
 from sora_cli.recipe.families import is_share
 from tools.rates.trials import FILE as TRIALS
-from tools.rates.trials import RATES
+from tools.rates.trials import HELD, RATES
 
 RUNS = Path("docs/results/rates.jsonl")
 _DRAWS = 10_000
@@ -152,7 +152,7 @@ def read_cases(runs: Path, trials: Path) -> list[Case]:
         trial = StoredTrial(one["learning_rate"], one["steps"], one["losses"], one["held"])
         stored[one["task"], one["seed"]].setdefault(one["steps"], []).append(trial)
     for directory, report in read_lines(runs, PurePath()):
-        if isinstance(report, str) or not is_share(report.main_metric):
+        if isinstance(report, str) or not is_share(report.main_metric or ""):
             continue
         run = Run.of(directory, report)
         block = report.recipe["training"]
@@ -180,8 +180,7 @@ def cost(case: Case, share: float) -> float:
     if not share:
         return 0.0
     trials = case.tried(share)
-    held = 160  # rows of all blocks, see `tools.rates.trials`
-    work = sum(3 * case.batch * trial.steps + held for trial in trials)
+    work = sum(3 * case.batch * trial.steps + HELD for trial in trials)
     return work / (3 * case.batch * case.steps)
 
 

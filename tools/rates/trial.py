@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.encode import encode
+from sora_cli.run.micro_batch import left_as_it_was
 from sora_cli.run.prepare import Prepared
 from sora_cli.tasks.base import Encoded
 from sora_cli.train.checkpoint.files import load_trained, trained_tensors
@@ -81,7 +79,7 @@ class Trials:
         """Train for a whole schedule of few steps, score, and restore the untrained model."""
         ready = self._ready
         recipe = _short(self._recipe, learning_rate, steps)
-        with _left_as_it_was(ready.base.model), tempfile.TemporaryDirectory() as scratch:
+        with left_as_it_was(ready.base.model), tempfile.TemporaryDirectory() as scratch:
             trainer = build_trainer(recipe, ready.task, ready.base, Path(scratch), train=self.train)
             done = fit(trainer, ready.method, ready.layers, Path(scratch))
             scorer = build_scorer(recipe, ready.task, ready.base, Path(scratch))
@@ -108,15 +106,3 @@ def _short(recipe: Recipe, learning_rate: float, steps: int) -> Recipe:
         update["warmup"] = warmup / total
     training = recipe.training.model_copy(update=update)
     return recipe.model_copy(update={"training": training})
-
-
-@contextmanager
-def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Restore buffers (a batch norm's averages) afterwards."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    try:
-        yield
-    finally:
-        for name, buffer in model.named_buffers():
-            if name in buffers:
-                buffer.data.copy_(buffers[name])

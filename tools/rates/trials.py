@@ -34,7 +34,7 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 SHARES = (0.02, 0.04, 0.08, 0.16)
 """Steps of a trial, as shares of the run's."""
 _FEWEST = 4  # steps of a trial
-_HELD = 160  # rows that score
+HELD = 160  # rows that score
 
 
 def main() -> None:
@@ -86,7 +86,7 @@ def _try(loaded: LoadedRecipe, done: set[tuple[str, int, int, float]]) -> Iterat
         for rate in RATES:
             if (task, seed, steps, rate) in done:
                 continue
-            trials = trials or Trials(recipe, ready, min(_HELD, len(ready.rows.train) // 5))
+            trials = trials or Trials(recipe, ready, min(HELD, len(ready.rows.train) // 5))
             began = time.perf_counter()
             trial = trials.at(rate, steps)
             seconds = time.perf_counter() - began

@@ -89,6 +89,10 @@ class AutoPlan:
         promise = self.promise.model_copy(update={"basis": basis})
         return dataclasses.replace(self, loaded=loaded, promise=promise)
 
+    def wanted(self, total: int) -> int:
+        """Return the rows to train on, of `total` rows, where none is held out."""
+        return min(self.loaded.recipe.data.max_train_rows or total, total)
+
     def row_plan(self, total: int, unlabelled: int | None = None, answers: int = 0) -> RowPlan:
         """Return the numbers of screening and test rows.
 
@@ -98,12 +102,11 @@ class AutoPlan:
             answers: rows without labels, if these test beside labelled rows.
         """
         recipe, healing = self.loaded.recipe, self.heal * self.block.sizes
-        wanted = min(recipe.data.max_train_rows or total, total)
         with recipe.placing("auto.rows"):
             return plan_rows(
                 self.block,
                 recipe.training,
-                wanted=wanted,
+                wanted=self.wanted(total),
                 total=total,
                 healing=healing,
                 unlabelled=unlabelled,

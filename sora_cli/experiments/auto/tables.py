@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING
 from sora_cli.core.console import count, duration
 from sora_cli.core.console import size as readable
 from sora_cli.core.words import first_few
-from sora_cli.experiments.auto.budget import (
-    HalvesPlan,
-    RowPlan,
-    rows_for,
-    rows_for_halves,
-)
+from sora_cli.experiments.auto.budget import HalvesPlan, RowPlan, rows_for, rows_for_halves
 from sora_cli.experiments.auto.plan import AutoPlan
 from sora_cli.report import RunReport
 from sora_cli.run.dry_run import DryRun
@@ -48,8 +43,8 @@ def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
     last, more = _last_run(plan, rows), ""
     if last:
         yield (
-            f"the size that the tests choose is then trained on all {count(_wanted(plan, rows))} "
-            "rows and written; that adapter is not tested"
+            "the size that the tests choose is then trained on all "
+            f"{count(plan.wanted(rows.total))} rows and written; that adapter is not tested"
         )
         more = f", training on all rows {last:.0%}"
     yield (
@@ -140,12 +135,9 @@ def _last_run(plan: AutoPlan, rows: RowPlan) -> float:
     if not plan.block.refit or isinstance(rows, HalvesPlan):  # halves count it in their own work
         return 0.0
     training = plan.loaded.recipe.training
-    return training.total_steps(_wanted(plan, rows)) / max(training.total_steps(rows.trained), 1)
-
-
-def _wanted(plan: AutoPlan, rows: RowPlan) -> int:
-    """Return the number of rows that are trained on where none is held out."""
-    return min(plan.loaded.recipe.data.max_train_rows or rows.total, rows.total)
+    return training.total_steps(plan.wanted(rows.total)) / max(
+        training.total_steps(rows.trained), 1
+    )
 
 
 def full_layers(report: RunReport) -> str | None:
