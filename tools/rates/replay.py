@@ -4,7 +4,9 @@
 
 Each way names one rate of the grid for each task and seed; its score is that of the run at this
 rate. It loses points against the best rate of the grid, which is chosen on selection rows; scores
-are those on reported rows. So a way may lose less than nothing.
+are those on reported rows. So a way may lose less than nothing. Where the score is a loss, a point
+is one per cent of the best rate's loss. The candidates of `tools.rates.others` have runs of their
+own, which are set beside the same best rates.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 
@@ -23,11 +26,13 @@ from sora_cli.core.console import emit
 from sora_cli.core.table import Column, Table, emit_table
 from sora_cli.experiments.compare.archive import read_lines
 from sora_cli.experiments.compare.runs import Run, selection_score
-from sora_cli.recipe.families import is_share
 from tools.rates.trials import FILE as TRIALS
-from tools.rates.trials import HELD, RATES
+from tools.rates.trials import HELD, RATES, read_stored
 
 RUNS = Path("docs/results/rates.jsonl")
+OTHERS = Path("docs/results/rate-others.jsonl")
+LABELS = {"lora-r8", "cut-15"}
+"""The runs of every task, over which ways are compared; the other methods have three tasks."""
 _DRAWS = 10_000
 _HORIZON = (
     0.32  # the best rate falls with the steps to this power (Bjorck et al., arXiv 2409.19913)
@@ -62,7 +67,7 @@ class Case:
 
     Attributes:
         steps: of the whole run.
-        scores: by method, then rate: the score on selection rows and the one that is reported.
+        scores: by label of the sweep, then rate: the scores on selection and on reported rows.
         trials: by number of steps.
     """
 
@@ -75,11 +80,21 @@ class Case:
     scores: dict[str, dict[float, tuple[float, float]]] = field(default_factory=dict)
     trials: dict[int, list[StoredTrial]] = field(default_factory=dict)
 
-    def lost(self, method: str, rate: float) -> float:
+    def lost(self, label: str, rate: float) -> float:
         """Return the points that a rate loses against the grid's best."""
-        known = self.scores[method]
-        best = max(known, key=lambda r: (self.sign * known[r][0], -r))
-        return 100 * self.sign * (known[best][1] - known[rate][1])
+        return self.behind(label, self.scores[label][rate][1])
+
+    def behind(self, label: str, score: float) -> float:
+        """Return the points by which a score on reported rows is behind the grid's best."""
+        best = self.scores[label][self.best(label)][1]
+        if self.sign < 0:  # a loss
+            return 100 * (score / best - 1)
+        return 100 * (best - score)
+
+    def best(self, label: str) -> float:
+        """Return the grid's best rate on selection rows; of equals, the smallest."""
+        known = self.scores[label]
+        return max(known, key=lambda r: (self.sign * known[r][0], -r))
 
     def tried(self, share: float) -> list[StoredTrial]:
         """Return the trials whose number of steps is nearest to a share of the run's."""
@@ -122,6 +137,11 @@ def within_error(share: float, power: float = 0.0) -> Way:
     return choose
 
 
+def by_size(case: Case) -> float:
+    """Take 1e-3 for models of up to 60 million parameters, else 5e-4: MiniLM's width tells."""
+    return on_grid(1e-3 if case.width <= 384 else 5e-4)
+
+
 def by_width(rate: float, power: float, horizon: float) -> Way:
     """Take rate * (384 / width)^power * (150 / steps)^horizon."""
     return lambda case: on_grid(rate * (384 / case.width) ** power * (150 / case.steps) ** horizon)
@@ -131,6 +151,7 @@ def ways() -> Iterator[tuple[str, float, Way]]:
     """Yield each way's name, the share of the steps of its trials, and the way."""
     for rate in RATES:
         yield f"always {rate:g}", 0.0, lambda _, rate=rate: rate  # type: ignore[misc]
+    yield "1e-3, by size", 0.0, by_size
     yield "1e-3, by width", 0.0, by_width(1e-3, 0.78, 0)
     yield "1e-3, by width and steps", 0.0, by_width(1e-3, 0.78, _HORIZON)
     for share in (0.02, 0.04, 0.08, 0.16):
@@ -142,7 +163,7 @@ def ways() -> Iterator[tuple[str, float, Way]]:
 
 
 def read_cases(runs: Path, trials: Path) -> list[Case]:
-    """Read the cases with a complete grid; losses and perplexities are left out."""
+    """Read the cases with a complete grid and with trials, which know the model's width."""
     cases: dict[tuple[str, int], Case] = {}
     widths: dict[str, int] = {}
     stored: dict[tuple[str, int], dict[int, list[StoredTrial]]] = defaultdict(dict)
@@ -152,7 +173,7 @@ def read_cases(runs: Path, trials: Path) -> list[Case]:
         trial = StoredTrial(one["learning_rate"], one["steps"], one["losses"], one["held"])
         stored[one["task"], one["seed"]].setdefault(one["steps"], []).append(trial)
     for directory, report in read_lines(runs, PurePath()):
-        if isinstance(report, str) or not is_share(report.main_metric or ""):
+        if isinstance(report, str):
             continue
         run = Run.of(directory, report)
         block = report.recipe["training"]
@@ -167,7 +188,7 @@ def read_cases(runs: Path, trials: Path) -> list[Case]:
                 1 if run.greater_is_better else -1,
             ),
         )  # fmt: skip
-        scores = case.scores.setdefault(run.method, {})
+        scores = case.scores.setdefault(report.recipe["output"]["label"], {})
         scores[block["learning_rate"]] = (chosen, run.metric)
     for key, case in cases.items():
         case.scores = {m: s for m, s in case.scores.items() if s.keys() == set(RATES)}
@@ -198,30 +219,52 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=Path, default=RUNS)
     parser.add_argument("--trials", type=Path, default=TRIALS)
+    parser.add_argument("--others", type=Path, default=OTHERS)
     options = parser.parse_args()
     cases = read_cases(options.runs, options.trials)
+    emit_table(_of_ways(cases))
+    emit(f"{len(cases)} tasks and seeds; intervals: tasks drawn again, 95 %")
+    emit_table(_of_rates(cases))
+    emit_table(_of_others(cases, read_stored(options.others)))
+
+
+def _of_ways(cases: Sequence[Case]) -> Table:
     rows = []
     for name, share, way in ways():
         losses: dict[str, list[float]] = defaultdict(list)
         for case in cases:
-            for method in case.scores:
-                losses[case.task].append(case.lost(method, way(case)))
+            for label in case.scores.keys() & LABELS:
+                losses[case.task].append(case.lost(label, way(case)))
         spent = 1 + float(np.mean([cost(case, share) for case in cases]))
         rows.append([name, *summary(losses), spent])
     columns = (
         "way", Column("points lost", ".2f"), Column("from", ".2f"), Column("to", ".2f"),
         Column("over 1 behind", ".0%"), Column("runs", ".2f"),
     )  # fmt: skip
-    emit_table(Table("all tasks", columns, rows))
-    emit(f"{len(cases)} tasks and seeds; intervals: tasks drawn again, 95 %")
-    by_task = []
+    return Table("all tasks", columns, rows)
+
+
+def _of_rates(cases: Sequence[Case]) -> Table:
+    rows = []
     for case in cases:
-        for method, known in case.scores.items():
-            best = max(known, key=lambda r: (case.sign * known[r][0], -r))
-            lost = [case.lost(method, rate) for rate in RATES]
-            by_task.append([case.task, case.seed, method, f"{best:g}", *lost])
+        for label in case.scores:
+            lost = [case.lost(label, rate) for rate in RATES]
+            rows.append([case.task, case.seed, label, f"{case.best(label):g}", *lost])
     heads = [Column(f"{rate:g}", ".1f") for rate in RATES]
-    emit_table(Table("lost at each rate", ("task", "seed", "method", "best", *heads), by_task))
+    return Table("lost at each rate", ("task", "seed", "run", "best", *heads), rows)
+
+
+def _of_others(cases: Sequence[Case], stored: Sequence[Mapping[str, Any]]) -> Table:
+    """Set the candidates without a rate of the grid beside the best rate of plain LoRA."""
+    known = {(case.task, case.seed): case for case in cases}
+    rows = []
+    for one in stored:
+        case = known[one["task"], one["seed"]]
+        lost = case.behind("lora-r8", one["validation"])
+        lowered = ", ".join(map(str, one["lowered"]))
+        rows.append([one["task"], one["seed"], one["candidate"], lost, lowered])
+    columns = ("task", "seed", "candidate", Column("points lost", ".1f"), "lowered after step")
+    return Table("other candidates, LoRA r 8", columns, rows)
 
 
 if __name__ == "__main__":

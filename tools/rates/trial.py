@@ -70,7 +70,7 @@ class Trials:
         self.train: Encoded = encode(
             ready.task, ready.base, rows.select(others), origin.of(others), training=True
         )
-        self._judges = [
+        self.judges = [
             encode(ready.task, ready.base, rows.select(part), origin.of(part)) for part in parts
         ]
         self._begun = trained_tensors(ready.base.model, ready.method)
@@ -83,7 +83,7 @@ class Trials:
             trainer = build_trainer(recipe, ready.task, ready.base, Path(scratch), train=self.train)
             done = fit(trainer, ready.method, ready.layers, Path(scratch))
             scorer = build_scorer(recipe, ready.task, ready.base, Path(scratch))
-            held = [ready.task.loss(scorer.predictions_of(part, [])) for part in self._judges]
+            held = [ready.task.loss(scorer.predictions_of(part, [])) for part in self.judges]
         load_trained(ready.base.model, ready.method, self._begun)
         total = self._recipe.training.total_steps(len(ready.train.lengths))
         ready.method.begin(ready.layers, total_steps=total)

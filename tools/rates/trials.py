@@ -45,21 +45,23 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=FILE)
     options, words = parser.parse_known_args()
     keep_freed_memory()
-    stored = [json.loads(line) for line in _lines(options.output)]
+    stored = read_stored(options.output)
     done = {(one["task"], one["seed"], one["steps"], one["learning_rate"]) for one in stored}
     for seed in options.seeds:
-        for loaded in _runs(options.sweeps, seed, words):
+        for loaded in runs_of(options.sweeps, seed, words):
             for one in _try(loaded, done):
                 stored.append(one)
                 text = "".join(json.dumps(line) + "\n" for line in stored)
                 write_text_atomic(options.output, text)
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+def read_stored(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a JSONL file; none if it does not exist yet."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
-def _runs(sweeps: list[Path], seed: int, words: list[str]) -> Iterator[LoadedRecipe]:
+def runs_of(sweeps: list[Path], seed: int, words: list[str]) -> Iterator[LoadedRecipe]:
     """Yield the runs of LoRA at the lowest rate, one for each task."""
     for sweep in sweeps:
         own = [w for w in words if sweep.stem != "rates-families" or not w.startswith("data.path")]

@@ -39,6 +39,15 @@ def test_points_are_lost_against_the_best_on_selection_rows() -> None:
     assert known.lost("lora", 3e-3) == pytest.approx(-3)
 
 
+def test_points_of_a_loss_are_per_cents_of_the_best_rates() -> None:
+    grid = {1e-4: (2.0, 2.1), 3e-4: (1.8, 2.0), 1e-3: (1.9, 1.9)}
+    known = Case("t", 0, 48, 8, 576, -1, {"lora": grid}, {})
+    assert known.best("lora") == 3e-4
+    assert known.lost("lora", 1e-4) == pytest.approx(5)
+    assert known.lost("lora", 1e-3) == pytest.approx(-5)
+    assert known.behind("lora", 2.02) == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     ("rate", "near"), [(1e-5, 1e-4), (5e-4, 3e-4), (6e-4, 1e-3), (1.7e-3, 1e-3), (1, 1e-2)]
 )
@@ -91,6 +100,7 @@ def test_only_whole_grids_are_read(tmp_path: Path) -> None:
         block = {"learning_rate": rate, "max_steps": None, "batch_size": 16, "seed": 0}
         for method in ("lora", "cut")[: 1 if number == 4 else 2]:  # the cut lacks a rate
             recipe = {"training": block, "method": {"name": method}, "data": {}, "task": {}}
+            recipe["output"] = {"label": method}
             scores = {"metrics": {"validation": {"accuracy": rate}}, "main_metric": "accuracy"}
             last = [{"step": 150, "eval_accuracy": rate}]
             line = {"directory": f"{method}-{rate}", "name": "sst2", "recipe": recipe, **scores}
