@@ -56,8 +56,6 @@ class TaskOptions(Block):
     """True if the answer to a row does not depend on the other rows."""
     CHUNKS_LOSS: ClassVar[bool] = False
     """True: the loss can be computed in chunks of logits (training.loss)."""
-    LEARNING_RATE: ClassVar[float | None] = None
-    """Peak learning rate of the family's recipes; None: the size of the model decides."""
     COLUMNS: ClassVar[Columns] = {}
     MODEL_CLASS: ClassVar[str]
     """The Auto class of transformers that loads the family's models."""
@@ -154,7 +152,6 @@ class CausalLmOptions(_Writing):
 class Seq2SeqOptions(_Writing):
     """Writing a text from a text, with an encoder-decoder model (T5, BART)."""
 
-    LEARNING_RATE = 1e-3
     METRICS = (*_TOKENS, *WRITTEN)
     MODEL_CLASS = "AutoModelForSeq2SeqLM"
     HUB_TASK = "text2text-generation"
@@ -243,7 +240,6 @@ class MultipleChoiceOptions(TaskOptions):
 class ImageClassificationOptions(TaskOptions):
     """One class for each image."""
 
-    LEARNING_RATE = 1e-3
     METRICS = _CLASSES
     MODEL_CLASS = "AutoModelForImageClassification"
     PROCESSOR_CLASS = "AutoImageProcessor"
@@ -256,7 +252,6 @@ class ImageClassificationOptions(TaskOptions):
 class ImageTextOptions(TaskOptions):
     """Matching images with their texts (contrastive training, as CLIP)."""
 
-    LEARNING_RATE = 1e-3
     METRICS = ("recall_at_1", "text_recall_at_1", "loss")
     ROWS_ALONE = False  # each chooses among all
     MODEL_CLASS = "AutoModel"

@@ -138,7 +138,7 @@ def within_error(share: float, power: float = 0.0) -> Way:
 
 
 def by_size(case: Case) -> float:
-    """Take 1e-3 for models of up to 60 million parameters, else 5e-4: MiniLM's width tells."""
+    """Take 1e-3 for models of up to 60 million parameters, else 5e-4: the rule until now."""
     return on_grid(1e-3 if case.width <= 384 else 5e-4)
 
 

@@ -23,7 +23,7 @@ from sora_cli.core.console import say
 from sora_cli.experiments.sweep.plan import plan_sweep
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.run.prepare import prepare
-from sora_cli.run.rates.rule import number_of
+from sora_cli.run.rates.rule import width_of
 from tools.rates.trial import Trials
 
 SWEEPS = [
@@ -82,8 +82,7 @@ def _try(loaded: LoadedRecipe, done: set[tuple[str, int, int, float]]) -> Iterat
     ready = prepare(recipe, lambda _: contextlib.nullcontext())
     trials = None
     total = recipe.training.total_steps(len(ready.train.lengths))
-    config = ready.base.model.config.get_text_config()
-    width = number_of(config, "hidden_size") or number_of(config, "d_model")
+    width = width_of(ready.base.model.config)
     for steps in dict.fromkeys(max(round(total * share), _FEWEST) for share in SHARES):
         for rate in RATES:
             if (task, seed, steps, rate) in done:

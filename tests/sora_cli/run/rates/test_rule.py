@@ -9,7 +9,6 @@ import pytest
 
 from methods.configs import LoraConfig
 from methods.registry import config_class, method_names
-from sora_cli.recipe.families import TaskOptions, options_class, task_names
 from sora_cli.run.rates.rule import parameters_of, rule_of_thumb
 
 
@@ -23,8 +22,8 @@ class Config(SimpleNamespace):
 BERT = Config(hidden_size=768, num_hidden_layers=12, vocab_size=30522)
 
 
-def rate(config: Any = BERT, task: str = "sequence-classification", method: str = "lora") -> float:
-    return rule_of_thumb(config, options_class(task), config_class(method))[0]
+def rate(config: Any = BERT, method: str = "lora") -> float:
+    return rule_of_thumb(config, config_class(method))[0]
 
 
 def test_parameters_of_bert() -> None:
@@ -34,29 +33,29 @@ def test_parameters_of_bert() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parameters", "expected"), [(59e6, 1e-3), (60e6, 5e-4), (9.9e8, 5e-4), (1e9, 2e-4)]
+    ("width", "expected"),
+    [(384, 1e-3), (64, 4e-3), (16, 4e-3), (576, 7.3e-4), (4096, 1.6e-4), (8192, 9.2e-5)],
 )
-def test_rates_fall_with_the_size(parameters: float, expected: float) -> None:
-    config = Config(hidden_size=1, vocab_size=int(parameters))
+def test_rates_fall_with_the_width(width: int, expected: float) -> None:
+    config = Config(hidden_size=width)
     assert rate(config) == expected
+    assert rule_of_thumb(config, LoraConfig)[1] == f"for a model of width {width}"
 
 
-def test_some_families_have_their_own() -> None:
-    own = [name for name in task_names() if rate(task=name) == 1e-3]
-    assert own == ["seq2seq", "image-classification", "image-text"]
-    assert rate(task="causal-lm") == 5e-4
+def test_a_model_that_does_not_tell_its_width() -> None:
+    assert rule_of_thumb(Config(), LoraConfig) == (5e-4, "the model's width is not known")
 
 
 def test_the_factor_belongs_to_the_method() -> None:
     rates = {name: rate(method=name) for name in method_names()}
-    expected = dict.fromkeys(rates, 5e-4)
-    assert rates == expected | {"adalora": 1.65e-3, "head": 1.65e-3, "full": 5e-5}
+    expected = dict.fromkeys(rates, 5.8e-4)
+    assert rates == expected | {"adalora": 1.9e-3, "head": 1.9e-3, "full": 5.8e-5}
 
 
 def test_a_method_of_ones_own_says_its_factor() -> None:
     class Steep(LoraConfig):
         rate_factor = 0.7
 
-    found, reason = rule_of_thumb(BERT, TaskOptions, Steep())
-    assert found == 3.5e-4
-    assert reason == "for models below 1,000 million parameters, times 0.7 for this method"
+    found, reason = rule_of_thumb(BERT, Steep())
+    assert found == 4.1e-4
+    assert reason == "for a model of width 768, times 0.7 for this method"

@@ -80,10 +80,10 @@ def test_auto_is_no_number_before_it_is_settled(capsys: pytest.CaptureFixture[st
     with pytest.raises(AssertionError, match="is not settled"):
         _ = _recipe().training.rate
     settled, choice = settle_rate(_recipe(), READY)
-    reason = "for models below 1,000 million parameters"
-    assert choice == RateChoice(chosen=5e-4, how="rule", reason=reason)
-    assert settled.training.rate == 5e-4
-    assert capsys.readouterr().err == f"learning rate: 0.0005 (rule of thumb: {reason})\n"
+    reason = "for a model of width 768"
+    assert choice == RateChoice(chosen=5.8e-4, how="rule", reason=reason)
+    assert settled.training.rate == 5.8e-4
+    assert capsys.readouterr().err == f"learning rate: 0.00058 (rule of thumb: {reason})\n"
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_where_nothing_is_said(
         monkeypatch.setattr(settle, "by_rule", _never)
     settled, choice = settle_rate(_recipe(**training), READY, **options)
     assert choice is not None
-    assert settled.training.rate == choice.chosen == (0.02 if "stored" in options else 5e-4)
+    assert settled.training.rate == choice.chosen == (0.02 if "stored" in options else 5.8e-4)
     assert capsys.readouterr().err == ""
 
 
@@ -141,18 +141,18 @@ def test_a_run_equals_the_run_with_the_number(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = whole.parent / "out"
-    assert _rate(out) == 1e-3
-    train(whole, "training.learning_rate=1e-3", f"output.dir={tmp_path}")
+    assert _rate(out) == 4e-3
+    train(whole, "training.learning_rate=4e-3", f"output.dir={tmp_path}")
     assert _adapter(tmp_path) == _adapter(out)
-    assert "learning rate auto: 0.001" in (out / "adapter" / "README.md").read_text()
+    assert "learning rate auto: 0.004" in (out / "adapter" / "README.md").read_text()
     assert run(["inspect", str(out)]) == 0
-    assert "0.001, by training.learning_rate: auto" in capsys.readouterr().out
+    assert "0.004, by training.learning_rate: auto" in capsys.readouterr().out
     assert run(["list", str(out)]) == 0
-    assert "learning rate auto: 0.001" in capsys.readouterr().out
+    assert "learning rate auto: 0.004" in capsys.readouterr().out
     assert run(["report", str(out)]) == 0
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "auto: 0.001" in page
-    assert "rule of thumb: for models below 60 million parameters" in page
+    assert "auto: 0.004" in page
+    assert "rule of thumb: for a model of width 32" in page
 
 
 def test_a_killed_run_keeps_its_rate(
@@ -203,11 +203,11 @@ def test_a_start_that_trains_nothing(
     words = [AUTO, f"start.adapter={whole.parent}/out", "training.max_steps=0"]
     words += ["method={name: lora, r: 4}", "training.keep_checkpoints=[]"]
     train(whole, *words, f"output.dir={tmp_path}")
-    assert _rate(tmp_path) == 1e-3
+    assert _rate(tmp_path) == 4e-3
     assert "learning rate:" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("method", "rate"), [("full", 1e-4), ("head", 3.3e-3), ("bitfit", 1e-3)])
+@pytest.mark.parametrize(("method", "rate"), [("full", 4e-4), ("head", 0.013), ("bitfit", 4e-3)])
 def test_methods_without_adapters(whole: Path, tmp_path: Path, method: str, rate: float) -> None:
     train(whole, AUTO, f"method={{name: {method}}}", f"output.dir={tmp_path}")
     assert _rate(tmp_path) == rate
