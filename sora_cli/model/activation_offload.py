@@ -25,6 +25,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.weak import WeakIdKeyDictionary
 
 from methods.torch_internals import storage_key, version
+from sora_cli.core.device import is_accelerated, is_cuda
 from sora_cli.core.errors import SoraError
 from sora_cli.core.processes import check_alone
 from sora_cli.recipe.recipe import TrainingBlock
@@ -40,7 +41,7 @@ def check_offload(block: TrainingBlock) -> None:
     if not block.activation_offload:
         return
     check_alone(KEY, _OFF)
-    if not torch.cuda.is_available():
+    if not is_accelerated():
         raise SoraError(
             f"{KEY} moves tensors from a GPU to the machine's memory, and there is no GPU",
             hint=f"{_OFF}; less memory: training.gradient_checkpointing=true",
@@ -49,8 +50,8 @@ def check_offload(block: TrainingBlock) -> None:
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """Return a copy in the machine's memory, pinned if there is a GPU."""
-    pinned = torch.cuda.is_available()
+    """Return a copy in the machine's memory, pinned for CUDA."""
+    pinned = is_cuda()
     copy = torch.empty_like(tensor, device="cpu", pin_memory=pinned)
     return copy.copy_(tensor, non_blocking=pinned)
 

@@ -17,6 +17,14 @@ import torch
 from torch import nn
 
 from sora_cli.core.console import say, size
+from sora_cli.core.device import (
+    device_module,
+    device_type,
+    empty_cache,
+    forked_random,
+    is_accelerated,
+    process_state,
+)
 from sora_cli.core.environment import free_memory
 from sora_cli.core.errors import SoraError
 from sora_cli.core.processes import world_size
@@ -35,9 +43,9 @@ _NO_MEMORY = ("can't allocate memory", "out of memory")  # messages of torch on 
 
 def available_memory() -> float | None:
     """Return the bytes that a run can use, with the memory it already holds; None if unknown."""
-    if torch.cuda.is_available():
-        free, _ = torch.cuda.mem_get_info()
-        return float(free + torch.cuda.memory_reserved())
+    if is_accelerated():
+        free, _ = device_module().mem_get_info()
+        return float(free + device_module().memory_reserved())
     free_bytes = free_memory()
     return None if free_bytes is None else free_bytes / world_size() + resident_memory()
 
@@ -55,7 +63,7 @@ def step_fits(ready: Prepared, block: TrainingBlock, rows: int) -> bool:
     part = longest_rows(ready.train, rows)
     batch = ready.task.collator(ready.base.processor)(list(part.dataset))
     model: nn.Module = ready.base.model
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_type()
     # in the second pass of a step the gradients of the first are alive
     passes = 2 if block.gradient_accumulation > 1 else 1
     try:
@@ -154,11 +162,9 @@ def _agreed(choice: MicroBatchChoice) -> MicroBatchChoice:
     """Return the choice of all processes together: the smallest micro-batch among them."""
     rows = choice.rows
     if world_size() > 1:
-        from accelerate import PartialState
         from accelerate.utils import gather_object
 
-        # no trainer exists yet: gather_object needs accelerate's process group
-        PartialState(cpu=not torch.cuda.is_available())
+        process_state()
         rows = min(gather_object([choice.rows]))
     if not rows:
         raise SoraError(
@@ -187,13 +193,11 @@ def _described(choice: MicroBatchChoice) -> str:
 def left_as_it_was(model: nn.Module) -> Iterator[None]:
     """Restore buffers (a batch norm's averages) and random numbers afterwards."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
-        with torch.random.fork_rng(devices=devices):
+        with forked_random():
             yield
     finally:
         for name, buffer in model.named_buffers():
             if name in buffers:
                 buffer.data.copy_(buffers[name])
-        if devices:
-            torch.cuda.empty_cache()
+        empty_cache()

@@ -18,6 +18,7 @@ from methods.inject import ALL_LINEAR, inject, matches
 from methods.registry import method_class
 from methods.siblings import share_inputs
 from sora_cli.core.console import say
+from sora_cli.core.device import is_accelerated
 from sora_cli.core.environment import process_memory
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import first_few
@@ -133,7 +134,7 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
             repeated_blocks(base.model)
         if block.kernels is not None:
             check_family(base.model)
-        if not torch.cuda.is_available():
+        if not is_accelerated():
             replace_dropouts(base.model)  # torch's take longer on a CPU than the layers around
     with phase("tokenise"):
         train = encode(task, base, rows.train, rows.origin(rows.train), training=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from sora_cli.core.device import device_module, device_type, forked_random
 from sora_cli.model.activation_offload import offloaded
 from sora_cli.model.gradient_checkpointing import checkpointed
 from sora_cli.recipe.recipe import TrainingBlock
@@ -49,8 +50,7 @@ def measure_step(ready: Prepared, block: TrainingBlock) -> StepTime:
     tokens = int(lengths[chosen].max()) * len(chosen)
     collate = ready.task.collator(ready.base.processor)
     rows = [ready.train.dataset[int(row)] for row in chosen]
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
+    with forked_random():
         passes = [run_passes(ready, block, collate(rows))]  # the first pass also warms up
         while passes[0] < _VERY_LONG and len(passes) < _PASSES:
             if len(passes) > 1 and sum(passes) > _LONG:
@@ -70,8 +70,8 @@ def run_passes(
     Gradients add up over the passes, as in a step, and are removed at the end.
     """
     model = ready.base.model
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
+    device = device_type()
+    if device != "cpu":
         model.to(device)
     inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
     before = model.training
@@ -86,8 +86,7 @@ def run_passes(
                 with autocast, offloaded(stays, device=device, on=block.activation_offload):
                     loss = model(**inputs)["loss"]
                 loss.backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        device_module().synchronize()
         return time.perf_counter() - began
     finally:
         model.zero_grad(set_to_none=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING, Any
 
+from sora_cli.core.device import is_cuda
 from sora_cli.core.errors import SoraError
 from sora_cli.core.processes import check_alone
 from sora_cli.recipe.recipe import Recipe
@@ -82,11 +83,9 @@ def check_compiler(recipe: Recipe) -> None:
     check_compile(recipe)
     if not recipe.training.compile:
         return
-    import torch
-
     if sys.platform == "win32":
         raise SoraError(f"{KEY} is not supported on Windows", hint=_OFF, key=KEY)
-    if torch.cuda.is_available():
+    if is_cuda():
         if find_spec("triton") is None:
             raise _missing("the package triton", f"pip install triton, or {_OFF}")
         return

@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from methods.words import closest
+from sora_cli.core.device import is_cuda
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.processes import check_alone
 from sora_cli.core.words import listed
@@ -65,9 +66,7 @@ def check_gpu(recipe: Recipe) -> None:
     check_kernels(recipe)
     if recipe.training.kernels is None:
         return
-    import torch
-
-    if not torch.cuda.is_available():
+    if not is_cuda():
         raise SoraError(
             f"{KEY}=liger needs a GPU: a CPU cannot run Triton kernels", hint=_OFF, key=KEY
         )

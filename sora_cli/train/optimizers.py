@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sora_cli.core.device import is_cuda
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.model.quantisation import check_bitsandbytes
 from sora_cli.recipe.recipe import Recipe
@@ -56,9 +57,7 @@ def check_device(recipe: Recipe) -> None:
     name = recipe.training.optimizer
     if not in_8_bits(name):
         return
-    import torch
-
-    if torch.cuda.is_available():
+    if is_cuda():
         return
     if name == "paged_adamw_8bit":
         raise SoraError(

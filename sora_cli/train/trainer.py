@@ -21,6 +21,7 @@ from transformers import ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from sora_cli.core.allocator import keep_freed_memory
+from sora_cli.core.device import is_accelerated, is_cuda, process_state
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import held, leave_signals_to_parent
 from sora_cli.model.activation_offload import offloaded
@@ -248,7 +249,7 @@ def build_trainer(
     select: Encoded | None = None,
 ) -> AdapterTrainer:
     """Build a trainer for a recipe; without training rows it can only evaluate."""
-    if not torch.cuda.is_available():
+    if not is_accelerated():
         keep_freed_memory()
     recipe = _scoring(recipe) if train is None else recipe
     if train is not None:
@@ -336,9 +337,9 @@ def training_arguments(
         project="sora",
         run_name=output.name,
         dataloader_num_workers=block.workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=is_cuda(),
         remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=not is_accelerated(),
         disable_tqdm=False,
         logging_nan_inf_filter=False,
         **(checkpointing_arguments() if block.gradient_checkpointing else {}),
@@ -350,6 +351,4 @@ def _cadence(cadence: Cadence) -> tuple[str, int | None]:
 
 
 def _world_size() -> int:
-    from accelerate import PartialState
-
-    return int(PartialState(cpu=not torch.cuda.is_available()).num_processes)
+    return int(process_state().num_processes)

@@ -24,6 +24,7 @@ from sora_cli.model.activation_offload import KEY, check_offload, offloaded, to_
 from sora_cli.model.gradient_checkpointing import checkpointed
 from sora_cli.recipe.recipe import TrainingBlock
 from sora_cli.tasks.learned import LEARNED, chunk_loss, learned_places, score_learned_only
+from tests.helpers_device import computing_on
 from tests.helpers_errors import error_text
 from tests.helpers_models import model_inputs, tiny_bert, tiny_gpt2, tiny_llama, tiny_vit
 from tests.helpers_runs import write_recipe
@@ -176,11 +177,27 @@ def test_where_it_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2), training={"activation_offload": True})
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    computing_on("cpu", monkeypatch)
     error = error_text(capsys, "train", recipe)
     assert "there is no GPU" in error
     assert f"{KEY}=false" in error
     assert f"does not go with {KEY}" in error_text(capsys, "train", recipe, "training.compile=true")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SoraError, match="one process only"):
+        check_offload(TrainingBlock(activation_offload=True))
+
+
+@pytest.mark.parametrize(("kind", "pinned"), [("cpu", False), ("xpu", False), ("cuda", True)])
+def test_pinned_memory_is_cudas(kind: str, pinned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    computing_on(kind, monkeypatch)
+    copies: list[dict[str, Any]] = []
+
+    def empty_like(tensor: Tensor, **options: Any) -> Tensor:
+        copies.append(options)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch, "empty_like", empty_like)
+    to_host(torch.ones(2))
+    assert copies == [{"device": "cpu", "pin_memory": pinned}]
+    if kind != "cpu":
         check_offload(TrainingBlock(activation_offload=True))

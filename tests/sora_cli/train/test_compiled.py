@@ -33,6 +33,7 @@ from sora_cli.report import RunReport
 from sora_cli.run.preflight import check_recipe
 from sora_cli.train import compiled as compilation
 from sora_cli.train.compiled import check_compiler, compiled, forget, repeated_blocks
+from tests.helpers_device import computing_on
 from tests.helpers_errors import error_text
 from tests.helpers_models import model_inputs, tiny_bert, tiny_llama, tiny_t5
 from tests.helpers_runs import resumes_as_if_whole, train, write_recipe
@@ -287,7 +288,6 @@ def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
         check_recipe(load_recipe(recipe, []).recipe)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU needs another compiler")
 def test_what_the_machine_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [f"{KEY}=true"]
     recipe = load_recipe(write_recipe(tmp_path, tiny_bert(num_labels=2)), words).recipe
@@ -295,6 +295,14 @@ def test_what_the_machine_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         patched.setattr(sys, "platform", "win32")
         with pytest.raises(SoraError, match="not supported on Windows"):
             check_compiler(recipe)
+    with monkeypatch.context() as patched:
+        computing_on("cuda", patched)
+        patched.setattr(compilation, "find_spec", lambda _: None)
+        with pytest.raises(SoraError, match="the package triton"):
+            check_compiler(recipe)
+        patched.setattr(compilation, "find_spec", lambda name: name)
+        check_compiler(recipe)
+    computing_on("cpu", monkeypatch)
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(SoraError, match=r"the C\+\+ compiler no-such-compiler"):
         check_compiler(recipe)

@@ -23,6 +23,7 @@ from sora_cli.train import optimizers
 from sora_cli.train.checkpoint.files import newest_checkpoint, with_prefix
 from sora_cli.train.moments import plain_moments
 from sora_cli.train.optimizers import check_device, check_optimizer, keep_embeddings, moment_bytes
+from tests.helpers_device import computing_on
 from tests.helpers_errors import error_text
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import resumes_as_if_whole, train, write_recipe
@@ -288,11 +289,14 @@ def test_refused_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         raise NotImplementedError("no kernel")
 
     monkeypatch.setattr(quantisation, "find_spec", lambda name: name)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    computing_on("cpu", monkeypatch)
     monkeypatch.setattr(optimizers, "_take_step", none)
     assert "cannot take 8-bit steps on a CPU: no kernel" in _refusal(check_device, "adamw_8bit")
     assert "paged_adamw_8bit needs a GPU" in _refusal(check_device, "paged_adamw_8bit")
     check_device(_asking("adamw"))
+    computing_on("cuda", monkeypatch)
+    for name in ("adamw_8bit", "paged_adamw_8bit"):
+        check_device(_asking(name))
 
 
 def test_refused_before_anything_is_written(
