@@ -28,7 +28,7 @@ from sora_cli.core.device import (
 from sora_cli.core.environment import free_memory
 from sora_cli.core.errors import SoraError
 from sora_cli.core.processes import world_size
-from sora_cli.recipe.recipe import Recipe, TrainingBlock
+from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import MicroBatchChoice
 from sora_cli.run.memory import longest_rows, predict_memory, resident_memory
 from sora_cli.run.prepare import Prepared
@@ -55,12 +55,12 @@ def predicted_peak(ready: Prepared, recipe: Recipe, rows: int) -> float:
     return predict_memory(ready, recipe, rows_per_pass=rows).training_peak
 
 
-def step_fits(ready: Prepared, block: TrainingBlock, rows: int) -> bool:
+def step_fits(ready: Prepared, recipe: Recipe, rows: int) -> bool:
     """Run the passes of one step over the longest rows; return whether the memory was enough.
 
     Model, gradients and torch's random numbers are restored afterwards.
     """
-    part = longest_rows(ready.train, rows)
+    part, block = longest_rows(ready.train, rows), recipe.training
     batch = ready.task.collator(ready.base.processor)(list(part.dataset))
     model: nn.Module = ready.base.model
     device = device_type()
@@ -70,7 +70,7 @@ def step_fits(ready: Prepared, block: TrainingBlock, rows: int) -> bool:
         with left_as_it_was(model):
             n_bytes = moment_bytes(block.optimizer, model, device)
             moments = torch.empty(n_bytes, dtype=torch.uint8, device=device)
-            run_passes(ready, block, batch, passes)
+            run_passes(ready, recipe, batch, passes)
             del moments
     except (torch.OutOfMemoryError, MemoryError):
         return False
@@ -93,7 +93,7 @@ class Machine:
 
     available: Callable[[], float | None] = available_memory
     predict: Callable[[Prepared, Recipe, int], float] = predicted_peak
-    fits: Callable[[Prepared, TrainingBlock, int], bool] = step_fits
+    fits: Callable[[Prepared, Recipe, int], bool] = step_fits
 
 
 PREDICTION_ONLY = Machine(fits=lambda *_: True)
@@ -149,7 +149,7 @@ def _find(recipe: Recipe, ready: Prepared, share: int, machine: Machine) -> Micr
         # a single row is tried even if the prediction says no
         if available is not None and predicted > _SHARE * available and rows > 1:
             continue
-        if machine.fits(ready, split.training, rows):
+        if machine.fits(ready, split, rows):
             return MicroBatchChoice(
                 rows=rows, parts=share // rows, predicted=predicted, available=available,
                 failed=failed,

@@ -6,7 +6,6 @@ import os
 
 import torch
 
-from sora_cli.core.device import is_cuda
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.recipe import TrainingBlock
 from sora_cli.train.loggers import check_loggers
@@ -15,13 +14,7 @@ _WORKSPACE = ":4096:8"  # 8 buffers of 4,096 KiB; cuBLAS is repeatable only with
 
 
 def check_machine(block: TrainingBlock) -> None:
-    """Check devices, loggers and launcher settings before anything is loaded."""
-    if block.precision == "fp16" and not is_cuda():
-        raise SoraError(
-            "precision fp16 needs a GPU",
-            hint="training.precision=bf16",
-            key="training.precision",
-        )
+    """Check loggers and launcher settings before anything is loaded."""
     check_loggers(block.loggers)
     _check_launcher()
 

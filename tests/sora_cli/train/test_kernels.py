@@ -13,7 +13,7 @@ import pytest
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.load import load_recipe
 from sora_cli.train import kernels
-from sora_cli.train.kernels import KEY, check_gpu, check_kernels
+from sora_cli.train.kernels import KEY, LigerKernels
 from tests.helpers_device import computing_on
 from tests.helpers_errors import error_text
 from tests.helpers_models import tiny_llama
@@ -43,16 +43,16 @@ def test_where_it_is_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(kernels, "find_spec", lambda _: object())
     computing_on("cpu", monkeypatch)
     loaded = load_recipe(recipe, []).recipe
-    check_kernels(loaded)
+    LigerKernels().check_recipe(loaded)
     with pytest.raises(SoraError, match="needs a GPU: a CPU cannot run Triton kernels"):
-        check_gpu(loaded)
+        LigerKernels().check_machine(loaded)
     computing_on("cuda", monkeypatch)
-    check_gpu(loaded)
+    LigerKernels().check_machine(loaded)
     with pytest.raises(SoraError, match=r"does not go with training\.compile"):
-        check_kernels(load_recipe(recipe, ["training.compile=true"]).recipe)
+        LigerKernels().check_recipe(load_recipe(recipe, ["training.compile=true"]).recipe)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SoraError, match="one process only"):
-        check_kernels(loaded)
+        LigerKernels().check_recipe(loaded)
 
 
 @pytest.mark.long
