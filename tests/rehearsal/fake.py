@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ NAME = "rehearsal"
 try:
     from torch._C import DispatchKey, DispatchKeySet, _ExcludeDispatchKeyGuard
     from torch.utils import backend_registration
+    from torch.utils._device import _device_constructors
     from torch.utils._python_dispatch import return_and_correct_aliasing
     from torch.utils._pytree import tree_leaves, tree_map
 
@@ -135,6 +136,14 @@ class Rehearsed(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, *args, **(kwargs or {}))
 
+    # torch then swaps a moved parameter's content, so that it stays the same object as on a GPU
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["held"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, Tensor], *_: Any) -> Rehearsed:
+        return Rehearsed(inner["held"])
+
     @property
     def data(self) -> Tensor:  # type: ignore[override]
         return self.detach()
@@ -191,6 +200,7 @@ def _held(value: Any) -> Any:
     return value.held if isinstance(value, Rehearsed) else value
 
 
+@cache
 def _aliases(func: Any) -> bool:
     return any(each.alias_info is not None for each in func._schema.returns)
 
@@ -218,11 +228,16 @@ def _reads(func: Any, args: Any, to_cpu: bool) -> bool:
     return func in _READS or (to_cpu and func is aten._to_copy.default)
 
 
+@cache
+def _draws(func: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in func.tags
+
+
 class _Random:
     """Let an operation that draws numbers draw the device's: the CPU's stay as they are."""
 
     def __init__(self, func: Any) -> None:
-        self.draws = torch.Tag.nondeterministic_seeded in func.tags
+        self.draws = _draws(func)
 
     def __enter__(self) -> None:
         if self.draws:
@@ -253,6 +268,15 @@ def _cast(op: Any, dtype: torch.dtype | None) -> Callable[..., Any]:
     return run
 
 
+_tensor = torch.tensor
+
+
+def tensor(data: Any, *, device: Any = None, **options: Any) -> Tensor:
+    """`torch.tensor` that moves: torch's own fills the new tensor's memory, which is not there."""
+    made = _tensor(data, **options)
+    return made if device is None else made.to(device)
+
+
 def _overload(name: str) -> Any:
     packet, _, overload = name.partition(".")
     return getattr(getattr(aten, packet), overload or "default")
@@ -265,6 +289,7 @@ def register() -> None:
     """Make the device known to torch, once a process; it stays unavailable until `STATE.on`."""
     if _libraries:
         return
+    _device_constructors()  # keeps torch's functions, `tensor` among them, from its first call on
     set_up(NAME, backend_module=Module())
     every = torch.library.Library("_", "IMPL")
     every.fallback(_run, "PrivateUse1")

@@ -22,8 +22,9 @@ MAY_WAIT = {
     "sora_cli/model/activation_offload.py": "copies, which CUDA makes without waiting",
     "sora_cli/train/compaction.py": "the step that removes components has new shapes",
     "methods/cut.py": "the step that cuts",
+    "transformers/masking_utils.py": "each forward pass asks whether its rows have padding",
 }
-"""The files whose waits in a step are meant, each with its reason."""
+"""The files whose waits in a step are meant or another's, each with its reason."""
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Watch:
 
     Attributes:
         strict: a wait in a step raises an error, unless its file is in `MAY_WAIT`.
-        waits: our line, or the library's, with the operation, for each wait in a step.
+        waits: the library's line and ours, with the operation, for each wait in a step.
         excused: the same of the waits that are meant.
         steps: number of steps watched.
     """
@@ -46,29 +47,34 @@ class Watch:
     def __call__(self, operation: Any) -> None:
         if not self.in_step:
             return
-        ours, place = _callers()
-        if ours in MAY_WAIT:
-            self.excused.append(f"{place}: {operation}")
+        lines = _lines()
+        place = f"{' in '.join(lines)}: {operation}"
+        if any(line.rpartition(":")[0] in MAY_WAIT for line in lines):
+            self.excused.append(place)
             return
-        self.waits.append(f"{place}: {operation}")
+        self.waits.append(place)
         if self.strict:
-            raise RuntimeError(f"a step waits for the device: {place}: {operation}")
+            raise RuntimeError(f"a step waits for the device: {place}")
 
 
-def _callers() -> tuple[str, str]:
-    """Return our innermost file on the stack, and the innermost line outside torch and tests."""
-    frame: Any = sys._getframe(1)
-    ours, line = "", ""
-    while frame is not None and not ours:
+def _lines() -> list[str]:
+    """Return the innermost line on the stack that is not torch's, and ours if that is a library's.
+
+    Autograd runs backward passes in a thread of its own, whose stack has lines of ours only in a
+    backward function of ours.
+    """
+    frame: Any = sys._getframe(2)
+    lines: list[str] = []
+    while frame is not None:
         path = Path(frame.f_code.co_filename)
-        at = f"{path.name}:{frame.f_lineno}"
-        if path.is_relative_to(ROOT) and not path.is_relative_to(ROOT / "tests"):
-            ours = str(path.relative_to(ROOT))
-            line = f"{ours}:{frame.f_lineno}" + (f" ({line})" if line else "")
-        elif not line and not {"torch", "tests", "rehearsal"} & set(path.parts[-6:]):
-            line = at
+        ours = path.is_relative_to(ROOT) and not path.is_relative_to(ROOT / "tests")
+        if ours:
+            return [*lines, f"{path.relative_to(ROOT)}:{frame.f_lineno}"]
+        if not lines and "site-packages" in path.parts and "torch" not in path.parts:
+            start = path.parts.index("site-packages") + 1
+            lines = [f"{'/'.join(path.parts[start:])}:{frame.f_lineno}"]
         frame = frame.f_back
-    return ours, line
+    return lines
 
 
 @contextmanager
@@ -79,27 +85,13 @@ def rehearsing(patch: pytest.MonkeyPatch) -> Iterator[Watch]:
     patch.setenv("ACCELERATE_TORCH_DEVICE", f"{fake.NAME}:0")
     # transformers knows by name the devices that have bf16
     patch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
-    patch.setattr(torch, "tensor", _made(torch.tensor))
+    patch.setattr(torch, "tensor", fake.tensor)
     _watch_steps(patch, watch)
-    swap = torch.__future__.get_swap_module_params_on_conversion()
-    # a parameter stays the same object on its way to a GPU
-    torch.__future__.set_swap_module_params_on_conversion(True)
     fake.STATE.on, fake.STATE.on_wait = True, watch
     try:
         yield watch
     finally:
         fake.STATE.on, fake.STATE.on_wait = False, lambda _: None
-        torch.__future__.set_swap_module_params_on_conversion(swap)
-
-
-def _made(tensor: Any) -> Any:
-    """Return `torch.tensor` that moves: torch fills the new tensor's memory itself."""
-
-    def on_device(data: Any, *, device: Any = None, **options: Any) -> Any:
-        made = tensor(data, **options)
-        return made if device is None else made.to(device)
-
-    return on_device
 
 
 def _watch_steps(patch: pytest.MonkeyPatch, watch: Watch) -> None:
@@ -109,13 +101,13 @@ def _watch_steps(patch: pytest.MonkeyPatch, watch: Watch) -> None:
     """
 
     def begins(handler: Any, *args: Any, **kwargs: Any) -> Any:
-        watch.in_step = True
-        watch.steps += 1
+        watch.in_step = fake.STATE.on
+        watch.steps += watch.in_step
         return begin(handler, *args, **kwargs)
 
     def ends(handler: Any, *args: Any, **kwargs: Any) -> Any:
         control = end(handler, *args, **kwargs)
-        watch.in_step = not control.should_training_stop
+        watch.in_step = watch.in_step and not control.should_training_stop
         return control
 
     def logs(trainer: Any, *args: Any, **kwargs: Any) -> Any:
@@ -125,8 +117,15 @@ def _watch_steps(patch: pytest.MonkeyPatch, watch: Watch) -> None:
         finally:
             watch.in_step = before
 
+    def trains(trainer: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return train(trainer, *args, **kwargs)
+        finally:  # also after a signal
+            watch.in_step = False
+
+    train, log = Trainer.train, Trainer._maybe_log_save_evaluate
     begin, end = CallbackHandler.on_step_begin, CallbackHandler.on_step_end
-    log = Trainer._maybe_log_save_evaluate
+    patch.setattr(Trainer, "train", trains)
     patch.setattr(CallbackHandler, "on_step_begin", begins)
     patch.setattr(CallbackHandler, "on_step_end", ends)
     patch.setattr(Trainer, "_maybe_log_save_evaluate", logs)
