@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
@@ -71,6 +71,9 @@ class AdapterTrainer(ResumingTrainer):
             for number, batch in enumerate(batches)
         ]
         self._counts = deque(counts)
+        # not before they are counted: reading a number back would wait for the device
+        pinned = self.args.dataloader_pin_memory
+        batches = send_to_device(batches, self.args.device, non_blocking=pinned)
         items = torch.tensor(sum(counts), device=self.args.device)
         if self.args.world_size > 1:
             items = self.accelerator.gather(items).sum()
@@ -96,7 +99,7 @@ class AdapterTrainer(ResumingTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return micro-batches from our own sampler."""
+        """Return micro-batches from our own sampler, in the CPU's memory."""
         assert self.train_rows is not None
         block = self.recipe.training
         self.sampler = GroupedBatchSampler(
@@ -109,7 +112,7 @@ class AdapterTrainer(ResumingTrainer):
             processes=self.args.world_size,
         )
         loader = self._loader(self.train_rows.dataset, batch_sampler=self.sampler)
-        return _unshared(loader, self.args.device)  # the sampler has already dealt out the rows
+        return _unshared(loader)  # the sampler has already dealt out the rows
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return batches from the longest to the shortest row."""
@@ -232,10 +235,14 @@ class _HeldContext(multiprocessing.context.ForkContext):
     Process = _HeldProcess
 
 
-def _unshared(loader: DataLoader[Any], device: torch.device) -> DataLoader[Any]:
-    """Prepare batches that are not shared with other processes."""
-    one = {"num_processes": 1, "process_index": 0}
-    prepared: DataLoader[Any] = prepare_data_loader(loader, device, put_on_device=True, **one)
+def _unshared(loader: DataLoader[Any], device: torch.device | None = None) -> DataLoader[Any]:
+    """Prepare batches that are not shared with other processes.
+
+    Args:
+        device: where to put them; None: they stay in the CPU's memory.
+    """
+    options = {"put_on_device": device is not None, "num_processes": 1, "process_index": 0}
+    prepared: DataLoader[Any] = prepare_data_loader(loader, device, **options)
     return prepared
 
 
