@@ -31,7 +31,11 @@ from sora_cli.recipe.recipe import Cadence, Recipe
 from sora_cli.tasks.base import Encoded, Predictions, Task
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.batches import GroupedBatchSampler, SortedByLength
-from sora_cli.train.checkpoint.trainer_internals import ResumingTrainer, prepare_inputs
+from sora_cli.train.checkpoint.trainer_internals import (
+    ResumingTrainer,
+    prepare_inputs,
+    use_one_gpu,
+)
 from sora_cli.train.loggers import split_loggers
 from sora_cli.train.machine import check_machine
 from sora_cli.train.optimizers import TRAINER_NAMES
@@ -315,7 +319,7 @@ def training_arguments(
             f"{block.gradient_accumulation} micro-batches",
             hint=f"training.batch_size={math.ceil(block.batch_size / parts) * parts}",
         )
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output),
         num_train_epochs=block.epochs,
         max_steps=block.max_steps or -1,
@@ -351,6 +355,8 @@ def training_arguments(
         logging_nan_inf_filter=False,
         **(checkpointing_arguments() if block.gradient_checkpointing else {}),
     )
+    use_one_gpu(arguments)
+    return arguments
 
 
 def _cadence(cadence: Cadence) -> tuple[str, int | None]:
