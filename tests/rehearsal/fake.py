@@ -18,22 +18,17 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
+from torch._C import DispatchKey, DispatchKeySet, _ExcludeDispatchKeyGuard
+from torch.utils._device import _device_constructors
+from torch.utils._python_dispatch import return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import (
+    _setup_privateuseone_for_python_backend as set_up,  # experimental: a torch may lack it
+)
 
 NAME = "rehearsal"
-
-try:
-    from torch._C import DispatchKey, DispatchKeySet, _ExcludeDispatchKeyGuard
-    from torch.utils import backend_registration
-    from torch.utils._device import _device_constructors
-    from torch.utils._python_dispatch import return_and_correct_aliasing
-    from torch.utils._pytree import tree_leaves, tree_map
-
-    set_up: Any = backend_registration._setup_privateuseone_for_python_backend
-except (ImportError, AttributeError) as error:  # experimental, and absent before torch 2.10
-    pytest.skip(f"this torch cannot rehearse a device: {error}", allow_module_level=True)
 
 aten = torch.ops.aten
 _AUTOCAST = DispatchKeySet(DispatchKey.AutocastPrivateUse1)
@@ -286,9 +281,10 @@ _libraries: list[Any] = []  # their registrations end with them
 
 
 def register() -> None:
-    """Make the device known to torch, once a process; it stays unavailable until `STATE.on`."""
-    if _libraries:
-        return
+    """Make the device known to torch, once a process; it stays unavailable until `STATE.on`.
+
+    It must be known before the first backward pass, which counts the devices.
+    """
     _device_constructors()  # keeps torch's functions, `tensor` among them, from its first call on
     set_up(NAME, backend_module=Module())
     every = torch.library.Library("_", "IMPL")

@@ -83,6 +83,7 @@ def test_texts(tmp_path: Path, said: Said) -> None:
     assert texts[0] == texts[1]
 
 
+@pytest.mark.long
 def test_a_path(tmp_path: Path, watch: Watch) -> None:
     training = {"model_dropout": 0.0, "max_steps": 2}
     recipe = path_recipe(tmp_path, values=[0.0, 0.1], training=training)
@@ -95,6 +96,7 @@ def test_a_path(tmp_path: Path, watch: Watch) -> None:
         close(one.metrics, other.metrics)
 
 
+@pytest.mark.long
 def test_a_search(tmp_path: Path, watch: Watch) -> None:
     recipe = auto_recipe(tmp_path, training={"model_dropout": 0.0, "epochs": 1})
     results = []

@@ -153,3 +153,15 @@ def test_its_own_random_numbers_and_memory() -> None:
     del more
     assert module.memory_allocated() == before
     assert module.max_memory_allocated() >= before + 4000
+
+
+def test_a_parameter_takes_other_data() -> None:
+    """As where components are removed; and what torch makes by resizing."""
+    weight = nn.Parameter(torch.ones(4, 2, device=DEVICE))
+    weight.data = weight.data[:3] * 2
+    weight.square().sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [[4, 4]] * 3
+    assert weight.tolist() == [[2, 2]] * 3
+    assert torch.arange(3, device=DEVICE).shape == (3,)
+    assert torch.tensor([1, 2], device=DEVICE).sum().item() == 3

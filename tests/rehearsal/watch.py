@@ -85,7 +85,6 @@ def _callers() -> tuple[str, set[str]]:
 @contextmanager
 def rehearsing(patch: pytest.MonkeyPatch) -> Iterator[Watch]:
     """Name the rehearsal device to torch, accelerate and transformers, and watch the steps."""
-    fake.register()
     watch = Watch()
     # transformers knows by name the devices that have bf16
     patch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
