@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -32,7 +32,11 @@ from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train import switches
 from sora_cli.train.batches import GroupedBatchSampler, SortedByLength
 from sora_cli.train.checkpoint import generators
-from sora_cli.train.checkpoint.trainer_internals import ResumingTrainer, prepare_inputs
+from sora_cli.train.checkpoint.trainer_internals import (
+    ResumingTrainer,
+    prepare_inputs,
+    use_one_gpu,
+)
 from sora_cli.train.diagnosis import Pass
 from sora_cli.train.loggers import split_loggers
 from sora_cli.train.machine import check_machine
@@ -75,6 +79,9 @@ class AdapterTrainer(ResumingTrainer):
             for number, batch in enumerate(batches)
         ]
         self._counts = deque(counts)
+        # not before they are counted: reading a number back would wait for the device
+        pinned = self.args.dataloader_pin_memory
+        batches = send_to_device(batches, self.args.device, non_blocking=pinned)
         items = torch.tensor(sum(counts), device=self.args.device)
         if self.args.world_size > 1:
             items = self.accelerator.gather(items).sum()
@@ -117,7 +124,7 @@ class AdapterTrainer(ResumingTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return micro-batches from our own sampler."""
+        """Return micro-batches from our own sampler, in the CPU's memory."""
         assert self.train_rows is not None
         block = self.recipe.training
         self.sampler = GroupedBatchSampler(
@@ -130,7 +137,7 @@ class AdapterTrainer(ResumingTrainer):
             processes=self.args.world_size,
         )
         loader = self._loader(self.train_rows.dataset, batch_sampler=self.sampler)
-        return _unshared(loader, self.args.device)  # the sampler has already dealt out the rows
+        return _unshared(loader)  # the sampler has already dealt out the rows
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return batches from the longest to the shortest row."""
@@ -253,10 +260,14 @@ class _HeldContext(multiprocessing.context.ForkContext):
     Process = _HeldProcess
 
 
-def _unshared(loader: DataLoader[Any], device: torch.device) -> DataLoader[Any]:
-    """Prepare batches that are not shared with other processes."""
-    one = {"num_processes": 1, "process_index": 0}
-    prepared: DataLoader[Any] = prepare_data_loader(loader, device, put_on_device=True, **one)
+def _unshared(loader: DataLoader[Any], device: torch.device | None = None) -> DataLoader[Any]:
+    """Prepare batches that are not shared with other processes.
+
+    Args:
+        device: where to put them; None: they stay in the CPU's memory.
+    """
+    options = {"put_on_device": device is not None, "num_processes": 1, "process_index": 0}
+    prepared: DataLoader[Any] = prepare_data_loader(loader, device, **options)
     return prepared
 
 
@@ -329,7 +340,7 @@ def training_arguments(
             f"{block.gradient_accumulation} micro-batches",
             hint=f"training.batch_size={math.ceil(block.batch_size / parts) * parts}",
         )
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output),
         num_train_epochs=block.epochs,
         max_steps=block.max_steps or -1,
@@ -362,6 +373,8 @@ def training_arguments(
         logging_nan_inf_filter=False,
         **switches.arguments(recipe),
     )
+    use_one_gpu(arguments)
+    return arguments
 
 
 def _cadence(cadence: Cadence) -> tuple[str, int | None]:

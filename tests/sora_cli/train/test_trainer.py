@@ -229,6 +229,7 @@ def test_what_transformers_is_told_of_the_device(
 ) -> None:
     trainer = _setup("classification", "lora", tmp_path, 4)
     monkeypatch.setattr("sora_cli.train.trainer.TrainingArguments", lambda **options: options)
+    monkeypatch.setattr("sora_cli.train.trainer.use_one_gpu", lambda _: None)
     monkeypatch.setattr("sora_cli.train.trainer._world_size", lambda: 1)
     computing_on(kind, monkeypatch)
 
@@ -245,3 +246,16 @@ def test_what_transformers_is_told_of_the_device(
     else:
         with pytest.raises(SoraError, match="precision fp16 needs a GPU"):
             arguments("fp16")
+
+
+def test_several_gpus_without_a_launcher_are_not_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainer's `DataParallel` would weigh every GPU's mean loss alike."""
+    trainer = _setup("classification", "lora", tmp_path, 4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    computing_on("xpu", monkeypatch)  # so that CUDA's devices are counted, but not used
+    recipe = trainer.recipe
+    arguments = training_arguments(recipe, tmp_path, "accuracy", evaluates=False)
+    assert arguments.n_gpu == 1
+    assert arguments.train_batch_size == recipe.training.batch_size
