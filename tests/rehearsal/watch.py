@@ -21,6 +21,7 @@ from tests.shared_files import ROOT
 
 MAY_WAIT = {
     "sora_cli/train/non_finite.py:_all_finite": "one bit a step: a bad step must change nothing",
+    "sora_cli/train/non_finite.py:_error": "the run ends",
     "sora_cli/model/activation_offload.py:to_host": "a copy, which CUDA makes without waiting",
     "sora_cli/train/compaction.py:on_step_end": "the steps that look for components to remove",
     "methods/cut.py:after_step": "the step that cuts",
