@@ -4,8 +4,8 @@ All private names of torch that the rehearsal needs are here. A tensor of the de
 around a tensor of the CPU that does its work. As on a GPU
 
 - a product of it with a tensor of the CPU raises an error, unless that is a single number;
-- reading it (`item`, `bool`, `tolist`, `cpu`, a mask as an index) waits for the device: `on_wait`
-  is told;
+- reading it (`item`, `bool`, `tolist`, `cpu`, a mask as an index) and filling it from the CPU wait
+  for the device: `on_wait` is told;
 - it has random numbers of its own, and figures of its memory.
 
 Unlike on a GPU an operation cannot resize its `out=`.
@@ -234,8 +234,9 @@ def _check_together(func: Any, leaves: list[Tensor], indices: set[int]) -> None:
 
 def _reads(func: Any, args: Any, to_cpu: bool) -> bool:
     """Return True if the CPU has to wait for the device's work."""
-    if func is aten.copy_.default:
-        return not isinstance(args[0], Rehearsed)
+    if func is aten.copy_.default:  # `target, source, non_blocking`, which CUDA heeds
+        blocking = not (len(args) > 2 and args[2]) and args[0].numel() > 0
+        return blocking and not all(isinstance(arg, Rehearsed) for arg in args[:2])
     if func in _INDEXES:
         return any(isinstance(i, Rehearsed) and i.dtype in (torch.bool, torch.uint8)
                    for i in tree_leaves(args[1]))  # fmt: skip

@@ -22,10 +22,12 @@ from tests.shared_files import ROOT
 MAY_WAIT = {
     "sora_cli/train/non_finite.py:_all_finite": "one bit a step: a bad step must change nothing",
     "sora_cli/train/non_finite.py:_error": "the run ends",
+    "accelerate/utils/operations.py:send_to_device": "rows, which CUDA copies without waiting",
     "sora_cli/model/activation_offload.py:to_host": "a copy, which CUDA makes without waiting",
     "sora_cli/train/compaction.py:on_step_end": "the steps that look for components to remove",
     "methods/cut.py:after_step": "the step that cuts",
     "transformers/masking_utils.py:sdpa_mask": "each forward pass asks whether rows are padded",
+    "transformers/masking_utils.py:find_packed_sequence_indices": "... or packed",
 }
 """The functions in which a step's waits are meant or another's, each with its reason."""
 
