@@ -41,6 +41,7 @@ class Watch:
         waits: the library's line and ours, with the operation, for each wait in a step.
         excused: the step's number and the same of the waits that are meant.
         steps: number of steps watched.
+        resumes: the first step after a resume, in which methods move their records to the device.
     """
 
     strict: bool = True
@@ -48,13 +49,14 @@ class Watch:
     excused: list[tuple[int, str]] = field(default_factory=list)
     steps: int = 0
     in_step: bool = False
+    resumes: bool = False
 
     def __call__(self, operation: Any) -> None:
         if not self.in_step:
             return
         place, functions = _callers()
         place = f"{place}: {operation}"
-        if functions & MAY_WAIT.keys():
+        if functions & MAY_WAIT.keys() or self.resumes:
             self.excused.append((self.steps, place))
             return
         self.waits.append(place)
@@ -129,10 +131,11 @@ def _watch_steps(patch: pytest.MonkeyPatch, watch: Watch) -> None:
     Evaluations and checkpoints are "logged", too: all that Trainer does if its control says so.
     """
 
-    def begins(handler: Any, *args: Any, **kwargs: Any) -> Any:
+    def begins(handler: Any, args: Any, state: Any, *more: Any, **kwargs: Any) -> Any:
+        watch.resumes = not watch.in_step and state.global_step > 0
         watch.in_step = fake.STATE.on
         watch.steps += watch.in_step
-        return begin(handler, *args, **kwargs)
+        return begin(handler, args, state, *more, **kwargs)
 
     def ends(handler: Any, *args: Any, **kwargs: Any) -> Any:
         control = end(handler, *args, **kwargs)
