@@ -238,8 +238,8 @@ def _reads(func: Any, args: Any, to_cpu: bool) -> bool:
         blocking = not (len(args) > 2 and args[2]) and args[0].numel() > 0
         return blocking and not all(isinstance(arg, Rehearsed) for arg in args[:2])
     if func in _INDEXES:
-        return any(isinstance(i, Rehearsed) and i.dtype in (torch.bool, torch.uint8)
-                   for i in tree_leaves(args[1]))  # fmt: skip
+        places = [leaf for leaf in tree_leaves(args[1]) if isinstance(leaf, Tensor)]
+        return any(i.dtype is torch.bool or not isinstance(i, Rehearsed) for i in places)
     return func in _READS or (to_cpu and func is aten._to_copy.default)
 
 

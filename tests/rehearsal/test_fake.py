@@ -58,7 +58,7 @@ READS: list[Callable[[Tensor], Any]] = [
     lambda x: x.sum().item(), lambda x: bool(x.any()), lambda x: float(x[0]), lambda x: x.tolist(),
     lambda x: x.cpu(), lambda x: x[x > 1], lambda x: x.nonzero(), lambda x: torch.equal(x, x),
     lambda x: torch.empty(4).copy_(x), lambda x: x.copy_(torch.ones(4)),
-    lambda x: x + torch.tensor(1.0, device=DEVICE),
+    lambda x: x + torch.tensor(1.0, device=DEVICE), lambda x: x[torch.tensor([3, 0])],
 ]  # fmt: skip
 
 

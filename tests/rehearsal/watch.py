@@ -37,7 +37,7 @@ class Watch:
     """The waits of training steps for the device.
 
     Attributes:
-        strict: a wait in a step raises an error, unless its file is in `MAY_WAIT`.
+        strict: a wait in a step raises an error, unless a function in `MAY_WAIT` asked.
         waits: the library's line and ours, with the operation, for each wait in a step.
         excused: the step's number and the same of the waits that are meant.
         steps: number of steps watched.
