@@ -82,9 +82,9 @@ class AdapterTrainer(ResumingTrainer):
         # not before they are counted: reading a number back would wait for the device
         pinned = self.args.dataloader_pin_memory
         batches = send_to_device(batches, self.args.device, non_blocking=pinned)
-        items = torch.tensor(sum(counts), device=self.args.device)
+        items = torch.tensor(sum(counts))  # stays on the CPU: an upload would wait for the device
         if self.args.world_size > 1:
-            items = self.accelerator.gather(items).sum()
+            items = self.accelerator.gather(items.to(self.args.device)).sum()
         return batches, items
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:

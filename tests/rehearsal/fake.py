@@ -4,11 +4,11 @@ All private names of torch that the rehearsal needs are here. A tensor of the de
 around a tensor of the CPU that does its work. As on a GPU
 
 - a product of it with a tensor of the CPU raises an error, unless that is a single number;
-- reading it (`item`, `bool`, `tolist`, `cpu`, a mask as an index) waits for the device: `on_wait`
-  is told;
+- reading it (`item`, `bool`, `tolist`, `cpu`, a mask as an index) and filling it from the CPU wait
+  for the device: `on_wait` is told;
 - it has random numbers of its own, and figures of its memory.
 
-Unlike on a GPU `data_ptr()` is 0, and an operation cannot resize its `out=`.
+Unlike on a GPU an operation cannot resize its `out=`.
 """
 
 from __future__ import annotations
@@ -148,6 +148,23 @@ class Rehearsed(Tensor):
         Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
         self.held = value.held
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        if id(self) not in memo:
+            made = self.detach().clone().requires_grad_(self.requires_grad)
+            memo[id(self)] = made
+            made.__dict__.update({k: v for k, v in self.__dict__.items() if k != "held"})
+        copied: Tensor = memo[id(self)]
+        return copied
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.held.untyped_storage()
+
+    def storage(self) -> Any:
+        return self.held.storage()
+
+    def data_ptr(self) -> int:
+        return self.held.data_ptr()
+
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
@@ -186,7 +203,7 @@ def _run(func: Any, *args: Any, **kwargs: Any) -> Any:
         return args[0]
     assert all(leaf.shape == _held(leaf).shape for leaf in leaves), f"{func} has resized a tensor"
     wrapped = tree_map(lambda x: Rehearsed(x) if isinstance(x, Tensor) else x, out)
-    if not any(type(leaf) is Rehearsed for leaf in leaves) or not _aliases(func):
+    if not any(type(leaf) is Rehearsed for leaf in leaves) or not _writes(func):
         return wrapped
     return return_and_correct_aliasing(func, args, kwargs, wrapped)
 
@@ -196,8 +213,10 @@ def _held(value: Any) -> Any:
 
 
 @cache
-def _aliases(func: Any) -> bool:
-    return any(each.alias_info is not None for each in func._schema.returns)
+def _writes(func: Any) -> bool:
+    """Return True if an operation returns an argument that it has changed."""
+    aliases = (each.alias_info for each in func._schema.returns)
+    return any(alias is not None and alias.is_write for alias in aliases)
 
 
 def _check_together(func: Any, leaves: list[Tensor], indices: set[int]) -> None:
@@ -215,11 +234,12 @@ def _check_together(func: Any, leaves: list[Tensor], indices: set[int]) -> None:
 
 def _reads(func: Any, args: Any, to_cpu: bool) -> bool:
     """Return True if the CPU has to wait for the device's work."""
-    if func is aten.copy_.default:
-        return not isinstance(args[0], Rehearsed)
+    if func is aten.copy_.default:  # `target, source, non_blocking`, which CUDA heeds
+        blocking = not (len(args) > 2 and args[2]) and args[0].numel() > 0
+        return blocking and not all(isinstance(arg, Rehearsed) for arg in args[:2])
     if func in _INDEXES:
-        return any(isinstance(i, Rehearsed) and i.dtype in (torch.bool, torch.uint8)
-                   for i in tree_leaves(args[1]))  # fmt: skip
+        places = [leaf for leaf in tree_leaves(args[1]) if isinstance(leaf, Tensor)]
+        return any(i.dtype is torch.bool or not isinstance(i, Rehearsed) for i in places)
     return func in _READS or (to_cpu and func is aten._to_copy.default)
 
 

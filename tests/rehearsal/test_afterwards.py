@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
 from sora_cli.report import read_report
 from tests.helpers_families import FAMILIES
-from tests.helpers_runs import pair_rows, write_rows
+from tests.helpers_models import tiny_bert
+from tests.helpers_runs import pair_rows, timeless, train, write_recipe, write_rows
 from tests.rehearsal.test_commands import recipe_of
 from tests.rehearsal.watch import Watch, on_cpu
 from tests.sora_cli.experiments.auto.support import auto_recipe, certificate_of
@@ -109,3 +111,58 @@ def test_a_search(tmp_path: Path, watch: Watch) -> None:
         results.append([found.metrics, found.live_components, certificate_of(out).statement])
     close(*results)
     assert watch.steps >= 4
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["full", "bitfit", "head"])
+def test_a_baseline(method: str, tmp_path: Path, watch: Watch) -> None:
+    recipe = recipe_of("lora", tmp_path)
+    recipe.write_text(recipe.read_text().replace("name: lora\n  r: 4", f"name: {method}"))
+    results = []
+    for place, device in (("there", nullcontext()), ("here", on_cpu())):
+        with device:
+            results.append(timeless(train(recipe, f"output.dir={tmp_path}/{place}"))["metrics"])
+    close(*results)
+    assert watch.steps == 4
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("watch")
+def test_the_smallest_sizes(tmp_path: Path, said: Said) -> None:
+    recipe = write_recipe(tmp_path, tiny_bert(num_labels=2), training={"model_dropout": 0.0})
+    write_rows(tmp_path / "validation.jsonl", pair_rows(60, seed=1))
+    train(recipe)
+    train(recipe, "method.name=full", "training.learning_rate=1e-3", f"output.dir={tmp_path}/whole")
+    results = []
+    for place, device in (("there", nullcontext()), ("here", on_cpu())):
+        folder = tmp_path / place
+        folder.mkdir()
+        certified = ["--max-drop", "40pt"]
+        cut = ["prune", f"{tmp_path}/out", *certified]
+        taken = ["extract", f"{tmp_path}/whole", "--base", f"{tmp_path}/base", *certified]
+        said()
+        with device:
+            assert run([*cut, "--recipe", str(recipe), "-o", f"{folder}/small"]) == 0
+            assert run([*cut, "--heal", "2", "--no-verify", "-o", f"{folder}/healed"]) == 0
+            assert run([*taken, "--recipe", str(recipe), "-o", f"{folder}/taken"]) == 0
+        results.append([sum(read_adapter(folder / name).ranks().values())
+                        for name in ("small", "healed", "taken")])  # fmt: skip
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_loss_that_is_not_finite(
+    policy: str, tmp_path: Path, watch: Watch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of("sora", tmp_path)
+    words = ["train", str(recipe), "--no-verify", f"training.non_finite={policy}"]
+    errors = []
+    for place, device in (("there", nullcontext()), ("here", on_cpu())):
+        capsys.readouterr()
+        with device:
+            code = run([*words, "training.learning_rate=1e25", f"output.dir={tmp_path}/{place}"])
+        lines = capsys.readouterr().err.splitlines()
+        errors.append([code, [x for x in lines if x.startswith("error: step 3: ")]])
+    assert errors[0] == errors[1]
+    assert (errors[0][0], len(errors[0][1])) == ((2, 1) if policy == "stop" else (0, 0))
+    assert watch.steps >= 3

@@ -57,7 +57,8 @@ def test_a_number_and_an_index_of_the_cpu_are_not() -> None:
 READS: list[Callable[[Tensor], Any]] = [
     lambda x: x.sum().item(), lambda x: bool(x.any()), lambda x: float(x[0]), lambda x: x.tolist(),
     lambda x: x.cpu(), lambda x: x[x > 1], lambda x: x.nonzero(), lambda x: torch.equal(x, x),
-    lambda x: torch.empty(4).copy_(x),
+    lambda x: torch.empty(4).copy_(x), lambda x: x.copy_(torch.ones(4)),
+    lambda x: x + torch.tensor(1.0, device=DEVICE), lambda x: x[torch.tensor([3, 0])],
 ]  # fmt: skip
 
 
@@ -73,7 +74,8 @@ def test_what_waits_in_a_step_is_an_error(number: int, watch: Watch) -> None:
     READS[number](x)
     assert len(watch.waits) == 2
     (x * 2 + x.sum()).exp_().softmax(0)
-    x[1:3] = torch.zeros(2).to(DEVICE)
+    x[1:3] = torch.zeros(2, device=DEVICE)
+    x.copy_(torch.ones(4), non_blocking=True)
     assert len(watch.waits) == 2
 
 

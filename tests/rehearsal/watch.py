@@ -21,10 +21,13 @@ from tests.shared_files import ROOT
 
 MAY_WAIT = {
     "sora_cli/train/non_finite.py:_all_finite": "one bit a step: a bad step must change nothing",
+    "sora_cli/train/non_finite.py:_error": "the run ends",
+    "accelerate/utils/operations.py:send_to_device": "rows, which CUDA copies without waiting",
     "sora_cli/model/activation_offload.py:to_host": "a copy, which CUDA makes without waiting",
     "sora_cli/train/compaction.py:on_step_end": "the steps that look for components to remove",
     "methods/cut.py:after_step": "the step that cuts",
     "transformers/masking_utils.py:sdpa_mask": "each forward pass asks whether rows are padded",
+    "transformers/masking_utils.py:find_packed_sequence_indices": "... or packed",
 }
 """The functions in which a step's waits are meant or another's, each with its reason."""
 
@@ -34,10 +37,11 @@ class Watch:
     """The waits of training steps for the device.
 
     Attributes:
-        strict: a wait in a step raises an error, unless its file is in `MAY_WAIT`.
+        strict: a wait in a step raises an error, unless a function in `MAY_WAIT` asked.
         waits: the library's line and ours, with the operation, for each wait in a step.
         excused: the step's number and the same of the waits that are meant.
         steps: number of steps watched.
+        resumes: the first step after a resume, in which methods move their records to the device.
     """
 
     strict: bool = True
@@ -45,13 +49,14 @@ class Watch:
     excused: list[tuple[int, str]] = field(default_factory=list)
     steps: int = 0
     in_step: bool = False
+    resumes: bool = False
 
     def __call__(self, operation: Any) -> None:
         if not self.in_step:
             return
         place, functions = _callers()
         place = f"{place}: {operation}"
-        if functions & MAY_WAIT.keys():
+        if functions & MAY_WAIT.keys() or self.resumes:
             self.excused.append((self.steps, place))
             return
         self.waits.append(place)
@@ -126,10 +131,11 @@ def _watch_steps(patch: pytest.MonkeyPatch, watch: Watch) -> None:
     Evaluations and checkpoints are "logged", too: all that Trainer does if its control says so.
     """
 
-    def begins(handler: Any, *args: Any, **kwargs: Any) -> Any:
+    def begins(handler: Any, args: Any, state: Any, *more: Any, **kwargs: Any) -> Any:
+        watch.resumes = not watch.in_step and state.global_step > 0
         watch.in_step = fake.STATE.on
         watch.steps += watch.in_step
-        return begin(handler, *args, **kwargs)
+        return begin(handler, args, state, *more, **kwargs)
 
     def ends(handler: Any, *args: Any, **kwargs: Any) -> Any:
         control = end(handler, *args, **kwargs)
