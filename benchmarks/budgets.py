@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 
-import torch
-
 from benchmarks.measure import in_turns, machine, markdown, median, ratios, shown_ratio
 from benchmarks.models import DECODER, ENCODER, Setting, setting
 from benchmarks.sides import ALPHA, Side, ours
 from methods.registry import create
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.console import emit, say
+from sora_cli.core.device import device_type
 
 _PLAIN = "LoRA"
 _BUDGET = 0.15  # of the components
@@ -35,7 +34,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--quick", action="store_true", help="small batches, few steps")
     options = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_type()
     rounds, steps = (2, 4) if options.quick else (options.rounds, options.steps)
     if device == "cpu":
         keep_freed_memory()

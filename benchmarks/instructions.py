@@ -16,14 +16,13 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-import torch
-
 from benchmarks.measure import in_turns, machine, markdown, timing_rows
 from benchmarks.memory import measure
 from benchmarks.models import DECODER, Setting, setting
 from benchmarks.sides import Side, make
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.console import emit
+from sora_cli.core.device import device_type
 from sora_cli.tasks.language import IGNORED
 from sora_cli.tasks.learned import LEARNED, chunk_loss, learned_places, score_learned_only
 
@@ -46,7 +45,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--quick", action="store_true", help="small batches, two rounds")
     options = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_type()
     if device == "cpu":
         keep_freed_memory()
     rounds = 2 if options.quick else options.rounds

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from scipy.stats import quantile_test
 
+from sora_cli.core.device import device_module
+
 INTERVAL = 0.9
 """Confidence of the intervals of medians."""
 _ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -109,8 +111,8 @@ def machine(device: str) -> str:
     """Return a line that describes the machine."""
     load = os.getloadavg()[0]
     threads = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
-    if device == "cuda":
-        return f"{torch.cuda.get_device_name()}, {threads}, load {load:.1f}"
+    if device != "cpu":
+        return f"{device_module().get_device_name()}, {threads}, load {load:.1f}"
     return f"{_processor()}, {os.cpu_count()} cores, {threads}, load {load:.1f}"
 
 

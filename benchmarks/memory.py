@@ -29,6 +29,7 @@ from benchmarks.measure import in_turns, machine, markdown, median
 from benchmarks.models import DECODER, ENCODER, Setting, setting
 from benchmarks.sides import ALL, Side, make
 from sora_cli.core.console import emit, say
+from sora_cli.core.device import device_module, device_type
 from sora_cli.core.environment import process_memory
 from sora_cli.run.memory_trace import StorageTracker
 
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small batches, one round")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_type()
     if options.measure:
         where = setting(options.model[0], device, quick=options.quick)
         side = make(options.measure, where, rank=options.rank, dropout=options.dropout[0])
@@ -82,16 +83,16 @@ def measure(side: Side) -> dict[str, float]:
 
 
 def _reset(where: Setting) -> float:
-    if where.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return float(torch.cuda.memory_allocated())
+    if where.device != "cpu":
+        device_module().reset_peak_memory_stats()
+        return float(device_module().memory_allocated())
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM becomes VmRSS
     return float(process_memory("VmRSS") or 0)
 
 
 def _peak(where: Setting) -> float:
-    if where.device == "cuda":
-        return float(torch.cuda.max_memory_allocated())
+    if where.device != "cpu":
+        return float(device_module().max_memory_allocated())
     return float(process_memory("VmHWM") or 0)
 
 

@@ -27,6 +27,7 @@ from benchmarks.sides import Side, make, method, ours
 from methods.compaction import remove_components
 from methods.inject import adapted_layers
 from sora_cli.core.console import emit, say
+from sora_cli.core.device import device_type
 from sora_cli.report import FILE_NAME, load_report
 
 _WARM_UP = 2
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, default=3e-3)
     parser.add_argument("--quick", action="store_true", help="small batches, few steps")
     options = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_type()
     rounds = 2 if options.quick else options.rounds
     emit(f"{machine(device)}; medians of {rounds} rounds, ratios with 90 % intervals")
     where = setting(ENCODER, device, quick=options.quick)

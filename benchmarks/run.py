@@ -25,8 +25,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from benchmarks.measure import (
     in_turns,
     machine,
@@ -36,6 +34,7 @@ from benchmarks.measure import (
     timing_rows,
 )
 from sora_cli.core.console import emit, say
+from sora_cli.core.device import device_type
 
 _SHORT = 2  # steps
 
@@ -88,7 +87,7 @@ def main() -> None:
     if place is None:
         parser.error("where are the rows? give --data DIR or set SORA_DATA")
     rounds = 1 if options.quick else options.rounds
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_type()
     emit(f"{machine(device)}; medians of {rounds} rounds in turns, ratios with 90 % intervals")
     with tempfile.TemporaryDirectory(prefix="sora-benchmark-") as temporary:
         output = Path(temporary)

@@ -20,13 +20,12 @@ import argparse
 import time
 from collections.abc import Callable
 
-import torch
-
 from benchmarks.measure import in_turns, machine, markdown, median, quartiles, ratios, shown_ratio
 from benchmarks.models import DECODER, ENCODER, setting
 from benchmarks.sides import ALL, PEER, Side, make
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.console import emit, say
+from sora_cli.core.device import device_type
 
 _WARM_UP = 3  # steps that are not counted: the first ones allocate the optimiser's moments
 _HEADER = ("side", "ms, median (quartiles)", "/ floor", "/ peer", "/ fp32")
@@ -52,7 +51,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="small batches, two rounds")
     options = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_type()
     rounds = 2 if options.quick else options.rounds
     if device == "cpu" and not options.system_allocator:
         keep_freed_memory()

@@ -72,9 +72,8 @@ class Stepping:
         return contextlib.nullcontext() if self.kernels is None else self.kernels.running()
 
     def wait(self) -> None:
-        """Wait for the device: CUDA runs asynchronously, so a clock would stop too early."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        """Wait for the device: a GPU runs asynchronously, so a clock would stop too early."""
+        torch.get_device_module(self.device).synchronize()
 
 
 @contextlib.contextmanager

@@ -167,6 +167,30 @@ def test_files_stay_small() -> None:
     assert not {name: number for name, number in lines.items() if number > 500}
 
 
+DEVICE = ROOT / "sora_cli" / "core" / "device.py"
+DEVICES = {f"torch.{name}" for name in ("cuda", "xpu", "mps", "accelerator")}
+CUDAS = {"benchmarks/gpu/__main__.py": "torch.cuda"}  # the size of the card
+
+
+def _asks_for_the_device(node: ast.AST) -> str | None:
+    if isinstance(node, ast.Attribute) and ast.unparse(node) in DEVICES:
+        return ast.unparse(node)
+    imported = isinstance(node, ast.Import | ast.ImportFrom)
+    names = {alias.name for alias in node.names} if imported else set()
+    return next(iter(names & {"PartialState", *DEVICES}), None)
+
+
+def test_one_module_asks_for_the_device() -> None:
+    others = {*ALL, *(ROOT / "benchmarks").rglob("*.py")} - {DEVICE}
+    found = [
+        _place(file, node)
+        for file in others
+        for node in _nodes(file)
+        if (name := _asks_for_the_device(node)) and CUDAS.get(str(file.relative_to(ROOT))) != name
+    ]
+    assert not found
+
+
 def test_nothing_is_pickled() -> None:
     for file in ALL:
         assert not _imported(file) & {"pickle", "dill", "joblib", "cloudpickle"}, file

@@ -39,7 +39,7 @@ def said(python: str, *words: str, **options: str) -> tuple[int, str, list[str]]
     return done.returncode, done.stdout, done.stderr.splitlines()[-1:]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="nothing is forked beside a GPU")
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="nothing is forked beside a GPU")
 @pytest.mark.parametrize(("threads", "loaded"), [("1", True), ("2", False)])
 def test_what_is_imported_already(threads: str, loaded: bool) -> None:
     """Packages and nothing of ours; nothing where a variable says something else to them."""

@@ -39,6 +39,7 @@ from benchmarks.gpu.tables import launch_table, step_table
 from benchmarks.measure import machine
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.console import emit, say
+from sora_cli.core.device import device_type, is_cuda
 from sora_cli.core.errors import SoraError, first_line
 
 _PACKAGES = ("transformers", "peft", "bitsandbytes")
@@ -68,7 +69,7 @@ class Budget:
 def main() -> int:
     """Measure and print."""
     options = _options()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_type()
     tiny = options.tiny or device == "cpu"
     shapes = [TINY] if tiny else [shape for shape in SHAPES if shape.name in options.models]
     budget = Budget(options.minutes)
@@ -106,7 +107,7 @@ def _options() -> argparse.Namespace:
 
 def _introduce(device: str, tiny: bool) -> None:
     known = [f"{name} {_version(name)}" for name in _PACKAGES]
-    if device == "cuda":
+    if is_cuda():
         room = torch.cuda.get_device_properties(0).total_memory / 1e9
         known = [f"{room:.0f} GB", f"CUDA {torch.version.cuda}", *known]
     emit(f"{machine(device)}, {', '.join(known)}")
@@ -162,7 +163,7 @@ def _measure_row(
     shape: Shape, row: Row, recipe: Path, device: str, rounds: int, budget: Budget
 ) -> Measured | None:
     """Measure a row; record the reason if it cannot be measured."""
-    limit = 8.0 if device == "cuda" else 2.0
+    limit = 2.0 if device == "cpu" else 8.0
     try:
         return measure(row, recipe, device, rounds=rounds, limit=limit)
     except (SoraError, torch.OutOfMemoryError) as error:

@@ -15,6 +15,7 @@ from benchmarks.gpu.launches import Launches, launches_of
 from benchmarks.gpu.rows import Row
 from benchmarks.gpu.sides import OURS, Side, sides_of
 from benchmarks.measure import in_turns
+from sora_cli.core.device import empty_cache
 from sora_cli.recipe.load import load_recipe
 from sora_cli.run.preflight import check_recipe
 from sora_cli.run.prepare import prepare
@@ -66,8 +67,7 @@ def measure(row: Row, recipe_file: Path, device: str, *, rounds: int, limit: flo
 def release() -> None:
     """Free unused memory, also of torch's GPU allocator."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    empty_cache()
 
 
 def _measure_sides(row: Row, sides: dict[str, Side], rounds: int, limit: float) -> Measured:

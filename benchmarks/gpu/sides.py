@@ -17,13 +17,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
 from benchmarks.stepping import Batch, Stepping
 from methods.base import StepInfo
 from methods.inject import adapted_layers, remove
+from sora_cli.core.device import device_module
 from sora_cli.model.gradient_checkpointing import checkpointed
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.memory_trace import StorageTracker
@@ -47,12 +47,12 @@ class Side(Stepping):
         """
         kept = {t.untyped_storage().data_ptr(): t for t in self._held()}
         held = sum(t.untyped_storage().nbytes() for t in kept.values())
-        if self.device.type == "cuda":
+        if self.device.type != "cpu":
             self.wait()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
+            device_module().reset_peak_memory_stats()
+            before = device_module().memory_allocated()
             self.step()
-            return float(held + torch.cuda.max_memory_allocated() - before)
+            return float(held + device_module().max_memory_allocated() - before)
         with StorageTracker([*kept.values()]) as tracker:
             self.step()
         return float(held + tracker.peak)

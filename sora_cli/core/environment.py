@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli import __version__
+from sora_cli.core.device import device_module, is_accelerated
 
 PACKAGE = Path(__file__).resolve().parent.parent
 """Folder of this package; its parent is a checkout or the directory of installed packages."""
@@ -22,7 +23,7 @@ def environment() -> dict[str, Any]:
     """Return the versions, the machine facts and the git commit for a report."""
     import torch
 
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    gpu = device_module().get_device_name() if is_accelerated() else None
     return {
         "sora": __version__,
         "python": platform.python_version(),
@@ -38,10 +39,8 @@ def environment() -> dict[str, Any]:
 
 def peak_memory() -> int | None:
     """Return the peak memory of this process in bytes; with a GPU, the peak of GPU memory."""
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+    if is_accelerated():
+        return int(device_module().max_memory_allocated())
     peak = process_memory("VmHWM")
     if peak is not None:
         return peak

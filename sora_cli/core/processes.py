@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from typing import TypeVar
 
+from sora_cli.core.device import process_state
 from sora_cli.core.errors import SoraError
 
 Value = TypeVar("Value")
@@ -32,12 +33,9 @@ def from_first_process(value: Value) -> Value:
     """Return the first process's value on every process, so that all take the same decisions."""
     if world_size() == 1:
         return value
-    import torch
-    from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    # before a trainer exists, nothing else has opened the process group
-    PartialState(cpu=not torch.cuda.is_available())
+    process_state()
     values = [value]
     broadcast_object_list(values)
     return values[0]

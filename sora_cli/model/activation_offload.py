@@ -25,32 +25,15 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.weak import WeakIdKeyDictionary
 
 from methods.torch_internals import storage_key, version
-from sora_cli.core.errors import SoraError
-from sora_cli.core.processes import check_alone
-from sora_cli.recipe.recipe import TrainingBlock
+from sora_cli.core.device import is_cuda
 
-KEY = "training.activation_offload"
 SMALLEST = 1 << 18
 """Tensors of at least this many bytes are moved: starting a copy takes as long as copying less."""
-_OFF = f"{KEY}=false"
-
-
-def check_offload(block: TrainingBlock) -> None:
-    """Check that there is a GPU, and only one process."""
-    if not block.activation_offload:
-        return
-    check_alone(KEY, _OFF)
-    if not torch.cuda.is_available():
-        raise SoraError(
-            f"{KEY} moves tensors from a GPU to the machine's memory, and there is no GPU",
-            hint=f"{_OFF}; less memory: training.gradient_checkpointing=true",
-            key=KEY,
-        )
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """Return a copy in the machine's memory, pinned if there is a GPU."""
-    pinned = torch.cuda.is_available()
+    """Return a copy in the machine's memory, pinned for CUDA."""
+    pinned = is_cuda()
     copy = torch.empty_like(tensor, device="cpu", pin_memory=pinned)
     return copy.copy_(tensor, non_blocking=pinned)
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
+from sora_cli.core.device import is_cuda
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.model.hub_kernels import (
     KEY,
@@ -58,10 +59,9 @@ def check_device(block: ModelBlock, precision: str) -> None:
         check_usable(block)
     if block.attention not in ON_GPUS:
         return
-    import torch
     from transformers.utils import is_flash_attn_2_available
 
-    if not torch.cuda.is_available():
+    if not is_cuda():
         raise SoraError(
             f"{KEY}={block.attention} needs a GPU: it has no backward pass on a CPU",
             hint=f"{KEY}=sdpa",

@@ -12,8 +12,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
-
 from sora_cli.core.errors import SoraError, first_line
 
 _OPTIONS = {"use_reentrant": False}
@@ -27,12 +25,6 @@ def checkpointing_arguments() -> dict[str, Any]:
     if name not in TrainingArguments.__dataclass_fields__:
         name = "gradient_checkpointing"
     return {name: True, f"{name}_kwargs": dict(_OPTIONS)}
-
-
-def check_checkpointing(model: nn.Module) -> None:
-    """Check that a model's code supports gradient checkpointing."""
-    with checkpointed(model):
-        pass
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sora_cli.core.device import process_state
 from sora_cli.core.errors import SoraError
 from sora_cli.model.transformers_internals import let_trainer_train
 from sora_cli.recipe.recipe import ModelBlock
@@ -79,8 +80,6 @@ def quantised_options(
     """
     if block.quantise is None:
         return {}
-    import torch
-    from accelerate import PartialState
     from transformers import BitsAndBytesConfig
 
     options: dict[str, Any] = {"llm_int8_skip_modules": list(plain)}
@@ -93,7 +92,7 @@ def quantised_options(
             "bnb_4bit_use_double_quant": True,
             "bnb_4bit_compute_dtype": _compute_dtype(block.dtype, precision, config),
         }
-    device = PartialState(cpu=not torch.cuda.is_available()).device
+    device = process_state().device
     return {"quantization_config": BitsAndBytesConfig(**options), "device_map": {"": device}}
 
 

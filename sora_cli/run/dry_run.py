@@ -101,7 +101,7 @@ def dry_run(loaded: LoadedRecipe, *, rows: int | None = None) -> DryRun:
     emit_section("steps", step_lines(steps, plan))
     emit_section("memory", memory_lines(memory))
     emit_section("output", output_lines(loaded))
-    time = measure_step(ready, block)
+    time = measure_step(ready, loaded.recipe)
     emit_section("in short", short_lines(loaded, ready, rate, steps, time, memory))
     return DryRun(ready, time.seconds * steps.total, memory.peak)
 

@@ -26,9 +26,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
+from sora_cli.core.device import device_type
 from sora_cli.core.environment import peak_memory, process_memory
 from sora_cli.model.attention import usual_attention
 from sora_cli.recipe.recipe import Recipe
@@ -47,7 +47,7 @@ class MemoryPrediction:
     """The predicted peak memory of a run and its parts, all in bytes.
 
     Attributes:
-        device: "cpu" or "cuda".
+        device: "cpu", or the accelerator's type.
         resident: memory of the process (on a GPU: of the model) before the first step.
         runtime: taken once, by the first step.
         gradients, moments: of the trained parameters.
@@ -114,7 +114,7 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, rows_per_pass: int) -> Me
     Args:
         rows_per_pass: rows in one forward pass of one process.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_type()
     model: nn.Module = ready.base.model
     trained = sum(_bytes(p) for p in model.parameters() if p.requires_grad)
     weights = sum(_bytes(t) for t in _distinct(model))

@@ -28,6 +28,7 @@ from methods.torch_internals import (
 from sora_cli.model.activation_offload import offloaded
 from sora_cli.model.gradient_checkpointing import checkpointed
 from sora_cli.tasks.base import Encoded, Task
+from sora_cli.train.precision import autocast
 
 MMAP_LIMIT = 1 << 30  # bytes: glibc maps larger blocks separately (`core.allocator`)
 
@@ -203,7 +204,12 @@ class Passes:
         tracker = StorageTracker(known, small=small)
         checkpointing = checkpointed(self.model, on=self.checkpointing and passes > 0)
         kept = 0
-        with _mode(self.model, training=passes > 0), checkpointing, tracker, self._autocast():
+        with (
+            _mode(self.model, training=passes > 0),
+            checkpointing,
+            tracker,
+            autocast(self.precision, self.device),
+        ):
             if not passes:
                 self._score(state, inputs)
             for _ in range(passes):
@@ -232,12 +238,6 @@ class Passes:
 
     def _batch(self, rows: Encoded, n: int) -> Tensors:
         return self.collate([rows.dataset[i] for i in range(n)])
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
-        return torch.autocast(self.device, dtype=dtype)
 
 
 @contextlib.contextmanager

@@ -17,10 +17,18 @@ import torch
 from torch import nn
 
 from sora_cli.core.console import say, size
+from sora_cli.core.device import (
+    device_module,
+    device_type,
+    empty_cache,
+    forked_random,
+    is_accelerated,
+    process_state,
+)
 from sora_cli.core.environment import free_memory
 from sora_cli.core.errors import SoraError
 from sora_cli.core.processes import world_size
-from sora_cli.recipe.recipe import Recipe, TrainingBlock
+from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import MicroBatchChoice
 from sora_cli.run.memory import longest_rows, predict_memory, resident_memory
 from sora_cli.run.prepare import Prepared
@@ -35,9 +43,9 @@ _NO_MEMORY = ("can't allocate memory", "out of memory")  # messages of torch on 
 
 def available_memory() -> float | None:
     """Return the bytes that a run can use, with the memory it already holds; None if unknown."""
-    if torch.cuda.is_available():
-        free, _ = torch.cuda.mem_get_info()
-        return float(free + torch.cuda.memory_reserved())
+    if is_accelerated():
+        free, _ = device_module().mem_get_info()
+        return float(free + device_module().memory_reserved())
     free_bytes = free_memory()
     return None if free_bytes is None else free_bytes / world_size() + resident_memory()
 
@@ -47,22 +55,22 @@ def predicted_peak(ready: Prepared, recipe: Recipe, rows: int) -> float:
     return predict_memory(ready, recipe, rows_per_pass=rows).training_peak
 
 
-def step_fits(ready: Prepared, block: TrainingBlock, rows: int) -> bool:
+def step_fits(ready: Prepared, recipe: Recipe, rows: int) -> bool:
     """Run the passes of one step over the longest rows; return whether the memory was enough.
 
     Model, gradients and torch's random numbers are restored afterwards.
     """
-    part = longest_rows(ready.train, rows)
+    part, block = longest_rows(ready.train, rows), recipe.training
     batch = ready.task.collator(ready.base.processor)(list(part.dataset))
     model: nn.Module = ready.base.model
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_type()
     # in the second pass of a step the gradients of the first are alive
     passes = 2 if block.gradient_accumulation > 1 else 1
     try:
         with left_as_it_was(model):
             n_bytes = moment_bytes(block.optimizer, model, device)
             moments = torch.empty(n_bytes, dtype=torch.uint8, device=device)
-            run_passes(ready, block, batch, passes)
+            run_passes(ready, recipe, batch, passes)
             del moments
     except (torch.OutOfMemoryError, MemoryError):
         return False
@@ -85,7 +93,7 @@ class Machine:
 
     available: Callable[[], float | None] = available_memory
     predict: Callable[[Prepared, Recipe, int], float] = predicted_peak
-    fits: Callable[[Prepared, TrainingBlock, int], bool] = step_fits
+    fits: Callable[[Prepared, Recipe, int], bool] = step_fits
 
 
 PREDICTION_ONLY = Machine(fits=lambda *_: True)
@@ -141,7 +149,7 @@ def _find(recipe: Recipe, ready: Prepared, share: int, machine: Machine) -> Micr
         # a single row is tried even if the prediction says no
         if available is not None and predicted > _SHARE * available and rows > 1:
             continue
-        if machine.fits(ready, split.training, rows):
+        if machine.fits(ready, split, rows):
             return MicroBatchChoice(
                 rows=rows, parts=share // rows, predicted=predicted, available=available,
                 failed=failed,
@@ -154,11 +162,9 @@ def _agreed(choice: MicroBatchChoice) -> MicroBatchChoice:
     """Return the choice of all processes together: the smallest micro-batch among them."""
     rows = choice.rows
     if world_size() > 1:
-        from accelerate import PartialState
         from accelerate.utils import gather_object
 
-        # no trainer exists yet: gather_object needs accelerate's process group
-        PartialState(cpu=not torch.cuda.is_available())
+        process_state()
         rows = min(gather_object([choice.rows]))
     if not rows:
         raise SoraError(
@@ -187,13 +193,11 @@ def _described(choice: MicroBatchChoice) -> str:
 def left_as_it_was(model: nn.Module) -> Iterator[None]:
     """Restore buffers (a batch norm's averages) and random numbers afterwards."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
-        with torch.random.fork_rng(devices=devices):
+        with forked_random():
             yield
     finally:
         for name, buffer in model.named_buffers():
             if name in buffers:
                 buffer.data.copy_(buffers[name])
-        if devices:
-            torch.cuda.empty_cache()
+        empty_cache()

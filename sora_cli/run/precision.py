@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from sora_cli.core.console import say_notes
+from sora_cli.core.device import has_bf16, is_accelerated, process_state
 from sora_cli.core.processes import world_size
 from sora_cli.core.timing import importing
 from sora_cli.recipe.load import LoadedRecipe
@@ -47,9 +48,8 @@ def device_precision() -> tuple[str, str]:
     """Return bf16 or fp32 for this machine's training device, and the reason."""
     with importing():
         import torch
-    if torch.cuda.is_available():
-        # by default torch also says yes to a GPU that only emulates bf16
-        if torch.cuda.is_bf16_supported(including_emulation=False):
+    if is_accelerated():
+        if has_bf16():
             return "bf16", "the GPU has instructions for it"
         return "fp32", "the GPU has no instructions for bf16"
     # absent in older versions of torch
@@ -71,10 +71,8 @@ def _agreed(precision: str, why: str) -> tuple[str, str]:
     """Return the precision for all processes: bf16 only if every process's device supports it."""
     if world_size() == 1:
         return precision, why
-    import torch
-    from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    PartialState(cpu=not torch.cuda.is_available())
+    process_state()
     choices = gather_object([(precision, why)])
     return next((other for other in choices if other[0] == "fp32"), (precision, why))

@@ -14,18 +14,14 @@ from sora_cli.adapter.places import locate_adapter
 from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.data.source import find_source
-from sora_cli.model.attention import check_attention
 from sora_cli.model.files import check_source
 from sora_cli.model.hub_kernels import is_hub_kernel
-from sora_cli.model.quantisation import check_quantise
 from sora_cli.model.references import resolve_model_path
 from sora_cli.recipe.families import check_columns, main_metric
 from sora_cli.recipe.metric_names import check_metric, from_the_hub
 from sora_cli.recipe.recipe import Recipe
+from sora_cli.train import switches
 from sora_cli.train.checkpoint.fork import describe_fork
-from sora_cli.train.compiled import check_compile
-from sora_cli.train.kernels import check_kernels
-from sora_cli.train.optimizers import check_optimizer
 
 
 def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
@@ -48,11 +44,7 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
         with recipe.placing("model.path"):
             check_source(recipe.model.path, resolve_model_path(recipe.model.path))
         with recipe.placing():
-            check_quantise(recipe.model)
-            check_attention(recipe.model)
-            check_optimizer(recipe)
-            check_compile(recipe)
-            check_kernels(recipe)
+            switches.check_recipe(recipe)
     say_notes(code_notes(recipe))
 
 

@@ -18,15 +18,13 @@ from methods.inject import ALL_LINEAR, inject, matches
 from methods.registry import method_class
 from methods.siblings import share_inputs
 from sora_cli.core.console import say
+from sora_cli.core.device import is_accelerated
 from sora_cli.core.environment import process_memory
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import first_few
 from sora_cli.data.places import locating
 from sora_cli.data.rows import Rows, load_rows
-from sora_cli.model.activation_offload import check_offload
-from sora_cli.model.attention import check_dropout
 from sora_cli.model.base import Base, load_base
-from sora_cli.model.gradient_checkpointing import check_checkpointing
 from sora_cli.model.quantisation import check_selected
 from sora_cli.recipe.recipe import DataBlock, Recipe, TrainingBlock
 from sora_cli.report import Start
@@ -36,10 +34,8 @@ from sora_cli.run.trial import Trial, try_base
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded, Task
 from sora_cli.tasks.learned import chunk_loss, chunk_loss_of_frozen
-from sora_cli.train.compiled import check_compiler, repeated_blocks
-from sora_cli.train.kernels import check_family, check_gpu
+from sora_cli.train import switches
 from sora_cli.train.machine import check_machine
-from sora_cli.train.optimizers import check_device
 
 Phase = Callable[[str], AbstractContextManager[None]]
 
@@ -114,10 +110,7 @@ def _encode_select(task: Task, base: Base, rows: Rows, report: Mapping[str, Enco
 
 def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
     check_machine(recipe.training)
-    check_device(recipe)
-    check_compiler(recipe)
-    check_offload(recipe.training)
-    check_gpu(recipe)
+    switches.check_machine(recipe)
     # data before the model: a mistake in a file is found in seconds, loading may take minutes
     with phase("load data"):
         transformers.set_seed(recipe.training.seed)  # before the draw of a new head
@@ -126,14 +119,8 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
     with phase("load model"):
         block = recipe.training
         base = load_base(recipe.model, task, dropout=block.model_dropout, precision=block.precision)
-        check_dropout(recipe.model, base.model.config)
-        if block.gradient_checkpointing:
-            check_checkpointing(base.model)
-        if block.compile:
-            repeated_blocks(base.model)
-        if block.kernels is not None:
-            check_family(base.model)
-        if not torch.cuda.is_available():
+        switches.check_model(recipe, base.model)
+        if not is_accelerated():
             replace_dropouts(base.model)  # torch's take longer on a CPU than the layers around
     with phase("tokenise"):
         train = encode(task, base, rows.train, rows.origin(rows.train), training=True)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
 from methods.base import AdapterMethod, Layers
@@ -19,6 +18,7 @@ from sora_cli.adapter.directory import check_low_rank
 from sora_cli.adapter.pruning import check_left, prune_layers
 from sora_cli.adapter.reading import AdapterFile, open_adapter
 from sora_cli.adapter.todays_names import todays_names, todays_paths
+from sora_cli.core.device import process_state
 from sora_cli.core.errors import SoraError
 from sora_cli.core.processes import world_size
 from sora_cli.core.words import first_few
@@ -135,5 +135,5 @@ def _agreed(tensor: Tensor) -> Tensor:
     """Return the first process's tensor on every process, before the trainer has been made."""
     if world_size() == 1:
         return tensor
-    device = PartialState(cpu=not torch.cuda.is_available()).device
+    device = process_state().device
     return agreed(tensor.to(device)).to(tensor.device)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from sora_cli.model.activation_offload import offloaded
-from sora_cli.model.gradient_checkpointing import checkpointed
-from sora_cli.recipe.recipe import TrainingBlock
+from sora_cli.core.device import device_module, device_type, forked_random
+from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.prepare import Prepared
-from sora_cli.train.kernels import running
+from sora_cli.train.precision import autocast
+from sora_cli.train.switches import in_loss, in_passes
 
 _TOKENS, _ROWS = 256, 16  # most tokens and rows that are timed (at least one row)
 _PASSES, _LONG, _VERY_LONG = 4, 5.0, 30.0  # passes; s in all; s of the first
@@ -35,59 +34,54 @@ class StepTime:
     tokens: int
 
 
-def measure_step(ready: Prepared, block: TrainingBlock) -> StepTime:
+def measure_step(ready: Prepared, recipe: Recipe) -> StepTime:
     """Time forward and backward passes over rows of median length; scale the fastest to a step.
 
     Model, gradients and torch's random numbers are restored afterwards.
     """
-    lengths = ready.train.lengths
+    lengths, batch_size = ready.train.lengths, recipe.training.batch_size
     order = np.argsort(lengths, kind="stable")
     middle = int(lengths[order[len(order) // 2]])
-    number = min(max(_TOKENS // middle, 1), _ROWS, block.batch_size, len(order))
+    number = min(max(_TOKENS // middle, 1), _ROWS, batch_size, len(order))
     start = max(len(order) // 2 - number // 2, 0)
     chosen = order[start : start + number]
     tokens = int(lengths[chosen].max()) * len(chosen)
     collate = ready.task.collator(ready.base.processor)
     rows = [ready.train.dataset[int(row)] for row in chosen]
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        passes = [run_passes(ready, block, collate(rows))]  # the first pass also warms up
+    with forked_random():
+        passes = [run_passes(ready, recipe, collate(rows))]  # the first pass also warms up
         while passes[0] < _VERY_LONG and len(passes) < _PASSES:
             if len(passes) > 1 and sum(passes) > _LONG:
                 break
-            passes.append(run_passes(ready, block, collate(rows)))
+            passes.append(run_passes(ready, recipe, collate(rows)))
     seconds = min(passes)  # other work on the machine makes a pass longer, never shorter
-    step_tokens = float(lengths.mean()) * min(block.batch_size, len(lengths))
+    step_tokens = float(lengths.mean()) * min(batch_size, len(lengths))
     # taken as linear in the tokens: the quadratic part of attention is not modelled
     return StepTime(seconds * step_tokens / tokens, len(chosen), tokens)
 
 
 def run_passes(
-    ready: Prepared, block: TrainingBlock, batch: dict[str, torch.Tensor], passes: int = 1
+    ready: Prepared, recipe: Recipe, batch: dict[str, torch.Tensor], passes: int = 1
 ) -> float:
     """Run forward and backward passes, and return their seconds.
 
     Gradients add up over the passes, as in a step, and are removed at the end.
     """
     model = ready.base.model
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
+    device = device_type()
+    if device != "cpu":
         model.to(device)
     inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
     before = model.training
     model.train()
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(block.precision)
-    autocast = torch.autocast(device, dtype=dtype) if dtype else contextlib.nullcontext()
     try:
         began = time.perf_counter()
-        with checkpointed(model, on=block.gradient_checkpointing), running(model, block):
-            stays = (*model.parameters(), *model.buffers())
+        with in_passes(recipe, model):
             for _ in range(passes):
-                with autocast, offloaded(stays, device=device, on=block.activation_offload):
+                with autocast(recipe.training.precision, device), in_loss(recipe, model, device):
                     loss = model(**inputs)["loss"]
                 loss.backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        device_module().synchronize()
         return time.perf_counter() - began
     finally:
         model.zero_grad(set_to_none=True)

@@ -157,7 +157,9 @@ class Seq2Seq(Writing):
         """Return a collator that also makes `decoder_input_ids` if the model can shift labels."""
         from transformers import DataCollatorForSeq2Seq
 
-        return DataCollatorForSeq2Seq(processor, model=self._model, label_pad_token_id=IGNORED)
+        pad = DataCollatorForSeq2Seq(processor, model=self._model, label_pad_token_id=IGNORED)
+        # Trainer turns the cache off in the model's configuration, but T5's decoder has its own
+        return lambda rows: {**pad(rows), "use_cache": False}
 
     def loss_items(self, batch: Mapping[str, Any]) -> int:
         return int((batch["labels"] != IGNORED).sum())

@@ -13,20 +13,22 @@ import gc
 import os
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING, Any
 
+from sora_cli.core.device import is_cuda
 from sora_cli.core.errors import SoraError
 from sora_cli.core.processes import check_alone
 from sora_cli.recipe.recipe import Recipe
+from sora_cli.train.switch import Context, Switch
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import Trainer
 
 KEY = "training.compile"
 BACKEND = "inductor"
@@ -35,70 +37,77 @@ _OFF = f"{KEY}=false"
 _PER_BLOCK = 8  # compilations per block: with and without padding, one or several rows, ...
 
 
-def check_compile(recipe: Recipe) -> None:
-    """Check a recipe's compilation settings before torch is imported.
+class Compilation(Switch):
+    """Compiled blocks in training steps, uncompiled ones everywhere else."""
 
-    Compilation works on one process only, and conflicts with the keys that are checked here.
-    """
-    if not recipe.training.compile:
-        return
-    model, training = recipe.model, recipe.training
-    if model.quantise is not None:
-        raise _conflict(
-            f"model.quantise={model.quantise}",
-            "the compiler cannot trace products with packed weights",
-            "model.quantise=null",
-        )
-    if model.attention == "flex_attention":
-        raise _conflict(
-            "model.attention=flex_attention",
-            "it compiles itself, in evaluation too",
-            "model.attention=sdpa",
-        )
-    if training.gradient_checkpointing:
-        raise _conflict(
-            "training.gradient_checkpointing",
-            "the compiler decides itself what a block keeps",
-            "training.gradient_checkpointing=false",
-        )
-    if training.activation_offload:
-        raise _conflict(
-            "training.activation_offload",
-            "the compiler decides itself what a block keeps",
-            "training.activation_offload=false",
-        )
-    check_alone(KEY, _OFF)
+    KEY = KEY
+    OFF = False
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Check for one process, and for no settings that conflict with compilation."""
+        model, training = recipe.model, recipe.training
+        if model.quantise is not None:
+            raise _conflict(
+                f"model.quantise={model.quantise}",
+                "the compiler cannot trace products with packed weights",
+                "model.quantise=null",
+            )
+        if model.attention == "flex_attention":
+            raise _conflict(
+                "model.attention=flex_attention",
+                "it compiles itself, in evaluation too",
+                "model.attention=sdpa",
+            )
+        if training.gradient_checkpointing:
+            raise _conflict(
+                "training.gradient_checkpointing",
+                "the compiler decides itself what a block keeps",
+                "training.gradient_checkpointing=false",
+            )
+        if training.activation_offload:
+            raise _conflict(
+                "training.activation_offload",
+                "the compiler decides itself what a block keeps",
+                "training.activation_offload=false",
+            )
+        check_alone(KEY, _OFF)
+
+    def check_machine(self, recipe: Recipe) -> None:
+        """Check for the tools that torch.compile calls.
+
+        On a CPU these are a C++ compiler and Python's headers, on a GPU Triton. Windows is refused.
+        """
+        if sys.platform == "win32":
+            raise SoraError(f"{KEY} is not supported on Windows", hint=_OFF, key=KEY)
+        if is_cuda():
+            if find_spec("triton") is None:
+                raise _missing("the package triton", f"pip install triton, or {_OFF}")
+            return
+        compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+        if which(compiler) is None:
+            raise _missing(
+                f"the C++ compiler {compiler}",
+                f"install it, name another in CXX, or {_OFF}",
+            )
+        header = Path(sysconfig.get_path("include")) / "Python.h"
+        if not header.is_file():
+            raise _missing(f"Python's C headers: {header}", f"install python3-dev, or {_OFF}")
+
+    def check_model(self, recipe: Recipe, model: nn.Module) -> None:
+        """Check that the model has repeated blocks."""
+        repeated_blocks(model)
+
+    @contextmanager
+    def in_training(self, trainer: Any) -> Iterator[Callable[[], Context]]:
+        """Compile the blocks; only micro-batches run compiled."""
+        import torch
+
+        with compiled_blocks(trainer.model), torch.compiler.set_stance("force_eager"):
+            yield partial(torch.compiler.set_stance, "default")
 
 
 def _conflict(other: str, why: str, hint: str) -> SoraError:
     return SoraError(f"{KEY} does not go with {other}: {why}", hint=f"{_OFF}, or {hint}", key=KEY)
-
-
-def check_compiler(recipe: Recipe) -> None:
-    """Check this machine for the tools that torch.compile calls; imports torch.
-
-    On a CPU these are a C++ compiler and Python's headers, on a GPU Triton. Windows is refused.
-    """
-    check_compile(recipe)
-    if not recipe.training.compile:
-        return
-    import torch
-
-    if sys.platform == "win32":
-        raise SoraError(f"{KEY} is not supported on Windows", hint=_OFF, key=KEY)
-    if torch.cuda.is_available():
-        if find_spec("triton") is None:
-            raise _missing("the package triton", f"pip install triton, or {_OFF}")
-        return
-    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-    if which(compiler) is None:
-        raise _missing(
-            f"the C++ compiler {compiler}",
-            f"install it, name another in CXX, or {_OFF}",
-        )
-    header = Path(sysconfig.get_path("include")) / "Python.h"
-    if not header.is_file():
-        raise _missing(f"Python's C headers: {header}", f"install python3-dev, or {_OFF}")
 
 
 def _missing(what: str, hint: str) -> SoraError:
@@ -130,28 +139,6 @@ def _blocks_in(module: nn.Module) -> Iterator[nn.Module]:
             yield from blocks
         else:
             yield from _blocks_in(child)
-
-
-@contextmanager
-def compiled(trainer: Trainer, *, on: bool) -> Iterator[None]:
-    """Run a trainer's steps with compiled blocks; the model is restored afterwards."""
-    if not on:
-        yield
-        return
-    import torch
-
-    step = trainer.training_step
-
-    def training_step(*args: Any, **kwargs: Any) -> Any:
-        with torch.compiler.set_stance("default"):
-            return step(*args, **kwargs)
-
-    trainer.training_step = training_step
-    try:
-        with compiled_blocks(trainer.model), torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        trainer.training_step = step
 
 
 @contextmanager

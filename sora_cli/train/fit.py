@@ -21,12 +21,11 @@ from sora_cli.train.checkpoint.places import FOLDER
 from sora_cli.train.checkpoint.trainer_internals import mean_loss
 from sora_cli.train.checkpoint.writer import Checkpoints
 from sora_cli.train.compaction import Compactor
-from sora_cli.train.compiled import compiled, forget
-from sora_cli.train.kernels import steps_with_kernels
+from sora_cli.train.compiled import forget
 from sora_cli.train.loggers import logged
 from sora_cli.train.non_finite import guard_steps
 from sora_cli.train.progress import RunProgress, constant_loss
-from sora_cli.train.sameness import check_attention_same
+from sora_cli.train.switches import in_training
 from sora_cli.train.trainer import AdapterTrainer
 
 
@@ -88,10 +87,9 @@ def fit(
         trainer.add_callback(checkpoints)
         trainer.checkpoints, trainer.resumed = checkpoints, resumed
         trainer.forked = hooks.forked = forked
-        check_attention_same(trainer)
-        compiling = compiled(trainer, on=block.compile)
-        running = steps_with_kernels(trainer)
-        with _progress(trainer, hooks), logged(trainer, hooks), compiling, running:
+        switched = in_training(trainer.recipe, trainer)
+        with _progress(trainer, hooks), logged(trainer, hooks), switched as contexts:
+            trainer.step_contexts = contexts
             _run(trainer, method, layers, hooks)
     best = checkpoints.restore_best()
     if best is not None and best.step != trainer.state.global_step:

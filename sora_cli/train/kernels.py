@@ -16,15 +16,17 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from methods.words import closest
+from sora_cli.core.device import is_cuda
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.processes import check_alone
 from sora_cli.core.words import listed
-from sora_cli.recipe.recipe import Recipe, TrainingBlock
+from sora_cli.recipe.recipe import Recipe
+from sora_cli.train.switch import Context, Switch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,40 +39,56 @@ _PACKAGES = {"liger_kernel": "liger-kernel", "triton": "triton"}
 _LOSSES = {"cross_entropy": False, "fused_linear_cross_entropy": False}
 
 
-def check_kernels(recipe: Recipe) -> None:
-    """Check a recipe's kernel settings before torch is imported.
+class LigerKernels(Switch):
+    """Liger's kernels, in force in training steps."""
 
-    The kernels need two packages, run on one process only, and conflict with `training.compile`.
-    """
-    if recipe.training.kernels is None:
-        return
-    for module, package in _PACKAGES.items():
-        if find_spec(module) is None:
+    KEY = KEY
+    OFF = None
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Check for two packages, one process, and no `training.compile`."""
+        for module, package in _PACKAGES.items():
+            if find_spec(module) is None:
+                raise SoraError(
+                    f"{KEY}=liger needs the package {package}, which is not installed",
+                    hint=f"pip install 'sora-cli[liger]', or {_OFF}",
+                    key=KEY,
+                )
+        if recipe.training.compile:
             raise SoraError(
-                f"{KEY}=liger needs the package {package}, which is not installed",
-                hint=f"pip install 'sora-cli[liger]', or {_OFF}",
+                f"{KEY} does not go with training.compile, which makes its own kernels",
+                hint=f"{_OFF}, or training.compile=false",
                 key=KEY,
             )
-    if recipe.training.compile:
-        raise SoraError(
-            f"{KEY} does not go with training.compile, which makes its own kernels",
-            hint=f"{_OFF}, or training.compile=false",
-            key=KEY,
-        )
-    check_alone(KEY, _OFF)
+        check_alone(KEY, _OFF)
 
+    def check_machine(self, recipe: Recipe) -> None:
+        """Check that there is a GPU."""
+        if not is_cuda():
+            raise SoraError(
+                f"{KEY}=liger needs a GPU: a CPU cannot run Triton kernels", hint=_OFF, key=KEY
+            )
 
-def check_gpu(recipe: Recipe) -> None:
-    """Check that there is a GPU for the kernels; imports torch."""
-    check_kernels(recipe)
-    if recipe.training.kernels is None:
-        return
-    import torch
+    def check_model(self, recipe: Recipe, model: Any) -> None:
+        """Check that Liger knows the model's family."""
+        check_family(model)
 
-    if not torch.cuda.is_available():
-        raise SoraError(
-            f"{KEY}=liger needs a GPU: a CPU cannot run Triton kernels", hint=_OFF, key=KEY
-        )
+    def in_passes(self, model: nn.Module) -> Context:
+        """Run passes with the kernels."""
+        return Kernels(model).running()
+
+    @contextmanager
+    def in_training(self, trainer: AdapterTrainer) -> Iterator[Callable[[], Context]]:
+        """Compare loss and gradient with those of the model's own layers, then yield the kernels.
+
+        Kernels that give another loss or gradient are refused.
+        """
+        from sora_cli.train.sameness import check_same
+
+        kernels = Kernels(trainer.model)
+        plain, other = contextlib.nullcontext(), kernels.running()
+        check_same(trainer, plain, other, key=KEY, value="liger", hint=_OFF)
+        yield kernels.running
 
 
 def check_family(model: Any) -> None:
@@ -160,35 +178,3 @@ def _namespaces(model: Any) -> list[dict[str, Any]]:
     apply(**{p.name: False for p in switches if isinstance(p.default, bool)})
     code = [m for name, m in sys.modules.items() if name.startswith("transformers.models.")]
     return [vars(each) for each in (*model.modules(), *code, nn)]
-
-
-def running(model: nn.Module, block: TrainingBlock) -> AbstractContextManager[None]:
-    """Return a context manager that runs a model with the recipe's kernels, if any."""
-    return contextlib.nullcontext() if block.kernels is None else Kernels(model).running()
-
-
-@contextmanager
-def steps_with_kernels(trainer: AdapterTrainer) -> Iterator[None]:
-    """Run a trainer's steps with the recipe's kernels, after comparing loss and gradient.
-
-    Kernels that give another loss or gradient than the model's own layers are refused.
-    """
-    if trainer.recipe.training.kernels is None:
-        yield
-        return
-    from sora_cli.train.sameness import check_same
-
-    kernels = Kernels(trainer.model)
-    plain, other = contextlib.nullcontext(), kernels.running()
-    check_same(trainer, plain, other, key=KEY, value="liger", hint=_OFF)
-    step = trainer.training_step
-
-    def training_step(*args: Any, **kwargs: Any) -> Any:
-        with kernels.running():
-            return step(*args, **kwargs)
-
-    trainer.training_step = training_step
-    try:
-        yield
-    finally:
-        trainer.training_step = step

@@ -14,13 +14,7 @@ _WORKSPACE = ":4096:8"  # 8 buffers of 4,096 KiB; cuBLAS is repeatable only with
 
 
 def check_machine(block: TrainingBlock) -> None:
-    """Check devices, loggers and launcher settings before anything is loaded."""
-    if block.precision == "fp16" and not torch.cuda.is_available():
-        raise SoraError(
-            "precision fp16 needs a GPU",
-            hint="training.precision=bf16",
-            key="training.precision",
-        )
+    """Check loggers and launcher settings before anything is loaded."""
     check_loggers(block.loggers)
     _check_launcher()
 

@@ -23,7 +23,6 @@ from transformers import Trainer, TrainerCallback
 from methods.torch_internals import foreach_norm
 from sora_cli.core.errors import SoraError
 from sora_cli.train.callback import MethodCallback
-from sora_cli.train.checkpoint import generators
 from sora_cli.train.checkpoint.resumable import Resumable
 from sora_cli.train.checkpoint.trainer_internals import first_step, running_loss
 from sora_cli.train.diagnosis import Pass, find_origin
@@ -115,15 +114,9 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         self._logged = progress["logged"]
 
     def wrap(self) -> None:
-        """Wrap the trainer's functions that see the losses and the gradient norm."""
+        """Record the trainer's passes; wrap its functions that see the norm and the mean losses."""
         trainer = self.trainer
-        step, clip, log = trainer.training_step, trainer.accelerator.clip_grad_norm_, trainer.log
-
-        def training_step(model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Any:
-            random = generators.torch_states()
-            loss = step(model, inputs, num_items_in_batch)
-            self._batches.append(Pass(inputs, random, loss))
-            return loss
+        clip, log = trainer.accelerator.clip_grad_norm_, trainer.log
 
         def clip_grad_norm_(*args: Any, **kwargs: Any) -> Any:
             self._norm = clip(*args, **kwargs)
@@ -133,7 +126,8 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
             self._correct(logs)
             log(logs, *args, **kwargs)
 
-        trainer.training_step, trainer.log = training_step, log_taken
+        trainer.note_pass = lambda batch: self._batches.append(batch)
+        trainer.log = log_taken
         trainer.accelerator.clip_grad_norm_ = clip_grad_norm_
 
     def _all_finite(self, numbers: list[Tensor]) -> bool:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sora_cli.core.device import is_cuda
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.model.quantisation import check_bitsandbytes
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.recipe.types import Optimizer
+from sora_cli.train.switch import Switch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,48 +34,52 @@ _SMALLEST = 4096  # tensors of at least this many numbers have coded moments (`m
 _PAGED = 100_000  # tensors of at least this many numbers have paged moments (`get_state_buffer`)
 
 
-def check_optimizer(recipe: Recipe) -> None:
-    """Check a recipe's optimiser before torch is imported.
+class OptimizerChoice(Switch):
+    """The optimiser, by transformers' name; those with 8-bit moments have requirements."""
 
-    8-bit moments need bitsandbytes, and do not work with methods that rotate the moments.
-    """
-    name = recipe.training.optimizer
-    if not in_8_bits(name):
-        return
-    if recipe.method.config.turns_basis:
-        raise SoraError(
-            f"{KEY}={name} does not go with method {recipe.method.name}, which rotates the moments",
-            where="8-bit moments do not keep exact zeros, so components that were cut would return",
-            hint=f"{KEY}=adamw",
-            key=KEY,
-        )
-    check_bitsandbytes(KEY, name, plain=f"{KEY}=adamw", unsharded="blocks of codes")
+    KEY = KEY
+    OFF = None  # every run has an optimiser
 
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Check that 8-bit moments have their package, and a method that does not rotate them."""
+        name = recipe.training.optimizer
+        if not in_8_bits(name):
+            return
+        if recipe.method.config.turns_basis:
+            raise SoraError(
+                f"{KEY}={name} does not go with method {recipe.method.name}, which rotates the "
+                "moments",
+                where="8-bit moments do not keep exact zeros, so components that were cut would "
+                "return",
+                hint=f"{KEY}=adamw",
+                key=KEY,
+            )
+        check_bitsandbytes(KEY, name, plain=f"{KEY}=adamw", unsharded="blocks of codes")
 
-def check_device(recipe: Recipe) -> None:
-    """Check that this machine's device can run the optimiser; imports torch."""
-    check_optimizer(recipe)
-    name = recipe.training.optimizer
-    if not in_8_bits(name):
-        return
-    import torch
+    def check_machine(self, recipe: Recipe) -> None:
+        """Check that this machine's device can run the optimiser."""
+        name = recipe.training.optimizer
+        if not in_8_bits(name) or is_cuda():
+            return
+        if name == "paged_adamw_8bit":
+            raise SoraError(
+                f"{KEY}={name} needs a GPU: it moves pages out of the GPU's memory",
+                hint=f"{KEY}=adamw_8bit",
+                key=KEY,
+            )
+        try:
+            _take_step()
+        except Exception as error:  # builds without the operation raise different errors
+            raise SoraError(
+                f"this version of bitsandbytes cannot take 8-bit steps on a CPU: "
+                f"{first_line(error)}",
+                hint=f"pip install --upgrade bitsandbytes, or {KEY}=adamw",
+                key=KEY,
+            ) from error
 
-    if torch.cuda.is_available():
-        return
-    if name == "paged_adamw_8bit":
-        raise SoraError(
-            f"{KEY}={name} needs a GPU: it moves pages out of the GPU's memory",
-            hint=f"{KEY}=adamw_8bit",
-            key=KEY,
-        )
-    try:
-        _take_step()
-    except Exception as error:  # builds without the operation raise different errors
-        raise SoraError(
-            f"this version of bitsandbytes cannot take 8-bit steps on a CPU: {first_line(error)}",
-            hint=f"pip install --upgrade bitsandbytes, or {KEY}=adamw",
-            key=KEY,
-        ) from error
+    def arguments(self, recipe: Recipe) -> dict[str, Any]:
+        """Return Trainer's name of the optimiser."""
+        return {"optim": TRAINER_NAMES[recipe.training.optimizer]}
 
 
 def _take_step() -> None:

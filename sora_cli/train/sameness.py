@@ -15,6 +15,7 @@ from torch import Tensor, linalg
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.model.attention import has_kernel, usual_attention
 from sora_cli.model.hub_kernels import KEY
+from sora_cli.train.precision import autocast
 
 if TYPE_CHECKING:
     from sora_cli.train.trainer import AdapterTrainer
@@ -85,12 +86,11 @@ def _gradient(trainer: AdapterTrainer) -> tuple[float, Tensor]:
     batch = trainer.data_collator([rows.dataset[int(row)] for row in shortest])
     device = trainer.args.device
     inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(block.precision)
     trained = [p for p in model.parameters() if p.requires_grad]
     before = model.training
     model.eval()  # without dropout both ways compute the same
     try:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        with autocast(block.precision, device.type):
             loss = model(**inputs)["loss"]
         gradients = torch.autograd.grad(loss * _SCALE, trained, allow_unused=True)
     finally:

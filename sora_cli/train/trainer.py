@@ -6,6 +6,7 @@ import math
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
@@ -13,29 +14,35 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from sora_cli.core.allocator import keep_freed_memory
+from sora_cli.core.device import is_accelerated, is_cuda, process_state
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import held, leave_signals_to_parent
-from sora_cli.model.activation_offload import offloaded
 from sora_cli.model.base import Base
-from sora_cli.model.gradient_checkpointing import checkpointing_arguments
 from sora_cli.recipe.recipe import Cadence, Recipe
 from sora_cli.tasks.base import Encoded, Predictions, Task
 from sora_cli.tasks.row_scores import RowScores
+from sora_cli.train import switches
 from sora_cli.train.batches import GroupedBatchSampler, SortedByLength
-from sora_cli.train.checkpoint.trainer_internals import ResumingTrainer, prepare_inputs
+from sora_cli.train.checkpoint import generators
+from sora_cli.train.checkpoint.trainer_internals import (
+    ResumingTrainer,
+    prepare_inputs,
+    use_one_gpu,
+)
+from sora_cli.train.diagnosis import Pass
 from sora_cli.train.loggers import split_loggers
 from sora_cli.train.machine import check_machine
-from sora_cli.train.optimizers import TRAINER_NAMES
+from sora_cli.train.switch import Context
 
-OutputsToKeep = Callable[[Any, Mapping[str, Any]], torch.Tensor]
+OutputsToKeep = Callable[[Any, Mapping[str, Any]], Tensor]
 """A function that takes the part to keep, (rows, ...), from a model's outputs and its batch."""
 
 
@@ -59,6 +66,8 @@ class AdapterTrainer(ResumingTrainer):
         self._counts: deque[int] = deque()  # loss items of the step's remaining micro-batches
         self.last: Predictions | None = None  # outputs of the evaluation after the last step
         self._keep: OutputsToKeep = task.outputs_to_keep
+        self.step_contexts: Sequence[Callable[[], Context]] = ()
+        self.note_pass: Callable[[Pass], None] = lambda _: None
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Return one optimiser step's micro-batches, and the loss items in it on all processes."""
@@ -70,10 +79,31 @@ class AdapterTrainer(ResumingTrainer):
             for number, batch in enumerate(batches)
         ]
         self._counts = deque(counts)
-        items = torch.tensor(sum(counts), device=self.args.device)
+        # not before they are counted: reading a number back would wait for the device
+        pinned = self.args.dataloader_pin_memory
+        batches = send_to_device(batches, self.args.device, non_blocking=pinned)
+        items = torch.tensor(sum(counts))  # stays on the CPU: an upload would wait for the device
         if self.args.world_size > 1:
-            items = self.accelerator.gather(items).sum()
+            items = self.accelerator.gather(items.to(self.args.device)).sum()
         return batches, items
+
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute one micro-batch's loss and gradients, with the recipe's switches."""
+        # A whole step, in order; lines in brackets are transformers' (5.24, `_run_epoch`).
+        #   for each micro-batch, here:
+        #     [loss, under autocast], weighted by its rows (`compute_loss`), plus the method's
+        #     penalty (callback.py); [backward]
+        #   [clip the gradient]; refuse it if it is not finite (non_finite.py)
+        #   [optimiser]; the method's hook, which sees gradients and moments (callback.py)
+        #   [learning rate; zero_grad]; remove dead components, write a checkpoint, show progress
+        #   [log, evaluate]
+        random = generators.torch_states()
+        with ExitStack() as stack:
+            for context in self.step_contexts:
+                stack.enter_context(context())
+            loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        self.note_pass(Pass(inputs, random, loss))
+        return loss
 
     def compute_loss(
         self,
@@ -83,9 +113,8 @@ class AdapterTrainer(ResumingTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Return a micro-batch's mean loss; in training weighted to give the step's mean."""
-        on = self.recipe.training.activation_offload and model.training
-        stays = (*model.parameters(), *model.buffers()) if on else ()
-        with offloaded(stays, device=self.args.device.type, on=on):
+        device = self.args.device.type
+        with switches.in_loss(self.recipe, model, device) if model.training else nullcontext():
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training and num_items_in_batch is not None:
             # Trainer divides by the number of micro-batches, and gradients are averaged over the
@@ -95,7 +124,7 @@ class AdapterTrainer(ResumingTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return micro-batches from our own sampler."""
+        """Return micro-batches from our own sampler, in the CPU's memory."""
         assert self.train_rows is not None
         block = self.recipe.training
         self.sampler = GroupedBatchSampler(
@@ -108,7 +137,7 @@ class AdapterTrainer(ResumingTrainer):
             processes=self.args.world_size,
         )
         loader = self._loader(self.train_rows.dataset, batch_sampler=self.sampler)
-        return _unshared(loader, self.args.device)  # the sampler has already dealt out the rows
+        return _unshared(loader)  # the sampler has already dealt out the rows
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return batches from the longest to the shortest row."""
@@ -125,7 +154,7 @@ class AdapterTrainer(ResumingTrainer):
 
     def prediction_step(
         self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any
-    ) -> tuple[None, torch.Tensor, None]:
+    ) -> tuple[None, Tensor, None]:
         """Return the part of the model's outputs that the task keeps; the loss needs no more."""
         batch = prepare_inputs(self, inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -231,10 +260,14 @@ class _HeldContext(multiprocessing.context.ForkContext):
     Process = _HeldProcess
 
 
-def _unshared(loader: DataLoader[Any], device: torch.device) -> DataLoader[Any]:
-    """Prepare batches that are not shared with other processes."""
-    one = {"num_processes": 1, "process_index": 0}
-    prepared: DataLoader[Any] = prepare_data_loader(loader, device, put_on_device=True, **one)
+def _unshared(loader: DataLoader[Any], device: torch.device | None = None) -> DataLoader[Any]:
+    """Prepare batches that are not shared with other processes.
+
+    Args:
+        device: where to put them; None: they stay in the CPU's memory.
+    """
+    options = {"put_on_device": device is not None, "num_processes": 1, "process_index": 0}
+    prepared: DataLoader[Any] = prepare_data_loader(loader, device, **options)
     return prepared
 
 
@@ -248,7 +281,7 @@ def build_trainer(
     select: Encoded | None = None,
 ) -> AdapterTrainer:
     """Build a trainer for a recipe; without training rows it can only evaluate."""
-    if not torch.cuda.is_available():
+    if not is_accelerated():
         keep_freed_memory()
     recipe = _scoring(recipe) if train is None else recipe
     if train is not None:
@@ -307,7 +340,7 @@ def training_arguments(
             f"{block.gradient_accumulation} micro-batches",
             hint=f"training.batch_size={math.ceil(block.batch_size / parts) * parts}",
         )
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output),
         num_train_epochs=block.epochs,
         max_steps=block.max_steps or -1,
@@ -318,13 +351,10 @@ def training_arguments(
         lr_scheduler_type=block.schedule,
         warmup_steps=block.warmup,
         weight_decay=block.weight_decay,
-        optim=TRAINER_NAMES[block.optimizer],
         adam_beta1=block.adam_betas[0],
         adam_beta2=block.adam_betas[1],
         adam_epsilon=block.adam_epsilon,
         max_grad_norm=block.max_grad_norm,
-        bf16=block.precision == "bf16",
-        fp16=block.precision == "fp16",
         seed=block.seed,
         eval_strategy=evaluate,
         eval_steps=eval_steps,
@@ -336,13 +366,15 @@ def training_arguments(
         project="sora",
         run_name=output.name,
         dataloader_num_workers=block.workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=is_cuda(),
         remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=not is_accelerated(),
         disable_tqdm=False,
         logging_nan_inf_filter=False,
-        **(checkpointing_arguments() if block.gradient_checkpointing else {}),
+        **switches.arguments(recipe),
     )
+    use_one_gpu(arguments)
+    return arguments
 
 
 def _cadence(cadence: Cadence) -> tuple[str, int | None]:
@@ -350,6 +382,4 @@ def _cadence(cadence: Cadence) -> tuple[str, int | None]:
 
 
 def _world_size() -> int:
-    from accelerate import PartialState
-
-    return int(PartialState(cpu=not torch.cuda.is_available()).num_processes)
+    return int(process_state().num_processes)

@@ -15,7 +15,6 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-import torch
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -24,6 +23,7 @@ from pydantic import BaseModel, Field
 from methods.words import closest
 from sora_cli.adapter.digest import result_digest
 from sora_cli.core.console import say
+from sora_cli.core.device import device_type
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.verbosity import verbose
 from sora_cli.recipe.families import CausalLmOptions, options_class
@@ -114,7 +114,7 @@ def _score_benchmarks(
 ) -> tuple[dict[str, TaskScores], list[str]]:
     """Return the scores by benchmark, and notes on the loaded model."""
     base = load_target(target, recipe, create_task(recipe.task, recipe.data), on=on)
-    model = base.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    model = base.model.eval().to(device_type())
     language_model = HFLM(
         pretrained=model, tokenizer=base.processor, backend="causal", batch_size=asked.batch
     )

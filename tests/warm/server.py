@@ -52,7 +52,7 @@ def is_sound() -> bool:
     import torch
 
     threads = list(Path("/proc/self/task").iterdir())
-    return len(threads) == 1 and not torch.cuda.is_available()
+    return len(threads) == 1 and not torch.accelerator.is_available()
 
 
 def serve(listening: socket.socket, environment: dict[str, str]) -> dict[str, Any]:

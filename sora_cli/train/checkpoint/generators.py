@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sora_cli.core.device import device_module, device_type, is_accelerated
+
 _CPU = "torch"
-_CUDA = "cuda"
 
 
 def torch_states() -> dict[str, Tensor]:
     """Return the states of torch's generators: the CPU's and, if present, this process's GPU's."""
     states = {_CPU: torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states[_CUDA] = torch.cuda.get_rng_state()
+    if is_accelerated():
+        states[device_type()] = device_module().get_rng_state()
     return states
 
 
@@ -35,8 +36,8 @@ def other_states() -> dict[str, Any]:
 def restore(states: dict[str, Tensor], others: dict[str, Any]) -> None:
     """Set all generators to the states returned by `torch_states` and `other_states`."""
     torch.set_rng_state(states[_CPU])
-    if _CUDA in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states[_CUDA])
+    if device_type() in states:
+        device_module().set_rng_state(states[device_type()])
     name, keys, *rest = others["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
     version, numbers, next_gauss = others["python"]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from methods.sharding import is_sharded, like
 from sora_cli.core.errors import SoraError
@@ -75,6 +75,16 @@ class ResumingTrainer(Trainer):  # type: ignore[misc]
         if me < len(processes):
             states = with_prefix(self.resumed.tensors, f"random.{me}.")
             generators.restore(states, processes[me]["random"])
+
+
+def use_one_gpu(arguments: TrainingArguments) -> None:
+    """Let a process compute on one GPU, as if it saw no others.
+
+    Without a launcher Trainer would split each batch over all GPUs (`nn.DataParallel`), take the
+    mean of their mean losses, and copy the adapters in every step.
+    """
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
 
 
 def plain_optimizer(trainer: Trainer) -> torch.optim.Optimizer:

@@ -20,15 +20,19 @@ from methods.torch_internals import storage_key
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
 from sora_cli.model import activation_offload
-from sora_cli.model.activation_offload import KEY, check_offload, offloaded, to_host
+from sora_cli.model.activation_offload import offloaded, to_host
 from sora_cli.model.gradient_checkpointing import checkpointed
-from sora_cli.recipe.recipe import TrainingBlock
+from sora_cli.recipe.load import load_recipe
+from sora_cli.recipe.recipe import Recipe
 from sora_cli.tasks.learned import LEARNED, chunk_loss, learned_places, score_learned_only
+from sora_cli.train.switches import ActivationOffload
+from tests.helpers_device import computing_on
 from tests.helpers_errors import error_text
 from tests.helpers_models import model_inputs, tiny_bert, tiny_gpt2, tiny_llama, tiny_vit
 from tests.helpers_runs import write_recipe
 from tests.methods.support import generator, told
 
+KEY = ActivationOffload.KEY
 MODELS: list[Callable[[], Any]] = [tiny_bert, tiny_gpt2, tiny_llama, tiny_vit]
 
 
@@ -167,7 +171,7 @@ def test_the_dry_run_counts_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2))
-    monkeypatch.setattr("sora_cli.run.prepare.check_offload", lambda _: None)
+    monkeypatch.setattr(ActivationOffload, "check_machine", lambda *_: None)
     assert run(["train", str(recipe), "--dry-run", f"{KEY}=true"]) == 0
     assert "offloaded to the machine's memory" in capsys.readouterr().out
 
@@ -176,11 +180,27 @@ def test_where_it_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2), training={"activation_offload": True})
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    computing_on("cpu", monkeypatch)
     error = error_text(capsys, "train", recipe)
     assert "there is no GPU" in error
     assert f"{KEY}=false" in error
     assert f"does not go with {KEY}" in error_text(capsys, "train", recipe, "training.compile=true")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SoraError, match="one process only"):
-        check_offload(TrainingBlock(activation_offload=True))
+        ActivationOffload().check_machine(load_recipe(recipe).recipe)
+
+
+@pytest.mark.parametrize(("kind", "pinned"), [("cpu", False), ("xpu", False), ("cuda", True)])
+def test_pinned_memory_is_cudas(kind: str, pinned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    computing_on(kind, monkeypatch)
+    copies: list[dict[str, Any]] = []
+
+    def empty_like(tensor: Tensor, **options: Any) -> Tensor:
+        copies.append(options)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch, "empty_like", empty_like)
+    to_host(torch.ones(2))
+    assert copies == [{"device": "cpu", "pin_memory": pinned}]
+    if kind != "cpu":
+        ActivationOffload().check_machine(Recipe.model_construct())

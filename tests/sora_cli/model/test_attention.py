@@ -30,6 +30,7 @@ from sora_cli.recipe.recipe import DataBlock, ModelBlock, TaskBlock
 from sora_cli.run.trial import try_base
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded
+from tests.helpers_device import computing_on
 from tests.helpers_errors import error_text
 from tests.helpers_models import tiny_bert, tiny_deberta, tiny_llama
 from tests.helpers_runs import pair_rows, save_base, tiny_tokenizer, train, write_recipe
@@ -163,10 +164,10 @@ def test_a_machine_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
         check_attention(_block(name))
     assert "needs the package flash-attn" in _refusal(check_attention, flash)
     monkeypatch.setattr(attention, "find_spec", lambda name: name)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    computing_on("cpu", monkeypatch)
     for name in ON_GPUS:
         assert "needs a GPU" in _refusal(check_device, _block(name), "bf16")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    computing_on("cuda", monkeypatch)
     check_device(_block("flex_attention"), "fp32")
     monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: False)
     assert "cannot use" in _refusal(check_device, flash, "bf16")
@@ -181,7 +182,7 @@ def test_refused_before_anything_is_written(
 ) -> None:
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2))
     monkeypatch.setattr(attention, "find_spec", lambda _: None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    computing_on("cpu", monkeypatch)
     for name, message in (("flash_attention_2", "the package flash-attn"),
                           ("flex_attention", "needs a GPU")):  # fmt: skip
         assert message in error_text(capsys, "train", recipe, f"{KEY}={name}")

@@ -15,7 +15,9 @@ from methods.dropout import replace_dropouts
 from methods.inject import inject
 from methods.registry import create
 from sora_cli.core.errors import SoraError
-from sora_cli.model.gradient_checkpointing import check_checkpointing, checkpointed
+from sora_cli.model.gradient_checkpointing import checkpointed
+from sora_cli.recipe.recipe import Recipe
+from sora_cli.train.switches import GradientCheckpointing
 from tests.helpers_models import (
     model_inputs,
     tiny_bert,
@@ -89,11 +91,11 @@ def test_blocks_run_twice_only_while_it_is_on() -> None:
 
 
 def test_a_model_that_can_not() -> None:
-    model = tiny_t5()
-    check_checkpointing(model)
+    model, recipe = tiny_t5(), Recipe.model_construct()
+    GradientCheckpointing().check_model(recipe, model)
     model.supports_gradient_checkpointing = False
     with pytest.raises(SoraError, match="T5ForConditionalGeneration does not support") as error:
-        check_checkpointing(model)
+        GradientCheckpointing().check_model(recipe, model)
     assert error.value.key == "training.gradient_checkpointing"
 
 

@@ -53,8 +53,8 @@ class Fake:
         self.holds, self.tried = holds, list[tuple[int, int]]()
         self.probe = Machine(lambda: available, lambda *given: 10.0 * given[2], self.fits)
 
-    def fits(self, ready: Any, block: Any, rows: int) -> bool:
-        self.tried.append((rows, block.gradient_accumulation))
+    def fits(self, ready: Any, recipe: Recipe, rows: int) -> bool:
+        self.tried.append((rows, recipe.training.gradient_accumulation))
         return rows <= self.holds
 
 
@@ -140,7 +140,7 @@ def _ready() -> Prepared:
 
 
 def test_a_step_is_tried_and_leaves_no_trace() -> None:
-    ready, block = _ready(), _recipe().training
+    ready, recipe = _ready(), _recipe()
     model = ready.base.model.eval()
     model.register_buffer("seen", torch.zeros(()))
     shapes = []
@@ -151,8 +151,9 @@ def test_a_step_is_tried_and_leaves_no_trace() -> None:
 
     model.register_forward_pre_hook(count, with_kwargs=True)
     random = torch.random.get_rng_state()
-    parted = block.model_copy(update={"gradient_accumulation": 3})
-    assert step_fits(ready, block, 4)
+    block = recipe.training.model_copy(update={"gradient_accumulation": 3})
+    parted = recipe.model_copy(update={"training": block})
+    assert step_fits(ready, recipe, 4)
     assert step_fits(ready, parted, 4)
     longest = int(ready.train.lengths.max())
     assert shapes == 3 * [(4, longest)]  # with micro-batches the second finds gradients
@@ -180,9 +181,9 @@ def test_memory_that_runs_out(
     monkeypatch.setattr(micro_batch, "run_passes", fail)
     if expected is None:
         with pytest.raises(RuntimeError, match="size mismatch"):
-            step_fits(_ready(), _recipe().training, 2)
+            step_fits(_ready(), _recipe(), 2)
     else:
-        assert step_fits(_ready(), _recipe().training, 2) is expected
+        assert step_fits(_ready(), _recipe(), 2) is expected
 
 
 def test_a_run_equals_the_one_told_its_number(

@@ -15,6 +15,7 @@ from sora_cli.app import run
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
 from sora_cli.run import precision
 from sora_cli.run.precision import device_precision, settle_precision
+from tests.helpers_device import computing_on
 from tests.helpers_errors import error_of, error_text
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, signal_at, train, write_recipe
@@ -43,7 +44,7 @@ def _value(loaded: LoadedRecipe) -> str:
 def test_a_processor(
     capabilities: dict[str, bool] | None, value: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    computing_on("cpu", monkeypatch)
     if capabilities is None:
         monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     else:
@@ -60,7 +61,7 @@ def test_a_gpu_that_only_emulates_has_none(
     def supported(including_emulation: bool = True) -> bool:
         return there or including_emulation
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    computing_on("cuda", monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     assert device_precision()[0] == value
 

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 
 from sora_cli.app import run
-from sora_cli.recipe.recipe import TrainingBlock
+from sora_cli.recipe.recipe import ModelBlock, TrainingBlock
 from sora_cli.run.encoded_rows import length_of, row_lines
 from sora_cli.run.step_time import measure_step
 from sora_cli.tasks.base import Encoded
@@ -154,10 +154,10 @@ def test_a_step_is_scaled_from_what_is_measured(monkeypatch: pytest.MonkeyPatch)
     ready: Any = SimpleNamespace(
         train=train_rows, task=task, base=SimpleNamespace(model=model, processor=None)
     )
-    block = TrainingBlock(batch_size=16)
+    recipe: Any = SimpleNamespace(training=TrainingBlock(batch_size=16), model=ModelBlock(path="x"))
     monkeypatch.setattr("sora_cli.run.step_time.time.perf_counter", lambda: next(clock))
     before = torch.get_rng_state()
-    found = measure_step(ready, block)
+    found = measure_step(ready, recipe)
     assert model.passes == 1  # the first pass was very long
     assert (found.rows, found.tokens) == (2, 200)
     assert found.seconds == pytest.approx(40 * lengths.mean() * 16 / 200)
@@ -165,7 +165,7 @@ def test_a_step_is_scaled_from_what_is_measured(monkeypatch: pytest.MonkeyPatch)
     assert not model.training
     assert torch.equal(torch.get_rng_state(), before)
     clock = iter([0, 4, 0, 2])
-    assert measure_step(ready, block).seconds == pytest.approx(2 * lengths.mean() * 16 / 200)
+    assert measure_step(ready, recipe).seconds == pytest.approx(2 * lengths.mean() * 16 / 200)
     clock = iter([0, 1, 0, 0.25, 0, 0.5, 0, 0.5])
-    assert measure_step(ready, block).seconds == pytest.approx(0.25 * lengths.mean() * 16 / 200)
+    assert measure_step(ready, recipe).seconds == pytest.approx(0.25 * lengths.mean() * 16 / 200)
     assert model.passes == 1 + 2 + 4

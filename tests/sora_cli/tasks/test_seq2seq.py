@@ -138,6 +138,7 @@ def test_the_loss_is_the_models_own_over_all_tokens(make: Any, shifted: bool) ->
     features = list(encoded.dataset)
     with torch.no_grad():
         whole = model(**collate(features))
+        assert whole.past_key_values is None  # no keys and values are copied for a next token
         tokens = [
             task.next_tokens(model(**task.scored_inputs(part)), part)
             for part in (collate([one]) for one in features)

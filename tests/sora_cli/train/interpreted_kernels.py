@@ -30,7 +30,7 @@ from sora_cli.model import activation_offload
 from sora_cli.model.activation_offload import offloaded
 from sora_cli.model.gradient_checkpointing import checkpointed
 from sora_cli.tasks.learned import LEARNED, chunk_loss, learned_places, score_learned_only
-from sora_cli.train.kernels import KEY, Kernels, check_family
+from sora_cli.train.kernels import KEY, Kernels, LigerKernels, check_family
 from tests.helpers_models import HIDDEN, VOCABULARY, model_inputs, tiny_bert, tiny_llama
 from tests.helpers_runs import train, write_recipe
 from tests.methods.support import generator, told
@@ -64,7 +64,7 @@ def mended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rms_norm, "rsqrt", _rsqrt)
     monkeypatch.setattr(layer_norm, "rsqrt", _rsqrt)
     monkeypatch.setattr(geglu, "tanh", _tanh)
-    monkeypatch.setattr("sora_cli.run.prepare.check_gpu", lambda _: None)
+    monkeypatch.setattr(LigerKernels, "check_machine", lambda *_: None)
 
 
 def tiny(name: str, **options: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import sys
@@ -32,7 +33,8 @@ from sora_cli.recipe.load import load_recipe
 from sora_cli.report import RunReport
 from sora_cli.run.preflight import check_recipe
 from sora_cli.train import compiled as compilation
-from sora_cli.train.compiled import check_compiler, compiled, forget, repeated_blocks
+from sora_cli.train.compiled import Compilation, forget, repeated_blocks
+from tests.helpers_device import computing_on
 from tests.helpers_errors import error_text
 from tests.helpers_models import model_inputs, tiny_bert, tiny_llama, tiny_t5
 from tests.helpers_runs import resumes_as_if_whole, train, write_recipe
@@ -109,10 +111,20 @@ def adapted(make: Callable[..., Any], name: str, **options: Any) -> Any:
 
 
 class Stub(SimpleNamespace):
-    """What `compiled` needs of a trainer: a model, and a step that gives loss and gradients."""
+    """What compilation needs of a trainer: a model; its steps return loss and gradients."""
 
     def __init__(self, model: Any, precision: str = "fp32") -> None:
-        super().__init__(model=model, precision=precision, training_step=self.step)
+        super().__init__(model=model, precision=precision, context=contextlib.nullcontext)
+
+    @contextlib.contextmanager
+    def compiled(self) -> Iterator[None]:
+        with Compilation().in_training(self) as self.context:
+            yield
+        self.context = contextlib.nullcontext
+
+    def training_step(self, rows: int = 4) -> dict[str, Tensor]:
+        with self.context():
+            return self.step(rows)
 
     def step(self, rows: int = 4) -> dict[str, Tensor]:
         self.model.zero_grad()
@@ -144,7 +156,7 @@ def test_what_is_compiled_and_when() -> None:
     model = adapted(Net, "sora", r_max=4)
     layers, names = adapted_layers(model), list(model.state_dict())
     stub = Stub(model)
-    with compiled(stub, on=True):  # type: ignore[arg-type]
+    with stub.compiled():
         assert list(model.state_dict()) == names
         stub.step()
         assert graphs() == 0  # no step of training
@@ -174,7 +186,7 @@ def kill(layers: Layers) -> None:
 @pytest.mark.long
 def test_dropout_of_adapters_is_traced() -> None:
     stub = Stub(adapted(Net, "lora", dropout=0.5))
-    with compiled(stub, on=True):  # type: ignore[arg-type]
+    with stub.compiled():
         torch.manual_seed(0)
         one = stub.training_step()
         torch.manual_seed(0)
@@ -197,7 +209,7 @@ def test_each_method_gets_the_same_gradients_from_whole_graphs(
 ) -> None:
     model = adapted(partial(make, num_labels=3), name)
     expected, stub = Stub(copy.deepcopy(model), precision).step(), Stub(model, precision)
-    with compiled(stub, on=True):  # type: ignore[arg-type]
+    with stub.compiled():
         assert_same(stub.training_step(), expected)
     assert graphs() > 0
     assert not counters["graph_break"]
@@ -287,21 +299,28 @@ def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
         check_recipe(load_recipe(recipe, []).recipe)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU needs another compiler")
 def test_what_the_machine_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [f"{KEY}=true"]
     recipe = load_recipe(write_recipe(tmp_path, tiny_bert(num_labels=2)), words).recipe
     with monkeypatch.context() as patched:
         patched.setattr(sys, "platform", "win32")
         with pytest.raises(SoraError, match="not supported on Windows"):
-            check_compiler(recipe)
+            Compilation().check_machine(recipe)
+    with monkeypatch.context() as patched:
+        computing_on("cuda", patched)
+        patched.setattr(compilation, "find_spec", lambda _: None)
+        with pytest.raises(SoraError, match="the package triton"):
+            Compilation().check_machine(recipe)
+        patched.setattr(compilation, "find_spec", lambda name: name)
+        Compilation().check_machine(recipe)
+    computing_on("cpu", monkeypatch)
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(SoraError, match=r"the C\+\+ compiler no-such-compiler"):
-        check_compiler(recipe)
+        Compilation().check_machine(recipe)
     monkeypatch.setenv("CXX", "true")  # a program that is there
     monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
     with pytest.raises(SoraError, match=r"C headers: .*Python\.h"):
-        check_compiler(recipe)
+        Compilation().check_machine(recipe)
 
 
 @pytest.mark.long
@@ -310,5 +329,5 @@ def test_the_real_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "BACKEND", "inductor")
     model = adapted(tiny_bert, "sora")
     expected, stub = Stub(copy.deepcopy(model)).step(), Stub(model)
-    with compiled(stub, on=True):  # type: ignore[arg-type]
+    with stub.compiled():
         assert_same(stub.training_step(), expected)

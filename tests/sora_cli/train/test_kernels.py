@@ -9,12 +9,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.load import load_recipe
 from sora_cli.train import kernels
-from sora_cli.train.kernels import KEY, check_gpu, check_kernels
+from sora_cli.train.kernels import KEY, LigerKernels
+from tests.helpers_device import computing_on
 from tests.helpers_errors import error_text
 from tests.helpers_models import tiny_llama
 from tests.helpers_runs import write_recipe
@@ -41,16 +41,18 @@ def test_a_package_that_is_missing(
 
 def test_where_it_is_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "find_spec", lambda _: object())
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    computing_on("cpu", monkeypatch)
     loaded = load_recipe(recipe, []).recipe
-    check_kernels(loaded)
+    LigerKernels().check_recipe(loaded)
     with pytest.raises(SoraError, match="needs a GPU: a CPU cannot run Triton kernels"):
-        check_gpu(loaded)
+        LigerKernels().check_machine(loaded)
+    computing_on("cuda", monkeypatch)
+    LigerKernels().check_machine(loaded)
     with pytest.raises(SoraError, match=r"does not go with training\.compile"):
-        check_kernels(load_recipe(recipe, ["training.compile=true"]).recipe)
+        LigerKernels().check_recipe(load_recipe(recipe, ["training.compile=true"]).recipe)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SoraError, match="one process only"):
-        check_kernels(loaded)
+        LigerKernels().check_recipe(loaded)
 
 
 @pytest.mark.long

@@ -22,7 +22,8 @@ from sora_cli.run.preflight import check_recipe
 from sora_cli.train import optimizers
 from sora_cli.train.checkpoint.files import newest_checkpoint, with_prefix
 from sora_cli.train.moments import plain_moments
-from sora_cli.train.optimizers import check_device, check_optimizer, keep_embeddings, moment_bytes
+from sora_cli.train.optimizers import OptimizerChoice, keep_embeddings, moment_bytes
+from tests.helpers_device import computing_on
 from tests.helpers_errors import error_text
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import resumes_as_if_whole, train, write_recipe
@@ -251,6 +252,9 @@ def test_a_dry_run_predicts_less(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert shown[0] != shown[1]
 
 
+CHOICE = OptimizerChoice()
+
+
 def _asking(optimizer: str, method: str = "lora") -> Recipe:
     return Recipe(
         model={"path": "unused"},
@@ -271,16 +275,16 @@ def _refusal(check: Any, optimizer: str, method: str = "lora") -> str:
 
 def test_refused_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantisation, "find_spec", lambda _: None)
-    check_optimizer(_asking("adamw"))
-    said = _refusal(check_optimizer, "adamw_8bit")
+    CHOICE.check_recipe(_asking("adamw"))
+    said = _refusal(CHOICE.check_recipe, "adamw_8bit")
     assert "needs the package bitsandbytes" in said
     assert "pip install 'sora-cli[quant]'" in said
     monkeypatch.setattr(quantisation, "find_spec", lambda name: name)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    said = _refusal(check_optimizer, "adamw_8bit", "cut")
+    said = _refusal(CHOICE.check_recipe, "adamw_8bit", "cut")
     assert "does not go with method cut" in said
-    check_optimizer(_asking("adamw", "cut"))
-    assert "under FSDP" in _refusal(check_optimizer, "paged_adamw_8bit")
+    CHOICE.check_recipe(_asking("adamw", "cut"))
+    assert "under FSDP" in _refusal(CHOICE.check_recipe, "paged_adamw_8bit")
 
 
 def test_refused_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,11 +292,16 @@ def test_refused_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         raise NotImplementedError("no kernel")
 
     monkeypatch.setattr(quantisation, "find_spec", lambda name: name)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    computing_on("cpu", monkeypatch)
     monkeypatch.setattr(optimizers, "_take_step", none)
-    assert "cannot take 8-bit steps on a CPU: no kernel" in _refusal(check_device, "adamw_8bit")
-    assert "paged_adamw_8bit needs a GPU" in _refusal(check_device, "paged_adamw_8bit")
-    check_device(_asking("adamw"))
+    assert "cannot take 8-bit steps on a CPU: no kernel" in _refusal(
+        CHOICE.check_machine, "adamw_8bit"
+    )
+    assert "paged_adamw_8bit needs a GPU" in _refusal(CHOICE.check_machine, "paged_adamw_8bit")
+    CHOICE.check_machine(_asking("adamw"))
+    computing_on("cuda", monkeypatch)
+    for name in ("adamw_8bit", "paged_adamw_8bit"):
+        CHOICE.check_machine(_asking(name))
 
 
 def test_refused_before_anything_is_written(

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from methods.inject import inject
 from methods.registry import create
+from sora_cli.core.errors import SoraError
 from sora_cli.model import activation_offload
 from sora_cli.model.base import Base
 from sora_cli.recipe.recipe import Recipe
@@ -21,7 +22,8 @@ from sora_cli.tasks import create_task, learned
 from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.sequence import SequenceClassification
 from sora_cli.train.callback import attach
-from sora_cli.train.trainer import AdapterTrainer, build_trainer
+from sora_cli.train.trainer import AdapterTrainer, build_trainer, training_arguments
+from tests.helpers_device import computing_on
 from tests.helpers_models import tiny_bert, tiny_gpt2
 from tests.helpers_runs import pair_rows, tiny_tokenizer
 from tests.matrix import rest_is_long
@@ -219,3 +221,41 @@ def test_steps_are_those_the_recipe_predicts(tmp_path: Path, training: dict[str,
     _attach(trainer, "lora")
     trainer.train()
     assert trainer.state.global_step == trainer.recipe.training.total_steps(22)
+
+
+@pytest.mark.parametrize(("kind", "pinned"), [("cpu", False), ("xpu", False), ("cuda", True)])
+def test_what_transformers_is_told_of_the_device(
+    kind: str, pinned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = _setup("classification", "lora", tmp_path, 4)
+    monkeypatch.setattr("sora_cli.train.trainer.TrainingArguments", lambda **options: options)
+    monkeypatch.setattr("sora_cli.train.trainer.use_one_gpu", lambda _: None)
+    monkeypatch.setattr("sora_cli.train.trainer._world_size", lambda: 1)
+    computing_on(kind, monkeypatch)
+
+    def arguments(precision: str) -> Any:
+        block = trainer.recipe.training.model_copy(update={"precision": precision})
+        recipe = trainer.recipe.model_copy(update={"training": block})
+        return training_arguments(recipe, tmp_path, "accuracy", evaluates=False)
+
+    options = arguments("fp32")
+    assert options["use_cpu"] == (kind == "cpu")
+    assert options["dataloader_pin_memory"] == pinned
+    if kind == "cuda":
+        assert arguments("fp16")["fp16"]
+    else:
+        with pytest.raises(SoraError, match="precision fp16 needs a GPU"):
+            arguments("fp16")
+
+
+def test_several_gpus_without_a_launcher_are_not_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainer's `DataParallel` would weigh every GPU's mean loss alike."""
+    trainer = _setup("classification", "lora", tmp_path, 4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    computing_on("xpu", monkeypatch)  # so that CUDA's devices are counted, but not used
+    recipe = trainer.recipe
+    arguments = training_arguments(recipe, tmp_path, "accuracy", evaluates=False)
+    assert arguments.n_gpu == 1
+    assert arguments.train_batch_size == recipe.training.batch_size

@@ -1,0 +1,37 @@
+"""The rehearsal device, there for the length of a test.
+
+Torch cannot forget a device, so these tests have a process of their own: `tests/test_rehearsal.py`
+starts it. A run of pytest that does not name this folder leaves it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rehearsal import fake
+from tests.rehearsal.watch import Watch, rehearsing
+
+
+def _named(config: pytest.Config) -> bool:
+    return any("rehearsal" in Path(word.partition("::")[0]).parts for word in config.args)
+
+
+def pytest_ignore_collect(config: pytest.Config) -> bool | None:
+    """Leave the folder out where it is not named."""
+    return None if _named(config) else True
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Make the device known before the first test."""
+    if any("rehearsal" in item.nodeid for item in session.items):
+        fake.register()
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
+    """Let everything compute on the rehearsal device; the watch knows the waits in steps."""
+    with rehearsing(monkeypatch) as watch:
+        yield watch

@@ -1,0 +1,36 @@
+"""The tests of `tests/rehearsal`, in a process of their own: torch cannot forget their device."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.shared_files import ROOT
+
+try:
+    from tests.rehearsal import fake  # noqa: F401
+except ImportError as error:
+    pytest.skip(f"this torch cannot rehearse a device: {error}", allow_module_level=True)
+
+FILES = sorted((ROOT / "tests" / "rehearsal").glob("test_*.py"))
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a real accelerator")
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_on_the_rehearsal_device(file: Path, request: pytest.FixtureRequest) -> None:
+    marks = request.config.option.markexpr  # with the long tests or without
+    words = ["-n", "0", "-q", "--no-header", "-p", "no:cacheprovider", "-m", marks]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words, f"tests/rehearsal/{file.name}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTEST_ADDOPTS": ""},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
