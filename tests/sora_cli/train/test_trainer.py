@@ -17,10 +17,11 @@ from methods.registry import create
 from sora_cli.core.errors import SoraError
 from sora_cli.model import activation_offload
 from sora_cli.model.base import Base
-from sora_cli.recipe.recipe import Recipe
+from sora_cli.recipe.recipe import Recipe, TrainingBlock
 from sora_cli.tasks import create_task, learned
 from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.sequence import SequenceClassification
+from sora_cli.train import switches
 from sora_cli.train.callback import attach
 from sora_cli.train.trainer import AdapterTrainer, build_trainer, training_arguments
 from tests.helpers_device import computing_on
@@ -232,20 +233,17 @@ def test_what_transformers_is_told_of_the_device(
     monkeypatch.setattr("sora_cli.train.trainer.use_one_gpu", lambda _: None)
     monkeypatch.setattr("sora_cli.train.trainer._world_size", lambda: 1)
     computing_on(kind, monkeypatch)
-
-    def arguments(precision: str) -> Any:
-        block = trainer.recipe.training.model_copy(update={"precision": precision})
-        recipe = trainer.recipe.model_copy(update={"training": block})
-        return training_arguments(recipe, tmp_path, "accuracy", evaluates=False)
-
-    options = arguments("fp32")
+    options: Any = training_arguments(trainer.recipe, tmp_path, "accuracy", evaluates=False)
     assert options["use_cpu"] == (kind == "cpu")
     assert options["dataloader_pin_memory"] == pinned
+    assert "fp16" not in options
+    recipe = trainer.recipe.model_copy(update={"training": TrainingBlock(precision="fp16")})
+    assert switches.arguments(recipe)["fp16"]
     if kind == "cuda":
-        assert arguments("fp16")["fp16"]
+        switches.check_machine(recipe)
     else:
         with pytest.raises(SoraError, match="precision fp16 needs a GPU"):
-            arguments("fp16")
+            switches.check_machine(recipe)
 
 
 def test_several_gpus_without_a_launcher_are_not_shared(
