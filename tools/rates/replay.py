@@ -27,7 +27,7 @@ from sora_cli.core.table import Column, Table, emit_table
 from sora_cli.experiments.compare.archive import read_lines
 from sora_cli.experiments.compare.runs import Run, selection_score
 from tools.rates.trials import FILE as TRIALS
-from tools.rates.trials import HELD, RATES, read_stored
+from tools.rates.trials import RATES, read_stored
 
 RUNS = Path("docs/results/rates.jsonl")
 OTHERS = Path("docs/results/rate-others.jsonl")
@@ -41,12 +41,13 @@ _HORIZON = (
 
 @dataclass(frozen=True)
 class StoredTrial:
-    """A stored trial; `held` and `losses` as in `sora_cli.run.rates.trials.Trial`."""
+    """A stored trial, scored on `scored` rows; `held` and `losses` as in `tools.rates.trial`."""
 
     learning_rate: float
     steps: int
     losses: Sequence[float]
     held: Sequence[float]
+    scored: int
 
     @property
     def loss(self) -> float:
@@ -170,7 +171,9 @@ def read_cases(runs: Path, trials: Path) -> list[Case]:
     for line in trials.read_text(encoding="utf-8").splitlines():
         one = json.loads(line)
         widths[one["task"]] = one["width"]
-        trial = StoredTrial(one["learning_rate"], one["steps"], one["losses"], one["held"])
+        trial = StoredTrial(
+            one["learning_rate"], one["steps"], one["losses"], one["held"], one["scored"]
+        )
         stored[one["task"], one["seed"]].setdefault(one["steps"], []).append(trial)
     for directory, report in read_lines(runs, PurePath()):
         if isinstance(report, str):
@@ -201,7 +204,7 @@ def cost(case: Case, share: float) -> float:
     if not share:
         return 0.0
     trials = case.tried(share)
-    work = sum(3 * case.batch * trial.steps + HELD for trial in trials)
+    work = sum(3 * case.batch * trial.steps + trial.scored for trial in trials)
     return work / (3 * case.batch * case.steps)
 
 

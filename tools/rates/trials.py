@@ -34,7 +34,7 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 SHARES = (0.02, 0.04, 0.08, 0.16)
 """Steps of a trial, as shares of the run's."""
 _FEWEST = 4  # steps of a trial
-HELD = 160  # rows that score
+HELD = 160  # rows that score, at most a fifth
 
 
 def main() -> None:
@@ -87,14 +87,16 @@ def _try(loaded: LoadedRecipe, done: set[tuple[str, int, int, float]]) -> Iterat
         for rate in RATES:
             if (task, seed, steps, rate) in done:
                 continue
-            trials = trials or Trials(recipe, ready, min(HELD, len(ready.rows.train) // 5))
+            scored = min(HELD, len(ready.rows.train) // 5)
+            trials = trials or Trials(recipe, ready, scored)
             began = time.perf_counter()
             trial = trials.at(rate, steps)
             seconds = time.perf_counter() - began
             say(f"{task}, seed {seed}: {steps} steps at {rate:g}: {trial.loss:.4f}")
             yield {
                 "task": task, "seed": seed, "total": total, "batch": recipe.training.batch_size,
-                "width": width, "steps": steps, "learning_rate": rate, "seconds": round(seconds, 2),
+                "width": width, "scored": scored, "steps": steps, "learning_rate": rate,
+                "seconds": round(seconds, 2),
                 "losses": [round(x, 5) for x in trial.losses],
                 "held": [round(x, 5) for x in trial.held],
             }  # fmt: skip

@@ -25,7 +25,7 @@ SCORES = {1e-4: (0.5, 0.52), 3e-4: (0.7, 0.69), 1e-3: (0.8, 0.78), 3e-3: (0.8, 0
 
 
 def trial(rate: float, *held: float, losses: tuple[float, ...] = (1.0, 0.9)) -> StoredTrial:
-    return StoredTrial(rate, 15, losses, held)
+    return StoredTrial(rate, 15, losses, held, 160)
 
 
 def case(*trials: StoredTrial, steps: int = 150, width: int = 384) -> Case:
@@ -93,7 +93,15 @@ def test_tasks_weigh_the_same() -> None:
 
 def test_only_whole_grids_are_read(tmp_path: Path) -> None:
     trials, runs = tmp_path / "trials.jsonl", tmp_path / "runs.jsonl"
-    one = {"task": "sst2", "seed": 0, "width": 384, "steps": 15, "losses": [1.0], "held": [0.5]}
+    one = {
+        "task": "sst2",
+        "seed": 0,
+        "width": 384,
+        "steps": 15,
+        "losses": [1.0],
+        "held": [0.5],
+        "scored": 9,
+    }
     trials.write_text("".join(json.dumps({**one, "learning_rate": r}) + "\n" for r in RATES))
     lines = []
     for number, rate in enumerate(RATES):
