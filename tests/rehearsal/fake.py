@@ -21,14 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet, _ExcludeDispatchKeyGuard
+from torch.utils import backend_registration
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.backend_registration import (
-    _setup_privateuseone_for_python_backend as set_up,  # experimental: a torch may lack it
-)
+
+from sora_cli.core.device import is_accelerated
 
 NAME = "rehearsal"
+REAL = is_accelerated()
+"""A real accelerator is there: the cases run on it, and this device is left out."""
 
 aten = torch.ops.aten
 _AUTOCAST = DispatchKeySet(DispatchKey.AutocastPrivateUse1)
@@ -288,8 +290,10 @@ _tensor = torch.tensor
 
 def tensor(data: Any, *, device: Any = None, **options: Any) -> Tensor:
     """`torch.tensor` that moves: torch's own fills the new tensor's memory, which is not there."""
-    made = _tensor(data, **options)
-    return made if device is None else made.to(device)
+    device = torch.empty(0).device if device is None else device  # of `with torch.device(...)`
+    with torch._C.DisableTorchFunction():
+        made = _tensor(data, **options)
+    return made.to(device)
 
 
 def _overload(name: str) -> Any:
@@ -300,11 +304,24 @@ def _overload(name: str) -> Any:
 _libraries: list[Any] = []  # their registrations end with them
 
 
+def lacks() -> str | None:
+    """Return the reason why this torch cannot rehearse a device; None: it can, or need not."""
+    if REAL:
+        return None
+    if torch.accelerator.is_available():
+        return "torch has an accelerator here that the program does not use"
+    private = "_setup_privateuseone_for_python_backend"
+    return None if hasattr(backend_registration, private) else f"this torch has no {private}"
+
+
 def register() -> None:
     """Make the device known to torch, once a process; it stays unavailable until `STATE.on`.
 
     It must be known before the first backward pass, which counts the devices.
     """
+    # experimental: a torch may lack it
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend as set_up
+
     _device_constructors()  # keeps torch's functions, `tensor` among them, from its first call on
     set_up(NAME, backend_module=Module())
     every = torch.library.Library("_", "IMPL")
