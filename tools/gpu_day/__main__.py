@@ -83,16 +83,8 @@ def main(words: list[str] | None = None) -> int:
     options, began = _options(words), time.time()
     with tempfile.TemporaryDirectory(prefix="sora-gpu-day-") as name:
         folder = Path(name)
-        every = [*packages.needed(), packages.TESTS, packages.BENCHMARKS, *packages.FOR_ROWS]
-        environment = dict(os.environ)
-        if options.wheels is not None:
-            lacking = [name for name, version in packages.versions(every).items() if not version]
-            places = packages.take(lacking, options.wheels, folder / "packages")
-            paths = [*map(str, places), environment.get("PYTHONPATH", "")]
-            environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        if options.tiny:
-            environment["CUDA_VISIBLE_DEVICES"] = ""
-        versions = packages.versions(every)
+        environment = _environment(options, folder)
+        versions = packages.versions(packages.EVERY)
         lacking = [name for name in packages.needed() if not versions[name]]
         if lacking:
             _say(f"not installed: {', '.join(lacking)}; give a folder of wheels: WHEELS=DIR")
@@ -113,6 +105,20 @@ def main(words: list[str] | None = None) -> int:
             options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     _say(f"results: {options.output}")
     return int(any(part["outcome"] in ("failed", "ended") for part in result["parts"]))
+
+
+def _environment(options: argparse.Namespace, folder: Path) -> dict[str, str]:
+    """Return the variables of the parts' processes, with the packages taken from wheels."""
+    environment = dict(os.environ)
+    if options.wheels is not None:
+        installed = packages.versions(packages.EVERY)
+        lacking = [name for name, version in installed.items() if not version]
+        places = packages.take(lacking, options.wheels, folder / "packages")
+        paths = [*map(str, places), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    if options.tiny:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    return environment
 
 
 def _options(words: list[str] | None) -> argparse.Namespace:

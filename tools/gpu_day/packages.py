@@ -32,6 +32,9 @@ def needed() -> list[str]:
     return [name[0] for name in names if name]
 
 
+EVERY = (*needed(), TESTS, BENCHMARKS, *FOR_ROWS)
+
+
 def versions(names: Iterable[str]) -> dict[str, str | None]:
     """Return the installed packages' versions; None: not installed."""
     return {name: _version(name) for name in names}
@@ -52,6 +55,7 @@ def take(names: Iterable[str], wheels: Path, folder: Path) -> list[Path]:
     Returns:
         The directories for `sys.path`; they are on this process's already.
     """
+    places: list[Path] = []
     fixed = folder / "installed.txt"
     fixed.parent.mkdir(parents=True, exist_ok=True)
     own = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
@@ -61,6 +65,6 @@ def take(names: Iterable[str], wheels: Path, folder: Path) -> list[Path]:
     for name in names:  # a package that is not among the wheels must not keep the others away
         command = [sys.executable, "-m", "pip", "install", *options, name]
         subprocess.run(command, check=False, capture_output=True)
-        found = [path for kind in ("site", "dist") for path in folder.rglob(f"{kind}-packages")]
-        sys.path.extend(str(path) for path in found if str(path) not in sys.path)
-    return found if names else []
+        places = [path for kind in ("site", "dist") for path in folder.rglob(f"{kind}-packages")]
+        sys.path.extend(str(path) for path in places if str(path) not in sys.path)
+    return places
