@@ -49,6 +49,13 @@ def test_the_tool_is_not_installed(
     assert capsys.readouterr().out == "not installed: torch; give a folder of wheels: WHEELS=DIR\n"
 
 
+def test_torch_that_cannot_be_used(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        day.probe({"PYTHONHOME": "/nowhere"})
+    assert end.value.code == 2
+    assert capsys.readouterr().out.startswith("torch cannot be used: ")
+
+
 def test_parts_and_their_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,6 +98,7 @@ def test_a_part_that_takes_too_long_is_ended(
     part = python("waits", "import time; time.sleep(600)")
     done = day.run_part(part, 0.1, {}, {}, tmp_path)
     assert (done["outcome"], done["code"]) == ("ended", -9)
+    assert day.summary(done).endswith(" (it took more than 0 s)")
 
 
 def cases_of(folder: Path, end: float) -> list[dict[str, Any]]:

@@ -56,7 +56,7 @@ class Part:
 def parts_of(*, tiny: bool) -> list[Part]:
     """Return the day's parts, with the rehearsal device's benchmarks if it is tiny."""
     contract = ["tests/methods/test_contract.py", "tests/sora_cli/verify/test_contract.py"]
-    names = ("commands", "afterwards", "fake")
+    names = ("commands", "afterwards", "memory", "fake")
     cases = [f"tests/rehearsal/test_{name}.py" for name in names]
     tests, figures = (packages.TESTS,), (packages.BENCHMARKS,)
     steps = Part("benchmarks", 1.0, figures, lambda seconds: [
@@ -134,8 +134,11 @@ def probe(environment: Mapping[str, str]) -> dict[str, Any]:
     """Return the device that computes, as `tools.gpu_day.device` describes it."""
     done = subprocess.run(
         [sys.executable, "-m", "tools.gpu_day.device"],
-        capture_output=True, text=True, cwd=ROOT, env=environment, check=True,
+        capture_output=True, text=True, cwd=ROOT, env=environment, check=False,
     )  # fmt: skip
+    if done.returncode:
+        _say(f"torch cannot be used: {done.stderr.strip().splitlines()[-1]}")
+        sys.exit(2)
     facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return facts
 
@@ -206,7 +209,7 @@ def run_part(
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # it and the processes it started
             code = process.wait()
-            done["outcome"] = "ended"
+            done |= {"outcome": "ended", "why": f"it took more than {seconds:.0f} s"}
     lines = cases.read_text(encoding="utf-8").splitlines() if cases.exists() else []
     return {
         **done,
