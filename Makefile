@@ -11,6 +11,9 @@
 #             page of docs/reference that is not what the code gives
 # make release  the documentation, an sdist and a wheel in dist/, checked by twine, and the sdist
 #             installed as a user does
+# make gpu    what only a GPU can show, in at most nine minutes, into gpu-day.json, with PYTHON and what
+#             it has installed; WHEELS=DIR adds packages from a folder of wheels for this alone, and
+#             TINY=1 rehearses it all without a GPU
 # make matrix  train the experiments of docs/results again (about 3 hours on 2 cores)
 # make check  ruff (lint and format) and mypy
 #
@@ -28,7 +31,8 @@ install = $(if $(UV),$(UV) pip install --quiet --python $(1),$(1) -m pip install
 PIP    := $(call install,$(BIN)/python) -c constraints.txt
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-all test-oldest test-newest release docs site reference matrix check format clean
+.PHONY: demo test test-all test-oldest test-newest release docs site reference gpu matrix check format \
+        clean
 
 demo: $(VENV)/.demo
 	$(BIN)/sora auto recipes/quickstart.yaml --max-drop 3pt --force || [ $$? -eq 3 ] # 3: not certified
@@ -86,6 +90,9 @@ docs: $(VENV)/.dev
 site: $(VENV)/.dev
 	rm -rf site .cache
 	NO_COLOR=1 $(BIN)/zensical build --strict
+
+gpu:
+	$(PYTHON) -m tools.gpu_day $(WHEELS:%=--wheels %) $(if $(TINY),--tiny)
 
 # needs SORA_DATA, a directory with glue/; what is finished under runs/ is left alone; the last line
 # writes what docs/results/runs.jsonl holds of them

@@ -43,6 +43,7 @@ class AdaLora(AdapterMethod):
 
     name = "adalora"
     config_class = AdaLoraConfig
+    averages = 2
     config: AdaLoraConfig
 
     def __init__(self, config: AdaLoraConfig) -> None:

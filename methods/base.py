@@ -96,6 +96,8 @@ class AdapterMethod(ABC):
     """Name of the method in recipes."""
     config_class: ClassVar[type[MethodOptions]] = MethodConfig
     """The method's options and traits: paper, low_rank, adapts_rank, variable_options."""
+    averages: ClassVar[int] = 0
+    """Tensors like each trained factor that the method keeps between steps (a memory forecast)."""
 
     def __init_subclass__(cls) -> None:
         """Refuse traits set on the method class; earlier versions read them from there."""

@@ -1,4 +1,7 @@
-"""The tests of `tests/rehearsal`, in a process of their own: torch cannot forget their device."""
+"""The tests of `tests/rehearsal`, in a process of their own: torch cannot forget their device.
+
+With a real accelerator they run on that, without a rehearsal.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
+from tests.rehearsal import fake
 from tests.shared_files import ROOT
-
-try:
-    from tests.rehearsal import fake  # noqa: F401
-except ImportError as error:
-    pytest.skip(f"this torch cannot rehearse a device: {error}", allow_module_level=True)
 
 FILES = sorted((ROOT / "tests" / "rehearsal").glob("test_*.py"))
 
 
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a real accelerator")
+@pytest.mark.skipif(fake.lacks() is not None, reason=str(fake.lacks()))
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_on_the_rehearsal_device(file: Path, request: pytest.FixtureRequest) -> None:
     marks = request.config.option.markexpr  # with the long tests or without

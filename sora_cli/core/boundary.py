@@ -18,6 +18,7 @@ from sora_cli.core.console import complain, printable, say
 from sora_cli.core.errors import SoraError, first_mistake
 from sora_cli.core.exit_codes import FAILED, INTERRUPTED, OK, USER_ERROR
 from sora_cli.core.interruption import Interrupted, swallowed
+from sora_cli.core.out_of_memory import describe, ran_out
 from sora_cli.core.processes import is_main
 from sora_cli.core.streams import lost_output
 
@@ -27,6 +28,7 @@ _DISK_ERRORS = {
 }  # fmt: skip
 """File errors that the user can put right: they are not faults of the program."""
 
+_LESS = "fewer rows at once, shorter rows, or a smaller base model"
 _OF_THE_SYSTEM = re.compile(r"\(os error (\d+)\)")  # the notation of libraries written in Rust
 _NO_TEMPORARY = "No usable temporary directory"
 """tempfile's message if the disk is full, or if files are limited to 0 bytes."""
@@ -76,6 +78,8 @@ def _report(error: Exception, *, debug: bool) -> int:
         return _user_error([str(error)], debug=debug)
     if isinstance(error, _ClickError):
         return _usage_error(error)
+    if ran_out(error):
+        return _user_error([describe(error), _LESS], debug=debug)
     if isinstance(error, OSError) and (lines := _disk_error(error)):
         return _user_error(lines, debug=debug)
     number = _OF_THE_SYSTEM.search(str(error))

@@ -240,7 +240,7 @@ def memory_lines(m: MemoryPrediction) -> Iterator[str]:
     for part, n_bytes in (
         ("loaded model and data" if m.device == "cpu" else "loaded model", m.resident),
         ("taken once by the first step", m.runtime),
-        ("AdamW moments", m.moments),
+        ("AdamW moments" + " and the method's averages" * bool(m.averages), m.moments + m.averages),
         ("gradients", m.gradients),
         (f"activations of {_batch(m.training_shape)}", m.activations),
         ("temporaries", m.temporaries),

@@ -14,16 +14,20 @@ training rows (activations, gradients, temporaries), or in an evaluation batch (
 Text generation during an evaluation is not traced: it needs the logits of only one token at a time.
 
 On a GPU the peak is the allocator's: base parameters and buffers replace `resident`, cuBLAS's
-workspace replaces `runtime`, and there is no heap slack.
+workspace replaces `runtime`, there is no heap slack, and the rows count that are on the device: all
+of a step, or an evaluation batch.
 
 Attention kernels that run only on a GPU (`model.attention`) are counted as torch's own attention.
 
-Not counted: temporaries inside a kernel, and a method's own state between steps.
+Not counted: temporaries inside a kernel, and of a method's own state between steps all but averages
+of its factors.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -50,7 +54,7 @@ class MemoryPrediction:
         device: "cpu", or the accelerator's type.
         resident: memory of the process (on a GPU: of the model) before the first step.
         runtime: taken once, by the first step.
-        gradients, moments: of the trained parameters.
+        gradients, moments: of the trained parameters. averages: a method's own, of its factors.
         training, evaluation: traces of the largest step and the largest evaluation batch.
         training_shape, evaluation_shape: (rows, tokens) of these batches.
         exact: False if extrapolated from small batches.
@@ -68,6 +72,7 @@ class MemoryPrediction:
     evaluation_shape: tuple[int, int]
     exact: bool
     loading: float = 0.0
+    averages: float = 0.0
 
     @property
     def activations(self) -> float:
@@ -83,7 +88,7 @@ class MemoryPrediction:
     @property
     def fixed(self) -> float:
         """Memory needed by training and evaluation alike."""
-        return self.resident + self.runtime + self.moments
+        return self.resident + self.runtime + self.moments + self.averages
 
     def slack(self, trace: Trace) -> float:
         """Estimate the memory lost to holes in the heap."""
@@ -117,6 +122,7 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, rows_per_pass: int) -> Me
     device = device_type()
     model: nn.Module = ready.base.model
     trained = sum(_bytes(p) for p in model.parameters() if p.requires_grad)
+    factors = sum(_bytes(p) for m in ready.layers.values() for _, p in m.named_factors())
     weights = sum(_bytes(t) for t in _distinct(model))
     # the first step takes the memory of the trial of layers again: do not count it twice
     resident = resident_memory() - ready.trial_memory if device == "cpu" else weights
@@ -145,6 +151,10 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, rows_per_pass: int) -> Me
     with usual_attention(model, of_kernels=True):  # GPU kernels need tensors with data
         step, exact = work.trace(training, passes)
         scoring, exact_too = work.trace(evaluation, 0)
+    if device != "cpu":
+        parts = recipe.training.gradient_accumulation
+        step = replace(step, peak=step.peak + parts * _inputs(training, collate))
+        scoring = replace(scoring, peak=scoring.peak + _inputs(evaluation, collate))
     return MemoryPrediction(
         device=device,
         resident=resident,
@@ -157,6 +167,7 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, rows_per_pass: int) -> Me
         evaluation_shape=_shape(evaluation),
         exact=exact and exact_too,
         loading=loading,
+        averages=ready.method.averages * factors,
     )
 
 
@@ -169,6 +180,12 @@ def longest_rows(rows: Encoded, n: int) -> Encoded:
     """Return the n longest rows, longest first: the batch that needs the most memory."""
     order = np.argsort(-rows.lengths, kind="stable")[:n]
     return Encoded(rows.dataset.select(order), rows.lengths[order], 0)
+
+
+def _inputs(rows: Encoded, collate: Callable[[list[Any]], Mapping[str, Any]]) -> int:
+    """Return the bytes of a batch."""
+    batch = collate(list(rows.dataset)).values()
+    return sum(_bytes(tensor) for tensor in batch if isinstance(tensor, Tensor))
 
 
 def _shape(rows: Encoded) -> tuple[int, int]:

@@ -169,10 +169,14 @@ class Passes:
             return self._run(batch, passes, fake)
 
     def _extrapolated(self, rows: Encoded, passes: int) -> Trace:
-        """Extrapolate linearly from batches of one and two rows, run on the CPU."""
-        n = len(rows.lengths)
+        """Extrapolate linearly from batches of one and two rows, run where the model is."""
+        n, device = len(rows.lengths), next(self.model.parameters()).device
+
+        def there(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(device)
+
         one, two = (
-            self._run(self._batch(rows, k), passes, lambda t: t.detach(), small=MMAP_LIMIT * k / n)
+            self._run(self._batch(rows, k), passes, there, small=MMAP_LIMIT * k / n)
             for k in (min(1, n), min(2, n))
         )
 
@@ -212,19 +216,25 @@ class Passes:
         ):
             if not passes:
                 self._score(state, inputs)
-            for _ in range(passes):
+
+            def step() -> None:
+                nonlocal kept
                 before = tracker.live
                 with self._offloaded(known, tracker):
-                    loss = torch.func.functional_call(self.model, state, (), kwargs=inputs)["loss"]
+                    loss = self.model(**inputs)["loss"]
                 kept = tracker.live - before
                 loss.backward()
-                del loss
+
+            # around both passes: a checkpoint runs its part of the model again in the backward pass
+            replaced = {f"model.{name}": tensor for name, tensor in state.items()}
+            for _ in range(passes):
+                torch.func.functional_call(_Around(self.model), replaced, (step,))
         return Trace(tracker.peak, tracker.small_at_peak, kept, tracker.moved_peak)
 
     def _offloaded(
         self, stays: list[Tensor], tracker: StorageTracker
     ) -> contextlib.AbstractContextManager[None]:
-        # an extrapolated GPU run happens on the CPU: ask the tensors
+        # an extrapolated run happens where the model is, often on the CPU still: ask the tensors
         device = stays[0].device.type
         return offloaded(stays, device=device, on=self.offload, move=tracker.move)
 
@@ -238,6 +248,18 @@ class Passes:
 
     def _batch(self, rows: Encoded, n: int) -> Tensors:
         return self.collate([rows.dataset[i] for i in range(n)])
+
+
+class _Around(nn.Module):
+    """Calls a function while `functional_call` replaces a model's tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, work: Callable[[], None]) -> None:
+        """Call the function."""
+        work()
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ chose.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from sora_cli.core.device import (
 )
 from sora_cli.core.environment import free_memory
 from sora_cli.core.errors import SoraError
+from sora_cli.core.out_of_memory import ran_out
 from sora_cli.core.processes import world_size
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import MicroBatchChoice
@@ -38,7 +40,6 @@ from sora_cli.train.optimizers import moment_bytes
 _SHARE = 0.9
 """Share of the memory that a predicted peak may fill: predictions are some per cent off."""
 _KEY = "training.micro_batch"
-_NO_MEMORY = ("can't allocate memory", "out of memory")  # messages of torch on a CPU, and of CUDA
 
 
 def available_memory() -> float | None:
@@ -66,19 +67,21 @@ def step_fits(ready: Prepared, recipe: Recipe, rows: int) -> bool:
     device = device_type()
     # in the second pass of a step the gradients of the first are alive
     passes = 2 if block.gradient_accumulation > 1 else 1
+    fits = True
     try:
         with left_as_it_was(model):
             n_bytes = moment_bytes(block.optimizer, model, device)
             moments = torch.empty(n_bytes, dtype=torch.uint8, device=device)
             run_passes(ready, recipe, batch, passes)
             del moments
-    except (torch.OutOfMemoryError, MemoryError):
-        return False
-    except RuntimeError as error:
-        if not any(words in str(error) for words in _NO_MEMORY):
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
             raise
-        return False
-    return True
+        fits = False
+    if not fits:  # the failed pass's tensors may be in cycles: they take the next one's memory
+        gc.collect()
+        empty_cache()
+    return fits
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -21,6 +21,7 @@ from sora_cli.core.console import say
 from sora_cli.core.device import is_accelerated
 from sora_cli.core.environment import process_memory
 from sora_cli.core.errors import SoraError
+from sora_cli.core.out_of_memory import telling
 from sora_cli.core.words import first_few
 from sora_cli.data.places import locating
 from sora_cli.data.rows import Rows, load_rows
@@ -36,6 +37,7 @@ from sora_cli.tasks.base import Encoded, Task
 from sora_cli.tasks.learned import chunk_loss, chunk_loss_of_frozen
 from sora_cli.train import switches
 from sora_cli.train.machine import check_machine
+from sora_cli.train.out_of_memory import SMALLER_MODEL
 
 Phase = Callable[[str], AbstractContextManager[None]]
 
@@ -80,9 +82,11 @@ def prepare(recipe: Recipe, phase: Phase) -> Prepared:
         phase: times a step; its argument is the step's name, which is also printed.
     """
 
-    def announced(name: str) -> AbstractContextManager[None]:
+    @contextmanager
+    def announced(name: str) -> Iterator[None]:
         say(f"{name} ...")
-        return phase(name)
+        with phase(name), telling(lambda: name, hint=SMALLER_MODEL):
+            yield
 
     with recipe.placing():
         return _prepare(recipe, announced)

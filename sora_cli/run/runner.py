@@ -118,6 +118,7 @@ class Runner:
         trainer = build_trainer(
             recipe, ready.task, ready.base, output, train=ready.train, select=select
         )
+        trainer.micro_batch = report.micro_batch
         return SetUp(loaded, log, ready, trainer, begin)
 
     def next_run(

@@ -24,6 +24,7 @@ from sora_cli.train.compaction import Compactor
 from sora_cli.train.compiled import forget
 from sora_cli.train.loggers import logged
 from sora_cli.train.non_finite import guard_steps
+from sora_cli.train.out_of_memory import in_steps
 from sora_cli.train.progress import RunProgress, constant_loss
 from sora_cli.train.switches import in_training
 from sora_cli.train.trainer import AdapterTrainer
@@ -116,12 +117,14 @@ def _run(
         method.begin(layers, total_steps=0)
         return
     if resumed is None:
-        trainer.train()
+        with in_steps(trainer):
+            trainer.train()
         return
     load_parameters(trainer.model, resumed.tensors)
     hooks.method_state = with_prefix(resumed.tensors, "method.")
     if not resumed.finished:
-        trainer.train(resume_from_checkpoint=str(resumed.path))
+        with in_steps(trainer):
+            trainer.train(resume_from_checkpoint=str(resumed.path))
         # Trainer divides all steps' loss by the number of steps since the resumption
         trainer.state.log_history[-1]["train_loss"] = mean_loss(trainer)
         return

@@ -25,8 +25,10 @@ from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.device import is_accelerated, is_cuda, process_state
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import held, leave_signals_to_parent
+from sora_cli.core.out_of_memory import telling
 from sora_cli.model.base import Base
 from sora_cli.recipe.recipe import Cadence, Recipe
+from sora_cli.report import MicroBatchChoice
 from sora_cli.tasks.base import Encoded, Predictions, Task
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train import switches
@@ -40,6 +42,7 @@ from sora_cli.train.checkpoint.trainer_internals import (
 from sora_cli.train.diagnosis import Pass
 from sora_cli.train.loggers import split_loggers
 from sora_cli.train.machine import check_machine
+from sora_cli.train.out_of_memory import SMALLER_MODEL, in_evaluation
 from sora_cli.train.switch import Context
 
 OutputsToKeep = Callable[[Any, Mapping[str, Any]], Tensor]
@@ -68,6 +71,7 @@ class AdapterTrainer(ResumingTrainer):
         self._keep: OutputsToKeep = task.outputs_to_keep
         self.step_contexts: Sequence[Callable[[], Context]] = ()
         self.note_pass: Callable[[Pass], None] = lambda _: None
+        self.micro_batch: MicroBatchChoice | None = None  # with the forecast of a step's memory
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Return one optimiser step's micro-batches, and the loss items in it on all processes."""
@@ -163,7 +167,8 @@ class AdapterTrainer(ResumingTrainer):
 
     def evaluation_loop(self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any) -> Any:
         """Return outputs in the data set's order; during training, score them."""
-        out = super().evaluation_loop(dataloader, *args, **kwargs)
+        with in_evaluation(self):
+            out = super().evaluation_loop(dataloader, *args, **kwargs)
         view = dataloader.dataset
         assert isinstance(view, SortedByLength)
         outputs = view.restore(out.predictions)
@@ -216,7 +221,7 @@ class AdapterTrainer(ResumingTrainer):
         model.eval()  # training leaves dropout on, and only `predict` turns it off
         rank, world = self.args.process_index, self.args.world_size
         mine = examples.select(range(rank, len(examples), world))
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with in_evaluation(self), torch.no_grad(), self.compute_loss_context_manager():
             texts = self.task.write(model, self.processor, mine)
         if world == 1 or texts is None:
             return texts
@@ -286,17 +291,18 @@ def build_trainer(
     recipe = _scoring(recipe) if train is None else recipe
     if train is not None:
         _unprepare(base.model)
-    return AdapterTrainer(
-        task=task,
-        recipe=recipe,
-        train=train,
-        model=base.model,
-        args=training_arguments(recipe, output, task.best, evaluates=select is not None),
-        eval_dataset=None if select is None else SortedByLength(select),
-        data_collator=task.collator(base.processor),
-        callbacks=split_loggers(recipe.training.loggers)[1],
-        processor=base.processor,
-    )
+    with telling(lambda: "moving the model to the device", hint=SMALLER_MODEL):
+        return AdapterTrainer(
+            task=task,
+            recipe=recipe,
+            train=train,
+            model=base.model,
+            args=training_arguments(recipe, output, task.best, evaluates=select is not None),
+            eval_dataset=None if select is None else SortedByLength(select),
+            data_collator=task.collator(base.processor),
+            callbacks=split_loggers(recipe.training.loggers)[1],
+            processor=base.processor,
+        )
 
 
 def _unprepare(model: nn.Module) -> None:

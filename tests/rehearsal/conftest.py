@@ -1,4 +1,4 @@
-"""The rehearsal device, there for the length of a test.
+"""The rehearsal device, or a real accelerator if there is one, for the length of a test.
 
 Torch cannot forget a device, so these tests have a process of their own: `tests/test_rehearsal.py`
 starts it. A run of pytest that does not name this folder leaves it out.
@@ -6,13 +6,14 @@ starts it. A run of pytest that does not name this folder leaves it out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.rehearsal import fake
-from tests.rehearsal.watch import Watch, rehearsing
+from tests.rehearsal.watch import Watch, on_accelerator, rehearsing
 
 
 def _named(config: pytest.Config) -> bool:
@@ -26,12 +27,15 @@ def pytest_ignore_collect(config: pytest.Config) -> bool | None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Make the device known before the first test."""
-    if any("rehearsal" in item.nodeid for item in session.items):
+    if not fake.REAL and any("rehearsal" in item.nodeid for item in session.items):
         fake.register()
 
 
 @pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
-    """Let everything compute on the rehearsal device; the watch knows the waits in steps."""
-    with rehearsing(monkeypatch) as watch:
+def watch(
+    monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, Any], None]
+) -> Iterator[Watch]:
+    """Let everything compute on the device; the watch knows the waits in steps."""
+    with (on_accelerator if fake.REAL else rehearsing)(monkeypatch) as watch:
         yield watch
+    record_property("waits", watch.waits)

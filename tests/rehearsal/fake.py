@@ -21,14 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet, _ExcludeDispatchKeyGuard
+from torch.utils import backend_registration
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.backend_registration import (
-    _setup_privateuseone_for_python_backend as set_up,  # experimental: a torch may lack it
-)
+
+from sora_cli.core.device import is_accelerated
 
 NAME = "rehearsal"
+ROOM = 2**34
+REAL = is_accelerated()
+"""A real accelerator is there: the cases run on it, and this device is left out."""
 
 aten = torch.ops.aten
 _AUTOCAST = DispatchKeySet(DispatchKey.AutocastPrivateUse1)
@@ -56,14 +59,20 @@ _INDEXES = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default,
 
 
 class State:
-    """The device's switch, its random numbers, its memory, and the listener to its waits."""
+    """The device's switch, its random numbers, its memory, and the listener to its waits.
+
+    Attributes:
+        live, peak: bytes of the tensors alive now, and at most since the last reset.
+        room: bytes that may be alive; a tensor beyond them raises torch's OutOfMemoryError.
+    """
 
     def __init__(self) -> None:
         self.on = False
         self.bf16 = False
         self.on_wait: Callable[[Any], None] = lambda _: None
         self.random = torch.Generator()
-        self.live, self.peak = 0, 0
+        self.live, self.peak, self.room = 0, 0, ROOM
+        self.late: torch.OutOfMemoryError | None = None
         self._storages: set[int] = set()
 
     def hold(self, tensor: Tensor) -> None:
@@ -71,10 +80,23 @@ class State:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key not in self._storages:
+            if self.live + size > self.room:
+                text = f"{NAME} out of memory. Tried to allocate {size / 1e6:.2f} MB."
+                self.late = torch.OutOfMemoryError(text)
+                self.raise_late()
             self._storages.add(key)
             self.live += size
             self.peak = max(self.peak, self.live)
             weakref.finalize(storage, self._free, key, size)
+
+    def raise_late(self) -> None:
+        """Raise an error that is due, but not in a backward pass: torch's guards end the process.
+
+        It comes with the next operation or `synchronize`, as CUDA's own errors may.
+        """
+        if self.late is not None and torch._C._current_autograd_node() is None:
+            error, self.late = self.late, None
+            raise error
 
     def _free(self, key: int, size: int) -> None:
         self._storages.discard(key)
@@ -96,7 +118,6 @@ class Module:
     get_amp_supported_dtype = staticmethod(lambda: [torch.bfloat16, torch.float16])
     is_bf16_supported = staticmethod(lambda **_: STATE.bf16)
     get_device_name = staticmethod(lambda: "rehearsed")
-    synchronize = staticmethod(lambda *_: STATE.on_wait("synchronize"))
     empty_cache = staticmethod(lambda: None)
     manual_seed_all = staticmethod(lambda seed: STATE.random.manual_seed(seed))
     get_rng_state = staticmethod(lambda *_: STATE.random.get_state())
@@ -104,7 +125,12 @@ class Module:
     memory_allocated = staticmethod(lambda *_: STATE.live)
     memory_reserved = staticmethod(lambda *_: STATE.live)
     max_memory_allocated = staticmethod(lambda *_: STATE.peak)
-    mem_get_info = staticmethod(lambda *_: (2**34 - STATE.live, 2**34))
+    mem_get_info = staticmethod(lambda *_: (STATE.room - STATE.live, STATE.room))
+
+    @staticmethod
+    def synchronize(*_: Any) -> None:
+        STATE.raise_late()
+        STATE.on_wait("synchronize")
 
     @staticmethod
     def reset_peak_memory_stats(*_: Any) -> None:
@@ -185,6 +211,7 @@ class Rehearsed(Tensor):
 
 def _run(func: Any, *args: Any, **kwargs: Any) -> Any:
     """Do an operation on the tensors that are held; wrap the results that stay on the device."""
+    STATE.raise_late()
     target = kwargs.get("device")
     leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if func not in _TAKES_BOTH:
@@ -288,8 +315,10 @@ _tensor = torch.tensor
 
 def tensor(data: Any, *, device: Any = None, **options: Any) -> Tensor:
     """`torch.tensor` that moves: torch's own fills the new tensor's memory, which is not there."""
-    made = _tensor(data, **options)
-    return made if device is None else made.to(device)
+    device = torch.empty(0).device if device is None else device  # of `with torch.device(...)`
+    with torch._C.DisableTorchFunction():
+        made = _tensor(data, **options)
+    return made.to(device)
 
 
 def _overload(name: str) -> Any:
@@ -300,11 +329,24 @@ def _overload(name: str) -> Any:
 _libraries: list[Any] = []  # their registrations end with them
 
 
+def lacks() -> str | None:
+    """Return the reason why this torch cannot rehearse a device; None: it can, or need not."""
+    if REAL:
+        return None
+    if torch.accelerator.is_available():
+        return "torch has an accelerator here that the program does not use"
+    private = "_setup_privateuseone_for_python_backend"
+    return None if hasattr(backend_registration, private) else f"this torch has no {private}"
+
+
 def register() -> None:
     """Make the device known to torch, once a process; it stays unavailable until `STATE.on`.
 
     It must be known before the first backward pass, which counts the devices.
     """
+    # experimental: a torch may lack it
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend as set_up
+
     _device_constructors()  # keeps torch's functions, `tensor` among them, from its first call on
     set_up(NAME, backend_module=Module())
     every = torch.library.Library("_", "IMPL")

@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
+from sora_cli.core.device import device_module, device_type
 from sora_cli.model import activation_offload
 from sora_cli.report import RunReport
 from tests.helpers_families import FAMILIES
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import resumes_as_if_whole, timeless, train, write_recipe
 from tests.matrix import rest_is_long
-from tests.rehearsal import fake
-from tests.rehearsal.watch import Watch, on_cpu
+from tests.rehearsal.watch import LOOSER, Watch, on_cpu
 
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"r": 4},
@@ -42,7 +42,7 @@ def recipe_of(method: str, folder: Path, **training: Any) -> Path:
 
 
 def both(recipe: Path, *words: str, there_only: str | None = None) -> tuple[RunReport, RunReport]:
-    """Train on the rehearsal device and on the CPU; compare histories and adapters.
+    """Train on the device and on the CPU; compare histories and adapters.
 
     Args:
         there_only: a switch that a CPU does not have.
@@ -50,25 +50,26 @@ def both(recipe: Path, *words: str, there_only: str | None = None) -> tuple[RunR
     folder = recipe.parent
     more = [] if there_only is None else [there_only]
     there = train(recipe, *words, *more, f"output.dir={folder}/there")
-    assert fake.STATE.peak > 0
+    assert device_module().max_memory_allocated() > 0
     with on_cpu():
         here = train(recipe, *words, f"output.dir={folder}/here")
     one, other = timeless(there), timeless(here)
     assert len(one["history"]) > 3
     for mine, plain in zip(one.pop("history"), other.pop("history"), strict=True):
-        assert mine == pytest.approx(plain, rel=1e-4, abs=1e-6)
+        assert mine == pytest.approx(plain, rel=1e-4 * LOOSER, abs=1e-6 * LOOSER)
     assert one["ranks"] == other["ranks"]
     assert one["live_components"] == other["live_components"]
     assert one["metrics"].keys() == other["metrics"].keys()
     for split, scores in one["metrics"].items():
-        assert scores == pytest.approx(other["metrics"][split], rel=1e-4, abs=1e-6)
+        plain = other["metrics"][split]
+        assert scores == pytest.approx(plain, rel=1e-4 * LOOSER, abs=1e-6 * LOOSER)
     file = "adapter/adapter_model.safetensors"
     mine, plain = (load_file(folder / place / file) for place in ("there", "here"))
     assert mine.keys() == plain.keys()
     for name, tensor in mine.items():
         if name.endswith("qa_outputs.bias"):
             continue  # its gradient is zero but for rounding, which AdamW scales to whole steps
-        assert_close(tensor, plain[name], rtol=1e-3, atol=1e-5)
+        assert_close(tensor, plain[name], rtol=1e-3 * LOOSER, atol=1e-5 * LOOSER)
     return there, here
 
 
@@ -77,6 +78,8 @@ def test_a_run(method: str, tmp_path: Path, watch: Watch) -> None:
     recipe = recipe_of(method, tmp_path)
     both(recipe)
     assert watch.steps == 4
+    if not watch.strict:
+        return
     assert [step for step, place in watch.excused if "non_finite" in place] == [1, 2, 3, 4]
     cuts = {step for step, place in watch.excused if "methods/" in place}
     assert cuts == ({2} if method == "cut" else set())
@@ -123,7 +126,7 @@ def test_offloaded_activations(
 
     def to_host(tensor: Tensor) -> Tensor:
         copy = inner(tensor)
-        moved.append(tensor.device.type == "rehearsal" and copy.device.type == "cpu")
+        moved.append(tensor.device.type == device_type() and copy.device.type == "cpu")
         return copy
 
     monkeypatch.setattr(activation_offload.offloaded.__wrapped__, "__kwdefaults__",

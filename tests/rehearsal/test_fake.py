@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +13,15 @@ from torch import Tensor, nn
 
 from methods.factors import rank_for_energy
 from sora_cli.core import device
+from tests.helpers_device import computing_on
 from tests.rehearsal import fake
-from tests.rehearsal.watch import Watch
+from tests.rehearsal.watch import Watch, on_accelerator, on_cpu
 
 DEVICE = "rehearsal:0"
-pytestmark = pytest.mark.usefixtures("watch")
+pytestmark = [
+    pytest.mark.usefixtures("watch"),
+    pytest.mark.skipif(fake.REAL, reason="there is a real accelerator"),
+]
 
 
 def test_it_is_there_for_the_test_alone() -> None:
@@ -167,3 +172,19 @@ def test_a_parameter_takes_other_data() -> None:
     assert weight.tolist() == [[2, 2]] * 3
     assert torch.arange(3, device=DEVICE).shape == (3,)
     assert torch.tensor([1, 2], device=DEVICE).sum().item() == 3
+
+
+def test_a_real_accelerators_waits_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with on_accelerator(monkeypatch) as watch:
+        for in_step in (False, True, True):
+            watch.in_step = in_step
+            warnings.warn("called a synchronizing CUDA operation (somewhere)", stacklevel=1)
+    assert len(watch.waits) == 2
+
+
+def test_on_the_cpu_beside_a_real_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    computing_on("cuda", monkeypatch)
+    monkeypatch.setattr(fake, "REAL", True)
+    with on_cpu():
+        assert device.process_state().device == torch.device("cpu")
+    assert device.device_type() == "cuda"

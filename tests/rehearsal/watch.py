@@ -1,8 +1,13 @@
-"""Everything on the rehearsal device, and an error where a training step waits for it."""
+"""Everything on the rehearsal device, and an error where a training step waits for it.
+
+On a real accelerator the waits are counted only, by CUDA's own warnings, and results may differ
+from the CPU's by `LOOSER` times as much, as the sums there have another order.
+"""
 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +21,8 @@ from accelerate.state import AcceleratorState
 from transformers import Trainer
 from transformers.trainer_callback import CallbackHandler
 
+from sora_cli.core.device import is_accelerated, is_cuda
+from tests.helpers_device import computing_on
 from tests.rehearsal import fake
 from tests.shared_files import ROOT
 
@@ -30,6 +37,10 @@ MAY_WAIT = {
     "transformers/masking_utils.py:find_packed_sequence_indices": "... or packed",
 }
 """The functions in which a step's waits are meant or another's, each with its reason."""
+
+
+LOOSER = 10 if fake.REAL else 1
+_CUDA_WAITS = "called a synchronizing CUDA operation"
 
 
 @dataclass
@@ -103,6 +114,31 @@ def rehearsing(patch: pytest.MonkeyPatch) -> Iterator[Watch]:
     fake.STATE.on_wait = lambda _: None
 
 
+@contextmanager
+def on_accelerator(patch: pytest.MonkeyPatch) -> Iterator[Watch]:
+    """Count the waits of steps on a real accelerator, whose convolutions are exact meanwhile."""
+    watch, show = Watch(strict=False), warnings.showwarning
+
+    def shows(message: Any, *args: Any, **kwargs: Any) -> None:
+        if _CUDA_WAITS in str(message):
+            watch("operation")  # the stack is still that of the line that waits
+        else:
+            show(message, *args, **kwargs)
+
+    _watch_steps(patch, watch)
+    patch.setattr(warnings, "showwarning", shows)
+    patch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", _CUDA_WAITS)
+        if is_cuda():
+            torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield watch
+        finally:
+            if is_cuda():
+                torch.cuda.set_sync_debug_mode("default")
+
+
 def on_cpu() -> AbstractContextManager[None]:
     """Compute on the CPU inside the block."""
     return _named(False)
@@ -111,6 +147,14 @@ def on_cpu() -> AbstractContextManager[None]:
 @contextmanager
 def _named(on: bool) -> Iterator[None]:
     """Let torch and accelerate name the device, or the CPU."""
+    if fake.REAL:
+        with pytest.MonkeyPatch.context() as patch:
+            computing_on("cpu", patch)
+            patch.delenv("ACCELERATE_TORCH_DEVICE", raising=False)
+            AcceleratorState._reset_state(reset_partial_state=True)
+            yield
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return
     before, fake.STATE.on = fake.STATE.on, on
     AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the device that it found
     try:
@@ -133,7 +177,7 @@ def _watch_steps(patch: pytest.MonkeyPatch, watch: Watch) -> None:
 
     def begins(handler: Any, args: Any, state: Any, *more: Any, **kwargs: Any) -> Any:
         watch.resumes = not watch.in_step and state.global_step > 0
-        watch.in_step = fake.STATE.on
+        watch.in_step = is_accelerated()
         watch.steps += watch.in_step
         return begin(handler, args, state, *more, **kwargs)
 

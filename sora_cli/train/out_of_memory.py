@@ -1,0 +1,57 @@
+"""Memory that runs out in a trainer: its steps, its evaluations, the model's move to the device."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from sora_cli.core.console import size
+from sora_cli.core.out_of_memory import telling
+from sora_cli.recipe.recipe import Recipe
+
+SMALLER_MODEL = "a smaller base model (model.path), or fewer bits: model.dtype, model.quantise"
+
+
+def in_steps(trainer: Any) -> AbstractContextManager[None]:
+    """Name the step whose memory runs out, its sizes, and what to lower."""
+    return telling(
+        lambda: f"step {trainer.state.global_step + 1}",
+        where=lambda: _sizes(trainer),
+        hint=_smaller_steps(trainer),
+    )
+
+
+def in_evaluation(trainer: Any) -> AbstractContextManager[None]:
+    """Name the evaluation whose memory runs out, and what to lower."""
+    rows = trainer.args.eval_batch_size
+    fewer = [f"training.eval_batch_size={rows // 2}"] if rows > 1 else []
+    return telling(
+        lambda: f"evaluation after step {step}" if (step := trainer.state.global_step) else
+        "evaluation",
+        where=lambda: f"batches of {rows} rows",
+        hint=", or ".join([*fewer, _fewer_tokens(trainer.recipe)]),
+    )  # fmt: skip
+
+
+def _smaller_steps(trainer: Any) -> str:
+    block, words = trainer.recipe.training, []
+    parts, rows = block.gradient_accumulation, trainer.args.per_device_train_batch_size
+    if rows > 1 and trainer.task.rows_apart:  # the same steps, in smaller parts
+        smaller = f"training.micro_batch=null training.gradient_accumulation={2 * parts}"
+        words.append(smaller if trainer.micro_batch else "training.micro_batch=auto")
+    if not block.gradient_checkpointing:
+        words.append("training.gradient_checkpointing=true")
+    return ", or ".join([*words, _fewer_tokens(trainer.recipe), "a smaller training.batch_size"])
+
+
+def _fewer_tokens(recipe: Recipe) -> str:
+    return f"a data.max_length below {recipe.data.max_length}"
+
+
+def _sizes(trainer: Any) -> str:
+    rows, tokens = trainer.args.per_device_train_batch_size, int(trainer.train_rows.lengths.max())
+    choice, sizes = trainer.micro_batch, f"micro-batches of {rows} rows of up to {tokens} tokens"
+    if choice is None or choice.predicted is None:
+        return f"{sizes}; sora train RECIPE --dry-run forecasts their memory"
+    free = "" if choice.available is None else f" of {size(choice.available)}"
+    return f"{sizes}; the forecast was {size(choice.predicted)}{free}"
