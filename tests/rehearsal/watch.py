@@ -86,7 +86,8 @@ def _callers() -> tuple[str, set[str]]:
     functions = set()
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        ours = path.is_relative_to(ROOT) and not path.is_relative_to(ROOT / "tests")
+        library = "site-packages" in path.parts  # may lie below the root: in .venv
+        ours = path.is_relative_to(ROOT) and not (library or path.is_relative_to(ROOT / "tests"))
         if ours or "site-packages" in path.parts:
             start = len(ROOT.parts) if ours else path.parts.index("site-packages") + 1
             name = "/".join(path.parts[start:])
