@@ -17,7 +17,7 @@ import numpy as np
 from sora_cli.core.console import count, size
 from sora_cli.core.errors import SoraError
 from sora_cli.propose.usual import USUAL
-from sora_cli.run.rates.rule import number_of, parameters_of
+from sora_cli.run.rates.rule import number_of, parameters_of, width_of
 
 _QUANTILE = 0.95  # rows longer than this quantile are cut
 _MULTIPLE = 8  # of max_length
@@ -136,7 +136,7 @@ def activation_bytes(config: Any, *, rows: int, tokens: int, task: str) -> float
     probabilities, and as gradients.
     """
     text = config.get_text_config()
-    hidden, heads = number_of(text, "hidden_size"), number_of(text, "num_attention_heads")
+    hidden, heads = width_of(config), number_of(text, "num_attention_heads")
     block = tokens * rows * hidden * (34 + 5 * heads * tokens / max(hidden, 1))
     words = number_of(text, "vocab_size") if USUAL[task].learns_texts else 0
     logits = 3 * 4 * rows * tokens * words

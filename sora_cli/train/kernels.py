@@ -79,7 +79,7 @@ class LigerKernels(Switch):
 
     @contextmanager
     def in_training(self, trainer: AdapterTrainer) -> Iterator[Callable[[], Context]]:
-        """Compare loss and gradient with those of the model's own layers, then yield the kernels.
+        """Compare loss and gradient with and without the kernels, then yield them.
 
         Kernels that give another loss or gradient are refused.
         """

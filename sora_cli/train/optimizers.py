@@ -35,7 +35,7 @@ _PAGED = 100_000  # tensors of at least this many numbers have paged moments (`g
 
 
 class OptimizerChoice(Switch):
-    """The optimiser, by transformers' name; those with 8-bit moments have requirements."""
+    """The optimiser, by transformers' name; 8-bit moments have requirements."""
 
     KEY = KEY
     OFF = None  # every run has an optimiser

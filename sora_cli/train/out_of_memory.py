@@ -13,7 +13,7 @@ SMALLER_MODEL = "a smaller base model (model.path), or fewer bits: model.dtype, 
 
 
 def in_steps(trainer: Any) -> AbstractContextManager[None]:
-    """Name the step whose memory runs out, its sizes, and what to lower."""
+    """Name the step whose memory runs out, its sizes, and the settings to lower."""
     return telling(
         lambda: f"step {trainer.state.global_step + 1}",
         where=lambda: _sizes(trainer),
@@ -22,7 +22,7 @@ def in_steps(trainer: Any) -> AbstractContextManager[None]:
 
 
 def in_evaluation(trainer: Any) -> AbstractContextManager[None]:
-    """Name the evaluation whose memory runs out, and what to lower."""
+    """Name the evaluation whose memory runs out, and the settings to lower."""
     rows = trainer.args.eval_batch_size
     fewer = [f"training.eval_batch_size={rows // 2}"] if rows > 1 else []
     return telling(

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sora_cli.core.device import is_cuda
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.train.switch import Context, Switch
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Precision(Switch):
@@ -25,7 +22,7 @@ class Precision(Switch):
             raise SoraError(
                 "precision fp16 needs a GPU",
                 hint="training.precision=bf16",
-                key="training.precision",
+                key=self.KEY,
             )
 
     def arguments(self, recipe: Recipe) -> dict[str, Any]:
@@ -42,11 +39,5 @@ def autocast(precision: str, device: str) -> Context:
     """
     import torch
 
-    dtype = _dtype(precision)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
-
-
-def _dtype(precision: str) -> torch.dtype | None:
-    import torch
-
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)

@@ -53,7 +53,7 @@ class Attention(Switch):
 
     @contextmanager
     def in_training(self, trainer: Any) -> Iterator[Callable[[], Context]]:
-        """Compare a kernel's loss and gradient with those of the usual attention."""
+        """Compare a kernel's loss and gradient with the usual attention's."""
         from sora_cli.train.sameness import check_attention_same
 
         check_attention_same(trainer)
@@ -124,7 +124,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def check_machine(recipe: Recipe) -> None:
-    """Check that this machine has what a recipe's switches need; imports torch."""
+    """Check this machine for the needs of a recipe's switches; imports torch."""
     for switch in _on(recipe):
         switch.check_machine(recipe)
 

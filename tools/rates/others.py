@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,7 +25,6 @@ from unittest.mock import patch
 from transformers import Trainer, TrainerCallback
 
 from sora_cli.core.allocator import keep_freed_memory
-from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.console import say
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.run.prepare import prepare
@@ -34,8 +32,8 @@ from sora_cli.tasks.base import Encoded
 from sora_cli.train.fit import fit
 from sora_cli.train.trainer import AdapterTrainer, build_scorer, build_trainer
 from tools.rates.replay import OTHERS as FILE
-from tools.rates.trial import Trials
-from tools.rates.trials import SWEEPS, read_stored, runs_of, task_of
+from tools.rates.trial import NO_FILES, Trials
+from tools.rates.trials import SWEEPS, read_stored, runs_of, store, task_of
 
 TASKS = ("sst2", "stsb", "offline-digits")
 CHECKED = 64
@@ -142,8 +140,7 @@ def main() -> None:
                 if (candidate.name, task_of(loaded), seed) in done:
                     continue
                 stored.append(train(loaded, candidate))
-                text = "".join(json.dumps(line) + "\n" for line in stored)
-                write_text_atomic(options.output, text)
+                store(options.output, stored)
 
 
 def _short_runs(seed: int, words: list[str]) -> Iterator[LoadedRecipe]:
@@ -152,8 +149,7 @@ def _short_runs(seed: int, words: list[str]) -> Iterator[LoadedRecipe]:
 
 def train(loaded: LoadedRecipe, candidate: Candidate) -> dict[str, Any]:
     """Train one run of the arena by a candidate; return its scores and rates."""
-    update = {"learning_rate": candidate.rate, "schedule": candidate.schedule}
-    update |= {"keep_checkpoints": [], "checkpoint": "no", "evaluate": "no", "loggers": []}
+    update = {**NO_FILES, "learning_rate": candidate.rate, "schedule": candidate.schedule}
     block = loaded.recipe.training.model_copy(update=update)
     recipe = loaded.recipe.model_copy(update={"training": block})
     ready = prepare(recipe, lambda _: contextlib.nullcontext())

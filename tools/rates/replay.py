@@ -12,7 +12,6 @@ own, which are set beside the same best rates.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from sora_cli.core.table import Column, Table, emit_table
 from sora_cli.experiments.compare.archive import read_lines
 from sora_cli.experiments.compare.runs import Run, selection_score
 from tools.rates.trials import FILE as TRIALS
-from tools.rates.trials import RATES, read_stored
+from tools.rates.trials import RATES, read_stored, task_name
 
 RUNS = Path("docs/results/rates.jsonl")
 OTHERS = Path("docs/results/rate-others.jsonl")
@@ -168,8 +167,7 @@ def read_cases(runs: Path, trials: Path) -> list[Case]:
     cases: dict[tuple[str, int], Case] = {}
     widths: dict[str, int] = {}
     stored: dict[tuple[str, int], dict[int, list[StoredTrial]]] = defaultdict(dict)
-    for line in trials.read_text(encoding="utf-8").splitlines():
-        one = json.loads(line)
+    for one in read_stored(trials):
         widths[one["task"]] = one["width"]
         trial = StoredTrial(
             one["learning_rate"], one["steps"], one["losses"], one["held"], one["scored"]
@@ -180,7 +178,7 @@ def read_cases(runs: Path, trials: Path) -> list[Case]:
             continue
         run = Run.of(directory, report)
         block = report.recipe["training"]
-        task = report.name + ("-long" if block["max_steps"] else "")
+        task = task_name(report.name, block["max_steps"])
         chosen = selection_score(report)
         if task not in widths or chosen is None:
             continue

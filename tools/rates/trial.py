@@ -22,6 +22,9 @@ from sora_cli.train.checkpoint.files import load_trained, trained_tensors
 from sora_cli.train.fit import fit
 from sora_cli.train.trainer import build_scorer, build_trainer
 
+NO_FILES = {"keep_checkpoints": [], "checkpoint": "no", "evaluate": "no", "loggers": []}
+"""Options of `training` with which a run writes nothing."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -98,9 +101,9 @@ def _short(recipe: Recipe, learning_rate: float, steps: int) -> Recipe:
     warmup = recipe.training.warmup
     total = recipe.training.max_steps
     update = {
-        "learning_rate": learning_rate, "max_steps": steps, "keep_checkpoints": [], "loggers": [],
-        "checkpoint": "no", "evaluate": "no", "keep_best": False, "early_stopping": None,
-        "logging_steps": 1, "non_finite": "skip", "compact_every": None, "compile": False,
+        **NO_FILES, "learning_rate": learning_rate, "max_steps": steps, "keep_best": False,
+        "early_stopping": None, "logging_steps": 1, "non_finite": "skip", "compact_every": None,
+        "compile": False,
     }  # fmt: skip
     if warmup >= 1 and total:
         update["warmup"] = warmup / total

@@ -13,7 +13,7 @@ import argparse
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +51,18 @@ def main() -> None:
         for loaded in runs_of(options.sweeps, seed, words):
             for one in _try(loaded, done):
                 stored.append(one)
-                text = "".join(json.dumps(line) + "\n" for line in stored)
-                write_text_atomic(options.output, text)
+                store(options.output, stored)
 
 
 def read_stored(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a JSONL file; none if it does not exist yet."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [json.loads(line) for line in lines]
+
+
+def store(path: Path, stored: Sequence[Mapping[str, Any]]) -> None:
+    """Write the lines of a JSONL file."""
+    write_text_atomic(path, "".join(json.dumps(line) + "\n" for line in stored))
 
 
 def runs_of(sweeps: list[Path], seed: int, words: list[str]) -> Iterator[LoadedRecipe]:
@@ -73,8 +77,12 @@ def runs_of(sweeps: list[Path], seed: int, words: list[str]) -> Iterator[LoadedR
 
 def task_of(loaded: LoadedRecipe) -> str:
     """Return the name of a run's task, which tells a long run from a short one."""
-    long = "-long" if loaded.recipe.training.max_steps else ""
-    return loaded.name + long
+    return task_name(loaded.name, loaded.recipe.training.max_steps)
+
+
+def task_name(name: str, max_steps: int | None) -> str:
+    """Return a task's name from a recipe's: the long runs are those with a number of steps."""
+    return f"{name}-long" if max_steps else name
 
 
 def _try(loaded: LoadedRecipe, done: set[tuple[str, int, int, float]]) -> Iterator[dict[str, Any]]:
