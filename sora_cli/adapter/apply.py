@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from methods.base import LowRankLinear
+from methods.base import Layers, LowRankLinear
 from methods.factors import LowRankFactors
 from methods.init import factor_options, linear_shape
 from methods.inject import replace
@@ -69,6 +73,48 @@ def apply_adapter(
             )
         weight[rows.indices] = rows.values.to(weight)  # in place: what is tied to it has them, too
     return layers
+
+
+@contextmanager
+def added(model: nn.Module, adapter: Adapter) -> Iterator[None]:
+    """Add an adapter's update to the layers of a model inside the `with` block, for scoring.
+
+    The model may have adapters of its own, and stays as it is. Only adapters of linear layers
+    without DoRA's magnitudes and without parts stored in full can be added.
+    """
+    if adapter.head or adapter.token_rows or adapter.magnitudes:
+        raise SoraError("an adapter that stores parts in full, or rescales layers, cannot be added "
+                        "to a model for a while")  # fmt: skip
+    today = todays_paths(model, adapter.layers)
+    with ExitStack() as hooks:
+        for path, factors in adapter.layers.items():
+            layer = linear_of(model, today[path], factors)
+            options = factor_options(layer)
+            A, B = factors.A.to(**options), factors.B.to(**options)
+            handle = layer.register_forward_hook(partial(_with_update, A, B))
+            hooks.callback(handle.remove)
+        yield
+
+
+def _with_update(A: Tensor, B: Tensor, _layer: nn.Module, args: Any, out: Tensor) -> Tensor:
+    return out + linear(linear(args[0].to(A.dtype), A), B).to(out.dtype)
+
+
+@contextmanager
+def switched_off(layers: Layers) -> Iterator[None]:
+    """Set every factor to zero inside the `with` block, so each layer computes only its base layer.
+
+    Afterwards the very same tensors are back, bit for bit. Not for training.
+    """
+    parameters = [p for layer in layers.values() for _, p in layer.named_factors()]
+    tensors = [p.data for p in parameters]
+    try:
+        for parameter in parameters:  # A, B and gates: 0 x NaN is NaN
+            parameter.data = torch.zeros_like(parameter.data)
+        yield
+    finally:
+        for parameter, tensor in zip(parameters, tensors, strict=True):
+            parameter.data = tensor
 
 
 def token_weight(model: nn.Module, path: str, rows: Replaced) -> Tensor:

@@ -120,6 +120,8 @@ class AdapterMeta(BaseModel):
     """Columns of the training rows that formed the model's input."""
     row_recipe: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """The part of the run's recipe for reading new rows: see `adapter/row_recipe`."""
+    reference: str | None = None
+    """Digest of the adapter that rewards were measured against; null: none, or the base model."""
     quantise: str | None = None
     """The form of the base's frozen weights in training, if packed: "4bit" or "8bit"."""
     ranks_start: dict[str, _Rank] = Field(default_factory=dict)

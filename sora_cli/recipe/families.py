@@ -8,7 +8,7 @@ computes itself; some families also accept names of metrics on the Hub.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -28,6 +28,18 @@ ONE_NUMBER = (*_CLASSES, *_NUMBERS)
 
 Columns = Mapping[str, tuple[str, ...]]
 
+
+_SHARES_OF_PAIRS = ("rewards/accuracies",)
+_OF_PAIRS = (
+    *_SHARES_OF_PAIRS, "rewards/margins", "rewards/chosen", "rewards/rejected",
+    "logps/chosen", "logps/rejected",
+)  # fmt: skip
+LOSSES_OF_PAIRS = ("sigmoid", "hinge", "ipo", "robust", "orpo", "simpo")
+"""Losses of preference tuning; the first four compare with a reference model."""
+NO_REFERENCE = ("orpo", "simpo")
+_BETAS = {"simpo": 2.0}  # Meng et al. 2024 (arXiv 2405.14734), section 3
+FROM_START, BASE_MODEL = "start", "base"
+"""Values of task.reference that are no adapter directory."""
 
 _OR_THE_HUBS = ", or a metric of the Hub's own collection (evaluate-metric), whose code is then run"
 
@@ -116,6 +128,15 @@ class _Writing(TaskOptions):
     generation_batch_size: Count = Field(16, description="rows per batch of generated texts")
 
 
+_PROMPT = Field(
+    "auto",
+    description="form of the prompt for instructions: chat (the tokenizer's chat template), "
+    "plain (### headings), a text with columns in braces ('Q: {question}\\nA:'), or auto (chat "
+    "if the tokenizer has a template, else plain)",
+)
+_SYSTEM = Field(None, description="system message before the messages of each row")
+
+
 class CausalLmOptions(_Writing):
     """Continuing a text: instructions with answers, chats, or plain text."""
 
@@ -135,18 +156,72 @@ class CausalLmOptions(_Writing):
     metrics: SomeNames = _metrics(
         *_TOKENS, known=f"{', '.join(_TOKENS)}; {', '.join(WRITTEN)} of generated answers"
     )
-    prompt: str = Field(
-        "auto",
-        description="form of the prompt for instructions: chat (the tokenizer's chat template), "
-        "plain (### headings), a text with columns in braces ('Q: {question}\\nA:'), or auto (chat "
-        "if the tokenizer has a template, else plain)",
-    )
-    system: str | None = Field(None, description="system message before the messages of each row")
+    prompt: str = _PROMPT
+    system: str | None = _SYSTEM
     packing: bool = Field(
         False,
         description="in training, pack several rows into one sequence of max_length tokens; their "
         "positions keep the rows apart. A step then has more rows",
     )
+
+
+class PreferenceOptions(TaskOptions):
+    """Preferring one of two answers to a prompt: DPO, and its relatives without a reference."""
+
+    CHUNKS_LOSS = True
+    METRICS = (*_OF_PAIRS, "loss")
+    MODEL_CLASS = "AutoModelForCausalLM"
+    HUB_TASK = "text-generation"
+    COLUMNS: ClassVar[Columns] = {
+        "prompt": ("prompt", "question", "instruction"),
+        "chosen": ("chosen",),
+        "rejected": ("rejected",),
+    }
+
+    metrics: SomeNames = _metrics(*_OF_PAIRS, known=", ".join((*_OF_PAIRS, "loss")))
+    prompt: str = _PROMPT
+    system: str | None = _SYSTEM
+    loss: Literal["sigmoid", "hinge", "ipo", "robust", "orpo", "simpo"] = Field(
+        "sigmoid",
+        description="sigmoid (DPO), hinge (SLiC), ipo, robust: beside a reference model. orpo, "
+        "simpo: without one",
+    )
+    beta: float = Field(
+        default_factory=lambda values: _BETAS.get(values.get("loss", ""), 0.1),
+        gt=0,
+        description="strength of the preference: of the distance from the reference model (tau of "
+        "ipo, lambda of orpo). Default: 0.1; simpo 2",
+    )
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="share of pairs that are taken to be the wrong way round: sigmoid (then "
+        "conservative DPO) and robust",
+    )
+    gamma: float = Field(1.0, ge=0, description="margin of simpo between the two rewards")
+    sft_weight: float = Field(
+        0.0,
+        ge=0,
+        description="weight of a further term: the mean loss per token of the chosen answer",
+    )
+    reference: str = Field(
+        FROM_START,
+        min_length=1,
+        description="the model that rewards are measured against: start (the base model with "
+        "start.adapter, if the run has one), base (the base model alone), or an adapter directory",
+    )
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> PreferenceOptions:
+        given = self.model_fields_set
+        if self.label_smoothing and self.loss not in ("sigmoid", "robust"):
+            raise ValueError(f"label_smoothing goes with loss sigmoid or robust, not {self.loss}")
+        if "gamma" in given and self.loss != "simpo":
+            raise ValueError(f"gamma goes with loss simpo, not {self.loss}")
+        if self.sft_weight and self.loss == "orpo":
+            raise ValueError("orpo has the term of sft_weight already")
+        return self
 
 
 class Seq2SeqOptions(_Writing):
@@ -266,6 +341,7 @@ FAMILIES: dict[str, tuple[str, type[TaskOptions]]] = {
     "sequence-classification": ("sequence", SequenceClassificationOptions),
     "sequence-regression": ("sequence", SequenceRegressionOptions),
     "causal-lm": ("causal_lm", CausalLmOptions),
+    "preference": ("preference", PreferenceOptions),
     "seq2seq": ("seq2seq", Seq2SeqOptions),
     "question-answering": ("question_answering", QuestionAnsweringOptions),
     "token-classification": ("token_classification", TokenClassificationOptions),
@@ -303,9 +379,10 @@ def options_class(name: str) -> type[TaskOptions]:
 
 
 def is_share(metric: str) -> bool:
-    """Return True for a built-in metric that ends at 1 (all but loss and perplexity)."""
+    """Return True for a built-in metric that ends at 1 (not losses, rewards or perplexity)."""
     known = (options.METRICS for _, options in FAMILIES.values())
-    return any(metric in names for names in known) and metric not in SMALLER_IS_BETTER
+    unbounded = {*SMALLER_IS_BETTER, *_OF_PAIRS} - {*_SHARES_OF_PAIRS}
+    return any(metric in names for names in known) and metric not in unbounded
 
 
 def main_metric(names: Sequence[str], best: str | None) -> str:

@@ -20,7 +20,7 @@ from methods.registry import builtin_names, config_class
 from methods.schedules import steps_of
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.auto import AutoBlock
-from sora_cli.recipe.families import TaskOptions, options_class, task_names
+from sora_cli.recipe.families import BASE_MODEL, TaskOptions, options_class, task_names
 from sora_cli.recipe.output import OutputBlock
 from sora_cli.recipe.schedule import PathBlock
 from sora_cli.recipe.start import StartBlock
@@ -405,6 +405,26 @@ class Recipe(Block):
     resources: ResourcesBlock = ResourcesBlock.model_validate({})
     output: OutputBlock = OutputBlock.model_validate({})
     _places: Mapping[str, str] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_reference(cls, values: Any) -> Any:
+        """Replace `task.reference: start` by the adapter that this run starts from, or `base`.
+
+        A recipe made from this one (a smaller size, its healing) starts elsewhere, and must keep
+        the reference. For a fork it stays, and is refused before training: see preflight.
+        """
+        task, start = (values.get(key) if isinstance(values, Mapping) else None
+                       for key in ("task", "start"))  # fmt: skip
+        if not isinstance(task, Mapping) or task.get("name") not in task_names():
+            return values
+        field = options_class(str(task["name"])).model_fields.get("reference")
+        if field is None or task.get("reference", field.default) != field.default:
+            return values
+        named = start.get("adapter") if isinstance(start, Mapping) else None
+        forked = isinstance(start, Mapping) and start.get("checkpoint") is not None
+        chosen = field.default if forked else named or BASE_MODEL
+        return {**values, "task": {**task, "reference": chosen}}
 
     @model_validator(mode="after")
     def _has_something_to_do(self) -> Recipe:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
-import torch
-
-from methods.base import Layers
+from sora_cli.adapter.apply import switched_off
 from sora_cli.report import RunReport
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.remarks import adapters_remark, prediction_remark
@@ -53,23 +50,6 @@ def _score_without(report: RunReport, trainer: AdapterTrainer, ready: Prepared) 
 def _add_event(report: RunReport, remark: str | None) -> None:
     if remark is not None:
         report.events.append(remark)
-
-
-@contextmanager
-def switched_off(layers: Layers) -> Iterator[None]:
-    """Set every factor to zero inside the `with` block, so each layer computes only its base layer.
-
-    Afterwards the very same tensors are back, bit for bit. Not for training.
-    """
-    parameters = [p for layer in layers.values() for _, p in layer.named_factors()]
-    tensors = [p.data for p in parameters]
-    try:
-        for parameter in parameters:  # A, B and gates: 0 x NaN is NaN
-            parameter.data = torch.zeros_like(parameter.data)
-        yield
-    finally:
-        for parameter, tensor in zip(parameters, tensors, strict=True):
-            parameter.data = tensor
 
 
 def evaluate_all(

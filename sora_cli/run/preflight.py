@@ -17,7 +17,7 @@ from sora_cli.data.source import find_source
 from sora_cli.model.files import check_source
 from sora_cli.model.hub_kernels import is_hub_kernel
 from sora_cli.model.references import resolve_model_path
-from sora_cli.recipe.families import check_columns, main_metric
+from sora_cli.recipe.families import BASE_MODEL, FROM_START, check_columns, main_metric
 from sora_cli.recipe.metric_names import check_metric, from_the_hub
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.train import switches
@@ -92,6 +92,12 @@ def _check_loss(recipe: Recipe) -> None:
 
 def _check_start(recipe: Recipe) -> None:
     block = recipe.start
+    if getattr(recipe.task.options, "reference", None) == FROM_START:
+        raise SoraError(
+            "task.reference: a fork has the reference of the run that it goes on from: name it",
+            hint=f"task.reference={BASE_MODEL}, or the adapter directory that run started from",
+            key="start.checkpoint",
+        )
     if block is not None and block.adapter is not None:
         with recipe.placing("start.adapter"):
             say_notes(result_remarks(locate_adapter(Path(block.adapter).expanduser())))

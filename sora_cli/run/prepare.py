@@ -30,6 +30,7 @@ from sora_cli.model.quantisation import check_selected
 from sora_cli.recipe.recipe import DataBlock, Recipe, TrainingBlock
 from sora_cli.report import Start
 from sora_cli.run.encode import encode
+from sora_cli.run.reference import reference_of
 from sora_cli.run.start import start_from_adapter
 from sora_cli.run.trial import Trial, try_base
 from sora_cli.tasks import create_task
@@ -187,6 +188,7 @@ def load_task(recipe: Recipe, rows: Rows | None = None) -> tuple[Task, Rows]:
     """
     with recipe.placing():
         task = create_task(recipe.task, recipe.data)
+        task.reference = reference_of(recipe, task)
         rows = load_rows(recipe.data) if rows is None else rows
         with locating(rows.origin(rows.train)):
             task.bind(rows.train)

@@ -202,6 +202,7 @@ def run_meta(ready: Prepared, recipe: Mapping[str, Any]) -> AdapterMeta:
         "method_config": {k: v for k, v in recipe["method"].items() if k != "name"},
         "row_recipe": row_recipe(recipe),
         "quantise": quantised_as(ready.base.model),
+        "reference": ready.task.reference and ready.task.reference.digest,
     }
     return task_meta(ready.task).model_copy(update=entries)
 

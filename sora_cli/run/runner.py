@@ -27,6 +27,7 @@ from sora_cli.run.micro_batch import settle
 from sora_cli.run.output import RANKS_PLOT
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.rates.settle import settle_rate
+from sora_cli.run.reference import hold_reference
 from sora_cli.run.results import record_result, record_setup, save_results
 from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.row_scores import RowScores
@@ -159,6 +160,11 @@ class Runner:
         if run.begin.resumed is not None:
             log.note_resumption(run.begin.resumed.step)
         with log.running():
+            if ready.task.reference is not None:
+                with log.phase("reference"):
+                    parts = {"train": ready.train, "select": ready.select, **ready.report}
+                    resumed = run.begin.resumed is not None
+                    hold_reference(run.trainer, parts, output, resumed=resumed)
             with log.phase("train"), following(log, run.trainer):
                 result = fit(
                     run.trainer,

@@ -36,7 +36,7 @@ from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import quiet_loading
 from sora_cli.core.processes import is_main
-from sora_cli.core.words import listed
+from sora_cli.core.words import first_few, listed
 from sora_cli.model.base import Base, load_base
 from sora_cli.model.files import DELTA_FILE, MODEL_CONFIG, SORA_FILE
 from sora_cli.model.references import local_checkpoint
@@ -162,6 +162,14 @@ def load_adapted(
         strict: refuse different weights also with `on`.
     """
     check_classes("adapter", adapter.meta.labels, task)
+    if task.reference is not None:
+        task.reference.check_same(adapter.meta.reference)
+        if adapter.head:
+            raise SoraError(
+                f"the adapter stores {first_few(adapter.head)} in full, so the base model that its "
+                "rewards are measured against is not in memory",
+                hint="sora merge writes a merged model, which can be scored",
+            )
     base = _load_base_of("the adapter", adapter.base, recipe, task, on, strict=strict)
     return base, apply_adapter(base.model, adapter)
 

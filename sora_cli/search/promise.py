@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 SMALLEST = "smallest"
 """Value of `--max-drop` for the smallest drop that the test rows can be expected to certify."""
-_RIGHT_OR_WRONG = {"accuracy", "exact_match", "recall_at_1", "text_recall_at_1"}
+_RIGHT_OR_WRONG = {
+    "accuracy", "exact_match", "recall_at_1", "text_recall_at_1", "rewards/accuracies",
+}  # fmt: skip
 """Metrics with right-or-wrong rows, whose certifiable drop follows from the number of rows."""
 _STEP = 0.005
 """Half a point: the smallest drop is rounded up to a multiple of this."""

@@ -76,12 +76,15 @@ class Predictions:
         labels: (rows,) if each row has one label, else None.
         rows: the model's input rows.
         texts: generated texts, one per example; None if nothing was generated.
+        reference: (rows, ...) float64, the part of the reference model's outputs that rewards are
+            measured against; None for families without one.
     """
 
     outputs: np.ndarray
     labels: np.ndarray | None
     rows: Encoded | None = None
     texts: Sequence[str] | None = None
+    reference: np.ndarray | None = None
 
     @property
     def encoded(self) -> Encoded:
@@ -94,6 +97,29 @@ class Predictions:
         """The labels, for families with one label per row."""
         assert self.labels is not None
         return self.labels
+
+
+class ReferenceModel(ABC):
+    """The model that a family's loss and scores compare the trained model with."""
+
+    digest: str | None
+    """Of its adapter's files; None: the base model alone."""
+
+    @abstractmethod
+    def outputs(self, rows: Encoded, trainer: Any) -> np.ndarray:
+        """Return `Task.measured` of its outputs on rows, computed once.
+
+        Args:
+            trainer: of the model that is compared with it.
+        """
+
+    @abstractmethod
+    def check_same(self, digest: str | None) -> None:
+        """Refuse a reference other than the one that a trained adapter was compared with.
+
+        Args:
+            digest: as recorded with that adapter; None: the base model, or not known.
+        """
 
 
 class Task(ABC):
@@ -121,6 +147,8 @@ class Task(ABC):
     """Columns of the model's input in raw rows; set by `bind`."""
     label_column: str | None
     """The label's column; None if the label is part of the input. Set by `bind`."""
+    reference: ReferenceModel | None = None
+    """For tasks that need one; set where the recipe is known."""
 
     def __init__(self, task: TaskBlock, data: DataBlock) -> None:
         self.name = task.name
@@ -290,6 +318,20 @@ class Task(ABC):
     @abstractmethod
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         """Return one mapping per scored raw row, for `sora eval --predictions`."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """True if scores and loss compare the model with a reference model."""
+        return False
+
+    def measured(self, outputs: np.ndarray) -> np.ndarray:
+        """Return the part of a reference model's kept outputs that is compared, float64."""
+        return outputs
+
+    def with_reference(self, rows: Encoded, reference: np.ndarray) -> Encoded:
+        """Return training rows with the reference model's outputs."""
+        del reference
+        return rows
 
     @property
     def label_names(self) -> list[str] | None:

@@ -84,13 +84,13 @@ class CausalLm(Writing):
             if part in columns:
                 texts_of(rows, columns[part], key=f"data.columns.{part}")
         if "messages" in columns:
-            chats = [_for_row(i, messages_of, row, columns, None) for i, row in enumerate(rows)]
+            chats = [for_row(i, messages_of, row, columns, None) for i, row in enumerate(rows)]
             if not any(has_answer(chat) for chat in chats):
                 raise RowError("there is nothing to learn: the assistant's answers are all empty")
 
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
-        self._check_template(processor)
-        dialogues = [_for_row(i, self._dialogue, row, processor) for i, row in enumerate(rows)]
+        check_template(processor, self.options.prompt, needed=self._chats(processor))
+        dialogues = [for_row(i, self._dialogue, row, processor) for i, row in enumerate(rows)]
         made, limit = rows_of(dialogues, processor), self.data.max_length
         lengths = [len(row["input_ids"]) for row in made]
         before = [learned_tokens(row) for row in made]
@@ -186,14 +186,6 @@ class CausalLm(Writing):
         chat = prompt == "chat" or (prompt == "auto" and tokenizer.chat_template is not None)
         return "text" not in self._columns and (chat or "messages" in self._columns)
 
-    def _check_template(self, tokenizer: Any) -> None:
-        if self._chats(tokenizer) and tokenizer.chat_template is None:
-            raise SoraError(
-                "the tokenizer has no chat template, but rows of messages need one",
-                hint="name a chat model as model.path, or give rows with instructions and outputs",
-                key="task.prompt" if self.options.prompt == "chat" else "model.path",
-            )
-
     def _dialogue(self, row: Mapping[str, Any], tokenizer: Any) -> Dialogue:
         columns, prompt, system = self._columns, self.options.prompt, self.options.system
         if "text" in columns:
@@ -220,7 +212,21 @@ class CausalLm(Writing):
         )
 
 
-def _for_row(row: int, function: Callable[..., Any], *args: Any) -> Any:
+def check_template(tokenizer: Any, prompt: str, *, needed: bool) -> None:
+    """Check that a tokenizer has a chat template if rows need one.
+
+    Args:
+        prompt: the recipe's form of the prompt.
+    """
+    if needed and tokenizer.chat_template is None:
+        raise SoraError(
+            "the tokenizer has no chat template, but rows of messages need one",
+            hint="name a chat model as model.path, or give rows with instructions and outputs",
+            key="task.prompt" if prompt == "chat" else "model.path",
+        )
+
+
+def for_row(row: int, function: Callable[..., Any], *args: Any) -> Any:
     """Call a function on a row; a `RowError` then names the row."""
     try:
         return function(*args)

@@ -32,8 +32,8 @@ def is_frozen_linear(head: nn.Module, *, own_hooks: int = 0) -> TypeGuard[nn.Lin
     return all(type(part) is nn.Parameter and not part.requires_grad for part in parts)
 
 
-def frozen_head_loss(head: nn.Linear, hidden: Tensor, labels: Tensor, places: int) -> Tensor:
-    """Return the mean cross-entropy of a frozen head's logits, computed in float32 or wider.
+def frozen_head_losses(head: nn.Linear, hidden: Tensor, labels: Tensor, places: int) -> Tensor:
+    """Return the cross-entropy (n,) of a frozen head's logits, computed in float32 or wider.
 
     Args:
         head: must pass `is_frozen_linear`.
@@ -46,8 +46,8 @@ def frozen_head_loss(head: nn.Linear, hidden: Tensor, labels: Tensor, places: in
         dtype = torch.get_autocast_dtype(device)
     with no_autocast(device):
         weight, bias = head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
-        loss: Tensor = _FrozenHead.apply(hidden, weight, bias, labels, places)  # type: ignore[no-untyped-call]
-    return loss
+        losses: Tensor = _FrozenHead.apply(hidden, weight, bias, labels, places)  # type: ignore[no-untyped-call]
+    return losses
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -56,24 +56,23 @@ class _FrozenHead(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, places: int
     ) -> Tensor:
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        exact, sums = torch.promote_types(weight.dtype, torch.float32), []
+        exact, parts = torch.promote_types(weight.dtype, torch.float32), []
         for start in range(0, len(hidden), places):
             chunk = slice(start, start + places)
             label = labels[chunk, None]
             logits = product(hidden[chunk].to(weight.dtype), weight, bias)
             log_probs = logits.log_softmax(dim=1, dtype=exact)
-            sums.append(-log_probs.gather(1, label).sum())
+            parts.append(-log_probs.gather(1, label).squeeze(1))
             if gradient is not None:
                 minus_one = log_probs.new_full(label.shape, -1.0)
-                # d loss / d logits = softmax - one_hot(label); in place, to save memory
+                # d loss of a place / d its logits = softmax - one_hot(label); in place, for memory
                 delta = log_probs.exp_().scatter_add_(1, label, minus_one)
                 gradient[chunk] = product(delta.to(weight.dtype), weight.t())
         ctx.save_for_backward(gradient)
-        return torch.stack(sums).sum() / len(labels)
+        return torch.cat(parts)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        # the loss is a sum divided by the number of rows
-        return gradient * (g / len(gradient)).to(gradient.dtype), None, None, None, None
+        return gradient * g[:, None].to(gradient.dtype), None, None, None, None

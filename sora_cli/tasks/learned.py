@@ -2,8 +2,8 @@
 
 Prompts and padding need no logits, and logits are the largest tensors of a step: each token has as
 many as there are words in the vocabulary. The body of the model runs unchanged; then the head gets
-only the places that a batch names as `learned`. The loss is the model's own: the mean over these
-places.
+only the places that a batch names as `learned`. The loss is the model's own, the mean over these
+places, or another `Reduction` of their losses.
 
 With the loss in chunks (`training.loss`) the logits are computed for some places at a time, reduced
 to a loss and dropped, so that a step needs memory for one chunk only. The gradient of a frozen head
@@ -18,9 +18,10 @@ head.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -30,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from sora_cli.core.errors import SoraError
-from sora_cli.tasks.frozen_head import frozen_head_loss, is_frozen_linear
+from sora_cli.tasks.frozen_head import frozen_head_losses, is_frozen_linear
 from sora_cli.tasks.language import IGNORED
 
 LEARNED = "learned"
@@ -64,8 +65,35 @@ def learned_logits(logits: Tensor, labels: Tensor, places: Tensor) -> Tensor:
     return rows[places] if logits.shape[:2] == labels.shape else rows
 
 
-def loss_in_chunks(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy of a head's logits, with one chunk of them in memory at a time.
+class Reduction(ABC):
+    """Turns the losses of a batch's learned tokens into the batch's loss.
+
+    Attributes:
+        INPUTS: names in a batch that it needs besides; the model does not get them.
+    """
+
+    INPUTS: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def __call__(self, losses: Tensor, rows: Tensor, further: Mapping[str, Tensor]) -> Tensor:
+        """Return the loss of a batch.
+
+        Args:
+            losses: (n,) cross-entropy of each learned token, in nats.
+            rows: (n,) the row of each token.
+            further: the batch's `INPUTS`.
+        """
+
+
+class Mean(Reduction):
+    """The mean over all tokens, as the models of transformers have it."""
+
+    def __call__(self, losses: Tensor, rows: Tensor, further: Mapping[str, Tensor]) -> Tensor:
+        return losses.sum() / len(losses)
+
+
+def losses_in_chunks(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy (n,) of a head's logits, with one chunk of them in memory at a time.
 
     Args:
         head: (n, features) to (n, words), with the hook of `_LearnedOnly`.
@@ -74,16 +102,15 @@ def loss_in_chunks(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
     """
     if is_frozen_linear(head, own_hooks=_OWN_HOOKS):
         places = max(CHUNK // head.out_features, _FEWEST)
-        return frozen_head_loss(head, hidden, labels, places)
+        return frozen_head_losses(head, hidden, labels, places)
 
-    def total(part: Tensor, wanted: Tensor) -> Tensor:
-        return cross_entropy(head(part).float(), wanted, reduction="sum")
+    def losses(part: Tensor, wanted: Tensor) -> Tensor:
+        return cross_entropy(head(part).float(), wanted, reduction="none")
 
     words = head(hidden[:0]).shape[-1]
     places = max(CHUNK // words, _FEWEST)
     parts = zip(torch.split(hidden, places), torch.split(labels, places), strict=True)
-    sums = [checkpoint(total, part, wanted, use_reentrant=False) for part, wanted in parts]
-    return torch.stack(sums).sum() / len(labels)
+    return torch.cat([checkpoint(losses, *part, use_reentrant=False) for part in parts])
 
 
 @dataclass
@@ -92,25 +119,30 @@ class _LearnedOnly:
 
     Attributes:
         whole: True: the head gets all places nevertheless.
-        chunked: True: a batch with labels makes no logits; its loss is `loss_in_chunks`.
+        chunked: True: a batch with labels makes no logits; its losses are `losses_in_chunks`.
+        reduction: None: the model's own loss, or the mean.
         head: the module that carries the hook `handle`.
-        places, labels, loss: of the current pass.
+        places, labels, further, losses: of the current pass.
     """
 
     whole: bool = False
     chunked: bool = False
+    reduction: Reduction | None = None
     head: nn.Module | None = None
     handle: RemovableHandle | None = None
     places: Tensor | None = None
     labels: Tensor | None = None
-    loss: Tensor | None = None
+    further: dict[str, Tensor] = field(default_factory=dict)
+    losses: Tensor | None = None
 
     def begin(self, model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Take `learned` (and the labels) out of a model's inputs."""
         places = kwargs.pop(LEARNED, None)
-        self.places = None if self.whole else places
+        self.places = None if self.whole and self.reduction is None else places
         # without labels the model computes no loss of its own, for which it would need all logits
         self.labels = None if self.places is None else kwargs.pop("labels", None)
+        names = () if self.reduction is None else self.reduction.INPUTS
+        self.further = {name: kwargs.pop(name) for name in names if name in kwargs}
         self._follow(model.get_output_embeddings())
         return args, kwargs
 
@@ -123,45 +155,51 @@ class _LearnedOnly:
 
     def choose(self, head: nn.Module, args: tuple[Tensor, ...]) -> Any:
         """Reduce the head's input (rows, tokens, features) to (1, n, features), or to nothing."""
-        if self.places is None:
+        if self.places is None or self.whole:
             return None
         hidden = args[0].flatten(0, 1)
         hidden = hidden.index_select(0, self.places.to(hidden.device))
         if self.chunked and self.labels is not None:
             wanted = learned_labels(self.labels, self.places).to(hidden.device)
-            self.places = self.labels = None
-            self.loss = loss_in_chunks(head, hidden, wanted)  # in the forward pass, inside autocast
-            hidden = hidden[:0]
+            places, self.places = self.places, None  # the chunks pass through this hook as they are
+            self.losses = losses_in_chunks(head, hidden, wanted)  # here: inside autocast
+            self.places, hidden = places, hidden[:0]
         return (hidden[None], *args[1:])
 
     def end(self, _model: nn.Module, _args: Any, outputs: Any) -> None:
         """Add the loss to a model's outputs."""
-        places, labels, loss = self.places, self.labels, self.loss
-        self.places = self.labels = self.loss = None
-        if places is not None and labels is not None:
+        places, labels, losses, further = self.places, self.labels, self.losses, self.further
+        self.places = self.labels = self.losses = None
+        self.further = {}
+        if places is None or labels is None:
+            return
+        if losses is None:
             logits = learned_logits(outputs["logits"], labels, places).float()
             wanted = learned_labels(labels, places).to(logits.device)
-            loss = cross_entropy(logits, wanted)
-        if loss is not None:
-            outputs["loss"] = loss
+            losses = cross_entropy(logits, wanted, reduction="none")
+        rows = (places // labels.shape[1]).to(losses.device)
+        outputs["loss"] = (self.reduction or Mean())(losses, rows, further)
 
 
 _MODELS: WeakKeyDictionary[nn.Module, _LearnedOnly] = WeakKeyDictionary()
 
 
-def score_learned_only(model: Any) -> bool:
+def score_learned_only(model: Any, reduction: Reduction | None = None) -> bool:
     """Make a model accept `learned`, in place; return True if its head runs at these places only.
 
     A trial on a few tokens decides this. A model with another loss (a mixture of experts may add a
     term), or one that needs the logits of all places, accepts the input and ignores it.
+
+    Args:
+        reduction: makes the loss of such batches; the model's further terms are then left out.
     """
-    if model in _MODELS:
-        return not _MODELS[model].whole
-    hooks = _MODELS[model] = _LearnedOnly()
-    model.register_forward_pre_hook(hooks.begin, with_kwargs=True)
-    model.register_forward_hook(hooks.end)
-    hooks.whole = not _gives_the_same(model)
-    return not hooks.whole
+    if model not in _MODELS:
+        hooks = _MODELS[model] = _LearnedOnly()
+        model.register_forward_pre_hook(hooks.begin, with_kwargs=True)
+        model.register_forward_hook(hooks.end)
+        hooks.whole = not _gives_the_same(model)
+    _MODELS[model].reduction = reduction
+    return not _MODELS[model].whole
 
 
 def chunk_loss(model: Any) -> None:

@@ -18,8 +18,8 @@ from sora_cli.tasks.texts import fill
 PLAIN = "### Instruction:\n{instruction}\n\n### Response:\n"
 PLAIN_WITH_INPUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 _KEYS = {"role": ("role", "from"), "content": ("content", "value")}
-_ASSISTANT = "assistant"
-_ROLES = {"human": "user", "gpt": _ASSISTANT}  # ShareGPT's names
+ASSISTANT = "assistant"
+_ROLES = {"human": "user", "gpt": ASSISTANT}  # ShareGPT's names
 
 Message = dict[str, str]
 
@@ -54,8 +54,8 @@ def messages_of(
     """
     first = [] if system is None else [{"role": "system", "content": system}]
     if "messages" in columns:
-        messages = _message_list(row[columns["messages"]], columns["messages"])
-        if messages[-1]["role"] != _ASSISTANT:
+        messages = message_list(row[columns["messages"]], columns["messages"])
+        if messages[-1]["role"] != ASSISTANT:
             raise RowError("a chat does not end with the assistant's answer")
         return [*first, *messages]
     extra = str(row[columns["input"]] or "") if "input" in columns else ""
@@ -63,7 +63,7 @@ def messages_of(
     return [
         *first,
         {"role": "user", "content": f"{instruction}\n\n{extra}" if extra else instruction},
-        {"role": _ASSISTANT, "content": str(row[columns["output"]])},
+        {"role": ASSISTANT, "content": str(row[columns["output"]])},
     ]
 
 
@@ -77,13 +77,13 @@ def with_answer(value: Any, answer: str) -> Any:
         return value
     role, content = (next((n for n in names if n in last), names[0]) for names in _KEYS.values())
     speaker = last.get(role)
-    before = value[:-1] if _ROLES.get(str(speaker), speaker) == _ASSISTANT else value
-    return [*before, {**dict.fromkeys(last), role: _ASSISTANT, content: answer}]
+    before = value[:-1] if _ROLES.get(str(speaker), speaker) == ASSISTANT else value
+    return [*before, {**dict.fromkeys(last), role: ASSISTANT, content: answer}]
 
 
 def has_answer(messages: Sequence[Message]) -> bool:
     """Return True if any answer of the assistant has text."""
-    return any(m["content"].strip() for m in messages if m["role"] == _ASSISTANT)
+    return any(m["content"].strip() for m in messages if m["role"] == ASSISTANT)
 
 
 def chat_dialogue(messages: Sequence[Message], tokenizer: Any) -> Dialogue:
@@ -93,7 +93,7 @@ def chat_dialogue(messages: Sequence[Message], tokenizer: Any) -> Dialogue:
     With such a template only the last answer is learned.
     """
     whole = rendered(messages, tokenizer, prompt=False)
-    answers = [i for i, message in enumerate(messages) if message["role"] == _ASSISTANT]
+    answers = [i for i, message in enumerate(messages) if message["role"] == ASSISTANT]
     pieces = _learned_pieces(whole, messages, answers, tokenizer)
     if pieces is None:
         answers = answers[-1:]
@@ -166,7 +166,7 @@ def rendered(messages: Sequence[Message], tokenizer: Any, *, prompt: bool) -> st
     return text
 
 
-def _message_list(value: Any, column: str) -> list[Message]:
+def message_list(value: Any, column: str) -> list[Message]:
     """Return messages with the keys `role` and `content`, from these keys or ShareGPT's."""
     if not isinstance(value, list) or not value:
         raise RowError(

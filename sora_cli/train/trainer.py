@@ -59,10 +59,10 @@ class AdapterTrainer(ResumingTrainer):
     """
 
     def __init__(
-        self, *, task: Task, recipe: Recipe, train: Encoded | None, processor: Any, **options: Any
+        self, *, task: Task, recipe: Recipe, train: Encoded | None, base: Base, **options: Any
     ) -> None:
-        super().__init__(train_dataset=train and train.dataset, **options)
-        self.task, self.recipe, self.train_rows, self.processor = task, recipe, train, processor
+        super().__init__(model=base.model, train_dataset=train and train.dataset, **options)
+        self.task, self.recipe, self.train_rows, self.base = task, recipe, train, base
         self.model_accepts_loss_kwargs = False  # so that Trainer takes plain mean losses
         self.sampler: GroupedBatchSampler | None = None
         self.loggers: list[TrainerCallback] = []  # of a training that has ended
@@ -72,6 +72,11 @@ class AdapterTrainer(ResumingTrainer):
         self.step_contexts: Sequence[Callable[[], Context]] = ()
         self.note_pass: Callable[[Pass], None] = lambda _: None
         self.micro_batch: MicroBatchChoice | None = None  # with the forecast of a step's memory
+
+    @property
+    def is_untrained(self) -> bool:
+        """True if this trainer trains, and has not taken a step yet."""
+        return self.train_rows is not None and self.state.global_step == 0
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Return one optimiser step's micro-batches, and the loss items in it on all processes."""
@@ -200,7 +205,8 @@ class AdapterTrainer(ResumingTrainer):
         """Return the source of the model's answers: its outputs, or the texts that it writes."""
         if self.task.writes_answers:
             return Predictions(np.empty((len(rows.raw), 0)), None, rows, self.write(rows.raw))
-        return Predictions(self.predict(SortedByLength(rows)).predictions, None, rows)
+        outputs = self.predict(SortedByLength(rows)).predictions
+        return Predictions(outputs, None, rows, reference=self._reference(rows))
 
     def outputs_of(self, rows: Encoded, keep: OutputsToKeep) -> np.ndarray:
         """Return the parts of the model's outputs on rows that `keep` takes, (rows, ...)."""
@@ -222,7 +228,7 @@ class AdapterTrainer(ResumingTrainer):
         rank, world = self.args.process_index, self.args.world_size
         mine = examples.select(range(rank, len(examples), world))
         with in_evaluation(self), torch.no_grad(), self.compute_loss_context_manager():
-            texts = self.task.write(model, self.processor, mine)
+            texts = self.task.write(model, self.base.processor, mine)
         if world == 1 or texts is None:
             return texts
         parts: list[list[str]] = gather_object([texts])
@@ -230,7 +236,12 @@ class AdapterTrainer(ResumingTrainer):
 
     def _completed(self, rows: Encoded, outputs: np.ndarray, metrics: Sequence[str]) -> Predictions:
         texts = self.write(rows.raw) if self.task.needs_texts(metrics) else None
-        return Predictions(outputs, self.task.labels(rows), rows, texts)
+        return Predictions(outputs, self.task.labels(rows), rows, texts, self._reference(rows))
+
+    def _reference(self, rows: Encoded) -> np.ndarray | None:
+        """Return the reference model's outputs on rows; None for tasks without a reference."""
+        reference = self.task.reference
+        return None if reference is None else reference.outputs(rows, self)
 
     def _loader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
         return DataLoader(
@@ -296,12 +307,11 @@ def build_trainer(
             task=task,
             recipe=recipe,
             train=train,
-            model=base.model,
+            base=base,
             args=training_arguments(recipe, output, task.best, evaluates=select is not None),
             eval_dataset=None if select is None else SortedByLength(select),
             data_collator=task.collator(base.processor),
             callbacks=split_loggers(recipe.training.loggers)[1],
-            processor=base.processor,
         )
 
 

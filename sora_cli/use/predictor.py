@@ -26,6 +26,7 @@ from sora_cli.model.base import Base
 from sora_cli.recipe.families import check_columns
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.run.encode import encode
+from sora_cli.run.reference import reference_of
 from sora_cli.run.scoring import load_target
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Task
@@ -74,6 +75,7 @@ class Predictor:
         with self.recipe.placing():
             check_columns(self.recipe.task.name, self.recipe.data.columns)
             self.task: Task = create_task(self.recipe.task, self.recipe.data)
+            self.task.reference = reference_of(self.recipe, self.task)
             self.size = request.together or self.task.answered_together
             first = min(self.size, len(source))
             with locating(source.origin_of(0, first)):

@@ -16,10 +16,10 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from methods.base import Layers
 from methods.inject import adapted_layers
+from sora_cli.adapter.apply import switched_off
 from sora_cli.core.console import say
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import Deferral, Interrupted, deferred
-from sora_cli.run.evaluate import switched_off
 from sora_cli.run.scoring import load_target
 from sora_cli.tasks import create_task
 from sora_cli.tasks.dialogues import prompts_of

@@ -323,8 +323,8 @@ def test_a_run_in_chunks_resumes_as_if_it_were_whole(
 ) -> None:
     monkeypatch.setattr(learned, "CHUNK", 1)
     monkeypatch.setattr(learned, "_FEWEST", 5)
-    seen, made = [], learned.loss_in_chunks
-    monkeypatch.setattr(learned, "loss_in_chunks", lambda *given: seen.append(1) or made(*given))
+    seen, made = [], learned.losses_in_chunks
+    monkeypatch.setattr(learned, "losses_in_chunks", lambda *given: seen.append(1) or made(*given))
     training = {"max_steps": 3, "gradient_accumulation": 2, "loss": loss}
     recipe = write_chat_recipe(tmp_path, rows=16, training=training)
     report = resumes_as_if_whole(recipe, tmp_path, monkeypatch)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sora_cli.tasks import learned
-from sora_cli.tasks.frozen_head import frozen_head_loss, is_frozen_linear
+from sora_cli.tasks.frozen_head import frozen_head_losses, is_frozen_linear
 from sora_cli.tasks.learned import LEARNED, chunk_loss, learned_places, score_learned_only
 from tests.helpers_models import tiny_llama, token_ids
 from tests.methods.support import generator
@@ -33,16 +33,17 @@ LABELS = torch.tensor([0, 3, 3, 10, 7, 1, 5])
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("places", [1, 3, 7, 100])
-def test_loss_and_gradient_are_those_of_all_logits_at_once(places: int, bias: bool) -> None:
+def test_losses_and_gradient_are_those_of_all_logits_at_once(places: int, bias: bool) -> None:
     head, hidden = _head(bias=bias).double(), _hidden().requires_grad_()
-    wanted = cross_entropy(head(hidden), LABELS)
-    found = frozen_head_loss(head, hidden, LABELS, places)
+    wanted = cross_entropy(head(hidden), LABELS, reduction="none")
+    found = frozen_head_losses(head, hidden, LABELS, places)
     torch.testing.assert_close(found, wanted)
+    weights = torch.randn(PLACES, generator=generator(2), dtype=torch.float64)
     torch.testing.assert_close(
-        torch.autograd.grad(3 * found, hidden), torch.autograd.grad(3 * wanted, hidden)
+        torch.autograd.grad(found @ weights, hidden), torch.autograd.grad(wanted @ weights, hidden)
     )
     with torch.no_grad():
-        assert torch.equal(frozen_head_loss(head, hidden, LABELS, places), found)
+        assert torch.equal(frozen_head_losses(head, hidden, LABELS, places), found)
 
 
 def test_nothing_as_wide_as_the_vocabulary_is_kept() -> None:
@@ -54,7 +55,7 @@ def test_nothing_as_wide_as_the_vocabulary_is_kept() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        frozen_head_loss(_head().double(), hidden, LABELS, 2)
+        frozen_head_losses(_head().double(), hidden, LABELS, 2)
     assert kept == [(PLACES, FEATURES)]
 
 
@@ -83,9 +84,9 @@ def test_a_model_takes_it_where_its_head_is_frozen(
 
     def noted(*given: object) -> Tensor:
         taken.append(1)
-        return frozen_head_loss(*given)  # type: ignore[arg-type]
+        return frozen_head_losses(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(learned, "frozen_head_loss", noted)
+    monkeypatch.setattr(learned, "frozen_head_losses", noted)
     model, ids = tiny_llama(), token_ids(2, 6)
     model.get_output_embeddings().requires_grad_(not frozen)
     assert score_learned_only(model)

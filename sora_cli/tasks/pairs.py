@@ -1,0 +1,158 @@
+"""Rows of pairs: a prompt with a chosen and a rejected answer, as texts or as lists of messages.
+
+Lists hold the answer's messages after a column with the prompt, or the whole dialogue, in which
+both lists begin alike. Texts stand beside a column with the prompt, or begin with it: then the
+prompt is what both texts have in common.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from sora_cli.core.words import shown_value
+from sora_cli.data.places import RowError
+from sora_cli.tasks.prompts import (
+    ASSISTANT,
+    Dialogue,
+    Message,
+    chat_dialogue,
+    message_list,
+    plain_dialogue,
+)
+
+SIDES = ("chosen", "rejected")
+
+Pair = tuple[Dialogue, Dialogue]
+"""The chosen and the rejected dialogue of a row; only the last answer is learned."""
+
+
+def is_chat(value: Any) -> bool:
+    """Return True if an answer is a list of messages."""
+    return isinstance(value, list)
+
+
+def pair_of(
+    row: Mapping[str, Any],
+    columns: Mapping[str, str],
+    tokenizer: Any,
+    *,
+    chats: bool,
+    template: str | None,
+    system: str | None,
+) -> Pair:
+    """Return the two dialogues of a row that `check_pair` accepts.
+
+    Args:
+        columns: by part: "chosen", "rejected", and "prompt" if there is one.
+        chats: True: put messages into the tokenizer's chat template.
+        template: the recipe's own form of the prompt, with columns in braces.
+        system: message before the messages of each row.
+    """
+    prompt = row[columns["prompt"]] if "prompt" in columns else None
+    sides = [row[columns[side]] for side in SIDES]
+    if prompt is None and not is_chat(sides[0]):
+        return _from_texts(*sides)
+    if not is_chat(sides[0]) and not (chats or is_chat(prompt)):
+        parts = {"instruction": columns["prompt"], "output": "answer"}
+        start = f"{system}\n\n" if system else ""
+        given = [{**row, "answer": side} for side in sides]
+        made = [plain_dialogue(one, parts, template, start=start) for one in given]
+        return made[0], made[1]
+    first = [] if system is None else [{"role": "system", "content": system}]
+    before, answers = _messages(prompt, sides, columns)
+    both = [chat_dialogue([*first, *before, answer], tokenizer) for answer in answers]
+    return _last_only(both[0]), _last_only(both[1])
+
+
+def check_pair(row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+    """Check a row: both answers have text, are of one kind, and belong to the same prompt."""
+    prompt = row[columns["prompt"]] if "prompt" in columns else None
+    if prompt is not None and not is_chat(prompt) and not isinstance(prompt, str):
+        raise RowError(f"column '{columns['prompt']}' holds {shown_value(prompt)}: no text, and no "
+                       "list of messages")  # fmt: skip
+    if "prompt" in columns and not prompt:
+        raise RowError(f"column '{columns['prompt']}' has no prompt")
+    sides = [row[columns[side]] for side in SIDES]
+    for side, value in zip(SIDES, sides, strict=True):
+        if not isinstance(value, list if is_chat(sides[0]) else str):
+            kind = "list of messages, as the chosen one is" if is_chat(sides[0]) else "text"
+            raise RowError(
+                f"column '{columns[side]}' holds {shown_value(value)}, which is no {kind}"
+            )
+    if is_chat(sides[0]) or is_chat(prompt):
+        texts = [message["content"] for message in _messages(prompt, sides, columns)[1]]
+    elif prompt is None:
+        texts = [dialogue.reference for dialogue in _from_texts(*sides)]
+    else:
+        texts = sides
+    for side, text in zip(SIDES, texts, strict=True):
+        if not text.strip():
+            raise RowError(f"column '{columns[side]}' has an empty answer")
+
+
+def _messages(
+    prompt: Any, sides: list[Any], columns: Mapping[str, str]
+) -> tuple[list[Message], list[Message]]:
+    """Return the messages before the answers, and the two answers."""
+    before = _prompt_messages(prompt, columns)
+    lists = [
+        message_list(value, columns[side]) if is_chat(value) else [_answer(value)]
+        for side, value in zip(SIDES, sides, strict=True)
+    ]
+    for side, messages in zip(SIDES, lists, strict=True):
+        if messages[-1]["role"] != ASSISTANT:
+            raise RowError(f"column '{columns[side]}' does not end with the assistant's answer")
+    starts = [messages[:-1] for messages in lists]
+    if starts[0] != starts[1]:
+        raise RowError(
+            f"'{columns['chosen']}' and '{columns['rejected']}' answer different prompts",
+            hint="both lists must have the same messages before the last answer",
+        )
+    # a list that begins with a question holds the whole dialogue, and repeats the prompt
+    whole = starts[0] or not before
+    if whole and not starts[0]:
+        raise RowError(
+            f"column '{columns['chosen']}' has an answer and no prompt",
+            hint="put the prompt into the lists, or name its column: data.columns.prompt=COLUMN",
+        )
+    return (starts[0] if whole else before), [messages[-1] for messages in lists]
+
+
+def _prompt_messages(prompt: Any, columns: Mapping[str, str]) -> list[Message]:
+    if prompt is None:
+        return []
+    if is_chat(prompt):
+        return message_list(prompt, columns["prompt"])
+    return [{"role": "user", "content": prompt}]
+
+
+def _answer(text: str) -> Message:
+    return {"role": ASSISTANT, "content": text}
+
+
+def _from_texts(chosen: str, rejected: str) -> Pair:
+    """Split two texts at the last space before they begin to differ, as TRL does."""
+    common, at = os.path.commonprefix([chosen, rejected]), 0  # noqa: RUF071 - of characters
+    if chosen != rejected:
+        at = max(common.rfind(" "), common.rfind("\n") + 1)
+        if at < 1:
+            raise RowError(
+                "the two answers have no prompt in common",
+                hint="name the column with the prompt: data.columns.prompt=COLUMN",
+                key="data.columns.prompt",
+            )
+    both = [
+        Dialogue(((text[:at], False), (text[at:], True)), text[at:]) for text in (chosen, rejected)
+    ]
+    return both[0], both[1]
+
+
+def _last_only(dialogue: Dialogue) -> Dialogue:
+    """Learn the last answer only: the turns before it belong to the prompt of both sides."""
+    last = max(i for i, (_, learned) in enumerate(dialogue.pieces) if learned)
+    before = "".join(text for text, _ in dialogue.pieces[:last])
+    # one piece, so that both sides have the same tokens before the answer
+    pieces = ((before, False), dialogue.pieces[last], *dialogue.pieces[last + 1 :])
+    return Dialogue(pieces, dialogue.reference, dialogue.empty)

@@ -1,0 +1,299 @@
+"""Preferences: the model learns which of two answers to a prompt is the better one (DPO)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+
+from sora_cli.core.words import listed
+from sora_cli.data.places import RowError
+from sora_cli.recipe.families import NO_REFERENCE, PreferenceOptions
+from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.tasks.causal_lm import check_template, for_row
+from sora_cli.tasks.decoders import check_causal
+from sora_cli.tasks.dialogues import Padding, Row, learned_tokens, rows_of
+from sora_cli.tasks.language import token_sums
+from sora_cli.tasks.learned import (
+    LEARNED,
+    Reduction,
+    learned_labels,
+    learned_logits,
+    score_learned_only,
+)
+from sora_cli.tasks.pair_losses import pair_losses, rewards
+from sora_cli.tasks.pairs import SIDES, Pair, check_pair, is_chat, pair_of
+from sora_cli.tasks.stand_ins import check_finite
+from sora_cli.tasks.texts import columns_in, require_column
+
+REFERENCE = "reference"
+"""Column of training rows, and name in a batch: log-probabilities by the reference model."""
+_UNPAIRED = ("completion", "label")
+_PARTS = ("prompt", *SIDES)
+INPUTS = ("input_ids", "labels")
+"""Columns of encoded rows that the model reads, one list for each answer."""
+
+
+class Preference(Task):
+    """A model reads both answers to each prompt; its loss compares their log-probabilities."""
+
+    peft_type = "CAUSAL_LM"
+    unscored_inputs = ("labels", REFERENCE)
+    answered_by = ("prefers", "reward_chosen", "reward_rejected")
+    one_label = False
+    trains_head = False
+    label_column = None
+    options: PreferenceOptions
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.options.loss not in NO_REFERENCE
+
+    def bind(self, train: Dataset) -> None:
+        columns = train.column_names
+        parts = self.find_columns(columns, _PARTS)
+        if set(_UNPAIRED) <= set(columns) and not set(SIDES) <= set(parts):
+            raise RowError(
+                "unpaired rows (prompt, completion, label) are not taken yet",
+                where=f"there are: {listed(columns)}",
+                hint="pair a good and a bad answer to each prompt: prompt, chosen, rejected",
+            )
+        self._columns = {**parts, **self.require_columns(columns, SIDES)}
+        inputs = [self._columns[part] for part in _PARTS if part in self._columns]
+        if self._own_prompt:
+            fields = columns_in(self.options.prompt, columns)
+            for column in fields:
+                require_column(column, columns, key="task.prompt")
+            inputs = list(dict.fromkeys([*fields, *inputs]))
+        self.input_columns = tuple(inputs)
+
+    def stand_in(self, rows: Dataset) -> Dataset:
+        return rows
+
+    def check(self, rows: Dataset) -> None:
+        for column in self._columns.values():
+            require_column(column, rows.column_names)
+        for i, row in enumerate(rows):
+            for_row(i, check_pair, row, self._columns)
+
+    def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
+        pairs = [for_row(i, self._pair, row, processor) for i, row in enumerate(rows)]
+        made = rows_of([dialogue for pair in pairs for dialogue in pair], processor)
+        limit = self.data.max_length
+        whole = list(zip(made[::2], made[1::2], strict=True))
+        cut = [_cut(pair, limit) for pair in whole]
+        equal = [a == b for a, b in cut]
+        for i, pair in enumerate(cut):
+            if not all(map(learned_tokens, pair)):
+                raise RowError("an answer has no token", i)
+        shorter = sum(
+            learned_tokens(a) < learned_tokens(b)
+            for before, after in zip(whole, cut, strict=True)
+            for a, b in zip(after, before, strict=True)
+        )
+        longest = [max(len(side["input_ids"]) for side in pair) for pair in whole]
+        kept = [pair for pair, same in zip(cut, equal, strict=True) if not (same and training)]
+        unknown = [math.nan, math.nan] if self.needs_reference else [0.0, 0.0]
+        same = f"have two equal answers within data.max_length={limit}"
+        if training:
+            lacking, notes = {f"{same}: left out": sum(equal)}, {}
+        else:
+            lacking, notes = {}, {f"{same}, so no answer is preferred": sum(equal)}
+        return Encoded(
+            Dataset.from_list([_both(pair) | {REFERENCE: unknown} for pair in kept or cut]),
+            np.array([max(len(side["input_ids"]) for side in pair) for pair in kept or cut]),
+            truncated=sum(n > limit for n in longest),
+            longest=max(longest),
+            examples=None if training else self._examples(pairs),
+            lacking=lacking,
+            notes={**notes, f"answers lose their ends at data.max_length={limit}": shorter},
+        )
+
+    def template(self, processor: Any) -> str | None:
+        if "prompt" not in self._columns:
+            return None
+        return "the tokenizer's chat template" if self._chats(processor) else self._form
+
+    def check_model(self, model: nn.Module, processor: Any) -> None:
+        super().check_model(model, processor)
+        check_causal(model, str(model.config.name_or_path))  # type: ignore[union-attr]
+        model.register_forward_pre_hook(_side_by_side, with_kwargs=True)
+        score_learned_only(model, PairLoss(self.options))
+
+    def collator(self, processor: Any) -> Any:
+        return PairPadding(processor.pad_token_id)
+
+    def loss_items(self, batch: Mapping[str, Any]) -> int:
+        return len(batch[REFERENCE])
+
+    def outputs_to_keep(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+        """Return (pairs, 2, 3): of each answer its token loss, its tokens, and those predicted."""
+        labels, places = batch["labels"].flatten(0, 1), batch[LEARNED]
+        logits = learned_logits(outputs["logits"], labels, places)
+        sums = token_sums(logits, learned_labels(labels, places), places, labels.shape)
+        return sums.view(-1, 2, 3)
+
+    def measured(self, outputs: np.ndarray) -> np.ndarray:
+        """Return the log-probability of each answer, (rows, 2)."""
+        return np.ascontiguousarray(-outputs[..., 0])
+
+    def with_reference(self, rows: Encoded, reference: np.ndarray) -> Encoded:
+        dataset = rows.dataset.remove_columns(REFERENCE)
+        return replace(rows, dataset=dataset.add_column(REFERENCE, list(reference)))
+
+    def loss(self, predictions: Predictions) -> float:
+        return float(pair_losses(self.options, *_terms(predictions)).mean())
+
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        columns = self._by_row(predictions)
+        return {
+            name: float(values.mean()) if np.isfinite(columns["loss"]).all() else math.nan
+            for name, values in columns.items()
+            if name in self.metric_names
+        }
+
+    def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
+        columns = self._by_row(predictions)
+        values, broken = columns[self.best], not np.isfinite(columns["loss"]).all()
+        kind = "right" if self.best == "rewards/accuracies" else "mean"
+        return kind, np.full(len(values), math.nan) if broken else values
+
+    def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
+        check_finite(predictions.outputs)
+        reward = self._rewards(predictions)
+        prefers = [SIDES[int(right <= wrong)] for right, wrong in reward]
+        return [prefers, *reward.T.tolist()]
+
+    def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
+        reward, texts = self._rewards(predictions), predictions.encoded.raw
+        return [
+            {
+                "source": row["source"],
+                "prediction": SIDES[int(right <= wrong)],
+                "label": SIDES[0],
+                **{side: row[side] for side in SIDES},
+                "rewards": {"chosen": float(right), "rejected": float(wrong)},
+                "margin": float(right - wrong),
+            }
+            for row, (right, wrong) in zip(texts, reward, strict=True)
+        ]
+
+    def _by_row(self, predictions: Predictions) -> dict[str, np.ndarray]:
+        """Return every metric by row, (rows,) each; an answer is right if its reward is larger."""
+        reward, logps = self._rewards(predictions), -predictions.outputs[..., 0]
+        return {
+            "rewards/accuracies": (reward[:, 0] > reward[:, 1]).astype(float),
+            "rewards/margins": reward[:, 0] - reward[:, 1],
+            **{f"rewards/{side}": reward[:, i] for i, side in enumerate(SIDES)},
+            **{f"logps/{side}": logps[:, i] for i, side in enumerate(SIDES)},
+            "loss": pair_losses(self.options, *_terms(predictions)).numpy(),
+        }
+
+    def _rewards(self, predictions: Predictions) -> np.ndarray:
+        return rewards(self.options, *_terms(predictions)).numpy()
+
+    @property
+    def _own_prompt(self) -> bool:
+        return self.options.prompt not in ("auto", "chat", "plain")
+
+    @property
+    def _form(self) -> str:
+        return repr(self.options.prompt) if self._own_prompt else "### headings"
+
+    def _chats(self, tokenizer: Any) -> bool:
+        prompt = self.options.prompt
+        return prompt == "chat" or (prompt == "auto" and tokenizer.chat_template is not None)
+
+    def _pair(self, row: Mapping[str, Any], tokenizer: Any) -> Pair:
+        columns, chats = self._columns, self._chats(tokenizer)
+        lists = any(is_chat(row[column]) for column in columns.values())
+        needed = lists or (chats and "prompt" in columns)
+        check_template(tokenizer, self.options.prompt, needed=needed)
+        return pair_of(
+            row,
+            columns,
+            tokenizer,
+            chats=chats,
+            template=self.options.prompt if self._own_prompt else None,
+            system=self.options.system,
+        )
+
+    def _examples(self, pairs: Sequence[Pair]) -> Dataset:
+        columns = {"source": ["".join(first.prompt) for first, _ in pairs]}
+        columns |= {side: [pair[i].reference for pair in pairs] for i, side in enumerate(SIDES)}
+        return Dataset.from_dict(columns)
+
+
+class PairLoss(Reduction):
+    """The loss of a batch of pairs: the mean over the pairs.
+
+    Args:
+        options: the loss and its settings.
+    """
+
+    INPUTS = (REFERENCE,)
+
+    def __init__(self, options: PreferenceOptions) -> None:
+        self.options = options
+
+    def __call__(self, losses: Tensor, rows: Tensor, further: Mapping[str, Tensor]) -> Tensor:
+        reference = further[REFERENCE].to(losses)
+        sums = losses.new_zeros(2, reference.numel())  # (log-probabilities, tokens) of each answer
+        both = torch.stack([-losses, torch.ones_like(losses)])
+        logps, tokens = sums.index_add(1, rows, both).view(2, *reference.shape)
+        return pair_losses(self.options, logps, tokens, reference).mean()
+
+
+class PairPadding(Padding):
+    """The collator of pairs: (pairs, 2, tokens), so that a micro-batch has its number of pairs."""
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        sides = [{name: row[name][i] for name in INPUTS} for row in rows for i in (0, 1)]
+        batch = super().__call__(sides)
+        reference = torch.tensor([row[REFERENCE] for row in rows], dtype=torch.float32)
+        paired = {n: batch[n].unflatten(0, (-1, 2)) for n in (*INPUTS, "attention_mask")}
+        return {**batch, **paired, REFERENCE: reference}
+
+
+def _side_by_side(_model: nn.Module, args: Any, inputs: dict[str, Any]) -> Any:
+    """Give a model the answers of (pairs, 2, tokens) as rows, (2 pairs, tokens)."""
+    flat = {
+        name: value.flatten(0, 1)
+        for name, value in inputs.items()
+        if isinstance(value, Tensor) and value.ndim == 3
+    }
+    return args, {**inputs, **flat}
+
+
+def _cut(pair: tuple[Row, Row], limit: int) -> tuple[Row, Row]:
+    """Shorten both answers of a pair to at most `limit` tokens, with the same prompt.
+
+    The ends of the answers are cut off. A prompt that would leave less than half of the tokens to
+    the longer answer loses its beginning first.
+    """
+    longest = max(len(row["input_ids"]) for row in pair)
+    if longest <= limit:
+        return pair
+    learned = max(map(learned_tokens, pair))
+    front = max(longest - learned + min(learned, limit // 2) - limit, 0)
+    both = [{name: row[name][front : front + limit] for name in INPUTS} for row in pair]
+    return both[0], both[1]
+
+
+def _both(pair: tuple[Row, Row]) -> dict[str, Any]:
+    return {name: [row[name] for row in pair] for name in INPUTS}
+
+
+def _terms(predictions: Predictions) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log-probabilities, numbers of tokens, and the reference's log-probabilities."""
+    sums = torch.from_numpy(predictions.outputs)
+    reference = predictions.reference
+    if reference is None:
+        reference = np.zeros(predictions.outputs.shape[:2])
+    return -sums[..., 0], sums[..., 1], torch.from_numpy(reference)
