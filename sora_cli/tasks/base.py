@@ -137,6 +137,8 @@ class Task(ABC):
     """Names of the columns that hold a model's answers."""
     writes_answers: ClassVar[bool] = False
     """True if the answers are generated texts, which need no outputs of the model."""
+    can_speak: ClassVar[bool] = False
+    """True if its models continue prompts, for `sora chat` and `sora generate`."""
     answered_together: ClassVar[int] = 4096
     """Number of rows in memory at a time for `sora predict`."""
     answers_numbers: ClassVar[bool] = False

@@ -48,6 +48,7 @@ class Preference(Task):
     answered_by = ("prefers", "reward_chosen", "reward_rejected")
     one_label = False
     trains_head = False
+    can_speak = True
     label_column = None
     options: PreferenceOptions
 
