@@ -50,9 +50,9 @@ class Reference(ReferenceModel):
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        name = recipe.task.options.reference  # type: ignore[attr-defined]
+        self.name = recipe.task.options.reference  # type: ignore[attr-defined]
         self._recipe, self._known = recipe, dict[int, tuple[Encoded, np.ndarray]]()
-        self.adapter = None if name == BASE_MODEL else Path(name).expanduser()
+        self.adapter = None if self.name == BASE_MODEL else Path(self.name).expanduser()
         self.digest = None if self.adapter is None else _digest(self.adapter)
 
     def check_same(self, digest: str | None) -> None:
@@ -62,9 +62,8 @@ class Reference(ReferenceModel):
             digest: as recorded with that adapter; None: the base model, or not known.
         """
         if digest is not None and digest != self.digest:
-            name = BASE_MODEL if self.adapter is None else str(self.adapter)
             raise SoraError(
-                f"the reference '{name}' is not the one that this adapter was trained against",
+                f"the reference '{self.name}' is not the one that this adapter was trained against",
                 hint=_HINT,
                 key=KEY,
             )

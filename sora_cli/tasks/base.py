@@ -102,6 +102,8 @@ class Predictions:
 class ReferenceModel(ABC):
     """The model that a family's loss and scores compare the trained model with."""
 
+    name: str
+    """As in the recipe."""
     digest: str | None
     """Of its adapter's files; None: the base model alone."""
 
