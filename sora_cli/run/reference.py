@@ -31,12 +31,12 @@ from sora_cli.data.content import data_fingerprint
 from sora_cli.model.base import Base, load_base
 from sora_cli.recipe.families import BASE_MODEL
 from sora_cli.recipe.recipe import Recipe
+from sora_cli.run.output import REFERENCE
 from sora_cli.run.stored import check_base
 from sora_cli.tasks.base import Encoded, ReferenceModel, Task
 from sora_cli.tasks.preference import INPUTS
 from sora_cli.train.trainer import AdapterTrainer, build_scorer
 
-FILE = "reference.safetensors"
 KEY = "task.reference"
 _HINT = "restore it, or name where it is now: task.reference=DIR"
 
@@ -136,7 +136,7 @@ def hold_reference(
     """
     task = trainer.task
     if isinstance(task.reference, Reference):
-        task.reference.hold(parts, trainer, output / FILE, stored=resumed)
+        task.reference.hold(parts, trainer, output / REFERENCE, stored=resumed)
         train = task.with_reference(parts["train"], task.reference.outputs(parts["train"], trainer))
         trainer.train_rows = train
         trainer.train_dataset = train.dataset

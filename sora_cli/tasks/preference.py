@@ -176,9 +176,9 @@ class Preference(Task):
         return [
             {
                 "source": row["source"],
-                "prediction": SIDES[int(right <= wrong)],
-                "label": SIDES[0],
-                **{side: row[side] for side in SIDES},
+                "prediction": row[SIDES[int(right <= wrong)]],
+                "label": row["chosen"],
+                "rejected": row["rejected"],
                 "rewards": {"chosen": float(right), "rejected": float(wrong)},
                 "margin": float(right - wrong),
             }
