@@ -102,6 +102,8 @@ class Predictions:
 class ReferenceModel(ABC):
     """The model that a family's loss and scores compare the trained model with."""
 
+    name: str
+    """As in the recipe."""
     digest: str | None
     """Of its adapter's files; None: the base model alone."""
 
@@ -137,6 +139,8 @@ class Task(ABC):
     """Names of the columns that hold a model's answers."""
     writes_answers: ClassVar[bool] = False
     """True if the answers are generated texts, which need no outputs of the model."""
+    can_speak: ClassVar[bool] = False
+    """True if its models continue prompts, for `sora chat` and `sora generate`."""
     answered_together: ClassVar[int] = 4096
     """Number of rows in memory at a time for `sora predict`."""
     answers_numbers: ClassVar[bool] = False

@@ -19,6 +19,8 @@ from torch.nn.functional import logsigmoid, relu
 
 from sora_cli.recipe.families import NO_REFERENCE, PreferenceOptions
 
+_GAMMA = 1.0  # Meng et al.: gamma / beta of 0.5, with a beta of 2
+
 
 def rewards(options: PreferenceOptions, logps: Tensor, tokens: Tensor, reference: Tensor) -> Tensor:
     """Return the implicit reward of each answer, (pairs, 2).
@@ -43,7 +45,8 @@ def pair_losses(
     reward = rewards(options, logps, tokens, reference)
     margin = reward[:, 0] - reward[:, 1]
     if options.loss == "simpo":
-        losses = -logsigmoid(margin - options.gamma)  # equation 6
+        gamma = _GAMMA if options.gamma is None else options.gamma
+        losses = -logsigmoid(margin - gamma)  # equation 6
     elif options.loss == "hinge":
         losses = relu(1 - margin)  # SLiC-HF: Zhao et al. 2023, arXiv 2305.10425
     elif options.loss == "ipo":

@@ -48,6 +48,7 @@ class Preference(Task):
     answered_by = ("prefers", "reward_chosen", "reward_rejected")
     one_label = False
     trains_head = False
+    can_speak = True
     label_column = None
     options: PreferenceOptions
 
@@ -175,9 +176,9 @@ class Preference(Task):
         return [
             {
                 "source": row["source"],
-                "prediction": SIDES[int(right <= wrong)],
-                "label": SIDES[0],
-                **{side: row[side] for side in SIDES},
+                "prediction": row[SIDES[int(right <= wrong)]],
+                "label": row["chosen"],
+                "rejected": row["rejected"],
                 "rewards": {"chosen": float(right), "rejected": float(wrong)},
                 "margin": float(right - wrong),
             }

@@ -30,7 +30,7 @@ from sora_cli.tasks.texts import columns_in
 from sora_cli.use.described import recipe_for_rows
 
 _STOPPING = "stopping the answer; a second signal ends the program"
-_TEXT_PART, _INSTRUCTION, _OUTPUT = "text", "instruction", "output"
+_INSTRUCTION, _OUTPUT = "instruction", "output"
 
 
 @dataclass(frozen=True)
@@ -186,10 +186,10 @@ def load_speaker(
     recipe = loaded.recipe
     with recipe.placing():
         task = create_task(recipe.task, recipe.data)
-        if not task.writes_answers:
+        if not task.can_speak:
             raise SoraError(
                 f"{target} does not write texts: its task is {task.name}",
-                where="chat and generate are for causal-lm and seq2seq",
+                where="chat and generate are for causal-lm, preference and seq2seq",
                 hint=f"to answer rows with it: sora predict {quote(target)} FILE -o OUT",
             )
         base = load_target(target, recipe, task, on=on)
@@ -205,7 +205,8 @@ def load_speaker(
     elif not (chats or options.prompt == "plain") and len(columns_in(options.prompt, ())) == 1:
         form = Form(own=options.prompt)
     else:
-        texts = {*options.COLUMNS[_TEXT_PART], recipe.data.columns.get(_TEXT_PART)}
+        texts = {name for part in options.WHOLE_TEXTS
+                 for name in (*options.COLUMNS[part], recipe.data.columns.get(part))}  # fmt: skip
         form = Form(headings=meta.task is not None and not texts >= set(meta.input_columns))
     speaker = Speaker(target, base.model, base.processor, form, base.notes)
     return speaker, getattr(options, "system", None)
