@@ -138,7 +138,7 @@ def check(kind: str, row: dict[str, Any], record: dict[str, Any]) -> None:
         assert row["similarity"] == pytest.approx(record["cosine"], abs=1e-5)
         return
     if kind == "preference":
-        assert row["prefers"] == record["prediction"]
+        assert row[row["prefers"]] == record["prediction"]
         for side, reward in record["rewards"].items():
             assert row[f"reward_{side}"] == pytest.approx(reward, abs=1e-4)
         return
