@@ -194,7 +194,7 @@ LINES: dict[str, dict[str, Words]] = {
             ("answers with numbers", "command line: auto.max_differ=1%", "--tolerance 0.1"),
         "r.yaml --max-differ 1% --unlabelled validation.jsonl --tolerance nan": "auto.tolerance",
         "r.yaml --max-drop 1pt method.name=head": "there is no rank to reduce",
-        "r.yaml --max-drop 1pt start.adapter=somewhere": "start does not go with auto",
+        "r.yaml --max-drop 1pt start.checkpoint=somewhere": "start.checkpoint does not go with auto",
         "r.yaml --max-drop 1pt training.compact_every=5": "compact_every does not go with auto",
     },
     "prune models/adapter": {
