@@ -64,6 +64,7 @@ LINES: dict[str, dict[str, Words]] = {
         "b.yaml": "'b.yaml' is not an override",
         "trainning.epochs=3": ("unknown block 'trainning'", "command line: trainning.epochs=3"),
         "training.epochz=3": ("unknown key 'epochz'", "did you mean 'epochs'?"),
+        "model.device_map=auto": ("unknown key 'device_map' in model", "there are: path,"),
         "training.epochs.x=3":
             ("training.epochs must be a number", "command line: training.epochs.x=3"),
         "data.validation=[a": ("not valid YAML", "command line: data.validation=[a"),
