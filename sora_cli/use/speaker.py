@@ -18,7 +18,6 @@ from methods.base import Layers
 from methods.inject import adapted_layers
 from sora_cli.core.console import say
 from sora_cli.core.device import device_type
-from sora_cli.core.device import device_type
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import Deferral, Interrupted, deferred
 from sora_cli.core.out_of_memory import telling
