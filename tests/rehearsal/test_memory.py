@@ -65,7 +65,7 @@ def errors(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return lines[begin:]
 
 
-@pytest.mark.parametrize(("method", "family"), rest_is_long(RECIPES, 2))
+@pytest.mark.parametrize(("method", "family"), rest_is_long(RECIPES))
 def test_forecast(method: str, family: str, tmp_path: Path) -> None:
     plain = family == "sequence-classification"
     recipe = recipe_of(method, tmp_path) if plain else FAMILIES[family](tmp_path)
@@ -167,7 +167,7 @@ def test_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert not (tmp_path / "out" / "adapter").exists()
 
 
-@pytest.mark.parametrize("foreseen", [True, False])
+@pytest.mark.parametrize("foreseen", rest_is_long([False, True]))
 def test_the_largest_micro_batch_that_fits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, foreseen: bool
 ) -> None:
