@@ -73,8 +73,12 @@ def test_a_finished_run(tmp_path: Path, said: Said) -> None:
     close(*results)
 
 
-TALKS = ["chat OUT --greedy", "generate OUT -p cat --greedy", "chat OUT BASE --greedy",
-         "chat OUT BASE --seed 3"]  # fmt: skip
+TALKS = [
+    "chat {0}/out --greedy",
+    "generate {0}/out -p cat --greedy",
+    "chat {0}/out {0}/base --greedy",
+    "chat {0}/out {0}/base --seed 3",
+]
 
 
 @pytest.mark.usefixtures("watch")
@@ -82,7 +86,7 @@ TALKS = ["chat OUT --greedy", "generate OUT -p cat --greedy", "chat OUT BASE --g
 def test_texts(words: str, tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, texts = FAMILIES["causal-lm"](tmp_path), []
     train(recipe, "task.metrics=[loss]", "training.max_steps=1", "training.evaluate=no")
-    command = words.replace("OUT", f"{tmp_path}/out").replace("BASE", f"{tmp_path}/base").split()
+    command = words.format(tmp_path).split()
     # the CPU draws other numbers
     for device in (computing(), on_cpu() if "--greedy" in words else computing()):
         monkeypatch.setattr(sys, "stdin", io.StringIO("cat sees\nred fish\n/base\na dog\n"))
