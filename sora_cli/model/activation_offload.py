@@ -62,10 +62,13 @@ def offloaded(
 
 
 class _Parcel:
-    """A kept tensor; or its copy, once it is moved."""
+    """A kept tensor, or its copy after `move`."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.device, self.moved = tensor.detach(), tensor.device, False
+
+    def move(self, copied: Callable[[Tensor], Tensor]) -> None:
+        self.tensor, self.moved = copied(self.tensor), True
 
     def open(self) -> Tensor:
         if not self.moved:
@@ -101,7 +104,7 @@ class _Moving:
             # moved only when the next tensor is kept: the last one stays, backward needs it first
             before = self._last()
             if before is not None:
-                before.tensor, before.moved = self._copied(before.tensor), True
+                before.move(self._copied)
             self._last = weakref.ref(parcel)
         return parcel
 

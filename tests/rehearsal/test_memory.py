@@ -153,6 +153,14 @@ def test_loading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert what.startswith("error: moving the model to the device: out of memory (for a tensor of ")
     assert hint.startswith("  a smaller base model (model.path)")
     assert read_report(tmp_path / "out") is None
+    fake.STATE.room = fake.ROOM
+    train(recipe, "training.max_steps=1")
+    gc.collect()
+    fake.STATE.room = 50_000
+    assert run(["eval", str(tmp_path / "out"), "-r", str(recipe)]) == 2
+    what, hint = errors(capsys)  # a finished adapter keeps its base model
+    assert what.startswith("error: moving the model to the device: out of memory (for a tensor of ")
+    assert hint == "  fewer bits: model.dtype=bfloat16, or model.quantise=4bit"
 
 
 def test_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
