@@ -90,6 +90,7 @@ class Reference(ReferenceModel):
             self._known |= {id(rows): (rows, values[name]) for name, rows in parts.items()}
             return
         values = {name: self.outputs(rows, trainer) for name, rows in parts.items()}
+        trainer.unprepare()
         if is_main():
             file.parent.mkdir(parents=True, exist_ok=True)
             write_bytes_atomic(file, save(values, metadata={"made_with": json.dumps(made_with)}))

@@ -83,6 +83,11 @@ class AdapterTrainer(ResumingTrainer):
         """True if this trainer trains, and has not taken a step yet."""
         return self.train_rows is not None and self.state.global_step == 0
 
+    def unprepare(self) -> None:
+        """Undo the preparations for scoring, so that training prepares the model anew."""
+        _unprepare(self.base.model)
+        vars(self).pop("model_preparation_time", None)  # or it would be logged with each evaluation
+
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Return one optimiser step's micro-batches, and the loss items in it on all processes."""
         batches, _ = super().get_batch_samples(*args, **kwargs)
