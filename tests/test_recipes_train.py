@@ -23,8 +23,9 @@ from sora_cli.experiments.path.record import read_path
 from sora_cli.experiments.sweep.plan import PlannedRun
 from sora_cli.recipe.library import recipe_names, recipes_dir
 from sora_cli.recipe.load import load_recipe
+from sora_cli.recipe.recipe import DataBlock
 from sora_cli.report import RunReport, read_report
-from tests.helpers_chat import instruct_rows, write_chat_base
+from tests.helpers_chat import instruct_rows, preference_rows, write_chat_base
 from tests.helpers_families import choice_rows, question_rows, tagged_rows, text_tokenizer
 from tests.helpers_images import corner_rows, pair_processor, tiny_image_processor
 from tests.helpers_models import (
@@ -167,7 +168,7 @@ class StandIn:
     Attributes:
         base: writes a checkpoint into a folder.
         rows: makes so many rows of a seed.
-        splits: the data set's, other than train.
+        splits: the data set's, other than the split to train on.
         tiny: overrides that fit the recipe to so small a model.
     """
 
@@ -202,6 +203,22 @@ def chats(rows: int, seed: int) -> Dataset:
         asked, answer = row["instruction"], row["output"]
         said = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
         made.append({"prompt": asked, "prompt_id": str(i), "messages": said, "category": "QA"})
+    return Dataset.from_list(made)
+
+
+def pairs(rows: int, seed: int) -> Dataset:
+    """Both lists hold the prompt."""
+    made = []
+    for i, row in enumerate(preference_rows(rows, seed=seed)):
+        asked = {"role": "user", "content": row["prompt"]}
+        sides = {
+            side: [asked, {"role": "assistant", "content": row[side]}]
+            for side in ("chosen", "rejected")
+        }
+        made.append(
+            {"prompt": row["prompt"], "prompt_id": str(i), **sides, "messages": sides["chosen"]}
+            | {"score_chosen": 8.0, "score_rejected": 5.0}
+        )
     return Dataset.from_list(made)
 
 
@@ -274,18 +291,21 @@ STAND_INS = {
         tiny=("data.max_length=20", "task.stride=6"),
     ),
     "families/swag": StandIn(encoder("MultipleChoice"), swag),
+    "families/ultrafeedback": StandIn(
+        write_chat_base, pairs, splits=("test_prefs",), tiny=("data.max_length=32",)
+    ),
 }  # fmt: skip
 
 
-def write_like_the_hub(folder: Path, name: str | None, stand_in: StandIn) -> Path:
+def write_like_the_hub(folder: Path, recipe: DataBlock, stand_in: StandIn) -> Path:
     """A directory with a card, as data sets of the Hub have one, and a file per split."""
     files = []
-    for seed, split in enumerate(("train", *stand_in.splits)):
+    for seed, split in enumerate((recipe.train, *stand_in.splits)):
         place = folder / f"{split}-00000-of-00001.parquet"
         place.parent.mkdir(parents=True, exist_ok=True)
         stand_in.rows(24, seed).to_parquet(place)
         files.append({"split": split, "path": place.name})
-    card = {"configs": [{"config_name": name or "default", "data_files": files}]}
+    card = {"configs": [{"config_name": recipe.name or "default", "data_files": files}]}
     (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n", encoding="utf-8")
     return folder
 
@@ -298,7 +318,7 @@ def test_there_is_a_stand_in_for_each() -> None:
 def test_family_recipe(tmp_path: Path, name: str) -> None:
     stand_in, recipe = STAND_INS[name], load_recipe(name).recipe
     stand_in.base(tmp_path / "base")
-    data = write_like_the_hub(tmp_path / "data", recipe.data.name, stand_in)
+    data = write_like_the_hub(tmp_path / "data", recipe.data, stand_in)
     words = [f"model.path={tmp_path / 'base'}", f"data.path={data}", *TINY, *stand_in.tiny]
     report = train(name, *words, f"output.dir={tmp_path / 'out'}")
     check_run(report, name, recipe.data.validation)

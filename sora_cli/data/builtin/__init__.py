@@ -53,6 +53,12 @@ def _endings() -> DatasetDict:
     return _rows(load_endings())
 
 
+def _preferences() -> DatasetDict:
+    from sora_cli.data.builtin.preferences import load_preferences
+
+    return _rows(load_preferences())
+
+
 def _digits() -> DatasetDict:
     from datasets import ClassLabel, Image
 
@@ -75,6 +81,7 @@ BUILTINS: dict[str, Callable[[], DatasetDict]] = {
     "passages": _passages,
     "numbers": _numbers,
     "endings": _endings,
+    "preferences": _preferences,
     "digits": _digits,
     "captions": _captions,
 }

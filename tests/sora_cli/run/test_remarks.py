@@ -14,12 +14,12 @@ import torch
 from datasets import Dataset
 
 from methods.base import LowRankLinear
+from sora_cli.adapter.apply import switched_off
 from sora_cli.app import run
 from sora_cli.data.overlap import Overlap
 from sora_cli.recipe.load import load_recipe
 from sora_cli.recipe.recipe import DataBlock, TaskBlock, TrainingBlock
 from sora_cli.report import RunReport, read_report
-from sora_cli.adapter.apply import switched_off
 from sora_cli.run.evaluate import NONE_ALIVE, evaluate_run
 from sora_cli.run.prepare import Prepared, prepare
 from sora_cli.run.remarks import (

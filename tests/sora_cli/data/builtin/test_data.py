@@ -16,6 +16,7 @@ INPUTS = {
     "passages": ("context", "question"),
     "numbers": ("source",),
     "endings": ("context",),
+    "preferences": ("prompt",),
     "digits": ("image",),
     "captions": ("image",),
 }
@@ -26,6 +27,7 @@ ROWS = {
     "passages": (800, 200),
     "numbers": (1500, 200),
     "endings": (1200, 240),
+    "preferences": (1000, 200),
     "digits": (1437, 360),
     "captions": (1437, 360),
 }

@@ -20,15 +20,16 @@ from sora_cli.data.builtin import BUILTINS, models
 from sora_cli.data.builtin.captions import load_captions
 from sora_cli.data.builtin.digits import DIGIT_NAMES
 from sora_cli.data.builtin.numbers import WORDS, in_words, load_numbers
+from sora_cli.data.builtin.preferences import load_preferences
+from sora_cli.data.builtin.tiny_llama import write_tiny_llama
 from sora_cli.data.builtin.tiny_t5 import lesson, write_tiny_t5
 from sora_cli.model.fingerprint import fingerprint
 from sora_cli.model.references import local_checkpoint, resolve_model_path
 from tests.shared_files import ROOT
 
 LARGEST = 400_000  # parameters
-LEARNS = "tiny-t5"
-"""The one that takes long to make, since it is taught something."""
-QUICK = [name for name in models.MODELS if name != LEARNS]
+LEARN = ("tiny-t5", "tiny-llama")
+"""These take long to make, since they are taught something."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,10 @@ def digest(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("name", [*QUICK, pytest.param(LEARNS, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.long if n in LEARN else ()) for n in models.MODELS],
+)
 def test_a_model_is_made_once_and_is_the_same_when_made_again(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,7 +75,7 @@ def test_generators_of_random_numbers_are_left_alone(name: str, tmp_path: Path) 
         folder = tmp_path / str(seed)
         folder.mkdir()
         write = models.writer(name)
-        write(folder, steps=2) if name == LEARNS else write(folder)
+        write(folder, steps=2) if name in LEARN else write(folder)
         assert torch.equal(torch.get_rng_state(), before[0])
         assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
         made.append(digest(folder))
@@ -136,6 +140,24 @@ def test_t5_learns_its_lessons_and_nothing_of_the_task() -> None:
     assert right([(in_words(number), str(number)) for number in range(100)]) > 0.9
     task = load_numbers()["validation"]
     assert right([(str(row["source"]), str(row["target"])) for row in task]) < 0.05
+
+
+def test_llama_reads_and_writes_chats(tmp_path: Path) -> None:
+    write_tiny_llama(tmp_path, steps=2)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    for row in load_preferences()["validation"]:
+        ids = tokenizer(list(row.values()))["input_ids"]
+        assert not any(tokenizer.unk_token_id in text for text in ids)
+        texts = tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
+        assert texts == [text.lower() for text in row.values()]
+    chat = [{"role": "user", "content": "Go away."}, {"role": "assistant", "content": "Gladly!"}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False)
+    assert text == "<user> Go away.</s><assistant> Gladly!</s>"
+    prompt = tokenizer.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True)
+    assert text.startswith(prompt)
+    assert tokenizer(text)["input_ids"][-1] == model.config.eos_token_id
+    assert model.num_parameters() < LARGEST
 
 
 def test_clip_reads_captions_and_their_end() -> None:
