@@ -8,10 +8,10 @@ prompt is what both texts have in common.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sora_cli.core.words import shown_value
+from sora_cli.core.words import listed, shown_value
 from sora_cli.data.places import RowError
 from sora_cli.tasks.prompts import (
     ASSISTANT,
@@ -26,6 +26,20 @@ SIDES = ("chosen", "rejected")
 
 Pair = tuple[Dialogue, Dialogue]
 """The chosen and the rejected dialogue of a row; only the last answer is learned."""
+
+
+def is_unpaired(columns: Iterable[str]) -> bool:
+    """Return True for columns of single answers that a label calls good or bad (KTO)."""
+    return {"completion", "label"} <= set(columns)
+
+
+def unpaired(columns: Iterable[str]) -> RowError:
+    """Return the error for rows of single answers."""
+    return RowError(
+        "unpaired rows (prompt, completion, label) are not taken yet",
+        where=f"there are: {listed(columns)}",
+        hint="pair a good and a bad answer to each prompt: prompt, chosen, rejected",
+    )
 
 
 def is_chat(value: Any) -> bool:

@@ -12,7 +12,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from sora_cli.core.words import listed
 from sora_cli.data.places import RowError
 from sora_cli.recipe.families import NO_REFERENCE, PreferenceOptions
 from sora_cli.tasks.base import Encoded, Predictions, Task
@@ -28,13 +27,20 @@ from sora_cli.tasks.learned import (
     score_learned_only,
 )
 from sora_cli.tasks.pair_losses import pair_losses, rewards
-from sora_cli.tasks.pairs import SIDES, Pair, check_pair, is_chat, pair_of
+from sora_cli.tasks.pairs import (
+    SIDES,
+    Pair,
+    check_pair,
+    is_chat,
+    is_unpaired,
+    pair_of,
+    unpaired,
+)
 from sora_cli.tasks.stand_ins import check_finite
 from sora_cli.tasks.texts import columns_in, require_column
 
 REFERENCE = "reference"
 """Column of training rows, and name in a batch: log-probabilities by the reference model."""
-_UNPAIRED = ("completion", "label")
 _PARTS = ("prompt", *SIDES)
 INPUTS = ("input_ids", "labels")
 """Columns of encoded rows that the model reads, one list for each answer."""
@@ -58,12 +64,8 @@ class Preference(Task):
     def bind(self, train: Dataset) -> None:
         columns = train.column_names
         parts = self.find_columns(columns, _PARTS)
-        if set(_UNPAIRED) <= set(columns) and not set(SIDES) <= set(parts):
-            raise RowError(
-                "unpaired rows (prompt, completion, label) are not taken yet",
-                where=f"there are: {listed(columns)}",
-                hint="pair a good and a bad answer to each prompt: prompt, chosen, rejected",
-            )
+        if is_unpaired(columns) and not set(SIDES) <= set(parts):
+            raise unpaired(columns)
         self._columns = {**parts, **self.require_columns(columns, SIDES)}
         inputs = [self._columns[part] for part in _PARTS if part in self._columns]
         if self._own_prompt:
