@@ -102,11 +102,14 @@ class Preference(Task):
         longest = [max(len(side["input_ids"]) for side in pair) for pair in whole]
         kept = [pair for pair, same in zip(cut, equal, strict=True) if not (same and training)]
         unknown = [math.nan, math.nan] if self.needs_reference else [0.0, 0.0]
-        same = f"have two equal answers within data.max_length={limit}"
-        if training:
-            lacking, notes = {f"{same}: left out": sum(equal)}, {}
-        else:
-            lacking, notes = {}, {f"{same}, so no answer is preferred": sum(equal)}
+        same = sum(a == b for a, b in whole)
+        alike = {
+            "have two equal answers": same,
+            f"have two answers that are equal within data.max_length={limit}": sum(equal) - same,
+        }
+        effect = "and are left out" if training else "so that neither is preferred"
+        remarks = {f"{what}, {effect}": rows for what, rows in alike.items()}
+        lacking, notes = (remarks, {}) if training else ({}, remarks)
         return Encoded(
             Dataset.from_list([_both(pair) | {REFERENCE: unknown} for pair in kept or cut]),
             np.array([max(len(side["input_ids"]) for side in pair) for pair in kept or cut]),
@@ -215,6 +218,14 @@ class Preference(Task):
     def _pair(self, row: Mapping[str, Any], tokenizer: Any) -> Pair:
         columns, chats = self._columns, self._chats(tokenizer)
         lists = any(is_chat(row[column]) for column in columns.values())
+        whole = "prompt" not in columns and not lists
+        if (self._own_prompt and (lists or whole)) or (self.options.system and whole):
+            key = "prompt" if self._own_prompt else "system"
+            raise RowError(
+                f"task.{key} has no effect on these pairs: it goes with a column of prompts",
+                hint=f"leave task.{key} out, or name the column: data.columns.prompt=COLUMN",
+                key=f"task.{key}",
+            )
         needed = lists or (chats and "prompt" in columns)
         check_template(tokenizer, self.options.prompt, needed=needed)
         return pair_of(
