@@ -148,6 +148,13 @@ class Preference(Task):
         dataset = rows.dataset.remove_columns(REFERENCE)
         return replace(rows, dataset=dataset.add_column(REFERENCE, list(reference)))
 
+    def constant_loss(self, rows: Encoded) -> float | None:
+        """Return the loss of the reference model itself: both answers have the reward 0."""
+        if not self.needs_reference or self.options.sft_weight:
+            return None
+        same = torch.zeros(1, 2)
+        return float(pair_losses(self.options, same, same + 1, same))
+
     def loss(self, predictions: Predictions) -> float:
         return float(pair_losses(self.options, *_terms(predictions)).mean())
 
