@@ -220,6 +220,12 @@ class BaseFacts(Facts):
     attention: str | None = Field(None, description="implementation of attention in this run")
     missing: list[str] = Field([], description="parameters that were missing in its checkpoint")
     head: list[str] = Field([], description="modules trained besides the adapters")
+    reference: str | None = Field(
+        None,
+        description="of preferences: the adapter directory that rewards are measured against, or "
+        "'base', the base model alone; null: no rewards, or none with a reference",
+    )
+    reference_digest: str | None = Field(None, description="SHA-256 of that adapter's files")
 
 
 class DataFacts(Facts):

@@ -22,7 +22,7 @@ from sora_cli.run.prepare import load_task
 from sora_cli.tasks import create_task
 from sora_cli.train.callback import attach
 from sora_cli.train.trainer import build_trainer
-from tests.helpers_chat import instruct_rows, write_chat_recipe
+from tests.helpers_chat import instruct_rows, write_chat_base, write_chat_recipe
 from tests.helpers_images import write_image_recipe, write_pair_recipe
 from tests.helpers_models import tiny_bert_for, tiny_llama, tiny_t5
 from tests.helpers_runs import WORDS, save_base, write_recipe, write_rows
@@ -40,6 +40,33 @@ def _causal_lm(folder: Path) -> Path:
 
 def _packed_lm(folder: Path) -> Path:
     return write_chat_recipe(folder, training=TRAINING, task={"packing": True})
+
+
+def preference_rows(rows: int, *, seed: int = 0) -> list[dict[str, Any]]:
+    """The better answer is the prompt's last two words, the other one some words."""
+    rng = random.Random(seed)
+    return [
+        {
+            "prompt": row["instruction"],
+            "chosen": row["output"],
+            "rejected": " ".join(rng.choices(WORDS, k=rng.randint(1, 4))),
+        }
+        for row in instruct_rows(rows, seed=seed)
+    ]
+
+
+def write_preference_recipe(folder: Path, **blocks: Any) -> Path:
+    """A recipe that trains for seconds; keyword arguments are merged into its blocks."""
+    data = {"files": _files(folder, preference_rows), "max_length": 32}
+    return write_family_recipe(
+        folder,
+        **{
+            "model": {"path": str(write_chat_base(folder / "base"))},
+            **blocks,
+            "task": {"name": "preference", **blocks.get("task", {})},
+            "data": {**data, **blocks.get("data", {})},
+        },
+    )
 
 
 def _decoder_classification(folder: Path) -> Path:
@@ -231,6 +258,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "causal-lm, packed": _packed_lm,
     "sequence-classification, decoder": _decoder_classification,
     "multiple-choice": _multiple_choice,
+    "preference": write_preference_recipe,
     "seq2seq": _seq2seq,
     "question-answering": _question_answering,
     "token-classification": _token_classification,

@@ -1,4 +1,4 @@
-"""The tests of `tests/rehearsal`, in a process of their own: torch cannot forget their device.
+"""The tests of `tests/rehearsal`, in processes of their own: torch cannot forget their device.
 
 With a real accelerator they run on that, without a rehearsal.
 """
@@ -8,23 +8,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.rehearsal import fake
 from tests.shared_files import ROOT
 
-FILES = sorted((ROOT / "tests" / "rehearsal").glob("test_*.py"))
+FILES = sorted(path.name for path in (ROOT / "tests" / "rehearsal").glob("test_*.py"))
+HALF = "test_commands.py"  # as long as all others together; each process imports for seconds
 
 
 @pytest.mark.skipif(fake.lacks() is not None, reason=str(fake.lacks()))
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_on_the_rehearsal_device(file: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("files", [[HALF], [name for name in FILES if name != HALF]], ids="+".join)
+def test_on_the_rehearsal_device(files: list[str], request: pytest.FixtureRequest) -> None:
     marks = request.config.option.markexpr  # with the long tests or without
     words = ["-n", "0", "-q", "--no-header", "-p", "no:cacheprovider", "-m", marks]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *words, f"tests/rehearsal/{file.name}"],
+        [sys.executable, "-m", "pytest", *words, *(f"tests/rehearsal/{name}" for name in files)],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -88,8 +88,8 @@ def added(model: nn.Module, adapter: Adapter) -> Iterator[None]:
     today = todays_paths(model, adapter.layers)
     with ExitStack() as hooks:
         for path, factors in adapter.layers.items():
-            layer = linear_of(model, today[path], factors)
-            options = factor_options(layer)
+            options = factor_options(linear_of(model, today[path], factors))
+            layer = model.get_submodule(today[path])
             A, B = factors.A.to(**options), factors.B.to(**options)
             handle = layer.register_forward_hook(partial(_with_update, A, B))
             hooks.callback(handle.remove)
@@ -195,7 +195,7 @@ def linear_of(model: nn.Module, path: str, factors: LowRankFactors) -> nn.Module
 
 
 def layer_of(model: nn.Module, path: str, factors: LowRankFactors, form: Form) -> nn.Module:
-    """Return the layer at a path, after checking that it has the kind and shape of the update."""
+    """Return the base model's layer at a path, after checking its kind and shape for the update."""
     try:
         module = model.get_submodule(path)
     except AttributeError as error:
@@ -204,6 +204,8 @@ def layer_of(model: nn.Module, path: str, factors: LowRankFactors, form: Form) -
             hint="is it the right base model and the right task, and is transformers as new as "
             f"the adapter's (here {version('transformers')})?",
         ) from error
+    if isinstance(module, LowRankLinear):
+        module = module.base
     shape = _shape_of(module, form)
     if shape is None:
         wanted = "an embedding" if form.embedding else "a linear layer"

@@ -19,6 +19,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
+def launched_with(setting: str) -> bool:
+    """Return True if `accelerate launch` turned a setting on, such as ACCELERATE_USE_FSDP."""
+    return os.environ.get(setting, "").lower() == "true"
+
+
 def rank() -> int:
     """Return this process's number among the processes that train together, from 0."""
     return int(os.environ.get("RANK") or 0) if world_size() > 1 else 0

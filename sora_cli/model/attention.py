@@ -132,10 +132,7 @@ def asking_for(block: ModelBlock) -> Iterator[None]:
 
 
 def check_dropout(block: ModelBlock, config: Any) -> None:
-    """Refuse to train with flex_attention a model that has attention dropout.
-
-    flex_attention does not apply that dropout.
-    """
+    """Refuse flex_attention for a model with attention dropout, which it would not apply."""
     if block.attention != "flex_attention":
         return
     for name, value in config.to_dict().items():

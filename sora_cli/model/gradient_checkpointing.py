@@ -29,19 +29,15 @@ def checkpointing_arguments() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def checkpointed(model: Any, *, on: bool = True) -> Iterator[None]:
-    """Switch a transformers model's checkpointing on inside the block, then off.
-
-    It uses the trainer's arguments.
-    """
+    """Switch a model's checkpointing on inside the block, with the trainer's arguments."""
     if not on:
         yield
         return
-    new = callable(getattr(model, "activation_checkpointing_enable", None))
+    name = "activation_checkpointing"
+    if not callable(getattr(model, f"{name}_enable", None)):
+        name = "gradient_checkpointing"
     try:
-        if new:
-            model.activation_checkpointing_enable(activation_checkpointing_kwargs=dict(_OPTIONS))
-        else:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(_OPTIONS))
+        getattr(model, f"{name}_enable")(**{f"{name}_kwargs": dict(_OPTIONS)})
     except ValueError as error:
         raise SoraError(
             f"{type(model).__name__} does not support gradient checkpointing: {first_line(error)}",
@@ -52,8 +48,5 @@ def checkpointed(model: Any, *, on: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
-        if new:
-            model.activation_checkpointing_disable()
-        else:
-            model.gradient_checkpointing_disable()
+        getattr(model, f"{name}_disable")()
         model.disable_input_require_grads()  # transformers' hooks on the inputs: not needed

@@ -9,6 +9,7 @@ from typing import Any
 
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import offline_error, quiet_loading
+from sora_cli.core.out_of_memory import ran_out
 from sora_cli.model.files import foreign_code, holds_pickles_only, pickled
 from sora_cli.model.gguf import parsed_once
 
@@ -31,9 +32,9 @@ def loading(
     try:
         with quiet_loading(), parsed_once(resolved or reference):
             yield
-    except SoraError:
-        raise
     except Exception as error:  # a damaged file may raise anything
+        if isinstance(error, SoraError) or ran_out(error):
+            raise
         if holds_pickles_only(place) or (not place.exists() and "use_safetensors" in str(error)):
             raise pickled(reference) from error
         if not place.exists() and isinstance(error, OSError):

@@ -9,7 +9,6 @@ arXiv 2208.07339 (8 bits). bitsandbytes supports both on GPUs and, slowly, on CP
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sora_cli.core.device import process_state
 from sora_cli.core.errors import SoraError
+from sora_cli.core.processes import launched_with
 from sora_cli.model.transformers_internals import let_trainer_train
 from sora_cli.recipe.recipe import ModelBlock
 
@@ -32,10 +32,7 @@ _LAYERS = ("Linear4bit", "Linear8bitLt")
 
 
 def check_quantise(block: ModelBlock) -> None:
-    """Check a recipe's quantisation before torch is imported.
-
-    GGUF files and FSDP are refused.
-    """
+    """Check a recipe's quantisation before torch is imported; GGUF files and FSDP are refused."""
     if block.quantise is None:
         return
     if Path(block.path).suffix.lower() == ".gguf":
@@ -61,7 +58,7 @@ def check_bitsandbytes(key: str, value: str, *, plain: str, unsharded: str) -> N
             hint=f"pip install 'sora-cli[quant]', or {plain}",
             key=key,
         )
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+    if launched_with("ACCELERATE_USE_FSDP"):
         raise SoraError(
             f"{key}={value} is not supported under FSDP, which cannot shard {unsharded}",
             hint=f"torchrun without FSDP, or {plain}",
@@ -72,14 +69,12 @@ def check_bitsandbytes(key: str, value: str, *, plain: str, unsharded: str) -> N
 def quantised_options(
     block: ModelBlock, *, precision: str, config: Any, plain: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the options of `from_pretrained` that quantise a model; empty without quantisation.
+    """Return the options of `from_pretrained` that quantise a model.
 
     Args:
         precision: of the run, as in `training.precision`; products with quantised weights use it.
         plain: module paths that are not quantised.
     """
-    if block.quantise is None:
-        return {}
     from transformers import BitsAndBytesConfig
 
     options: dict[str, Any] = {"llm_int8_skip_modules": list(plain)}

@@ -69,6 +69,8 @@ class TaskOptions(Block):
     CHUNKS_LOSS: ClassVar[bool] = False
     """True: the loss can be computed in chunks of logits (training.loss)."""
     COLUMNS: ClassVar[Columns] = {}
+    WHOLE_TEXTS: ClassVar[tuple[str, ...]] = ()
+    """Parts of a row that hold a whole text: beside them there is no prompt to put into a form."""
     MODEL_CLASS: ClassVar[str]
     """The Auto class of transformers that loads the family's models."""
     PROCESSOR_CLASS: ClassVar[str] = "AutoTokenizer"
@@ -152,6 +154,7 @@ class CausalLmOptions(_Writing):
         "output": ("output", "completion", "response", "answer"),
         "text": ("text", "content"),
     }
+    WHOLE_TEXTS = ("text",)
 
     metrics: SomeNames = _metrics(
         *_TOKENS, known=f"{', '.join(_TOKENS)}; {', '.join(WRITTEN)} of generated answers"
@@ -177,6 +180,7 @@ class PreferenceOptions(TaskOptions):
         "chosen": ("chosen",),
         "rejected": ("rejected",),
     }
+    WHOLE_TEXTS = ("chosen", "rejected")
 
     metrics: SomeNames = _metrics(*_OF_PAIRS, known=", ".join((*_OF_PAIRS, "loss")))
     prompt: str = _PROMPT
@@ -199,7 +203,9 @@ class PreferenceOptions(TaskOptions):
         description="share of pairs that are taken to be the wrong way round: sigmoid (then "
         "conservative DPO) and robust",
     )
-    gamma: float = Field(1.0, ge=0, description="margin of simpo between the two rewards")
+    gamma: float | None = Field(
+        None, ge=0, description="margin of simpo between the two rewards. Default: 1"
+    )
     sft_weight: float = Field(
         0.0,
         ge=0,
@@ -214,10 +220,9 @@ class PreferenceOptions(TaskOptions):
 
     @model_validator(mode="after")
     def _goes_together(self) -> PreferenceOptions:
-        given = self.model_fields_set
         if self.label_smoothing and self.loss not in ("sigmoid", "robust"):
             raise ValueError(f"label_smoothing goes with loss sigmoid or robust, not {self.loss}")
-        if "gamma" in given and self.loss != "simpo":
+        if self.gamma is not None and self.loss != "simpo":
             raise ValueError(f"gamma goes with loss simpo, not {self.loss}")
         if self.sft_weight and self.loss == "orpo":
             raise ValueError("orpo has the term of sft_weight already")

@@ -65,6 +65,7 @@ def dry_run(loaded: LoadedRecipe, *, rows: int | None = None) -> DryRun:
         from sora_cli.run.step_time import measure_step
         from sora_cli.train.checkpoint.fork import describe_fork, read_fork
         from sora_cli.train.checkpoint.resume import rate_of
+        from sora_cli.train.out_of_memory import in_dry_run
         from sora_cli.train.steps import count_steps, learning_rates
         from sora_cli.train.trainer import training_arguments
     block = loaded.recipe.training
@@ -89,7 +90,8 @@ def dry_run(loaded: LoadedRecipe, *, rows: int | None = None) -> DryRun:
     args = training_arguments(recipe, loaded.output_dir, metric, evaluates=True)
     steps = count_steps(args, block, len(ready.train.lengths))
     # before the data sections: the prediction starts from the process's present memory
-    memory = predict_memory(ready, recipe, rows_per_pass=steps.rows_per_pass)
+    with in_dry_run(recipe, "forecast of memory"):
+        memory = predict_memory(ready, recipe, rows_per_pass=steps.rows_per_pass)
     emit_section("columns", column_lines(ready))
     emit_section("data", data_lines(ready, block))
     rows = ROWS if rows is None else rows
@@ -101,7 +103,8 @@ def dry_run(loaded: LoadedRecipe, *, rows: int | None = None) -> DryRun:
     emit_section("steps", step_lines(steps, plan))
     emit_section("memory", memory_lines(memory))
     emit_section("output", output_lines(loaded))
-    time = measure_step(ready, loaded.recipe)
+    with in_dry_run(recipe, "timing a step"):
+        time = measure_step(ready, loaded.recipe)
     emit_section("in short", short_lines(loaded, ready, rate, steps, time, memory))
     return DryRun(ready, time.seconds * steps.total, memory.peak)
 

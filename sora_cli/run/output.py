@@ -28,7 +28,8 @@ from sora_cli.train.checkpoint.places import (
 
 RANKS_PLOT = "ranks.png"
 BENCHMARKS = "benchmarks.json"
-_FILES = (FILE_NAME, HISTORY_FILE, RANKS_PLOT, BENCHMARKS, STATE_FILE)
+REFERENCE = "reference.safetensors"
+_FILES = (FILE_NAME, HISTORY_FILE, RANKS_PLOT, BENCHMARKS, REFERENCE, STATE_FILE)
 """Files of a run besides its result and checkpoints; STATE_FILE only in a path's stage."""
 RESULTS = (ADAPTER, DELTA, MODEL)
 """Directories for a run's result; a run writes one of them."""

@@ -31,12 +31,12 @@ from sora_cli.data.content import data_fingerprint
 from sora_cli.model.base import Base, load_base
 from sora_cli.recipe.families import BASE_MODEL
 from sora_cli.recipe.recipe import Recipe
+from sora_cli.run.output import REFERENCE
 from sora_cli.run.stored import check_base
 from sora_cli.tasks.base import Encoded, ReferenceModel, Task
 from sora_cli.tasks.preference import INPUTS
 from sora_cli.train.trainer import AdapterTrainer, build_scorer
 
-FILE = "reference.safetensors"
 KEY = "task.reference"
 _HINT = "restore it, or name where it is now: task.reference=DIR"
 
@@ -50,9 +50,9 @@ class Reference(ReferenceModel):
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        name = recipe.task.options.reference  # type: ignore[attr-defined]
+        self.name = recipe.task.options.reference  # type: ignore[attr-defined]
         self._recipe, self._known = recipe, dict[int, tuple[Encoded, np.ndarray]]()
-        self.adapter = None if name == BASE_MODEL else Path(name).expanduser()
+        self.adapter = None if self.name == BASE_MODEL else Path(self.name).expanduser()
         self.digest = None if self.adapter is None else _digest(self.adapter)
 
     def check_same(self, digest: str | None) -> None:
@@ -62,9 +62,8 @@ class Reference(ReferenceModel):
             digest: as recorded with that adapter; None: the base model, or not known.
         """
         if digest is not None and digest != self.digest:
-            name = BASE_MODEL if self.adapter is None else str(self.adapter)
             raise SoraError(
-                f"the reference '{name}' is not the one that this adapter was trained against",
+                f"the reference '{self.name}' is not the one that this adapter was trained against",
                 hint=_HINT,
                 key=KEY,
             )
@@ -91,6 +90,7 @@ class Reference(ReferenceModel):
             self._known |= {id(rows): (rows, values[name]) for name, rows in parts.items()}
             return
         values = {name: self.outputs(rows, trainer) for name, rows in parts.items()}
+        trainer.unprepare()
         if is_main():
             file.parent.mkdir(parents=True, exist_ok=True)
             write_bytes_atomic(file, save(values, metadata={"made_with": json.dumps(made_with)}))
@@ -137,7 +137,7 @@ def hold_reference(
     """
     task = trainer.task
     if isinstance(task.reference, Reference):
-        task.reference.hold(parts, trainer, output / FILE, stored=resumed)
+        task.reference.hold(parts, trainer, output / REFERENCE, stored=resumed)
         train = task.with_reference(parts["train"], task.reference.outputs(parts["train"], trainer))
         trainer.train_rows = train
         trainer.train_dataset = train.dataset

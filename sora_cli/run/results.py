@@ -44,6 +44,8 @@ def record_setup(report: RunReport, ready: Prepared, training: TrainingBlock) ->
         attention=attention_of(base.model.config),
         missing=list(base.missing),
         head=list(base.head),
+        reference=ready.task.reference and ready.task.reference.name,
+        reference_digest=ready.task.reference and ready.task.reference.digest,
     )
     parts = {"train": rows.train, "select": rows.select, **rows.report}
     overlaps = overlaps_of(ready)

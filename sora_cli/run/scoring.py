@@ -13,6 +13,7 @@ from datasets import Dataset
 from sora_cli.adapter.directory import read_adapter
 from sora_cli.adapter.places import adapter_folder, baseline_folder
 from sora_cli.core.errors import SoraError
+from sora_cli.core.out_of_memory import telling
 from sora_cli.core.words import first_few
 from sora_cli.model.base import Base, load_base
 from sora_cli.model.files import DELTA_FILE
@@ -21,6 +22,7 @@ from sora_cli.run.encode import encode
 from sora_cli.run.prepare import check_rows, load_task
 from sora_cli.run.stored import check_classes, load_adapted, load_delta
 from sora_cli.tasks.base import Predictions, Task
+from sora_cli.train.out_of_memory import FEWER_BITS
 from sora_cli.train.trainer import build_trainer
 
 _WITH_TEXTS = ("source", "question", "tokens", "image")
@@ -53,7 +55,8 @@ def score_target(
     task, rows = load_task(recipe)
     with recipe.placing():
         check_rows(task, rows, rows.report.values())
-    base = load_target(target, recipe, task, on=on)
+    with telling(lambda: "load model", hint=FEWER_BITS):
+        base = load_target(target, recipe, task, on=on)
     metrics = [*task.metric_names, *(task.options.TEXT_METRICS if records else ())]
     with tempfile.TemporaryDirectory() as scratch:
         trainer = build_trainer(recipe, task, base, Path(scratch))

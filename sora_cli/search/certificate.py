@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sora_cli.core.errors import SoraError
 from sora_cli.core.records import Record, read_record
+from sora_cli.recipe.families import BASE_MODEL
 from sora_cli.report import BaseFacts, Score
 from sora_cli.search.halves import HALVES
 from sora_cli.search.promise import Promise
@@ -363,6 +364,12 @@ def conclude(certificate: StoredCertificate) -> None:
     kept = written.test is not None and written.test.kept
     certificate.status = "certified" if kept else "not certified"
     certificate.statement, certificate.scope = _sentences(certificate, written)
+    against = certificate.base.reference
+    if against is not None:
+        whole = (
+            "the base model alone" if against == BASE_MODEL else f"the base model with {against}"
+        )
+        certificate.scope += f"; its rewards are measured against {whole}"
     if not certificate.bound.rows_alone:
         certificate.statement += f"; {NOT_ALONE}"
     if kept and certificate.final is not None and not certificate.halves:

@@ -102,6 +102,8 @@ class Predictions:
 class ReferenceModel(ABC):
     """The model that a family's loss and scores compare the trained model with."""
 
+    name: str
+    """As in the recipe."""
     digest: str | None
     """Of its adapter's files; None: the base model alone."""
 
@@ -137,6 +139,8 @@ class Task(ABC):
     """Names of the columns that hold a model's answers."""
     writes_answers: ClassVar[bool] = False
     """True if the answers are generated texts, which need no outputs of the model."""
+    can_speak: ClassVar[bool] = False
+    """True if its models continue prompts, for `sora chat` and `sora generate`."""
     answered_together: ClassVar[int] = 4096
     """Number of rows in memory at a time for `sora predict`."""
     answers_numbers: ClassVar[bool] = False
@@ -284,6 +288,17 @@ class Task(ABC):
         if names is None or labels is None:
             return None
         return np.bincount(labels, minlength=len(names))
+
+    def constant_loss(self, rows: Encoded) -> float | None:
+        """Return the loss of the best constant answer to training rows; None: there is none.
+
+        For classes that is the entropy of their shares (nats), for numbers their variance.
+        """
+        counts = self.class_counts(rows)
+        if counts is not None:
+            shares = counts[counts > 0] / counts.sum()
+            return float(-(shares * np.log(shares)).sum())
+        return float(np.var(rows.dataset["labels"][:])) if self.answers_numbers else None
 
     def answers(self, predictions: Predictions) -> np.ndarray | None:
         """Return each row's predicted class number or value, (rows,); None for other families."""

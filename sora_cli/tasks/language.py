@@ -37,6 +37,7 @@ class Writing(Task):
     trains_head = False
     one_label = False
     writes_answers = True
+    can_speak = True
     answered_together = 256  # generation is slow, so results are saved often
     answer_part: ClassVar[str]
     """The part of the columns that holds the given answers; see `find_columns`."""

@@ -19,6 +19,8 @@ from torch.nn.functional import logsigmoid, relu
 
 from sora_cli.recipe.families import NO_REFERENCE, PreferenceOptions
 
+_GAMMA = 1.0  # Meng et al.: gamma / beta of 0.5, with a beta of 2
+
 
 def rewards(options: PreferenceOptions, logps: Tensor, tokens: Tensor, reference: Tensor) -> Tensor:
     """Return the implicit reward of each answer, (pairs, 2).
@@ -43,7 +45,8 @@ def pair_losses(
     reward = rewards(options, logps, tokens, reference)
     margin = reward[:, 0] - reward[:, 1]
     if options.loss == "simpo":
-        losses = -logsigmoid(margin - options.gamma)  # equation 6
+        gamma = _GAMMA if options.gamma is None else options.gamma
+        losses = -logsigmoid(margin - gamma)  # equation 6
     elif options.loss == "hinge":
         losses = relu(1 - margin)  # SLiC-HF: Zhao et al. 2023, arXiv 2305.10425
     elif options.loss == "ipo":
@@ -66,9 +69,8 @@ def _log1mexp(x: Tensor) -> Tensor:
 
     Source: Maechler 2012, Accurately Computing log(1 - exp(-|a|)), equation 7.
     """
-    # an answer that is certain, x = 0, has infinite odds: stay below
+    # an answer that is certain, x = 0, has infinite odds: stay below. Then both branches are finite
+    # as well, and `where` passes back no 0 x inf = NaN through the one that is not taken
     x = x.clamp(max=-torch.finfo(x.dtype).eps)
     near = x > -0.6931472  # log 2
-    # `where` passes 0 x inf = NaN back through the branch that is not taken: give it a safe input
-    small, large = torch.where(near, x, -0.5), torch.where(near, -1.0, x)
-    return torch.where(near, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
+    return torch.where(near, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))

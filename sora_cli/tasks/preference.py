@@ -54,6 +54,7 @@ class Preference(Task):
     answered_by = ("prefers", "reward_chosen", "reward_rejected")
     one_label = False
     trains_head = False
+    can_speak = True
     label_column = None
     options: PreferenceOptions
 
@@ -152,6 +153,13 @@ class Preference(Task):
         dataset = rows.dataset.remove_columns(REFERENCE)
         return replace(rows, dataset=dataset.add_column(REFERENCE, list(reference)))
 
+    def constant_loss(self, rows: Encoded) -> float | None:
+        """Return the loss of the reference model itself: both answers have the reward 0."""
+        if not self.needs_reference or self.options.sft_weight:
+            return None
+        same = torch.zeros(1, 2)
+        return float(pair_losses(self.options, same, same + 1, same))
+
     def loss(self, predictions: Predictions) -> float:
         return float(pair_losses(self.options, *_terms(predictions)).mean())
 
@@ -180,9 +188,9 @@ class Preference(Task):
         return [
             {
                 "source": row["source"],
-                "prediction": SIDES[int(right <= wrong)],
-                "label": SIDES[0],
-                **{side: row[side] for side in SIDES},
+                "prediction": row[SIDES[int(right <= wrong)]],
+                "label": row["chosen"],
+                "rejected": row["rejected"],
                 "rewards": {"chosen": float(right), "rejected": float(wrong)},
                 "margin": float(right - wrong),
             }

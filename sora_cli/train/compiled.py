@@ -58,18 +58,10 @@ class Compilation(Switch):
                 "it compiles itself, in evaluation too",
                 "model.attention=sdpa",
             )
-        if training.gradient_checkpointing:
-            raise _conflict(
-                "training.gradient_checkpointing",
-                "the compiler decides itself what a block keeps",
-                "training.gradient_checkpointing=false",
-            )
-        if training.activation_offload:
-            raise _conflict(
-                "training.activation_offload",
-                "the compiler decides itself what a block keeps",
-                "training.activation_offload=false",
-            )
+        for name in ("gradient_checkpointing", "activation_offload"):
+            if getattr(training, name):
+                why = "the compiler decides itself what a block keeps"
+                raise _conflict(f"training.{name}", why, f"training.{name}=false")
         check_alone(KEY, _OFF)
 
     def check_machine(self, recipe: Recipe) -> None:
@@ -86,8 +78,7 @@ class Compilation(Switch):
         compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
         if which(compiler) is None:
             raise _missing(
-                f"the C++ compiler {compiler}",
-                f"install it, name another in CXX, or {_OFF}",
+                f"the C++ compiler {compiler}", f"install it, name another in CXX, or {_OFF}"
             )
         header = Path(sysconfig.get_path("include")) / "Python.h"
         if not header.is_file():

@@ -79,10 +79,7 @@ class LigerKernels(Switch):
 
     @contextmanager
     def in_training(self, trainer: AdapterTrainer) -> Iterator[Callable[[], Context]]:
-        """Compare loss and gradient with and without the kernels, then yield them.
-
-        Kernels that give another loss or gradient are refused.
-        """
+        """Compare loss and gradient with and without the kernels, then yield them."""
         from sora_cli.train.sameness import check_same
 
         kernels = Kernels(trainer.model)
@@ -91,9 +88,12 @@ class LigerKernels(Switch):
         yield kernels.running
 
 
-def check_family(model: Any) -> None:
-    """Check that Liger has kernels for a model's family."""
-    families, family = _families(), model.config.model_type
+def check_family(model: Any) -> Callable[..., None]:
+    """Return Liger's function that changes a model's family; an unknown family is an error."""
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    families: Mapping[str, Callable[..., None]] = MODEL_TYPE_TO_APPLY_LIGER_FN
+    family = model.config.model_type
     if family not in families:
         near = closest(family, families)
         raise SoraError(
@@ -102,14 +102,7 @@ def check_family(model: Any) -> None:
             hint=_OFF,
             key=KEY,
         )
-
-
-def _families() -> Mapping[str, Callable[..., None]]:
-    """Return Liger's functions by model type; each function changes one model family."""
-    from liger_kernel.transformers import monkey_patch
-
-    families: Mapping[str, Callable[..., None]] = monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN
-    return families
+    return families[family]
 
 
 class Kernels:
@@ -118,7 +111,6 @@ class Kernels:
     def __init__(self, model: nn.Module) -> None:
         from transformers.integrations.liger import apply_liger_kernel
 
-        check_family(model)
         with _clear_errors(model):
             spaces = _namespaces(model)
         before = [dict(space) for space in spaces]
@@ -172,7 +164,7 @@ def _namespaces(model: Any) -> list[dict[str, Any]]:
     """Return the namespaces that Liger may change: the model's, transformers' and torch.nn's."""
     from torch import nn
 
-    apply = _families()[model.config.model_type]
+    apply = check_family(model)
     switches = inspect.signature(apply).parameters.values()
     # with every switch off it changes nothing, but imports the modules of the model's family
     apply(**{p.name: False for p in switches if isinstance(p.default, bool)})

@@ -7,6 +7,7 @@ import os
 import torch
 
 from sora_cli.core.errors import SoraError
+from sora_cli.core.processes import launched_with
 from sora_cli.recipe.recipe import TrainingBlock
 from sora_cli.train.loggers import check_loggers
 
@@ -16,25 +17,17 @@ _WORKSPACE = ":4096:8"  # 8 buffers of 4,096 KiB; cuBLAS is repeatable only with
 def check_machine(block: TrainingBlock) -> None:
     """Check loggers and launcher settings before anything is loaded."""
     check_loggers(block.loggers)
-    _check_launcher()
-
-
-def _check_launcher() -> None:
-    """Refuse settings of `accelerate launch` (environment variables) unsupported by methods."""
-    if _asked_for("ACCELERATE_USE_DEEPSPEED"):
+    # settings of `accelerate launch` that methods do not support
+    if launched_with("ACCELERATE_USE_DEEPSPEED"):
         raise SoraError(
             "DeepSpeed is not supported: its optimisers hide the gradients that methods read",
             hint="use torchrun; if the model is too large for that, FSDP with fsdp_version: 2",
         )
-    if _asked_for("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") == "1":
+    if launched_with("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") == "1":
         raise SoraError(
             "FSDP1 is not supported: it flattens the adapters' factors",
             hint="set fsdp_version: 2 in accelerate's configuration",
         )
-
-
-def _asked_for(name: str) -> bool:
-    return os.environ.get(name, "").lower() == "true"
 
 
 def set_deterministic(on: bool) -> None:

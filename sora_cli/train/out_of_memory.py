@@ -10,6 +10,8 @@ from sora_cli.core.out_of_memory import telling
 from sora_cli.recipe.recipe import Recipe
 
 SMALLER_MODEL = "a smaller base model (model.path), or fewer bits: model.dtype, model.quantise"
+FEWER_BITS = "fewer bits: model.dtype=bfloat16, or model.quantise=4bit"
+_EVAL_ROWS, _WRITTEN_ROWS = "training.eval_batch_size", "task.generation_batch_size"
 
 
 def in_steps(trainer: Any) -> AbstractContextManager[None]:
@@ -21,16 +23,28 @@ def in_steps(trainer: Any) -> AbstractContextManager[None]:
     )
 
 
-def in_evaluation(trainer: Any) -> AbstractContextManager[None]:
-    """Name the evaluation whose memory runs out, and the settings to lower."""
-    rows = trainer.args.eval_batch_size
-    fewer = [f"training.eval_batch_size={rows // 2}"] if rows > 1 else []
+def in_evaluation(trainer: Any, *, writing: bool = False) -> AbstractContextManager[None]:
+    """Name the evaluation whose memory runs out, and the settings to lower.
+
+    Args:
+        writing: the model writes texts, in batches of their own.
+    """
+    options, step = trainer.task.options, trainer.state.global_step
+    rows = options.generation_batch_size if writing else trainer.args.eval_batch_size
+    key = f"{_WRITTEN_ROWS if writing else _EVAL_ROWS}="
+    fewer = [f"{'--batch-size ' if trainer.predicts else key}{rows // 2}"] if rows > 1 else []
+    place = "predicting" if trainer.predicts else "evaluation"
     return telling(
-        lambda: f"evaluation after step {step}" if (step := trainer.state.global_step) else
-        "evaluation",
+        lambda: f"{place} after step {step}" if step else place,
         where=lambda: f"batches of {rows} rows",
         hint=", or ".join([*fewer, _fewer_tokens(trainer.recipe)]),
-    )  # fmt: skip
+    )
+
+
+def in_dry_run(recipe: Recipe, place: str) -> AbstractContextManager[None]:
+    """Name the part of a dry run whose memory runs out, and the settings to lower."""
+    words = [*_checkpointing(recipe), _fewer_tokens(recipe), SMALLER_MODEL]
+    return telling(lambda: place, hint=", or ".join(words))
 
 
 def _smaller_steps(trainer: Any) -> str:
@@ -39,9 +53,13 @@ def _smaller_steps(trainer: Any) -> str:
     if rows > 1 and trainer.task.rows_apart:  # the same steps, in smaller parts
         smaller = f"training.micro_batch=null training.gradient_accumulation={2 * parts}"
         words.append(smaller if trainer.micro_batch else "training.micro_batch=auto")
-    if not block.gradient_checkpointing:
-        words.append("training.gradient_checkpointing=true")
-    return ", or ".join([*words, _fewer_tokens(trainer.recipe), "a smaller training.batch_size"])
+    words += [*_checkpointing(trainer.recipe), _fewer_tokens(trainer.recipe)]
+    return ", or ".join([*words, "a smaller training.batch_size"])
+
+
+def _checkpointing(recipe: Recipe) -> list[str]:
+    on = recipe.training.gradient_checkpointing
+    return [] if on else ["training.gradient_checkpointing=true"]
 
 
 def _fewer_tokens(recipe: Recipe) -> str:

@@ -20,9 +20,7 @@ class Precision(Switch):
         """Check that fp16, whose small range needs a gradient scaler, has a GPU."""
         if recipe.training.precision == "fp16" and not is_cuda():
             raise SoraError(
-                "precision fp16 needs a GPU",
-                hint="training.precision=bf16",
-                key=self.KEY,
+                "precision fp16 needs a GPU", hint="training.precision=bf16", key=self.KEY
             )
 
     def arguments(self, recipe: Recipe) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from sora_cli.train.checkpoint.trainer_internals import (
 from sora_cli.train.diagnosis import Pass
 from sora_cli.train.loggers import split_loggers
 from sora_cli.train.machine import check_machine
-from sora_cli.train.out_of_memory import SMALLER_MODEL, in_evaluation
+from sora_cli.train.out_of_memory import FEWER_BITS, SMALLER_MODEL, in_evaluation
 from sora_cli.train.switch import Context
 
 OutputsToKeep = Callable[[Any, Mapping[str, Any]], Tensor]
@@ -56,7 +56,12 @@ class AdapterTrainer(ResumingTrainer):
     processes. (Plain Trainer passes the number of items to the model, which classification models
     ignore: four micro-batches then give four times the gradient.) Batches have rows of similar
     length, evaluation is sorted by length, and predictions come back in the data set's order.
+
+    Attributes:
+        predicts: for `sora predict`, whose option sets the rows per batch.
     """
+
+    predicts = False
 
     def __init__(
         self, *, task: Task, recipe: Recipe, train: Encoded | None, base: Base, **options: Any
@@ -77,6 +82,11 @@ class AdapterTrainer(ResumingTrainer):
     def is_untrained(self) -> bool:
         """True if this trainer trains, and has not taken a step yet."""
         return self.train_rows is not None and self.state.global_step == 0
+
+    def unprepare(self) -> None:
+        """Undo the preparations for scoring, so that training prepares the model anew."""
+        _unprepare(self.base.model)
+        vars(self).pop("model_preparation_time", None)  # or it would be logged with each evaluation
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Return one optimiser step's micro-batches, and the loss items in it on all processes."""
@@ -227,7 +237,8 @@ class AdapterTrainer(ResumingTrainer):
         model.eval()  # training leaves dropout on, and only `predict` turns it off
         rank, world = self.args.process_index, self.args.world_size
         mine = examples.select(range(rank, len(examples), world))
-        with in_evaluation(self), torch.no_grad(), self.compute_loss_context_manager():
+        telling_rows = in_evaluation(self, writing=True)
+        with telling_rows, torch.no_grad(), self.compute_loss_context_manager():
             texts = self.task.write(model, self.base.processor, mine)
         if world == 1 or texts is None:
             return texts
@@ -302,7 +313,8 @@ def build_trainer(
     recipe = _scoring(recipe) if train is None else recipe
     if train is not None:
         _unprepare(base.model)
-    with telling(lambda: "moving the model to the device", hint=SMALLER_MODEL):
+    less = FEWER_BITS if train is None else SMALLER_MODEL  # a finished adapter keeps its model
+    with telling(lambda: "moving the model to the device", hint=less):
         return AdapterTrainer(
             task=task,
             recipe=recipe,

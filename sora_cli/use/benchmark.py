@@ -25,11 +25,13 @@ from sora_cli.adapter.digest import result_digest
 from sora_cli.core.console import say
 from sora_cli.core.device import device_type
 from sora_cli.core.errors import SoraError, first_line
+from sora_cli.core.out_of_memory import telling
 from sora_cli.core.verbosity import verbose
 from sora_cli.recipe.families import CausalLmOptions, options_class
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.scoring import load_target
 from sora_cli.tasks import create_task
+from sora_cli.train.out_of_memory import FEWER_BITS
 from sora_cli.use.benchmark_choice import Benchmarks
 
 _PLAIN = "none"  # the harness's name for "no filter", in keys like "acc,none"
@@ -113,13 +115,19 @@ def _score_benchmarks(
     target: str, recipe: Recipe, asked: Benchmarks, index: TaskManager, *, on: str | None
 ) -> tuple[dict[str, TaskScores], list[str]]:
     """Return the scores by benchmark, and notes on the loaded model."""
-    base = load_target(target, recipe, create_task(recipe.task, recipe.data), on=on)
-    model = base.model.eval().to(device_type())
+    with telling(lambda: "load model", hint=FEWER_BITS):
+        base = load_target(target, recipe, create_task(recipe.task, recipe.data), on=on)
+        model = base.model.eval().to(device_type())
     language_model = HFLM(
         pretrained=model, tokenizer=base.processor, backend="causal", batch_size=asked.batch
     )
     say(f"{', '.join(asked.names)} ...")
-    with redirect_stdout(sys.stderr):  # the harness prints; stdout is for the report
+    less = telling(
+        lambda: "benchmarks",
+        where=lambda: f"batches of {asked.batch} rows",
+        hint="a smaller --batch-size",
+    )
+    with less, redirect_stdout(sys.stderr):  # the harness prints; stdout is for the report
         tasks = _loaded(index, asked.names)
         results = simple_evaluate(
             model=language_model,

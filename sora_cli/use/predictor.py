@@ -18,6 +18,7 @@ from sora_cli.adapter.digest import result_digest
 from sora_cli.adapter.metadata import AdapterMeta
 from sora_cli.core.console import say
 from sora_cli.core.errors import SoraError
+from sora_cli.core.out_of_memory import telling
 from sora_cli.core.words import listed
 from sora_cli.data.content import data_fingerprint
 from sora_cli.data.places import locating
@@ -30,6 +31,7 @@ from sora_cli.run.reference import reference_of
 from sora_cli.run.scoring import load_target
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Task
+from sora_cli.train.out_of_memory import FEWER_BITS
 from sora_cli.train.trainer import AdapterTrainer, build_scorer
 from sora_cli.use.source import Source
 
@@ -124,6 +126,7 @@ class Predictor:
         with tempfile.TemporaryDirectory() as scratch, no_token_cache():
             with self.recipe.placing():
                 trainer = build_scorer(self.recipe, self.task, base, Path(scratch))
+            trainer.predicts = True
             for start, end in self._spans(first):
                 yield self._answers(trainer, base, start, end)
 
@@ -134,7 +137,7 @@ class Predictor:
         return data_fingerprint(self.source.rows(first, last))
 
     def _base(self) -> Base:
-        with self.recipe.placing():
+        with self.recipe.placing(), telling(lambda: "load model", hint=FEWER_BITS):
             base = load_target(self.request.target, self.recipe, self.task, on=self.request.on)
         base.model.eval()
         self.notes = list(base.notes)

@@ -18,8 +18,10 @@ from methods.base import Layers
 from methods.inject import adapted_layers
 from sora_cli.adapter.apply import switched_off
 from sora_cli.core.console import say
+from sora_cli.core.device import device_type
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import Deferral, Interrupted, deferred
+from sora_cli.core.out_of_memory import telling
 from sora_cli.run.scoring import load_target
 from sora_cli.tasks import create_task
 from sora_cli.tasks.dialogues import prompts_of
@@ -30,7 +32,8 @@ from sora_cli.tasks.texts import columns_in
 from sora_cli.use.described import recipe_for_rows
 
 _STOPPING = "stopping the answer; a second signal ends the program"
-_TEXT_PART, _INSTRUCTION, _OUTPUT = "text", "instruction", "output"
+_LESS = "a smaller --max-new-tokens, a shorter prompt, or --dtype bfloat16"
+_INSTRUCTION, _OUTPUT = "instruction", "output"
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,12 @@ class Speaker:
         streamer = _Pieces(self.tokenizer, write, skip_prompt=decoder)
         transformers.set_seed(sampling.seed + turn)  # `generate` takes no torch.Generator
         off = switched_off(self.layers) if self.muted else nullcontext()
-        with deferred(_STOPPING) as signals, off, torch.no_grad():
+        telling_size = telling(
+            lambda: "the answer",
+            where=lambda: f"a prompt of {len(ids)} tokens, and an answer of up to {new}",
+            hint=_LESS,
+        )
+        with telling_size, deferred(_STOPPING) as signals, off, torch.no_grad():
             prompt = torch.tensor([ids], device=self.model.device)
             self.model.generate(
                 input_ids=prompt,
@@ -186,14 +194,15 @@ def load_speaker(
     recipe = loaded.recipe
     with recipe.placing():
         task = create_task(recipe.task, recipe.data)
-        if not task.writes_answers:
+        if not task.can_speak:
             raise SoraError(
                 f"{target} does not write texts: its task is {task.name}",
-                where="chat and generate are for causal-lm and seq2seq",
+                where="chat and generate are for causal-lm, preference and seq2seq",
                 hint=f"to answer rows with it: sora predict {quote(target)} FILE -o OUT",
             )
-        base = load_target(target, recipe, task, on=on)
-    base.model.eval()
+        with telling(lambda: "load model", hint="--dtype bfloat16"):
+            base = load_target(target, recipe, task, on=on)
+            base.model.eval().to(device_type())
     options: Any = task.options
     chats = getattr(options, "prompt", "auto") in ("auto", "chat")
     if raw:
@@ -205,7 +214,8 @@ def load_speaker(
     elif not (chats or options.prompt == "plain") and len(columns_in(options.prompt, ())) == 1:
         form = Form(own=options.prompt)
     else:
-        texts = {*options.COLUMNS[_TEXT_PART], recipe.data.columns.get(_TEXT_PART)}
+        texts = {name for part in options.WHOLE_TEXTS
+                 for name in (*options.COLUMNS[part], recipe.data.columns.get(part))}  # fmt: skip
         form = Form(headings=meta.task is not None and not texts >= set(meta.input_columns))
     speaker = Speaker(target, base.model, base.processor, form, base.notes)
     return speaker, getattr(options, "system", None)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.rehearsal import fake
-from tests.rehearsal.watch import Watch, on_accelerator, rehearsing
+from tests.rehearsal.watch import Watch, watching
 
 
 def _named(config: pytest.Config) -> bool:
@@ -36,6 +36,6 @@ def watch(
     monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, Any], None]
 ) -> Iterator[Watch]:
     """Let everything compute on the device; the watch knows the waits in steps."""
-    with (on_accelerator if fake.REAL else rehearsing)(monkeypatch) as watch:
+    with watching(monkeypatch) as watch:
         yield watch
     record_property("waits", watch.waits)

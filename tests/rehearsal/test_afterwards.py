@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from sora_cli.report import read_report
 from tests.helpers_families import FAMILIES
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows, timeless, train, write_recipe, write_rows
+from tests.matrix import rest_is_long
 from tests.rehearsal.test_commands import recipe_of
-from tests.rehearsal.watch import LOOSER, Watch, on_cpu
+from tests.rehearsal.watch import LOOSER, Watch, computing, on_cpu
 from tests.sora_cli.experiments.auto.support import auto_recipe, certificate_of
 from tests.sora_cli.experiments.path.support import path_recipe, train_path
 
@@ -50,7 +52,7 @@ def test_a_finished_run(tmp_path: Path, said: Said) -> None:
     assert run(["train", str(recipe)]) == 0  # and is verified
     out, results = tmp_path / "out", []
     asked = write_rows(tmp_path / "asked.jsonl", pair_rows(8, seed=5))
-    for place, device in (("there", nullcontext()), ("here", on_cpu())):
+    for place, device in (("there", computing()), ("here", on_cpu())):
         folder = tmp_path / place
         folder.mkdir()
         said()
@@ -71,18 +73,29 @@ def test_a_finished_run(tmp_path: Path, said: Said) -> None:
     close(*results)
 
 
+TALKS = [
+    "chat {0}/out --greedy",
+    "generate {0}/out -p cat --greedy",
+    "chat {0}/out {0}/base --greedy",
+    "chat {0}/out {0}/base --seed 3",
+]
+
+
 @pytest.mark.usefixtures("watch")
-def test_texts(tmp_path: Path, said: Said) -> None:
-    recipe = FAMILIES["causal-lm"](tmp_path)
-    assert run(["train", str(recipe), "--no-verify", "training.max_steps=2"]) == 0
-    words = ["-p", "cat sees", "--greedy", "--max-new-tokens", "5"]
-    texts = []
-    for device in (nullcontext(), on_cpu()):
+@pytest.mark.parametrize("words", rest_is_long(TALKS))
+def test_texts(words: str, tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, texts = FAMILIES["causal-lm"](tmp_path), []
+    train(recipe, "task.metrics=[loss]", "training.max_steps=1", "training.evaluate=no")
+    command = words.format(tmp_path).split()
+    # the CPU draws other numbers
+    for device in (computing(), on_cpu() if "--greedy" in words else computing()):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("cat sees\nred fish\n/base\na dog\n"))
         said()
         with device:
-            assert run(["generate", str(tmp_path / "out"), *words]) == 0
+            assert run([*command, "--max-new-tokens", "5"]) == 0
         texts.append(said())
     assert texts[0] == texts[1]
+    assert texts[0].strip()
 
 
 @pytest.mark.long
@@ -102,7 +115,7 @@ def test_a_path(tmp_path: Path, watch: Watch) -> None:
 def test_a_search(tmp_path: Path, watch: Watch) -> None:
     recipe = auto_recipe(tmp_path, training={"model_dropout": 0.0, "epochs": 1})
     results = []
-    for place, device in (("there", nullcontext()), ("here", on_cpu())):
+    for place, device in (("there", computing()), ("here", on_cpu())):
         out = tmp_path / place
         with device:
             assert run(["auto", str(recipe), "--no-verify", f"output.dir={out}"]) == 0
@@ -110,6 +123,9 @@ def test_a_search(tmp_path: Path, watch: Watch) -> None:
         assert found is not None
         results.append([found.metrics, found.live_components, certificate_of(out).statement])
     close(*results)
+    for device in (computing(), on_cpu()):
+        with device:
+            assert run(["verify", f"{tmp_path}/there", "--certificate"]) == 0
     assert watch.steps >= 4
 
 
@@ -119,7 +135,7 @@ def test_a_baseline(method: str, tmp_path: Path, watch: Watch) -> None:
     recipe = recipe_of("lora", tmp_path)
     recipe.write_text(recipe.read_text().replace("name: lora\n  r: 4", f"name: {method}"))
     results = []
-    for place, device in (("there", nullcontext()), ("here", on_cpu())):
+    for place, device in (("there", computing()), ("here", on_cpu())):
         with device:
             results.append(timeless(train(recipe, f"output.dir={tmp_path}/{place}"))["metrics"])
     close(*results)
@@ -134,7 +150,7 @@ def test_the_smallest_sizes(tmp_path: Path, said: Said) -> None:
     train(recipe)
     train(recipe, "method.name=full", "training.learning_rate=1e-3", f"output.dir={tmp_path}/whole")
     results = []
-    for place, device in (("there", nullcontext()), ("here", on_cpu())):
+    for place, device in (("there", computing()), ("here", on_cpu())):
         folder = tmp_path / place
         folder.mkdir()
         certified = ["--max-drop", "40pt"]
@@ -150,14 +166,14 @@ def test_the_smallest_sizes(tmp_path: Path, said: Said) -> None:
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("policy", ["stop", "skip"])
+@pytest.mark.parametrize("policy", rest_is_long(["stop", "skip"]))
 def test_a_loss_that_is_not_finite(
     policy: str, tmp_path: Path, watch: Watch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = recipe_of("sora", tmp_path)
     words = ["train", str(recipe), "--no-verify", f"training.non_finite={policy}"]
     errors = []
-    for place, device in (("there", nullcontext()), ("here", on_cpu())):
+    for place, device in (("there", computing()), ("here", on_cpu())):
         capsys.readouterr()
         with device:
             code = run([*words, "training.learning_rate=1e25", f"output.dir={tmp_path}/{place}"])

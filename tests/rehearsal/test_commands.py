@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
+from sora_cli.app import run
 from sora_cli.core.device import device_module, device_type
 from sora_cli.model import activation_offload
 from sora_cli.report import RunReport
 from tests.helpers_families import FAMILIES
 from tests.helpers_models import tiny_bert
-from tests.helpers_runs import resumes_as_if_whole, timeless, train, write_recipe
+from tests.helpers_runs import (
+    files_of,
+    resumes_as_if_whole,
+    signal_at,
+    timeless,
+    train,
+    write_recipe,
+)
 from tests.matrix import rest_is_long
-from tests.rehearsal.watch import LOOSER, Watch, on_cpu
+from tests.rehearsal import fake
+from tests.rehearsal.watch import LOOSER, Watch, on_cpu, watching
 
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"r": 4},
@@ -73,7 +84,10 @@ def both(recipe: Path, *words: str, there_only: str | None = None) -> tuple[RunR
     return there, here
 
 
-@pytest.mark.parametrize("method", METHODS)
+# the cases below train with SoRA, and those of memory with LoRA
+@pytest.mark.parametrize(
+    "method", rest_is_long(["adalora", "sora, budget", "cut", "sora", "lora"], 3)
+)
 def test_a_run(method: str, tmp_path: Path, watch: Watch) -> None:
     recipe = recipe_of(method, tmp_path)
     both(recipe)
@@ -93,6 +107,32 @@ def test_a_run_that_is_stopped_and_resumed(
     recipe = recipe_of(method, tmp_path, model_dropout=0.1, evaluate=4)
     resumes_as_if_whole(recipe, tmp_path, monkeypatch)
     assert watch.steps == 8
+
+
+def die_in_step(step: int, words: list[str]) -> None:
+    """Run a command on the device of this process, which kills itself in a step."""
+    if not fake.REAL:
+        fake.register()
+    with pytest.MonkeyPatch.context() as patch, watching(patch):
+        signal_at(patch, step, signal.SIGKILL)
+        run(words)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("watch")
+def test_a_run_that_is_killed_and_resumed(tmp_path: Path) -> None:
+    """The checkpoint after step 2 goes on; step 3 is lost."""
+    recipe = recipe_of("sora", tmp_path, model_dropout=0.1, evaluate=4)
+    whole, words = train(recipe, f"output.dir={tmp_path}/whole"), [f"output.dir={tmp_path}/cut"]
+    command = ["train", str(recipe), "--no-verify", *words]
+    process = multiprocessing.get_context("spawn").Process(target=die_in_step, args=(4, command))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-000002"]
+    resumed = train(recipe, *words, "--resume")
+    assert files_of(tmp_path / "cut" / "adapter") == files_of(tmp_path / "whole" / "adapter")
+    assert timeless(resumed) == timeless(whole)
 
 
 @pytest.mark.parametrize("family", rest_is_long(sorted(FAMILIES, key="seq2seq".__ne__)))

@@ -6,6 +6,7 @@ from the CPU's by `LOOSER` times as much, as the sums there have another order.
 
 from __future__ import annotations
 
+import gc
 import sys
 import warnings
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from accelerate.state import AcceleratorState
 from transformers import Trainer
 from transformers.trainer_callback import CallbackHandler
 
-from sora_cli.core.device import is_accelerated, is_cuda
+from sora_cli.core.device import device_module, is_accelerated, is_cuda
 from tests.helpers_device import computing_on
 from tests.rehearsal import fake
 from tests.shared_files import ROOT
@@ -138,6 +139,19 @@ def on_accelerator(patch: pytest.MonkeyPatch) -> Iterator[Watch]:
         finally:
             if is_cuda():
                 torch.cuda.set_sync_debug_mode("default")
+
+
+watching = on_accelerator if fake.REAL else rehearsing
+
+
+@contextmanager
+def computing() -> Iterator[None]:
+    """Refuse a block that puts no tensor on the device."""
+    gc.collect()
+    device_module().reset_peak_memory_stats()
+    before = device_module().max_memory_allocated()
+    yield
+    assert device_module().max_memory_allocated() > before, "nothing was computed on the device"
 
 
 def on_cpu() -> AbstractContextManager[None]:

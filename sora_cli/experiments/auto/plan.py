@@ -128,17 +128,18 @@ class AutoPlan:
     def whole(self) -> LoadedRecipe:
         """Return the recipe of full rank on all rows: the start of cross-fitting's runs."""
         method = {**plain_method(self.rank), **self._shared()}
-        return self._stage(None, method, None, None, {"keep_checkpoints": []})
+        return self._stage(None, method, self.loaded.recipe.start, None, {"keep_checkpoints": []})
 
     def final(self, max_params: int) -> LoadedRecipe:
         """Return the recipe that trains a size on all rows, from the start; it cuts by itself."""
         method = {**sized_method(self.rank, max_params, self.cut_at), **self._shared()}
-        return self._stage(None, method, None, None, {"keep_checkpoints": []})
+        return self._stage(None, method, self.loaded.recipe.start, None, {"keep_checkpoints": []})
 
     def full(self, rows: RowPlan) -> LoadedRecipe:
         """Return the recipe of the run at full rank; it keeps its checkpoint at the cut."""
         method = {**plain_method(self.rank), **self._shared()}
-        return self._stage(FULL, method, None, rows, {"keep_checkpoints": [self.cut_at]})
+        kept = {"keep_checkpoints": [self.cut_at]}
+        return self._stage(FULL, method, self.loaded.recipe.start, rows, kept)
 
     def candidate(self, number: int, max_params: int, rows: RowPlan) -> LoadedRecipe:
         """Return the recipe that trains one size.
@@ -209,10 +210,11 @@ def plan_auto(loaded: LoadedRecipe) -> AutoPlan:
 
 def _check_alone(loaded: LoadedRecipe) -> None:
     recipe = loaded.recipe
-    if recipe.start is not None:
+    if recipe.start is not None and recipe.start.checkpoint is not None:
         raise SoraError(
-            "start does not go with auto: the run at full rank starts with a new adapter",
-            where=recipe.place("start"),
+            "start.checkpoint does not go with auto: it trains at full rank from the first step",
+            where=recipe.place("start.checkpoint"),
+            hint="start with a finished adapter: start.adapter=RUN",
         )
     if recipe.training.compact_every is not None:
         raise SoraError(

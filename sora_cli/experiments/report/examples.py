@@ -2,7 +2,8 @@
 
 They come from the file of `sora eval --predictions`, of any task family. The fields of a record
 decide how it is judged: a class or text is right or wrong (with logits, ordered by probability), a
-number is ordered by its distance to the label, a record without a prediction by its loss.
+pair of answers is won or lost by the margin of its rewards, a number is ordered by its distance to
+the label, a record without a prediction by its loss.
 """
 
 from __future__ import annotations
@@ -123,7 +124,8 @@ def disagreement(report: RunReport, split: str, records: Sequence[Record]) -> st
     if rows is not None and rows != len(records):
         return f"these are predictions of {len(records):,} rows; the report's {split} has {rows:,}"
     judged = [judge(record).right for record in records]
-    stated = report.metrics.get(split, {}).get("accuracy")
+    metrics = report.metrics.get(split, {})
+    stated = metrics.get("accuracy", metrics.get("rewards/accuracies"))
     if stated is None or None in judged or math.isnan(stated):
         return None
     if any(isinstance(record["label"], list) for record in records):
@@ -141,6 +143,9 @@ def judge(record: Record) -> Judged:
     logits = record.get("logits")
     if isinstance(logits, list) and logits:
         return Judged(record, prediction == label, probability(logits), "probability")
+    margin = record.get("margin")
+    if isinstance(margin, int | float):
+        return Judged(record, margin > 0, abs(margin), "margin of the rewards")
     if isinstance(prediction, int | float) and isinstance(label, int | float):
         return Judged(record, None, abs(prediction - label), "distance to the label")
     if "prediction" not in record:
@@ -202,7 +207,8 @@ def _texts(record: Record) -> list[tuple[str, str]]:
     if isinstance(given, dict):
         return [(str(name), _as_text(text)) for name, text in given.items()]
     # families with records of their own name the input themselves
-    known = (name for name in ("source", "question", "tokens", "image") if record.get(name))
+    names = ("source", "question", "tokens", "image", "rejected")
+    known = (name for name in names if record.get(name))
     return [(name, _as_text(record[name])) for name in known]
 
 

@@ -64,6 +64,7 @@ LINES: dict[str, dict[str, Words]] = {
         "b.yaml": "'b.yaml' is not an override",
         "trainning.epochs=3": ("unknown block 'trainning'", "command line: trainning.epochs=3"),
         "training.epochz=3": ("unknown key 'epochz'", "did you mean 'epochs'?"),
+        "model.device_map=auto": ("unknown key 'device_map' in model", "there are: path,"),
         "training.epochs.x=3":
             ("training.epochs must be a number", "command line: training.epochs.x=3"),
         "data.validation=[a": ("not valid YAML", "command line: data.validation=[a"),
@@ -194,7 +195,7 @@ LINES: dict[str, dict[str, Words]] = {
             ("answers with numbers", "command line: auto.max_differ=1%", "--tolerance 0.1"),
         "r.yaml --max-differ 1% --unlabelled validation.jsonl --tolerance nan": "auto.tolerance",
         "r.yaml --max-drop 1pt method.name=head": "there is no rank to reduce",
-        "r.yaml --max-drop 1pt start.adapter=somewhere": "start does not go with auto",
+        "r.yaml --max-drop 1pt start.checkpoint=somewhere": "does not go with auto: it trains",
         "r.yaml --max-drop 1pt training.compact_every=5": "compact_every does not go with auto",
     },
     "prune models/adapter": {
