@@ -144,7 +144,8 @@ def test_budgets_are_taken_from_the_run_of_equal_task_and_seed() -> None:
 def test_every_other_family_is_compared_at_equal_budgets() -> None:
     plan = planned_sweep("cpu/families.yaml")
     runs = {each.name: each for each in plan.runs}
-    apart = {"causal-lm", "sequence-classification", "sequence-regression"}  # sweeps of their own
+    # sweeps of their own
+    apart = {"causal-lm", "preference", "sequence-classification", "sequence-regression"}
     assert of(plan, "task.name") == set(task_names()) - apart
     taking = [each for each in plan.runs if each.takes]
     assert len(taking) == 6 * 3

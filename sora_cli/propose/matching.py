@@ -1,7 +1,7 @@
 """Match columns with a task family, and each column with its part in the task.
 
-Families are tried from the most specific (a column of images, chats or tagged words) to the most
-general (texts and a label). If two matches are possible, an error names the key that decides.
+Families are tried from the most specific (columns of images, pairs, chats or tagged words) to the
+most general (texts and a label). If two matches are possible, an error names the key that decides.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import listed
@@ -25,6 +25,7 @@ from sora_cli.propose.roles import (
 )
 from sora_cli.recipe.families import options_class
 from sora_cli.tasks.choices import find_form
+from sora_cli.tasks.pairs import SIDES, is_unpaired, unpaired
 from sora_cli.tasks.texts import columns_in
 
 Given = Mapping[str, Any]
@@ -110,6 +111,18 @@ def _image_text(columns: Columns, given: Given, task: str | None) -> Match | Non
     text = one_of(texts, "caption", "data.columns.text=COLUMN", columns)
     parts = {"image": named["image"], "text": text}
     return _of_parts("image-text", "images with texts", parts)
+
+
+def _pairs(columns: Columns, given: Given, task: str | None) -> Match | None:
+    if task is None and given.get("label_column"):
+        return None
+    every: tuple[Kind, ...] = get_args(Kind)  # a fault is named with its row, by the task
+    parts = _parts("preference", columns, given, dict.fromkeys(("prompt", *SIDES), every))
+    if not {*SIDES} <= set(parts):
+        if is_unpaired(columns) and (task or columns["label"].kind == "class"):
+            raise unpaired(columns)
+        return None
+    return _of_parts("preference", "a chosen and a rejected answer in each row", parts)
 
 
 def _chat(columns: Columns, given: Given, task: str | None) -> Match | None:
@@ -241,6 +254,7 @@ _ONE_LABEL = ("sequence-classification", "sequence-regression")
 _FAMILIES: tuple[tuple[str, Callable[[Columns, Given, str | None], Match | None]], ...] = (
     ("image-classification", _image),
     ("image-text", _image_text),
+    ("preference", _pairs),
     ("causal-lm", _chat),
     ("token-classification", _tags),
     ("question-answering", _spans),

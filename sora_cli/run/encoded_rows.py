@@ -10,6 +10,7 @@ from sora_cli.core.console import count, printable
 from sora_cli.core.words import shown_value
 from sora_cli.tasks.base import Encoded, Task
 from sora_cli.tasks.language import IGNORED
+from sora_cli.tasks.pairs import SIDES
 
 _CHARACTERS = 240  # longest text that is printed in full
 _CHOICES = 8
@@ -28,6 +29,9 @@ def row_lines(task: Task, processor: Any, rows: Encoded, number: int) -> Iterato
         yield from (f"{name}: {_short(value)}" for name, value in _column_texts(row, task))
         return
     tokenizer = getattr(processor, "tokenizer", processor)
+    if ids and isinstance(ids[0], list) and isinstance(row["labels"], list):
+        yield from _pair(tokenizer, ids, row["labels"])
+        return
     if ids and isinstance(ids[0], list):
         for place, choice in enumerate(ids[:_CHOICES]):
             mark = "right" if place == row["labels"] else "choice"
@@ -59,7 +63,9 @@ def length_of(task: Task, rows: Encoded, number: int) -> str:
     text = f"{count(tokens)} tokens"
     labels = row.get("labels")
     if isinstance(labels, list):
-        text += f", {count(sum(label != IGNORED for label in labels))} carry the loss"
+        texts = labels if labels and isinstance(labels[0], list) else [labels]
+        learned = [count(sum(label != IGNORED for label in part)) for part in texts]
+        text += f", {' + '.join(learned)} carry the loss"
     if rows.truncated and tokens >= task.data.max_length:
         text += ", cut at data.max_length"
     return text
@@ -70,6 +76,17 @@ def _learned(tokenizer: Any, ids: Sequence[int], labels: Sequence[int]) -> Itera
     for learned, part in groupby(zip(ids, labels, strict=True), key=lambda p: p[1] != IGNORED):
         text = tokenizer.decode([token for token, _ in part])
         yield f"{'learned' if learned else 'read':<8} {_short(text)}"
+
+
+def _pair(
+    tokenizer: Any, ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]
+) -> Iterator[str]:
+    """Yield the prompt, once, and the learned part of both answers."""
+    start = next(i for i, label in enumerate(labels[0]) if label != IGNORED)
+    yield f"{'read':<8} {_short(tokenizer.decode(ids[0][:start]))}"
+    for side, part in zip(SIDES, labels, strict=True):
+        text = tokenizer.decode([label for label in part if label != IGNORED])
+        yield f"{side:<8} {_short(text)}"
 
 
 def _tagged(tokenizer: Any, ids: Sequence[int], labels: Sequence[int], names: Sequence[str]) -> str:

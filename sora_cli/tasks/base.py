@@ -289,6 +289,17 @@ class Task(ABC):
             return None
         return np.bincount(labels, minlength=len(names))
 
+    def constant_loss(self, rows: Encoded) -> float | None:
+        """Return the loss of the best constant answer to training rows; None: there is none.
+
+        For classes that is the entropy of their shares (nats), for numbers their variance.
+        """
+        counts = self.class_counts(rows)
+        if counts is not None:
+            shares = counts[counts > 0] / counts.sum()
+            return float(-(shares * np.log(shares)).sum())
+        return float(np.var(rows.dataset["labels"][:])) if self.answers_numbers else None
+
     def answers(self, predictions: Predictions) -> np.ndarray | None:
         """Return each row's predicted class number or value, (rows,); None for other families."""
         return None

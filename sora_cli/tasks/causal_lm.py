@@ -221,7 +221,7 @@ def check_template(tokenizer: Any, prompt: str, *, needed: bool) -> None:
     if needed and tokenizer.chat_template is None:
         raise SoraError(
             "the tokenizer has no chat template, but rows of messages need one",
-            hint="name a chat model as model.path, or give rows with instructions and outputs",
+            hint="name a chat model as model.path, or give texts, not messages",
             key="task.prompt" if prompt == "chat" else "model.path",
         )
 

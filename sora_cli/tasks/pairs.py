@@ -8,10 +8,10 @@ prompt is what both texts have in common.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sora_cli.core.words import shown_value
+from sora_cli.core.words import listed, shown_value
 from sora_cli.data.places import RowError
 from sora_cli.tasks.prompts import (
     ASSISTANT,
@@ -23,9 +23,24 @@ from sora_cli.tasks.prompts import (
 )
 
 SIDES = ("chosen", "rejected")
+_LEAVE_OUT = "write the missing text, or leave the row out"
 
 Pair = tuple[Dialogue, Dialogue]
 """The chosen and the rejected dialogue of a row; only the last answer is learned."""
+
+
+def is_unpaired(columns: Iterable[str]) -> bool:
+    """Return True for columns of single answers that a label calls good or bad (KTO)."""
+    return {"completion", "label"} <= set(columns)
+
+
+def unpaired(columns: Iterable[str]) -> RowError:
+    """Return the error for rows of single answers."""
+    return RowError(
+        "unpaired rows (prompt, completion, label) are not taken yet",
+        where=f"there are: {listed(columns)}",
+        hint="pair a good and a bad answer to each prompt: prompt, chosen, rejected",
+    )
 
 
 def is_chat(value: Any) -> bool:
@@ -55,9 +70,9 @@ def pair_of(
     if prompt is None and not is_chat(sides[0]):
         return _from_texts(*sides)
     if not is_chat(sides[0]) and not (chats or is_chat(prompt)):
-        parts = {"instruction": columns["prompt"], "output": "answer"}
+        parts = {"instruction": columns["prompt"], "output": columns["chosen"]}
         start = f"{system}\n\n" if system else ""
-        given = [{**row, "answer": side} for side in sides]
+        given = [{**row, columns["chosen"]: side} for side in sides]
         made = [plain_dialogue(one, parts, template, start=start) for one in given]
         return made[0], made[1]
     first = [] if system is None else [{"role": "system", "content": system}]
@@ -73,7 +88,7 @@ def check_pair(row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
         raise RowError(f"column '{columns['prompt']}' holds {shown_value(prompt)}: no text, and no "
                        "list of messages")  # fmt: skip
     if "prompt" in columns and not prompt:
-        raise RowError(f"column '{columns['prompt']}' has no prompt")
+        raise RowError(f"column '{columns['prompt']}' has an empty prompt", hint=_LEAVE_OUT)
     sides = [row[columns[side]] for side in SIDES]
     for side, value in zip(SIDES, sides, strict=True):
         if not isinstance(value, list if is_chat(sides[0]) else str):
@@ -89,7 +104,7 @@ def check_pair(row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
         texts = sides
     for side, text in zip(SIDES, texts, strict=True):
         if not text.strip():
-            raise RowError(f"column '{columns[side]}' has an empty answer")
+            raise RowError(f"column '{columns[side]}' has an empty answer", hint=_LEAVE_OUT)
 
 
 def _messages(
@@ -98,12 +113,15 @@ def _messages(
     """Return the messages before the answers, and the two answers."""
     before = _prompt_messages(prompt, columns)
     lists = [
-        message_list(value, columns[side]) if is_chat(value) else [_answer(value)]
+        message_list(value, columns[side], part=side) if is_chat(value) else [_answer(value)]
         for side, value in zip(SIDES, sides, strict=True)
     ]
     for side, messages in zip(SIDES, lists, strict=True):
         if messages[-1]["role"] != ASSISTANT:
-            raise RowError(f"column '{columns[side]}' does not end with the assistant's answer")
+            raise RowError(
+                f"column '{columns[side]}' does not end with the assistant's answer",
+                hint="the last message is the answer: {role: assistant, content: ...}",
+            )
     starts = [messages[:-1] for messages in lists]
     if starts[0] != starts[1]:
         raise RowError(
@@ -124,7 +142,7 @@ def _prompt_messages(prompt: Any, columns: Mapping[str, str]) -> list[Message]:
     if prompt is None:
         return []
     if is_chat(prompt):
-        return message_list(prompt, columns["prompt"])
+        return message_list(prompt, columns["prompt"], part="prompt")
     return [{"role": "user", "content": prompt}]
 
 
@@ -141,7 +159,6 @@ def _from_texts(chosen: str, rejected: str) -> Pair:
             raise RowError(
                 "the two answers have no prompt in common",
                 hint="name the column with the prompt: data.columns.prompt=COLUMN",
-                key="data.columns.prompt",
             )
     both = [
         Dialogue(((text[:at], False), (text[at:], True)), text[at:]) for text in (chosen, rejected)

@@ -12,7 +12,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from sora_cli.core.words import listed
 from sora_cli.data.places import RowError
 from sora_cli.recipe.families import NO_REFERENCE, PreferenceOptions
 from sora_cli.tasks.base import Encoded, Predictions, Task
@@ -28,13 +27,20 @@ from sora_cli.tasks.learned import (
     score_learned_only,
 )
 from sora_cli.tasks.pair_losses import pair_losses, rewards
-from sora_cli.tasks.pairs import SIDES, Pair, check_pair, is_chat, pair_of
+from sora_cli.tasks.pairs import (
+    SIDES,
+    Pair,
+    check_pair,
+    is_chat,
+    is_unpaired,
+    pair_of,
+    unpaired,
+)
 from sora_cli.tasks.stand_ins import check_finite
 from sora_cli.tasks.texts import columns_in, require_column
 
 REFERENCE = "reference"
 """Column of training rows, and name in a batch: log-probabilities by the reference model."""
-_UNPAIRED = ("completion", "label")
 _PARTS = ("prompt", *SIDES)
 INPUTS = ("input_ids", "labels")
 """Columns of encoded rows that the model reads, one list for each answer."""
@@ -59,12 +65,8 @@ class Preference(Task):
     def bind(self, train: Dataset) -> None:
         columns = train.column_names
         parts = self.find_columns(columns, _PARTS)
-        if set(_UNPAIRED) <= set(columns) and not set(SIDES) <= set(parts):
-            raise RowError(
-                "unpaired rows (prompt, completion, label) are not taken yet",
-                where=f"there are: {listed(columns)}",
-                hint="pair a good and a bad answer to each prompt: prompt, chosen, rejected",
-            )
+        if is_unpaired(columns) and not set(SIDES) <= set(parts):
+            raise unpaired(columns)
         self._columns = {**parts, **self.require_columns(columns, SIDES)}
         inputs = [self._columns[part] for part in _PARTS if part in self._columns]
         if self._own_prompt:
@@ -101,11 +103,14 @@ class Preference(Task):
         longest = [max(len(side["input_ids"]) for side in pair) for pair in whole]
         kept = [pair for pair, same in zip(cut, equal, strict=True) if not (same and training)]
         unknown = [math.nan, math.nan] if self.needs_reference else [0.0, 0.0]
-        same = f"have two equal answers within data.max_length={limit}"
-        if training:
-            lacking, notes = {f"{same}: left out": sum(equal)}, {}
-        else:
-            lacking, notes = {}, {f"{same}, so no answer is preferred": sum(equal)}
+        same = sum(a == b for a, b in whole)
+        alike = {
+            "have two equal answers": same,
+            f"have two answers that are equal within data.max_length={limit}": sum(equal) - same,
+        }
+        effect = "and are left out" if training else "so that neither is preferred"
+        remarks = {f"{what}, {effect}": rows for what, rows in alike.items()}
+        lacking, notes = (remarks, {}) if training else ({}, remarks)
         return Encoded(
             Dataset.from_list([_both(pair) | {REFERENCE: unknown} for pair in kept or cut]),
             np.array([max(len(side["input_ids"]) for side in pair) for pair in kept or cut]),
@@ -147,6 +152,13 @@ class Preference(Task):
     def with_reference(self, rows: Encoded, reference: np.ndarray) -> Encoded:
         dataset = rows.dataset.remove_columns(REFERENCE)
         return replace(rows, dataset=dataset.add_column(REFERENCE, list(reference)))
+
+    def constant_loss(self, rows: Encoded) -> float | None:
+        """Return the loss of the reference model itself: both answers have the reward 0."""
+        if not self.needs_reference or self.options.sft_weight:
+            return None
+        same = torch.zeros(1, 2)
+        return float(pair_losses(self.options, same, same + 1, same))
 
     def loss(self, predictions: Predictions) -> float:
         return float(pair_losses(self.options, *_terms(predictions)).mean())
@@ -214,6 +226,14 @@ class Preference(Task):
     def _pair(self, row: Mapping[str, Any], tokenizer: Any) -> Pair:
         columns, chats = self._columns, self._chats(tokenizer)
         lists = any(is_chat(row[column]) for column in columns.values())
+        whole = "prompt" not in columns and not lists
+        if (self._own_prompt and (lists or whole)) or (self.options.system and whole):
+            key = "prompt" if self._own_prompt else "system"
+            raise RowError(
+                f"task.{key} has no effect on these pairs: it goes with a column of prompts",
+                hint=f"leave task.{key} out, or name the column: data.columns.prompt=COLUMN",
+                key=f"task.{key}",
+            )
         needed = lists or (chats and "prompt" in columns)
         check_template(tokenizer, self.options.prompt, needed=needed)
         return pair_of(

@@ -166,12 +166,16 @@ def rendered(messages: Sequence[Message], tokenizer: Any, *, prompt: bool) -> st
     return text
 
 
-def message_list(value: Any, column: str) -> list[Message]:
-    """Return messages with the keys `role` and `content`, from these keys or ShareGPT's."""
+def message_list(value: Any, column: str, *, part: str = "messages") -> list[Message]:
+    """Return messages with the keys `role` and `content`, from these keys or ShareGPT's.
+
+    Args:
+        part: the column's part in the task.
+    """
     if not isinstance(value, list) or not value:
         raise RowError(
             f"column '{column}' holds {shown_value(value)}, which is no list of messages",
-            hint="name another column: data.columns.messages=COLUMN",
+            hint=f"name another column: data.columns.{part}=COLUMN",
         )
     return [_message(item, column) for item in value]
 

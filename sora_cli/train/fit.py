@@ -25,7 +25,7 @@ from sora_cli.train.compiled import forget
 from sora_cli.train.loggers import logged
 from sora_cli.train.non_finite import guard_steps
 from sora_cli.train.out_of_memory import in_steps
-from sora_cli.train.progress import RunProgress, constant_loss
+from sora_cli.train.progress import RunProgress
 from sora_cli.train.switches import in_training
 from sora_cli.train.trainer import AdapterTrainer
 
@@ -158,7 +158,7 @@ def _add_compactor(
 def _progress(trainer: AdapterTrainer, hooks: MethodCallback) -> Iterator[None]:
     """Show our bar instead of Trainer's; after an error, close it before the message."""
     assert trainer.train_rows is not None
-    constant = partial(constant_loss, trainer.task, trainer.train_rows)
+    constant = partial(trainer.task.constant_loss, trainer.train_rows)
     progress = RunProgress(hooks, trainer.task.best, constant)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(progress)

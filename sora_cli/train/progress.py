@@ -12,25 +12,12 @@ from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback
 
 from sora_cli.core.verbosity import quiet
-from sora_cli.tasks.base import Encoded, Task
 from sora_cli.train.callback import MethodCallback
 from sora_cli.train.log import RunLog
 
 _RECENT = 3  # logged losses whose mean is compared with the loss of a constant answer
 _NEAR = 0.97
 """A loss above this share of a constant answer's is no better (docs/results/rates.md)."""
-
-
-def constant_loss(task: Task, rows: Encoded) -> float | None:
-    """Return the loss of the best constant answer to all rows; None: the family has none.
-
-    For classes that is the entropy of their shares (nats), for numbers their variance.
-    """
-    counts = task.class_counts(rows)
-    if counts is not None:
-        shares = counts[counts > 0] / counts.sum()
-        return float(-(shares * np.log(shares)).sum())
-    return float(np.var(rows.dataset["labels"][:])) if task.answers_numbers else None
 
 
 class RunProgress(ProgressCallback):  # type: ignore[misc]

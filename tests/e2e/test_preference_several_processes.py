@@ -17,8 +17,8 @@ pytestmark = pytest.mark.long
 
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     recipe = write_preference_recipe(tmp_path)
-    words = ["train", str(recipe), "--no-verify", "method={name: lora, r: 4}",
-             "training.max_steps=6", "training.model_dropout=0", "training.evaluate=no"]  # fmt: skip
+    words = ["train", str(recipe), "--no-verify", "method={name: lora, r: 4}"]
+    words += ["training.max_steps=6", "training.model_dropout=0", "training.evaluate=no"]
     assert run([*words, f"output.dir={tmp_path}/one"]) == 0
     launch_commands(tmp_path, [{"words": [*words, f"output.dir={tmp_path}/two"], "stop": None}])
     for file in ("reference.safetensors", "adapter/adapter_model.safetensors"):

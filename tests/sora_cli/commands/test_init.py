@@ -11,6 +11,7 @@ import yaml
 
 from sora_cli.app import run
 from sora_cli.recipe.load import load_recipe
+from tests.helpers_chat import preference_rows, write_chat_base
 from tests.helpers_images import corner_rows, pair_processor
 from tests.helpers_models import tiny_bert, tiny_clip
 from tests.helpers_runs import pair_rows, save_base, train, write_rows
@@ -168,3 +169,29 @@ def test_of_a_large_file_some_rows_are_looked_at(
     write_rows(Path("rows.jsonl"), rows)
     line = int(init("rows.jsonl", "--force", code=2).split("rows.jsonl:")[1].split(",")[0])
     assert rows[line - 1]["text"] is None
+
+
+def test_pairs_of_answers_become_a_recipe_that_trains(
+    init: Init, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(tmp_path / "prefs.jsonl", preference_rows(20))
+    shown = init("prefs.jsonl", model=write_chat_base(tmp_path / "chat"))
+    assert "taken       prompt (prompt), chosen (chosen), rejected (rejected)" in shown
+    assert shown.count("\n  read     <|im_start|>user") == 2
+    assert shown.count("\n  rejected ") == 2
+    recipe = load_recipe("prefs.yaml").recipe
+    assert recipe.task.name == "preference"
+    assert recipe.training.learning_rate == 1e-4  # a tenth of that for instructions
+    assert train("prefs.yaml", "training.epochs=1").data.rows["train"] == 16
+    assert run(["train", "prefs.yaml", "--dry-run"]) == 0
+    assert "\n    chosen   " in capsys.readouterr().out
+
+
+def test_unpaired_answers_are_refused(init: Init, tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completion": f"b {i}", "label": i % 2 == 0} for i in range(8)]
+    write_rows(tmp_path / "kto.jsonl", rows)
+    assert init("kto.jsonl", code=2).splitlines()[-3:] == [
+        "error: unpaired rows (prompt, completion, label) are not taken yet",
+        "  there are: prompt, completion, label",
+        "  pair a good and a bad answer to each prompt: prompt, chosen, rejected",
+    ]

@@ -46,6 +46,12 @@ CASES: dict[str, tuple[str, str, dict[str, str]]] = {
     "tags of another name": ("tokens:words marks:words", "token-classification",
         {"tokens": "tokens", "marks": "tags"}),
     "chats": ("conversations:chat source:constant", "causal-lm", {"conversations": "messages"}),
+    "preferences": ("prompt:text chosen:text rejected:word score:number", "preference",
+        {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}),
+    "UltraFeedback": ("prompt:text chosen:chat rejected:chat messages:chat", "preference",
+        {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}),
+    "texts that begin with the prompt": ("chosen:text rejected:text label:class", "preference",
+        {"chosen": "chosen", "rejected": "rejected"}),
     "chats of another name": ("talk:chat", "causal-lm", {"talk": "messages"}),
     "instructions": ("instruction:text input:empty output:text", "causal-lm",
         {"instruction": "instruction", "input": "input", "output": "output"}),
@@ -108,6 +114,11 @@ def test_what_is_given_decides() -> None:
     found = _match("a:text b:text x:class", text_columns=["{a}: {b}"])
     assert found.taken == {"a": "text", "b": "text", "x": "label"}
     assert _match("text:text stars:class", task="sequence-regression").task == "sequence-regression"
+    found = _match("prompt:text completion:text label:class", task="sequence-classification",
+                   text_columns=["completion"])  # fmt: skip
+    assert found.taken == {"completion": "text", "label": "label"}
+    found = _match("a:text good:text bad:text", columns={"chosen": "good", "rejected": "bad"})
+    assert (found.task, found.taken) == ("preference", {"good": "chosen", "bad": "rejected"})
     assert _match("text:text stars:class", task="causal-lm").taken == {"text": "text"}
     found = _match("en:text de:text", columns={"instruction": "en", "output": "de"})
     assert (found.task, found.taken) == ("causal-lm", {"en": "instruction", "de": "output"})
@@ -120,6 +131,8 @@ def test_what_is_given_decides() -> None:
          "data.text_columns=[story], or [subject,story]"),
         ("text:text a:class b:class", None, "2 columns could be the label", "data.label_column=b"),
         ("one:chat two:chat", None, "2 columns could be the chat", "data.columns.messages"),
+        ("prompt:text completion:text label:class", None, "unpaired rows", "prompt, chosen"),
+        ("question:text completion:text label:word", "preference", "unpaired rows", "rejected"),
         ("en:text de:text", None, "2 columns of texts, and none that could be a label",
          "data.columns='{instruction: en, output: de}'"),
         ("a:number b:whole c:date", None, "no task fits the columns", "data.text_columns"),

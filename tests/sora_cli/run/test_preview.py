@@ -51,6 +51,11 @@ def test_what_carries_the_loss_in_each_kind_of_row() -> None:
     ]  # fmt: skip
     span = _lines(input_ids=ids, start_positions=1, end_positions=2)
     assert span[1:] == ["tokens   cat dog red", "answer   dog red"]
+    pair = [[IGNORED, DOG, RED], [IGNORED, RED]]
+    assert _lines(input_ids=[[CAT, DOG, RED], [CAT, RED]], labels=pair) == [
+        "3 tokens, 2 + 1 carry the loss, cut at data.max_length", "read     cat",
+        "chosen   dog red", "rejected red",
+    ]  # fmt: skip
     assert _lines(input_ids=[[CAT], [DOG]], labels=1)[1:] == ["choice   cat", "right    dog"]
     assert _lines(pixel_values={"bytes": b""}, labels=1, text="a") == [
         "", "pixel_values: an image", "labels: 1", "text: 'a'",

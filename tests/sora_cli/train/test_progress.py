@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sora_cli.train.progress import RunProgress, constant_loss
+from sora_cli.recipe.recipe import DataBlock, TaskBlock
+from sora_cli.tasks import create_task
+from sora_cli.tasks.base import Task
+from sora_cli.train.progress import RunProgress
 from tests.helpers_runs import tiny_bert, train, write_recipe
 
 ROWS: Any = SimpleNamespace(dataset={"labels": [1.0, 2.0, 3.0]})
@@ -22,10 +25,17 @@ def family(counts: list[int] | None, *, numbers: bool = False) -> Any:
 
 
 def test_the_loss_of_a_constant_answer() -> None:
-    assert constant_loss(family([50, 50]), ROWS) == pytest.approx(math.log(2))
-    assert constant_loss(family([30, 70, 0]), ROWS) == pytest.approx(0.6109, abs=1e-4)
-    assert constant_loss(family(None, numbers=True), ROWS) == pytest.approx(2 / 3)
-    assert constant_loss(family(None), ROWS) is None
+    assert Task.constant_loss(family([50, 50]), ROWS) == pytest.approx(math.log(2))
+    assert Task.constant_loss(family([30, 70, 0]), ROWS) == pytest.approx(0.6109, abs=1e-4)
+    assert Task.constant_loss(family(None, numbers=True), ROWS) == pytest.approx(2 / 3)
+    assert Task.constant_loss(family(None), ROWS) is None
+
+
+@pytest.mark.parametrize(("loss", "constant"), [("sigmoid", math.log(2)), ("hinge", 1),
+                                                 ("ipo", 25), ("simpo", None)])  # fmt: skip
+def test_a_model_that_is_its_reference_prefers_nothing(loss: str, constant: float | None) -> None:
+    task = create_task(TaskBlock(name="preference", loss=loss), DataBlock(path="rows"))
+    assert task.constant_loss(ROWS) == (constant and pytest.approx(constant))
 
 
 def warnings(losses: list[float], constant: float | None, capsys: Any) -> list[str]:
