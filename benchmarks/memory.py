@@ -28,6 +28,7 @@ import torch
 from benchmarks.measure import in_turns, machine, markdown, median
 from benchmarks.models import DECODER, ENCODER, Setting, setting
 from benchmarks.sides import ALL, Side, make
+from benchmarks.stepping import Stepping
 from sora_cli.core.console import emit, say
 from sora_cli.core.device import device_module, device_type
 from sora_cli.core.environment import process_memory
@@ -73,13 +74,17 @@ def measure(side: Side) -> dict[str, float]:
     before = _reset(side.where)
     for _ in range(_STEPS):
         side.step()
-    peak = _peak(side.where) - before
+    return {"resident": _peak(side.where) - before, "tensors": tensors(side)}
+
+
+def tensors(side: Stepping) -> float:
+    """Return the largest sum of living tensors in a step, without those before it, in bytes."""
     state = side.optimizer.state.values() if side.optimizer else ()
     known = [t for entry in state for t in entry.values() if isinstance(t, torch.Tensor)]
     known += [*side.model.parameters(), *side.model.buffers(), *side.batch.values()]
     with StorageTracker(known) as tracker:
         side.step()
-    return {"resident": peak, "tensors": float(tracker.peak)}
+    return float(tracker.peak)
 
 
 def _reset(where: Setting) -> float:

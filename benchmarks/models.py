@@ -1,4 +1,4 @@
-"""The two real models of the step benchmarks, and their batches of random tokens."""
+"""The models of the step benchmarks, two of them real, and their batches of random tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-ENCODER, DECODER = "encoder", "decoder"
+ENCODER, DECODER, TINY = "encoder", "decoder", "tiny"
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Setting:
     @property
     def title(self) -> str:
         """The table's heading."""
-        names = {ENCODER: "MiniLM-L6 with a classifier", DECODER: "SmolLM2-135M"}
+        names = {ENCODER: "MiniLM-L6 with a classifier", DECODER: "SmolLM2-135M",
+                 TINY: "a Llama of two layers"}  # fmt: skip
         return f"{names[self.model]}, batch {self.batch}, sequence {self.length}"
 
 
@@ -46,7 +47,8 @@ def load(where: Setting) -> nn.Module:
 
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
-    model: nn.Module = _encoder() if where.model == ENCODER else _decoder()
+    made = {ENCODER: _encoder, DECODER: _decoder, TINY: _tiny}
+    model: nn.Module = made[where.model]()
     model.requires_grad_(False)
     for path in head(where):
         model.get_submodule(path).requires_grad_(True)
@@ -96,6 +98,14 @@ def _decoder() -> Any:
     )
     model.config.use_cache = False  # training needs no cache of keys and values
     return model
+
+
+def _tiny() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=20_000, num_hidden_layers=2, use_cache=False, **sizes)
+    return LlamaForCausalLM(config)
 
 
 def _package(name: str) -> Path:

@@ -25,6 +25,7 @@ class Stepping:
         precision: of the forward pass, like `training.precision`.
         offload: True moves kept activations to the CPU, like `training.activation_offload`.
         kernels: faster kernels for the model's layers, like `training.kernels`.
+        clock: gives seconds; `time.process_time` counts those of processors, for a busy machine.
         penalty: returns a term to add to the loss, or None.
         after: called after the optimiser's step, with the 0-based number of the step.
     """
@@ -37,6 +38,7 @@ class Stepping:
     after: Callable[[int], None] = lambda _: None
     offload: bool = False
     kernels: Kernels | None = None
+    clock: Callable[[], float] = time.perf_counter
     taken: int = field(default=0, init=False)
 
     @property
@@ -48,7 +50,7 @@ class Stepping:
     def step(self) -> float:
         """Take an optimiser step; return its seconds."""
         self.wait()
-        start = time.perf_counter()
+        start = self.clock()
         with self.running():
             with autocast(self.device, self.precision), self.moving():
                 loss = self.model(**self.batch)["loss"]
@@ -60,7 +62,7 @@ class Stepping:
             self.optimizer.zero_grad()
         self.taken += 1
         self.wait()
-        return time.perf_counter() - start
+        return self.clock() - start
 
     def moving(self) -> contextlib.AbstractContextManager[None]:
         """Offload the activations kept by a forward pass if `offload` is set."""

@@ -79,12 +79,9 @@ def apply_adapter(
 def added(model: nn.Module, adapter: Adapter) -> Iterator[None]:
     """Add an adapter's update to the layers of a model inside the `with` block, for scoring.
 
-    The model may have adapters of its own, and stays as it is. Only adapters of linear layers
-    without DoRA's magnitudes and without parts stored in full can be added.
+    The model may have adapters of its own, and stays as it is. The adapter must be one of linear
+    layers, without DoRA's magnitudes and without parts stored in full.
     """
-    if adapter.head or adapter.token_rows or adapter.magnitudes:
-        raise SoraError("an adapter that stores parts in full, or rescales layers, cannot be added "
-                        "to a model for a while")  # fmt: skip
     today = todays_paths(model, adapter.layers)
     with ExitStack() as hooks:
         for path, factors in adapter.layers.items():

@@ -8,6 +8,7 @@ run's `reference.safetensors`; a resumed training reads them there.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -93,7 +94,8 @@ class Reference(ReferenceModel):
         trainer.unprepare()
         if is_main():
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes_atomic(file, save(values, metadata={"made_with": json.dumps(made_with)}))
+            record = json.dumps([made_with, _content(values)])
+            write_bytes_atomic(file, save(values, metadata={"record": record}))
 
     def _compute(self, rows: Encoded, trainer: AdapterTrainer) -> np.ndarray:
         layers = adapted_layers(trainer.model)
@@ -115,6 +117,13 @@ class Reference(ReferenceModel):
         with self._recipe.placing(KEY):
             adapter = read_adapter(self.adapter, base=base.resolved)
             check_base(base, adapter.base, self.adapter, hint="name a reference of this base model")
+            if adapter.head or adapter.token_rows or adapter.magnitudes:
+                raise SoraError(
+                    f"the reference '{self.name}' stores parts in full, or rescales layers: it "
+                    "cannot be added to the base model for a while",
+                    hint="sora merge it, and train on the merged model: model.path=DIR",
+                    key=KEY,
+                )
         with added(base.model, adapter):
             yield
 
@@ -163,14 +172,24 @@ def _fingerprint(rows: Encoded) -> str:
     return data_fingerprint(rows.dataset.select_columns(list(INPUTS)))
 
 
+def _content(values: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 of numbers: a resumed run with others would not be exact."""
+    digest = hashlib.sha256()
+    for name in sorted(values):
+        digest.update(f"{name} {values[name].shape}".encode() + values[name].tobytes())
+    return digest.hexdigest()
+
+
 def _read(file: Path, made_with: Mapping[str, str]) -> dict[str, np.ndarray]:
     again = "start again with --force"
     try:
         with safe_open(file, "numpy") as stored:
-            known = json.loads(stored.metadata()["made_with"])
+            known, digest = json.loads(stored.metadata()["record"])
             values = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise SoraError(f"{file} cannot be read: {first_line(error)}", hint=again) from error
+    if digest != _content(values):
+        raise SoraError(f"{file} is damaged: its numbers changed", hint=again)
     changed = [name for name in made_with if known.get(name) != made_with[name]]
     if changed:
         what = "the reference model" if KEY in changed else f"the rows of {listed(changed)}"

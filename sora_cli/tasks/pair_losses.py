@@ -70,7 +70,7 @@ def _log1mexp(x: Tensor) -> Tensor:
     Source: Maechler 2012, Accurately Computing log(1 - exp(-|a|)), equation 7.
     """
     # an answer that is certain, x = 0, has infinite odds: stay below. Then both branches are finite
-    # as well, and `where` passes back no 0 x inf = NaN through the one that is not taken
+    # and `where` passes no 0 x inf = NaN back through the one that is not taken
     x = x.clamp(max=-torch.finfo(x.dtype).eps)
     near = x > -0.6931472  # log 2
     return torch.where(near, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))

@@ -57,7 +57,8 @@ def test_only_losses_are_worth_less_where_they_are_greater(family: str) -> None:
     for metric in options_class(family).METRICS:
         options = TaskBlock(name=family, metrics=[metric]).options
         assert options.greater_is_better is (metric not in {"loss", "perplexity"})
-        assert is_share(metric) is options.greater_is_better
+        unbounded = metric.startswith(("rewards/", "logps/")) and metric != "rewards/accuracies"
+        assert is_share(metric) is (options.greater_is_better and not unbounded)
     assert not is_share("mcc")
     assert set(SMALLER_IS_BETTER) == {"loss", "perplexity"}
 
