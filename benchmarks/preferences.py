@@ -1,6 +1,6 @@
 """Preference tuning: a step against one of instruction tuning, and a whole run against TRL's.
 
-    python -m benchmarks.preferences [--data DIR] [--rounds 3] [--steps 10] [--pairs 24]
+    python -m benchmarks.preferences [--data DIR] [--rounds 1] [--steps 5] [--pairs 16]
 
 The step: our LoRA on SmolLM2-135M and on a tiny Llama, on the same tokens, the second half of each
 row learned: as rows of `causal-lm`, and as pairs of `preference` (DPO, whose reference is known
@@ -69,9 +69,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--rounds", type=int, default=3, help="of whole runs")
-    parser.add_argument("--steps", type=int, default=10, help="measured steps of each side")
-    parser.add_argument("--pairs", type=int, default=24, help="training pairs of a run")
+    parser.add_argument("--rounds", type=int, default=1, help="of whole runs")
+    parser.add_argument("--steps", type=int, default=5, help="measured steps of each side")
+    parser.add_argument("--pairs", type=int, default=16, help="training pairs of a run")
     parser.add_argument(
         "--processor-time", action="store_true", help="of steps; processor seconds (`step.py`)"
     )
