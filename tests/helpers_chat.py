@@ -49,16 +49,6 @@ def instruct_rows(rows: int, *, seed: int = 0) -> list[dict[str, Any]]:
     return made
 
 
-def preference_rows(rows: int, *, seed: int = 0) -> list[dict[str, Any]]:
-    """The chosen answer is the prompt's last two words, the rejected one its first word."""
-    made = instruct_rows(rows, seed=seed)
-    return [
-        {"prompt": asked, "chosen": row["output"], "rejected": asked.split()[0]}
-        for row in made
-        for asked in (row["instruction"],)
-    ]
-
-
 def write_chat_base(folder: Path, *, tied: bool = True) -> Path:
     """A tiny Llama with its chat tokenizer."""
     tiny_llama(tied=tied, eos_token_id=3, bos_token_id=2).save_pretrained(folder)

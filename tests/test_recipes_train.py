@@ -25,8 +25,14 @@ from sora_cli.recipe.library import recipe_names, recipes_dir
 from sora_cli.recipe.load import load_recipe
 from sora_cli.recipe.recipe import DataBlock
 from sora_cli.report import RunReport, read_report
-from tests.helpers_chat import instruct_rows, preference_rows, write_chat_base
-from tests.helpers_families import choice_rows, question_rows, tagged_rows, text_tokenizer
+from tests.helpers_chat import instruct_rows, write_chat_base
+from tests.helpers_families import (
+    choice_rows,
+    preference_rows,
+    question_rows,
+    tagged_rows,
+    text_tokenizer,
+)
 from tests.helpers_images import corner_rows, pair_processor, tiny_image_processor
 from tests.helpers_models import (
     tiny_bert,

@@ -27,6 +27,8 @@ def evaluate_run(report: RunReport, trainer: AdapterTrainer, ready: Prepared) ->
         return  # a baseline has no adapters to switch off
     if not any(ready.method.factors(m).drop_zeros().rank for m in ready.layers.values()):
         _add_event(report, NONE_ALIVE)
+    elif ready.task.needs_reference:
+        return  # its scores are a distance from the reference, not from the base model
     elif ready.task.best in report.metrics[next(iter(ready.report))]:
         _score_without(report, trainer, ready)
 

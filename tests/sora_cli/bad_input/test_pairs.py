@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.helpers_chat import chat_tokenizer, preference_rows, write_chat_base
+from tests.helpers_chat import chat_tokenizer, write_chat_base
 from tests.helpers_errors import error_of
+from tests.helpers_families import preference_rows
 from tests.helpers_runs import write_rows
 
 Rows = list[dict[str, Any]]

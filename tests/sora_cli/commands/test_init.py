@@ -11,7 +11,8 @@ import yaml
 
 from sora_cli.app import run
 from sora_cli.recipe.load import load_recipe
-from tests.helpers_chat import preference_rows, write_chat_base
+from tests.helpers_chat import write_chat_base
+from tests.helpers_families import preference_rows
 from tests.helpers_images import corner_rows, pair_processor
 from tests.helpers_models import tiny_bert, tiny_clip
 from tests.helpers_runs import pair_rows, save_base, train, write_rows
@@ -181,7 +182,7 @@ def test_pairs_of_answers_become_a_recipe_that_trains(
     assert shown.count("\n  rejected ") == 2
     recipe = load_recipe("prefs.yaml").recipe
     assert recipe.task.name == "preference"
-    assert recipe.training.learning_rate == 1e-4  # a tenth of that for instructions
+    assert recipe.training.learning_rate == 3e-4  # its own, not by the rule of thumb
     assert train("prefs.yaml", "training.epochs=1").data.rows["train"] == 16
     assert run(["train", "prefs.yaml", "--dry-run"]) == 0
     assert "\n    chosen   " in capsys.readouterr().out

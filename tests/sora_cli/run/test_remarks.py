@@ -37,6 +37,7 @@ from sora_cli.run.results import record_setup
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded, Predictions, Task
 from sora_cli.train.trainer import AdapterTrainer, build_trainer
+from tests.helpers_families import write_preference_recipe
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import glue_rows, pair_rows, train, write_recipe, write_rows
 
@@ -337,6 +338,12 @@ def test_a_head_that_does_the_work_alone(tmp_path: Path) -> None:
     assert report.without_adapters == {"validation": score}
     assert any("the adapters add nothing to the rest of" in event for event in report.events)
     assert NONE_ALIVE not in report.events
+
+
+def test_a_model_beside_a_reference_is_not_scored_without_adapters(tmp_path: Path) -> None:
+    report = train(write_preference_recipe(tmp_path), "training.max_steps=1")
+    assert report.without_adapters == {}
+    assert not any("the adapters" in event for event in report.events)
 
 
 @pytest.mark.parametrize(("threshold", "dead"), [(5.0, True), (0.0, False)])
