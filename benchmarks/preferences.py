@@ -1,6 +1,6 @@
 """Preference tuning: a step against one of instruction tuning, and a whole run against TRL's.
 
-    python -m benchmarks.preferences [--data DIR] [--rounds 3] [--steps 10] [--pairs 24]
+    python -m benchmarks.preferences [--data DIR] [--rounds 1] [--steps 5] [--pairs 16]
 
 The step: our LoRA on SmolLM2-135M and on a tiny Llama, on the same tokens, the second half of each
 row learned: as rows of `causal-lm`, and as pairs of `preference` (DPO, whose reference is known
@@ -25,6 +25,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from benchmarks.measure import (
     in_turns,
     machine,
     markdown,
+    of_commands,
     ratios,
     shown_ratio,
     spent,
@@ -69,11 +71,13 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--rounds", type=int, default=3, help="of whole runs")
-    parser.add_argument("--steps", type=int, default=10, help="measured steps of each side")
-    parser.add_argument("--pairs", type=int, default=24, help="training pairs of a run")
+    parser.add_argument("--rounds", type=int, default=1, help="of whole runs")
+    parser.add_argument("--steps", type=int, default=5, help="measured steps of each side")
+    parser.add_argument("--pairs", type=int, default=16, help="training pairs of a run")
     parser.add_argument(
-        "--processor-time", action="store_true", help="of steps; processor seconds (`step.py`)"
+        "--processor-time",
+        action="store_true",
+        help="count processor seconds (see benchmarks.step)",
     )
     parser.add_argument("--quick", action="store_true", help="small batches, two steps")
     options = parser.parse_args()
@@ -81,15 +85,16 @@ def main() -> None:
     if device == "cpu":
         keep_freed_memory()
     emit(f"{machine(device)}; medians, ratios with 90 % intervals")
-    for model in (TINY,) if quick else (TINY, DECODER):
-        where = setting(model, device, quick=quick)
-        where = replace(where, batch=max(where.batch, 4))  # two pairs
-        _steps(where, _SHORT if quick else options.steps, processor=options.processor_time)
     place: Path | None = options.data
     if place is None and "SORA_DATA" in os.environ:
         place = Path(os.environ["SORA_DATA"]) / "instruct"
     if place is not None:
-        _runs(place, options.pairs, 1 if quick else options.rounds, quick=quick)
+        clock = of_commands if options.processor_time else time.perf_counter
+        _runs(place, options.pairs, 1 if quick else options.rounds, clock, quick=quick)
+    for model in (TINY,) if quick else (TINY, DECODER):
+        where = setting(model, device, quick=quick)
+        where = replace(where, batch=max(where.batch, 4))  # two pairs
+        _steps(where, _SHORT if quick else options.steps, processor=options.processor_time)
 
 
 def _steps(where: Setting, rounds: int, *, processor: bool) -> None:
@@ -130,15 +135,16 @@ def _side(name: str, where: Setting) -> Side:
     return side
 
 
-def _runs(place: Path, pairs: int, rounds: int, *, quick: bool) -> None:
+def _runs(place: Path, pairs: int, rounds: int, clock: Callable[[], float], *, quick: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="sora-benchmark-") as temporary:
         folder = Path(temporary)
         for split, most in (("train", pairs), ("validation", _HELD_OUT)):
             _write_pairs(place / f"{split}.jsonl", folder / f"{split}.jsonl", most)
-        work = {_OURS: partial(timed, _ours(folder, _SHORT if quick else 0))}
+        commands = {_OURS: _ours(folder, _SHORT if quick else 0)}
         if not quick:
-            work[_PEER] = partial(timed, _peer(folder, "as-needed"))
-            work[_PRECOMPUTED] = partial(timed, _peer(folder, "precomputed"))
+            commands[_PEER] = _peer(folder, "as-needed")
+            commands[_PRECOMPUTED] = _peer(folder, "precomputed")
+        work = {name: partial(timed, words, clock=clock) for name, words in commands.items()}
         say("measuring whole runs ...")
         times = in_turns(work, rounds)
         columns = ("run", "s, median (quartiles)", f"/ {_PEER}")

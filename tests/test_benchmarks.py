@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests import warm
+from tests.helpers_chat import instruct_rows
+from tests.helpers_runs import write_rows
 from tests.shared_files import ROOT, glue_folder
 
 
@@ -75,6 +78,16 @@ def test_runs() -> None:
     shown = printed("run", "--data", str(glue), "--methods", "sora", "--no-verify")
     assert "\n| sora | " in shown
     assert "train " in shown
+
+
+@pytest.mark.long
+def test_preferences(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        write_rows(tmp_path / f"{split}.jsonl", instruct_rows(3))
+    shown = printed("preferences", "--data", str(tmp_path))
+    for row in ("causal-lm", "preference", "sora train"):
+        assert f"\n| {row} | " in shown
+    assert ", reference " in shown
 
 
 @pytest.mark.parametrize("program", ["rank", "instructions", "startup"])

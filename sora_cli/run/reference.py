@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -56,16 +57,18 @@ class Reference(ReferenceModel):
         self.adapter = None if self.name == BASE_MODEL else Path(self.name).expanduser()
         self.digest = None if self.adapter is None else _digest(self.adapter)
 
-    def check_same(self, digest: str | None) -> None:
+    def check_same(self, digest: str | None, name: str) -> None:
         """Refuse a reference other than the one that a trained adapter was compared with.
 
         Args:
             digest: as recorded with that adapter; None: the base model, or not known.
+            name: of that reference at that time; for other tools' adapters it is not known.
         """
-        if digest is not None and digest != self.digest:
+        if digest != self.digest and (digest is not None or name == BASE_MODEL):
+            other = f"name it: {KEY}={quote(name)}" if name != self.name else _HINT
             raise SoraError(
                 f"the reference '{self.name}' is not the one that this adapter was trained against",
-                hint=_HINT,
+                hint=other,
                 key=KEY,
             )
 

@@ -163,7 +163,8 @@ def load_adapted(
     """
     check_classes("adapter", adapter.meta.labels, task)
     if task.reference is not None:
-        task.reference.check_same(adapter.meta.reference)
+        named = adapter.meta.row_recipe.get("task", {}).get("reference", "DIR")
+        task.reference.check_same(adapter.meta.reference, named)
         if adapter.head:
             raise SoraError(
                 f"the adapter stores {first_few(adapter.head)} in full, so the base model that its "

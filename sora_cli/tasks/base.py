@@ -116,11 +116,12 @@ class ReferenceModel(ABC):
         """
 
     @abstractmethod
-    def check_same(self, digest: str | None) -> None:
+    def check_same(self, digest: str | None, name: str) -> None:
         """Refuse a reference other than the one that a trained adapter was compared with.
 
         Args:
             digest: as recorded with that adapter; None: the base model, or not known.
+            name: of that reference at that time.
         """
 
 

@@ -86,7 +86,8 @@ class AdapterTrainer(ResumingTrainer):
     def unprepare(self) -> None:
         """Undo the preparations for scoring, so that training prepares the model anew."""
         _unprepare(self.base.model)
-        vars(self).pop("model_preparation_time", None)  # or it would be logged with each evaluation
+        # transformers would log this time with each evaluation, but not after a resume
+        self.__dict__.pop("model_preparation_time", None)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Return one optimiser step's micro-batches, and the loss items in it on all processes."""

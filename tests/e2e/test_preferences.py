@@ -125,6 +125,14 @@ def test_a_reference_that_is_gone_or_another_is_refused(
         kept.rename(tuned / "sft")
 
 
+def test_the_base_model_is_another_reference(
+    tuned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", str(tuned / "dpo"), "--recipe", str(tuned / "dpo.yaml"), "task.reference=base"]
+    assert run(words) == 2
+    assert f"name it: task.reference={tuned / 'sft'}" in capsys.readouterr().err
+
+
 def test_a_certified_size_says_its_reference(tuned: Path) -> None:
     out = tuned / "auto"
     words = ["auto", str(tuned / "dpo.yaml"), "--max-drop", "30pt", f"output.dir={out}"]
