@@ -14,6 +14,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from methods.inject import adapted_layers
 from sora_cli.adapter.digest import result_digest
 from sora_cli.adapter.metadata import AdapterMeta
 from sora_cli.core.console import say
@@ -139,6 +140,12 @@ class Predictor:
     def _base(self) -> Base:
         with self.recipe.placing(), telling(lambda: "load model", hint=FEWER_BITS):
             base = load_target(self.request.target, self.recipe, self.task, on=self.request.on)
+            if self.task.reference is not None and not adapted_layers(base.model):
+                raise SoraError(
+                    f"{self.request.target} is a whole model: the base model that its rewards are "
+                    "measured against is not known here",
+                    hint="name its run or adapter; or score it: sora eval MODEL --recipe RECIPE",
+                )
         base.model.eval()
         self.notes = list(base.notes)
         return base

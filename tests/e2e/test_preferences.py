@@ -84,6 +84,20 @@ def test_predictions_say_which_answer_is_preferred(tuned: Path) -> None:
     assert share == pytest.approx(report.metrics["validation"]["rewards/accuracies"])
 
 
+def test_a_whole_models_answers_have_no_reference(
+    tuned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    merged = str(tuned / "whole")
+    assert run(["merge", str(tuned / "dpo"), "-o", merged]) == 0
+    for name in ("as written", "without sora.json"):
+        if name == "without sora.json":
+            (tuned / "whole" / "sora.json").unlink()
+        words = ["predict", merged, str(tuned / "held.jsonl"), "-o", f"{tuned}/answers-of-it.jsonl"]
+        assert run([*words, "--task", "preference"]) == 2
+        assert "is a whole model" in capsys.readouterr().err
+        assert not (tuned / "answers-of-it.jsonl").exists()
+
+
 def test_healing_keeps_the_reference(tuned: Path) -> None:
     healed = tuned / "healed"
     words = ["prune", str(tuned / "dpo"), "-o", str(healed), "--energy", "0.6", "--heal", "2"]
