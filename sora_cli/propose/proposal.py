@@ -40,6 +40,7 @@ from sora_cli.recipe.load import LoadedRecipe, load_text
 from sora_cli.recipe.recipe import DataBlock
 from sora_cli.run.preflight import check_recipe
 from sora_cli.run.prepare import check_rows, load_task
+from sora_cli.run.rates.rule import rule_of_thumb
 from sora_cli.tasks.base import Lengths, Task
 
 _PLACE = ("path", "name", "revision", "files")
@@ -300,7 +301,8 @@ def _training(draft: _Draft, rows: int, config: Any) -> None:
             draft.put("training", "gradient_accumulation", parts)
         draft.put("training", "epochs", rules.epochs(-(-rows // batch), name))
     method = config_class(draft.blocks["method"]["name"].value)
-    draft.put("training", "learning_rate", rules.learning_rate(config, method, name))
+    rate, why = rule_of_thumb(config, method)
+    draft.put("training", "learning_rate", Proposed("auto", f"rule of thumb: {rate:g}, {why}"))
     draft.put("training", "weight_decay", Proposed(0.01, "as in the recipes that come with sora"))
     keep = Proposed(False, "the rows that are scored must not choose a checkpoint")
     draft.put("training", "keep_best", keep)

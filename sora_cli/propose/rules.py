@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from methods.configs import MethodOptions
 from sora_cli.core.console import count, size
 from sora_cli.core.errors import SoraError
 from sora_cli.propose.usual import USUAL
-from sora_cli.run.rates.rule import number_of, parameters_of, rule_of_thumb, width_of
+from sora_cli.run.rates.rule import number_of, parameters_of, width_of
 
 _QUANTILE = 0.95  # rows longer than this quantile are cut
 _MULTIPLE = 8  # of max_length
@@ -121,15 +120,6 @@ def epochs(steps: int, task: str) -> Proposed:
     return Proposed(
         value, f"{count(value * steps)} steps; the aim is {_STEPS}, in {least} to {most} epochs"
     )
-
-
-def learning_rate(config: Any, method: type[MethodOptions], task: str) -> Proposed:
-    """Propose the learning rate: the family's own, or the one of the rule of thumb."""
-    own = USUAL[task].rate
-    if own is not None:
-        return Proposed(*own)
-    rate, why = rule_of_thumb(config, method)
-    return Proposed("auto", f"rule of thumb: {rate:g}, {why}")
 
 
 def rank(task: str) -> Proposed:

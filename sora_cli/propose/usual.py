@@ -41,7 +41,6 @@ class Usual:
         rank, why: initial rank of every layer, and its reason.
         learns_texts: True if the loss is over the tokens of a text.
         texts: number of texts that the model reads for each row.
-        rate: learning rate and its reason; None: the rule of thumb.
     """
 
     on_the_hub: str
@@ -53,7 +52,6 @@ class Usual:
     why: str = "enough for classes and numbers (arXiv 2106.09685)"
     learns_texts: bool = False
     texts: int = 1
-    rate: tuple[float, str] | None = None
 
 
 def _writes(on_the_hub: str, package: Package | None = None, builtin: str = "") -> Usual:
@@ -79,7 +77,6 @@ _SMOLLM = Package(
     "135 million parameters, English",
 )
 _SPEAKS = _writes("HuggingFaceTB/SmolLM2-360M-Instruct", _SMOLLM)
-_OF_PAIRS = "between 2e-4 and 5e-4, equally accurate on SmolLM2-135M (one short run each)"
 _READS = Usual("microsoft/deberta-v3-base", _MINILM)
 
 USUAL: Mapping[str, Usual] = {
@@ -89,7 +86,7 @@ USUAL: Mapping[str, Usual] = {
     "question-answering": _READS,
     "multiple-choice": _READS,
     "causal-lm": _SPEAKS,
-    "preference": replace(_SPEAKS, builtin="builtin://tiny-llama", texts=2, rate=(3e-4, _OF_PAIRS)),
+    "preference": replace(_SPEAKS, builtin="builtin://tiny-llama", texts=2),
     "seq2seq": _writes("google/flan-t5-base", builtin="builtin://tiny-t5"),
     "image-classification": Usual(
         "google/vit-base-patch16-224-in21k", builtin="builtin://tiny-vit"

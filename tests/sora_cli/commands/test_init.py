@@ -182,7 +182,7 @@ def test_pairs_of_answers_become_a_recipe_that_trains(
     assert shown.count("\n  rejected ") == 2
     recipe = load_recipe("prefs.yaml").recipe
     assert recipe.task.name == "preference"
-    assert recipe.training.learning_rate == 3e-4  # its own, not by the rule of thumb
+    assert recipe.training.learning_rate == "auto"
     assert train("prefs.yaml", "training.epochs=1").data.rows["train"] == 16
     assert run(["train", "prefs.yaml", "--dry-run"]) == 0
     assert "\n    chosen   " in capsys.readouterr().out
