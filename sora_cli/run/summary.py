@@ -15,6 +15,7 @@ from sora_cli.recipe.families import FAMILIES
 from sora_cli.recipe.load import load_recipe
 from sora_cli.recipe.reading import EVAL, words_read
 from sora_cli.report import RunReport
+from sora_cli.run.output import REFERENCE
 from sora_cli.train.checkpoint.places import FOLDER, checkpoint_paths
 
 _PHASES = 5  # longest phases that are printed
@@ -35,6 +36,7 @@ def conclude(
     folder = baseline_folder(output) if not report.ranks else None
     result = "adapter/" if folder is None else f"{folder.name}/"
     picture = "  ranks.png" if folder is None else ""
+    picture += f"  {REFERENCE}" if (output / REFERENCE).is_file() else ""
     say(f"\nfiles in {output}/: {result}  checkpoints/  history.json{picture}  report.json")
     say("next:")
     for command in next_commands(report, output, words):

@@ -53,6 +53,7 @@ def test_the_reference_is_recorded(tuned: Path) -> None:
     report = read_report(tuned / "dpo")
     assert report is not None
     assert report.base.reference == str(tuned / "sft")
+    assert (tuned / "dpo" / "reference.safetensors").is_file()
     meta, _ = read_sora_file(tuned / "dpo" / "adapter" / "sora.json")
     assert meta.reference == report.base.reference_digest != ""
 
