@@ -22,7 +22,7 @@ from tests import warm
 from tests.docs.pages import DOCS, PAGES, Block, blocks, name_of
 from tests.shared_files import ROOT
 
-RUNS = tuple(f"docs/results/{name}.jsonl" for name in ("runs", "arena", "precision"))
+RUNS = tuple(f"docs/results/{name}.jsonl" for name in ("runs", "arena", "precision", "preferences"))
 COLD = DOCS / "tutorials" / "first-run.md"
 LANGUAGES = {"sh", "python", "text", "yaml", "json", "csv", "toml"}
 """What fences may name: a block in another language would be neither run nor excused."""

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
@@ -28,6 +30,8 @@ MODELS = {
 """Name -> the function that writes the model, and the version, which names its cache directory."""
 _FOLDER = "sora-models"
 _SEED = 0
+_LEARNING_RATE = 3e-3
+_LARGEST_GRADIENT = 1.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -93,3 +97,20 @@ def seeded() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]), quiet_loading():
         torch.default_generator.manual_seed(_SEED)
         yield
+
+
+def teach(model: Any, batches: Iterator[Mapping[str, Any]], steps: int) -> None:
+    """Train all weights of a model in place, one step a batch."""
+    import torch
+
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=_LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps)
+    model.train()
+    for batch in islice(batches, steps):
+        model(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, _LARGEST_GRADIENT)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    model.eval()

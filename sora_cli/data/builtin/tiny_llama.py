@@ -7,18 +7,17 @@ are right or wrong, and polite or rude, all equally often. It has never seen a v
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sora_cli.data.builtin.models import seeded
+from sora_cli.data.builtin.models import seeded, teach
 from sora_cli.data.builtin.preferences import QUESTIONS, answer, load_preferences, words
 from sora_cli.data.builtin.word_tokenizer import word_tokenizer
 
 _LONGEST = 128  # most tokens of a text
 _STEPS = 800
 _ROWS = 32  # rows of a step
-_LEARNING_RATE = 3e-3
-_LARGEST_GRADIENT = 1.0
 
 
 def write_tiny_llama(folder: Path, *, steps: int = _STEPS) -> None:
@@ -46,7 +45,7 @@ def write_tiny_llama(folder: Path, *, steps: int = _STEPS) -> None:
     with seeded():
         model = LlamaForCausalLM(config)
         if steps:
-            _teach(model, tokenizer, steps)
+            teach(model, _lessons(tokenizer), steps)
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -57,17 +56,11 @@ def lesson(rng: random.Random) -> tuple[str, str]:
     return question, answer(rng, rng.choice((right, wrong)), polite=rng.random() < 0.5)
 
 
-def _teach(model: Any, tokenizer: Any, steps: int) -> None:
-    """Train all weights, in place, on chats from a fixed seed."""
-    import torch
-
+def _lessons(tokenizer: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield batches of chats, from a fixed seed."""
     held_out = {row["prompt"] for row in load_preferences()["validation"]}
     rng = random.Random("lessons")
-    parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=_LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps)
-    model.train()
-    for _ in range(steps):
+    while True:
         lessons = (lesson(rng) for _ in range(_ROWS))
         chats = [
             [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
@@ -78,9 +71,4 @@ def _teach(model: Any, tokenizer: Any, steps: int) -> None:
             chats, padding=True, return_tensors="pt", return_dict=True
         )
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        model(**batch, labels=labels).loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, _LARGEST_GRADIENT)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-    model.eval()
+        yield {**batch, "labels": labels}

@@ -8,18 +8,17 @@ numbers of `builtin://numbers` and gets none of them right.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sora_cli.data.builtin.digits import DIGIT_NAMES
-from sora_cli.data.builtin.models import seeded
+from sora_cli.data.builtin.models import seeded, teach
 from sora_cli.data.builtin.numbers import WORDS, in_words
 from sora_cli.data.builtin.word_tokenizer import word_tokenizer
 
 _STEPS = 400
 _ROWS = 32  # rows of a step
-_LEARNING_RATE = 3e-3
-_LARGEST_GRADIENT = 1.0
 _UNITS = {"hundred": "100", "thousand": "1000"}
 
 
@@ -50,7 +49,7 @@ def write_tiny_t5(folder: Path, *, steps: int = _STEPS) -> None:
     with seeded():
         model = T5ForConditionalGeneration(config)
         if steps:
-            _teach(model, tokenizer, steps)
+            teach(model, _lessons(tokenizer), steps)
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -67,24 +66,13 @@ def lesson(rng: random.Random) -> tuple[str, str]:
     return " ".join(DIGIT_NAMES[digit] for digit in digits), "".join(map(str, digits))
 
 
-def _teach(model: Any, tokenizer: Any, steps: int) -> None:
-    """Train all weights, in place, on examples from a fixed seed."""
-    import torch
-
+def _lessons(tokenizer: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield batches of examples, from a fixed seed."""
     rng = random.Random("lessons")
-    parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=_LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps)
-    model.train()
-    for _ in range(steps):
+    while True:
         sources, targets = zip(*(lesson(rng) for _ in range(_ROWS)), strict=True)
         batch = tokenizer(
             list(sources), text_target=list(targets), padding=True, return_tensors="pt"
         )
         batch["labels"].masked_fill_(batch["labels"] == tokenizer.pad_token_id, -100)
-        model(**batch).loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, _LARGEST_GRADIENT)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-    model.eval()
+        yield batch
