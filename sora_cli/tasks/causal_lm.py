@@ -29,6 +29,7 @@ from sora_cli.tasks.prompts import (
     has_answer,
     messages_of,
     plain_dialogue,
+    uses_template,
     with_answer,
 )
 from sora_cli.tasks.stand_ins import TEXT, with_column
@@ -182,8 +183,7 @@ class CausalLm(Writing):
 
     def _chats(self, tokenizer: Any) -> bool:
         """Return True if rows use the tokenizer's chat template."""
-        prompt = self.options.prompt
-        chat = prompt == "chat" or (prompt == "auto" and tokenizer.chat_template is not None)
+        chat = uses_template(self.options.prompt, tokenizer)
         return "text" not in self._columns and (chat or "messages" in self._columns)
 
     def _dialogue(self, row: Mapping[str, Any], tokenizer: Any) -> Dialogue:

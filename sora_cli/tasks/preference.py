@@ -36,6 +36,7 @@ from sora_cli.tasks.pairs import (
     pair_of,
     unpaired,
 )
+from sora_cli.tasks.prompts import uses_template
 from sora_cli.tasks.stand_ins import check_finite
 from sora_cli.tasks.texts import columns_in, require_column
 
@@ -139,7 +140,7 @@ class Preference(Task):
         return len(batch[REFERENCE])
 
     def outputs_to_keep(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
-        """Return (pairs, 2, 3): of each answer its token loss, its tokens, and those predicted."""
+        """Return (pairs, 2, 3): each answer's `token_sums` (loss, tokens, right tokens)."""
         labels, places = batch["labels"].flatten(0, 1), batch[LEARNED]
         logits = learned_logits(outputs["logits"], labels, places)
         sums = token_sums(logits, learned_labels(labels, places), places, labels.shape)
@@ -220,8 +221,7 @@ class Preference(Task):
         return repr(self.options.prompt) if self._own_prompt else "### headings"
 
     def _chats(self, tokenizer: Any) -> bool:
-        prompt = self.options.prompt
-        return prompt == "chat" or (prompt == "auto" and tokenizer.chat_template is not None)
+        return uses_template(self.options.prompt, tokenizer)
 
     def _pair(self, row: Mapping[str, Any], tokenizer: Any) -> Pair:
         columns, chats = self._columns, self._chats(tokenizer)

@@ -45,6 +45,15 @@ class Dialogue:
         return tuple(text for text, _ in self.pieces[:last])
 
 
+def uses_template(prompt: str, tokenizer: Any) -> bool:
+    """Return True if rows go through the tokenizer's chat template.
+
+    Args:
+        prompt: the recipe's form of the prompt.
+    """
+    return prompt == "chat" or (prompt == "auto" and tokenizer.chat_template is not None)
+
+
 def messages_of(
     row: Mapping[str, Any], columns: Mapping[str, str], system: str | None
 ) -> list[Message]:
