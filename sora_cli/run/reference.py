@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
+from weakref import finalize
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -53,7 +54,7 @@ class Reference(ReferenceModel):
 
     def __init__(self, recipe: Recipe) -> None:
         self.name = recipe.task.options.reference  # type: ignore[attr-defined]
-        self._recipe, self._known = recipe, dict[int, tuple[Encoded, np.ndarray]]()
+        self._recipe, self._known = recipe, dict[int, np.ndarray]()
         self.adapter = None if self.name == BASE_MODEL else Path(self.name).expanduser()
         self.digest = None if self.adapter is None else _digest(self.adapter)
 
@@ -75,8 +76,13 @@ class Reference(ReferenceModel):
     def outputs(self, rows: Encoded, trainer: AdapterTrainer) -> np.ndarray:
         """Return the log-probabilities on rows, computed at the first call for these rows."""
         if id(rows) not in self._known:
-            self._known[id(rows)] = (rows, self._compute(rows, trainer))
-        return self._known[id(rows)][1]
+            self._keep(rows, self._compute(rows, trainer))
+        return self._known[id(rows)]
+
+    def _keep(self, rows: Encoded, values: np.ndarray) -> None:
+        """Keep the outputs as long as the rows live: `sora predict` answers part after part."""
+        self._known[id(rows)] = values
+        finalize(rows, self._known.pop, id(rows), None)
 
     def hold(
         self, parts: Mapping[str, Encoded], trainer: AdapterTrainer, file: Path, *, stored: bool
@@ -91,7 +97,8 @@ class Reference(ReferenceModel):
         made_with[KEY] = self.digest or BASE_MODEL
         if stored and file.is_file():
             values = _read(file, made_with)
-            self._known |= {id(rows): (rows, values[name]) for name, rows in parts.items()}
+            for name, rows in parts.items():
+                self._keep(rows, values[name])
             return
         values = {name: self.outputs(rows, trainer) for name, rows in parts.items()}
         trainer.unprepare()

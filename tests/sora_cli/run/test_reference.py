@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 import signal
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,6 +26,7 @@ from sora_cli.recipe.load import load_recipe
 from sora_cli.run.output import REFERENCE
 from sora_cli.run.prepare import Prepared, prepare
 from sora_cli.run.reference import Reference, hold_reference
+from sora_cli.tasks.base import Encoded
 from sora_cli.train.trainer import AdapterTrainer, build_trainer
 from tests.helpers_chat import chat_tokenizer, write_chat_recipe
 from tests.helpers_errors import error_of
@@ -285,3 +290,16 @@ def test_accumulated_steps_are_those_of_the_whole_batch(origin: Path, tmp_path: 
         losses = [[e[key] for e in report.history if key in e] for report in (one, four)]
         assert len(losses[0]) == 6
         assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_outputs_live_as_long_as_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of a long file come one after another: their outputs must not stay in memory."""
+    recipe: Any = SimpleNamespace(task=SimpleNamespace(options=SimpleNamespace(reference="base")))
+    trainer: Any = None
+    reference = Reference(recipe)
+    monkeypatch.setattr(reference, "_compute", lambda rows, _: rows.lengths.astype(float))
+    rows = Encoded(Dataset.from_dict({}), np.array([3]), truncated=0)
+    assert reference.outputs(rows, trainer) is reference.outputs(rows, trainer)
+    del rows
+    gc.collect()
+    assert not reference._known
