@@ -1,9 +1,9 @@
 """Numbers on a grid: odd integers of few bits times a 16-bit scale for each group of numbers.
 
-A grid of b bits holds the values s * q with q in {-(2^b - 1), ..., -3, -1, 1, 3, ..., 2^b - 1} and s
-in bfloat16. All 2^b levels are used, which a grid with zero and as many levels on either side does
-not do: of two bits it would waste one level of four. s has 8 significant bits and q at most 8, so
-that s * q is exact in float32.
+A grid of b bits holds the values s * q with q in {-(2^b - 1), ..., -3, -1, 1, 3, ..., 2^b - 1} and
+s in bfloat16. A grid with zero and as many levels on either side would waste one of its 2^b levels,
+which of two bits is one of four. s has 8 significant bits and q at most 8: s * q is exact in
+float32.
 
 Groups run along the long side of a factor: along a row of A, and along a column of B.
 """
@@ -18,9 +18,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from methods.factors import LowRankFactors
+from methods.keep import BITS
 
-BITS = (2, 3, 4, 8)
-"""The sizes of numbers that are offered."""
 GROUP = 64
 """Numbers that share a scale."""
 
@@ -109,10 +108,16 @@ def recognised(matrix: Tensor) -> OnGrid | None:
 
 
 def round_factors(factors: LowRankFactors, bits: int) -> LowRankFactors:
-    """Return the factors in the singular basis, each number on a grid of this many bits, float32."""
+    """Return the factors in the singular basis with each number on a grid, float32."""
     turned = factors.truncate(factors.rank)
     a, b = nearest(turned.A, bits).values(), nearest(turned.B.T, bits).values().T
     return LowRankFactors(a, b.contiguous())
+
+
+def bits_of(factors: LowRankFactors) -> int | None:
+    """Return the bits of each number if both factors lie on a grid; None if they do not."""
+    sides = [recognised(factors.A), recognised(factors.B.T)]
+    return None if None in sides else max(side.bits for side in sides if side is not None)
 
 
 def packed_bytes(shapes: Sequence[tuple[int, int]], bits: int) -> int:
@@ -128,11 +133,10 @@ def _groups(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return the numbers in groups (n, groups, GROUP), and a mask of those that are no padding."""
     n, length = matrix.shape
     missing = -length % GROUP
-    padded = pad(matrix, (0, missing)).reshape(n, -1, GROUP)
+    padded = pad(matrix, (0, missing)).reshape(n, -(-length // GROUP), GROUP)
     inside = (torch.arange(length + missing, device=matrix.device) < length).reshape(1, -1, GROUP)
     return padded, inside
 
 
 def _flat(odd: Tensor, scales: Tensor, length: int) -> OnGrid:
-    n = odd.shape[0]
-    return OnGrid(odd.reshape(n, -1)[:, :length].to(torch.int16), scales.reshape(n, -1))
+    return OnGrid(odd.flatten(1)[:, :length].to(torch.int16), scales.flatten(1))

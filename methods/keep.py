@@ -17,6 +17,9 @@ from methods.budgets import holding_energy, strongest, within_parameters
 if TYPE_CHECKING:
     from methods.budgets import Values
 
+BITS = (2, 3, 4, 8)
+"""Bits of a number after rounding; see `methods.grid`."""
+
 RULES: Mapping[str, str] = {
     "mean_rank": "pooled singular values: the largest of all layers together, as PARA "
     "(arXiv 2604.27796)",

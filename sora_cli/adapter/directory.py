@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -192,7 +193,10 @@ def write_adapter(
     )
     ranks = {path: plan.live.get(path, 0) for path in [*adapter.meta.ranks, *plan.live]}
     start = adapter.meta.ranks_start or plan.start
-    meta = adapter.meta.model_copy(update={"ranks": ranks, "ranks_start": start})
+    facts: dict[str, Any] = {"ranks": ranks, "ranks_start": start, "bits": plan.bits}
+    if plan.bits is None:
+        facts["rounding_errors"] = {}
+    meta = adapter.meta.model_copy(update=facts)
     try:
         with new_adapter_place(directory, force=force) as temporary:
             write_tensors(temporary / ADAPTER_WEIGHTS, plan.tensors(str(directory)))

@@ -128,6 +128,11 @@ class AdapterMeta(BaseModel):
     """Module path -> components at the start of training."""
     ranks: dict[str, _Rank] = Field(default_factory=dict)
     """Module path -> live components, 0 for dead modules; filled in by `write_adapter`."""
+    bits: int | None = None
+    """Bits of each number, if all factors lie on a grid (`methods.grid`); null: they do not. Filled
+    in by `write_adapter`."""
+    rounding_errors: dict[str, float] = Field(default_factory=dict)
+    """Module path -> ||rounded dW - dW||_F / ||dW||_F; empty without a grid."""
     training: Training | None = None
     lineage: tuple[dict[str, Any], ...] = ()
     """The changes made to the adapter after training, in order."""

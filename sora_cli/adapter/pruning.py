@@ -63,7 +63,7 @@ def at_ranks(layers: Layers, ranks: Mapping[str, int], known: Mapping[str, Modul
     return OnDemand(list(layers), cut)
 
 
-def _cached(layers: Layers) -> Layers:
+def cached(layers: Layers) -> Layers:
     """Return layers that keep the first results in memory, as many as fit."""
     cache: dict[str, LowRankFactors] = {}
     room = _KEPT
@@ -98,7 +98,7 @@ def prune_layers(
     """
     known = survey(layers)
     small, losses = truncate_layers(layers, known, kept_ranks(known, keep, modules=modules))
-    return _cached(small), losses
+    return cached(small), losses
 
 
 def check_left(

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from methods.factors import LowRankFactors
+from methods.grid import bits_of
 from sora_cli.adapter.peft.layout import PREFIX, check_tensor, loose_key, pair_keys
 from sora_cli.adapter.stored import LINEAR, Form
 from sora_cli.core.atomic import check_read_back
@@ -42,6 +43,7 @@ class Plan:
         live: module path -> components that are not exactly zero.
         stored: module path -> rank in its configuration. Dead modules are left out; if all are
             dead, one is stored at rank 1.
+        bits: of each number, if all factors lie on a grid and are stored exactly; else None.
     """
 
     def __init__(
@@ -64,18 +66,22 @@ class Plan:
         self._keep: dict[str, Tensor] = {}  # (r,) bool
         self._sides: dict[str, tuple[int, int]] = {}  # (out, in)
         self._written: dict[tuple[str, str], bytes] = {}  # (path, "A" or "B") -> digest
-        for path, (keep, sides) in by_cores(layers, self._live_and_sides).items():
+        bits: list[int | None] = []
+        for path, (keep, sides, b) in by_cores(layers, self._live_sides_bits).items():
             self._keep[path], self._sides[path] = keep, sides
+            bits += [b] if sum(keep) else []
         self.start = {path: keep.numel() for path, keep in self._keep.items()}
         self.live = {path: int(keep.sum()) for path, keep in self._keep.items()}
         self.stored = {path: rank for path, rank in self.live.items() if rank}
         if not self.stored:
             self.stored = {next(iter(layers)): 1}
+        self.bits = None if None in bits else max((b for b in bits if b), default=None)
         self._padded_to = max(self.stored.values()) if layout == "padded" else None
 
-    def _live_and_sides(self, path: str) -> tuple[Tensor, tuple[int, int]]:
+    def _live_sides_bits(self, path: str) -> tuple[Tensor, tuple[int, int], int | None]:
         plain = _float32_on_cpu(path, self._layers[path])
-        return plain.live_components(), (plain.B.shape[0], plain.A.shape[1])
+        bits = bits_of(plain) if self._dtype == torch.float32 else None
+        return plain.live_components(), (plain.B.shape[0], plain.A.shape[1]), bits
 
     def factors(self, path: str) -> LowRankFactors:
         """Return one module's factors in the dtype and layout of the file."""

@@ -45,6 +45,19 @@ Adapter = Annotated[
         autocompletion=completion.runs,
     ),
 ]
+Bits = Annotated[
+    int | None,
+    typer.Option(
+        "--bits",
+        help="Round the numbers of the factors to 2, 3, 4 or 8 bits, on a grid with a scale for "
+        "each group of 64. The output is a float32 adapter, which sora export --format packed "
+        "makes small.",
+    ),
+]
+HeadBits = Annotated[
+    int | None,
+    typer.Option("--head-bits", help="With --bits: round the head's matrices, too, to 8 bits."),
+]
 Output = Annotated[Path, output("--output", "-o", help="The directory to write.")]
 OutputOrFile = Annotated[
     Path,

@@ -21,7 +21,7 @@ from sora_cli.commands._promise import choosing_rows, load_promise, promise_opti
 from sora_cli.commands._training import train_loaded
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.atomic import write_text_atomic
-from sora_cli.core.checks import check_keep, check_requires, option
+from sora_cli.core.checks import check_bits, check_keep, check_requires, option
 from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sora_cli.adapter.directory import Adapter
     from sora_cli.adapter.pruning import Layers, Loss
     from sora_cli.adapter.reading import AdapterFile
+    from sora_cli.adapter.rounding import Rounding
     from sora_cli.recipe.load import LoadedRecipe
     from sora_cli.recipe.recipe import Recipe
     from sora_cli.search.cut import Ranks
@@ -58,6 +59,8 @@ def prune(
     rank: options.Rank = None,
     max_params: options.MaxParams = None,
     mean_rank: options.MeanRank = None,
+    bits: options.Bits = None,
+    head_bits: options.HeadBits = None,
     max_drop: options.MaxDrop = None,
     max_differ: options.MaxDiffer = None,
     unlabelled: options.Unlabelled = None,
@@ -102,6 +105,7 @@ def prune(
         max_drop=max_drop,
         max_differ=max_differ,
     )
+    check_bits(bits, head_bits, heal=heal is not None)
     given = overrides or []
     promise = promise_options(
         max_drop,
@@ -120,7 +124,9 @@ def prune(
                 "--recipe goes with --max-drop, --max-differ and --heal only",
                 hint="--max-drop 0.01 --recipe R",
             )
-        return _prune(directory, output, keep, promise, force=force)
+        return _prune(
+            directory, output, keep, promise, bits, head=head_bits is not None, force=force
+        )
     from sora_cli.search.heal import healing_recipe
 
     train = partial(
@@ -142,10 +148,16 @@ def _prune(
     output: Path,
     keep: Keep,
     asked: PromiseOptions | None,
+    bits: int | None,
     *,
+    head: bool,
     force: bool,
 ) -> int:
-    """Write a pruned copy of an adapter, without training it further; see `prune`."""
+    """Write a pruned copy of an adapter, without training it further; see `prune`.
+
+    Args:
+        head: round the head, too.
+    """
     find = partial(locate_adapter, directory, missing="there are no ranks to prune")
     read, measured = load_promise(asked, find)
     say_notes(result_remarks(read))
@@ -155,33 +167,44 @@ def _prune(
         from sora_cli.adapter.companions import copy_processor
         from sora_cli.adapter.directory import check_low_rank, lazy_adapter, write_adapter
         from sora_cli.adapter.reading import open_adapter
+        from sora_cli.adapter.rounding import Rounding
 
     keep_freed_memory()
     with open_adapter(directory) as file:
         check_low_rank(file)
         adapter, size_before = lazy_adapter(file), _file_size(file.directory)
+        rounding = None if bits is None else Rounding.of(file, bits, head=head)
         search = None
         if asked is not None and measured is not None:
-            search = _search(adapter, asked, read, *measured)
+            search = _search(adapter, asked, read, *measured, rounding)
         layers, losses = _pruned(file, adapter, keep, search)
+        errors: dict[str, float] = {}
+        if rounding is not None:
+            layers, losses, errors = rounding.applied(adapter.layers, layers, losses)
         total = reduce(lambda a, b: a + b, losses.values())
         kept = sum(loss.after * sum(file.shapes[path]) for path, loss in losses.items())
         rule = keep.given() if search is None else search.rule()
         entry = _entry(rule, total, file.parameters, kept)
+        entry |= {} if rounding is None else rounding.facts()
         if search is not None:
             entry |= {"recipe": asked and asked.recipe, **search.facts()}
         update = {
             "lineage": (*file.meta.lineage, entry),
             "ranks_start": {**file.ranks, **file.meta.ranks_start},
+            "rounding_errors": errors,
         }
         meta = file.meta.model_copy(update=update)
         small = dataclasses.replace(adapter, layers=layers, meta=meta)
-        dtype = _dtype(file, lossy=total.dropped > 0)
+        if rounding is not None:
+            small = dataclasses.replace(small, head=rounding.head.tensors)
+        dtype = "float32" if rounding is not None else _dtype(file, lossy=total.dropped > 0)
         beside = partial(copy_processor, file.directory)
         write_adapter(output, small, dtype=dtype, force=force, beside=beside)
         say_notes(file.notes)
-        _show(losses, total, file, kept)
+        _show(losses, total, file, kept, rounds_head=head)
         emit(_described(rule if search is None else dict.fromkeys(rule, search.promise.given)))
+        if rounding is not None:
+            emit("\n".join(rounding.lines(losses, errors, file.shapes)))
     if search is not None:
         _show_search(search)
     say(f"wrote {output}: {_file_size(output)}, was {size_before}")
@@ -258,13 +281,18 @@ def _dtype(file: AdapterFile, *, lossy: bool) -> str:
 
 
 def _search(
-    adapter: Adapter, asked: PromiseOptions, place: Path, loaded: LoadedRecipe, promise: Promise
+    adapter: Adapter,
+    asked: PromiseOptions,
+    place: Path,
+    loaded: LoadedRecipe,
+    promise: Promise,
+    rounding: Rounding | None,
 ) -> Search[Ranks]:
     with importing():
         from sora_cli.search.cut import smallest_cut
 
     rows, promise = choosing_rows(asked, loaded, promise, place)
-    return smallest_cut(adapter, loaded.recipe, rows, promise, say)
+    return smallest_cut(adapter, loaded.recipe, rows, promise, say, rounding=rounding)
 
 
 def _show_search(search: Search[Any]) -> None:
@@ -300,11 +328,13 @@ def _entry(rule: Mapping[str, float], total: Loss, before: int, after: int) -> d
     }
 
 
-def _show(losses: Mapping[str, Loss], total: Loss, file: AdapterFile, kept: int) -> None:
+def _show(
+    losses: Mapping[str, Loss], total: Loss, file: AdapterFile, kept: int, *, rounds_head: bool
+) -> None:
     emit_table(loss_table(losses, total, error=_error))
-    head = file.head_parameters
+    head, kind = file.head_parameters, "a rounded" if rounds_head else "an unchanged"
     emit(f"parameters: {count(file.parameters)} -> {count(kept)}"
-         + (f", and an unchanged head of {count(head)}" if head else ""))  # fmt: skip
+         + (f", and {kind} head of {count(head)}" if head else ""))  # fmt: skip
     if total.dropped == 0:
         emit("nothing was lost: only components that are exactly zero were removed")
 

@@ -101,6 +101,23 @@ def check_keep(
         raise SoraError(f"{option(name)} {_LIMITS[name]}, not {value:g}") from error
 
 
+def check_bits(bits: int | None, head_bits: int | None, *, heal: bool = False) -> None:
+    """Raise `SoraError` unless the options of rounding are valid."""
+    from methods.keep import BITS
+
+    if bits is not None and bits not in BITS:
+        known = ", ".join(map(str, BITS[:-1]))
+        raise SoraError(f"--bits is {known} or {BITS[-1]}, not {bits}")
+    if head_bits is not None and head_bits != BITS[-1]:
+        raise SoraError(f"a head is rounded to {BITS[-1]} bits only", hint="--head-bits 8")
+    check_requires("--bits", {"--head-bits": head_bits is not None and bits is None})
+    if heal and bits is not None:
+        raise SoraError(
+            "--bits does not go with --heal: training would leave the grid",
+            hint="heal first, then round the result: sora prune RUN -o OUT --bits 4",
+        )
+
+
 def check_comparison(dtype: str, tolerance: float | None) -> None:
     """Raise `SoraError` unless `dtype` and `tolerance` are valid for comparing outputs."""
     if dtype not in COMPUTE:

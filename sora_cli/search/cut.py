@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,9 +19,11 @@ from torch import nn
 from methods.base import LowRankLinear
 from methods.budgets import strongest
 from methods.factors import LowRankFactors
+from sora_cli.adapter.apply import load_head
 from sora_cli.adapter.directory import Adapter, read_adapter
 from sora_cli.adapter.pruning import Loss, survey, truncate_layers
 from sora_cli.adapter.reading import open_adapter
+from sora_cli.adapter.rounding import Rounding
 from sora_cli.core.console import duration
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.scoring import load_target
@@ -30,7 +33,7 @@ from sora_cli.search.bounds import Scored
 from sora_cli.search.promise import Promise
 from sora_cli.search.rows import ChoosingRows
 from sora_cli.search.search import Candidate, Search, choose_smallest
-from sora_cli.search.sizes import COARSE_RATIO, MAX_SIZES, smaller_sizes
+from sora_cli.search.sizes import COARSE_RATIO, MAX_SIZES, SIZE_RATIO, smaller_sizes
 from sora_cli.search.statement import NOT_ALONE
 from sora_cli.search.words import answers_lines, certifiable_line
 
@@ -47,6 +50,7 @@ def smallest_cut(
     tell: Tell,
     *,
     against: str | None = None,
+    rounding: Rounding | None = None,
 ) -> Search[Ranks]:
     """Choose the smallest cut of an adapter that is certified to keep a promise.
 
@@ -55,13 +59,22 @@ def smallest_cut(
         rows: rows that the cuts are scored on.
         tell: prints the smallest drop that these rows can certify, and the scoring ahead.
         against: model that drops are measured against; None: the uncut adapter.
+        rounding: test each cut as it will be stored: rounded.
     """
     with tempfile.TemporaryDirectory() as scratch:
         place, reference = Path(scratch), None
         if against is not None:
             reference = rows.scored_by(load_target(against, recipe, rows.task), place)()
         scores = Scores(adapter, recipe, rows, place)
-        return choose_cut(adapter.layers, scores.of, promise, rows.split, tell, reference=reference)
+        return choose_cut(
+            adapter.layers,
+            scores.of,
+            promise,
+            rows.split,
+            tell,
+            reference=reference,
+            as_stored=None if rounding is None else partial(scores.rounded, rounding),
+        )
 
 
 def choose_cut(
@@ -72,6 +85,7 @@ def choose_cut(
     tell: Tell,
     *,
     reference: Scored | None = None,
+    as_stored: Callable[[Layers], Scored] | None = None,
 ) -> Search[Ranks]:
     """Choose a cut by a function that scores factors; the key of the result is the layers' ranks.
 
@@ -80,6 +94,8 @@ def choose_cut(
         split: name of these rows.
         reference: scores of another model, to measure drops against; the uncut adapter is then the
             largest size to be tested. None: drops are measured against the uncut adapter.
+        as_stored: scores factors as they will be stored, if that changes them; then the uncut
+            adapter is a size to be tested, too. None: `scores`.
     """
     known = survey(layers)
     values = {path: module.values for path, module in known.items()}
@@ -87,28 +103,29 @@ def choose_cut(
     everything: Ranks = {path: module.live for path, module in known.items()}
     total = sum(everything.values())
 
-    def at(ranks: Ranks) -> Candidate[Ranks]:
+    def at(ranks: Ranks, scores: Callable[[Layers], Scored]) -> Candidate[Ranks]:
         factors, losses = truncate_layers(layers, known, ranks)
         numbers = sum(loss.after * cost[path] for path, loss in losses.items())
         components = sum(loss.after for loss in losses.values())
         return Candidate(ranks, components, numbers, scores(factors))
 
-    outside, began = reference is not None, time.perf_counter()
-    whole = at(everything) if reference is None else Candidate(everything, total, 0, reference)
-    took = "" if outside else f", as the uncut adapter in {duration(time.perf_counter() - began)}"
+    began, outside, took = time.perf_counter(), None, ""
+    if reference is not None:
+        whole, outside = Candidate(everything, total, 0, reference), "the model"
+    else:
+        whole = at(everything, scores)
+        took = f", as the uncut adapter in {duration(time.perf_counter() - began)}"
+        outside = None if as_stored is None else "the unrounded adapter"
     promise = tell_certifiable(whole.scores, split, promise, tell)
     # a difference of two models has full rank, hence many components: halve them to get small soon
-    sizes = (
-        [total, *smaller_sizes(total, COARSE_RATIO)][:MAX_SIZES]
-        if outside
-        else smaller_sizes(total)
-    )
+    ratio = SIZE_RATIO if reference is None else COARSE_RATIO
+    sizes = [total, *smaller_sizes(total, ratio)][:MAX_SIZES] if outside else smaller_sizes(total)
     rows = sum(map(len, whole.scores))
     tell(f"up to {len(sizes)} sizes are scored, each on {rows:,} rows{took}")
     return choose_smallest(
         whole,
         sizes,
-        lambda count: at(strongest(values, count, cost)),
+        lambda count: at(strongest(values, count, cost), as_stored or scores),
         promise,
         split,
         outside=outside,
@@ -145,14 +162,24 @@ class Scores:
     """
 
     def __init__(self, adapter: Adapter, recipe: Recipe, rows: ChoosingRows, scratch: Path) -> None:
-        base, self.layers = load_adapted(adapter, recipe, rows.task)
-        self.own = rows.scored_by(base, scratch)
+        self._base, self.layers = load_adapted(adapter, recipe, rows.task)
+        self._base_weights = adapter.base_weights
+        self.own = rows.scored_by(self._base, scratch)
 
     def of(self, factors: Layers) -> Scored:
         """Put these factors into the model, and return its scores."""
         for path, layer in self.layers.items():
             _set_factors(layer, factors[path])
         return self.own()
+
+    def rounded(self, rounding: Rounding, factors: Layers) -> Scored:
+        """Put these factors and the head into the model as they will be stored; return its scores.
+
+        From then on the model has the rounded head.
+        """
+        with torch.no_grad():
+            load_head(self._base.model, rounding.head.tensors, base_weights=self._base_weights)
+        return self.of(rounding.layers(factors))
 
 
 def score_adapter(place: Path, recipe: Recipe, rows: ChoosingRows) -> Candidate[Path]:

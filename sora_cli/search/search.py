@@ -125,14 +125,14 @@ class Search(Generic[Key]):
         candidates: from largest to smallest; the first is the reference.
         chosen: the smallest size that passed its test. If none passed: the last size before the
             first whose drop on these rows is above the promise; it is not certified.
-        outside: the reference is another model, which cannot be chosen.
+        outside: name of a reference that cannot be chosen, such as another model; None: it can.
     """
 
     promise: Promise
     split: str
     candidates: tuple[Candidate[Key], ...]
     chosen: Candidate[Key]
-    outside: bool
+    outside: str | None
 
     @property
     def metric(self) -> str:
@@ -210,7 +210,7 @@ def choose_smallest(
     split: str,
     *,
     further: bool = True,
-    outside: bool = False,
+    outside: str | None = None,
 ) -> Search[Key]:
     """Choose the smallest size that is certified to keep a promise.
 
@@ -223,8 +223,8 @@ def choose_smallest(
         split: name of the test rows.
         further: if no size passes, score smaller sizes without a test, as long as their drops are
             within the promise.
-        outside: the reference is another model, which cannot be chosen: the largest size is chosen
-            if no size is within the promise.
+        outside: name of a reference that cannot be chosen, such as another model: the largest size
+            is chosen if no size is within the promise. None: it can.
     """
     full, max_drop = whole.scores, promise.max_drop
 
@@ -241,7 +241,7 @@ def choose_smallest(
             if not scored[-1].passed:
                 break
     if place is None:
-        place = max(_looks_good(scored, max_drop), int(outside))
+        place = max(_looks_good(scored, max_drop), int(outside is not None))
     return Search(promise, split, tuple(scored), scored[place], outside)
 
 

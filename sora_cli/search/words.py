@@ -244,8 +244,8 @@ def search_table(search: Search[Any]) -> Table:
     columns += [*_drop_columns(search.promise), ""]
     whole, *sizes = search.candidates
     first = (
-        [None, None, whole.score, None, None, "the model"]
-        if search.outside
+        [None, None, whole.score, None, None, search.outside]
+        if search.outside is not None
         else _tried(whole, "uncut")
     )
     rows = [first]
@@ -316,7 +316,7 @@ def _reason(search: Search[Any], bound: Bound) -> str:
 
 
 def _of_reference(search: Search[Any]) -> str:
-    return "the model's" if search.outside else "the uncut adapter's"
+    return f"{search.outside or 'the uncut adapter'}'s"
 
 
 def _differing(search: Search[Any]) -> str:
