@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sora_cli.core.errors import first_line
+from sora_cli.adapter.metadata import BaseReference
+from sora_cli.adapter.moved import located
+from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import quiet_loading
 from sora_cli.data.processor import load_processor
+from sora_cli.model.base import load_own_processor
 from sora_cli.model.files import PROCESSOR_FILES
+from sora_cli.recipe.families import FAMILIES, options_class
+from sora_cli.recipe.recipe import ModelBlock
 
 _LONGEST = 64  # tokens
 _PROBES = (
@@ -56,6 +63,32 @@ def copy_processor(source: Path, folder: Path) -> None:
             shutil.copyfile(place, folder / name)
         elif place.is_dir():
             shutil.copytree(place, folder / name)
+
+
+def base_files(
+    task: str | None, base: BaseReference | None, names: Sequence[str]
+) -> dict[str, bytes]:
+    """Return the files that saving the base model's own tokenizer or processor gives.
+
+    Args:
+        task: the adapter's task family.
+        names: of the files that are wanted; those that cannot be made are left out.
+    """
+    if not names or task not in FAMILIES or base is None:
+        return {}
+    auto = options_class(task).PROCESSOR_CLASS
+    try:
+        known = located(base)
+        block = ModelBlock(path=known.name(), revision=known.revision)
+        processor = load_own_processor(block, auto)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            save_processor(processor, auto, folder)
+            return {
+                name: (folder / name).read_bytes() for name in names if (folder / name).is_file()
+            }
+    except (SoraError, OSError, ValueError, ImportError):  # a base model that is gone, or changed
+        return {}
 
 
 def auto_of(processor: Any) -> str:

@@ -17,6 +17,7 @@ from sora_cli.adapter.foreign.opening import open_any
 from sora_cli.adapter.places import check_adapter_place, locate_adapter
 from sora_cli.adapter.pruning import Loss, prune_layers
 from sora_cli.adapter.reading import open_adapter
+from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart
 from sora_cli.model.files import ADAPTER_WEIGHTS
 
@@ -81,6 +82,12 @@ def export_adapter(
         kind, notes, size, program = file.kind, file.notes, file.file_bytes, file.format
         # factors are folded in float32, so that float64 would only look exact
         dtype = dtype or ("float32" if file.dtype == "float64" else file.dtype)
+        if file.meta.bits is not None and dtype != "float32":
+            raise SoraError(
+                f"{directory} is rounded to {file.meta.bits} bits, and {dtype} would round its "
+                "numbers again: an integer times a 16-bit scale needs up to 16 digits",
+                hint="leave out --dtype: the small form is --format packed",
+            )
         entry: dict[str, Any] = {"command": "export", "from": program or kind}
         entry |= {"layout": layout, "dtype": dtype}
         adapter = lazy_adapter(file)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sora_cli.adapter.consumers import consumers_of
 from sora_cli.adapter.modules import SmallerCut, cuts
+from sora_cli.adapter.rounding import factor_bytes
 from sora_cli.adapter.serving import servers
 from sora_cli.adapter.spectra import Spectrum, Totals, read_spectra, totals
 from sora_cli.core.errors import SoraError
@@ -19,8 +21,11 @@ if TYPE_CHECKING:
     from sora_cli.adapter.stored import Form
 
 
-def facts_of(file: AdapterFile) -> dict[str, Any]:
+def facts_of(file: AdapterFile, packed: Path | None = None) -> dict[str, Any]:
     """Read an adapter, module by module, and return its facts.
+
+    Args:
+        packed: the packed file that the adapter comes from; no program loads that as it is.
 
     Returns:
         JSON-able values. "ranks" has every known module, also dead ones that are not stored;
@@ -32,7 +37,8 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
     low_rank = not file.magnitudes and not file.tokens  # else it cannot be cut
     modules = {path: spectrum.module for path, spectrum in spectra.items() if low_rank}
     total = totals(spectra)
-    verdicts = () if file.format else consumers_of(file)  # consumers judge PEFT's directories only
+    # consumers judge PEFT's directories only
+    verdicts = () if file.format or packed else consumers_of(file)
     serve = servers(
         verdicts,
         task_type=None if file.format else file.config.task_type,
@@ -41,6 +47,8 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
     )
     return {
         **_origin(file),
+        "directory": str(packed or file.directory),
+        "packed": packed is not None,
         "found_rate": file.meta.training.found_rate if file.meta.training else None,
         "components": {
             "live": sum(rank["live"] for rank in ranks.values()),
@@ -58,7 +66,10 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
         },
         "norm": total.norm,
         "parameters": {"adapter": file.parameters, "head": file.head_parameters},
-        "bytes": file.file_bytes,
+        "bytes": file.file_bytes if packed is None else packed.stat().st_size,
+        "bits": file.meta.bits,
+        "packed_bytes": _packed_bytes(file),
+        "rounding_errors": file.meta.rounding_errors,
         "dtype": file.dtype,
         "prune_saves": _savings(total, file.dtype),
         "cuts": [_cut(cut, len(ranks)) for cut in cuts(modules)],
@@ -77,6 +88,12 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
         "ranks": ranks,
         "spectra": {path: _spectrum(spectrum) for path, spectrum in spectra.items()},
     }
+
+
+def _packed_bytes(file: AdapterFile) -> int | None:
+    """Return the bytes of the factors in a packed file; None if they are not rounded."""
+    bits = file.meta.bits
+    return None if bits is None else factor_bytes(file.ranks, file.shapes, bits)
 
 
 def _form(form: Form) -> str:
@@ -101,7 +118,6 @@ def ranks_of(file: AdapterFile, spectra: Mapping[str, Spectrum]) -> dict[str, di
 def _origin(file: AdapterFile) -> dict[str, Any]:
     meta = file.meta
     return {
-        "directory": str(file.directory),
         "method": meta.method,
         "method_config": meta.method_config,
         "kind": file.kind,

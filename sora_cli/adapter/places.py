@@ -5,8 +5,11 @@ Nothing heavy is imported here, so that a mistyped path is reported at once.
 
 from __future__ import annotations
 
+import atexit
+import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from shlex import quote
 
@@ -26,8 +29,11 @@ from sora_cli.model.files import (
     adapter_files,
     is_there,
 )
+from sora_cli.model.fingerprint import read_metadata
 from sora_cli.model.references import ask_hub, resolve_model_path
 
+PACKED = "sora-packed"
+"""The format that a packed file names in its metadata; see `adapter/packed`."""
 ADAPTER, DELTA, MODEL = "adapter", "delta", "model"
 """Directories inside a run directory with its result: of a low-rank method, or of a baseline."""
 _RECORDS = "report.json", "auto.json", "path.json"
@@ -35,9 +41,38 @@ _RECORDS = "report.json", "auto.json", "path.json"
 
 
 def adapter_folder(directory: Path) -> Path | None:
-    """Return the adapter directory at or inside a run directory; None if there is none."""
+    """Return the adapter directory at or inside a run directory; None if there is none.
+
+    A packed file is unpacked into a temporary directory, which is deleted when the process ends.
+    """
+    if is_packed(directory):
+        state = directory.stat()
+        return _unpacked(directory.resolve(), state.st_mtime_ns, state.st_size)
     candidates = (directory, directory / ADAPTER)
     return next((folder for folder in candidates if (folder / ADAPTER_CONFIG).is_file()), None)
+
+
+def is_packed(place: Path) -> bool:
+    """Return True for a packed file; only its header is read."""
+    if place.suffix != ".safetensors" or not place.is_file():
+        return False
+    try:
+        return read_metadata(place).get("format") == PACKED
+    except (OSError, SoraError):
+        return False
+
+
+@cache
+def _unpacked(file: Path, _modified: int, _size: int) -> Path:
+    """Unpack a file once for this process; another content of the file is another entry."""
+    from sora_cli.adapter.packed import unpack_for_reading
+
+    scratch = tempfile.TemporaryDirectory(prefix="sora-")
+    atexit.register(scratch.cleanup)
+    folder = Path(scratch.name) / file.stem
+    folder.mkdir()
+    unpack_for_reading(file, folder)
+    return folder
 
 
 def baseline_folder(directory: Path) -> Path | None:

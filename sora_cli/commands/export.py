@@ -16,7 +16,12 @@ from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.foreign.places import DIFFUSERS_CLASS
 from sora_cli.adapter.losses import loss_table, module_facts
 from sora_cli.adapter.metadata import read_sora_file
-from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
+from sora_cli.adapter.places import (
+    check_adapter_place,
+    is_packed,
+    locate_adapter,
+    with_base,
+)
 from sora_cli.commands import options
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.checks import (
@@ -30,11 +35,12 @@ from sora_cli.core.checks import (
     check_requires,
 )
 from sora_cli.core.console import emit, printable, say, say_notes, size
+from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import OK
-from sora_cli.core.outputs import check_apart
+from sora_cli.core.outputs import check_apart, check_new_file
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import uncollected
-from sora_cli.model.files import SORA_FILE
+from sora_cli.model.files import ADAPTER_WEIGHTS, SORA_FILE
 from sora_cli.model.gguf import check_gguf_place
 
 
@@ -54,7 +60,8 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="peft: a directory for PEFT, vLLM and others. gguf: one file for llama.cpp.",
+            help="peft: a directory for PEFT, vLLM and others. gguf: one file for llama.cpp. "
+            "packed: one small file of an adapter that sora prune --bits rounded.",
         ),
     ] = FORMATS[0],
     type: Annotated[
@@ -98,18 +105,23 @@ def export(
         Exit code: 1 if the outputs of both adapters differ, 3 if the comparison cannot tell.
     """
     check_choice("format", form, FORMATS)
+    given = {"--layout": layout, "--dtype": dtype, "--rank": rank, "--energy": energy}
+    named = [name for name, value in given.items() if value is not None]
+    if form != "peft":
+        check_excludes(f"--format {form}", named + (["--no-verify"] if no_verify else []))
+    if form == "packed":
+        check_requires("--format gguf", {"--type": type is not None})
+        check_excludes("--format packed", ["--base"] if base is not None else [])
+        return _export_packed(directory, output, force=force, as_json=as_json)
     if form == "gguf":
-        given = {"--layout": layout, "--dtype": dtype, "--rank": rank, "--energy": energy}
-        given |= {"--no-verify": "given" if no_verify else None}
-        check_excludes(
-            "--format gguf", [name for name, value in given.items() if value is not None]
-        )
         return _export_gguf(directory, output, type=type, base=base, force=force, as_json=as_json)
     check_requires("--format gguf", {"--type": type is not None})
     layout = layout or LAYOUTS[0]
     check_choice("layout", layout, LAYOUTS)
     check_choice("dtype", dtype or STORED[0], STORED)
     keep = check_keep(rank=rank, energy=energy)
+    if is_packed(directory) and not named and base is None:
+        return _unpack(directory, output, force=force, as_json=as_json)
     read = locate_adapter(directory, missing="there is no adapter to export")
     say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
@@ -156,6 +168,51 @@ def export(
     from sora_cli.verify.self_check import self_check
 
     return self_check(directory, output)
+
+
+def _export_packed(directory: Path, output: Path, *, force: bool, as_json: bool) -> int:
+    read = locate_adapter(directory, missing="there is no adapter to export")
+    say_notes(result_remarks(read))
+    check_apart(output, *with_base(read))
+    if output.suffix != ".safetensors":
+        raise SoraError(f"a packed adapter is a .safetensors file, and {output} is not",
+                        hint=f"-o {quote(str(output))}.safetensors")  # fmt: skip
+    check_new_file("-o", output, force=force, hint="choose another place: -o OUT")
+    if output.exists() and not is_packed(output):
+        raise SoraError(f"{output} is no packed adapter: it is not replaced, even with --force",
+                        hint="choose another place: -o OUT")  # fmt: skip
+    with uncollected():
+        from sora_cli.adapter.packed import pack
+
+    done = pack(read, output)
+    if as_json:
+        emit(json.dumps(dataclasses.asdict(done), indent=2))
+    else:
+        head = f", the head {size(done.head)}" if done.head else ""
+        emit(f"factors of {done.bits} bits: {size(done.factors)}{head}, names and facts "
+             f"{size(done.texts)}")  # fmt: skip
+        if done.left_out:
+            emit(f"left out, since the base model has it: {', '.join(done.left_out)}")
+        emit(f"to unpack it: sora export {quote(str(output))} -o DIR")
+    before = (read / ADAPTER_WEIGHTS).stat().st_size
+    say(f"wrote {output}: {size(done.size)}, was {size(before)}; read back and compared")
+    return OK
+
+
+def _unpack(file: Path, output: Path, *, force: bool, as_json: bool) -> int:
+    check_adapter_place(output, force=force)
+    with uncollected():
+        from sora_cli.adapter.packed import unpack
+
+    missing = unpack(file, output, force=force)
+    if as_json:
+        emit(json.dumps({"directory": str(output), "missing": missing}, indent=2))
+    elif missing:
+        emit(f"not made again, since the base model is not here or gives another: "
+             f"{', '.join(missing)}")  # fmt: skip
+    say(f"wrote {output}: {size((output / ADAPTER_WEIGHTS).stat().st_size)}, was "
+        f"{size(file.stat().st_size)}")  # fmt: skip
+    return OK
 
 
 def _export_gguf(

@@ -13,7 +13,7 @@ import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.metadata import step_words
-from sora_cli.adapter.places import locate_adapter
+from sora_cli.adapter.places import is_packed, locate_adapter
 from sora_cli.adapter.ranks import RankMap, rank_map
 from sora_cli.adapter.side_by_side import (
     comparison_facts,
@@ -60,9 +60,15 @@ def inspect(
     if plot is not None:
         check_apart(plot, *located, hint="name another file: --plot FILE.png")
     if len(located) == 1:
-        _inspect_one(located[0], as_json=as_json, plot=plot, modules=modules)
+        _inspect_one(
+            located[0], _packed(directories[0]), as_json=as_json, plot=plot, modules=modules
+        )
     else:
-        _inspect_several(located, as_json=as_json)
+        _inspect_several(located, [*map(_packed, directories)], as_json=as_json)
+
+
+def _packed(place: Path) -> Path | None:
+    return place if is_packed(place) else None
 
 
 def _check(directories: Sequence[Path], *, plot: Path | None, modules: bool, force: bool) -> None:
@@ -76,36 +82,41 @@ def _check(directories: Sequence[Path], *, plot: Path | None, modules: bool, for
     check_new_file("--plot", plot, force=force)
 
 
-def _inspect_one(directory: Path, *, as_json: bool, plot: Path | None, modules: bool) -> None:
+def _inspect_one(
+    directory: Path, packed: Path | None, *, as_json: bool, plot: Path | None, modules: bool
+) -> None:
     with uncollected():
         from sora_cli.adapter.facts import facts_of
         from sora_cli.adapter.foreign.opening import open_any
 
     keep_freed_memory()
     with open_any(directory, for_show=True) as file:
-        facts = facts_of(file)
+        facts = facts_of(file, packed)
     ranks = {path: rank["live"] for path, rank in facts["ranks"].items()}
     start = {path: rank["start"] for path, rank in facts["ranks"].items()}
     if as_json:
         emit(json.dumps(facts, indent=2))
     else:
-        _emit_rank_table(rank_map(ranks, start), printable(directory))
+        _emit_rank_table(rank_map(ranks, start), printable(facts["directory"]))
         if modules:
             _emit_modules(facts)
         emit("\n".join(f"{name + ':':<13} {printable(value)}" for name, value in _lines(facts)))
     if plot is not None:
         from sora_cli.adapter.plot_spectra import plot_inspection
 
-        title = f"{facts['method'] or facts['kind']}: {directory}"
+        title = f"{facts['method'] or facts['kind']}: {facts['directory']}"
         values = {path: s["singular_values"] for path, s in facts["spectra"].items()}
         plot_inspection(ranks, start, values, plot, title)
         say(f"wrote {plot}")
 
 
-def _inspect_several(directories: Sequence[Path], *, as_json: bool) -> None:
+def _inspect_several(
+    directories: Sequence[Path], packed: Sequence[Path | None], *, as_json: bool
+) -> None:
     """Show two or more adapters in one table; compare two.
 
     Args:
+        packed: the packed file that each comes from.
         as_json: print {"adapters": [...]} as JSON, for two adapters with "comparison".
     """
     with uncollected():
@@ -117,16 +128,16 @@ def _inspect_several(directories: Sequence[Path], *, as_json: bool) -> None:
         with ExitStack() as opened:
             a, b = (opened.enter_context(open_any(d, for_show=True)) for d in directories)
             comparison = compare(a, b)
-    for directory in directories:
+    for directory, place in zip(directories, packed, strict=True):
         with open_any(directory, for_show=True) as file:
-            adapters.append(facts_of(file))
+            adapters.append(facts_of(file, place))
     if as_json:
         data: dict[str, Any] = {"adapters": adapters}
         if comparison is not None:
             data["comparison"] = comparison_facts(comparison)
         emit(json.dumps(data, indent=2))
         return
-    names = [printable(name) for name in short_names([str(directory) for directory in directories])]
+    names = [printable(name) for name in short_names([facts["directory"] for facts in adapters])]
     if comparison is not None:
         names = [f"{letter}: {name}" for letter, name in zip("AB", names, strict=True)]
         emit_table(comparison_table(comparison))
@@ -156,21 +167,23 @@ def _cell(table: RankMap, row: str, column: str) -> int | None:
 
 def _emit_modules(facts: dict[str, Any]) -> None:
     """Print a line per module; the last line has sums, and the norm over all modules."""
-    rows = []
+    rows, errors = [], facts["rounding_errors"]
     for path, s in facts["spectra"].items():
         rank = facts["ranks"][path]
         effective = [s["rank_90"], s["rank_99"], s["entropy_rank"], s["norm"], s["largest"]]
         left = [cut["ranks"][path] for cut in facts["cuts"]]
-        rows.append([path, rank["stored"], rank["live"], *effective, *left])
+        rounding = [errors.get(path)] if errors else []
+        rows.append([path, rank["stored"], rank["live"], *effective, *rounding, *left])
     effective = facts["effective_rank"]
     stored = sum(rank["stored"] for rank in facts["ranks"].values())
     columns = (
         *map(Column, ("module", "stored", "live", "90 %", "99 %")), Column("entropy", ".1f"),
         Column("||dW||", ".3g"), Column("largest s", ".3g"),
+        *([Column("rounding", ".1%")] if errors else []),
         *(Column(f"cut to\n{cut['share']:.0%}") for cut in facts["cuts"]),
     )  # fmt: skip
     footer = ["all", stored, facts["components"]["live"], effective["energy_90"],
-              effective["energy_99"], effective["entropy"], facts["norm"], None,
+              effective["energy_99"], effective["entropy"], facts["norm"], None, *([None] if errors else []),
               *(cut["components"] for cut in facts["cuts"])]  # fmt: skip
     emit_table(Table(None, columns, rows, footer=footer))
 
@@ -188,7 +201,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
                       f"by entropy {effective['entropy']:,.1f}"),
         ("norm", f"||dW|| = {facts['norm']:.4g} over all modules"),
         ("parameters", f"{count(facts['parameters']['adapter'])} in the adapter"),
-        ("file", f"{size(facts['bytes'])}, {facts['dtype']}"),
+        ("file", f"{size(facts['bytes'])}, {'packed' if facts['packed'] else facts['dtype']}"),
         ("prune", f"saves {_saving(facts, 'lossless')} without loss, "
                   f"{_saving(facts, 'energy_99')} with --energy 0.99"),
         *_cut_lines(facts),
@@ -196,6 +209,8 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if facts["found_rate"] is not None:
         found = f"{facts['found_rate']:g}, by training.learning_rate: auto"
         lines.insert(1, ("rate", found))
+    if facts["bits"] is not None:
+        lines.insert([name for name, _ in lines].index("file") + 1, ("bits", _bits(facts)))
     if facts["rescaled"] or facts["tokens"]:
         lines = [line for line in lines if line[0] != "prune"]
     if facts["head_modules"]:
@@ -224,12 +239,25 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("task", f"{task}{labels}"))
     lines += [(c["name"], ("" if c["loads"] else "no: ") + c["advice"]) for c in facts["consumers"]]
     lines += [("serve", f"{s['name']}: {'; '.join(s['commands'])}") for s in facts["servers"]]
+    if facts["packed"]:
+        lines.append(("PEFT", f"unpack it: sora export {quote(facts['directory'])} -o DIR"))
     if facts["format"]:
         export = f"sora export {quote(facts['directory'])} -o DIR --base MODEL"
         lines.append(("PEFT", f"no; to convert it: {export}"))
     lines += [("note", note) for note in facts["notes"]]
     lines += [("then", step_words(entry)) for entry in facts["lineage"]]
     return lines
+
+
+def _bits(facts: dict[str, Any]) -> str:
+    """Return the line about an adapter on a grid."""
+    errors = facts["rounding_errors"].values()
+    by = (
+        f"; rounding changed its updates by {min(errors):.1%} to {max(errors):.1%}"
+        if errors
+        else ""
+    )
+    return f"{facts['bits']} a number: {size(facts['packed_bytes'])} of factors when packed{by}"
 
 
 def _cut_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:

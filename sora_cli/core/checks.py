@@ -24,8 +24,9 @@ GGUF_TYPES = ("f32", "f16")
 """Number formats of factors in a GGUF file."""
 MERGED_GGUF = ("f16", "q8_0", "f32")
 """Number formats of changed weights in a merged GGUF file."""
-FORMATS = ("peft", "gguf")
-"""Forms of an exported adapter: a directory that PEFT loads, or one file for llama.cpp."""
+FORMATS = ("peft", "gguf", "packed")
+"""Forms of an exported adapter: a directory that PEFT loads, one file for llama.cpp, or one small
+file of a rounded adapter."""
 MODEL_FORMATS = ("checkpoint", "gguf")
 """Forms of a merged model: a directory that transformers loads, or one file for llama.cpp."""
 MERGED = ("base", *STORED)

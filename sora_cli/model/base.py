@@ -135,6 +135,18 @@ def load_inputs(block: ModelBlock, task: Task) -> tuple[Any, Any]:
         return config, load_processor(task.options.PROCESSOR_CLASS, source, common)
 
 
+def load_own_processor(block: ModelBlock, auto: str) -> Any:
+    """Load a model's tokenizer or processor alone.
+
+    Args:
+        auto: transformers' Auto class, as for `load_processor`.
+    """
+    quiet_hub()
+    resolved, source, gguf = _located(block)
+    with loading(block.path, resolved):
+        return load_processor(auto, source, _shared_options(block, gguf))
+
+
 def _located(block: ModelBlock) -> tuple[str, str, dict[str, Any]]:
     """Return a model's resolved place, the source for transformers, and options for a GGUF file."""
     resolved = resolve_model_path(block.path)

@@ -214,8 +214,13 @@ class NewTensor:
         return self.dtype.itemsize * int(torch.Size(self.shape).numel())
 
 
-def write_tensors(file: Path, tensors: Mapping[str, NewTensor]) -> None:
+def write_tensors(
+    file: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a safetensors file, holding at most one tensor per core in memory at a time.
+
+    Args:
+        metadata: texts in its header; None: {"format": "pt"}, as PEFT and transformers need.
 
     Raises:
         OSError: for example, the disk is full.
@@ -224,7 +229,7 @@ def write_tensors(file: Path, tensors: Mapping[str, NewTensor]) -> None:
     order = sorted(tensors, key=lambda name: (-_rank(tensors[name].dtype), name))
     entries = ((name, _NAMES[tensors[name].dtype], tensors[name].shape, tensors[name].length)
                for name in order)  # fmt: skip
-    header = header_bytes(entries, {"format": "pt"})
+    header = header_bytes(entries, metadata or {"format": "pt"})
     ends = accumulate((tensors[name].length for name in order), initial=len(header))
     places = dict(zip(order, ends, strict=False))
     groups: dict[str, list[str]] = {}

@@ -1,0 +1,327 @@
+"""The packed file: a rounded adapter directory in one small file, and back, byte by byte.
+
+A safetensors file with the metadata format, version and sha256, and with the tensors
+
+integers  U8    the odd integers of all packed tensors, one after another, each number as its code
+                (q + 2^b - 1) / 2 in b bits, the highest bit first; each tensor begins with a byte
+scales    BF16  their scales, in the same order
+texts     U8    zlib: a line of JSON (`_Table`), then the directory's other files, one after another
+NAME      any   a tensor that is not packed, under its name
+
+A tensor is packed row by row, B and `lora_embedding_B` column by column: groups lie within a
+component. docs/reference/packed.md describes it for other programs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from methods.grid import GROUP, OnGrid, recognised
+from sora_cli.adapter.companions import base_files
+from sora_cli.adapter.metadata import LARGEST_JSON, read_sora_file
+from sora_cli.adapter.places import PACKED, new_adapter_place
+from sora_cli.core.atomic import check_read_back, new_file
+from sora_cli.core.errors import SoraError, first_line, reason
+from sora_cli.model.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILES,
+    ADAPTER_WEIGHTS,
+    CARD,
+    PROCESSOR_FILES,
+    SORA_FILE,
+)
+from sora_cli.model.tensors import NewTensor, open_tensors, write_tensors
+
+VERSION = "1"
+_B = re.compile(r"\.lora_(?:B\.weight|embedding_B)$")
+_FACTOR = re.compile(r"\.lora_(?:[AB]\.weight|embedding_[AB])$")
+
+
+class _Table(BaseModel):
+    """The directory's content beside the numbers.
+
+    Attributes:
+        tensors: name, shape and bits of each packed tensor, in the order of integers and scales.
+        files: name and bytes of each other file.
+        of_base: name -> SHA-256 of files of the tokenizer that are left out, because saving the
+            base model's tokenizer gives the same.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    tensors: list[tuple[str, list[int], int]]
+    files: list[tuple[str, int]]
+    of_base: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed file that was written.
+
+    Attributes:
+        bits: of the factors.
+        factors: bytes of their integers and scales.
+        head: bytes of everything else that is stored in full.
+        texts: bytes of configuration, `sora.json`, card, and tokenizer if it is not the base's.
+        size: bytes of the file.
+        left_out: files of the tokenizer that are made again from the base model's.
+    """
+
+    bits: int
+    factors: int
+    head: int
+    texts: int
+    size: int
+    left_out: tuple[str, ...]
+
+
+def pack(directory: Path, output: Path) -> Packed:
+    """Write a rounded adapter directory as one file, and check that it unpacks to the same bytes.
+
+    Args:
+        directory: the adapter directory.
+        output: the file; an existing file is replaced.
+    """
+    meta, base = read_sora_file(directory / SORA_FILE)
+    if meta.bits is None:
+        raise SoraError(
+            f"{directory} is not rounded: only numbers on a grid can be packed",
+            hint=f"sora prune {directory} -o OUT --bits 4",
+        )
+    tensors, table, factors = _packed_tensors(directory / ADAPTER_WEIGHTS)
+    own = {name: (directory / name).read_bytes() for name in _others(directory)}
+    again = base_files(meta.task, base, [name for name in own if name in PROCESSOR_FILES])
+    same = {name: content for name, content in own.items() if again.get(name) == content}
+    kept = {name: content for name, content in own.items() if name not in same}
+    table.files = [(name, len(content)) for name, content in kept.items()]
+    table.of_base = {name: _sha256(content) for name, content in same.items()}
+    line = json.dumps(table.model_dump(), separators=(",", ":")).encode() + b"\n"
+    texts = zlib.compress(line + b"".join(kept.values()), 9)
+    tensors["texts"] = torch.frombuffer(bytearray(texts), dtype=torch.uint8)
+    metadata = {"format": PACKED, "version": VERSION, "sha256": _digest(tensors)}
+    try:
+        with new_file(output) as temporary:
+            write_tensors(temporary, {n: _as_is(t) for n, t in tensors.items()}, metadata)
+            read = _opened(temporary)
+            check_read_back(all(read.files[name] == content for name, content in kept.items()))
+            _check_tensors(read, directory / ADAPTER_WEIGHTS)
+    except OSError as error:
+        raise SoraError(f"{output} cannot be written: {reason(error, output)}") from error
+    size = output.stat().st_size
+    head = sum(t.numel() * t.element_size() for n, t in tensors.items() if n not in _OWN)
+    packed_head = sum(tensors[n].nbytes for n in ("integers", "scales")) - factors
+    return Packed(meta.bits, factors, head + packed_head, len(texts), size, tuple(same))
+
+
+def unpack(file: Path, directory: Path, *, force: bool = False) -> tuple[str, ...]:
+    """Write the adapter directory of a packed file, the same as before byte by byte.
+
+    Returns:
+        The files of the tokenizer that could not be made again from the base model's.
+    """
+    read = _opened(file)
+    try:
+        with new_adapter_place(directory, force=force) as folder:
+            read.write(folder)
+            meta, base = read_sora_file(folder / SORA_FILE)
+            made = base_files(meta.task, base, list(read.of_base))
+            same = {n: made[n] for n in made if _sha256(made[n]) == read.of_base[n]}
+            for name, content in same.items():
+                (folder / name).write_bytes(content)
+    except OSError as error:
+        raise SoraError(f"{directory} cannot be written: {reason(error, directory)}") from error
+    return tuple(name for name in read.of_base if name not in same)
+
+
+def unpack_for_reading(file: Path, folder: Path) -> None:
+    """Write a packed file's adapter into an empty directory, without the base's tokenizer."""
+    _opened(file).write(folder)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A packed file in memory, checked.
+
+    Attributes:
+        tensors: name -> shape, dtype, and a function that makes the tensor.
+        files: name -> content of the directory's other files.
+        of_base: see `_Table`.
+    """
+
+    tensors: Mapping[str, NewTensor]
+    files: Mapping[str, bytes]
+    of_base: Mapping[str, str]
+
+    def write(self, folder: Path) -> None:
+        """Write the directory's files."""
+        write_tensors(folder / ADAPTER_WEIGHTS, self.tensors)
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+
+
+_OWN = ("integers", "scales", "texts")
+
+
+def _others(directory: Path) -> list[str]:
+    names = [name for name in ADAPTER_FILES if (directory / name).is_file()]
+    return [name for name in names if name != ADAPTER_WEIGHTS]
+
+
+def _packed_tensors(weights: Path) -> tuple[dict[str, Tensor], _Table, int]:
+    """Return the tensors of a packed file, their table, and the bytes of the factors."""
+    integers: list[np.ndarray] = []
+    scales: list[Tensor] = []
+    tensors: dict[str, Tensor] = {}
+    entries, factors = [], 0
+    with open_tensors(weights) as file:
+        for name in file.keys:
+            stored = file.read(name)
+            grid = recognised(_rows(name, stored)) if _may_be_on_grid(stored) else None
+            if grid is None:
+                tensors[name] = stored
+                continue
+            bits = grid.bits
+            stream = _bits(grid, bits)
+            integers.append(stream)
+            scales.append(grid.scales.flatten())
+            entries.append((name, list(stored.shape), bits))
+            if _FACTOR.search(name):
+                factors += stream.nbytes + grid.scales.nbytes
+    tensors["integers"] = torch.from_numpy(np.concatenate(integers))
+    tensors["scales"] = torch.cat(scales)
+    return tensors, _Table(tensors=entries, files=[], of_base={}), factors
+
+
+def _may_be_on_grid(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float32 and tensor.ndim > 1 and tensor.numel() > 0
+
+
+def _rows(name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor as a matrix whose rows are split into groups."""
+    rows = tensor.flatten(1)
+    return rows.T.contiguous() if _B.search(name) else rows
+
+
+def _bits(grid: OnGrid, bits: int) -> np.ndarray:
+    codes = ((grid.odd + (2**bits - 1)) // 2).to(torch.uint8).flatten().numpy()
+    return np.packbits(np.unpackbits(codes[:, None], axis=1)[:, 8 - bits :].ravel())
+
+
+def _unpacked(name: str, shape: list[int], bits: int, stream: np.ndarray, scales: Tensor) -> Tensor:
+    rows, columns = _matrix(name, shape)
+    each = np.unpackbits(stream, count=rows * columns * bits).reshape(-1, bits)
+    codes = np.packbits(each, axis=1).ravel() >> (8 - bits)
+    odd = torch.from_numpy(codes.astype(np.int16)).reshape(rows, columns) * 2 - (2**bits - 1)
+    values = OnGrid(odd, scales.reshape(rows, -1)).values()
+    return (values.T if _B.search(name) else values).contiguous().reshape(shape)
+
+
+def _matrix(name: str, shape: list[int]) -> tuple[int, int]:
+    rows, columns = shape[0], math.prod(shape[1:])
+    return (columns, rows) if _B.search(name) else (rows, columns)
+
+
+def _opened(file: Path) -> _Opened:
+    """Read a packed file and check all of it, before anything is written."""
+    try:
+        with safe_open(file, "pt") as stored:
+            metadata = stored.metadata() or {}
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise SoraError(f"{file} is truncated or corrupt: {first_line(error)}") from error
+    version = metadata.get("version")
+    if version != VERSION:
+        raise SoraError(
+            f"{file} is a packed adapter of version {version}, not {VERSION}",
+            hint="pip install --upgrade sora-cli",
+        )
+    if metadata.get("sha256") != _digest(tensors):
+        raise SoraError(f"{file} is damaged: its content has another SHA-256 than it names",
+                        hint="copy or download it again")  # fmt: skip
+    try:
+        return _parsed(tensors)
+    except (KeyError, ValueError, zlib.error, ValidationError, RuntimeError) as error:
+        raise SoraError(f"{file} is no valid packed adapter: {first_line(error)}") from error
+
+
+def _parsed(tensors: dict[str, Tensor]) -> _Opened:
+    integers, scales, texts = (tensors.pop(name) for name in _OWN)
+    inflate = zlib.decompressobj()
+    text = inflate.decompress(texts.numpy().tobytes(), LARGEST_JSON)
+    if inflate.unconsumed_tail:
+        raise ValueError("its texts are too large")
+    line, _, rest = text.partition(b"\n")
+    table = _Table.model_validate_json(line, strict=False)
+    new = {name: _as_is(tensor) for name, tensor in tensors.items()}
+    stream, at_byte, at_scale = integers.numpy(), 0, 0
+    for name, shape, bits in table.tensors:
+        if not 1 <= bits <= 8 or len(shape) < 2 or min(shape) < 1:
+            raise ValueError(f"'{name[:80]}' has the shape {shape} and {bits} bits")
+        rows, columns = _matrix(name, shape)
+        length, groups = -(-rows * columns * bits // 8), rows * -(-columns // GROUP)
+        own = stream[at_byte : at_byte + length]
+        own_scales = scales[at_scale : at_scale + groups]
+        if len(own) < length or len(own_scales) < groups:
+            raise ValueError(f"'{name[:80]}' ends too early")
+        at_byte, at_scale = at_byte + length, at_scale + groups
+        make: Callable[[], Tensor] = partial(_unpacked, name, shape, bits, own, own_scales)
+        new[name] = NewTensor(torch.float32, tuple(shape), make)
+    files, at = {}, 0
+    for name, length in table.files:
+        files[name], at = rest[at : at + length], at + length
+    _check_names([*files, *table.of_base])
+    if (at, at_byte, at_scale) != (len(rest), len(stream), len(scales)):
+        raise ValueError("its parts do not fit together")
+    return _Opened(new, files, table.of_base)
+
+
+def _as_is(tensor: Tensor) -> NewTensor:
+    return NewTensor(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Refuse names that are no files of an adapter: anybody may have written the packed file."""
+    for name in names:
+        if name not in (ADAPTER_CONFIG, SORA_FILE, CARD, *PROCESSOR_FILES):
+            raise ValueError(f"'{name[:80]}' is no file of an adapter")
+
+
+def _check_tensors(read: _Opened, weights: Path) -> None:
+    """Compare the tensors that a packed file gives with the directory's, byte by byte."""
+    with open_tensors(weights) as file:
+        same = set(file.keys) == set(read.tensors)
+        for name in file.keys if same else ():
+            before, after = file.read(name), read.tensors[name].make()
+            same = same and _bytes(before) == _bytes(after)
+    check_read_back(same)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
