@@ -56,6 +56,11 @@ class Parameters(BaseModel):
     adapter_end: int = Field(
         0, description="factors of the saved adapter; of a baseline, the same as at the start"
     )
+    adapter_bytes: int | None = Field(
+        None,
+        description="bytes of the saved factors: of rounded ones their integers and scales, of "
+        "others 4 for each number; null: not known (an older run)",
+    )
     head: int = Field(0, description="parameters of the trained head")
 
 
@@ -147,6 +152,9 @@ class Start(BaseModel):
         default_factory=dict,
         description="the rule that cut the adapter before the first step; empty: none",
     )
+    bits: int | None = Field(
+        None, description="bits that the adapter's numbers were rounded to; null: not rounded"
+    )
     head: int = Field(
         0, description="with an adapter: numbers taken over in full, such as the head"
     )
@@ -164,6 +172,7 @@ class Start(BaseModel):
         stored = sum(m.start for m in self.ranks.values())
         kept = sum(m.end for m in self.ranks.values())
         by = "".join(f", cut by {name} {value:g}" for name, value in self.rule.items())
+        by += "" if self.bits is None else f", rounded to {self.bits} bits"
         return f"started from {self.directory}: {kept:,} of its {stored:,} components{by}"
 
 

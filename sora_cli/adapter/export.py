@@ -85,7 +85,7 @@ def export_adapter(
         if file.meta.bits is not None and dtype != "float32":
             raise SoraError(
                 f"{directory} is rounded to {file.meta.bits} bits, and {dtype} would round its "
-                "numbers again: an integer times a 16-bit scale needs up to 16 digits",
+                "numbers again: they need up to 16 bits of precision",
                 hint="leave out --dtype: the small form is --format packed",
             )
         entry: dict[str, Any] = {"command": "export", "from": program or kind}

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ def pack(directory: Path, output: Path) -> Packed:
     if meta.bits is None:
         raise SoraError(
             f"{directory} is not rounded: only numbers on a grid can be packed",
-            hint=f"sora prune {directory} -o OUT --bits 4",
+            hint=f"sora prune {quote(str(directory))} -o OUT --bits 4",
         )
     tensors, table, factors = _packed_tensors(directory / ADAPTER_WEIGHTS)
     own = {name: (directory / name).read_bytes() for name in _others(directory)}

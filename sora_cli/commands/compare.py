@@ -13,7 +13,7 @@ import typer
 from sora_cli.adapter.digest import changed_results
 from sora_cli.commands import completion, options
 from sora_cli.core.atomic import write_text_atomic
-from sora_cli.core.checks import check_exclusive
+from sora_cli.core.checks import check_exclusive, check_requires
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart, check_new_file
@@ -82,6 +82,14 @@ def compare(
             "50,15,8. Needs --baseline.",
         ),
     ] = None,
+    in_bytes: Annotated[
+        bool,
+        typer.Option(
+            "--bytes",
+            help="With --budgets: count the bytes of the stored factors, 4 for each number and the "
+            "packed size of rounded ones, in place of parameters.",
+        ),
+    ] = False,
     min_gain: Annotated[
         float | None,
         typer.Option(
@@ -135,12 +143,16 @@ def compare(
                  "--html": html}  # fmt: skip
         _write_lines(runs, output, [option for option, value in chosen.items() if value])
         return
+    check_requires("--budgets", {"--bytes": in_bytes and budgets is None})
     shares = _shares(budgets, baseline, paper=paper, min_gain=min_gain)
     finished = _find(runs, output, *pictures, html)
     groups = _groups(finished, metric, selection=selection)
     sizes = None
     if baseline is not None and shares:
-        sizes = sizes_of(groups, baseline, min_gain=MIN_GAIN if min_gain is None else min_gain)
+        gain = MIN_GAIN if min_gain is None else min_gain
+        sizes = sizes_of(
+            groups, baseline, min_gain=gain, unit="bytes" if in_bytes else "parameters"
+        )
     tables = (
         comparison_tables(groups, baseline=baseline, paper=paper)
         if sizes is None

@@ -183,7 +183,8 @@ def _emit_modules(facts: dict[str, Any]) -> None:
         *(Column(f"cut to\n{cut['share']:.0%}") for cut in facts["cuts"]),
     )  # fmt: skip
     footer = ["all", stored, facts["components"]["live"], effective["energy_90"],
-              effective["energy_99"], effective["entropy"], facts["norm"], None, *([None] if errors else []),
+              effective["energy_99"], effective["entropy"], facts["norm"], None,
+              *([None] if errors else []),
               *(cut["components"] for cut in facts["cuts"])]  # fmt: skip
     emit_table(Table(None, columns, rows, footer=footer))
 

@@ -430,6 +430,8 @@ class Recipe(Block):
     def _has_something_to_do(self) -> Recipe:
         if self.training.max_steps == 0 and (self.start is None or self.start.adapter is None):
             raise ValueError("training.max_steps 0 trains nothing: it needs start.adapter")
+        if self.start is not None and self.start.bits is not None and self.training.max_steps != 0:
+            raise ValueError("start.bits needs training.max_steps: 0: training leaves the grid")
         return self
 
     def resolved(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,11 @@ class StartBlock(Block, KeepOptions):
     only the method and its options may differ from there on.
     """
 
+    bits: Literal[2, 3, 4, 8] | None = Field(
+        None,
+        description="round the adapter's numbers to this many bits, after a cut, as sora prune "
+        "--bits does. Goes with training.max_steps: 0, since training would leave the grid",
+    )
     adapter: _Directory | None = Field(
         None,
         description="run directory or adapter directory (also a PEFT LoRA of another tool); "
@@ -41,8 +46,9 @@ class StartBlock(Block, KeepOptions):
         if (self.adapter is None) == (self.checkpoint is None):
             raise ValueError("give either adapter or checkpoint")
         rules = list(self.keep().given())
+        rules += ["bits"] if self.bits is not None else []
         if rules and self.adapter is None:
-            raise ValueError(f"{rules[0]} cuts an adapter, and none is given")
+            raise ValueError(f"{rules[0]} changes an adapter, and none is given")
         if self.step is not None and self.checkpoint is None:
             raise ValueError("step goes with checkpoint")
         return self

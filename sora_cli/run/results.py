@@ -11,15 +11,16 @@ from typing import Any
 from sora_cli.adapter.companions import save_processor
 from sora_cli.adapter.digest import result_digests
 from sora_cli.adapter.directory import Adapter, write_adapter
-from sora_cli.adapter.metadata import AdapterMeta, BaseReference, Training
+from sora_cli.adapter.metadata import AdapterMeta, BaseReference, Training, read_sora_file
 from sora_cli.adapter.places import ADAPTER
 from sora_cli.adapter.plot import plot_ranks
+from sora_cli.adapter.rounding import factor_bytes
 from sora_cli.adapter.row_recipe import row_recipe
 from sora_cli.adapter.saving import base_reference, build_adapter
 from sora_cli.core.hub import looks_local
 from sora_cli.core.processes import is_main
 from sora_cli.data.content import data_fingerprint
-from sora_cli.model.files import is_there
+from sora_cli.model.files import SORA_FILE, is_there
 from sora_cli.model.quantisation import count_values, quantised_as
 from sora_cli.model.transformers_internals import attention_of
 from sora_cli.recipe.load import LoadedRecipe
@@ -133,6 +134,13 @@ def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, outpu
         report.events += [] if why is None else [why]
 
     write_adapter(output / ADAPTER, replace(adapter, meta=meta), force=True, beside=beside)
+    bits, ends = read_sora_file(output / ADAPTER / SORA_FILE)[0].bits, report.ranks
+    shapes = {path: (m.B.shape[0], m.A.shape[1]) for path, m in ready.layers.items()}
+    report.parameters.adapter_bytes = (
+        4 * report.parameters.adapter_end
+        if bits is None
+        else factor_bytes({path: ends[path].end for path in shapes}, shapes, bits)
+    )
     clear_results(output, kept=ADAPTER)
     report.digests = result_digests(output / ADAPTER)
     start = {path: m.start for path, m in report.ranks.items()}

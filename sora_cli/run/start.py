@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from sora_cli.adapter.digest import result_digest
 from sora_cli.adapter.directory import check_low_rank
 from sora_cli.adapter.pruning import check_left, prune_layers
 from sora_cli.adapter.reading import AdapterFile, open_adapter
+from sora_cli.adapter.rounding import round_layers
 from sora_cli.adapter.todays_names import todays_names, todays_paths
 from sora_cli.core.device import process_state
 from sora_cli.core.errors import SoraError
@@ -53,6 +55,8 @@ def start_from_adapter(
             _check_layers(file, layers, today)
             head = _head(file, base)
             updates = _updates(file, layers, block.keep(), today)
+            if block.bits is not None:
+                updates = _rounded(updates, layers, block.bits)
             method.start_from(layers, updates)
             with torch.no_grad():
                 load_head(base.model, head)
@@ -61,6 +65,7 @@ def start_from_adapter(
                 directory=block.adapter,
                 digest=result_digest(file.directory) or "",
                 rule=block.keep().given(),
+                bits=block.bits,
                 head=sum(tensor.numel() for tensor in head.values()),
                 ranks={
                     path: Ranks(start=first.get(path, 0), end=update.rank)
@@ -121,6 +126,21 @@ def _updates(
         small = scaled.truncate(min(ranks.get(path, 0), scaled.rank))
         updates[path] = LowRankFactors(_agreed(small.A), _agreed(small.B) * layer.scaling)
     return updates
+
+
+def _rounded(
+    updates: Mapping[str, LowRankFactors], layers: Layers, bits: int
+) -> dict[str, LowRankFactors]:
+    """Round the updates; the layers' scaling must not change a digit of them."""
+    inexact = next((path for path in updates if math.frexp(layers[path].scaling)[0] != 0.5), None)
+    if inexact is not None:
+        raise SoraError(
+            f"start.bits needs a scaling that is a power of two, and '{inexact}' has "
+            f"{layers[inexact].scaling:g}",
+            hint="method.alpha equal to the method's rank gives 1",
+            key="start.bits",
+        )
+    return dict(round_layers(updates, bits))
 
 
 def _learning(stored: LowRankFactors | None, layers: Layers, path: str) -> LowRankFactors:

@@ -6,6 +6,7 @@ comparison = budget_tables(sizes, parse_budgets("50,15,8"))
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 from sora_cli.core.console import count
@@ -27,27 +28,28 @@ from sora_cli.experiments.compare.cells import (
     row_of,
 )
 from sora_cli.experiments.compare.notes import difference_note
-from sora_cli.experiments.compare.runs import Group
+from sora_cli.experiments.compare.runs import Group, Unit
 from sora_cli.experiments.compare.sizes import TOLERANCE, Sized, Sizes, nearest, paired
 from sora_cli.experiments.compare.table import Tables
 
 _RANGE = 0.005
 """Shares of runs that differ by this much or more are shown as a range."""
 COLUMNS = (
-    column("budget", "budget", "share of the baseline's parameters; null: all sizes", raw=True),
+    column("budget", "budget", "share of the baseline's size; null: all sizes", raw=True),
     LABEL,
     column("n", "n", "runs; of a family: pairs of task and seed with all of its sizes", count),
-    column("share", "share", "mean share of the baseline's parameters; null for a family"),
+    column("share", "share", "mean share of the baseline's size; null for a family"),
     column("share_low", "smallest", "smallest share of a run, or of a family's labels", raw=True),
     column("share_high", "largest", "largest share of a run, or of a family's labels", raw=True),
     PARAMETERS,
     column("metric", "mean", "mean of the metric over the tasks; of a family: its AURAC"),
 )
+_BYTES = column("bytes", "bytes", "mean bytes of the stored factors, without the head", count)
 _SIMPLE = column("simple", "simple", "label that `simple_difference` is measured from", raw=True)
 
 
 def parse_budgets(text: str) -> tuple[float, ...]:
-    """Parse budgets: "50,15,8" means 50, 15 and 8 % of the baseline's parameters."""
+    """Parse budgets: "50,15,8" means 50, 15 and 8 % of the baseline's size."""
     try:
         budgets = tuple(float(word.strip().removesuffix("%")) / 100 for word in text.split(","))
     except ValueError:
@@ -55,7 +57,7 @@ def parse_budgets(text: str) -> tuple[float, ...]:
     if not budgets or not all(0 < budget < float("inf") for budget in budgets):
         raise SoraError(
             f"'{text}' is not a list of numbers above 0", where="--budgets",
-            hint="give percentages of the baseline's parameters: --budgets 50,15,8",
+            hint="give percentages of the baseline's size: --budgets 50,15,8",
         )  # fmt: skip
     if len(set(budgets)) < len(budgets):
         raise SoraError(f"'{text}' has the same budget twice", where="--budgets")
@@ -80,7 +82,8 @@ def budget_tables(sizes: Sizes, budgets: Sequence[float]) -> Tables:
     and the strongest simple label.
     """
     baseline = sizes.baseline.label
-    columns = (*COLUMNS, *difference_columns(baseline), _SIMPLE,
+    counted = [_BYTES if c is PARAMETERS and sizes.unit == "bytes" else c for c in COLUMNS]
+    columns = (*counted, *difference_columns(baseline), _SIMPLE,
                *difference_columns("simple", key=SIMPLE))  # fmt: skip
     tables: dict[str | None, Table] = {}
     for budget in budgets:
@@ -95,7 +98,7 @@ def budget_tables(sizes: Sizes, budgets: Sequence[float]) -> Tables:
         ordered = sorted(areas.areas, key=lambda area: -sign * area.mean)
         rows = [_area_values(sizes, area, best) for area in ordered]
         tables[None] = _table(_area_caption(sizes, areas, best), columns, rows, sizes)
-    notes = [*_notes(sizes, budgets), *_area_notes(areas), difference_note(baseline)]
+    notes = [*_notes(sizes, budgets), *_area_notes(areas, sizes.unit), difference_note(baseline)]
     return Tables(tables, tuple(notes), baseline, by="budget")
 
 
@@ -126,6 +129,7 @@ def _label_values(sizes: Sizes, label: Sized, simple: Sized | None) -> dict[str,
     values = average_values([group_values(group) for group in label.groups.values()])
     low, high = label.reach
     values |= {"share": label.share, "share_low": low, "share_high": high,
+               "bytes": statistics.fmean(g.size("bytes") for g in label.groups.values()),
                "simple": None if simple is None else simple.label}  # fmt: skip
     if label is not sizes.baseline:
         values |= difference_values(label.minus(sizes.baseline))
@@ -198,7 +202,7 @@ def _notes(sizes: Sizes, budgets: Sequence[float]) -> Iterator[str]:
     yield from sizes.notes
     baseline = sizes.baseline.label
     yield (
-        f"each table has the methods with a share of {baseline}'s parameters near its budget "
+        f"each table has the methods with a share of {baseline}'s {sizes.unit} near its budget "
         f"({1 / TOLERANCE:g} to {TOLERANCE:g} times the budget, which must be the nearest one), "
         f"and always {baseline} and the simple method"
     )
@@ -209,15 +213,15 @@ def _notes(sizes: Sizes, budgets: Sequence[float]) -> Iterator[str]:
         yield f"in no table, because no budget is near their size: {first_few(outside, 6)}"
     yield (
         "minus simple: difference to the best method that has a fixed rank, does not start from "
-        "another run, and has at most the budget's parameters (or the fewest, if all have more); "
-        f"best by the mean difference to {baseline}"
+        f"another run, and has at most the budget's {sizes.unit} (or the fewest, if all have "
+        f"more); best by the mean difference to {baseline}"
     )
 
 
-def _area_notes(areas: Areas) -> Iterator[str]:
+def _area_notes(areas: Areas, unit: Unit) -> Iterator[str]:
     if areas.areas:
         yield (
-            "AURAC: mean of the metric over log(parameters), with straight lines between the sizes "
+            f"AURAC: mean of the metric over log({unit}), with straight lines between the sizes "
             "of a family (labels that differ only in the number at their end), by task and seed; "
             "its difference to the baseline is to the baseline's metric"
         )

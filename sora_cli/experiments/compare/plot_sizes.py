@@ -73,7 +73,7 @@ def draw_sizes(sizes: Sizes, budgets: Sequence[float]) -> Any:
     lines = family_lines(sizes)
     figure = new_figure(*_SIZE, solved=False)
     axes = figure.subplots()
-    finish(axes, _title(sizes), f"% of the parameters of {plain(sizes.baseline.label)}",
+    finish(axes, _title(sizes), f"% of the {sizes.unit} of {plain(sizes.baseline.label)}",
            f"metric{' x 100' if sizes.percent else ''} minus {plain(sizes.baseline.label)}"
            + ("" if sizes.greater_is_better else " (smaller is better)"))  # fmt: skip
     _set_axis(axes, lines, budgets)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from methods.words import did_you_mean
 from sora_cli.adapter.ranks import Rank, RankMap, rank_map
@@ -23,6 +23,8 @@ from sora_cli.report import RunReport
 SEED = "training.seed"
 _FROM = ("start.adapter", "start.checkpoint")
 """Settings that name another run: they differ between seeds, but not between methods."""
+Unit = Literal["parameters", "bytes"]
+"""The unit of an adapter's size."""
 _NOT_REPORTED = (TRAIN_SUBSET, SELECTION)
 """Additional splits of a path's stages, which are not the reported split."""
 
@@ -99,6 +101,12 @@ class Run:
         """True if the run started from another run's adapter or checkpoint."""
         return self.report.start is not None
 
+    @property
+    def only_rounded(self) -> bool:
+        """True if the run only rounded another run's adapter."""
+        start = self.report.start
+        return start is not None and start.bits is not None and not start.rule
+
     def _block(self, name: str) -> Mapping[str, Any]:
         block = self.report.recipe.get(name)
         return block if isinstance(block, dict) else {}
@@ -143,6 +151,16 @@ class Run:
     def parameters(self) -> int:
         """Numbers left in the adapter's factors, without the head."""
         return self.report.parameters.adapter_end
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the stored factors, without the head; without a record, 4 for each number."""
+        known = self.report.parameters.adapter_bytes
+        return 4 * self.parameters if known is None else known
+
+    def size(self, unit: Unit) -> int:
+        """Return the parameters or the bytes."""
+        return self.bytes if unit == "bytes" else self.parameters
 
     @cached_property
     def ranks(self) -> RankMap:
@@ -221,7 +239,11 @@ class Group:
     @property
     def parameters(self) -> float:
         """Mean number of parameters left in the adapter, without the head."""
-        return sum(run.parameters for run in self.runs) / len(self.runs)
+        return self.size("parameters")
+
+    def size(self, unit: Unit) -> float:
+        """Return the mean of parameters or bytes."""
+        return sum(run.size(unit) for run in self.runs) / len(self.runs)
 
 
 def choose_metric(groups: Sequence[Group], name: str | None) -> list[Group]:

@@ -19,7 +19,7 @@ from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import first_few
 from sora_cli.experiments.compare.grouping import by_task
-from sora_cli.experiments.compare.runs import Group
+from sora_cli.experiments.compare.runs import Group, Unit
 from sora_cli.experiments.compare.stats import Difference, difference, pairs
 
 TOLERANCE = 1.25
@@ -58,7 +58,7 @@ class Sized:
         groups: by task.
         shares: by task and seed: parameters kept / mean parameters of the baseline on that task.
         is_simple: True if trained at a fixed rank from the start: the method does not adapt ranks,
-            and no run started from another run.
+            and no run started from another run, except to round it.
     """
 
     label: str
@@ -110,6 +110,7 @@ class Sizes:
         greater_is_better: True if larger values of the metric are better.
         percent: True if the metric is printed times 100.
         notes: tasks and labels that are left out, with the reasons.
+        unit: of sizes.
     """
 
     baseline: Sized
@@ -118,6 +119,7 @@ class Sizes:
     greater_is_better: bool
     percent: bool
     notes: tuple[str, ...]
+    unit: Unit
 
     def best(self, labels: Sequence[Sized]) -> Sized | None:
         """Return the label with the best mean difference to the baseline.
@@ -163,7 +165,13 @@ def _factor(a: float, b: float) -> float:
     return max(a / b, b / a)
 
 
-def sizes_of(groups: Sequence[Group], baseline: str, *, min_gain: float = MIN_GAIN) -> Sizes:
+def sizes_of(
+    groups: Sequence[Group],
+    baseline: str,
+    *,
+    min_gain: float = MIN_GAIN,
+    unit: Unit = "parameters",
+) -> Sizes:
     """Select the tasks that count and the labels with a size; an error if no task counts.
 
     Args:
@@ -171,6 +179,7 @@ def sizes_of(groups: Sequence[Group], baseline: str, *, min_gain: float = MIN_GA
         baseline: label that shares and differences refer to.
         min_gain: points by which the baseline must be better than the head alone on a task that
             counts (for metrics that are printed times 100); with 0 or less, all tasks count.
+        unit: what is counted.
     """
     tasks = {task: {g.label: g for g in members} for task, members in by_task(groups).items()}
     labels = dict.fromkeys(group.label for group in groups)
@@ -185,7 +194,7 @@ def sizes_of(groups: Sequence[Group], baseline: str, *, min_gain: float = MIN_GA
     of_counted = {label: {t: tasks[t][label] for t in counted if label in tasks[t]}
                   for label in labels}  # fmt: skip
     sized = [
-        _sized(label, members, of_counted[baseline])
+        _sized(label, members, of_counted[baseline], unit)
         for label, members in of_counted.items()
         if len(members) == len(counted) and any(g.parameters for g in members.values())
     ]
@@ -200,6 +209,7 @@ def sizes_of(groups: Sequence[Group], baseline: str, *, min_gain: float = MIN_GA
         greater_is_better=all(group.first.greater_is_better for group in first),
         percent=all(group.first.percent for group in first),
         notes=tuple(notes),
+        unit=unit,
     )
 
 
@@ -255,9 +265,11 @@ def _gain(members: Mapping[str, Group], baseline: str) -> tuple[float, str] | No
     return 100 * sign * gain, floor.label
 
 
-def _sized(label: str, groups: Mapping[str, Group], baseline: Mapping[str, Group]) -> Sized:
+def _sized(
+    label: str, groups: Mapping[str, Group], baseline: Mapping[str, Group], unit: Unit
+) -> Sized:
     shares = {
-        task: {run.seed: run.parameters / baseline[task].parameters for run in group.runs}
+        task: {run.seed: run.size(unit) / baseline[task].size(unit) for run in group.runs}
         for task, group in groups.items()
     }
     return Sized(label, groups, shares, all(_is_simple(group) for group in groups.values()))
@@ -269,5 +281,5 @@ def _is_simple(group: Group) -> bool:
         options = config_class(group.method)
     except MethodError:  # a method of the user's own, not registered in this process
         return False
-    started = any(run.starts_from_another for run in group.runs)
+    started = any(run.starts_from_another and not run.only_rounded for run in group.runs)
     return options.low_rank and not options.adapts_rank and not started
