@@ -36,7 +36,7 @@ from sora_cli.adapter.companions import base_files
 from sora_cli.adapter.metadata import LARGEST_JSON, read_sora_file
 from sora_cli.adapter.places import PACKED, new_adapter_place
 from sora_cli.core.atomic import check_read_back, new_file
-from sora_cli.core.errors import SoraError, first_line, reason
+from sora_cli.core.errors import SoraError, first_line, first_mistake, reason
 from sora_cli.model.files import (
     ADAPTER_CONFIG,
     ADAPTER_FILES,
@@ -255,7 +255,9 @@ def _opened(file: Path) -> _Opened:
                         hint="copy or download it again")  # fmt: skip
     try:
         return _parsed(tensors)
-    except (KeyError, ValueError, zlib.error, ValidationError, RuntimeError) as error:
+    except ValidationError as error:
+        raise SoraError(f"{file} is no valid packed adapter: {first_mistake(error)}") from error
+    except (KeyError, ValueError, zlib.error) as error:
         raise SoraError(f"{file} is no valid packed adapter: {first_line(error)}") from error
 
 

@@ -201,6 +201,10 @@ def _prune(
         beside = partial(copy_processor, file.directory)
         write_adapter(output, small, dtype=dtype, force=force, beside=beside)
         say_notes(file.notes)
+        if file.meta.bits is not None and total.dropped > 0:
+            say_notes(
+                [f"the cut leaves the grid of {file.meta.bits} bits: the output is not rounded"]
+            )
         _show(losses, total, file, kept, rounds_head=head)
         emit(_described(rule if search is None else dict.fromkeys(rule, search.promise.given)))
         if rounding is not None:

@@ -18,7 +18,9 @@ from torch import Tensor
 from sora_cli.adapter.directory import read_adapter
 from sora_cli.adapter.export import export_adapter
 from sora_cli.adapter.metadata import read_json, write_json
+from sora_cli.adapter.packed import pack, unpack
 from sora_cli.adapter.reading import open_adapter
+from sora_cli.commands.prune import prune
 from sora_cli.core.errors import SoraError
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tests.helpers_adapters import assert_same, fill_peft, logits
@@ -137,6 +139,19 @@ def test_export_keeps_the_logits(tmp_path: Path, name: str, kind: str) -> None:
               if "lora_A" in k}  # fmt: skip
     assert {shape[0] for shape in shapes} == {config["r"]}
     assert read_adapter(tmp_path / "padded").ranks() == read_adapter(tmp_path / "exact").ranks()
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+def test_a_packed_adapter_gives_pefts_logits(tmp_path: Path, name: str) -> None:
+    """Packed and unpacked, a rounded adapter gives the same logits to the bit."""
+    make = MODELS[name][0]
+    directory, expected = _by_peft(tmp_path, name, "lora")
+    prune(directory, tmp_path / "small", bits=4)
+    before = _peft_logits(make, tmp_path / "small")
+    assert 0 < (before - expected).abs().max() < 0.5 * (logits(make()) - expected).abs().max()
+    pack(tmp_path / "small", tmp_path / "small.safetensors")
+    unpack(tmp_path / "small.safetensors", tmp_path / "again")
+    assert torch.equal(_peft_logits(make, tmp_path / "again"), before)
 
 
 def _trained_adalora(steps: int) -> Any:

@@ -238,6 +238,24 @@ def test_max_drop_writes_the_smallest_size_that_is_certified(
     assert scores[0] - scores[1] == pytest.approx(entry["drop"], abs=1e-9)
 
 
+def test_bits_are_tested_as_they_are_stored(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--max-drop", "40pt", "--bits", "3", "--head-bits", "8"]
+    assert _prune(trained, tmp_path / "p", *words) == 0
+    said = capsys.readouterr().out
+    small = read_adapter(tmp_path / "p")
+    (entry,) = small.meta.lineage
+    assert (entry["bits"], entry["head_bits"], small.meta.bits) == (3, 8, 3)
+    assert "the unrounded adapter" in said
+    assert "head rounded to 8 bits" in said
+    scores = []
+    for target in (trained.parent / "out", tmp_path / "p"):
+        assert run(["eval", str(target), "--recipe", str(trained), "--json"]) == 0
+        scores.append(json.loads(capsys.readouterr().out)["validation"]["accuracy"])
+    assert scores[0] - scores[1] == pytest.approx(entry["drop"], abs=1e-9)
+
+
 def test_rows_that_cannot_certify_the_promise_give_no_verdict(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -298,4 +316,62 @@ def test_max_drop_needs_the_adapters_own_classes(
     words = ["prune", str(tmp_path / "out"), "-o", str(tmp_path / "p"), "--recipe", str(recipe)]
     said = error_text(capsys, *words, "--max-drop", "0.02", "data.label_names=[yes,no]")
     assert "error: the adapter's classes are no, yes" in said
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize("rule", [{}, {"rank": 2}, {"max_params": 150}])
+def test_the_error_of_rounding_is_true(
+    directory: Path,
+    layers: dict[str, LowRankFactors],
+    rule: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prune(directory, tmp_path / "p", bits=4, **rule)
+    said = capsys.readouterr().out
+    before = {path: layers[path] for path in layers if path != "l.1.dead"}
+    with open_adapter(tmp_path / "p") as file:
+        assert (file.dtype, file.meta.bits) == ("float32", 4)
+        after, errors = dict(file.layers), file.meta.rounding_errors
+    zero = LowRankFactors(torch.zeros(0, 10), torch.zeros(8, 0))
+    _, total = _true_errors(before, {path: after.get(path, zero) for path in before})
+    assert f"{total:.2%}" in said
+    cut, _ = prune_layers(layers, Keep(**rule))
+    for path, factors in after.items():
+        exact = cut[path].dense()
+        error = float((factors.dense() - exact).norm() / exact.norm())
+        assert errors[path] == pytest.approx(error, abs=1e-5)
+        assert 0 < error < 0.3
+
+
+def test_a_rounded_adapter_can_be_cut_but_not_rounded_again(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prune(directory, tmp_path / "p", bits=4)
+    error = error_text(capsys, "prune", tmp_path / "p", "-o", tmp_path / "q", "--bits", "2")
+    assert "is rounded already, to 4 bits" in error
+    assert not (tmp_path / "q").exists()
+    prune(tmp_path / "p", tmp_path / "q", rank=1)
+    assert "leaves the grid of 4 bits" in capsys.readouterr().err
+    meta = read_adapter(tmp_path / "q").meta
+    assert meta.bits is None
+    assert not meta.rounding_errors
+    prune(tmp_path / "p", tmp_path / "same")
+    assert read_adapter(tmp_path / "same").meta.bits == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--bits", "5"], "--bits is 2, 3, 4 or 8, not 5"),
+        (["--bits", "0"], "--bits is 2, 3, 4 or 8, not 0"),
+        (["--head-bits", "8"], "--head-bits goes with --bits only"),
+        (["--bits", "4", "--head-bits", "4"], "a head is rounded to 8 bits only"),
+        (["--bits", "4", "--heal", "3"], "heal first, then round the result"),
+    ],
+)
+def test_other_bits_are_refused(
+    directory: Path, tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in error_text(capsys, "prune", directory, "-o", tmp_path / "p", *words)
     assert not (tmp_path / "p").exists()

@@ -86,6 +86,46 @@ def test_a_cut_start_is_what_prune_leaves(
     assert {p: m.start for p, m in report.ranks.items()} == found.ranks()
 
 
+def test_a_rounded_start_is_what_prune_bits_leaves(origin: Path, tmp_path: Path) -> None:
+    words = [_from(origin), "start.rank=2", "start.bits=3", "training.max_steps=0"]
+    report = train(origin, _out(tmp_path), *words)
+    small = read_adapter(tmp_path / "out")
+    assert small.meta.bits == 3
+    assert run(["prune", f"{origin.parent}/origin", "-o", str(tmp_path / "p"), "--rank", "2",
+                "--bits", "3"]) == 0  # fmt: skip
+    other = read_adapter(tmp_path / "p")
+    numbers = 0
+    for path, factors in small.layers.items():
+        error = factors.minus(other.layers[path]).norm() / factors.norm()
+        assert error < 0.15  # A and B share the scaling in another way: other roundings
+        numbers += factors.parameters
+    assert report.start is not None
+    assert report.start.bits == 3
+    assert report.parameters.adapter_end == numbers
+    assert numbers * 3 / 8 < (report.parameters.adapter_bytes or 0) < numbers * 3 / 8 * 1.3
+    whole = read_report(origin.parent / "origin")
+    assert whole is not None
+    assert whole.parameters.adapter_bytes == 4 * whole.parameters.adapter_end
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["start.bits=3"], "start.bits needs training.max_steps: 0"),
+        (["start.bits=5", "training.max_steps=0"], "start.bits"),
+        (
+            ["start.bits=3", "training.max_steps=0", "method.alpha=12"],
+            "a scaling that is a power of two",
+        ),
+    ],
+)
+def test_a_start_that_cannot_be_rounded_is_refused(
+    origin: Path, tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", origin, _out(tmp_path), _from(origin), *words]
+    assert said in error_text(capsys, *command)
+
+
 def test_cut_factors_are_balanced_as_they_are_trained(origin: Path, tmp_path: Path) -> None:
     train(origin, _out(tmp_path), _from(origin), "start.rank=2", "training.max_steps=0")
     scaling = 16 / 4

@@ -121,7 +121,11 @@ def test_against_another_model_the_largest_size_is_tested_too(
 ) -> None:
     search, asked = _search(layers, lambda n: 1 if n >= 4 else 60, 0.02, ALL_RIGHT)
     assert asked == [12, 8, 4, 2]  # 4 of 16 are zeros
-    assert (search.certified, search.chosen.components, search.outside) == (True, 4, True)
+    assert (search.certified, search.chosen.components, search.outside) == (
+        True,
+        4,
+        "the model",
+    )
     assert search.chosen.drop == pytest.approx(1 / ROWS)
     assert (search.candidates[0].score, search.candidates[1].components) == (1.0, 12)
 
@@ -136,6 +140,37 @@ def test_against_another_model_not_even_everything_may_be_enough(
     assert sum(search.chosen.key.values()) == 12
     said = "NOT certified: 12 components lose 0.2000 of accuracy on these rows, and the rows"
     assert verdict_lines(search)[0].startswith(said)
+
+
+def test_rounded_sizes_are_tested_against_the_unrounded_adapter(
+    layers: dict[str, LowRankFactors],
+) -> None:
+    """The uncut adapter is the largest size: rounded, it may answer otherwise."""
+    scored: list[tuple[str, int]] = []
+
+    def scores(kind: str, wrong: int) -> Callable[[Mapping[str, LowRankFactors]], Scored]:
+        def score(factors: Mapping[str, LowRankFactors]) -> Scored:
+            scored.append((kind, sum(f.rank for f in factors.values())))
+            return (row_scores("accuracy", "right", np.arange(ROWS) >= wrong),)
+
+        return score
+
+    promise = promise_of(0.02)
+    for wrong, certified in ((1, True), (60, False)):
+        scored.clear()
+        search = choose_cut(
+            layers,
+            scores("exact", 0),
+            promise,
+            "validation",
+            told,
+            as_stored=scores("stored", wrong),
+        )
+        assert scored[:2] == [("exact", 16), ("stored", 12)]
+        assert {kind for kind, _ in scored[1:]} == {"stored"}
+        assert search.certified is certified
+        assert search.chosen is not search.candidates[0]
+        assert search_table(search).rows[0][-1] == "the unrounded adapter"
 
 
 def test_a_smaller_loss_is_better(layers: dict[str, LowRankFactors]) -> None:

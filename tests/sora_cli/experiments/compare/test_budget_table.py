@@ -18,7 +18,7 @@ from sora_cli.experiments.compare.cells import NONE
 from sora_cli.experiments.compare.formats import render
 from sora_cli.experiments.compare.sizes import Sizes, sizes_of
 from sora_cli.experiments.compare.table import Tables
-from tests.sora_cli.experiments.compare.arena import groups, label, rows_of
+from tests.sora_cli.experiments.compare.arena import groups, label, rows_of, started
 
 
 def tasks(rte: list[float], cola: list[float]) -> dict[str, list[float]]:
@@ -129,3 +129,22 @@ def test_budgets_are_percentages() -> None:
     for text in ("", "a", "0", "-5", "nan", "inf", "15,15"):
         with pytest.raises(SoraError, match="budget"):
             parse_budgets(text)
+
+
+def test_bytes_are_counted_where_adapters_are_rounded() -> None:
+    """Runs that only round a LoRA of fixed rank are simple, too."""
+    whole = label("lora-r8", 100, tasks([0.80, 0.82], [0.50, 0.54]))
+    small = label("cut-15", 15, tasks([0.79, 0.83], [0.49, 0.55]), method="cut")
+    rounded = started(label("cut-15-b4", 15, tasks([0.79, 0.82], [0.49, 0.55]), method="cut"))
+    simple = started(label("lora-r1-b8", 12.5, tasks([0.77, 0.78], [0.47, 0.50])))
+    for run in (*rounded, *simple):
+        assert run.report.start is not None
+        run.report.start.bits = 4
+        run.report.parameters.adapter_bytes = run.parameters * 5 // 8
+    of = sizes_of(groups(whole, small, rounded, simple), "lora-r8", unit="bytes")
+    table = budget_tables(of, (0.15, 0.023))
+    assert column(table, "15%", "label", raw=True).keys() == {"lora-r8", "cut-15", "lora-r1-b8"}
+    assert column(table, "2.3%", "bytes") == {"lora-r8": "4,000", "cut-15-b4": "93",
+                                              "lora-r1-b8": "78"}  # fmt: skip
+    assert column(table, "2.3%", "simple", raw=True)["cut-15-b4"] == "lora-r1-b8"
+    assert "parameters" not in "".join(table.footnotes)

@@ -1,0 +1,221 @@
+"""A packed file: the same directory byte by byte, and clear errors for a damaged one."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from methods.factors import LowRankFactors
+from methods.grid import round_factors
+from sora_cli.adapter import packed
+from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.metadata import BaseReference
+from sora_cli.adapter.packed import pack, unpack
+from sora_cli.adapter.places import is_packed
+from sora_cli.adapter.rounding import round_head
+from sora_cli.adapter.stored import Form
+from sora_cli.app import run
+from sora_cli.core.exit_codes import OK
+from sora_cli.model.files import SORA_FILE
+from tests.helpers_errors import error_of, error_text
+from tests.helpers_runs import files_of
+
+
+def factors(rank: int, n_in: int, n_out: int, bits: int) -> LowRankFactors:
+    g = torch.Generator().manual_seed(rank + n_in)
+    both = torch.randn(rank, n_in, generator=g), torch.randn(n_out, rank, generator=g)
+    return round_factors(LowRankFactors(*both), bits)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A rounded adapter with a linear layer, an embedding, a convolution and a head."""
+    layers = {
+        "l.0": factors(3, 70, 130, 3),
+        "l.1": factors(1, 5, 4, 3),
+        "embed": factors(2, 90, 8, 3),
+        "conv": factors(2, 18, 6, 3),
+    }
+    head = {"score.weight": torch.randn(2, 70), "score.bias": torch.ones(2)}
+    forms = {"embed": Form(embedding=True), "conv": Form(kernel=(3, 3))}
+    base = BaseReference("base", "base", None, "x")
+    adapter = Adapter(layers, head, ("score",), "SEQ_CLS", base, forms=forms)
+    write_adapter(tmp_path / "a", adapter)
+    return tmp_path / "a"
+
+
+@pytest.fixture
+def file(directory: Path, tmp_path: Path) -> Path:
+    pack(directory, tmp_path / "a.safetensors")
+    return tmp_path / "a.safetensors"
+
+
+def test_it_unpacks_to_the_same_bytes(directory: Path, file: Path, tmp_path: Path) -> None:
+    assert is_packed(file)
+    assert unpack(file, tmp_path / "b") == ()
+    assert files_of(tmp_path / "b") == files_of(directory)
+
+
+def test_its_parts_have_the_sizes_that_are_told(directory: Path, tmp_path: Path) -> None:
+    numbers = 3 * 200 + 1 * 9 + 2 * 98 + 2 * 24
+    done = pack(directory, tmp_path / "a.safetensors")
+    assert done.bits == 3
+    # each of the eight tensors begins with a byte, and each row or column with a scale
+    assert numbers * 3 / 8 < done.factors < numbers * 3 / 8 + 8 + 2 * (3 * 5 + 2 + 2 * 3 + 2 * 2)
+    assert done.head == 4 * (2 * 70 + 2)
+    assert done.size == (tmp_path / "a.safetensors").stat().st_size
+    assert done.factors + done.head + done.texts < done.size
+
+
+def test_a_head_of_8_bits_is_packed(directory: Path, tmp_path: Path) -> None:
+    adapter = read_adapter(directory)
+    head = round_head(adapter.head)
+    assert head.error is not None
+    assert 0 < head.error < 0.01
+    assert torch.equal(head.tensors["score.bias"], adapter.head["score.bias"])
+    write_adapter(
+        tmp_path / "b", Adapter(adapter.layers, head.tensors, ("score",), "SEQ_CLS", adapter.base)
+    )
+    done = pack(tmp_path / "b", tmp_path / "b.safetensors")
+    assert done.head == head.packed == 2 * 70 + 2 * 2 * 2 + 4 * 2
+
+
+def test_files_of_the_tokenizer_are_kept_if_the_base_model_has_others(
+    directory: Path, tmp_path: Path
+) -> None:
+    (directory / "tokenizer.json").write_text('{"added": "ü"}')
+    (directory / "spiece.model").write_bytes(bytes(range(256)))
+    done = pack(directory, tmp_path / "b.safetensors")
+    assert done.left_out == ()
+    unpack(tmp_path / "b.safetensors", tmp_path / "b")
+    assert files_of(tmp_path / "b") == files_of(directory)
+
+
+def test_the_base_models_tokenizer_is_left_out_and_made_again(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (directory / "tokenizer.json").write_text("{}")
+    monkeypatch.setattr(packed, "base_files", lambda *_: {"tokenizer.json": b"{}"})
+    assert pack(directory, tmp_path / "b.safetensors").left_out == ("tokenizer.json",)
+    assert unpack(tmp_path / "b.safetensors", tmp_path / "b") == ()
+    assert files_of(tmp_path / "b") == files_of(directory)
+    monkeypatch.setattr(packed, "base_files", lambda *_: {"tokenizer.json": b"{ }"})
+    assert unpack(tmp_path / "b.safetensors", tmp_path / "c") == ("tokenizer.json",)
+    assert not (tmp_path / "c" / "tokenizer.json").exists()
+
+
+def test_an_adapter_that_is_not_rounded_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = LowRankFactors(torch.randn(2, 8), torch.randn(6, 2))
+    base = BaseReference("base", "base", None, "x")
+    write_adapter(tmp_path / "p", Adapter({"l": plain}, {}, (), None, base))
+    out = tmp_path / "p.safetensors"
+    error = error_text(capsys, "export", tmp_path / "p", "-o", out, "--format", "packed")
+    assert "is not rounded" in error
+    assert "--bits 4" in error
+    assert not out.exists()
+
+
+def _content(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    with safe_open(file, "pt") as stored:
+        return stored.metadata(), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+
+
+def _with_table(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Write the file anew with another table and a digest that fits."""
+    metadata, tensors = _content(file)
+    line, _, rest = zlib.decompress(tensors["texts"].numpy().tobytes()).partition(b"\n")
+    table = json.loads(line)
+    change(table)
+    texts = zlib.compress(json.dumps(table).encode() + b"\n" + rest)
+    tensors["texts"] = torch.frombuffer(bytearray(texts), dtype=torch.uint8)
+    save_file(tensors, file, {**metadata, "sha256": packed._digest(tensors)})
+
+
+def test_a_file_cut_short_or_changed_is_refused(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[:-100])
+    assert "truncated" in error_of(capsys, "inspect", file)[0]
+    file.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
+    for words in (["inspect", file], ["export", file, "-o", tmp_path / "b"]):
+        error = error_of(capsys, *words)
+        assert "is damaged" in error[0]
+        assert not (tmp_path / "b").exists()
+
+
+def test_a_newer_version_is_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metadata, tensors = _content(file)
+    save_file(tensors, file, {**metadata, "version": "2"})
+    assert "version 2" in error_of(capsys, "inspect", file)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t["tensors"][0][1].__setitem__(0, 10**6), "ends too early"),
+        (lambda t: t["tensors"][0][1].__setitem__(0, 0), "has the shape"),
+        (lambda t: t["tensors"][0].__setitem__(2, 9), "9 bits"),
+        (lambda t: t["tensors"].pop(), "do not fit together"),
+        (lambda t: t["files"].append(["../../x", 0]), "is no file of an adapter"),
+        (lambda t: t["of_base"].update({"/etc/passwd": "0"}), "is no file of an adapter"),
+        (lambda t: t.pop("files"), "files"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(
+    file: Path,
+    change: Callable[[dict[str, Any]], None],
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _with_table(file, change)
+    error = error_text(capsys, "export", file, "-o", tmp_path / "b")
+    assert "no valid packed adapter" in error
+    assert words in error
+    assert not (tmp_path / "b").exists()
+
+
+def test_commands_read_it(file: Path, directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(file), "--json"]) == OK
+    facts = json.loads(capsys.readouterr().out)
+    assert run(["inspect", str(directory), "--json"]) == OK
+    other = json.loads(capsys.readouterr().out)
+    assert facts["bits"] == other["bits"] == 3
+    assert facts["spectra"] == other["spectra"]
+    assert facts["directory"] == str(file)
+    assert facts["consumers"] == []
+    assert run(["inspect", str(file)]) == OK
+    assert "unpack it: sora export" in capsys.readouterr().out
+
+
+def test_names_of_the_output_are_checked(
+    directory: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", directory, "--format", "packed", "-o"]
+    assert "b.safetensors" in error_text(capsys, *words, tmp_path / "b")
+    assert "exists already" in error_text(capsys, *words, file)
+    other = tmp_path / "model.safetensors"
+    save_file({"w": torch.ones(1)}, other)
+    assert "is no packed adapter" in error_text(capsys, *words, other, "--force")
+    assert run([*map(str, words), str(file), "--force"]) == OK
+
+
+def test_other_dtypes_are_refused(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = error_text(capsys, "export", directory, "-o", tmp_path / "b", "--dtype", "bfloat16")
+    assert "would round its numbers again" in error
+    assert (directory / SORA_FILE).is_file()
+    assert not (tmp_path / "b").exists()
