@@ -9,14 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli.adapter.metadata import BaseReference
-from sora_cli.adapter.moved import located
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import quiet_loading
 from sora_cli.data.processor import load_processor
-from sora_cli.model.base import load_own_processor
 from sora_cli.model.files import PROCESSOR_FILES
-from sora_cli.recipe.families import FAMILIES, options_class
-from sora_cli.recipe.recipe import ModelBlock
 
 _LONGEST = 64  # tokens
 _PROBES = (
@@ -74,6 +70,12 @@ def base_files(
         task: the adapter's task family.
         names: of the files that are wanted; those that cannot be made are left out.
     """
+    # not for adapters that are only read, whose commands start faster without these
+    from sora_cli.adapter.moved import located
+    from sora_cli.model.base import load_own_processor
+    from sora_cli.recipe.families import FAMILIES, options_class
+    from sora_cli.recipe.recipe import ModelBlock
+
     if not names or task not in FAMILIES or base is None:
         return {}
     auto = options_class(task).PROCESSOR_CLASS

@@ -37,7 +37,8 @@ def inspect(
         list[Path],
         typer.Argument(
             metavar="DIR...",
-            help="One or more run directories or adapter directories (ours or any PEFT LoRA).",
+            help="One or more run directories, adapter directories (ours or any PEFT LoRA) or "
+            "packed files.",
             autocompletion=completion.runs,
         ),
     ],

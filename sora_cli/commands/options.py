@@ -41,7 +41,7 @@ Recipe = Annotated[
 Adapter = Annotated[
     Path,
     typer.Argument(
-        help="A run directory, or an adapter directory (ours or any PEFT LoRA).",
+        help="A run directory, an adapter directory (ours or any PEFT LoRA), or a packed file.",
         autocompletion=completion.runs,
     ),
 ]
@@ -61,7 +61,9 @@ HeadBits = Annotated[
 Output = Annotated[Path, output("--output", "-o", help="The directory to write.")]
 OutputOrFile = Annotated[
     Path,
-    output("--output", "-o", help="The directory to write; with --format gguf, the file."),
+    output(
+        "--output", "-o", help="The directory to write; with --format gguf or packed, the file."
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -212,6 +213,9 @@ def _prune(
     if search is not None:
         _show_search(search)
     say(f"wrote {output}: {_file_size(output)}, was {size_before}")
+    if bits is not None:
+        place = quote(str(output))
+        say(f"to pack it: sora export {place} -o {place}.safetensors --format packed")
     return OK if search is None or search.certified else NO_VERDICT
 
 
