@@ -214,8 +214,8 @@ def _prune(
         _show_search(search)
     say(f"wrote {output}: {_file_size(output)}, was {size_before}")
     if bits is not None:
-        place = quote(str(output))
-        say(f"to pack it: sora export {place} -o {place}.safetensors --format packed")
+        say(f"to pack it: sora export {quote(str(output))} -o {quote(f'{output}.safetensors')} "
+            "--format packed")  # fmt: skip
     return OK if search is None or search.certified else NO_VERDICT
 
 
