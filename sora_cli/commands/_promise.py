@@ -187,9 +187,8 @@ def _training_rows(place: Path, columns: Sequence[str]) -> list[Dataset]:
         report = read_report(place.parent)
         if report is None:
             return []
-        values = {**report.recipe, "start": None}
-        recipe = load_stored(values, place.parent / REPORT, report.name).recipe
-        train = load_task(recipe)[1].train
+        recipe = load_stored(report.recipe, place.parent / REPORT, report.name).recipe
+        train = load_task(recipe.to_score())[1].train
     except SoraError:  # the data have moved, or the report is damaged
         return []
     return [train] if set(columns) <= set(train.column_names) else []

@@ -165,8 +165,7 @@ def _scored(report: RunReport, run: Path) -> list[dict[str, Any]]:
             f"--examples needs a finished run, and {run} has not finished",
             hint=f"sora report {quote(str(run))}",
         )
-    recipe = load_stored(report.recipe, run / FILE_NAME, report.name).recipe
-    recipe = recipe.model_copy(update={"start": None})  # not needed, and perhaps deleted
+    recipe = load_stored(report.recipe, run / FILE_NAME, report.name).recipe.to_score()
     check_recipe(recipe, model=False)
     check_target(str(run), "sora report {} --examples 5")
     with importing():

@@ -34,8 +34,6 @@ _OF_PAIRS = (
     *_SHARES_OF_PAIRS, "rewards/margins", "rewards/chosen", "rewards/rejected",
     "logps/chosen", "logps/rejected",
 )  # fmt: skip
-LOSSES_OF_PAIRS = ("sigmoid", "hinge", "ipo", "robust", "orpo", "simpo")
-"""Losses of preference tuning; the first four compare with a reference model."""
 NO_REFERENCE = ("orpo", "simpo")
 _BETAS = {"simpo": 2.0}  # Meng et al. 2024 (arXiv 2405.14734), section 3
 FROM_START, BASE_MODEL = "start", "base"

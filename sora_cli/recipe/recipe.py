@@ -444,6 +444,10 @@ class Recipe(Block):
             "method": {"name": method.name, **method.config.model_dump(mode="json")},
         }
 
+    def to_score(self) -> Recipe:
+        """Return the recipe without its start: scoring needs none, and it may be gone by now."""
+        return self.model_copy(update={"start": None})
+
     def set_places(self, places: Mapping[str, str]) -> None:
         """Store the places of keys, for errors: "training.epochs" -> "rte.yaml:12"."""
         self._places = places

@@ -11,7 +11,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -379,9 +379,9 @@ def _read_run(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedR
     certificate, report = required_certificate(run), read_report(run)
     if report is None:
         raise SoraError(f"{run / REPORT} is missing: it says which data and model were used")
-    values = {**report.recipe, "start": None}  # what it started from may be elsewhere by now
-    load = partial(load_stored, values, run / REPORT, report.name)
-    return certificate, load_read(load, overrides, CERTIFICATE)
+    load = partial(load_stored, report.recipe, run / REPORT, report.name)
+    loaded = load_read(load, overrides, CERTIFICATE)
+    return certificate, replace(loaded, recipe=loaded.recipe.to_score())
 
 
 def _load(recipe: Recipe) -> tuple[Task, Rows]:

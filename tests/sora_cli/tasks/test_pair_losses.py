@@ -6,7 +6,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from methods.inject import inject
 from methods.registry import create
-from sora_cli.recipe.families import LOSSES_OF_PAIRS, PreferenceOptions
+from sora_cli.recipe.families import PreferenceOptions
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task, learned
 from sora_cli.tasks.language import IGNORED
@@ -265,12 +265,13 @@ def test_a_model_has_dpo_trainers_loss_and_gradient(
         assert float((one - other).norm() / other.norm()) < 1e-6
 
 
+LOSSES = get_args(PreferenceOptions.model_fields["loss"].annotation)
 EXTREMES = [
     [0.0, 0.0], [0.0, -1e5], [-1e5, 0.0], [-0.0, -1e-9], [-1e-30, -30.0], [-1e5, -1e5], [-3.0, -3.0]
 ]  # fmt: skip
 """Log-probabilities of two answers: certain ones, impossible ones, both."""
 SETTINGS: list[Callable[[], Given]] = [
-    *({"loss": loss}.copy for loss in LOSSES_OF_PAIRS),
+    *({"loss": loss}.copy for loss in LOSSES),
     {"label_smoothing": 0.3}.copy, {"loss": "robust", "label_smoothing": 0.3}.copy,
     {"sft_weight": 1.0}.copy,
 ]  # fmt: skip
@@ -294,7 +295,7 @@ def test_extremes_are_finite(settings: Callable[[], Given], dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("loss", LOSSES_OF_PAIRS)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_a_model_that_is_certain_has_a_finite_gradient(loss: str, bf16: bool) -> None:
     """With logits as large as these every answer's probability is exactly 1, or exactly 0."""
     model, batch, _, _ = _through_a_model({"loss": loss}, trained="a frozen head", chunked=True)
