@@ -45,7 +45,7 @@ from sora_cli.model.files import (
     PROCESSOR_FILES,
     SORA_FILE,
 )
-from sora_cli.model.tensors import NewTensor, open_tensors, write_tensors
+from sora_cli.model.tensors import NewTensor, header_of, open_tensors, write_tensors
 
 VERSION = "1"
 _B = re.compile(r"\.lora_(?:B\.weight|embedding_B)$")
@@ -171,15 +171,20 @@ class _Opened:
         """Write the directory's files."""
         write_tensors(folder / ADAPTER_WEIGHTS, self.tensors)
         for name, content in self.files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(content)
 
 
+_FILES = (ADAPTER_CONFIG, SORA_FILE, CARD, *PROCESSOR_FILES)
 _OWN = ("integers", "scales", "texts")
 
 
 def _others(directory: Path) -> list[str]:
-    names = [name for name in ADAPTER_FILES if (directory / name).is_file()]
-    return [name for name in names if name != ADAPTER_WEIGHTS]
+    names = []
+    for place in (directory / name for name in ADAPTER_FILES if name != ADAPTER_WEIGHTS):
+        inside = sorted(place.iterdir()) if place.is_dir() else [place]  # one is a folder of files
+        names += [file.relative_to(directory).as_posix() for file in inside if file.is_file()]
+    return names
 
 
 def _packed_tensors(weights: Path) -> tuple[dict[str, Tensor], _Table, int]:
@@ -299,12 +304,20 @@ def _as_is(tensor: Tensor) -> NewTensor:
 def _check_names(names: Iterable[str]) -> None:
     """Refuse names that are no files of an adapter: anybody may have written the packed file."""
     for name in names:
-        if name not in (ADAPTER_CONFIG, SORA_FILE, CARD, *PROCESSOR_FILES):
+        first, _, inside = name.partition("/")
+        if first not in _FILES or "/" in inside or inside.startswith("."):
             raise ValueError(f"'{name[:80]}' is no file of an adapter")
 
 
 def _check_tensors(read: _Opened, weights: Path) -> None:
     """Compare the tensors that a packed file gives with the directory's, byte by byte."""
+    header = header_of(read.tensors)
+    with weights.open("rb") as stream:
+        if stream.read(len(header)) != header:
+            raise SoraError(
+                f"{weights} was written anew by another program: packed, it would not be the same",
+                hint=f"sora prune {quote(str(weights.parent))} -o OUT writes it anew",
+            )
     with open_tensors(weights) as file:
         same = set(file.keys) == set(read.tensors)
         for name in file.keys if same else ():

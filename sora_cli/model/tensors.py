@@ -225,11 +225,7 @@ def write_tensors(
     Raises:
         OSError: for example, the disk is full.
     """
-    # widest dtype first, as safetensors writes: every tensor is then aligned to its width
-    order = sorted(tensors, key=lambda name: (-_rank(tensors[name].dtype), name))
-    entries = ((name, _NAMES[tensors[name].dtype], tensors[name].shape, tensors[name].length)
-               for name in order)  # fmt: skip
-    header = header_bytes(entries, metadata or {"format": "pt"})
+    order, header = _order(tensors), header_of(tensors, metadata)
     ends = accumulate((tensors[name].length for name in order), initial=len(header))
     places = dict(zip(order, ends, strict=False))
     groups: dict[str, list[str]] = {}
@@ -246,6 +242,18 @@ def write_tensors(
 
         write_at(out, header, 0)
         by_cores(groups, write)
+
+
+def header_of(tensors: Mapping[str, NewTensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return the header that `write_tensors` writes."""
+    entries = ((name, _NAMES[tensors[name].dtype], tensors[name].shape, tensors[name].length)
+               for name in _order(tensors))  # fmt: skip
+    return header_bytes(entries, metadata or {"format": "pt"})
+
+
+def _order(tensors: Mapping[str, NewTensor]) -> list[str]:
+    """Return the names, widest dtype first as safetensors writes: each is aligned to its width."""
+    return sorted(tensors, key=lambda name: (-_rank(tensors[name].dtype), name))
 
 
 def write_at(out: int, content: Any, offset: int) -> int:

@@ -94,6 +94,8 @@ def test_files_of_the_tokenizer_are_kept_if_the_base_model_has_others(
 ) -> None:
     (directory / "tokenizer.json").write_text('{"added": "ü"}')
     (directory / "spiece.model").write_bytes(bytes(range(256)))
+    (directory / "additional_chat_templates").mkdir()
+    (directory / "additional_chat_templates" / "tool.jinja").write_text("{{ messages }}")
     done = pack(directory, tmp_path / "b.safetensors")
     assert done.left_out == ()
     unpack(tmp_path / "b.safetensors", tmp_path / "b")
@@ -123,6 +125,17 @@ def test_an_adapter_that_is_not_rounded_is_refused(
     error = error_text(capsys, "export", tmp_path / "p", "-o", out, "--format", "packed")
     assert "is not rounded" in error
     assert "--bits 4" in error
+    assert not out.exists()
+
+
+def test_weights_that_another_program_wrote_anew_are_refused(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = directory / "adapter_model.safetensors"
+    save_file(_content(weights)[1], weights, {"format": "pt", "by": "another"})
+    out = tmp_path / "b.safetensors"
+    error = error_text(capsys, "export", directory, "-o", out, "--format", "packed")
+    assert "was written anew by another program" in error
     assert not out.exists()
 
 
@@ -169,6 +182,7 @@ def test_a_newer_version_is_refused(file: Path, capsys: pytest.CaptureFixture[st
         (lambda t: t["tensors"][0].__setitem__(2, 9), "9 bits"),
         (lambda t: t["tensors"].pop(), "do not fit together"),
         (lambda t: t["files"].append(["../../x", 0]), "is no file of an adapter"),
+        (lambda t: t["files"].append(["tokenizer.json/../x", 0]), "is no file of an adapter"),
         (lambda t: t["of_base"].update({"/etc/passwd": "0"}), "is no file of an adapter"),
         (lambda t: t.pop("files"), "files"),
     ],
