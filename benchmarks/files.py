@@ -4,9 +4,10 @@
 
 Each command is a process of its own, in turns with `import torch`, which all of them need:
 
-- `sora inspect`, `sora prune` by three rules, `sora export` with and without a cut, of a synthetic
-  LoRA (32 layers x 7 modules of Llama 2 7B's shapes, r = 64; 160 million numbers), stored as
-  bfloat16 and as float32. Its base model does not exist, so nothing is verified.
+- `sora inspect`, `sora prune` by three rules and to 4 bits, `sora export` with and without a cut
+  (and of the adapter of 4 bits, packed and unpacked), of a synthetic LoRA (32 layers x 7 modules of
+  Llama 2 7B's shapes, r = 64; 160 million numbers), stored as bfloat16 and as float32. Its base
+  model does not exist, so nothing is verified.
 - `sora train R --dry-run` in turns with its imports.
 
 The table also has processor time (user and system, all threads), which depends less on other
@@ -41,7 +42,9 @@ _COMMANDS = (
     "prune ADAPTER -o OUT --max-params SIZE",
     "export ADAPTER -o OUT",
     "export ADAPTER -o OUT --rank 16",
+    "prune ADAPTER -o OUT --bits 4",
 )
+_PACKING = ("export ROUNDED -o FILE --format packed --force", "export FILE -o OUT")
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _TORCH, _ALL = "import torch", "import torch, transformers, peft"
 
@@ -95,6 +98,14 @@ def main() -> None:
                 words = [given.get(word, word) for word in command.split()]
                 shown = command.replace("ADAPTER", dtype).replace(" -o OUT", "")
                 work[f"sora {shown}"] = partial(run, f"sora {shown}", ["-m", "sora_cli", *words])
+        rounded, file = str(place / "rounded"), str(place / "rounded.safetensors")
+        sora = [sys.executable, "-m", "sora_cli"]
+        timed([*sora, "prune", str(place / _DTYPES[0]), "-o", rounded, "--bits", "4"])
+        timed([*sora, "export", rounded, "-o", file, "--format", "packed"])
+        for command in _PACKING:
+            given = {"ROUNDED": rounded, "FILE": file, "OUT": str(place / "out")}
+            words = [given.get(word, word) for word in command.split()]
+            work[f"sora {command}"] = partial(run, f"sora {command}", [*sora[1:], *words])
         dry = f"sora train {options.recipe} --dry-run"
         work[dry] = partial(run, dry, ["-m", "sora_cli", "train", options.recipe, "--dry-run"])
         for imports in (_TORCH, _ALL):
