@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sora_cli.adapter.consumers import consumers_of
 from sora_cli.adapter.modules import SmallerCut, cuts
+from sora_cli.adapter.places import packed_file
 from sora_cli.adapter.rounding import factor_bytes
 from sora_cli.adapter.serving import servers
 from sora_cli.adapter.spectra import Spectrum, Totals, read_spectra, totals
@@ -21,11 +21,8 @@ if TYPE_CHECKING:
     from sora_cli.adapter.stored import Form
 
 
-def facts_of(file: AdapterFile, packed: Path | None = None) -> dict[str, Any]:
+def facts_of(file: AdapterFile) -> dict[str, Any]:
     """Read an adapter, module by module, and return its facts.
-
-    Args:
-        packed: the packed file that the adapter comes from; no program loads that as it is.
 
     Returns:
         JSON-able values. "ranks" has every known module, also dead ones that are not stored;
@@ -37,6 +34,7 @@ def facts_of(file: AdapterFile, packed: Path | None = None) -> dict[str, Any]:
     low_rank = not file.magnitudes and not file.tokens  # else it cannot be cut
     modules = {path: spectrum.module for path, spectrum in spectra.items() if low_rank}
     total = totals(spectra)
+    packed = packed_file(file.directory)
     # consumers judge PEFT's directories only
     verdicts = () if file.format or packed else consumers_of(file)
     serve = servers(

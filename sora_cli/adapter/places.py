@@ -34,6 +34,8 @@ from sora_cli.model.references import ask_hub, resolve_model_path
 
 PACKED = "sora-packed"
 """The format that a packed file names in its metadata; see `adapter/packed`."""
+_FILES: dict[Path, Path] = {}
+"""Temporary directory -> the packed file that it was unpacked from."""
 ADAPTER, DELTA, MODEL = "adapter", "delta", "model"
 """Directories inside a run directory with its result: of a low-rank method, or of a baseline."""
 _RECORDS = "report.json", "auto.json", "path.json"
@@ -47,7 +49,7 @@ def adapter_folder(directory: Path) -> Path | None:
     """
     if is_packed(directory):
         state = directory.stat()
-        return _unpacked(directory.resolve(), state.st_mtime_ns, state.st_size)
+        return _unpacked(directory, state.st_mtime_ns, state.st_size)
     candidates = (directory, directory / ADAPTER)
     return next((folder for folder in candidates if (folder / ADAPTER_CONFIG).is_file()), None)
 
@@ -72,7 +74,13 @@ def _unpacked(file: Path, _modified: int, _size: int) -> Path:
     folder = Path(scratch.name) / file.stem
     folder.mkdir()
     unpack_for_reading(file, folder)
+    _FILES[folder] = file
     return folder
+
+
+def packed_file(folder: Path) -> Path | None:
+    """Return the packed file that a directory was unpacked from for reading; None: it was not."""
+    return _FILES.get(folder)
 
 
 def baseline_folder(directory: Path) -> Path | None:

@@ -13,7 +13,7 @@ import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.metadata import step_words
-from sora_cli.adapter.places import is_packed, locate_adapter
+from sora_cli.adapter.places import locate_adapter
 from sora_cli.adapter.ranks import RankMap, rank_map
 from sora_cli.adapter.side_by_side import (
     comparison_facts,
@@ -61,15 +61,9 @@ def inspect(
     if plot is not None:
         check_apart(plot, *located, hint="name another file: --plot FILE.png")
     if len(located) == 1:
-        _inspect_one(
-            located[0], _packed(directories[0]), as_json=as_json, plot=plot, modules=modules
-        )
+        _inspect_one(located[0], as_json=as_json, plot=plot, modules=modules)
     else:
-        _inspect_several(located, [*map(_packed, directories)], as_json=as_json)
-
-
-def _packed(place: Path) -> Path | None:
-    return place if is_packed(place) else None
+        _inspect_several(located, as_json=as_json)
 
 
 def _check(directories: Sequence[Path], *, plot: Path | None, modules: bool, force: bool) -> None:
@@ -83,16 +77,14 @@ def _check(directories: Sequence[Path], *, plot: Path | None, modules: bool, for
     check_new_file("--plot", plot, force=force)
 
 
-def _inspect_one(
-    directory: Path, packed: Path | None, *, as_json: bool, plot: Path | None, modules: bool
-) -> None:
+def _inspect_one(directory: Path, *, as_json: bool, plot: Path | None, modules: bool) -> None:
     with uncollected():
         from sora_cli.adapter.facts import facts_of
         from sora_cli.adapter.foreign.opening import open_any
 
     keep_freed_memory()
     with open_any(directory, for_show=True) as file:
-        facts = facts_of(file, packed)
+        facts = facts_of(file)
     ranks = {path: rank["live"] for path, rank in facts["ranks"].items()}
     start = {path: rank["start"] for path, rank in facts["ranks"].items()}
     if as_json:
@@ -111,13 +103,10 @@ def _inspect_one(
         say(f"wrote {plot}")
 
 
-def _inspect_several(
-    directories: Sequence[Path], packed: Sequence[Path | None], *, as_json: bool
-) -> None:
+def _inspect_several(directories: Sequence[Path], *, as_json: bool) -> None:
     """Show two or more adapters in one table; compare two.
 
     Args:
-        packed: the packed file that each comes from.
         as_json: print {"adapters": [...]} as JSON, for two adapters with "comparison".
     """
     with uncollected():
@@ -129,9 +118,9 @@ def _inspect_several(
         with ExitStack() as opened:
             a, b = (opened.enter_context(open_any(d, for_show=True)) for d in directories)
             comparison = compare(a, b)
-    for directory, place in zip(directories, packed, strict=True):
+    for directory in directories:
         with open_any(directory, for_show=True) as file:
-            adapters.append(facts_of(file, place))
+            adapters.append(facts_of(file))
     if as_json:
         data: dict[str, Any] = {"adapters": adapters}
         if comparison is not None:
