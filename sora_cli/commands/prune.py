@@ -192,7 +192,7 @@ def _prune(
         update = {
             "lineage": (*file.meta.lineage, entry),
             "ranks_start": {**file.ranks, **file.meta.ranks_start},
-            "rounding_errors": errors,
+            "rounding_errors": errors or file.meta.rounding_errors,  # dropped if it leaves the grid
         }
         meta = file.meta.model_copy(update=update)
         small = dataclasses.replace(adapter, layers=layers, meta=meta)

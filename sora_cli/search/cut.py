@@ -177,8 +177,9 @@ class Scores:
 
         From then on the model has the rounded head.
         """
-        with torch.no_grad():
-            load_head(self._base.model, rounding.head.tensors, base_weights=self._base_weights)
+        if rounding.head.error is not None:
+            with torch.no_grad():
+                load_head(self._base.model, rounding.head.tensors, base_weights=self._base_weights)
         return self.of(rounding.layers(factors))
 
 

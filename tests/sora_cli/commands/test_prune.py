@@ -357,7 +357,9 @@ def test_a_rounded_adapter_can_be_cut_but_not_rounded_again(
     assert meta.bits is None
     assert not meta.rounding_errors
     prune(tmp_path / "p", tmp_path / "same")
-    assert read_adapter(tmp_path / "same").meta.bits == 4
+    same = read_adapter(tmp_path / "same").meta
+    assert same.bits == 4
+    assert same.rounding_errors
 
 
 @pytest.mark.parametrize(
