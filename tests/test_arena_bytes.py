@@ -128,6 +128,16 @@ def test_until_the_cut_it_is_lora(code: dict[str, Any]) -> None:
     assert ours.train(range(CUT)) == plain.train(range(CUT))
 
 
+def test_a_later_stage_begins_without_a_rest(code: dict[str, Any]) -> None:
+    run = start(rounded(code, target_r=4))
+    run.train(range(STEPS))
+    run.method.set_option("target_r", 1.0)
+    run.method.begin(run.layers, total_steps=STEPS)
+    assert unrounded(run) == {}
+    run.train(range(STEPS))
+    assert {len(t) for t in unrounded(run).values()} <= {1, 2}
+
+
 @pytest.mark.parametrize("options", [{"alpha": 12}, {"r_max": 6}])
 def test_a_scaling_that_leaves_the_grid_is_refused(
     code: dict[str, Any], options: dict[str, Any]
