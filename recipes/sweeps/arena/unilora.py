@@ -129,9 +129,8 @@ class UniLora(AdapterMethod):
             self._adamw.step()
             self._theta.grad = None
         self._used = True
-        numbers = (self._theta[self._index] * self._scale).split(
-            [p.numel() for p in factors.values()]
-        )
+        sizes = [p.numel() for p in factors.values()]
+        numbers = torch.split(self._theta[self._index] * self._scale, sizes)
         for p, new in zip(factors.values(), numbers, strict=True):
             p.data.copy_(new.view_as(p))
 
