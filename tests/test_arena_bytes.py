@@ -97,7 +97,7 @@ def test_gradients_go_straight_through(code: dict[str, Any], bits: int) -> None:
             update = 2 * through[f"{path}.B"].T @ through[f"{path}.A"]
             h = net[int(path)](h) + h @ update.T
             h = torch.tanh(h) if path == "0" else h
-        mse_loss(h, y).backward()
+        mse_loss(h, y).backward()  # type: ignore[no-untyped-call]
         adamw.step()
         adamw.zero_grad()
     run.train(range(CUT, STEPS))
@@ -161,7 +161,7 @@ def test_unilora_trains_as_pefts_own(code: dict[str, Any]) -> None:
     torch.testing.assert_close(run.net(x), theirs(x), rtol=1e-6, atol=1e-6)
     for step in range(1, STEPS):
         run.train([step])
-        mse_loss(theirs(x), y).backward()
+        mse_loss(theirs(x), y).backward()  # type: ignore[no-untyped-call]
         adamw.step()
         adamw.zero_grad()
     torch.testing.assert_close(run.method.state_dict()["theta"], theta.data, rtol=1e-4, atol=1e-5)
@@ -171,7 +171,8 @@ def test_unilora_trains_as_pefts_own(code: dict[str, Any]) -> None:
 def test_unilora_says_what_is_trained(code: dict[str, Any]) -> None:
     run = start(unilora(code))
     assert run.method.details(run.layers) == {
-        "unilora": {"trained_numbers": 50, "factor_numbers": 4 * (10 + 12 + 12 + 6)}
+        "trained_numbers": 50,
+        "factor_numbers": 4 * (10 + 12 + 12 + 6),
     }
     assert run.method.summary(run.layers).events == (
         "50 numbers are trained; the 160 of A and B follow",

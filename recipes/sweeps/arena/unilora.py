@@ -162,7 +162,7 @@ class UniLora(AdapterMethod):
 
     def details(self, layers: Layers) -> dict[str, Any]:
         """Return the sizes of theta and of the factors."""
-        return {"unilora": {"trained_numbers": self.config.d, "factor_numbers": _size(layers)}}
+        return {"trained_numbers": self.config.d, "factor_numbers": _size(layers)}
 
 
 def projection(rows: int, d: int, seed: int) -> Tensor:
