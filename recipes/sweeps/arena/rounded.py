@@ -86,8 +86,8 @@ class Rounded(Cut):
             exact = torch.cat([rows + self._rest.get(name, 0) for name, rows in alike.items()])
             rounded = nearest(exact, self.config.bits).values().to(exact.dtype)
             sizes = [len(rows) for rows in alike.values()]
-            parts = zip(rounded.split(sizes), (exact - rounded).split(sizes), strict=True)
-            for (name, rows), (new, rest) in zip(alike.items(), parts, strict=True):
+            parts = [torch.split(t, sizes) for t in (rounded, exact - rounded)]
+            for (name, rows), new, rest in zip(alike.items(), *parts, strict=True):
                 rows.copy_(new)
                 self._rest[name] = rest.clone()  # a view would share memory in a file
 
