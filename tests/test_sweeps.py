@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from methods import registry
+from methods.base import AdapterMethod
 from sora_cli.experiments.sweep.plan import SweepPlan, plan_sweep
 from sora_cli.recipe.families import task_names
 from sora_cli.recipe.library import recipes_dir
@@ -37,6 +39,9 @@ GRIDS = {
     "cpu/arena-long-tune-more.yaml": 3 * 2 * 2,
     "cpu/arena-seeds.yaml": 3 * 3 * 8,
     "cpu/arena-rows.yaml": 2 * 2 * 9,
+    "cpu/arena-bytes-healed.yaml": 3 * 2 * 9,
+    "cpu/arena-bytes-unilora-tune.yaml": 2 * 4,
+    "cpu/arena-bytes-unilora.yaml": 3 * 2 * 3,
     "cpu/glue.yaml": 5 * 6 * 3,
     "cpu/superglue.yaml": 7 * 6 * 3,
     "cpu/cola-rmax.yaml": 4 * 2 * 3,
@@ -90,8 +95,15 @@ def planned_sweep(file: str) -> SweepPlan:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "_REGISTERED", {})
         if code:
-            registry.register(load_code(ROOT / code[1]).Nested)
+            for method in _methods(load_code(ROOT / code[1])):
+                registry.register(method)
         return plan_sweep(FOLDER / file)
+
+
+def _methods(code: ModuleType) -> list[type[AdapterMethod]]:
+    """A file's methods; loading it again registers nothing."""
+    classes = [item for item in vars(code).values() if isinstance(item, type)]
+    return [c for c in classes if issubclass(c, AdapterMethod) and c.__module__ == code.__name__]
 
 
 def of(plan: SweepPlan, key: str) -> set[Any]:
