@@ -12,6 +12,7 @@ b8 .. b2 the grid of `sora prune --bits`
 plain-N  N bits as in the first study: a scale for each group of 64, the largest number at the end
          of a grid with zero
 mixed-N  the grid with 2 to 6 bits, or none, by component: the least error within the bytes of N
+at-N     the same within N bytes (with --ways only)
 
 `16z` and `int8z` are the bytes of 16 and int8 after zstd (pip install zstandard).
 """
@@ -104,6 +105,8 @@ def score(run: Path, ways: Sequence[str]) -> Iterator[dict[str, Any]]:
                     _each(layers, _plain(int(bits))),
                     factor_bytes(ranks, shapes, int(bits)),
                 )
+            elif kind == "at":
+                made, size = mixed(layers, int(bits))
             elif kind == "mixed":
                 made, size = mixed(layers, factor_bytes(ranks, shapes, int(bits)))
             else:
