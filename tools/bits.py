@@ -154,7 +154,8 @@ def _plain(bits: int) -> Callable[[Tensor], Tensor]:
         length = rows.shape[1]
         groups = torch.nn.functional.pad(rows, (0, -length % GROUP)).reshape(len(rows), -1, GROUP)
         scale = (groups.abs().amax(-1, keepdim=True) / top).half().float().clamp_min(1e-30)
-        return ((groups / scale).round().clamp(-top, top) * scale).flatten(1)[:, :length]
+        rounded: Tensor = ((groups / scale).round().clamp(-top, top) * scale).flatten(1)[:, :length]
+        return rounded
 
     return work
 
@@ -176,7 +177,8 @@ def mixed(layers: Layers, budget: int) -> tuple[Layers, int]:
         sides = layers[path].A.shape[1], layers[path].B.shape[0]
         return packed_bytes([(1, side) for side in sides], b) if b else 0
 
-    bits, used, waiting = [0] * len(parts), 0, []
+    bits, used = [0] * len(parts), 0
+    waiting: list[tuple[float, int, int]] = []
 
     def offer(k: int) -> None:
         path, _, squared = parts[k]

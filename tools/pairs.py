@@ -72,7 +72,6 @@ def main() -> None:
         made = pairs(part, dice)
         lines = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in made)
         (given.out / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-        print(f"{name}: {len(made)} pairs of {len(part)} instructions")
 
 
 if __name__ == "__main__":
