@@ -16,6 +16,8 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+from sora_cli.core.console import emit
+
 LONGEST = 560
 """Characters of instruction, input and answer: about 140 tokens of SmolLM2."""
 TRAIN, CHOICE = 80, 25
@@ -72,6 +74,7 @@ def main() -> None:
         made = pairs(part, dice)
         lines = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in made)
         (given.out / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        emit(f"{name}: {len(made)} pairs of {len(part)} instructions")
 
 
 if __name__ == "__main__":
