@@ -1,7 +1,8 @@
 """Round finished adapters in several ways, score each, and print what each costs in bytes.
 
     python -m tools.bits score RUN... -o FILE.jsonl     # runs that are in the file are left out
-    python -m tools.bits table FILE.jsonl
+    python -m tools.bits take RUN... -o FILE.jsonl      # runs of the plug-ins rounded and unilora
+    python -m tools.bits table FILE.jsonl [--steps N]
 
 Every way is scored on the run's reported rows with the base model loaded once. The bytes are those
 of the factors, without a head, and 100 % is LoRA r 8 in float32. The ways:
@@ -14,7 +15,9 @@ plain-N  N bits as in the first study: a scale for each group of 64, the largest
 mixed-N  the grid with 2 to 6 bits, or none, by component: the least error within the bytes of N
 at-N     the same within N bytes (with --ways only)
 
-`16z` and `int8z` are the bytes of 16 and int8 after zstd (pip install zstandard).
+healed-N rounded while it healed (`recipes/sweeps/arena/rounded.py`), beside the same cut in 32 bits
+
+The bytes of 16 and int8 are also given after zstd (pip install zstandard).
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import json
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +39,13 @@ from methods.factors import LowRankFactors
 from methods.grid import GROUP, nearest, packed_bytes
 from sora_cli.adapter.directory import read_adapter
 from sora_cli.adapter.pruning import Layers
+from sora_cli.adapter.reading import open_adapter
 from sora_cli.adapter.rounding import factor_bytes, round_layers
 from sora_cli.core.console import emit, say
+from sora_cli.experiments.compare.stats import difference
+from sora_cli.recipe.families import SMALLER_IS_BETTER
 from sora_cli.recipe.load import load_stored
-from sora_cli.report import FILE_NAME, read_report
+from sora_cli.report import FILE_NAME, RunReport, read_report
 from sora_cli.search.cut import Scores
 from sora_cli.search.rows import ChoosingRows, SelectionRows
 
@@ -56,11 +62,20 @@ def main() -> None:
     scoring.add_argument("runs", nargs="+", type=Path)
     scoring.add_argument("-o", "--output", type=Path, required=True)
     scoring.add_argument("--ways", default=",".join(WAYS), help="default: all")
+    taking = commands.add_parser("take")
+    taking.add_argument("runs", nargs="+", type=Path)
+    taking.add_argument("-o", "--output", type=Path, required=True)
     printing = commands.add_parser("table")
     printing.add_argument("file", type=Path)
+    printing.add_argument("--steps", type=int, help="only runs of so many steps")
     options = parser.parse_args()
     if options.command == "table":
-        emit(table([json.loads(line) for line in options.file.open(encoding="utf-8")]))
+        lines = [json.loads(line) for line in options.file.open(encoding="utf-8")]
+        emit(table([x for x in lines if options.steps in (None, x["steps"])]))
+        return
+    if options.command == "take":
+        with options.output.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(take(run)) + "\n" for run in options.runs)
         return
     known = set()
     if options.output.exists():
@@ -113,18 +128,42 @@ def score(run: Path, ways: Sequence[str]) -> Iterator[dict[str, Any]]:
                 bits = way[1:]
                 made, size = round_layers(layers, int(bits)), factor_bytes(ranks, shapes, int(bits))
             yield {
-                "run": name_of(run),
-                "label": report.recipe["output"].get("label") or report.name,
-                "task": report.recipe["data"].get("name") or report.name,
-                "seed": report.recipe["training"]["seed"],
-                "steps": report.steps,
+                **_about(run, report),
                 "way": way,
                 "bytes": size,
                 **_squeezed(way, layers),
                 "error": _error(layers, made),
-                "metric": report.main_metric,
                 "score": scores.of(made)[0].value,
             }
+
+
+def _about(run: Path, report: RunReport) -> dict[str, Any]:
+    return {
+        "run": name_of(run),
+        "label": report.recipe["output"].get("label") or report.name,
+        "task": report.recipe["data"].get("name") or report.name,
+        "seed": report.recipe["training"]["seed"],
+        "steps": report.steps,
+        "metric": report.main_metric,
+    }
+
+
+def take(run: Path) -> dict[str, Any]:
+    """Return the line of a run that was rounded while it healed, or of Uni-LoRA, by its report."""
+    report = read_report(run)
+    assert report is not None
+    assert report.main_metric is not None
+    about, numbers = _about(run, report), report.method_details.get("trained_numbers")
+    split = report.recipe["data"]["validation"]
+    name = split[0] if isinstance(split, list) else split
+    score = report.metrics[name][report.main_metric]
+    if numbers is not None:  # the vector is what has to be stored, and its seed
+        return {**about, "way": "16", "bytes": 2 * numbers, "error": None, "score": score}
+    bits = str(report.recipe["method"]["bits"])
+    with open_adapter(run) as file:
+        size = factor_bytes(file.ranks, file.shapes, int(bits))
+    about["label"] = about["label"].removesuffix(f"-{bits}").replace("rounded", "cut")
+    return {**about, "way": f"healed-{bits}", "bytes": size, "error": None, "score": score}
 
 
 def _each(layers: Layers, work: Callable[[Tensor], Tensor]) -> Layers:
@@ -231,27 +270,46 @@ def _error(before: Layers, after: Layers) -> float:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Return a table in Markdown: ways by label, points lost against 32 bits of the same run."""
-    whole = {line["run"]: line["score"] for line in lines if line["way"] == "32"}
-    groups: Mapping[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    """Return a table in Markdown: ways by label, with points against 32 bits and LoRA r 8."""
+    whole = {(x["task"], x["label"], x["seed"]): x for x in lines if x["way"] == "32"}
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
         groups[line["label"], line["way"]].append(line)
-    rows = ["| | bits | runs | bytes | after zstd | error | points lost, mean (least, most) |",
-            "| --- | --- | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
+    names = ["", "bits", "runs", "bytes", "% of r 8", "after zstd", "error", "minus 32 bits",
+             "minus LoRA r 8"]  # fmt: skip
+    rows = [f"| {' | '.join(names)} |", "| --- | --- |" + " ---: |" * 7]
     for (label, way), of in groups.items():
-        points = [100 * (whole[line["run"]] - line["score"]) for line in of]
-        squeezed = [line["zstd"] for line in of if "zstd" in line]
+        same, full = ([whole.get((x["task"], name, x["seed"])) for x in of]
+                      for name in (label, "lora-r8"))  # fmt: skip
+        shares = [x["bytes"] / f["bytes"] for x, f in zip(of, full, strict=True) if f]
         cells = [
             label,
             way,
             len(of),
             f"{_mean(of, 'bytes'):,.0f}",
-            f"{statistics.fmean(squeezed):,.0f}" if squeezed else "",
-            f"{_mean(of, 'error'):.1%}",
-            f"{statistics.fmean(points):+.2f} ({min(points):+.2f}, {max(points):+.2f})",
+            f"{100 * statistics.fmean(shares):.2f}" if shares else "",
+            f"{_mean(of, 'zstd'):,.0f}" if "zstd" in of[0] else "",
+            f"{_mean(of, 'error'):.1%}" if of[0]["error"] is not None else "",
+            "" if way == "32" else _points(of, same),
+            "" if label == "lora-r8" and way == "32" else _points(of, full),
         ]
         rows.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(rows)
+
+
+def _points(lines: list[dict[str, Any]], others: Sequence[dict[str, Any] | None]) -> str:
+    """Return the mean difference in points, with its 95 % bootstrap interval over the pairs."""
+    by_task: dict[str, list[float]] = defaultdict(list)
+    for line, other in zip(lines, others, strict=True):
+        if other is not None:
+            sign = -1 if line["metric"] in SMALLER_IS_BETTER else 1
+            by_task[line["task"]].append(100 * sign * (line["score"] - other["score"]))
+    known = difference(list(by_task.values())) if by_task else None
+    if known is None:
+        return ""
+    if known.low is None or known.high is None:
+        return f"{known.mean:+.2f}"
+    return f"{known.mean:+.2f} [{known.low:+.2f}, {known.high:+.2f}]"
 
 
 def _mean(lines: list[dict[str, Any]], key: str) -> float:
