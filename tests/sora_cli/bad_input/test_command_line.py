@@ -363,7 +363,7 @@ LINES: dict[str, dict[str, Words]] = {
         "study --metric bleu": "there are: accuracy, loss",
         "study --baseline 'lora r=9'": "did you mean 'lora r=8'?",
         "study --budgets 50": "--baseline LABEL",
-        "study --budgets x --baseline 'lora r=8'": "percentages of the baseline's parameters",
+        "study --budgets x --baseline 'lora r=8'": "percentages of the baseline's size",
         "study --budgets 50 --baseline lora": "no group is called 'lora'",
         "study --budgets 50 --baseline 'lora r=8' --paper": "exclude each other",
         "study --min-gain 3 --baseline 'lora r=8'": "--min-gain goes with --budgets",

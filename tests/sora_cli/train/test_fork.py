@@ -129,7 +129,7 @@ def test_a_dry_run_shows_the_fork(
         (["start.step=4", "method.use_rslora=true"], "is scaled by 4 in"),
         (["start.step=4", "data.max_train_rows=20"], "trained with another data.max_train_rows"),
         (["start.step=4", "method={name: sora, r_max: 4, dropout: 0.1}"], "not trained in"),
-        (["start.step=4", "start.rank=2"], "cuts an adapter, and none is given"),
+        (["start.step=4", "start.rank=2"], "changes an adapter, and none is given"),
         (["start.step=6", _cut(5)], "the cut was due after 5 steps"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) and value else "",
