@@ -130,7 +130,7 @@ def packed_bytes(shapes: Sequence[tuple[int, int]], bits: int) -> int:
 
 
 def _groups(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the numbers in groups (n, groups, GROUP), and a mask of those that are no padding."""
+    """Return the numbers in groups (n, groups, GROUP), and a mask that leaves out the padding."""
     n, length = matrix.shape
     missing = -length % GROUP
     padded = pad(matrix, (0, missing)).reshape(n, -(-length // GROUP), GROUP)

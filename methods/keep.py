@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 BITS = (2, 3, 4, 8)
 """Bits of a number after rounding; see `methods.grid`."""
+HEAD_BITS = 8
+"""Bits of a rounded head."""
 
 RULES: Mapping[str, str] = {
     "mean_rank": "pooled singular values: the largest of all layers together, as PARA "

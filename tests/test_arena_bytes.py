@@ -18,17 +18,8 @@ from methods.errors import MethodError
 from methods.grid import nearest, recognised
 from sora_cli.recipe.library import recipes_dir
 from sora_cli.recipe.plugins import load_code
-from sora_cli.verify.contract import (
-    a_checkpoint_resumes_bit_equal,
-    a_saved_adapter_loads_equal,
-    hooks_run_once_per_optimiser_step,
-)
+from tests.test_arena_nested import IN_A_TRAINER
 
-IN_A_TRAINER = (
-    hooks_run_once_per_optimiser_step,
-    a_checkpoint_resumes_bit_equal,
-    a_saved_adapter_loads_equal,
-)
 CUT = 16
 """Steps of the contract's runs before the cut."""
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -28,12 +27,13 @@ from shlex import quote
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from methods.grid import GROUP, OnGrid, recognised
 from sora_cli.adapter.companions import base_files
 from sora_cli.adapter.metadata import LARGEST_JSON, read_sora_file
+from sora_cli.adapter.peft.layout import side_of
 from sora_cli.adapter.places import PACKED, new_adapter_place
 from sora_cli.core.atomic import check_read_back, new_file
 from sora_cli.core.errors import SoraError, first_line, first_mistake, reason
@@ -45,11 +45,10 @@ from sora_cli.model.files import (
     PROCESSOR_FILES,
     SORA_FILE,
 )
-from sora_cli.model.tensors import NewTensor, header_of, open_tensors, write_tensors
+from sora_cli.model.fingerprint import read_metadata
+from sora_cli.model.tensors import NewTensor, header_of, load_tensors, open_tensors, write_tensors
 
 VERSION = "1"
-_B = re.compile(r"\.lora_(?:B\.weight|embedding_B)$")
-_FACTOR = re.compile(r"\.lora_(?:[AB]\.weight|embedding_[AB])$")
 
 
 class _Table(BaseModel):
@@ -205,7 +204,7 @@ def _packed_tensors(weights: Path) -> tuple[dict[str, Tensor], _Table, int]:
             integers.append(stream)
             scales.append(grid.scales.flatten())
             entries.append((name, list(stored.shape), bits))
-            if _FACTOR.search(name):
+            if side_of(name) is not None:
                 factors += stream.nbytes + grid.scales.nbytes
     tensors["integers"] = torch.from_numpy(np.concatenate(integers))
     tensors["scales"] = torch.cat(scales)
@@ -219,7 +218,7 @@ def _may_be_on_grid(tensor: Tensor) -> bool:
 def _rows(name: str, tensor: Tensor) -> Tensor:
     """Return a tensor as a matrix whose rows are split into groups."""
     rows = tensor.flatten(1)
-    return rows.T.contiguous() if _B.search(name) else rows
+    return rows.T.contiguous() if side_of(name) == "B" else rows
 
 
 def _bits(grid: OnGrid, bits: int) -> np.ndarray:
@@ -233,20 +232,18 @@ def _unpacked(name: str, shape: list[int], bits: int, stream: np.ndarray, scales
     codes = np.packbits(each, axis=1).ravel() >> (8 - bits)
     odd = torch.from_numpy(codes.astype(np.int16)).reshape(rows, columns) * 2 - (2**bits - 1)
     values = OnGrid(odd, scales.reshape(rows, -1)).values()
-    return (values.T if _B.search(name) else values).contiguous().reshape(shape)
+    return (values.T if side_of(name) == "B" else values).contiguous().reshape(shape)
 
 
 def _matrix(name: str, shape: list[int]) -> tuple[int, int]:
     rows, columns = shape[0], math.prod(shape[1:])
-    return (columns, rows) if _B.search(name) else (rows, columns)
+    return (columns, rows) if side_of(name) == "B" else (rows, columns)
 
 
 def _opened(file: Path) -> _Opened:
     """Read a packed file and check all of it, before anything is written."""
     try:
-        with safe_open(file, "pt") as stored:
-            metadata = stored.metadata() or {}
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        metadata, tensors = read_metadata(file), load_tensors(file)
     except (OSError, SafetensorError) as error:
         raise SoraError(f"{file} is truncated or corrupt: {first_line(error)}") from error
     version = metadata.get("version")

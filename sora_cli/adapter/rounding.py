@@ -11,13 +11,12 @@ from torch import Tensor
 
 from methods.factors import LowRankFactors
 from methods.grid import GROUP, nearest, packed_bytes, round_factors
+from methods.keep import HEAD_BITS
 from sora_cli.adapter.pruning import Layers, Loss, cached
 from sora_cli.adapter.reading import AdapterFile, OnDemand
 from sora_cli.core.console import size
 from sora_cli.core.errors import SoraError
 from sora_cli.model.threads import by_cores
-
-HEAD_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -118,9 +117,12 @@ class Rounding:
         )
         head = self.head
         if head.error is not None:
-            yield f"head rounded to 8 bits: {size(head.packed)} packed; changed by {head.error:.2%}"
+            yield (
+                f"head rounded to {HEAD_BITS} bits: {size(head.packed)} packed; changed by "
+                f"{head.error:.2%}"
+            )
         elif head.packed > packed:
-            yield f"the head takes {size(head.packed)} more; --head-bits 8 rounds it, too"
+            yield f"the head takes {size(head.packed)} more; --head-bits {HEAD_BITS} rounds it, too"
 
 
 def round_layers(layers: Layers, bits: int) -> Layers:

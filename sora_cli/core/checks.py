@@ -104,13 +104,14 @@ def check_keep(
 
 def check_bits(bits: int | None, head_bits: int | None, *, heal: bool = False) -> None:
     """Raise `SoraError` unless the options of rounding are valid."""
-    from methods.keep import BITS
+    from methods.keep import BITS, HEAD_BITS
 
     if bits is not None and bits not in BITS:
         known = ", ".join(map(str, BITS[:-1]))
         raise SoraError(f"--bits is {known} or {BITS[-1]}, not {bits}")
-    if head_bits is not None and head_bits != BITS[-1]:
-        raise SoraError(f"a head is rounded to {BITS[-1]} bits only", hint="--head-bits 8")
+    if head_bits is not None and head_bits != HEAD_BITS:
+        hint = f"--head-bits {HEAD_BITS}"
+        raise SoraError(f"a head is rounded to {HEAD_BITS} bits only", hint=hint)
     check_requires("--bits", {"--head-bits": head_bits is not None and bits is None})
     if heal and bits is not None:
         raise SoraError(

@@ -177,6 +177,12 @@ def pair_keys(path: str, *, embedding: bool = False) -> tuple[str, str]:
     return f"{PREFIX}{path}.lora_A.weight", f"{PREFIX}{path}.lora_B.weight"
 
 
+def side_of(key: str) -> str | None:
+    """Return "A" or "B" for one of the keys that `pair_keys` gives; None for any other key."""
+    ending = next((end for end in (*_LORA, *_EMBEDDING) if key.endswith(end)), None)
+    return None if ending is None else ending.removesuffix(".weight")[-1]
+
+
 def loose_key(name: str, adapted: Iterable[str]) -> str:
     """Return the key of a bias or base weight: PEFT puts an adapted module's into `base_layer`."""
     path, _, last = name.rpartition(".")
