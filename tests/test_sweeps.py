@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -88,15 +90,22 @@ def test_the_header_says_question_command_and_cost(file: str) -> None:
     assert len({each.directory for each in plan.runs}) == len(plan.runs)
 
 
-@cache
-def planned_sweep(file: str) -> SweepPlan:
-    """The runs of one of the sweeps; where it needs a plug-in, its command names the file."""
+@contextmanager
+def plugin(file: str) -> Iterator[None]:
+    """Where a sweep needs a plug-in, its command names the file: its methods, for a while."""
     code = re.search(r"--code (\S+\.py)", header(file))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "_REGISTERED", {})
         if code:
             for method in _methods(load_code(ROOT / code[1])):
                 registry.register(method)
+        yield
+
+
+@cache
+def planned_sweep(file: str) -> SweepPlan:
+    """The runs of one of the sweeps."""
+    with plugin(file):
         return plan_sweep(FOLDER / file)
 
 

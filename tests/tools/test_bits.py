@@ -44,7 +44,6 @@ def test_mixed_bits_keep_their_budget_and_lose_less_than_equal_bits() -> None:
 
 
 def test_every_way_is_scored_on_the_reported_rows(tmp_path: Path) -> None:
-    pytest.importorskip("zstandard")
     report = train(write_recipe(tmp_path, tiny_bert(num_labels=2), method={"threshold": 0.0}))
     lines = {line["way"]: line for line in score(tmp_path / "out", WAYS)}
     assert set(lines) == set(WAYS)
