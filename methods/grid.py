@@ -126,7 +126,13 @@ def packed_bytes(shapes: Sequence[tuple[int, int]], bits: int) -> int:
     Args:
         shapes: (n, length) of each matrix, with the groups along `length`.
     """
-    return sum(-(-n * length * bits // 8) + 2 * n * -(-length // GROUP) for n, length in shapes)
+    sizes = (stored_sizes(n, length, bits) for n, length in shapes)
+    return sum(integers + 2 * scales for integers, scales in sizes)
+
+
+def stored_sizes(n: int, length: int, bits: int) -> tuple[int, int]:
+    """Return the bytes of a matrix's integers, and how many scales it has."""
+    return -(-n * length * bits // 8), n * -(-length // GROUP)
 
 
 def _groups(matrix: Tensor) -> tuple[Tensor, Tensor]:

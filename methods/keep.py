@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -17,8 +17,9 @@ from methods.budgets import holding_energy, strongest, within_parameters
 if TYPE_CHECKING:
     from methods.budgets import Values
 
-BITS = (2, 3, 4, 8)
+Bits = Literal[2, 3, 4, 8]
 """Bits of a number after rounding; see `methods.grid`."""
+BITS: tuple[int, ...] = get_args(Bits)
 HEAD_BITS = 8
 """Bits of a rounded head."""
 

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from methods.grid import GROUP, OnGrid, recognised
+from methods.grid import OnGrid, recognised, stored_sizes
 from sora_cli.adapter.companions import base_files
 from sora_cli.adapter.metadata import LARGEST_JSON, read_sora_file
 from sora_cli.adapter.peft.layout import side_of
@@ -276,8 +276,7 @@ def _parsed(tensors: dict[str, Tensor]) -> _Opened:
     for name, shape, bits in table.tensors:
         if not 1 <= bits <= 8 or len(shape) < 2 or min(shape) < 1:
             raise ValueError(f"'{name[:80]}' has the shape {shape} and {bits} bits")
-        rows, columns = _matrix(name, shape)
-        length, groups = -(-rows * columns * bits // 8), rows * -(-columns // GROUP)
+        length, groups = stored_sizes(*_matrix(name, shape), bits)
         own = stream[at_byte : at_byte + length]
         own_scales = scales[at_scale : at_scale + groups]
         if len(own) < length or len(own_scales) < groups:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from methods.keep import KeepOptions
+from methods.keep import Bits, KeepOptions
 from sora_cli.recipe.types import Block, Moment
 
 _Directory = Annotated[str, Field(min_length=1)]
@@ -21,7 +21,7 @@ class StartBlock(Block, KeepOptions):
     only the method and its options may differ from there on.
     """
 
-    bits: Literal[2, 3, 4, 8] | None = Field(
+    bits: Bits | None = Field(
         None,
         description="round the adapter's numbers to this many bits, after a cut, as sora prune "
         "--bits does. Goes with training.max_steps: 0, since training would leave the grid",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -20,6 +19,7 @@ from methods.base import Layers, StepInfo
 from methods.configs import CutConfig
 from methods.cut import Cut
 from methods.grid import nearest
+from methods.keep import Bits
 
 _REST = "rest of "
 
@@ -29,7 +29,7 @@ class RoundedConfig(CutConfig):
 
     finds_size = False
 
-    bits: Literal[2, 3, 4, 8] = Field(4, description="bits of every number after the cut")
+    bits: Bits = Field(4, description="bits of every number after the cut")
 
     @model_validator(mode="after")
     def _exact_scaling(self) -> RoundedConfig:
