@@ -49,10 +49,19 @@ def servers(
     return (*known, Server("llama.cpp", _llama_cpp(by_name.get("llama.cpp"), directory, base)))
 
 
+def beside_base(directory: str, base: str = "BASE.gguf") -> tuple[str, str]:
+    """Return the commands with which llama.cpp serves an adapter beside its base model."""
+    return (
+        f"sora export {quote(directory)} -o adapter.gguf --format gguf",
+        f"llama-server -m {quote(base)} --lora adapter.gguf",
+    )
+
+
 def _llama_cpp(verdict: Consumer | None, directory: str, base: str | None) -> tuple[str, ...]:
-    start = "llama-server -m BASE.gguf --lora adapter.gguf"
+    both = beside_base(directory)
+    start = both[1]
     if verdict is not None and "--format gguf" in verdict.advice:
-        return (f"sora export {quote(directory)} -o adapter.gguf --format gguf", start)
+        return both
     if verdict is not None and verdict.loads:
         return (f"{verdict.advice} --outfile adapter.gguf", start)
     if verdict is not None and "--layout padded" in verdict.advice:

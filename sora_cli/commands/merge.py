@@ -54,8 +54,8 @@ def merge(
         str | None,
         typer.Option(
             "--type",
-            help="With --format gguf: number format of changed weights, f16, q8_0 or f32. Default: "
-            "f16.",
+            help="With --format gguf: number format of changed weights, f16, q8_0 or f32; base: as "
+            "in the base model, such as q4_1, which loses small updates. Default: f16.",
         ),
     ] = None,
     untie: Annotated[
@@ -188,18 +188,21 @@ def _merge_gguf(
             )
         check_apart(output, place, source)
         from sora_cli.merge.rounding import ENOUGH, shown_survival
-        from sora_cli.merge.to_gguf import merge_to_gguf
+        from sora_cli.merge.to_gguf import merge_to_gguf, ways_out_gguf
 
         say_notes(adapter.notes)
         done = merge_to_gguf(
             adapter, source, output, type=type, accept_loss=accept_loss, force=force
         )
+        lossy = done.survival.share < ENOUGH
+        ways = "; ".join(ways_out_gguf(adapter, source, done.stored)) if lossy else ""
     if done.base_note is not None:
         say(f"note: {done.base_note}")
-    say(f"merged {done.modules} layers with the weights of {source}, as {type}; "
+    say(f"merged {done.modules} layers with the weights of {source}, as {done.stored}; "
         f"tensors copied unchanged: {count(done.copied)}")  # fmt: skip
-    warning = "warning: " if done.survival.share < ENOUGH else ""
-    say(f"{warning}{shown_survival(done.survival, type)}")
+    say(f"{'warning: ' if lossy else ''}{shown_survival(done.survival, done.stored)}")
+    if lossy:
+        say(f"  to lose less: {ways}")
     emit(f"  {printable(f'llama-server -m {quote(str(output))}')}")
     say(f"wrote {output}: {size(output.stat().st_size)}; read back and compared")
     return OK

@@ -22,8 +22,8 @@ STORED = ("float32", "bfloat16", "float16")
 """Number formats of stored factors."""
 GGUF_TYPES = ("f32", "f16")
 """Number formats of factors in a GGUF file."""
-MERGED_GGUF = ("f16", "q8_0", "f32")
-"""Number formats of changed weights in a merged GGUF file."""
+MERGED_GGUF = ("f16", "q8_0", "f32", "base")
+"""Number formats of changed weights in a merged GGUF file; "base": each keeps its own."""
 FORMATS = ("peft", "gguf", "packed")
 """Forms of an exported adapter: a directory that PEFT loads, one file for llama.cpp, or one small
 file of a rounded adapter."""

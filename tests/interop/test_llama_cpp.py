@@ -160,3 +160,21 @@ def test_a_merged_model(
     assert found < (0.01 if type == "f32" else 0.25)  # 0.14: the base alone, in Q4_1
     assert effect > 0.2
     assert type != "f32" or same(theirs, written.adapted) == [TOKENS] * len(PROMPTS)
+
+
+@pytest.mark.long
+def test_a_model_merged_in_its_own_four_bits(
+    written: Written, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """llama.cpp and transformers read the same numbers from it, as near as from the base."""
+    out = tmp_path / "merged.gguf"
+    words = ["merge", str(written.adapter), "-o", str(out), "--format", "gguf", "--type", "base"]
+    assert run([*words, "--accept-loss"]) == 0
+    assert "stored as q4_1" in capsys.readouterr().err
+    llama, model = LlamaCpp(out), load(out)
+    theirs = [llama.write(ids, TOKENS) for ids in written.prompts]
+    ours = [write_with(model, ids, TOKENS) for ids in written.prompts]
+    found, adapted = rms(theirs, ours), rms(theirs, written.adapted)
+    told(capsys, f"merged, q4_1: to itself in transformers {found:.5f}, to PEFT {adapted:.3f}, to "
+                 f"the base {rms(theirs, written.plain):.3f}")  # fmt: skip
+    assert found < 0.25  # 0.14: the base alone

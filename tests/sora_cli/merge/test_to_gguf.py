@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from methods.factors import LowRankFactors
 from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.app import run
+from sora_cli.merge import to_gguf
 from sora_cli.model.fingerprint import fingerprint
 from tests.helpers_errors import error_text
 
@@ -40,6 +43,7 @@ def base_file(
     width: int = HIDDEN,
     seed: int = 0,
     query: str = "Q4_1",
+    down: str = "F16",
     more: Callable[[Writer], None] | None = None,
     other_order: bool = False,
 ) -> Path:
@@ -55,14 +59,17 @@ def base_file(
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_1)
     writer.add_array("tokenizer.ggml.tokens", ["a", "bé", "<c>"])
     types = gguf.GGMLQuantizationType
-    kinds = {NAMES[QUERY]: types[query], NAMES[DOWN]: types.F16, "token_embd.weight": types.Q4_1}
+    kinds = {NAMES[QUERY]: types[query], NAMES[DOWN]: types[down], "token_embd.weight": types.Q4_1}
     for name, kind in kinds.items():
         weight = numbers.standard_normal((HIDDEN, width if "ffn" in name else HIDDEN))
-        data = (
-            np.zeros((HIDDEN, HIDDEN // 32 * 40), np.uint8)  # whatever it is
-            if kind == types.Q8_1
-            else gguf.quantize(weight.astype(np.float32), kind)
-        )
+        try:
+            data = gguf.quantize(weight.astype(np.float32), kind)
+        except NotImplementedError:  # any bits; K-quants have two scales in front of a block's
+            block, size = gguf.GGML_QUANT_SIZES[kind]
+            shape = (HIDDEN, weight.shape[1] // block, size)
+            bits = numbers.integers(0, 256, shape, np.uint8)
+            bits[..., :4] = np.array([0.004, 0.03], np.float16).view(np.uint8)
+            data = bits.reshape(HIDDEN, -1)
         writer.add_tensor(name, data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -134,6 +141,69 @@ def test_the_numbers(
     assert "llama-server -m" in shown.out
 
 
+@pytest.mark.parametrize("type", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+def test_each_weight_in_its_own_type(
+    tmp_path: Path, type: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """quantize(dequantize(W) + dW), whole blocks of the same bits; the file's type stays."""
+    file, out = base_file(tmp_path / "base.gguf", query=type), tmp_path / "out.gguf"
+    updates = adapter_for(tmp_path / "a", file)
+    assert merge(tmp_path, "--type", "base") == 0
+    assert f"layers with the weights of {file}, as f16, {type.lower()};" in capsys.readouterr().err
+    before, after = tensors(file), tensors(out)
+    for path, update in updates.items():
+        old, new = before[NAMES[path]], after[NAMES[path]]
+        assert new.tensor_type == old.tensor_type
+        total = numbers_of(old) + in_order(path, update)
+        expected = gguf.quantize(total.numpy(), old.tensor_type)
+        # sums in another order may move a number that lies between two steps
+        assert np.mean(new.data == expected) > 0.999
+    assert np.array_equal(after["token_embd.weight"].data, before["token_embd.weight"].data)
+    kept = gguf.GGUFReader(out).fields["general.file_type"].contents()
+    assert kept == gguf.LlamaFileType.MOSTLY_Q4_1
+
+
+def test_a_type_that_llama_cpp_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A K-quant: near the sum, as near as four bits are. A NaN of the base is not hidden."""
+    pytest.importorskip("xllamacpp")
+    file = base_file(tmp_path / "base.gguf", width=256, down="Q4_K")
+    updates = adapter_for(tmp_path / "a", file, width=256)
+    assert merge(tmp_path, "--type", "base") == 0
+    old, new = tensors(file)[NAMES[DOWN]], tensors(tmp_path / "out.gguf")[NAMES[DOWN]]
+    assert new.tensor_type == old.tensor_type == gguf.GGMLQuantizationType.Q4_K
+    total = numbers_of(old) + updates[DOWN]
+    assert (numbers_of(new) - total).norm() < 0.1 * total.norm()
+    assert (total - numbers_of(old)).norm() > 0.5 * total.norm()
+    damaged = gguf.GGUFReader(file, "r+").tensors[1].data
+    damaged[0, :2] = np.array([math.nan], np.float16).view(np.uint8)
+    damaged.flush()
+    assert merge(tmp_path, "--type", "base", "--force") == 2
+    assert "merged, blk.0.ffn_down.weight holds NaN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("type", "words"),
+    [
+        ("Q4_K", "only llama.cpp can write\n  pip install xllamacpp, which contains it; or take"),
+        ("IQ2_XS", "cannot be written here\n  take another type: --type f16"),
+    ],
+)
+def test_a_type_that_nothing_here_writes(
+    tmp_path: Path, type: str, words: str, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """K-quants without llama.cpp, and types that want statistics; in another type they merge."""
+    monkeypatch.setitem(sys.modules, "xllamacpp.xllamacpp", None)
+    to_gguf._llama_cpp.cache_clear()
+    adapter_for(tmp_path / "a", base_file(tmp_path / "base.gguf", width=256, down=type), width=256)
+    assert merge(tmp_path, "--type", "base") == 2
+    to_gguf._llama_cpp.cache_clear()
+    message = capsys.readouterr().err
+    assert f"blk.0.ffn_down.weight is stored as {type}, which {words}" in message
+    assert not (tmp_path / "out.gguf").exists()
+    assert merge(tmp_path, "--type", "f16") == 0
+
+
 def odd_metadata(writer: Writer) -> None:
     kinds = gguf.GGUFValueType
     writer.add_custom_alignment(256)
@@ -180,15 +250,28 @@ def test_a_base_that_cannot_be_read(
     assert not (tmp_path / "out.gguf").exists()
 
 
-def test_an_update_that_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Next to numbers of 16 bits: refused, but with --accept-loss and in float32."""
-    base = base_file(tmp_path / "base.gguf", query="F16")
+@pytest.mark.parametrize(("query", "type"), [("F16", "f16"), ("Q4_1", "base"), ("Q8_0", "base")])
+def test_an_update_that_is_lost(
+    tmp_path: Path, query: str, type: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Next to numbers of few bits: refused, but with --accept-loss and in float32."""
+    base = base_file(tmp_path / "base.gguf", query=query)
     adapter_for(tmp_path / "a", base, scale=1e-6)
-    assert merge(tmp_path, "--type", "f16") == 2
-    assert "nothing was written" in capsys.readouterr().err
+    apart = (
+        f"serve base and adapter apart: sora export {tmp_path / 'a'} -o adapter.gguf --format gguf"
+        f"; llama-server -m {base} --lora adapter.gguf"
+    )
+    assert merge(tmp_path, "--type", type) == 2
+    message = capsys.readouterr().err
+    assert "nothing was written" in message
+    assert apart in message
+    assert "--type f32 keeps more of it" in message
+    assert len(message.strip().splitlines()) == 3
     assert not (tmp_path / "out.gguf").exists()
-    assert merge(tmp_path, "--type", "f16", "--accept-loss") == 0
-    assert "warning: stored as f16" in capsys.readouterr().err
+    assert merge(tmp_path, "--type", type, "--accept-loss") == 0
+    message = capsys.readouterr().err
+    assert "warning: stored as f16" in message
+    assert apart in message
     assert merge(tmp_path, "--type", "f32", "--force") == 0
 
 
