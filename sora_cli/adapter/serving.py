@@ -51,11 +51,11 @@ def servers(
 
 def _llama_cpp(verdict: Consumer | None, directory: str, base: str | None) -> tuple[str, ...]:
     start = "llama-server -m BASE.gguf --lora adapter.gguf"
-    if verdict is not None and "--format gguf" in verdict.advice:
+    if verdict is not None and verdict.step == "gguf":
         return (f"sora export {quote(directory)} -o adapter.gguf --format gguf", start)
     if verdict is not None and verdict.loads:
         return (f"{verdict.advice} --outfile adapter.gguf", start)
-    if verdict is not None and "--layout padded" in verdict.advice:
+    if verdict is not None and verdict.step == "padded":
         export = f"sora export {quote(directory)} -o padded --layout padded"
         name = "BASE" if not base or base.lower().endswith(".gguf") else quote(base)
         convert = f"convert_lora_to_gguf.py padded --base {name} --outfile adapter.gguf"
