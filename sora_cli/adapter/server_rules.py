@@ -35,8 +35,8 @@ class Rules:
         layout: of the directory that `sora export` writes for it: "exact" or "padded"; "gguf": a
             GGUF file.
         command: starts the server with one adapter; with BASE, DIR and RANK.
-        many: starts it with several, as far as it was read; with BASE, RANK, COUNT and ADAPTERS.
-        item: one of ADAPTERS, with NAME and DIR; `between` joins them.
+        many: starts it with several, as far as it was read; with BASE, RANK, COUNT and ITEMS.
+        item: one of ITEMS, with NAME and DIR; `between` joins them.
         refused: characters that a directory in an item may not have.
         request: the part of a request that chooses an adapter, with NAME, DIR and ID.
     """
@@ -60,11 +60,6 @@ class Rules:
     between: str = " "
     refused: str = ""
     request: str = ""
-
-    @property
-    def source(self) -> str:
-        """The server with the version and the day of reading."""
-        return f"{self.name} {self.version}, read {self.read}"
 
     def rank_option(self, rank: int) -> int:
         """Return the smallest value of its option for the largest rank that takes a rank."""
@@ -98,7 +93,7 @@ VLLM = Rules(
     )),
     command="vllm serve BASE --enable-lora --max-lora-rank RANK --lora-modules adapter=DIR",
     many="vllm serve BASE --enable-lora --max-loras COUNT --max-lora-rank RANK "
-    "--lora-modules ADAPTERS",
+    "--lora-modules ITEMS",
     item="NAME=DIR",
     refused=",",  # with a comma it is read as JSON
     request='"model": "NAME"',
@@ -113,7 +108,7 @@ LLAMA_CPP = Rules(
     rslora=False,
     layout="gguf",
     # given twice, --lora warns that only the last one counts
-    many="llama-server -m BASE --lora ADAPTERS --lora-init-without-apply",
+    many="llama-server -m BASE --lora ITEMS --lora-init-without-apply",
     item="NAME.gguf",
     between=",",
     request='"lora": [{"id": ID, "scale": 1.0}]',
@@ -166,7 +161,7 @@ SERVERS = (
         modules=_DECODER,
         layout="padded",
         command="lorax-launcher --model-id BASE --adapter-source local --adapter-id DIR",
-        many="lorax-launcher --model-id BASE --preloaded-adapter-source local ADAPTERS",
+        many="lorax-launcher --model-id BASE --preloaded-adapter-source local ITEMS",
         item="--preloaded-adapter-ids DIR",
         request='"parameters": {"adapter_id": "DIR", "adapter_source": "local"}',
     ),
@@ -181,7 +176,7 @@ SERVERS = (
         modules=_DECODER,
         layout="padded",
         command="LORA_ADAPTERS=adapter=DIR text-generation-launcher --model-id BASE",
-        many="LORA_ADAPTERS=ADAPTERS text-generation-launcher --model-id BASE",
+        many="LORA_ADAPTERS=ITEMS text-generation-launcher --model-id BASE",
         item="NAME=DIR",
         between=",",
         refused=",=@",
@@ -200,3 +195,13 @@ VLLM_EMBEDDINGS = frozenset((
     "qwen3_5_text", "qwen3_moe",
 ))  # fmt: skip
 """Model types with `embed_tokens` and `lm_head` in `embedding_modules`: vLLM reserves for both."""
+
+
+def old_rules(today: date) -> list[str]:
+    """Return a sentence on each server whose rules were read over a year ago."""
+    return [
+        f"the rules of {rules.name} {rules.version} were read on {rules.read}, over a year ago: "
+        "newer versions may differ"
+        for rules in ALL
+        if rules.is_old(today)
+    ]

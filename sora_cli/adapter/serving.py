@@ -50,18 +50,32 @@ def servers(
 
 
 def _llama_cpp(verdict: Consumer | None, directory: str, base: str | None) -> tuple[str, ...]:
-    start = "llama-server -m BASE.gguf --lora adapter.gguf"
-    if verdict is not None and verdict.step == "gguf":
-        return (f"sora export {quote(directory)} -o adapter.gguf --format gguf", start)
-    if verdict is not None and verdict.loads:
-        return (f"{verdict.advice} --outfile adapter.gguf", start)
-    if verdict is not None and verdict.step == "padded":
-        export = f"sora export {quote(directory)} -o padded --layout padded"
-        name = "BASE" if not base or base.lower().endswith(".gguf") else quote(base)
-        convert = f"convert_lora_to_gguf.py padded --base {name} --outfile adapter.gguf"
-        return (export, convert, start)
+    convert = None if verdict is None else gguf_commands(verdict, directory, base, "adapter")
+    if convert is not None:
+        return (*convert, "llama-server -m BASE.gguf --lora adapter.gguf")
     return (
         f"sora merge {quote(directory)} -o merged",
         "convert_hf_to_gguf.py merged --outfile merged.gguf",
         "llama-server -m merged.gguf",
     )
+
+
+def gguf_commands(
+    verdict: Consumer, directory: str, base: str | None, name: str
+) -> tuple[str, ...] | None:
+    """Return the commands that write an adapter to NAME.gguf; None: it has to be merged.
+
+    Args:
+        verdict: on llama.cpp.
+    """
+    if verdict.step == "gguf":
+        return (f"sora export {quote(directory)} -o {name}.gguf --format gguf",)
+    if verdict.loads:
+        return (f"{verdict.advice} --outfile {name}.gguf",)
+    if verdict.step == "padded":
+        padded = "padded" if name == "adapter" else f"{name}-padded"
+        export = f"sora export {quote(directory)} -o {padded} --layout padded"
+        known = "BASE" if not base or base.lower().endswith(".gguf") else quote(base)
+        convert = f"convert_lora_to_gguf.py {padded} --base {known} --outfile {name}.gguf"
+        return (export, convert)
+    return None
