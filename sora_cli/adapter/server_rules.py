@@ -107,9 +107,10 @@ LLAMA_CPP = Rules(
     strength="tensor",
     rslora=False,
     layout="gguf",
-    # given twice, --lora warns that only the last one counts
-    many="llama-server -m BASE --lora ITEMS --lora-init-without-apply",
-    item="NAME.gguf",
+    # At scale 0 until a request names one: all would be added up else, also with
+    # --lora-init-without-apply (tried). Given twice, an option warns that only the last one counts.
+    many="llama-server -m BASE --lora-scaled ITEMS",
+    item="NAME.gguf:0",
     between=",",
     request='"lora": [{"id": ID, "scale": 1.0}]',
 )

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from itertools import count
+from pathlib import Path
 from shlex import quote
 from typing import Any
 
@@ -22,7 +23,7 @@ from sora_cli.adapter.serving import gguf_commands
 from sora_cli.core.console import size
 from sora_cli.core.errors import SoraError
 from sora_cli.model.fingerprint import stored_tensors, weight_files
-from sora_cli.model.references import local_checkpoint
+from sora_cli.model.references import local_checkpoint, resolve_model_path
 
 _VLLM_BYTES = 2  # of a number; it serves float32 models in 16 bits, too
 _WIDTH = {"float64": 8, "float32": 4}  # bytes of a number; others: 2
@@ -39,6 +40,7 @@ class _Member:
         ranks: module path -> stored components.
         sums: module path -> in + out.
         squares: module path -> squared singular values, descending.
+        file_bytes: of the file, `other_bytes` of them are no factors.
         width: bytes of a stored number.
     """
 
@@ -53,6 +55,7 @@ class _Member:
     sums: Mapping[str, int]
     squares: Mapping[str, Sequence[float]]
     file_bytes: int
+    other_bytes: int
     width: int
 
     def lost(self, rank: int) -> float:
@@ -61,11 +64,11 @@ class _Member:
         return sum(sum(s[rank:]) for s in self.squares.values()) / total if total else 0.0
 
     def bytes_after(self, step: str) -> int | None:
-        """Return the bytes of factors that an export writes; None: the command is no export."""
+        """Return the bytes of the file that an export writes; None: the command is no export."""
         numbers = sum(rank * self.sums[path] for path, rank in self.ranks.items())
         padded = max(self.ranks.values()) * sum(self.sums.values())
         sizes = {"exact": numbers * self.width, "padded": padded * self.width, "gguf": numbers * 4}
-        return sizes.get(step)
+        return sizes[step] + self.other_bytes if step in sizes else None
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,7 @@ def _served_names(directories: Sequence[str]) -> list[str]:
 
 
 def _member(name: str, facts: Mapping[str, Any]) -> _Member:
-    spectra = facts["spectra"]
+    spectra, width = facts["spectra"], _WIDTH.get(facts["dtype"], 2)
     return _Member(
         name,
         facts["directory"],
@@ -208,7 +211,8 @@ def _member(name: str, facts: Mapping[str, Any]) -> _Member:
         {path: sum(spectrum["shape"]) for path, spectrum in spectra.items()},
         {path: [s * s for s in spectrum["singular_values"]] for path, spectrum in spectra.items()},
         facts["bytes"],
-        _WIDTH.get(facts["dtype"], 2),
+        max(facts["bytes"] - facts["parameters"]["adapter"] * width, 0),
+        width,
     )
 
 
@@ -229,6 +233,8 @@ def _same_base(group: Sequence[_Member], base: BaseReference) -> bool:
 def _plan_group(group: Sequence[_Member], today: date) -> BasePlan:
     base = group[0].base
     name = base.here or base.hub_id or base.path or "BASE"
+    if "://" in name:  # of a package
+        name = str(_place(base) or "BASE")
     return BasePlan(
         name,
         group[0].task_type,
@@ -330,11 +336,8 @@ def _reserved_per_rank(group: Sequence[_Member]) -> tuple[int, bool]:
     sums = {path: n for member in group for path, n in member.sums.items()}
     adapted = sum(sums.values())
     base = group[0].base
-    try:
-        folder = local_checkpoint(base.resolved or base.path, base.revision)
-        tensors = [] if folder is None else stored_tensors(folder)
-    except (SoraError, OSError):
-        tensors = []
+    place = _place(base)
+    tensors = [] if place is None else stored_tensors(place)
     weights = [t for t in tensors if t.name.endswith(".weight") and len(t.shape) == 2]
     if not weights or any(t.dtype not in ("F32", "F16", "BF16") for t in weights):
         return adapted * _VLLM_BYTES, True  # a GGUF file, or quantised: other shapes
@@ -351,12 +354,17 @@ def _reserved_per_rank(group: Sequence[_Member]) -> tuple[int, bool]:
 
 def _base_bytes(base: BaseReference) -> int | None:
     """Return the bytes of a base model's weights; None if they are not here."""
+    place = _place(base)
+    files = [] if place is None else [place] if place.is_file() else weight_files(place)
+    return sum(file.stat().st_size for file in files) or None
+
+
+def _place(base: BaseReference) -> Path | None:
+    """Return a base model's place on this disk; None: it is not here."""
     try:
-        place = local_checkpoint(base.resolved or base.path, base.revision)
-        files = [] if place is None else [place] if place.is_file() else weight_files(place)
+        return local_checkpoint(resolve_model_path(base.resolved or base.path), base.revision)
     except (SoraError, OSError):
         return None
-    return sum(file.stat().st_size for file in files) or None
 
 
 def plan_facts(plans: Sequence[BasePlan]) -> dict[str, Any]:

@@ -111,9 +111,7 @@ def test_command_lines(ten: Path) -> None:
     ]
     llama = server(plan, "llama.cpp")
     assert llama.commands[1] == f"sora export {a2} -o a2.gguf --format gguf"
-    assert llama.commands[-1].startswith(
-        "llama-server -m BASE.gguf --lora a1.gguf,a2.gguf,a3.gguf "
-    )
+    assert llama.commands[-1].endswith(" --lora-scaled a1.gguf:0,a2.gguf:0,a3.gguf:0")
     assert json.loads(f"{{{llama.requests['a3']}}}") == {"lora": [{"id": 2, "scale": 1.0}]}
     lorax = shlex.split(server(plan, "LoRAX").commands[-1])
     assert lorax[-4:] == ["--preloaded-adapter-ids", a1, "--preloaded-adapter-ids", a3]
@@ -157,7 +155,7 @@ def test_the_price_of_padding_is_the_size_of_the_export(ten: Path, tmp_path: Pat
     assert run(words) == 0
     written = (tmp_path / "a2" / ADAPTER_WEIGHTS).stat().st_size
     assert a2.bytes_then is not None
-    assert 0 < written - a2.bytes_then < 1500  # the header of the file
+    assert abs(written - a2.bytes_then) < 300  # in the header
     (after,) = plan_servers([facts(ten / "a1"), facts(tmp_path / "a2")], TODAY)
     assert server(after, "TGI").adapters == ["a1", "a2"]
 
