@@ -68,14 +68,15 @@ def gguf_commands(
     Args:
         verdict: on llama.cpp.
     """
+    output = f"{name}.gguf"
     if verdict.step == "gguf":
-        return (f"sora export {quote(directory)} -o {name}.gguf --format gguf",)
+        return (f"sora export {quote(directory)} -o {quote(output)} --format gguf",)
     if verdict.loads:
-        return (f"{verdict.advice} --outfile {name}.gguf",)
+        return (f"{verdict.advice} --outfile {quote(output)}",)
     if verdict.step == "padded":
         padded = "padded" if name == "adapter" else f"{name}-padded"
-        export = f"sora export {quote(directory)} -o {padded} --layout padded"
+        export = f"sora export {quote(directory)} -o {quote(padded)} --layout padded"
         known = "BASE" if not base or base.lower().endswith(".gguf") else quote(base)
-        convert = f"convert_lora_to_gguf.py {padded} --base {known} --outfile {name}.gguf"
+        convert = f"convert_lora_to_gguf.py {padded} --base {known} --outfile {output}"
         return (export, convert)
     return None
