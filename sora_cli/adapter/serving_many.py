@@ -249,7 +249,7 @@ def _plan(rules: Rules, group: Sequence[_Member], base: str, today: date) -> Ser
     refused = {obstacle.adapter for obstacle in obstacles}
     served = [member for member in group if member.name not in refused]
     rank = rules.rank_option(max((m.rank for m in served), default=0)) if served else None
-    reserved, at_least = _reserved_per_rank(group) if rules is VLLM and served else (None, False)
+    reserved, at_least = _reserved_per_rank(served) if rules is VLLM and served else (None, False)
     total = None if reserved is None or rank is None else reserved * rank * len(served)
     return ServerPlan(
         rules.name,
@@ -315,10 +315,7 @@ def _request(rules: Rules, member: _Member, i: int) -> str:
 def _smaller(
     rules: Rules, served: Sequence[_Member], rank: int, per_rank: int
 ) -> list[SmallerRank]:
-    """Return the smaller values of the option, from the largest, with what cutting to them loses.
-
-    None at which nothing of an adapter would be left.
-    """
+    """Return the smaller values of the option, largest first, with the loss of cutting to them."""
     return [
         SmallerRank(step, per_rank * step * len(served),
                     {m.name: m.lost(step) for m in served if m.rank > step})
@@ -403,8 +400,8 @@ def _server_lines(server: ServerPlan, adapters: int) -> Iterator[str]:
         yield f"    {slots} reserve {least}{size(server.reserved)} of device memory"
     for smaller in server.smaller:
         cut = ", ".join(f"{name} {_share(lost)}" for name, lost in smaller.lost.items())
-        prune = f"sora prune DIR -o OUT --rank {smaller.rank} loses of ||dW||²: {cut}"
-        yield f"    of rank {smaller.rank}: {size(smaller.reserved)}; {prune}"
+        price = f"cut by sora prune --rank {quote(str(smaller.rank))}, of ||dW||² is lost: {cut}"
+        yield f"    of rank {smaller.rank}: {size(smaller.reserved)}; {price}"
     for obstacle in server.obstacles:
         price = obstacle.price()
         yield f"    not {obstacle.adapter}: {obstacle.advice}" + (f"; {price}" if price else "")
