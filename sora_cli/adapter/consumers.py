@@ -6,27 +6,26 @@ the program loads a directory without a warning and applies it wrongly:
 
 - PEFT and transformers: `alpha / r` per module, patterns and rsLoRA as written; no adapters on some
   layers of some kinds of model (`adapter/peft/refused.py`).
-- vLLM: before 0.33 (or a little earlier) one `alpha / r` (rsLoRA: `alpha / sqrt(r)`) for all
-  modules, both patterns ignored; 0.33.0 follows them as PEFT does. Smaller ranks fit; neither `r`
-  nor a rank in the pattern may exceed `--max-lora-rank`. Nothing may be stored in full but, in its
-  newest versions, the head of a sequence classifier (vllm/lora/peft_helper.py,
-  vllm/config/lora.py). No text-to-text model, such as T5 (pull request 24907); no adapters for the
-  kinds of model whose column LoRA is empty in its docs/models/supported_models.md (January 2026). A
-  base weight stored beside factors on the embedding or `lm_head` is ignored without a warning
-  (vllm/lora/utils.py, `is_base_embedding_weights`), as by llama.cpp's converter.
-- llama.cpp: `alpha / rank of the tensor`, patterns and rsLoRA ignored. Its converter stops at any
-  tensor that is not half of a LoRA pair, or whose layer has no name in the tables of the package
-  `gguf`; and it transposes factors of GPT-2's Conv1D, which PEFT stores like those of any other
-  layer (convert_lora_to_gguf.py). At run time there is no output layer that is tied to the
-  embedding.
-- SGLang, TensorRT-LLM, LoRAX, TGI: a table in `server_rules`. Ollama: llama.cpp's rules.
+- vLLM: smaller ranks fit; neither `r` nor a rank in the pattern may exceed `--max-lora-rank`.
+  Nothing may be stored in full but, in its newest versions, the head of a sequence classifier. No
+  text-to-text model, such as T5. A base weight stored beside factors on the embedding or `lm_head`
+  is ignored without a warning (vllm/lora/utils.py, `is_base_embedding_weights`), as by llama.cpp's
+  converter.
+- llama.cpp: its converter stops at any tensor that is not half of a LoRA pair, or whose layer has
+  no name in the tables of the package `gguf`; and it transposes factors of GPT-2's Conv1D, which
+  PEFT stores like those of any other layer. At run time there is no output layer that is tied to
+  the embedding.
+- The strengths, ranks and layers of servers, with the versions that were read: `server_rules`.
+  Ollama: llama.cpp's rules.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -35,7 +34,7 @@ from sora_cli.adapter.foreign.places import DIFFUSERS_CLASS
 from sora_cli.adapter.gguf_kinds import exact_in_gguf, gguf_names, has_tied_output
 from sora_cli.adapter.metadata import read_json
 from sora_cli.adapter.peft.refused import refused_today
-from sora_cli.adapter.server_rules import SERVERS, judge_directory
+from sora_cli.adapter.server_rules import SERVERS, VLLM, Rules
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import first_few
 from sora_cli.model.files import MODEL_CONFIG
@@ -47,30 +46,31 @@ if TYPE_CHECKING:
     from sora_cli.adapter.reading import AdapterFile
 
 
-VLLM_RANKS = 8, 16, 32, 64, 128, 256, 320, 512
-"""Values of `--max-lora-rank` in all versions of vLLM (newer versions also accept 1)."""
-
-VLLM_WITHOUT_LORA = {
-    "arctic", "bert", "bloom", "clip", "dbrx", "falcon", "falcon_mamba", "flex_olmo", "gemma3n",
-    "gemma3n_text", "gpt2", "gptj", "gpt_neox", "mamba", "mamba2", "minimax", "modernbert", "mpt",
-    "nomic_bert", "olmoe", "persimmon", "roberta", "siglip", "stablelm", "starcoder2",
-    "xlm-roberta", "zamba2",
-}  # fmt: skip
-"""Model types that vLLM serves without adapters only."""
-
-
 @dataclass(frozen=True)
 class Consumer:
     """The verdict on one program: can it load this directory without a change?
 
     Attributes:
         loads: it loads the directory and applies it at the right strength.
-        advice: the way to load it, or the command to run first.
+        advice: the way to load it, or the reason and the command to run first.
+        step: the kind of that command, a key of `_STEPS`; "": none. "gguf" where it loads: the
+            directory is converted.
     """
 
     name: str
     loads: bool
     advice: str
+    step: str = ""
+
+
+_STEPS = {
+    "merge": "sora merge first",
+    "exact": "sora export DIR -o OUT first",
+    "padded": "sora export DIR -o OUT --layout padded first",
+    "gguf": "sora export DIR -o adapter.gguf --format gguf first",
+    "prune": "sora prune DIR -o OUT --rank RANK first",
+}
+"""The commands that make a directory fit."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,12 @@ class _Facts:
     base: str
     base_config: Mapping[str, Any]
     more: str | None
+
+    @property
+    def kind(self) -> str | None:
+        """The base model's type, such as "llama"; None: not known."""
+        kind = self.base_config.get("model_type")
+        return kind if isinstance(kind, str) else None
 
 
 def consumers(
@@ -114,7 +120,8 @@ def consumers(
     own = (_peft(config, lost), _transformers(config, lost), _vllm(facts), llama_cpp)
     if config.task_type != "CAUSAL_LM":
         return own
-    return (*own, *_servers(facts), _ollama(facts, llama_cpp))
+    servers = (judge(rules, facts) for rules in SERVERS)
+    return (*own, *servers, _ollama(facts, llama_cpp))
 
 
 def consumers_of(
@@ -170,16 +177,15 @@ def base_configuration(base: BaseReference) -> dict[str, Any] | None:
 
 def _lost_in_peft(facts: _Facts) -> str | None:
     """Return the module that PEFT does not load, with the reason; None if it loads all."""
-    model_type = facts.base_config.get("model_type")
-    lost = refused_today(model_type, facts.ranks) if isinstance(model_type, str) else {}
+    lost = refused_today(facts.kind, facts.ranks) if facts.kind is not None else {}
     if not lost:
         return None
-    return f"{first_few(lost, 1)}: {next(iter(lost.values()))}; sora merge first"
+    return f"{first_few(lost, 1)}: {next(iter(lost.values()))}; {_STEPS['merge']}"
 
 
 def _peft(config: PeftConfig, lost: str | None) -> Consumer:
     if lost is not None:
-        return Consumer("PEFT", False, lost)
+        return Consumer("PEFT", False, lost, "merge")
     advice = "PeftModel.from_pretrained(model, directory)"
     patterns = {**(config.rank_pattern or {}), **(config.alpha_pattern or {})}
     if any(key.startswith("^") for key in patterns):
@@ -193,11 +199,10 @@ def _peft(config: PeftConfig, lost: str | None) -> Consumer:
 
 def _transformers(config: PeftConfig, lost: str | None) -> Consumer:
     if lost is not None:
-        return Consumer("transformers", False, lost)
+        return Consumer("transformers", False, lost, "merge")
     if config.peft_type != "LORA":
-        return Consumer(
-            "transformers", False, "load it with PEFT's PeftModel, or sora export first"
-        )
+        advice = "load it with PEFT's PeftModel, or sora export first"
+        return Consumer("transformers", False, advice, "exact")
     if _without_prefix():
         advice = "load_adapter of 5.4 and 5.5 misreads the tensors' names: use PeftModel, or 5.6"
         return Consumer("transformers", False, advice)
@@ -214,36 +219,57 @@ def _without_prefix() -> bool:
 
 
 def _vllm(facts: _Facts) -> Consumer:
-    config, ranks, head = facts.config, facts.ranks, facts.head
-    if config.task_type == "SEQ_2_SEQ_LM":
+    if facts.config.task_type == "SEQ_2_SEQ_LM":
         return Consumer("vLLM", False, "serves no text-to-text model, such as T5 or BART")
-    kind = facts.base_config.get("model_type")
-    if kind in VLLM_WITHOUT_LORA:
-        return Consumer("vLLM", False, f"takes no adapters for {kind} models: sora merge first")
-    if head and config.task_type != "SEQ_CLS":
-        return Consumer(
-            "vLLM", False, f"refuses {', '.join(head)}, stored in full: sora merge first"
-        )
+    heads = {path.rpartition(".")[2] for path in facts.head}
+    if not heads or facts.config.task_type != "SEQ_CLS" or heads - {"classifier", "score"}:
+        return judge(VLLM, facts)
+    verdict = judge(VLLM, replace(facts, head=()))
+    if not verdict.loads:
+        return verdict
+    option = f"--max-lora-rank {VLLM.rank_option(_largest_rank(facts))}"
+    newest = f"older versions refuse a classifier's head (the newest take it with {option})"
+    return _refused("vLLM", newest, "merge", facts)
+
+
+def judge(rules: Rules, facts: _Facts) -> Consumer:
+    """Return the verdict on a server by its rules."""
+    refuse = partial(_refused, rules.name, facts=facts)
+    if facts.kind in rules.without:
+        return refuse(f"takes no adapters for {facts.kind} models", "merge")
+    if facts.head:
+        return refuse(f"refuses {first_few(facts.head)}, stored in full", "merge")
     if facts.more is not None:
-        return Consumer("vLLM", False, f"{facts.more}: sora merge first")
-    if not config.is_plain:
-        return _export_first("vLLM", facts.directory)
-    if any(not _is_close(config.scaling(path), _global_scaling(config)) for path in ranks):
-        return _export_first(
-            "vLLM", facts.directory, "before 0.33 applies one alpha / r to all modules"
-        )
-    needed = max(config.r, *ranks.values())  # r counts for vLLM even if no module has this rank
-    fits = next((rank for rank in VLLM_RANKS if rank >= needed), None)
-    if fits is None:
-        cut = f"sora prune --rank {VLLM_RANKS[-1]} first"
-        return Consumer("vLLM", False, f"takes ranks up to {VLLM_RANKS[-1]}, not {needed}: {cut}")
-    option = f"--max-lora-rank {fits}"
-    if head:
-        newest = f"the newest take it with {option}"
-        return Consumer("vLLM", False, f"older versions refuse a classifier's head ({newest}): "
-                                       "sora merge first")  # fmt: skip
-    return Consumer("vLLM", True, f"vllm serve {quote(facts.base)} --enable-lora {option} "
-                                  f"--lora-modules adapter={quote(facts.directory)}")  # fmt: skip
+        return refuse(facts.more, "merge")
+    kinds = {path.rpartition(".")[2] for path in facts.ranks}
+    if rules.modules is not None and kinds - rules.modules:
+        return refuse(f"has no place for {first_few(sorted(kinds - rules.modules))}", "merge")
+    if rules.every_layer and (gap := _first_gap(facts)) is not None:
+        return refuse(f"ignores all {gap[0]}, since layer {gap[1]} has none", "merge")
+    if not facts.config.is_plain:
+        return refuse("", rules.layout)
+    objection = _objection(rules, facts.config, facts.ranks)
+    if objection is not None:
+        return refuse(objection, rules.layout)
+    needed = _largest_rank(facts) if rules.steps else max(facts.ranks.values())
+    if rules.steps and needed > rules.steps[-1]:
+        return refuse(f"takes ranks up to {rules.steps[-1]}, not {needed}", "prune",
+                      rank=rules.steps[-1])  # fmt: skip
+    values = {"BASE": facts.base, "DIR": facts.directory, "RANK": str(rules.rank_option(needed))}
+    return Consumer(rules.name, True, filled(rules.command, values))
+
+
+def filled(command: str, values: Mapping[str, str]) -> str:
+    """Put values into a command, each quoted as the shell needs it.
+
+    In one pass: a directory's name may itself hold BASE or RANK.
+    """
+    return re.sub("|".join(values), lambda match: quote(values[match[0]]), command)
+
+
+def _largest_rank(facts: _Facts) -> int:
+    """Return the rank that vLLM compares: r counts even if no module has it."""
+    return max(facts.config.r, *facts.ranks.values())
 
 
 def _llama_cpp(facts: _Facts) -> Consumer:
@@ -251,40 +277,24 @@ def _llama_cpp(facts: _Facts) -> Consumer:
     refused = f"refuses {', '.join(facts.head)}, stored in full" if facts.head else None
     refused = refused or facts.more or _missing_in_llama_cpp(facts)
     if refused is not None:
-        return Consumer("llama.cpp", False, f"{refused}: sora merge first")
-    form = "gguf" if exact_in_gguf(facts.base_config.get("model_type")) else "padded"
+        return _refused("llama.cpp", refused, "merge", facts)
+    form = "gguf" if exact_in_gguf(facts.kind) else "padded"
     if not config.is_plain:
-        return _export_first("llama.cpp", facts.directory, form=form)
+        return _refused("llama.cpp", "", form, facts)
     if config.fan_in_fan_out:
         reason = "its converter transposes the factors of Conv1D layers once too often"
-        return _export_first("llama.cpp", facts.directory, reason, form=form)
+        return _refused("llama.cpp", reason, form, facts)
     for path, rank in facts.ranks.items():
         if rank and not _is_close(config.scaling(path), config.lora_alpha / rank):
             reason = "applies alpha / rank of each tensor"
-            return _export_first("llama.cpp", facts.directory, reason, form=form)
+            return _refused("llama.cpp", reason, form, facts)
     if facts.base.lower().endswith(".gguf"):
         base = "DIR, with the config.json of the model the GGUF file was made from"
     convert = f"convert_lora_to_gguf.py {quote(facts.directory)} --base {base}"
     if form == "gguf":
         own = f"sora export {quote(facts.directory)} -o adapter.gguf --format gguf"
-        return Consumer("llama.cpp", True, f"{own}, or {convert}")
+        return Consumer("llama.cpp", True, f"{own}, or {convert}", "gguf")
     return Consumer("llama.cpp", True, convert)
-
-
-def _servers(facts: _Facts) -> Iterator[Consumer]:
-    layers = facts.base_config.get("num_hidden_layers")
-    for rules in SERVERS:
-        loads, advice = judge_directory(
-            rules,
-            facts.config,
-            facts.ranks,
-            head=facts.head,
-            directory=facts.directory,
-            base=facts.base,
-            layers=layers if isinstance(layers, int) else None,
-            more=facts.more,
-        )
-        yield Consumer(rules.name, loads, advice)
 
 
 def _ollama(facts: _Facts, llama_cpp: Consumer) -> Consumer:
@@ -293,22 +303,22 @@ def _ollama(facts: _Facts, llama_cpp: Consumer) -> Consumer:
     Its own conversion of directories (convert/convert_llama_adapter.go) uses other names and
     another order of rows than llama.cpp, so it is given a GGUF file.
     """
-    if not llama_cpp.loads and "sora export" not in llama_cpp.advice:
-        return Consumer("Ollama", False, llama_cpp.advice)
-    export = f"sora export {quote(facts.directory)} -o adapter.gguf --format gguf first"
-    return Consumer("Ollama", False, f"{export}, then FROM BASE.gguf and ADAPTER ./adapter.gguf in "
-                                     "a Modelfile, and ollama create")  # fmt: skip
+    if llama_cpp.step == "merge":
+        return replace(llama_cpp, name="Ollama")
+    then = "then FROM BASE.gguf and ADAPTER ./adapter.gguf in a Modelfile, and ollama create"
+    export = _refused("Ollama", "", "gguf", facts)
+    return replace(export, advice=f"{export.advice}, {then}")
 
 
 def _missing_in_llama_cpp(facts: _Facts) -> str | None:
     """Return a part of the model for which llama.cpp takes no factors; None: none is known."""
-    kind = facts.base_config.get("model_type")
+    kind = facts.kind
     if facts.config.fan_in_fan_out and not exact_in_gguf(kind):
         return "transposes the factors of Conv1D layers once too often"
     tied = [path for path in facts.ranks if path.split(".")[-1] == "lm_head"]
     if tied and has_tied_output(facts.base_config):
         return f"cannot adapt {tied[0]}, which is tied to the embedding"
-    if not isinstance(kind, str):
+    if kind is None:
         return None
     try:
         names = gguf_names(kind, facts.ranks)
@@ -318,17 +328,40 @@ def _missing_in_llama_cpp(facts: _Facts) -> str | None:
     return f"has no place for {lost[0]} of a {kind} model" if lost else None
 
 
-def _export_first(name: str, directory: str, reason: str = "", *, form: str = "") -> Consumer:
-    commands = {
-        "gguf": f"sora export {quote(directory)} -o adapter.gguf --format gguf first",
-        "padded": f"sora export {quote(directory)} -o OUT --layout padded first",
-    }
-    command = commands.get(form, f"sora export {quote(directory)} -o OUT first")
-    return Consumer(name, False, f"{reason}: {command}" if reason else command)
+def _refused(name: str, reason: str, step: str, facts: _Facts, rank: int = 0) -> Consumer:
+    """Return a verdict of no: the reason, and the command to run first."""
+    command = filled(_STEPS[step], {"DIR": facts.directory, "RANK": str(rank)})
+    return Consumer(name, False, f"{reason}: {command}" if reason else command, step)
 
 
-def _global_scaling(config: PeftConfig) -> float:
-    return config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+def _objection(rules: Rules, config: PeftConfig, ranks: Mapping[str, int]) -> str | None:
+    """Return the reason against the strength or the ranks of a directory; None: no reason."""
+    if not rules.uneven and any(rank != config.r for rank in ranks.values()):
+        return "needs the rank r of its configuration in all modules"
+    for path, rank in ranks.items():
+        r = max(rank, 1) if rules.strength == "tensor" else config.r
+        divisor = math.sqrt(r) if config.use_rslora and rules.rslora else r
+        if not _is_close(config.scaling(path), config.lora_alpha / divisor):
+            by = "the rank of each tensor" if rules.strength == "tensor" else "r for all modules"
+            return rules.before or f"applies alpha / {by}"
+    return None
+
+
+def _first_gap(facts: _Facts) -> tuple[str, int] | None:
+    """Return a kind of module without an adapter in some layers, and the first layer without it."""
+    adapted: dict[str, set[int]] = {}
+    for path in facts.ranks:
+        match = re.fullmatch(r"(.*?\.)(\d+)(\..+)", path)
+        if match is not None:
+            adapted.setdefault(match[3].removeprefix("."), set()).add(int(match[2]))
+    layers = facts.base_config.get("num_hidden_layers")
+    if not isinstance(layers, int) or not layers:
+        layers = 1 + max((max(numbers) for numbers in adapted.values()), default=-1)
+    for kind, numbers in adapted.items():
+        missing = set(range(layers)) - numbers
+        if missing:
+            return kind, min(missing)
+    return None
 
 
 def _is_close(a: float, b: float) -> bool:

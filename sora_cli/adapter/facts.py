@@ -57,6 +57,7 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
             "dead": sum(rank["live"] == 0 for rank in ranks.values()),
         },
         "largest_rank": max(file.ranks.values()),
+        "r": file.config.r,
         "effective_rank": {
             "energy_90": total.rank_low,
             "energy_99": total.rank_high,

@@ -89,15 +89,19 @@ def natural_key(path: str) -> list[tuple[int, int, str]]:
     return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"[._]", path)]
 
 
-def shortest_names(paths: Sequence[str]) -> list[str]:
-    """Return each path's shortest ending that differs from the endings of all other paths."""
+def shortest_names(paths: Sequence[str], mark: str = ".") -> list[str]:
+    """Return each path's shortest ending that differs from the endings of all other paths.
+
+    Args:
+        mark: stands between the parts of a path.
+    """
     names = []
     for path in paths:
-        parts = path.split(".")
-        others = [f".{other}" for other in paths if other != path]
+        parts = path.split(mark)
+        others = [f"{mark}{other}" for other in paths if other != path]
         for n in range(1, len(parts) + 1):
-            name = ".".join(parts[-n:])
-            if not any(other.endswith(f".{name}") for other in others):
+            name = mark.join(parts[-n:])
+            if not any(other.endswith(f"{mark}{name}") for other in others):
                 break
         names.append(name)
     return names

@@ -51,26 +51,43 @@ def servers(
 
 def beside_base(directory: str, base: str = "BASE.gguf") -> tuple[str, str]:
     """Return the commands with which llama.cpp serves an adapter beside its base model."""
-    return (
-        f"sora export {quote(directory)} -o adapter.gguf --format gguf",
-        f"llama-server -m {quote(base)} --lora adapter.gguf",
-    )
+    return _as_gguf(directory, "adapter.gguf"), f"llama-server -m {quote(base)} --lora adapter.gguf"
+
+
+def _as_gguf(directory: str, output: str) -> str:
+    return f"sora export {quote(directory)} -o {quote(output)} --format gguf"
 
 
 def _llama_cpp(verdict: Consumer | None, directory: str, base: str | None) -> tuple[str, ...]:
-    both = beside_base(directory)
-    start = both[1]
-    if verdict is not None and "--format gguf" in verdict.advice:
-        return both
-    if verdict is not None and verdict.loads:
-        return (f"{verdict.advice} --outfile adapter.gguf", start)
-    if verdict is not None and "--layout padded" in verdict.advice:
-        export = f"sora export {quote(directory)} -o padded --layout padded"
-        name = "BASE" if not base or base.lower().endswith(".gguf") else quote(base)
-        convert = f"convert_lora_to_gguf.py padded --base {name} --outfile adapter.gguf"
-        return (export, convert, start)
+    convert = None if verdict is None else gguf_commands(verdict, directory, base, "adapter")
+    if convert is not None:
+        return (*convert, beside_base(directory)[1])
     return (
         f"sora merge {quote(directory)} -o merged",
         "convert_hf_to_gguf.py merged --outfile merged.gguf",
         "llama-server -m merged.gguf",
     )
+
+
+def gguf_commands(
+    verdict: Consumer, directory: str, base: str | None, name: str
+) -> tuple[str, ...] | None:
+    """Return the commands that write an adapter to NAME.gguf; None: it has to be merged.
+
+    Args:
+        verdict: on llama.cpp.
+    """
+    output = f"{name}.gguf"
+    if verdict.step == "gguf":
+        return (_as_gguf(directory, output),)
+    if verdict.loads:
+        return (f"{verdict.advice} --outfile {quote(output)}",)
+    if verdict.step == "padded":
+        padded = "padded" if name == "adapter" else f"{name}-padded"
+        export = f"sora export {quote(directory)} -o {quote(padded)} --layout padded"
+        known = "BASE" if not base or base.lower().endswith(".gguf") else quote(base)
+        convert = (
+            f"convert_lora_to_gguf.py {quote(padded)} --base {known} --outfile {quote(output)}"
+        )
+        return (export, convert)
+    return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
+from datetime import date
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.metadata import step_words
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.adapter.ranks import RankMap, rank_map
+from sora_cli.adapter.server_rules import old_rules
 from sora_cli.adapter.side_by_side import (
     comparison_facts,
     comparison_notes,
@@ -51,24 +53,38 @@ def inspect(
     modules: Annotated[
         bool, typer.Option("--modules", help="Print a line for each module, too.")
     ] = False,
+    serve: Annotated[
+        bool,
+        typer.Option(
+            "--serve",
+            help="Print the command lines of servers for all the adapters together, by base model.",
+        ),
+    ] = False,
     force: options.Force = False,
 ) -> None:
     """Show adapters from their files: one in full, two compared, more with one line each."""
-    _check(directories, plot=plot, modules=modules, force=force)
+    _check(directories, plot=plot, modules=modules, serve=serve, force=force)
     missing = "there are no ranks to inspect"
     located = [locate_adapter(directory, missing=missing) for directory in directories]
     say_notes(remark for directory in located for remark in result_remarks(directory))
     if plot is not None:
         check_apart(plot, *located, hint="name another file: --plot FILE.png")
-    if len(located) == 1:
+    if serve:
+        _serve(located, as_json=as_json)
+    elif len(located) == 1:
         _inspect_one(located[0], as_json=as_json, plot=plot, modules=modules)
     else:
         _inspect_several(located, as_json=as_json)
 
 
-def _check(directories: Sequence[Path], *, plot: Path | None, modules: bool, force: bool) -> None:
-    if len(directories) > 1:
+def _check(
+    directories: Sequence[Path], *, plot: Path | None, modules: bool, serve: bool, force: bool
+) -> None:
+    if len(directories) > 1 or serve:
         for option, given in {"--plot": plot is not None, "--modules": modules}.items():
+            if given and serve:
+                raise SoraError(f"--serve prints no {option.removeprefix('--')}",
+                                hint=f"leave out {option}")  # fmt: skip
             if given:
                 raise SoraError(
                     f"{option} shows one adapter, not {len(directories)}",
@@ -137,6 +153,23 @@ def _inspect_several(directories: Sequence[Path], *, as_json: bool) -> None:
             emit(f"{name}: {printable(note)}")
     if comparison is not None:
         emit("\n".join(comparison_notes(comparison)))
+
+
+def _serve(directories: Sequence[Path], *, as_json: bool) -> None:
+    """Print a plan of servers for each base model of the adapters."""
+    with uncollected():
+        from sora_cli.adapter.facts import facts_of
+        from sora_cli.adapter.foreign.opening import open_any
+        from sora_cli.adapter.serving_many import plan_facts, plan_lines, plan_servers
+    adapters = []
+    for directory in directories:
+        with open_any(directory, for_show=True) as file:
+            adapters.append(facts_of(file))
+    plans = plan_servers(adapters, date.today())
+    if as_json:
+        emit(json.dumps(plan_facts(plans), indent=2))
+    else:
+        emit("\n".join(map(printable, plan_lines(plans))))
 
 
 def _emit_rank_table(table: RankMap, title: str) -> None:
@@ -228,6 +261,8 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if task:
         labels = f" ({', '.join(facts['labels'])})" if facts["labels"] else ""
         lines.append(("task", f"{task}{labels}"))
+    if facts["consumers"]:
+        lines += [("note", note) for note in old_rules(date.today())]
     lines += [(c["name"], ("" if c["loads"] else "no: ") + c["advice"]) for c in facts["consumers"]]
     lines += [("serve", f"{s['name']}: {'; '.join(s['commands'])}") for s in facts["servers"]]
     if facts["packed"]:

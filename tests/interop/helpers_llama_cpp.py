@@ -21,31 +21,37 @@ probabilities."""
 
 
 class LlamaCpp:
-    """A model in llama.cpp, on one thread, with or without an adapter."""
+    """A model in llama.cpp, on one thread, with or without adapters.
 
-    def __init__(self, model: Path, adapter: Path | None = None) -> None:
+    Args:
+        scale: of all adapters, where a request names none.
+    """
+
+    def __init__(self, model: Path, *adapters: Path, scale: float = 1.0) -> None:
         self._library = pytest.importorskip("xllamacpp", reason=NEEDS)
         parameters = self._library.CommonParams()
         parameters.model.path = str(model)
         parameters.n_ctx, parameters.n_parallel, parameters.warmup = 256, 1, False
         parameters.verbosity, parameters.cpuparams.n_threads = 1, 1
-        if adapter is not None:
-            info = self._library.CommonAdapterLoraInfo(str(adapter), 1.0)
-            parameters.lora_adapters = [info]
+        if adapters:
+            info = self._library.CommonAdapterLoraInfo
+            parameters.lora_adapters = [info(str(adapter), scale) for adapter in adapters]
         self._server: Any = self._library.Server(parameters)
 
-    def write(self, ids: Sequence[int], tokens: int, *, scale: float | None = None) -> list[Step]:
+    def write(
+        self, ids: Sequence[int], tokens: int, *, scale: float | None = None, adapter: int = 0
+    ) -> list[Step]:
         """Write greedily after a prompt.
 
         Args:
-            scale: of the adapter; None: there is none.
+            scale: of the adapter of this number; None: the request names none.
         """
         request = {
             "prompt": list(ids), "max_tokens": tokens, "temperature": 0.0, "logprobs": TOP,
             "cache_prompt": False, "ignore_eos": True,
         }  # fmt: skip
         if scale is not None:
-            request["lora"] = [{"id": 0, "scale": scale}]
+            request["lora"] = [{"id": adapter, "scale": scale}]
         answer = self._server.handle_completions(request)
         answer = answer if isinstance(answer, dict) else json.loads(answer)
         places = answer["choices"][0]["logprobs"]["content"]

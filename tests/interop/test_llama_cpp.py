@@ -21,6 +21,9 @@ import transformers
 from peft import PeftModel
 
 from methods import inject, registry
+from methods.factors import LowRankFactors
+from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.saving import save_adapter
 from sora_cli.app import run
 from tests.helpers_adapters import R_MAX, randomise
@@ -178,3 +181,24 @@ def test_a_model_merged_in_its_own_four_bits(
     told(capsys, f"merged, q4_1: to itself in transformers {found:.5f}, to PEFT {adapted:.3f}, to "
                  f"the base {rms(theirs, written.plain):.3f}")  # fmt: skip
     assert found < 0.25  # 0.14: the base alone
+
+
+@pytest.mark.long
+def test_two_adapters_and_a_request_chooses(tmp_path: Path) -> None:
+    """At scale 0, as `inspect --serve` starts them: the adapter that a request names, or none."""
+    files, ids = [], [504, 3575, 282, 4649, 314]
+    for seed in (0, 1):
+        g = torch.Generator().manual_seed(seed)
+        pair = (torch.randn(2, 576, generator=g), torch.randn(576, 2, generator=g) * 0.1)
+        layers = {f"model.layers.{i}.self_attn.q_proj": LowRankFactors(*pair) for i in (0, 9)}
+        base = BaseReference(str(smollm()), str(smollm()))
+        write_adapter(tmp_path / f"a{seed}", Adapter(layers, {}, (), "CAUSAL_LM", base))
+        files.append(tmp_path / f"a{seed}.gguf")
+        words = ["export", str(tmp_path / f"a{seed}"), "-o", str(files[seed]), "--format", "gguf"]
+        assert run(words) == 0
+    alone = [LlamaCpp(smollm(), file).write(ids, TOKENS, scale=1.0) for file in files]
+    both = LlamaCpp(smollm(), *files, scale=0.0)
+    chosen = [both.write(ids, TOKENS, scale=1.0, adapter=i) for i in (0, 1)]
+    assert chosen == alone
+    assert both.write(ids, TOKENS) == LlamaCpp(smollm()).write(ids, TOKENS)
+    assert len({str(steps) for steps in (*alone, both.write(ids, TOKENS))}) == 3

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tools.reference import commands, exit_codes, recipe, report
+from tools.reference import commands, exit_codes, recipe, report, servers
 
 PAGES: dict[str, Callable[[], str]] = {
     "commands.md": commands.page,
     "recipe.md": recipe.page,
     "report.md": report.page,
     "exit-codes.md": exit_codes.page,
+    "servers.md": servers.page,
 }
 """Each page's name in docs/reference, and the function that returns its text."""

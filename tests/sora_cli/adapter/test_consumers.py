@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.consumers import VLLM_RANKS, Consumer, consumers
+from sora_cli.adapter.consumers import Consumer, consumers
 from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.peft.config import parse_config
 from sora_cli.adapter.reading import open_adapter
+from sora_cli.adapter.server_rules import VLLM
 
 NAMES = "SGLang", "TensorRT-LLM", "LoRAX", "TGI", "Ollama"
 PATHS = "layers.0.q", "layers.0.v", "layers.1.q"
@@ -60,14 +61,14 @@ def test_a_plain_lora_loads_everywhere() -> None:
     [(1, 8), (8, 8), (9, 16), (16, 16), (17, 32), (65, 128), (257, 320), (512, 512)],
 )
 def test_the_smallest_max_lora_rank_that_fits(r: int, option: int) -> None:
-    assert option in VLLM_RANKS
+    assert option in VLLM.steps
     assert f"--max-lora-rank {option} " in verdicts(r=r)["vLLM"].advice
 
 
 def test_too_large_for_vllm() -> None:
     found = verdicts(r=513)
     assert loading(found) == {"PEFT", "transformers", "llama.cpp"}
-    assert "sora prune --rank 512" in found["vLLM"].advice
+    assert "sora prune out -o OUT --rank 512" in found["vLLM"].advice
 
 
 def test_vllm_compares_the_option_with_r_even_where_all_modules_are_smaller() -> None:
@@ -138,6 +139,9 @@ def test_a_classifier() -> None:
     assert loading(found) == {"PEFT", "transformers"}
     assert "the newest take it with --max-lora-rank 16" in found["vLLM"].advice
     assert "sora merge" in found["llama.cpp"].advice
+    head = ("bert.pooler", "classifier")  # vLLM takes two names only (lora/peft_helper.py)
+    found = verdicts(head=head, task_type="SEQ_CLS", modules_to_save=list(head))
+    assert found["vLLM"].advice.startswith("refuses bert.pooler, classifier, stored in full")
 
 
 def test_an_output_layer_in_full() -> None:
@@ -232,7 +236,7 @@ def test_vllm_serves_no_text_to_text_model() -> None:
     assert loading(verdicts(task_type="SEQ_2_SEQ_LM")) == {"PEFT", "transformers", "llama.cpp"}
 
 
-@pytest.mark.parametrize("model_type", ["bert", "gpt2", "clip"])
+@pytest.mark.parametrize("model_type", ["falcon", "gpt2", "clip"])
 def test_vllm_serves_some_models_without_adapters(model_type: str) -> None:
     found = verdicts(BERT, base_config={"model_type": model_type}, task_type="SEQ_CLS",
                      head=("classifier",))  # fmt: skip

@@ -36,7 +36,7 @@ def test_who_takes_the_adapter_as_it_is() -> None:
 
 
 def test_what_comes_before() -> None:
-    padded = Consumer("llama.cpp", False, "why: sora export my/a -o OUT --layout padded first")
+    padded = Consumer("llama.cpp", False, "why", "padded")
     found = _commands(Consumer("vLLM", False, "no"), padded)
     assert found["vLLM"] == ("sora merge my/a -o merged", "vllm serve merged")
     assert found["llama.cpp"][:2] == (
@@ -44,12 +44,12 @@ def test_what_comes_before() -> None:
         "convert_lora_to_gguf.py padded --base b --outfile adapter.gguf",
     )
     assert "--base BASE " in _commands(padded, base="x.GGUF")["llama.cpp"][1]
-    uneven = Consumer("llama.cpp", False, "sora export my/a -o adapter.gguf --format gguf first")
+    uneven = Consumer("llama.cpp", False, "why", "gguf")
     assert _commands(uneven)["llama.cpp"] == (
         "sora export my/a -o adapter.gguf --format gguf",
         "llama-server -m BASE.gguf --lora adapter.gguf",
     )
-    merged = _commands(Consumer("llama.cpp", False, "refuses lm_head: sora merge first"))
+    merged = _commands(Consumer("llama.cpp", False, "refuses lm_head", "merge"))
     assert merged["llama.cpp"][-1] == "llama-server -m merged.gguf"
     assert servers(YES, task_type="SEQ_CLS", directory="a", base="b") == ()
 

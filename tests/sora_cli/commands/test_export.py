@@ -107,4 +107,4 @@ def test_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _export(_write(tmp_path / "a", [1, 3]), "--no-verify", "--json")
     facts = json.loads(capsys.readouterr().out)
     assert (facts["layout"], facts["modules"], facts["rank"]) == ("exact", 2, 3)
-    assert {"name", "loads", "advice"} == set(facts["consumers"][0])
+    assert {"name", "loads", "advice", "step"} == set(facts["consumers"][0])
