@@ -68,6 +68,11 @@ class Adapter:
     token_rows: Mapping[str, Replaced] = dataclasses.field(default_factory=dict)
 
     @property
+    def experts(self) -> frozenset[str]:
+        """The paths in `layers` that are experts in a parameter."""
+        return frozenset(path for path, form in self.forms.items() if form.experts)
+
+    @property
     def parameters(self) -> int:
         """Numbers in the factors, without the head."""
         return sum(factors.parameters for factors in self.layers.values())
@@ -182,7 +187,8 @@ def write_adapter(
     )
     _check_head(set(adapter.head) - set(loose), adapter.head_modules)
     config = written_config(
-        plan.stored,
+        plan.targets,
+        parameters=plan.parameters,
         layout=layout,
         base=adapter.base.hub_id or adapter.base.resolved,  # an id loads on every machine
         revision=adapter.base.revision,

@@ -249,11 +249,13 @@ def describe(
     keys: SplitKeys,
 ) -> AdapterFile:
     """Check an adapter's configuration against its tensors, without reading numbers."""
-    stored_paths = [*keys.pairs, *keys.products]
-    order = list(dict.fromkeys([*(p for p in meta.ranks if p in stored_paths), *stored_paths]))
-    check_targets(config, order, str(directory / ADAPTER_CONFIG))
-    notes = config.prepare(order, str(directory / ADAPTER_CONFIG))
+    stored_paths = dict.fromkeys([*keys.pairs, *keys.products])
+    targets = list(dict.fromkeys([*(p for p in meta.ranks if p in stored_paths), *stored_paths]))
+    where = str(directory / ADAPTER_CONFIG)
+    check_targets(config, [path for path in targets if path not in keys.parameters], where)
+    notes = config.prepare(targets, where)
     modules = stored_modules(keys, config, tensors)
+    order = list(dict.fromkeys([*(p for p in meta.ranks if p in modules), *modules]))
     ranks = {path: modules[path].rank for path in order}
     live = [path for path in order if ranks[path]]
     if config.is_adalora and not meta.ranks:

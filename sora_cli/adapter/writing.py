@@ -14,7 +14,8 @@ from torch.nn.functional import pad
 from methods.factors import LowRankFactors
 from methods.grid import bits_of
 from sora_cli.adapter.peft.layout import PREFIX, check_tensor, loose_key, pair_keys
-from sora_cli.adapter.stored import LINEAR, Form
+from sora_cli.adapter.peft.parameters import wrapper_paths
+from sora_cli.adapter.stored import LINEAR, Form, experts_by_parameter
 from sora_cli.core.atomic import check_read_back
 from sora_cli.core.checks import LAYOUTS, STORED, check_choice
 from sora_cli.core.errors import SoraError
@@ -42,7 +43,8 @@ class Plan:
         start: module path -> components given.
         live: module path -> components that are not exactly zero.
         stored: module path -> rank in its configuration. Dead modules are left out; if all are
-            dead, one is stored at rank 1.
+            dead, one is stored at rank 1. All experts in a parameter have the rank of the largest.
+        parameters: name of a parameter -> paths of its experts.
         bits: of each number, if all factors lie on a grid and are stored exactly; else None.
     """
 
@@ -75,6 +77,14 @@ class Plan:
         self.stored = {path: rank for path, rank in self.live.items() if rank}
         if not self.stored:
             self.stored = {next(iter(layers)): 1}
+        self.parameters = {
+            name: paths
+            for name, paths in experts_by_parameter(self._forms).items()
+            if not self.stored.keys().isdisjoint(paths)
+        }
+        for paths in self.parameters.values():
+            rank = max(self.stored.get(path, 0) for path in paths)
+            self.stored |= dict.fromkeys(paths, rank)
         self.bits = None if None in bits else max((b for b in bits if b), default=None)
         self._padded_to = max(self.stored.values()) if layout == "padded" else None
 
@@ -82,6 +92,12 @@ class Plan:
         plain = _float32_on_cpu(path, self._layers[path])
         bits = bits_of(plain) if self._dtype == torch.float32 else None
         return plain.live_components(), (plain.B.shape[0], plain.A.shape[1]), bits
+
+    @property
+    def targets(self) -> dict[str, int]:
+        """The paths in the configuration, each parameter as one, and their ranks."""
+        inside = {path: name for name, paths in self.parameters.items() for path in paths}
+        return {inside.get(path, path): rank for path, rank in self.stored.items()}
 
     def factors(self, path: str) -> LowRankFactors:
         """Return one module's factors in the dtype and layout of the file."""
@@ -106,18 +122,24 @@ class Plan:
 
         def half(path: str, name: str, shape: tuple[int, ...]) -> Tensor:
             if (path, name) not in waiting:
-                pair = self.factors(path)
-                waiting.update({(path, "A"): pair.A, (path, "B"): pair.B})
-            tensor = waiting.pop((path, name))
-            self._written[path, name] = _digest(tensor)
-            return tensor.reshape(shape)
+                pairs = {part: self.factors(part) for part in self.parameters.get(path, [path])}
+                for part, pair in pairs.items():
+                    self._written[part, "A"] = _digest(pair.A)
+                    self._written[part, "B"] = _digest(pair.B)
+                # A of the experts below each other, B's columns component by component: see
+                # StoredExpert
+                waiting[path, "A"] = torch.cat([pair.A for pair in pairs.values()])
+                waiting[path, "B"] = torch.stack([pair.B for pair in pairs.values()], -1)
+            return waiting.pop((path, name)).reshape(shape)
 
-        for path in self.stored:
-            n_out, n_in = self._sides[path]
-            rank, form = self._padded_to or self.stored[path], self._forms.get(path, LINEAR)
+        wrappers = wrapper_paths(self.parameters)
+        for path, rank in self.targets.items():
+            first = self.parameters.get(path, [path])[0]
+            (n_out, n_in), form = self._sides[first], self._forms.get(first, LINEAR)
+            rank = (self._padded_to or rank) * max(form.experts, 1)
             size, ones = math.prod(form.kernel), (1,) * len(form.kernel)
             shapes = (rank, n_in // size, *form.kernel), (n_out, rank, *ones)
-            keys = pair_keys(path, embedding=form.embedding)
+            keys = pair_keys(wrappers.get(path, path), embedding=form.embedding)
             for key, name, shape in zip(keys, "AB", shapes, strict=True):
                 make = partial(half, path, name, shape)
                 new[key] = NewTensor(self._dtype, shape, make, group=path)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sora_cli.adapter.apply import layer_of, token_weight
+from sora_cli.adapter.apply import expert_weight, layer_of, token_weight
 from sora_cli.adapter.directory import Adapter
+from sora_cli.adapter.peft.parameters import parameter_of
 from sora_cli.adapter.stored import LINEAR
 from sora_cli.core.errors import SoraError
 from sora_cli.merge.incoming import Content, same_content
@@ -25,9 +27,11 @@ class Match:
         stored: the checkpoint's tensors by name, in the order of files and bytes.
         arrivals: each tensor's parameters in the model.
         places: parameter -> name in the checkpoint, for tensors that become a parameter unchanged.
-        layers: parameter -> the adapter's module.
+        layers: parameter -> the adapter's module; of fused experts, the adapter's name of the
+            parameter.
         heads: parameter -> the adapter's name of a tensor stored in full.
         tokens: parameters in `layers` of which only some rows are replaced (trained tokens).
+        experts: parameters in `layers` that hold experts.
     """
 
     runtime: Runtime
@@ -37,6 +41,7 @@ class Match:
     layers: Mapping[str, str]
     heads: Mapping[str, str]
     tokens: frozenset[str] = frozenset()
+    experts: frozenset[str] = frozenset()
 
     @property
     def supplied(self) -> set[str]:
@@ -83,7 +88,9 @@ def match(outline: Adapter, stored: Mapping[str, StoredTensor], runtime: Runtime
     if both:
         raise SoraError(f"the adapter holds '{min(both)}' in full, and an update of it as well")
     tokens = frozenset(target for target, path in layers.items() if path in outline.token_rows)
-    matched = Match(runtime, stored, arrivals, places, layers, heads, tokens)
+    parameters = {parameter_of(path) for path in outline.experts}
+    experts = frozenset(target for target, path in layers.items() if path in parameters)
+    matched = Match(runtime, stored, arrivals, places, layers, heads, tokens, experts)
     matched = replace(matched, heads=_everywhere(matched, outline))
     _check_whole(matched)
     return matched
@@ -136,16 +143,19 @@ def _layers(outline: Adapter, runtime: Runtime) -> dict[str, str]:
     paths = layer_paths(runtime, outline)
     layers: dict[str, str] = {}
     for path, today in paths.items():
+        owner, target = path, f"{today}{_WEIGHT}"
         if path in outline.token_rows:
             token_weight(runtime.model, today or path, outline.token_rows[path])
         else:
-            form = outline.forms.get(path, LINEAR)
-            layer_of(runtime.model, today or path, outline.layers[path], form)
-        target = f"{today}{_WEIGHT}"
-        if target in layers:
+            form, factors = outline.forms.get(path, LINEAR), outline.layers[path]
+            if form.experts:
+                owner, target = parameter_of(path), str(today)
+                expert_weight(runtime.model, today or owner, factors, form)
+            else:
+                layer_of(runtime.model, today or path, factors, form)
+        if layers.setdefault(target, owner) != owner:
             raise SoraError(f"'{path}' and '{layers[target]}' of the adapter are the same module "
                             f"of the base model, '{today}'")  # fmt: skip
-        layers[target] = path
     return layers
 
 
@@ -196,10 +206,32 @@ def _everywhere(matched: Match, outline: Adapter) -> dict[str, str]:
     return tied | dict(matched.heads)
 
 
+def _is_expert(matched: Match, name: str, places: Mapping[str, int]) -> bool:
+    """Return True if a stored tensor is rows of one expert in a parameter that is stored in full.
+
+    Args:
+        places: parameter -> number of stored tensors that it is made of.
+    """
+    arrival, shape = matched.arrivals[name], matched.stored[name].shape
+    target = matched.runtime.state.get(arrival.names[0])
+    if arrival.expert is None or target is None or target.ndim != 3:
+        return False
+    path = arrival.names[0].rpartition(".")[0]
+    transposed = getattr(matched.runtime.model.get_submodule(path), "is_transposed", False)
+    experts, n_out, n_in = target.shape
+    number, _, parts = arrival.expert
+    fits = number < experts and shape == (n_out // parts, n_in)
+    return fits and not transposed and places[arrival.names[0]] == experts * parts
+
+
 def _check_whole(matched: Match) -> None:
-    """Refuse changes of parameters that transformers joins or splits when it loads a model."""
+    """Refuse changes of parameters that transformers joins or splits when it loads a model.
+
+    Fused experts whose weights are stored one by one are no such change, if all of them are there.
+    """
+    places = Counter(a.names[0] for a in matched.arrivals.values() if a.expert is not None)
     for name, arrival in matched.arrivals.items():
-        if arrival.plain:
+        if arrival.plain or _is_expert(matched, name, places):
             continue
         for target in arrival.names:
             if target in matched.layers or target in matched.heads:

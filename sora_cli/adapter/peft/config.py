@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field, PrivateAttr, Strict, StrictBool, StrictInt, ValidationError
@@ -32,7 +32,6 @@ _VARIANTS = {
     "use_bdlora": "its factors are block-diagonal",
     "lora_bias": "it also adds a bias",
     "layer_replication": "it also repeats layers of the base model",
-    "target_parameters": "it adapts single parameters, not linear layers",
     "alora_invocation_tokens": "it is switched on by tokens in the input",
     "arrow_config": "it chooses among several adapters",
     "kasa_config": "it also cuts the base weight",
@@ -90,6 +89,7 @@ class PeftConfig(Targets):
     init_lora_weights: bool | str | None = True
     ensure_weight_tying: bool = False
     trainable_token_indices: list[StrictInt] | dict[str, list[StrictInt]] | None = None
+    target_parameters: list[str] | None = None
 
     _ranks: dict[str, int] = PrivateAttr(default_factory=dict)
     _alphas: dict[str, float] = PrivateAttr(default_factory=dict)
@@ -126,6 +126,11 @@ class PeftConfig(Targets):
         self._ranks.update(_values_by_path("rank_pattern", by_rank, hits, notes))
         self._alphas.update(_values_by_path("alpha_pattern", by_alpha, hits, notes))
         return tuple(notes)
+
+    def follow(self, paths: Iterable[str], parameter: str) -> None:
+        """Give the experts in a parameter its rank and alpha."""
+        self._ranks.update(dict.fromkeys(paths, self.rank(parameter)))
+        self._alphas.update(dict.fromkeys(paths, self._alphas[parameter]))
 
     def head_notes(self, modules: Sequence[str]) -> tuple[str, ...]:
         """Return a note if `modules_to_save` names modules that the file does not hold.
@@ -247,6 +252,9 @@ def _refuse_variants(config: PeftConfig, raw: Mapping[str, Any], where: str) -> 
         if raw.get(name) not in (None, False, []):  # an empty mapping sets it
             raise SoraError(f"{name} is set: {reason}, which is more than a plain LoRA",
                             where=where, hint=MERGE_HINT)  # fmt: skip
+    if config.target_parameters and (config.peft_type != "LORA" or config.use_dora):
+        raise SoraError(f"target_parameters goes with plain LoRA only, not with {config.kind}",
+                        where=where)  # fmt: skip
     if config.bias not in _BIASES:
         raise SoraError(
             f"bias: {_printable(config.bias, 40)} is not one of {', '.join(_BIASES)}", where=where

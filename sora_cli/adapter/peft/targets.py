@@ -32,6 +32,8 @@ class Targets(BaseModel):
 
 def check_targets(targets: Targets, paths: Sequence[str], where: str) -> None:
     """Check that PEFT would adapt all of these modules, by the rule in peft.tuners.tuners_utils."""
+    if not paths:
+        return
     if targets.target_modules is None:
         raise SoraError("target_modules is not set, so PEFT would choose by the kind of model",
                         where=where, hint="name the modules that the file holds")  # fmt: skip
