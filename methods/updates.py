@@ -78,8 +78,10 @@ class Product(Update):
             product.mul_(self.scaling)
         return product.T if transposed else product
 
-    def part(self, rows: Rows) -> Product:
-        """Return the update of some rows of the weight."""
+    def part(self, rows: Rows, *, transposed: bool) -> Product:
+        """Return the update of some rows of the stored weight."""
+        if transposed:
+            return replace(self, A=self.A[:, slice(*rows)])
         return replace(self, B=self.B[slice(*rows)])
 
     def tensors(self) -> tuple[Tensor, ...]:

@@ -143,10 +143,11 @@ def token_weight(model: nn.Module, path: str, rows: Replaced) -> Tensor:
 def expert_weight(
     model: nn.Module, name: str, factors: LowRankFactors, form: Form
 ) -> tuple[Tensor, bool]:
-    """Return a parameter of experts, and True if each is stored as (in, out).
+    """Return a parameter of experts, and True if each is the transpose of its factors' product.
 
-    It is (experts, out, in), or (experts, in, out) where its module says so; a single weight may
-    also be (out, in). This is PEFT's rule (`ParamWrapper.update_layer`).
+    PEFT takes a parameter as (experts, out, in), or as (experts, in, out) where its module says so
+    (`ParamWrapper.update_layer`); a single weight may be (out, in). Before version 0.19.1 it took
+    most the other way round. Only today's rule can read squares; other shapes show their way.
     """
     path, _, last = name.rpartition(".")
     try:
@@ -154,16 +155,16 @@ def expert_weight(
         weight = getattr(module, last)
     except AttributeError:
         raise SoraError(f"the base model has no parameter '{name}'", hint=_OTHER_BASE) from None
-    transposed = bool(getattr(module, "is_transposed", False))
     sides = factors.B.shape[0], factors.A.shape[1]
-    wanted = (form.experts, *(sides[::-1] if transposed else sides))
-    if isinstance(weight, Tensor) and weight.ndim == 2 and form.experts == 1:
-        transposed, wanted = False, sides
-    if not isinstance(weight, Tensor) or weight.shape != wanted:
+    if isinstance(weight, Tensor) and weight.shape == sides and form.experts == 1:
+        return weight, False
+    plain, turned = (form.experts, *sides), (form.experts, *sides[::-1])
+    if not isinstance(weight, Tensor) or weight.shape not in (plain, turned):
         there = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         raise SoraError(f"'{name}' of the base model is {there}; the adapter's factors change one "
-                        f"of {wanted}", hint=_OTHER_BASE)  # fmt: skip
-    return weight, transposed
+                        f"of {plain}", hint=_OTHER_BASE)  # fmt: skip
+    square = plain == turned
+    return weight, getattr(module, "is_transposed", False) if square else weight.shape == turned
 
 
 def fold_in(module: nn.Module, update: Update) -> None:

@@ -135,8 +135,8 @@ def _from_file(file: AdapterFile) -> Incoming:
     def update(path: str) -> Update:
         return file.token_rows[path] if path in file.tokens else file.update(path)
 
-    update, largest = _with_stacks(update, outline), max(file.largest, _largest(outline))
-    return Incoming(outline, update, file.head_entry, file.factors, largest)
+    read, largest = _with_stacks(update, outline), max(file.largest, _largest(outline))
+    return Incoming(outline, read, file.head_entry, file.factors, largest)
 
 
 def _with_stacks(update: Callable[[str], Update], outline: Adapter) -> Callable[[str], Update]:

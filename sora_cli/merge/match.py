@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sora_cli.adapter.apply import expert_weight, layer_of, token_weight
@@ -31,7 +31,8 @@ class Match:
             parameter.
         heads: parameter -> the adapter's name of a tensor stored in full.
         tokens: parameters in `layers` of which only some rows are replaced (trained tokens).
-        experts: parameters in `layers` that hold experts.
+        experts: parameters in `layers` that hold experts -> True if the adapter's update of each
+            is transposed.
     """
 
     runtime: Runtime
@@ -41,7 +42,7 @@ class Match:
     layers: Mapping[str, str]
     heads: Mapping[str, str]
     tokens: frozenset[str] = frozenset()
-    experts: frozenset[str] = frozenset()
+    experts: Mapping[str, bool] = field(default_factory=dict)
 
     @property
     def supplied(self) -> set[str]:
@@ -70,7 +71,7 @@ def match(outline: Adapter, stored: Mapping[str, StoredTensor], runtime: Runtime
     A part with no place, or with more than one place, is an error.
     """
     arrivals = runtime.arrivals(stored)
-    layers = _layers(outline, runtime)
+    layers, experts = _layers(outline, runtime)
     heads = _heads(outline, runtime)
     places: dict[str, str] = {}
     for name in stored:
@@ -88,8 +89,6 @@ def match(outline: Adapter, stored: Mapping[str, StoredTensor], runtime: Runtime
     if both:
         raise SoraError(f"the adapter holds '{min(both)}' in full, and an update of it as well")
     tokens = frozenset(target for target, path in layers.items() if path in outline.token_rows)
-    parameters = {parameter_of(path) for path in outline.experts}
-    experts = frozenset(target for target, path in layers.items() if path in parameters)
     matched = Match(runtime, stored, arrivals, places, layers, heads, tokens, experts)
     matched = replace(matched, heads=_everywhere(matched, outline))
     _check_whole(matched)
@@ -139,9 +138,11 @@ def _partners(matched: Match, target: str) -> list[str]:
     ]
 
 
-def _layers(outline: Adapter, runtime: Runtime) -> dict[str, str]:
+def _layers(outline: Adapter, runtime: Runtime) -> tuple[dict[str, str], dict[str, bool]]:
+    """Return `Match.layers` and `Match.experts`."""
     paths = layer_paths(runtime, outline)
     layers: dict[str, str] = {}
+    experts: dict[str, bool] = {}
     for path, today in paths.items():
         owner, target = path, f"{today}{_WEIGHT}"
         if path in outline.token_rows:
@@ -150,13 +151,13 @@ def _layers(outline: Adapter, runtime: Runtime) -> dict[str, str]:
             form, factors = outline.forms.get(path, LINEAR), outline.layers[path]
             if form.experts:
                 owner, target = parameter_of(path), str(today)
-                expert_weight(runtime.model, today or owner, factors, form)
+                experts[target] = expert_weight(runtime.model, today or owner, factors, form)[1]
             else:
                 layer_of(runtime.model, today or path, factors, form)
         if layers.setdefault(target, owner) != owner:
             raise SoraError(f"'{path}' and '{layers[target]}' of the adapter are the same module "
                             f"of the base model, '{today}'")  # fmt: skip
-    return layers
+    return layers, experts
 
 
 def _tied_rows(
@@ -207,21 +208,19 @@ def _everywhere(matched: Match, outline: Adapter) -> dict[str, str]:
 
 
 def _is_expert(matched: Match, name: str, places: Mapping[str, int]) -> bool:
-    """Return True if a stored tensor is rows of one expert in a parameter that is stored in full.
+    """Return True if a stored tensor is rows of one expert in a parameter that is stored whole.
 
     Args:
         places: parameter -> number of stored tensors that it is made of.
     """
     arrival, shape = matched.arrivals[name], matched.stored[name].shape
     target = matched.runtime.state.get(arrival.names[0])
-    if arrival.expert is None or target is None or target.ndim != 3:
+    if arrival.expert is None or arrival.names[0] not in matched.experts or target is None:
         return False
-    path = arrival.names[0].rpartition(".")[0]
-    transposed = getattr(matched.runtime.model.get_submodule(path), "is_transposed", False)
-    experts, n_out, n_in = target.shape
     number, _, parts = arrival.expert
-    fits = number < experts and shape == (n_out // parts, n_in)
-    return fits and not transposed and places[arrival.names[0]] == experts * parts
+    experts, rows, columns = target.shape if target.ndim == 3 else (0, 0, 0)
+    fits = number < experts and shape == (rows // parts, columns)
+    return fits and places[arrival.names[0]] == experts * parts
 
 
 def _check_whole(matched: Match) -> None:

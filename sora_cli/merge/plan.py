@@ -204,7 +204,7 @@ def _misshapen(matched: Match) -> list[str]:
 def _planned(tensor: StoredTensor, matched: Match, outline: Adapter) -> Item:
     """Return the planned tensor for a tensor of the base, still under its old name."""
     arrival = matched.arrivals[tensor.name]
-    whole = arrival.plain or arrival.expert is not None
+    whole = arrival.plain or arrival.names[0] in matched.experts
     target = arrival.names[0] if whole and arrival.known else ""
     if target in matched.heads:
         item = _head(tensor.name, matched.heads[target], outline, tensor.dtype, tensor)
@@ -253,12 +253,12 @@ def _updated(item: Item, target: str, matched: Match) -> Item:
     if place is not None:
         rows = item.shape[0]
         part = place.part * rows, (place.part + 1) * rows
-        return replace(item, update=expert_path(path, place.expert), part=part)
-    module = matched.runtime.model.get_submodule(target.rpartition(".")[0])
+        update, transposed = expert_path(path, place.expert), matched.experts[target]
+        return replace(item, update=update, part=part, transposed=transposed)
     if target in matched.experts:
-        stacked = len(item.shape) == 3
-        transposed = stacked and bool(getattr(module, "is_transposed", False))
+        transposed, stacked = matched.experts[target], len(item.shape) == 3
         return replace(item, update=path, transposed=transposed, experts=stacked)
+    module = matched.runtime.model.get_submodule(target.removesuffix(".weight"))
     return replace(item, update=path, transposed=is_transposed(module))
 
 

@@ -159,7 +159,7 @@ class _Job:
             update = blocks.with_norms(item, incoming.update(item.update), content, file)
             if item.part is not None:
                 assert isinstance(update, Product)
-                update = update.part(item.part)
+                update = update.part(item.part, transposed=item.transposed)
             squared = update.squared()
             self._overlaps[item.name] = {} if squared is None else {-1: Overlap(squared)}
             square_known = squared is not None
