@@ -68,9 +68,9 @@ class Adapter:
     token_rows: Mapping[str, Replaced] = dataclasses.field(default_factory=dict)
 
     @property
-    def experts(self) -> frozenset[str]:
+    def experts(self) -> tuple[str, ...]:
         """The paths in `layers` that are experts in a parameter."""
-        return frozenset(path for path, form in self.forms.items() if form.experts)
+        return tuple(path for path, form in self.forms.items() if form.experts)
 
     @property
     def parameters(self) -> int:
@@ -197,8 +197,8 @@ def write_adapter(
         fan_in_fan_out=adapter.fan_in_fan_out,
         biases=bool(adapter.biases),
     )
-    ranks = {path: plan.live.get(path, 0) for path in [*adapter.meta.ranks, *plan.live]}
-    start = adapter.meta.ranks_start or plan.start
+    ranks = {**dict.fromkeys(adapter.meta.ranks, 0), **plan.sums(plan.live)}
+    start = adapter.meta.ranks_start or plan.sums(plan.start)
     facts: dict[str, Any] = {"ranks": ranks, "ranks_start": start, "bits": plan.bits}
     if plan.bits is None:
         facts["rounding_errors"] = {}

@@ -32,6 +32,7 @@ from sora_cli.adapter.stored import (
     StoredModule,
     StoredPair,
     checked_tokens,
+    grouped,
     stored_modules,
 )
 from sora_cli.core.errors import SoraError
@@ -92,6 +93,15 @@ class AdapterFile:
     def kind(self) -> str:
         """PEFT's name of the kind: "LoRA", "rsLoRA", "DoRA", "AdaLoRA", "LoHa" or "LoKr"."""
         return self.config.kind
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """The modules, with all experts in a parameter as one: name -> its paths in `paths`."""
+        return grouped(self.paths, self.forms)
+
+    def components(self) -> dict[str, int]:
+        """Return the stored components of each of `groups`."""
+        return {name: sum(self.ranks[p] for p in paths) for name, paths in self.groups.items()}
 
     @property
     def file_bytes(self) -> int:

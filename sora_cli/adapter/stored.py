@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -48,13 +48,13 @@ class Form:
 LINEAR = Form()
 
 
-def experts_by_parameter(forms: Mapping[str, Form]) -> dict[str, list[str]]:
-    """Return {name of a parameter: paths of its experts in their order}."""
-    numbers = {parameter_of(path): form.experts for path, form in forms.items() if form.experts}
-    return {
-        name: [expert_path(name, number) for number in range(count)]
-        for name, count in numbers.items()
-    }
+def grouped(paths: Iterable[str], forms: Mapping[str, Form]) -> dict[str, list[str]]:
+    """Return {path of a module: [it]}, with {name of a parameter: its experts} for experts."""
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        name = parameter_of(path) if forms.get(path, LINEAR).experts else path
+        groups.setdefault(name, []).append(path)
+    return groups
 
 
 @dataclass(frozen=True)

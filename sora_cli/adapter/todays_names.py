@@ -41,7 +41,7 @@ def todays_paths(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
 def todays_layers(model: nn.Module, adapter: Adapter) -> dict[str, str]:
     """Return {stored path of each layer: the model's path}; of an expert: its parameter's name."""
     paths = [*adapter.layers, *adapter.token_rows]
-    parameters = {path: parameter_of(path) for path in paths if path in adapter.experts}
+    parameters = {path: parameter_of(path) for path in adapter.experts}
     names = todays_names(model, set(parameters.values()))
     today = todays_paths(model, (path for path in paths if path not in parameters))
     return today | {path: names[parameter] for path, parameter in parameters.items()}

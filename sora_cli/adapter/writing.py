@@ -15,7 +15,7 @@ from methods.factors import LowRankFactors
 from methods.grid import bits_of
 from sora_cli.adapter.peft.layout import PREFIX, check_tensor, loose_key, pair_keys
 from sora_cli.adapter.peft.parameters import wrapper_paths
-from sora_cli.adapter.stored import LINEAR, Form, experts_by_parameter
+from sora_cli.adapter.stored import LINEAR, Form, grouped
 from sora_cli.core.atomic import check_read_back
 from sora_cli.core.checks import LAYOUTS, STORED, check_choice
 from sora_cli.core.errors import SoraError
@@ -44,7 +44,7 @@ class Plan:
         live: module path -> components that are not exactly zero.
         stored: module path -> rank in its configuration. Dead modules are left out; if all are
             dead, one is stored at rank 1. All experts in a parameter have the rank of the largest.
-        parameters: name of a parameter -> paths of its experts.
+        groups: module path -> itself; name of a parameter -> paths of its experts.
         bits: of each number, if all factors lie on a grid and are stored exactly; else None.
     """
 
@@ -77,14 +77,10 @@ class Plan:
         self.stored = {path: rank for path, rank in self.live.items() if rank}
         if not self.stored:
             self.stored = {next(iter(layers)): 1}
-        self.parameters = {
-            name: paths
-            for name, paths in experts_by_parameter(self._forms).items()
-            if not self.stored.keys().isdisjoint(paths)
-        }
-        for paths in self.parameters.values():
-            rank = max(self.stored.get(path, 0) for path in paths)
-            self.stored |= dict.fromkeys(paths, rank)
+        self.groups = grouped(layers, self._forms)
+        for paths in self.groups.values():
+            if rank := max(self.stored.get(path, 0) for path in paths):
+                self.stored |= dict.fromkeys(paths, rank)
         self.bits = None if None in bits else max((b for b in bits if b), default=None)
         self._padded_to = max(self.stored.values()) if layout == "padded" else None
 
@@ -95,9 +91,18 @@ class Plan:
 
     @property
     def targets(self) -> dict[str, int]:
-        """The paths in the configuration, each parameter as one, and their ranks."""
-        inside = {path: name for name, paths in self.parameters.items() for path in paths}
-        return {inside.get(path, path): rank for path, rank in self.stored.items()}
+        """The names in the configuration, each parameter as one, and their ranks."""
+        firsts = {name: paths[0] for name, paths in self.groups.items()}
+        return {name: self.stored[path] for name, path in firsts.items() if path in self.stored}
+
+    @property
+    def parameters(self) -> set[str]:
+        """The names in `targets` of parameters."""
+        return {name for name in self.targets if self.groups[name] != [name]}
+
+    def sums(self, ranks: Mapping[str, int]) -> dict[str, int]:
+        """Sum numbers of modules over the experts in each parameter."""
+        return {name: sum(map(ranks.__getitem__, paths)) for name, paths in self.groups.items()}
 
     def factors(self, path: str) -> LowRankFactors:
         """Return one module's factors in the dtype and layout of the file."""
@@ -122,7 +127,7 @@ class Plan:
 
         def half(path: str, name: str, shape: tuple[int, ...]) -> Tensor:
             if (path, name) not in waiting:
-                pairs = {part: self.factors(part) for part in self.parameters.get(path, [path])}
+                pairs = {part: self.factors(part) for part in self.groups[path]}
                 for part, pair in pairs.items():
                     self._written[part, "A"] = _digest(pair.A)
                     self._written[part, "B"] = _digest(pair.B)
@@ -134,9 +139,9 @@ class Plan:
 
         wrappers = wrapper_paths(self.parameters)
         for path, rank in self.targets.items():
-            first = self.parameters.get(path, [path])[0]
+            first, count = self.groups[path][0], len(self.groups[path])
             (n_out, n_in), form = self._sides[first], self._forms.get(first, LINEAR)
-            rank = (self._padded_to or rank) * max(form.experts, 1)
+            rank = (self._padded_to or rank) * count
             size, ones = math.prod(form.kernel), (1,) * len(form.kernel)
             shapes = (rank, n_in // size, *form.kernel), (n_out, rank, *ones)
             keys = pair_keys(wrappers.get(path, path), embedding=form.embedding)

@@ -20,7 +20,7 @@ from sora_cli.adapter.directory import Adapter, lazy_adapter
 from sora_cli.adapter.metadata import AdapterMeta
 from sora_cli.adapter.reading import AdapterFile
 from sora_cli.adapter.row_recipe import recorded_row_recipe
-from sora_cli.adapter.stored import experts_by_parameter
+from sora_cli.adapter.stored import grouped
 from sora_cli.core.errors import SoraError
 from sora_cli.model.fingerprint import StoredTensor
 from sora_cli.model.tensors import torch_dtype
@@ -141,7 +141,7 @@ def _from_file(file: AdapterFile) -> Incoming:
 
 def _with_stacks(update: Callable[[str], Update], outline: Adapter) -> Callable[[str], Update]:
     """Return a reader that also takes the name of a parameter, for all of its experts."""
-    stacks = experts_by_parameter(outline.forms)
+    stacks = grouped(outline.experts, outline.forms)
 
     def read(path: str) -> Update:
         if path not in stacks:
@@ -154,8 +154,8 @@ def _with_stacks(update: Callable[[str], Update], outline: Adapter) -> Callable[
 def _largest(outline: Adapter) -> int:
     """Return the numbers in the factors of the largest module; all experts in a tensor are one."""
     sizes = {path: factors.parameters for path, factors in outline.layers.items()}
-    stacks = experts_by_parameter(outline.forms).values()
-    return max(*sizes.values(), *(sum(sizes[path] for path in paths) for paths in stacks), 0)
+    groups = grouped(outline.layers, outline.forms).values()
+    return max(sum(sizes[path] for path in paths) for paths in groups)
 
 
 def _merged_meta(meta: AdapterMeta, place: Path | None) -> AdapterMeta:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from sora_cli.core.errors import SoraError, first_mistake
 from sora_cli.core.words import first_few
 
 LARGEST_RANK = 2**20
+_SIDES_SINCE = "0.19.1"  # see `adapter.apply.expert_weight`
 _MOST_MODULES = 10_000  # of modules_to_save
 _KNOWN = ("LORA", adalora.ADALORA, lycoris.LOHA, lycoris.LOKR)
 _BIASES = ("none", "all", "lora_only")
@@ -71,6 +73,7 @@ class PeftConfig(Targets):
     """The keys of `adapter_config.json` that matter; AdaLoRA's in the terms of `adalora`."""
 
     peft_type: str
+    peft_version: str | None = None
     task_type: str | None = None
     base_model_name_or_path: str | None = None
     revision: str | None = None
@@ -123,6 +126,12 @@ class PeftConfig(Targets):
         for path in paths:
             self._ranks[path] = self.module_ranks.get(path, self.r)
             self._alphas[path] = self.lora_alpha
+        if self.target_parameters and _is_before(self.peft_version, _SIDES_SINCE):
+            notes.append(
+                f"written by PEFT {_printable(str(self.peft_version))}, which took most fused "
+                f"experts with inputs for outputs: PEFT from {_SIDES_SINCE} on may refuse the file; "
+                "sora merge takes it"
+            )
         self._ranks.update(_values_by_path("rank_pattern", by_rank, hits, notes))
         self._alphas.update(_values_by_path("alpha_pattern", by_alpha, hits, notes))
         return tuple(notes)
@@ -228,6 +237,15 @@ def _values_by_path(
             f"{first_few(clashes)}; the first counts, as in PEFT: {chosen[path][1]:g}"
         )
     return {path: value for path, (_, value) in chosen.items()}
+
+
+def _is_before(version: str | None, other: str) -> bool:
+    """Return True if a version is known and older."""
+    return version is not None and _numbers(version) < _numbers(other)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d{1,9}", version)[:3]]
 
 
 def _printable(text: str, limit: int = 80) -> str:
