@@ -131,13 +131,14 @@ def check_left(
     )
 
 
-def check_experts(experts: Sequence[str], keep: Keep, *, other: bool = False) -> None:
-    """Refuse a rule that gives each expert in a tensor a rank of its own; any for `other` cuts.
+def check_experts(experts: Sequence[str], keep: Keep, *, promise: bool = False) -> None:
+    """Refuse a rule that gives each expert in a tensor a rank of its own.
 
     Args:
         experts: the paths of an adapter's experts.
+        promise: a test chooses the ranks.
     """
-    if experts and (other or keep.given().keys() - {"rank"}):
+    if experts and (promise or keep.given().keys() - {"rank"}):
         raise SoraError(
             f"this adapter changes fused experts ({parameter_of(experts[0])}): PEFT stores all "
             "experts in a tensor at one rank",

@@ -175,7 +175,7 @@ def _prune(
     with open_adapter(directory) as file:
         check_low_rank(file)
         adapter, size_before = lazy_adapter(file), _file_size(file.directory)
-        check_experts(adapter.experts, keep, other=asked is not None or bits is not None)
+        check_experts(adapter.experts, keep, promise=asked is not None)
         rounding = None if bits is None else Rounding.of(file, bits, head=head)
         search = None
         if asked is not None and measured is not None:

@@ -73,7 +73,7 @@ class PeftConfig(Targets):
     """The keys of `adapter_config.json` that matter; AdaLoRA's in the terms of `adalora`."""
 
     peft_type: str
-    peft_version: str | None = None
+    peft_version: Any = None
     task_type: str | None = None
     base_model_name_or_path: str | None = None
     revision: str | None = None
@@ -128,8 +128,8 @@ class PeftConfig(Targets):
             self._alphas[path] = self.lora_alpha
         if self.target_parameters and _is_before(self.peft_version, _SIDES_SINCE):
             notes.append(
-                f"written by PEFT {_printable(str(self.peft_version))}, which took most fused "
-                f"experts with inputs for outputs: PEFT from {_SIDES_SINCE} on may refuse the file; "
+                f"written by PEFT {_printable(str(self.peft_version))}, which took inputs of most "
+                f"fused experts for outputs: PEFT from {_SIDES_SINCE} on may refuse the file; "
                 "sora merge takes it"
             )
         self._ranks.update(_values_by_path("rank_pattern", by_rank, hits, notes))
@@ -239,9 +239,9 @@ def _values_by_path(
     return {path: value for path, (_, value) in chosen.items()}
 
 
-def _is_before(version: str | None, other: str) -> bool:
+def _is_before(version: Any, other: str) -> bool:
     """Return True if a version is known and older."""
-    return version is not None and _numbers(version) < _numbers(other)
+    return isinstance(version, str) and _numbers(version) < _numbers(other)
 
 
 def _numbers(version: str) -> list[int]:

@@ -14,6 +14,7 @@ from sora_cli.adapter.peft import lycoris
 from sora_cli.adapter.peft.config import MERGE_HINT, PeftConfig
 from sora_cli.adapter.peft.parameters import parameters_of
 from sora_cli.adapter.peft.patterns import anchored
+from sora_cli.adapter.peft.targets import targeted
 from sora_cli.core.errors import SoraError
 
 if TYPE_CHECKING:
@@ -134,7 +135,11 @@ def split_keys(keys: Iterable[str], config: PeftConfig, where: str) -> SplitKeys
         raise SoraError(f"'{path}' is stored in full but has no adapter", where=where)
     if not parts:
         raise SoraError("the file holds no LoRA pair", where=where)
-    parameters = parameters_of(parts, config.target_parameters or (), where)
+    parameters: dict[str, str] = {}
+    if config.target_parameters:
+        modules = targeted(config, list(parts), where)
+        others = [path for path in parts if path not in modules]
+        parameters = parameters_of(others or parts, config.target_parameters, where)
     parts = {parameters.get(path, path): found for path, found in parts.items()}
     if config.peft_type in lycoris.PARTS:
         for path, found in parts.items():

@@ -9,7 +9,7 @@ the parameter's name and the expert's number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from sora_cli.core.errors import SoraError
@@ -23,15 +23,15 @@ _ORDER = (
 cannot pass unseen: the shapes of two such parameters differ, and are compared with the model's."""
 
 
-def parameters_of(paths: Iterable[str], targets: Iterable[str], where: str) -> dict[str, str]:
+def parameters_of(paths: Iterable[str], targets: Sequence[str], where: str) -> dict[str, str]:
     """Return {path in the file's keys: name of the parameter} for the paths of parameters.
 
     Args:
+        paths: those that no other rule of the configuration chooses.
         targets: `target_parameters` of the configuration.
     """
-    targets = tuple(targets)
     wrappers: dict[str, list[str]] = {}
-    for path in paths if targets else ():
+    for path in paths:
         wrappers.setdefault(path.replace(_BASE, ""), []).append(path)
     named: dict[str, str] = {}
     for module, wrapped in wrappers.items():
