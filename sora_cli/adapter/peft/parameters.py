@@ -15,12 +15,9 @@ from itertools import groupby
 from sora_cli.core.errors import SoraError
 
 _BASE = ".base_layer"
-_ORDER = (
-    "gate_up_proj", "gate_up_proj_bias", "gate_proj", "up_proj", "w1", "w3", "down_proj",
-    "down_proj_bias", "w2",
-)  # fmt: skip
-"""Parameters of experts in the order in which transformers' modules register them. A wrong order
-cannot pass unseen: the shapes of two such parameters differ, and are compared with the model's."""
+_ORDER = ("gate_up_proj", "gate_up_proj_bias", "up_proj", "down_proj", "down_proj_bias")
+"""Parameters of experts in the order in which the modules of transformers 5.24 register them.
+Another order cannot pass unseen: their shapes differ, and are compared with the model's."""
 
 
 def parameters_of(paths: Iterable[str], targets: Sequence[str], where: str) -> dict[str, str]:
