@@ -26,6 +26,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.model.tensors import TensorFile, dtype_name
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_MOST_EXPERTS = 2**13  # the largest mixtures of today have below 2**10
 _LARGEST_SIDE = 2**24  # inputs or outputs of a layer; the largest vocabularies are below 2**20
 
 
@@ -305,7 +306,8 @@ def _checked_experts(
 ) -> dict[str, StoredModule]:
     """Return {path of each expert: its part of a parameter's pair}."""
     a, b, rank = tensors.shape(pair.a), tensors.shape(pair.b), config.rank(parameter)
-    if not len(a) == len(b) == 2 or a[0] != b[1] or a[0] % rank or not a[0]:
+    fits = len(a) == len(b) == 2 and a[0] == b[1] and a[0] % rank == 0
+    if not fits or not 0 < a[0] // rank <= _MOST_EXPERTS:
         raise SoraError(f"'{parameter}': A {a} and B {b} are not pairs of rank {rank} for a number "
                         "of experts", where=str(tensors.file))  # fmt: skip
     form, shape = Form(experts=a[0] // rank), (b[0], a[1])

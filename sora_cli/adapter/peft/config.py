@@ -17,7 +17,7 @@ from sora_cli.core.words import first_few
 
 LARGEST_RANK = 2**20
 _SIDES_SINCE = "0.19.1"  # see `adapter.apply.expert_weight`
-_MOST_MODULES = 10_000  # of modules_to_save
+_MOST_MODULES = 10_000  # of modules_to_save and target_parameters
 _KNOWN = ("LORA", adalora.ADALORA, lycoris.LOHA, lycoris.LOKR)
 _BIASES = ("none", "all", "lora_only")
 # others, such as PiSSA, OLoRA, CorDA and LoftQ, also change the base weights
@@ -304,8 +304,10 @@ def _check_values(config: PeftConfig, where: str) -> None:
     modules = config.modules_to_save or []
     if not all(modules):
         raise SoraError("modules_to_save: an empty name would match every module", where=where)
-    if len(modules) > _MOST_MODULES:
-        raise SoraError(f"modules_to_save: {len(modules):,} entries are too many", where=where)
+    names = {"modules_to_save": modules, "target_parameters": config.target_parameters or []}
+    for key, entries in names.items():
+        if len(entries) > _MOST_MODULES:
+            raise SoraError(f"{key}: {len(entries):,} entries are too many", where=where)
 
 
 def _short(number: int) -> str:

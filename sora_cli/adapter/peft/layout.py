@@ -137,6 +137,8 @@ def split_keys(keys: Iterable[str], config: PeftConfig, where: str) -> SplitKeys
         raise SoraError("the file holds no LoRA pair", where=where)
     parameters: dict[str, str] = {}
     if config.target_parameters:
+        for name in config.target_parameters:
+            check_name(name, where)
         modules = targeted(config, list(parts), where)
         others = [path for path in parts if path not in modules]
         parameters = parameters_of(others or parts, config.target_parameters, where)
