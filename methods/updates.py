@@ -78,6 +78,12 @@ class Product(Update):
             product.mul_(self.scaling)
         return product.T if transposed else product
 
+    def part(self, rows: Rows, *, transposed: bool) -> Product:
+        """Return the update of some rows of the stored weight."""
+        if transposed:
+            return replace(self, A=self.A[:, slice(*rows)])
+        return replace(self, B=self.B[slice(*rows)])
+
     def tensors(self) -> tuple[Tensor, ...]:
         """Return A and B."""
         return self.A, self.B
@@ -86,6 +92,36 @@ class Product(Update):
         """Compute ||dW||_F^2 from r x r Gram matrices: tr(B^T B A A^T), times scaling^2."""
         a, b = self.A.double(), self.B.double()
         return self.scaling**2 * float(((b.T @ b) * (a @ a.T)).sum())
+
+
+@dataclass(frozen=True)
+class Stacked(Update):
+    """The updates of several experts whose weights are stored one below the other."""
+
+    experts: tuple[Product, ...]
+
+    def delta(self, rows: Rows, out: Tensor, *, transposed: bool) -> Tensor:
+        """Compute rows of the stack; with `transposed`, of the experts' transposes."""
+        first = self.experts[0]
+        sides = first.B.shape[0], first.A.shape[1]
+        height, width = sides[::-1] if transposed else sides  # of each expert as it is stored
+        total = _shaped(out, rows[1] - rows[0], width)
+        for number in range(rows[0] // height, -(-rows[1] // height)):
+            top = number * height
+            start, stop = max(rows[0], top), min(rows[1], top + height)
+            memory = torch.empty((stop - start) * width)
+            part = (start - top, stop - top)
+            change = self.experts[number].delta(part, memory, transposed=transposed)
+            total[start - rows[0] : stop - rows[0]] = change
+        return total
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return A and B of each expert."""
+        return tuple(tensor for expert in self.experts for tensor in expert.tensors())
+
+    def squared(self) -> float:
+        """Compute ||dW||_F^2."""
+        return sum(expert.squared() for expert in self.experts)
 
 
 @dataclass(frozen=True)

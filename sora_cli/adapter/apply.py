@@ -18,11 +18,16 @@ from methods.init import factor_options, linear_shape
 from methods.inject import replace
 from methods.updates import Product, Replaced, Rescaled, Update
 from sora_cli.adapter.directory import Adapter
+from sora_cli.adapter.peft.parameters import expert_number
 from sora_cli.adapter.stored import LINEAR, Form
-from sora_cli.adapter.todays_names import todays_names, todays_paths
+from sora_cli.adapter.todays_names import todays_layers, todays_names, todays_paths
 from sora_cli.core.errors import SoraError
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_OTHER_BASE = (
+    "is it the right base model and the right task, and is transformers as new as "
+    f"the adapter's (here {version('transformers')})?"
+)
 
 
 @torch.no_grad()
@@ -32,7 +37,7 @@ def apply_adapter(
     """Wrap the adapter's layers in the model and load its head, in place.
 
     Only linear layers without DoRA's magnitudes can be wrapped. For all other parts of an adapter
-    `fold` is needed.
+    `fold` is needed. Fused experts are changed in place.
 
     Args:
         fold: add the update into the weight itself where a layer is not linear, is rescaled by
@@ -44,10 +49,18 @@ def apply_adapter(
     """
     # first: wrapped layers have their own parameters elsewhere
     load_head(model, adapter.head, base_weights=adapter.base_weights)
-    today = todays_paths(model, [*adapter.layers, *adapter.token_rows])
+    today = todays_layers(model, adapter)
     layers = {}
     for path, factors in adapter.layers.items():
         form, magnitude = adapter.forms.get(path, LINEAR), adapter.magnitudes.get(path)
+        if form.experts:
+            weight, transposed = expert_weight(model, today[path], factors, form)
+            if not fold:
+                raise _only_merged(f"'{path}' is an expert in a fused tensor")
+            part = weight[expert_number(path)] if weight.ndim == 3 else weight
+            delta = (factors.B @ factors.A).to(part.device)
+            part.copy_(part.float() + (delta.T if transposed else delta))
+            continue
         module = layer_of(model, today[path], factors, form)
         options = factor_options(module)
         A, B = factors.A.to(**options), factors.B.to(**options)
@@ -60,19 +73,18 @@ def apply_adapter(
                     Rescaled(product, magnitude.float().to(A.device)))  # fmt: skip
         else:
             why = "is rescaled by DoRA" if magnitude is not None else "is not a linear layer"
-            raise SoraError(
-                f"'{path}' {why}: such an adapter works only if it is merged",
-                hint="sora merge writes the merged model; use that instead",
-            )
+            raise _only_merged(f"'{path}' {why}")
     for path, rows in adapter.token_rows.items():
         weight = token_weight(model, today[path], rows)
         if not fold:
-            raise SoraError(
-                f"rows of '{path}' are trained in full: such an adapter works only if it is merged",
-                hint="sora merge writes the merged model; use that instead",
-            )
+            raise _only_merged(f"rows of '{path}' are trained in full")
         weight[rows.indices] = rows.values.to(weight)  # in place: what is tied to it has them, too
     return layers
+
+
+def _only_merged(why: str) -> SoraError:
+    return SoraError(f"{why}: such an adapter works only if it is merged",
+                     hint="sora merge writes the merged model; use that instead")  # fmt: skip
 
 
 @contextmanager
@@ -126,6 +138,33 @@ def token_weight(model: nn.Module, path: str, rows: Replaced) -> Tensor:
         raise SoraError(f"'{path}' of the base model has the shape {tuple(weight.shape)}: no row "
                         f"{int(rows.indices.max())} of {rows.values.shape[1]} numbers")  # fmt: skip
     return weight
+
+
+def expert_weight(
+    model: nn.Module, name: str, factors: LowRankFactors, form: Form
+) -> tuple[Tensor, bool]:
+    """Return a parameter of experts, and True if each is the transpose of its factors' product.
+
+    PEFT takes a parameter as (experts, out, in), or as (experts, in, out) where its module says so
+    (`ParamWrapper.update_layer`); a single weight may be (out, in). Before version 0.19.1 it took
+    most the other way round. Only today's rule can read squares; other shapes show their way.
+    """
+    path, _, last = name.rpartition(".")
+    try:
+        module = model.get_submodule(path)
+        weight = getattr(module, last)
+    except AttributeError:
+        raise SoraError(f"the base model has no parameter '{name}'", hint=_OTHER_BASE) from None
+    sides = factors.B.shape[0], factors.A.shape[1]
+    if isinstance(weight, Tensor) and weight.shape == sides and form.experts == 1:
+        return weight, False
+    plain, turned = (form.experts, *sides), (form.experts, *sides[::-1])
+    if not isinstance(weight, Tensor) or weight.shape not in (plain, turned):
+        there = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise SoraError(f"'{name}' of the base model is {there}; the adapter's factors change one "
+                        f"of {plain}", hint=_OTHER_BASE)  # fmt: skip
+    square = plain == turned
+    return weight, getattr(module, "is_transposed", False) if square else weight.shape == turned
 
 
 def fold_in(module: nn.Module, update: Update) -> None:
@@ -198,8 +237,7 @@ def layer_of(model: nn.Module, path: str, factors: LowRankFactors, form: Form) -
     except AttributeError as error:
         raise SoraError(
             f"the base model has no layer '{path}'",
-            hint="is it the right base model and the right task, and is transformers as new as "
-            f"the adapter's (here {version('transformers')})?",
+            hint=_OTHER_BASE,
         ) from error
     if isinstance(module, LowRankLinear):
         module = module.base

@@ -225,7 +225,7 @@ def _scores(meta: AdapterMeta) -> list[str]:
 
 def _ranks(file: AdapterFile) -> list[str]:
     """Return the table of ranks, layers by kinds of modules, and a sentence with the sum."""
-    ranks = {**dict.fromkeys(file.meta.ranks, 0), **file.ranks, **file.meta.ranks}
+    ranks = {**dict.fromkeys(file.meta.ranks, 0), **file.components(), **file.meta.ranks}
     start = {path: file.meta.ranks_start.get(path, rank) for path, rank in ranks.items()}
     table = rank_map(ranks, start)
     total = table.total

@@ -11,7 +11,7 @@ from torch import nn
 
 from sora_cli.adapter.directory import Adapter
 from sora_cli.adapter.peft.layout import AUTO_CLASSES
-from sora_cli.adapter.todays_names import todays_names, todays_paths
+from sora_cli.adapter.todays_names import todays_layers, todays_names
 
 BARE = "AutoModel"
 """The class without a head; its output is the last hidden state."""
@@ -126,7 +126,8 @@ def _fits(auto: str, adapter: Adapter, config: Any, *, shapes: bool) -> bool:
         return False
     modules = {path for path, _ in model.named_modules()}
     state = model.state_dict()
-    layers, head = todays_paths(model, adapter.layers), todays_names(model, adapter.head)
+    layers, head = todays_layers(model, adapter), todays_names(model, adapter.head)
+    modules.update(state)  # an expert's layer is a parameter
     if not (modules.issuperset(layers.values()) and state.keys() >= set(head.values())):
         return False
     return not shapes or all(state[head[n]].shape == adapter.head[n].shape for n in head)

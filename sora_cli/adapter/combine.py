@@ -30,7 +30,14 @@ from sora_cli.adapter.directory import Adapter, check_low_rank, lazy_adapter, wr
 from sora_cli.adapter.kernels import forms_in
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_sora_file, write_sora_file
 from sora_cli.adapter.places import packed_file
-from sora_cli.adapter.pruning import Layers, Loss, check_left, prune_layers
+from sora_cli.adapter.pruning import (
+    Layers,
+    Loss,
+    check_experts,
+    check_left,
+    grouped_losses,
+    prune_layers,
+)
 from sora_cli.adapter.reading import AdapterFile, OnDemand, open_adapter
 from sora_cli.core.checks import COMBINATIONS, check_choice
 from sora_cli.core.errors import SoraError
@@ -125,10 +132,7 @@ class Combination:
         def beside(folder: Path) -> None:
             with open_adapter(folder) as back:
                 measured["losses"] = self._losses(back.layers, dtype if exact else None)
-                live = {path: rank for path, rank in back.meta.ranks.items() if rank}
-                measured["parameters"] = sum(
-                    r * sum(self._shapes[path]) for path, r in live.items()
-                )
+                measured["parameters"] = back.parameters if any(back.meta.ranks.values()) else 0
             total = reduce(add, measured["losses"].values())
             _record(folder, self._entry(keep, total.relative_error))
             copy_processor(self._files[0].directory, folder)
@@ -138,6 +142,7 @@ class Combination:
             write_adapter(output, adapter, dtype=dtype, force=force, beside=beside)
 
         paths = list(self._shapes)
+        check_experts(self._outline().experts, keep)
         if self._mixing.method == LINEAR:
             layers: Layers = OnDemand(paths, self.stacked)
             if not exact:
@@ -147,6 +152,7 @@ class Combination:
             with cut_dense(paths, self.dense, keep, output, progress) as layers:
                 finish(layers)
         head = self._files[0].head_modules
+        measured["losses"] = grouped_losses(measured["losses"], self._outline().forms)
         return Combined(**measured, exact=exact, head=head, notes=self.notes)
 
     def _cut(self, layers: Layers, keep: Keep) -> Layers:

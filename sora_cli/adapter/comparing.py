@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from methods.factors import LowRankFactors, numerical_rank, subspace_overlap
+from sora_cli.adapter.stored import grouped
 from sora_cli.core.errors import SoraError
 from sora_cli.model.threads import one_thread
 
@@ -98,7 +99,13 @@ def compare(first: AdapterFile, second: AdapterFile) -> Comparison:
             path: compare_factors(_factors(first, second, path), _factors(second, first, path))
             for path in (*first.paths, *only[1])
         }
-    return Comparison(modules, only, _total(modules))
+    # all experts in a parameter are one module
+    forms = {**second.forms, **first.forms}
+    together = {
+        name: _total({path: modules[path] for path in paths}) if len(paths) > 1 else modules[name]
+        for name, paths in grouped(modules, forms).items()
+    }
+    return Comparison(together, only, _total(modules))
 
 
 def compare_factors(first: LowRankFactors, second: LowRankFactors) -> ModuleComparison:

@@ -156,6 +156,10 @@ def _other_parts(file: AdapterFile) -> str | None:
         return "refuses trained biases"
     if file.base_weights:  # vLLM and llama.cpp pass over it without a word
         return f"takes no {file.base_weights[0]}, stored in full"
+    if any(form.experts for form in file.forms.values()):
+        # vLLM: is_3d_moe_weight in lora/model_manager.py (01533aa8); SGLang: pull request 25528;
+        # llama.cpp's converter stops at the names
+        return "takes fused experts of few kinds of model or none, and may drop them silently"
     first = next(iter(file.forms.items()), None)
     if first is None:
         return None

@@ -68,6 +68,11 @@ class Adapter:
     token_rows: Mapping[str, Replaced] = dataclasses.field(default_factory=dict)
 
     @property
+    def experts(self) -> tuple[str, ...]:
+        """The paths in `layers` that are experts in a parameter."""
+        return tuple(path for path, form in self.forms.items() if form.experts)
+
+    @property
     def parameters(self) -> int:
         """Numbers in the factors, without the head."""
         return sum(factors.parameters for factors in self.layers.values())
@@ -182,7 +187,8 @@ def write_adapter(
     )
     _check_head(set(adapter.head) - set(loose), adapter.head_modules)
     config = written_config(
-        plan.stored,
+        plan.targets,
+        parameters=plan.parameters,
         layout=layout,
         base=adapter.base.hub_id or adapter.base.resolved,  # an id loads on every machine
         revision=adapter.base.revision,
@@ -191,8 +197,8 @@ def write_adapter(
         fan_in_fan_out=adapter.fan_in_fan_out,
         biases=bool(adapter.biases),
     )
-    ranks = {path: plan.live.get(path, 0) for path in [*adapter.meta.ranks, *plan.live]}
-    start = adapter.meta.ranks_start or plan.start
+    ranks = {**dict.fromkeys(adapter.meta.ranks, 0), **plan.sums(plan.live)}
+    start = adapter.meta.ranks_start or plan.sums(plan.start)
     facts: dict[str, Any] = {"ranks": ranks, "ranks_start": start, "bits": plan.bits}
     if plan.bits is None:
         facts["rounding_errors"] = {}

@@ -15,7 +15,7 @@ from sora_cli.adapter.consumers import Consumer, consumers_of
 from sora_cli.adapter.directory import check_low_rank, lazy_adapter, write_adapter
 from sora_cli.adapter.foreign.opening import open_any
 from sora_cli.adapter.places import check_adapter_place, locate_adapter
-from sora_cli.adapter.pruning import Loss, prune_layers
+from sora_cli.adapter.pruning import Loss, check_experts, grouped_losses, prune_layers
 from sora_cli.adapter.reading import open_adapter
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart
@@ -93,7 +93,9 @@ def export_adapter(
         adapter = lazy_adapter(file)
         losses: Mapping[str, Loss] = {}
         if keep is not None and keep.given():
+            check_experts(adapter.experts, keep)
             layers, losses = prune_layers(adapter.layers, keep)
+            losses = grouped_losses(losses, adapter.forms)
             adapter = dataclasses.replace(adapter, layers=layers)
             entry |= {"rank": keep.rank, "energy": keep.energy, "relative_error": lost(losses)}
         meta = adapter.meta.model_copy(update={"lineage": (*adapter.meta.lineage, entry)})
@@ -104,7 +106,7 @@ def export_adapter(
         return Exported(
             kind=kind,
             dtype=dtype,
-            modules=len(written.paths),
+            modules=len(written.groups),
             rank=written.config.r,
             sizes=(size, (output / ADAPTER_WEIGHTS).stat().st_size),
             head_modules=written.head_modules,

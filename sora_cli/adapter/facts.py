@@ -31,7 +31,9 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
     """
     spectra = read_spectra(file)
     ranks = ranks_of(file, spectra)
-    low_rank = not file.magnitudes and not file.tokens  # else it cannot be cut
+    experts = {n: len(paths) for n, paths in file.groups.items() if paths != [n]}
+    # else it cannot be cut; all experts in a parameter have one rank
+    low_rank = not (file.magnitudes or file.tokens or experts)
     modules = {path: spectrum.module for path, spectrum in spectra.items() if low_rank}
     total = totals(spectra)
     packed = packed_file(file.directory)
@@ -77,7 +79,8 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
         "base_weights": list(file.base_weights),
         "rescaled": len(file.magnitudes),
         "tokens": {path: len(rows) for path, (rows, _) in file.tokens.items()},
-        "forms": {path: _form(form) for path, form in file.forms.items()},
+        "forms": {p: _form(form) for p, form in file.forms.items() if not form.experts},
+        "experts": experts,
         "fan_in_fan_out": file.config.fan_in_fan_out,
         "consumers": [asdict(verdict) for verdict in verdicts],
         "servers": [asdict(server) for server in serve],

@@ -25,6 +25,7 @@ from sora_cli.adapter.gguf_kinds import (
 )
 from sora_cli.adapter.metadata import read_json
 from sora_cli.adapter.reading import AdapterFile
+from sora_cli.adapter.stored import grouped
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.words import first_few
 from sora_cli.model.files import MODEL_CONFIG
@@ -113,7 +114,7 @@ def _check_parts(file: AdapterFile) -> None:
         raise _refusal(f"llama.cpp takes no weights stored in full with an adapter: {names}")
     if file.forms:
         raise _refusal(f"only adapters of linear layers are known to be exact in llama.cpp, not "
-                       f"{first_few(file.forms)}")  # fmt: skip
+                       f"{first_few(grouped(file.forms, file.forms))}")  # fmt: skip
 
 
 def _heads_in_file(reader: Any, architecture: str) -> Heads:

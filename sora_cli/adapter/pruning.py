@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 from methods.factors import LowRankFactors
 from methods.keep import Keep
 from sora_cli.adapter.modules import Module, kept_ranks
+from sora_cli.adapter.peft.parameters import parameter_of
 from sora_cli.adapter.reading import OnDemand
 from sora_cli.adapter.spectra import map_layers
+from sora_cli.adapter.stored import Form, grouped
 from sora_cli.core.checks import option
 from sora_cli.core.errors import SoraError
 
@@ -125,6 +129,28 @@ def check_left(
         hint=f"the smallest takes {min(cost)} parameters",
         key=key,
     )
+
+
+def check_experts(experts: Sequence[str], keep: Keep, *, promise: bool = False) -> None:
+    """Refuse a rule that gives each expert in a tensor a rank of its own.
+
+    Args:
+        experts: the paths of an adapter's experts.
+        promise: a test chooses the ranks.
+    """
+    if experts and (promise or keep.given().keys() - {"rank"}):
+        raise SoraError(
+            f"this adapter changes fused experts ({parameter_of(experts[0])}): PEFT stores all "
+            "experts in a tensor at one rank",
+            where="a rank for each expert would make nothing smaller",
+            hint="--rank N alone cuts all of them alike",
+        )
+
+
+def grouped_losses(losses: Mapping[str, Loss], forms: Mapping[str, Form]) -> dict[str, Loss]:
+    """Return the loss of each module, with all experts in a parameter as one."""
+    groups = grouped(losses, forms)
+    return {name: reduce(add, (losses[p] for p in paths)) for name, paths in groups.items()}
 
 
 def survey(layers: Layers) -> dict[str, Module]:

@@ -32,6 +32,7 @@ from sora_cli.adapter.stored import (
     StoredModule,
     StoredPair,
     checked_tokens,
+    grouped,
     stored_modules,
 )
 from sora_cli.core.errors import SoraError
@@ -92,6 +93,15 @@ class AdapterFile:
     def kind(self) -> str:
         """PEFT's name of the kind: "LoRA", "rsLoRA", "DoRA", "AdaLoRA", "LoHa" or "LoKr"."""
         return self.config.kind
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """The modules, with all experts in a parameter as one: name -> its paths in `paths`."""
+        return grouped(self.paths, self.forms)
+
+    def components(self) -> dict[str, int]:
+        """Return the stored components of each of `groups`."""
+        return {name: sum(self.ranks[p] for p in paths) for name, paths in self.groups.items()}
 
     @property
     def file_bytes(self) -> int:
@@ -249,11 +259,13 @@ def describe(
     keys: SplitKeys,
 ) -> AdapterFile:
     """Check an adapter's configuration against its tensors, without reading numbers."""
-    stored_paths = [*keys.pairs, *keys.products]
-    order = list(dict.fromkeys([*(p for p in meta.ranks if p in stored_paths), *stored_paths]))
-    check_targets(config, order, str(directory / ADAPTER_CONFIG))
-    notes = config.prepare(order, str(directory / ADAPTER_CONFIG))
+    stored_paths = dict.fromkeys([*keys.pairs, *keys.products])
+    targets = list(dict.fromkeys([*(p for p in meta.ranks if p in stored_paths), *stored_paths]))
+    where = str(directory / ADAPTER_CONFIG)
+    check_targets(config, [path for path in targets if path not in keys.parameters], where)
+    notes = config.prepare(targets, where)
     modules = stored_modules(keys, config, tensors)
+    order = list(dict.fromkeys([*(p for p in meta.ranks if p in modules), *modules]))
     ranks = {path: modules[path].rank for path in order}
     live = [path for path in order if ranks[path]]
     if config.is_adalora and not meta.ranks:

@@ -12,6 +12,7 @@ from torch import Tensor
 from methods.factors import LowRankFactors
 from methods.grid import GROUP, nearest, packed_bytes, round_factors
 from methods.keep import HEAD_BITS
+from sora_cli.adapter.peft.parameters import parameter_of
 from sora_cli.adapter.pruning import Layers, Loss, cached
 from sora_cli.adapter.reading import AdapterFile, OnDemand
 from sora_cli.core.console import size
@@ -57,6 +58,13 @@ class Rounding:
             raise SoraError(
                 f"{file.directory} is rounded already, to {file.meta.bits} bits",
                 hint="round the adapter that it was made from",
+            )
+        experts = next((path for path, form in file.forms.items() if form.experts), None)
+        if experts is not None:
+            raise SoraError(
+                f"this adapter changes fused experts ({parameter_of(experts)}), and only factors "
+                "of layers can be rounded to few bits",
+                hint="leave out --bits",
             )
         tensors = file.head
         if head and not any(len(shape) > 1 for shape in file.head_shapes.values()):

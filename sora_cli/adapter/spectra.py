@@ -33,7 +33,7 @@ class Spectrum:
     """The update of one module by its singular values.
 
     Attributes:
-        shape: (out, in) of the module.
+        shape: (out, in) of the module, or of each expert.
         stored: components in the file.
         live: components that are not exactly zero.
         values: (min(live, out, in),) singular values, descending, float64.
@@ -102,8 +102,18 @@ def spectrum(factors: LowRankFactors) -> Spectrum:
 
 
 def read_spectra(file: AdapterFile) -> dict[str, Spectrum]:
-    """Return the spectrum of each module in the file."""
-    return map_layers(file.layers, spectrum)
+    """Return the spectrum of each module in the file; all experts in a parameter are one module.
+
+    Side by side on a diagonal, their singular values are those of one update.
+    """
+    each = map_layers(file.layers, spectrum)
+    together = {}
+    for name, paths in file.groups.items():
+        parts = [each[path] for path in paths]
+        values = torch.cat([part.values for part in parts]).sort(descending=True).values
+        stored, live = (sum(getattr(p, n) for p in parts) for n in ("stored", "live"))
+        together[name] = Spectrum(parts[0].shape, stored, live, values)
+    return together
 
 
 def map_layers(

@@ -1,16 +1,17 @@
 """One module's update in an adapter file: its tensors, and ways to read it.
 
-There are three kinds with one interface: a pair of factors (LoRA, AdaLoRA, with or without DoRA's
-magnitudes), a LoHa product and a LoKr product. Each gives its low-rank factors, and the update as
-merging computes it.
+There are four kinds with one interface: a pair of factors (LoRA, AdaLoRA, with or without DoRA's
+magnitudes), one expert's part of a pair, a LoHa product and a LoKr product. Each gives its low-rank
+factors, and the update as merging computes it.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -20,10 +21,12 @@ from methods.updates import Hadamard, Kronecker, Product, Rescaled, Update
 from sora_cli.adapter.peft import adalora, lycoris
 from sora_cli.adapter.peft.config import LARGEST_RANK, PeftConfig
 from sora_cli.adapter.peft.layout import Pair, SplitKeys, check_tensor
+from sora_cli.adapter.peft.parameters import expert_path, parameter_of
 from sora_cli.core.errors import SoraError
 from sora_cli.model.tensors import TensorFile, dtype_name
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_MOST_EXPERTS = 2**13  # the largest mixtures of today have below 2**10
 _LARGEST_SIDE = 2**24  # inputs or outputs of a layer; the largest vocabularies are below 2**20
 
 
@@ -35,13 +38,24 @@ class Form:
         embedding: an embedding, whose `in` counts the tokens.
         kernel: a convolution's kernel, such as (3, 3); `in` has the channels and the kernel in one
             dimension.
+        experts: number of experts in the parameter that holds this one; 0: it is a layer.
     """
 
     embedding: bool = False
     kernel: tuple[int, ...] = ()
+    experts: int = 0
 
 
 LINEAR = Form()
+
+
+def grouped(paths: Iterable[str], forms: Mapping[str, Form]) -> dict[str, list[str]]:
+    """Return {path of a module: [it]}, with {name of a parameter: its experts} for experts."""
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        name = parameter_of(path) if forms.get(path, LINEAR).experts else path
+        groups.setdefault(name, []).append(path)
+    return groups
 
 
 @dataclass(frozen=True)
@@ -80,9 +94,7 @@ class StoredModule(ABC):
 
     def read(self, key: str) -> Tensor:
         """Read one tensor, in float32."""
-        tensor = self.tensors.read(key).float()
-        check_tensor(key, tensor, str(self.tensors.file))
-        return tensor
+        return _read(self.tensors, key)
 
 
 @dataclass(frozen=True)
@@ -145,6 +157,27 @@ class StoredPair(StoredModule):
             raise SoraError(f"'{self.pair.ranknum}' must be above 0, not {number:g}",
                             where=str(self.tensors.file))  # fmt: skip
         return adalora.scaling(self.config.lora_alpha, number)
+
+
+@dataclass(frozen=True)
+class StoredExpert(StoredPair):
+    """One expert's part of a parameter's factors.
+
+    Attributes:
+        number: the expert's.
+        halves: reads a tensor by its key; it remembers the last, for the next expert.
+    """
+
+    number: int
+    halves: Callable[[str], Tensor]
+
+    def _matrix(self, key: str) -> Tensor:
+        # PEFT's ParamWrapper.get_delta_weight: A is (experts r, in), experts first; the columns of
+        # B are (r experts), experts last
+        tensor = self.halves(key)
+        if key == self.pair.a:
+            return tensor.view(self.form.experts, self.rank, -1)[self.number]
+        return tensor.view(len(tensor), self.rank, -1)[:, :, self.number].contiguous()
 
 
 @dataclass(frozen=True)
@@ -213,8 +246,12 @@ def stored_modules(
 ) -> dict[str, StoredModule]:
     """Check the shapes and dtypes of each module's tensors, from the header alone."""
     modules: dict[str, StoredModule] = {}
+    last = lru_cache(maxsize=2)(partial(_read, tensors))  # A and B of one parameter
     for path, pair in keys.pairs.items():
-        modules[path] = _checked_pair(path, pair, config, tensors)
+        if path in keys.parameters:
+            modules |= _checked_experts(path, pair, config, tensors, last)
+        else:
+            modules[path] = _checked_pair(path, pair, config, tensors)
     for path, parts in keys.products.items():
         modules[path] = _checked_product(path, parts, config, tensors)
     for module in modules.values():
@@ -258,6 +295,28 @@ def _checked_pair(path: str, pair: Pair, config: PeftConfig, tensors: TensorFile
                             f"{b[0]} outputs", where=where)  # fmt: skip
     form = Form(pair.embedding, tuple(a[2:]))
     return StoredPair(path, (b[0], math.prod(a[1:])), rank, form, tensors, pair, config)
+
+
+def _checked_experts(
+    parameter: str,
+    pair: Pair,
+    config: PeftConfig,
+    tensors: TensorFile,
+    halves: Callable[[str], Tensor],
+) -> dict[str, StoredModule]:
+    """Return {path of each expert: its part of a parameter's pair}."""
+    a, b, rank = tensors.shape(pair.a), tensors.shape(pair.b), config.rank(parameter)
+    fits = len(a) == len(b) == 2 and a[0] == b[1] and a[0] % rank == 0
+    if not fits or not 0 < a[0] // rank <= _MOST_EXPERTS:
+        raise SoraError(f"'{parameter}': A {a} and B {b} are not pairs of rank {rank} for a number "
+                        "of experts", where=str(tensors.file))  # fmt: skip
+    form, shape = Form(experts=a[0] // rank), (b[0], a[1])
+    paths = [expert_path(parameter, number) for number in range(form.experts)]
+    config.follow(paths, parameter)
+    return {
+        path: StoredExpert(path, shape, rank, form, tensors, pair, config, number, halves)
+        for number, path in enumerate(paths)
+    }
 
 
 def _checked_product(
@@ -314,6 +373,12 @@ def _product_shape(
     if len(t) != 4 or t[:2] != (a[0], b[0]):
         return _NO_FIT
     return (a[1], b[1] * t[2] * t[3]), a[0], tuple(t[2:])
+
+
+def _read(tensors: TensorFile, key: str) -> Tensor:
+    tensor = tensors.read(key).float()
+    check_tensor(key, tensor, str(tensors.file))
+    return tensor
 
 
 def _check_numbers(module: StoredModule) -> None:

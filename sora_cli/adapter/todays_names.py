@@ -8,10 +8,15 @@ its old names by rules of its own; an adapter's names are replaced by the same r
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from torch import nn
 
+from sora_cli.adapter.peft.parameters import parameter_of
 from sora_cli.model.transformers_internals import RenamingRules
+
+if TYPE_CHECKING:
+    from sora_cli.adapter.directory import Adapter
 
 _WEIGHT = ".weight"
 
@@ -31,6 +36,15 @@ def todays_paths(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
     modules = {path + _WEIGHT for path, _ in model.named_modules()}
     todays = _renamed(model, (path + _WEIGHT for path in paths), modules)
     return {old.removesuffix(_WEIGHT): new.removesuffix(_WEIGHT) for old, new in todays.items()}
+
+
+def todays_layers(model: nn.Module, adapter: Adapter) -> dict[str, str]:
+    """Return {stored path of each layer: the model's path}; of an expert: its parameter's name."""
+    paths = [*adapter.layers, *adapter.token_rows]
+    parameters = {path: parameter_of(path) for path in adapter.experts}
+    names = todays_names(model, set(parameters.values()))
+    today = todays_paths(model, (path for path in paths if path not in parameters))
+    return today | {path: names[parameter] for path, parameter in parameters.items()}
 
 
 def _renamed(model: nn.Module, names: Iterable[str], known: set[str]) -> dict[str, str]:

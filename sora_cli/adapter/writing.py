@@ -14,7 +14,8 @@ from torch.nn.functional import pad
 from methods.factors import LowRankFactors
 from methods.grid import bits_of
 from sora_cli.adapter.peft.layout import PREFIX, check_tensor, loose_key, pair_keys
-from sora_cli.adapter.stored import LINEAR, Form
+from sora_cli.adapter.peft.parameters import wrapper_paths
+from sora_cli.adapter.stored import LINEAR, Form, grouped
 from sora_cli.core.atomic import check_read_back
 from sora_cli.core.checks import LAYOUTS, STORED, check_choice
 from sora_cli.core.errors import SoraError
@@ -42,7 +43,8 @@ class Plan:
         start: module path -> components given.
         live: module path -> components that are not exactly zero.
         stored: module path -> rank in its configuration. Dead modules are left out; if all are
-            dead, one is stored at rank 1.
+            dead, one is stored at rank 1. All experts in a parameter have the rank of the largest.
+        groups: module path -> itself; name of a parameter -> paths of its experts.
         bits: of each number, if all factors lie on a grid and are stored exactly; else None.
     """
 
@@ -75,6 +77,10 @@ class Plan:
         self.stored = {path: rank for path, rank in self.live.items() if rank}
         if not self.stored:
             self.stored = {next(iter(layers)): 1}
+        self.groups = grouped(layers, self._forms)
+        for paths in self.groups.values():
+            if rank := max(self.stored.get(path, 0) for path in paths):
+                self.stored |= dict.fromkeys(paths, rank)
         self.bits = None if None in bits else max((b for b in bits if b), default=None)
         self._padded_to = max(self.stored.values()) if layout == "padded" else None
 
@@ -82,6 +88,21 @@ class Plan:
         plain = _float32_on_cpu(path, self._layers[path])
         bits = bits_of(plain) if self._dtype == torch.float32 else None
         return plain.live_components(), (plain.B.shape[0], plain.A.shape[1]), bits
+
+    @property
+    def targets(self) -> dict[str, int]:
+        """The names in the configuration, each parameter as one, and their ranks."""
+        firsts = {name: paths[0] for name, paths in self.groups.items()}
+        return {name: self.stored[path] for name, path in firsts.items() if path in self.stored}
+
+    @property
+    def parameters(self) -> set[str]:
+        """The names in `targets` of parameters."""
+        return {name for name in self.targets if self.groups[name] != [name]}
+
+    def sums(self, ranks: Mapping[str, int]) -> dict[str, int]:
+        """Sum numbers of modules over the experts in each parameter."""
+        return {name: sum(map(ranks.__getitem__, paths)) for name, paths in self.groups.items()}
 
     def factors(self, path: str) -> LowRankFactors:
         """Return one module's factors in the dtype and layout of the file."""
@@ -106,18 +127,24 @@ class Plan:
 
         def half(path: str, name: str, shape: tuple[int, ...]) -> Tensor:
             if (path, name) not in waiting:
-                pair = self.factors(path)
-                waiting.update({(path, "A"): pair.A, (path, "B"): pair.B})
-            tensor = waiting.pop((path, name))
-            self._written[path, name] = _digest(tensor)
-            return tensor.reshape(shape)
+                pairs = {part: self.factors(part) for part in self.groups[path]}
+                for part, pair in pairs.items():
+                    self._written[part, "A"] = _digest(pair.A)
+                    self._written[part, "B"] = _digest(pair.B)
+                # A of the experts below each other, B's columns component by component: see
+                # StoredExpert
+                waiting[path, "A"] = torch.cat([pair.A for pair in pairs.values()])
+                waiting[path, "B"] = torch.stack([pair.B for pair in pairs.values()], -1)
+            return waiting.pop((path, name)).reshape(shape)
 
-        for path in self.stored:
-            n_out, n_in = self._sides[path]
-            rank, form = self._padded_to or self.stored[path], self._forms.get(path, LINEAR)
+        wrappers = wrapper_paths(self.parameters)
+        for path, rank in self.targets.items():
+            first, count = self.groups[path][0], len(self.groups[path])
+            (n_out, n_in), form = self._sides[first], self._forms.get(first, LINEAR)
+            rank = (self._padded_to or rank) * count
             size, ones = math.prod(form.kernel), (1,) * len(form.kernel)
             shapes = (rank, n_in // size, *form.kernel), (n_out, rank, *ones)
-            keys = pair_keys(path, embedding=form.embedding)
+            keys = pair_keys(wrappers.get(path, path), embedding=form.embedding)
             for key, name, shape in zip(keys, "AB", shapes, strict=True):
                 make = partial(half, path, name, shape)
                 new[key] = NewTensor(self._dtype, shape, make, group=path)

@@ -235,7 +235,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         lines.insert(1, ("rate", found))
     if facts["bits"] is not None:
         lines.insert([name for name, _ in lines].index("file") + 1, ("bits", _bits(facts)))
-    if facts["rescaled"] or facts["tokens"]:
+    if facts["rescaled"] or facts["tokens"] or facts["experts"]:
         lines = [line for line in lines if line[0] != "prune"]
     if facts["head_modules"]:
         head = (
@@ -254,6 +254,10 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
                                   "the numbers above are of their low-rank part"))  # fmt: skip
     for path, rows in facts["tokens"].items():
         lines.append(("tokens", f"{count(rows)} rows of {path}, trained in full"))
+    for number in dict.fromkeys(facts["experts"].values()):
+        names = [name for name, other in facts["experts"].items() if other == number]
+        lines.append(("experts", f"{count(number)} in each of {first_few(names)}; their components "
+                                 "are added up"))  # fmt: skip
     for form in dict.fromkeys(facts["forms"].values()):
         paths = [path for path, other in facts["forms"].items() if other == form]
         lines.append((form.partition(" ")[0], f"{first_few(paths)}{form.partition(' ')[2]}"))

@@ -167,6 +167,7 @@ def _prune(
     with uncollected():
         from sora_cli.adapter.companions import copy_processor
         from sora_cli.adapter.directory import check_low_rank, lazy_adapter, write_adapter
+        from sora_cli.adapter.pruning import check_experts, grouped_losses
         from sora_cli.adapter.reading import open_adapter
         from sora_cli.adapter.rounding import Rounding
 
@@ -174,6 +175,7 @@ def _prune(
     with open_adapter(directory) as file:
         check_low_rank(file)
         adapter, size_before = lazy_adapter(file), _file_size(file.directory)
+        check_experts(adapter.experts, keep, promise=asked is not None)
         rounding = None if bits is None else Rounding.of(file, bits, head=head)
         search = None
         if asked is not None and measured is not None:
@@ -191,7 +193,7 @@ def _prune(
             entry |= {"recipe": asked and asked.recipe, **search.facts()}
         update = {
             "lineage": (*file.meta.lineage, entry),
-            "ranks_start": {**file.ranks, **file.meta.ranks_start},
+            "ranks_start": {**file.components(), **file.meta.ranks_start},
             "rounding_errors": errors or file.meta.rounding_errors,  # dropped if it leaves the grid
         }
         meta = file.meta.model_copy(update=update)
@@ -206,7 +208,7 @@ def _prune(
             say_notes(
                 [f"the cut leaves the grid of {file.meta.bits} bits: the output is not rounded"]
             )
-        _show(losses, total, file, kept, rounds_head=head)
+        _show(grouped_losses(losses, file.forms), total, file, kept, rounds_head=head)
         emit(_described(rule if search is None else dict.fromkeys(rule, search.promise.given)))
         if rounding is not None:
             emit("\n".join(rounding.lines(losses, errors, file.shapes)))

@@ -11,6 +11,7 @@ from sora_cli import __version__
 from sora_cli.adapter.card import shown_step
 from sora_cli.adapter.classes import number_of_labels
 from sora_cli.adapter.directory import Adapter
+from sora_cli.adapter.stored import grouped
 from sora_cli.core.errors import SoraError
 from sora_cli.core.markdown import code, escaped
 from sora_cli.merge.plan import Plan
@@ -114,8 +115,12 @@ def model_card(
         base: the base model's name, as given by the user or the adapter.
     """
     method = outline.meta.method or "LoRA, trained by another tool"
-    ranks = (outline.meta.ranks.get(path, f.rank) for path, f in outline.layers.items())
-    live = [rank for rank in ranks if rank]
+    layers, known = outline.layers, outline.meta.ranks
+    live = [
+        rank
+        for paths in grouped(layers, outline.forms).values()
+        if (rank := max(known.get(path, layers[path].rank) for path in paths))
+    ]
     lines = [
         *_front_matter(base),
         "# Merged model",

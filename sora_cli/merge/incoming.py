@@ -9,17 +9,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from methods.factors import LowRankFactors
-from methods.updates import Product, Rescaled, Update
+from methods.updates import Product, Rescaled, Stacked, Update
 from sora_cli.adapter.directory import Adapter, lazy_adapter
 from sora_cli.adapter.metadata import AdapterMeta
 from sora_cli.adapter.reading import AdapterFile
 from sora_cli.adapter.row_recipe import recorded_row_recipe
+from sora_cli.adapter.stored import grouped
 from sora_cli.core.errors import SoraError
 from sora_cli.model.fingerprint import StoredTensor
 from sora_cli.model.tensors import torch_dtype
@@ -37,7 +38,7 @@ class Incoming:
     Attributes:
         outline: the adapter with its tensors on torch's meta device: shapes without numbers. Its
             metadata are those of the merged model.
-        update: reads the update of a module.
+        update: reads the update of a module, or of all experts in a parameter.
         head: returns a parameter stored in full.
         factors: reads a module's factors with the scaling in B; only if its update is a `Product`.
         numbers: numbers in memory for the largest update.
@@ -105,13 +106,14 @@ def _from_memory(adapter: Adapter) -> Incoming:
         return product if magnitude is None else Rescaled(product, _float32_on_cpu(magnitude))
 
     layers = {p: _outline(f.B.shape[0], f.rank, f.A.shape[1]) for p, f in adapter.layers.items()}
-    head = {name: torch.empty_like(t, device="meta") for name, t in adapter.head.items()}
+    heads = {name: torch.empty_like(t, device="meta") for name, t in adapter.head.items()}
     meta = _merged_meta(adapter.meta, None)
-    outline = dataclasses.replace(adapter, layers=layers, head=head, meta=meta)
-    numbers = max(f.parameters for f in adapter.layers.values())
-    return Incoming(
-        outline, update, lambda name: adapter.head[name].detach().cpu(), factors, numbers
-    )
+    outline = dataclasses.replace(adapter, layers=layers, head=heads, meta=meta)
+
+    def head(name: str) -> Tensor:
+        return adapter.head[name].detach().cpu()
+
+    return Incoming(outline, _with_stacks(update, outline), head, factors, _largest(outline))
 
 
 def _from_file(file: AdapterFile) -> Incoming:
@@ -133,7 +135,27 @@ def _from_file(file: AdapterFile) -> Incoming:
     def update(path: str) -> Update:
         return file.token_rows[path] if path in file.tokens else file.update(path)
 
-    return Incoming(outline, update, file.head_entry, file.factors, file.largest)
+    read, largest = _with_stacks(update, outline), max(file.largest, _largest(outline))
+    return Incoming(outline, read, file.head_entry, file.factors, largest)
+
+
+def _with_stacks(update: Callable[[str], Update], outline: Adapter) -> Callable[[str], Update]:
+    """Return a reader that also takes the name of a parameter, for all of its experts."""
+    stacks = grouped(outline.experts, outline.forms)
+
+    def read(path: str) -> Update:
+        if path not in stacks:
+            return update(path)
+        return Stacked(cast("tuple[Product, ...]", tuple(map(update, stacks[path]))))
+
+    return read
+
+
+def _largest(outline: Adapter) -> int:
+    """Return the numbers in the factors of the largest module; all experts in a tensor are one."""
+    sizes = {path: factors.parameters for path, factors in outline.layers.items()}
+    groups = grouped(outline.layers, outline.forms).values()
+    return max(sum(sizes[path] for path in paths) for paths in groups)
 
 
 def _merged_meta(meta: AdapterMeta, place: Path | None) -> AdapterMeta:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sora_cli.adapter.apply import layer_of, token_weight
+from sora_cli.adapter.apply import expert_weight, layer_of, token_weight
 from sora_cli.adapter.directory import Adapter
+from sora_cli.adapter.peft.parameters import parameter_of
 from sora_cli.adapter.stored import LINEAR
 from sora_cli.core.errors import SoraError
 from sora_cli.merge.incoming import Content, same_content
@@ -25,9 +27,12 @@ class Match:
         stored: the checkpoint's tensors by name, in the order of files and bytes.
         arrivals: each tensor's parameters in the model.
         places: parameter -> name in the checkpoint, for tensors that become a parameter unchanged.
-        layers: parameter -> the adapter's module.
+        layers: parameter -> the adapter's module; of fused experts, the adapter's name of the
+            parameter.
         heads: parameter -> the adapter's name of a tensor stored in full.
         tokens: parameters in `layers` of which only some rows are replaced (trained tokens).
+        experts: parameters in `layers` that hold experts -> True if the adapter's update of each
+            is transposed.
     """
 
     runtime: Runtime
@@ -37,6 +42,7 @@ class Match:
     layers: Mapping[str, str]
     heads: Mapping[str, str]
     tokens: frozenset[str] = frozenset()
+    experts: Mapping[str, bool] = field(default_factory=dict)
 
     @property
     def supplied(self) -> set[str]:
@@ -65,7 +71,7 @@ def match(outline: Adapter, stored: Mapping[str, StoredTensor], runtime: Runtime
     A part with no place, or with more than one place, is an error.
     """
     arrivals = runtime.arrivals(stored)
-    layers = _layers(outline, runtime)
+    layers, experts = _layers(outline, runtime)
     heads = _heads(outline, runtime)
     places: dict[str, str] = {}
     for name in stored:
@@ -83,7 +89,7 @@ def match(outline: Adapter, stored: Mapping[str, StoredTensor], runtime: Runtime
     if both:
         raise SoraError(f"the adapter holds '{min(both)}' in full, and an update of it as well")
     tokens = frozenset(target for target, path in layers.items() if path in outline.token_rows)
-    matched = Match(runtime, stored, arrivals, places, layers, heads, tokens)
+    matched = Match(runtime, stored, arrivals, places, layers, heads, tokens, experts)
     matched = replace(matched, heads=_everywhere(matched, outline))
     _check_whole(matched)
     return matched
@@ -132,21 +138,26 @@ def _partners(matched: Match, target: str) -> list[str]:
     ]
 
 
-def _layers(outline: Adapter, runtime: Runtime) -> dict[str, str]:
+def _layers(outline: Adapter, runtime: Runtime) -> tuple[dict[str, str], dict[str, bool]]:
+    """Return `Match.layers` and `Match.experts`."""
     paths = layer_paths(runtime, outline)
     layers: dict[str, str] = {}
+    experts: dict[str, bool] = {}
     for path, today in paths.items():
+        owner, target = path, f"{today}{_WEIGHT}"
         if path in outline.token_rows:
             token_weight(runtime.model, today or path, outline.token_rows[path])
         else:
-            form = outline.forms.get(path, LINEAR)
-            layer_of(runtime.model, today or path, outline.layers[path], form)
-        target = f"{today}{_WEIGHT}"
-        if target in layers:
+            form, factors = outline.forms.get(path, LINEAR), outline.layers[path]
+            if form.experts:
+                owner, target = parameter_of(path), str(today)
+                experts[target] = expert_weight(runtime.model, today or owner, factors, form)[1]
+            else:
+                layer_of(runtime.model, today or path, factors, form)
+        if layers.setdefault(target, owner) != owner:
             raise SoraError(f"'{path}' and '{layers[target]}' of the adapter are the same module "
                             f"of the base model, '{today}'")  # fmt: skip
-        layers[target] = path
-    return layers
+    return layers, experts
 
 
 def _tied_rows(
@@ -196,10 +207,30 @@ def _everywhere(matched: Match, outline: Adapter) -> dict[str, str]:
     return tied | dict(matched.heads)
 
 
+def _is_expert(matched: Match, name: str, places: Mapping[str, int]) -> bool:
+    """Return True if a stored tensor is rows of one expert in a parameter that is stored whole.
+
+    Args:
+        places: parameter -> number of stored tensors that it is made of.
+    """
+    arrival, shape = matched.arrivals[name], matched.stored[name].shape
+    target = matched.runtime.state.get(arrival.names[0])
+    if arrival.expert is None or arrival.names[0] not in matched.experts or target is None:
+        return False
+    number, _, parts = arrival.expert
+    experts, rows, columns = target.shape if target.ndim == 3 else (0, 0, 0)
+    fits = number < experts and shape == (rows // parts, columns)
+    return fits and places[arrival.names[0]] == experts * parts
+
+
 def _check_whole(matched: Match) -> None:
-    """Refuse changes of parameters that transformers joins or splits when it loads a model."""
+    """Refuse changes of parameters that transformers joins or splits when it loads a model.
+
+    Fused experts whose weights are stored one by one are no such change, if all of them are there.
+    """
+    places = Counter(a.names[0] for a in matched.arrivals.values() if a.expert is not None)
     for name, arrival in matched.arrivals.items():
-        if arrival.plain:
+        if arrival.plain or _is_expert(matched, name, places):
             continue
         for target in arrival.names:
             if target in matched.layers or target in matched.heads:

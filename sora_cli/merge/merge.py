@@ -25,6 +25,7 @@ from sora_cli.adapter.classes import names_classes
 from sora_cli.adapter.directory import Adapter
 from sora_cli.adapter.metadata import write_json, write_sora_file
 from sora_cli.adapter.reading import AdapterFile
+from sora_cli.adapter.stored import grouped
 from sora_cli.core.atomic import check_replaceable, new_directory
 from sora_cli.core.console import size
 from sora_cli.core.environment import process_memory
@@ -233,7 +234,7 @@ def _merged(
 ) -> Merged:
     return Merged(
         base=folder.source,
-        modules=len(new.outline.layers),
+        modules=len(grouped(new.outline.layers, new.outline.forms)),
         dtype=_dtype(plan),
         base_note=note,
         tokenizer=not lacks_tokenizer(folder.folder)

@@ -20,10 +20,15 @@ from torch import Tensor
 from sora_cli.adapter.apply import names_by_parameter
 from sora_cli.adapter.classes import BARE, WITHOUT_A_TASK, auto_class_for
 from sora_cli.adapter.directory import Adapter
-from sora_cli.adapter.todays_names import todays_names, todays_paths
+from sora_cli.adapter.todays_names import todays_layers, todays_names
 from sora_cli.core.errors import SoraError
 from sora_cli.model.loading import LOCAL_COPY, loading
-from sora_cli.model.transformers_internals import RenamingRules, optional_weights
+from sora_cli.model.transformers_internals import (
+    ExpertPlace,
+    RenamingRules,
+    expert_place,
+    optional_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Arrival:
         names: parameters (or buffers) supplied by the tensor; the model may lack them.
         known: True if the model has the first of them.
         plain: True if the tensor becomes this parameter unchanged, neither split nor joined.
+        expert: its place in a parameter of fused experts; None: it is no expert of one.
         lacks_prefix: True if the checkpoint's name lacks the backbone's prefix.
     """
 
@@ -41,6 +47,7 @@ class Arrival:
     known: bool
     plain: bool
     lacks_prefix: bool
+    expert: ExpertPlace | None = None
 
 
 @dataclass
@@ -104,7 +111,9 @@ class Runtime:
             first, *more = converter.target_patterns
             targets = (target, *(target.replace(first, other) for other in more))
         lacks = bool(self.prefix) and target != bare and target == f"{self.prefix}.{bare}"
-        return Arrival(targets, target in self.state, converter is None, lacks)
+        known = target in self.state
+        expert = None if converter is None else expert_place(converter, name)
+        return Arrival(targets, known, converter is None, lacks, expert)
 
 
 def build_runtime(outline: Adapter, config: Any, source: str) -> Runtime:
@@ -155,9 +164,12 @@ def checkpoint_runtime(config: Any, source: str) -> Runtime:
 
 
 def layer_paths(runtime: Runtime, outline: Adapter) -> dict[str, str | None]:
-    """Map the adapter's module paths to the model's; None if the model has no such module."""
-    modules = {path for path, _ in runtime.model.named_modules()}
-    paths = todays_paths(runtime.model, [*outline.layers, *outline.token_rows])
+    """Map the adapter's module paths to the model's; None if the model has no such module.
+
+    An expert's path becomes the name of its parameter.
+    """
+    modules = {path for path, _ in runtime.model.named_modules()} | runtime.state.keys()
+    paths = todays_layers(runtime.model, outline)
     return {path: today if today in modules else None for path, today in paths.items()}
 
 

@@ -12,6 +12,7 @@ import torch
 
 from sora_cli.adapter.apply import is_transposed
 from sora_cli.adapter.directory import Adapter
+from sora_cli.adapter.peft.parameters import expert_path
 from sora_cli.core.errors import SoraError
 from sora_cli.merge.match import Match
 from sora_cli.model.fingerprint import StoredTensor, read_metadata
@@ -32,6 +33,8 @@ class Item:
         update: the adapter's module whose update is added; None: no update.
         transposed: True if the weight is stored (in, out), as in GPT-2's Conv1D and embeddings.
         head: the adapter's parameter that replaces the base's tensor, before an update is added.
+        part: the rows of the update that are added; None: all.
+        experts: True if the tensor holds the weights of several experts, one below the other.
     """
 
     name: str
@@ -42,16 +45,18 @@ class Item:
     update: str | None = None
     transposed: bool = False
     head: str | None = None
+    part: tuple[int, int] | None = None
+    experts: bool = False
 
     @property
     def rows(self) -> int:
         """Number of rows of the tensor as a matrix."""
-        return self.shape[0]
+        return math.prod(self.shape[: 2 if self.experts else 1])
 
     @property
     def columns(self) -> int:
         """Numbers in a row; a convolution's channels and kernel form one dimension."""
-        return math.prod(self.shape[1:])
+        return math.prod(self.shape[2 if self.experts else 1 :])
 
     @property
     def copied(self) -> bool:
@@ -199,7 +204,8 @@ def _misshapen(matched: Match) -> list[str]:
 def _planned(tensor: StoredTensor, matched: Match, outline: Adapter) -> Item:
     """Return the planned tensor for a tensor of the base, still under its old name."""
     arrival = matched.arrivals[tensor.name]
-    target = arrival.names[0] if arrival.plain and arrival.known else ""
+    whole = arrival.plain or arrival.names[0] in matched.experts
+    target = arrival.names[0] if whole and arrival.known else ""
     if target in matched.heads:
         item = _head(tensor.name, matched.heads[target], outline, tensor.dtype, tensor)
     else:
@@ -229,7 +235,7 @@ def _new(matched: Match, tied: Match | None, outline: Adapter) -> Iterator[Item]
         yield _updated(item, target, matched) if target in matched.layers else item
         written.add(target)
     for target, path in matched.layers.items():
-        if target not in written:
+        if target not in written and target not in matched.supplied:
             raise SoraError(f"the base model has no weight for '{path}' of the adapter")
 
 
@@ -243,6 +249,15 @@ def _updated(item: Item, target: str, matched: Match) -> Item:
         )
     if dtype.itemsize * torch.Size(item.shape).numel() != item.length:
         raise SoraError(f"'{item.name}' of the base model is truncated or corrupt")
+    place = None if item.source is None else matched.arrivals[item.source.name].expert
+    if place is not None:
+        rows = item.shape[0]
+        part = place.part * rows, (place.part + 1) * rows
+        update, transposed = expert_path(path, place.expert), matched.experts[target]
+        return replace(item, update=update, part=part, transposed=transposed)
+    if target in matched.experts:
+        transposed, stacked = matched.experts[target], len(item.shape) == 3
+        return replace(item, update=path, transposed=transposed, experts=stacked)
     module = matched.runtime.model.get_submodule(target.removesuffix(".weight"))
     return replace(item, update=path, transposed=is_transposed(module))
 

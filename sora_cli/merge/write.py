@@ -20,7 +20,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from methods.updates import Product
 from sora_cli.adapter.metadata import write_json
+from sora_cli.adapter.peft.parameters import parameter_of
 from sora_cli.core.errors import SoraError
 from sora_cli.merge.blocks import Block, Blocks, Range
 from sora_cli.merge.incoming import Incoming
@@ -75,7 +77,11 @@ def write_weights(
             for item in file.items:
                 if item.measured:
                     into, name = (layers, item.update) if item.update else (heads, item.head)
-                    into[name or item.name] = job.overlap(item)
+                    overlap, name = job.overlap(item), name or item.name
+                    if item.part is not None:  # of one expert: the parameter's line has them all
+                        name = parameter_of(name)
+                        overlap += into.get(name, Overlap())
+                    into[name] = overlap
     if index is not None:
         write_json(folder / WEIGHTS_INDEX, _index(index, plan))
     return Survival(layers, heads)
@@ -151,6 +157,9 @@ class _Job:
         file = None if isinstance(content, Tensor) else sources.descriptor(content.file)
         if item.update is not None:
             update = blocks.with_norms(item, incoming.update(item.update), content, file)
+            if item.part is not None:
+                assert isinstance(update, Product)
+                update = update.part(item.part, transposed=item.transposed)
             squared = update.squared()
             self._overlaps[item.name] = {} if squared is None else {-1: Overlap(squared)}
             square_known = squared is not None

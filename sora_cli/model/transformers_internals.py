@@ -5,9 +5,10 @@ Private names of its Trainer are in `train/checkpoint/trainer_internals.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sora_cli.core.errors import SoraError
 
@@ -62,6 +63,38 @@ def takes_any_kernel() -> bool:
     from transformers import PreTrainedModel
 
     return "allow_all_kernels" in signature(PreTrainedModel.set_attn_implementation).parameters
+
+
+class ExpertPlace(NamedTuple):
+    """The place of one expert's weight in a parameter that joins several weights of all experts."""
+
+    expert: int
+    part: int
+    """Number of the weight among those that are joined, such as 1 for the second of gate and up."""
+    parts: int
+
+
+def expert_place(converter: Any, name: str) -> ExpertPlace | None:
+    """Return the place of a tensor that a converter stacks, expert by expert.
+
+    None for any other conversion, and for names that do not show the expert's number.
+    """
+    from transformers.core_model_loading import Concatenate, MergeModulelist
+
+    # the experts become the first dimension, and the weights of one expert are put below each other
+    known = ((MergeModulelist, 0), (Concatenate, 1))
+    patterns, operations = converter.source_patterns, converter.operations
+    if len(operations) != min(len(patterns), 2) or not all(
+        type(operation) is kind and operation.dim == dim
+        for operation, (kind, dim) in zip(operations, known, strict=False)
+    ):
+        return None
+    for part, pattern in enumerate(patterns):
+        end = re.escape(pattern.partition("*")[2].removesuffix("$"))
+        number = re.search(rf"\.(\d+){end}$", name)
+        if number is not None and end:
+            return ExpertPlace(int(number[1]), part, len(patterns))
+    return None
 
 
 class RenamingRules:

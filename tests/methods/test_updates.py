@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.updates import Hadamard, Kronecker, Product, Replaced, Rescaled, Update
+from methods.updates import Hadamard, Kronecker, Product, Replaced, Rescaled, Stacked, Update
 
 OUT, IN, R = 12, 10, 3
 
@@ -93,3 +93,20 @@ def test_the_squared_norm_of_a_product() -> None:
     dense = DENSE["product"][1]
     assert PRODUCT.squared() == pytest.approx(float(dense.double().square().sum()), rel=1e-5)
     assert HADAMARD.squared() is None
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_stacked_experts_give_any_rows(transposed: bool) -> None:
+    experts = tuple(Product(_random(2, 5) + e, _random(3, 2) - e, 0.7) for e in range(4))
+    each = [expert.B @ expert.A * 0.7 for expert in experts]
+    whole = torch.cat([delta.T if transposed else delta for delta in each])
+    stacked = Stacked(experts)
+    for rows in ((0, len(whole)), (1, 2), (2, 9), (4, len(whole))):
+        memory = torch.empty(whole.numel())
+        change = stacked.delta(rows, memory, transposed=transposed)
+        torch.testing.assert_close(change, whole[slice(*rows)])
+    part = experts[0].part((1, 3), transposed=transposed)
+    memory = torch.empty(whole.numel())
+    change = part.delta((0, 2), memory, transposed=transposed)
+    torch.testing.assert_close(change, whole[1:3])
+    assert stacked.squared() == pytest.approx(float(whole.square().sum()), rel=1e-5)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field, PrivateAttr, Strict, StrictBool, StrictInt, ValidationError
@@ -15,7 +16,8 @@ from sora_cli.core.errors import SoraError, first_mistake
 from sora_cli.core.words import first_few
 
 LARGEST_RANK = 2**20
-_MOST_MODULES = 10_000  # of modules_to_save
+_SIDES_SINCE = "0.19.1"  # see `adapter.apply.expert_weight`
+_MOST_MODULES = 10_000  # of modules_to_save and target_parameters
 _KNOWN = ("LORA", adalora.ADALORA, lycoris.LOHA, lycoris.LOKR)
 _BIASES = ("none", "all", "lora_only")
 # others, such as PiSSA, OLoRA, CorDA and LoftQ, also change the base weights
@@ -32,7 +34,6 @@ _VARIANTS = {
     "use_bdlora": "its factors are block-diagonal",
     "lora_bias": "it also adds a bias",
     "layer_replication": "it also repeats layers of the base model",
-    "target_parameters": "it adapts single parameters, not linear layers",
     "alora_invocation_tokens": "it is switched on by tokens in the input",
     "arrow_config": "it chooses among several adapters",
     "kasa_config": "it also cuts the base weight",
@@ -72,6 +73,7 @@ class PeftConfig(Targets):
     """The keys of `adapter_config.json` that matter; AdaLoRA's in the terms of `adalora`."""
 
     peft_type: str
+    peft_version: Any = None
     task_type: str | None = None
     base_model_name_or_path: str | None = None
     revision: str | None = None
@@ -90,6 +92,7 @@ class PeftConfig(Targets):
     init_lora_weights: bool | str | None = True
     ensure_weight_tying: bool = False
     trainable_token_indices: list[StrictInt] | dict[str, list[StrictInt]] | None = None
+    target_parameters: list[str] | None = None
 
     _ranks: dict[str, int] = PrivateAttr(default_factory=dict)
     _alphas: dict[str, float] = PrivateAttr(default_factory=dict)
@@ -123,9 +126,20 @@ class PeftConfig(Targets):
         for path in paths:
             self._ranks[path] = self.module_ranks.get(path, self.r)
             self._alphas[path] = self.lora_alpha
+        if self.target_parameters and _is_before(self.peft_version, _SIDES_SINCE):
+            notes.append(
+                f"written by PEFT {_printable(str(self.peft_version))}, which took inputs of most "
+                f"fused experts for outputs: PEFT from {_SIDES_SINCE} on may refuse the file; "
+                "sora merge takes it"
+            )
         self._ranks.update(_values_by_path("rank_pattern", by_rank, hits, notes))
         self._alphas.update(_values_by_path("alpha_pattern", by_alpha, hits, notes))
         return tuple(notes)
+
+    def follow(self, paths: Iterable[str], parameter: str) -> None:
+        """Give the experts in a parameter its rank and alpha."""
+        self._ranks.update(dict.fromkeys(paths, self.rank(parameter)))
+        self._alphas.update(dict.fromkeys(paths, self._alphas[parameter]))
 
     def head_notes(self, modules: Sequence[str]) -> tuple[str, ...]:
         """Return a note if `modules_to_save` names modules that the file does not hold.
@@ -225,6 +239,15 @@ def _values_by_path(
     return {path: value for path, (_, value) in chosen.items()}
 
 
+def _is_before(version: Any, other: str) -> bool:
+    """Return True if a version is known and older."""
+    return isinstance(version, str) and _numbers(version) < _numbers(other)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d{1,9}", version)[:3]]
+
+
 def _printable(text: str, limit: int = 80) -> str:
     """Shorten text that somebody else wrote, and make it printable, for a message."""
     return repr(text if len(text) <= limit else f"{text[:limit]}...")[1:-1]
@@ -247,6 +270,9 @@ def _refuse_variants(config: PeftConfig, raw: Mapping[str, Any], where: str) -> 
         if raw.get(name) not in (None, False, []):  # an empty mapping sets it
             raise SoraError(f"{name} is set: {reason}, which is more than a plain LoRA",
                             where=where, hint=MERGE_HINT)  # fmt: skip
+    if config.target_parameters and (config.peft_type != "LORA" or config.use_dora):
+        raise SoraError(f"target_parameters goes with plain LoRA only, not with {config.kind}",
+                        where=where)  # fmt: skip
     if config.bias not in _BIASES:
         raise SoraError(
             f"bias: {_printable(config.bias, 40)} is not one of {', '.join(_BIASES)}", where=where
@@ -278,8 +304,10 @@ def _check_values(config: PeftConfig, where: str) -> None:
     modules = config.modules_to_save or []
     if not all(modules):
         raise SoraError("modules_to_save: an empty name would match every module", where=where)
-    if len(modules) > _MOST_MODULES:
-        raise SoraError(f"modules_to_save: {len(modules):,} entries are too many", where=where)
+    names = {"modules_to_save": modules, "target_parameters": config.target_parameters or []}
+    for key, entries in names.items():
+        if len(entries) > _MOST_MODULES:
+            raise SoraError(f"{key}: {len(entries):,} entries are too many", where=where)
 
 
 def _short(number: int) -> str:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from sora_cli.adapter.peft import lycoris
 from sora_cli.adapter.peft.config import MERGE_HINT, PeftConfig
+from sora_cli.adapter.peft.parameters import parameters_of
 from sora_cli.adapter.peft.patterns import anchored
+from sora_cli.adapter.peft.targets import targeted
 from sora_cli.core.errors import SoraError
 
 if TYPE_CHECKING:
@@ -84,6 +86,8 @@ class SplitKeys:
     base_weights: tuple[str, ...]
     """Names in `head` of the base model's own parameters: of adapted modules, or of embeddings that
     were resized."""
+    parameters: frozenset[str] = frozenset()
+    """The paths in `pairs` that name a parameter, such as a tensor of fused experts."""
 
     def without_base_weights(self, names: Collection[str]) -> SplitKeys:
         """Return the keys without some of the base weights."""
@@ -131,6 +135,14 @@ def split_keys(keys: Iterable[str], config: PeftConfig, where: str) -> SplitKeys
         raise SoraError(f"'{path}' is stored in full but has no adapter", where=where)
     if not parts:
         raise SoraError("the file holds no LoRA pair", where=where)
+    parameters: dict[str, str] = {}
+    if config.target_parameters:
+        for name in config.target_parameters:
+            check_name(name, where)
+        modules = targeted(config, list(parts), where)
+        others = [path for path in parts if path not in modules]
+        parameters = parameters_of(others or parts, config.target_parameters, where)
+    parts = {parameters.get(path, path): found for path, found in parts.items()}
     if config.peft_type in lycoris.PARTS:
         for path, found in parts.items():
             wrong = lycoris.lacking(config.peft_type, found)
@@ -144,7 +156,8 @@ def split_keys(keys: Iterable[str], config: PeftConfig, where: str) -> SplitKeys
             raise SoraError(f"'{path}': ensure_weight_tying also gives its factors to the weights "
                             "tied to it, which cannot be read", where=where,
                             hint="PEFT itself can use it, unmerged")  # fmt: skip
-    return SplitKeys(pairs, {}, head, tokens, tuple(biases), tuple(base_weights))
+    names = frozenset(parameters.values())
+    return SplitKeys(pairs, {}, head, tokens, tuple(biases), tuple(base_weights), names)
 
 
 def _endings(config: PeftConfig) -> Mapping[str, str]:
@@ -192,6 +205,7 @@ def loose_key(name: str, adapted: Iterable[str]) -> str:
 def written_config(
     ranks: Mapping[str, int],
     *,
+    parameters: Collection[str] = (),
     layout: str = "exact",
     base: str,
     revision: str | None,
@@ -204,6 +218,7 @@ def written_config(
 
     Args:
         ranks: module path -> rank, at least 1 each.
+        parameters: the paths in `ranks` that name a parameter.
         layout: one of `core.checks.LAYOUTS`.
         biases: the file holds trained biases of the base model.
     """
@@ -220,7 +235,8 @@ def written_config(
         "lora_alpha": largest,
         "lora_dropout": 0.0,
         "bias": "all" if biases else "none",
-        "target_modules": sorted(ranks),
+        "target_modules": sorted(ranks.keys() - parameters),
+        **({"target_parameters": sorted(parameters)} if parameters else {}),
         "rank_pattern": pattern,
         "alpha_pattern": pattern,
         "modules_to_save": list(head_modules) or None,

@@ -32,11 +32,13 @@ class Targets(BaseModel):
 
 def check_targets(targets: Targets, paths: Sequence[str], where: str) -> None:
     """Check that PEFT would adapt all of these modules, by the rule in peft.tuners.tuners_utils."""
+    if not paths:
+        return
     if targets.target_modules is None:
         raise SoraError("target_modules is not set, so PEFT would choose by the kind of model",
                         where=where, hint="name the modules that the file holds")  # fmt: skip
     _check_layer_options(targets, where)
-    _check_all_loaded("target_modules leaves out", paths, _targeted(targets, paths, where), where)
+    _check_all_loaded("target_modules leaves out", paths, targeted(targets, paths, where), where)
     # PEFT adapts nothing at or below a module that is saved in full (check_target_module_exists)
     stored = [Expression(name, r"(^|.*\.)", r"($|\..*)") for name in targets.modules_to_save or ()]
     hits = match_expressions(stored, paths, where=where)
@@ -64,7 +66,8 @@ def _check_all_loaded(what: str, paths: Sequence[str], loaded: set[str], where: 
         )
 
 
-def _targeted(targets: Targets, paths: Sequence[str], where: str) -> set[str]:
+def targeted(targets: Targets, paths: Sequence[str], where: str) -> set[str]:
+    """Return the paths that `target_modules` chooses; all of them, if it is "all-linear"."""
     names, layers = targets.target_modules, targets.layers_to_transform
     if isinstance(names, str) and names.lower() == _ALL:
         return set(paths)
