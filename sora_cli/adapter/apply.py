@@ -21,6 +21,7 @@ from sora_cli.adapter.directory import Adapter
 from sora_cli.adapter.stored import LINEAR, Form
 from sora_cli.adapter.todays_names import todays_names, todays_paths
 from sora_cli.core.errors import SoraError
+from sora_cli.model.new_tokens import grow_for
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -36,14 +37,17 @@ def apply_adapter(
 
     Args:
         fold: add the update into the weight itself where a layer is not linear, is rescaled by
-            DoRA, or has token rows trained in full. Such a layer is not returned, and no longer
-            shares its weight with others.
+            DoRA, or has rows of known tokens trained in full. Such a layer is not returned, and no
+            longer shares its weight with others.
 
     Returns:
         The wrapped layers, by the names that the adapter has for them.
     """
     # first: wrapped layers have their own parameters elsewhere
     load_head(model, adapter.head, base_weights=adapter.base_weights)
+    grow_for(model, adapter.token_rows)
+    # rows of new tokens need no way back: the base model does not know them
+    fold_rows = fold or bool(adapter.meta.new_tokens)
     today = todays_paths(model, [*adapter.layers, *adapter.token_rows])
     layers = {}
     for path, factors in adapter.layers.items():
@@ -66,7 +70,7 @@ def apply_adapter(
             )
     for path, rows in adapter.token_rows.items():
         weight = token_weight(model, today[path], rows)
-        if not fold:
+        if not fold_rows:
             raise SoraError(
                 f"rows of '{path}' are trained in full: such an adapter works only if it is merged",
                 hint="sora merge writes the merged model; use that instead",

@@ -20,7 +20,7 @@ from methods.updates import Replaced
 from sora_cli.adapter.card import adapter_card, stored
 from sora_cli.adapter.kernels import forms_in
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, write_json, write_sora_file
-from sora_cli.adapter.peft.layout import written_config
+from sora_cli.adapter.peft.layout import token_key, written_config
 from sora_cli.adapter.places import new_adapter_place
 from sora_cli.adapter.reading import AdapterFile, open_adapter
 from sora_cli.adapter.stored import Form
@@ -50,8 +50,7 @@ class Adapter:
         biases: names in `head` of trained biases, whose modules are not stored in full.
         base_weights: names in `head` that replace the base model's own parameter, also for the
             parameters tied to it; their modules may have factors besides.
-        token_rows: path of an embedding -> its rows that are trained in full. An adapter with such
-            rows cannot be written, but it can be merged.
+        token_rows: path of an embedding -> its rows that are trained in full.
     """
 
     layers: Mapping[str, LowRankFactors]
@@ -124,10 +123,13 @@ def lazy_adapter(file: AdapterFile) -> Adapter:
     )
 
 
-def check_low_rank(adapter: Adapter | AdapterFile) -> None:
+def check_low_rank(adapter: Adapter | AdapterFile, *, rows: bool = False) -> None:
     """Refuse an adapter that also rescales weights (DoRA) or replaces rows of an embedding.
 
     Its low-rank factors alone would be another adapter, with other outputs.
+
+    Args:
+        rows: the caller carries the rows of embeddings over, so they are permitted.
     """
     rescaled = next(iter(adapter.magnitudes), None)
     if rescaled is not None:
@@ -138,7 +140,7 @@ def check_low_rank(adapter: Adapter | AdapterFile) -> None:
             hint=_MERGE,
         )
     embedding = next(iter(adapter.token_rows), None)
-    if embedding is not None:
+    if embedding is not None and not rows:
         raise SoraError(
             f"this adapter also holds rows of '{embedding}' that were trained in full "
             "(trainable_token_indices), which is not an update of low rank",
@@ -170,11 +172,12 @@ def write_adapter(
         force: replace an adapter directory that is there.
         beside: writes more of `ADAPTER_FILES` into the directory, such as the tokenizer's.
     """
-    check_low_rank(adapter)
+    check_low_rank(adapter, rows=True)
+    tokens = {token_key(path): rows.values for path, rows in adapter.token_rows.items()}
     loose = (*adapter.biases, *adapter.base_weights)
     plan = Plan(
         adapter.layers,
-        adapter.head,
+        {**adapter.head, **tokens},
         layout=layout,
         dtype=dtype,
         forms=adapter.forms,
@@ -190,6 +193,7 @@ def write_adapter(
         head_modules=adapter.head_modules,
         fan_in_fan_out=adapter.fan_in_fan_out,
         biases=bool(adapter.biases),
+        tokens={path: rows.indices.tolist() for path, rows in adapter.token_rows.items()},
     )
     ranks = {path: plan.live.get(path, 0) for path in [*adapter.meta.ranks, *plan.live]}
     start = adapter.meta.ranks_start or plan.start
@@ -206,7 +210,8 @@ def write_adapter(
                 beside(temporary)
             # last, since the card describes the files as they were read back
             with open_adapter(temporary, as_stored=True) as back:
-                plan.check(back.layers, back.head)
+                read = {token_key(path): rows.values for path, rows in back.token_rows.items()}
+                plan.check(back.layers, {**back.head, **read})
                 (temporary / CARD).write_bytes(stored(adapter_card(back)))
     except OSError as error:
         raise SoraError(f"{directory} cannot be written: {reason(error, directory)}") from error
