@@ -76,6 +76,7 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
         "base_weights": list(file.base_weights),
         "rescaled": len(file.magnitudes),
         "tokens": {path: len(rows) for path, (rows, _) in file.tokens.items()},
+        "new_tokens": file.meta.new_tokens,
         "forms": {path: _form(form) for path, form in file.forms.items()},
         "fan_in_fan_out": file.config.fan_in_fan_out,
         "consumers": [asdict(verdict) for verdict in verdicts],

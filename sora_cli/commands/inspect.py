@@ -219,6 +219,8 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if facts["rescaled"]:
         lines.append(("rescaled", f"{count(facts['rescaled'])} modules, output by output (DoRA): "
                                   "the numbers above are of their low-rank part"))  # fmt: skip
+    if facts["new_tokens"]:
+        lines.append(("new tokens", ", ".join(facts["new_tokens"])))
     for path, rows in facts["tokens"].items():
         lines.append(("tokens", f"{count(rows)} rows of {path}, trained in full"))
     for form in dict.fromkeys(facts["forms"].values()):

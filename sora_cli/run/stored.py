@@ -39,7 +39,6 @@ from sora_cli.core.processes import is_main
 from sora_cli.core.words import first_few, listed
 from sora_cli.model.base import Base, load_base
 from sora_cli.model.files import DELTA_FILE, MODEL_CONFIG, SORA_FILE
-from sora_cli.model.new_tokens import KEY
 from sora_cli.model.references import local_checkpoint
 from sora_cli.model.tensors import load_tensors
 from sora_cli.recipe.recipe import ModelBlock, Recipe
@@ -172,16 +171,11 @@ def load_adapted(
                 "rewards are measured against is not in memory",
                 hint="sora merge writes a merged model, which can be scored",
             )
-    known, wanted = adapter.meta.new_tokens, recipe.model.new_tokens
-    if known != wanted:
-        raise SoraError(
-            f"the adapter's new tokens are {listed(known or ['none'])}",
-            where=f"the recipe's: {listed(wanted or ['none'])}",
-            hint=quote(f"{KEY}={json.dumps(known, ensure_ascii=False)}"),
-            key=KEY,
-        )
+    # the adapter knows its new tokens, whatever recipe it is scored by
+    tokens = {"model": recipe.model.model_copy(update={"new_tokens": adapter.meta.new_tokens})}
+    recipe = recipe.model_copy(update=tokens)
     base = _load_base_of("the adapter", adapter.base, recipe, task, on, strict=strict)
-    for path, rows in adapter.token_rows.items() if known else ():
+    for path, rows in adapter.token_rows.items() if base.new_tokens else ():
         if tuple(rows.indices.tolist()) != base.new_tokens:
             raise SoraError(
                 f"the adapter's rows of '{path}' are not those that its new tokens have here",
