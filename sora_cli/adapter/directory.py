@@ -30,7 +30,7 @@ from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, SORA_FIL
 from sora_cli.model.tensors import write_tensors
 from sora_cli.model.threads import one_thread
 
-_MERGE = "sora merge adds all of it to the base model"
+_MERGE = "sora merge, without --format, adds all of it to the base model"
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
     """
     spectra = read_spectra(file)
     ranks = ranks_of(file, spectra)
-    low_rank = not file.magnitudes and not file.tokens  # else it cannot be cut
+    low_rank = not file.magnitudes  # else it cannot be cut
     modules = {path: spectrum.module for path, spectrum in spectra.items() if low_rank}
     total = totals(spectra)
     packed = packed_file(file.directory)

@@ -202,7 +202,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         lines.insert(1, ("rate", found))
     if facts["bits"] is not None:
         lines.insert([name for name, _ in lines].index("file") + 1, ("bits", _bits(facts)))
-    if facts["rescaled"] or facts["tokens"]:
+    if facts["rescaled"]:
         lines = [line for line in lines if line[0] != "prune"]
     if facts["head_modules"]:
         head = (
