@@ -117,7 +117,9 @@ def gives_the_same(processor: Any, other: Any) -> bool:
         return True
     first, second = ([_encoded(t, text) for text in _PROBES] for t in tokenizers)
     templates = {getattr(tokenizer, "chat_template", None) for tokenizer in tokenizers}
-    added = [getattr(tokenizer, "get_added_vocab", dict)() for tokenizer in tokenizers]
+    added: list[dict[str, int]] = [
+        getattr(tokenizer, "get_added_vocab", dict)() for tokenizer in tokenizers
+    ]
     return first == second and len(templates) == 1 and added[0] == added[1]
 
 

@@ -22,7 +22,7 @@ from sora_cli.adapter.kernels import forms_in
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, write_json, write_sora_file
 from sora_cli.adapter.peft.layout import token_key, written_config
 from sora_cli.adapter.places import new_adapter_place
-from sora_cli.adapter.reading import AdapterFile, open_adapter
+from sora_cli.adapter.reading import AdapterFile, OnDemand, open_adapter
 from sora_cli.adapter.stored import Form
 from sora_cli.adapter.writing import Plan
 from sora_cli.core.errors import SoraError, reason
@@ -173,11 +173,10 @@ def write_adapter(
         beside: writes more of `ADAPTER_FILES` into the directory, such as the tokenizer's.
     """
     check_low_rank(adapter, rows=True)
-    tokens = {token_key(path): rows.values for path, rows in adapter.token_rows.items()}
     loose = (*adapter.biases, *adapter.base_weights)
     plan = Plan(
         adapter.layers,
-        {**adapter.head, **tokens},
+        _in_full(adapter),
         layout=layout,
         dtype=dtype,
         forms=adapter.forms,
@@ -210,11 +209,20 @@ def write_adapter(
                 beside(temporary)
             # last, since the card describes the files as they were read back
             with open_adapter(temporary, as_stored=True) as back:
-                read = {token_key(path): rows.values for path, rows in back.token_rows.items()}
-                plan.check(back.layers, {**back.head, **read})
+                plan.check(back.layers, _in_full(back))
                 (temporary / CARD).write_bytes(stored(adapter_card(back)))
     except OSError as error:
         raise SoraError(f"{directory} cannot be written: {reason(error, directory)}") from error
+
+
+def _in_full(adapter: Adapter | AdapterFile) -> Mapping[str, Tensor]:
+    """Return the head and the trained rows of tokens by their names; each access reads one."""
+    paths = {token_key(path): path for path in adapter.token_rows}
+
+    def tensor(name: str) -> Tensor:
+        return adapter.token_rows[paths[name]].values if name in paths else adapter.head[name]
+
+    return OnDemand([*adapter.head, *paths], tensor)
 
 
 def _check_head(head: Iterable[str], modules: tuple[str, ...]) -> None:

@@ -33,6 +33,8 @@ class TokenRows(nn.Module):
     reads the weight gets them. Only the rows have gradients that stay, and moments.
     """
 
+    ids: Tensor
+
     def __init__(self, weight: Tensor, ids: Sequence[int]) -> None:
         super().__init__()
         self.register_buffer("ids", torch.tensor(ids, device=weight.device), persistent=False)
@@ -103,7 +105,7 @@ def grow(model: Any, size: int) -> None:
         model.resize_token_embeddings(size, mean_resizing=False)
     for module in (model.get_input_embeddings(), output_embedding(model)):
         if module is not None:
-            module.weight[before:] = 0
+            module.get_parameter("weight")[before:] = 0
 
 
 def size_with(rows: Mapping[str, Replaced], before: int) -> int:
