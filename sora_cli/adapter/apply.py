@@ -22,6 +22,7 @@ from sora_cli.adapter.peft.parameters import expert_number
 from sora_cli.adapter.stored import LINEAR, Form
 from sora_cli.adapter.todays_names import todays_layers, todays_names, todays_paths
 from sora_cli.core.errors import SoraError
+from sora_cli.model.new_tokens import grow_for
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _OTHER_BASE = (
@@ -41,14 +42,17 @@ def apply_adapter(
 
     Args:
         fold: add the update into the weight itself where a layer is not linear, is rescaled by
-            DoRA, or has token rows trained in full. Such a layer is not returned, and no longer
-            shares its weight with others.
+            DoRA, or has rows of known tokens trained in full. Such a layer is not returned, and no
+            longer shares its weight with others.
 
     Returns:
         The wrapped layers, by the names that the adapter has for them.
     """
     # first: wrapped layers have their own parameters elsewhere
     load_head(model, adapter.head, base_weights=adapter.base_weights)
+    grow_for(model, adapter.token_rows)
+    # rows of new tokens need no way back: the base model does not know them
+    fold_rows = fold or bool(adapter.meta.new_tokens)
     today = todays_layers(model, adapter)
     layers = {}
     for path, factors in adapter.layers.items():
@@ -76,7 +80,7 @@ def apply_adapter(
             raise _only_merged(f"'{path}' {why}")
     for path, rows in adapter.token_rows.items():
         weight = token_weight(model, today[path], rows)
-        if not fold:
+        if not fold_rows:
             raise _only_merged(f"rows of '{path}' are trained in full")
         weight[rows.indices] = rows.values.to(weight)  # in place: what is tied to it has them, too
     return layers

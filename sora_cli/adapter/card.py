@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sora_cli import __version__
-from sora_cli.adapter.consumers import consumers_of
+from sora_cli.adapter.consumers import GROW, consumers_of
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, Training, step_words
 from sora_cli.adapter.peft.layout import AUTO_CLASSES
 from sora_cli.adapter.ranks import rank_map
@@ -250,15 +250,20 @@ def _loading(file: AdapterFile) -> list[str]:
     if auto is not None:
         options = _class_options(meta)
         processor = (_options(meta) or TaskOptions).PROCESSOR_CLASS
+        reader = (
+            f"{'tokenizer' if processor == 'AutoTokenizer' else 'processor'} = "
+            f'{processor}.from_pretrained("{THIS}")'
+        )
+        grown = [reader, GROW] if meta.new_tokens else []
         lines += [
             "```python",
             "from peft import PeftModel",
             f"from transformers import {', '.join(sorted({auto, processor}))}",
             "",
             f'model = {auto}.from_pretrained("{base}"{options})',
+            *grown,
             f'model = PeftModel.from_pretrained(model, "{THIS}")',
-            f"{'tokenizer' if processor == 'AutoTokenizer' else 'processor'} = "
-            f'{processor}.from_pretrained("{THIS}")',
+            *([] if grown else [reader]),
             "```",
             "",
         ]

@@ -61,6 +61,13 @@ def copy_processor(source: Path, folder: Path) -> None:
             shutil.copytree(place, folder / name)
 
 
+def replace_processor(source: Path, folder: Path) -> None:
+    """Put the tokenizer or processor beside an adapter in the place of the one in a folder."""
+    for name in PROCESSOR_FILES:
+        _remove(folder / name)
+    copy_processor(source, folder)
+
+
 def base_files(
     task: str | None, base: BaseReference | None, names: Sequence[str]
 ) -> dict[str, bytes]:
@@ -110,7 +117,10 @@ def gives_the_same(processor: Any, other: Any) -> bool:
         return True
     first, second = ([_encoded(t, text) for text in _PROBES] for t in tokenizers)
     templates = {getattr(tokenizer, "chat_template", None) for tokenizer in tokenizers}
-    return first == second and len(templates) == 1
+    added: list[dict[str, int]] = [
+        getattr(tokenizer, "get_added_vocab", dict)() for tokenizer in tokenizers
+    ]
+    return first == second and len(templates) == 1 and added[0] == added[1]
 
 
 def _encoded(tokenizer: Any, text: str) -> dict[str, Any]:

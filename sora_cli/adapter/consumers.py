@@ -124,6 +124,10 @@ def consumers(
     return (*own, *servers, _ollama(facts, llama_cpp))
 
 
+GROW = "model.resize_token_embeddings(len(tokenizer))"
+"""The line of code that makes room for the rows of new tokens."""
+
+
 def consumers_of(
     file: AdapterFile, *, name: str | None = None, base: str | None = None
 ) -> tuple[Consumer, ...]:
@@ -136,7 +140,7 @@ def consumers_of(
     config = file.config
     if base is not None:
         config = config.model_copy(update={"base_model_name_or_path": base})
-    return consumers(
+    verdicts = consumers(
         config,
         file.ranks,
         head=file.head_modules,
@@ -144,6 +148,10 @@ def consumers_of(
         base_config=base_configuration(file.base),
         more=_other_parts(file),
     )
+    if not file.meta.new_tokens:
+        return verdicts
+    first = f"; first {GROW}, with the tokenizer beside the adapter"
+    return tuple(replace(v, advice=v.advice + first) if v.loads else v for v in verdicts)
 
 
 def _other_parts(file: AdapterFile) -> str | None:

@@ -20,9 +20,9 @@ from methods.updates import Replaced
 from sora_cli.adapter.card import adapter_card, stored
 from sora_cli.adapter.kernels import forms_in
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, write_json, write_sora_file
-from sora_cli.adapter.peft.layout import written_config
+from sora_cli.adapter.peft.layout import token_key, written_config
 from sora_cli.adapter.places import new_adapter_place
-from sora_cli.adapter.reading import AdapterFile, open_adapter
+from sora_cli.adapter.reading import AdapterFile, OnDemand, open_adapter
 from sora_cli.adapter.stored import Form
 from sora_cli.adapter.writing import Plan
 from sora_cli.core.errors import SoraError, reason
@@ -30,7 +30,7 @@ from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, SORA_FIL
 from sora_cli.model.tensors import write_tensors
 from sora_cli.model.threads import one_thread
 
-_MERGE = "sora merge adds all of it to the base model"
+_MERGE = "sora merge, without --format, adds all of it to the base model"
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ class Adapter:
         biases: names in `head` of trained biases, whose modules are not stored in full.
         base_weights: names in `head` that replace the base model's own parameter, also for the
             parameters tied to it; their modules may have factors besides.
-        token_rows: path of an embedding -> its rows that are trained in full. An adapter with such
-            rows cannot be written, but it can be merged.
+        token_rows: path of an embedding -> its rows that are trained in full.
     """
 
     layers: Mapping[str, LowRankFactors]
@@ -129,10 +128,13 @@ def lazy_adapter(file: AdapterFile) -> Adapter:
     )
 
 
-def check_low_rank(adapter: Adapter | AdapterFile) -> None:
+def check_low_rank(adapter: Adapter | AdapterFile, *, rows: bool = False) -> None:
     """Refuse an adapter that also rescales weights (DoRA) or replaces rows of an embedding.
 
     Its low-rank factors alone would be another adapter, with other outputs.
+
+    Args:
+        rows: the caller carries the rows of embeddings over, so they are permitted.
     """
     rescaled = next(iter(adapter.magnitudes), None)
     if rescaled is not None:
@@ -143,7 +145,7 @@ def check_low_rank(adapter: Adapter | AdapterFile) -> None:
             hint=_MERGE,
         )
     embedding = next(iter(adapter.token_rows), None)
-    if embedding is not None:
+    if embedding is not None and not rows:
         raise SoraError(
             f"this adapter also holds rows of '{embedding}' that were trained in full "
             "(trainable_token_indices), which is not an update of low rank",
@@ -175,11 +177,11 @@ def write_adapter(
         force: replace an adapter directory that is there.
         beside: writes more of `ADAPTER_FILES` into the directory, such as the tokenizer's.
     """
-    check_low_rank(adapter)
+    check_low_rank(adapter, rows=True)
     loose = (*adapter.biases, *adapter.base_weights)
     plan = Plan(
         adapter.layers,
-        adapter.head,
+        _in_full(adapter),
         layout=layout,
         dtype=dtype,
         forms=adapter.forms,
@@ -196,6 +198,7 @@ def write_adapter(
         head_modules=adapter.head_modules,
         fan_in_fan_out=adapter.fan_in_fan_out,
         biases=bool(adapter.biases),
+        tokens={path: rows.indices.tolist() for path, rows in adapter.token_rows.items()},
     )
     ranks = {**dict.fromkeys(adapter.meta.ranks, 0), **plan.sums(plan.live)}
     start = adapter.meta.ranks_start or plan.sums(plan.start)
@@ -212,10 +215,20 @@ def write_adapter(
                 beside(temporary)
             # last, since the card describes the files as they were read back
             with open_adapter(temporary, as_stored=True) as back:
-                plan.check(back.layers, back.head)
+                plan.check(back.layers, _in_full(back))
                 (temporary / CARD).write_bytes(stored(adapter_card(back)))
     except OSError as error:
         raise SoraError(f"{directory} cannot be written: {reason(error, directory)}") from error
+
+
+def _in_full(adapter: Adapter | AdapterFile) -> Mapping[str, Tensor]:
+    """Return the head and the trained rows of tokens by their names; each access reads one."""
+    paths = {token_key(path): path for path in adapter.token_rows}
+
+    def tensor(name: str) -> Tensor:
+        return adapter.token_rows[paths[name]].values if name in paths else adapter.head[name]
+
+    return OnDemand([*adapter.head, *paths], tensor)
 
 
 def _check_head(head: Iterable[str], modules: tuple[str, ...]) -> None:

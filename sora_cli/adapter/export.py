@@ -78,7 +78,7 @@ def export_adapter(
     check_apart(output, locate_adapter(directory))
     check_adapter_place(output, force=force)
     with open_any(directory, base=base) as file:
-        check_low_rank(file)
+        check_low_rank(file, rows=True)
         kind, notes, size, program = file.kind, file.notes, file.file_bytes, file.format
         # factors are folded in float32, so that float64 would only look exact
         dtype = dtype or ("float32" if file.dtype == "float64" else file.dtype)

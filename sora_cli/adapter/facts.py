@@ -33,7 +33,7 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
     ranks = ranks_of(file, spectra)
     experts = {n: len(paths) for n, paths in file.groups.items() if paths != [n]}
     # else it cannot be cut; all experts in a parameter have one rank
-    low_rank = not (file.magnitudes or file.tokens or experts)
+    low_rank = not (file.magnitudes or experts)
     modules = {path: spectrum.module for path, spectrum in spectra.items() if low_rank}
     total = totals(spectra)
     packed = packed_file(file.directory)
@@ -79,6 +79,7 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
         "base_weights": list(file.base_weights),
         "rescaled": len(file.magnitudes),
         "tokens": {path: len(rows) for path, (rows, _) in file.tokens.items()},
+        "new_tokens": file.meta.new_tokens,
         "forms": {p: _form(form) for p, form in file.forms.items() if not form.experts},
         "experts": experts,
         "fan_in_fan_out": file.config.fan_in_fan_out,

@@ -137,6 +137,11 @@ class AdapterMeta(BaseModel):
     lineage: tuple[dict[str, Any], ...] = ()
     """The changes made to the adapter after training, in order."""
 
+    @property
+    def new_tokens(self) -> list[str]:
+        """The tokens that the run added to its base model."""
+        return list(self.row_recipe.get("model", {}).get("new_tokens") or [])
+
 
 class _SoraFile(AdapterMeta):
     base: BaseReference | None = None

@@ -13,7 +13,7 @@ from sora_cli.adapter.metadata import AdapterMeta
 from sora_cli.adapter.places import ADAPTER, DELTA, MODEL
 from sora_cli.report import read_report
 
-_OF_MODEL = ("dtype", "attention", "quantise")
+_OF_MODEL = ("dtype", "attention", "quantise", "new_tokens")
 _OF_ROWS = ("text_columns", "label_column", "columns", "label_names", "max_length")
 _OF_TRAINING = ("precision",)
 OF_SCORES = ("metrics", "best_metric", "greater_is_better")

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from methods.base import AdapterMethod, LowRankLinear
 from methods.inject import adapted_layers
 from methods.sharding import whole
+from methods.updates import Replaced
 from sora_cli.adapter.classes import names_classes, task_type_of
 from sora_cli.adapter.companions import auto_of, save_processor
 from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference
 from sora_cli.core.errors import SoraError
 from sora_cli.model.fingerprint import fingerprint
+from sora_cli.model.new_tokens import trained_rows
 from sora_cli.model.references import hub_name, local_checkpoint
 
 
@@ -89,6 +91,10 @@ def build_adapter(
         base=base,
         fan_in_fan_out=any(not isinstance(m.base, nn.Linear) for m in layers.values()),
         meta=meta.model_copy(update={"ranks_start": started}),
+        token_rows={
+            path: Replaced(rows.ids.cpu(), whole(rows.rows.detach()).cpu().clone())
+            for path, rows in trained_rows(model).items()
+        },
     )
 
 

@@ -235,7 +235,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         lines.insert(1, ("rate", found))
     if facts["bits"] is not None:
         lines.insert([name for name, _ in lines].index("file") + 1, ("bits", _bits(facts)))
-    if facts["rescaled"] or facts["tokens"] or facts["experts"]:
+    if facts["rescaled"] or facts["experts"]:
         lines = [line for line in lines if line[0] != "prune"]
     if facts["head_modules"]:
         head = (
@@ -252,6 +252,8 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if facts["rescaled"]:
         lines.append(("rescaled", f"{count(facts['rescaled'])} modules, output by output (DoRA): "
                                   "the numbers above are of their low-rank part"))  # fmt: skip
+    if facts["new_tokens"]:
+        lines.append(("new tokens", ", ".join(facts["new_tokens"])))
     for path, rows in facts["tokens"].items():
         lines.append(("tokens", f"{count(rows)} rows of {path}, trained in full"))
     for number in dict.fromkeys(facts["experts"].values()):

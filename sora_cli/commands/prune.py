@@ -173,7 +173,7 @@ def _prune(
 
     keep_freed_memory()
     with open_adapter(directory) as file:
-        check_low_rank(file)
+        check_low_rank(file, rows=True)
         adapter, size_before = lazy_adapter(file), _file_size(file.directory)
         check_experts(adapter.experts, keep, promise=asked is not None)
         rounding = None if bits is None else Rounding.of(file, bits, head=head)

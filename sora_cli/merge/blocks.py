@@ -187,7 +187,10 @@ class Blocks:
             base.copy_(content.reshape(-1)[start : start + base.numel()].view(shape))
         else:
             assert source is not None
-            _read(source, raw, content.start + start * dtype.itemsize, item)
+            offset = start * dtype.itemsize
+            there = max(min(len(raw), content.length - offset), 0)  # less before new rows
+            _read(source, raw[:there], content.start + offset, item)
+            raw[there:] = bytes(len(raw) - there)
         if dtype == torch.float32 or (dtype == torch.float64 and item.dtype == "F64"):
             return base
         return self._buffers.view("wide", torch.float32, shape)[1].copy_(base)

@@ -17,6 +17,7 @@ from sora_cli.core.markdown import code, escaped
 from sora_cli.merge.plan import Plan
 from sora_cli.merge.rounding import Storing, Survival, shown_survival
 from sora_cli.model.files import MODEL_CONFIG, is_there
+from sora_cli.model.new_tokens import size_with
 from sora_cli.model.references import is_hub_id
 
 MERGED_KEY = "sora_merged"
@@ -83,6 +84,19 @@ def merged_config(raw: Mapping[str, Any], outline: Adapter, known: Any) -> dict[
         config.pop("_num_labels", None)
     if outline.meta.problem_type:
         config["problem_type"] = outline.meta.problem_type
+    return config
+
+
+def grown_config(raw: Mapping[str, Any], outline: Adapter, known: Any) -> dict[str, Any]:
+    """Return a configuration whose vocabulary has room for the adapter's rows of new tokens.
+
+    Args: see `merged_config`.
+    """
+    config, before = copy.deepcopy(dict(raw)), known.get_text_config().vocab_size
+    after = size_with(outline.token_rows, before)
+    if after > before:
+        place = config["text_config"] if "vocab_size" in config.get("text_config", {}) else config
+        place["vocab_size"] = after
     return config
 
 

@@ -162,7 +162,8 @@ def _merged_meta(meta: AdapterMeta, place: Path | None) -> AdapterMeta:
     """Return the merged model's metadata: the adapter's, without quantisation of the base."""
     known = meta.row_recipe if place is None else recorded_row_recipe(place, meta)
     recipe = copy.deepcopy(known or {})
-    recipe.get("model", {}).pop("quantise", None)
+    for key in ("quantise", "new_tokens"):  # the merged model is whole, and its tokenizer knows
+        recipe.get("model", {}).pop(key, None)
     return meta.model_copy(update={"row_recipe": recipe, "quantise": None})
 
 

@@ -49,6 +49,13 @@ class Match:
         """Names of the parameters that the checkpoint supplies."""
         return {name for arrival in self.arrivals.values() for name in arrival.names}
 
+    def grows(self, target: str) -> bool:
+        """Return True if the adapter's rows of new tokens follow the rows of a stored weight."""
+        if target not in self.tokens or target not in self.places:
+            return False
+        stored, shape = self.stored[self.places[target]].shape, self.runtime.state[target].shape
+        return stored[1:] == tuple(shape[1:]) and stored[0] < shape[0]
+
 
 def read_stored(weights: Iterable[Path]) -> dict[str, StoredTensor]:
     """Read the headers of a checkpoint: its tensors by name, in the order of files and bytes.

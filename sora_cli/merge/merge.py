@@ -22,6 +22,7 @@ from typing import Any
 
 from sora_cli.adapter.base_check import OR_FORCE, check_weights
 from sora_cli.adapter.classes import names_classes
+from sora_cli.adapter.companions import replace_processor
 from sora_cli.adapter.directory import Adapter
 from sora_cli.adapter.metadata import write_json, write_sora_file
 from sora_cli.adapter.reading import AdapterFile
@@ -38,6 +39,7 @@ from sora_cli.merge.card import (
     MERGED_KEY,
     check_not_merged,
     config_in,
+    grown_config,
     merge_record,
     merged_before,
     merged_config,
@@ -97,6 +99,8 @@ class Merge:
     Attributes:
         disk: bytes to write.
         free: free bytes on that disk.
+        tokenizer: directory of the adapter, whose tokenizer takes the place of the base's: it knows
+            the tokens whose rows the adapter holds. None: the base's.
         memory: predicted peak memory of this process during the writing, in bytes (Linux's RssAnon,
             without file pages); None if the system does not tell it.
     """
@@ -113,6 +117,7 @@ class Merge:
     disk: int
     free: int
     memory: int | None
+    tokenizer: Path | None = None
 
     @property
     def weights(self) -> int:
@@ -127,6 +132,8 @@ class Merge:
                 for name in self.base.others:
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(self.base.folder / name, folder / name)
+                if self.tokenizer is not None:
+                    replace_processor(self.tokenizer, folder)
                 survival = write_weights(
                     folder,
                     self.plan,
@@ -224,9 +231,12 @@ def prepare_merge(
     own = new.outline.base
     reference = base or own.hub_id or own.path or folder.source
     memory = _memory(new, plan, storing)
+    beside = adapter.directory if isinstance(adapter, AdapterFile) and adapter.tokens else None
+    tokenizer = None if beside is None or lacks_tokenizer(beside) else beside
     return Merge(
-        new, output, reference, folder, config, plan, merged, storing, force, disk, free, memory
-    )
+        new, output, reference, folder, config, plan, merged, storing, force, disk, free, memory,
+        tokenizer,
+    )  # fmt: skip
 
 
 def _merged(
@@ -282,10 +292,11 @@ def _match(
             config = type(known).from_dict(decoded(raw))
         return match(new.outline, stored, build_runtime(new.outline, config, folder.source))
 
-    raw = merged_config(folder.raw, new.outline, known)
+    plain = grown_config(folder.raw, new.outline, known) if new.outline.token_rows else folder.raw
+    raw = merged_config(plain, new.outline, known)
     matched = match_with(raw)
     if not names_classes(matched.runtime.class_name):  # a model without classes gets no labels
-        raw = copy.deepcopy(folder.raw)
+        raw = copy.deepcopy(plain)
     problem = tied_part(matched, new.head)
     if problem is None:
         return matched, None, raw

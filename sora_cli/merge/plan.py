@@ -197,6 +197,7 @@ def _misshapen(matched: Match) -> list[str]:
         name
         for target, name in matched.places.items()
         if target not in matched.heads
+        and not matched.grows(target)
         and matched.stored[name].shape != tuple(matched.runtime.state[target].shape)
     ]
 
@@ -210,6 +211,9 @@ def _planned(tensor: StoredTensor, matched: Match, outline: Adapter) -> Item:
         item = _head(tensor.name, matched.heads[target], outline, tensor.dtype, tensor)
     else:
         item = Item(tensor.name, tensor.dtype, tensor.shape, tensor.length, tensor)
+    if matched.grows(target):
+        shape = tuple(matched.runtime.state[target].shape)
+        item = replace(item, shape=shape, length=item.length // item.rows * shape[0])
     return _updated(item, target, matched) if target in matched.layers else item
 
 

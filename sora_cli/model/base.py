@@ -22,6 +22,7 @@ from sora_cli.model.attention import (
 )
 from sora_cli.model.files import check_complete, check_quantised, check_source
 from sora_cli.model.loading import loading, split_gguf, weights_options
+from sora_cli.model.new_tokens import add_rows, add_to_tokenizer
 from sora_cli.model.quantisation import check_quantise, prepare_quantised, quantised_options
 from sora_cli.model.references import commit_of, resolve_model_path
 from sora_cli.recipe.recipe import ModelBlock
@@ -41,6 +42,7 @@ class Base:
         classes: class names in the checkpoint's own configuration, in label order; None: it has
             none.
         notes: cautions about the model's answers, for the user.
+        new_tokens: ids of `model.new_tokens`.
     """
 
     model: Any
@@ -52,6 +54,7 @@ class Base:
     head: tuple[str, ...]
     classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    new_tokens: tuple[int, ...] = ()
 
 
 def load_base(
@@ -95,6 +98,9 @@ def load_base(
         _check_shapes(block.path, info["mismatched_keys"])
         check_complete(block.path, info["missing_keys"], len(model.state_dict()))
         processor = load_processor(task.options.PROCESSOR_CLASS, source, common)
+        new = add_to_tokenizer(processor, block.new_tokens)
+        if new:
+            add_rows(model, new)
     # by name, for a fixed order: transformers reports missing keys as a set
     missing = tuple(sorted(info["missing_keys"]))
     head = head_modules(model, missing, new_head=task.trains_head)
@@ -110,6 +116,7 @@ def load_base(
         missing=missing,
         head=head,
         classes=classes,
+        new_tokens=tuple(new),
     )
 
 

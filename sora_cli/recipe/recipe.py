@@ -70,6 +70,21 @@ class ModelBlock(Block):
         description="load the frozen weights of linear layers in 4 or 8 bits: 4bit is NF4 with "
         "double quantisation, 8bit is LLM.int8(). Needs the extra [quant]",
     )
+    new_tokens: Names = Field(
+        [],
+        description="tokens to add to the tokenizer, such as ['<tool>', '</tool>']: never split, "
+        "and trained with the adapter, at the head's learning rate and without weight decay, as "
+        "rows of the embedding and of the output layer",
+    )
+
+    @model_validator(mode="after")
+    def _new(self) -> ModelBlock:
+        for name in self.new_tokens:
+            if not name.strip():
+                raise ValueError(f"new_tokens: {name!r} is blank")
+            if self.new_tokens.count(name) > 1:
+                raise ValueError(f"'{name}' occurs twice in new_tokens")
+        return self
 
 
 class _NamedBlock(BaseModel):

@@ -17,7 +17,14 @@ from sora_cli.data.source import find_source
 from sora_cli.model.files import check_source
 from sora_cli.model.hub_kernels import is_hub_kernel
 from sora_cli.model.references import resolve_model_path
-from sora_cli.recipe.families import BASE_MODEL, FROM_START, check_columns, main_metric
+from sora_cli.recipe.families import (
+    BASE_MODEL,
+    FROM_START,
+    NO_REFERENCE,
+    PreferenceOptions,
+    check_columns,
+    main_metric,
+)
 from sora_cli.recipe.metric_names import check_metric, from_the_hub
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.train import switches
@@ -33,6 +40,7 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
     with recipe.placing():
         _check_compaction(recipe)
         _check_loss(recipe)
+        _check_new_tokens(recipe)
         options = recipe.task.options
         for name in options.metrics:
             check_metric(name, options.METRICS, from_hub=options.FROM_THE_HUB)
@@ -87,6 +95,20 @@ def _check_loss(recipe: Recipe) -> None:
             f"training.loss=chunked is for causal language models, but task.name is {name}",
             hint="training.loss=logits",
             key="training.loss",
+        )
+
+
+def _check_new_tokens(recipe: Recipe) -> None:
+    options, why = recipe.task.options, None
+    if not config_class(recipe.method.name).low_rank:
+        why = f"method {recipe.method.name} writes no adapter, which would hold their rows"
+    elif options.PROCESSOR_CLASS != "AutoTokenizer":
+        why = f"the models of task {recipe.task.name} read no plain text"
+    elif isinstance(options, PreferenceOptions) and options.loss not in NO_REFERENCE:
+        why = f"loss {options.loss} compares with a model that does not know them: use orpo, simpo"
+    if recipe.model.new_tokens and why is not None:
+        raise SoraError(
+            f"no new tokens here: {why}", hint="model.new_tokens=[]", key="model.new_tokens"
         )
 
 

@@ -26,6 +26,7 @@ from sora_cli.core.words import first_few
 from sora_cli.data.places import locating
 from sora_cli.data.rows import Rows, load_rows
 from sora_cli.model.base import Base, load_base
+from sora_cli.model.new_tokens import train_rows
 from sora_cli.model.quantisation import check_selected
 from sora_cli.recipe.recipe import DataBlock, Recipe, TrainingBlock
 from sora_cli.report import Start
@@ -247,4 +248,6 @@ def add_adapters(
             unfit=unfit,
             generator=torch.Generator().manual_seed(recipe.training.seed),
         )
+    if base.new_tokens:
+        train_rows(base.model, base.new_tokens)
     return method, layers

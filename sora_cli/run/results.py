@@ -17,10 +17,12 @@ from sora_cli.adapter.plot import plot_ranks
 from sora_cli.adapter.rounding import factor_bytes
 from sora_cli.adapter.row_recipe import row_recipe
 from sora_cli.adapter.saving import base_reference, build_adapter
+from sora_cli.core.errors import SoraError
 from sora_cli.core.hub import looks_local
 from sora_cli.core.processes import is_main
 from sora_cli.data.content import data_fingerprint
 from sora_cli.model.files import SORA_FILE, is_there
+from sora_cli.model.new_tokens import trained_rows
 from sora_cli.model.quantisation import count_values, quantised_as
 from sora_cli.model.transformers_internals import attention_of
 from sora_cli.recipe.load import LoadedRecipe
@@ -131,6 +133,8 @@ def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, outpu
 
     def beside(folder: Path) -> None:
         why = save_processor(ready.base.processor, ready.task.options.PROCESSOR_CLASS, folder)
+        if why is not None and ready.base.new_tokens:
+            raise SoraError(why, hint="leave out model.new_tokens: nobody could use them")
         report.events += [] if why is None else [why]
 
     write_adapter(output / ADAPTER, replace(adapter, meta=meta), force=True, beside=beside)
@@ -233,7 +237,9 @@ def task_meta(task: Task) -> AdapterMeta:
 def count_parameters(ready: Prepared) -> Parameters:
     """Count the parameters before the first step, from the shapes of the loaded model."""
     model, layers = ready.base.model, ready.layers.values()
+    rows = [each.rows for each in trained_rows(model).values()]
     adapters = {id(p) for m in layers for p in (m.A, m.B, m.d) if p is not None}
+    adapters |= {id(p) for p in rows}
     heads = [model.get_submodule(path) for path in ready.base.head]
     factors = sum(m.A.numel() + m.B.numel() for m in layers) + _baseline_parameters(ready)
     return Parameters(
@@ -241,7 +247,7 @@ def count_parameters(ready: Prepared) -> Parameters:
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         adapter_start=factors,
         adapter_end=factors,
-        head=sum(p.numel() for head in heads for p in head.parameters()),
+        head=sum(p.numel() for p in [*rows, *(p for head in heads for p in head.parameters())]),
     )
 
 

@@ -82,7 +82,9 @@ def load_target(target: str, recipe: Recipe, task: Task, *, on: str | None = Non
         return load_delta(baseline, recipe, task, on=on)
     if folder is None:
         source = target if baseline is None else str(baseline)
-        block = recipe.model.model_copy(update={"path": source, "revision": None})
+        block = recipe.model.model_copy(
+            update={"path": source, "revision": None, "new_tokens": []}  # it is scored as it is
+        )
         base = load_base(block, task, precision=recipe.training.precision)
         if base.missing:
             raise SoraError(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 
 import torch
 from torch import Tensor
@@ -26,6 +28,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.processes import world_size
 from sora_cli.core.words import first_few
 from sora_cli.model.base import Base
+from sora_cli.model.new_tokens import KEY, trained_rows
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import Ranks, Start
 from sora_cli.run.stored import check_base, check_classes
@@ -50,7 +53,7 @@ def start_from_adapter(
         with open_adapter(Path(block.adapter).expanduser(), base=base.resolved) as file:
             check_base(base, file.base, file.directory)
             check_classes("adapter", file.meta.labels, task)
-            check_low_rank(file)
+            check_low_rank(file, rows=True)
             if experts := lazy_adapter(file).experts:
                 raise SoraError(
                     f"{file.directory} changes fused experts ({parameter_of(experts[0])}), which "
@@ -61,6 +64,7 @@ def start_from_adapter(
             today = todays_paths(base.model, [*file.paths, *first])
             _check_layers(file, layers, today)
             head = _head(file, base)
+            _take_rows(file, base)
             updates = _updates(file, layers, block.keep(), today)
             if block.bits is not None:
                 updates = _rounded(updates, layers, block.bits)
@@ -109,6 +113,22 @@ def _head(file: AdapterFile, base: Base) -> dict[str, Tensor]:
             where=f"this run stores in full: {first_few(base.head)}" if base.head else None,
         )
     return dict(file.head)
+
+
+@torch.no_grad()
+def _take_rows(file: AdapterFile, base: Base) -> None:
+    """Load the adapter's rows of new tokens; this run must train the same rows."""
+    own, today = trained_rows(base.model), todays_paths(base.model, file.tokens)
+    for path, stored in file.token_rows.items():
+        rows = own.get(today[path])
+        if rows is None or rows.ids.tolist() != stored.indices.tolist():
+            raise SoraError(
+                f"{file.directory} has trained rows of tokens {first_few(stored.indices.tolist())}"
+                ", which this run would not keep",
+                hint=quote(f"{KEY}={json.dumps(file.meta.new_tokens, ensure_ascii=False)}"),
+                key=KEY,
+            )
+        rows.rows.copy_(stored.values)
 
 
 def _updates(

@@ -171,7 +171,17 @@ def load_adapted(
                 "rewards are measured against is not in memory",
                 hint="sora merge writes a merged model, which can be scored",
             )
+    # the adapter knows its new tokens, whatever recipe it is scored by
+    tokens = {"model": recipe.model.model_copy(update={"new_tokens": adapter.meta.new_tokens})}
+    recipe = recipe.model_copy(update=tokens)
     base = _load_base_of("the adapter", adapter.base, recipe, task, on, strict=strict)
+    for path, rows in adapter.token_rows.items() if base.new_tokens else ():
+        if tuple(rows.indices.tolist()) != base.new_tokens:
+            raise SoraError(
+                f"the adapter's rows of '{path}' are not those that its new tokens have here",
+                where=f"{rows.indices.tolist()} in the adapter, {list(base.new_tokens)} here",
+                hint=_PUT_BACK,
+            )
     return base, apply_adapter(base.model, adapter)
 
 

@@ -93,7 +93,7 @@ def healing_runs(
     from sora_cli.adapter.reading import open_adapter
 
     with open_adapter(directory) as file:
-        check_low_rank(file)
+        check_low_rank(file, rows=True)
         whole, least = file.parameters, min((sum(s) for s in file.shapes.values()), default=0)
     budgets = healed_budgets(whole, least)
     if not budgets:

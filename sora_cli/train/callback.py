@@ -26,6 +26,7 @@ from transformers import Trainer, TrainerCallback
 
 from methods.base import AdapterMethod, Layers, LowRankLinear, StepInfo, optimizer_groups
 from methods.inject import adapted_layers
+from sora_cli.model.new_tokens import trained_rows
 from sora_cli.train.checkpoint.resumable import Resumable
 from sora_cli.train.checkpoint.trainer_internals import call_on_resume, plain_optimizer
 from sora_cli.train.optimizers import keep_embeddings
@@ -290,6 +291,9 @@ def _all_groups(
     adapters = {id(p) for layer in layers.values() for p in layer.parameters()}
     adapters |= {id(p) for group in groups for p in group["params"]}  # a baseline has no layers
     decayed = set(trainer.get_decay_parameter_names(model))
+    # decay would shrink a token's row in each step, also in those without the token
+    tokens = {id(rows.rows) for rows in trained_rows(model).values()}
+    decayed -= {n for n, p in model.named_parameters() if id(p) in tokens}
     rest = [
         (n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) not in adapters
     ]

@@ -102,8 +102,8 @@ def keep_embeddings(optimizer: Any, model: nn.Module) -> None:
 
     Their gradients are zero except for a batch's tokens, so a scale shared by a block fits badly.
     """
-    for module in _trained_embeddings(model):
-        optimizer.mng.register_module_override(module, "weight", {"optim_bits": 32})
+    for module, name in _trained_embeddings(model):
+        optimizer.mng.register_module_override(module, name, {"optim_bits": 32})
 
 
 def moment_bytes(name: Optimizer, model: nn.Module, device: str) -> int:
@@ -115,7 +115,7 @@ def moment_bytes(name: Optimizer, model: nn.Module, device: str) -> int:
     trained = [p for p in model.parameters() if p.requires_grad]
     if not in_8_bits(name):
         return sum(2 * p.numel() * p.element_size() for p in trained)
-    plain = {id(module.weight) for module in _trained_embeddings(model)}
+    plain = {id(getattr(module, name)) for module, name in _trained_embeddings(model)}
     paged = name == "paged_adamw_8bit" and device == "cuda"
     total = 0
     for p in trained:
@@ -128,7 +128,13 @@ def moment_bytes(name: Optimizer, model: nn.Module, device: str) -> int:
     return total
 
 
-def _trained_embeddings(model: nn.Module) -> list[nn.Embedding]:
+def _trained_embeddings(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Return the modules with trained rows of tokens, and the name of the rows."""
     from torch import nn
 
-    return [m for m in model.modules() if isinstance(m, nn.Embedding) and m.weight.requires_grad]
+    from sora_cli.model.new_tokens import trained_rows
+
+    rows = trained_rows(model)
+    whole = (m for path, m in model.named_modules() if path not in rows)
+    embeddings = [m for m in whole if isinstance(m, nn.Embedding) and m.weight.requires_grad]
+    return [*((m, "rows") for m in rows.values()), *((m, "weight") for m in embeddings)]

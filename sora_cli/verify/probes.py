@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ def make_probe(configs: Sequence[Any], auto: str, tokenizer: Any | None) -> Prob
         tokenizer: if None, or if it does not know the sentences' words, random ids are used.
     """
     config = configs[0]
-    sizes = [_vocabulary(c) for c in configs]
+    sizes = [vocabulary_of(c) for c in configs]
     if None in sizes:
         return _pixels(config)
     # the smaller of two: an embedding may have been resized on one side
@@ -107,6 +107,20 @@ def _sentences(config: Any, auto: str, tokenizer: Any, vocabulary: int) -> Probe
     inputs = {name: tensor for name, tensor in batch.items() if _takes(config, name)}
     what = f"{len(ids)} {'pairs of sentences' if second else 'sentences'}, {int(mask.sum())} tokens"
     return Probe(inputs, mask, int(tokenizer.pad_token_id), what)
+
+
+def with_tokens(probe: Probe, tokens: Sequence[int]) -> Probe:
+    """Put tokens into the rows of a probe of texts, so that their embeddings are compared, too.
+
+    They take the first places of the rows; those that do not fit are left out.
+    """
+    if not tokens or "input_ids" not in probe.inputs:
+        return probe
+    ids = probe.inputs["input_ids"].clone()
+    flat = ids.view(-1, ids.shape[-1])
+    for number, token in enumerate(tokens[: len(flat) * 2]):  # a row has two tokens at least
+        flat[number % len(flat), number // len(flat)] = token
+    return replace(probe, inputs={**probe.inputs, "input_ids": ids})
 
 
 def _choices(probe: Probe) -> Probe:
@@ -181,7 +195,8 @@ def _special_ids(config: Any) -> set[int]:
     }
 
 
-def _vocabulary(config: Any) -> int | None:
+def vocabulary_of(config: Any) -> int | None:
+    """Return the number of rows of a model's embedding; None if it has none."""
     size = getattr(config.get_text_config(), "vocab_size", None)
     return size if isinstance(size, int) else None
 

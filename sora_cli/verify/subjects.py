@@ -24,6 +24,7 @@ from sora_cli.data.processor import lacks_tokenizer
 from sora_cli.model.files import ADAPTER_WEIGHTS
 from sora_cli.model.fingerprint import StoredTensor, read_header, stored_tensors
 from sora_cli.model.loading import LOCAL_COPY, loading, split_gguf, weights_options
+from sora_cli.model.new_tokens import grow_for
 from sora_cli.model.references import local_checkpoint, resolve_model_path
 
 _GROWTH = {".bin": 2, ".gguf": 8}
@@ -128,6 +129,7 @@ def load_subject(subject: Subject, config: Any, auto: str, dtype: torch.dtype) -
         )
     _check_complete(subject, info, auto)
     if subject.adapter is not None:
+        grow_for(model, subject.adapter.token_rows)  # so that outputs without it are as wide
         with torch.no_grad():
             stored = subject.adapter
             load_head(model, stored.head, base_weights=stored.base_weights)

@@ -31,7 +31,7 @@ from sora_cli.verify.described import described_apart
 from sora_cli.verify.difference import Difference, compare, largest_relative
 from sora_cli.verify.effect import Effect, measure
 from sora_cli.verify.outputs import Outputs, Values, compute_outputs, run_model
-from sora_cli.verify.probes import Probe, make_probe
+from sora_cli.verify.probes import Probe, make_probe, vocabulary_of, with_tokens
 from sora_cli.verify.reload import reload_outputs
 from sora_cli.verify.subjects import (
     Subject,
@@ -190,6 +190,7 @@ def _run_both(
     configs = [load_config(subject) for subject in subjects]
     auto = _common_class(subjects, configs)
     probe = make_probe(configs, auto, load_tokenizer(subjects[0]) or load_tokenizer(subjects[1]))
+    probe = with_tokens(probe, _token_rows(subjects, configs))
     options = {"auto": auto, "probe": probe, "dtype": getattr(torch, dtype)}
     alone = trained is None and _has_layers(subjects[0])
     if trained is None:
@@ -202,6 +203,21 @@ def _run_both(
     else:
         second = again(alone=alone, **options)
     return first, second, probe, _decides(auto, configs[0], first.values)
+
+
+def _token_rows(subjects: Sequence[Subject], configs: Sequence[Any]) -> list[int]:
+    """Return the tokens whose rows an adapter holds, as far as both sides have such rows."""
+    held: list[set[int]] = [
+        {i for rows in subject.adapter.token_rows.values() for i in rows.indices.tolist()}
+        if subject.adapter
+        else set()
+        for subject in subjects
+    ]
+    sizes = [
+        max({vocabulary_of(config) or 0, *(i + 1 for i in rows)})
+        for config, rows in zip(configs, held, strict=True)
+    ]
+    return sorted(i for i in set().union(*held) if i < min(sizes))
 
 
 def tolerance_for(formats: Sequence[str]) -> Tolerance:

@@ -202,6 +202,11 @@ def loose_key(name: str, adapted: Iterable[str]) -> str:
     return f"{PREFIX}{path}{_BASE}{last}" if path in adapted else f"{PREFIX}{name}"
 
 
+def token_key(path: str) -> str:
+    """Return the name (a key without the prefix) of an embedding's trained rows."""
+    return f"{path}{_TOKENS}"
+
+
 def written_config(
     ranks: Mapping[str, int],
     *,
@@ -213,6 +218,7 @@ def written_config(
     head_modules: Iterable[str],
     fan_in_fan_out: bool,
     biases: bool = False,
+    tokens: Mapping[str, list[int]] | None = None,
 ) -> dict[str, Any]:
     """Return the configuration for our adapters: the scaling is in B, so alpha = r everywhere.
 
@@ -221,6 +227,7 @@ def written_config(
         parameters: the paths in `ranks` that name a parameter.
         layout: one of `core.checks.LAYOUTS`.
         biases: the file holds trained biases of the base model.
+        tokens: path of an embedding -> its trained rows.
     """
     largest = max(ranks.values())
     exact = layout == "exact"
@@ -244,6 +251,7 @@ def written_config(
         "init_lora_weights": True,
         "use_rslora": False,
         "use_dora": False,
+        **({"trainable_token_indices": dict(tokens)} if tokens else {}),
     }
 
 
