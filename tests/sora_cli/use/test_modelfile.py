@@ -92,7 +92,7 @@ def test_a_line_that_ollama_would_read_otherwise_is_left_out(
 
 def test_headings_take_the_place_of_a_chat_template(tmp_path: Path) -> None:
     text = exported(tmp_path, prompt="plain")
-    assert "### Instruction:\n{{ range $i, $_ := .Messages }}{{ if eq (len" in text
+    assert "{{ else }}### Instruction:\n{{ end }}{{ range $i, $_ := .Messages }}{{ if eq" in text
     assert text.endswith('\n\n### Response:\n"""\n')
 
 
