@@ -296,8 +296,7 @@ def _ollama(facts: _Facts, llama_cpp: Consumer) -> Consumer:
     if not llama_cpp.loads and "sora export" not in llama_cpp.advice:
         return Consumer("Ollama", False, llama_cpp.advice)
     export = f"sora export {quote(facts.directory)} -o adapter.gguf --format gguf first"
-    return Consumer("Ollama", False, f"{export}, then FROM BASE.gguf and ADAPTER ./adapter.gguf in "
-                                     "a Modelfile, and ollama create")  # fmt: skip
+    return Consumer("Ollama", False, f"{export}, then ollama create NAME -f adapter.Modelfile")
 
 
 def _missing_in_llama_cpp(facts: _Facts) -> str | None:
