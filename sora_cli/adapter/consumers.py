@@ -317,7 +317,7 @@ def _ollama(facts: _Facts, llama_cpp: Consumer) -> Consumer:
     """
     if llama_cpp.step == "merge":
         return replace(llama_cpp, name="Ollama")
-    then = "then FROM BASE.gguf and ADAPTER ./adapter.gguf in a Modelfile, and ollama create"
+    then = "then ollama create NAME -f adapter.Modelfile"
     export = _refused("Ollama", "", "gguf", facts)
     return replace(export, advice=f"{export.advice}, {then}")
 

@@ -231,14 +231,17 @@ def _export_gguf(
     check_gguf_place(output, force=force)
     with uncollected():
         from sora_cli.adapter.gguf_lora import export_gguf
+        from sora_cli.use.modelfile import write_modelfile
 
     keep_freed_memory()
     kind = type or GGUF_TYPES[0]
     done = export_gguf(directory, output, type=kind, base=base, force=force)
-    say_notes(done.notes)
+    modelfile, notes = write_modelfile(read, output, base=base, merged=False)
+    say_notes([*done.notes, *notes])
     command = f"llama-server -m BASE.gguf --lora {quote(str(output))}"
     if as_json:
-        facts = {**dataclasses.asdict(done), "format": "gguf", "command": command}
+        facts = {**dataclasses.asdict(done), "format": "gguf", "command": command,
+                 "modelfile": modelfile}  # fmt: skip
         emit(json.dumps(facts, indent=2, default=str))
     else:
         ranks = done.ranks.values()
@@ -247,6 +250,8 @@ def _export_gguf(
         emit(f"{done.kind} of {len(ranks)} modules of a {done.architecture} model, {shown}: "
              f"{done.type}, alpha {done.alpha}{order}")  # fmt: skip
         emit(f"  {printable(command)}")
+        if modelfile is not None:
+            emit(f"  {printable(f'ollama create NAME -f {quote(str(modelfile))}')}")
     say(f"wrote {output}: {size(done.sizes[1])}, was {size(done.sizes[0])}; read back and compared")
     return OK
 

@@ -189,6 +189,7 @@ def _merge_gguf(
         check_apart(output, place, source)
         from sora_cli.merge.rounding import ENOUGH, shown_survival
         from sora_cli.merge.to_gguf import merge_to_gguf, ways_out_gguf
+        from sora_cli.use.modelfile import write_modelfile
 
         say_notes(adapter.notes)
         done = merge_to_gguf(
@@ -203,7 +204,11 @@ def _merge_gguf(
     say(f"{'warning: ' if lossy else ''}{shown_survival(done.survival, done.stored)}")
     if lossy:
         say(f"  to lose less: {ways}")
+    modelfile, notes = write_modelfile(place, output, base=base, merged=True)
+    say_notes(notes)
     emit(f"  {printable(f'llama-server -m {quote(str(output))}')}")
+    if modelfile is not None:
+        emit(f"  {printable(f'ollama create NAME -f {quote(str(modelfile))}')}")
     say(f"wrote {output}: {size(output.stat().st_size)}; read back and compared")
     return OK
 

@@ -16,7 +16,10 @@ from sora_cli.core.outputs import check_new_file
 from sora_cli.core.words import shown_value
 
 MAGIC = b"GGUF"
+MODELFILE_MARK = "# Written by sora"
+"""The start of a Modelfile of this tool; see `use/modelfile`."""
 _VERSIONS = (2, 3)
+_ELSEWHERE = "choose another place: -o OUT"
 _NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 _TEXT, _LIST = 8, 9
 """The format's numbers for types of values; `_NUMBERS` maps numeric types to `struct` letters."""
@@ -85,17 +88,26 @@ def check_gguf(reference: str, file: Path) -> None:
 
 
 def check_gguf_place(output: Path, *, force: bool) -> None:
-    """Check that a GGUF file may be written to this path."""
+    """Check that a GGUF file may be written to this path, and a Modelfile beside it."""
     if output.suffix.lower() != ".gguf":
         raise SoraError(f"--format gguf writes a .gguf file: {output} must end in .gguf",
                         hint=f"-o {quote(str(output))}.gguf")  # fmt: skip
-    check_new_file("-o", output, force=force, hint="choose another place: -o OUT")
-    if not output.exists():
-        return
-    with output.open("rb") as file:
-        if file.read(len(MAGIC)) != MAGIC:
-            raise SoraError(f"{output} is not a GGUF file: it is not replaced, even with --force",
-                            hint="choose another place: -o OUT")  # fmt: skip
+    for file, start, kind in (
+        (output, MAGIC, "GGUF file"),
+        (modelfile_of(output), MODELFILE_MARK.encode(), "Modelfile of sora"),
+    ):
+        check_new_file("-o", file, force=force, hint=_ELSEWHERE)
+        if not file.exists():
+            continue
+        with file.open("rb") as stream:
+            if stream.read(len(start)) != start:
+                raise SoraError(f"{file} is not a {kind}: it is not replaced, even with --force",
+                                hint=_ELSEWHERE)  # fmt: skip
+
+
+def modelfile_of(gguf: Path) -> Path:
+    """Return the place of the Modelfile that belongs to a GGUF file."""
+    return gguf.with_suffix(".Modelfile")
 
 
 def _refused(what: str, hint: str = "name a model's own file, or its directory") -> SoraError:

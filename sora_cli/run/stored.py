@@ -194,7 +194,7 @@ def _load_base_of(
     *,
     strict: bool = False,
 ) -> Base:
-    block = _base_block(recipe, reference, on)
+    block = base_block(recipe, reference, on)
     base = load_base(block, task, precision=recipe.training.precision)
     if on is None or strict:
         hint = _PUT_BACK if on is None else "name its own base model: model.path=MODEL"
@@ -206,7 +206,7 @@ def _load_base_of(
     return replace(base, notes=notes)
 
 
-def _base_block(recipe: Recipe, reference: BaseReference, on: str | None) -> ModelBlock:
+def base_block(recipe: Recipe, reference: BaseReference, on: str | None) -> ModelBlock:
     """Return the recipe's model block with the path of a result's base model on this machine."""
     if on is not None:
         return recipe.model.model_copy(update={"path": on, "revision": None})

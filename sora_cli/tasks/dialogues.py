@@ -103,13 +103,18 @@ def _ids_of(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     return ids
 
 
+def puts_start(tokenizer: Any) -> bool:
+    """Return True if the tokenizer puts its start token before every text."""
+    first = tokenizer.bos_token_id
+    # a tokenizer may have such a token and not use it, so look at a real text
+    return first is not None and tokenizer("a")["input_ids"][:1] == [first]
+
+
 def _start_tokens(text: str, tokenizer: Any) -> list[int]:
     """Return the token that the tokenizer puts before every text; none if the text contains it."""
-    first = tokenizer.bos_token_id
-    if first is None or text.startswith(tokenizer.bos_token):
+    if tokenizer.bos_token_id is None or text.startswith(tokenizer.bos_token):
         return []
-    # a tokenizer may have such a token and not use it, so look at a real text
-    return [first] if tokenizer("a")["input_ids"][:1] == [first] else []
+    return [tokenizer.bos_token_id] if puts_start(tokenizer) else []
 
 
 Row = dict[str, list[int]]

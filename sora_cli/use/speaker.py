@@ -17,6 +17,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 from methods.base import Layers
 from methods.inject import adapted_layers
 from sora_cli.adapter.apply import switched_off
+from sora_cli.adapter.metadata import AdapterMeta
 from sora_cli.core.console import say
 from sora_cli.core.device import device_type
 from sora_cli.core.errors import SoraError
@@ -24,6 +25,7 @@ from sora_cli.core.interruption import Deferral, Interrupted, deferred
 from sora_cli.core.out_of_memory import telling
 from sora_cli.run.scoring import load_target
 from sora_cli.tasks import create_task
+from sora_cli.tasks.base import Task
 from sora_cli.tasks.dialogues import prompts_of
 from sora_cli.tasks.language import decoding, room_after
 from sora_cli.tasks.prompts import Dialogue, Message, plain_dialogue, rendered
@@ -203,22 +205,29 @@ def load_speaker(
         with telling(lambda: "load model", hint="--dtype bfloat16"):
             base = load_target(target, recipe, task, on=on)
             base.model.eval().to(device_type())
+    form = Form() if raw else form_of(task, base.processor, meta)
+    speaker = Speaker(target, base.model, base.processor, form, base.notes)
+    return speaker, system_of(task)
+
+
+def form_of(task: Task, tokenizer: Any, meta: AdapterMeta) -> Form:
+    """Return the form of the prompts that a model was trained with."""
     options: Any = task.options
     chats = getattr(options, "prompt", "auto") in ("auto", "chat")
-    if raw:
-        form = Form()
-    elif hasattr(options, "prefix"):
-        form = Form(before=options.prefix)
-    elif chats and base.processor.chat_template is not None:
-        form = Form(template=True)
-    elif not (chats or options.prompt == "plain") and len(columns_in(options.prompt, ())) == 1:
-        form = Form(own=options.prompt)
-    else:
-        texts = {name for part in options.WHOLE_TEXTS
-                 for name in (*options.COLUMNS[part], recipe.data.columns.get(part))}  # fmt: skip
-        form = Form(headings=meta.task is not None and not texts >= set(meta.input_columns))
-    speaker = Speaker(target, base.model, base.processor, form, base.notes)
-    return speaker, getattr(options, "system", None)
+    if hasattr(options, "prefix"):
+        return Form(before=options.prefix)
+    if chats and tokenizer.chat_template is not None:
+        return Form(template=True)
+    if not (chats or options.prompt == "plain") and len(columns_in(options.prompt, ())) == 1:
+        return Form(own=options.prompt)
+    texts = {name for part in options.WHOLE_TEXTS
+             for name in (*options.COLUMNS[part], task.data.columns.get(part))}  # fmt: skip
+    return Form(headings=meta.task is not None and not texts >= set(meta.input_columns))
+
+
+def system_of(task: Task) -> str | None:
+    """Return the system message that a model was trained with; None: without one."""
+    return getattr(task.options, "system", None)
 
 
 class _Pieces(TextStreamer):  # type: ignore[misc]

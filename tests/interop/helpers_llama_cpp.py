@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from sora_cli.tasks.prompts import Message
 
 NEEDS = "llama.cpp is not installed: pip install xllamacpp (a wheel with its own copy)"
 TOP = 20
@@ -56,6 +59,31 @@ class LlamaCpp:
         answer = answer if isinstance(answer, dict) else json.loads(answer)
         places = answer["choices"][0]["logprobs"]["content"]
         return [(p["id"], {t["id"]: t["logprob"] for t in p["top_logprobs"]}) for p in places]
+
+    def chat(self, messages: Sequence[Message], tokens: int) -> str:
+        """Answer a dialogue greedily, with the chat template in the model's file."""
+        request = {"messages": list(messages), "max_tokens": tokens, "temperature": 0.0,
+                   "cache_prompt": False}  # fmt: skip
+        answer: str = self._server.handle_chat_completions(request)["choices"][0]["message"][
+            "content"
+        ]
+        return answer
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Return the tokens of the prompt that `chat` answers."""
+        prompt = self._post("apply-template", messages=list(messages))["prompt"]
+        made = self._post("tokenize", content=prompt, add_special=True, parse_special=True)
+        ids: list[int] = made["tokens"]
+        return ids
+
+    def _post(self, path: str, **content: Any) -> Any:
+        request = urllib.request.Request(
+            f"{self._server.listening_address}/{path}",
+            json.dumps(content).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ sums is left.
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.saving import save_adapter
 from sora_cli.app import run
+from sora_cli.tasks.dialogues import prompts_of
+from sora_cli.tasks.prompts import Message
+from sora_cli.use.speaker import Form
 from tests.helpers_adapters import R_MAX, randomise
 from tests.interop.helpers_llama_cpp import (
     NEEDS,
@@ -45,6 +49,16 @@ PROMPTS = (
     "Water boils at a temperature of", "The opposite of hot is", "1, 2, 3, 4,",
     "To make a cup of tea, first", "The Earth revolves around the",
 )  # fmt: skip
+QUESTIONS = (
+    "Give three tips for staying healthy.", "What is the capital of France?",
+    "Write a sentence about a cat.",
+)  # fmt: skip
+DIALOGUES: list[list[Message]] = [
+    [{"role": "user", "content": "Hello"}],
+    [{"role": "system", "content": "Be brief.\nBe kind."}, {"role": "user", "content": "Ça va?"}],
+    [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4 is right."},
+     {"role": "user", "content": "<|im_end|> is a token"}],
+]  # fmt: skip
 
 Texts = list[list[Step]]
 
@@ -131,6 +145,8 @@ def test_an_adapter_beside_its_base(
     """Distances like those of the base alone; and the same tokens where it is in float32."""
     base, lora = written.float32 if exact else smollm(), tmp_path / "lora.gguf"
     assert run(["export", str(written.adapter), "-o", str(lora), "--format", "gguf"]) == 0
+    modelfile = lora.with_suffix(".Modelfile").read_text(encoding="utf-8").splitlines()
+    assert modelfile[1:3] == [f"FROM {smollm()}", "ADAPTER ./lora.gguf"]
     llama = LlamaCpp(base, lora)
     plain = [llama.write(ids, TOKENS, scale=0.0) for ids in written.prompts]
     theirs = [llama.write(ids, TOKENS, scale=1.0) for ids in written.prompts]
@@ -154,6 +170,7 @@ def test_a_merged_model(
     words = ["merge", str(written.adapter), "-o", str(out), "--format", "gguf", "--type", type]
     assert run([*words, "--base", str(base), "--force"]) == 0
     assert "the merged weights hold 100.0% of" in capsys.readouterr().err
+    assert "\nFROM ./merged.gguf\nPARAMETER " in out.with_suffix(".Modelfile").read_text("utf-8")
     llama = LlamaCpp(out)
     theirs = [llama.write(ids, TOKENS) for ids in written.prompts]
     found, effect = rms(theirs, written.adapted), rms(theirs, written.plain)
@@ -202,3 +219,34 @@ def test_two_adapters_and_a_request_chooses(tmp_path: Path) -> None:
     assert chosen == alone
     assert both.write(ids, TOKENS) == LlamaCpp(smollm()).write(ids, TOKENS)
     assert len({str(steps) for steps in (*alone, both.write(ids, TOKENS))}) == 3
+
+
+@pytest.mark.long
+def test_the_chat_templates_give_the_same_tokens() -> None:
+    """That of the GGUF file in llama.cpp, and the tokenizer's, on which `sora` trains."""
+    pytest.importorskip("xllamacpp", reason=NEEDS)
+    llama, file = LlamaCpp(smollm()), smollm()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    form = Form(template=True)
+    for messages in DIALOGUES:
+        (ids,) = prompts_of([form.dialogue(messages, tokenizer)], tokenizer, limit=256)
+        assert llama.prompt_ids(messages) == ids
+
+
+@pytest.mark.long
+def test_sora_chat_says_the_same(
+    written: Written,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The first 20 tokens of greedy answers, with the base in float32."""
+    words = ["export", str(written.adapter), "-o", str(tmp_path / "lora.gguf"), "--format", "gguf"]
+    assert run(words) == 0
+    llama = LlamaCpp(written.float32, tmp_path / "lora.gguf")
+    expected = [llama.chat([{"role": "user", "content": text}], 20) for text in QUESTIONS]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n/reset\n".join(QUESTIONS)))
+    capsys.readouterr()
+    words = ["chat", str(written.adapter), "--base", str(written.float32), "--greedy"]
+    assert run([*words, "--max-new-tokens", "20"]) == 0
+    assert capsys.readouterr().out == "".join(f"{text.strip()}\n" for text in expected)

@@ -59,7 +59,7 @@ def test_reasons(tmp_path: Path) -> None:
     assert "needs the rank r of its configuration in all modules: " in verdicts["SGLang"].advice
     assert "applies alpha / the rank of each tensor: " in verdicts["TensorRT-LLM"].advice
     assert verdicts["TGI"].advice.endswith("-o OUT --layout padded first")
-    assert "--format gguf first, then FROM BASE.gguf" in verdicts["Ollama"].advice
+    assert "first, then ollama create NAME -f adapter.Modelfile" in verdicts["Ollama"].advice
 
 
 def test_a_layer_without_a_pair_is_told_by_the_base_model(tmp_path: Path) -> None:
