@@ -33,6 +33,7 @@ class LlamaCpp:
             info = self._library.CommonAdapterLoraInfo(str(adapter), 1.0)
             parameters.lora_adapters = [info]
         self._server: Any = self._library.Server(parameters)
+        self.address: str = self._server.listening_address
 
     def write(self, ids: Sequence[int], tokens: int, *, scale: float | None = None) -> list[Step]:
         """Write greedily after a prompt.
