@@ -49,6 +49,8 @@ _ROUNDED, _RELATIVE = 0.15, 0.1
 """Root mean square by which rounding may move log-probabilities, and the same as part of the
 effect; twice as much is doubtful. llama.cpp with 4-bit weights moved those of SmolLM2 by 0.08 to
 0.12; an adapter of the same recipe with another seed is 0.23 to 0.33 away from this one."""
+_DROWNED = 1 / 3
+"""The largest residual of a verdict: a small effect drowns in rounding."""
 _CLEAR = 0.1
 """The next token's lead over the second in log-probability: nearer ties are left out."""
 _MATCHING, _UNCLEAR = 0.9, 0.75
@@ -251,22 +253,21 @@ def judge_logprobs(computed: Computed, answers: Sequence[NextToken], tokenizer: 
                 continue
             # several ids may have one text; the likeliest is meant
             i = max(ids, key=lambda i: max(float(side[i]) for side in sides))
-            triples.append((value, *(float(side[i]) for side in sides)))
+            with_it, without = (float(side[i]) for side in sides)
+            triples.append((value, with_it, without))
     counts = {"texts": len(answers), "tokens": len(triples)}
     if unknown >= len(triples):
-        reason = (
-            f"{unknown} of its {unknown + len(triples)} tokens are not in the base's vocabulary"
-        )
+        reason = f"{unknown} of {unknown + len(triples)} tokens are not in the base's vocabulary"
         return Finding(Served.NEITHER, reason, **counts)
     given, adapter, base = torch.tensor(triples, dtype=torch.float64).T
     effect, size = measure_one("log-probabilities", base, adapter, given), _rms(adapter - base)
-    verdict, reason = _by_share(effect.share, effect.residual, size)
+    verdict, reason = judge_share(effect.share, effect.residual, size)
     return Finding(verdict, reason, **counts, to_adapter=_rms(given - adapter),
                    to_base=_rms(given - base), effect=size, share=effect.share,
                    residual=effect.residual)  # fmt: skip
 
 
-def _by_share(share: float, residual: float, size: float) -> tuple[Served, str]:
+def judge_share(share: float, residual: float, size: float) -> tuple[Served, str]:
     """Judge by the share of an effect of this size, with the reason of an unclear verdict."""
     if size < _FLOOR:
         return Served.UNKNOWN, f"on its tokens the adapter's effect is {size:.1g} only"
@@ -274,10 +275,10 @@ def _by_share(share: float, residual: float, size: float) -> tuple[Served, str]:
     if abs(share - whole) > _STRENGTH + residual:
         return Served.NEITHER, f"as if the adapter were applied at {share:.0%} of its strength"
     moved, allowed = residual * size, max(_ROUNDED, _RELATIVE * size)
-    if moved <= allowed:
+    if moved <= allowed and residual <= _DROWNED:
         return (Served.ADAPTER if whole else Served.BASE), ""
     if moved <= 2 * allowed:
-        return Served.UNKNOWN, (f"{moved:.2g} of difference is neither's: coarse rounding of the "
+        return Served.UNKNOWN, (f"a difference of {moved:.2g} is neither's: coarse rounding of the "
                                 "base, another strength, or another adapter")  # fmt: skip
     return Served.NEITHER, "another adapter, or another base model"
 

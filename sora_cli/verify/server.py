@@ -22,7 +22,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from methods.words import closest
 from sora_cli.core.console import size
 from sora_cli.core.errors import SoraError, reason
-from sora_cli.core.words import listed
+from sora_cli.core.words import first_few
 
 KEY = "SORA_SERVER_KEY"
 """The environment variable with the server's key. Not OPENAI_API_KEY: a key that lies there for
@@ -31,7 +31,7 @@ TOP = 5
 """Likeliest tokens to ask for: OpenAI's own limit for completions."""
 _MOST_BYTES = 10_000_000
 _LIST_SECONDS, _TOKEN_SECONDS = 20.0, 180.0  # a server may load the model at the first token
-_CHUNK = 65_536
+_CHUNK, _MOST_MODELS = 65_536, 8
 _OTHER_FORM = (400, 404, 405, 415, 422, 501)
 """Statuses of a server that does not know a path, or refuses the form of a request."""
 
@@ -131,7 +131,7 @@ class Server:
             entries = {str(e["id"]): str(e.get("root")) for e in self._reply("/v1/models")["data"]}
         except (KeyError, TypeError, AttributeError) as error:
             raise self._unreadable("/v1/models") from error
-        known = listed(self._clean(entry) for entry in entries)
+        known = first_few((self._clean(entry) for entry in entries), _MOST_MODELS)
         if name is not None:
             if name not in entries:
                 near = closest(name, entries)

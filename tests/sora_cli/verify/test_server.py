@@ -17,6 +17,7 @@ import transformers
 
 from sora_cli.app import run
 from sora_cli.verify import server as client
+from sora_cli.verify.served import Served, judge_share, judge_texts
 from tests.helpers_errors import error_of
 from tests.helpers_models import tiny_llama
 from tests.helpers_verify import Made, letter_tokenizer
@@ -149,6 +150,34 @@ def test_verdict(
     if form != "texts" and verdict != "neither":
         assert facts["share"] == pytest.approx(1 - code, abs=1e-3)
         assert facts["residual"] < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("share", "residual", "size", "verdict"),
+    [  # measured with SmolLM2-135M in llama.cpp, Q4_1, but for the last three
+        (0.990, 0.073, 1.61, Served.ADAPTER),
+        (0.000, 0.074, 1.37, Served.BASE),
+        (1.011, 0.137, 0.68, Served.ADAPTER),  # by chat
+        (-0.035, 0.170, 0.49, Served.BASE),
+        (0.456, 0.215, 1.36, Served.NEITHER),  # half the strength
+        (0.997, 0.217, 1.54, Served.NEITHER),  # the same recipe with another seed
+        (0.838, 0.299, 0.78, Served.UNKNOWN),  # the same by chat
+        (1.0, 0.5, 0.2, Served.UNKNOWN),  # a small effect, and rounding
+        (1.0, 0.0, 0.04, Served.UNKNOWN),
+        (0.3, 4.0, 1.5, Served.NEITHER),  # another model
+    ],
+)
+def test_judgement(share: float, residual: float, size: float, verdict: Served) -> None:
+    assert judge_share(share, residual, size)[0] is verdict
+
+
+@pytest.mark.parametrize(
+    ("given", "verdict"),
+    [("a" * 9 + "x", Served.ADAPTER), ("b" * 10, Served.BASE), ("a" * 8 + "xy", Served.UNKNOWN),
+     ("a" * 5 + "b" * 5, Served.NEITHER), ("x" * 10, Served.NEITHER)],
+)  # fmt: skip
+def test_judgement_of_texts(given: str, verdict: Served) -> None:
+    assert judge_texts(given, "a" * 10, "b" * 10).verdict is verdict
 
 
 def test_nothing_to_tell_apart(
