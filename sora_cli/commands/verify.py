@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sora_cli.adapter.digest import result_remarks
-from sora_cli.adapter.places import check_target, refuse_baseline
+from sora_cli.adapter.places import adapter_folder, check_target, refuse_baseline
 from sora_cli.commands import completion, options
-from sora_cli.core.checks import COMPUTE, check_comparison, check_excludes
+from sora_cli.core.checks import COMPUTE, check_comparison, check_excludes, check_requires
 from sora_cli.core.console import count, emit, printable, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.table import Column, Table, emit_table
 from sora_cli.core.timing import importing
 from sora_cli.search.certificate import required_certificate
+from sora_cli.verify.server import Server
 
 if TYPE_CHECKING:
     from sora_cli.verify.difference import Difference
+    from sora_cli.verify.served import Finding
     from sora_cli.verify.verification import Verification
 
 
@@ -67,6 +70,19 @@ def verify(
             "If its data or model have moved, give their new place: data.path=DIR.",
         ),
     ] = False,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server",
+            metavar="URL",
+            help="Ask an OpenAI-style server for next tokens, and tell whether it uses the adapter "
+            "A, its bare base, or neither. A key is read from SORA_SERVER_KEY in the environment.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="With --server: the model's name there, if it has several."),
+    ] = None,
     as_json: options.Json = False,
 ) -> int:
     """Compare the outputs of two adapters or models on fixed inputs.
@@ -74,6 +90,12 @@ def verify(
     Returns:
         Exit code: 1 if the outputs differ, 3 if the comparison cannot tell.
     """
+    check_requires("--server", {"--model": model is not None and server is None})
+    if server is not None:
+        check_comparison(dtype, tolerance)
+        words = {"--tolerance": tolerance, "--certificate": certificate, "B": b}
+        check_excludes("--server", [name for name, value in words.items() if value])
+        return _verify_server(a, server, model, base=base, dtype=dtype, as_json=as_json)
     if certificate:
         given = {"--base": base, "--tolerance": tolerance}
         check_excludes("--certificate", [name for name, value in given.items() if value])
@@ -83,9 +105,7 @@ def verify(
     if overrides:
         raise SoraError(f"'{overrides[0]}' goes with --certificate only", hint="sora verify A B")
     for reference in filter(None, (a, b)):
-        say_notes(result_remarks(check_target(reference, "sora verify {}")))
-        place = Path(reference).expanduser()
-        refuse_baseline(place, "there is no adapter to verify", models=True)
+        _check_place(reference)
     with importing():
         from sora_cli.verify.verification import verify
     done = verify(a, b, base=base, dtype=dtype, tolerance=tolerance)
@@ -95,6 +115,52 @@ def verify(
     else:
         _show(done)
     return done.judgement.exit_code
+
+
+def _check_place(reference: str) -> None:
+    say_notes(result_remarks(check_target(reference, "sora verify {}")))
+    refuse_baseline(Path(reference).expanduser(), "there is no adapter to verify", models=True)
+
+
+def _verify_server(
+    run: str, url: str, model: str | None, *, base: str | None, dtype: str, as_json: bool
+) -> int:
+    """Tell whether a server uses an adapter; return the exit code."""
+    _check_place(run)
+    place = Path(run).expanduser()
+    server = Server(url)
+    server.choose(model, adapter_folder(place) or place)  # before anything slow
+    with importing():
+        from sora_cli.verify.served import check_server
+    done, notes = check_server(run, server, base=base, dtype=dtype)
+    say_notes(notes)
+    if as_json:
+        facts = {"a": run, "server": server.url, "model": server.model, "path": server.way.path}
+        emit(json.dumps({**facts, **asdict(done), "verdict": done.verdict.value}, indent=2))
+        return done.exit_code
+    if done.to_adapter is not None:
+        _show_distances(server, done)
+    if done.share is not None and done.residual is not None:
+        emit(f"effect:     {done.share:.1%} of the adapter's effect is there "
+             f"(residual {done.residual:.1%})")  # fmt: skip
+    if done.reason:
+        emit(f"reason:     {done.reason}")
+    emit(f"verdict:    {done.verdict.value}")
+    return done.exit_code
+
+
+def _show_distances(server: Server, done: Finding) -> None:
+    places = f"next tokens of {done.texts} texts"
+    columns: tuple[str, Column]
+    if done.tokens is None:
+        columns = ("compared", Column("other next token", lambda n: f"{n:.0f} of {done.texts}"))
+    else:
+        columns = ("compared", Column("log-probabilities differ by", ".3f"))
+        places = f"{done.tokens} log-probabilities (rms), of the {places}"
+    rows = [("server and adapter", done.to_adapter), ("server and bare base", done.to_base),
+            ("adapter and bare base", done.effect)]  # fmt: skip
+    emit_table(Table(f"{printable(server.url)}, model {printable(server.model)}", columns, rows))
+    emit(f"compared:   {places}, by {server.way.path}")
 
 
 def _verify_certificate(run: str, overrides: list[str], *, as_json: bool) -> int:

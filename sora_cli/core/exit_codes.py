@@ -13,9 +13,10 @@ MEANINGS = {
     OK: "The command did its work. Output that cannot be delivered is dropped and does not change "
     "the exit code: a pipe whose reader has ended (`| head -1`), a closed stream (`>&-`).",
     FAILED: "The command ran to its end, but the result is wrong: `sora verify` found a "
-    "difference; the files written by `sora train`, `sora export` or `sora merge` give other "
-    "outputs than they should; a run of `sora sweep` failed. Also: a fault of the program itself "
-    "(`error: internal error`; the message names the file with the traceback).",
+    "difference, or a server without the adapter; the files written by `sora train`, `sora export` "
+    "or `sora merge` give other outputs than they should; a run of `sora sweep` failed. Also: a "
+    "fault of the program itself (`error: internal error`; the message names the file with the "
+    "traceback).",
     USER_ERROR: "The command line, the recipe, the data or a file has a mistake that the user can "
     "put right: at most three lines on stderr name the problem, the place and the next command. "
     "Also: a disk that is full or not writable, even if only stdout goes there.",

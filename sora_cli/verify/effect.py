@@ -75,11 +75,12 @@ def measure(base: Values, reference: Values, other: Values, probe: Probe) -> tup
                 # position of nearly no length from being blown up
                 norms = tensors[1].norm(dim=-1, keepdim=True)
                 tensors = [tensor / norms.clamp_min(1e-3 * norms.mean()) for tensor in tensors]
-            effects.append(_measure(name, *tensors))
+            effects.append(measure_one(name, *tensors))
     return tuple(effects)
 
 
-def _measure(name: str, base: Tensor, reference: Tensor, other: Tensor) -> Effect:
+def measure_one(name: str, base: Tensor, reference: Tensor, other: Tensor) -> Effect:
+    """Measure the effect on one tensor."""
     effect, change = reference - base, other - base
     squared = _dot(effect, effect)
     if squared == 0:

@@ -16,7 +16,7 @@ from torch import Tensor
 from sora_cli.adapter.classes import BARE
 from sora_cli.core.errors import SoraError
 
-_SENTENCES = (
+SENTENCES = (
     "No.",
     "The cat sat on the mat.",
     "Every bird that sings in the morning is heard by someone.",
@@ -88,12 +88,12 @@ def _sentences(config: Any, auto: str, tokenizer: Any, vocabulary: int) -> Probe
         if tokenizer.eos_token is None:
             return None
         tokenizer.pad_token = tokenizer.eos_token
-    second = (_SENTENCES[::-1],) if auto in _PAIRED else ()
+    second = (SENTENCES[::-1],) if auto in _PAIRED else ()
     batch: Mapping[str, Tensor] = tokenizer(
-        *[list(texts) for texts in (_SENTENCES, *second)],
+        *[list(texts) for texts in (SENTENCES, *second)],
         padding=True,
         truncation=True,
-        max_length=_longest(config),
+        max_length=longest(config),
         return_attention_mask=True,
         return_tensors="pt",
     )
@@ -148,7 +148,7 @@ def _random_ids(config: Any, vocabulary: int) -> Probe:
     special = _special_ids(config)
     padding = getattr(config.get_text_config(), "pad_token_id", None)
     padding = padding if isinstance(padding, int) and 0 <= padding < vocabulary else 0
-    ids = _draw(vocabulary, special | {padding}, (ROWS, min(12, _longest(config))), seed=0)
+    ids = _draw(vocabulary, special | {padding}, (ROWS, min(12, longest(config))), seed=0)
     eos = getattr(config.get_text_config(), "eos_token_id", None)
     reads_the_end = config.is_encoder_decoder or _has_two_towers(config)
     if reads_the_end and isinstance(eos, int) and 0 <= eos < vocabulary:
@@ -201,7 +201,7 @@ def vocabulary_of(config: Any) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _longest(config: Any) -> int:
+def longest(config: Any) -> int:
     """Return the maximum tokens of a row: half of the model's positions (some kinds lose a few)."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:

