@@ -11,7 +11,6 @@ import hashlib
 import struct
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -275,8 +274,9 @@ def _llama_cpp() -> Any:
     The package has no Python function for it, but its library exports this function of ggml.h.
     """
     try:
-        file = import_module("xllamacpp.xllamacpp").__file__
-        function = ctypes.CDLL(str(file)).ggml_quantize_chunk
+        import xllamacpp.xllamacpp as library
+
+        function = ctypes.CDLL(library.__file__).ggml_quantize_chunk
     except (ImportError, OSError, AttributeError):
         return None
     # type, numbers, result, start, rows, numbers of a row, statistics of the activations
