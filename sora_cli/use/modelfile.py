@@ -87,6 +87,8 @@ def _parameters(block: ModelBlock, config: Any, tokenizer: Any) -> list[str]:
     lines = [f"PARAMETER {name} {settings[name]:g}" for name in _SAMPLING]
     own = _generation_settings(block, config)
     penalty = own.repetition_penalty or 1.0
+    if not isinstance(penalty, int | float):  # the file may be anybody's
+        raise SoraError("the base model's repetition_penalty is no number")
     lines.append(f"PARAMETER repeat_penalty {penalty:g}")  # some versions of Ollama have 1.1
     if penalty != 1:
         lines.append("PARAMETER repeat_last_n -1")  # transformers looks at the whole text

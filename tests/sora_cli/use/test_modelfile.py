@@ -79,6 +79,14 @@ def test_the_runs_system_message_and_the_models_own_settings(tmp_path: Path) -> 
     assert 'SYSTEM """Answer in "one"\nword."""\nTEMPLATE ' in text
 
 
+def test_somebodys_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = write_chat_base(tmp_path / "base")
+    settings = '{"repetition_penalty": "much"}'
+    (base / "generation_config.json").write_text(settings, encoding="utf-8")
+    assert exported(tmp_path) == ""
+    assert "for Ollama: the base model's repetition_penalty is no number" in capsys.readouterr().err
+
+
 def test_a_line_that_ollama_would_read_otherwise_is_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
