@@ -41,7 +41,7 @@ GRIDS = {
     "cpu/arena-long-tune-more.yaml": 3 * 2 * 2,
     "cpu/arena-seeds.yaml": 3 * 3 * 8,
     "cpu/arena-rows.yaml": 2 * 2 * 9,
-    "cpu/arena-bytes-healed.yaml": 3 * 2 * 9,
+    "cpu/arena-bytes-healed.yaml": 3 * 5 * 9,
     "cpu/arena-bytes-unilora-tune.yaml": 2 * 4,
     "cpu/arena-bytes-unilora.yaml": 3 * 2 * 3,
     "cpu/glue.yaml": 5 * 6 * 3,
