@@ -138,11 +138,11 @@ class Combination:
             copy_processor(self._files[0].directory, folder)
 
         def finish(layers: Layers) -> None:
-            adapter = dataclasses.replace(self._outline(), layers=layers)
+            adapter = dataclasses.replace(outline, layers=layers)
             write_adapter(output, adapter, dtype=dtype, force=force, beside=beside)
 
-        paths = list(self._shapes)
-        check_experts(self._outline().experts, keep)
+        paths, outline = list(self._shapes), self._outline()
+        check_experts(outline.experts, keep)
         if self._mixing.method == LINEAR:
             layers: Layers = OnDemand(paths, self.stacked)
             if not exact:
@@ -152,7 +152,7 @@ class Combination:
             with cut_dense(paths, self.dense, keep, output, progress) as layers:
                 finish(layers)
         head = self._files[0].head_modules
-        measured["losses"] = grouped_losses(measured["losses"], self._outline().forms)
+        measured["losses"] = grouped_losses(measured["losses"], outline.forms)
         return Combined(**measured, exact=exact, head=head, notes=self.notes)
 
     def _cut(self, layers: Layers, keep: Keep) -> Layers:

@@ -164,7 +164,7 @@ def _other_parts(file: AdapterFile) -> str | None:
         return "refuses trained biases"
     if file.base_weights:  # vLLM and llama.cpp pass over it without a word
         return f"takes no {file.base_weights[0]}, stored in full"
-    if any(form.experts for form in file.forms.values()):
+    if file.experts:
         # vLLM: is_3d_moe_weight in lora/model_manager.py (01533aa8); SGLang: pull request 25528;
         # llama.cpp's converter stops at the names
         return "takes fused experts of few kinds of model or none, and may drop them silently"
@@ -272,11 +272,13 @@ def judge(rules: Rules, facts: _Facts) -> Consumer:
 
 
 def filled(command: str, values: Mapping[str, str]) -> str:
-    """Put values into a command, each quoted as the shell needs it.
+    """Put values into a command, each quoted as the shell needs it."""
+    return substituted(command, {name: quote(value) for name, value in values.items()})
 
-    In one pass: a directory's name may itself hold BASE or RANK.
-    """
-    return re.sub("|".join(values), lambda match: quote(values[match[0]]), command)
+
+def substituted(text: str, values: Mapping[str, str]) -> str:
+    """Put values into a text, in one pass: a directory's name may itself hold BASE or RANK."""
+    return re.sub("|".join(values), lambda match: values[match[0]], text)
 
 
 def _largest_rank(facts: _Facts) -> int:

@@ -23,7 +23,7 @@ from sora_cli.adapter.metadata import AdapterMeta, BaseReference, write_json, wr
 from sora_cli.adapter.peft.layout import token_key, written_config
 from sora_cli.adapter.places import new_adapter_place
 from sora_cli.adapter.reading import AdapterFile, OnDemand, open_adapter
-from sora_cli.adapter.stored import Form
+from sora_cli.adapter.stored import Form, experts_in
 from sora_cli.adapter.writing import Plan
 from sora_cli.core.errors import SoraError, reason
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, SORA_FILE
@@ -69,7 +69,7 @@ class Adapter:
     @property
     def experts(self) -> tuple[str, ...]:
         """The paths in `layers` that are experts in a parameter."""
-        return tuple(path for path, form in self.forms.items() if form.experts)
+        return experts_in(self.forms)
 
     @property
     def parameters(self) -> int:

@@ -32,6 +32,7 @@ from sora_cli.adapter.stored import (
     StoredModule,
     StoredPair,
     checked_tokens,
+    experts_in,
     grouped,
     stored_modules,
 )
@@ -98,6 +99,11 @@ class AdapterFile:
     def groups(self) -> dict[str, list[str]]:
         """The modules, with all experts in a parameter as one: name -> its paths in `paths`."""
         return grouped(self.paths, self.forms)
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The paths in `paths` that are experts in a parameter."""
+        return experts_in(self.forms)
 
     def components(self) -> dict[str, int]:
         """Return the stored components of each of `groups`."""

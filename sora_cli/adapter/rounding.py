@@ -59,11 +59,10 @@ class Rounding:
                 f"{file.directory} is rounded already, to {file.meta.bits} bits",
                 hint="round the adapter that it was made from",
             )
-        experts = next((path for path, form in file.forms.items() if form.experts), None)
-        if experts is not None:
+        if file.experts:
             raise SoraError(
-                f"this adapter changes fused experts ({parameter_of(experts)}), and only factors "
-                "of layers can be rounded to few bits",
+                f"this adapter changes fused experts ({parameter_of(file.experts[0])}), and only "
+                "factors of layers can be rounded to few bits",
                 hint="leave out --bits",
             )
         tensors = file.head

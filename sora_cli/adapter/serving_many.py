@@ -15,7 +15,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from sora_cli.adapter.consumers import Consumer, base_configuration, filled
+from sora_cli.adapter.consumers import Consumer, base_configuration, filled, substituted
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.ranks import shortest_names
 from sora_cli.adapter.server_rules import ALL, LLAMA_CPP, VLLM, VLLM_EMBEDDINGS, Rules
@@ -309,7 +309,7 @@ def _commands(
 
 def _request(rules: Rules, member: _Member, i: int) -> str:
     values = {"NAME": member.name, "DIR": json.dumps(member.directory)[1:-1], "ID": str(i)}
-    return re.sub("|".join(values), lambda match: values[match[0]], rules.request)
+    return substituted(rules.request, values)
 
 
 def _smaller(

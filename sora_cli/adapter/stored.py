@@ -49,6 +49,11 @@ class Form:
 LINEAR = Form()
 
 
+def experts_in(forms: Mapping[str, Form]) -> tuple[str, ...]:
+    """Return the paths of experts in a parameter."""
+    return tuple(path for path, form in forms.items() if form.experts)
+
+
 def grouped(paths: Iterable[str], forms: Mapping[str, Form]) -> dict[str, list[str]]:
     """Return {path of a module: [it]}, with {name of a parameter: its experts} for experts."""
     groups: dict[str, list[str]] = {}

@@ -70,7 +70,7 @@ class ExpertPlace(NamedTuple):
 
     expert: int
     part: int
-    """Number of the weight among those that are joined, such as 1 for the second of gate and up."""
+    """Number of the weight in the joined order, such as 1 for the second of gate and up."""
     parts: int
 
 

@@ -17,7 +17,7 @@ from methods.keep import Keep
 from methods.sharding import agreed
 from sora_cli.adapter.apply import load_head
 from sora_cli.adapter.digest import result_digest
-from sora_cli.adapter.directory import check_low_rank, lazy_adapter
+from sora_cli.adapter.directory import check_low_rank
 from sora_cli.adapter.peft.parameters import parameter_of
 from sora_cli.adapter.pruning import check_left, prune_layers
 from sora_cli.adapter.reading import AdapterFile, open_adapter
@@ -54,10 +54,10 @@ def start_from_adapter(
             check_base(base, file.base, file.directory)
             check_classes("adapter", file.meta.labels, task)
             check_low_rank(file, rows=True)
-            if experts := lazy_adapter(file).experts:
+            if file.experts:
                 raise SoraError(
-                    f"{file.directory} changes fused experts ({parameter_of(experts[0])}), which "
-                    "no method trains",
+                    f"{file.directory} changes fused experts ({parameter_of(file.experts[0])}), "
+                    "which no method trains",
                     hint="sora merge it first, and train on the merged model",
                 )
             first = {**file.ranks, **file.meta.ranks_start}

@@ -97,9 +97,18 @@ def run_model(model: Any, probe: Probe, name: str) -> Values:
         # of one shape, since vision models shrink theirs from stage to stage
         outputs[HIDDEN] = torch.stack([h for h in hidden if h.shape == hidden[-1].shape])
     values = {n: tensor.detach().to("cpu", torch.float32) for n, tensor in outputs.items()}
-    if not all(bool(value.isfinite().all()) for value in values.values()):
-        raise SoraError(f"{name} gives NaN or infinity on made-up inputs")
+    check_finite(name, *values.values())
     return values
+
+
+def check_finite(name: str, *outputs: Tensor) -> None:
+    """Refuse outputs that cannot be compared.
+
+    Args:
+        name: of the models that gave them.
+    """
+    if not all(bool(output.isfinite().all()) for output in outputs):
+        raise SoraError(f"{name} gives NaN or infinity on made-up inputs")
 
 
 def positions(name: str, values: Tensor, probe: Probe) -> Tensor:

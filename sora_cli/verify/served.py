@@ -28,6 +28,7 @@ from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from sora_cli.model.gguf import parsed_once
 from sora_cli.tasks.prompts import rendered
 from sora_cli.verify.effect import measure_one
+from sora_cli.verify.outputs import check_finite
 from sora_cli.verify.probes import SENTENCES, longest
 from sora_cli.verify.server import TOP, NextToken, Server
 from sora_cli.verify.subjects import (
@@ -179,8 +180,7 @@ def compute(
     base = _next_tokens(model, rows)
     apply_adapter(model, subject.adapter, fold=True)
     adapter = _next_tokens(model, rows)
-    if not bool((base.isfinite() & adapter.isfinite()).all()):
-        raise SoraError(f"{subject.reference} or its base gives NaN or infinity on made-up inputs")
+    check_finite(f"{subject.reference} or its base", base, adapter)
     return Computed(tuple(prompt for row in rows for prompt in row), adapter, base)
 
 

@@ -254,7 +254,7 @@ class Server:
 
 
 def checked_url(url: str) -> str:
-    """Return a server's address without /v1 at its end; refuse what is no plain http address."""
+    """Return a server's address without /v1 at its end; only a plain http address is accepted."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
