@@ -164,7 +164,7 @@ def _rows_for_answers(
         tolerance=options.tolerance,
         next_tokens=options.next_tokens,
     )
-    seen = seen or _training_rows(place, answered.blank.input_columns)
+    seen = seen or _training_rows(place, answered.columns)
     notes = [] if seen else [
         f"training rows in {answered.file} are not left out: they are not known here (--recipe R "
         "names them), and the promise is about rows that the adapter has not seen"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -39,13 +40,12 @@ from sora_cli.search.certificate import (
     FULL,
     HALVES_FOLDER,
     PICTURE,
-    REFIT,
     SIZES,
-    TRAIN,
     Certificate,
     directory_of,
 )
 from sora_cli.search.halves import HALVES, half_confidence
+from sora_cli.search.row_set import REFIT, TRAIN
 from sora_cli.search.words import size_table, untrained_line
 
 if TYPE_CHECKING:
@@ -184,12 +184,15 @@ def auto(
     words = [*_without_other(max_drop, max_differ), *words]
     if preview is not None and not dry_run:
         raise SoraError("--preview goes with --dry-run", hint="add --dry-run")
-    loaded = load_recipe(recipe, [*given, *words])
-    plan = plan_auto(loaded)
+    plan = plan_auto(load_recipe(recipe, [*given, *words]))
+    begun = read_auto(plan.output)
+    if begun is not None and not force:
+        plan = replace(plan, loaded=plan.loaded.continuing(begun.recipe))
+    loaded = plan.loaded
     check_settled(loaded.recipe, "sora auto")
     check_recipe(loaded.recipe)
     say_notes([*loaded.notes, *unused(plan)])
-    is_there = read_auto(plan.output) is not None
+    is_there = begun is not None
     own = (SIZES, HALVES_FOLDER)
     check_place(plan.output, loaded.recipe, *own, is_there=is_there, work="run of sora auto")
     if dry_run:
@@ -299,8 +302,8 @@ def run(
             search = HeldOut(plan, rows, ready, log, say)
     say_notes(search.runner.setup.events)
     say(describe_layers(full.recipe, ready, search.runner.setup.parameters))
-    promised = promise_lines(search.promise, rows, search.certifiable)
-    for line in [*cost_lines(plan, rows), *promised]:
+    promised = promise_lines(search.promise, search.rows, search.certifiable)
+    for line in [*cost_lines(plan, search.rows), *promised]:
         say(line)
     with resumable(lambda: _done(record), force=force), log.running():
         search.run()
@@ -376,6 +379,7 @@ def _show_plan(plan: AutoPlan, preview: int | None) -> None:
     from sora_cli.run.dry_run import dry_run, emit_section
 
     with importing():
+        from sora_cli.experiments.auto.held_out import parts_of_search
         from sora_cli.experiments.auto.rows import planned_rows
         from sora_cli.search.rows import certifiable_by
     plan, rows, notes = planned_rows(plan)
@@ -385,6 +389,10 @@ def _show_plan(plan: AutoPlan, preview: int | None) -> None:
     confidence = plan.block.confidence
     if isinstance(rows, HalvesPlan):
         confidence = half_confidence(confidence)
+    else:
+        parts = parts_of_search(full.recipe, shown.ready, rows)
+        rows = rows.counted(*map(len, parts.tests))
+        say_notes(parts.notes())
     certifiable = certifiable_by(
         full.recipe, shown.ready, rows.test, plan.promise, confidence, answers=rows.answers
     )

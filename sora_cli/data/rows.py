@@ -14,7 +14,8 @@ from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
 from sora_cli.core.hub import quiet_hub
 from sora_cli.data.loading import Part, load_splits
-from sora_cli.data.places import Origin
+from sora_cli.data.places import Origin, locating
+from sora_cli.data.repeats import KeysOf, groups_of, rows_in, share_of
 from sora_cli.recipe.recipe import DataBlock
 
 _COMMIT = re.compile(r"@([0-9a-f]{40})/")
@@ -48,11 +49,17 @@ class Rows:
         return next(origin for rows, origin in self.origins if rows is part)
 
 
-def load_rows(data: DataBlock) -> Rows:
-    """Load a recipe's splits and divide their rows into training, selection and report."""
+def load_rows(data: DataBlock, keys_of: KeysOf | None = None) -> Rows:
+    """Load a recipe's splits and divide their rows into training, selection and report.
+
+    Args:
+        keys_of: returns the keys of raw rows (`Task.raw_keys`), by which rows with the same input
+            are kept together; None: each row is dealt by itself, as `data.repeats: separate` says.
+    """
     datasets.disable_progress_bars()
     quiet_hub()
-    splits = _with_held_out(data, load_splits(data))
+    keys_of = keys_of if data.repeats == "together" else None
+    splits = _with_held_out(data, load_splits(data), keys_of)
     wanted = [(data.train, "data.train"), *((name, "data.validation") for name in data.validation)]
     for split, key in wanted:
         if split not in splits:
@@ -65,10 +72,12 @@ def load_rows(data: DataBlock) -> Rows:
             raise SoraError(
                 f"split '{split}' of the data is empty", hint=f"{key}=ANOTHER_SPLIT", key=key
             )
-    return _assign(data, splits)
+    return _assign(data, splits, keys_of)
 
 
-def _with_held_out(data: DataBlock, splits: Mapping[str, Part]) -> Mapping[str, Part]:
+def _with_held_out(
+    data: DataBlock, splits: Mapping[str, Part], keys_of: KeysOf | None
+) -> Mapping[str, Part]:
     """Add the validation split that `data.held_out_rows` takes from the training rows."""
     rows, key = data.held_out_rows, "data.held_out_rows"
     if rows is None or data.train not in splits:
@@ -86,7 +95,7 @@ def _with_held_out(data: DataBlock, splits: Mapping[str, Part]) -> Mapping[str, 
             hint=f"{key}={max(len(train.rows) // 5, 1)}",
             key=key,
         )
-    held_out, rest = _split(train, rows, data.held_out_seed)
+    held_out, rest = _split(train, rows, data.held_out_seed, keys_of, key)
     return {**splits, data.train: rest, name: held_out}
 
 
@@ -110,7 +119,7 @@ def _layout_hint(data: DataBlock, splits: Mapping[str, Part]) -> str | None:
     return f"lay images out as {data.train}/CLASS/1.png and {data.validation[0]}/CLASS/2.png"
 
 
-def _assign(data: DataBlock, splits: Mapping[str, Part]) -> Rows:
+def _assign(data: DataBlock, splits: Mapping[str, Part], keys_of: KeysOf | None) -> Rows:
     train, main = splits[data.train], data.validation[0]
     report = {name: splits[name] for name in data.validation}
     if data.selection == "validation":
@@ -124,7 +133,9 @@ def _assign(data: DataBlock, splits: Mapping[str, Part]) -> Rows:
                 hint="data.selection=validation",
                 key="data.selection",
             )
-        select, report[main] = _split(report[main], total // 2, data.selection_seed)
+        select, report[main] = _split(
+            report[main], total // 2, data.selection_seed, keys_of, "data.selection"
+        )
         rule = f"checkpoint chosen on a random half of {main}, the other half reported"
     else:
         total = len(train.rows)
@@ -135,7 +146,9 @@ def _assign(data: DataBlock, splits: Mapping[str, Part]) -> Rows:
                 hint=f"data.selection_rows={max(total // 10, 1)}",
                 key="data.selection_rows",
             )
-        select, train = _split(train, data.selection_rows, data.selection_seed)
+        select, train = _split(
+            train, data.selection_rows, data.selection_seed, keys_of, "data.selection_rows"
+        )
         rule = f"checkpoint chosen on {data.selection_rows} rows held out of {data.train}"
         if data.selection == "half-train":
             train, select = _half(data, train)
@@ -191,13 +204,36 @@ def _revision(splits: Iterable[Dataset]) -> str | None:
     return None
 
 
-def _split(part: Part, first: int, seed: int) -> tuple[Part, Part]:
-    """Split rows at random into two parts; the first has `first` rows."""
-    rows, origin = part.rows, part.origin
-    places = Dataset.from_dict({"row": range(len(rows))}).with_format("arrow")
-    halves = places.train_test_split(test_size=len(rows) - first, seed=seed)
+def _split(
+    part: Part, first: int, seed: int, keys_of: KeysOf | None = None, key: str = ""
+) -> tuple[Part, Part]:
+    """Split rows at random into two parts; the first has `first` rows.
+
+    Args:
+        keys_of: rows with the same input go to one part; as many groups of them are drawn as have
+            `first` rows in the mean. Without repeats the same rows are drawn as without this.
+        key: that asks for the split, for errors.
+    """
+    rows, origin, groups = part.rows, part.origin, None
+    number = len(rows)
+    if keys_of is not None:
+        with locating(origin):
+            groups = groups_of(keys_of(rows))
+        number = int(groups.max()) + 1
+        if number < 2:
+            raise SoraError(
+                f"all {len(rows):,} rows of {origin.split or 'a split'} have the same input, so "
+                "none can be held out",
+                hint="data.repeats=separate holds repeated rows out all the same",
+                key=key,
+            )
+        first = share_of(number, first, len(rows))
+    places = Dataset.from_dict({"row": range(number)}).with_format("arrow")
+    halves = places.train_test_split(test_size=number - first, seed=seed)
     # arrays: `datasets` hashes the selected numbers, which takes 8 s for a list of a million
-    chosen = (halves[name][:]["row"].to_numpy() for name in ("train", "test"))
+    chosen = [halves[name][:]["row"].to_numpy() for name in ("train", "test")]
+    if groups is not None:
+        chosen = [rows_in(groups, own) for own in chosen]
     one, two = (Part(rows.select(own), origin.of(own)) for own in chosen)
     return one, two
 

@@ -15,6 +15,9 @@ NOT_THE_RUN = ("output", "paper", "resources")
 """Blocks of a recipe that do not affect the results of a run."""
 
 
+BEFORE: Mapping[tuple[str, str], Any] = {("data", "repeats"): "separate"}
+"""Keys whose default is not what versions without the key did, with what these did."""
+
 Change = tuple[str, Any, Any]
 """Dotted key, value before, value now."""
 
@@ -33,14 +36,23 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
 
 
 def completed(resolved: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Add the keys of later versions to a resolved recipe, with their defaults.
+    """Add the keys of later versions to a resolved recipe, with the values of its time.
 
     A recipe that the current version rejects is returned unchanged.
     """
     try:
-        return Recipe.model_validate(resolved).resolved()
+        return Recipe.model_validate(of_its_time(resolved)).resolved()
     except (ValidationError, MethodError):  # MethodError: its method is not registered here
         return resolved
+
+
+def of_its_time(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the keys of `BEFORE` that a stored recipe lacks, with what the program did then."""
+    values = dict(stored)
+    for (block, key), value in BEFORE.items():
+        if key not in (own := values.get(block) or {}):
+            values[block] = {**own, key: value}
+    return values
 
 
 def flat(values: Mapping[str, Any], path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from methods.errors import MethodError
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import output_path
 from sora_cli.core.words import shown_path
-from sora_cli.recipe.changes import flat
+from sora_cli.recipe.changes import BEFORE, flat, of_its_time
 from sora_cli.recipe.errors import place_of, recipe_error, unknown_name
 from sora_cli.recipe.layers import combine, file_layers, override_layers
 from sora_cli.recipe.library import find_recipe, recipes_dir
@@ -69,6 +69,22 @@ class LoadedRecipe:
         """Return all values as plain data, with defaults and the options of method and task."""
         return self.recipe.resolved()
 
+    def continuing(self, stored: Mapping[str, Any] | None) -> LoadedRecipe:
+        """Return the recipe to continue work with that was begun with a stored recipe.
+
+        A key that versions of that time did not have, and that the user does not set, keeps what
+        they did.
+
+        Args:
+            stored: None: there is no such work.
+        """
+        recipe = self.recipe
+        for (block, key), value in BEFORE.items() if stored is not None else ():
+            if key not in (stored or {}).get(block, {}) and (block, key) not in self.origins:
+                update = {block: getattr(recipe, block).model_copy(update={key: value})}
+                recipe = recipe.model_copy(update=update)
+        return replace(self, recipe=recipe)
+
     def origin(self, *path: str) -> Origin:
         """Return the origin of a value; "default" if no file and no override set it."""
         return self.origins.get(path, DEFAULT)
@@ -104,7 +120,8 @@ def load_stored(
         name: the recipe's name in the report.
     """
     origin = Origin(shown_path(file))
-    values = {**values, "model": {**values.get("model", {}), **dict.fromkeys(_TRUST, False)}}
+    values = of_its_time(values)
+    values |= {"model": {**values.get("model", {}), **dict.fromkeys(_TRUST, False)}}
     stored = Tree(copy.deepcopy(values), {path: origin for path, _ in flat(values)})
     return _loaded([stored, *override_layers(overrides)], file, name)
 

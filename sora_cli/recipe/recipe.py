@@ -187,6 +187,12 @@ class DataBlock(Block):
         "half-train",
     )
     selection_seed: Seed = Field(42, description="seed of the split for data.selection")
+    repeats: Literal["together", "separate"] = Field(
+        "together",
+        description="rows with the same input, where rows are held out. together: they all go to "
+        "one part, and repeated inputs do not test a promise. separate: each row is dealt by "
+        "itself, as in runs of versions without this key",
+    )
     half: Literal[1, 2] | None = Field(
         None, description="with selection: half-train, the half of the rows to train on"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 import transformers
@@ -24,6 +25,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.out_of_memory import telling
 from sora_cli.core.words import first_few
 from sora_cli.data.places import locating
+from sora_cli.data.repeats import Keys
 from sora_cli.data.rows import Rows, load_rows
 from sora_cli.model.base import Base, load_base
 from sora_cli.model.new_tokens import train_rows
@@ -102,7 +104,8 @@ def on_rows(ready: Prepared, data: DataBlock) -> Prepared:
     Args:
         data: data block with another selection than that of `ready`.
     """
-    rows, task, base = load_rows(data), ready.task, ready.base
+    task, base = ready.task, ready.base
+    rows = load_rows(data, task.raw_keys)
     train = encode(task, base, rows.train, rows.origin(rows.train), training=True)
     select = _encode_select(task, base, rows, ready.report)
     return replace(ready, rows=rows, train=train, select=select)
@@ -190,10 +193,17 @@ def load_task(recipe: Recipe, rows: Rows | None = None) -> tuple[Task, Rows]:
     with recipe.placing():
         task = create_task(recipe.task, recipe.data)
         task.reference = reference_of(recipe, task)
-        rows = load_rows(recipe.data) if rows is None else rows
+        rows = load_rows(recipe.data, partial(raw_keys, recipe)) if rows is None else rows
         with locating(rows.origin(rows.train)):
             task.bind(rows.train)
     return task, rows
+
+
+def raw_keys(recipe: Recipe, rows: Dataset) -> Keys:
+    """Return the keys of raw rows by the columns that the recipe's task finds in them."""
+    task = create_task(recipe.task, recipe.data)
+    task.bind(rows)
+    return task.raw_keys(rows)
 
 
 def check_rows(

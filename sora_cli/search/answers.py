@@ -1,9 +1,10 @@
 """Rows without labels, on which the answers of two models are compared.
 
 A label in the file is ignored: another value stands in for it, as in `sora predict`. Next-token
-choices are an exception: the given answers are read as the texts before each token. Rows whose
-input is a training row's are left out, and so are repeated inputs (`AnswerRows.unseen`), so that no
-test row has been seen in training or screening.
+choices are an exception: the given answers are read as the texts before each token, so they belong
+to the input. Rows whose raw input is a training row's are left out, and so are repeated ones
+(`AnswerRows.unseen`): then a plan knows how many there are. The rows that the model reads alike are
+found once they are encoded (`search.parts`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from sora_cli.data.source import check_file
 from sora_cli.model.base import Base
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.encode import encode
-from sora_cli.search.certificate import SCREENING, TEST, RowSet
+from sora_cli.search.row_set import SCREENING, TEST, RowSet
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded, Task
 from sora_cli.tasks.language import IGNORED, Writing, token_choices
@@ -46,7 +47,8 @@ class AnswerRows:
         task: the family, bound to these rows.
         blank: the family, for stand-ins in the place of labels.
         rows: the rows, with stand-ins for their labels, or with their own for `next_tokens`.
-        inputs: (rows,) a hash of each row's input.
+        inputs: (rows,) a hash of each row's input, which `columns` hold.
+        with_answers: a given answer belongs to the input, as for `next_tokens`.
         file: name of the file, for messages.
         tolerance: the largest distance of two numbers that count as the same answer; None: answers
             are no numbers.
@@ -59,13 +61,20 @@ class AnswerRows:
     rows: Dataset
     origin: Origin
     inputs: np.ndarray
+    columns: Sequence[str]
     file: str
     tolerance: float | None = None
     next_tokens: bool = False
+    with_answers: bool = False
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def raw_keys(self, task: Task) -> Sequence[np.ndarray]:
+        """Return the keys of the raw rows."""
+        del task
+        return [self.inputs]
 
     def take(self, rows: np.ndarray) -> AnswerRows:
         """Return some of the rows, by their numbers."""
@@ -79,11 +88,13 @@ class AnswerRows:
         Args:
             seen: training rows and other labelled rows, as far as they are known.
         """
-        columns, known = list(self.blank.input_columns), np.zeros(len(self), dtype=bool)
+        known = np.zeros(len(self), dtype=bool)
         for part in seen:
-            # a chat's own answer is among its inputs: without the stand-in no such row would match
-            alike = self.blank.stand_in(part.select_columns(columns))
-            known |= np.isin(self.inputs, input_hashes(alike, columns))
+            alike = part.select_columns(list(self.columns))
+            if not self.with_answers:
+                # a chat holds its own answer: without the stand-in no such row would match
+                alike = self.blank.stand_in(alike)
+            known |= np.isin(self.inputs, input_hashes(alike, self.columns))
         repeated = ~known
         repeated[np.unique(self.inputs, return_index=True)[1]] = False
         notes = list(self.notes)
@@ -151,6 +162,7 @@ def read_answer_rows(
     columns: Sequence[str] = (),
     tolerance: float | None = None,
     next_tokens: bool = False,
+    by_prompt: bool = False,
 ) -> AnswerRows:
     """Read a file of rows without labels; `AnswerRows.unseen` leaves out its training rows.
 
@@ -162,6 +174,8 @@ def read_answer_rows(
         columns: the inputs that the model was trained on, if it comes without training rows and
             they are known: other columns are left out, if the file has all of these.
         tolerance, next_tokens: see `AnswerRows`.
+        by_prompt: also with `next_tokens`, rows with the same prompt are the same input, as in
+            searches of versions without `data.repeats`.
     """
     check_file(path)
     part = load_file(path)
@@ -191,14 +205,25 @@ def read_answer_rows(
         task.check(rows)
     name, label = shown_path(path), task.label_column
     compared = "next-token choices on" if next_tokens else "answers to"
-    columns = [f"'{column}'" for column in _read_columns(task, next_tokens)]
-    plural = "s" if len(columns) > 1 else ""
-    notes = [f"{name}: {compared} the column{plural} {listed(columns)} are compared"]
+    read = _read_columns(task, next_tokens)
+    plural, quoted = "s" if len(read) > 1 else "", [f"'{column}'" for column in read]
+    notes = [f"{name}: {compared} the column{plural} {listed(quoted)} are compared"]
     if label in there and not next_tokens:
         notes.append(f"{name}: the column '{label}' is ignored: no label is needed")
-    inputs = input_hashes(stood_in, blank.input_columns)
+    with_answers = next_tokens and not by_prompt
+    keys = read if with_answers else blank.input_columns
     return AnswerRows(
-        task, blank, rows, part.origin, inputs, name, tolerance, next_tokens, tuple(notes)
+        task=task,
+        blank=blank,
+        rows=rows,
+        origin=part.origin,
+        inputs=input_hashes(rows if with_answers else stood_in, keys),
+        columns=keys,
+        file=name,
+        tolerance=tolerance,
+        next_tokens=next_tokens,
+        with_answers=with_answers,
+        notes=tuple(notes),
     )
 
 

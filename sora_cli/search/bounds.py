@@ -45,6 +45,7 @@ class Bound:
         least: if few rows differ, the bound that a model without any differing row would get: the
             smallest possible here. None: enough rows differ, or there is no bound.
         parts: where both labels and answers test a drop: the two bounds, each at half the error.
+        every: the drop on all rows as they come, where repeated rows do not test; None: all do.
     """
 
     drop: float
@@ -56,6 +57,7 @@ class Bound:
     reason: str | None = None
     least: float | None = None
     parts: tuple[Bound, ...] = ()
+    every: float | None = None
 
     @classmethod
     def either(cls, parts: Sequence[Bound]) -> Bound:
@@ -109,6 +111,15 @@ def drop_bound(
         confidence: one-sided, at least 0.5 and below 1.
         seed, resamples: of the bootstrap, for metrics whose rows are not just right or wrong.
     """
+    bound = _bound(full, small, confidence, seed=seed, resamples=resamples)
+    if full.every is None or small.every is None:
+        return bound
+    return replace(bound, every=drop_on(full.every, small.every))
+
+
+def _bound(
+    full: RowScores, small: RowScores, confidence: float, *, seed: int, resamples: int
+) -> Bound:
     if (full.metric, full.formula, len(full)) != (small.metric, small.formula, len(small)):
         raise ValueError("scores of different metrics or rows are compared")
     rows, differing = len(full), differing_rows(full, small)

@@ -21,10 +21,12 @@ from sora_cli.recipe.families import BASE_MODEL
 from sora_cli.report import BaseFacts, Score
 from sora_cli.search.halves import HALVES
 from sora_cli.search.promise import Promise
+from sora_cli.search.row_set import ANSWERS, SCREENING, TEST, TRAIN, RowSet, half_name
 from sora_cli.search.size import Size, saving
 from sora_cli.search.sizes import last_passed
 from sora_cli.search.statement import (
     NOT_ALONE,
+    as_they_come,
     drop_by_answers,
     drop_by_both,
     drop_by_labels,
@@ -38,30 +40,13 @@ if TYPE_CHECKING:
 
 FILE_NAME = "certificate.json"
 PICTURE = "curve.png"
-SCHEMA_VERSION = 2
-"""Increased when a key or a sentence changes; the sentences of version 1 had other words."""
-TRAIN, SCREENING, TEST = "train", "screening", "test"
-"""Names of the parts whose rows decide; `part_of` names the reported splits."""
+SCHEMA_VERSION = 3
+"""Increased when a key or a sentence changes; earlier versions did not keep repeats apart."""
 SIZES = "sizes"
 """Folder in the output directory that holds the directories of all runs."""
 FULL = "full"
 HALVES_FOLDER = "halves"
 """Folder in the output directory that holds a folder like it for each half, of cross-fitting."""
-REFIT = "refit"
-"""Name of the part of all rows, on which a size was trained once more."""
-ANSWERS = "answers"
-"""Name of the part of rows without labels that test a drop beside labelled test rows."""
-
-
-def half_name(half: int) -> str:
-    """Return the name of the part that a half's adapters are trained on."""
-    return f"half {half}"
-
-
-def part_of(split: str) -> str:
-    """Return the name of a reported split in `rows`, distinct from the parts that decide."""
-    parts = {TRAIN, SCREENING, TEST, ANSWERS, REFIT, *map(half_name, HALVES)}
-    return f"reported {split}" if split in parts else split
 
 
 def directory_of(number: int | None, half: int | None = None) -> str:
@@ -92,14 +77,6 @@ class BoundMethod(BaseModel):
     )
 
 
-class RowSet(BaseModel):
-    """The rows of one part: their split, number and digest."""
-
-    split: str = Field(description="split of the recipe's data that the rows come from")
-    rows: int = Field(description="number of rows")
-    digest: str = Field(description="SHA-256 of the rows' content, in order")
-
-
 class Measured(BaseModel):
     """A score, and its drop against full rank on the same rows."""
 
@@ -114,6 +91,11 @@ class PartTest(Measured):
     kept: bool = Field(description="whether the bound is within the promise")
     differing: int | None = Field(
         None, description="number of rows whose score differs from full rank's"
+    )
+    every: Score | None = Field(
+        None,
+        description="drop on all test rows as they come, where some repeat an input and do not "
+        "test; it has no bound; null: all of them test",
     )
     refused: str | None = Field(
         None, description="reason for having no bound; null: there is a bound"
@@ -139,6 +121,7 @@ class PartTest(Measured):
             upper=math.nan if bound.upper is None else bound.upper,
             kept=bound.keeps(max_drop),
             differing=bound.differing,
+            every=bound.every,
             refused=bound.reason,
             passed_over=bound.passes_over(max_drop),
         )
@@ -200,6 +183,7 @@ class SizeTest(PartTest):
             upper=upper,
             kept=upper <= max_drop,
             differing=labels.differing,
+            every=labels.every,
             parts=kept,
         )
 
@@ -384,18 +368,26 @@ def conclude(certificate: StoredCertificate) -> None:
 def _sentences(certificate: StoredCertificate, written: Healed) -> tuple[str, str]:
     """Return the statement and the scope of a certificate."""
     promise, bound, test = certificate.promise, certificate.bound, written.test
-    rows = {name: part.rows for name, part in certificate.rows.items()}
-    tested = None if certificate.final is None else written.directory
-    about = scope(promise, halves=bool(certificate.halves), tested=tested)
+    rows, tested = certificate.rows, None if certificate.final is None else written.directory
+    distinct = rows[TEST].held is not None
+    about = scope(promise, halves=bool(certificate.halves), tested=tested, distinct=distinct)
     if certificate.halves:
         tests = [half.candidates[certificate.chosen].test for half in certificate.halves]
         return on_halves(promise, bound, test, tests, rows[half_name(1)]), about
     if promise.by_answers:
         by_answers = on_answers if promise.kind == "differ" else drop_by_answers
-        return by_answers(promise, test, rows[TEST]), about
-    if promise.basis == "both":
-        return drop_by_both(promise, bound, test, rows[TEST], rows[ANSWERS]), about
-    return drop_by_labels(promise, bound, test, rows[TEST]), about
+        text = by_answers(promise, test, rows[TEST])
+    elif promise.basis == "both":
+        text = drop_by_both(promise, bound, test, rows[TEST], rows[ANSWERS])
+    else:
+        text = drop_by_labels(promise, bound, test, rows[TEST])
+    return text + as_they_come(
+        promise,
+        rows=rows[TEST].rows,
+        held=rows[TEST].held,
+        drop=None if test is None else test.every,
+        by_answers=promise.by_answers,
+    ), about
 
 
 def means(halves: Sequence[Half], max_drop: float) -> tuple[FullRank, list[Healed]]:

@@ -9,73 +9,46 @@ checkpoints.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset, concatenate_datasets
 
+from sora_cli.core.console import say_notes
 from sora_cli.data.content import data_fingerprint
-from sora_cli.data.places import Origin
+from sora_cli.data.repeats import groups_of, rows_in
 from sora_cli.data.rows import Rows, load_rows
 from sora_cli.model.base import Base
 from sora_cli.recipe.auto import Basis
 from sora_cli.recipe.recipe import DataBlock, Recipe
 from sora_cli.run.encode import encode
-from sora_cli.run.prepare import Prepared, check_rows, load_task
+from sora_cli.run.prepare import Prepared, check_rows, load_task, raw_keys
 from sora_cli.search.answers import AnswerRows, read_answer_rows
 from sora_cli.search.basis import BASES, TestRows, basis_line, certifiable_on, choose_basis
 from sora_cli.search.bounds import Scored
 from sora_cli.search.certifiable import Certifiable
-from sora_cli.search.certificate import (
-    ANSWERS,
-    SCREENING,
-    TEST,
-    TRAIN,
-    RowSet,
-    half_name,
-    part_of,
-)
 from sora_cli.search.halves import HALVES, WHOLE_DATA, half_data, held_data
+from sora_cli.search.parts import EncodedPart, Held, Part, testing_part
 from sora_cli.search.promise import Promise, promise_of
+from sora_cli.search.row_set import ANSWERS, SCREENING, TEST, TRAIN, RowSet, half_name, part_of
 from sora_cli.search.screening import part_rows
 from sora_cli.tasks.base import Encoded, Task
 from sora_cli.tasks.row_scores import RowScores, answer_scores
-from sora_cli.train.trainer import AdapterTrainer, build_scorer, build_trainer
+from sora_cli.train.trainer import build_scorer, build_trainer
 
+_SEED = 0  # of the draw among repeated test rows, where no recipe's `auto` block has one
 _FEW = 8  # rows that are scored to see if rows are right or wrong by the metric
 
 
-@dataclass(frozen=True)
-class Part:
-    """The rows of one part, with their origin."""
-
-    rows: Dataset
-    origin: Origin
-
-    def encoded(self, task: Task, base: Base) -> Encoded:
-        """Return the rows encoded for the model."""
-        return encode(task, base, self.rows, self.origin)
-
-    def scores(self, trainer: AdapterTrainer, encoded: Encoded) -> RowScores:
-        """Score the trainer's model as it is now; on all processes the same.
-
-        Args:
-            encoded: the rows, as `encoded` returns them.
-        """
-        return trainer.row_scores(encoded)
-
-    def row_set(self, split: str) -> RowSet:
-        """Return the number and digest of the rows, which were taken from a split."""
-        return _row_set(split, self.rows)
-
-
-Held = Part | AnswerRows
-"""Rows that choose a size: by their labels, or by the answers to them."""
-
-
 def deciding_rows(
-    recipe: Recipe, task: Task, train: Dataset, screening: int, test: int
+    recipe: Recipe,
+    task: Task,
+    train: Dataset,
+    screening: int,
+    test: int,
+    inputs: int | None = None,
 ) -> dict[str, Held]:
     """Return the screening and test rows of a run of `sora auto`, by part.
 
@@ -83,14 +56,15 @@ def deciding_rows(
         recipe: recipe of the run at full rank, with its `auto` block and the basis that is planned.
         task: task of the run, bound to its training rows.
         train: training rows.
-        screening, test: number of rows of each part.
+        screening, test: number of rows of each part, as planned.
+        inputs: number of different inputs that screen, if it is known from a former search.
     """
     block, promise = recipe.auto, promise_of(recipe)
     assert block is not None
     if promise.by_answers:
         unseen = unlabelled_rows(recipe, task).unseen([train])
         return {**unseen.parts(screening, test, block.seed)}
-    held = choosing_rows(task, screening, block.seed)
+    held = choosing_rows(task, screening / (screening + test), block.seed, inputs)
     if promise.basis == "labels":
         return {**held}
     # labelled rows choose the sizes, so none of them may test among the rows without labels
@@ -112,7 +86,7 @@ def cross_fit_rows(recipe: Recipe, task: Task, screening: int) -> dict[str, Part
     wanted |= {half_name(3 - half): half_data(half, screening, block.seed) for half in HALVES}
     for name, values in wanted.items():
         whole = {"max_validation_rows": None, "max_train_rows": None}
-        rows = load_rows(recipe.data.model_copy(update={**values, **whole}))
+        rows = load_rows(recipe.data.model_copy(update={**values, **whole}), task.raw_keys)
         check_rows(task, rows, [rows.select])
         parts[name] = Part(rows.select, rows.origin(rows.select))
     return parts
@@ -148,34 +122,96 @@ def unlabelled_rows(recipe: Recipe, task: Task) -> AnswerRows:
             trained=task,
             tolerance=block.tolerance,
             next_tokens=block.next_tokens,
+            by_prompt=recipe.data.repeats == "separate",
         )
 
 
-def count_rows(data: DataBlock) -> int:
-    """Return the number of rows in the training split."""
-    return len(load_rows(whole_data(data).model_copy(update={"max_train_rows": None})).train)
+def count_rows(recipe: Recipe) -> tuple[int, int]:
+    """Return the number of rows in the training split, and of different inputs among them."""
+    data = whole_data(recipe.data).model_copy(update={"max_train_rows": None})
+    whole = load_task(recipe.model_copy(update={"data": data}))[1].train
+    if data.repeats == "separate":
+        return len(whole), len(whole)
+    return len(whole), int(groups_of(raw_keys(recipe, whole)).max()) + 1
 
 
-def choosing_rows(task: Task, screening: int, seed: int) -> dict[str, Part]:
+def choosing_rows(
+    task: Task, screening: float, seed: int, inputs: int | None = None
+) -> dict[str, Part]:
     """Split the rows that a run holds out into screening and test rows, at random.
 
-    Each part keeps the data set's order. `max_validation_rows` does not limit them.
+    Each part keeps the data set's order. `max_validation_rows` does not limit them. Rows with the
+    same input go to one part, unless the recipe deals repeats by themselves.
 
     Args:
         task: task of the run, bound to its training rows.
-        screening: number of screening rows; all others are test rows.
+        screening: share of the screening rows, or of their inputs; all others test.
         seed: seed of the split.
+        inputs: number of screening inputs, in place of their share.
     """
-    rows = load_rows(task.data.model_copy(update={"max_validation_rows": None}))
+    rows = load_rows(task.data.model_copy(update={"max_validation_rows": None}), task.raw_keys)
     check_rows(task, rows, [rows.select])
-    held = len(rows.select)
-    first, rest = part_rows(held, seed, screening=screening / held)
-    return {SCREENING: _taken(rows, first.tolist()), TEST: _taken(rows, rest.tolist())}
-
-
-def _taken(rows: Rows, chosen: Sequence[int]) -> Part:
+    groups = np.arange(len(rows.select))
+    if task.data.repeats == "together":
+        groups = groups_of(task.raw_keys(rows.select))
+    number = int(groups.max()) + 1
+    share = screening if inputs is None else inputs / number
+    chosen = (np.sort(rows_in(groups, part)) for part in part_rows(number, seed, screening=share))
     origin = rows.origin(rows.select)
-    return Part(rows.select.select(chosen), origin.of(chosen))
+    parts = (Part(rows.select.select(own), origin.of(own.tolist())) for own in chosen)
+    return dict(zip((SCREENING, TEST), parts, strict=True))
+
+
+@dataclass(frozen=True)
+class DecidingParts:
+    """The rows that decide a search, encoded, and their numbers and digests.
+
+    Attributes:
+        screening: rows that choose the sizes.
+        tests: rows that test them, for each of `Promise.parts`.
+        sets: number and digest of the rows of every part.
+    """
+
+    screening: EncodedPart
+    tests: tuple[EncodedPart, ...]
+    sets: dict[str, RowSet]
+
+    def notes(self) -> Iterator[str]:
+        """Yield notes on the test rows that do not test."""
+        for part, name in zip(self.tests, ("test rows", "rows without labels"), strict=False):
+            yield from part.notes(name)
+
+
+def deciding_parts(
+    recipe: Recipe, task: Task, base: Base, rows: Rows, train: Encoded, held: Mapping[str, Held]
+) -> DecidingParts:
+    """Encode the rows that decide a search, and find those that test.
+
+    Args:
+        recipe: recipe of the run at full rank.
+        task, base, rows, train: of that run.
+        held: screening and test rows, by part.
+    """
+    assert recipe.auto is not None
+    screening = EncodedPart(held[SCREENING], held[SCREENING].encoded(task, base))
+    own = held[SCREENING]
+    # the task that encoded each of the parts that test rows must not repeat
+    seen = [(task, train), (own.task if isinstance(own, AnswerRows) else task, screening.rows)]
+    tests = dict[str, EncodedPart]()
+    for name in (part for part in (TEST, ANSWERS) if part in held):
+        if recipe.data.repeats == "together":
+            tests[name] = testing_part(held[name], task, base, seen, recipe.auto.seed)
+        else:
+            tests[name] = EncodedPart(held[name], held[name].encoded(task, base))
+        # labelled rows choose the size, so none of them may test among the rows without labels
+        seen = [*seen, (task, tests[name].rows)]
+    sets = row_sets(rows, held)
+    sets |= {name: part.row_set(sets[name].split) for name, part in tests.items()}
+    if recipe.data.repeats == "together":
+        keys = own.raw_keys(task)
+        different = int(groups_of(keys).max()) + 1
+        sets[SCREENING] = sets[SCREENING].model_copy(update={"inputs": different})
+    return DecidingParts(screening, tuple(tests.values()), sets)
 
 
 def row_sets(rows: Rows, held: Mapping[str, Held]) -> dict[str, RowSet]:
@@ -226,7 +262,18 @@ def certifiable_by(
     return certifiable_on(promise, numbers, scores)
 
 
-class UnlabelledRows:
+class _ToldOnce:
+    """Prints the notes on the rows that do not test: once, however many models are scored."""
+
+    _told = False
+
+    def _tell(self, notes: Iterator[str]) -> None:
+        if not self._told:
+            say_notes(notes)
+        self._told = True
+
+
+class UnlabelledRows(_ToldOnce):
     """Rows without labels that test the sizes of a finished adapter.
 
     Attributes:
@@ -234,8 +281,10 @@ class UnlabelledRows:
         split: name of these rows.
     """
 
-    def __init__(self, recipe: Recipe, rows: AnswerRows) -> None:
-        self._recipe, self._rows = recipe, rows
+    def __init__(
+        self, recipe: Recipe, rows: AnswerRows, seen: Sequence[tuple[Task, Part]] = ()
+    ) -> None:
+        self._recipe, self._rows, self._seen = recipe, rows, seen
         self.task, self.split = rows.task, f"{len(rows):,} unlabelled rows"
 
     def __len__(self) -> int:
@@ -243,17 +292,19 @@ class UnlabelledRows:
 
     def scored_by(self, base: Base, scratch: Path) -> Callable[[], RowScores]:
         """Return a function that answers these rows with the model as it is then."""
-        rows = self._rows.encoded(self.task, base)
+        seen = [(task, part.encoded(task, base)) for task, part in self._seen]
+        rows = testing_part(self._rows, self.task, base, seen, _SEED)
         trainer = build_scorer(self._recipe, self.task, base, scratch)
-        return lambda: self._rows.scores(trainer, rows)
+        self._tell(rows.notes("rows without labels"))
+        return lambda: rows.scores(trainer)
 
 
-class SelectionRows:
+class SelectionRows(_ToldOnce):
     """The rows that a recipe uses to choose checkpoints, loaded and checked.
 
     Attributes:
         split: name of these rows.
-        seen: these rows and the training rows.
+        seen: the training rows and these rows.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -264,7 +315,7 @@ class SelectionRows:
         rows = self._rows
         reported = [name for name, part in rows.report.items() if part is rows.select]
         self.split = reported[0] if reported else "selection"
-        self.seen = [rows.train, rows.select]
+        self.seen = [(self.task, Part(p, rows.origin(p))) for p in (rows.train, rows.select)]
 
     def __len__(self) -> int:
         return len(self._rows.select)
@@ -274,11 +325,13 @@ class SelectionRows:
 
         It scores the model in its state at the time of the call.
         """
-        chosen = self._rows.select
+        train, chosen = (part for _, part in self.seen)
         with self._recipe.placing():
-            rows = encode(self.task, base, chosen, self._rows.origin(chosen))
+            seen = [(self.task, train.encoded(self.task, base))]
+            rows = testing_part(chosen, self.task, base, seen, _SEED)
         trainer = build_trainer(self._recipe, self.task, base, scratch)
-        return lambda: trainer.row_scores(rows)
+        self._tell(rows.notes(f"rows of {self.split}"))
+        return lambda: rows.scores(trainer)
 
 
 class ChoosingRows:
@@ -315,7 +368,7 @@ def rows_on_best_basis(
         pool: rows without labels, none of them in `labelled.seen`.
         basis: basis that the user chose; None: the one that is planned to certify most.
     """
-    answered = UnlabelledRows(recipe, pool)
+    answered = UnlabelledRows(recipe, pool, labelled.seen)
     parts: dict[Basis, tuple[SelectionRows | UnlabelledRows, ...]] = {
         "labels": (labelled,),
         "answers": (answered,),

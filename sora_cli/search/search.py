@@ -177,6 +177,13 @@ class Search(Generic[Key]):
             for part, whole, small in tests
         )
 
+    def _repeats(self) -> dict[str, Any]:
+        """Return the number of all rows, and the drop on them, if some repeat an input."""
+        every, bound = self.chosen.scores[0].every, self.chosen.bound
+        if every is None:
+            return {}
+        return {"all_rows": len(every), "drop_on_all_rows": None if bound is None else bound.every}
+
     def facts(self) -> dict[str, Any]:
         """Return the facts about the choice of the size that an adapter's lineage records."""
         bound = self.chosen.bound
@@ -196,6 +203,7 @@ class Search(Generic[Key]):
             "bound": None if bound is None else bound.upper,
             "bound_kind": None if bound is None else bound.kind,
             "rows": self.rows[0],
+            **self._repeats(),
             **both,
             **({"next_tokens": True} if self.promise.next_tokens else {}),
             **({"tolerance": self.promise.tolerance} if self.promise.tolerance is not None else {}),

@@ -13,6 +13,7 @@ from sora_cli.search.halves import half_confidence
 if TYPE_CHECKING:
     from sora_cli.search.certificate import BoundMethod, PartTest, SizeTest
     from sora_cli.search.promise import Promise
+    from sora_cli.search.row_set import RowSet
 
 NOT_ALONE = (
     "the bound is approximate, and about this number of rows: each row chooses among all test "
@@ -20,9 +21,10 @@ NOT_ALONE = (
 )
 """The reason why no bound is exact, where rows are not alone (`RowScores.rows_alone`)."""
 _SCOPE = (
-    "the written adapter, this training run, and rows drawn like {}; not another seed, "
+    "the written adapter, this training run, and {rows} drawn like {like}; not another seed, "
     "other data, or rows of another kind"
 )
+_NOT_APART = "rows that repeat an input were not kept apart from those that test"
 _TEST_ROWS = {
     "labels": "the test rows",
     "answers": "the unlabelled ones",
@@ -35,13 +37,13 @@ _SCOPE_OF_HALVES = (
     "tested; not another seed, other data, or rows of another kind"
 )
 _SCOPE_OF_REFIT = (
-    "the tested adapter in {}, this training run, and rows drawn like {}; the written "
+    "the tested adapter in {tested}, this training run, and {rows} drawn like {like}; the written "
     "adapter was trained on all rows, test rows included, and was not itself tested; not another "
     "seed, other data, or rows of another kind"
 )
 _SCOPE_OF_ANSWERS = (
-    "{} of the written adapter, this training run, and rows drawn like the unlabelled ones; not "
-    "another seed, other data, or rows of another kind"
+    "{answers} of the written adapter, this training run, and {rows} drawn like the unlabelled "
+    "ones; not another seed, other data, or rows of another kind"
 )
 _NEXT_TOKENS = (
     "the next-token choices on given texts (a row differs if any of its choices does), not the "
@@ -49,51 +51,90 @@ _NEXT_TOKENS = (
 )
 
 
-def scope(promise: Promise, *, halves: bool, tested: str | None) -> str:
+def inputs(rows: RowSet, *, labels: bool = True) -> str:
+    """Return the number of test rows in words; they are distinct inputs where repeats do not test.
+
+    Args:
+        labels: False: of rows without labels.
+    """
+    without = "" if labels else " without labels"
+    if rows.held is None:
+        return f"{rows.rows:,} rows{without}"
+    return f"{rows.rows:,} distinct inputs{without} that training has not seen"
+
+
+def as_they_come(
+    promise: Promise, *, rows: int, held: int | None, drop: float | None, by_answers: bool
+) -> str:
+    """Return the end of a sentence on all test rows, where some repeat an input; else "".
+
+    Args:
+        rows: number of the rows that test.
+        held: number of all test rows; None: all of them test.
+        drop: on all of them, without a bound; None: not measured.
+        by_answers: the drop is the share of answers that differ.
+    """
+    if held is None or held == rows:
+        return ""
+    text = f"; {(held - rows) / held:.1%} of the {held:,} test rows repeat an input"
+    if drop is None:
+        return text
+    figure = f"{100 * drop:.2f} % of the answers differ" if by_answers else f"it is {drop:+.4f}"
+    more = ", which is MORE THAN PROMISED" if not drop <= promise.max_drop else ""
+    return f"{text}, and over all of them as they come {figure}{more}"
+
+
+def scope(promise: Promise, *, halves: bool, tested: str | None, distinct: bool) -> str:
     """Return the adapter, run and rows that a promise is about.
 
     Args:
+        distinct: repeated rows do not test.
         halves: it is about both halves of cross-fitting.
         tested: directory of the tested adapter, if another one was written; None: the same.
     """
-    if promise.kind == "differ":
-        return _SCOPE_OF_ANSWERS.format(
-            _NEXT_TOKENS if promise.next_tokens else "answers, whether they are right or not,"
-        )
     if halves:
-        return _SCOPE_OF_HALVES
-    rows = _TEST_ROWS[promise.basis]
-    return _SCOPE.format(rows) if tested is None else _SCOPE_OF_REFIT.format(tested, rows)
+        return f"{_SCOPE_OF_HALVES}; {_NOT_APART}"
+    answers = _NEXT_TOKENS if promise.next_tokens else "answers, whether they are right or not,"
+    text = _SCOPE if tested is None else _SCOPE_OF_REFIT
+    text = (_SCOPE_OF_ANSWERS if promise.kind == "differ" else text).format(
+        rows="distinct inputs" if distinct else "rows",
+        like=_TEST_ROWS[promise.basis],
+        answers=answers,
+        tested=tested,
+    )
+    return text if distinct else f"{text}; {_NOT_APART}"
 
 
-def drop_by_labels(promise: Promise, bound: BoundMethod, test: PartTest | None, rows: int) -> str:
+def drop_by_labels(
+    promise: Promise, bound: BoundMethod, test: PartTest | None, rows: RowSet
+) -> str:
     """Return the certified promise as a sentence, or the reason for having none.
 
     Args:
         test: test of the written size; None: it was not tested.
-        rows: number of test rows.
+        rows: test rows.
     """
     if test is None:
         promised = f"{promise.metric} is at most {promise.max_drop:g} worse"
-        text = f"{rows:,} test rows cannot show that {promised}"
+        text = f"{inputs(rows)} cannot show that {promised}"
         if not bound.exact:
             return text
         # imported here: scipy is slow to import, and most certificates are read without it
         from sora_cli.search.paired import exact_bound
 
-        least = exact_bound(0, 0, rows, promise.confidence)
+        least = exact_bound(0, 0, rows.rows, promise.confidence)
         return f"{text}: the smallest loss they can certify, if no answer differs, is {least:.4f}"
     if test.kept:
         return (
             f"with {promise.confidence:.0%} confidence {promise.metric} is at most "
             f"{promise.max_drop:g} worse than at full rank (bound {test.upper:.4f}, on "
-            f"{rows:,} rows: {test.drop:+.4f})"
+            f"{inputs(rows)}: {test.drop:+.4f})"
         )
     if test.refused is not None:
         return f"no bound of the loss can be computed: {test.refused}"
     return (
         f"no size passed its test: of the largest, {promise.metric} may be {test.upper:.4f} "
-        f"worse than at full rank, and {promise.max_drop:g} is tolerated (on {rows:,} rows: "
+        f"worse than at full rank, and {promise.max_drop:g} is tolerated (on {inputs(rows)}: "
         f"{test.drop:+.4f})"
     )
 
@@ -103,20 +144,21 @@ def on_halves(
     bound: BoundMethod,
     test: SizeTest | None,
     tests: Sequence[SizeTest | None],
-    rows: int,
+    rows: RowSet,
 ) -> str:
     """Return the certified promise of cross-fitting as a sentence; see `drop_by_labels`.
 
     Args:
         test: mean of both halves' tests.
         tests: tests of both halves.
-        rows: number of test rows of a half.
+        rows: test rows of a half.
     """
     if test is None:
         each = promise.model_copy(update={"confidence": half_confidence(promise.confidence)})
         return drop_by_labels(each, bound, None, rows)
     bounds = " and ".join("none" if t is None else f"{t.upper:.4f}" for t in tests)
-    each_sure = f"each with {half_confidence(promise.confidence):.1%} confidence, on {rows:,} rows"
+    sure = f"{half_confidence(promise.confidence):.1%}"
+    each_sure = f"each with {sure} confidence, on {inputs(rows)}"
     seen = f"bound {test.upper:.4f}, the mean of {bounds}, {each_sure}; mean drop {test.drop:+.4f}"
     if test.kept:
         return (
@@ -133,19 +175,19 @@ def on_halves(
     )
 
 
-def drop_by_answers(promise: Promise, test: PartTest | None, rows: int) -> str:
+def drop_by_answers(promise: Promise, test: PartTest | None, rows: RowSet) -> str:
     """Return the promise about a drop that answers test, as a sentence; see `drop_by_labels`."""
     promised = f"{promise.metric} is at most {promise.max_drop:g} worse"
     if test is None:
         from sora_cli.search.agreement import share_bound  # scipy, as above
 
-        least = share_bound(0, rows, promise.confidence)
+        least = share_bound(0, rows.rows, promise.confidence)
         return (
-            f"{rows:,} rows without labels cannot show that {promised}: the smallest loss they can "
+            f"{inputs(rows, labels=False)} cannot show that {promised}: the smallest loss they can "
             f"certify, if no answer differs, is {least:.4f}"
         )
     differ = f"at most {100 * test.upper:.2f} % of the answers differ"
-    seen = f"{test.differing or 0:,} of {rows:,} rows without labels differ"
+    seen = f"{test.differing or 0:,} of {inputs(rows, labels=False)} differ"
     if test.kept:
         return (
             f"with {promise.confidence:.0%} confidence {promised} than at full rank, because "
@@ -158,12 +200,12 @@ def drop_by_answers(promise: Promise, test: PartTest | None, rows: int) -> str:
 
 
 def drop_by_both(
-    promise: Promise, bound: BoundMethod, test: SizeTest | None, rows: int, more: int
+    promise: Promise, bound: BoundMethod, test: SizeTest | None, rows: RowSet, more: RowSet
 ) -> str:
     """Return the promise that labels and answers test, as a sentence; see `drop_by_labels`.
 
     Args:
-        more: number of rows without labels.
+        more: rows without labels.
     """
     labels, answers = promise.parts()
     if test is None:
@@ -171,9 +213,9 @@ def drop_by_both(
         return f"{by_labels}; {drop_by_answers(answers, None, more)}"
     one, other = test.parts
     bounds = (
-        f"the smaller of two bounds at {labels.confidence:.1%} each: {one.upper:.4f} on {rows:,} "
-        f"labelled rows, which give {one.drop:+.4f}, and {other.upper:.4f} on {more:,} rows "
-        f"without labels, of which {other.differing or 0:,} are answered differently"
+        f"the smaller of two bounds at {labels.confidence:.1%} each: {one.upper:.4f} on "
+        f"{inputs(rows)} and give {one.drop:+.4f}, and {other.upper:.4f} on "
+        f"{inputs(more, labels=False)}, of which {other.differing or 0:,} are answered differently"
     )
     if test.kept:
         return (
@@ -186,19 +228,19 @@ def drop_by_both(
     )
 
 
-def on_answers(promise: Promise, test: SizeTest | None, rows: int) -> str:
+def on_answers(promise: Promise, test: SizeTest | None, rows: RowSet) -> str:
     """Return the certified share of differing answers as a sentence; see `drop_by_labels`."""
     share = f"{100 * promise.max_drop:g} %"
     if test is None:
         from sora_cli.search.agreement import share_bound  # scipy, as above
 
-        least = 100 * share_bound(0, rows, promise.confidence)
+        least = 100 * share_bound(0, rows.rows, promise.confidence)
         return (
-            f"{rows:,} rows cannot show that at most {share} of the {promise.compared} "
+            f"{inputs(rows)} cannot show that at most {share} of the {promise.compared} "
             f"{promise.differ}: the smallest share they can certify, if none differs, is "
             f"{least:.2f} %"
         )
-    seen = f"bound {100 * test.upper:.2f} %: {test.differing or 0:,} of {rows:,} rows differ"
+    seen = f"bound {100 * test.upper:.2f} %: {test.differing or 0:,} of {inputs(rows)} differ"
     if test.kept:
         return (
             f"with {promise.confidence:.0%} confidence at most {share} of the {promise.compared} "

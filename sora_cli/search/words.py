@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sora_cli.core.console import count
 from sora_cli.core.table import Cell, Column, Table
-from sora_cli.search.certificate import ANSWERS, TEST
 from sora_cli.search.promise import SMALLEST, rounded_up
-from sora_cli.search.statement import NOT_ALONE
+from sora_cli.search.row_set import ANSWERS, TEST
+from sora_cli.search.statement import NOT_ALONE, as_they_come
 
 if TYPE_CHECKING:
     from sora_cli.search.bounds import Bound
@@ -289,8 +289,8 @@ def verdict_lines(search: Search[Any]) -> Sequence[str]:
         about = about if search.chosen.scores[0].rows_alone else f"; {NOT_ALONE}"
         return [
             f"certified: {chosen} lose at most {bound.upper:.4f} of {search.metric}, within "
-            f"{promise}, {_reason(search, bound)}with confidence {confidence}, on rows like "
-            f"these{about}"
+            f"{promise}, {_reason(search, bound)}with confidence {confidence}, on distinct inputs "
+            f"like these{about}{_every(search)}"
         ]
     but = "but" if search.chosen.drop <= search.promise.max_drop else "and"
     lose = f"{chosen} lose {search.chosen.drop:.4f} of {search.metric} on these rows"
@@ -301,6 +301,18 @@ def verdict_lines(search: Search[Any]) -> Sequence[str]:
         f"confidence {confidence}",
         *_certifiable(search),
     ]
+
+
+def _every(search: Search[Any]) -> str:
+    """Return the end of a sentence on all rows as they come, where some repeat an input."""
+    scores, bound = search.chosen.scores[0], search.chosen.bound
+    return as_they_come(
+        search.promise,
+        rows=len(scores),
+        held=None if scores.every is None else len(scores.every),
+        drop=None if bound is None else bound.every,
+        by_answers=search.promise.by_answers,
+    )
 
 
 def _reason(search: Search[Any], bound: Bound) -> str:
@@ -342,8 +354,9 @@ def _verdict_on_answers(search: Search[Any]) -> Sequence[str]:
         return [
             f"certified: with {chosen} at most {share} of the {promise.compared} {promise.differ} "
             f"from {_of_reference(search)} (bound {100 * bound.upper:.2f} %: {seen}), with "
-            f"confidence {confidence}, on rows like these"
+            f"confidence {confidence}, on distinct inputs like these"
             + ("" if size.scores[0].rows_alone else f"; {NOT_ALONE}")
+            + _every(search)
         ]
     but = "but" if size.drop <= search.promise.max_drop else "and"
     return [

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from methods.words import did_you_mean
 from sora_cli.core.words import listed
+from sora_cli.data.overlap import input_hashes
 from sora_cli.data.places import RowError
 from sora_cli.data.processor import set_padding
+from sora_cli.data.repeats import list_hashes
 from sora_cli.recipe.families import TaskOptions, main_metric
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks.row_scores import RowScores, row_scores
@@ -196,6 +198,28 @@ class Task(ABC):
         """
         encoded = self.encode(rows, processor, training=True)
         return Lengths(encoded.lengths) if "input_ids" in encoded.dataset.column_names else None
+
+    def raw_keys(self, rows: Dataset) -> list[np.ndarray]:
+        """Return keys of raw rows, (rows,) each: rows that agree in any key have the same input."""
+        return [input_hashes(rows, self.input_columns)]
+
+    def input_keys(self, rows: Encoded, *, answers: bool = False) -> list[np.ndarray]:
+        """Return keys of the rows as the model gets them, (rows,) each, as `raw_keys` does.
+
+        Keys of rows that are trained on and of rows that are scored can be compared; the former may
+        be fewer and in another order. Two rows that only differ beyond `data.max_length` are equal.
+
+        Args:
+            answers: of families that write texts: a row's given answer belongs to its input.
+        """
+        return [list_hashes(rows.dataset, "input_ids")]
+
+    def shared_part(self, rows: Encoded) -> tuple[str, np.ndarray] | None:
+        """Return the name and keys (rows,) of a part of the input that rows have in common.
+
+        None: the family has no such part, and rows with different inputs count as independent.
+        """
+        return None
 
     @abstractmethod
     def stand_in(self, rows: Dataset) -> Dataset:

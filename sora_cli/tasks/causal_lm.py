@@ -15,7 +15,16 @@ from sora_cli.data.places import RowError
 from sora_cli.recipe.families import CausalLmOptions
 from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.decoders import check_causal, check_packing, keep_packed_apart
-from sora_cli.tasks.dialogues import Padding, cut, learned_tokens, packed, prompts_of, rows_of
+from sora_cli.tasks.dialogues import (
+    Padding,
+    apart,
+    cut,
+    learned_tokens,
+    packed,
+    prompt_hashes,
+    prompts_of,
+    rows_of,
+)
 from sora_cli.tasks.language import Writing, generate_texts
 from sora_cli.tasks.learned import (
     LEARNED,
@@ -48,6 +57,8 @@ class CausalLm(Writing):
     options: CausalLmOptions
     _continues = False
     """True if rows of plain text are prompts that the model continues."""
+    _end: int | None = None
+    """The tokenizer's end-of-text token, after `encode`."""
 
     def bind(self, train: Dataset) -> None:
         self._columns = self._find_form(train.column_names)
@@ -77,6 +88,21 @@ class CausalLm(Writing):
             return rows
         return with_column(rows, self.part_column(columns, self.answer_part), [TEXT] * len(rows))
 
+    def raw_keys(self, rows: Dataset) -> list[np.ndarray]:
+        if "messages" in self._columns:  # a chat holds its own answer
+            rows = self.stand_in(rows.select_columns(list(self.input_columns)))
+        return super().raw_keys(rows)
+
+    def input_keys(self, rows: Encoded, *, answers: bool = False) -> list[np.ndarray]:
+        """Return a key of the tokens before the last answer; of plain text, of all tokens."""
+        whole = answers or ("text" in self._columns and not self._continues)
+        table = rows.dataset.with_format("arrow")[:]
+        columns = {name: table[name].combine_chunks() for name in table.column_names}
+        ids, labels = columns["input_ids"], columns["labels"]
+        if "position_ids" in columns:
+            ids, labels = (apart(part, columns["position_ids"]) for part in (ids, labels))
+        return [prompt_hashes(ids, labels, whole=whole, end=self._end)]
+
     def check(self, rows: Dataset) -> None:
         columns = self._columns
         for column in columns.values():
@@ -90,6 +116,7 @@ class CausalLm(Writing):
                 raise RowError("there is nothing to learn: the assistant's answers are all empty")
 
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
+        self._end = processor.eos_token_id
         check_template(processor, self.options.prompt, needed=self._chats(processor))
         dialogues = [for_row(i, self._dialogue, row, processor) for i, row in enumerate(rows)]
         made, limit = rows_of(dialogues, processor), self.data.max_length

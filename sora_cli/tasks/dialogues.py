@@ -12,9 +12,12 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from sora_cli.data.repeats import hashes_of
 from sora_cli.tasks.language import IGNORED
 from sora_cli.tasks.learned import LEARNED, learned_places
 from sora_cli.tasks.prompts import Dialogue
@@ -60,6 +63,41 @@ def cut(row: Row, limit: int) -> Row:
 def learned_tokens(row: Row) -> int:
     """Count the learned tokens of a row."""
     return len(row["labels"]) - row["labels"].count(IGNORED)
+
+
+def prompt_hashes(
+    ids: pa.ListArray, labels: pa.ListArray, *, whole: bool = False, end: int | None = None
+) -> np.ndarray:
+    """Return a hash of the tokens before each row's last answer, (rows,).
+
+    Args:
+        ids, labels: lists of numbers, one for each row.
+        whole: hash all tokens of each row.
+        end: end-of-text token; at the end of a whole row it is left out.
+    """
+    tokens, lengths = ids.flatten(), ids.value_lengths().to_numpy().astype(np.int64)
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    if whole:
+        flat = tokens.to_numpy()
+        ends -= (flat[ends - 1] == (-1 if end is None else end)) & (lengths > 0)
+    else:
+        learned = labels.flatten().to_numpy() != IGNORED
+        # the first token of a row is never learned, so each answer begins after another token
+        begins = np.flatnonzero(learned[1:] & ~learned[:-1]) + 1
+        last = np.searchsorted(begins, ends) - 1  # of the answers that begin before a row's end
+        found = np.where(last >= 0, begins[np.maximum(last, 0)] if len(begins) else -1, -1)
+        ends = np.where(found >= starts, found, ends)
+    kept = np.repeat(ends, lengths) > np.arange(len(tokens))
+    offsets = np.concatenate([[0], np.cumsum(ends - starts)])
+    return hashes_of(pa.ListArray.from_arrays(offsets.astype(np.int32), tokens.filter(kept)))
+
+
+def apart(lists: pa.ListArray, positions: pa.ListArray) -> pa.ListArray:
+    """Return the lists of packed rows as one list for each text, which begins at position 0."""
+    starts = np.flatnonzero(positions.flatten().to_numpy() == 0)
+    offsets = np.append(starts, len(positions.flatten())).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, lists.flatten())
 
 
 class Padding:

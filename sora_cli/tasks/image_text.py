@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_value
+from sora_cli.data.overlap import input_hashes
 from sora_cli.data.processor import set_padding
 from sora_cli.data.tokens import unread_rows
 from sora_cli.recipe.families import ImageTextOptions
@@ -35,6 +36,9 @@ from sora_cli.tasks.pixels import (
 )
 from sora_cli.tasks.stand_ins import check_finite
 from sora_cli.tasks.texts import require_column, row_error
+
+_TEXT_KEY = "text key"
+"""Column of the examples: a hash of the text's tokens, which are made batch by batch."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,13 @@ class ImageText(Task):
     def stand_in(self, rows: Dataset) -> Dataset:
         return rows  # no label to replace: the question is whether image and text belong together
 
+    def raw_keys(self, rows: Dataset) -> list[np.ndarray]:
+        """Return a key of the image and one of the text: a repeated one answers for the other."""
+        return [input_hashes(rows, [column]) for column in self.input_columns]
+
+    def input_keys(self, rows: Encoded, *, answers: bool = False) -> list[np.ndarray]:
+        return [input_hashes(rows.dataset, [self._image]), np.asarray(rows.raw[_TEXT_KEY][:])]
+
     def check(self, rows: Dataset) -> None:
         for column in (self._image, self._text):
             require_column(column, rows.column_names)
@@ -97,8 +108,8 @@ class ImageText(Task):
         check_images(stored_images(rows.select_columns([self._image]), self._image), self._image)
 
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
-        tokens = self._tokens(rows, processor)
-        limit = self.data.max_length
+        ids, limit = self._token_ids(rows, processor), self.data.max_length
+        tokens = list(map(len, ids))
         self._check_positions(min(max(tokens, default=0), limit))
         kept = stored_images(rows.select_columns([self._image, self._text]), self._image)
         # equal lengths: rows are batched by length, and the loss depends on the rows of a batch
@@ -110,11 +121,12 @@ class ImageText(Task):
             lengths,
             truncated=cut,
             longest=max(tokens, default=0),
+            examples=Dataset.from_dict({_TEXT_KEY: [hash(tuple(own[:limit])) for own in ids]}),
             lacking={"have no text within data.max_length": int(unread.sum())},
         )
 
     def token_lengths(self, rows: Dataset, processor: Any) -> Lengths:
-        return Lengths(np.array(self._tokens(rows, processor)))
+        return Lengths(np.array(list(map(len, self._token_ids(rows, processor)))))
 
     def check_model(self, model: nn.Module, processor: Any) -> None:
         config: Any = model.config
@@ -215,9 +227,9 @@ class ImageText(Task):
                 key="data.max_length",
             )
 
-    def _tokens(self, rows: Dataset, processor: Any) -> list[int]:
-        texts = rows[self._text][:]
-        return [len(ids) for ids in processor.tokenizer(texts, verbose=False)["input_ids"]]
+    def _token_ids(self, rows: Dataset, processor: Any) -> list[list[int]]:
+        ids: list[list[int]] = processor.tokenizer(rows[self._text][:], verbose=False)["input_ids"]
+        return ids
 
     def _texts(self, predictions: Predictions) -> list[str]:
         texts: list[str] = predictions.encoded.dataset[self._text][:]

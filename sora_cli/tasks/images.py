@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
+from sora_cli.data.overlap import input_hashes
 from sora_cli.recipe.families import ImageClassificationOptions
 from sora_cli.tasks.base import Encoded, Predictions
 from sora_cli.tasks.classes import OneClass
@@ -58,6 +59,9 @@ class ImageClassification(OneClass):
         self._check_columns(train)
         self.input_columns, self.label_column = (self._image,), self._label
         self._bind_labels(train, self._label)
+
+    def input_keys(self, rows: Encoded, *, answers: bool = False) -> list[np.ndarray]:
+        return [input_hashes(rows.dataset, [self._image])]
 
     def check(self, rows: Dataset) -> None:
         self._check_columns(rows)

@@ -107,6 +107,14 @@ def check_pair(row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
             raise RowError(f"column '{columns[side]}' has an empty answer", hint=_LEAVE_OUT)
 
 
+def prompt_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
+    """Return the prompt that both answers of a row begin with, where it has no column."""
+    sides = [row[columns[side]] for side in SIDES]
+    if not is_chat(sides[0]):
+        return _from_texts(*sides)[0].pieces[0][0]
+    return str(_messages(None, sides, columns)[0])
+
+
 def _messages(
     prompt: Any, sides: list[Any], columns: Mapping[str, str]
 ) -> tuple[list[Message], list[Message]]:

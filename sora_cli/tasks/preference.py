@@ -12,12 +12,13 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
+from sora_cli.data.overlap import input_hashes
 from sora_cli.data.places import RowError
 from sora_cli.recipe.families import NO_REFERENCE, PreferenceOptions
 from sora_cli.tasks.base import Encoded, Predictions, Task
 from sora_cli.tasks.causal_lm import check_template, for_row
 from sora_cli.tasks.decoders import check_causal
-from sora_cli.tasks.dialogues import Padding, Row, learned_tokens, rows_of
+from sora_cli.tasks.dialogues import Padding, Row, learned_tokens, prompt_hashes, rows_of
 from sora_cli.tasks.language import token_sums
 from sora_cli.tasks.learned import (
     LEARNED,
@@ -34,6 +35,7 @@ from sora_cli.tasks.pairs import (
     is_chat,
     is_unpaired,
     pair_of,
+    prompt_of,
     unpaired,
 )
 from sora_cli.tasks.prompts import uses_template
@@ -79,6 +81,24 @@ class Preference(Task):
 
     def stand_in(self, rows: Dataset) -> Dataset:
         return rows
+
+    def raw_keys(self, rows: Dataset) -> list[np.ndarray]:
+        """Return a key of the prompt: pairs of one prompt are the same input, in either order."""
+        if self._own_prompt:
+            return [input_hashes(rows, columns_in(self.options.prompt, rows.column_names))]
+        if "prompt" in self._columns:
+            return [input_hashes(rows, [self._columns["prompt"]])]
+        for i, row in enumerate(rows):
+            for_row(i, check_pair, row, self._columns)
+        prompts = [for_row(i, prompt_of, row, self._columns) for i, row in enumerate(rows)]
+        return [input_hashes(Dataset.from_dict({"prompt": prompts}), ["prompt"])]
+
+    def input_keys(self, rows: Encoded, *, answers: bool = False) -> list[np.ndarray]:
+        """Return a key of the prompt's tokens, as the chosen answer follows them."""
+        table = rows.dataset.select_columns(list(INPUTS)).with_format("arrow")[:]
+        chosen = np.arange(0, 2 * len(rows.dataset), 2)
+        ids, labels = (table[n].combine_chunks().flatten().take(chosen) for n in INPUTS)
+        return [prompt_hashes(ids, labels)]
 
     def check(self, rows: Dataset) -> None:
         for column in self._columns.values():

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
+from sora_cli.data.overlap import input_hashes
 from sora_cli.data.places import RowError
 from sora_cli.data.processor import pad_inputs
+from sora_cli.data.repeats import hashes_of
 from sora_cli.recipe.families import QuestionAnsweringOptions
 from sora_cli.tasks.answers import Answers, read_answers, read_texts
 from sora_cli.tasks.base import Encoded, Lengths, Predictions, Task
@@ -57,6 +60,16 @@ class QuestionAnswering(Task):
         contexts = rows[self.require_columns(columns, ["question", "context"])["context"]][:]
         firsts = [(str(context).split() or [TEXT])[:1] for context in contexts]
         return with_column(rows, self.part_column(columns, "answers"), firsts)
+
+    def input_keys(self, rows: Encoded, *, answers: bool = False) -> list[np.ndarray]:
+        """Return a key of all windows of a row."""
+        (windows,) = super().input_keys(rows)
+        first = np.flatnonzero(np.diff(rows.dataset["example"][:], prepend=-1))
+        offsets = np.append(first, len(windows)).astype(np.int32)
+        return [hashes_of(pa.ListArray.from_arrays(offsets, pa.array(windows.view(np.int64))))]
+
+    def shared_part(self, rows: Encoded) -> tuple[str, np.ndarray]:
+        return "context", input_hashes(rows.raw, ["context"])
 
     def check(self, rows: Dataset) -> None:
         _, _, answers = self._read(rows)

@@ -39,6 +39,7 @@ class RowScores:
         formula: a key of `FORMULAS`, or the name of a Hub metric.
         parts: (rows, k) float64, the formula's inputs of each row.
         rows_alone: False: each row chooses among all rows, so its parts depend on the others.
+        every: of rows without repeats: the scores on all rows as they come; None: these are all.
     """
 
     metric: str
@@ -46,6 +47,7 @@ class RowScores:
     parts: np.ndarray
     greater_is_better: bool = True
     rows_alone: bool = True
+    every: RowScores | None = None
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -81,7 +83,11 @@ class RowScores:
         Args:
             rows: their numbers.
         """
-        return replace(self, parts=self.parts[rows])
+        return replace(self, parts=self.parts[rows], every=None)
+
+    def of_these(self, rows: np.ndarray) -> RowScores:
+        """Return the scores of these rows, with those of all rows as `every`."""
+        return replace(self, parts=self.parts[rows], every=self)
 
     def weighted(self, weights: np.ndarray) -> np.ndarray:
         """Return the metric for each set of weights, integers (sets, rows) -> (sets,)."""

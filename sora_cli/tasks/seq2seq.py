@@ -17,6 +17,7 @@ from datasets import Dataset, concatenate_datasets
 from torch import Tensor, nn
 
 from sora_cli.core.errors import SoraError
+from sora_cli.data.repeats import list_hashes
 from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise, unread_rows
 from sora_cli.recipe.families import Seq2SeqOptions
 from sora_cli.tasks.base import Encoded, Lengths
@@ -104,6 +105,11 @@ class Seq2Seq(Writing):
     def stand_in(self, rows: Dataset) -> Dataset:
         target = self.part_column(rows.column_names, self.answer_part)
         return with_column(rows, target, [TEXT] * len(rows))
+
+    def input_keys(self, rows: Encoded, *, answers: bool = False) -> list[np.ndarray]:
+        (key,) = super().input_keys(rows)
+        # a factor, since source and target may be equal
+        return [key * np.uint64(3) + list_hashes(rows.dataset, "labels")] if answers else [key]
 
     def check(self, rows: Dataset) -> None:
         texts_of(rows, self._source, key="data.columns.source")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,51 +23,36 @@ from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.adapter.places import ADAPTER
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
-from sora_cli.data.rows import Rows
-from sora_cli.data.source import MissingDataError
 from sora_cli.model.files import SORA_FILE
 from sora_cli.recipe.load import LoadedRecipe, load_stored
 from sora_cli.recipe.reading import CERTIFICATE, load_read, named_base
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import FILE_NAME as REPORT
 from sora_cli.report import read_report
-from sora_cli.run.prepare import load_task
 from sora_cli.run.results import task_meta
 from sora_cli.run.stored import load_adapted
 from sora_cli.search.basis import certifiable_on
 from sora_cli.search.bounds import drop_bound
 from sora_cli.search.certifiable import Certifiable
 from sora_cli.search.certificate import (
-    ANSWERS,
-    REFIT,
-    SCREENING,
-    TEST,
-    TRAIN,
     Certificate,
     Half,
     Measured,
     PartTest,
-    RowSet,
     SizeTest,
     directory_of,
-    half_name,
     read_stored,
     required_certificate,
 )
-from sora_cli.search.halves import HALVES, half_confidence, held_data
+from sora_cli.search.halves import HALVES, half_confidence
+from sora_cli.search.parts import EncodedPart, Held
 from sora_cli.search.promise import Promise, promise_of
-from sora_cli.search.rows import (
-    Held,
-    Part,
-    cross_fit_rows,
-    deciding_rows,
-    row_sets,
-    sets_of_halves,
-)
+from sora_cli.search.row_set import ANSWERS, TEST, RowSet, half_name
 from sora_cli.search.size import Size, size_of
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.trainer import build_scorer
+from sora_cli.verify.certificate_rows import TEST_ROWS, RowsAgain, rows_again
 from sora_cli.verify.expected import (
     Reports,
     expected,
@@ -83,8 +67,6 @@ from sora_cli.verify.verdict import Verdict
 
 TOLERANCE = 0.005
 """Share of the rows that may change their outcome on another machine; one row always may."""
-_TEST, _ANSWERS = "", " "
-"""Keys of the test rows, with and without labels, beside the reported splits, which have names."""
 
 
 class Rechecked(BaseModel):
@@ -128,7 +110,7 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
     recipe, block = loaded.recipe, loaded.recipe.auto
     if stored is None or block is None:
         raise SoraError(f"{run / REPORT} is not the report of a sora auto run")
-    task, sets, tests, reported = _rows(recipe, certificate)
+    task, sets, tests, reported = rows_again(run, recipe, certificate)
     halves = HALVES if certificate.halves else (None,)
     reports, differs = list[Reports](), [*_changed_rows(certificate.rows, sets)]
     differs += _changed_adapters(run, certificate, task)
@@ -148,6 +130,7 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
             certifiable, sizes = again.halves(tests)
         else:
             certifiable, sizes = again.held_out(tests[0])
+            sets |= tests[0].sets
         correct = expected(again.agreed, recipe, reports, sets, certifiable, sizes, again.final())
     differs += [*unlike(stored, correct), *out_of_order(correct)]
     if same_words(stored, correct) and not card_matches(run / ADAPTER, correct.lines()):
@@ -161,37 +144,6 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
         rows={part: scored.tolerated(sets[part].rows) for part in parts if part in sets},
     )
     return certificate, done
-
-
-def _rows(
-    recipe: Recipe, certificate: Certificate
-) -> tuple[Task, dict[str, RowSet], list[dict[str, Held]], dict[str, Held]]:
-    """Load all rows.
-
-    Returns:
-        The task; the row sets of all parts; the test rows by part, of cross-fitting of each half's
-        adapters; and the reported rows by split.
-    """
-    screening, test = (certificate.rows[name].rows for name in (SCREENING, TEST))
-    if certificate.halves:
-        task, rows = _load(recipe)
-        parts = cross_fit_rows(recipe, task, screening)
-        sets = sets_of_halves(rows, parts)
-        tests: list[dict[str, Held]] = [{_TEST: parts[half_name(3 - half)]} for half in HALVES]
-    else:
-        more, seed = {}, recipe.auto.seed if recipe.auto is not None else 0
-        if certificate.final is not None:
-            # its recipe trains on all rows; these are of the tested one
-            more = {REFIT: row_sets(_load(recipe)[1], {})[TRAIN]}
-            held_out = recipe.data.model_copy(update=held_data(screening + test, seed))
-            recipe = recipe.model_copy(update={"data": held_out})
-        task, rows = _load(recipe)
-        with _moved("auto.unlabelled=FILE"):
-            held = deciding_rows(recipe, task, rows.train, screening, test)
-        parts_of_test = {_TEST: TEST, _ANSWERS: ANSWERS}
-        tests = [{name: held[part] for name, part in parts_of_test.items() if part in held}]
-        sets = row_sets(rows, held) | more
-    return task, sets, tests, {s: Part(r, rows.origin(r)) for s, r in rows.report.items()}
 
 
 class _Again:
@@ -215,7 +167,7 @@ class _Again:
         self._promise, self._on = promise_of(loaded.recipe), named_base(loaded)
         self._here: list[tuple[int, SizeTest]] = []  # numbers of candidates, and their tests here
 
-    def held_out(self, test: Mapping[str, Held]) -> tuple[Certifiable, list[list[Size]]]:
+    def held_out(self, test: RowsAgain) -> tuple[Certifiable, list[list[Size]]]:
         """Compare the adapters that rows held out test.
 
         Returns:
@@ -228,11 +180,11 @@ class _Again:
         self.agreed = self.agreed.model_copy(update=update)
         return certifiable, [sizes]
 
-    def halves(self, tests: Sequence[Mapping[str, Held]]) -> tuple[Certifiable, list[list[Size]]]:
+    def halves(self, tests: Sequence[RowsAgain]) -> tuple[Certifiable, list[list[Size]]]:
         """Compare the adapters of both halves; returns as `held_out`.
 
         Args:
-            tests: rows that test each half's adapters, by part.
+            tests: rows that test each half's adapters.
         """
         each = half_confidence(self._promise.confidence)
         self._promise = self._promise.model_copy(update={"confidence": each})
@@ -264,7 +216,7 @@ class _Again:
         last = self.agreed.final
         if last is None:
             return None
-        small, own = self._measured(self._run, self._reported), {}
+        small, own = self._measured(self._run, None, self._reported), {}
         for split, scores in small.scores.items():
             was = last.reported.get(split, math.nan)
             own[split] = self._scored.score(f"written, {split}", was, scores)
@@ -273,16 +225,18 @@ class _Again:
         )
         return size_of(small.ranks, small.cost, self._promise.serve)
 
-    def _measured(self, directory: Path, parts: Mapping[str, Held]) -> _Measured:
-        return _measured(directory, self._loaded.recipe, self._task, parts, self._on)
+    def _measured(
+        self, directory: Path, test: RowsAgain | None, parts: Mapping[str, Held]
+    ) -> _Measured:
+        return _measured(directory, self._loaded.recipe, self._task, test, parts, self._on)
 
     def _full(
-        self, half: int | None, test: Mapping[str, Held], reported: Mapping[str, Held]
+        self, half: int | None, test: RowsAgain, reported: Mapping[str, Held]
     ) -> tuple[_Measured, Certifiable]:
         place = self._run / directory_of(None, half)
-        whole = self._measured(place, {**test, **reported})
-        numbers = tuple(len(whole.scores[name]) for name in test)
-        return whole, certifiable_on(self._promise, numbers, whole.scores[_TEST])
+        whole = self._measured(place, test, reported)
+        numbers = tuple(len(whole.scores[name]) for name in whole.tested)
+        return whole, certifiable_on(self._promise, numbers, whole.scores[TEST_ROWS])
 
     def _compared(
         self,
@@ -290,7 +244,7 @@ class _Again:
         half: int | None,
         whole: _Measured,
         certifiable: Certifiable,
-        test: Mapping[str, Held],
+        test: RowsAgain,
         reported: Mapping[str, Held],
     ) -> tuple[Half, list[Size]]:
         """Compare full rank and the candidates that were trained on the same rows.
@@ -300,7 +254,7 @@ class _Again:
             reported: reported rows, which full rank and the written candidate are scored on.
         """
         scored = self._scored
-        full, sizes, candidates = whole.scores[_TEST], [], []
+        full, sizes, candidates = whole.scores[TEST_ROWS], [], []
         promise = self._promise.settled(certifiable, len(full))
         name = "full rank" if half is None else f"full rank, half {half}"
         score, known = scored.score(name, stored.full.test, full), dict[str, float]()
@@ -308,11 +262,11 @@ class _Again:
             # only the chosen adapter was scored on the reported splits
             written = reported if number == self.agreed.chosen else {}
             place = directory_of(number, half)
-            small = self._measured(self._run / place, {**test, **written})
+            small = self._measured(self._run / place, test, written)
             sizes.append(size_of(small.ranks, small.cost, promise.serve))
             here, own = None, {}
             if certifiable.may_pass(promise.max_drop):
-                scores = [(whole.scores[name], small.scores[name]) for name in test]
+                scores = [(whole.scores[name], small.scores[name]) for name in whole.tested]
                 here = self._tested(place, number, size.test, stored.full.test, scores, promise)
             for split in written:
                 was = stored.full.reported.get(split, math.nan)
@@ -384,22 +338,6 @@ def _read_run(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedR
     return certificate, replace(loaded, recipe=loaded.recipe.to_score())
 
 
-def _load(recipe: Recipe) -> tuple[Task, Rows]:
-    """Load the rows; if they are not found, name the overrides that say where they are."""
-    with _moved("data.files.train=FILE, or data.path=DIR"):
-        return load_task(recipe)
-
-
-@contextmanager
-def _moved(override: str) -> Iterator[None]:
-    """Name the override for rows that have moved, if rows are not found inside the `with` block."""
-    try:
-        yield
-    except MissingDataError as error:
-        error.hint = f"say where it is now: {override}"
-        raise
-
-
 def _changed_rows(stored: Mapping[str, RowSet], here: Mapping[str, RowSet]) -> Iterator[str]:
     for name in {**stored, **here}:
         rows, now = stored.get(name), here.get(name)
@@ -437,24 +375,35 @@ def _changed_adapters(run: Path, certificate: Certificate, task: Task) -> list[s
 
 @dataclass(frozen=True)
 class _Measured:
-    """An adapter's ranks, the cost of a component of each layer, and scores by part."""
+    """An adapter's ranks, the cost of a component of each layer, and scores by part.
 
+    Attributes:
+        tested: the parts that test.
+    """
+
+    tested: Sequence[str]
     ranks: Mapping[str, int]
     cost: Mapping[str, int]
     scores: Mapping[str, RowScores]
 
 
 def _measured(
-    directory: Path, recipe: Recipe, task: Task, parts: Mapping[str, Held], on: str | None
+    directory: Path,
+    recipe: Recipe,
+    task: Task,
+    test: RowsAgain | None,
+    parts: Mapping[str, Held],
+    on: str | None,
 ) -> _Measured:
     adapter = read_adapter(directory / ADAPTER)
     base, _ = load_adapted(adapter, recipe, task, on=on, strict=True)
+    tests = {} if test is None else test.on(base)
+    reported = {name: EncodedPart(part, part.encoded(task, base)) for name, part in parts.items()}
     with tempfile.TemporaryDirectory() as scratch:
         scorer = build_scorer(recipe, task, base, Path(scratch))
-        scores = {
-            name: part.scores(scorer, part.encoded(task, base)) for name, part in parts.items()
-        }
+        scores = {name: part.scores(scorer) for name, part in {**tests, **reported}.items()}
     return _Measured(
+        tested=list(tests),
         ranks={path: int(f.live_components().sum()) for path, f in adapter.layers.items()},
         cost={path: f.A.shape[1] + f.B.shape[0] for path, f in adapter.layers.items()},
         scores=scores,

@@ -20,16 +20,9 @@ from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import FILE_NAME as REPORT
 from sora_cli.report import RunReport, read_report
 from sora_cli.search.certifiable import Certifiable
-from sora_cli.search.certificate import (
-    TEST,
-    Certificate,
-    Half,
-    RowSet,
-    StoredCertificate,
-    directory_of,
-    failed,
-)
+from sora_cli.search.certificate import Certificate, Half, StoredCertificate, directory_of, failed
 from sora_cli.search.promise import promise_of
+from sora_cli.search.row_set import TEST, RowSet
 from sora_cli.search.size import Size, size_of
 
 ROUNDING = 1e-6

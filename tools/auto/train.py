@@ -35,8 +35,9 @@ from sora_cli.report import RunReport
 from sora_cli.run.prepare import Prepared, prepare
 from sora_cli.run.runner import Runner
 from sora_cli.search.answers import AnswerRows, read_answer_rows
-from sora_cli.search.certificate import SCREENING, TEST
-from sora_cli.search.rows import Held, Part, choosing_rows, count_rows
+from sora_cli.search.parts import Held, Part
+from sora_cli.search.row_set import SCREENING, TEST
+from sora_cli.search.rows import choosing_rows, count_rows
 from sora_cli.search.size import Size, size_of
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.row_scores import SAME, RowScores
@@ -95,7 +96,7 @@ def store(loaded: LoadedRecipe, most: int, scratch: Path, read: _Read | None = N
         read: reads the pool without its labels; answers are stored, and no plain ranks are trained.
     """
     plan = dataclasses.replace(plan_auto(loaded), output=scratch)
-    total = count_rows(loaded.recipe.data)
+    total = count_rows(loaded.recipe)[0]
     planned = plan.row_plan(total)
     pool = min(most, total - planned.trained)
     screening = min(_SCREENING, pool // 4)
@@ -162,7 +163,9 @@ class _Job:
         self.runner = Runner(self.ready, full, plan.output)
         self.cost = {p: m.A.shape[1] + m.B.shape[0] for p, m in self.ready.layers.items()}
         task = self.ready.task
-        held: dict[str, Held] = {**choosing_rows(task, rows.screening, plan.block.seed)}
+        held: dict[str, Held] = {
+            **choosing_rows(task, rows.screening / rows.held_out, plan.block.seed)
+        }
         if read is not None:
             held = {n: read(full.recipe, task, held[n], plan.output / f"{n}.parquet") for n in held}
         self._held = {n: (part, part.encoded(task, self.ready.base)) for n, part in held.items()}

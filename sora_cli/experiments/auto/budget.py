@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.auto import AutoBlock
@@ -54,6 +54,8 @@ class RowPlan:
         scoring: cost of scoring all sizes, as a share of the full run's work.
         unlabelled: screening and test rows come from a file of their own.
         answers: rows of such a file that test sizes beside the labelled test rows.
+        planned: test rows as planned, where some of them repeat an input and do not test; None:
+            all of them do.
     """
 
     screening: int
@@ -63,11 +65,21 @@ class RowPlan:
     scoring: float
     unlabelled: bool = False
     answers: int = 0
+    planned: int | None = None
 
     @property
     def held_out(self) -> int:
         """Screening and test rows that are taken out of the training split."""
-        return 0 if self.unlabelled else self.screening + self.test
+        return 0 if self.unlabelled else self.screening + self.planned_test
+
+    @property
+    def planned_test(self) -> int:
+        """Test rows as planned, repeated inputs included."""
+        return self.test if self.planned is None else self.planned
+
+    def counted(self, test: int, answers: int = 0) -> RowPlan:
+        """Return the plan with the numbers of rows that really test; all runs stay the same."""
+        return replace(self, test=test, answers=answers, planned=self.planned_test)
 
 
 @dataclass(frozen=True, kw_only=True)

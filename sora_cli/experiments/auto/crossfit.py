@@ -19,17 +19,10 @@ from sora_cli.experiments.auto.searching import AutoSearch
 from sora_cli.report import RunReport
 from sora_cli.run.prepare import Prepared, on_rows
 from sora_cli.run.runner import Runner
-from sora_cli.search.certificate import (
-    SCREENING,
-    TEST,
-    Certificate,
-    Half,
-    Healed,
-    SizeTest,
-    half_name,
-    means,
-)
+from sora_cli.search.certificate import Certificate, Half, Healed, SizeTest, means
 from sora_cli.search.halves import HALF_SHARES, HALVES, half_confidence
+from sora_cli.search.parts import EncodedPart
+from sora_cli.search.row_set import SCREENING, half_name
 from sora_cli.search.rows import certifiable_by, cross_fit_rows, sets_of_halves
 from sora_cli.search.screening import Cuts, merged_cuts
 from sora_cli.train.checkpoint.files import load_parameters, trained_tensors
@@ -57,9 +50,12 @@ class CrossFit(AutoSearch[list[Healed]]):
         self._makers = []
         for half in HALVES:
             own = plan.on_half(half, rows)
-            held = {SCREENING: parts[SCREENING], TEST: parts[half_name(3 - half)]}
             on_half = on_rows(ready, own.full(rows).recipe.data)
-            self._makers.append(Maker(own, rows, on_half, held, log, tell))
+            screening, test = (
+                EncodedPart(part, part.encoded(ready.task, ready.base))
+                for part in (parts[SCREENING], parts[half_name(3 - half)])
+            )
+            self._makers.append(Maker(own, rows, on_half, screening, [test], log, tell))
         certifiable = certifiable_by(
             plan.whole().recipe, ready, rows.test, plan.promise, self.confidence
         )

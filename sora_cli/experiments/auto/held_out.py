@@ -8,18 +8,38 @@ from sora_cli.experiments.auto.maker import Made, Maker, Tell
 from sora_cli.experiments.auto.plan import AutoPlan, placed
 from sora_cli.experiments.auto.record import AutoRecord
 from sora_cli.experiments.auto.searching import AutoSearch
+from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import RunReport, read_report
 from sora_cli.run.evaluate import evaluate_all, evaluate_run
 from sora_cli.run.prepare import Prepared, on_rows
 from sora_cli.run.results import save_results
-from sora_cli.search.certificate import REFIT, TRAIN, Certificate, Healed, Measured, SizeTest
-from sora_cli.search.rows import certifiable_by, deciding_rows, row_sets
+from sora_cli.search.certificate import Certificate, Healed, Measured, SizeTest
+from sora_cli.search.row_set import REFIT, TRAIN
+from sora_cli.search.rows import (
+    DecidingParts,
+    certifiable_by,
+    deciding_parts,
+    deciding_rows,
+    row_sets,
+)
 from sora_cli.search.screening import Cuts
 from sora_cli.search.sizes import SHARES
 from sora_cli.train.checkpoint.files import trained_tensors
 from sora_cli.train.log import ReportLog, RunLog
 
 _STEP = 2  # sizes to the next bolder one, of all that are screened
+
+
+def parts_of_search(recipe: Recipe, ready: Prepared, rows: RowPlan) -> DecidingParts:
+    """Return the rows that screen and test, encoded.
+
+    Args:
+        recipe: of the run at full rank, for which `ready` was prepared.
+        rows: their planned numbers.
+    """
+    task, train = ready.task, ready.rows.train
+    held = deciding_rows(recipe, task, train, rows.screening, rows.planned_test)
+    return deciding_parts(recipe, task, ready.base, ready.rows, ready.train, held)
 
 
 class HeldOut(AutoSearch[Made]):
@@ -34,9 +54,12 @@ class HeldOut(AutoSearch[Made]):
         tell: Tell,
     ) -> None:
         recipe = plan.full(rows).recipe
-        held = deciding_rows(recipe, ready.task, ready.rows.train, rows.screening, rows.test)
-        self._sets = row_sets(ready.rows, held)
-        self._maker = Maker(plan, rows, ready, held, log, tell)
+        parts = parts_of_search(recipe, ready, rows)
+        rows = rows.counted(*map(len, parts.tests))
+        for note in parts.notes():
+            tell(f"note: {note}")
+        self._sets = parts.sets
+        self._maker = Maker(plan, rows, ready, parts.screening, parts.tests, log, tell)
         self.runner = self._maker.runner
         self.confidence, self.sizes = plan.promise.parts()[0].confidence, plan.block.sizes
         self.shares, self.step = SHARES, _STEP

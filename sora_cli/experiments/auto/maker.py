@@ -7,7 +7,7 @@ the full run, and trained on for the remaining steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.cuts import score_cuts
@@ -18,17 +18,8 @@ from sora_cli.run.evaluate import evaluate_all
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.runner import Runner
 from sora_cli.search.bounds import Scored, drop_bound
-from sora_cli.search.certificate import (
-    ANSWERS,
-    SCREENING,
-    TEST,
-    FullRank,
-    Healed,
-    PartTest,
-    SizeTest,
-    directory_of,
-)
-from sora_cli.search.rows import Held
+from sora_cli.search.certificate import FullRank, Healed, PartTest, SizeTest, directory_of
+from sora_cli.search.parts import EncodedPart
 from sora_cli.search.screening import Cuts
 from sora_cli.search.size import Size, size_of
 from sora_cli.tasks.row_scores import RowScores
@@ -47,7 +38,8 @@ class Maker:
         plan: recipes of the runs.
         rows: numbers of rows.
         ready: data, model and adapters of the run at full rank.
-        held: screening and test rows, by part.
+        screening: rows that choose the sizes.
+        tests: rows that test them, for each of `Promise.parts`.
         log: times the steps.
 
     Attributes:
@@ -59,26 +51,24 @@ class Maker:
         plan: AutoPlan,
         rows: RowPlan,
         ready: Prepared,
-        held: Mapping[str, Held],
+        screening: EncodedPart,
+        tests: Sequence[EncodedPart],
         log: ReportLog[AutoRecord],
         tell: Tell,
     ) -> None:
         self.plan, self.rows, self.ready, self._log, self._tell = plan, rows, ready, log, tell
         self.full = plan.full(rows)
         self.runner = Runner(ready, self.full, plan.output)
-        self._screening = self._scored(held[SCREENING])
-        self._parts = [self._scored(held[name]) for name in (TEST, ANSWERS) if name in held]
+        self._screening, self._parts = screening, tests
         self._cost = {p: m.A.shape[1] + m.B.shape[0] for p, m in ready.layers.items()}
         self._reference: Scored | None = None
         self._on = "" if plan.half is None else f", half {plan.half}"
 
-    def _scored(self, part: Held) -> Callable[[], RowScores]:
-        """Return a function that scores the model as it is then on a part's rows."""
-        rows = part.encoded(self.ready.task, self.ready.base)
-        return lambda: part.scores(self.runner.scorer(), rows)
+    def _screen(self) -> RowScores:
+        return self._screening.scores(self.runner.scorer())
 
     def _tests(self) -> Scored:
-        return tuple(scored() for scored in self._parts)
+        return tuple(part.scores(self.runner.scorer()) for part in self._parts)
 
     def candidate(self, number: int, max_params: int) -> LoadedRecipe:
         """Return the recipe that trains a size.
@@ -121,7 +111,7 @@ class Maker:
             shares: their sizes, as shares of full rank's parameters.
         """
         first = self.candidate(0, 1)
-        return score_cuts(self.runner, first, self._screening, self.plan.block.serve, shares)
+        return score_cuts(self.runner, first, self._screen, self.plan.block.serve, shares)
 
     def heal(self, number: int, max_params: int, *, scored: bool) -> Made:
         """Cut the checkpoint to a size and train it on.

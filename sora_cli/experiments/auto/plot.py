@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli.core.figures import COLOURS, FAINT, INK, QUIET, new_figure, save_figure
-from sora_cli.search.certificate import Certificate, Healed, Measured, part_of
+from sora_cli.search.certificate import Certificate, Healed, Measured
+from sora_cli.search.row_set import part_of
 from sora_cli.search.words import named_parts
 
 _WIDTH, _HEIGHT, _LINE = 7.2, 4.1, 0.17  # inches; the height without the legend, and of its lines

@@ -15,7 +15,8 @@ from sora_cli.core.records import read_record
 from sora_cli.recipe.auto import Basis
 from sora_cli.report import MOVE_AWAY, Report
 from sora_cli.run.opening import ELSEWHERE
-from sora_cli.search.certificate import FullRank, Half, Healed, RowSet, Screened
+from sora_cli.search.certificate import FullRank, Half, Healed, Screened
+from sora_cli.search.row_set import RowSet
 
 FILE_NAME = "auto.json"
 

@@ -41,7 +41,7 @@ def planned_rows(
     Args:
         record: record of a search that may have begun; its basis stays.
     """
-    total = count_rows(plan.loaded.recipe.data)
+    total, inputs = count_rows(plan.loaded.recipe)
     if plan.promise.kind == "differ":
         rows = _unseen_rows(plan)(None)
         return plan, plan.row_plan(total, len(rows)), rows.notes
@@ -49,7 +49,7 @@ def planned_rows(
         if record is not None and record.full is not None and not record.halves:
             # begun with rows held out, maybe by a version that knew nothing else
             return plan, plan.row_plan(total), ()
-        return plan, *_by_labels(plan, total)
+        return plan, *_by_labels(plan, total, inputs)
     if record is not None and record.basis is not None:
         plan = plan.on_basis(record.basis)
     unusable = against_answers(plan.loaded.recipe, plan.promise.metric, plan.block.basis)
@@ -57,12 +57,18 @@ def planned_rows(
         unusable = "halves test by labels"
     if unusable is not None:
         plan = plan.on_basis("labels")
-        planned, notes = _by_labels(plan, total)
+        planned, notes = _by_labels(plan, total, inputs)
         return plan, planned, (f"auto.unlabelled is not used: {unusable}", *notes)
-    return _on_best_basis(plan, total)
+    return _on_best_basis(plan, total, inputs)
 
 
-def _on_best_basis(plan: AutoPlan, total: int) -> tuple[AutoPlan, RowPlan, Notes]:
+def _held_out(plan: AutoPlan, total: int, inputs: int, answers: int = 0) -> RowPlan:
+    """Return the rows held out; of the test rows, about as many as have different inputs."""
+    rows = plan.row_plan(total, answers=answers)
+    return rows.counted(max(round(rows.test * inputs / total), 1), answers)
+
+
+def _on_best_basis(plan: AutoPlan, total: int, inputs: int) -> tuple[AutoPlan, RowPlan, Notes]:
     """Return the plan on the basis that certifies most, or on the recipe's own."""
     wanted: tuple[Basis, ...] = BASES if plan.block.basis is None else (plan.block.basis,)
     plans: dict[Basis, RowPlan] = {}
@@ -74,14 +80,14 @@ def _on_best_basis(plan: AutoPlan, total: int) -> tuple[AutoPlan, RowPlan, Notes
             plans[basis], notes = plan.row_plan(total, len(pool)), pool.notes
             continue
         try:
-            plans[basis] = plan.row_plan(total)
+            plans[basis] = _held_out(plan, total, inputs)
         except SoraError:
             if len(wanted) == 1:
                 raise
             continue  # too few training rows to hold any out
         if basis == "both":
             pool = unseen(plans[basis])
-            plans[basis], notes = plan.row_plan(total, answers=len(pool)), pool.notes
+            plans[basis], notes = _held_out(plan, total, inputs, len(pool)), pool.notes
     numbers: dict[Basis, TestRows] = {
         basis: (rows.test, rows.answers) if basis == "both" else (rows.test,)
         for basis, rows in plans.items()
@@ -114,7 +120,7 @@ def _unseen_rows(plan: AutoPlan) -> Callable[[RowPlan | None], AnswerRows]:
         seen = [whole.train]
         if held is not None:
             update = {**held_data(held.held_out, plan.block.seed), "max_validation_rows": None}
-            parts = load_rows(data.model_copy(update=update))
+            parts = load_rows(data.model_copy(update=update), task.raw_keys)
             seen = [parts.train, parts.select]
         with recipe.placing("auto.unlabelled"):
             return rows.unseen(seen)
@@ -122,11 +128,11 @@ def _unseen_rows(plan: AutoPlan) -> Callable[[RowPlan | None], AnswerRows]:
     return unseen
 
 
-def _by_labels(plan: AutoPlan, total: int) -> tuple[RowPlan, Notes]:
+def _by_labels(plan: AutoPlan, total: int, inputs: int) -> tuple[RowPlan, Notes]:
     """Return the rows held out, or of cross-fitting if it is asked for or needed."""
     if plan.block.cross_fit is True:
         return plan.halves_plan(total), ()
-    return _needed(plan, plan.row_plan(total))
+    return _needed(plan, _held_out(plan, total, inputs))
 
 
 def _needed(plan: AutoPlan, held: RowPlan) -> tuple[RowPlan, Notes]:

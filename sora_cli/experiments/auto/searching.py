@@ -22,15 +22,8 @@ from sora_cli.run.evaluate import evaluate_run
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.runner import Runner
 from sora_cli.search.certifiable import Certifiable
-from sora_cli.search.certificate import (
-    Certificate,
-    Final,
-    Healed,
-    RowSet,
-    Screened,
-    SizeTest,
-    choose,
-)
+from sora_cli.search.certificate import Certificate, Final, Healed, Screened, SizeTest, choose
+from sora_cli.search.row_set import RowSet
 from sora_cli.search.screening import Cuts, expected_drop, name_sizes, screen
 from sora_cli.search.search import in_fixed_order
 from sora_cli.search.size import size_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -96,7 +97,9 @@ def _more_rows(promise: Promise, rows: RowPlan) -> str:
         half = rows_needed(promise.max_drop, confidence=half_confidence(promise.confidence))
         labelled = rows_for_halves(half)
     else:
-        held, labelled = rows_for(rows_needed(promise.max_drop, confidence=promise.confidence))
+        needed = rows_needed(promise.max_drop, confidence=promise.confidence)
+        # of rows that repeat an input, more have to be held out for as many that test
+        held, labelled = rows_for(math.ceil(needed * rows.planned_test / rows.test))
     if labelled <= rows.total and not isinstance(rows, HalvesPlan):
         return f"{promise.max_drop:g} needs more test rows: auto.rows={held}"
     return (

@@ -18,7 +18,7 @@ from sora_cli.recipe.load import load_recipe
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.prepare import load_task
 from sora_cli.search.answers import AnswerRows, read_answer_rows
-from sora_cli.search.certificate import SCREENING, TEST
+from sora_cli.search.row_set import SCREENING, TEST
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.trainer import build_scorer
 from tests.helpers_chat import write_chat_recipe

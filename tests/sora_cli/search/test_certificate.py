@@ -12,21 +12,18 @@ from sora_cli.core.errors import SoraError
 from sora_cli.search.agreement import share_bound
 from sora_cli.search.certificate import (
     FILE_NAME,
-    SCREENING,
-    TEST,
-    TRAIN,
     BoundMethod,
     Certificate,
     FullRank,
     Healed,
     Measured,
-    RowSet,
     Screened,
     SizeTest,
     read_certificate,
 )
 from sora_cli.search.paired import exact_bound
 from sora_cli.search.promise import Promise
+from sora_cli.search.row_set import SCREENING, TEST, TRAIN, RowSet
 from sora_cli.search.words import named_parts, size_table
 
 

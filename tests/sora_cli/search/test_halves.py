@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from sora_cli.report import BaseFacts
-from sora_cli.search.certificate import Certificate, Final, Half, SizeTest, half_name, part_of
+from sora_cli.search.certificate import Certificate, Final, Half, SizeTest
 from sora_cli.search.halves import HALF_SHARES, HALVES, half_confidence
+from sora_cli.search.row_set import half_name, part_of
 from sora_cli.search.screening import Cuts, PlannedSize, merged_cuts, screen
 from sora_cli.search.size import Size
 from sora_cli.search.words import size_table

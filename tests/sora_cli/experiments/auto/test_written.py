@@ -18,7 +18,8 @@ from sora_cli.experiments.auto.record import AutoRecord
 from sora_cli.experiments.auto.tables import full_layers
 from sora_cli.recipe.load import load_recipe
 from sora_cli.report import Ranks, RunReport
-from sora_cli.search.certificate import Healed, RowSet, SizeTest, choose, failed
+from sora_cli.search.certificate import Healed, SizeTest, choose, failed
+from sora_cli.search.row_set import RowSet
 from sora_cli.search.words import size_table, untrained_line
 from tests.sora_cli.experiments.auto.support import auto_recipe, full, screened
 from tests.sora_cli.search.test_certificate import certificate, certificate_by

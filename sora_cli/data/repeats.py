@@ -1,0 +1,130 @@
+"""Rows with the same input: their groups, and the division of rows into parts that share no input.
+
+Each row has one or more keys, such as a hash of its input (`overlap.input_hashes`). Two rows are
+the same input if they agree in any key, as two pairs of image and text with the same image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+from datasets import Dataset
+
+Keys = Sequence[np.ndarray]
+"""Keys of rows, (rows,) each."""
+KeysOf = Callable[[Dataset], Keys]
+"""Returns the keys of raw rows."""
+_SLICE = 50_000  # rows that are hashed at a time
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+
+
+def groups_of(keys: Keys) -> np.ndarray:
+    """Return the number of each row's group, (rows,); rows of one group have the same input.
+
+    Groups are numbered by their first rows, so that without repeats each row has its own number.
+    """
+    labels = keys[0]
+    if len(keys) > 1:
+        labels = _connected([np.unique(key, return_inverse=True)[1] for key in keys])
+    _, first, group = np.unique(labels, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[group]
+
+
+def _connected(keys: Sequence[np.ndarray]) -> np.ndarray:
+    """Return a label for all rows that are linked by equal keys, directly or by other rows."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    rows = len(keys[0])
+    values, total = [], rows
+    for key in keys:  # a graph of rows and of the values of their keys
+        values.append(key + total)
+        total += int(key.max()) + 1
+    ends = np.tile(np.arange(rows), len(keys)), np.concatenate(values)
+    graph = coo_array((np.ones(len(ends[0]), dtype=bool), ends), shape=(total, total))
+    return np.asarray(connected_components(graph, directed=False)[1][:rows])
+
+
+def rows_in(groups: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return the numbers of all rows of some groups, in the order of these groups.
+
+    Args:
+        chosen: numbers of groups.
+    """
+    place = np.full(int(groups.max()) + 1, -1)
+    place[chosen] = np.arange(len(chosen))
+    rows = np.flatnonzero(place[groups] >= 0)
+    return rows[np.argsort(place[groups[rows]], kind="stable")]
+
+
+def share_of(groups: int, rows: int, total: int) -> int:
+    """Return how many of some groups have about `rows` of `total` rows; both parts get some.
+
+    Groups are counted, whatever their sizes: a draw that looked at sizes would prefer some inputs.
+    """
+    return min(max(round(groups * rows / total), 1), groups - 1)
+
+
+def first_of_each(keys: Keys, seen: Sequence[Keys], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows that repeat no other row, one of each group, and the rows that are seen.
+
+    Args:
+        keys: of the rows.
+        seen: keys of other rows, from the same functions in the same order.
+        seed: of the order in which rows are taken.
+
+    Returns:
+        The numbers of the rows that are taken, sorted; and a mask (rows,) of the rows that have
+        the same input as one of the other rows.
+    """
+    known = np.zeros(len(keys[0]), dtype=bool)
+    for place, key in enumerate(keys):
+        for other in seen:
+            known |= np.isin(key, other[place])
+    order = np.random.default_rng(seed).permutation(len(known))
+    order = order[~known[order]]
+    if len(keys) == 1:
+        return np.sort(order[np.unique(keys[0][order], return_index=True)[1]]), known
+    taken, used = [], [set[int]() for _ in keys]
+    for row in order.tolist():
+        own = [int(key[row]) for key in keys]
+        if not any(value in values for value, values in zip(own, used, strict=True)):
+            taken.append(row)
+            for value, values in zip(own, used, strict=True):
+                values.add(value)
+    return np.sort(np.array(taken, dtype=np.int64)), known
+
+
+def list_hashes(rows: Dataset, column: str) -> np.ndarray:
+    """Return a hash of each list in a column, (rows,) uint64; of integers, or of lists of them."""
+    if not len(rows):
+        return np.zeros(0, dtype=np.uint64)
+    tables = rows.select_columns([column]).with_format("arrow").iter(batch_size=_SLICE)
+    return np.concatenate([hashes_of(table.column(column).combine_chunks()) for table in tables])
+
+
+def hashes_of(lists: pa.ListArray) -> np.ndarray:
+    """Return a hash of each list, (lists,) uint64."""
+    values = lists.flatten()
+    inner = (
+        hashes_of(values)
+        if pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
+        else _mixed(values.to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64))
+    )
+    lengths = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    ends = np.cumsum(lengths)
+    places = np.arange(len(inner)) - np.repeat(ends - lengths, lengths)
+    # each term depends on the value and on its place; sums wrap, so their differences are exact
+    sums = np.zeros(len(inner) + 1, dtype=np.uint64)
+    np.cumsum(_mixed(inner ^ _mixed(places.view(np.uint64))), out=sums[1:])
+    return _mixed((sums[ends] - sums[ends - lengths]) ^ _mixed(lengths.view(np.uint64)))
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """Return numbers with their bits mixed, one to one (splitmix64, Steele et al. 2014)."""
+    mixed = values + _ODD
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
