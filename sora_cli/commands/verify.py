@@ -190,6 +190,7 @@ def _verify_certificate(run: str, overrides: list[str], *, as_json: bool) -> int
         for part, rows in done.rows.items()
     )
     emit(f"tolerance:  {tolerated} may differ")
+    emit(f"about:      {certificate.scope}")
     for what in (*done.differs, *done.unclear):
         emit(f"reason:     {what}")
     emit(f"verdict:    {done.verdict.value}")

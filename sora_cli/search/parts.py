@@ -146,7 +146,7 @@ class EncodedPart:
             )
 
 
-def testing_part(
+def counted_part(
     part: Held, task: Task, base: Base, seen: Sequence[tuple[Task, Encoded]], seed: int
 ) -> EncodedPart:
     """Encode rows, and find those that test.

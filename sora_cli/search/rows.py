@@ -30,7 +30,7 @@ from sora_cli.search.basis import BASES, TestRows, basis_line, certifiable_on, c
 from sora_cli.search.bounds import Scored
 from sora_cli.search.certifiable import Certifiable
 from sora_cli.search.halves import HALVES, WHOLE_DATA, half_data, held_data
-from sora_cli.search.parts import EncodedPart, Held, Part, testing_part
+from sora_cli.search.parts import EncodedPart, Held, Part, counted_part
 from sora_cli.search.promise import Promise, promise_of
 from sora_cli.search.row_set import ANSWERS, SCREENING, TEST, TRAIN, RowSet, half_name, part_of
 from sora_cli.search.screening import part_rows
@@ -200,7 +200,7 @@ def deciding_parts(
     tests = dict[str, EncodedPart]()
     for name in (part for part in (TEST, ANSWERS) if part in held):
         if recipe.data.repeats == "together":
-            tests[name] = testing_part(held[name], task, base, seen, recipe.auto.seed)
+            tests[name] = counted_part(held[name], task, base, seen, recipe.auto.seed)
         else:
             tests[name] = EncodedPart(held[name], held[name].encoded(task, base))
         # labelled rows choose the size, so none of them may test among the rows without labels
@@ -293,7 +293,7 @@ class UnlabelledRows(_ToldOnce):
     def scored_by(self, base: Base, scratch: Path) -> Callable[[], RowScores]:
         """Return a function that answers these rows with the model as it is then."""
         seen = [(task, part.encoded(task, base)) for task, part in self._seen]
-        rows = testing_part(self._rows, self.task, base, seen, _SEED)
+        rows = counted_part(self._rows, self.task, base, seen, _SEED)
         trainer = build_scorer(self._recipe, self.task, base, scratch)
         self._tell(rows.notes("rows without labels"))
         return lambda: rows.scores(trainer)
@@ -328,7 +328,7 @@ class SelectionRows(_ToldOnce):
         train, chosen = (part for _, part in self.seen)
         with self._recipe.placing():
             seen = [(self.task, train.encoded(self.task, base))]
-            rows = testing_part(chosen, self.task, base, seen, _SEED)
+            rows = counted_part(chosen, self.task, base, seen, _SEED)
         trainer = build_trainer(self._recipe, self.task, base, scratch)
         self._tell(rows.notes(f"rows of {self.split}"))
         return lambda: rows.scores(trainer)

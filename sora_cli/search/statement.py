@@ -214,7 +214,7 @@ def drop_by_both(
     one, other = test.parts
     bounds = (
         f"the smaller of two bounds at {labels.confidence:.1%} each: {one.upper:.4f} on "
-        f"{inputs(rows)} and give {one.drop:+.4f}, and {other.upper:.4f} on "
+        f"{inputs(rows)} ({one.drop:+.4f}), and {other.upper:.4f} on "
         f"{inputs(more, labels=False)}, of which {other.differing or 0:,} are answered differently"
     )
     if test.kept:

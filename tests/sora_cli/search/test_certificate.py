@@ -119,7 +119,7 @@ def test_another_layout_is_refused(tmp_path: Path) -> None:
     for layout in (0, 99):
         text = json.dumps({**certificate().model_dump(mode="json"), "schema_version": layout})
         (tmp_path / FILE_NAME).write_text(text.replace("NaN", "null"))
-        with pytest.raises(SoraError, match=f"has layout {layout} .*this version reads 2"):
+        with pytest.raises(SoraError, match=f"has layout {layout} .*this version reads 3"):
             read_certificate(tmp_path)
 
 
@@ -235,8 +235,8 @@ def test_of_both_one_is_enough(lost: int, differing: int, certified: bool) -> No
     assert (test.drop, test.score) == (labels.drop, labels.score)
     assert (labels.kept, answers.kept) == (labels.upper <= 0.01, answers.upper <= 0.01)
     bounds = (
-        f"the smaller of two bounds at 97.5% each: {labels.upper:.4f} on 900 labelled rows, which "
-        f"give {labels.drop:+.4f}, and {answers.upper:.4f} on 900 rows without labels, of which "
+        f"the smaller of two bounds at 97.5% each: {labels.upper:.4f} on 900 rows "
+        f"({labels.drop:+.4f}), and {answers.upper:.4f} on 900 rows without labels, of which "
         f"{differing} are answered differently"
     )
     assert bounds in found.statement
@@ -264,8 +264,49 @@ def test_of_both_nothing_was_tested() -> None:
     whole = certificate_by("both").model_dump()
     whole["candidates"][0]["test"] = None
     said = Certificate.model_validate(whole).statement
-    assert "900 test rows cannot show that accuracy is at most 0.01 worse" in said
+    assert "900 rows cannot show that accuracy is at most 0.01 worse" in said
     assert "900 rows without labels cannot show" in said
+
+
+def repeated(every: float | None, held: int | None = 1200, **promise: object) -> Certificate:
+    """Return a certificate of 900 rows that test, of 1,200 that were held."""
+    given = certificate().model_dump()
+    given["promise"] |= promise
+    given["candidates"][0]["test"]["every"] = every
+    given["rows"][TEST]["held"] = held
+    return Certificate.model_validate(given)
+
+
+def test_a_promise_is_about_distinct_inputs() -> None:
+    whole = repeated(None, held=900)
+    assert "on 900 distinct inputs that training has not seen: " in whole.statement
+    assert "distinct inputs drawn like the test rows" in whole.scope
+    assert "repeat" not in whole.statement + whole.scope
+
+
+def test_the_drop_on_all_rows_stands_in_the_same_sentence() -> None:
+    some = repeated(0.002)
+    assert some.certified
+    assert some.statement.endswith(
+        "; 25.0% of the 1,200 test rows repeat an input, and over all of them as they come it is "
+        "+0.0020"
+    )
+    more = repeated(0.0101)
+    assert more.certified
+    assert more.statement.endswith("as they come it is +0.0101, which is MORE THAN PROMISED")
+    assert repeated(0.02, kind="differ").statement.endswith(
+        "over all of them as they come 2.00 % of the answers differ, which is MORE THAN PROMISED"
+    )
+
+
+def test_an_older_certificate_says_that_repeats_were_not_kept_apart() -> None:
+    old = certificate().model_dump(mode="json")
+    for part in old["rows"].values():
+        del part["held"], part["inputs"]
+    del old["candidates"][0]["test"]["every"]
+    read = Certificate.model_validate(old)
+    assert "on 900 rows: " in read.statement
+    assert read.scope.endswith("rows that repeat an input were not kept apart from those that test")
 
 
 def test_a_promise_of_an_older_file_is_about_the_drop() -> None:

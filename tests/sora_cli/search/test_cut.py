@@ -245,7 +245,7 @@ def test_the_smallest_size_that_answers_alike_is_kept(layers: dict[str, LowRankF
     (verdict,) = verdict_lines(search)
     assert verdict == (
         "certified: with 12 components at most 4 % of the answers differ from the uncut adapter's "
-        "(bound 3.03 %: 4 of 300 rows differ), with confidence 0.95, on rows like these"
+        "(bound 3.03 %: 4 of 300 rows differ), with confidence 0.95, on distinct inputs like these"
     )
     table = search_table(search)
     assert [table.shown(row) for row in table.rows][1][2:] == [
@@ -261,11 +261,11 @@ def test_rows_that_choose_among_each_other(layers: dict[str, LowRankFactors]) ->
     said: list[str] = []
     search = _answers(layers, lambda _: 0, 0.04, said, rows_alone=False)
     assert NOT_ALONE in said
-    assert verdict_lines(search)[0].endswith(f", on rows like these; {NOT_ALONE}")
+    assert verdict_lines(search)[0].endswith(f", on distinct inputs like these; {NOT_ALONE}")
     assert search.facts()["bound_kind"] == "approximate"
     right = replace(ALL_RIGHT[0], rows_alone=False)
     search = choose_cut(layers, lambda _: (right,), promise_of(0.04), "rows", told)
-    assert verdict_lines(search)[0].endswith(f", on rows like these; {NOT_ALONE}")
+    assert verdict_lines(search)[0].endswith(f", on distinct inputs like these; {NOT_ALONE}")
 
 
 def test_answers_of_too_few_rows_are_not_certified(layers: dict[str, LowRankFactors]) -> None:
@@ -306,7 +306,7 @@ def test_a_drop_that_answers_test(layers: dict[str, LowRankFactors]) -> None:
     (verdict,) = verdict_lines(search)
     assert verdict == (
         "certified: 12 components lose at most 0.0303 of accuracy, within 0.04, because at most "
-        "3.03 % of the answers differ (4 of 300 rows), with confidence 0.95, on rows like these"
+        "3.03 % of the answers differ (4 of 300 rows), with confidence 0.95, on distinct inputs like these"
     )
     assert [column.title for column in search_table(search).columns][2:5] == [
         "agreement",

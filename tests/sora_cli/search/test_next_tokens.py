@@ -108,16 +108,32 @@ def test_a_row_without_an_answer_is_named(
     assert len(caught.value.lines()) <= 3
 
 
-def test_training_rows_are_known_by_their_prompts(recipe: Recipe, tmp_path: Path) -> None:
-    """A chat's answer is among its inputs, and must not hide a training row."""
+def test_an_answer_belongs_to_the_input(recipe: Recipe, tmp_path: Path) -> None:
+    """Its tokens are read before each choice, so another answer is another input."""
     trained = rows_of(recipe.data.files["train"][0])[:4]
     others = [{**row, "output": "another answer"} for row in trained]
-    path = write_rows(tmp_path / "rows.jsonl", [*others, *NEW])
-    assert read(recipe, path).rows["output"][:] == [row["output"] for row in NEW]
-    write_rows(Path(path), [chat(**row) for row in [*others, *NEW]])
+    path = write_rows(tmp_path / "rows.jsonl", [*trained, *others, *NEW])
+    answers = [row["output"] for row in [*others, *NEW]]
+    assert read(recipe, path).rows["output"][:] == answers
+    write_rows(Path(path), [chat(**row) for row in [*trained, *others, *NEW]])
     rows = read(as_chats(recipe, tmp_path), path)
-    assert rows.rows["messages"][:] == [chat(**row)["messages"] for row in NEW]
-    assert f"4 of 13 rows of {path} are training rows: they are left out" in rows.notes
+    assert rows.rows["messages"][:] == [chat(**row)["messages"] for row in [*others, *NEW]]
+    assert f"4 of 17 rows of {path} are training rows: they are left out" in rows.notes
+
+
+def test_a_search_of_an_earlier_version_knows_rows_by_their_prompts(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    trained = rows_of(recipe.data.files["train"][0])[:4]
+    others = [{**row, "output": "another answer"} for row in trained]
+    for write in (dict, chat):
+        path = write_rows(tmp_path / "rows.jsonl", [write(**row) for row in [*others, *NEW]])
+        used = recipe if write is dict else as_chats(recipe, tmp_path)
+        task, rows = load_task(used)
+        found = read_answer_rows(
+            used, Path(path), trained=task, next_tokens=True, by_prompt=True
+        ).unseen([rows.train])
+        assert len(found) == len(NEW)
 
 
 def test_a_family_that_writes_nothing_has_none(tmp_path: Path) -> None:

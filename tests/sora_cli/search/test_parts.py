@@ -1,0 +1,113 @@
+"""The rows that test: distinct inputs, as the model reads them, that training has not seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sora_cli.core.errors import SoraError
+from sora_cli.model.base import load_base
+from sora_cli.recipe.load import load_recipe
+from sora_cli.run.encode import encode
+from sora_cli.run.prepare import load_task
+from sora_cli.search.bounds import drop_bound
+from sora_cli.search.parts import EncodedPart, Part, counted_part
+from sora_cli.search.rows import SelectionRows
+from sora_cli.tasks.row_scores import row_scores
+from tests.helpers_models import tiny_bert
+from tests.helpers_runs import pair_rows, write_recipe, write_rows
+
+ROWS = pair_rows(12, seed=5)
+
+
+def part_of(folder: Path, test: list[dict[str, Any]], *, seed: int = 0) -> EncodedPart:
+    """The test rows of a recipe whose validation split was given by the user."""
+    path = write_recipe(
+        folder,
+        tiny_bert(num_labels=2),
+        data={"max_length": 16, "files": {
+            "train": write_rows(folder / "a.jsonl", ROWS),
+            "validation": write_rows(folder / "b.jsonl", test),
+        }},
+    )  # fmt: skip
+    recipe = load_recipe(path).recipe
+    task, rows = load_task(recipe)
+    base = load_base(recipe.model, task)
+    train = encode(task, base, rows.train, rows.origin(rows.train), training=True)
+    part = Part(rows.select, rows.origin(rows.select))
+    return counted_part(part, task, base, [(task, train)], seed)
+
+
+def test_training_rows_and_repeats_do_not_test(tmp_path: Path) -> None:
+    new = pair_rows(9, seed=8)
+    spaced = {**new[0], "sentence1": f"{new[0]['sentence1']}  "}
+    part = part_of(tmp_path, [*new, spaced, new[1], new[1], ROWS[3], ROWS[4]])
+    assert len(part) == 9
+    assert (part.seen, part.repeated, part.alike) == (2, 3, 1)
+    assert part.counted is not None
+    assert not set(part.counted.tolist()) & {12, 13}
+    found = part.row_set("validation")
+    assert (found.rows, found.held) == (9, 14)
+    assert list(part.notes("test rows")) == [
+        "2 of 14 test rows are training or screening rows as the model reads them: they do not "
+        "test",
+        "3 of 14 test rows repeat another one, 1 of them only as the model reads them: one of each "
+        "input tests",
+    ]
+
+
+def test_without_repeats_all_rows_test(tmp_path: Path) -> None:
+    part = part_of(tmp_path, pair_rows(9, seed=8))
+    assert (len(part), list(part.notes("rows"))) == (9, [])
+    assert part.row_set("validation").held == 9
+
+
+def test_where_labels_disagree_the_seed_draws_a_row(tmp_path: Path) -> None:
+    (row,) = pair_rows(1, seed=8)
+    rows = [{**row, "label": label} for label in (0, 1)]
+    drawn = {
+        int(part_of(tmp_path / str(seed), rows, seed=seed).counted[0])  # type: ignore[index]
+        for seed in range(8)
+        if not (tmp_path / str(seed)).mkdir()
+    }
+    assert drawn == {0, 1}
+
+
+def test_rows_that_are_all_known_test_nothing(tmp_path: Path) -> None:
+    with pytest.raises(SoraError, match="none of 3 rows can test") as caught:
+        part_of(tmp_path, ROWS[:3])
+    assert "data.max_length is 16" in str(caught.value.where)
+    assert len(caught.value.lines()) <= 3
+
+
+def test_a_bound_is_of_the_rows_that_test_and_tells_the_drop_on_all() -> None:
+    right = np.ones(40)
+    lost = right.copy()
+    lost[:4] = 0  # a stock phrase, four times in the test rows
+    full, small = (row_scores("accuracy", "right", each) for each in (right, lost))
+    testing = np.arange(3, 40)
+    bound = drop_bound(full.of_these(testing), small.of_these(testing))
+    assert (bound.rows, bound.drop) == (37, pytest.approx(1 / 37))
+    assert bound.every == pytest.approx(0.1)
+    assert drop_bound(full, small).every is None
+    assert full.of_these(testing).take(np.arange(3)).every is None
+
+
+def test_rows_that_choose_a_finished_adapters_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of a split that the user gave count once, and notes are printed once."""
+    new = pair_rows(9, seed=8)
+    part_of(tmp_path, [*new, new[1], ROWS[3]])
+    recipe = load_recipe(tmp_path / "tiny.yaml").recipe
+    rows = SelectionRows(recipe)
+    base = load_base(recipe.model, rows.task)
+    for place in ("one", "two"):
+        scores = rows.scored_by(base, tmp_path / place)()
+        assert (len(scores), len(scores.every or [])) == (9, 11)
+    said = capsys.readouterr().err
+    assert said.count("1 of 11 rows of validation repeat another one") == 1
+    assert said.count("1 of 11 rows of validation are training or screening rows") == 1
