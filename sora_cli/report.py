@@ -433,6 +433,12 @@ def read_report(directory: Path) -> RunReport | None:
         return None
 
 
+def recipe_of_run(directory: Path) -> dict[str, Any] | None:
+    """Return the resolved recipe of the run in a directory; None if there is no run."""
+    report = read_report(directory)
+    return None if report is None else report.recipe
+
+
 def load_report(file: Path) -> RunReport:
     """Read a report of any version; add `history.json` beside it if both are of the same run.
 

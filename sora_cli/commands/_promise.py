@@ -14,7 +14,7 @@ from sora_cli.recipe.load import load_stored
 from sora_cli.recipe.reading import NEXT_TOKENS, PREDICT, named_basis, names_columns
 from sora_cli.recipe.tolerance import CONFIDENCE
 from sora_cli.report import FILE_NAME as REPORT
-from sora_cli.report import read_report
+from sora_cli.report import read_report, recipe_of_run
 from sora_cli.search.promise import Promise, PromiseOptions
 
 if TYPE_CHECKING:
@@ -81,7 +81,10 @@ def load_promise(
     measured = None if options is None or options.reads_files else options.load()
     place = find()
     if options is not None and measured is None:
-        measured = _from_files(options, Path(place))
+        return place, _from_files(options, Path(place))
+    if measured is not None:  # rows are dealt as when the adapter was trained
+        loaded, promise = measured
+        measured = loaded.continuing(recipe_of_run(Path(place).parent)), promise
     return place, measured
 
 

@@ -13,7 +13,7 @@ from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
 from sora_cli.core.timing import importing
 from sora_cli.recipe.load import LoadedRecipe
-from sora_cli.report import FILE_NAME, read_report
+from sora_cli.report import FILE_NAME, recipe_of_run
 from sora_cli.run.output import check_output
 from sora_cli.run.precision import settle_precision
 from sora_cli.run.preflight import check_recipe
@@ -49,8 +49,7 @@ def train_loaded(
     output, code = loaded.output_dir, OK
     with locked(output):
         if resume:  # before check_output, which compares this recipe with the stored one
-            begun = read_report(output)
-            loaded = loaded.continuing(None if begun is None else begun.recipe)
+            loaded = loaded.continuing(recipe_of_run(output))
             loaded = settle_precision(loaded, resume=True)
         if is_main() and check_output(loaded, force=force, resume=resume):
             say(f"'{output}' already holds this run, finished")

@@ -23,7 +23,7 @@ from sora_cli.core.table import Column, Table, emit_table
 from sora_cli.core.timing import importing
 from sora_cli.recipe.load import load_recipe
 from sora_cli.recipe.reading import BENCHMARK, EVAL, load_read, named_base
-from sora_cli.report import FILE_NAME, HISTORY_FILE
+from sora_cli.report import FILE_NAME, HISTORY_FILE, recipe_of_run
 from sora_cli.run.output import BENCHMARKS
 from sora_cli.run.precision import settle_precision
 from sora_cli.run.preflight import check_recipe
@@ -128,6 +128,7 @@ def evaluate(
     loaded = load_read(partial(load_recipe, recipe), given, reading)
     check_recipe(loaded.recipe, model=False)  # the target replaces the recipe's model
     read = check_target(target, f"sora eval {{}} --recipe {quote(recipe)}")
+    loaded = loaded.continuing(recipe_of_run(read.parent))
     say_notes(result_remarks(read))
     if predictions is not None:
         of_run = (read.parent / FILE_NAME, read.parent / HISTORY_FILE)

@@ -59,13 +59,15 @@ def path(
     began = command_start()
     options.load_plugins(code)
     loaded = load_recipe(recipe, overrides or [])
+    begun = read_path(path_directory(loaded))
+    loaded = loaded.continuing(None if begun is None or force else begun.recipe)
     if loaded.recipe.path is not None:
         check_settled(loaded.recipe, "sora path")
         check_recipe(loaded.recipe)
     plans = plan_stages(loaded)
     say_notes([*loaded.notes, *unused(loaded)])
     output = path_directory(loaded)
-    is_there = read_path(output) is not None
+    is_there = begun is not None
     check_place(output, loaded.recipe, STAGES, is_there=is_there, work="path")
     if dry_run:
         check_excludes("--dry-run", ["--json"] if as_json else [])

@@ -15,8 +15,8 @@ NOT_THE_RUN = ("output", "paper", "resources")
 """Blocks of a recipe that do not affect the results of a run."""
 
 
-BEFORE: Mapping[tuple[str, str], Any] = {("data", "repeats"): "separate"}
-"""Keys whose default is not what versions without the key did, with what these did."""
+REPEATS = ("data", "repeats")
+"""The key that decides which rows are held out; versions without it dealt each row by itself."""
 
 Change = tuple[str, Any, Any]
 """Dotted key, value before, value now."""
@@ -47,12 +47,16 @@ def completed(resolved: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def of_its_time(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the keys of `BEFORE` that a stored recipe lacks, with what the program did then."""
-    values = dict(stored)
-    for (block, key), value in BEFORE.items():
-        if key not in (own := values.get(block) or {}):
-            values[block] = {**own, key: value}
-    return values
+    """Add `REPEATS` to a stored recipe that lacks it, with what the program did then.
+
+    If the recipe holds no rows out, every value does the same, and the key is left out.
+    """
+    block, key = REPEATS
+    data = stored.get(block) or {}
+    dealt = data.get("held_out_rows") is not None or stored.get("auto") is not None
+    if key in data or not (dealt or data.get("selection", "validation") != "validation"):
+        return dict(stored)
+    return {**stored, block: {**data, key: "separate"}}
 
 
 def flat(values: Mapping[str, Any], path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:

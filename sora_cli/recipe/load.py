@@ -22,7 +22,7 @@ from methods.errors import MethodError
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import output_path
 from sora_cli.core.words import shown_path
-from sora_cli.recipe.changes import BEFORE, flat, of_its_time
+from sora_cli.recipe.changes import REPEATS, flat, of_its_time
 from sora_cli.recipe.errors import place_of, recipe_error, unknown_name
 from sora_cli.recipe.layers import combine, file_layers, override_layers
 from sora_cli.recipe.library import find_recipe, recipes_dir
@@ -70,20 +70,20 @@ class LoadedRecipe:
         return self.recipe.resolved()
 
     def continuing(self, stored: Mapping[str, Any] | None) -> LoadedRecipe:
-        """Return the recipe to continue work with that was begun with a stored recipe.
+        """Return the recipe to continue or test work with that was begun with a stored recipe.
 
-        A key that versions of that time did not have, and that the user does not set, keeps what
-        they did.
+        Unless the user sets `data.repeats`, it has the value of that work: which rows it was
+        trained on depends on it.
 
         Args:
-            stored: None: there is no such work.
+            stored: None: there is no such work, or it is not known.
         """
-        recipe = self.recipe
-        for (block, key), value in BEFORE.items() if stored is not None else ():
-            if key not in (stored or {}).get(block, {}) and (block, key) not in self.origins:
-                update = {block: getattr(recipe, block).model_copy(update={key: value})}
-                recipe = recipe.model_copy(update=update)
-        return replace(self, recipe=recipe)
+        block, key = REPEATS
+        known = {} if stored is None else of_its_time(stored).get(block, {})
+        if key not in known or REPEATS in self.origins:
+            return self
+        data = self.recipe.data.model_copy(update={key: known[key]})
+        return replace(self, recipe=self.recipe.model_copy(update={block: data}))
 
     def origin(self, *path: str) -> Origin:
         """Return the origin of a value; "default" if no file and no override set it."""

@@ -27,7 +27,7 @@ from sora_cli.core.timing import importing
 from sora_cli.model.files import SORA_FILE
 from sora_cli.recipe.load import LoadedRecipe, load_recipe, load_stored
 from sora_cli.recipe.start import StartBlock
-from sora_cli.report import FILE_NAME, HISTORY_FILE, read_report
+from sora_cli.report import FILE_NAME, HISTORY_FILE, read_report, recipe_of_run
 from sora_cli.run.output import RANKS_PLOT
 from sora_cli.search.certificate import SIZES
 from sora_cli.search.sizes import healed_budgets
@@ -71,8 +71,9 @@ def healing_recipe(
         *_run_overrides(directory, output, keep, steps),
         *overrides,
     ]
-    if recipe is not None:
-        return load_recipe(recipe, words), [recipe, *words]
+    if recipe is not None:  # rows are dealt as when the adapter was trained
+        given = load_recipe(recipe, words).continuing(recipe_of_run(place.parent))
+        return given, [recipe, *words]
     return load_stored(loaded.resolved(), loaded.path, loaded.name, words), [str(place), *words]
 
 

@@ -38,7 +38,7 @@ def is_finished(kind: str, loaded: LoadedRecipe) -> bool:
     report = report_of(kind, directory)
     if report is None:
         return False
-    for key, old, new in changes(report.recipe, loaded.resolved()):
+    for key, old, new in changes(report.recipe, loaded.continuing(report.recipe).resolved()):
         name = _KINDS[kind][0]
         raise SoraError(
             f"'{directory}' holds another run: there {key} is {shown_value(old)}, here "
