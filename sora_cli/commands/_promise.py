@@ -18,10 +18,9 @@ from sora_cli.report import read_report, recipe_of_run
 from sora_cli.search.promise import Promise, PromiseOptions
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from sora_cli.recipe.load import LoadedRecipe
     from sora_cli.recipe.recipe import Recipe
+    from sora_cli.search.parts import Part
     from sora_cli.search.rows import ChoosingRows, UnlabelledRows
 
 Place = TypeVar("Place", str, Path)
@@ -139,7 +138,9 @@ def _rows_for_drop(
     if unusable is not None:
         say_notes([f"--unlabelled is not used: {unusable}"])
         return ChoosingRows(labelled), promise
-    answered = read_answer_rows(recipe, pool, trained=labelled.task).unseen(labelled.seen)
+    answered = read_answer_rows(recipe, pool, trained=labelled.task).unseen(
+        [part.rows for part in labelled.seen]
+    )
     rows, promise, line = rows_on_best_basis(recipe, promise, labelled, answered, basis)
     say_notes([*answered.notes, line])
     return rows, promise
@@ -152,12 +153,13 @@ def _rows_for_answers(
     from sora_cli.model.files import SORA_FILE
     from sora_cli.run.prepare import load_task
     from sora_cli.search.answers import read_answer_rows
+    from sora_cli.search.parts import Part
     from sora_cli.search.rows import UnlabelledRows
 
-    task, seen = None, []
+    task, seen = None, list[Part]()
     if recipe.data.path or recipe.data.files:  # a recipe that trains knows its training rows
         task, rows = load_task(recipe)
-        seen = [rows.train]
+        seen = [Part(rows.train, rows.origin(rows.train))]
     meta, _ = read_sora_file(place / SORA_FILE)
     answered = read_answer_rows(
         recipe,
@@ -172,12 +174,12 @@ def _rows_for_answers(
         f"training rows in {answered.file} are not left out: they are not known here (--recipe R "
         "names them), and the promise is about rows that the adapter has not seen"
     ]  # fmt: skip
-    answered = answered.unseen(seen)
+    answered = answered.unseen([part.rows for part in seen])
     say_notes([*answered.notes, *notes])
-    return UnlabelledRows(recipe, answered)
+    return UnlabelledRows(recipe, answered, seen)
 
 
-def _training_rows(place: Path, columns: Sequence[str]) -> list[Dataset]:
+def _training_rows(place: Path, columns: Sequence[str]) -> list[Part]:
     """Return the training rows of the run that wrote an adapter; empty: they are not known here.
 
     Args:
@@ -185,13 +187,15 @@ def _training_rows(place: Path, columns: Sequence[str]) -> list[Dataset]:
         columns: inputs that the rows must have.
     """
     from sora_cli.run.prepare import load_task
+    from sora_cli.search.parts import Part
 
     try:
         report = read_report(place.parent)
         if report is None:
             return []
         recipe = load_stored(report.recipe, place.parent / REPORT, report.name).recipe
-        train = load_task(recipe.to_score())[1].train
+        rows = load_task(recipe.to_score())[1]
     except SoraError:  # the data have moved, or the report is damaged
         return []
-    return [train] if set(columns) <= set(train.column_names) else []
+    known = set(columns) <= set(rows.train.column_names)
+    return [Part(rows.train, rows.origin(rows.train))] if known else []

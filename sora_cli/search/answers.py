@@ -82,6 +82,12 @@ class AnswerRows:
         part, origin = self.rows.select(chosen), self.origin.of(chosen)
         return replace(self, rows=part, origin=origin, inputs=self.inputs[rows])
 
+    def like(self, rows: Dataset) -> Dataset:
+        """Return labelled rows in the form of these, so that equal inputs become equal rows."""
+        alike = rows.select_columns(list(self.columns))
+        # a chat holds its own answer: without the stand-in no such row would match
+        return alike if self.with_answers else self.blank.stand_in(alike)
+
     def unseen(self, seen: Sequence[Dataset]) -> AnswerRows:
         """Return the rows with a new input, each input once, with notes on the rows left out.
 
@@ -90,11 +96,7 @@ class AnswerRows:
         """
         known = np.zeros(len(self), dtype=bool)
         for part in seen:
-            alike = part.select_columns(list(self.columns))
-            if not self.with_answers:
-                # a chat holds its own answer: without the stand-in no such row would match
-                alike = self.blank.stand_in(alike)
-            known |= np.isin(self.inputs, input_hashes(alike, self.columns))
+            known |= np.isin(self.inputs, input_hashes(self.like(part), self.columns))
         repeated = ~known
         repeated[np.unique(self.inputs, return_index=True)[1]] = False
         notes = list(self.notes)

@@ -276,15 +276,17 @@ class _ToldOnce:
 class UnlabelledRows(_ToldOnce):
     """Rows without labels that test the sizes of a finished adapter.
 
+    Args:
+        seen: training rows and other labelled rows that must not test, as far as they are known.
+
     Attributes:
         task: the family, bound to these rows.
         split: name of these rows.
     """
 
-    def __init__(
-        self, recipe: Recipe, rows: AnswerRows, seen: Sequence[tuple[Task, Part]] = ()
-    ) -> None:
-        self._recipe, self._rows, self._seen = recipe, rows, seen
+    def __init__(self, recipe: Recipe, rows: AnswerRows, seen: Sequence[Part] = ()) -> None:
+        self._recipe, self._rows = recipe, rows
+        self._seen = [Part(rows.like(part.rows), part.origin) for part in seen]
         self.task, self.split = rows.task, f"{len(rows):,} unlabelled rows"
 
     def __len__(self) -> int:
@@ -292,8 +294,9 @@ class UnlabelledRows(_ToldOnce):
 
     def scored_by(self, base: Base, scratch: Path) -> Callable[[], RowScores]:
         """Return a function that answers these rows with the model as it is then."""
-        seen = [(task, part.encoded(task, base)) for task, part in self._seen]
+        seen = [(self.task, part.encoded(self.task, base)) for part in self._seen]
         rows = counted_part(self._rows, self.task, base, seen, _SEED)
+        self.split = f"{len(rows):,} unlabelled rows"
         trainer = build_scorer(self._recipe, self.task, base, scratch)
         self._tell(rows.notes("rows without labels"))
         return lambda: rows.scores(trainer)
@@ -315,7 +318,7 @@ class SelectionRows(_ToldOnce):
         rows = self._rows
         reported = [name for name, part in rows.report.items() if part is rows.select]
         self.split = reported[0] if reported else "selection"
-        self.seen = [(self.task, Part(p, rows.origin(p))) for p in (rows.train, rows.select)]
+        self.seen = [Part(part, rows.origin(part)) for part in (rows.train, rows.select)]
 
     def __len__(self) -> int:
         return len(self._rows.select)
@@ -325,7 +328,7 @@ class SelectionRows(_ToldOnce):
 
         It scores the model in its state at the time of the call.
         """
-        train, chosen = (part for _, part in self.seen)
+        train, chosen = self.seen
         with self._recipe.placing():
             seen = [(self.task, train.encoded(self.task, base))]
             rows = counted_part(chosen, self.task, base, seen, _SEED)
@@ -340,12 +343,15 @@ class ChoosingRows:
     Attributes:
         parts: rows for each of `Promise.parts`.
         task: the family, bound to the first part.
-        split: name of these rows.
     """
 
     def __init__(self, *parts: SelectionRows | UnlabelledRows) -> None:
         self.parts, self.task = parts, parts[0].task
-        self.split = " and ".join(part.split for part in parts)
+
+    @property
+    def split(self) -> str:
+        """The name of these rows; once they are encoded, with the number of those that test."""
+        return " and ".join(part.split for part in self.parts)
 
     def scored_by(self, base: Base, scratch: Path) -> Callable[[], Scored]:
         """Return a function that scores the model on these rows as it is then."""
