@@ -306,7 +306,8 @@ def test_a_drop_that_answers_test(layers: dict[str, LowRankFactors]) -> None:
     (verdict,) = verdict_lines(search)
     assert verdict == (
         "certified: 12 components lose at most 0.0303 of accuracy, within 0.04, because at most "
-        "3.03 % of the answers differ (4 of 300 rows), with confidence 0.95, on distinct inputs like these"
+        "3.03 % of the answers differ (4 of 300 rows), with confidence 0.95, on distinct inputs "
+        "like these"
     )
     assert [column.title for column in search_table(search).columns][2:5] == [
         "agreement",

@@ -129,7 +129,7 @@ def test_rows_are_compared_as_the_model_reads_them(tmp_path: Path) -> None:
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     base_folder = save_base(tiny_bert(num_labels=2), tmp_path / "base")
     tokenizer.save_pretrained(base_folder)
-    task, base, rows = opened(path)
+    task, base, _ = opened(path)
     row = {"sentence1": "a cat a dog", "sentence2": "a fish", "label": 0}
     alike = [row, {**row, "sentence1": "A CAT a dog "}, {**row, "sentence1": "a dog a cat"}]
     long = [{**row, "sentence1": "old new red fish", "sentence2": f"new {'a ' * 9}{w}"}
