@@ -21,6 +21,7 @@ from sora_cli.commands import options
 from sora_cli.core.checks import check_choice, check_excludes
 from sora_cli.core.console import count, duration, emit, say, say_notes
 from sora_cli.core.errors import SoraError
+from sora_cli.core.interruption import interruptible
 from sora_cli.core.outputs import check_apart, check_new_file, output_path
 from sora_cli.core.timing import importing
 from sora_cli.data.source import check_file, file_kind
@@ -144,7 +145,7 @@ def _rows(file: str, stream: str | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="sora-stdin-") as folder:
         path = Path(folder) / f"stdin.{stream or 'jsonl'}"
         # the reader of rows takes a file, not a pipe
-        with path.open("wb") as copy:
+        with path.open("wb") as copy, interruptible():
             shutil.copyfileobj(sys.stdin.buffer, copy)
         if not path.stat().st_size:
             raise SoraError("stdin is empty: there are no rows to answer")
