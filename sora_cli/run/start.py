@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from shlex import quote
 
 import torch
 from torch import Tensor
@@ -26,6 +25,7 @@ from sora_cli.adapter.todays_names import todays_names, todays_paths
 from sora_cli.core.device import process_state
 from sora_cli.core.errors import SoraError
 from sora_cli.core.processes import world_size
+from sora_cli.core.shell import quote
 from sora_cli.core.words import first_few
 from sora_cli.model.base import Base
 from sora_cli.model.new_tokens import KEY, trained_rows
