@@ -26,7 +26,8 @@ def as_operand(name: str) -> str:
 
 def operands(words: Sequence[str]) -> list[str]:
     """Return the recipe and the overrides among the words after `sora train` or `sora path`."""
-    found, left = [], iter(words)
+    found: list[str] = []
+    left = iter(words)
     for word in left:
         if word == "--":
             return [*found, *left]
