@@ -68,6 +68,7 @@ def start_from_adapter(
             updates = _updates(file, layers, block.keep(), today)
             if block.bits is not None:
                 updates = _rounded(updates, layers, block.bits)
+            replaced = sum(layer.rank for layer in layers.values())
             method.start_from(layers, updates)
             with torch.no_grad():
                 load_head(base.model, head)
@@ -82,6 +83,7 @@ def start_from_adapter(
                     path: Ranks(start=first.get(path, 0), end=update.rank)
                     for path, update in updates.items()
                 },
+                replaced=replaced,
             )
 
 
