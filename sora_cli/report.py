@@ -251,7 +251,7 @@ class DataFacts(Facts):
     encoded: dict[str, int] = Field({}, description="number of rows after encoding")
     fingerprints: dict[str, str] = Field({}, description="fingerprint of the content")
     truncated: dict[str, int] = Field({}, description="number of rows that were cut")
-    longest: dict[str, int] = Field({}, description="tokens of the longest row")
+    longest: dict[str, int] = Field({}, description="tokens of the longest row before it is cut")
     in_training: dict[str, int] = Field(
         {}, description="number of rows that are also training rows"
     )
