@@ -36,3 +36,10 @@ def operands(words: Sequence[str]) -> list[str]:
         elif not word.startswith("-"):
             found.append(word)
     return found
+
+
+def resuming(words: Sequence[str]) -> str:
+    """Return the command line with these words, typed before, that resumes its run."""
+    left = [word for word in words if word != "--resume"]
+    left.insert(left.index("--") if "--" in left else len(left), "--resume")
+    return shlex.join(left)

@@ -11,7 +11,7 @@ from pathlib import Path
 from sora_cli.adapter.places import MODEL, baseline_folder
 from sora_cli.core.console import count, emit, say, say_notes
 from sora_cli.core.processes import world_size
-from sora_cli.core.shell import as_operand, quote
+from sora_cli.core.shell import as_operand, quote, resuming
 from sora_cli.recipe.families import FAMILIES
 from sora_cli.recipe.load import load_recipe
 from sora_cli.recipe.reading import EVAL, words_read
@@ -71,8 +71,8 @@ def how_to_resume(output: Path, words: Sequence[str]) -> list[str]:
     """
     checkpoints = checkpoint_paths(output / FOLDER)
     typed = sys.argv[1:2] in (["train"], ["prune"])
-    given = sys.argv[1:] if typed else ["train", *words]
-    command = shlex.join(["sora", *(word for word in given if word != "--resume"), "--resume"])
+    given = sys.argv[1:] if typed else ["train", as_operand(words[0]), *words[1:]]
+    command = resuming(["sora", *given])
     if world_size() > 1:
         command = f"the same command with --resume ({command})"
     if not checkpoints:

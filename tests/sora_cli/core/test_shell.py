@@ -8,7 +8,7 @@ import pytest
 
 from sora_cli.app import build
 from sora_cli.core.hub import looks_local
-from sora_cli.core.shell import VALUED, operands, quote
+from sora_cli.core.shell import VALUED, operands, quote, resuming
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,11 @@ def test_operands_of_a_command_line() -> None:
     assert operands(words) == ["r.yaml", "a=b"]
     assert operands(["--force", "--", "-r.yaml", "a=b"]) == ["-r.yaml", "a=b"]
     assert operands(["--code"]) == []
+
+
+def test_a_command_that_resumes_a_run() -> None:
+    assert resuming(["sora", "train", "r.yaml", "--resume"]) == "sora train r.yaml --resume"
+    assert resuming(["sora", "train", "--", "-r.yaml"]) == "sora train --resume -- -r.yaml"
 
 
 def test_options_with_a_value_are_known() -> None:
