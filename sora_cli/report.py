@@ -164,6 +164,10 @@ class Start(BaseModel):
         "training (stored components, if that is not known), and components at the start of this "
         "run",
     )
+    replaced: int | None = Field(
+        None,
+        description="with an adapter: components that the method's options give without it",
+    )
 
     def sentence(self) -> str:
         """Return the line on the start for the run's output."""
@@ -173,7 +177,10 @@ class Start(BaseModel):
         kept = sum(m.end for m in self.ranks.values())
         by = "".join(f", cut by {name} {value:g}" for name, value in self.rule.items())
         by += "" if self.bits is None else f", rounded to {self.bits} bits"
-        return f"started from {self.directory}: {kept:,} of its {stored:,} components{by}"
+        text = f"started from {self.directory}: {kept:,} of its {stored:,} components{by}"
+        if self.replaced in (None, kept) or self.rule:
+            return text
+        return f"{text}; the recipe's rank, which would give {self.replaced:,}, is not used"
 
 
 class Resumption(BaseModel):
@@ -244,7 +251,7 @@ class DataFacts(Facts):
     encoded: dict[str, int] = Field({}, description="number of rows after encoding")
     fingerprints: dict[str, str] = Field({}, description="fingerprint of the content")
     truncated: dict[str, int] = Field({}, description="number of rows that were cut")
-    longest: dict[str, int] = Field({}, description="tokens of the longest row")
+    longest: dict[str, int] = Field({}, description="tokens of the longest row before it is cut")
     in_training: dict[str, int] = Field(
         {}, description="number of rows that are also training rows"
     )

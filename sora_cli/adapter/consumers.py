@@ -27,7 +27,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.adapter.foreign.places import DIFFUSERS_CLASS
@@ -36,6 +35,7 @@ from sora_cli.adapter.metadata import read_json
 from sora_cli.adapter.peft.refused import refused_today
 from sora_cli.adapter.server_rules import SERVERS, VLLM, Rules
 from sora_cli.core.errors import SoraError
+from sora_cli.core.shell import quote
 from sora_cli.core.words import first_few
 from sora_cli.model.files import MODEL_CONFIG
 from sora_cli.model.references import local_checkpoint

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from shlex import quote
 
 import numpy as np
 import torch
@@ -37,6 +36,7 @@ from sora_cli.adapter.peft.layout import side_of
 from sora_cli.adapter.places import PACKED, new_adapter_place
 from sora_cli.core.atomic import check_read_back, new_file
 from sora_cli.core.errors import SoraError, first_line, first_mistake, reason
+from sora_cli.core.shell import quote
 from sora_cli.model.files import (
     ADAPTER_CONFIG,
     ADAPTER_FILES,

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
-from shlex import quote
 
 from methods.words import closest
 from sora_cli.adapter.foreign.places import foreign_file
@@ -19,6 +18,7 @@ from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.core.atomic import check_replaceable, new_directory
 from sora_cli.core.errors import SoraError, reason
 from sora_cli.core.hub import looks_local, offline_error
+from sora_cli.core.shell import quote
 from sora_cli.core.words import first_few
 from sora_cli.model.files import (
     ADAPTER_CONFIG,
@@ -213,7 +213,7 @@ def check_target(reference: str, command: str) -> Path:
     folder = adapter_folder(place) or baseline_folder(place)
     if folder is not None:
         return folder
-    hint = command.replace("{}", str(_near_folder(place) or "DIR"))
+    hint = command.replace("{}", quote(str(_near_folder(place) or "DIR")))
     if looks_local(reference) and "://" not in reference and not is_there(place):
         raise SoraError(f"there is no model at {reference}, and no adapter", hint=hint)
     source = Path(model_source(reference))

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from shlex import quote
 
 from sora_cli.adapter.consumers import Consumer
+from sora_cli.core.shell import quote
 
 _OPEN_ENDED = "CAUSAL_LM"
 """PEFT's task type of the models that these servers can serve."""

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from itertools import count
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from sora_cli.adapter.consumers import Consumer, base_configuration, filled, substituted
@@ -22,6 +21,7 @@ from sora_cli.adapter.server_rules import ALL, LLAMA_CPP, VLLM, VLLM_EMBEDDINGS,
 from sora_cli.adapter.serving import gguf_commands
 from sora_cli.core.console import size
 from sora_cli.core.errors import SoraError
+from sora_cli.core.shell import quote
 from sora_cli.model.fingerprint import stored_tensors, weight_files
 from sora_cli.model.references import local_checkpoint, resolve_model_path
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,6 +21,7 @@ from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.json_text import readable_json
 from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
+from sora_cli.core.shell import quote
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import command_start, importing
 from sora_cli.experiments.auto.budget import MOST_WORK, HalvesPlan

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +18,7 @@ from sora_cli.core.console import count, emit, printable, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.json_text import readable_json
 from sora_cli.core.outputs import check_apart, check_new_file
+from sora_cli.core.shell import quote
 from sora_cli.core.table import Column, Table, emit_table
 from sora_cli.core.timing import importing
 from sora_cli.recipe.load import load_recipe

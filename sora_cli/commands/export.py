@@ -7,7 +7,6 @@ import json
 from functools import reduce
 from operator import add
 from pathlib import Path
-from shlex import quote
 from typing import Annotated
 
 import typer
@@ -38,6 +37,7 @@ from sora_cli.core.console import emit, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import OK
 from sora_cli.core.outputs import check_apart, check_new_file
+from sora_cli.core.shell import quote
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import uncollected
 from sora_cli.model.files import ADAPTER_WEIGHTS, SORA_FILE

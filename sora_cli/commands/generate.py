@@ -14,6 +14,7 @@ from sora_cli.adapter.places import check_named_base, check_target
 from sora_cli.commands import options
 from sora_cli.core.console import emit, say_notes
 from sora_cli.core.errors import SoraError
+from sora_cli.core.interruption import interruptible
 from sora_cli.core.timing import importing
 from sora_cli.use.sampling import SamplingOptions, check_sampling, sampling_of
 
@@ -54,7 +55,10 @@ def generate(
     place = check_target(target, "sora generate {} --prompt TEXT")
     check_named_base(base, [place])
     say_notes(result_remarks(place))
-    text = sys.stdin.read() if prompt == STDIN else prompt
+    text = prompt
+    if prompt == STDIN:
+        with interruptible():
+            text = sys.stdin.read()
     if not text.strip():
         raise SoraError("the prompt is empty")
     with importing():

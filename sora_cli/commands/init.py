@@ -13,6 +13,7 @@ from sora_cli.commands import options
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_new_file
+from sora_cli.core.shell import quote
 from sora_cli.propose.writing import recipe_name, write_proposal
 from sora_cli.search.promise import proposed_drop
 
@@ -46,7 +47,9 @@ def init(
     file = output or recipe_name(source)
     check_new_file("-o", file, force=force, hint="name another file: -o OTHER.yaml")
     if file.suffix.lower() not in (".yaml", ".yml"):
-        raise SoraError(f"a recipe's name ends in .yaml, unlike '{file}'", hint=f"-o {file}.yaml")
+        raise SoraError(
+            f"a recipe's name ends in .yaml, unlike '{file}'", hint=f"-o {quote(str(file))}.yaml"
+        )
     proposal = write_proposal(
         source,
         file,
@@ -61,9 +64,9 @@ def init(
     say(f"\nwritten: {file}")
     drop = proposed_drop(proposal.task.best)
     say("next:")
-    say(f"  sora train {shlex.quote(str(file))} --dry-run")
-    say(f"  sora train {shlex.quote(str(file))}")
-    say(f"  sora auto {shlex.quote(str(file))} --max-drop {shlex.quote(drop)}")
+    say(f"  sora train {quote(str(file))} --dry-run")
+    say(f"  sora train {quote(str(file))}")
+    say(f"  sora auto {quote(str(file))} --max-drop {quote(drop)}")
 
 
 def _typed() -> str | None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
-from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -29,6 +28,7 @@ from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.console import count, emit, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart, check_new_file
+from sora_cli.core.shell import quote
 from sora_cli.core.table import Column, Table, emit_table
 from sora_cli.core.timing import uncollected
 from sora_cli.core.words import first_few

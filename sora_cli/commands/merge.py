@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,6 +25,7 @@ from sora_cli.core.console import count, emit, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.core.outputs import check_apart
+from sora_cli.core.shell import quote
 from sora_cli.core.timing import uncollected
 from sora_cli.core.words import first_few
 from sora_cli.model.gguf import check_gguf_place

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +16,7 @@ from sora_cli.core.checks import check_excludes
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
+from sora_cli.core.shell import quote
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import command_start, importing
 from sora_cli.experiments.path.plan import StagePlan, path_directory, plan_stages, unused

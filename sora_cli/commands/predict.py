@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,7 +20,9 @@ from sora_cli.commands import options
 from sora_cli.core.checks import check_choice, check_excludes
 from sora_cli.core.console import count, duration, emit, say, say_notes
 from sora_cli.core.errors import SoraError
+from sora_cli.core.interruption import interruptible
 from sora_cli.core.outputs import check_apart, check_new_file, output_path
+from sora_cli.core.shell import quote
 from sora_cli.core.timing import importing
 from sora_cli.data.source import check_file, file_kind
 from sora_cli.recipe.reading import names_columns
@@ -130,7 +131,7 @@ def _check_output(to: Path | None, stream: str | None, *, as_json: bool, force: 
     if to.suffix.lower() not in _WRITTEN:
         raise SoraError(
             f"-o {to}: the file must end in one of {', '.join(_WRITTEN)}",
-            hint=f"-o {to.with_suffix('.jsonl')}",
+            hint=f"-o {quote(str(to.with_suffix('.jsonl')))}",
         )
     return file_kind(to)
 
@@ -144,7 +145,7 @@ def _rows(file: str, stream: str | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="sora-stdin-") as folder:
         path = Path(folder) / f"stdin.{stream or 'jsonl'}"
         # the reader of rows takes a file, not a pipe
-        with path.open("wb") as copy:
+        with path.open("wb") as copy, interruptible():
             shutil.copyfileobj(sys.stdin.buffer, copy)
         if not path.stat().st_size:
             raise SoraError("stdin is empty: there are no rows to answer")

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,6 +28,7 @@ from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.lock import locked
 from sora_cli.core.outputs import check_apart
 from sora_cli.core.processes import is_main
+from sora_cli.core.shell import quote
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import command_start, importing, uncollected
 from sora_cli.run.opening import ELSEWHERE, Work, open_work

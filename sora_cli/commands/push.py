@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +17,7 @@ from sora_cli.commands import options
 from sora_cli.core.console import emit, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import quiet_hub
+from sora_cli.core.shell import quote
 from sora_cli.core.table import Column, Table, emit_table
 
 if TYPE_CHECKING:

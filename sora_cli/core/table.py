@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, final
 
-from sora_cli.core.console import printable
+from sora_cli.core.console import emit, printable
 from sora_cli.core.markdown import escaped
 from sora_cli.core.processes import is_main
 
@@ -141,7 +141,11 @@ def emit_table(table: Table) -> None:
     plain = partial(Console, highlight=False, markup=False, emoji=False)
     needed = plain(width=10_000).measure(drawn).maximum
     # rich would cut numbers off in a narrow terminal; at full width the terminal wraps the lines
-    plain(width=max(plain().width, needed)).print(drawn, soft_wrap=True)
+    console = plain(width=max(plain().width, needed))
+    with console.capture() as captured:
+        console.print(drawn, soft_wrap=True)
+    # rich fills each line up to the longest, in a file by hundreds of blanks
+    emit("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def markdown(table: Table) -> str:

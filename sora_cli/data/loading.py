@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict
 from datasets.packaged_modules.csv.csv import CsvConfig
 
 from sora_cli.core.errors import SoraError, first_line
-from sora_cli.core.hub import offline_error
+from sora_cli.core.hub import ask_once, has_copies, offline_error
 from sora_cli.core.words import first_few, listed, shown_path
 from sora_cli.data.builtin import BUILTINS
 from sora_cli.data.faults import check_header, find_fault
@@ -205,8 +205,11 @@ def _cache_for(folder: Path) -> str:
 
 
 def _load_hub(data: DataBlock) -> Mapping[str, Dataset]:
+    prepared = Path(datasets.config.HF_DATASETS_CACHE, data.path.replace("/", "___"))
     try:
         with _reading():
+            if not (prepared.is_dir() or has_copies(data.path, kind="dataset")):
+                ask_once(data.path, datasets.config.REPOCARD_FILENAME, kind="dataset")
             loaded = datasets.load_dataset(data.path, data.name, revision=data.revision)
     except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
         raise offline_error("data set", data.path, error) from error

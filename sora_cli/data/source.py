@@ -68,6 +68,13 @@ def find_source(data: DataBlock) -> Source:
             raise SoraError(
                 "data.path and data.files exclude each other; give one of them", key="data.path"
             )
+        for key, value in (("name", data.name), ("revision", data.revision)):
+            if value is not None:
+                raise SoraError(
+                    f"data.{key} would change nothing: it is for data.path, not for data.files",
+                    hint=f"data.{key}=null",
+                    key=f"data.{key}",
+                )
         return Files({split: _checked(split, names) for split, names in data.files.items()})
     if not data.path:
         raise SoraError("no data: give data.path or data.files", key="data")

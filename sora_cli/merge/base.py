@@ -12,6 +12,7 @@ from typing import Any
 from sora_cli.adapter.metadata import read_json
 from sora_cli.core.errors import SoraError
 from sora_cli.core.hub import quiet_hub
+from sora_cli.core.shell import quote
 from sora_cli.merge.gguf import Unpacked, unpack
 from sora_cli.model.files import (
     ADAPTER_CONFIG,
@@ -141,7 +142,7 @@ def _folder(source: str, revision: str | None) -> Path:
     path = Path(source)
     if path.is_file():
         raise SoraError(f"{source} is a file, not a model directory",
-                        hint=f"give its directory: --base {path.parent}")  # fmt: skip
+                        hint=f"give its directory: --base {quote(str(path.parent))}")  # fmt: skip
     if path.exists():
         return path
     from huggingface_hub import snapshot_download

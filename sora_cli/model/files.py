@@ -6,10 +6,10 @@ import os
 import re
 from collections.abc import Collection
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from sora_cli.core.errors import SoraError
+from sora_cli.core.shell import quote
 
 MODEL_CONFIG = "config.json"
 MODEL_WEIGHTS = "model.safetensors"

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_new_file
+from sora_cli.core.shell import quote
 from sora_cli.core.words import shown_value
 
 MAGIC = b"GGUF"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli.core.errors import SoraError, first_line
-from sora_cli.core.hub import offline_error, quiet_loading
+from sora_cli.core.hub import ask_once, has_copies, offline_error, quiet_loading
 from sora_cli.core.out_of_memory import ran_out
-from sora_cli.model.files import foreign_code, holds_pickles_only, pickled
+from sora_cli.model.files import MODEL_CONFIG, foreign_code, holds_pickles_only, pickled
 from sora_cli.model.gguf import parsed_once
 
 LOCAL_COPY = "give a local copy: --base DIR"
@@ -22,6 +22,8 @@ def loading(
 ) -> Iterator[None]:
     """Silence transformers inside the block, and turn its errors into messages with a next step.
 
+    Without a copy of the model on this disk, the Hub is first asked whether it answers.
+
     Args:
         reference: the model as the user named it.
         resolved: the path or Hub id behind it, if different.
@@ -31,6 +33,8 @@ def loading(
     place = Path(resolved or reference)
     try:
         with quiet_loading(), parsed_once(resolved or reference):
+            if not place.exists() and not has_copies(str(place)):
+                ask_once(str(place), MODEL_CONFIG)
             yield
     except Exception as error:  # a damaged file may raise anything
         if isinstance(error, SoraError) or ran_out(error):

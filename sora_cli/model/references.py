@@ -7,8 +7,8 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from sora_cli.core.errors import SoraError, first_line
-from sora_cli.core.hub import looks_local, quiet_hub
+from sora_cli.core.errors import SoraError
+from sora_cli.core.hub import ask_once, looks_local
 from sora_cli.data.builtin.models import builtin_model
 from sora_cli.model.files import MODEL_CONFIG, is_there
 from sora_cli.model.gguf import check_gguf
@@ -88,19 +88,13 @@ def ask_hub(name: str) -> None:
     Raises:
         OSError, ValueError: it has none, or does not answer.
     """
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import hf_hub_download
     from huggingface_hub import try_to_load_from_cache as cached
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    quiet_hub()
     with suppress(RemoteEntryNotFoundError):  # another form of model: its reader reports it
-        if not constants.is_offline_mode() and not isinstance(cached(name, MODEL_CONFIG), str):
-            try:
-                get_hf_file_metadata(hf_hub_url(name, MODEL_CONFIG))  # a download tries for 20 s
-            except (OSError, ValueError):
-                raise
-            except Exception as error:  # the client's transport differs by version
-                raise ConnectionError(first_line(error)) from error
+        if not isinstance(cached(name, MODEL_CONFIG), str):
+            ask_once(name, MODEL_CONFIG)
         hf_hub_download(name, MODEL_CONFIG)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from sora_cli.core.errors import SoraError
 from sora_cli.core.hub import looks_local
+from sora_cli.core.shell import quote
 from sora_cli.core.words import listed, near_files
 from sora_cli.data.loading import Part
 from sora_cli.data.source import BUILTIN, file_kind

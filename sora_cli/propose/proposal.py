@@ -7,7 +7,6 @@ proposal.loaded   # the recipe, as if read from that file
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from sora_cli import __version__
 from sora_cli.core.environment import free_memory
 from sora_cli.core.errors import SoraError, first_mistake
 from sora_cli.core.hub import quiet_hub
+from sora_cli.core.shell import quote
 from sora_cli.core.words import listed
 from sora_cli.data.columns import Column, read_columns, some_rows
 from sora_cli.data.loading import Part, load_splits
@@ -315,8 +315,8 @@ def _header(
     columns: Mapping[str, Column],
     command: str | None,
 ) -> list[str]:
-    written = command or shlex.join(["sora", "init", source])
-    train = shlex.join(["sora", "train", str(output)])
+    written = command or f"sora init {quote(source)}"
+    train = f"sora train {quote(str(output))}"
     taken = ", ".join(f"'{column}' ({part})" for column, part in matched.taken.items())
     left = ", ".join(f"'{column}' ({why})" for column, why in matched.not_taken(columns).items())
     return [

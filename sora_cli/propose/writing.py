@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING
 
 from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.errors import SoraError
 from sora_cli.core.processes import world_size
+from sora_cli.core.shell import quote
 from sora_cli.core.timing import importing
 
 if TYPE_CHECKING:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 
 from methods.words import closest, did_you_mean
 from sora_cli.core.environment import PACKAGE
 from sora_cli.core.errors import SoraError
+from sora_cli.core.shell import quote
 from sora_cli.core.words import near_files
 
 SCHEMA_FILE = "schema.json"

@@ -407,7 +407,8 @@ class ResourcesBlock(Block):
         None,
         ge=0,
         le=64,
-        description="number of GPUs; below 1: a share of one. Default: 1 if the machine has any",
+        description="number of GPUs; below 1: a share of one; 0: the run sees none. Default: 1 if "
+        "the machine has any",
     )
 
 

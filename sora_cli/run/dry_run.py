@@ -204,8 +204,8 @@ def _missing_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
 def data_lines(ready: Prepared, training: TrainingBlock) -> Iterator[str]:
     """Yield a table of all parts of the data, then their classes and remarks.
 
-    The table has the number of rows, the longest row (in tokens) and the rows cut at
-    `data.max_length`.
+    The table has the number of rows, the tokens of the longest row before the cut, as in the report
+    and in remarks, and the rows cut at `data.max_length`.
     """
     from sora_cli.run.class_counts import class_counts, class_lines
     from sora_cli.run.remarks import data_remarks, overlaps_of
@@ -214,7 +214,7 @@ def data_lines(ready: Prepared, training: TrainingBlock) -> Iterator[str]:
     parts |= {f"report {name}": part for name, part in ready.report.items()}
     yield f"{'part':<32} {'rows':>10} {'longest':>10} {'truncated':>10}"
     for name, part in parts.items():
-        longest = int(part.lengths.max())
+        longest = part.longest or int(part.lengths.max())  # 0: of a family that cuts no row
         yield f"{name:<32} {count(len(part.lengths)):>10} {longest:>10} {count(part.truncated):>10}"
     yield training.choice(ready.rows.rule)
     notes = (f"note: {remark}" for remark in data_remarks(ready, overlaps_of(ready)))

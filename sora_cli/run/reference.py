@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from shlex import quote
 from weakref import finalize
 
 import numpy as np
@@ -29,6 +28,7 @@ from sora_cli.adapter.places import locate_adapter
 from sora_cli.core.atomic import write_bytes_atomic
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.processes import is_main
+from sora_cli.core.shell import quote
 from sora_cli.core.words import listed
 from sora_cli.data.content import data_fingerprint
 from sora_cli.model.base import Base, load_base

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from shlex import quote
 
 import torch
 from torch import Tensor
@@ -26,6 +25,7 @@ from sora_cli.adapter.todays_names import todays_names, todays_paths
 from sora_cli.core.device import process_state
 from sora_cli.core.errors import SoraError
 from sora_cli.core.processes import world_size
+from sora_cli.core.shell import quote
 from sora_cli.core.words import first_few
 from sora_cli.model.base import Base
 from sora_cli.model.new_tokens import KEY, trained_rows
@@ -68,6 +68,7 @@ def start_from_adapter(
             updates = _updates(file, layers, block.keep(), today)
             if block.bits is not None:
                 updates = _rounded(updates, layers, block.bits)
+            replaced = sum(layer.rank for layer in layers.values())
             method.start_from(layers, updates)
             with torch.no_grad():
                 load_head(base.model, head)
@@ -82,6 +83,7 @@ def start_from_adapter(
                     path: Ranks(start=first.get(path, 0), end=update.rank)
                     for path, update in updates.items()
                 },
+                replaced=replaced,
             )
 
 

@@ -13,7 +13,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from shlex import quote
 
 import torch
 from safetensors import SafetensorError
@@ -36,6 +35,7 @@ from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import quiet_loading
 from sora_cli.core.processes import is_main
+from sora_cli.core.shell import quote
 from sora_cli.core.words import first_few, listed
 from sora_cli.model.base import Base, load_base
 from sora_cli.model.files import DELTA_FILE, MODEL_CONFIG, SORA_FILE

@@ -11,6 +11,7 @@ from pathlib import Path
 from sora_cli.adapter.places import MODEL, baseline_folder
 from sora_cli.core.console import count, emit, say, say_notes
 from sora_cli.core.processes import world_size
+from sora_cli.core.shell import as_operand, quote, resuming
 from sora_cli.recipe.families import FAMILIES
 from sora_cli.recipe.load import load_recipe
 from sora_cli.recipe.reading import EVAL, words_read
@@ -55,10 +56,10 @@ def next_commands(report: RunReport, output: Path, words: Sequence[str]) -> list
     _, family = FAMILIES.get(report.recipe.get("task", {}).get("name"), (None, None))
     writes = family is not None and family.HUB_TASK == "text-generation"
     return [
-        *([shlex.join(["sora", "chat", str(output)])] if writes else []),
-        shlex.join(["sora", "inspect", str(output)]),
-        shlex.join(["sora", "prune", str(output), "-o", f"{output}/pruned", "--energy", "0.99"]),
-        shlex.join(["sora", "merge", str(output), "-o", f"{output}/merged"]),
+        *([f"sora chat {quote(str(output))}"] if writes else []),
+        f"sora inspect {quote(str(output))}",
+        f"sora prune {quote(str(output))} -o {quote(f'{output}/pruned')} --energy 0.99",
+        f"sora merge {quote(str(output))} -o {quote(f'{output}/merged')}",
     ]
 
 
@@ -70,8 +71,8 @@ def how_to_resume(output: Path, words: Sequence[str]) -> list[str]:
     """
     checkpoints = checkpoint_paths(output / FOLDER)
     typed = sys.argv[1:2] in (["train"], ["prune"])
-    given = sys.argv[1:] if typed else ["train", *words]
-    command = shlex.join(["sora", *(word for word in given if word != "--resume"), "--resume"])
+    given = sys.argv[1:] if typed else ["train", as_operand(words[0]), *words[1:]]
+    command = resuming(["sora", *given])
     if world_size() > 1:
         command = f"the same command with --resume ({command})"
     if not checkpoints:
@@ -111,9 +112,11 @@ def _of_baseline(folder: Path, words: Sequence[str]) -> list[str]:
     run, (recipe, *overrides) = str(folder.parent), words
     # the result names its base model, also if that has moved
     read = words_read(partial(load_recipe, recipe), overrides, EVAL.without("model.path"))
-    commands = [shlex.join(["sora", "eval", run, "--recipe", recipe, *read])]
+    commands = [
+        shlex.join(["sora", "eval", as_operand(run), "--recipe", as_operand(recipe), *read])
+    ]
     if folder.name == MODEL:
-        commands.append(shlex.join(["sora", "verify", str(folder)]))
+        commands.append(f"sora verify {quote(str(folder))}")
     return commands
 
 

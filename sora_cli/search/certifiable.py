@@ -60,6 +60,7 @@ class Certifiable:
         Args:
             scores: of some rows: only their metric is used.
         """
+        alone = scores.rows_alone
         if scores.is_agreement:
             method, best = _AGREEMENT, share_bound(0, rows, confidence)
             smallest = certifiable_share(rows, DIFFERING, confidence, POWER)
@@ -67,8 +68,10 @@ class Certifiable:
             method, smallest = _RIGHT_OR_WRONG, certifiable_drop(rows, confidence=confidence)
             best = certifiable_drop(rows, differing=0, confidence=confidence)
         else:
-            return cls(BoundMethod(method=_APPROXIMATE, exact=False, smallest_drop=None), None)
-        alone = scores.rows_alone
+            bound = BoundMethod(
+                method=_APPROXIMATE, exact=False, rows_alone=alone, smallest_drop=None
+            )
+            return cls(bound, None)
         method = f"{'exact' if alone else 'approximate'} {method}"
         return cls(
             BoundMethod(method=method, exact=alone, rows_alone=alone, smallest_drop=smallest), best
@@ -84,7 +87,8 @@ class Certifiable:
         assert other.best_case is not None
         method = f"the smaller of two, each at half the error: {self.bound.method}; "
         method += other.bound.method
-        bound = BoundMethod(method=method, exact=True, smallest_drop=smallest)
+        alone = self.bound.rows_alone and other.bound.rows_alone
+        bound = BoundMethod(method=method, exact=alone, rows_alone=alone, smallest_drop=smallest)
         return Certifiable(bound, min(self.best_case, other.best_case))
 
     def may_pass(self, max_drop: float) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, Field
 
 from sora_cli.core.errors import SoraError
+from sora_cli.core.shell import quote
 from sora_cli.recipe.auto import Basis
 from sora_cli.recipe.families import is_share, main_metric
 from sora_cli.recipe.tolerance import AGREEMENT, CONFIDENCE, check_drop, parse_drop, parse_share
@@ -193,7 +194,7 @@ class PromiseOptions:
         if self.max_drop is None and self.unlabelled is not None:
             raise SoraError(
                 "--unlabelled goes with --max-differ or --max-drop",
-                hint=f"--max-differ 1% --unlabelled {self.unlabelled}",
+                hint=f"--max-differ 1% --unlabelled {quote(str(self.unlabelled))}",
                 key="auto.unlabelled",
             )
         if self.tolerance is not None:

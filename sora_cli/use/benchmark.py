@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from lm_eval import simple_evaluate
@@ -26,6 +25,7 @@ from sora_cli.core.console import say
 from sora_cli.core.device import device_type
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.out_of_memory import telling
+from sora_cli.core.shell import quote
 from sora_cli.core.verbosity import verbose
 from sora_cli.recipe.families import CausalLmOptions, options_class
 from sora_cli.recipe.recipe import Recipe

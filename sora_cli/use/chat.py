@@ -6,9 +6,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import zip_longest
 
 from sora_cli.core.console import printable, say
+from sora_cli.core.interruption import interruptible
 from sora_cli.tasks.prompts import Message
 from sora_cli.use.speaker import Sampling, Speaker
 
@@ -167,13 +169,15 @@ def _title(speaker: Speaker) -> str:
 
 def typed_lines() -> Iterator[str]:
     """Yield the lines typed after a prompt; without a terminal, yield the lines of stdin."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        yield from sys.stdin
-        return
-    with suppress(ImportError):
-        import readline  # noqa: F401 (gives `input` a history and keys that edit)
+    read: Callable[[], str] = partial(next, sys.stdin)
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        with suppress(ImportError):
+            import readline  # noqa: F401 (gives `input` a history and keys that edit)
+        read = partial(input, "> ")
     while True:
         try:
-            yield input("> ")
-        except EOFError:
+            with interruptible():
+                line = read()
+        except (EOFError, StopIteration):
             return
+        yield line

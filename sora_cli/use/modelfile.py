@@ -10,6 +10,8 @@ import transformers
 from sora_cli.adapter.metadata import AdapterMeta, read_sora_file
 from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.errors import SoraError, reason
+from sora_cli.core.shell import quote
+from sora_cli.core.words import shown_value
 from sora_cli.model.base import load_inputs
 from sora_cli.model.files import SORA_FILE
 from sora_cli.model.gguf import MODELFILE_MARK, modelfile_of
@@ -57,7 +59,7 @@ def write_modelfile(
             return None, []
         sources, notes = _sources(block, gguf, merged=merged)
         prompt, remarks = _prompt(task, tokenizer, meta)
-        lines = [f"{MODELFILE_MARK}: ollama create NAME -f {file.name}", *sources,
+        lines = [f"{MODELFILE_MARK}: ollama create NAME -f {quote(file.name)}", *sources,
                  *_parameters(block, config, tokenizer), *prompt]  # fmt: skip
         write_text_atomic(file, "\n".join([*lines, ""]))
     except SoraError as error:
@@ -69,16 +71,15 @@ def write_modelfile(
 
 def _sources(block: ModelBlock, gguf: Path, *, merged: bool) -> tuple[list[str], list[str]]:
     """Return the lines FROM and ADAPTER, and a note if the user has to change them."""
-    if not all(_fits(str(path)) for path in (block.path, gguf.name)):
-        raise SoraError("it cannot hold the names of the files")
+    own = f"./{_named(gguf.name)}"
     if merged:
-        return [f"FROM ./{gguf.name}"], []
+        return [f"FROM {own}"], []
     resolved = resolve_model_path(block.path)
     if split_gguf(resolved)[1]:
-        return [f"FROM {Path(resolved).resolve()}", f"ADAPTER ./{gguf.name}"], []
+        return [f"FROM {_named(str(Path(resolved).resolve()))}", f"ADAPTER {own}"], []
     note = (f"the base model {block.path} is no GGUF file: write the path of its GGUF file after "
             f"FROM, in place of {_PLACEHOLDER}")  # fmt: skip
-    return [f"FROM ./{_PLACEHOLDER}", f"ADAPTER ./{gguf.name}"], [note]
+    return [f"FROM ./{_PLACEHOLDER}", f"ADAPTER {own}"], [note]
 
 
 def _parameters(block: ModelBlock, config: Any, tokenizer: Any) -> list[str]:
@@ -127,6 +128,13 @@ def _prompt(task: Task, tokenizer: Any, meta: AdapterMeta) -> tuple[list[str], l
     if frame is not None and frame.system is None:
         notes.append("the tokenizer's chat template takes no system message: Ollama leaves it out")
     return lines, notes
+
+
+def _named(name: str) -> str:
+    """Return a file's name, which stands in a line without quotes: a break would begin another."""
+    if not name.isprintable():
+        raise SoraError(f"it cannot hold the name {shown_value(name)}")
+    return name
 
 
 def _quoted(text: str) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from sora_cli.core.device import device_type
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import Deferral, Interrupted, deferred
 from sora_cli.core.out_of_memory import telling
+from sora_cli.core.shell import quote
 from sora_cli.run.scoring import load_target
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Task

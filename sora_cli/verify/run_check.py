@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from sora_cli.adapter.places import baseline_folder
 from sora_cli.core.console import say
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
+from sora_cli.core.shell import quote
 from sora_cli.core.words import first_few
 from sora_cli.model.attention import usual_attention
 from sora_cli.recipe.load import LoadedRecipe

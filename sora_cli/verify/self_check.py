@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from sora_cli.core.console import say, say_notes, size
 from sora_cli.core.environment import free_memory
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import OK
+from sora_cli.core.shell import quote
 from sora_cli.model.files import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def self_check(
         outputs differ; NO_VERDICT if the comparison cannot tell.
     """
     names = [str(path) for path in (a, b) if path is not None]
-    command = shlex.join(["sora", "verify", *names, *(["--base", base] if base else [])])
+    command = " ".join(["sora verify", *map(quote, names)])
+    command += f" --base {quote(base)}" if base else ""
     try:
         subjects, reason = _subjects(names, base, force=force)
         if reason is not None:

@@ -21,6 +21,7 @@ from sora_cli.adapter.metadata import BaseReference, read_json
 from sora_cli.adapter.saving import base_reference
 from sora_cli.core.errors import SoraError
 from sora_cli.core.hub import quiet_hub
+from sora_cli.core.shell import quote
 from sora_cli.model.files import MODEL_CONFIG, SAFE_WEIGHTS
 from sora_cli.model.fingerprint import read_header, stored_tensors
 from sora_cli.model.loading import LOCAL_COPY, loading, split_gguf
@@ -75,10 +76,10 @@ def _part_of_pipeline(folder: Path, parts: Iterable[str]) -> Path:
     candidates = [folder / part for part in parts if (folder / part / MODEL_CONFIG).is_file()]
     if len(candidates) == 1:
         return candidates[0]
-    choices = [path.parent for path in sorted(folder.glob(f"*/{MODEL_CONFIG}"))]
+    choices = [quote(str(path.parent)) for path in sorted(folder.glob(f"*/{MODEL_CONFIG}"))]
     raise SoraError(
         f"{folder} is a pipeline of several models",
-        hint=f"name the adapter's model: --base {' or '.join(map(str, choices))}",
+        hint=f"name the adapter's model: --base {' or '.join(choices)}",
     )
 
 

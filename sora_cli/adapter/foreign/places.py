@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 
 from sora_cli.core.errors import SoraError
+from sora_cli.core.shell import quote
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS
 
 MLX_WEIGHTS = "adapters.safetensors"

@@ -13,10 +13,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from sora_cli.core.errors import SoraError, reason
+from sora_cli.core.shell import quote
 from sora_cli.report import RunReport
 
 FILE_NAME = "predictions.jsonl"

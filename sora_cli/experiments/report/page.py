@@ -12,6 +12,7 @@ from typing import Any
 
 from sora_cli.adapter.digest import changed_results, result_digest
 from sora_cli.adapter.places import ADAPTER
+from sora_cli.core.shell import as_operand, operands, resuming
 from sora_cli.experiments.compare.notes import impossible_scores
 from sora_cli.experiments.compare.runs import Run
 from sora_cli.experiments.page.html import picture, render, resource
@@ -194,9 +195,9 @@ def _next(report: RunReport, run: Path, certificate: Certificate | None) -> list
     """Return commands to use a finished run, or the command that resumes an unfinished run."""
     if report.status != "completed":
         # `--force` would delete the checkpoints that `--resume` needs
-        words = [word for word in report.command if word not in ("--resume", "--force")]
-        return [shlex.join([*words, "--resume"])] if words else []
-    words = [word for word in report.command[2:] if not word.startswith("-")]
-    verify = shlex.join(["sora", "verify", str(run), "--certificate"])
+        words = [word for word in report.command if word != "--force"]
+        return [resuming(words)] if words else []
+    words = operands(report.command[2:])
+    verify = shlex.join(["sora", "verify", as_operand(str(run)), "--certificate"])
     commands = next_commands(report, run, words or ["RECIPE"])
     return commands if certificate is None else [verify, *commands]

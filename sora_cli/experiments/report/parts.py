@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from sora_cli.adapter.modules import Module
@@ -14,6 +13,7 @@ from sora_cli.adapter.plot import summary
 from sora_cli.adapter.ranks import Rank, RankMap, rank_map
 from sora_cli.adapter.singular_values import components_for, read_modules
 from sora_cli.core.errors import SoraError
+from sora_cli.core.shell import quote
 from sora_cli.core.table import Table
 from sora_cli.experiments.page.html import picture
 from sora_cli.experiments.page.parts import MapCell, RankTable, heat_table

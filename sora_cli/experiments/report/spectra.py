@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from sora_cli.adapter.modules import Module, SmallerCut, cuts
@@ -22,6 +21,7 @@ from sora_cli.core.figures import (
     plain,
     short_number,
 )
+from sora_cli.core.shell import quote
 from sora_cli.core.table import Column, Table
 from sora_cli.experiments.report.curves import SIZE
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from sora_cli.core.console import count
 from sora_cli.core.figures import INK, arrange, finish, new_figure
+from sora_cli.core.shell import quote
 from sora_cli.core.table import Table
 from sora_cli.experiments.page.parts import RankTable, map_cell
 from sora_cli.experiments.path.plot import draw_curves, shares_by_place

@@ -163,7 +163,8 @@ def measure(
             own = [w for w in run.words if not w.startswith("start.")]
             words = [*own, *short, word("output.dir", str(directory))]
             arguments = ("train", run.recipe, *words, *code_options(code))
-            _wait(Job(run.name, arguments, Path(folder, "log"), threads))
+            gpus = run.loaded.recipe.resources.gpus
+            _wait(Job(run.name, arguments, Path(folder, "log"), threads, gpus))
             report = read_report(directory)
             if report is None or report.status != "completed":
                 command = shlex.join(["sora", "train", run.recipe, *run.words, *code_options(code)])

@@ -35,7 +35,8 @@ class Job:
         arguments: of the command, after `sora`.
         log: file that the output is appended to.
         cpus: number of threads.
-        gpus: number of GPUs to reserve for this process; None means one, if there are any.
+        gpus: number of GPUs to reserve for this process; None means one, if there are any; with 0
+            it sees none.
     """
 
     name: str
@@ -50,7 +51,8 @@ class Job:
         # logs small
         threads = str(self.cpus)
         chosen = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TQDM_MININTERVAL": "2"}
-        return chosen | {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+        chosen |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+        return chosen | ({"CUDA_VISIBLE_DEVICES": ""} if self.gpus == 0 else {})
 
 
 def code_options(code: Sequence[Path]) -> list[str]:

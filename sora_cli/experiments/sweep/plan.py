@@ -18,6 +18,7 @@ from typing import Any
 
 from sora_cli.core.console import count, say
 from sora_cli.core.errors import SoraError
+from sora_cli.core.shell import as_operand
 from sora_cli.core.words import shown_path
 from sora_cli.experiments.sweep.axes import Axis, run_names
 from sora_cli.experiments.sweep.definition import RECIPE, LoadedSweep, load_sweep
@@ -151,7 +152,7 @@ def find_base(sweep: LoadedSweep, reference: str | None = None) -> str:
     """Return the base recipe: a file relative to the sweep file, otherwise a packaged name."""
     name = reference or sweep.sweep.recipe
     beside = sweep.path.expanduser().parent / name
-    return shown_path(Path(os.path.normpath(beside))) if beside.is_file() else name
+    return as_operand(shown_path(Path(os.path.normpath(beside)))) if beside.is_file() else name
 
 
 def search_base(plan: SweepPlan) -> PlannedRun:

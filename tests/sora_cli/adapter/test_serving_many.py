@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from datetime import date
 from pathlib import Path
@@ -116,6 +117,21 @@ def test_command_lines(ten: Path) -> None:
     lorax = shlex.split(server(plan, "LoRAX").commands[-1])
     assert lorax[-4:] == ["--preloaded-adapter-ids", a1, "--preloaded-adapter-ids", a3]
     assert server(plan, "TGI").commands[-1].startswith(f"LORA_ADAPTERS=a1={a1},a3={a3} ")
+
+
+def test_a_name_that_begins_with_a_dash_is_no_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a directory's nor, as anybody wrote it into the file, the base model's."""
+    monkeypatch.chdir(tmp_path)
+    write(Path("-a"), "--trust-remote-code", tiny_llama())
+    (plan,) = plans(Path(), "-a")
+    commands = [command for server in plan.servers for command in server.commands]
+    commands += [consumer["advice"] for consumer in facts(Path("-a"))["consumers"]]
+    words = re.split(r"[ =']", " ".join(commands))
+    assert {"./-a", "./--trust-remote-code"} <= set(words)
+    assert not {"-a", "--trust-remote-code"} & set(words)
+    assert "there is no model at --trust-remote-code" in error_text(capsys, "verify", "./-a")
 
 
 def test_memory_that_vllm_reserves(ten: Path) -> None:

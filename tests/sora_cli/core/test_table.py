@@ -49,9 +49,10 @@ def test_alignment_and_titles() -> None:
     assert r"\begin{tabular}{llrr}" in latex([TABLE])
 
 
-def test_in_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     emit_table(TABLE)
-    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [line.rstrip() for line in lines]
     assert lines[2] == "  size    kind   parameters          drop"
     assert lines[4:6] == [
         "  whole   x          12,345             -", "  half                6,000   0.50 ± 0.10",

@@ -124,7 +124,8 @@ def test_a_frozen_head_is_named(recipe: Path, capsys: pytest.CaptureFixture[str]
 def test_rows_and_what_is_cut(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = _section(_dry_run(capsys, recipe, "data.max_length=10"), "data").splitlines()
     train_row, select_row, report_row = (line.split() for line in text[1:4])
-    assert train_row[:3] == ["train", "48", "10"]
+    assert train_row[:3] == ["train", "48", "20"]
+    assert "the longest has 20: data.max_length=20" in " ".join(" ".join(text).split())
     assert 0 < int(train_row[3]) < 48
     assert select_row[:2] == ["select", "24"]
     assert report_row[:3] == ["report", "validation", "24"]

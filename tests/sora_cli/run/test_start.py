@@ -226,6 +226,18 @@ def test_a_dry_run_shows_the_start(
     assert "0 optimiser steps" in said
 
 
+def test_a_rank_that_the_adapter_replaces_is_said(origin: Path, tmp_path: Path) -> None:
+    same = train(origin, _out(tmp_path), _from(origin), "training.max_steps=1").start
+    other = train(
+        origin, _out(tmp_path, "b"), _from(origin), "method.r=16", "training.max_steps=1"
+    ).start
+    assert same is not None
+    assert other is not None
+    assert same.sentence().endswith(": 48 of its 48 components")
+    end = "48 of its 48 components; the recipe's rank, which would give 192, is not used"
+    assert other.sentence().endswith(end)
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -98,6 +98,17 @@ def test_a_line_that_ollama_would_read_otherwise_is_left_out(
     assert "no TEMPLATE in the Modelfile" in said
 
 
+@pytest.mark.parametrize("name", ["x\nFROM evil", "x\u2028y"])
+def test_a_name_with_a_line_break_gets_no_modelfile(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    exported(tmp_path)
+    out = tmp_path / f"{name}.gguf"
+    assert run(["export", str(tmp_path / "adapter"), "-o", str(out), "--format", "gguf"]) == 0
+    assert list(tmp_path.glob("x*")) == [out]
+    assert "for Ollama: it cannot hold the name 'x\\" in capsys.readouterr().err
+
+
 def test_headings_take_the_place_of_a_chat_template(tmp_path: Path) -> None:
     text = exported(tmp_path, prompt="plain")
     assert "{{ else }}### Instruction:\n{{ end }}{{ range $i, $_ := .Messages }}{{ if eq" in text

@@ -18,7 +18,8 @@ from sora_cli.experiments.auto.tables import cost_lines, promise_lines
 from sora_cli.recipe.load import load_recipe
 from sora_cli.search.certifiable import Certifiable, certifiable_drop
 from sora_cli.search.halves import half_confidence
-from sora_cli.tasks.row_scores import row_scores
+from sora_cli.search.statement import NOT_ALONE
+from sora_cli.tasks.row_scores import answer_scores, row_scores
 from sora_cli.train.checkpoint.fork import check_recipe
 
 
@@ -86,6 +87,30 @@ def test_the_rows_that_a_promise_is_said_to_need_are_enough(points: int, cross_f
     number = re.search(r"needs a training split of about ([\d,]+) rows", few)
     assert number is not None
     assert "too few" not in told(int(number[1].replace(",", "")))
+
+
+@pytest.mark.parametrize("formula", ["right", "mean"])
+def test_rows_that_depend_on_each_other_are_told(formula: str) -> None:
+    """Of any metric, as the certificate's statement does."""
+    scores = row_scores("recall", formula, np.ones(3), rows_alone=False)
+    asked = plan("auto.max_drop=5pt", "training.epochs=40")
+    rows = asked.row_plan(1000)
+    for alone in (scores, dataclasses.replace(scores, rows_alone=True)):
+        found = Certifiable.on(rows.test, 0.95, alone)
+        assert (NOT_ALONE in promise_lines(asked.promise, rows, found)) != alone.rows_alone
+        assert found.bound.exact == (alone.rows_alone and formula == "right")
+
+
+def test_two_tests_are_no_more_exact_than_each() -> None:
+    right, answers = (
+        Certifiable.on(300, 0.975, scores)
+        for scores in (
+            row_scores("accuracy", "right", np.ones(3), rows_alone=False),
+            answer_scores([], rows_alone=False),
+        )
+    )
+    both = right.or_else(answers, 0.03).bound
+    assert (both.exact, both.rows_alone) == (False, False)
 
 
 @pytest.mark.parametrize("limit", [None, 900])

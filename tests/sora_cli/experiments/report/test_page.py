@@ -11,6 +11,7 @@ import pytest
 
 from sora_cli.adapter.digest import result_digest
 from sora_cli.adapter.modules import Module
+from sora_cli.adapter.places import DELTA
 from sora_cli.adapter.ranks import rank_map
 from sora_cli.core.outputs import was_written_here
 from sora_cli.experiments.compare.runs import Run
@@ -18,6 +19,7 @@ from sora_cli.experiments.report.curves import Curves, draw_alive, draw_loss, dr
 from sora_cli.experiments.report.facts import duration, headline, phases
 from sora_cli.experiments.report.parts import needed_part, rank_part
 from sora_cli.experiments.report.spectra import cut_commands, cut_table, pooled
+from sora_cli.model.files import DELTA_FILE, SORA_FILE
 from sora_cli.search import certificate as schema
 from tests.helpers_reports import report_of, write_report
 from tests.sora_cli.experiments.report.pages import (
@@ -107,6 +109,15 @@ def test_what_a_baseline_has_not(tmp_path: Path) -> None:
     assert "head has no low-rank modules" in page.section("ranks")
     assert 'id="spectra"' not in page.html
     assert "No predictions are stored" in page.section("examples")
+
+
+def test_the_next_command_of_a_baseline_has_no_values_of_options(tmp_path: Path) -> None:
+    command = ["sora", "train", "--code", "mine.py", "r.yaml", "--force", "data.path=d"]
+    run = write_report(tmp_path / "run", method="head", ranks={}, more={"command": command})
+    (run / DELTA).mkdir()
+    for name in (DELTA_FILE, SORA_FILE):
+        (run / DELTA / name).touch()
+    assert f"sora eval {run} --recipe r.yaml data.path=d " in page_of(run).section("next")
 
 
 @pytest.mark.parametrize(
