@@ -183,7 +183,9 @@ def _prune(
         layers, losses = _pruned(file, adapter, keep, search)
         errors: dict[str, float] = {}
         if rounding is not None:
-            layers, losses, errors = rounding.applied(adapter.layers, layers, losses)
+            layers, losses, errors, survival = rounding.applied(adapter.layers, layers, losses)
+            if search is None:  # else the search has tested what is stored
+                say_notes(rounding.check(survival), "warning")
         total = reduce(lambda a, b: a + b, losses.values())
         kept = sum(loss.after * sum(file.shapes[path]) for path, loss in losses.items())
         rule = keep.given() if search is None else search.rule()
