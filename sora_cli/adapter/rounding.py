@@ -95,11 +95,6 @@ class Rounding:
             The layers, the loss of cut and rounding together, of each module the relative error of
             the rounding alone, and the part of the cut that survives it.
         """
-        if not any(loss.after for loss in losses.values()):
-            raise SoraError(
-                "this adapter has no components: there are no numbers to round",
-                hint="leave out --bits",
-            )
         rounded = self.layers(small)
 
         def measure(path: str) -> tuple[Loss, float, Overlap]:
@@ -116,7 +111,15 @@ class Rounding:
         return rounded, {path: loss for path, (loss, *_) in measured.items()}, errors, survival
 
     def check(self, survival: Survival) -> list[str]:
-        """Return a warning if little of a module's update survives; raise if little of all does."""
+        """Return a warning if little of a module's update survives.
+
+        It is an error if little of the whole update does, or if there is none.
+        """
+        if not survival.all.update:
+            raise SoraError(
+                "this adapter has no components: there are no numbers to round",
+                hint="leave out --bits",
+            )
         held = shown(survival, f"{self.bits} bits hold")
         if survival.share < LEAST:
             more = f"--bits {BITS[-1]} keeps more of it"
@@ -137,11 +140,12 @@ class Rounding:
         packed = factor_bytes(
             {path: loss.after for path, loss in losses.items()}, shapes, self.bits
         )
-        yield (
-            f"rounded to {self.bits} bits, with a 16-bit scale for each component and group of "
-            f"{GROUP}: {size(packed)} packed; it changes an update by {max(errors.values()):.1%} "
-            "at most"
-        )
+        if packed:
+            yield (
+                f"rounded to {self.bits} bits, with a 16-bit scale for each component and group of "
+                f"{GROUP}: {size(packed)} packed; it changes an update by "
+                f"{max(errors.values()):.1%} at most"
+            )
         head = self.head
         if head.error is not None:
             yield (

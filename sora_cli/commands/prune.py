@@ -217,7 +217,7 @@ def _prune(
     if search is not None:
         _show_search(search)
     say(f"wrote {output}: {_file_size(output)}, was {size_before}")
-    if bits is not None:
+    if bits is not None and total.after:  # else there is nothing to pack
         say(f"to pack it: sora export {quote(str(output))} -o {quote(f'{output}.safetensors')} "
             "--format packed")  # fmt: skip
     return OK if search is None or search.certified else NO_VERDICT

@@ -258,6 +258,18 @@ def test_bits_are_tested_as_they_are_stored(
     assert scores[0] - scores[1] == pytest.approx(entry["drop"], abs=1e-9)
 
 
+def test_a_test_may_leave_no_component_to_pack(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prune(trained.parent / "out", tmp_path / "a", rank=1)
+    words = ["--recipe", trained, "--max-drop", "99pt", "--bits", "2"]
+    assert run(["prune", *map(str, [tmp_path / "a", "-o", tmp_path / "p", *words])]) == 0
+    out, err = capsys.readouterr()
+    assert "certified: 0 components" in out
+    assert "rounded to" not in out
+    assert "to pack it" not in err
+
+
 def test_rows_that_cannot_certify_the_promise_give_no_verdict(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
