@@ -49,13 +49,7 @@ from sora_cli.model.files import (
     TEMPLATES,
 )
 from sora_cli.model.fingerprint import read_metadata
-from sora_cli.model.tensors import (
-    NewTensor,
-    dtype_name,
-    header_of,
-    open_tensors,
-    write_tensors,
-)
+from sora_cli.model.tensors import NewTensor, dtype_name, header_of, open_tensors, write_tensors
 
 VERSION = "1"
 _OWN = {"integers": torch.uint8, "scales": torch.bfloat16, "texts": torch.uint8}
@@ -203,7 +197,7 @@ def _others(directory: Path) -> list[str]:
     for place in (directory / name for name in ADAPTER_FILES if name != ADAPTER_WEIGHTS):
         inside = sorted(place.iterdir()) if place.is_dir() else [place]  # one is a folder of files
         names += [file.relative_to(directory).as_posix() for file in inside if file.is_file()]
-    return names
+    return [name for name in names if _is_own(name)]  # not what a file manager left there
 
 
 def _packed_tensors(weights: Path) -> tuple[dict[str, Tensor], _Table, int]:

@@ -98,7 +98,10 @@ def test_files_of_the_tokenizer_are_kept_if_the_base_model_has_others(
     (directory / "spiece.model").write_bytes(bytes(range(256)))
     (directory / "additional_chat_templates").mkdir()
     (directory / "additional_chat_templates" / "tool.jinja").write_text("{{ messages }}")
+    hidden = directory / "additional_chat_templates" / ".DS_Store"
+    hidden.touch()
     done = pack(directory, tmp_path / "b.safetensors")
+    hidden.unlink()
     assert done.left_out == ()
     unpack(tmp_path / "b.safetensors", tmp_path / "b")
     assert files_of(tmp_path / "b") == files_of(directory)
