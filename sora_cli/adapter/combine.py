@@ -29,7 +29,6 @@ from sora_cli.adapter.dense import Progress, cut_dense, measure
 from sora_cli.adapter.directory import Adapter, check_low_rank, lazy_adapter, write_adapter
 from sora_cli.adapter.kernels import forms_in
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_sora_file, write_sora_file
-from sora_cli.adapter.places import packed_file
 from sora_cli.adapter.pruning import (
     Layers,
     Loss,
@@ -41,6 +40,7 @@ from sora_cli.adapter.pruning import (
 from sora_cli.adapter.reading import AdapterFile, OnDemand, open_adapter
 from sora_cli.core.checks import COMBINATIONS, check_choice
 from sora_cli.core.errors import SoraError
+from sora_cli.core.unpacked import unpacked_from
 from sora_cli.model.files import SORA_FILE
 from sora_cli.model.fingerprint import fingerprint
 
@@ -257,7 +257,7 @@ class Combination:
         mixing = self._mixing
         entry: dict[str, Any] = {
             "command": "combine",
-            "from": [str(packed_file(f.directory) or f.directory) for f in self._files],
+            "from": [str(unpacked_from(f.directory) or f.directory) for f in self._files],
             "weights": list(mixing.weights),
             "way": mixing.method,
         }

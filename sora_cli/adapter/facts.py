@@ -10,11 +10,11 @@ import torch
 
 from sora_cli.adapter.consumers import consumers_of
 from sora_cli.adapter.modules import SmallerCut, cuts
-from sora_cli.adapter.places import packed_file
 from sora_cli.adapter.rounding import factor_bytes
 from sora_cli.adapter.serving import servers
 from sora_cli.adapter.spectra import Spectrum, Totals, read_spectra, totals
 from sora_cli.core.errors import SoraError
+from sora_cli.core.unpacked import unpacked_from
 
 if TYPE_CHECKING:
     from sora_cli.adapter.reading import AdapterFile
@@ -36,7 +36,7 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
     low_rank = not (file.magnitudes or experts)
     modules = {path: spectrum.module for path, spectrum in spectra.items() if low_rank}
     total = totals(spectra)
-    packed = packed_file(file.directory)
+    packed = unpacked_from(file.directory)
     # consumers judge PEFT's directories only
     verdicts = () if file.format or packed else consumers_of(file)
     serve = servers(

@@ -148,11 +148,15 @@ class _LoraFile:
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for path in self._plan.stored:
-                for half in ("a", "b"):
-                    writer.write_tensor_data(self._numbers(path, half))
         finally:
             writer.close()
+        # not with the writer: numpy's tofile() loses the error of a disk that fills up
+        with file.open("ab") as out:
+            for path in self._plan.stored:
+                for half in ("a", "b"):
+                    out.write(bytes(-out.tell() % writer.data_alignment))
+                    out.write(self._numbers(path, half))
+            out.write(bytes(-out.tell() % writer.data_alignment))
 
     def check(self, file: Path) -> None:
         """Read the file back and compare it with the plan, tensor by tensor."""

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sora_cli import __version__
 from sora_cli.core.errors import SoraError, first_mistake
 from sora_cli.core.hub import looks_local
+from sora_cli.core.json_text import distinct
 from sora_cli.model.files import is_there
 from sora_cli.model.references import is_hub_id
 from sora_cli.recipe.tolerance import AGREEMENT
@@ -180,23 +181,13 @@ def read_json(path: Path) -> Any:
         size = path.stat().st_size
         if size > LARGEST_JSON:
             raise SoraError(f"{path} is too large to be a configuration: {size:,} bytes")
-        # of equal keys json takes the last; another reader of the file may take the first
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_distinct)
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=distinct)
     except RecursionError as error:
         raise SoraError(f"{path} is nested too deep to be a configuration") from error
     except ValueError as error:
         raise SoraError(f"{path} is not JSON: {error}") from error
     except OSError as error:
         raise SoraError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"{twice[:80]!r} is there twice")
-    return data
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -18,37 +18,46 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from methods.grid import OnGrid, recognised, stored_sizes
 from sora_cli.adapter.companions import base_files
-from sora_cli.adapter.metadata import LARGEST_JSON, read_sora_file
-from sora_cli.adapter.peft.layout import side_of
+from sora_cli.adapter.metadata import LARGEST_JSON
+from sora_cli.adapter.peft.layout import check_tensor, side_of
 from sora_cli.adapter.places import PACKED, new_adapter_place
+from sora_cli.adapter.reading import open_adapter
 from sora_cli.core.atomic import check_read_back, new_file
 from sora_cli.core.errors import SoraError, first_line, first_mistake, reason
+from sora_cli.core.json_text import distinct
 from sora_cli.core.shell import quote
+from sora_cli.core.unpacked import stands_for
 from sora_cli.model.files import (
     ADAPTER_CONFIG,
     ADAPTER_FILES,
     ADAPTER_WEIGHTS,
-    CARD,
     PROCESSOR_FILES,
     SORA_FILE,
+    TEMPLATES,
 )
 from sora_cli.model.fingerprint import read_metadata
-from sora_cli.model.tensors import NewTensor, header_of, load_tensors, open_tensors, write_tensors
+from sora_cli.model.tensors import NewTensor, dtype_name, header_of, open_tensors, write_tensors
 
 VERSION = "1"
+_OWN = {"integers": torch.uint8, "scales": torch.bfloat16, "texts": torch.uint8}
+"""The tensors of a packed file that its adapter has not."""
+_LARGEST = torch.finfo(torch.float32).max
+_LONGEST_NAME = 255  # bytes of a file's name on most disks
+_Length = Annotated[int, Field(ge=0)]
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class _Table(BaseModel):
@@ -64,8 +73,8 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     tensors: list[tuple[str, list[int], int]]
-    files: list[tuple[str, int]]
-    of_base: dict[str, str]
+    files: list[tuple[str, _Length]]
+    of_base: dict[str, _Sha256]
 
 
 @dataclass(frozen=True)
@@ -96,12 +105,10 @@ def pack(directory: Path, output: Path) -> Packed:
         directory: the adapter directory.
         output: the file; an existing file is replaced.
     """
-    meta, base = read_sora_file(directory / SORA_FILE)
+    with open_adapter(directory, as_stored=True) as file:
+        meta, base = file.meta, file.base
     if meta.bits is None:
-        raise SoraError(
-            f"{directory} is not rounded: only numbers on a grid can be packed",
-            hint=f"sora prune {quote(str(directory))} -o OUT --bits 4",
-        )
+        raise _not_rounded(directory)
     tensors, table, factors = _packed_tensors(directory / ADAPTER_WEIGHTS)
     own = {name: (directory / name).read_bytes() for name in _others(directory)}
     again = base_files(meta.task, base, [name for name in own if name in PROCESSOR_FILES])
@@ -133,23 +140,34 @@ def unpack(file: Path, directory: Path, *, force: bool = False) -> tuple[str, ..
     Returns:
         The files of the tokenizer that could not be made again from the base model's.
     """
-    read = _opened(file)
     try:
         with new_adapter_place(directory, force=force) as folder:
-            read.write(folder)
-            meta, base = read_sora_file(folder / SORA_FILE)
-            made = base_files(meta.task, base, list(read.of_base))
-            same = {n: made[n] for n in made if _sha256(made[n]) == read.of_base[n]}
-            for name, content in same.items():
-                (folder / name).write_bytes(content)
+            return unpack_for_reading(file, folder)
     except OSError as error:
         raise SoraError(f"{directory} cannot be written: {reason(error, directory)}") from error
+
+
+def unpack_for_reading(file: Path, folder: Path, *, tokenizer: bool = True) -> tuple[str, ...]:
+    """Write a packed file's adapter into an empty directory, which then stands for the file.
+
+    Args:
+        tokenizer: make the files that saving the base model's tokenizer gives, too.
+
+    Returns:
+        The files of the tokenizer that could not be made again from the base model's.
+    """
+    read = _opened(file)
+    stands_for(folder, file)
+    read.write(folder)
+    with open_adapter(folder, as_stored=True) as adapter:  # checks what the files say
+        meta, base = adapter.meta, adapter.base
+    if not tokenizer:
+        return ()
+    made = base_files(meta.task, base, list(read.of_base))
+    same = {name: made[name] for name in made if _sha256(made[name]) == read.of_base[name]}
+    for name, content in same.items():
+        (folder / name).write_bytes(content)
     return tuple(name for name in read.of_base if name not in same)
-
-
-def unpack_for_reading(file: Path, folder: Path) -> None:
-    """Write a packed file's adapter into an empty directory, without the base's tokenizer."""
-    _opened(file).write(folder)
 
 
 @dataclass(frozen=True)
@@ -174,16 +192,12 @@ class _Opened:
             (folder / name).write_bytes(content)
 
 
-_FILES = (ADAPTER_CONFIG, SORA_FILE, CARD, *PROCESSOR_FILES)
-_OWN = ("integers", "scales", "texts")
-
-
 def _others(directory: Path) -> list[str]:
     names = []
     for place in (directory / name for name in ADAPTER_FILES if name != ADAPTER_WEIGHTS):
         inside = sorted(place.iterdir()) if place.is_dir() else [place]  # one is a folder of files
         names += [file.relative_to(directory).as_posix() for file in inside if file.is_file()]
-    return names
+    return [name for name in names if _is_own(name)]  # not what a file manager left there
 
 
 def _packed_tensors(weights: Path) -> tuple[dict[str, Tensor], _Table, int]:
@@ -195,6 +209,7 @@ def _packed_tensors(weights: Path) -> tuple[dict[str, Tensor], _Table, int]:
     with open_tensors(weights) as file:
         for name in file.keys:
             stored = file.read(name)
+            check_tensor(name, stored, str(weights))
             grid = recognised(_rows(name, stored)) if _may_be_on_grid(stored) else None
             if grid is None:
                 tensors[name] = stored
@@ -206,9 +221,18 @@ def _packed_tensors(weights: Path) -> tuple[dict[str, Tensor], _Table, int]:
             entries.append((name, list(stored.shape), bits))
             if side_of(name) is not None:
                 factors += stream.nbytes + grid.scales.nbytes
+    if not entries:  # whatever `sora.json` says
+        raise _not_rounded(weights.parent)
     tensors["integers"] = torch.from_numpy(np.concatenate(integers))
     tensors["scales"] = torch.cat(scales)
     return tensors, _Table(tensors=entries, files=[], of_base={}), factors
+
+
+def _not_rounded(directory: Path) -> SoraError:
+    return SoraError(
+        f"{directory} is not rounded: only numbers on a grid can be packed",
+        hint=f"sora prune {quote(str(directory))} -o OUT --bits 4",
+    )
 
 
 def _may_be_on_grid(tensor: Tensor) -> bool:
@@ -242,67 +266,98 @@ def _matrix(name: str, shape: list[int]) -> tuple[int, int]:
 
 def _opened(file: Path) -> _Opened:
     """Read a packed file and check all of it, before anything is written."""
-    try:
-        metadata, tensors = read_metadata(file), load_tensors(file)
-    except (OSError, SafetensorError) as error:
-        raise SoraError(f"{file} is truncated or corrupt: {first_line(error)}") from error
-    version = metadata.get("version")
+    version = read_metadata(file).get("version")
     if version != VERSION:
         raise SoraError(
             f"{file} is a packed adapter of version {version}, not {VERSION}",
             hint="pip install --upgrade sora-cli",
         )
-    if metadata.get("sha256") != _digest(tensors):
+    with open_tensors(file) as stored:
+        tensors = {name: stored.read(name) for name in stored.keys}
+    for name, tensor in tensors.items():
+        check_tensor(name, tensor, str(file))
+    if read_metadata(file).get("sha256") != _digest(tensors):
         raise SoraError(f"{file} is damaged: its content has another SHA-256 than it names",
                         hint="copy or download it again")  # fmt: skip
     try:
         return _parsed(tensors)
     except ValidationError as error:
         raise SoraError(f"{file} is no valid packed adapter: {first_mistake(error)}") from error
-    except (KeyError, ValueError, zlib.error) as error:
+    except (ValueError, RecursionError, zlib.error) as error:
         raise SoraError(f"{file} is no valid packed adapter: {first_line(error)}") from error
 
 
 def _parsed(tensors: dict[str, Tensor]) -> _Opened:
+    """Check the content, and take it apart; what does not fit is a ValueError."""
+    for name, dtype in _OWN.items():
+        found = tensors.get(name)
+        if found is None or found.dtype != dtype or found.ndim != 1:
+            raise ValueError(f"it has no '{name}' of {dtype_name(dtype)} in one dimension")
     integers, scales, texts = (tensors.pop(name) for name in _OWN)
-    inflate = zlib.decompressobj()
-    text = inflate.decompress(texts.numpy().tobytes(), LARGEST_JSON)
-    if inflate.unconsumed_tail:
-        raise ValueError("its texts are too large")
-    line, _, rest = text.partition(b"\n")
-    table = _Table.model_validate_json(line, strict=False)
-    new = {name: _as_is(tensor) for name, tensor in tensors.items()}
+    table, rest = _texts(texts.numpy().tobytes())
+    new: dict[str, NewTensor] = {}
     stream, at_byte, at_scale = integers.numpy(), 0, 0
     for name, shape, bits in table.tensors:
         if not 1 <= bits <= 8 or len(shape) < 2 or min(shape) < 1:
-            raise ValueError(f"'{name[:80]}' has the shape {shape} and {bits} bits")
+            raise ValueError(f"{name[:80]!r} has the shape {shape} and {bits} bits")
         length, groups = stored_sizes(*_matrix(name, shape), bits)
+        if at_byte + length > len(stream) or at_scale + groups > len(scales):
+            raise ValueError(f"{name[:80]!r} ends too early")
         own = stream[at_byte : at_byte + length]
         own_scales = scales[at_scale : at_scale + groups]
-        if len(own) < length or len(own_scales) < groups:
-            raise ValueError(f"'{name[:80]}' ends too early")
+        if float(own_scales.abs().max()) * (2**bits - 1) > _LARGEST:
+            raise ValueError(f"{name[:80]!r} holds numbers beyond float32")
+        if name in new or name in tensors:
+            raise ValueError(f"{name[:80]!r} is there twice")
         at_byte, at_scale = at_byte + length, at_scale + groups
         make: Callable[[], Tensor] = partial(_unpacked, name, shape, bits, own, own_scales)
         new[name] = NewTensor(torch.float32, tuple(shape), make)
     files, at = {}, 0
     for name, length in table.files:
+        if name in files:
+            raise ValueError(f"{name[:80]!r} is there twice")
         files[name], at = rest[at : at + length], at + length
-    _check_names([*files, *table.of_base])
     if (at, at_byte, at_scale) != (len(rest), len(stream), len(scales)):
         raise ValueError("its parts do not fit together")
-    return _Opened(new, files, table.of_base)
+    _check_names(files, table.of_base)
+    return _Opened({**{n: _as_is(t) for n, t in tensors.items()}, **new}, files, table.of_base)
+
+
+def _texts(compressed: bytes) -> tuple[_Table, bytes]:
+    """Return the table, and the contents of the files that follow it."""
+    inflate = zlib.decompressobj()
+    text = inflate.decompress(compressed, LARGEST_JSON)
+    if inflate.unconsumed_tail:
+        raise ValueError("its texts are too large")
+    if not inflate.eof or inflate.unused_data:
+        raise ValueError("its texts are cut off, or something follows them")
+    line, _, rest = text.partition(b"\n")
+    json.loads(line, object_pairs_hook=distinct)
+    return _Table.model_validate_json(line), rest
 
 
 def _as_is(tensor: Tensor) -> NewTensor:
     return NewTensor(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
 
-def _check_names(names: Iterable[str]) -> None:
+def _check_names(files: Mapping[str, bytes], of_base: Mapping[str, str]) -> None:
     """Refuse names that are no files of an adapter: anybody may have written the packed file."""
-    for name in names:
-        first, _, inside = name.partition("/")
-        if first not in _FILES or "/" in inside or inside.startswith("."):
-            raise ValueError(f"'{name[:80]}' is no file of an adapter")
+    foreign = [name for name in files if not _is_own(name)]
+    foreign += [name for name in of_base if name not in PROCESSOR_FILES or name == TEMPLATES]
+    for name in foreign:
+        raise ValueError(f"{name[:80]!r} is no file of an adapter")
+    for name in files.keys() & of_base.keys():
+        raise ValueError(f"{name!r} is there twice")
+    for name in {ADAPTER_CONFIG, SORA_FILE} - files.keys():
+        raise ValueError(f"it holds no {name}")
+
+
+def _is_own(name: str) -> bool:
+    folder, _, inside = name.rpartition("/")
+    if folder == TEMPLATES:
+        short = 0 < len(inside.encode()) <= _LONGEST_NAME
+        return short and inside.isprintable() and not inside.startswith(".")
+    return name in ADAPTER_FILES and name not in (ADAPTER_WEIGHTS, TEMPLATES)
 
 
 def _check_tensors(read: _Opened, weights: Path) -> None:

@@ -16,6 +16,7 @@ from methods.words import closest
 from sora_cli.adapter.foreign.places import foreign_file
 from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.core.atomic import check_replaceable, new_directory
+from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError, reason
 from sora_cli.core.hub import looks_local, offline_error
 from sora_cli.core.shell import quote
@@ -34,22 +35,23 @@ from sora_cli.model.references import ask_hub, resolve_model_path
 
 PACKED = "sora-packed"
 """The format that a packed file names in its metadata; see `adapter/packed`."""
-_FILES: dict[Path, Path] = {}
-"""Temporary directory -> the packed file that it was unpacked from."""
 ADAPTER, DELTA, MODEL = "adapter", "delta", "model"
 """Directories inside a run directory with its result: of a low-rank method, or of a baseline."""
 _RECORDS = "report.json", "auto.json", "path.json"
 """Files of a run, a search and a path; not imported: `sora_cli.experiments` imports this module."""
 
 
-def adapter_folder(directory: Path) -> Path | None:
+def adapter_folder(directory: Path, *, tokenizer: bool = True) -> Path | None:
     """Return the adapter directory at or inside a run directory; None if there is none.
 
     A packed file is unpacked into a temporary directory, which is deleted when the process ends.
+
+    Args:
+        tokenizer: make files of the tokenizer that a packed file leaves out. False is faster.
     """
     if is_packed(directory):
         state = directory.stat()
-        return _unpacked(directory, state.st_mtime_ns, state.st_size)
+        return _unpacked(directory, state.st_mtime_ns, state.st_size, tokenizer)
     candidates = (directory, directory / ADAPTER)
     return next((folder for folder in candidates if (folder / ADAPTER_CONFIG).is_file()), None)
 
@@ -65,22 +67,29 @@ def is_packed(place: Path) -> bool:
 
 
 @cache
-def _unpacked(file: Path, _modified: int, _size: int) -> Path:
+def _unpacked(file: Path, _modified: int, _size: int, tokenizer: bool) -> Path:
     """Unpack a file once for this process; another content of the file is another entry."""
     from sora_cli.adapter.packed import unpack_for_reading
 
     scratch = tempfile.TemporaryDirectory(prefix="sora-")
     atexit.register(scratch.cleanup)
     folder = Path(scratch.name) / file.stem
-    folder.mkdir()
-    unpack_for_reading(file, folder)
-    _FILES[folder] = file
+    try:
+        folder.mkdir()
+        missing = unpack_for_reading(file, folder, tokenizer=tokenizer)
+    except OSError as error:
+        raise SoraError(f"{file} cannot be unpacked: {reason(error)}",
+                        hint="choose another directory: TMPDIR=DIR") from error  # fmt: skip
+    if missing:
+        say_notes([f"{file}: {not_made_again(missing)}"])
     return folder
 
 
-def packed_file(folder: Path) -> Path | None:
-    """Return the packed file that a directory was unpacked from for reading; None: it was not."""
-    return _FILES.get(folder)
+def not_made_again(missing: Sequence[str]) -> str:
+    """Return what is told of a tokenizer's files that a packed file leaves out."""
+    return (
+        f"not made again, since the base model is not here or gives another: {', '.join(missing)}"
+    )
 
 
 def baseline_folder(directory: Path) -> Path | None:
@@ -105,7 +114,9 @@ def new_adapter_place(path: Path, *, force: bool) -> AbstractContextManager[Path
     return new_directory(path, force=force, markers=(ADAPTER_CONFIG,), names=adapter_files(path))
 
 
-def locate_adapter(directory: Path, *, missing: str = "there is no adapter to read") -> Path:
+def locate_adapter(
+    directory: Path, *, missing: str = "there is no adapter to read", tokenizer: bool = True
+) -> Path:
     """Return the adapter directory itself, or the adapter directory inside a run directory.
 
     Another program's file, or directory with such a file, is returned unchanged: see
@@ -113,9 +124,10 @@ def locate_adapter(directory: Path, *, missing: str = "there is no adapter to re
 
     Args:
         missing: end of the error message for a baseline's run or result, which has no adapter.
+        tokenizer: see `adapter_folder`.
     """
     try:
-        folder = adapter_folder(directory)
+        folder = adapter_folder(directory, tokenizer=tokenizer)
         if folder is not None:
             return folder
         if foreign_file(directory) is not None:

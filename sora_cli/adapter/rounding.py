@@ -11,10 +11,11 @@ from torch import Tensor
 
 from methods.factors import LowRankFactors
 from methods.grid import GROUP, nearest, packed_bytes, round_factors
-from methods.keep import HEAD_BITS
+from methods.keep import BITS, HEAD_BITS
 from sora_cli.adapter.peft.parameters import parameter_of
 from sora_cli.adapter.pruning import Layers, Loss, cached
 from sora_cli.adapter.reading import AdapterFile, OnDemand
+from sora_cli.adapter.survival import LEAST, Overlap, Survival, shown
 from sora_cli.core.console import size
 from sora_cli.core.errors import SoraError
 from sora_cli.model.threads import by_cores
@@ -82,7 +83,7 @@ class Rounding:
 
     def applied(
         self, whole: Layers, small: Layers, losses: Mapping[str, Loss]
-    ) -> tuple[Layers, dict[str, Loss], dict[str, float]]:
+    ) -> tuple[Layers, dict[str, Loss], dict[str, float], Survival]:
         """Round layers after a cut.
 
         Args:
@@ -91,21 +92,43 @@ class Rounding:
             losses: of the cut.
 
         Returns:
-            The layers, the loss of cut and rounding together, and of each module the relative error
-            of the rounding alone.
+            The layers, the loss of cut and rounding together, of each module the relative error of
+            the rounding alone, and the part of the cut that survives it.
         """
         rounded = self.layers(small)
 
-        def measure(path: str) -> tuple[Loss, float]:
+        def measure(path: str) -> tuple[Loss, float, Overlap]:
             cut, grid, loss = small[path], rounded[path], losses[path]
             if not grid.rank:
-                return loss, 0.0
+                return loss, 0.0, Overlap()
             error = cut.minus(grid).norm() / (cut.norm() or 1)
-            return replace(loss, dropped=whole[path].minus(grid).norm() ** 2), error
+            kept = Overlap(cut.inner(cut), grid.inner(cut), grid.inner(grid))
+            return replace(loss, dropped=whole[path].minus(grid).norm() ** 2), error, kept
 
-        both = by_cores(losses, measure)
-        errors = {path: round(error, 6) for path, (_, error) in both.items()}
-        return rounded, {path: loss for path, (loss, _) in both.items()}, errors
+        measured = by_cores(losses, measure)
+        errors = {path: round(error, 6) for path, (_, error, _) in measured.items()}
+        survival = Survival({path: kept for path, (*_, kept) in measured.items()}, {})
+        return rounded, {path: loss for path, (loss, *_) in measured.items()}, errors, survival
+
+    def check(self, survival: Survival) -> list[str]:
+        """Return a warning if little of a module's update survives.
+
+        It is an error if little of the whole update does, or if there is none.
+        """
+        if not survival.all.update:
+            raise SoraError(
+                "this adapter has no components: there are no numbers to round",
+                hint="leave out --bits",
+            )
+        held = shown(survival, f"{self.bits} bits hold")
+        if survival.share < LEAST:
+            more = f"--bits {BITS[-1]} keeps more of it"
+            raise SoraError(
+                f"{held}: nothing was written",
+                hint=f"{more if self.bits < BITS[-1] else 'leave out --bits'}; to test what is "
+                "stored instead: --max-drop 1pt --recipe RECIPE",
+            )
+        return [held] if any(share < LEAST for _, share in survival.worst()) else []
 
     def lines(
         self,
@@ -117,11 +140,12 @@ class Rounding:
         packed = factor_bytes(
             {path: loss.after for path, loss in losses.items()}, shapes, self.bits
         )
-        yield (
-            f"rounded to {self.bits} bits, with a 16-bit scale for each component and group of "
-            f"{GROUP}: {size(packed)} packed; it changes an update by {max(errors.values()):.1%} "
-            "at most"
-        )
+        if packed:
+            yield (
+                f"rounded to {self.bits} bits, with a 16-bit scale for each component and group of "
+                f"{GROUP}: {size(packed)} packed; it changes an update by "
+                f"{max(errors.values()):.1%} at most"
+            )
         head = self.head
         if head.error is not None:
             yield (

@@ -19,6 +19,7 @@ from sora_cli.adapter.places import (
     check_adapter_place,
     is_packed,
     locate_adapter,
+    not_made_again,
     with_base,
 )
 from sora_cli.commands import options
@@ -200,6 +201,7 @@ def _export_packed(directory: Path, output: Path, *, force: bool, as_json: bool)
 
 
 def _unpack(file: Path, output: Path, *, force: bool, as_json: bool) -> int:
+    check_apart(output, file)
     check_adapter_place(output, force=force)
     with uncollected():
         from sora_cli.adapter.packed import unpack
@@ -208,8 +210,7 @@ def _unpack(file: Path, output: Path, *, force: bool, as_json: bool) -> int:
     if as_json:
         emit(json.dumps({"directory": str(output), "missing": missing}, indent=2))
     elif missing:
-        emit(f"not made again, since the base model is not here or gives another: "
-             f"{', '.join(missing)}")  # fmt: skip
+        emit(not_made_again(missing))
     say(f"wrote {output}: {size((output / ADAPTER_WEIGHTS).stat().st_size)}, was "
         f"{size(file.stat().st_size)}")  # fmt: skip
     return OK

@@ -65,7 +65,7 @@ def inspect(
     """Show adapters from their files: one in full, two compared, more with one line each."""
     _check(directories, plot=plot, modules=modules, serve=serve, force=force)
     missing = "there are no ranks to inspect"
-    located = [locate_adapter(directory, missing=missing) for directory in directories]
+    located = [locate_adapter(place, missing=missing, tokenizer=False) for place in directories]
     say_notes(remark for directory in located for remark in result_remarks(directory))
     if plot is not None:
         check_apart(plot, *located, hint="name another file: --plot FILE.png")

@@ -187,7 +187,8 @@ def _merge_gguf(
                 hint="name it with --base BASE.gguf; or merge without --format and convert it",
             )
         check_apart(output, place, source)
-        from sora_cli.merge.rounding import ENOUGH, shown_survival
+        from sora_cli.adapter.survival import ENOUGH
+        from sora_cli.merge.rounding import shown_survival
         from sora_cli.merge.to_gguf import merge_to_gguf, ways_out_gguf
         from sora_cli.use.modelfile import write_modelfile
 
@@ -229,7 +230,8 @@ def _bar(total: int) -> Iterator[Progress]:
 
 def _tell_what_is_left(merged: Merged, storing: Storing) -> bool:
     """Print the share of the update that survives rounding; return True if it is too small."""
-    from sora_cli.merge.rounding import ENOUGH, shown_survival, ways_out
+    from sora_cli.adapter.survival import ENOUGH
+    from sora_cli.merge.rounding import shown_survival, ways_out
 
     assert merged.survival is not None  # known once the weights are written
     text = shown_survival(merged.survival, merged.dtype)

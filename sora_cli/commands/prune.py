@@ -183,7 +183,9 @@ def _prune(
         layers, losses = _pruned(file, adapter, keep, search)
         errors: dict[str, float] = {}
         if rounding is not None:
-            layers, losses, errors = rounding.applied(adapter.layers, layers, losses)
+            layers, losses, errors, survival = rounding.applied(adapter.layers, layers, losses)
+            if search is None:  # else the search has tested what is stored
+                say_notes(rounding.check(survival), "warning")
         total = reduce(lambda a, b: a + b, losses.values())
         kept = sum(loss.after * sum(file.shapes[path]) for path, loss in losses.items())
         rule = keep.given() if search is None else search.rule()
@@ -215,7 +217,7 @@ def _prune(
     if search is not None:
         _show_search(search)
     say(f"wrote {output}: {_file_size(output)}, was {size_before}")
-    if bits is not None:
+    if bits is not None and total.after:  # else there is nothing to pack
         say(f"to pack it: sora export {quote(str(output))} -o {quote(f'{output}.safetensors')} "
             "--format packed")  # fmt: skip
     return OK if search is None or search.certified else NO_VERDICT

@@ -96,9 +96,10 @@ def push(
 
 
 def _name(run: Path, directory: Path, given: str | None) -> str:
-    """Return the repository's name: the given one, or the name of the run's directory."""
+    """Return the repository's name: the given one, or that of the run's directory, or file."""
     place = directory.resolve()
-    own = place.parent.name if place != run.resolve() else place.name
+    in_run = place != run.resolve() and not run.is_file()
+    own = place.parent.name if in_run else place.name
     name = own if given is None else given
     if _REPOSITORY.fullmatch(name) is None or ".." in name or "--" in name:
         raise SoraError(

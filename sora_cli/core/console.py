@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable
 
 from sora_cli.core.processes import is_main, rank
+from sora_cli.core.unpacked import with_files
 from sora_cli.core.verbosity import quiet, verbose
 
 
@@ -82,8 +83,11 @@ def duration(seconds: float) -> str:
 
 
 def printable(text: object) -> str:
-    """Return text as one line, with an escape sequence for each unprintable character."""
-    return "".join(c if c.isprintable() else _escaped(c) for c in str(text))
+    """Return text as one line, with an escape sequence for each unprintable character.
+
+    A directory that a file was unpacked to has the file's name.
+    """
+    return "".join(c if c.isprintable() else _escaped(c) for c in with_files(str(text)))
 
 
 def _escaped(character: str) -> str:

@@ -1,4 +1,7 @@
-"""JSON for human readers: a short object takes one line, a long one is broken at its entries."""
+"""JSON texts that people read or may have written.
+
+For readers a short object takes one line, and a long one is broken at its entries.
+"""
 
 from __future__ import annotations
 
@@ -51,3 +54,16 @@ def _filled(entries: list[str], width: int) -> list[str]:
 
 def _flat(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
+
+
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object for `object_pairs_hook`; a repeated key is a ValueError.
+
+    Of equal keys json takes the last; another reader of the text may take the first.
+    """
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"{twice[:80]!r} is there twice")
+    return data

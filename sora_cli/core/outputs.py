@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sora_cli.core.errors import SoraError, reason
+from sora_cli.core.unpacked import unpacked_from
 
 MARK = "sora"
 """Name of this tool in the metadata of its HTML pages ("generator") and PNGs ("Software")."""
@@ -102,11 +103,12 @@ def check_apart(output: Path, *read: Path, hint: str = "choose another place: -o
 
     Args:
         output: a file or directory to write.
-        read: files and directories that are read; missing ones are skipped.
+        read: files and directories that are read; missing ones are skipped. What was unpacked from
+            a file is that file.
         hint: the way out.
     """
     above = _places(output)
-    for place in filter(os.path.lexists, read):
+    for place in filter(os.path.lexists, (unpacked_from(place) or place for place in read)):
         around = _places(place)
         if above[0] == around[0]:
             raise SoraError(

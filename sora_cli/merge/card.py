@@ -12,10 +12,11 @@ from sora_cli.adapter.card import shown_step
 from sora_cli.adapter.classes import number_of_labels
 from sora_cli.adapter.directory import Adapter
 from sora_cli.adapter.stored import grouped
+from sora_cli.adapter.survival import Survival
 from sora_cli.core.errors import SoraError
 from sora_cli.core.markdown import code, escaped
 from sora_cli.merge.plan import Plan
-from sora_cli.merge.rounding import Storing, Survival, shown_survival
+from sora_cli.merge.rounding import Storing, shown_survival
 from sora_cli.model.files import MODEL_CONFIG, is_there
 from sora_cli.model.new_tokens import size_with
 from sora_cli.model.references import is_hub_id

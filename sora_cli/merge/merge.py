@@ -27,6 +27,7 @@ from sora_cli.adapter.directory import Adapter
 from sora_cli.adapter.metadata import write_json, write_sora_file
 from sora_cli.adapter.reading import AdapterFile
 from sora_cli.adapter.stored import grouped
+from sora_cli.adapter.survival import Survival
 from sora_cli.core.atomic import check_replaceable, new_directory
 from sora_cli.core.console import size
 from sora_cli.core.environment import process_memory
@@ -51,7 +52,7 @@ from sora_cli.merge.incoming import Incoming, incoming
 from sora_cli.merge.match import Match, match, read_stored, tied_part
 from sora_cli.merge.names import build_runtime
 from sora_cli.merge.plan import Plan, plan_weights
-from sora_cli.merge.rounding import AS_IN_BASE, Storing, Survival, check_survival
+from sora_cli.merge.rounding import AS_IN_BASE, Storing, check_survival
 from sora_cli.merge.write import Progress, threads, weights_bytes, write_weights
 from sora_cli.model.files import MERGE_RECORD, MODEL_CONFIG, SORA_FILE
 from sora_cli.model.loading import LOCAL_COPY, loading

@@ -10,22 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sora_cli.adapter.survival import LEAST, Survival, shown
 from sora_cli.core.errors import SoraError
 
-ENOUGH = 0.95
-"""Share of the update below which a merge warns."""
-LEAST = 0.75
-"""Share of the update below which a merge is refused."""
-_FAR = 0.1
-"""Modules whose share is lower than the total share by this much are named."""
-_NAMED = 3
 _SAFE = (1e-20, 1e30)  # sums of products in float32 neither underflow nor overflow in this range
 _FINEST = 2.0**-120  # a finer step has no finite reciprocal in float32
 
@@ -48,88 +41,6 @@ class Storing:
 
 
 AS_IN_BASE = Storing()
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """Inner products that compare an update dW with the stored change dW' = W' - W.
-
-    Attributes:
-        update: <dW, dW>.
-        along: <dW', dW>.
-        change: <dW', dW'>; measured only for stochastic rounding or a changed dtype, else 0.
-    """
-
-    update: float = 0.0
-    along: float = 0.0
-    change: float = 0.0
-
-    def __add__(self, other: Overlap) -> Overlap:
-        return Overlap(
-            self.update + other.update, self.along + other.along, self.change + other.change
-        )
-
-    @property
-    def share(self) -> float:
-        """<dW', dW> / <dW, dW>; 1 if dW is zero."""
-        # the projection of dW' on dW: rounding errors across dW do not count as a part of it
-        return self.along / self.update if self.update else 1.0
-
-    @property
-    def noise(self) -> float:
-        """||dW' - share dW|| / ||dW||; 0 if dW is zero."""
-        # Pythagoras: ||dW'||^2 = share^2 ||dW||^2 + ||dW' - share dW||^2
-        across = self.change - self.along * self.share
-        return math.sqrt(max(across, 0.0) / self.update) if self.update else 0.0
-
-
-def total(parts: Iterable[Overlap]) -> Overlap:
-    """Add the inner products of several updates, as if the updates were one long vector."""
-    return sum(parts, Overlap())
-
-
-@dataclass(frozen=True)
-class Survival:
-    """The part of an adapter that survives in the stored weights.
-
-    Attributes:
-        layers: by adapted module.
-        heads: by parameter trained in full; its update is the difference from the base's parameter
-            that it replaces.
-    """
-
-    layers: Mapping[str, Overlap]
-    heads: Mapping[str, Overlap]
-
-    @property
-    def all(self) -> Overlap:
-        """The sum over all layers."""
-        return total(self.layers.values())
-
-    @property
-    def share(self) -> float:
-        """The share of all layers together or of all heads together, whichever is smaller."""
-        return min(self.all.share, total(self.heads.values()).share)
-
-    def worst(self) -> list[tuple[str, float]]:
-        """Return modules and parameters with shares far below the total, smallest first."""
-        shares = {name: overlap.share for name, overlap in {**self.layers, **self.heads}.items()}
-        far = [(name, share) for name, share in shares.items() if share < self.all.share - _FAR]
-        return sorted(far, key=lambda entry: entry[1])[:_NAMED]
-
-    def record(self) -> dict[str, float]:
-        """Return the total share and noise, for the model's configuration."""
-        return _record(self.all)
-
-    def table(self) -> dict[str, dict[str, float]]:
-        """Return share and noise of each module and of each parameter trained in full."""
-        parts = {**self.layers, **self.heads}
-        return {name: _record(overlap) for name, overlap in parts.items() if overlap.update}
-
-
-def _record(overlap: Overlap) -> dict[str, float]:
-    noise = {"noise": round(overlap.noise, 5)} if overlap.change else {}
-    return {"share": round(overlap.share, 5), **noise}
 
 
 def inner(x: Tensor, y: Tensor) -> float:
@@ -186,15 +97,7 @@ def check_survival(survival: Survival, dtype: str, storing: Storing) -> None:
 
 def shown_survival(survival: Survival, dtype: str) -> str:
     """Return one line on the share of the update in the stored weights."""
-    overlap = survival.all
-    if not overlap.update and not survival.heads:
-        return "the adapter's layers change nothing"
-    text = f"stored as {dtype}, the merged weights hold {overlap.share:.1%} of the adapter's update"
-    if survival.heads:
-        text += f", {total(survival.heads.values()).share:.1%} of the parts trained in full"
-    worst = ", ".join(f"{name} {share:.1%}" for name, share in survival.worst())
-    text += f" (least: {worst})" if worst else ""
-    return text + (f"; rounding noise: {overlap.noise:.1%} of its size" if overlap.change else "")
+    return shown(survival, f"stored as {dtype}, the merged weights hold")
 
 
 def ways_out(dtype: str, storing: Storing, *more: str) -> str:

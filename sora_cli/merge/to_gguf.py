@@ -23,16 +23,11 @@ from sora_cli.adapter.directory import check_low_rank
 from sora_cli.adapter.gguf_places import Place, places_in_file
 from sora_cli.adapter.reading import AdapterFile
 from sora_cli.adapter.serving import beside_base
+from sora_cli.adapter.survival import LEAST, Overlap, Survival
 from sora_cli.core.atomic import check_read_back, new_file
 from sora_cli.core.checks import MERGED_GGUF, check_choice
 from sora_cli.core.errors import SoraError, reason
-from sora_cli.merge.rounding import (
-    LEAST,
-    Overlap,
-    Survival,
-    inner,
-    shown_survival,
-)
+from sora_cli.merge.rounding import inner, shown_survival
 
 _FILE_TYPE = "general.file_type"
 _K_QUANTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")

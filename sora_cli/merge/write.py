@@ -23,11 +23,12 @@ from torch import Tensor
 from methods.updates import Product
 from sora_cli.adapter.metadata import write_json
 from sora_cli.adapter.peft.parameters import parameter_of
+from sora_cli.adapter.survival import Overlap, Survival, total
 from sora_cli.core.errors import SoraError
 from sora_cli.merge.blocks import Block, Blocks, Range
 from sora_cli.merge.incoming import Incoming
 from sora_cli.merge.plan import Item, Plan, PlannedFile
-from sora_cli.merge.rounding import Overlap, Storing, Survival, total
+from sora_cli.merge.rounding import Storing
 from sora_cli.model.files import WEIGHTS_INDEX
 from sora_cli.model.fingerprint import StoredTensor, read_header
 from sora_cli.model.tensors import header_bytes, write_at

@@ -29,8 +29,10 @@ MERGE_RECORD = "sora_merge.json"
 """Share of an adapter's update that a merged model's weights hold, by module."""
 CARD = "README.md"
 """The model card."""
+TEMPLATES = "additional_chat_templates"
+"""A folder with a tokenizer's further chat templates."""
 PROCESSOR_FILES = (
-    "additional_chat_templates", "added_tokens.json", "bpe.codes", "byte_maps.json",
+    TEMPLATES, "added_tokens.json", "bpe.codes", "byte_maps.json",
     "chat_template.jinja", "chat_template.json", "dict.txt", "emoji.json", "entity_vocab.json",
     "merges.txt", "normalizer.json", "preprocessor_config.json", "processor_config.json",
     "prophetnet.tokenizer", "sentencepiece.bpe.model", "sentencepiece.model", "source.spm",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sora_cli.core.errors import SoraError
+from sora_cli.core.json_text import distinct
 from sora_cli.model.files import MODEL_WEIGHTS, SAFE_WEIGHTS, TORCH_PICKLES, WEIGHTS_INDEX
 
 _OTHER = ("*.gguf", TORCH_PICKLES)
@@ -97,7 +98,7 @@ def _parse(file: Path) -> tuple[int, dict[str, Any]]:
             length = int.from_bytes(stream.read(8), "little")
             if not 0 < length <= min(_LARGEST_HEADER, size - 8):
                 raise ValueError("impossible header length")
-            header = json.loads(stream.read(length))
+            header = json.loads(stream.read(length), object_pairs_hook=distinct)
         if not isinstance(header, dict):
             raise ValueError("its header is not a mapping")
     except (ValueError, RecursionError) as error:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import pytest
 
 from sora_cli.app import run
 from sora_cli.core.exit_codes import OK
+from tests.helpers_errors import error_text
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, train, write_recipe, write_rows
 
@@ -44,6 +46,8 @@ COMMANDS: dict[str, list[str]] = {
     "prune": ["prune", "{}", "-o", "OUT", "--rank", "1"],
     "combine": ["combine", "{}", "SMALL", "-o", "OUT", "--method", "linear"],
     "export": ["export", "{}", "-o", "OUT", "--layout", "padded"],
+    "pack": ["export", "{}", "-o", "OUT.safetensors", "--format", "packed"],
+    "push": ["push", "{}", "--base-id", "owner/base", "--dry-run", "--json"],
     "verify": ["verify", "SMALL", "{}", "--json"],
     "train": [
         "train",
@@ -54,8 +58,37 @@ COMMANDS: dict[str, list[str]] = {
         "output.dir=OUT",
     ],
 }
-_OTHER = ("report.json", "history.json", "checkpoints", "ranks.png", "tokenizer", "special_tokens")
-"""Names of files with times in them, and of the tokenizer's, which is with the base model."""
+_OTHER = ("report.json", "history.json", "checkpoints", "ranks.png")
+"""Names of files with times in them."""
+
+
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        (["eval", "K", "--recipe", "RECIPE", "--predictions"], "K.safetensors"),
+        (["predict", "K", "ROWS", "-o"], "link.jsonl"),
+        (["combine", "K", "SMALL", "-o"], "."),
+        (["train", "RECIPE", LORA, "start.adapter=K"], "."),
+    ],
+)
+def test_a_command_does_not_write_over_it(
+    places: tuple[Path, Path],
+    command: list[str],
+    output: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    small, file = places
+    copied = tmp_path / "K.safetensors"
+    copied.write_bytes(file.read_bytes())
+    (tmp_path / "link.jsonl").symlink_to(copied)
+    rows = str(small.parent / "validation.jsonl")
+    given = {"K": copied, "RECIPE": small.parent / "tiny.yaml", "ROWS": rows, "SMALL": small}
+    words = [str(given.get(word, word.replace("=K", f"={copied}"))) for word in command]
+    to = str(tmp_path / output)
+    words += [to] if command[-1].startswith("-") else [f"output.dir={to}"]
+    assert "an input of this command" in error_text(capsys, *words, "--force")
+    assert copied.read_bytes() == file.read_bytes()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -72,9 +105,12 @@ def test_a_command_takes_it(
         words = [given.get(word, word.replace("{}", str(place)).replace("OUT", str(out / "out")))
                  for word in COMMANDS[command]]  # fmt: skip
         assert run(words) == OK
-        said = capsys.readouterr().out if "--json" in words else ""
+        out_said, err = capsys.readouterr()
+        assert f"{gettempdir()}/sora-" not in out_said + err
+        said = out_said if "--json" in words else ""
         results.append({"said": said.replace(str(file), str(small))})
         for name, content in files_of(out).items():
+            assert f"{gettempdir()}/sora-".encode() not in content, name
             if not Path(name).name.startswith(_OTHER) and "checkpoints" not in name:
                 results[-1][name] = content.replace(file.name.encode(), small.name.encode())
     assert results[0].keys() == results[1].keys()

@@ -22,6 +22,7 @@ from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.saving import base_reference
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
+from tests.helpers_disk import files_of_at_most
 from tests.helpers_errors import error_text
 
 HIDDEN, HEADS = 16, 2
@@ -126,6 +127,20 @@ def test_half_precision(tmp_path: Path) -> None:
         expected = as_converted("llama", path, factors.dense().float())
         gaps = [(w - expected).abs().max() for w in added(tmp_path / "a.gguf").values()]
         assert min(gaps) < 2e-3 * expected.abs().max()
+
+
+def test_disk_that_fills_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wherever it ends, within the last tensor too: one clear error, and nothing is left."""
+    based(tmp_path, "llama")
+    source, out = written(tmp_path, LAYERS["qwen3"]), tmp_path / "out.gguf"
+    export_gguf(source, out)
+    whole = out.stat().st_size
+    out.unlink()
+    for limit in (0, 100, whole // 2, whole - 40, whole - 1):
+        with files_of_at_most(limit):
+            error = error_text(capsys, "export", source, "-o", out, "--format", "gguf")
+        assert f"{out} cannot be written: file too large" in error
+        assert {place.name for place in tmp_path.iterdir()} == {"base", "adapter"}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import resource
 import signal
 import struct
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from sora_cli.app import run
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, SORA_FILE
 from tests.helpers_counted import calls_of
+from tests.helpers_disk import files_of_at_most
 from tests.helpers_errors import error_of, error_text
 
 P = "base_model.model."
@@ -489,14 +489,8 @@ def test_disk_that_fills_up(
 ) -> None:
     """A limit on file sizes stops the write in the middle, as a full disk does."""
     directory = _lora(tmp_path / "a")
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300, limit[1]))
-    try:
+    with files_of_at_most(300):
         code = run([command, str(directory), "-o", str(tmp_path / "out")])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-        signal.signal(signal.SIGXFSZ, handler)
     assert code == 2
     assert "cannot be written" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -29,6 +29,8 @@ from sora_cli.model.files import SORA_FILE
 from tests.helpers_errors import error_of, error_text
 from tests.helpers_runs import files_of
 
+SCORE = "base_model.model.score.bias"
+
 
 def factors(rank: int, n_in: int, n_out: int, bits: int) -> LowRankFactors:
     g = torch.Generator().manual_seed(rank + n_in)
@@ -96,7 +98,10 @@ def test_files_of_the_tokenizer_are_kept_if_the_base_model_has_others(
     (directory / "spiece.model").write_bytes(bytes(range(256)))
     (directory / "additional_chat_templates").mkdir()
     (directory / "additional_chat_templates" / "tool.jinja").write_text("{{ messages }}")
+    hidden = directory / "additional_chat_templates" / ".DS_Store"
+    hidden.touch()
     done = pack(directory, tmp_path / "b.safetensors")
+    hidden.unlink()
     assert done.left_out == ()
     unpack(tmp_path / "b.safetensors", tmp_path / "b")
     assert files_of(tmp_path / "b") == files_of(directory)
@@ -113,6 +118,88 @@ def test_the_base_models_tokenizer_is_left_out_and_made_again(
     monkeypatch.setattr(packed, "base_files", lambda *_: {"tokenizer.json": b"{ }"})
     assert unpack(tmp_path / "b.safetensors", tmp_path / "c") == ("tokenizer.json",)
     assert not (tmp_path / "c" / "tokenizer.json").exists()
+
+
+def test_every_command_gets_the_tokenizer(
+    directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (directory / "tokenizer.json").write_text("{}")
+    (directory / "chat_template.jinja").write_text("{{ messages }}")
+    made = {"tokenizer.json": b"{}", "chat_template.jinja": b"{{ messages }}"}
+    monkeypatch.setattr(packed, "base_files", lambda *_: made)
+    file = tmp_path / "b.safetensors"
+    assert set(pack(directory, file).left_out) == set(made)
+    verbs = {"padded": ["export", "--layout", "padded", "--no-verify"], "cut": ["prune"]}
+    for name, words in verbs.items():
+        assert run([*words, str(file), "-o", str(tmp_path / name)]) == OK
+        assert {n: (tmp_path / name / n).read_bytes() for n in made} == made
+    again = tmp_path / "again.safetensors"
+    assert run(["export", str(file), "-o", str(again), "--format", "packed"]) == OK
+    assert again.read_bytes() == file.read_bytes()
+    capsys.readouterr()
+    assert run(["push", str(file), "--base-id", "o/base", "--dry-run", "--json"]) == OK
+    pushed = json.loads(capsys.readouterr().out)
+    assert made.keys() <= pushed["files"].keys()
+    assert pushed["repository"] == "b"
+
+
+def test_a_tokenizer_that_cannot_be_made_again_is_told(
+    directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (directory / "tokenizer.json").write_text("{}")
+    monkeypatch.setattr(packed, "base_files", lambda *_: {"tokenizer.json": b"{}"})
+    file = tmp_path / "b.safetensors"
+    pack(directory, file)
+    monkeypatch.setattr(packed, "base_files", lambda *_: {})
+    assert run(["prune", str(file), "-o", str(tmp_path / "cut")]) == OK
+    told = capsys.readouterr().err
+    assert f"note: {file}: not made again" in told
+    assert "tokenizer.json" in told
+    assert run(["inspect", str(file)]) == OK  # reads no tokenizer
+    assert "not made again" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "output"),
+    [
+        (["export", "--format", "packed"], "a.safetensors"),
+        (["export", "--format", "packed"], "link.safetensors"),
+        (["export", "--format", "gguf"], "link.gguf"),
+        (["inspect"], "link.png"),
+        (["prune", "--rank", "1"], "."),
+        (["export", "--layout", "padded"], "."),
+        (["merge"], "."),
+    ],
+)
+def test_it_is_not_overwritten_by_the_command_that_reads_it(
+    file: Path, words: list[str], output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = file.read_bytes()
+    for name in ("link.safetensors", "link.gguf", "link.png"):
+        (tmp_path / name).symlink_to(file)
+    option = "--plot" if words == ["inspect"] else "-o"
+    error = error_text(capsys, *words, file, option, tmp_path / output, "--force")
+    assert "an input of this command" in error
+    assert file.read_bytes() == before
+
+
+def test_numbers_off_the_grid_are_not_packed(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever number of bits `sora.json` names."""
+    weights = directory / "adapter_model.safetensors"
+    tensors = {name: torch.randn(t.shape) for name, t in _content(weights)[1].items()}
+    save_file(tensors, weights, {"format": "pt"})
+    out = tmp_path / "b.safetensors"
+    error = error_text(capsys, "export", directory, "-o", out, "--format", "packed")
+    assert "is not rounded" in error
+    assert not out.exists()
 
 
 def test_an_adapter_that_is_not_rounded_is_refused(
@@ -144,15 +231,25 @@ def _content(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         return stored.metadata(), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
 
 
-def _with_table(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Write the file anew with another table and a digest that fits."""
+def _with(file: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Write the file anew with other tensors and a digest that fits."""
     metadata, tensors = _content(file)
-    line, _, rest = zlib.decompress(tensors["texts"].numpy().tobytes()).partition(b"\n")
-    table = json.loads(line)
-    change(table)
-    texts = zlib.compress(json.dumps(table).encode() + b"\n" + rest)
-    tensors["texts"] = torch.frombuffer(bytearray(texts), dtype=torch.uint8)
-    save_file(tensors, file, {**metadata, "sha256": packed._digest(tensors)})
+    change(tensors)
+    made = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(made, file, {**metadata, "sha256": packed._digest(made)})
+
+
+def _with_table(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Write the file anew with another table."""
+
+    def texts(tensors: dict[str, Tensor]) -> None:
+        line, _, rest = zlib.decompress(tensors["texts"].numpy().tobytes()).partition(b"\n")
+        table = json.loads(line)
+        change(table)
+        text = zlib.compress(json.dumps(table).encode() + b"\n" + rest)
+        tensors["texts"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+
+    _with(file, texts)
 
 
 def test_a_file_cut_short_or_changed_is_refused(
@@ -183,7 +280,21 @@ def test_a_newer_version_is_refused(file: Path, capsys: pytest.CaptureFixture[st
         (lambda t: t["tensors"].pop(), "do not fit together"),
         (lambda t: t["files"].append(["../../x", 0]), "is no file of an adapter"),
         (lambda t: t["files"].append(["tokenizer.json/../x", 0]), "is no file of an adapter"),
-        (lambda t: t["of_base"].update({"/etc/passwd": "0"}), "is no file of an adapter"),
+        (lambda t: t["files"].append(["README.md\0", 0]), "is no file of an adapter"),
+        (lambda t: t["files"].append(["vocab.json/x", 0]), "is no file of an adapter"),
+        (lambda t: t["files"].append(["adapter_model.safetensors", 0]), "is no file of an adapter"),
+        (lambda t: t["files"].append(["additional_chat_templates/\0", 0]), "is no file of an"),
+        (lambda t: t["files"].append(["additional_chat_templates/" + "x" * 256, 0]), "is no file"),
+        (lambda t: t["files"].append(["additional_chat_templates", 0]), "is no file of an adapter"),
+        (lambda t: t["files"].extend([["vocab.txt", -9], ["vocab.json", 9]]), "greater than or eq"),
+        (lambda t: t["files"].append(t["files"][0]), "is there twice"),
+        (lambda t: t["files"][0].__setitem__(0, "vocab.txt"), "holds no adapter_config.json"),
+        (lambda t: t["tensors"][1].__setitem__(0, t["tensors"][0][0]), "is there twice"),
+        (lambda t: t["tensors"][0].__setitem__(0, SCORE), "is there twice"),
+        (lambda t: t["tensors"][0].__setitem__(2, "3"), "valid integer"),
+        (lambda t: t["of_base"].update({"/etc/passwd": "0" * 64}), "is no file of an adapter"),
+        (lambda t: t["of_base"].update({"sora.json": "0" * 64}), "is no file of an adapter"),
+        (lambda t: t["of_base"].update({"tokenizer.json": "0"}), "tokenizer.json"),
         (lambda t: t.pop("files"), "files"),
     ],
 )
@@ -199,6 +310,65 @@ def test_a_table_that_does_not_fit_is_refused(
     assert "no valid packed adapter" in error
     assert words in error
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("integers", lambda t: t.view(torch.int8), "no 'integers' of uint8"),
+        ("integers", Tensor.bfloat16, "no 'integers' of uint8"),
+        ("integers", lambda t: t[None], "no 'integers' of uint8 in one dimension"),
+        ("scales", Tensor.float, "no 'scales' of bfloat16"),
+        ("scales", Tensor.half, "no 'scales' of bfloat16"),
+        ("scales", lambda t: t[0], "no 'scales' of bfloat16 in one dimension"),
+        ("scales", lambda t: t * torch.nan, "NaN"),
+        ("scales", lambda t: t.sign() * 1e38, "beyond float32"),
+        ("texts", Tensor.bfloat16, "no 'texts' of uint8"),
+        ("texts", lambda t: t.float().to(torch.float8_e4m3fn), "no 'texts' of uint8"),
+        ("texts", lambda t: t[:-4], "cut off"),
+        ("texts", lambda t: torch.cat([t, t]), "something follows"),
+        (SCORE, lambda t: t * torch.inf, "NaN or infinity"),
+        ("base_model.model.x\0", lambda _: torch.ones(1), "cannot be the name"),
+        ("other", lambda _: torch.ones(1), "does not start with"),
+    ],
+)
+def test_tensors_that_the_page_does_not_know_are_refused(
+    file: Path,
+    name: str,
+    change: Callable[[Tensor | None], Tensor],
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By every command, by the file's own name, and before anything is written."""
+    _with(file, lambda tensors: tensors.update({name: change(tensors.get(name))}))
+    for command in (["export", file, "-o", tmp_path / "b"], ["inspect", file]):
+        error = error_text(capsys, *command)
+        assert str(file) in error
+        assert words in error
+        assert "/sora-" not in error
+        assert {place.name for place in tmp_path.iterdir()} == {"a", "a.safetensors"}
+
+
+def test_a_field_that_is_twice_in_the_header_is_refused(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length].rstrip()
+    again = header[:-1] + b',"scales":' + json.dumps(json.loads(header)["scales"]).encode() + b"}"
+    file.write_bytes(len(again).to_bytes(8, "little") + again + content[8 + length :])
+    assert "'scales' is there twice" in error_text(capsys, "inspect", file)
+
+
+def test_errors_within_it_name_the_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def damage(tensors: dict[str, Tensor]) -> None:
+        line, _, rest = zlib.decompress(tensors["texts"].numpy().tobytes()).partition(b"\n")
+        text = zlib.compress(line + b"\nx" + rest[1:])
+        tensors["texts"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+
+    _with(file, damage)
+    assert f"{file}/adapter_config.json is not JSON" in error_text(capsys, "inspect", file)
 
 
 def test_commands_read_it(file: Path, directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,11 +13,13 @@ from safetensors.torch import save_file
 
 from methods.budgets import strongest
 from methods.factors import Decomposition, LowRankFactors
+from methods.grid import round_factors
 from methods.keep import Keep
 from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.pruning import prune_layers
 from sora_cli.adapter.reading import open_adapter
+from sora_cli.adapter.survival import LEAST
 from sora_cli.app import run
 from sora_cli.commands.prune import prune
 from tests.helpers_errors import error_text
@@ -256,6 +258,18 @@ def test_bits_are_tested_as_they_are_stored(
     assert scores[0] - scores[1] == pytest.approx(entry["drop"], abs=1e-9)
 
 
+def test_a_test_may_leave_no_component_to_pack(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prune(trained.parent / "out", tmp_path / "a", rank=1)
+    words = ["--recipe", trained, "--max-drop", "99pt", "--bits", "2"]
+    assert run(["prune", *map(str, [tmp_path / "a", "-o", tmp_path / "p", *words])]) == 0
+    out, err = capsys.readouterr()
+    assert "certified: 0 components" in out
+    assert "rounded to" not in out
+    assert "to pack it" not in err
+
+
 def test_rows_that_cannot_certify_the_promise_give_no_verdict(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -342,6 +356,61 @@ def test_the_error_of_rounding_is_true(
         error = float((factors.dense() - exact).norm() / exact.norm())
         assert errors[path] == pytest.approx(error, abs=1e-5)
         assert 0 < error < 0.3
+
+
+def _with_outlier(size: float) -> LowRankFactors:
+    """One component with a number far from all others on either side."""
+    g = torch.Generator().manual_seed(0)
+    factors = LowRankFactors(torch.randn(1, 64, generator=g), torch.randn(64, 1, generator=g))
+    factors.A[0, 3] = factors.B[7, 0] = size
+    return factors
+
+
+def _written(folder: Path, layers: dict[str, LowRankFactors]) -> Path:
+    write_adapter(folder, Adapter(layers, {}, (), None, BaseReference("base", "base")))
+    return folder
+
+
+def test_rounding_that_leaves_too_little_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a merge; the way out works, and the share is that of the update along itself."""
+    factors = _with_outlier(100)
+    before, after = factors.dense(), round_factors(factors, 4).dense()
+    share = float((after * before).sum() / before.square().sum())
+    assert share < LEAST
+    source = _written(tmp_path / "a", {"l.0": factors})
+    error = error_text(capsys, "prune", source, "-o", tmp_path / "p", "--bits", "4")
+    assert f"4 bits hold {share:.1%} of the adapter's update" in error
+    assert "--bits 8 keeps more of it" in error
+    assert not (tmp_path / "p").exists()
+    prune(source, tmp_path / "p", bits=8)
+
+
+def test_a_module_of_which_little_is_left_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    g = torch.Generator().manual_seed(1)
+    large = LowRankFactors(1e5 * torch.randn(2, 64, generator=g), torch.randn(64, 2, generator=g))
+    source = _written(tmp_path / "a", {"l.0": large, "l.1": _with_outlier(100)})
+    prune(source, tmp_path / "p", bits=4)
+    told = capsys.readouterr().err
+    assert "warning: 4 bits hold 9" in told
+    assert "least: l.1 " in told
+    prune(source, tmp_path / "q", bits=8)
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_an_adapter_without_components_is_not_rounded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zero = LowRankFactors(torch.zeros(2, 8), torch.zeros(6, 2))
+    source = _written(tmp_path / "a", {"l.0": zero})
+    error = error_text(capsys, "prune", source, "-o", tmp_path / "p", "--bits", "4")
+    assert "has no components" in error
+    assert "leave out --bits" in error
+    assert not (tmp_path / "p").exists()
+    prune(source, tmp_path / "p")
 
 
 def test_a_rounded_adapter_can_be_cut_but_not_rounded_again(

@@ -15,6 +15,7 @@ from torch import Tensor
 from methods.factors import LowRankFactors
 from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.metadata import BaseReference, read_json
+from sora_cli.adapter.survival import Overlap, Survival
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED
@@ -22,9 +23,7 @@ from sora_cli.merge import blocks as merge_blocks
 from sora_cli.merge import write as merge_write
 from sora_cli.merge.merge import MERGED_KEY, Merged, merge_adapter
 from sora_cli.merge.rounding import (
-    Overlap,
     Storing,
-    Survival,
     random_bits,
     round_stochastically,
     shown_survival,

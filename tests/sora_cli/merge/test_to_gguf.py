@@ -21,6 +21,7 @@ from sora_cli.adapter.metadata import BaseReference
 from sora_cli.app import run
 from sora_cli.merge import to_gguf
 from sora_cli.model.fingerprint import fingerprint
+from tests.helpers_disk import files_of_at_most
 from tests.helpers_errors import error_text
 
 HIDDEN, HEADS = 64, 2
@@ -111,6 +112,19 @@ def in_order(path: str, weight: Tensor) -> Tensor:
 def merge(tmp_path: Path, *options: str) -> int:
     words = ["merge", str(tmp_path / "a"), "-o", str(tmp_path / "out.gguf"), "--format", "gguf"]
     return run([*words, *options])
+
+
+def test_disk_that_fills_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wherever it ends, within the last tensor too: one clear error, and nothing is left."""
+    source, out = base_file(tmp_path / "base.gguf"), tmp_path / "out.gguf"
+    adapter_for(tmp_path / "a", source)
+    whole = source.stat().st_size
+    words = ("merge", tmp_path / "a", "-o", out, "--format", "gguf")
+    for limit in (0, 100, whole // 2, whole - 40, whole - 1):
+        with files_of_at_most(limit):
+            error = error_text(capsys, *words)
+        assert f"{out} cannot be written: file too large" in error
+        assert {place.name for place in tmp_path.iterdir()} == {"base.gguf", "a"}
 
 
 @pytest.mark.parametrize(("type", "tolerance"), [("f32", 1e-6), ("f16", 1e-3), ("q8_0", 1e-2)])
