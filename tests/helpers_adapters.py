@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,14 @@ def randomise(
 
 
 @torch.no_grad()
+def forget_base_weights(adapter: Path) -> None:
+    """Take the base's fingerprint out of an adapter's sora.json, as other tools write none."""
+    file = adapter / "sora.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["base"]["fingerprint"] = None
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
 def fill_peft(model: Any, *, seed: int = 1, scale: float = 0.2) -> Any:
     """Random numbers in all that PEFT trains in a model, in place: no B is zero any more."""
     generator = torch.Generator().manual_seed(seed)
