@@ -17,8 +17,8 @@ from sora_cli.verify.subjects import Subject
 def described_apart(subjects: Sequence[Subject]) -> list[str]:
     """Return a sentence for each fact in which two subjects, or a subject and its report, differ.
 
-    Only facts that change answers count. The outputs alone do not show them: exchanged weights, too,
-    give the same outputs each time they are loaded.
+    Only facts that change answers count, since the outputs alone do not show them: exchanged
+    weights, too, give the same outputs each time they are loaded.
     """
     places = {place: None for subject in subjects if (place := _place(subject)) is not None}
     differences = [
