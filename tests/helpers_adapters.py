@@ -133,7 +133,6 @@ def randomise(
             fill(parameter, 0.5)
 
 
-@torch.no_grad()
 def forget_base_weights(adapter: Path) -> None:
     """Take the base's fingerprint out of an adapter's sora.json, as other tools write none."""
     file = adapter / "sora.json"
@@ -142,6 +141,7 @@ def forget_base_weights(adapter: Path) -> None:
     file.write_text(json.dumps(content), encoding="utf-8")
 
 
+@torch.no_grad()
 def fill_peft(model: Any, *, seed: int = 1, scale: float = 0.2) -> Any:
     """Random numbers in all that PEFT trains in a model, in place: no B is zero any more."""
     generator = torch.Generator().manual_seed(seed)

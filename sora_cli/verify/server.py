@@ -181,7 +181,8 @@ class Server:
             adapters = [{"id": a["id"], "scale": 0.0} for a in self._reply("/lora-adapters")]
         except (SoraError, KeyError, TypeError):
             return  # it is another server's, and has no such path
-        self.base = {"lora": adapters} if adapters else {}
+        # llama.cpp's word, and no method of ours
+        self.base = dict(lora=adapters) if adapters else {}  # noqa: C408
 
     def find_way(self, text: str, ids: Sequence[int], *, chats: bool) -> None:
         """Choose the first form of request that the server takes, by asking for one token.
