@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from operator import ne
 from typing import Any
 
 import torch
@@ -116,12 +117,6 @@ class Computed:
     prompts: tuple[Prompt, ...]
     adapter: Tensor
     base: Tensor
-
-    def at(self, chosen: Sequence[int]) -> Computed:
-        """Return some of the prompts."""
-        indices = list(chosen)
-        prompts = tuple(self.prompts[i] for i in indices)
-        return Computed(prompts, self.adapter[indices], self.base[indices])
 
 
 def check_server(
@@ -240,7 +235,10 @@ def _most_apart(computed: Computed) -> tuple[Computed, float]:
     on_sides = [apart.gather(1, side.topk(TOP).indices).mean(1) for side in sides]
     # the smaller one: the server may turn out to be either
     largest = torch.minimum(*on_sides).topk(min(_TEXTS, len(apart)))
-    return computed.at(largest.indices.tolist()), float(largest.values.mean().sqrt())
+    chosen = largest.indices.tolist()
+    prompts = tuple(computed.prompts[i] for i in chosen)
+    most = Computed(prompts, computed.adapter[chosen], computed.base[chosen])
+    return most, float(largest.values.mean().sqrt())
 
 
 def _clear_choices(computed: Computed, adapter: Sequence[str], base: Sequence[str]) -> list[int]:
@@ -264,8 +262,7 @@ def judge_logprobs(
     if silent:
         reason = f"{silent} of {len(answers) + len(bare)} answers came without log-probabilities"
         return Finding(Served.UNKNOWN, reason, texts=len(answers))
-    named = all(token[0] is not None for answer in (*answers, *bare) for token in answer.likely)
-    known = {} if named else _ids_by_text(tokenizer, computed.adapter.shape[1])
+    known = _ids_by_text(tokenizer, computed.adapter.shape[1])
     given, adapter, base = _aligned(computed, answers, known)
     counts = {"texts": len(answers), "tokens": len(given)}
     asked = sum(len(answer.likely) for answer in answers)
@@ -275,9 +272,7 @@ def judge_logprobs(
     theirs, _, ours = _aligned(computed, bare, known)
     noise = _rms(theirs - ours) if len(theirs) else None
     effect = measure_one("log-probabilities", base, adapter, given)
-    to_adapter, to_base, size = (
-        _rms(a - b) for a, b in ((given, adapter), (given, base), (adapter, base))
-    )
+    to_adapter, to_base, size = map(_rms, (given - adapter, given - base, adapter - base))
     most = _COARSE if noise is None else noise
     verdict, reason = judge(to_adapter, to_base, size, noise, most=most)
     return Finding(verdict, reason, **counts, to_adapter=to_adapter, to_base=to_base, effect=size,
@@ -307,12 +302,8 @@ def judge_texts(
     given: Sequence[str], bare: Sequence[str], adapter: Sequence[str], base: Sequence[str]
 ) -> Finding:
     """Judge by the likeliest next tokens, on texts where adapter and base differ."""
-
-    def apart(some: Sequence[str], others: Sequence[str]) -> int:
-        return sum(a != b for a, b in zip(some, others, strict=True))
-
-    total, noise = len(given), apart(bare, base) if bare else None
-    to_adapter, to_base = apart(given, adapter), apart(given, base)
+    total, noise = len(given), sum(map(ne, bare, base)) if bare else None
+    to_adapter, to_base = sum(map(ne, given, adapter)), sum(map(ne, given, base))
     # a count of 0 or 1 says less of the next count than a mean of squares: 0, 2 and 3 were seen
     most = _COARSE_TEXTS * total if noise is None else noise + 2
     verdict, reason = judge(to_adapter, to_base, total, noise, most=most)

@@ -40,12 +40,10 @@ _OTHER_FORM = (400, 404, 405, 415, 422, 501)
 """Statuses of a server that does not know a path, or refuses the form of a request."""
 
 
-class RefusalError(SoraError):
-    """The server answered with an error, such as 404."""
+class ServerError(SoraError):
+    """The server answered with an error, such as the status 404, or with what cannot be used."""
 
-    def __init__(self, status: int, what: str, **more: str | None) -> None:
-        super().__init__(what, **more)
-        self.status = status
+    status: int | None = None
 
 
 class _NoRedirect(HTTPRedirectHandler):
@@ -158,8 +156,9 @@ class Server:
             fitting = [name] if name in listed else []
         if len(fitting) != 1:
             near = closest(name, listed) if name is not None else "NAME" if listed else None
+            has = f"{len(listed)} models" if name is None else f"no model '{name}'"
             raise self._error(
-                f"{self.url} has " + (f"{len(listed)} models" if name is None else f"no '{name}'"),
+                f"{self.url} has {has}",
                 where=f"it lists: {first_few(map(self.shown, listed), _MOST_MODELS) or 'none'}",
                 hint=f"--model {quote(near)}" if near else None,
             )
@@ -179,7 +178,7 @@ class Server:
                 return
         try:
             adapters = [{"id": a["id"], "scale": 0.0} for a in self._reply("/lora-adapters")]
-        except (SoraError, KeyError, TypeError):
+        except (ServerError, KeyError, TypeError):
             return  # it is another server's, and has no such path
         # llama.cpp's word, and no method of ours
         self.base = dict(lora=adapters) if adapters else {}  # noqa: C408
@@ -195,7 +194,7 @@ class Server:
             self.way = way
             try:
                 token = self.ask(text, ids)
-            except RefusalError as error:
+            except ServerError as error:
                 if error.status not in _OTHER_FORM or way is ways[-1]:
                     raise
             else:
@@ -255,7 +254,7 @@ class Server:
             place = str(answer.headers.get("Location"))
             return answer.status, place, answer.read(_MOST_BYTES + 1)
 
-    def _refusal(self, status: int, address: str, place: str, body: bytes) -> SoraError:
+    def _refusal(self, status: int, address: str, place: str, body: bytes) -> ServerError:
         where: str | None
         hint: str | None
         if 300 <= status < 400:
@@ -267,9 +266,11 @@ class Server:
             said = self._line(_message(body))
             where = f"it says: {said}" if said else None
             hint = "is it the address of an OpenAI-style server?" if status == 404 else None
-        return self._error(f"{address} answers {status}", where=where, hint=hint, status=status)
+        refusal = self._error(f"{address} answers {status}", where=where, hint=hint)
+        refusal.status = status
+        return refusal
 
-    def _unreadable(self, path: str, text: bytes = b"") -> SoraError:
+    def _unreadable(self, path: str, text: bytes = b"") -> ServerError:
         said = self._line(text.decode(errors="replace"))
         return self._error(
             f"{self.url}{path} does not answer as OpenAI's servers do",
@@ -277,11 +278,9 @@ class Server:
             hint="is it the address of an OpenAI-style server?",
         )
 
-    def _error(self, what: str, *, status: int | None = None, **more: str | None) -> SoraError:
+    def _error(self, what: str, **more: str | None) -> ServerError:
         lines = {name: text and self.shown(text) for name, text in more.items()}
-        if status is None:
-            return SoraError(self.shown(what), **lines)
-        return RefusalError(status, self.shown(what), **lines)
+        return ServerError(self.shown(what), **lines)
 
     def _line(self, text: str) -> str:
         """Return a server's text on one short line; the key is taken out before the text is cut."""

@@ -399,7 +399,7 @@ def test_the_choice_of_a_model(made: Made, capsys: pytest.CaptureFixture[str]) -
         lines = error_of(capsys, *server, url)
         assert lines[1:] == ["it lists: base, lora", "--model NAME"]
         lines = error_of(capsys, *server, url, "--model", "lorra")
-        assert lines[0].endswith("has no 'lorra'")
+        assert lines[0].endswith("has no model 'lorra'")
         assert lines[1:] == ["it lists: base, lora", "--model lora"]
         chosen = client.Server(url)
         chosen.choose("lora", made.adapter)
@@ -410,6 +410,8 @@ def test_the_choice_of_a_model(made: Made, capsys: pytest.CaptureFixture[str]) -
         chosen = client.Server(url)
         chosen.choose(None, made.adapter)
         assert chosen.model == "x"
+        chosen.find_base({str(made.base), "me/other"})
+        assert chosen.base == {"model": "base"}
 
 
 # bad answers
