@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,14 @@ def randomise(
     for path in head:
         for parameter in model.get_submodule(path).parameters():
             fill(parameter, 0.5)
+
+
+def forget_base_weights(adapter: Path) -> None:
+    """Take the base's fingerprint out of an adapter's sora.json, as other tools write none."""
+    file = adapter / "sora.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["base"]["fingerprint"] = None
+    file.write_text(json.dumps(content), encoding="utf-8")
 
 
 @torch.no_grad()

@@ -18,21 +18,9 @@ _RIGHT = "name the right base model: --base MODEL"
 OR_FORCE = "name the right base model with --base, or accept this one with --force"
 
 
-def differing_weights(
-    base: BaseReference, files: Path | None, source: str, result: str | Path
-) -> str | None:
-    """Return a sentence if a model's weights are known to differ from the base model's.
-
-    Args:
-        base: the base model that the result records.
-        files: the model's files on this disk; None: they are not here, so nothing is known.
-        source: the model's name in the sentence.
-        result: the adapter's or delta's name in the sentence.
-    """
-    actual = None if files is None or base.fingerprint is None else fingerprint(files)
-    if actual is None or actual == base.fingerprint:
-        return None
-    return f"{source} holds other weights than the base model of {result}"
+def unrecorded(source: str, result: str | Path) -> str:
+    """Return the note on a base model that was chosen without knowing the right one's weights."""
+    return f"{source} may not be the base model of {result}: its fingerprint is not recorded"
 
 
 def check_weights(
@@ -50,11 +38,18 @@ def check_weights(
     that are known to differ are an error.
 
     Args:
+        base: the base model that the result records.
+        files: the model's files on this disk; None: they are not here.
+        source: the model's name in the note.
+        result: the adapter's or delta's name in the note.
         force: accept other weights, with a note.
     """
     if base.fingerprint is None:
-        return f"{source} may not be the base model of {result}: its fingerprint is not recorded"
-    differing = differing_weights(base, files, source, result)
-    if differing is not None and not force:
+        return unrecorded(source, result)
+    actual = None if files is None else fingerprint(files)
+    if actual is None or actual == base.fingerprint:
+        return None
+    differing = f"{source} holds other weights than the base model of {result}"
+    if not force:
         raise SoraError(differing, where=f"trained on: {base.path}", hint=hint)
     return differing

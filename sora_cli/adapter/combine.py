@@ -24,6 +24,7 @@ from torch import Tensor
 from methods.combining import dare, ties
 from methods.factors import LowRankFactors
 from methods.keep import Keep
+from sora_cli.adapter.base_check import unrecorded
 from sora_cli.adapter.companions import copy_processor
 from sora_cli.adapter.dense import Progress, cut_dense, measure
 from sora_cli.adapter.directory import Adapter, check_low_rank, lazy_adapter, write_adapter
@@ -306,12 +307,17 @@ def _common_value(what: str, files: Sequence[AdapterFile], values: Sequence[Any]
 
 
 def _check_bases(files: Sequence[AdapterFile]) -> tuple[str, ...]:
-    """Refuse adapters of different base models; return a note if that is not known."""
-    _common_value("base model", files, [_identity(file.base) for file in files])
-    if all(_identity(file.base) for file in files):
-        return ()
-    _common_value("base model", files, [file.base.hub_id for file in files])
-    return ("not all adapters record their base model, so it may differ; their shapes fit",)
+    """Refuse adapters of different base models; return a note for each that does not record it."""
+    identities = [_identity(file.base) for file in files]
+    _common_value("base model", files, identities)
+    if not all(identities):
+        _common_value("base model", files, [file.base.hub_id for file in files])
+    first = next((file for file in files if file.base.fingerprint is not None), files[0])
+    return tuple(
+        unrecorded(f"the base model of {first.directory}", file.directory)
+        for file in files
+        if file is not first and file.base.fingerprint is None
+    )
 
 
 def _identity(base: BaseReference) -> str | None:

@@ -134,15 +134,6 @@ def changed_results(run: Path, report: RunReport) -> Iterator[str]:
             yield from _changed_beside(run / name, report)
 
 
-def changed_beside(folder: Path) -> list[str]:
-    """Return a line for each changed file that decides answers beside a result's weights.
-
-    The list is empty for a result outside the directory of a finished run.
-    """
-    report = _report_of(folder.resolve())
-    return [] if report is None else list(_changed_beside(folder, report))
-
-
 def _changed_beside(folder: Path, report: RunReport) -> Iterator[str]:
     if not folder.is_dir():
         return
@@ -199,7 +190,10 @@ def _touched_after(place: Path, finished: str) -> bool:
 
 
 def result_remarks(folder: Path) -> list[str]:
-    """Return a line for each change of a result since its run."""
+    """Return a line for each change of a result since its run.
+
+    The list is empty for a result outside the directory of a finished run.
+    """
     place = folder.resolve()
     report = _report_of(place)
     if report is None:

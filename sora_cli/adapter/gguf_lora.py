@@ -75,7 +75,7 @@ def export_gguf(
         check_low_rank(file)
         name = base or file.base.name()
         architecture, places = places_of(file, name)
-        _check_base(file, name, force=force)
+        note = _check_base(file, name, force=force)
         ranks = Plan(file.layers, {}, layout="exact", dtype="float32").stored
         alpha = max(ranks.values())  # a file has one alpha: see the formula at the top
         layers = OnDemand(file.paths, lambda path: _scaled(file, path, ranks.get(path, 0) / alpha))
@@ -95,15 +95,15 @@ def export_gguf(
             ranks=dict(plan.stored),
             permuted=sum(places[path].rows is not None for path in plan.stored),
             sizes=((file.directory / ADAPTER_WEIGHTS).stat().st_size, output.stat().st_size),
-            notes=file.notes,
+            notes=(*file.notes, *([] if note is None else [note])),
         )
 
 
-def _check_base(file: AdapterFile, name: str, *, force: bool) -> None:
+def _check_base(file: AdapterFile, name: str, *, force: bool) -> str | None:
     """Refuse a base with other weights; a checkpoint and a GGUF file of it cannot be compared."""
     source = local_checkpoint(resolve_model_path(name), file.base.revision)
     one_form = _is_gguf(file.base.path) == _is_gguf(name)
-    check_weights(
+    return check_weights(
         file.base, source if one_form else None, name, "the adapter", force=force, hint=OR_FORCE
     )
 

@@ -135,7 +135,8 @@ def _verify_server(
     done, notes = check_server(run, server, base=base, dtype=dtype)
     say_notes(notes)
     if as_json:
-        facts = {"a": run, "server": server.url, "model": server.model, "path": server.way.path}
+        facts = {"a": run, "server": server.shown(server.url), "model": server.shown(server.model),
+                 "path": server.way.path}  # fmt: skip
         emit(json.dumps({**facts, **asdict(done), "verdict": done.verdict.value}, indent=2))
         return done.exit_code
     if done.to_adapter is not None:
@@ -159,7 +160,10 @@ def _show_distances(server: Server, done: Finding) -> None:
         places = f"{done.tokens} log-probabilities (rms), of the {places}"
     rows = [("server and adapter", done.to_adapter), ("server and bare base", done.to_base),
             ("adapter and bare base", done.effect)]  # fmt: skip
-    emit_table(Table(f"{printable(server.url)}, model {printable(server.model)}", columns, rows))
+    if done.noise is not None:
+        rows.append(("server's bare base and ours", done.noise))
+    title = printable(server.shown(f"{server.url}, model {server.model}"))
+    emit_table(Table(title, columns, rows))
     emit(f"compared:   {places}, by {server.way.path}")
 
 

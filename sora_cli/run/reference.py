@@ -26,6 +26,7 @@ from sora_cli.adapter.digest import result_digest
 from sora_cli.adapter.directory import read_adapter
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.core.atomic import write_bytes_atomic
+from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.processes import is_main
 from sora_cli.core.shell import quote
@@ -54,7 +55,7 @@ class Reference(ReferenceModel):
 
     def __init__(self, recipe: Recipe) -> None:
         self.name = recipe.task.options.reference  # type: ignore[attr-defined]
-        self._recipe, self._known = recipe, dict[int, np.ndarray]()
+        self._recipe, self._known, self._noted = recipe, dict[int, np.ndarray](), False
         self.adapter = None if self.name == BASE_MODEL else Path(self.name).expanduser()
         self.digest = None if self.adapter is None else _digest(self.adapter)
 
@@ -126,7 +127,8 @@ class Reference(ReferenceModel):
             return
         with self._recipe.placing(KEY):
             adapter = read_adapter(self.adapter, base=base.resolved)
-            check_base(base, adapter.base, self.adapter, hint="name a reference of this base model")
+            hint = "name a reference of this base model"
+            notes = check_base(base, adapter.base, self.adapter, hint=hint)
             if adapter.head or adapter.token_rows or adapter.magnitudes:
                 raise SoraError(
                     f"the reference '{self.name}' stores parts in full, or rescales layers: it "
@@ -134,6 +136,9 @@ class Reference(ReferenceModel):
                     hint="sora merge it, and train on the merged model: model.path=DIR",
                     key=KEY,
                 )
+        if not self._noted:  # not again for each part of the rows
+            say_notes(notes)
+        self._noted = True
         with added(base.model, adapter):
             yield
 

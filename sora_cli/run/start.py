@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,11 +22,12 @@ from sora_cli.adapter.pruning import check_left, prune_layers
 from sora_cli.adapter.reading import AdapterFile, open_adapter
 from sora_cli.adapter.rounding import round_layers
 from sora_cli.adapter.todays_names import todays_names, todays_paths
+from sora_cli.core.console import say_notes
 from sora_cli.core.device import process_state
 from sora_cli.core.errors import SoraError
 from sora_cli.core.processes import world_size
 from sora_cli.core.shell import quote
-from sora_cli.core.words import first_few
+from sora_cli.core.words import first_few, listed
 from sora_cli.model.base import Base
 from sora_cli.model.new_tokens import KEY, trained_rows
 from sora_cli.recipe.recipe import Recipe
@@ -51,7 +52,7 @@ def start_from_adapter(
         if not layers:
             raise SoraError(f"method '{method.name}' has no adapter to load start.adapter into")
         with open_adapter(Path(block.adapter).expanduser(), base=base.resolved) as file:
-            check_base(base, file.base, file.directory)
+            say_notes(check_base(base, file.base, file.directory))
             check_classes("adapter", file.meta.labels, task)
             check_low_rank(file, rows=True)
             if file.experts:
@@ -64,7 +65,7 @@ def start_from_adapter(
             today = todays_paths(base.model, [*file.paths, *first])
             _check_layers(file, layers, today)
             head = _head(file, base)
-            _take_rows(file, base)
+            _take_rows(file, base, recipe.model.new_tokens)
             updates = _updates(file, layers, block.keep(), today)
             if block.bits is not None:
                 updates = _rounded(updates, layers, block.bits)
@@ -118,19 +119,37 @@ def _head(file: AdapterFile, base: Base) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _take_rows(file: AdapterFile, base: Base) -> None:
-    """Load the adapter's rows of new tokens; this run must train the same rows."""
+def _take_rows(file: AdapterFile, base: Base, new: Sequence[str]) -> None:
+    """Load the adapter's rows of new tokens by the tokens' texts; this run must train them all.
+
+    Rows of tokens that the adapter lacks stay the mean of their pieces.
+
+    Args:
+        new: the run's new tokens, in the order of their rows.
+    """
     own, today = trained_rows(base.model), todays_paths(base.model, file.tokens)
+    names = file.meta.new_tokens  # of its rows, in their order: their numbers are the run's choice
     for path, stored in file.token_rows.items():
-        rows = own.get(today[path])
-        if rows is None or rows.ids.tolist() != stored.indices.tolist():
+        if len(names) != len(stored.indices):
             raise SoraError(
                 f"{file.directory} has trained rows of tokens {first_few(stored.indices.tolist())}"
-                ", which this run would not keep",
-                hint=quote(f"{KEY}={json.dumps(file.meta.new_tokens, ensure_ascii=False)}"),
+                ", but does not record the tokens' texts",
+                hint="sora merge it first, and train on the merged model",
+            )
+        rows, lost = own.get(today[path]), [name for name in names if name not in new]
+        if rows is None or lost:
+            wanted = json.dumps([*new, *lost], ensure_ascii=False)
+            raise SoraError(
+                f"{file.directory} has trained rows of {listed(lost or names)}, which this run "
+                "would not keep",
+                hint=quote(f"{KEY}={wanted}"),
                 key=KEY,
             )
-        rows.rows.copy_(stored.values)
+        rows.rows[[new.index(name) for name in names]] = stored.values.to(rows.rows)
+    fresh = [name for name in new if name not in names]
+    if fresh:
+        say_notes([f"{file.directory} has no rows of {listed(fresh)}: they begin as the mean of "
+                   "their pieces"])  # fmt: skip
 
 
 def _updates(

@@ -23,7 +23,7 @@ from methods.base import LowRankLinear
 from methods.baselines import Baseline
 from methods.sharding import is_sharded, whole
 from sora_cli.adapter.apply import apply_adapter, load_head
-from sora_cli.adapter.base_check import check_weights, differing_weights
+from sora_cli.adapter.base_check import check_weights
 from sora_cli.adapter.directory import Adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_sora_file, write_sora_file
 from sora_cli.adapter.moved import located
@@ -133,19 +133,24 @@ def _check(meant: dict[str, Tensor], back: dict[str, Tensor], where: Path) -> No
 
 
 def check_base(
-    base: Base, reference: BaseReference | None, result: str | Path, *, hint: str = _PUT_BACK
-) -> None:
-    """Refuse a base model whose weights differ from the recorded weights, as far as they are known.
+    base: Base,
+    reference: BaseReference,
+    result: str | Path,
+    *,
+    force: bool = False,
+    hint: str = _PUT_BACK,
+) -> tuple[str, ...]:
+    """Refuse a base model with other weights than a result records; see `check_weights`.
 
     Args:
         result: the adapter or delta that needs the base model, for the error.
+
+    Returns:
+        A note if the weights are not known to be the same.
     """
-    if reference is not None:
-        check_weights(reference, _files(base), base.resolved, result, hint=hint)
-
-
-def _files(base: Base) -> Path | None:
-    return local_checkpoint(base.resolved, base.revision)
+    files = local_checkpoint(base.resolved, base.revision)
+    note = check_weights(reference, files, base.resolved, result, force=force, hint=hint)
+    return () if note is None else (note,)
 
 
 def load_adapted(
@@ -196,12 +201,9 @@ def _load_base_of(
 ) -> Base:
     block = base_block(recipe, reference, on)
     base = load_base(block, task, precision=recipe.training.precision)
-    if on is None or strict:
-        hint = _PUT_BACK if on is None else "name its own base model: model.path=MODEL"
-        check_base(base, reference, result, hint=hint)
-        return base
-    differing = differing_weights(reference, _files(base), base.resolved, result)
-    notes = () if differing is None else (differing,)
+    hint = _PUT_BACK if on is None else "name its own base model: model.path=MODEL"
+    force = on is not None and not strict
+    notes = check_base(base, reference, result, force=force, hint=hint)
     say_notes(notes)
     return replace(base, notes=notes)
 

@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from sora_cli.adapter.digest import changed_beside, deciding, differing_facts
+from sora_cli.adapter.digest import deciding, differing_facts, result_remarks
 from sora_cli.adapter.metadata import read_json, read_sora_file
 from sora_cli.model.files import MODEL_CONFIG, SORA_FILE
 from sora_cli.model.references import local_checkpoint
@@ -17,11 +17,12 @@ from sora_cli.verify.subjects import Subject
 def described_apart(subjects: Sequence[Subject]) -> list[str]:
     """Return a sentence for each fact in which two subjects, or a subject and its report, differ.
 
-    Only facts that change answers count, since the outputs alone do not show them.
+    Only facts that change answers count, since the outputs alone do not show them: exchanged
+    weights, too, give the same outputs each time they are loaded.
     """
     places = {place: None for subject in subjects if (place := _place(subject)) is not None}
     differences = [
-        line for place in places for line in (*changed_beside(place), *_inconsistent(place))
+        line for place in places for line in (*result_remarks(place), *_inconsistent(place))
     ]
     for one, other in combinations(subjects, 2):
         differences += differing_facts(_facts(one), _facts(other), (one.reference, other.reference))

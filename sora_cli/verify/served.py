@@ -2,19 +2,21 @@
 
 The texts are beginnings of the probes' sentences. For each of them the next token's
 log-probabilities are computed here, with and without the adapter, and the texts on which these
-differ most are put to the server. With the server's log-probabilities s, and a and b of the adapter
-and the base for the same tokens, the share of the effect is <s - b, a - b> / |a - b|^2: 1 for this
-adapter, 0 for the bare base, and in both cases the residual is the rounding of the server's number
-format. Without log-probabilities, the likeliest tokens are compared.
+differ most are put to the server. What the server's number formats round is measured, not assumed:
+a server that can be asked for its bare base, too, is, and the distance of that base from ours (root
+mean square) is its noise. The server's model is the one of ours from which it is no farther than
+its noise explains. Without log-probabilities, the likeliest tokens are compared in the same way,
+and distances are numbers of texts.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from operator import ne
 from typing import Any
 
 import torch
@@ -44,18 +46,17 @@ _TEXTS, _FEWEST = 24, 6
 """Texts that are put to a server, at most and at least."""
 _FLOOR = 0.05
 """The smallest effect on log-probabilities that is measured: 16 bits move them by about 0.02."""
-_STRENGTH = 0.05
-"""Error of the share that is allowed beside the residual."""
-_ROUNDED, _RELATIVE = 0.15, 0.1
-"""Root mean square by which rounding may move log-probabilities, and the same as part of the
-effect; twice as much is doubtful. llama.cpp with 4-bit weights moved those of SmolLM2 by 0.08 to
-0.12; an adapter of the same recipe with another seed is 0.23 to 0.33 away from this one."""
-_DROWNED = 1 / 3
-"""The largest residual of a verdict: a small effect drowns in rounding."""
+_NOISES, _OWN = 1.5, 0.03
+"""A distance is explained up to so many times the noise and this part of the adapter's effect, for
+the rounding of its own numbers. With 4-bit weights in llama.cpp (SmolLM2) adapters of effects from
+0.16 to 1.3 were 1.1 to 1.3 times as far away as the base, others of the same recipe 1.9 to 13."""
+_FAR = 1.5
+"""A distance is not explained from so many times that on; what lies between is unclear."""
+_COARSE, _COARSE_TEXTS = 0.15, 0.1
+"""The largest noise of a server without a base to ask, in log-probabilities (4-bit weights: 0.08 to
+0.12) and as share of the texts: it may exclude the adapter, but not confirm it."""
 _CLEAR = 0.1
 """The next token's lead over the second in log-probability: nearer ties are left out."""
-_MATCHING, _UNCLEAR = 0.9, 0.75
-"""Share of equal next tokens for a verdict, and for doubt."""
 _CAUSAL = "AutoModelForCausalLM"
 
 
@@ -64,6 +65,7 @@ class Served(Enum):
 
     ADAPTER = "this adapter"
     BASE = "the bare base"
+    ANOTHER = "another adapter"
     NEITHER = "neither"
     UNKNOWN = "cannot tell"
 
@@ -78,6 +80,7 @@ class Finding:
         to_adapter, to_base: distance from the server to each: the root mean square difference of
             log-probabilities, or with `tokens` None the number of texts with another next token.
         effect: the same distance from the adapter to its base.
+        noise: the same distance from the server's bare base to ours; None: it cannot be asked.
         share, residual: of the adapter's effect (`effect.Effect`); None without log-probabilities.
         reason: in words; empty if the numbers say it.
     """
@@ -89,6 +92,7 @@ class Finding:
     to_adapter: float | None = None
     to_base: float | None = None
     effect: float | None = None
+    noise: float | None = None
     share: float | None = None
     residual: float | None = None
 
@@ -113,12 +117,6 @@ class Computed:
     prompts: tuple[Prompt, ...]
     adapter: Tensor
     base: Tensor
-
-    def at(self, chosen: Sequence[int]) -> Computed:
-        """Return some of the prompts."""
-        indices = list(chosen)
-        prompts = tuple(self.prompts[i] for i in indices)
-        return Computed(prompts, self.adapter[indices], self.base[indices])
 
 
 def check_server(
@@ -145,6 +143,8 @@ def check_server(
         text = SENTENCES[1]
         chats = tokenizer.chat_template is not None
         server.find_way(text, tokenizer(text).input_ids, chats=chats)
+        known = subject.adapter.base
+        server.find_base({subject.source, known.path, known.hub_id or known.path})
         rows = list(_rows(tokenizer, longest(config), chat=server.way.chat))
         computed = compute(subject, config, rows, getattr(torch, dtype))
     return find(server, computed, tokenizer), check_bases([subject], force=False)
@@ -201,7 +201,7 @@ def find(server: Server, computed: Computed, tokenizer: Any) -> Finding:
             reason = (f"the adapter changes the next tokens' log-probabilities by {before:.1g} "
                       "only, as rounding does")  # fmt: skip
             return Finding(Served.UNKNOWN, reason)
-        return judge_logprobs(chosen, _answers(server, chosen.prompts), tokenizer)
+        return judge_logprobs(chosen, *_answers(server, chosen.prompts), tokenizer)
     texts = [tokenizer.batch_decode(side.argmax(-1)[:, None], skip_special_tokens=True)
              for side in (computed.adapter, computed.base)]  # fmt: skip
     # some servers leave out the space that a SentencePiece token begins with
@@ -211,14 +211,21 @@ def find(server: Server, computed: Computed, tokenizer: Any) -> Finding:
         reason = (f"without log-probabilities only the next tokens of {len(clear)} of "
                   f"{len(adapter)} texts tell the adapter from its base")  # fmt: skip
         return Finding(Served.UNKNOWN, reason)
-    answers = _answers(server, [computed.prompts[i] for i in clear])
-    given = [answer.text.removeprefix(" ") for answer in answers]
-    return judge_texts(given, [adapter[i] for i in clear], [base[i] for i in clear])
+    both = _answers(server, [computed.prompts[i] for i in clear])
+    given, bare = ([answer.text.removeprefix(" ") for answer in answers] for answers in both)
+    return judge_texts(given, bare, [adapter[i] for i in clear], [base[i] for i in clear])
 
 
-def _answers(server: Server, prompts: Sequence[Prompt]) -> list[NextToken]:
-    say(f"asking {server.url} for the next token of {len(prompts)} texts")
-    return [server.ask(prompt.text, prompt.ids) for prompt in prompts]
+def _answers(server: Server, prompts: Sequence[Prompt]) -> tuple[list[NextToken], list[NextToken]]:
+    """Return the answers of the server's model, and of its bare base (empty: it has none)."""
+    say(f"asking {server.shown(server.url)} for the next token of {len(prompts)} texts")
+    answers = [server.ask(prompt.text, prompt.ids) for prompt in prompts]
+    if not server.base:
+        return answers, []
+    say("asking its bare base")
+    bare = [server.ask(prompt.text, prompt.ids, base=True) for prompt in prompts]
+    # the same numbers are the same model's: a server that heeds no name, or runs without adapters
+    return answers, bare if bare != answers else []
 
 
 def _most_apart(computed: Computed) -> tuple[Computed, float]:
@@ -228,7 +235,10 @@ def _most_apart(computed: Computed) -> tuple[Computed, float]:
     on_sides = [apart.gather(1, side.topk(TOP).indices).mean(1) for side in sides]
     # the smaller one: the server may turn out to be either
     largest = torch.minimum(*on_sides).topk(min(_TEXTS, len(apart)))
-    return computed.at(largest.indices.tolist()), float(largest.values.mean().sqrt())
+    chosen = largest.indices.tolist()
+    prompts = tuple(computed.prompts[i] for i in chosen)
+    most = Computed(prompts, computed.adapter[chosen], computed.base[chosen])
+    return most, float(largest.values.mean().sqrt())
 
 
 def _clear_choices(computed: Computed, adapter: Sequence[str], base: Sequence[str]) -> list[int]:
@@ -240,61 +250,90 @@ def _clear_choices(computed: Computed, adapter: Sequence[str], base: Sequence[st
     return sorted(usable, key=lambda i: -gaps[i])[:_TEXTS]
 
 
-def judge_logprobs(computed: Computed, answers: Sequence[NextToken], tokenizer: Any) -> Finding:
-    """Judge by the log-probabilities of the server's likeliest tokens."""
-    width, triples, unknown = computed.adapter.shape[1], list[tuple[float, float, float]](), 0
-    named = all(token[0] is not None for answer in answers for token in answer.likely)
-    known = {} if named else _ids_by_text(tokenizer, width)
-    for answer, *sides in zip(answers, computed.adapter, computed.base, strict=True):
+def judge_logprobs(
+    computed: Computed, answers: Sequence[NextToken], bare: Sequence[NextToken], tokenizer: Any
+) -> Finding:
+    """Judge by the log-probabilities of the server's likeliest tokens.
+
+    Args:
+        bare: answers of the server's bare base; empty: it has none.
+    """
+    silent = sum(not answer.likely for answer in (*answers, *bare))
+    if silent:
+        reason = f"{silent} of {len(answers) + len(bare)} answers came without log-probabilities"
+        return Finding(Served.UNKNOWN, reason, texts=len(answers))
+    known = _ids_by_text(tokenizer, computed.adapter.shape[1])
+    given, adapter, base = _aligned(computed, answers, known)
+    counts = {"texts": len(answers), "tokens": len(given)}
+    asked = sum(len(answer.likely) for answer in answers)
+    if 2 * len(given) <= asked:
+        reason = f"{asked - len(given)} of {asked} tokens are not in the base's vocabulary"
+        return Finding(Served.NEITHER, reason, **counts)
+    theirs, _, ours = _aligned(computed, bare, known)
+    noise = _rms(theirs - ours) if len(theirs) else None
+    effect = measure_one("log-probabilities", base, adapter, given)
+    to_adapter, to_base, size = map(_rms, (given - adapter, given - base, adapter - base))
+    most = _COARSE if noise is None else noise
+    verdict, reason = judge(to_adapter, to_base, size, noise, most=most)
+    return Finding(verdict, reason, **counts, to_adapter=to_adapter, to_base=to_base, effect=size,
+                   noise=noise, share=effect.share, residual=effect.residual)  # fmt: skip
+
+
+def _aligned(
+    computed: Computed, answers: Sequence[NextToken], known: Mapping[str, Sequence[int]]
+) -> Tensor:
+    """Return log-probabilities of the server, the adapter and the base, (3, tokens).
+
+    Args:
+        known: the ids of a token's text, for answers without ids.
+    """
+    width, triples = computed.adapter.shape[1], list[tuple[float, float, float]]()
+    for answer, *sides in zip(answers, computed.adapter, computed.base, strict=False):
         for number, text, value in answer.likely:
             ids = [i for i in (known.get(text, ()) if number is None else (number,)) if i < width]
-            if not ids:
-                unknown += 1
-                continue
-            # several ids may have one text; the likeliest is meant
-            i = max(ids, key=lambda i: max(float(side[i]) for side in sides))
-            with_it, without = (float(side[i]) for side in sides)
-            triples.append((value, with_it, without))
-    counts = {"texts": len(answers), "tokens": len(triples)}
-    if unknown >= len(triples):
-        reason = f"{unknown} of {unknown + len(triples)} tokens are not in the base's vocabulary"
-        return Finding(Served.NEITHER, reason, **counts)
-    given, adapter, base = torch.tensor(triples, dtype=torch.float64).T
-    effect, size = measure_one("log-probabilities", base, adapter, given), _rms(adapter - base)
-    verdict, reason = judge_share(effect.share, effect.residual, size)
-    return Finding(verdict, reason, **counts, to_adapter=_rms(given - adapter),
-                   to_base=_rms(given - base), effect=size, share=effect.share,
-                   residual=effect.residual)  # fmt: skip
+            if ids:
+                # several ids may have one text; the likeliest is meant
+                i = max(ids, key=lambda i: max(float(side[i]) for side in sides))
+                triples.append((value, float(sides[0][i]), float(sides[1][i])))
+    return torch.tensor(triples, dtype=torch.float64).view(-1, 3).T
 
 
-def judge_share(share: float, residual: float, size: float) -> tuple[Served, str]:
-    """Judge by the share of an effect of this size, with the reason of an unclear verdict."""
-    if size < _FLOOR:
-        return Served.UNKNOWN, f"on its tokens the adapter's effect is {size:.1g} only"
-    whole = share > 0.5
-    if abs(share - whole) > _STRENGTH + residual:
-        return Served.NEITHER, f"as if the adapter were applied at {share:.0%} of its strength"
-    moved, allowed = residual * size, max(_ROUNDED, _RELATIVE * size)
-    if moved <= allowed and residual <= _DROWNED:
-        return (Served.ADAPTER if whole else Served.BASE), ""
-    if moved <= 2 * allowed:
-        return Served.UNKNOWN, (f"a difference of {moved:.2g} is neither's: coarse rounding of the "
-                                "base, another strength, or another adapter")  # fmt: skip
-    return Served.NEITHER, "another adapter, or another base model"
-
-
-def judge_texts(given: Sequence[str], adapter: Sequence[str], base: Sequence[str]) -> Finding:
+def judge_texts(
+    given: Sequence[str], bare: Sequence[str], adapter: Sequence[str], base: Sequence[str]
+) -> Finding:
     """Judge by the likeliest next tokens, on texts where adapter and base differ."""
-    same = [sum(a == b for a, b in zip(given, side, strict=True)) for side in (adapter, base)]
-    total = len(given)
-    if max(same) >= _MATCHING * total:
-        verdict, reason = (Served.ADAPTER if same[0] > same[1] else Served.BASE), ""
-    elif max(same) >= _UNCLEAR * total:
-        verdict, reason = Served.UNKNOWN, "rounding, or another adapter, may explain the others"
-    else:
-        verdict, reason = Served.NEITHER, "another adapter or strength, or another base model"
-    return Finding(verdict, reason, texts=total, to_adapter=total - same[0],
-                   to_base=total - same[1], effect=total)  # fmt: skip
+    total, noise = len(given), sum(map(ne, bare, base)) if bare else None
+    to_adapter, to_base = sum(map(ne, given, adapter)), sum(map(ne, given, base))
+    # a count of 0 or 1 says less of the next count than a mean of squares: 0, 2 and 3 were seen
+    most = _COARSE_TEXTS * total if noise is None else noise + 2
+    verdict, reason = judge(to_adapter, to_base, total, noise, most=most)
+    return Finding(verdict, reason, texts=total, to_adapter=to_adapter, to_base=to_base,
+                   effect=total, noise=noise)  # fmt: skip
+
+
+def judge(
+    to_adapter: float, to_base: float, size: float, noise: float | None, *, most: float
+) -> tuple[Served, str]:
+    """Judge by distances, with the reason of a verdict that the distances alone do not give.
+
+    Args:
+        to_adapter, to_base: from the server's model to ours.
+        size: from our adapter to our base.
+        noise: from the server's base to ours; None: not known.
+        most: the largest that it can be.
+    """
+    limits = [_NOISES * rounding + _OWN * size for rounding in (0.0, noise or 0.0, most)]
+    if any(to_adapter <= limit < to_base / _FAR for limit in limits[:2]):
+        return Served.ADAPTER, ""
+    if any(to_base <= limit < to_adapter / _FAR for limit in limits):
+        return Served.BASE, ""
+    if to_adapter > _FAR * limits[2]:
+        if noise is None:
+            return Served.NEITHER, "another adapter or strength, or another base model"
+        return Served.ANOTHER, f"its base differs from ours by {noise:.2g} only"
+    which = "not the bare base; " if to_base > limits[2] else ""
+    told = "unknown: it has no base to ask" if noise is None else f"{noise:.2g} on its base"
+    return Served.UNKNOWN, f"{which}rounding ({told}) or another adapter explains the distance"
 
 
 def _ids_by_text(tokenizer: Any, width: int) -> dict[str, list[int]]:

@@ -1,23 +1,24 @@
 """A client of OpenAI-style servers: one next token at a time, with its log-probabilities if given.
 
-A server may be anybody's: answers are limited in time and size, redirects are refused (they would
-carry the key elsewhere), and the key is taken out of every text that is shown.
+A server may be anybody's: one deadline holds for the whole exchange, answers are limited in size,
+neither a redirect nor a proxy gets the key, and it is taken out of every text that is shown.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from shlex import quote
+from threading import Thread
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.parse import quote_plus, urlsplit
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from methods.words import closest
 from sora_cli.core.console import size
@@ -31,17 +32,18 @@ TOP = 5
 """Likeliest tokens to ask for: OpenAI's own limit for completions."""
 _MOST_BYTES = 10_000_000
 _LIST_SECONDS, _TOKEN_SECONDS = 20.0, 180.0  # a server may load the model at the first token
-_CHUNK, _MOST_MODELS = 65_536, 8
+_MOST_MODELS = 8
+_CERTAIN, _IMPOSSIBLE = 1e-3, -1e3
+"""Largest log-probability, 0 but for rounding; and the smallest that is compared: below it a server
+says that a token cannot come, each with a number of its own."""
 _OTHER_FORM = (400, 404, 405, 415, 422, 501)
 """Statuses of a server that does not know a path, or refuses the form of a request."""
 
 
-class RefusalError(SoraError):
-    """The server answered with an error, such as 404."""
+class ServerError(SoraError):
+    """The server answered with an error, such as the status 404, or with what cannot be used."""
 
-    def __init__(self, status: int, what: str, **more: str | None) -> None:
-        super().__init__(what, **more)
-        self.status = status
+    status: int | None = None
 
 
 class _NoRedirect(HTTPRedirectHandler):
@@ -106,6 +108,15 @@ class NextToken:
     likely: tuple[tuple[int | None, str, float], ...]
 
 
+class _Listed:
+    """A model in a server's list: its id and root as paths here (a Hub id, too), and its parent."""
+
+    def __init__(self, entry: Mapping[str, Any]) -> None:
+        named = (entry["id"], entry.get("root"))
+        self.places = {Path(str(name)).resolve() for name in named if name is not None}
+        self.parent = str(entry.get("parent"))
+
+
 class Server:
     """An OpenAI-style server.
 
@@ -113,12 +124,17 @@ class Server:
         url: its address, without /v1.
         model: the model to ask; empty until `choose`.
         way: the form of requests, chosen by `find_way`.
+        base: the part of a request that asks the bare base, set by `find_base`; empty: it cannot be
+            asked.
     """
 
     def __init__(self, url: str) -> None:
         self.url, self.model, self.way = checked_url(url), "", _WAYS[0]
-        self._key = server_key()
-        self._opener = build_opener(_NoRedirect())
+        self.base: dict[str, Any] = {}
+        self._key, self._models = server_key(), dict[str, _Listed]()
+        # a proxy reads all that is sent by http; https is passed on through it, unread
+        unread = not self._key or self.url.lower().startswith("https:")
+        self._opener = build_opener(_NoRedirect(), ProxyHandler(None if unread else {}))
 
     def choose(self, name: str | None, folder: Path) -> None:
         """Choose the model to ask from the server's own list.
@@ -128,33 +144,44 @@ class Server:
             folder: the adapter's directory.
         """
         try:
-            entries = {str(e["id"]): str(e.get("root")) for e in self._reply("/v1/models")["data"]}
-        except (KeyError, TypeError, AttributeError) as error:
+            listed = {
+                str(entry["id"]): _Listed(entry) for entry in self._reply("/v1/models")["data"]
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self._unreadable("/v1/models") from error
-        known = first_few((self._clean(entry) for entry in entries), _MOST_MODELS)
-        if name is not None:
-            if name not in entries:
-                near = closest(name, entries)
-                raise SoraError(
-                    f"{self.url} has no model '{name}'",
-                    where=f"it lists: {known or 'none'}",
-                    hint=f"--model '{self._clean(near)}'" if near else None,
-                )
-            self.model = name
-            return
-        places = {folder.resolve(), folder.parent.resolve()}
-        fitting = [
-            entry
-            for entry, root in entries.items()
-            if len(entries) == 1 or {Path(entry).resolve(), Path(root).resolve()} & places
-        ]
+        if name is None:
+            places = {folder.resolve(), folder.parent.resolve()}
+            fitting = [m for m, one in listed.items() if len(listed) == 1 or one.places & places]
+        else:
+            fitting = [name] if name in listed else []
         if len(fitting) != 1:
-            raise SoraError(
-                f"{self.url} has {len(entries)} models" + (": name one" if entries else ""),
-                where=f"it lists: {known}" if entries else None,
-                hint="--model NAME" if entries else "is a model loaded?",
+            near = closest(name, listed) if name is not None else "NAME" if listed else None
+            has = f"{len(listed)} models" if name is None else f"no model '{name}'"
+            raise self._error(
+                f"{self.url} has {has}",
+                where=f"it lists: {first_few(map(self.shown, listed), _MOST_MODELS) or 'none'}",
+                hint=f"--model {quote(near)}" if near else None,
             )
-        (self.model,) = fitting
+        (self.model,), self._models = fitting, listed
+
+    def find_base(self, names: Collection[str]) -> None:
+        """Find out how to ask the bare base: by its own name, or with llama.cpp's adapters at 0.
+
+        Args:
+            names: of the base, here.
+        """
+        places = {Path(name).resolve() for name in names}
+        found = [m for m, entry in self._models.items() if entry.places & places]
+        for name in (self._models[self.model].parent, *found):  # vLLM names an adapter's parent
+            if name in self._models and name != self.model:
+                self.base = {"model": name}
+                return
+        try:
+            adapters = [{"id": a["id"], "scale": 0.0} for a in self._reply("/lora-adapters")]
+        except (ServerError, KeyError, TypeError):
+            return  # it is another server's, and has no such path
+        # llama.cpp's word, and no method of ours
+        self.base = dict(lora=adapters) if adapters else {}  # noqa: C408
 
     def find_way(self, text: str, ids: Sequence[int], *, chats: bool) -> None:
         """Choose the first form of request that the server takes, by asking for one token.
@@ -167,7 +194,7 @@ class Server:
             self.way = way
             try:
                 token = self.ask(text, ids)
-            except RefusalError as error:
+            except ServerError as error:
                 if error.status not in _OTHER_FORM or way is ways[-1]:
                     raise
             else:
@@ -175,14 +202,15 @@ class Server:
                     self.way = Way(way.path)
                 return
 
-    def ask(self, text: str, ids: Sequence[int]) -> NextToken:
-        """Return the token that the model writes after a text."""
-        reply = self._reply(self.way.path, {"model": self.model, **self.way.body(text, ids)})
+    def ask(self, text: str, ids: Sequence[int], *, base: bool = False) -> NextToken:
+        """Return the token that the model, or its bare base, writes after a text."""
+        body = {"model": self.model, **self.way.body(text, ids), **(self.base if base else {})}
+        reply = self._reply(self.way.path, body)
         try:
             choice = reply["choices"][0]
             written = choice["message"]["content"] if self.way.chat else choice["text"]
             return NextToken(str(written or ""), _likely(choice.get("logprobs") or {}))
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise self._unreadable(self.way.path) from error
 
     def _reply(self, path: str, body: dict[str, Any] | None = None) -> Any:
@@ -191,66 +219,98 @@ class Server:
             headers["Authorization"] = f"Bearer {self._key}"
         data = None if body is None else json.dumps(body).encode()
         seconds = _LIST_SECONDS if body is None else _TOKEN_SECONDS
-        end, address = time.monotonic() + seconds, self.url + path
+        address = self.url + path
+        request = Request(address, data, headers)
         try:
-            try:
-                answer = self._opener.open(Request(address, data, headers), timeout=seconds)
-            except HTTPError as error:
-                with error:
-                    raise self._refusal(error, self._read(error, end)) from error
-            with answer:
-                text = self._read(answer, end)
-        except (TimeoutError, URLError, HTTPException, OSError) as error:
+            status, place, text = within(seconds, lambda: self._exchange(request, seconds))
+        except (HTTPException, OSError, ValueError) as error:
             why = error.reason if isinstance(error, URLError) else error
             if isinstance(why, TimeoutError):
-                raise SoraError(f"{address} gave no answer in {seconds:.0f} s") from error
+                raise self._error(f"{address} gave no answer in {seconds:.0f} s") from error
             words = reason(why) if isinstance(why, OSError) else str(why)
-            raise SoraError(
-                f"{self.url} cannot be asked: {self._clean(words)}",
+            raise self._error(
+                f"{self.url} cannot be asked: {self._line(words)}",
                 hint="is the server running, and is this its port?",
             ) from error
+        if len(text) > _MOST_BYTES:
+            raise self._error(
+                f"{self.url} answers with more than {size(_MOST_BYTES)}: not read",
+                hint="is it an OpenAI-style server?",
+            )
+        if not 200 <= status < 300:
+            raise self._refusal(status, address, place, text)
         try:
             return json.loads(text)
         except (ValueError, RecursionError) as error:
             raise self._unreadable(path, text) from error
 
-    def _read(self, answer: Any, end: float) -> bytes:
-        """Read a body, piece by piece: a slow or endless one must not hold or fill the program."""
-        pieces, length = [], 0
-        while piece := answer.read1(_CHUNK):
-            pieces.append(piece)
-            length += len(piece)
-            if length > _MOST_BYTES:
-                raise SoraError(f"{self.url} answers with more than {size(_MOST_BYTES)}: not read",
-                                hint="is it an OpenAI-style server?")  # fmt: skip
-            if time.monotonic() > end:
-                raise TimeoutError
-        return b"".join(pieces)
+    def _exchange(self, request: Request, seconds: float) -> tuple[int, str, bytes]:
+        """Return the status, the place of a redirect, and the body as far as it may be read."""
+        try:
+            answer = self._opener.open(request, timeout=seconds)
+        except HTTPError as error:
+            answer = error
+        with answer:
+            place = str(answer.headers.get("Location"))
+            return answer.status, place, answer.read(_MOST_BYTES + 1)
 
-    def _refusal(self, error: HTTPError, body: bytes) -> RefusalError:
-        status, what = error.code, f"{error.url} answers {error.code}"
+    def _refusal(self, status: int, address: str, place: str, body: bytes) -> ServerError:
+        where: str | None
+        hint: str | None
         if 300 <= status < 400:
-            where = f"it redirects to {self._clean(str(error.headers.get('Location')))}"
-            return RefusalError(status, what, where=where, hint="give the server's own address")
-        if status in (401, 403):
-            given = f"{KEY} is refused" if self._key else f"it asks for a key, and {KEY} is not set"
-            return RefusalError(status, what, where=given, hint=f"export {KEY}=...")
-        said = self._clean(_message(body))
-        hint = "is it the address of an OpenAI-style server?" if status == 404 else None
-        return RefusalError(status, what, where=f"it says: {said}" if said else None, hint=hint)
+            where, hint = f"it redirects to {self._line(place)}", "give the server's own address"
+        elif status in (401, 403):
+            where = f"{KEY} is refused" if self._key else f"it asks for a key, and {KEY} is not set"
+            hint = f"export {KEY}=..."
+        else:
+            said = self._line(_message(body))
+            where = f"it says: {said}" if said else None
+            hint = "is it the address of an OpenAI-style server?" if status == 404 else None
+        refusal = self._error(f"{address} answers {status}", where=where, hint=hint)
+        refusal.status = status
+        return refusal
 
-    def _unreadable(self, path: str, text: bytes = b"") -> SoraError:
-        said = self._clean(text[:_CHUNK].decode(errors="replace"))
-        return SoraError(
+    def _unreadable(self, path: str, text: bytes = b"") -> ServerError:
+        said = self._line(text.decode(errors="replace"))
+        return self._error(
             f"{self.url}{path} does not answer as OpenAI's servers do",
             where=f"it begins: {said}" if said else None,
             hint="is it the address of an OpenAI-style server?",
         )
 
-    def _clean(self, text: str) -> str:
-        """Return a server's text without the key, on one short line."""
-        text = " ".join((text.replace(self._key, "...") if self._key else text).split())
+    def _error(self, what: str, **more: str | None) -> ServerError:
+        lines = {name: text and self.shown(text) for name, text in more.items()}
+        return ServerError(self.shown(what), **lines)
+
+    def _line(self, text: str) -> str:
+        """Return a server's text on one short line; the key is taken out before the text is cut."""
+        text = " ".join(self.shown(text).split())
         return text if len(text) <= 100 else f"{text[:97]}..."
+
+    def shown(self, text: str) -> str:
+        """Return a text without the key, in each form that a server may repeat it."""
+        forms = (self._key, json.dumps(self._key)[1:-1], quote_plus(self._key))
+        for form in filter(None, forms):
+            text = text.replace(form, "...")
+        return text
+
+
+def within(seconds: float, work: Callable[[], Any]) -> Any:
+    """Return what a call returns, or raise `TimeoutError` after these seconds, whatever it does.
+
+    A socket's own limit holds for each piece anew: a header that drips, or an endless 100 Continue,
+    never meets it, and a name may be looked up without any.
+    """
+    done = Future[Any]()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    Thread(target=run, daemon=True).start()  # left to itself after the deadline
+    return done.result(seconds)
 
 
 def checked_url(url: str) -> str:
@@ -292,16 +352,17 @@ def _likely(logprobs: dict[str, Any]) -> tuple[tuple[int | None, str, float], ..
         found = [(None, text, value) for text, value in logprobs["top_logprobs"][0].items()]
     else:
         return ()
-    numbers = [
-        (i if isinstance(i, int) and i >= 0 else None, str(text), float(value))
-        for i, text, value in found
-    ]
-    return tuple(token for token in numbers if math.isfinite(token[2]))
+    numbers = []
+    for i, text, value in found:
+        if isinstance(i, bool) or isinstance(value, bool) or not float(value) <= _CERTAIN:
+            raise ValueError  # NaN, too
+        numbers.append((i if isinstance(i, int) and i >= 0 else None, str(text), float(value)))
+    return tuple(token for token in numbers if token[2] >= _IMPOSSIBLE)
 
 
 def _message(body: bytes) -> str:
     """Return the message of an error in JSON; else the text as it is."""
-    text = body[:_CHUNK].decode(errors="replace")
+    text = body.decode(errors="replace")
     try:
         known = json.loads(text)
         error = known.get("error", known.get("detail", known.get("message", text)))

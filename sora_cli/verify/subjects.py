@@ -186,10 +186,13 @@ def check_bases(subjects: Iterable[Subject], *, force: bool) -> tuple[str, ...]:
 
     Args:
         force: return a remark instead, for each adapter.
+
+    Returns:
+        A remark for each adapter that is not known to be trained on its base.
     """
     remarks: list[str | None] = []
     for subject in subjects:
-        if subject.adapter is not None and subject.adapter.base.fingerprint is not None:
+        if subject.adapter is not None:
             base, files = subject.adapter.base, local_checkpoint(subject.source, subject.revision)
             remark = check_weights(base, files, subject.source, subject.reference, force=force)
             remarks.append(remark)

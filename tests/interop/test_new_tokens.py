@@ -214,6 +214,14 @@ def test_a_run_starts_from_them(case: Case, capsys: pytest.CaptureFixture[str]) 
     train(case.recipe, *words, "training.max_steps=0")
     before, after = (read_adapter(place).token_rows for place in (case.adapter, out / "adapter"))
     assert all(torch.equal(before[p].values, after[p].values) for p in before)
+    # in another order, with one more: each token keeps its own row, whatever its number is
+    train(case.recipe, *words, "training.max_steps=0", "--force",
+          'model.new_tokens=["red cat", "<x>", "<tool>"]')  # fmt: skip
+    assert "has no rows of <x>: they begin as the mean" in capsys.readouterr().err
+    moved = read_adapter(out / "adapter").token_rows
+    assert all(torch.equal(before[p].values, moved[p].values[[2, 0]]) for p in before)
+    said = error_text(capsys, "train", case.recipe, *words, "model.new_tokens=['<x>']", "--force")
+    assert 'model.new_tokens=["<x>", "<tool>", "red cat"]' in said
     said = error_text(capsys, "train", case.recipe, *words, "model.new_tokens=[]", "--force")
     assert "this run would not keep" in said
     assert 'model.new_tokens=["<tool>", "red cat"]' in said

@@ -57,8 +57,8 @@ def test_llama_cpp(
     assert run(["export", str(adapters[0]), "-o", str(lora), "--format", "gguf"]) == 0
     llama = LlamaCpp(smollm(), lora)
     assert verdict(capsys, adapters[0], llama.address) == (0, "this adapter")
-    assert verdict(capsys, adapters[1], llama.address) == (1, "neither")
-    for scale, word in ((0.0, "the bare base"), (0.5, "neither")):
+    assert verdict(capsys, adapters[1], llama.address) == (1, "another adapter")
+    for scale, word in ((0.0, "the bare base"), (0.5, "another adapter")):
         body = json.dumps([{"id": 0, "scale": scale}]).encode()
         urllib.request.urlopen(f"{llama.address}/lora-adapters", body, timeout=60).close()
         assert verdict(capsys, adapters[0], llama.address) == (1, word)

@@ -252,7 +252,10 @@ def test_a_base_model_in_a_gguf_file(tmp_path: Path) -> None:
     file, out, path = tmp_path / "base.gguf", tmp_path / "out.gguf", LAYERS["llama"][0]
     source = written(tmp_path, [path], base=str(file))
     model_file(file, {"blk.0.attn_q.weight": (HIDDEN, HIDDEN)})
-    export_gguf(source, out)
+    notes = export_gguf(source, out).notes
+    assert notes == (
+        f"{file} may not be the base model of the adapter: its fingerprint is not recorded",
+    )
     (weight,) = added(out).values()
     dense = read_adapter(source).layers[path].dense().float()
     assert torch.allclose(weight, as_converted("llama", path, dense), atol=1e-6)

@@ -28,6 +28,7 @@ from sora_cli.run.prepare import Prepared, prepare
 from sora_cli.run.reference import Reference, hold_reference
 from sora_cli.tasks.base import Encoded
 from sora_cli.train.trainer import AdapterTrainer, build_trainer
+from tests.helpers_adapters import forget_base_weights
 from tests.helpers_chat import chat_tokenizer, write_chat_recipe
 from tests.helpers_errors import error_of
 from tests.helpers_families import (
@@ -149,6 +150,16 @@ def test_computing_it_leaves_the_model_as_it_was(
     assert model.forward.__func__ is type(model).forward
     assert ("_is_accelerate_prepared" in vars(model)) is prepared is False
     assert ready.train.dataset[0]["reference"] != trainer.train_dataset[0]["reference"]
+
+
+def test_a_reference_of_an_unknown_base_model_is_told_once(
+    origin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unknown = shutil.copytree(origin.parent / "sft" / "adapter", tmp_path / "unknown")
+    forget_base_weights(unknown)
+    train(origin, f"task.reference={unknown}", LORA, f"output.dir={tmp_path}/out", *SHORT)
+    said = f"may not be the base model of {unknown}: its fingerprint is not recorded"
+    assert capsys.readouterr().err.count(said) == 1
 
 
 @pytest.fixture

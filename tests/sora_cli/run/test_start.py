@@ -16,6 +16,7 @@ from sora_cli.adapter.directory import Adapter, read_adapter
 from sora_cli.adapter.pruning import prune_layers
 from sora_cli.app import run
 from sora_cli.report import read_report
+from tests.helpers_adapters import forget_base_weights
 from tests.helpers_errors import error_of, error_text
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import resumes_as_if_whole, train, write_recipe
@@ -275,6 +276,21 @@ def test_another_base_model_is_refused(
     said = error_text(capsys, "train", origin, *words)
     assert "holds other weights than the base model of" in said
     assert "command line" in said
+
+
+def test_a_start_of_an_unknown_base_model_is_told(
+    origin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another base of equal shapes: to train, score and verify on it gives the note of a merge."""
+    unknown = shutil.copytree(origin.parent / "origin" / "adapter", tmp_path / "unknown")
+    forget_base_weights(unknown)
+    said = f"note: {origin.parent / 'base'} may not be the base model of {unknown}: its fingerprint"
+    train(origin, _out(tmp_path), f"start.adapter={unknown}", "training.max_steps=0")
+    assert said in capsys.readouterr().err
+    assert run(["verify", str(unknown)]) == 0
+    assert said in capsys.readouterr().err
+    assert run(["eval", str(unknown), "--recipe", str(origin)]) == 0
+    assert said.replace(str(unknown), "the adapter") in capsys.readouterr().err
 
 
 def test_another_tools_adapter_is_a_start(origin: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from sora_cli.adapter.digest import differing_facts, has_changed, result_digests
 from sora_cli.app import run
@@ -70,6 +71,11 @@ def lower(folder: Path) -> None:
     edited(folder / "tokenizer_config.json", do_lower_case=True)
 
 
+def other_weights(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    save_file({name: -tensor for name, tensor in load_file(file).items()}, file)
+
+
 CHANGES: dict[str, Callable[[Path], None]] = {
     "the max_length 64, and": lambda folder: edited(folder / "sora.json", max_length=64),
     "the task 'sequence-regression', and": lambda folder: edited(
@@ -79,6 +85,7 @@ CHANGES: dict[str, Callable[[Path], None]] = {
         folder / "sora.json", input_columns=["sentence2", "sentence1"]
     ),
     "tokenizer_config.json has changed since the run": lower,
+    "adapter has changed since the run: its report describes another adapter": other_weights,
 }
 
 
