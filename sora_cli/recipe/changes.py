@@ -47,12 +47,16 @@ def completed(resolved: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def of_its_time(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Add `REPEATS` to a stored recipe that lacks it, with what the program did then.
+    """Return a stored recipe with the values of the present version that do what it did.
 
-    If the recipe holds no rows out, every value does the same, and the key is left out.
+    `REPEATS` is added where the recipe lacks it; if it holds no rows out, every value does the
+    same, and the key is left out. A name or revision beside files did nothing, and is refused now.
     """
     block, key = REPEATS
     data = stored.get(block) or {}
+    if data.get("files") is not None and (data.get("name") or data.get("revision")):
+        data = {**data, "name": None, "revision": None}
+        stored = {**stored, block: data}
     dealt = data.get("held_out_rows") is not None or stored.get("auto") is not None
     if key in data or not (dealt or data.get("selection", "validation") != "validation"):
         return dict(stored)

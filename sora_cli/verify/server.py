@@ -13,7 +13,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from shlex import quote
 from threading import Thread
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -23,6 +22,7 @@ from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_ope
 from methods.words import closest
 from sora_cli.core.console import size
 from sora_cli.core.errors import SoraError, reason
+from sora_cli.core.shell import quote
 from sora_cli.core.words import first_few
 
 KEY = "SORA_SERVER_KEY"
