@@ -228,6 +228,7 @@ def _split(
                 key=key,
             )
         first = share_of(number, first, len(rows))
+        groups = None if number == len(rows) else groups  # nothing repeats
     places = Dataset.from_dict({"row": range(number)}).with_format("arrow")
     halves = places.train_test_split(test_size=number - first, seed=seed)
     # arrays: `datasets` hashes the selected numbers, which takes 8 s for a list of a million

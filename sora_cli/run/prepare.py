@@ -202,7 +202,7 @@ def load_task(recipe: Recipe, rows: Rows | None = None) -> tuple[Task, Rows]:
 def raw_keys(recipe: Recipe, rows: Dataset) -> Keys:
     """Return the keys of raw rows by the columns that the recipe's task finds in them."""
     task = create_task(recipe.task, recipe.data)
-    task.bind(rows)
+    task.find_inputs(rows)
     return task.raw_keys(rows)
 
 

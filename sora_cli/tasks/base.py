@@ -199,6 +199,10 @@ class Task(ABC):
         encoded = self.encode(rows, processor, training=True)
         return Lengths(encoded.lengths) if "input_ids" in encoded.dataset.column_names else None
 
+    def find_inputs(self, train: Dataset) -> None:
+        """Find the columns of the input only, for `raw_keys`: `bind` may look at every label."""
+        self.bind(train)
+
     def raw_keys(self, rows: Dataset) -> list[np.ndarray]:
         """Return keys of raw rows, (rows,) each: rows that agree in any key have the same input."""
         return [input_hashes(rows, self.input_columns)]

@@ -115,6 +115,9 @@ class SequenceClassification(OneClass, _Sequence):
     def is_for(cls, config: Any) -> bool:
         return not SequenceRegression.is_for(config)
 
+    def find_inputs(self, train: Dataset) -> None:
+        super().bind(train)
+
     def bind(self, train: Dataset) -> None:
         super().bind(train)
         self._bind_labels(train, self.data.label_column)
