@@ -17,7 +17,8 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import Interrupted
 from sora_cli.core.words import first_few, shown_path
 from sora_cli.data.content import data_fingerprint
-from sora_cli.data.places import line_end_in, separator_in
+from sora_cli.data.csv_form import csv_form
+from sora_cli.data.places import line_end_in
 from sora_cli.run.opening import continued_by
 from sora_cli.use.formats import Format
 from sora_cli.use.parts import Parts, opened
@@ -149,7 +150,7 @@ def _bar(what: str, total: int, first: int) -> Any:
 
 
 def _format(kind: str, source: Source, separator: str | None) -> Format:
-    own = separator_in(source.path) if source.kind == "csv" else ","
+    own = csv_form(source.path).separator if source.kind == "csv" else ","
     header = source.header if kind == source.kind else source.columns
     line_end = "\n" if source.kind == "parquet" else line_end_in(source.path)
     separator = own if separator is None else separator
