@@ -175,8 +175,11 @@ def test_of_a_large_file_some_rows_are_looked_at(
 def test_pairs_of_answers_become_a_recipe_that_trains(
     init: Init, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_rows(tmp_path / "prefs.jsonl", preference_rows(20))
+    rows = preference_rows(20)
+    rows[3]["rejected"] = rows[3]["chosen"]
+    write_rows(tmp_path / "prefs.jsonl", rows)
     shown = init("prefs.jsonl", model=write_chat_base(tmp_path / "chat"))
+    assert "rows of train have two equal answers, and are left out" in shown
     assert "taken       prompt (prompt), chosen (chosen), rejected (rejected)" in shown
     assert shown.count("\n  read     <|im_start|>user") == 2
     assert shown.count("\n  rejected ") == 2
