@@ -15,6 +15,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.hub import quiet_hub
 from sora_cli.data.loading import Part, load_splits
 from sora_cli.data.places import Origin
+from sora_cli.data.rare import keep_rare
 from sora_cli.recipe.recipe import DataBlock
 
 _COMMIT = re.compile(r"@([0-9a-f]{40})/")
@@ -86,7 +87,7 @@ def _with_held_out(data: DataBlock, splits: Mapping[str, Part]) -> Mapping[str, 
             hint=f"{key}={max(len(train.rows) // 5, 1)}",
             key=key,
         )
-    held_out, rest = _split(train, rows, data.held_out_seed)
+    held_out, rest = keep_rare(data, *_split(train, rows, data.held_out_seed))
     return {**splits, data.train: rest, name: held_out}
 
 
@@ -135,7 +136,7 @@ def _assign(data: DataBlock, splits: Mapping[str, Part]) -> Rows:
                 hint=f"data.selection_rows={max(total // 10, 1)}",
                 key="data.selection_rows",
             )
-        select, train = _split(train, data.selection_rows, data.selection_seed)
+        select, train = keep_rare(data, *_split(train, data.selection_rows, data.selection_seed))
         rule = f"checkpoint chosen on {data.selection_rows} rows held out of {data.train}"
         if data.selection == "half-train":
             train, select = _half(data, train)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from sora_cli.experiments.auto.budget import HalvesPlan, RowPlan, rows_for, rows
 from sora_cli.experiments.auto.plan import AutoPlan
 from sora_cli.report import RunReport
 from sora_cli.run.dry_run import DryRun
+from sora_cli.search.constant import BALANCED, nothing_promised
 from sora_cli.search.halves import HALF_SHARES, half_confidence
 from sora_cli.search.promise import Promise
 from sora_cli.search.sizes import SHARES
@@ -19,6 +21,7 @@ from sora_cli.search.statement import NOT_ALONE
 from sora_cli.search.words import answers_lines, certifiable_lines
 
 if TYPE_CHECKING:
+    from sora_cli.run.prepare import Prepared
     from sora_cli.search.certifiable import Certifiable
 
 
@@ -84,6 +87,17 @@ def promise_lines(promise: Promise, rows: RowPlan, certifiable: Certifiable) -> 
         yield from certifiable_lines(promise, tested, bound, _more_rows(promise, rows))
     if not bound.rows_alone:
         yield NOT_ALONE
+
+
+def constant_lines(promise: Promise, ready: Prepared) -> Iterator[str]:
+    """Yield a line on a promise that one class as the answer to every row nearly keeps."""
+    from sora_cli.run.class_counts import count_classes  # torch
+
+    classes = count_classes(ready.task, {"train": ready.train}).get("train", {})
+    if promise.kind == "drop" and not math.isnan(promise.max_drop):
+        little = nothing_promised(promise.metric, promise.max_drop, classes)
+        if little is not None:
+            yield f"WARNING: {little}; {BALANCED} is 0 for every constant answer: task.metrics"
 
 
 def _more_rows(promise: Promise, rows: RowPlan) -> str:
