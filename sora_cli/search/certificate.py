@@ -28,9 +28,11 @@ from sora_cli.search.statement import (
     drop_by_answers,
     drop_by_both,
     drop_by_labels,
+    kept_by_constant,
     on_answers,
     on_halves,
     scope,
+    without_rows,
 )
 
 if TYPE_CHECKING:
@@ -38,8 +40,9 @@ if TYPE_CHECKING:
 
 FILE_NAME = "certificate.json"
 PICTURE = "curve.png"
-SCHEMA_VERSION = 2
-"""Increased when a key or a sentence changes; the sentences of version 1 had other words."""
+SCHEMA_VERSION = 3
+"""Increased when a key or a sentence changes: earlier versions had other words, and before version
+3 no `classes`."""
 TRAIN, SCREENING, TEST = "train", "screening", "test"
 """Names of the parts whose rows decide; `part_of` names the reported splits."""
 SIZES = "sizes"
@@ -98,6 +101,10 @@ class RowSet(BaseModel):
     split: str = Field(description="split of the recipe's data that the rows come from")
     rows: int = Field(description="number of rows")
     digest: str = Field(description="SHA-256 of the rows' content, in order")
+    classes: dict[str, int] | None = Field(
+        None,
+        description="of labelled test rows with one class each: number of rows of every class",
+    )
 
 
 class Measured(BaseModel):
@@ -370,6 +377,10 @@ def conclude(certificate: StoredCertificate) -> None:
             "the base model alone" if against == BASE_MODEL else f"the base model with {against}"
         )
         certificate.scope += f"; its rewards are measured against {whole}"
+    classes = certificate.rows[TEST].classes or {}
+    certificate.scope += without_rows(classes)
+    if kept:
+        certificate.statement += kept_by_constant(promise, classes, certificate.full.test)
     if not certificate.bound.rows_alone:
         certificate.statement += f"; {NOT_ALONE}"
     if kept and certificate.final is not None and not certificate.halves:

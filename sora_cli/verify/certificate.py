@@ -55,6 +55,7 @@ from sora_cli.search.certificate import (
     read_stored,
     required_certificate,
 )
+from sora_cli.search.class_rows import with_classes
 from sora_cli.search.halves import HALVES, half_confidence, held_data
 from sora_cli.search.promise import Promise, promise_of
 from sora_cli.search.rows import (
@@ -83,6 +84,7 @@ from sora_cli.verify.verdict import Verdict
 
 TOLERANCE = 0.005
 """Share of the rows that may change their outcome on another machine; one row always may."""
+_WITH_CLASSES = 3  # version of a certificate that counts the classes of its test rows
 _TEST, _ANSWERS = "", " "
 """Keys of the test rows, with and without labels, beside the reported splits, which have names."""
 
@@ -191,6 +193,8 @@ def _rows(
         parts_of_test = {_TEST: TEST, _ANSWERS: ANSWERS}
         tests = [{name: held[part] for name, part in parts_of_test.items() if part in held}]
         sets = row_sets(rows, held) | more
+        if certificate.schema_version >= _WITH_CLASSES:
+            sets = with_classes(sets, held, task)
     return task, sets, tests, {s: Part(r, rows.origin(r)) for s, r in rows.report.items()}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from dataclasses import dataclass
 
 from datasets import Dataset
@@ -13,10 +12,10 @@ from sora_cli.data.columns import some_rows
 from sora_cli.experiments.auto.plan import plan_auto
 from sora_cli.recipe.auto import AutoBlock
 from sora_cli.recipe.load import LoadedRecipe
+from sora_cli.run.class_counts import raw_class_counts
 from sora_cli.search.constant import BALANCED, balanced_drop, nothing_promised
 from sora_cli.search.promise import proposed_drop, rounded_up, rows_are_right_or_wrong
 from sora_cli.tasks.base import Task
-from sora_cli.tasks.labels import encode_classes
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def forecast(loaded: LoadedRecipe, task: Task, train: Dataset) -> Forecast:
         f"{rows.test:,} of these test: they can be expected to certify that {task.best} is at most "
         f"{smallest:g} worse than at full rank"
     )
-    classes = class_numbers(task, train)
+    classes = raw_class_counts(task, train.select(some_rows(len(train))))
     little = nothing_promised(task.best, smallest, classes)
     if little is None:
         return Forecast(("--max-drop", drop), (promise,))
@@ -68,13 +67,3 @@ def forecast(loaded: LoadedRecipe, task: Task, train: Dataset) -> Forecast:
     metrics = f"task.metrics=[{BALANCED},{task.best}]"
     words = ("--max-drop", f"{100 * rounded_up(least):g}pt", metrics)
     return Forecast(words, (promise, f"{little}; {BALANCED} is 0 for every constant answer"))
-
-
-def class_numbers(task: Task, rows: Dataset) -> dict[str, int]:
-    """Return the number of rows of each class, of at most 20,000 rows; {} without classes."""
-    names, column = task.label_names, task.label_column
-    if names is None or column not in rows.column_names or not task.one_label:
-        return {}
-    values = rows.select(some_rows(len(rows)))[column][:]
-    counts = Counter(encode_classes(values, names, column=column))
-    return {name: counts[number] for number, name in enumerate(names)}

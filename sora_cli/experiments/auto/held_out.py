@@ -12,7 +12,16 @@ from sora_cli.report import RunReport, read_report
 from sora_cli.run.evaluate import evaluate_all, evaluate_run
 from sora_cli.run.prepare import Prepared, on_rows
 from sora_cli.run.results import save_results
-from sora_cli.search.certificate import REFIT, TRAIN, Certificate, Healed, Measured, SizeTest
+from sora_cli.search.certificate import (
+    REFIT,
+    TEST,
+    TRAIN,
+    Certificate,
+    Healed,
+    Measured,
+    SizeTest,
+)
+from sora_cli.search.class_rows import with_classes
 from sora_cli.search.rows import certifiable_by, deciding_rows, row_sets
 from sora_cli.search.screening import Cuts
 from sora_cli.search.sizes import SHARES
@@ -35,14 +44,15 @@ class HeldOut(AutoSearch[Made]):
     ) -> None:
         recipe = plan.full(rows).recipe
         held = deciding_rows(recipe, ready.task, ready.rows.train, rows.screening, rows.test)
-        self._sets = row_sets(ready.rows, held)
+        self._held, self._sets = held, row_sets(ready.rows, held)
         self._maker = Maker(plan, rows, ready, held, log, tell)
         self.runner = self._maker.runner
         self.confidence, self.sizes = plan.promise.parts()[0].confidence, plan.block.sizes
         self.shares, self.step = SHARES, _STEP
         self._initial = trained_tensors(ready.base.model, ready.method) if plan.block.refit else {}
         self._reported: dict[str, float] = {}
-        certifiable = certifiable_by(recipe, ready, rows.test, plan.promise, answers=rows.answers)
+        test = self._sets[TEST].rows  # fewer than planned, where rare classes stay in training
+        certifiable = certifiable_by(recipe, ready, test, plan.promise, answers=rows.answers)
         super().__init__(plan, rows, ready, log, tell, certifiable)
 
     def _train_full(self) -> None:
@@ -121,7 +131,7 @@ class HeldOut(AutoSearch[Made]):
             screened=record.screened,
             candidates=candidates,
             final=final,
-            rows=self._sets,
+            rows=with_classes(self._sets, self._held, self.ready.task),
             seeds=self._seeds,
             base=report.base,
         )
