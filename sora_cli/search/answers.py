@@ -193,7 +193,8 @@ def read_answer_rows(
     compared = "next-token choices on" if next_tokens else "answers to"
     columns = [f"'{column}'" for column in _read_columns(task, next_tokens)]
     plural = "s" if len(columns) > 1 else ""
-    notes = [f"{name}: {compared} the column{plural} {listed(columns)} are compared"]
+    notes = [*part.origin.notes]
+    notes.append(f"{name}: {compared} the column{plural} {listed(columns)} are compared")
     if label in there and not next_tokens:
         notes.append(f"{name}: the column '{label}' is ignored: no label is needed")
     inputs = input_hashes(stood_in, blank.input_columns)

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from sora_cli.core.atomic import new_file
-from sora_cli.core.console import say
+from sora_cli.core.console import say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import Interrupted
 from sora_cli.core.words import first_few, shown_path
@@ -132,6 +132,7 @@ def _resume_lines(parts: Parts, output: Path, *, force: bool) -> list[str]:
 
 
 def _say_columns(predictor: Predictor) -> None:
+    say_notes(predictor.source.origin.notes)
     reads = first_few((f"'{name}'" for name in predictor.task.input_columns), 6)
     say(f"{predictor.task.name}: reads {reads}, adds {first_few(predictor.adds, 6)}")
     if not predictor.request.meta.max_length and not predictor.request.chosen:
