@@ -28,6 +28,7 @@ from sora_cli.experiments.auto.plan import AutoPlan, first_recipe, placed, plan_
 from sora_cli.experiments.auto.record import FILE_NAME as RECORD
 from sora_cli.experiments.auto.record import AutoRecord, read_auto
 from sora_cli.experiments.auto.tables import (
+    base_alone,
     constant_lines,
     cost_lines,
     full_layers,
@@ -362,8 +363,8 @@ def conclude(certificate: Certificate, report: RunReport, output: Path, *, as_js
             )
         emit(f"kept: {certificate.saved}")
         emit(f"{certificate.status}: {certificate.statement}")
-    full = full_layers(report)
-    say_notes([*report.events, *([full] if full else [])])
+    more = (full_layers(report), base_alone(certificate, report) if certificate.certified else None)
+    say_notes([*report.events, *filter(None, more)])
     if certificate.final is not None:
         rows = certificate.rows[TRAIN if certificate.halves else REFIT].rows
         say(f"the written adapter was trained on all {rows:,} rows, and was not itself tested")

@@ -23,6 +23,7 @@ from sora_cli.search.words import answers_lines, certifiable_lines
 if TYPE_CHECKING:
     from sora_cli.run.prepare import Prepared
     from sora_cli.search.certifiable import Certifiable
+    from sora_cli.search.certificate import Certificate
 
 
 def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
@@ -98,6 +99,24 @@ def constant_lines(promise: Promise, ready: Prepared) -> Iterator[str]:
         little = nothing_promised(promise.metric, promise.max_drop, classes)
         if little is not None:
             yield f"WARNING: {little}; {BALANCED} is 0 for every constant answer: task.metrics"
+
+
+def base_alone(certificate: Certificate, report: RunReport) -> str | None:
+    """Return a line on a promise that the base model keeps without an adapter; None: it does not.
+
+    It is asked only where the base model has its output layer, which is not trained.
+    """
+    promise = certificate.promise
+    if report.parameters is None or report.parameters.head or promise.by_answers:
+        return None
+    for split, alone in report.without_adapters.items():
+        full = certificate.full.reported.get(split, math.nan)
+        if promise.drop(full, alone) <= promise.max_drop:
+            return (
+                f"this promises nothing: the base model alone would keep it on {split} "
+                f"({promise.metric} {alone:.4f}, and {full:.4f} at full rank)"
+            )
+    return None
 
 
 def _more_rows(promise: Promise, rows: RowPlan) -> str:
