@@ -181,7 +181,7 @@ def _header_below(records: Sequence[Sequence[str]]) -> int | None:
 
     It is if the records above hold a text in their first field at most, with two empty fields
     beside it or an empty record below; if the header fills its fields; and if all rows have as
-    many.
+    many, and outnumber the titles.
     """
     filled = list(map(_filled, records))
     header = next((place for place, number in enumerate(filled) if number > 1), 0)
@@ -190,9 +190,10 @@ def _header_below(records: Sequence[Sequence[str]]) -> int | None:
         return None
     padded = any(len(records[place]) > 2 for place in titles)
     apart = not all(filled[titles[0] : header])
-    names, below = records[header], zip(records[header:], filled[header:], strict=True)
-    whole = filled[header] == len(names) == len(set(names))
-    whole = whole and all(len(fields) == len(names) for fields, number in below if number)
+    names = records[header]
+    below = [fields for fields in records[header:] if _filled(fields)]
+    whole = filled[header] == len(names) == len(set(names)) and len(titles) < len(below)
+    whole = whole and all(len(fields) == len(names) for fields in below)
     return header if (padded or apart) and whole else None
 
 

@@ -74,12 +74,13 @@ TITLE = "Umfrage 2024, Köln"
     [
         (f"{TITLE}\n\ntext;label\na, b;x\nc;y\n", ["text", "label"]),
         (f'"{TITLE}",\n,\ntext,label\n"a, b",x\nc,y\n', ["text", "label"]),
-        (f"sep=;\n{TITLE};\nStand: Mai;\n;\ntext;label\na, b;x\n", ["text", "label"]),
+        (f"sep=;\n{TITLE};\nStand: Mai;\n;\ntext;label\na, b;x\nc;y\n", ["text", "label"]),
         (f"{TITLE}||\ntext|label|n\na, b; c|x|1\n", ["text", "label", "n"]),
         # these are no titles
         ("text;label\n\na, b;x\nc, d;y\n", ["text", "label"]),
         ("text\na\n\nb\n", ["text"]),
         ("text,label\na,x\nb\n", ["text", "label"]),
+        ("text,label\na,x\nb\n\nc; d,y\n", ["text", "label"]),
         (",text\n0,a\n1,b\n", ["", "text"]),
     ],
 )
