@@ -51,7 +51,7 @@ def forecast(loaded: LoadedRecipe, task: Task, train: Dataset) -> Forecast:
 
     smallest = rounded_up(certifiable_drop(rows.test))
     promise = (
-        f"of {rows.total:,} training rows sora auto holds {rows.held_out:,} out, and "
+        f"a promise holds {rows.held_out:,} of {rows.total:,} training rows out, and "
         f"{rows.test:,} of these test: they can be expected to certify that {task.best} is at most "
         f"{smallest:g} worse than at full rank"
     )
