@@ -155,9 +155,14 @@ def _layout(path: Path, encoding: str, named: str | None) -> tuple[str, int]:
     tried = _SEPARATORS if path.suffix.lower() != ".tsv" else ("\t",)
     below = ((_header_below(_head(path, encoding, mark)), mark) for mark in tried)
     found = [(header, mark) for header, mark in below if header is not None]
-    # of two separators the one that finds the header first: texts below may hold the other one
-    header, separator = min(found, default=(0, usual))
-    return separator, header
+    if found:  # the separator that finds the header first: texts below may hold another one
+        header, separator = min(found)
+        return separator, header
+    if records and len(records[0]) == 1:
+        # a title right above a table: its separator makes this an error, for want of fields above
+        others = (mark for mark in _SEPARATORS[1:] if _header_below(_head(path, encoding, mark), 1))
+        return next(others, usual), 0
+    return usual, 0
 
 
 def _usual_separator(path: Path, records: Sequence[Sequence[str]]) -> str:
@@ -176,12 +181,15 @@ def _usual_separator(path: Path, records: Sequence[Sequence[str]]) -> str:
     return next(marks, ",")
 
 
-def _header_below(records: Sequence[Sequence[str]]) -> int | None:
+def _header_below(records: Sequence[Sequence[str]], least: int = 0) -> int | None:
     """Return the place of a header below a title; None: it is not plain to see.
 
     It is if the records above hold a text in their first field at most, with two empty fields
     beside it or an empty record below; if the header fills its fields; and if all rows have as
     many, and outnumber the titles.
+
+    Args:
+        least: titles that need nothing beside or below them.
     """
     filled = list(map(_filled, records))
     header = next((place for place, number in enumerate(filled) if number > 1), 0)
@@ -194,7 +202,7 @@ def _header_below(records: Sequence[Sequence[str]]) -> int | None:
     below = [fields for fields in records[header:] if _filled(fields)]
     whole = filled[header] == len(names) == len(set(names)) and len(titles) < len(below)
     whole = whole and all(len(fields) == len(names) for fields in below)
-    return header if (padded or apart) and whole else None
+    return header if (padded or apart or len(titles) <= least) and whole else None
 
 
 def _filled(fields: Sequence[str]) -> int:

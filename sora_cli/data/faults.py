@@ -135,7 +135,7 @@ def _too_many_hint(header: Sequence[str], fields: Sequence[str]) -> str:
     if not "".join(fields[len(header) :]).strip():
         return "remove the commas at the ends of the lines"
     if len(header) == 1:
-        return "take out the lines above the header; put texts that contain commas into quotes"
+        return "take out the lines above the header; put texts with separators into quotes"
     return "put texts that contain commas into quotes, or name all columns in the header"
 
 

@@ -79,6 +79,7 @@ TITLE = "Umfrage 2024, Köln"
         # these are no titles
         ("text;label\n\na, b;x\nc, d;y\n", ["text", "label"]),
         ("text\na\n\nb\n", ["text"]),
+        ("text\na; b\nc\n", ["text"]),
         ("text,label\na,x\nb\n", ["text", "label"]),
         ("text,label\na,x\nb\n\nc; d,y\n", ["text", "label"]),
         (",text\n0,a\n1,b\n", ["", "text"]),
@@ -94,10 +95,11 @@ def test_a_title_is_not_the_header(tmp_path: Path, text: str, header: list[str])
 
 def test_a_title_that_is_not_plain_is_an_error_or_told(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_text(f"{TITLE.partition(',')[0]}\ntext,label\na,x\n", encoding="utf-8")
-    with pytest.raises(SoraError, match="2 fields, but the header has 1") as raised:
-        load_file(path)
-    assert "take out the lines above the header" in str(raised.value.hint)
+    for table in ("text,label\na,x\n", "text;label\na, b;x\nc;y\n"):
+        path.write_text(f"Umfrage 2024\n{table}", encoding="utf-8")
+        with pytest.raises(SoraError, match="2 fields, but the header has 1") as raised:
+            load_file(path)
+        assert "take out the lines above the header" in str(raised.value.hint)
     padded_two = "Umfrage,\ntext,label\na,x\n"
     two_texts = "Umfrage,Stand: Mai,\ntext,label,date\na,x,1\n"
     for text in (padded_two, two_texts, "Umfrage 2024\n\ntext\na\n"):
