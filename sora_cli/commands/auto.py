@@ -28,7 +28,14 @@ from sora_cli.experiments.auto.budget import MOST_WORK, HalvesPlan
 from sora_cli.experiments.auto.plan import AutoPlan, first_recipe, placed, plan_auto, unused
 from sora_cli.experiments.auto.record import FILE_NAME as RECORD
 from sora_cli.experiments.auto.record import AutoRecord, read_auto
-from sora_cli.experiments.auto.tables import cost_lines, full_layers, promise_lines, whole_lines
+from sora_cli.experiments.auto.tables import (
+    base_alone,
+    constant_lines,
+    cost_lines,
+    full_layers,
+    promise_lines,
+    whole_lines,
+)
 from sora_cli.propose.writing import recipe_for
 from sora_cli.recipe.load import load_recipe
 from sora_cli.run.opening import Opening, Work, open_work, resumable
@@ -303,7 +310,11 @@ def run(
     say_notes(search.runner.setup.events)
     say(describe_layers(full.recipe, ready, search.runner.setup.parameters))
     promised = promise_lines(search.promise, search.rows, search.certifiable)
-    for line in [*cost_lines(plan, search.rows), *promised]:
+    for line in [
+        *cost_lines(plan, search.rows),
+        *promised,
+        *constant_lines(search.promise, ready),
+    ]:
         say(line)
     with resumable(lambda: _done(record), force=force), log.running():
         search.run()
@@ -359,8 +370,8 @@ def conclude(certificate: Certificate, report: RunReport, output: Path, *, as_js
             )
         emit(f"kept: {certificate.saved}")
         emit(f"{certificate.status}: {certificate.statement}")
-    full = full_layers(report)
-    say_notes([*report.events, *([full] if full else [])])
+    more = (full_layers(report), base_alone(certificate, report) if certificate.certified else None)
+    say_notes([*report.events, *filter(None, more)])
     if certificate.final is not None:
         rows = certificate.rows[TRAIN if certificate.halves else REFIT].rows
         say(f"the written adapter was trained on all {rows:,} rows, and was not itself tested")
@@ -396,11 +407,13 @@ def _show_plan(plan: AutoPlan, preview: int | None) -> None:
     certifiable = certifiable_by(
         full.recipe, shown.ready, rows.test, plan.promise, confidence, answers=rows.answers
     )
+    promise = plan.promise.settled(certifiable, rows.test)
     emit_section(
         f"sizes of {plan.loaded.name}; the above is the run at full rank",
         [
             *cost_lines(plan, rows),
-            *promise_lines(plan.promise.settled(certifiable, rows.test), rows, certifiable),
+            *promise_lines(promise, rows, certifiable),
+            *constant_lines(promise, shown.ready),
             *whole_lines(plan, rows, shown),
         ],
     )

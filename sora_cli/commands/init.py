@@ -14,8 +14,8 @@ from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_new_file
 from sora_cli.core.shell import quote
+from sora_cli.core.timing import importing
 from sora_cli.propose.writing import recipe_name, write_proposal
-from sora_cli.search.promise import proposed_drop
 
 
 def init(
@@ -60,13 +60,16 @@ def init(
         preview=preview,
         command=_typed(),
     )
-    say_notes(proposal.rows.notes)
+    with importing():
+        from sora_cli.experiments.auto.forecast import forecast
+    promise = forecast(proposal.loaded, proposal.task, proposal.rows.train)
+    say_notes([*proposal.rows.notes, *promise.notes])
     say(f"\nwritten: {file}")
-    drop = proposed_drop(proposal.task.best)
     say("next:")
     say(f"  sora train {quote(str(file))} --dry-run")
     say(f"  sora train {quote(str(file))}")
-    say(f"  sora auto {quote(str(file))} --max-drop {quote(drop)}")
+    if promise.words is not None:
+        say(f"  sora auto {quote(str(file))} {shlex.join(promise.words)}".rstrip())
 
 
 def _typed() -> str | None:

@@ -27,6 +27,7 @@ _IDENTIFIER = re.compile(
     r"(id|idx|index|uuid|guid|key|nr|no|row|unnamed:? \d+)|.*[_ -](id|idx|uuid|guid|key)",
     re.IGNORECASE,
 )
+_COMMA_NUMBER = re.compile(r"[-+]?\d+(,\d+)?")
 _CODE = re.compile(r"[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}|[0-9a-f]{24,64}", re.IGNORECASE)
 
 Kind = Literal[
@@ -142,7 +143,7 @@ def _guess_column(name: str, values: Sequence[Any], *, named: bool) -> Column:
 def _kind_of_texts(name: str, values: Sequence[str], distinct: int, words: float) -> Kind:
     if _share(_DATE, values) >= _MOST:
         return "date"
-    if _are_numbers(values):
+    if _are_numbers(values) or have_decimal_commas(values):
         return "number"
     if words < _WORDS and distinct <= max(2, min(_CLASSES, len(values) // _ROWS_PER_CLASS)):
         return "class"
@@ -161,6 +162,16 @@ def _are_numbers(values: Sequence[str]) -> bool:
     numbers = [value for value in values if _is_finite(value)]
     few = _MOST * len(values) <= len(numbers) < len(values)
     return few and len(set(numbers)) > _WHOLE_CLASSES
+
+
+def have_decimal_commas(values: Sequence[Any]) -> bool:
+    """Return True if these values are texts of numbers with a decimal comma, such as 3,5.
+
+    1,234 may be a whole number in groups of three digits, so at least one value has to tell.
+    """
+    texts = [value for value in values if value is not None and value != ""]
+    alike = all(isinstance(text, str) and _COMMA_NUMBER.fullmatch(text) for text in texts)
+    return alike and any("," in text and text[-4:-3] != "," for text in texts)
 
 
 def _is_finite(value: str) -> bool:

@@ -17,20 +17,22 @@ from typing import Any
 
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.words import shown_path, shown_value
+from sora_cli.data.csv_form import UTF8, csv_form, csv_records
 from sora_cli.data.json_lines import DEEPEST, NO_ROW, TOO_DEEP, nesting
-from sora_cli.data.places import csv_records, is_json_list, json_texts
+from sora_cli.data.places import is_json_list, json_texts
 from sora_cli.data.source import file_kind
 
-_LineFault = tuple[int, str]
+_LineFault = tuple[int, str] | tuple[int, str, str]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A broken line of a file (line 0: the whole file) and a description of the fault."""
+    """A broken line of a file (line 0: the whole file), with the fault and its remedy."""
 
     path: Path
     line: int
     what: str
+    hint: str | None = None
 
     @property
     def place(self) -> str:
@@ -88,7 +90,8 @@ def check_header(path: Path, split: str) -> list[str]:
     an index.
 
     Returns:
-        A remark for each column name that occurs more than once: pandas renames the later columns.
+        Remarks on the form of the file, on a header that may be a title, and on each column name
+        that occurs more than once: pandas renames the later columns.
     """
     try:
         records = list(islice(csv_records(path), 2))
@@ -106,7 +109,9 @@ def check_header(path: Path, split: str) -> list[str]:
     places: dict[str, list[int]] = {}
     for place, name in enumerate(header, 1):
         places.setdefault(name, []).append(place)
-    return [
+    titles = [f"{shown_path(path)}:{line} is taken as the header, {why}: if it is a title, "
+              "take it out" for why in _like_a_title(records)]  # fmt: skip
+    return [*csv_form(path).notes, *titles] + [
         f"{shown_path(path)}:{line} has {len(own)} columns called {shown_value(name)} "
         f"({', '.join(map(str, own))}): only the first keeps this name"
         for name, own in places.items()
@@ -114,10 +119,23 @@ def check_header(path: Path, split: str) -> list[str]:
     ]
 
 
+def _like_a_title(records: Sequence[tuple[int, Sequence[str]]]) -> Iterator[str]:
+    """Yield the reasons why a header may be a title, by the header and the first row."""
+    (line, header), *rows = records
+    for below, fields in rows:
+        unnamed = sum(1 for name, field in zip(header, fields, strict=False) if field and not name)
+        if unnamed > (not header[0]):  # an index has a column without a name in front
+            yield f"though {unnamed} of its {len(header)} fields are empty"
+        if len(header) == 1 and below > line + 1 + header[0].count("\n"):
+            yield "though an empty line is below it"
+
+
 def _too_many_hint(header: Sequence[str], fields: Sequence[str]) -> str:
     """Suggest a fix for a row with more fields than the header."""
     if not "".join(fields[len(header) :]).strip():
         return "remove the commas at the ends of the lines"
+    if len(header) == 1:
+        return "take out the lines above the header; put texts with separators into quotes"
     return "put texts that contain commas into quotes, or name all columns in the header"
 
 
@@ -135,7 +153,8 @@ def _parquet(path: Path) -> Iterator[_LineFault]:
 
 
 def _csv(path: Path) -> Iterator[_LineFault]:
-    yield from _not_utf8(path)
+    if csv_form(path).encoding == UTF8:
+        yield from ((line, what, _AS_UTF8) for line, what in _not_utf8(path))
     width = 0
     try:
         for line, fields in csv_records(path, strict=True):
@@ -182,7 +201,10 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _not_utf8(path: Path) -> Iterator[_LineFault]:
+_AS_UTF8 = "save it as CSV UTF-8 in Excel, or: iconv -f ITS_ENCODING -t UTF-8 FILE > NEW_FILE"
+
+
+def _not_utf8(path: Path) -> Iterator[tuple[int, str]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:

@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import ask_once, has_copies, offline_error
 from sora_cli.core.words import first_few, listed, shown_path
 from sora_cli.data.builtin import BUILTINS
+from sora_cli.data.csv_form import csv_form
 from sora_cli.data.faults import check_header, find_fault
 from sora_cli.data.json_lines import refusing_fatal_lines
-from sora_cli.data.places import Origin, holds_rows, separator_in
+from sora_cli.data.places import Origin, holds_rows
 from sora_cli.data.source import Builtin, Files, Folder, Hub, file_kind, find_source
 from sora_cli.recipe.recipe import DataBlock
 
@@ -79,30 +81,36 @@ def _read_files(
     split: str, kind: str, paths: list[Path], *, key: str | None = None, cache: Path | None = None
 ) -> Part:
     notes = _check_headers(split, paths)
-    options = {**_CSV_OPTIONS, "sep": _separator(paths)} if kind == "csv" else {}
     place = {} if cache is None else {"cache_dir": str(cache)}
+    # files of one form are read together: many small ones would take long by themselves
+    groups = [(options, [str(path) for path in own]) for options, own in _by_form(kind, paths)]
     try:
         with _reading():
-            rows = datasets.load_dataset(
-                kind, split="train", data_files=[str(path) for path in paths], **place, **options
-            )
+            parts = [
+                datasets.load_dataset(kind, split="train", data_files=own, **place, **options)
+                for options, own in groups
+            ]
+            rows = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
         rows.data.validate(full=True)  # pyarrow's JSON reader does not check that texts are UTF-8
     except Exception as error:  # the readers of four formats raise many types
         raise _unreadable(key, paths, error) from error
     return Part(rows, Origin(split, tuple(paths), len(rows), notes=notes))
 
 
-def _separator(paths: Sequence[Path]) -> str:
-    """Return the field separator of CSV files; different separators in one split are an error."""
-    # reversed: of several files with one separator, the first stays in the mapping
-    separators = {separator_in(path): path for path in reversed(paths)}
-    if len(separators) > 1:
-        (one, file), (two, other) = list(separators.items())[:2]
-        raise SoraError(
-            f"{shown_path(file)} separates fields by {one!r}, {shown_path(other)} by {two!r}",
-            hint="use the same separator in all files of a split",
-        )
-    return next(iter(separators), ",")
+def _by_form(kind: str, paths: Sequence[Path]) -> Iterator[tuple[dict[str, Any], list[Path]]]:
+    """Yield neighbouring files of one form, with the options that their reader needs."""
+    if kind != "csv":
+        yield {}, list(paths)
+        return
+    for options, own in groupby(paths, lambda path: csv_form(path).options):
+        yield {**_CSV_OPTIONS, **options}, list(own)
+
+
+def _separator(paths: Sequence[Path]) -> str | None:
+    """Return the separator of CSV files that need no other option; None: they need more."""
+    forms = [csv_form(path).options for path in paths]
+    alike = all(form == {"sep": forms[0]["sep"]} for form in forms)
+    return (forms[0]["sep"] if forms else ",") if alike else None
 
 
 def _check_headers(split: str, paths: Iterable[Path]) -> tuple[str, ...]:
@@ -126,7 +134,7 @@ def _unreadable(key: str | None, paths: Sequence[Path], error: Exception) -> Sor
     if fault is None:
         return SoraError(f"{name} cannot be read: {reason}", where=where, key=key)
     what = f"{name} cannot be read: {fault.what}"
-    return SoraError(what, where=fault.place, key=None if fault.line else key)
+    return SoraError(what, where=fault.place, hint=fault.hint, key=None if fault.line else key)
 
 
 @contextlib.contextmanager
@@ -155,8 +163,13 @@ def _load_folder(folder: Path, data: DataBlock) -> Mapping[str, Part]:
             for name, own in data_files.items()
         }
         paths = [path for own in files.values() for path in own if file_kind(path) == "csv"]
+        usual = _separator(paths)
+        separator = getattr(builder.config, "sep", None)
+        default = "\t" if paths and paths[0].suffix == ".tsv" else ","
+        if paths and usual is None and separator == default:
+            return {name: _read_files(name, "csv", list(own)) for name, own in files.items()}
         # a README may set another separator; the headers cannot be checked with ours then
-        looked_at = getattr(builder.config, "sep", None) == _separator(paths)
+        looked_at = separator == usual
     except SoraError:
         raise
     except Exception as error:  # each reader raises its own types
@@ -183,9 +196,10 @@ def _builder(folder: Path, data: DataBlock) -> Any:
         builder = datasets.load_dataset_builder(str(folder), data.name, **options)
         if isinstance(builder.config, CsvConfig):
             options |= _CSV_OPTIONS
-            if builder.config.sep == ",":
-                own = (builder.config.data_files or {}).values()
-                options["sep"] = _separator([Path(path) for paths in own for path in paths])
+            own = (builder.config.data_files or {}).values()
+            separator = _separator([Path(path) for paths in own for path in paths])
+            if builder.config.sep == "," and separator is not None:
+                options["sep"] = separator
             # made again with the options, because they are part of the name of its cache
             builder = datasets.load_dataset_builder(str(folder), data.name, **options)
     return builder
@@ -244,7 +258,8 @@ def _unloadable(
     fault = find_fault([path for paths in files.values() for path in paths], reason)
     if fault is not None:
         split = next(split for split, paths in files.items() if fault.path in paths)
-        return SoraError(f"split '{split}' cannot be read: {fault.what}", where=fault.place)
+        what = f"split '{split}' cannot be read: {fault.what}"
+        return SoraError(what, where=fault.place, hint=fault.hint)
     return SoraError(
         f"data '{data.path}' cannot be loaded: {reason}",
         where=f"data.path={data.path} data.name={data.name}",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,11 +12,11 @@ from pathlib import Path
 
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import first_few, shown_path
+from sora_cli.data.csv_form import csv_records
 from sora_cli.data.json_lines import TOO_DEEP
 from sora_cli.data.source import file_kind
 
 COUNTED = "(counted from 0)"
-_OTHER_SEPARATORS = (";", "\t", "|")
 _BETWEEN = re.compile(r"[\s,]*")  # between the rows of a JSON list
 
 
@@ -150,45 +149,11 @@ def locating(rows: Origin, trained: Origin | None = None) -> Iterator[None]:
         raise
 
 
-def csv_records(path: Path, *, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
-    """Yield the first line and the fields of each record in a CSV file, the header first.
-
-    Blank lines are skipped, as in pandas, which reads the rows.
-    """
-    # csv's own limit is 131,072 characters; a C long has 32 bits on Windows
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader, start = csv.reader(file, strict=strict, delimiter=separator_in(path)), 1
-        try:
-            for fields in reader:
-                if len(fields) > 1 or (fields and not fields[0].isspace()):
-                    yield start, fields
-                start = reader.line_num + 1  # a quoted field may span several lines
-        except csv.Error as error:
-            raise csv.Error(f"{start}:{error}") from error
-
-
-def separator_in(path: Path) -> str:
-    """Return the field separator of a CSV file.
-
-    It is a tab in .tsv files. In others it is a comma, or the semicolon, tab or bar in a header
-    without commas.
-    """
-    if path.suffix.lower() == ".tsv":
-        return "\t"
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header = next((line for line in csv.reader(file) if "".join(line).strip()), [])
-    except (csv.Error, UnicodeDecodeError, OSError):
-        return ","  # the reader reports this fault later
-    marks = (mark for mark in _OTHER_SEPARATORS if len(header) == 1 and mark in header[0])
-    return next(marks, ",")
-
-
 def line_end_in(path: Path) -> str:
     """Return the line ending of a text file, from its first line."""
     with path.open("rb") as file:
-        return "\r\n" if file.readline(2**20).endswith(b"\r\n") else "\n"
+        first = file.readline(2**20).replace(b"\0", b"")  # of UTF-16
+    return "\r\n" if first.endswith(b"\r\n") else "\n"
 
 
 def _csv_starts(path: Path) -> Iterator[str]:

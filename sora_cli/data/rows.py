@@ -15,6 +15,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.hub import quiet_hub
 from sora_cli.data.loading import Part, load_splits
 from sora_cli.data.places import Origin, locating
+from sora_cli.data.rare import keep_rare
 from sora_cli.data.repeats import KeysOf, groups_of, rows_in, share_of
 from sora_cli.recipe.recipe import DataBlock
 
@@ -95,7 +96,8 @@ def _with_held_out(
             hint=f"{key}={max(len(train.rows) // 5, 1)}",
             key=key,
         )
-    held_out, rest = _split(train, rows, data.held_out_seed, keys_of, key)
+    parts = _split(train, rows, data.held_out_seed, keys_of, key)
+    held_out, rest = keep_rare(data, *parts)
     return {**splits, data.train: rest, name: held_out}
 
 
@@ -149,6 +151,7 @@ def _assign(data: DataBlock, splits: Mapping[str, Part], keys_of: KeysOf | None)
         select, train = _split(
             train, data.selection_rows, data.selection_seed, keys_of, "data.selection_rows"
         )
+        select, train = keep_rare(data, select, train)
         rule = f"checkpoint chosen on {data.selection_rows} rows held out of {data.train}"
         if data.selection == "half-train":
             train, select = _half(data, train)

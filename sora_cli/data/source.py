@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
@@ -97,6 +98,15 @@ def file_kind(path: Path) -> str:
     return _FILE_KINDS.get(path.suffix.lower(), "")
 
 
+def resaving(path: Path) -> str | None:
+    """Return a remedy for a table in a file of another kind, as Excel saves it."""
+    if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
+        return "save it as CSV UTF-8"
+    if path.suffix.lower() == ".txt":  # "Unicode text", separated by tabs
+        return f"if it is a table: mv {quote(str(path))} {quote(str(path.with_suffix('.tsv')))}"
+    return None
+
+
 def check_file(path: Path) -> str:
     """Check a file of rows that belongs to no recipe, and return its reader."""
     if path.is_dir():
@@ -111,6 +121,7 @@ def check_file(path: Path) -> str:
         raise SoraError(
             f"'{path}' is not a file of rows, by its ending",
             where=f"known endings: {', '.join(_FILE_KINDS)}",
+            hint=resaving(path),
         )
     return kind
 

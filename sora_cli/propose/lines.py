@@ -12,10 +12,11 @@ from sora_cli.data.overlap import find_overlaps
 from sora_cli.data.places import locating
 from sora_cli.data.rows import Rows
 from sora_cli.propose.proposal import Proposal
+from sora_cli.propose.rules import multilingual_remark
 from sora_cli.propose.text import in_yaml
 from sora_cli.run.class_counts import absent_remarks, class_lines, count_classes
 from sora_cli.run.preview import WIDTH, indented, rows_lines, wrapped
-from sora_cli.run.remarks import overlap_remark
+from sora_cli.run.remarks import counted_remarks, overlap_remark, unknown_remark
 from sora_cli.tasks.base import Encoded, Task
 
 _KEY, _VALUE = 28, 24  # columns
@@ -48,7 +49,9 @@ def proposal_lines(proposal: Proposal, *, rows: int) -> Iterator[str]:
         proposal.rows.train, proposal.rows.report, texts=texts, label=task.label_column
     )
     twice = (overlap_remark(name, o, len(numbers[name])) for name, o in found_twice.items())
-    remarks = [*absent_remarks(counts), *filter(None, twice)]
+    looked_at = {name: min(len(part), LOOKED_AT) for name, part in numbers.items()}
+    remarks = [*absent_remarks(counts), *counted_remarks(parts, looked_at), *filter(None, twice)]
+    remarks += _unknown(proposal, parts)
     for line in (*class_lines(counts), *(f"note: {remark}" for remark in remarks)):
         yield from indented(wrapped("", line, indent=0))
     yield ""
@@ -56,6 +59,15 @@ def proposal_lines(proposal: Proposal, *, rows: int) -> Iterator[str]:
     if rows:
         yield ""
         yield from rows_lines(task, proposal.processor, parts["train"], rows)
+
+
+def _unknown(proposal: Proposal, parts: Mapping[str, Encoded]) -> Iterator[str]:
+    """Yield remarks on texts of a language that the base model does not know."""
+    tokenizer = getattr(proposal.processor, "tokenizer", proposal.processor)
+    unknown = unknown_remark(parts, tokenizer)
+    if unknown is not None:
+        path = proposal.loaded.recipe.model.path
+        yield from filter(None, (unknown, multilingual_remark(proposal.match.task, path)))
 
 
 def _is_large(parts: Mapping[str, Sized]) -> bool:

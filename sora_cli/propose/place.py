@@ -11,7 +11,7 @@ from sora_cli.core.hub import looks_local
 from sora_cli.core.shell import quote
 from sora_cli.core.words import listed, near_files
 from sora_cli.data.loading import Part
-from sora_cli.data.source import BUILTIN, file_kind
+from sora_cli.data.source import BUILTIN, file_kind, resaving
 from sora_cli.propose.rules import Proposed
 from sora_cli.recipe.library import YAML_FILES
 
@@ -45,7 +45,7 @@ def _of_file(source: str, path: Path) -> dict[str, Proposed]:
         raise SoraError(
             f"'{source}' is a {'recipe' if recipe else 'file of another kind'}, not a data file",
             where=f"kinds of data files: {_KINDS}",
-            hint=f"sora train {quote(source)}" if recipe else None,
+            hint=f"sora train {quote(source)}" if recipe else resaving(path),
         )
     beside = _validation_file(path)
     if beside is None:

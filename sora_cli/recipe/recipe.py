@@ -161,6 +161,12 @@ class DataBlock(Block):
         description="names of the classes, in the order of the labels. Default: the names in the "
         "data set",
     )
+    rare_classes: Literal["train"] | None = Field(
+        None,
+        description="train: where rows are held out of the training split, those whose class no "
+        "other row there has stay in training, and are counted. Default: they are held out, which "
+        "is an error unless the classes are named",
+    )
     max_length: int = Field(
         128,
         ge=2,

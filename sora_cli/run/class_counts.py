@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
+
+from datasets import Dataset
 
 from sora_cli.core.console import count, printable
 from sora_cli.core.words import first_few
 from sora_cli.run.prepare import Prepared
 from sora_cli.tasks.base import Encoded, Task
+from sora_cli.tasks.labels import encode_classes
 
 _FEW = 8  # up to this many classes are listed one by one
 _LONG = 40  # characters of a name
@@ -34,6 +38,15 @@ def count_classes(task: Task, parts: Mapping[str, Encoded]) -> dict[str, dict[st
             names = task.label_names or []
             counts[name] = dict(zip(names, numbers.tolist(), strict=True))
     return counts
+
+
+def raw_class_counts(task: Task, rows: Dataset) -> dict[str, int]:
+    """Count the rows of each class before they are encoded; {} for a task without classes."""
+    names, column = task.label_names, task.label_column
+    if names is None or column is None or not task.one_label:
+        return {}
+    counts = Counter(encode_classes(rows[column][:], names, column=column))
+    return {name: counts[number] for number, name in enumerate(names)}
 
 
 def class_lines(counts: Counts) -> Iterator[str]:

@@ -90,7 +90,7 @@ def _check_tokens(base: Base, encoded: Encoded, *, pooled: bool) -> None:
         pooled: the task makes one prediction per row. Encoder-decoders read it at the end-of-text
             token, so every row must have the same number of them, and at least one.
     """
-    ids = _flat(encoded.dataset, "input_ids")
+    ids = flat_column(encoded.dataset, "input_ids")
     words, largest = base.model.get_input_embeddings().num_embeddings, int(ids.max(initial=0))
     if largest >= words:
         raise SoraError(
@@ -113,7 +113,7 @@ def _check_tokens(base: Base, encoded: Encoded, *, pooled: bool) -> None:
         )
 
 
-def _flat(rows: Dataset, column: str) -> np.ndarray:
+def flat_column(rows: Dataset, column: str) -> np.ndarray:
     """Return all numbers in a column of lists (or of lists of lists) as one flat array."""
     chunks = rows.with_format("arrow").data.column(column).chunks
     return np.concatenate([chunk.flatten(recursive=True).to_numpy() for chunk in chunks])

@@ -6,7 +6,8 @@ Every remark follows from numbers, and quotes them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +15,13 @@ from sora_cli.core.words import first_few
 from sora_cli.data.overlap import Overlap, find_overlaps
 from sora_cli.recipe.families import SMALLER_IS_BETTER
 from sora_cli.run.class_counts import absent_remarks, class_counts
+from sora_cli.run.encode import flat_column
 from sora_cli.run.prepare import Prepared
 from sora_cli.tasks.base import Encoded, Predictions, Task
 
 _FEW = 5  # classes named in a remark
 _SELECTION = "the selection rows"
+_MOST_UNKNOWN = 0.05  # of a part's tokens, special ones left out
 _UNLIMITED = 2**31  # tokens: the model has no limit
 
 
@@ -45,19 +48,27 @@ def data_remarks(ready: Prepared, overlaps: Mapping[str, Overlap]) -> list[str]:
     remarks += absent_remarks(class_counts(ready))
     processor = ready.base.processor
     tokenizer = getattr(processor, "tokenizer", processor)  # processors of images have one
+    remarks.append(unknown_remark(parts, tokenizer))
     limit = getattr(tokenizer, "model_max_length", _UNLIMITED)
     remarks.append(cut_remark(parts, ready.task.data.max_length, limit=limit))
     remarks += ready.task.remarks({_part_name(name): part for name, part in parts.items()})
     rows = {"train": ready.rows.train, "select": ready.rows.select, **ready.rows.report}
-    remarks += [
-        f"{number:,} of {len(rows[name]):,} rows of {_part_name(name)} {what}"
-        for name, part in parts.items()
-        for what, number in {**part.lacking, **part.notes}.items()
-        if number
-    ]
+    remarks += counted_remarks(parts, {name: len(part) for name, part in rows.items()})
     remarks += ready.rows.notes
     remarks += [overlap_remark(n, o, len(rows[n])) for n, o in overlaps.items()]
     return [remark for remark in remarks if remark is not None]
+
+
+def counted_remarks(parts: Mapping[str, Encoded], rows: Mapping[str, int]) -> Iterator[str]:
+    """Yield remarks on the rows that a task counted while it encoded them.
+
+    Args:
+        rows: number of raw rows that were encoded, of each part.
+    """
+    for name, part in parts.items():
+        for what, number in {**part.lacking, **part.notes}.items():
+            if number:
+                yield f"{number:,} of {rows[name]:,} rows of {_part_name(name)} {what}"
 
 
 def label_remark(part: str, labels: np.ndarray, names: Sequence[str] | None) -> str | None:
@@ -108,6 +119,29 @@ def cut_remark(parts: Mapping[str, Encoded], max_length: int, *, limit: int) -> 
     if max_length >= limit:
         return f"{text}, more than the model takes"
     return f"{text}: data.max_length={min(longest, limit)}"
+
+
+def unknown_remark(parts: Mapping[str, Encoded], tokenizer: Any) -> str | None:
+    """Remark on texts that the tokenizer hardly knows: all unknown tokens are one to the model."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    others = [tokenizer.bos_token_id, tokenizer.eos_token_id] if unknown is not None else []
+    if unknown is None or unknown in others:  # GPT-2's is its end of text: it knows every byte
+        return None
+    special = [token for token in tokenizer.all_special_ids if token != unknown]
+    shares = {}
+    for name, part in parts.items():
+        if "input_ids" in part.dataset.column_names:
+            tokens = flat_column(part.dataset, "input_ids")
+            read = tokens[~np.isin(tokens, special)]
+            shares[name] = float((read == unknown).mean()) if len(read) else 0.0
+    known_to_few = {name: share for name, share in shares.items() if share > _MOST_UNKNOWN}
+    if not known_to_few:
+        return None
+    each = ", ".join(f"{share:.0%} of {_part_name(name)}" for name, share in known_to_few.items())
+    return (
+        f"unknown to the base model's tokenizer ({tokenizer.unk_token}): {each}; the model reads "
+        "these tokens as one and the same: take a base model of the texts' language"
+    )
 
 
 def overlap_remark(part: str, overlap: Overlap, rows: int) -> str | None:

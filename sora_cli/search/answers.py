@@ -209,7 +209,8 @@ def read_answer_rows(
     compared = "next-token choices on" if next_tokens else "answers to"
     read = _read_columns(task, next_tokens)
     plural, quoted = "s" if len(read) > 1 else "", [f"'{column}'" for column in read]
-    notes = [f"{name}: {compared} the column{plural} {listed(quoted)} are compared"]
+    notes = [*part.origin.notes]
+    notes.append(f"{name}: {compared} the column{plural} {listed(quoted)} are compared")
     if label in there and not next_tokens:
         notes.append(f"{name}: the column '{label}' is ignored: no label is needed")
     with_answers = next_tokens and not by_prompt

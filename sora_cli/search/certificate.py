@@ -30,9 +30,11 @@ from sora_cli.search.statement import (
     drop_by_answers,
     drop_by_both,
     drop_by_labels,
+    kept_by_constant,
     on_answers,
     on_halves,
     scope,
+    without_rows,
 )
 
 if TYPE_CHECKING:
@@ -354,6 +356,10 @@ def conclude(certificate: StoredCertificate) -> None:
             "the base model alone" if against == BASE_MODEL else f"the base model with {against}"
         )
         certificate.scope += f"; its rewards are measured against {whole}"
+    classes = certificate.rows[TEST].classes or {}
+    certificate.scope += without_rows(classes)
+    if kept:
+        certificate.statement += kept_by_constant(promise, classes, certificate.full.test)
     if not certificate.bound.rows_alone:
         certificate.statement += f"; {NOT_ALONE}"
     if kept and certificate.final is not None and not certificate.halves:

@@ -20,6 +20,7 @@ from sora_cli.data.content import data_fingerprint
 from sora_cli.data.places import Origin
 from sora_cli.data.repeats import first_of_each, groups_of
 from sora_cli.model.base import Base
+from sora_cli.run.class_counts import raw_class_counts
 from sora_cli.run.encode import encode
 from sora_cli.search.answers import AnswerRows
 from sora_cli.search.row_set import RowSet
@@ -122,6 +123,12 @@ class EncodedPart:
         if self.counted is None:
             return found
         return found.model_copy(update={"rows": len(self), "held": len(self.part)})
+
+    def classes(self, task: Task) -> dict[str, int] | None:
+        """Count the rows of each class that test; None: the rows have no labels, or no classes."""
+        if isinstance(self.part, AnswerRows) or self.counted is None:
+            return None
+        return raw_class_counts(task, self.part.take(self.counted).rows) or None
 
     def notes(self, name: str) -> Iterator[str]:
         """Yield notes on the rows that do not test, and on rows that depend on each other.

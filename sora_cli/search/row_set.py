@@ -39,6 +39,11 @@ class RowSet(BaseModel):
         description="of test rows: number of all rows that were held for the test, repeats "
         "included; null: repeats are not kept apart, and all rows test",
     )
+    classes: dict[str, int] | None = Field(
+        None,
+        description="of labelled test rows with one class each: number of those of every class "
+        "that test",
+    )
     inputs: int | None = Field(
         None, description="of screening rows: number of different raw inputs among them"
     )

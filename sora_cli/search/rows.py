@@ -211,6 +211,7 @@ def deciding_parts(
         keys = own.raw_keys(task)
         different = int(groups_of(keys).max()) + 1
         sets[SCREENING] = sets[SCREENING].model_copy(update={"inputs": different})
+        sets[TEST] = sets[TEST].model_copy(update={"classes": tests[TEST].classes(task)})
     return DecidingParts(screening, tuple(tests.values()), sets)
 
 

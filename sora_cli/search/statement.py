@@ -5,9 +5,11 @@ They are computed from the figures whenever a certificate is made or read. No to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from sora_cli.core.words import first_few, shown_value
+from sora_cli.search.constant import nothing_promised
 from sora_cli.search.halves import half_confidence
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from sora_cli.search.promise import Promise
     from sora_cli.search.row_set import RowSet
 
+_CLASSES = 8  # that are named
 NOT_ALONE = (
     "the bound is approximate, and about this number of rows: each row chooses among all test "
     "rows, so the rows depend on each other"
@@ -103,6 +106,25 @@ def scope(promise: Promise, *, halves: bool, tested: str | None, distinct: bool)
         tested=tested,
     )
     return text if distinct else f"{text}; {_NOT_APART}"
+
+
+def without_rows(classes: Mapping[str, int]) -> str:
+    """Return words on the classes that no test row has, of which a promise says nothing."""
+    absent = [shown_value(name) for name, rows in classes.items() if not rows]
+    if not absent:
+        return ""
+    named = first_few(absent, _CLASSES)
+    return (
+        f"; nothing about {len(absent)} of {len(classes)} classes, of which no row tests: {named}"
+    )
+
+
+def kept_by_constant(promise: Promise, classes: Mapping[str, int], full: float) -> str:
+    """Return words on one class as the answer to every row, if it keeps the promise, too."""
+    if promise.by_answers or not classes:
+        return ""
+    nothing = nothing_promised(promise.metric, promise.max_drop, classes, full=full)
+    return "" if nothing is None else f"; {nothing}"
 
 
 def drop_by_labels(

@@ -159,7 +159,8 @@ def encode_classes(
             where=f"classes: {listed(names)}",
             hint="a split without labels cannot be evaluated"
             if hidden
-            else "correct it, or name all classes: data.label_names=[...]",
+            else "correct it, or name all classes: data.label_names=[...]; if it was held out of "
+            "the training rows: data.rare_classes=train",
         )
     return labels
 

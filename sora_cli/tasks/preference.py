@@ -44,6 +44,9 @@ from sora_cli.tasks.texts import columns_in, require_column
 
 REFERENCE = "reference"
 """Column of training rows, and name in a batch: log-probabilities by the reference model."""
+_ROUNDING = 64 * float(np.finfo(np.float32).eps)
+"""Relative error of a log-probability in float32. The same model's differ by 20 eps in batches of
+64 and of 1 rows (SmolLM2-135M, 8 tokens), so no smaller margin of rewards is a preference."""
 _PARTS = ("prompt", *SIDES)
 INPUTS = ("input_ids", "labels")
 """Columns of encoded rows that the model reads, one list for each answer."""
@@ -201,28 +204,29 @@ class Preference(Task):
     def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
         check_finite(predictions.outputs)
         reward = self._rewards(predictions)
-        prefers = [SIDES[int(right <= wrong)] for right, wrong in reward]
+        prefers = [SIDES[int(not right)] for right in self._prefers_chosen(predictions)]
         return [prefers, *reward.T.tolist()]
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         reward, texts = self._rewards(predictions), predictions.encoded.raw
+        prefers = self._prefers_chosen(predictions)
         return [
             {
                 "source": row["source"],
-                "prediction": row[SIDES[int(right <= wrong)]],
+                "prediction": row[SIDES[int(not preferred)]],
                 "label": row["chosen"],
                 "rejected": row["rejected"],
                 "rewards": {"chosen": float(right), "rejected": float(wrong)},
                 "margin": float(right - wrong),
             }
-            for row, (right, wrong) in zip(texts, reward, strict=True)
+            for row, (right, wrong), preferred in zip(texts, reward, prefers, strict=True)
         ]
 
     def _by_row(self, predictions: Predictions) -> dict[str, np.ndarray]:
-        """Return every metric by row, (rows,) each; an answer is right if its reward is larger."""
+        """Return every metric by row, (rows,) each; a row is right if its answer is preferred."""
         reward, logps = self._rewards(predictions), -predictions.outputs[..., 0]
         return {
-            "rewards/accuracies": (reward[:, 0] > reward[:, 1]).astype(float),
+            "rewards/accuracies": self._prefers_chosen(predictions).astype(float),
             "rewards/margins": reward[:, 0] - reward[:, 1],
             **{f"rewards/{side}": reward[:, i] for i, side in enumerate(SIDES)},
             **{f"logps/{side}": logps[:, i] for i, side in enumerate(SIDES)},
@@ -231,6 +235,14 @@ class Preference(Task):
 
     def _rewards(self, predictions: Predictions) -> np.ndarray:
         return rewards(self.options, *_terms(predictions)).numpy()
+
+    def _prefers_chosen(self, predictions: Predictions) -> np.ndarray:
+        """Return whether the chosen answer's reward is larger by more than rounding, (rows,)."""
+        logps, tokens, reference = _terms(predictions)
+        # a reward is a difference: its error is that of the two log-probabilities
+        sizes = rewards(self.options, logps.abs(), tokens, -reference.abs()).numpy()
+        reward = self._rewards(predictions)
+        return np.asarray(reward[:, 0] - reward[:, 1] > _ROUNDING * sizes.sum(axis=1))
 
     @property
     def _own_prompt(self) -> bool:

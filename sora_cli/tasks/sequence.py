@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import listed, shown_value
+from sora_cli.data.columns import have_decimal_commas
 from sora_cli.data.places import RowError
 from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise, unread_rows
 from sora_cli.tasks.base import Encoded, Predictions
@@ -150,6 +151,8 @@ class SequenceRegression(_Sequence):
     def encode_labels(self, values: Any) -> list[float]:
         labels: list[float] = []
         column, key = self.data.label_column, "data.label_column"
+        if have_decimal_commas(values):
+            values = [value and value.replace(",", ".") for value in values]
         for row, value in enumerate(values):
             try:
                 labels.append(float(_no_bool(value)))

@@ -12,12 +12,13 @@ from typing import Any
 from tqdm import tqdm
 
 from sora_cli.core.atomic import new_file
-from sora_cli.core.console import say
+from sora_cli.core.console import say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import Interrupted
 from sora_cli.core.words import first_few, shown_path
 from sora_cli.data.content import data_fingerprint
-from sora_cli.data.places import line_end_in, separator_in
+from sora_cli.data.csv_form import csv_form
+from sora_cli.data.places import line_end_in
 from sora_cli.run.opening import continued_by
 from sora_cli.use.formats import Format
 from sora_cli.use.parts import Parts, opened
@@ -131,6 +132,7 @@ def _resume_lines(parts: Parts, output: Path, *, force: bool) -> list[str]:
 
 
 def _say_columns(predictor: Predictor) -> None:
+    say_notes(predictor.source.origin.notes)
     reads = first_few((f"'{name}'" for name in predictor.task.input_columns), 6)
     say(f"{predictor.task.name}: reads {reads}, adds {first_few(predictor.adds, 6)}")
     if not predictor.request.meta.max_length and not predictor.request.chosen:
@@ -149,7 +151,7 @@ def _bar(what: str, total: int, first: int) -> Any:
 
 
 def _format(kind: str, source: Source, separator: str | None) -> Format:
-    own = separator_in(source.path) if source.kind == "csv" else ","
+    own = csv_form(source.path).separator if source.kind == "csv" else ","
     header = source.header if kind == source.kind else source.columns
     line_end = "\n" if source.kind == "parquet" else line_end_in(source.path)
     separator = own if separator is None else separator

@@ -85,7 +85,7 @@ class Predictor:
                 self._bind(source.rows(0, first))
         self.adds = [f"{request.prefix}{name}" for name in self._names()]
         self._check_names()
-        self.truncated, self.notes = 0, list[str]()
+        self.truncated, self.notes = 0, list(source.origin.notes)
 
     def _bind(self, rows: Dataset) -> None:
         completed = self._completed(rows)
@@ -147,7 +147,7 @@ class Predictor:
                     hint="name its run or adapter; or score it: sora eval MODEL --recipe RECIPE",
                 )
         base.model.eval()
-        self.notes = list(base.notes)
+        self.notes += base.notes
         return base
 
     def _answers(

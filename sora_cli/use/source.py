@@ -15,8 +15,9 @@ from typing import Any
 from datasets import Dataset
 from datasets.table import InMemoryTable
 
+from sora_cli.data.csv_form import csv_records
 from sora_cli.data.loading import load_file
-from sora_cli.data.places import Origin, csv_records
+from sora_cli.data.places import Origin
 from sora_cli.data.source import file_kind
 
 

@@ -218,10 +218,12 @@ def plan_rows(
         return RowPlan(screening, test, wanted, total, spent, unlabelled=True)
     most = total - 1 if block.rows is not None else max(total - wanted, total // _THIRD)
     if screening < 1 or held > most:
+        needed = f", and {_THIRD * 2 * _FEWEST} are needed" if block.rows is None else ""
         raise SoraError(
-            f"the training split has {total} rows: {held} held out to choose the size leave "
-            "too few to train on",
-            hint=f"auto.rows={max(total // _FIFTH, 4)}",
+            f"the training split has {total} rows{needed}: {held} held out to choose the size "
+            "leave too few to train on",
+            hint=f"sora train holds none out; auto.rows={max(total // _FIFTH, 4)} holds fewer out, "
+            "and promises less",
             key="auto.rows",
         )
     trained = min(wanted, total - held)

@@ -62,7 +62,7 @@ def planned_rows(
     return _on_best_basis(plan, total, inputs)
 
 
-def _held_out(plan: AutoPlan, total: int, inputs: int, answers: int = 0) -> RowPlan:
+def held_out_rows(plan: AutoPlan, total: int, inputs: int, answers: int = 0) -> RowPlan:
     """Return the rows held out; of the test rows, about as many as have different inputs."""
     rows = plan.row_plan(total, answers=answers)
     return rows.counted(max(round(rows.test * inputs / total), 1), answers)
@@ -80,14 +80,14 @@ def _on_best_basis(plan: AutoPlan, total: int, inputs: int) -> tuple[AutoPlan, R
             plans[basis], notes = plan.row_plan(total, len(pool)), pool.notes
             continue
         try:
-            plans[basis] = _held_out(plan, total, inputs)
+            plans[basis] = held_out_rows(plan, total, inputs)
         except SoraError:
             if len(wanted) == 1:
                 raise
             continue  # too few training rows to hold any out
         if basis == "both":
             pool = unseen(plans[basis])
-            plans[basis], notes = _held_out(plan, total, inputs, len(pool)), pool.notes
+            plans[basis], notes = held_out_rows(plan, total, inputs, len(pool)), pool.notes
     numbers: dict[Basis, TestRows] = {
         basis: (rows.test, rows.answers) if basis == "both" else (rows.test,)
         for basis, rows in plans.items()
@@ -132,7 +132,7 @@ def _by_labels(plan: AutoPlan, total: int, inputs: int) -> tuple[RowPlan, Notes]
     """Return the rows held out, or of cross-fitting if it is asked for or needed."""
     if plan.block.cross_fit is True:
         return plan.halves_plan(total), ()
-    return _needed(plan, _held_out(plan, total, inputs))
+    return _needed(plan, held_out_rows(plan, total, inputs))
 
 
 def _needed(plan: AutoPlan, held: RowPlan) -> tuple[RowPlan, Notes]:

@@ -13,6 +13,7 @@ from sora_cli.experiments.auto.budget import HalvesPlan, RowPlan, rows_for, rows
 from sora_cli.experiments.auto.plan import AutoPlan
 from sora_cli.report import RunReport
 from sora_cli.run.dry_run import DryRun
+from sora_cli.search.constant import BALANCED, nothing_promised
 from sora_cli.search.halves import HALF_SHARES, half_confidence
 from sora_cli.search.promise import Promise
 from sora_cli.search.sizes import SHARES
@@ -20,7 +21,9 @@ from sora_cli.search.statement import NOT_ALONE
 from sora_cli.search.words import answers_lines, certifiable_lines
 
 if TYPE_CHECKING:
+    from sora_cli.run.prepare import Prepared
     from sora_cli.search.certifiable import Certifiable
+    from sora_cli.search.certificate import Certificate
 
 
 def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
@@ -85,6 +88,35 @@ def promise_lines(promise: Promise, rows: RowPlan, certifiable: Certifiable) -> 
         yield from certifiable_lines(promise, tested, bound, _more_rows(promise, rows))
     if not bound.rows_alone:
         yield NOT_ALONE
+
+
+def constant_lines(promise: Promise, ready: Prepared) -> Iterator[str]:
+    """Yield a line on a promise that one class as the answer to every row nearly keeps."""
+    from sora_cli.run.class_counts import count_classes  # torch
+
+    classes = count_classes(ready.task, {"train": ready.train}).get("train", {})
+    if promise.kind == "drop" and not math.isnan(promise.max_drop):
+        little = nothing_promised(promise.metric, promise.max_drop, classes)
+        if little is not None:
+            yield f"WARNING: {little}; {BALANCED} is 0 for every constant answer: task.metrics"
+
+
+def base_alone(certificate: Certificate, report: RunReport) -> str | None:
+    """Return a line on a promise that the base model keeps without an adapter; None: it does not.
+
+    It is asked only where the base model has its output layer, which is not trained.
+    """
+    promise = certificate.promise
+    if report.parameters is None or report.parameters.head or promise.by_answers:
+        return None
+    for split, alone in report.without_adapters.items():
+        full = certificate.full.reported.get(split, math.nan)
+        if promise.drop(full, alone) <= promise.max_drop:
+            return (
+                f"this promises nothing: the base model alone would keep it on {split} "
+                f"({promise.metric} {alone:.4f}, and {full:.4f} at full rank)"
+            )
+    return None
 
 
 def _more_rows(promise: Promise, rows: RowPlan) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,13 @@ from sora_cli.app import run
 from sora_cli.recipe.load import load_recipe
 from tests.helpers_chat import write_chat_base
 from tests.helpers_families import preference_rows
+from tests.helpers_first_data import (
+    many_classes,
+    preference_pairs,
+    reviews,
+    write_lines,
+    write_table,
+)
 from tests.helpers_images import corner_rows, pair_processor
 from tests.helpers_models import tiny_bert, tiny_clip
 from tests.helpers_runs import pair_rows, save_base, train, write_rows
@@ -175,8 +183,11 @@ def test_of_a_large_file_some_rows_are_looked_at(
 def test_pairs_of_answers_become_a_recipe_that_trains(
     init: Init, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_rows(tmp_path / "prefs.jsonl", preference_rows(20))
+    rows = preference_rows(20)
+    rows[3]["rejected"] = rows[3]["chosen"]
+    write_rows(tmp_path / "prefs.jsonl", rows)
     shown = init("prefs.jsonl", model=write_chat_base(tmp_path / "chat"))
+    assert "rows of train have two equal answers, and are left out" in shown
     assert "taken       prompt (prompt), chosen (chosen), rejected (rejected)" in shown
     assert shown.count("\n  read     <|im_start|>user") == 2
     assert shown.count("\n  rejected ") == 2
@@ -196,3 +207,54 @@ def test_unpaired_answers_are_refused(init: Init, tmp_path: Path) -> None:
         "  there are: prompt, completion, label",
         "  pair a good and a bad answer to each prompt: prompt, chosen, rejected",
     ]
+
+
+def _proposed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, list[list[str]]]:
+    """Return what `init` says beside the recipe, and the commands that it proposes."""
+    capsys.readouterr()
+    assert run(["init", *words]) == 0
+    said = capsys.readouterr().err
+    commands = said.partition("next:\n")[2].splitlines()
+    return said, [shlex.split(command)[1:] for command in commands if "--dry-run" not in command]
+
+
+FEW = ["training.max_steps=20", "training.batch_size=8"]
+
+
+@pytest.mark.parametrize(
+    ("table", "said", "proposed"),
+    [
+        (reviews(60), "48 rows, and 96 are needed: 32 held out", ["train"]),
+        (reviews(240), "16 of these test", ["train", "auto"]),
+        (many_classes(seed=2), "as no other row has their class: t28", ["train", "auto"]),
+        (reviews(1200, 0.95), "always answering 'pos' is at most 0.0510 worse", ["train", "auto"]),
+        (reviews(150, 0.95), "rarer classes have too few rows to promise more", ["train"]),
+    ],
+    ids=["few", "enough", "rare", "unbalanced", "few and unbalanced"],
+)
+def test_what_is_proposed_runs(
+    table: list[list[str]], said: str, proposed: list[str], base: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    write_table(tmp_path / "rows.csv", table)
+    text, commands = _proposed(capsys, "rows.csv", "--model", str(base), "training.epochs=3")
+    assert said in text
+    assert [command[0] for command in commands] == proposed
+    for command in commands:
+        assert run([*command, *FEW, "--no-verify"]) in (0, 3), capsys.readouterr().err
+    if "matthews" in text:
+        assert "--max-drop" in commands[-1]
+        assert "task.metrics=[matthews_correlation,accuracy]" in commands[-1]
+
+
+def test_too_few_pairs_are_trained_without_a_promise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "pairs.jsonl", preference_pairs(60, equal=3))
+    chat = write_chat_base(tmp_path / "chat")
+    text, commands = _proposed(capsys, "pairs.jsonl", "--model", str(chat))
+    assert "48 rows, and 96 are needed" in text
+    assert [command[0] for command in commands] == ["train"]
+    assert run([*commands[0], *FEW, "--no-verify"]) == 0

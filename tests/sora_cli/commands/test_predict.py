@@ -28,6 +28,7 @@ from sora_cli.train.trainer import AdapterTrainer
 from sora_cli.use import formats, predictor
 from tests.helpers_errors import error_text
 from tests.helpers_families import whole_model
+from tests.helpers_first_data import write_excel
 from tests.helpers_runs import Trained, pair_rows, tiny_tokenizer, write_rows
 from tests.shared_files import ROOT
 
@@ -388,3 +389,14 @@ def test_stdin_is_called_that(
     error = error_text(capsys, "predict", classifier.run, "-", "-o", "-")
     assert words in error
     assert "sora-stdin-" not in error
+
+
+def test_excels_exports_are_answered_and_told(
+    classifier: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = [["sentence1", "sentence2"], ["die Tür", "cat"], ["schön", "dog"]]
+    path = write_excel(tmp_path, "title", table)
+    assert run(["predict", str(classifier.run), str(path), "-o", f"{tmp_path}/out.csv"]) == 0
+    assert "the header is taken from below the title" in capsys.readouterr().err
+    written = (tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.split(";")[0] for line in written] == ["sentence1", "die Tür", "schön"]

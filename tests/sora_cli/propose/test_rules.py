@@ -96,6 +96,15 @@ def test_models_that_are_installed_come_first(monkeypatch: pytest.MonkeyPatch) -
     assert rules.base_model("seq2seq").value == "google/flan-t5-base"
 
 
+def test_another_base_model_for_other_languages() -> None:
+    proposed = rules.base_model("causal-lm").value
+    told = str(rules.multilingual_remark("causal-lm", proposed))
+    assert "is English" in told
+    assert told.endswith("--model Qwen/Qwen2.5-0.5B-Instruct")
+    assert rules.multilingual_remark("causal-lm", "mine") is None
+    assert rules.multilingual_remark("image-classification", "builtin://tiny-vit") is None
+
+
 def test_every_family_has_its_usual_values() -> None:
     assert set(USUAL) == set(task_names())
 

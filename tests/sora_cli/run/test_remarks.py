@@ -32,6 +32,7 @@ from sora_cli.run.remarks import (
     overlaps_of,
     prediction_remark,
     skip_remark,
+    unknown_remark,
 )
 from sora_cli.run.results import record_setup
 from sora_cli.tasks import create_task
@@ -39,7 +40,14 @@ from sora_cli.tasks.base import Encoded, Predictions, Task
 from sora_cli.train.trainer import AdapterTrainer, build_trainer
 from tests.helpers_families import write_preference_recipe
 from tests.helpers_models import tiny_bert
-from tests.helpers_runs import glue_rows, pair_rows, train, write_recipe, write_rows
+from tests.helpers_runs import (
+    glue_rows,
+    pair_rows,
+    tiny_tokenizer,
+    train,
+    write_recipe,
+    write_rows,
+)
 
 NAMES = ["entailment", "not_entailment"]
 
@@ -390,3 +398,16 @@ def test_switched_off_layers_give_what_their_bases_do(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert [factor.data_ptr() for _, factor in layer.named_factors()] == places
     assert math.isnan(float(layer.A.data[0, 0]))
+
+
+@pytest.mark.parametrize(("unknown", "words", "said"), [(1, 20, False), (1, 19, True)])
+def test_texts_that_the_tokenizer_does_not_know(unknown: int, words: int, said: bool) -> None:
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer(" ".join(["cat"] * (words - unknown) + ["房间"] * unknown))["input_ids"]
+    part = Encoded(Dataset.from_dict({"input_ids": [ids]}), np.array([len(ids)]), 0, len(ids))
+    remark = unknown_remark({"train": part}, tokenizer)
+    assert (remark is not None) is said
+    assert remark is None or "([UNK]): 5% of train" in remark
+    # one whose unknown token is its end of text, as GPT-2's is, knows every byte
+    tokenizer.eos_token = tokenizer.unk_token
+    assert unknown_remark({"train": part}, tokenizer) is None

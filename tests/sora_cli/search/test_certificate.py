@@ -313,3 +313,20 @@ def test_a_promise_of_an_older_file_is_about_the_drop() -> None:
     written = certificate().model_dump(mode="json")
     del written["promise"]["kind"]
     assert Certificate.model_validate(written) == certificate()
+
+
+def test_classes_without_a_test_row_are_named() -> None:
+    told = certificate().model_dump(mode="json")
+    told["rows"][TEST]["classes"] = {"a": 800, "b": 100, "c": 0}
+    made = Certificate.model_validate(told)
+    assert made.scope.endswith("; nothing about 1 of 3 classes, of which no row tests: 'c'")
+    assert "classes" not in certificate().scope
+
+
+@pytest.mark.parametrize(("share", "nothing"), [(0.79, False), (0.796, True), (0.9, True)])
+def test_a_promise_that_a_constant_answer_keeps(share: float, nothing: bool) -> None:
+    told = certificate().model_dump(mode="json")
+    told["rows"][TEST]["classes"] = {"a": round(900 * share), "b": 900 - round(900 * share)}
+    made = Certificate.model_validate(told)
+    assert made.certified
+    assert ("promises nothing: always answering 'a' would keep it" in made.statement) is nothing

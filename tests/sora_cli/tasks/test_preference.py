@@ -13,7 +13,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.data.places import RowError
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
-from sora_cli.tasks.base import Encoded
+from sora_cli.tasks.base import Encoded, Predictions
 from sora_cli.tasks.language import IGNORED
 from sora_cli.tasks.preference import Preference
 from tests.helpers_chat import chat_tokenizer
@@ -145,3 +145,16 @@ def test_a_form_that_has_no_effect_is_refused(row: dict[str, Any], options: dict
     with pytest.raises(SoraError, match="has no effect on these pairs") as caught:
         encoded([row], **options)
     assert caught.value.key == f"task.{next(iter(options))}"
+
+
+def test_rounding_is_no_preference() -> None:
+    """The same model's log-probabilities, in batches of other sizes, are not exactly equal."""
+    task, _ = encoded(ROWS)
+    reference = np.array([[-300.0, -40.0], [-40.0, -300.0], [-300.0, -40.0], [-9.0, -9.0]])
+    gained = np.array([[1e-4, 0.0], [1e-5, -1e-5], [0.05, 0.0], [0.0, 0.05]])
+    logps = reference + gained
+    sums = np.stack([-logps, np.full_like(logps, 8.0), np.zeros_like(logps)], axis=-1)
+    made = Predictions(sums, None, reference=reference)
+    assert task.metrics(made)["rewards/accuracies"] == 0.25
+    assert task.answer_columns(made)[0] == ["rejected", "rejected", "chosen", "rejected"]
+    assert task.metrics(made)["rewards/margins"] > 0  # margins themselves are shown as they are
