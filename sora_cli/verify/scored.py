@@ -96,6 +96,7 @@ class ScoresAgain:
             here: the test of the scores here.
         """
         figures: dict[str, Any] = {"refused": here.refused, "passed_over": here.passed_over}
+        figures["every"] = self._every(name, stored.every, full, here)
         same = close(whole, full.value, _SAME) and close(stored.score, here.score, _SAME)
         if same and stored.differing == here.differing:
             for figure in ("score", "drop", "upper"):
@@ -155,6 +156,18 @@ class ScoresAgain:
             "upper": _stored_if_close(stored.upper, upper),
             "differing": differing,
         }
+
+    def _every(
+        self, name: str, stored: float | None, full: RowScores, here: PartTest
+    ) -> float | None:
+        """Compare the drop on all rows as they come; return the stored one if it agrees."""
+        if stored is None or here.every is None or full.every is None:
+            return here.every
+        rows = len(full.every)
+        apart = 2 * self.tolerated(rows) / rows * max(1.0, abs(full.every.value))
+        if close(stored, here.every):
+            apart = ROUNDING
+        return self._compare(f"{name}, drop on all rows", stored, here.every, apart)
 
     def _compare(self, name: str, stored: float, here: float, apart: float) -> float:
         figure = Compared(name=name, stored=stored, here=here, apart=apart)

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
@@ -263,13 +264,22 @@ def test_numbers_are_compared_within_a_tolerance(
     assert run(["verify", str(tmp_path / "out"), "--certificate"]) == OK
 
 
+def with_own_texts(rows: Dataset, start: int) -> Dataset:
+    """The rows with a text of its own each: pairs with one text are the same input."""
+    codes = [f"{start + row:08b}" for row in range(len(rows))]
+    words = [code.replace("0", "the ").replace("1", "a ") for code in codes]
+    texts = [f"{own}{text}" for own, text in zip(words, rows["text"][:], strict=True)]
+    return rows.remove_columns("text").add_column("text", texts)
+
+
 @pytest.mark.parametrize("promise", ["--max-differ", "--max-drop"])
 def test_rows_that_choose_among_each_other_have_no_exact_bound(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], promise: str
 ) -> None:
     recipe = write_pair_recipe(tmp_path, rows=124, auto={"sizes": 1})
+    with_own_texts(corner_rows(124), 0).to_parquet(str(tmp_path / "train.parquet"))
     inputs = tmp_path / "inputs.parquet"
-    corner_rows(80, seed=9).to_parquet(str(inputs))
+    with_own_texts(corner_rows(80, seed=9), 124).to_parquet(str(inputs))
     out = tmp_path / "searched"
     more = {
         "--max-differ": ["90%", "--unlabelled", str(inputs)],
