@@ -9,6 +9,8 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tests.helpers_runs import WORDS
+
 Table = list[list[str]]
 
 _GOOD = ("schöne", "großartige", "hübsche", "günstige")
@@ -64,6 +66,11 @@ def write_excel(folder: Path, kind: str, table: Table) -> Path:
     return path
 
 
+def own_words(number: int) -> str:
+    """Return three words that the tests' tokenizers know, other ones for each number."""
+    return " ".join(WORDS[number // len(WORDS) ** place % len(WORDS)] for place in range(3))
+
+
 def reviews(rows: int, share: float = 0.5, *, seed: int = 0) -> Table:
     """Return a header and English reviews; this share of them is good."""
     draw = random.Random(seed)
@@ -73,7 +80,8 @@ def reviews(rows: int, share: float = 0.5, *, seed: int = 0) -> Table:
     for number, is_good in enumerate(good):
         word = draw.choice(("fine", "lovely", "great") if is_good else ("dull", "bad", "awful"))
         label = "pos" if is_good else "neg"
-        lines.append([f"a {word} film, seen {number} times with friends", label])
+        text = f"a {word} film, seen {number} times with friends: {own_words(number)}"
+        lines.append([text, label])
     return lines
 
 
@@ -83,7 +91,7 @@ def many_classes(classes: int = 29, rows: int = 420, *, seed: int = 0) -> Table:
     table = [["question", "topic"]]
     for number in range(rows - 1):
         topic = number % (classes - 1)
-        text = f"question {number} about thing{topic} and so on {draw.random():.3f}"
+        text = f"question about thing{topic}, {draw.random():.3f}, {own_words(number)}"
         table.append([text, f"t{topic:02d}"])
     rare = ["a question about the one rare thing", f"t{classes - 1:02d}"]
     table.insert(1 + draw.randrange(rows), rare)

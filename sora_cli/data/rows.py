@@ -98,6 +98,12 @@ def _with_held_out(
         )
     parts = _split(train, rows, data.held_out_seed, keys_of, key)
     held_out, rest = keep_rare(data, *parts)
+    if not len(held_out.rows):
+        raise SoraError(
+            f"no row can be held out of {data.train}: no class has rows of two different inputs",
+            hint=f"give rows to score on: data.files.{name}=FILE",
+            key=key,
+        )
     return {**splits, data.train: rest, name: held_out}
 
 

@@ -37,7 +37,9 @@ from sora_cli.recipe.types import (
     Offload,
     Optimizer,
     Precision,
+    RareClasses,
     Rate,
+    Repeats,
     Seed,
     SomeNames,
     Text,
@@ -161,12 +163,7 @@ class DataBlock(Block):
         description="names of the classes, in the order of the labels. Default: the names in the "
         "data set",
     )
-    rare_classes: Literal["train"] | None = Field(
-        None,
-        description="train: where rows are held out of the training split, those whose class no "
-        "other row there has stay in training, and are counted. Default: they are held out, which "
-        "is an error unless the classes are named",
-    )
+    rare_classes: RareClasses = None
     max_length: int = Field(
         128,
         ge=2,
@@ -193,12 +190,7 @@ class DataBlock(Block):
         "half-train",
     )
     selection_seed: Seed = Field(42, description="seed of the split for data.selection")
-    repeats: Literal["together", "separate"] = Field(
-        "together",
-        description="rows with the same input, where rows are held out. together: they all go to "
-        "one part, and repeated inputs do not test a promise. separate: each row is dealt by "
-        "itself, as in runs of versions without this key",
-    )
+    repeats: Repeats = "together"
     half: Literal[1, 2] | None = Field(
         None, description="with selection: half-train, the half of the rows to train on"
     )

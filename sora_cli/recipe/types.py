@@ -155,3 +155,21 @@ class Block(BaseModel):
     """Base class of all blocks: unknown keys are errors, objects are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+RareClasses = Annotated[
+    Literal["train"] | None,
+    Field(
+        description="train: where rows are held out of the training split, those whose class no "
+        "other row there has stay in training, and are counted. Default: they are held out, which "
+        "is an error unless the classes are named"
+    ),
+]
+Repeats = Annotated[
+    Literal["together", "separate"],
+    Field(
+        description="rows with the same input, where rows are held out. together: they all go to "
+        "one part, and repeated inputs do not test a promise. separate: each row is dealt by "
+        "itself, as in runs of versions without this key"
+    ),
+]

@@ -16,6 +16,7 @@ from tests.helpers_chat import write_chat_base
 from tests.helpers_families import preference_rows
 from tests.helpers_first_data import (
     many_classes,
+    own_words,
     preference_pairs,
     reviews,
     write_lines,
@@ -51,7 +52,8 @@ def init(
 
 def _csv(rows: int = 40) -> str:
     lines = [
-        f"{i + 1},2024-01-{1 + i % 28:02d},the cat sees the {'dog' if i % 2 else 'bird'},"
+        f"{i + 1},2024-01-{1 + i % 28:02d},the cat sees the {'dog' if i % 2 else 'bird'} "
+        f"{own_words(i)},"
         f"{'pos' if i % 2 else 'neg'}"
         for i in range(rows)
     ]
@@ -71,7 +73,7 @@ def test_a_table_becomes_a_recipe_that_trains(init: Init) -> None:
     assert "held_out_rows: 8 # one in five of 40 rows" in text
     recipe = load_recipe("reviews.yaml").recipe
     assert recipe.data.text_columns == ["review"]
-    assert (recipe.data.max_length, recipe.training.epochs) == (8, 1)
+    assert (recipe.data.max_length, recipe.training.epochs) == (16, 1)
     assert recipe.training.keep_best is False
     report = train("reviews.yaml")
     assert report.data.rows == {"train": 32, "select": 8, "validation": 8}
@@ -157,7 +159,7 @@ def test_images_with_texts_are_shown_without_their_model(tmp_path: Path, init: I
     corner_rows(40).remove_columns("label").to_parquet("corners.parquet")
     shown = init("corners.parquet", "--preview", "1", model=tmp_path / "clip")
     assert "image-text: images with texts" in shown
-    assert "row 0\n  image: an image\n  text: 'the north west'" in shown
+    assert "row 0\n  image: an image\n  text: 'the south east'" in shown
     assert load_recipe("corners.yaml").recipe.data.max_length == 8
 
 
