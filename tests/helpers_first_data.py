@@ -91,7 +91,7 @@ def many_classes(classes: int = 29, rows: int = 420, *, seed: int = 0) -> Table:
     table = [["question", "topic"]]
     for number in range(rows - 1):
         topic = number % (classes - 1)
-        text = f"question about thing{topic}, {draw.random():.3f}, {own_words(number)}"
+        text = f"question about thing{topic} {draw.random():.3f} {own_words(number)}"
         table.append([text, f"t{topic:02d}"])
     rare = ["a question about the one rare thing", f"t{classes - 1:02d}"]
     table.insert(1 + draw.randrange(rows), rare)
