@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from datasets import Dataset, DatasetDict
 from datasets.packaged_modules.csv.csv import CsvConfig
 
@@ -34,10 +35,16 @@ _CONFIGURATIONS = re.compile(r"pick one among the available configs: \[(.*?)\]")
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of a split with their origin (split, files and row numbers)."""
+    """Rows of a split with their origin (split, files and row numbers).
+
+    Attributes:
+        groups: (rows,) the group of rows with the same input that each row belongs to; None: not
+            known.
+    """
 
     rows: Dataset
     origin: Origin
+    groups: np.ndarray | None = None
 
 
 def load_splits(data: DataBlock) -> Mapping[str, Part]:

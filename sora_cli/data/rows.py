@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
+import numpy as np
 from datasets import Dataset
 
 from methods.words import did_you_mean
@@ -35,6 +36,8 @@ class Rows:
         revision: the rows' commit on the Hub, if `datasets` stored it; None for other sources.
         origins: the origin of each part.
         notes: remarks on the files.
+        groups: (train rows,) of rows with the same input, where rows were dealt by them and no
+            limit cuts the training rows; None: not known.
     """
 
     train: Dataset
@@ -44,6 +47,7 @@ class Rows:
     revision: str | None = None
     origins: tuple[tuple[Dataset, Origin], ...] = ()
     notes: tuple[str, ...] = ()
+    groups: np.ndarray | None = None
 
     def origin(self, part: Dataset) -> Origin:
         """Return the origin of one of these parts."""
@@ -96,14 +100,7 @@ def _with_held_out(
             hint=f"{key}={max(len(train.rows) // 5, 1)}",
             key=key,
         )
-    parts = _split(train, rows, data.held_out_seed, keys_of, key)
-    held_out, rest = keep_rare(data, *parts)
-    if not len(held_out.rows):
-        raise SoraError(
-            f"no row can be held out of {data.train}: no class has rows of two different inputs",
-            hint=f"give rows to score on: data.files.{name}=FILE",
-            key=key,
-        )
+    held_out, rest = _hold_out(data, train, rows, data.held_out_seed, keys_of, key)
     return {**splits, data.train: rest, name: held_out}
 
 
@@ -154,10 +151,9 @@ def _assign(data: DataBlock, splits: Mapping[str, Part], keys_of: KeysOf | None)
                 hint=f"data.selection_rows={max(total // 10, 1)}",
                 key="data.selection_rows",
             )
-        select, train = _split(
-            train, data.selection_rows, data.selection_seed, keys_of, "data.selection_rows"
+        select, train = _hold_out(
+            data, train, data.selection_rows, data.selection_seed, keys_of, "data.selection_rows"
         )
-        select, train = keep_rare(data, select, train)
         rule = f"checkpoint chosen on {data.selection_rows} rows held out of {data.train}"
         if data.selection == "half-train":
             train, select = _half(data, train)
@@ -181,6 +177,7 @@ def _assign(data: DataBlock, splits: Mapping[str, Part], keys_of: KeysOf | None)
         revision=_revision(part.rows for part in splits.values()),
         origins=tuple((part.rows, part.origin) for part in parts),
         notes=tuple(dict.fromkeys(note for part in parts for note in part.origin.notes)),
+        groups=train.groups,
     )
 
 
@@ -213,6 +210,20 @@ def _revision(splits: Iterable[Dataset]) -> str | None:
     return None
 
 
+def _hold_out(
+    data: DataBlock, train: Part, rows: int, seed: int, keys_of: KeysOf | None, key: str
+) -> tuple[Part, Part]:
+    """Split rows out of the training rows; return them, and the rows that are left."""
+    held, rest = keep_rare(data, *_split(train, rows, seed, keys_of, key))
+    if not len(held.rows):
+        raise SoraError(
+            f"no row can be held out of {data.train}: no class has rows of two different inputs",
+            hint="give rows to score on: data.files.validation=FILE",
+            key=key,
+        )
+    return held, rest
+
+
 def _split(
     part: Part, first: int, seed: int, keys_of: KeysOf | None = None, key: str = ""
 ) -> tuple[Part, Part]:
@@ -226,8 +237,8 @@ def _split(
     rows, origin, groups = part.rows, part.origin, None
     number = len(rows)
     if keys_of is not None:
-        with locating(origin):
-            groups = groups_of(keys_of(rows))
+        with locating(origin):  # keys are made once: to read rows that were dealt takes long
+            groups = groups_of([part.groups] if part.groups is not None else keys_of(rows))
         number = int(groups.max()) + 1
         if number < 2:
             raise SoraError(
@@ -237,18 +248,20 @@ def _split(
                 key=key,
             )
         first = share_of(number, first, len(rows))
-        groups = None if number == len(rows) else groups  # nothing repeats
     places = Dataset.from_dict({"row": range(number)}).with_format("arrow")
     halves = places.train_test_split(test_size=number - first, seed=seed)
     # arrays: `datasets` hashes the selected numbers, which takes 8 s for a list of a million
     chosen = [halves[name][:]["row"].to_numpy() for name in ("train", "test")]
-    if groups is not None:
+    if groups is None:
+        one, two = (Part(rows.select(own), origin.of(own)) for own in chosen)
+        return one, two
+    if number < len(rows):  # else each row is a group of its own
         chosen = [rows_in(groups, own) for own in chosen]
-    one, two = (Part(rows.select(own), origin.of(own)) for own in chosen)
+    one, two = (Part(rows.select(own), origin.of(own), groups[own]) for own in chosen)
     return one, two
 
 
 def _head(part: Part, limit: int | None) -> Part:
     if limit is None or limit >= len(part.rows):
         return part
-    return replace(part, rows=part.rows.select(range(limit)))
+    return replace(part, rows=part.rows.select(range(limit)), groups=None)

@@ -129,10 +129,11 @@ def unlabelled_rows(recipe: Recipe, task: Task) -> AnswerRows:
 def count_rows(recipe: Recipe) -> tuple[int, int]:
     """Return the number of rows in the training split, and of different inputs among them."""
     data = whole_data(recipe.data).model_copy(update={"max_train_rows": None})
-    whole = load_task(recipe.model_copy(update={"data": data}))[1].train
+    rows = load_task(recipe.model_copy(update={"data": data}))[1]
     if data.repeats == "separate":
-        return len(whole), len(whole)
-    return len(whole), int(groups_of(raw_keys(recipe, whole)).max()) + 1
+        return len(rows.train), len(rows.train)
+    keys = raw_keys(recipe, rows.train) if rows.groups is None else [rows.groups]
+    return len(rows.train), int(groups_of(keys).max()) + 1
 
 
 def choosing_rows(
