@@ -13,7 +13,7 @@ from sora_cli.commands import options
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_new_file
-from sora_cli.core.shell import quote
+from sora_cli.core.shell import as_operand, quote
 from sora_cli.core.timing import importing
 from sora_cli.propose.writing import recipe_name, write_proposal
 
@@ -69,7 +69,7 @@ def init(
     say(f"  sora train {quote(str(file))} --dry-run")
     say(f"  sora train {quote(str(file))}")
     if promise.words is not None:
-        say(f"  sora auto {quote(str(file))} {shlex.join(promise.words)}".rstrip())
+        say(f"  {shlex.join(['sora', 'auto', as_operand(str(file)), *promise.words])}")
 
 
 def _typed() -> str | None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 
 from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
 from sora_cli.core.hub import looks_local
+from sora_cli.core.shell import quote
 from sora_cli.core.words import near_files
 from sora_cli.data.builtin import BUILTINS
 from sora_cli.recipe.recipe import DataBlock
