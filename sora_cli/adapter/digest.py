@@ -189,18 +189,22 @@ def _touched_after(place: Path, finished: str) -> bool:
         return True
 
 
-def result_remarks(folder: Path) -> list[str]:
+def result_remarks(folder: Path, *, weights: bool = True) -> list[str]:
     """Return a line for each change of a result since its run.
 
     The list is empty for a result outside the directory of a finished run.
+
+    Args:
+        weights: False: only of the files beside the weights that decide answers.
     """
     place = folder.resolve()
     report = _report_of(place)
     if report is None:
         return []
     digest = report.digests.get(place.name)
-    weights = [] if digest is None else _weights_remark(folder, place.name, digest)
-    return [*weights, *_changed_beside(folder, report)]
+    looked_at = weights and digest is not None
+    changed = _weights_remark(folder, place.name, str(digest)) if looked_at else ()
+    return [*changed, *_changed_beside(folder, report)]
 
 
 def _report_of(place: Path) -> RunReport | None:

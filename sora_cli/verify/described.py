@@ -17,12 +17,16 @@ from sora_cli.verify.subjects import Subject
 def described_apart(subjects: Sequence[Subject]) -> list[str]:
     """Return a sentence for each fact in which two subjects, or a subject and its report, differ.
 
-    Only facts that change answers count, since the outputs alone do not show them: exchanged
-    weights, too, give the same outputs each time they are loaded.
+    Only facts that change answers count, since the outputs alone do not show them. Exchanged
+    weights give the same outputs each time that they are loaded, too; of two subjects the outputs
+    of both are compared.
     """
     places = {place: None for subject in subjects if (place := _place(subject)) is not None}
+    alone = len(places) == 1
     differences = [
-        line for place in places for line in (*result_remarks(place), *_inconsistent(place))
+        line
+        for place in places
+        for line in (*result_remarks(place, weights=alone), *_inconsistent(place))
     ]
     for one, other in combinations(subjects, 2):
         differences += differing_facts(_facts(one), _facts(other), (one.reference, other.reference))

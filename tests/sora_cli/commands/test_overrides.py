@@ -34,6 +34,18 @@ SCORED: dict[str, list[str]] = {
     "data.selection_seed": ["data.selection=half-validation", "data.selection_seed=1"],
     "data.held_out_rows": ["data.held_out_rows=5"],
     "data.held_out_seed": ["data.validation=[new]", "data.held_out_rows=9", "data.held_out_seed=1"],
+    "data.repeats": [
+        "data.files.validation=[{folder}/validation.jsonl,{folder}/validation.jsonl]",
+        "data.selection=half-validation",
+        "data.repeats=separate",
+    ],
+    "data.rare_classes": [
+        "data.files.train={folder}/rare.jsonl",
+        "data.validation=[new]",
+        "data.held_out_rows=8",
+        "data.label_names=['0','1']",
+        "data.rare_classes=train",
+    ],
     "model.path": ["model.path={folder}/nowhere"],
     "model.dtype": ["model.dtype=bfloat16"],
     "model.attention": ["model.attention=eager"],
@@ -67,6 +79,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "set").mkdir()
     for name in ("train", "validation"):
         (folder / "set" / f"{name}.jsonl").write_bytes((folder / f"{name}.jsonl").read_bytes())
+    rare = [{**row, "label": int(i == 0)} for i, row in enumerate(pair_rows(9, seed=4))]
+    write_rows(folder / "rare.jsonl", rare)
     write_rows(folder / "asked.jsonl", [row | {"label": "red"} for row in pair_rows(9, seed=3)])
     return path
 
