@@ -17,6 +17,7 @@ Keys = Sequence[np.ndarray]
 KeysOf = Callable[[Dataset], Keys]
 """Returns the keys of raw rows."""
 _SLICE = 50_000  # rows that are hashed at a time
+_PLACES = 2**62  # the number of the first place in a list, as it is hashed
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -115,7 +116,8 @@ def hashes_of(lists: pa.ListArray) -> np.ndarray:
     )
     lengths = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
     ends = np.cumsum(lengths)
-    places = np.arange(len(inner)) - np.repeat(ends - lengths, lengths)
+    # far from all values: a value 0 at place 1 must not count as a value 1 at place 0
+    places = np.arange(len(inner)) - np.repeat(ends - lengths, lengths) + _PLACES
     # each term depends on the value and on its place; sums wrap, so their differences are exact
     sums = np.zeros(len(inner) + 1, dtype=np.uint64)
     np.cumsum(_mixed(inner ^ _mixed(places.view(np.uint64))), out=sums[1:])

@@ -142,6 +142,13 @@ def test_lists_of_lists_are_equal_if_their_hashes_are(lists: list[list[list[int]
     assert len(set(hashes.tolist())) == len({str(one) for one in rows})
 
 
+def test_values_are_not_taken_for_places() -> None:
+    rows = [[0, 0], [1, 1], [0, 1], [1, 0], [2, 1, 0], [0, 1, 2], [1, 2, 0], [2, 2, 2], [1, 1, 1]]
+    assert len(set(list_hashes(Dataset.from_dict({"a": rows}), "a").tolist())) == len(rows)
+    nested = [[row, row] for row in rows] + [[row] for row in rows]
+    assert len(set(list_hashes(Dataset.from_dict({"a": nested}), "a").tolist())) == len(nested)
+
+
 def test_a_hash_does_not_depend_on_the_rows_around() -> None:
     rows = [list(range(i % 31)) for i in range(60_000)]
     whole = list_hashes(Dataset.from_dict({"a": rows}), "a")
