@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import Dataset
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sora_cli.core.errors import SoraError
@@ -101,6 +101,7 @@ def test_groups_are_numbered_by_their_first_rows() -> None:
     assert groups_of([image, text]).tolist() == [0, 0, 0, 1, 2]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=30),
        st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=5),
        st.integers(0, 99))  # fmt: skip
@@ -129,12 +130,14 @@ def test_no_two_rows_that_test_have_a_key_in_common(
 LISTS = st.lists(st.lists(st.integers(-1, 3), max_size=5), min_size=1, max_size=20)
 
 
+@settings(deadline=None)
 @given(LISTS)
 def test_lists_are_equal_if_their_hashes_are(lists: list[list[int]]) -> None:
     hashes = list_hashes(Dataset.from_dict({"a": [*lists, [9]]}), "a")
     assert len(set(hashes.tolist())) == len({tuple(one) for one in [*lists, [9]]})
 
 
+@settings(deadline=None)
 @given(st.lists(LISTS, min_size=1, max_size=10))
 def test_lists_of_lists_are_equal_if_their_hashes_are(lists: list[list[list[int]]]) -> None:
     rows = [*lists, [[9]]]
