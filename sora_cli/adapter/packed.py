@@ -288,7 +288,7 @@ def _opened(file: Path) -> _Opened:
 
 
 def _parsed(tensors: dict[str, Tensor]) -> _Opened:
-    """Check the content, and take it apart; what does not fit is a ValueError."""
+    """Check the content, and take it apart; a contradiction is a ValueError."""
     for name, dtype in _OWN.items():
         found = tensors.get(name)
         if found is None or found.dtype != dtype or found.ndim != 1:

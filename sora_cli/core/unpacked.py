@@ -1,4 +1,4 @@
-"""Directories that stand for a file: commands read what was unpacked, and people see the file."""
+"""Directories that stand for a file: commands read the directory, and people see the file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _FILES: dict[Path, Path] = {}
 
 
 def stands_for(folder: Path, file: Path) -> None:
-    """Record that a directory holds what a file was unpacked to."""
+    """Record that a packed file was unpacked into a directory."""
     _FILES[folder] = file
 
 

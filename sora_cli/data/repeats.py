@@ -33,6 +33,11 @@ def groups_of(keys: Keys) -> np.ndarray:
     return np.argsort(np.argsort(first))[group]
 
 
+def count_inputs(keys: Keys) -> int:
+    """Return the number of different inputs among rows."""
+    return int(groups_of(keys).max()) + 1
+
+
 def _connected(keys: Sequence[np.ndarray]) -> np.ndarray:
     """Return a label for all rows that are linked by equal keys, directly or by other rows."""
     from scipy.sparse import coo_array

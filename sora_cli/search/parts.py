@@ -18,7 +18,7 @@ from datasets import Dataset
 from sora_cli.core.errors import SoraError
 from sora_cli.data.content import data_fingerprint
 from sora_cli.data.places import Origin
-from sora_cli.data.repeats import first_of_each, groups_of
+from sora_cli.data.repeats import count_inputs, first_of_each
 from sora_cli.model.base import Base
 from sora_cli.run.class_counts import raw_class_counts
 from sora_cli.run.encode import encode
@@ -176,7 +176,9 @@ def counted_part(
             hint="give rows with other inputs",
         )
     left = int((~known).sum())
-    raw = groups_of([key[~known] for key in part.raw_keys(own)]) if left > len(counted) else None
+    alike = 0
+    if left > len(counted):
+        alike = max(count_inputs([key[~known] for key in part.raw_keys(own)]) - len(counted), 0)
     alone = None
     if not own.options.ROWS_ALONE and len(counted) < len(part):
         alone = part.take(counted)
@@ -187,7 +189,7 @@ def counted_part(
         None if alone is None else (alone, alone.encoded(task, base)),
         seen=int(known.sum()),
         repeated=left - len(counted),
-        alike=0 if raw is None else max(int(raw.max()) + 1 - len(counted), 0),
+        alike=alike,
         sharing=_sharing(own, rows, counted),
     )
 

@@ -18,7 +18,7 @@ from datasets import Dataset, concatenate_datasets
 
 from sora_cli.core.console import say_notes
 from sora_cli.data.content import data_fingerprint
-from sora_cli.data.repeats import groups_of, rows_in
+from sora_cli.data.repeats import count_inputs, groups_of, rows_in
 from sora_cli.data.rows import Rows, load_rows
 from sora_cli.model.base import Base
 from sora_cli.recipe.auto import Basis
@@ -133,7 +133,7 @@ def count_rows(recipe: Recipe) -> tuple[int, int]:
     if data.repeats == "separate":
         return len(rows.train), len(rows.train)
     keys = raw_keys(recipe, rows.train) if rows.groups is None else [rows.groups]
-    return len(rows.train), int(groups_of(keys).max()) + 1
+    return len(rows.train), count_inputs(keys)
 
 
 def choosing_rows(
@@ -209,8 +209,7 @@ def deciding_parts(
     sets = row_sets(rows, held)
     sets |= {name: part.row_set(sets[name].split) for name, part in tests.items()}
     if recipe.data.repeats == "together":
-        keys = own.raw_keys(task)
-        different = int(groups_of(keys).max()) + 1
+        different = count_inputs(own.raw_keys(task))
         sets[SCREENING] = sets[SCREENING].model_copy(update={"inputs": different})
         sets[TEST] = sets[TEST].model_copy(update={"classes": tests[TEST].classes(task)})
     return DecidingParts(screening, tuple(tests.values()), sets)

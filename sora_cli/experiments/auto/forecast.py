@@ -1,4 +1,4 @@
-"""What `sora auto` can promise on the rows of a new recipe, before anything is trained."""
+"""The promises that `sora auto` can make on the rows of a new recipe, before any training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from sora_cli.core.errors import SoraError
 from sora_cli.data.columns import some_rows
-from sora_cli.data.repeats import groups_of
+from sora_cli.data.repeats import count_inputs
 from sora_cli.experiments.auto.plan import plan_auto
 from sora_cli.experiments.auto.rows import held_out_rows
 from sora_cli.recipe.auto import AutoBlock
@@ -22,7 +22,7 @@ from sora_cli.tasks.base import Task
 
 @dataclass(frozen=True)
 class Forecast:
-    """The words for a command that makes a promise, and notes on what it can promise.
+    """The words for a command that makes a promise, and notes on the drop that it can certify.
 
     Attributes:
         words: after `sora auto RECIPE`; None: so few rows promise nothing, and it would not run.
@@ -33,7 +33,7 @@ class Forecast:
 
 
 def forecast(loaded: LoadedRecipe, task: Task, train: Dataset) -> Forecast:
-    """Plan the rows of `sora auto` for a recipe, and tell what they can promise.
+    """Plan the rows of `sora auto` for a recipe, and tell the drop that they can certify.
 
     Args:
         task: bound to the training rows.
@@ -44,8 +44,7 @@ def forecast(loaded: LoadedRecipe, task: Task, train: Dataset) -> Forecast:
     recipe = loaded.recipe.model_copy(update={"auto": block})
     try:
         plan = plan_auto(dataclasses.replace(loaded, recipe=recipe))
-        inputs = int(groups_of(task.raw_keys(train)).max()) + 1
-        rows = held_out_rows(plan, len(train), inputs)
+        rows = held_out_rows(plan, len(train), count_inputs(task.raw_keys(train)))
     except SoraError as error:
         return Forecast(None, (f"sora auto is not proposed: {error.what}",))
     if loaded.recipe.auto is not None or not rows_are_right_or_wrong(recipe):
