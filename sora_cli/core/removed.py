@@ -40,7 +40,13 @@ class Removed:
         return bool(value != self.default if self.value is _ANY else value == self.value)
 
 
-REMOVED: tuple[Removed, ...] = ()
+REMOVED = (
+    Removed(
+        "model.trust_kernel",
+        "attention is sdpa, eager, flash_attention_2 or flex_attention; leave trust_kernel out",
+        default=False,
+    ),
+)
 """Every entry names one way out, and is told in CHANGELOG.md under "Removed"."""
 
 

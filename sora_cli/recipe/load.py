@@ -36,7 +36,6 @@ from sora_cli.recipe.yaml_lines import Origin, Tree, parse_file
 __all__ = ["LoadedRecipe", "Origin", "load_recipe"]
 
 DEFAULT = Origin("default")
-_TRUST = ("trust_remote_code", "trust_kernel")  # keys of `model` that allow code of others
 
 
 @dataclass(frozen=True)
@@ -114,8 +113,8 @@ def load_stored(
 ) -> LoadedRecipe:
     """Load the recipe stored in a run's report, with overrides.
 
-    trust_remote_code and trust_kernel count only if an override sets them: the report may come from
-    somebody else, and must not be able to run code here.
+    trust_remote_code counts only if an override sets it: the report may come from somebody else,
+    and must not be able to run code here.
 
     Args:
         values: the stored recipe: every value of the run.
@@ -124,7 +123,7 @@ def load_stored(
     """
     origin = Origin(shown_path(file))
     used, values = used_removed(values), of_its_time(values)
-    values |= {"model": {**values.get("model", {}), **dict.fromkeys(_TRUST, False)}}
+    values |= {"model": {**values.get("model", {}), "trust_remote_code": False}}
     stored = Tree(copy.deepcopy(values), {path: origin for path, _ in flat(values)})
     for was in used:
         _tell(f"{origin.file}: {was}, and this version has no such setting")
