@@ -40,11 +40,22 @@ class Removed:
         return bool(value != self.default if self.value is _ANY else value == self.value)
 
 
+_BY_LM_EVAL = (
+    "type: lm_eval --model hf --model_args pretrained=BASE,peft=DIR --include_path DIR --tasks NAME"
+)
+
 REMOVED = (
     Removed(
         "model.trust_kernel",
         "attention is sdpa, eager, flash_attention_2 or flex_attention; leave trust_kernel out",
         default=False,
+    ),
+    *(
+        Removed(f"sora eval {flag}", _BY_LM_EVAL)
+        for flag in (
+            *("--benchmark", "--benchmark-tasks", "--limit", "--few-shot", "--batch-size"),
+            "--output",
+        )
     ),
 )
 """Every entry names one way out, and is told in CHANGELOG.md under "Removed"."""
