@@ -49,7 +49,7 @@ class Program:
         many: starts its server with several adapters; with BASE, RANK, COUNT and ITEMS.
         item: one of ITEMS, with NAME and DIR; `between` joins them.
         refused: characters that a directory in an item may not have.
-        request: the part of a request that chooses an adapter, with NAME, DIR and ID.
+        request: the part of a request that chooses an adapter, with NAME and ID.
         reserves: bytes of a number that it reserves for each rank of each adapter at every linear
             layer; 0: it reserves nothing. For models of the types `embeddings` also at
             `embed_tokens` and `lm_head`.

@@ -5,7 +5,6 @@ It works on the facts of adapters, as `facts_of` returns them. The servers' rule
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -306,8 +305,7 @@ def _commands(
 
 
 def _request(program: Program, member: _Member, i: int) -> str:
-    values = {"NAME": member.name, "DIR": json.dumps(member.directory)[1:-1], "ID": str(i)}
-    return substituted(program.request, values)
+    return substituted(program.request, {"NAME": member.name, "ID": str(i)})
 
 
 def _smaller(
