@@ -62,7 +62,7 @@ def is_packed(place: Path) -> bool:
         return False
     try:
         return read_metadata(place).get("format") == PACKED
-    except (OSError, SoraError):
+    except OSError:
         return False
 
 
