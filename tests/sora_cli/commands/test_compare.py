@@ -55,7 +55,7 @@ def test_what_is_read_is_not_overwritten(study: Path, tmp_path: Path, capsys: Ou
         [str(study), "-o", str(report)],
         [str(report.parent), "--format", "jsonl", "-o", str(report)],
         [str(lines), "-o", str(lines)],
-        [str(study), "--html", str(report)],
+        [str(study), "--plot", str(report)],
     ):
         before = report.read_bytes(), lines.read_bytes()
         assert "is an input of this command" in error_text(capsys, "compare", *words, "--force")
