@@ -48,7 +48,7 @@ REMOVED = (
     ),
     Removed(
         "sora compare --html",
-        "for tables: -o FILE.md; for pictures: --plot FILE.png; for a page of a run: sora report RUN",
+        "for tables: -o FILE.md; for pictures: --plot FILE.png; for the page of a run: sora report",
     ),
 )
 """Every entry names one way out, and is told in CHANGELOG.md under "Removed"."""
