@@ -21,7 +21,6 @@ from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from sora_cli.adapter.foreign.places import DIFFUSERS_CLASS
 from sora_cli.adapter.gguf_kinds import exact_in_gguf, gguf_names, has_tied_output
 from sora_cli.adapter.metadata import read_json
 from sora_cli.adapter.peft.refused import refused_today
@@ -211,8 +210,6 @@ def judge(program: Program, facts: _Facts) -> Consumer:
 def _objections(program: Program, facts: _Facts) -> Iterator[tuple[str, str]]:
     """Yield what a program has against a directory, and the step that helps: see `Consumer`."""
     config, refuse = facts.config, partial(_refusal, facts)
-    if DIFFUSERS_CLASS in facts.base_config and not program.diffusers:
-        yield "its base model is a diffusers model", ""
     if (why := program.no_task.get(config.task_type or "")) is not None:
         yield why, ""
     if facts.kind in program.without:

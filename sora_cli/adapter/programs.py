@@ -23,7 +23,6 @@ class Program:
         source: its files that were read, or our tests that run it.
         tried: it was run here.
         only: the one task type of PEFT's that a verdict is given for; "": any.
-        diffusers: it takes adapters of diffusers' models.
         no_task: task types of PEFT's that it does not serve, with the reason.
         without: model types that it serves without adapters, or not at all.
         takes: "types": all types of PEFT's, with all their parts, but no layer that the installed
@@ -61,7 +60,6 @@ class Program:
     source: str
     tried: bool = False
     only: str = ""
-    diffusers: bool = False
     no_task: Mapping[str, str] = field(default_factory=dict)
     without: frozenset[str] = frozenset()
     takes: str = "pairs"
@@ -107,7 +105,6 @@ _PEFT = Program(
     day=date(2026, 11, 30),
     source="tests/interop; adapter/peft/refused.py",
     tried=True,
-    diffusers=True,
     takes="types",
     command="PeftModel.from_pretrained(model, directory)",
     anchored="from PEFT 0.15 on",

@@ -57,6 +57,10 @@ REMOVED = (
             "--output",
         )
     ),
+    Removed(
+        "sora compare --html",
+        "for tables: -o FILE.md; for pictures: --plot FILE.png; for the page of a run: sora report",
+    ),
 )
 """Every entry names one way out, and is told in CHANGELOG.md under "Removed"."""
 
