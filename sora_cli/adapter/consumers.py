@@ -225,7 +225,7 @@ def _objections(program: Program, facts: _Facts) -> Iterator[tuple[str, str]]:
         yield f"{advice}, {program.then}", step
     if program.takes == "pairs" and not config.is_plain:
         yield refuse("", form)
-    if program.takes == "lora" and config.peft_type != "LORA":
+    if program.takes == "LORA" and config.peft_type != "LORA":
         yield program.other_types, form
     if program.broken and _installed(program.name).startswith(program.broken):
         yield program.broken_note, ""

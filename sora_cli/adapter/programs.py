@@ -26,7 +26,7 @@ class Program:
         no_task: task types of PEFT's that it does not serve, with the reason.
         without: model types that it serves without adapters, or not at all.
         takes: "types": all types of PEFT's, with all their parts, but no layer that the installed
-            PEFT loses; "lora": the same of LoRA alone, see `other_types`; "pairs": pairs of LoRA's
+            PEFT loses; "LORA": the same of that type alone, see `other_types`; "pairs": pairs of LoRA's
             factors alone, without magnitudes, biases or modules stored in full.
         heads: modules stored in full that a sequence classifier may have nevertheless, by
             `heads_note`, with RANK.
@@ -117,7 +117,7 @@ _TRANSFORMERS = Program(
     day=date(2026, 11, 30),
     source="tests/interop/test_export.py; cli/serving/model_manager.py",
     tried=True,
-    takes="lora",
+    takes="LORA",
     other_types="load it with PEFT's PeftModel, or sora export first",
     broken=("5.4.", "5.5."),
     broken_note="load_adapter of 5.4 and 5.5 misreads the tensors' names: use PeftModel, or 5.6",

@@ -33,7 +33,7 @@ def page() -> str:
 
 def _takes(program: Program) -> str:
     if program.takes != "pairs":
-        kinds = "LoRA and DoRA" if program.takes == "lora" else "all types of PEFT's"
+        kinds = "LoRA and DoRA" if program.takes == "LORA" else "all types of PEFT's"
         return f"{kinds}, but no layer that PEFT loses"
     if program.layout == "gguf":
         return "pairs of factors, for layers with a name in the package `gguf`; a GGUF file"
