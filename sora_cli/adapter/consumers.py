@@ -224,7 +224,7 @@ def _transformers(config: PeftConfig, lost: str | None) -> Consumer:
 
 def _without_prefix() -> bool:
     """Return true if the installed transformers cannot load a plain LoRA (5.4 and 5.5)."""
-    try:
+    try:  # until: transformers 5.6
         return version("transformers").startswith(("5.4.", "5.5."))
     except PackageNotFoundError:
         return False

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from sora_cli.core.errors import SoraError, first_line
-from sora_cli.model.transformers_internals import kernel_versions, takes_any_kernel
+from sora_cli.model.transformers_internals import kernel_versions
 from sora_cli.recipe.recipe import ModelBlock
 
 KEY = "model.attention"
@@ -59,7 +59,7 @@ def check_usable(block: ModelBlock) -> None:
 
 def kernel_options(block: ModelBlock) -> dict[str, Any]:
     """Return the argument of `from_pretrained` that allows kernels by any author."""
-    return {"allow_all_kernels": True} if block.trust_kernel and takes_any_kernel() else {}
+    return {"allow_all_kernels": True} if block.trust_kernel else {}
 
 
 @contextmanager
