@@ -46,17 +46,6 @@ def flash_kernels(auto: Any, config: Any) -> tuple[str, ...]:
     return tuple(getattr(kind, "_compatible_flash_implementations", None) or ())
 
 
-def kernel_versions() -> str:
-    """Return the supported versions of the package kernels, in pip's notation."""
-    from transformers.utils import import_utils
-
-    # until: transformers 5.13
-    first, end = (
-        getattr(import_utils, f"KERNELS_{which}_VERSION", None) for which in ("MIN", "MAX")
-    )
-    return f">={first},<{end}" if first and end else ""
-
-
 class ExpertPlace(NamedTuple):
     """The place of one expert's weight in a parameter that joins several weights of all experts."""
 
