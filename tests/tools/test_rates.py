@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.rates.replay import (
+from tools.rates import (
+    RATES,
     Case,
     StoredTrial,
     by_width,
@@ -19,7 +20,6 @@ from tools.rates.replay import (
     summary,
     within_error,
 )
-from tools.rates.trials import RATES
 
 SCORES = {1e-4: (0.5, 0.52), 3e-4: (0.7, 0.69), 1e-3: (0.8, 0.78), 3e-3: (0.8, 0.81), 1e-2: (0, 0)}
 

@@ -1,17 +1,18 @@
 """Replay ways of choosing a learning rate on stored runs of a grid, and on stored trials.
 
-    python -m tools.rates.replay
+    python -m tools.rates
 
 Each way names one rate of the grid for each task and seed; its score is that of the run at this
 rate. It loses points against the best rate of the grid, which is chosen on selection rows; scores
 are those on reported rows. So a way may lose less than nothing. Where the score is a loss, a point
-is one per cent of the best rate's loss. The candidates of `tools.rates.others` have runs of their
+is one per cent of the best rate's loss. Candidates without a rate of the grid have runs of their
 own, which are set beside the same best rates.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,10 +26,10 @@ from sora_cli.core.console import emit
 from sora_cli.core.table import Column, Table, emit_table
 from sora_cli.experiments.compare.archive import read_lines
 from sora_cli.experiments.compare.runs import Run, selection_score
-from tools.rates.trials import FILE as TRIALS
-from tools.rates.trials import RATES, read_stored, task_name
 
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 RUNS = Path("docs/results/rates.jsonl")
+TRIALS = Path("docs/results/rate-trials.jsonl")
 OTHERS = Path("docs/results/rate-others.jsonl")
 LABELS = {"lora-r8", "cut-15"}
 """The runs of every task, over which ways are compared; the other methods have three tasks."""
@@ -40,7 +41,7 @@ _HORIZON = (
 
 @dataclass(frozen=True)
 class StoredTrial:
-    """A stored trial, scored on `scored` rows; `held` and `losses` as in `tools.rates.trial`."""
+    """A stored trial: the losses of its steps, and those of `scored` rows in four blocks."""
 
     learning_rate: float
     steps: int
@@ -162,6 +163,11 @@ def ways() -> Iterator[tuple[str, float, Way]]:
         yield f"smallest within error, {share:.0%}, horizon", share, within_error(share, _HORIZON)
 
 
+def read_stored(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a JSONL file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def read_cases(runs: Path, trials: Path) -> list[Case]:
     """Read the cases with a complete grid and with trials, which know the model's width."""
     cases: dict[tuple[str, int], Case] = {}
@@ -178,7 +184,7 @@ def read_cases(runs: Path, trials: Path) -> list[Case]:
             continue
         run = Run.of(directory, report)
         block = report.recipe["training"]
-        task = task_name(report.name, block["max_steps"])
+        task = f"{report.name}-long" if block["max_steps"] else report.name
         chosen = selection_score(report)
         if task not in widths or chosen is None:
             continue
