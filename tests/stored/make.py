@@ -133,10 +133,12 @@ def machine() -> dict[str, str]:
     import torch
 
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    processor = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
+    names = ("vendor_id", "cpu family", "model", "model name")
     return {
         "torch": torch.__version__,
         "kernels": torch.backends.cpu.get_cpu_capability(),
-        "cpu": next((line.partition(": ")[2] for line in lines if "model name" in line), ""),
+        "cpu": ", ".join(processor[name] for name in names if name in processor),
     }
 
 
