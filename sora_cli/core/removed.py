@@ -46,6 +46,10 @@ REMOVED = (
         "attention is sdpa, eager, flash_attention_2 or flex_attention; leave trust_kernel out",
         default=False,
     ),
+    Removed(
+        "sora compare --html",
+        "for tables: -o FILE.md; for pictures: --plot FILE.png; for the page of a run: sora report",
+    ),
 )
 """Every entry names one way out, and is told in CHANGELOG.md under "Removed"."""
 

@@ -1,15 +1,15 @@
-"""Shared parts of HTML pages: style, security policy, template, and figures as SVG.
+"""The page of `sora report`: its style, its template, and figures as SVG.
 
 A page is one file that needs no server and no network. Its content comes from reports that somebody
-else may have written. Templates therefore escape everything, and a Content-Security-Policy allows
-only the page's own script and forbids every load. Figures are SVG: their text can be searched, and
-their colours follow the page.
+else may have written. The template therefore escapes everything, and its Content-Security-Policy
+forbids every load and every script. It has to allow two things: `unsafe-inline` styles, since
+matplotlib's SVG has style attributes, and `data:` images, since large figures are PNGs. Figures are
+SVG otherwise: their text can be searched, and their colours follow the page.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import re
 from importlib.resources import files
@@ -22,7 +22,6 @@ from sora_cli.core.outputs import MARK
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-_HERE = "sora_cli.experiments.page"
 _LARGE = 300_000
 """An SVG with more characters than this may be replaced by a PNG."""
 _VARIABLES = {
@@ -36,17 +35,9 @@ _ENLARGED = 1.25
 """Scale of figures on a page: their text is small for paper, and too small for screens."""
 
 
-def render(package: str, *, script: str = "", style: str = "", **values: Any) -> str:
-    """Fill in the template `page.html` of a package.
-
-    Args:
-        package: package with the template; its last part is the name of the command. All pages
-            share `macros.html` and `page.css` of this package.
-        script: the page's only script, from this program's own files.
-        style: additional CSS of the page, from this program's own files.
-        values: variables of the template; everything except `Markup` is escaped.
-    """
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
+def render(**values: Any) -> str:
+    """Fill in the template `page.html`; every value except `Markup` is escaped."""
+    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(
@@ -54,33 +45,15 @@ def render(package: str, *, script: str = "", style: str = "", **values: Any) ->
         undefined=StrictUndefined,  # a misspelt variable is an error, not an empty place
         trim_blocks=True,
         lstrip_blocks=True,
-        loader=FunctionLoader(lambda name: resource(_HERE, name)),
     )
-    html: str = environment.from_string(resource(package, "page.html")).render(
-        mark=f"{MARK} {package.rpartition('.')[2]}",
-        policy=_policy(script),
-        script=Markup(script),
-        style=Markup(resource(_HERE, "page.css") + style),
-        version=__version__,
-        **values,
+    html: str = environment.from_string(_resource("page.html")).render(
+        mark=MARK, style=Markup(_resource("page.css")), version=__version__, **values
     )
     return html
 
 
-def resource(package: str, name: str) -> str:
-    """Return the text of a file in a package."""
-    return files(package).joinpath(name).read_text(encoding="utf-8")
-
-
-def _policy(script: str) -> str:
-    """Return a Content-Security-Policy that forbids every load and every script except `script`."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    allowed = f"script-src 'sha256-{digest}'; " if script else ""
-    # the SVG of matplotlib has style attributes, which need 'unsafe-inline'; PNGs are data: URLs
-    return (
-        f"default-src 'none'; {allowed}style-src 'unsafe-inline'; "
-        f"img-src data:; base-uri 'none'; form-action 'none'"
-    )
+def _resource(name: str) -> str:
+    return files("sora_cli.experiments.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def picture(figure: Any, name: str) -> Markup:
