@@ -36,7 +36,7 @@ def parsed_once(*sources: str) -> Iterator[None]:
     Args:
         sources: resolved models; without a GGUF file among them nothing is changed.
     """
-    # until: transformers > 5.24 (huggingface/transformers#40334)
+    # until: transformers > 5.24
     if not any(source.lower().endswith(".gguf") for source in sources):
         yield
         return
