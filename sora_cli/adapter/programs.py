@@ -26,8 +26,8 @@ class Program:
         no_task: task types of PEFT's that it does not serve, with the reason.
         without: model types that it serves without adapters, or not at all.
         takes: "types": all types of PEFT's, with all their parts, but no layer that the installed
-            PEFT loses; "LORA": the same of that type alone, see `other_types`; "pairs": pairs of LoRA's
-            factors alone, without magnitudes, biases or modules stored in full.
+            PEFT loses; "LORA": the same of that type alone, see `other_types`; "pairs": LoRA's pairs
+            of factors alone, without magnitudes, biases or modules stored in full.
         heads: modules stored in full that a sequence classifier may have nevertheless, by
             `heads_note`, with RANK.
         broken: first digits of its own versions that load no adapter, by `broken_note`.
@@ -119,7 +119,7 @@ _TRANSFORMERS = Program(
     tried=True,
     takes="LORA",
     other_types="load it with PEFT's PeftModel, or sora export first",
-    broken=("5.4.", "5.5."),
+    broken=("5.4.", "5.5."),  # until: transformers 5.6
     broken_note="load_adapter of 5.4 and 5.5 misreads the tensors' names: use PeftModel, or 5.6",
     command="model.load_adapter(directory), with PEFT installed, from transformers 5.6 on",
     server="transformers serve",

@@ -51,10 +51,14 @@ REMOVED = (
         default=False,
     ),
     *(
-        Removed(f"sora eval {flag}", _BY_LM_EVAL)
-        for flag in (
-            *("--benchmark", "--benchmark-tasks", "--limit", "--few-shot", "--batch-size"),
-            "--output",
+        Removed(name, _BY_LM_EVAL)
+        for name in (
+            "sora eval --benchmark",
+            "sora eval --benchmark-tasks",
+            "sora eval --limit",
+            "sora eval --few-shot",
+            "sora eval --batch-size",
+            "sora eval --output",
         )
     ),
     Removed(
