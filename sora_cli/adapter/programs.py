@@ -26,8 +26,8 @@ class Program:
         no_task: task types of PEFT's that it does not serve, with the reason.
         without: model types that it serves without adapters, or not at all.
         takes: "types": all types of PEFT's, with all their parts, but no layer that the installed
-            PEFT loses; "LORA": the same of that type alone, see `other_types`; "pairs": LoRA's pairs
-            of factors alone, without magnitudes, biases or modules stored in full.
+            PEFT loses; "LORA": the same of that type alone, see `other_types`; "pairs":
+            LoRA's pairs of factors alone, without magnitudes, biases or modules stored in full.
         heads: modules stored in full that a sequence classifier may have nevertheless, by
             `heads_note`, with RANK.
         broken: first digits of its own versions that load no adapter, by `broken_note`.
