@@ -59,6 +59,7 @@ REMOVED = (
             "sora eval --few-shot",
             "sora eval --batch-size",
             "sora eval --output",
+            "sora eval -o",
         )
     ),
     Removed(
