@@ -73,7 +73,8 @@ def _interrupted(end: Interrupted) -> int:
 
 def _report(error: Exception, *, debug: bool) -> int:
     if isinstance(error, SoraError):
-        return _user_error(error.lines(), debug=debug)
+        _user_error(error.lines(), debug=debug)
+        return error.exit_code
     if isinstance(error, MethodError):
         return _user_error([str(error)], debug=debug)
     if isinstance(error, _ClickError):

@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sora_cli.core.exit_codes import NO_VERDICT, USER_ERROR
+
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
@@ -44,6 +46,8 @@ class SoraError(Exception):
         hint: the next command to type, or the nearest valid value.
         key: the recipe key with the problem, such as "data.path"; `Recipe.placing` adds its place.
     """
+
+    exit_code = USER_ERROR
 
     def __init__(
         self,
@@ -86,6 +90,12 @@ class SoraError(Exception):
     def shown_where(self) -> str | None:
         """The second line of the message."""
         return self.where
+
+
+class NoVerdictError(SoraError):
+    """An error of files that are whole, but that this version cannot work on: exit code 3."""
+
+    exit_code = NO_VERDICT
 
 
 def _in_one_line(text: str) -> str:

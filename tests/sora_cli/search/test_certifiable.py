@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sora_cli.search.halves import half_confidence
 
 from sora_cli.search.certifiable import certifiable_drop, certifiable_from, rows_needed
-from sora_cli.search.halves import half_confidence
 from sora_cli.search.paired import exact_bound
 from sora_cli.tasks.row_scores import RowScores, row_scores
 
