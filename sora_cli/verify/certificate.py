@@ -26,6 +26,7 @@ from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from sora_cli.model.files import SORA_FILE
 from sora_cli.recipe.load import LoadedRecipe, load_stored
 from sora_cli.recipe.reading import CERTIFICATE, load_read, named_base
+from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import FILE_NAME as REPORT
 from sora_cli.report import read_report
 from sora_cli.run.results import task_meta
@@ -155,7 +156,7 @@ class _Again:
             The drop that the test rows can certify, and the sizes of the candidates' adapters.
         """
         stored, reported, scored = self.agreed, self._rows.reported, self._scored
-        whole = self._measured(None, reported)
+        whole = self._measured(directory_of(None), reported)
         full, promise = whole.test, promise_of(self._recipe)
         certifiable = Certifiable.on(len(full), promise.confidence, full)
         promise = promise.settled(certifiable, len(full))
@@ -164,7 +165,8 @@ class _Again:
         for number, size in enumerate(stored.candidates):
             # only the chosen adapter was scored on the reported splits
             written = reported if number == stored.chosen else {}
-            place, small = directory_of(number), self._measured(number, written)
+            place = directory_of(number)
+            small = self._measured(place, written)
             sizes.append(size_of(small.ranks, small.cost, promise.serve))
             here, own = None, {}
             if certifiable.may_pass(promise.max_drop):
@@ -180,6 +182,9 @@ class _Again:
         full_rank = stored.full.model_copy(update={"test": score, "reported": known})
         self.agreed = stored.model_copy(update={"full": full_rank, "candidates": candidates})
         return certifiable, sizes
+
+    def _measured(self, place: str, reported: Mapping[str, Held]) -> _Measured:
+        return _measured(self._run / place, self._recipe, self._rows, reported, self._on)
 
     def _tested(
         self,
@@ -201,22 +206,6 @@ class _Again:
         if stored is None:
             return here
         return self._scored.test(place, stored, self.agreed.full.test, full, here, promise)
-
-    def _measured(self, number: int | None, reported: Mapping[str, Held]) -> _Measured:
-        """Score a candidate (None: full rank) on the test rows, and on reported rows."""
-        adapter = read_adapter(self._run / directory_of(number) / ADAPTER)
-        task, recipe = self._rows.task, self._recipe
-        base, _ = load_adapted(adapter, recipe, task, on=self._on, strict=True)
-        test = self._rows.test_on(base)
-        encoded = {name: part.encoded(task, base) for name, part in reported.items()}
-        with tempfile.TemporaryDirectory() as scratch:
-            scorer = build_scorer(recipe, task, base, Path(scratch))
-            return _Measured(
-                ranks={path: int(f.live_components().sum()) for path, f in adapter.layers.items()},
-                cost={path: f.A.shape[1] + f.B.shape[0] for path, f in adapter.layers.items()},
-                test=test.scores(scorer),
-                reported={n: part.scores(scorer, encoded[n]) for n, part in reported.items()},
-            )
 
 
 def _read_run(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedRecipe]:
@@ -266,3 +255,21 @@ class _Measured:
     cost: Mapping[str, int]
     test: RowScores
     reported: Mapping[str, RowScores]
+
+
+def _measured(
+    directory: Path, recipe: Recipe, rows: RowsAgain, reported: Mapping[str, Held], on: str | None
+) -> _Measured:
+    """Score an adapter on the test rows, and on reported rows."""
+    adapter = read_adapter(directory / ADAPTER)
+    base, _ = load_adapted(adapter, recipe, rows.task, on=on, strict=True)
+    test = rows.test_on(base)
+    encoded = {name: part.encoded(rows.task, base) for name, part in reported.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        scorer = build_scorer(recipe, rows.task, base, Path(scratch))
+        return _Measured(
+            ranks={path: int(f.live_components().sum()) for path, f in adapter.layers.items()},
+            cost={path: f.A.shape[1] + f.B.shape[0] for path, f in adapter.layers.items()},
+            test=test.scores(scorer),
+            reported={n: part.scores(scorer, encoded[n]) for n, part in reported.items()},
+        )

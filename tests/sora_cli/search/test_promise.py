@@ -97,7 +97,7 @@ def test_the_smallest_drop_that_answers_can_certify() -> None:
         (PromiseOptions("1pt", max_differ="1%"), "are two promises"),
         (PromiseOptions(None, unlabelled="f.csv"), "--unlabelled goes with --max-differ or"),
         (PromiseOptions("1pt", basis="answers"), "auto.basis=answers needs rows to answer"),
-        (answers("1%", basis="both"), "auto.basis=both goes with max_drop"),
+        (answers("1%", basis="labels"), "auto.basis=labels goes with max_drop"),
         (PromiseOptions("1pt", tolerance=0.1), "--tolerance goes with --max-differ only"),
         (PromiseOptions("1pt", next_tokens=True), "equal next tokens .* bound no drop"),
         (answers("1%", unlabelled=None), "needs rows to answer"),
