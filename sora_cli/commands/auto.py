@@ -172,7 +172,7 @@ def auto(
         raise SoraError("--preview goes with --dry-run", hint="add --dry-run")
     plan = plan_auto(load_recipe(recipe, [*given, *words]))
     if not force:
-        check_design(plan.output / RECORD, "continued")
+        check_design(plan.output / RECORD)
     begun = read_auto(plan.output)
     if begun is not None and not force:
         plan = replace(plan, loaded=plan.loaded.continuing(begun.recipe))

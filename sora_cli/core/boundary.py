@@ -20,6 +20,7 @@ from sora_cli.core.exit_codes import FAILED, INTERRUPTED, OK, USER_ERROR
 from sora_cli.core.interruption import Interrupted, swallowed
 from sora_cli.core.out_of_memory import describe, ran_out
 from sora_cli.core.processes import is_main
+from sora_cli.core.removed import removed_flag
 from sora_cli.core.streams import lost_output
 
 _DISK_ERRORS = {
@@ -116,6 +117,10 @@ def _disk_error(error: OSError) -> list[str]:
 def _usage_error(error: Any) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "sora"
+    gone = removed_flag(command, getattr(error, "option_name", None) or "")
+    if gone is not None:
+        lines = [f"there is no {gone.name} any more", gone.instead, f"try: {command} --help"]
+        return _user_error(lines, debug=False)
     return _user_error([printable(error.format_message()), f"try: {command} --help"], debug=False)
 
 

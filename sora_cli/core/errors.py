@@ -92,8 +92,8 @@ class SoraError(Exception):
         return self.where
 
 
-class NoVerdictError(SoraError):
-    """An error of files that are whole, but that this version cannot work on: exit code 3."""
+class DiscontinuedError(SoraError):
+    """Work of an earlier version that this version can read, but not continue or test again."""
 
     exit_code = NO_VERDICT
 

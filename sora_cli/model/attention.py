@@ -2,8 +2,7 @@
 
 transformers checks this name while it builds the model. If the package flash-attn is unusable but
 the package kernels is installed, transformers would fetch a kernel from the Hub and run it. So the
-machine's requirements are checked here first; the model's own class then reports its own. The only
-Hub kernel that is ever run is the one that a recipe names (`hub_kernels`).
+machine's requirements are checked here first; the model's own class then reports its own.
 """
 
 from __future__ import annotations
@@ -15,31 +14,17 @@ from typing import Any
 
 from sora_cli.core.device import is_cuda
 from sora_cli.core.errors import SoraError, first_line
-from sora_cli.model.hub_kernels import (
-    KEY,
-    check_trusted,
-    check_usable,
-    fetching,
-    is_hub_kernel,
-    kernel_options,
-)
 from sora_cli.model.transformers_internals import attention_of, flash_kernels
 from sora_cli.recipe.recipe import ModelBlock
 
+KEY = "model.attention"
 ON_GPUS = ("flash_attention_2", "flex_attention")
-"""Implementations without a backward pass on a CPU."""
+"""Implementations that run only on GPUs, and only on tensors with data."""
 _USUAL = f"{KEY}=null lets transformers choose"
 
 
-def has_kernel(name: str | None) -> bool:
-    """Return True if an implementation runs only on some devices, and only on tensors with data."""
-    return name in ON_GPUS or is_hub_kernel(name)
-
-
 def check_attention(block: ModelBlock) -> None:
-    """Check the installed packages, and the trust in Hub kernels, before torch is imported."""
-    if is_hub_kernel(block.attention):
-        check_trusted(block)
+    """Check the installed packages before torch is imported."""
     if block.attention == "flash_attention_2" and find_spec("flash_attn") is None:
         raise SoraError(
             f"{KEY}=flash_attention_2 needs the package flash-attn, which is not installed",
@@ -55,8 +40,6 @@ def check_device(block: ModelBlock, precision: str) -> None:
         precision: of the run, as in `training.precision`.
     """
     check_attention(block)
-    if is_hub_kernel(block.attention):
-        check_usable(block)
     if block.attention not in ON_GPUS:
         return
     from transformers.utils import is_flash_attn_2_available
@@ -85,9 +68,7 @@ def check_device(block: ModelBlock, precision: str) -> None:
 
 def attention_options(block: ModelBlock) -> dict[str, Any]:
     """Return the arguments of `from_pretrained` that select the implementation."""
-    name = block.attention
-    kernel = kernel_options(block) if is_hub_kernel(name) else {}
-    return {} if name is None else {"attn_implementation": name, **kernel}
+    return {} if block.attention is None else {"attn_implementation": block.attention}
 
 
 def check_config(block: ModelBlock, config: Any, auto: Any) -> None:
@@ -120,8 +101,7 @@ def check_config(block: ModelBlock, config: Any, auto: Any) -> None:
 def asking_for(block: ModelBlock) -> Iterator[None]:
     """Report clearly that a model lacks the implementation, in place of transformers' error."""
     try:
-        with fetching(block):
-            yield
+        yield
     except (ValueError, ImportError) as error:
         if block.attention is None or "ttention" not in str(error):
             raise
@@ -146,14 +126,14 @@ def check_dropout(block: ModelBlock, config: Any) -> None:
 
 
 @contextmanager
-def usual_attention(model: Any, *, of_kernels: bool = False) -> Iterator[None]:
+def usual_attention(model: Any, *, on_gpus: bool = False) -> Iterator[None]:
     """Run a model with transformers' default attention inside the block.
 
     Args:
-        of_kernels: only if the model's implementation is limited to some devices.
+        on_gpus: only if the model's implementation runs only on GPUs.
     """
     now = attention_of(model.config)
-    if now is None or (of_kernels and not has_kernel(now)):
+    if now is None or (on_gpus and now not in ON_GPUS):
         yield
         return
     try:

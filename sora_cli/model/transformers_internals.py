@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sora_cli.core.errors import SoraError
@@ -46,23 +45,6 @@ def flash_kernels(auto: Any, config: Any) -> tuple[str, ...]:
     kinds = auto._model_mapping
     kind = kinds.get(type(config), None)
     return tuple(getattr(kind, "_compatible_flash_implementations", None) or ())
-
-
-def kernel_versions() -> str:
-    """Return the supported versions of the package kernels, in pip's notation."""
-    from transformers.utils import import_utils
-
-    first, end = (
-        getattr(import_utils, f"KERNELS_{which}_VERSION", None) for which in ("MIN", "MAX")
-    )
-    return f">={first},<{end}" if first and end else ""
-
-
-def takes_any_kernel() -> bool:
-    """Return True if transformers needs an option to run a kernel by authors it does not know."""
-    from transformers import PreTrainedModel
-
-    return "allow_all_kernels" in signature(PreTrainedModel.set_attn_implementation).parameters
 
 
 class ExpertPlace(NamedTuple):

@@ -8,6 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from methods.errors import MethodError
+from sora_cli.core.errors import DiscontinuedError
+from sora_cli.core.removed import removed_keys
+from sora_cli.core.words import shown_value
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.recipe.yaml_lines import Path_
 
@@ -38,20 +41,29 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
 def completed(resolved: Mapping[str, Any]) -> Mapping[str, Any]:
     """Add the keys of later versions to a resolved recipe, with the values of its time.
 
-    A recipe that the current version rejects is returned unchanged.
+    Settings that did something and are gone stay. A recipe that the current version rejects is
+    returned unchanged.
     """
     try:
-        return Recipe.model_validate(of_its_time(resolved)).resolved()
+        values = Recipe.model_validate(of_its_time(resolved)).resolved()
     except (ValidationError, MethodError):  # MethodError: its method is not registered here
         return resolved
+    for entry, (block, key), value in removed_keys(resolved):
+        if entry.used(value):
+            values[block] = {**values[block], key: value}
+    return values
 
 
 def of_its_time(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return a stored recipe with the values of the present version that do what it did.
 
+    Keys and values that later versions removed are left out; `used_removed` says which counted.
     `REPEATS` is added where the recipe lacks it; if it holds no rows out, every value does the
     same, and the key is left out. A name or revision beside files did nothing, and is refused now.
     """
+    for _, (block, gone), _ in removed_keys(stored):
+        kept = {key: value for key, value in stored[block].items() if key != gone}
+        stored = {**stored, block: kept}
     block, key = REPEATS
     data = stored.get(block) or {}
     if data.get("files") is not None and (data.get("name") or data.get("revision")):
@@ -61,6 +73,29 @@ def of_its_time(stored: Mapping[str, Any]) -> dict[str, Any]:
     if key in data or not (dealt or data.get("selection", "validation") != "validation"):
         return dict(stored)
     return {**stored, block: {**data, key: "separate"}}
+
+
+def used_removed(stored: Mapping[str, Any]) -> list[str]:
+    """Return the settings of a stored recipe that did something and that sora no longer has."""
+    return [
+        f"{'.'.join(key)} was {shown_value(value)}"
+        for entry, key, value in removed_keys(stored)
+        if entry.used(value)
+    ]
+
+
+def check_continuable(stored: Mapping[str, Any], work: str) -> None:
+    """Raise `DiscontinuedError` for work that used what sora no longer has.
+
+    Args:
+        work: its name in the message, such as "the run in 'runs/a'".
+    """
+    used = used_removed(stored)
+    if used:
+        raise DiscontinuedError(
+            f"{work} can be neither continued nor tested again: {', '.join(used)}, "
+            "and this version has no such setting"
+        )
 
 
 def flat(values: Mapping[str, Any], path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:

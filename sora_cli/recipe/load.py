@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from pydantic import ValidationError
 
 from methods.configs import MethodOptions
 from methods.errors import MethodError
+from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import output_path
+from sora_cli.core.removed import removed_keys
 from sora_cli.core.words import shown_path
-from sora_cli.recipe.changes import REPEATS, flat, of_its_time
+from sora_cli.recipe.changes import REPEATS, flat, of_its_time, used_removed
 from sora_cli.recipe.errors import place_of, recipe_error, unknown_name
 from sora_cli.recipe.layers import combine, file_layers, override_layers
 from sora_cli.recipe.library import find_recipe, recipes_dir
@@ -33,7 +36,6 @@ from sora_cli.recipe.yaml_lines import Origin, Tree, parse_file
 __all__ = ["LoadedRecipe", "Origin", "load_recipe"]
 
 DEFAULT = Origin("default")
-_TRUST = ("trust_remote_code", "trust_kernel")  # keys of `model` that allow code of others
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,8 @@ def load_stored(
 ) -> LoadedRecipe:
     """Load the recipe stored in a run's report, with overrides.
 
-    trust_remote_code and trust_kernel count only if an override sets them: the report may come from
-    somebody else, and must not be able to run code here.
+    trust_remote_code counts only if an override sets it: the report may come from somebody else,
+    and must not be able to run code here.
 
     Args:
         values: the stored recipe: every value of the run.
@@ -120,10 +122,18 @@ def load_stored(
         name: the recipe's name in the report.
     """
     origin = Origin(shown_path(file))
-    values = of_its_time(values)
-    values |= {"model": {**values.get("model", {}), **dict.fromkeys(_TRUST, False)}}
+    used, values = used_removed(values), of_its_time(values)
+    values |= {"model": {**values.get("model", {}), "trust_remote_code": False}}
     stored = Tree(copy.deepcopy(values), {path: origin for path, _ in flat(values)})
+    for was in used:
+        _tell(f"{origin.file}: {was}, and this version has no such setting")
     return _loaded([stored, *override_layers(overrides)], file, name)
+
+
+@cache
+def _tell(note: str) -> None:
+    """Show a note on a stored recipe, once: some commands load it twice."""
+    say_notes([note])
 
 
 def load_text(text: str, path: Path, *, draft: bool = False) -> LoadedRecipe:
@@ -148,6 +158,9 @@ def _validated(tree: Tree, file: str) -> Recipe:
     for block, field in Recipe.model_fields.items():
         if field.default is not None and tree.values.get(block, {}) is None:
             tree.values[block] = {}  # a required block without keys; an optional one stays None
+    for entry, key, _ in removed_keys(tree.values):
+        where = place_of(key, tree, file)
+        raise SoraError(f"there is no {entry.what} any more", where=where, hint=entry.instead)
     # all errors are collected before one is raised: the message counts the others
     errors: list[ValidationError] = []
     recipe: Recipe | None = None

@@ -46,8 +46,8 @@ class Reading:
         return ", ".join(names) + (f" (not {', '.join(self.but)})" if self.but else "")
 
 
-_TRUST = ("model.trust_remote_code", "model.trust_kernel")
-_LOADING = ("model.dtype", "model.attention", "model.quantise", *_TRUST, "training.precision")
+_TRUST = "model.trust_remote_code"
+_LOADING = ("model.dtype", "model.attention", "model.quantise", _TRUST, "training.precision")
 _PASSES = ("training.eval_batch_size", "training.workers")
 _ROWS = ("text_columns", "label_column", "columns", "label_names", "max_length")
 _TRAINED_ON = ("data.max_train_rows", "task.packing")
@@ -72,7 +72,7 @@ CERTIFICATE = Reading(
     "sora verify --certificate",
     (
         *("data.path", "data.name", "data.revision", "data.files", "auto.unlabelled"),
-        *("model.path", *_TRUST),
+        *("model.path", _TRUST),
     ),
 )
 

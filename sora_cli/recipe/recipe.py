@@ -64,9 +64,6 @@ class ModelBlock(Block):
         False, description="run the Python code that comes with the model"
     )
     attention: Attention = None
-    trust_kernel: bool = Field(
-        False, description="run the compiled kernel from the Hub that attention names"
-    )
     quantise: Literal["4bit", "8bit"] | None = Field(
         None,
         description="load the frozen weights of linear layers in 4 or 8 bits: 4bit is NF4 with "

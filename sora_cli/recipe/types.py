@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -11,9 +10,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidatorFunctionWrapHandler,
     WithJsonSchema,
-    WrapValidator,
 )
 
 
@@ -50,32 +47,12 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 """A number of rows or steps."""
 
 
-# all 40 digits of a commit: a branch or a tag could be moved to other code after it was reviewed
-_KERNEL = r"^[\w.-]+/[\w.-]+@[0-9a-f]{40}(:\w+)?$"
-
-
-def _name_or_kernel(value: Any, name: ValidatorFunctionWrapHandler) -> Any:
-    if not isinstance(value, str) or "/" not in value:
-        return name(value)
-    if not re.fullmatch(_KERNEL, value):
-        raise ValueError(
-            f"'{value}' is compiled code from the Hub and must name its commit: ORG/NAME@COMMIT, "
-            "with all 40 digits"
-        )
-    return value
-
-
-_Name = Literal["sdpa", "eager", "flash_attention_2", "flex_attention"]
-_NAME, _NULL = {"enum": [*get_args(_Name)]}, {"type": "null"}
 Attention = Annotated[
-    _Name | None,
-    WrapValidator(_name_or_kernel),
-    WithJsonSchema({"anyOf": [_NAME, {**_TEXT, "pattern": _KERNEL}, _NULL]}),
+    Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] | None,
     Field(
         description="implementation of attention, by its name in transformers. flash_attention_2 "
-        "needs a GPU, 16 bits and the package flash-attn; flex_attention needs a GPU; "
-        "ORG/NAME@COMMIT is a kernel from the Hub and needs trust_kernel. Default: the choice of "
-        "transformers, sdpa if the model supports it"
+        "needs a GPU, 16 bits and the package flash-attn; flex_attention needs a GPU. Default: the "
+        "choice of transformers, sdpa if the model supports it"
     ),
 ]
 """The implementations of `sora_cli/model/attention.py`."""

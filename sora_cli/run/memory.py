@@ -148,7 +148,7 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, rows_per_pass: int) -> Me
         checkpointing=block.gradient_checkpointing,
         offload=block.activation_offload,
     )
-    with usual_attention(model, of_kernels=True):  # GPU kernels need tensors with data
+    with usual_attention(model, on_gpus=True):  # GPU kernels need tensors with data
         step, exact = work.trace(training, passes)
         scoring, exact_too = work.trace(evaluation, 0)
     if device != "cpu":

@@ -15,7 +15,6 @@ from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.data.source import find_source
 from sora_cli.model.files import check_source
-from sora_cli.model.hub_kernels import is_hub_kernel
 from sora_cli.model.references import resolve_model_path
 from sora_cli.recipe.families import (
     BASE_MODEL,
@@ -138,12 +137,6 @@ def code_notes(recipe: Recipe) -> Iterator[str]:
         yield (
             f"model.trust_remote_code is on ({place}): code that comes with the model "
             f"is run{pinned}"
-        )
-    if block.trust_kernel and is_hub_kernel(block.attention):
-        place = recipe.place("model.trust_kernel") or "the recipe"
-        yield (
-            f"model.trust_kernel is on ({place}): compiled code from the Hub, {block.attention}, "
-            "is run"
         )
     for name in from_the_hub(recipe.task.options):
         yield f"metric '{name}' is code from the Hub's collection evaluate-metric, and is run"

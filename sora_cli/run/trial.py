@@ -74,7 +74,7 @@ def try_base(base: Base, collate: Callable[[list[Any]], Mapping[str, Any]], rows
     batches = (collate([rows.dataset[int(row)]]) for row in (order[0], order[-1]))
     siblings: Sequence[Sequence[str]] = ()
     try:
-        with usual_attention(model, of_kernels=True), same_inputs(model, paths) as siblings:
+        with usual_attention(model, on_gpus=True), same_inputs(model, paths) as siblings:
             unfit |= try_layers(model, paths, batches)
     except Exception as error:  # e.g. the model needs a GPU; training reports it, too
         say_notes([f"could not test which layers influence the loss: {first_line(error)}"])

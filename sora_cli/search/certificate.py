@@ -321,7 +321,7 @@ def read_certificate(run: Path) -> Certificate | None:
 
 def required_certificate(run: Path) -> Certificate:
     """Read the certificate in a run's directory, which must have one of this version's design."""
-    check_design(run / FILE_NAME, "checked")
+    check_design(run / FILE_NAME)
     certificate = read_certificate(run)
     if certificate is None:
         raise SoraError(

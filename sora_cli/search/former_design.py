@@ -1,8 +1,8 @@
-"""Searches of earlier versions whose design left: shown, but neither continued nor checked.
+"""Searches of earlier versions whose design left: shown, but neither continued nor tested again.
 
-Layouts 2 and 3 of `auto.json` and `certificate.json` know three more designs than rows held out
-with one test. Their adapters are ordinary ones; only the search behind them is of another kind. No
-torch here.
+Layouts 2 and 3 of `auto.json` and `certificate.json` have more designs than one test of each size
+on rows that no adapter is trained on. Their adapters are ordinary ones; only the search behind them
+is of another kind. No torch here.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sora_cli.core.errors import NoVerdictError
+from sora_cli.core.errors import DiscontinuedError
 
 BOTH = "both"
-"""Value of `auto.basis` in these files: a test by labels and one by answers."""
+"""Value of `basis` in these files: a test by labels and a test by answers."""
 
 
 def former_design(file: Path) -> str | None:
@@ -28,33 +28,29 @@ def former_design(file: Path) -> str | None:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # its own reader reports damage
         return None
-    block = _part(_part(values, "recipe"), "auto")
-    bases = {_part(values, "promise").get("basis"), block.get("basis"), _part(values).get("basis")}
-    if _part(values).get("halves") or block.get("cross_fit") is True:
+    if not isinstance(values, Mapping):
+        return None
+    # before the first part of such a search is finished, only its rows tell
+    if values.get("halves") or "half 1" in _part(values, "rows"):
         return "trained and tested on both halves of its rows (cross-fitting)"
-    if "half 1" in _part(values, "rows"):  # chosen by the tool itself, and nothing is trained yet
-        return "trained and tested on both halves of its rows (cross-fitting)"
-    if BOTH in bases:
+    if BOTH in (values.get("basis"), _part(values, "promise").get("basis")):
         return "tested by labels and by answers, each at half the error (auto.basis=both)"
-    if _part(values).get("final") or (block.get("refit") and "answers" not in bases):
-        return "one whose size is trained once more on all rows (refit)"
+    if values.get("final"):
+        return "followed by training the size found on all rows (auto.refit)"
     return None
 
 
-def check_design(file: Path, use: str) -> None:
-    """Raise `NoVerdictError` for a search that this version can only show.
-
-    Args:
-        use: the use that is not possible, such as "continued".
-    """
+def check_design(file: Path) -> None:
+    """Raise `DiscontinuedError` for a search that this version can only show."""
     design = former_design(file)
     if design is not None:
-        raise NoVerdictError(
-            f"the search in '{file.parent}' was {design}: it cannot be {use} any more"
+        raise DiscontinuedError(
+            f"the search in '{file.parent}' was {design}: it can be neither continued nor tested "
+            "again, as this version has no such design"
         )
 
 
-def _part(values: Any, key: str | None = None) -> Mapping[str, Any]:
-    """Return a mapping, or the mapping in it; anything else is empty."""
-    found = values if key is None else _part(values).get(key)
+def _part(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return a block; anything else in its place is empty."""
+    found = values.get(key)
     return found if isinstance(found, Mapping) else {}

@@ -52,9 +52,9 @@ def check_packing(model: Any) -> None:
 def keep_packed_apart(model: Any) -> None:
     """Flatten packed batches into one row for attention that needs it; changes the model in place.
 
-    Flash attention and most kernels of the Hub get no mask that separates rows. They start a new
-    row where positions start again, but only in a batch of one row: `_is_packed_sequence` of
-    transformers silently mixes the rows of larger batches.
+    Flash attention gets no mask that separates rows. It starts a new row where positions start
+    again, but only in a batch of one row: `_is_packed_sequence` of transformers silently mixes the
+    rows of larger batches.
     """
     lengths = _takes_lengths(model)
 

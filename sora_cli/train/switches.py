@@ -44,7 +44,7 @@ class Attention(Switch):
     OFF = None
 
     def check_recipe(self, recipe: Recipe) -> None:
-        """Check the installed packages, and the trust in Hub kernels."""
+        """Check the installed packages."""
         check_attention(recipe.model)
 
     def check_model(self, recipe: Recipe, model: Any) -> None:

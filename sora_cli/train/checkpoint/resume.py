@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sora_cli.core.console import say
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_value
-from sora_cli.recipe.changes import Change, changes
+from sora_cli.recipe.changes import Change, changes, check_continuable
 from sora_cli.report import RateChoice
 from sora_cli.train.checkpoint.places import FOLDER
 
@@ -55,6 +55,7 @@ def check_same(
     Returns:
         A note for every accepted change.
     """
+    check_continuable(before, f"the {kind} in '{output}'")
     changed = changes(before, now)
     refused = [change for change in changed if not (force and change[0] in MAY_CHANGE)]
     if refused:

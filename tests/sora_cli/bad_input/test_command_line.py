@@ -236,10 +236,10 @@ LINES: dict[str, dict[str, Words]] = {
         "--max-drop 1pt -r r.yaml --unlabelled train.jsonl":
             "rows can test, and at least 2 are needed",
         "--max-drop 1pt -r r.yaml --unlabelled nothing.csv": "there is no file 'nothing.csv'",
-        "--max-drop 1pt -r r.yaml auto.basis=both":
-            ("auto.basis=both needs rows to answer", "--unlabelled FILE"),
-        "--max-differ 1% -r r.yaml --unlabelled rows auto.basis=both":
-            ("auto.basis=both goes with max_drop", "auto.basis=null"),
+        "--max-drop 1pt -r r.yaml auto.basis=answers":
+            ("auto.basis=answers needs rows to answer", "--unlabelled FILE"),
+        "--max-differ 1% -r r.yaml --unlabelled rows auto.basis=labels":
+            ("auto.basis=labels goes with max_drop", "auto.basis=null"),
         "--max-drop 0.5 -r r.yaml": "is that 0.5 of a point, or 50 points?",
         "--max-drop much -r r.yaml": "--max-drop must be a number",
         "--max-drop -1 -r r.yaml": "--max-drop must be 0 or more",

@@ -17,7 +17,6 @@ from tests.helpers_families import FAMILIES, whole_model
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows, train, write_recipe, write_rows
 
-KERNEL = f"model.attention=a/b@{'0' * 40}"
 SCORED: dict[str, list[str]] = {
     "data.path": ["data.path=./nowhere"],
     "data.files": ["data.files.validation={folder}/train.jsonl"],
@@ -51,7 +50,6 @@ SCORED: dict[str, list[str]] = {
     "model.attention": ["model.attention=eager"],
     "model.quantise": ["model.quantise=8bit"],
     "model.trust_remote_code": ["model.trust_remote_code=true"],
-    "model.trust_kernel": [KERNEL, "model.trust_kernel=true"],
     "training.precision": ["training.precision=bf16"],
     "training.eval_batch_size": ["training.eval_batch_size=3"],
     "training.workers": ["training.workers=1"],

@@ -220,7 +220,7 @@ def test_a_trial_needs_no_gpu() -> None:
 def test_the_usual_one_for_a_while() -> None:
     for model, usual in ((tiny_bert(), "sdpa"), (tiny_deberta(), "eager")):
         model.set_attn_implementation("eager")
-        with usual_attention(model, of_kernels=True):
+        with usual_attention(model, on_gpus=True):
             assert attention_of(model.config) == "eager"
         with usual_attention(model):
             assert attention_of(model.config) == usual

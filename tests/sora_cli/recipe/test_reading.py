@@ -45,7 +45,7 @@ READ = {
     MAX_DROP: ["task.best_metric=f1", "data.selection_rows=3", "data.selection=train-rows"],
     PREDICT: ["data.max_length=9", "data.text_columns=[a]", "training.eval_batch_size=2"],
     CERTIFICATE: ["data.files.train=c.csv", "data.path=d", "model.path=x",
-                  "model.trust_remote_code=true", "model.trust_kernel=true"],
+                  "model.trust_remote_code=true"],
     BENCHMARK: ["model.dtype=bfloat16", "model.path=x"],
 }  # fmt: skip
 

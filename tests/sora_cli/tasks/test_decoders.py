@@ -10,7 +10,7 @@ import torch
 from sora_cli.tasks.decoders import keep_packed_apart
 from sora_cli.tasks.dialogues import Padding, packed
 from sora_cli.tasks.learned import LEARNED, score_learned_only
-from tests import attention_kernel
+from tests import flash_attention
 from tests.helpers_models import tiny_llama
 
 LENGTHS = (5, 3, 7, 4, 6, 2)
@@ -38,8 +38,8 @@ def _loss_and_gradient(model: Any, batch: dict[str, Any]) -> tuple[float, torch.
 def test_packed_rows_are_apart_without_a_mask(
     learned_only: bool, in_batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a kernel that takes lengths, they give what the rows give alone."""
-    attention_kernel.stand_in(monkeypatch)
+    """By flash attention, which takes lengths, they give what the rows give alone."""
+    flash_attention.stand_in(monkeypatch)
     model, rows = tiny_llama(), _rows()
     keep_packed_apart(model)
     assert not learned_only or score_learned_only(model)
@@ -51,10 +51,10 @@ def test_packed_rows_are_apart_without_a_mask(
         together, alone = ({k: v for k, v in b.items() if k != LEARNED} for b in (together, alone))
     loss, gradient = _loss_and_gradient(model, alone)
     usual, _ = _loss_and_gradient(model, together)
-    model.set_attn_implementation(attention_kernel.NAME)
+    model.set_attn_implementation(flash_attention.NAME)
     found, ours = _loss_and_gradient(model, together)
-    assert attention_kernel.calls["lengths"] > 0
-    assert attention_kernel.calls["rows"] == 0
+    assert flash_attention.calls["lengths"] > 0
+    assert flash_attention.calls["rows"] == 0
     assert found == pytest.approx(loss, rel=1e-5)
     assert usual == pytest.approx(loss, rel=1e-5)
     torch.testing.assert_close(ours, gradient, rtol=1e-3, atol=1e-6)
@@ -62,10 +62,10 @@ def test_packed_rows_are_apart_without_a_mask(
 
 def test_rows_that_are_not_packed_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Positions beside a mask are those of padded rows, which are written on."""
-    attention_kernel.stand_in(monkeypatch)
+    flash_attention.stand_in(monkeypatch)
     model = tiny_llama()
     keep_packed_apart(model)
-    model.set_attn_implementation(attention_kernel.NAME)
+    model.set_attn_implementation(flash_attention.NAME)
     ids = torch.arange(1, 7).reshape(2, 3)
     out = model(input_ids=ids, attention_mask=torch.ones_like(ids),
                 position_ids=torch.arange(3).repeat(2, 1))  # fmt: skip

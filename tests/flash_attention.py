@@ -1,7 +1,7 @@
-"""A kernel as the Hub has them, with flash attention's two functions, of plain torch.
+"""The two functions of the package flash-attn in plain torch, for machines without a GPU.
 
-`stand_in` lets transformers take it for what the package kernels would fetch. `calls` counts what
-was asked of it. Rows of (tokens, heads, features) lie one behind the other in
+`stand_in` lets transformers take this module for the package. `calls` counts what was asked of it.
+Rows of (tokens, heads, features) lie one behind the other in
 `flash_attn_varlen_func`; `cu_seqlens` says where they begin and end.
 """
 
@@ -14,32 +14,34 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_flash_attention_utils import _pad_input as pad_input
+from transformers.modeling_flash_attention_utils import _unpad_input as unpad_input
 
-from sora_cli.model import hub_kernels
+__all__ = ["flash_attn_func", "flash_attn_varlen_func", "pad_input", "unpad_input"]
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-NAME = f"me/flash@{COMMIT}"
+NAME = "flash_attention_2"
 calls: Counter[str] = Counter()
 factor = 1.0
 """Of the scores: any other is wrong."""
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Be what is fetched for any name; returns what was asked of the Hub, as it is asked."""
-    asked: list[dict[str, Any]] = []
-
-    def get_kernel(name: str, **options: Any) -> Any:
-        asked.append({"name": name, **options})
-        return sys.modules[__name__]
-
-    hub = "transformers.integrations.hub_kernels"
-    monkeypatch.setattr(f"{hub}.get_kernel", get_kernel)
-    monkeypatch.setattr(f"{hub}.is_kernels_available", lambda: True)
-    monkeypatch.setattr("transformers.utils.is_kernels_available", lambda: True)
-    monkeypatch.setattr(hub_kernels, "find_spec", lambda name: name)
-    monkeypatch.setattr("transformers.modeling_flash_attention_utils._loaded_implementation", None)
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be the package flash-attn, on a machine that could run it in 32 bits."""
+    theirs = "transformers.modeling_flash_attention_utils"
+    monkeypatch.setitem(sys.modules, "flash_attn", sys.modules[__name__])
+    monkeypatch.setitem(sys.modules, "flash_attn.bert_padding", sys.modules[__name__])
+    monkeypatch.setattr(f"{theirs}.is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr(f"{theirs}._loaded_implementation", None)
+    monkeypatch.setattr(PreTrainedModel, "_flash_attn_can_dispatch", lambda *_, **__: True)
+    monkeypatch.setattr("sora_cli.model.attention.find_spec", lambda name: name)
+    monkeypatch.setattr("sora_cli.model.base.check_device", lambda *_: None)
     calls.clear()
-    return asked
+
+
+def flash_attn_with_kvcache(*_: Any, **__: Any) -> Any:
+    """Fail: nothing here decodes with a cache of blocks."""
+    raise NotImplementedError
 
 
 def flash_attn_func(
