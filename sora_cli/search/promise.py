@@ -319,11 +319,6 @@ def rows_are_right_or_wrong(recipe: Recipe) -> bool:
     )
 
 
-def has_exact_bound(recipe: Recipe) -> bool:
-    """Return whether rows are right or wrong, and each by itself: then bounds are exact."""
-    return rows_are_right_or_wrong(recipe) and recipe.task.options.ROWS_ALONE
-
-
 def is_right_or_wrong(metric: str) -> bool:
     """Return whether a metric's rows are right or wrong, as far as its name tells."""
     return metric in _RIGHT_OR_WRONG
