@@ -108,7 +108,7 @@ def test_inner_rooms_stand_alone(room: str) -> None:
 
 
 def test_experiments_build_on_each_other() -> None:
-    order = ["page", "path", "auto", "compare", "report", "sweep", "listing"]
+    order = ["path", "auto", "compare", "report", "sweep", "listing"]
     for file in (ROOT / "sora_cli" / "experiments").glob("*/*.py"):
         own = order.index(file.parent.name)
         for module in (m for node in _nodes(file) for m in _modules(node)):

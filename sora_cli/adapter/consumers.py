@@ -29,7 +29,6 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from sora_cli.adapter.foreign.places import DIFFUSERS_CLASS
 from sora_cli.adapter.gguf_kinds import exact_in_gguf, gguf_names, has_tied_output
 from sora_cli.adapter.metadata import read_json
 from sora_cli.adapter.peft.refused import refused_today
@@ -112,10 +111,6 @@ def consumers(
     base = config.base_model_name_or_path or "BASE"
     facts = _Facts(config, ranks, head, directory, base, base_config or {}, more)
     lost = _lost_in_peft(facts)
-    if DIFFUSERS_CLASS in facts.base_config:
-        others = ("transformers", "vLLM", "llama.cpp")
-        no = (Consumer(name, False, "its base model is a diffusers model") for name in others)
-        return _peft(config, lost), *no
     llama_cpp = _llama_cpp(facts)
     own = (_peft(config, lost), _transformers(config, lost), _vllm(facts), llama_cpp)
     if config.task_type != "CAUSAL_LM":
@@ -224,7 +219,7 @@ def _transformers(config: PeftConfig, lost: str | None) -> Consumer:
 
 def _without_prefix() -> bool:
     """Return true if the installed transformers cannot load a plain LoRA (5.4 and 5.5)."""
-    try:
+    try:  # until: transformers 5.6
         return version("transformers").startswith(("5.4.", "5.5."))
     except PackageNotFoundError:
         return False

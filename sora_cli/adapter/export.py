@@ -13,7 +13,6 @@ from methods.keep import Keep
 from sora_cli.adapter.companions import copy_processor
 from sora_cli.adapter.consumers import Consumer, consumers_of
 from sora_cli.adapter.directory import check_low_rank, lazy_adapter, write_adapter
-from sora_cli.adapter.foreign.opening import open_any
 from sora_cli.adapter.places import check_adapter_place, locate_adapter
 from sora_cli.adapter.pruning import Loss, check_experts, grouped_losses, prune_layers
 from sora_cli.adapter.reading import open_adapter
@@ -36,7 +35,6 @@ class Exported:
         biases: number of trained biases of the base model.
         notes: odd but harmless facts about the source.
         consumers: the programs that can load it.
-        format: the program that wrote the source; None: PEFT's format.
         losses: module path -> loss of the cut; empty if all was kept.
     """
 
@@ -50,7 +48,6 @@ class Exported:
     notes: tuple[str, ...]
     consumers: tuple[Consumer, ...]
     losses: Mapping[str, Loss]
-    format: str | None = None
 
 
 def export_adapter(
@@ -61,7 +58,6 @@ def export_adapter(
     dtype: str | None = None,
     keep: Keep | None = None,
     force: bool = False,
-    base: str | None = None,
 ) -> Exported:
     """Write an adapter as a plain LoRA, one module in memory at a time.
 
@@ -73,13 +69,12 @@ def export_adapter(
             float32 if the stored dtypes are mixed.
         keep: cut the adapter by this rule.
         force: replace an adapter that is at `output`.
-        base: the base model that tells which layers the names in another program's file mean.
     """
     check_apart(output, locate_adapter(directory))
     check_adapter_place(output, force=force)
-    with open_any(directory, base=base) as file:
+    with open_adapter(directory) as file:
         check_low_rank(file, rows=True)
-        kind, notes, size, program = file.kind, file.notes, file.file_bytes, file.format
+        kind, notes, size = file.kind, file.notes, file.file_bytes
         # factors are folded in float32, so that float64 would only look exact
         dtype = dtype or ("float32" if file.dtype == "float64" else file.dtype)
         if file.meta.bits is not None and dtype != "float32":
@@ -88,8 +83,8 @@ def export_adapter(
                 "numbers again: they need up to 16 bits of precision",
                 hint="leave out --dtype: the small form is --format packed",
             )
-        entry: dict[str, Any] = {"command": "export", "from": program or kind}
-        entry |= {"layout": layout, "dtype": dtype}
+        entry: dict[str, Any] = {"command": "export", "from": kind, "layout": layout,
+                                 "dtype": dtype}  # fmt: skip
         adapter = lazy_adapter(file)
         losses: Mapping[str, Loss] = {}
         if keep is not None and keep.given():
@@ -114,7 +109,6 @@ def export_adapter(
             notes=notes,
             consumers=consumers_of(written),
             losses=losses,
-            format=program,
         )
 
 

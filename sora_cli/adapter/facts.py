@@ -37,11 +37,10 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
     modules = {path: spectrum.module for path, spectrum in spectra.items() if low_rank}
     total = totals(spectra)
     packed = unpacked_from(file.directory)
-    # consumers judge PEFT's directories only
-    verdicts = () if file.format or packed else consumers_of(file)
+    verdicts = () if packed else consumers_of(file)
     serve = servers(
         verdicts,
-        task_type=None if file.format else file.config.task_type,
+        task_type=file.config.task_type,
         directory=str(file.directory),
         base=file.config.base_model_name_or_path,
     )
@@ -124,7 +123,6 @@ def _origin(file: AdapterFile) -> dict[str, Any]:
         "method": meta.method,
         "method_config": meta.method_config,
         "kind": file.kind,
-        "format": file.format,
         "task_type": file.config.task_type,
         "task": meta.task,
         "labels": list(meta.labels) if meta.labels else None,

@@ -151,6 +151,7 @@ class _LoraFile:
         finally:
             writer.close()
         # not with the writer: numpy's tofile() loses the error of a disk that fills up
+        # until: numpy > 2.4
         with file.open("ab") as out:
             for path in self._plan.stored:
                 for half in ("a", "b"):

@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 
 from methods.words import closest
-from sora_cli.adapter.foreign.places import foreign_file
 from sora_cli.adapter.metadata import read_sora_file
+from sora_cli.adapter.peft.config import FROM_ELSEWHERE
 from sora_cli.core.atomic import check_replaceable, new_directory
 from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError, reason
@@ -62,7 +62,7 @@ def is_packed(place: Path) -> bool:
         return False
     try:
         return read_metadata(place).get("format") == PACKED
-    except (OSError, SoraError):
+    except OSError:
         return False
 
 
@@ -119,9 +119,6 @@ def locate_adapter(
 ) -> Path:
     """Return the adapter directory itself, or the adapter directory inside a run directory.
 
-    Another program's file, or directory with such a file, is returned unchanged: see
-    `adapter/foreign`.
-
     Args:
         missing: end of the error message for a baseline's run or result, which has no adapter.
         tokenizer: see `adapter_folder`.
@@ -130,15 +127,14 @@ def locate_adapter(
         folder = adapter_folder(directory, tokenizer=tokenizer)
         if folder is not None:
             return folder
-        if foreign_file(directory) is not None:
-            return directory
         refuse_baseline(directory, missing)
         if not directory.exists():
             near = _near_folder(directory)
             hint = "to list the runs: sora list" if near is None else f"did you mean '{near}'?"
             raise SoraError(f"there is no directory {directory}", hint=hint)
         if not directory.is_dir():
-            raise SoraError(f"{directory} is a file, not a directory", hint=_parent(directory))
+            raise SoraError(f"{directory} is a file, not a PEFT adapter's directory",
+                            hint=_parent(directory))  # fmt: skip
         inside = sorted(path.parent for path in directory.glob(f"*/{ADAPTER_CONFIG}"))
     except (OSError, ValueError) as error:
         why = reason(error) if isinstance(error, OSError) else str(error)
@@ -150,10 +146,10 @@ def locate_adapter(
     )
 
 
-def _unfinished(directory: Path) -> str | None:
-    """Return a hint if a run of this tool has not written its adapter yet."""
+def _unfinished(directory: Path) -> str:
+    """Return the hint for a directory without an adapter: a run may not have written it yet."""
     if not any((directory / name).is_file() for name in _RECORDS):
-        return None
+        return FROM_ELSEWHERE
     return f"its run is not finished; to see its state: sora list {quote(str(directory))}"
 
 
@@ -206,10 +202,12 @@ def model_source(reference: str) -> str:
     source = resolve_model_path(reference)
     if Path(source).is_dir() and not (Path(source) / MODEL_CONFIG).is_file():
         raise SoraError(
-            f"{reference} holds neither an adapter ({ADAPTER_CONFIG}) nor a model ({MODEL_CONFIG})"
+            f"{reference} holds neither an adapter ({ADAPTER_CONFIG}) nor a model ({MODEL_CONFIG})",
+            hint=FROM_ELSEWHERE,
         )
     if Path(source).is_file() and not source.lower().endswith(".gguf"):
-        raise SoraError(f"{reference} is a file, but not a .gguf file: name its directory")
+        raise SoraError(f"{reference} is a file, but not a .gguf file: name its directory",
+                        hint=FROM_ELSEWHERE)  # fmt: skip
     return source
 
 
@@ -246,9 +244,9 @@ def _near_folder(place: Path) -> Path | None:
     return None if near is None else place.parent / near
 
 
-def _parent(file: Path) -> str | None:
+def _parent(file: Path) -> str:
     parent = file.parent
-    return f"give its directory: {parent}" if (parent / ADAPTER_CONFIG).is_file() else None
+    return f"give its directory: {parent}" if adapter_folder(parent) else FROM_ELSEWHERE
 
 
 def _is_baseline(folder: Path) -> bool:

@@ -19,7 +19,6 @@ from torch import Tensor
 from methods.factors import LowRankFactors
 from methods.updates import Replaced, Update
 from sora_cli.adapter.base_weights import without_copies
-from sora_cli.adapter.foreign.places import refuse_foreign
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_json, read_sora_file
 from sora_cli.adapter.moved import located
 from sora_cli.adapter.peft.config import PeftConfig, parse_config
@@ -66,7 +65,6 @@ class AdapterFile:
             the parameters tied to it; see `base_weights`.
         tokens: path of an embedding -> (its rows that are trained in full, numbers in each row).
         notes: odd but harmless facts.
-        format: the program that wrote the file; None: PEFT's format. See `adapter/foreign`.
     """
 
     directory: Path
@@ -88,7 +86,6 @@ class AdapterFile:
     _tensors: TensorFile
     _keys: SplitKeys
     _modules: dict[str, StoredModule]
-    format: str | None = None
 
     @property
     def kind(self) -> str:
@@ -223,7 +220,6 @@ def open_adapter(
         as_stored: keep stored base weights even if they equal the base model's own.
     """
     directory = locate_adapter(directory)
-    refuse_foreign(directory)
     config = parse_config(read_json(directory / ADAPTER_CONFIG), str(directory / ADAPTER_CONFIG))
     meta, named = read_sora_file(directory / SORA_FILE)
     for path in (*meta.ranks, *meta.ranks_start):
@@ -234,7 +230,7 @@ def open_adapter(
         notes: tuple[str, ...] = ()
         if not as_stored:
             keys, notes = without_copies(keys, tensors, reference, base)
-        file = describe(directory, config, meta, reference, tensors, keys)
+        file = _describe(directory, config, meta, reference, tensors, keys)
         yield replace(file, notes=(*file.notes, *notes))
 
 
@@ -256,7 +252,7 @@ def _weights(directory: Path) -> Path:
     raise SoraError(f"{directory} holds no {ADAPTER_WEIGHTS}")
 
 
-def describe(
+def _describe(
     directory: Path,
     config: PeftConfig,
     meta: AdapterMeta,

@@ -205,8 +205,7 @@ def _member(name: str, facts: Mapping[str, Any]) -> _Member:
         BaseReference(**facts["base"]),
         facts["task_type"],
         {verdict["name"]: Consumer(**verdict) for verdict in facts["consumers"]},
-        f"sora export {quote(facts['directory'])} -o OUT"
-        + (" --base MODEL" if facts["format"] else ""),
+        f"sora export {quote(facts['directory'])} -o OUT",
         max(facts["r"], facts["largest_rank"]),
         {path: facts["ranks"][path]["stored"] for path in spectra},
         {path: sum(spectrum["shape"]) for path, spectrum in spectra.items()},

@@ -22,10 +22,7 @@ _WEIGHT = ".weight"
 
 
 def todays_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """Return {stored name of a parameter: the model's name}; names unknown to the model stay.
-
-    If names are missing and this version of transformers has no such rules, that is an error.
-    """
+    """Return {stored name of a parameter: the model's name}; names unknown to the model stay."""
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     known |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
     return _renamed(model, names, known)

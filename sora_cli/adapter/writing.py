@@ -75,6 +75,8 @@ class Plan:
         self.start = {path: keep.numel() for path, keep in self._keep.items()}
         self.live = {path: int(keep.sum()) for path, keep in self._keep.items()}
         self.stored = {path: rank for path, rank in self.live.items() if rank}
+        # PEFT loads no directory without targets
+        # until: peft > 0.21
         if not self.stored:
             self.stored = {next(iter(layers)): 1}
         self.groups = grouped(layers, self._forms)

@@ -121,10 +121,6 @@ def compare(
             "this picture file. Further pictures are written beside it.",
         ),
     ] = None,
-    html: Annotated[
-        Path | None,
-        options.output("--html", help="Write the comparison as one self-contained HTML page."),
-    ] = None,
     force: options.Force = False,
 ) -> None:
     """Print a table of groups of runs; the runs of a group differ in their seed only."""
@@ -132,20 +128,19 @@ def compare(
         check_exclusive(["--json", *([] if form is None else ["--format"])])
         form = "json"
     form = format_of(output, form)
-    for option, file in {"--output": output, "--plot": plot, "--html": html}.items():
+    for option, file in {"--output": output, "--plot": plot}.items():
         check_new_file(option, file, force=force)
     pictures = [] if plot is None else picture_files(plot)
     for picture in pictures[1:]:
         check_new_file("--plot", picture, force=force)
     if form == LINES:
         chosen = {"--baseline": baseline, "--paper": paper, "--metric": metric, "--ranks": ranks,
-                 "--selection": selection, "--budgets": budgets, "--plot": plot,
-                 "--html": html}  # fmt: skip
+                 "--selection": selection, "--budgets": budgets, "--plot": plot}  # fmt: skip
         _write_lines(runs, output, [option for option, value in chosen.items() if value])
         return
     check_requires("--budgets", {"--bytes": in_bytes and budgets is None})
     shares = _shares(budgets, baseline, paper=paper, min_gain=min_gain)
-    finished = _find(runs, output, *pictures, html)
+    finished = _find(runs, output, *pictures)
     groups = _groups(finished, metric, selection=selection)
     sizes = None
     if baseline is not None and shares:
@@ -172,11 +167,6 @@ def compare(
         written = plot_sizes(sizes, shares, plot) if sizes else plot_comparison(groups, plot)
         for picture in written:
             say(f"wrote {picture}")
-    if html is not None:
-        from sora_cli.experiments.compare.page import write_page
-
-        write_page(groups, html, baseline=baseline, paper=paper, sizes=sizes, budgets=shares)
-        say(f"wrote {html}")
 
 
 def _shares(

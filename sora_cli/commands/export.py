@@ -12,9 +12,7 @@ from typing import Annotated
 import typer
 
 from sora_cli.adapter.digest import result_remarks
-from sora_cli.adapter.foreign.places import DIFFUSERS_CLASS
 from sora_cli.adapter.losses import loss_table, module_facts
-from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.adapter.places import (
     check_adapter_place,
     is_packed,
@@ -41,7 +39,7 @@ from sora_cli.core.outputs import check_apart, check_new_file
 from sora_cli.core.shell import quote
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import uncollected
-from sora_cli.model.files import ADAPTER_WEIGHTS, SORA_FILE
+from sora_cli.model.files import ADAPTER_WEIGHTS
 from sora_cli.model.gguf import check_gguf_place
 
 
@@ -73,9 +71,8 @@ def export(
         str | None,
         typer.Option(
             "--base",
-            help="The base model. Needed for a file of another program (Kohya, diffusers, MLX), "
-            "to find the layers of its names. With --format gguf it may be a checkpoint or a GGUF "
-            "file. Default: the model that the adapter names.",
+            help="With --format gguf: the base model, a checkpoint or a GGUF file. Default: the "
+            "model that the adapter names.",
         ),
     ] = None,
     dtype: Annotated[
@@ -110,18 +107,17 @@ def export(
     named = [name for name, value in given.items() if value is not None]
     if form != "peft":
         check_excludes(f"--format {form}", named + (["--no-verify"] if no_verify else []))
+    if form != "gguf":
+        check_requires("--format gguf", {"--type": type is not None, "--base": base is not None})
     if form == "packed":
-        check_requires("--format gguf", {"--type": type is not None})
-        check_excludes("--format packed", ["--base"] if base is not None else [])
         return _export_packed(directory, output, force=force, as_json=as_json)
     if form == "gguf":
         return _export_gguf(directory, output, type=type, base=base, force=force, as_json=as_json)
-    check_requires("--format gguf", {"--type": type is not None})
     layout = layout or LAYOUTS[0]
     check_choice("layout", layout, LAYOUTS)
     check_choice("dtype", dtype or STORED[0], STORED)
     keep = check_keep(rank=rank, energy=energy)
-    if is_packed(directory) and not named and base is None:
+    if is_packed(directory) and not named:
         return _unpack(directory, output, force=force, as_json=as_json)
     read = locate_adapter(directory, missing="there is no adapter to export")
     say_notes(result_remarks(read))
@@ -138,7 +134,6 @@ def export(
         dtype=dtype,
         keep=keep,
         force=force,
-        base=base,
     )
     say_notes(done.notes)
     head = f" and the head ({', '.join(done.head_modules)})" if done.head_modules else ""
@@ -149,9 +144,8 @@ def export(
     else:
         if done.losses:
             emit_table(loss_table(done.losses, reduce(add, done.losses.values())))
-        program = "" if done.format is None else f" ({done.format})"
         emit(
-            f"{done.kind}{program} of {done.modules} modules{head}, rank {done.rank} at most: "
+            f"{done.kind} of {done.modules} modules{head}, rank {done.rank} at most: "
             f"{layout} layout, {done.dtype}"
         )
         for consumer in done.consumers:
@@ -164,8 +158,6 @@ def export(
         return OK
     if no_verify:
         return OK
-    if done.format is not None:
-        return _check_written(output)
     from sora_cli.verify.self_check import self_check
 
     return self_check(directory, output)
@@ -255,23 +247,3 @@ def _export_gguf(
             emit(f"  {printable(f'ollama create NAME -f {quote(str(modelfile))}')}")
     say(f"wrote {output}: {size(done.sizes[1])}, was {size(done.sizes[0])}; read back and compared")
     return OK
-
-
-def _check_written(output: Path) -> int:
-    """Load an adapter that was made from another program's file; return the exit code.
-
-    The outputs of the source file cannot be computed here. Its numbers were compared when the
-    adapter was read back after writing.
-    """
-    from sora_cli.adapter.consumers import base_configuration
-
-    base = read_sora_file(output / SORA_FILE)[1]
-    if base is None or not base.path:
-        say("not loaded: no base model is known; add --base MODEL")
-        return OK
-    if DIFFUSERS_CLASS in (base_configuration(base) or {}):
-        say(f"not loaded: {base.path} is a model of diffusers, which this program cannot run")
-        return OK
-    from sora_cli.verify.self_check import self_check
-
-    return self_check(output)

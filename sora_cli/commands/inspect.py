@@ -96,10 +96,10 @@ def _check(
 def _inspect_one(directory: Path, *, as_json: bool, plot: Path | None, modules: bool) -> None:
     with uncollected():
         from sora_cli.adapter.facts import facts_of
-        from sora_cli.adapter.foreign.opening import open_any
+        from sora_cli.adapter.reading import open_adapter
 
     keep_freed_memory()
-    with open_any(directory, for_show=True) as file:
+    with open_adapter(directory) as file:
         facts = facts_of(file)
     ranks = {path: rank["live"] for path, rank in facts["ranks"].items()}
     start = {path: rank["start"] for path, rank in facts["ranks"].items()}
@@ -128,14 +128,14 @@ def _inspect_several(directories: Sequence[Path], *, as_json: bool) -> None:
     with uncollected():
         from sora_cli.adapter.comparing import compare
         from sora_cli.adapter.facts import facts_of
-        from sora_cli.adapter.foreign.opening import open_any
+        from sora_cli.adapter.reading import open_adapter
     comparison, adapters = None, []
     if len(directories) == 2:
         with ExitStack() as opened:
-            a, b = (opened.enter_context(open_any(d, for_show=True)) for d in directories)
+            a, b = (opened.enter_context(open_adapter(d)) for d in directories)
             comparison = compare(a, b)
     for directory in directories:
-        with open_any(directory, for_show=True) as file:
+        with open_adapter(directory) as file:
             adapters.append(facts_of(file))
     if as_json:
         data: dict[str, Any] = {"adapters": adapters}
@@ -159,11 +159,11 @@ def _serve(directories: Sequence[Path], *, as_json: bool) -> None:
     """Print a plan of servers for each base model of the adapters."""
     with uncollected():
         from sora_cli.adapter.facts import facts_of
-        from sora_cli.adapter.foreign.opening import open_any
+        from sora_cli.adapter.reading import open_adapter
         from sora_cli.adapter.serving_many import plan_facts, plan_lines, plan_servers
     adapters = []
     for directory in directories:
-        with open_any(directory, for_show=True) as file:
+        with open_adapter(directory) as file:
             adapters.append(facts_of(file))
     plans = plan_servers(adapters, date.today())
     if as_json:
@@ -216,7 +216,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """Return name and value of each line below the table."""
     modules, effective, base = facts["modules"], facts["effective_rank"], facts["base"]
     lines = [
-        ("method", facts["method"] or f"{facts['kind']}, {_writer(facts)}"),
+        ("method", facts["method"] or f"{facts['kind']}, written by another tool"),
         ("base", (base["path"] or "not recorded") + _revision(base)),
         ("components", _share(**facts["components"])),
         ("modules", f"{modules['all'] - modules['dead']} of {modules['all']} alive"),
@@ -273,9 +273,6 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [("serve", f"{s['name']}: {'; '.join(s['commands'])}") for s in facts["servers"]]
     if facts["packed"]:
         lines.append(("PEFT", f"unpack it: sora export {quote(facts['directory'])} -o DIR"))
-    if facts["format"]:
-        export = f"sora export {quote(facts['directory'])} -o DIR --base MODEL"
-        lines.append(("PEFT", f"no; to convert it: {export}"))
     lines += [("note", note) for note in facts["notes"]]
     lines += [("then", step_words(entry)) for entry in facts["lineage"]]
     return lines
@@ -294,23 +291,13 @@ def _bits(facts: dict[str, Any]) -> str:
 
 def _cut_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """Return a line for each cut by share of parameters: the ranks left, and the command."""
+    prune = f"sora prune {quote(facts['directory'])} -o OUT --max-params"
     return [
         (f"cut to {cut['share']:.0%}",
          f"mean rank {cut['mean_rank']:.2f}, at most {max(cut['ranks'].values())}, "
-         f"{cut['energy']:.1%} of ||dW||²{_prune(facts, cut)}")
+         f"{cut['energy']:.1%} of ||dW||²: {prune} {cut['max_params']}")
         for cut in facts["cuts"]
     ]  # fmt: skip
-
-
-def _prune(facts: dict[str, Any], cut: dict[str, Any]) -> str:
-    """Return the command that makes a cut; empty for files of other programs."""
-    if facts["format"]:
-        return ""
-    return f": sora prune {quote(facts['directory'])} -o OUT --max-params {cut['max_params']}"
-
-
-def _writer(facts: dict[str, Any]) -> str:
-    return f"a file of {facts['format']}" if facts["format"] else "written by another tool"
 
 
 def _share(live: int, start: int) -> str:

@@ -121,7 +121,7 @@ def _no_run(run: Path) -> SoraError:
     below = [str(file.parent) for file in report_files(run)]
     if below:
         where = f"there are runs in {first_few(below)}"
-        return SoraError(what, where=where, hint=f"sora compare {quote(str(run))} --html FILE")
+        return SoraError(what, where=where, hint=f"sora compare {quote(str(run))}")
     return SoraError(what)
 
 

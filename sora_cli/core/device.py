@@ -2,7 +2,7 @@
 
 No other module asks for an accelerator, so that a test replaces the answer in one place. Torch and
 accelerate are imported late: they take seconds. What is asked of the device goes through its module
-(`torch.cuda`, `torch.xpu`, ...), as torch 2.8 has no figures of memory in `torch.accelerator`.
+(`torch.cuda`, `torch.xpu`, ...).
 """
 
 from __future__ import annotations

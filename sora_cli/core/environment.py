@@ -40,6 +40,8 @@ def environment() -> dict[str, Any]:
 def peak_memory() -> int | None:
     """Return the peak memory of this process in bytes; with a GPU, the peak of GPU memory."""
     if is_accelerated():
+        # torch 2.8 has no such figure in `torch.accelerator`
+        # until: torch 2.9 (pytorch/pytorch#152932)
         return int(device_module().max_memory_allocated())
     peak = process_memory("VmHWM")
     if peak is not None:

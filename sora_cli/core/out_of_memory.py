@@ -15,6 +15,7 @@ _TRIED = re.compile(r"[Tt]ried to allocate ([\d.,]+ ?\w+)")
 def ran_out(error: BaseException) -> bool:
     """Return True if an error says that memory ran out, the machine's or an accelerator's."""
     # torch's OutOfMemoryError is a RuntimeError; its CPU allocator raises plain ones
+    # until: torch > 2.13
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _MESSAGES)
     )

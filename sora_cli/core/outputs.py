@@ -15,7 +15,7 @@ from sora_cli.core.unpacked import unpacked_from
 
 MARK = "sora"
 """Name of this tool in the metadata of its HTML pages ("generator") and PNGs ("Software")."""
-_MARKS = '<meta name="generator" content="{}', "Software\0{}"
+_MARKS = f'<meta name="generator" content="{MARK}'.encode(), f"Software\0{MARK}".encode()
 _TOP = 4096  # bytes at the beginning of a file in which the mark must be
 
 
@@ -32,19 +32,14 @@ def output_path(name: str | Path) -> Path:
     return real if path.is_absolute() else Path(os.path.relpath(real))
 
 
-def was_written_here(file: Path, *, command: str = "") -> bool:
-    """Return True for an HTML page or a PNG picture written by this tool.
-
-    Args:
-        command: the command that wrote it; "": any command.
-    """
+def was_written_here(file: Path) -> bool:
+    """Return True for an HTML page or a PNG picture written by this tool."""
     try:
         with file.open("rb") as stream:
             start = stream.read(_TOP)
     except OSError:
         return False
-    name = f"{MARK} {command}".rstrip()
-    return any(mark.format(name).encode() in start for mark in _MARKS)
+    return any(mark in start for mark in _MARKS)
 
 
 def check_new_file(option: str, file: Path | None, *, force: bool, hint: str | None = None) -> None:

@@ -65,6 +65,10 @@ REMOVED = (
     Removed("sora auto --cross-fit", "leave it out: rows are held out"),
     Removed("sora auto --no-cross-fit", "leave it out: rows are held out"),
     Removed("sora auto --refit", "train a size on all rows: sora train, with method.max_params"),
+    Removed(
+        "sora compare --html",
+        "for tables: -o FILE.md; for pictures: --plot FILE.png; for the page of a run: sora report",
+    ),
 )
 """Every entry names one way out, and is told in CHANGELOG.md under "Removed"."""
 

@@ -98,7 +98,9 @@ def _read_files(
                 for options, own in groups
             ]
             rows = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
-        rows.data.validate(full=True)  # pyarrow's JSON reader does not check that texts are UTF-8
+        # pyarrow's JSON reader does not check that texts are UTF-8
+        # until: datasets > 5.2
+        rows.data.validate(full=True)
     except Exception as error:  # the readers of four formats raise many types
         raise _unreadable(key, paths, error) from error
     return Part(rows, Origin(split, tuple(paths), len(rows), notes=notes))
@@ -218,6 +220,7 @@ def _cache_for(folder: Path) -> str:
     If a README lists configurations, `datasets` identifies a local directory by its last name and
     that list only. It would return another directory's rows, or the rows from before an edit.
     """
+    # until: datasets > 5.2
     state = hashlib.sha256(str(folder.resolve()).encode())
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         stat = path.stat()

@@ -45,6 +45,7 @@ def load_processor(auto: str, source: str, options: Mapping[str, Any]) -> Any:
         source: a directory or Hub id.
         options: of `from_pretrained`, such as `revision` or `gguf_file`.
     """
+    # until: transformers > 5.24
     if "gguf_file" not in options:
         for patterns, what, hint in _NEEDS[auto]:
             if _lacks(Path(source), patterns):
@@ -58,7 +59,9 @@ def _auto_class(name: str) -> Any:
     import transformers
     from transformers.models.auto import image_processing_auto
 
-    if name == "AutoImageProcessor":  # transformers 5.4 to 5.17 export it only with torchvision
+    # transformers 5.4 to 5.17 export it only with torchvision
+    # until: transformers 5.18 (huggingface/transformers#48607)
+    if name == "AutoImageProcessor":
         return image_processing_auto.AutoImageProcessor
     return getattr(transformers, name)
 

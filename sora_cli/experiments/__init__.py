@@ -2,5 +2,5 @@
 
 `auto/` finds the smallest size in one run, `path/` trains stages from dense to sparse, `sweep/`
 trains the runs of a file. `compare/` puts their reports side by side, `report/` shows one run as a
-page, `listing/` lists the runs below a directory; `page/` holds the parts of all HTML pages.
+page, `listing/` lists the runs below a directory.
 """

@@ -130,6 +130,7 @@ def decoded(raw: dict[str, Any]) -> dict[str, Any]:
 
     transformers' `from_pretrained` decodes such numbers, but its `from_dict` does not.
     """
+    # until: transformers > 5.24
     tag = "__float__"
     text = json.dumps(raw)
     copied: dict[str, Any] = json.loads(

@@ -21,7 +21,9 @@ def checkpointing_arguments() -> dict[str, Any]:
     """Return the arguments of `TrainingArguments` for gradient checkpointing."""
     from transformers import TrainingArguments
 
-    name = "activation_checkpointing"  # the newer of two names in transformers 5
+    # the newer of two names in transformers 5
+    # until: transformers 5.23
+    name = "activation_checkpointing"
     if name not in TrainingArguments.__dataclass_fields__:
         name = "gradient_checkpointing"
     return {name: True, f"{name}_kwargs": dict(_OPTIONS)}
@@ -33,6 +35,7 @@ def checkpointed(model: Any, *, on: bool = True) -> Iterator[None]:
     if not on:
         yield
         return
+    # until: transformers 5.23
     name = "activation_checkpointing"
     if not callable(getattr(model, f"{name}_enable", None)):
         name = "gradient_checkpointing"

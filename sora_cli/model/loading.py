@@ -70,5 +70,7 @@ def weights_options(gguf: dict[str, str]) -> dict[str, Any]:
 
     if not gguf:
         return {"use_safetensors": True}
-    kind = getattr(transformers, "GgufConfig", None)  # older versions always unpack
+    # older versions always unpack
+    # until: transformers 5.17
+    kind = getattr(transformers, "GgufConfig", None)
     return {} if kind is None else {"quantization_config": kind(dequantize=True)}

@@ -113,6 +113,7 @@ def prepare_quantised(model: Any, reference: str, head: Sequence[str]) -> None:
         if type(module).__name__ == "Linear4bit":
             # else bitsandbytes repacks the weight on some CPUs at the first evaluation, in a form
             # that is read in 16 bits from then on and that passes no gradient
+            # until: bitsandbytes > 0.50
             module.support_avx512bf16_for_cpu = False
     let_trainer_train(model)
 

@@ -69,8 +69,6 @@ class TensorFile:
         file: its path.
         entries: name -> header entry.
         stream: the file, open for reading; several threads may call `read`.
-        transposed: names of matrices that the file stores as the transpose of their entry.
-        lock: serialises reads from a shared stream.
     """
 
     def __init__(
@@ -78,20 +76,11 @@ class TensorFile:
         file: Path,
         entries: Mapping[str, StoredTensor],
         stream: BinaryIO,
-        transposed: Iterable[str] = (),
-        lock: Lock | None = None,
     ) -> None:
         self.file = file
         self._entries = entries
         self._stream = stream
-        self._transposed = frozenset(transposed)
-        self._lock = lock or Lock()
-
-    def seen_as(
-        self, entries: Mapping[str, StoredTensor], *, transposed: Iterable[str] = ()
-    ) -> TensorFile:
-        """Return the same open file with other names and shapes for its tensors."""
-        return TensorFile(self.file, entries, self._stream, transposed, self._lock)
+        self._lock = Lock()  # for reads from the shared stream
 
     @property
     def keys(self) -> list[str]:
@@ -126,8 +115,6 @@ class TensorFile:
         if not content:
             return torch.empty(entry.shape, dtype=dtype)
         flat = torch.frombuffer(content, dtype=dtype)
-        if key in self._transposed:
-            return flat.reshape(entry.shape[::-1]).T.contiguous()
         return flat.reshape(entry.shape)
 
 

@@ -9,8 +9,6 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sora_cli.core.errors import SoraError
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -22,6 +20,7 @@ def let_trainer_train(model: Any) -> None:
     this mark; our adapters are in the model, but PEFT does not know of them.
     """
     # transformers 5.24 has no public way: it asks only for this attribute
+    # until: transformers > 5.24
     model._hf_peft_config_loaded = True
 
 
@@ -83,19 +82,14 @@ class RenamingRules:
     """The renamings for one pass over a checkpoint; some of them keep state between names."""
 
     def __init__(self, model: Any) -> None:
-        try:
-            from transformers.conversion_mapping import get_model_conversion_mapping
-            from transformers.core_model_loading import (
-                WeightConverter,
-                WeightRenaming,
-                dot_natural_key,
-                rename_source_key,
-            )
-        except ImportError as error:
-            raise SoraError(
-                f"this version of transformers lacks its rules for renaming weights: {error}",
-                hint="pip install --upgrade transformers",
-            ) from error
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import (
+            WeightConverter,
+            WeightRenaming,
+            dot_natural_key,
+            rename_source_key,
+        )
+
         mapping = get_model_conversion_mapping(model)
         self._renamings = [rule for rule in mapping if isinstance(rule, WeightRenaming)]
         self._converters = [rule for rule in mapping if isinstance(rule, WeightConverter)]

@@ -278,6 +278,7 @@ def _unlogged() -> Iterator[None]:
 
     The experts of a mixture are such an operation in 32 bits (torch 2.13: `_grouped_mm`).
     """
+    # until: torch > 2.13
     log = logging.getLogger(FakeTensorMode.__module__)
     before, log.disabled = log.disabled, True
     try:

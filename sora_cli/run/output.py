@@ -158,7 +158,7 @@ def clear_run(output: Path) -> None:
 
 def clear_page(output: Path) -> None:
     """Delete the page that `sora report` wrote about the earlier run in a directory."""
-    if was_written_here(output / PAGE_FILE, command="report"):
+    if was_written_here(output / PAGE_FILE):
         (output / PAGE_FILE).unlink()
 
 

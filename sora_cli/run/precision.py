@@ -53,6 +53,7 @@ def device_precision() -> tuple[str, str]:
             return "bf16", "the GPU has instructions for it"
         return "fp32", "the GPU has no instructions for bf16"
     # absent in older versions of torch
+    # until: torch > 2.8
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     instructions = [name for name in _INSTRUCTIONS if capabilities.get(name)]
     if instructions:

@@ -56,6 +56,7 @@ def keep_packed_apart(model: Any) -> None:
     again, but only in a batch of one row: `_is_packed_sequence` of transformers silently mixes the
     rows of larger batches.
     """
+    # until: transformers > 5.24
     lengths = _takes_lengths(model)
 
     def one_row(_: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> Any:

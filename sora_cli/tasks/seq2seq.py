@@ -165,6 +165,7 @@ class Seq2Seq(Writing):
 
         pad = DataCollatorForSeq2Seq(processor, model=self._model, label_pad_token_id=IGNORED)
         # Trainer turns the cache off in the model's configuration, but T5's decoder has its own
+        # until: transformers > 5.24
         return lambda rows: {**pad(rows), "use_cache": False}
 
     def loss_items(self, batch: Mapping[str, Any]) -> int:

@@ -223,6 +223,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
     def _count_step(self, optimizer: Any, *_: Any) -> None:
         self._taken += 1
         # fused optimisers skip an infinite gradient inside step(); accelerate does not see it
+        # until: accelerate > 1.15
         found_inf = getattr(optimizer, "found_inf", None)
         self._overflow = found_inf is not None and bool(found_inf)
 
@@ -253,7 +254,8 @@ def _wrap_loss(trainer: Trainer, callback: MethodCallback) -> None:
 def _divided_later(trainer: Trainer, num_items_in_batch: Any) -> bool:
     """Return True if `training_step` will divide the loss by the number of micro-batches."""
     # the decision of `Trainer.training_step` (transformers 5.24), which has no public name
-    scaled = getattr(trainer, "loss_is_scaled_for_ga", None)  # absent before transformers 5.20
+    # until: transformers 5.19
+    scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
     if scaled is None:
         scaled = trainer.compute_loss_func is not None or (
             trainer.model_accepts_loss_kwargs and num_items_in_batch is not None

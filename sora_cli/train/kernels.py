@@ -111,6 +111,7 @@ class Kernels:
     def __init__(self, model: nn.Module) -> None:
         from transformers.integrations.liger import apply_liger_kernel
 
+        # until: liger-kernel > 0.8 (linkedin/Liger-Kernel#242)
         with _clear_errors(model):
             spaces = _namespaces(model)
         before = [dict(space) for space in spaces]

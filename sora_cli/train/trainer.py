@@ -87,6 +87,7 @@ class AdapterTrainer(ResumingTrainer):
         """Undo the preparations for scoring, so that training prepares the model anew."""
         _unprepare(self.base.model)
         # transformers would log this time with each evaluation, but not after a resume
+        # until: transformers > 5.24
         self.__dict__.pop("model_preparation_time", None)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:

@@ -67,6 +67,10 @@ MERGE_HINT = (
     "PEFT itself can merge it into its base model: merge_and_unload(); if it adapts tied "
     "embeddings, use it unmerged"  # the merge changes input and output
 )
+FROM_ELSEWHERE = (
+    "if another program wrote it, merge it there, and then: sora extract MERGED --base BASE -o DIR"
+)
+"""The hint for files and directories that are not PEFT's."""
 
 
 class PeftConfig(Targets):
@@ -191,9 +195,8 @@ class PeftConfig(Targets):
 def parse_config(raw: Any, where: str) -> PeftConfig:
     """Check and type a configuration."""
     if not isinstance(raw, dict) or not isinstance(raw.get("peft_type"), str):
-        raise SoraError(
-            "this is not a PEFT adapter configuration: it has no peft_type", where=where
-        )
+        raise SoraError("this is not a PEFT adapter's configuration: it has no peft_type",
+                        where=where, hint=FROM_ELSEWHERE)  # fmt: skip
     _refuse_kind(raw["peft_type"], where)
     plain = {key: value for key, value in raw.items() if key != "module_ranks"}
     plain["unknown_options"] = _unknown_options(raw) if raw["peft_type"] == "LORA" else ()

@@ -24,6 +24,8 @@ COMPARED = {"peft": "0.21.", "transformers": "5.24."}
 """The first digits of the versions that a test has compared the table with."""
 
 _STATE_SPACE = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+# PEFT loses what has these layers' names and is no expert
+# until: peft > 0.21 (huggingface/peft#3711)
 _FUSED_AS_IN_MIXTRAL = ("minimax", "minimax_m2", "mixtral")
 _FUSED_AS_IN_QWEN2_MOE = (
     "afmoe", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1",
@@ -108,7 +110,9 @@ def _lost(model_type: str, names: list[str]) -> list[str]:
 
     model = nn.Module()
     config = SimpleNamespace(model_type=model_type)
-    config.to_dict = lambda: {"model_type": model_type}  # PEFT 0.18 asks for it
+    # PEFT 0.18 asks for it
+    # until: peft 0.19
+    config.to_dict = lambda: {"model_type": model_type}
     model.config = config  # type: ignore[assignment]
     model.layer = nn.Module()
     targets = [*names, "of no rule"]  # PEFT fails where it is left without a target

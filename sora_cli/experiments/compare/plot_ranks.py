@@ -14,7 +14,6 @@ from sora_cli.core.figures import INK, QUIET, new_figure, plain
 from sora_cli.experiments.compare.grouping import by_task
 from sora_cli.experiments.compare.plot_style import Spread
 from sora_cli.experiments.compare.runs import Group
-from sora_cli.experiments.page.parts import rank_text
 
 _CELL = 0.31, 0.19
 """Width and height of a cell, inches."""
@@ -125,6 +124,13 @@ def _draw_map(axes: Any, group: Group, ranks: MeanRanks, largest: int) -> Any:
     axes.set_title(title, fontsize=7, loc="left", color=INK)
     axes.spines[:].set_visible(False)
     return image
+
+
+def rank_text(value: float) -> str:
+    """Format a mean rank for a cell: "0" if it is 0 in all seeds, "<.1" if it is below 0.05."""
+    if value == 0 or value >= 9.95:
+        return f"{value:.0f}"
+    return "<.1" if value < 0.05 else f"{value:.1f}".removesuffix(".0")
 
 
 def _draw_bar(figure: Any, grid: Any, image: Any, lines: int, maps: int) -> None:

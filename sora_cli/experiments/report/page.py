@@ -1,12 +1,13 @@
 """The page of `sora report`: one run or path as one HTML file; missing parts are named.
 
-`experiments/page/html.py` explains its safety measures and its figures. Torch is not needed.
+`html` explains its safety measures and its figures. Torch is not needed.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,11 @@ from sora_cli.adapter.places import ADAPTER
 from sora_cli.core.shell import as_operand, operands, resuming
 from sora_cli.experiments.compare.notes import impossible_scores
 from sora_cli.experiments.compare.runs import Run
-from sora_cli.experiments.page.html import picture, render, resource
-from sora_cli.experiments.page.parts import recipe_lines
 from sora_cli.experiments.path.record import PathReport
 from sora_cli.experiments.report.certificate import certificate_part, draw_sizes
 from sora_cli.experiments.report.examples import Record
 from sora_cli.experiments.report.facts import headline, memory_fact, phases, title
+from sora_cli.experiments.report.html import picture, render
 from sora_cli.experiments.report.parts import (
     curves_part,
     examples_part,
@@ -40,7 +40,6 @@ from sora_cli.report import Report, RunReport
 from sora_cli.run.summary import next_commands
 from sora_cli.search.certificate import Certificate
 
-_HERE = "sora_cli.experiments.report"
 FEW = 5
 """Default number of examples of each kind."""
 
@@ -148,7 +147,41 @@ def _render(report: Report, run: Path, *, sections: dict[str, Any], **values: An
         **parts,
         **values,
     }
-    return render(_HERE, style=resource(_HERE, "page.css"), **all_values)
+    return render(**all_values)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of YAML; the page highlights marked lines and explains the mark."""
+
+    text: str
+    marked: bool
+
+
+def recipe_lines(settings: Mapping[str, Any], marked: Iterable[str]) -> tuple[Line, ...]:
+    """Return settings as the YAML lines of a recipe; mark the lines of some keys.
+
+    Args:
+        settings: dotted key -> value.
+        marked: dotted keys to mark.
+    """
+    import yaml
+
+    keys = set(marked)
+    lines: list[Line] = []
+    open_blocks: list[str] = []
+    for key, value in settings.items():
+        *blocks, name = key.split(".")
+        same = 0  # leading blocks shared with the key before: their lines are there already
+        while same < min(len(blocks), len(open_blocks)) and blocks[same] == open_blocks[same]:
+            same += 1
+        for depth in range(same, len(blocks)):
+            lines.append(Line(f"{'  ' * depth}{blocks[depth]}:", False))
+        open_blocks = blocks
+        text = yaml.safe_dump(value, default_flow_style=True, width=10**6)
+        text = text.strip().removesuffix("...").strip()
+        lines.append(Line(f"{'  ' * len(blocks)}{name}: {text}", key in keys))
+    return tuple(lines)
 
 
 def _when(report: Report) -> str:

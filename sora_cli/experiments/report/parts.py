@@ -15,10 +15,10 @@ from sora_cli.adapter.singular_values import components_for, read_modules
 from sora_cli.core.errors import SoraError
 from sora_cli.core.shell import quote
 from sora_cli.core.table import Table
-from sora_cli.experiments.page.html import picture
-from sora_cli.experiments.page.parts import MapCell, RankTable, heat_table
 from sora_cli.experiments.report import curves
 from sora_cli.experiments.report.examples import FILE_NAME, Examples, Record, choose, disagreement
+from sora_cli.experiments.report.heat import MapCell, RankTable, heat_table
+from sora_cli.experiments.report.html import picture
 from sora_cli.experiments.report.spectra import cut_commands, cut_table, draw_modules, draw_pooled
 from sora_cli.model.files import ADAPTER_CONFIG
 from sora_cli.report import HISTORY_FILE, RunReport
@@ -120,9 +120,8 @@ def ranks_part(report: RunReport, ranks: RankMap, modules: Mapping[str, Module])
 
 def rank_part(ranks: RankMap) -> RankTable:
     """Return the map of live components, with totals such as "17/24" in a last row and column."""
-    live = {place: float(cell.live) for place, cell in ranks.cells.items()}
     largest = max((cell.start for cell in ranks.cells.values()), default=1)
-    table = heat_table(ranks, live, largest, summary(ranks))
+    table = heat_table(ranks, largest, summary(ranks))
     rows = [
         (name, (*cells, _total(ranks.row_total(row))))
         for (name, cells), row in zip(table.rows, ranks.rows, strict=True)
@@ -135,10 +134,9 @@ def rank_part(ranks: RankMap) -> RankTable:
 def needed_part(ranks: RankMap, modules: Mapping[str, Module]) -> RankTable:
     """Return the map of the smallest number of components that hold 99 % of a module's ||dW||^2."""
     needed = rank_map({path: components_for(m.values, ENERGY) for path, m in modules.items()})
-    live = {place: float(cell.live) for place, cell in needed.cells.items()}
     largest = max((cell.start for cell in ranks.cells.values()), default=1)
     shape = replace(ranks, cells=needed.cells)
-    return heat_table(shape, live, largest, f"{needed.total.live} of {ranks.total.live} in all")
+    return heat_table(shape, largest, f"{needed.total.live} of {ranks.total.live} in all")
 
 
 def _total(rank: Rank) -> MapCell:

@@ -10,11 +10,11 @@ from sora_cli.core.console import count
 from sora_cli.core.figures import INK, arrange, finish, new_figure
 from sora_cli.core.shell import quote
 from sora_cli.core.table import Table
-from sora_cli.experiments.page.parts import RankTable, map_cell
 from sora_cli.experiments.path.plot import draw_curves, shares_by_place
 from sora_cli.experiments.path.record import PathReport
 from sora_cli.experiments.path.table import control_table, stage_table
 from sora_cli.experiments.report.facts import Fact, duration, memory_fact, number
+from sora_cli.experiments.report.heat import RankTable, map_cell
 
 _SIZE = 5.6, 4.0
 """Width and height of the curves, inches."""

@@ -189,7 +189,9 @@ def running_loss(trainer: Trainer) -> Tensor:
 
 def first_step(trainer: Trainer) -> int:
     """Return the step from which Trainer counts the steps of its mean loss."""
-    return int(getattr(trainer, "_initial_global_step", 0))  # older versions count from 0
+    # older versions count from 0
+    # until: transformers 5.19
+    return int(getattr(trainer, "_initial_global_step", 0))
 
 
 def prepare_inputs(trainer: Trainer, inputs: Any) -> Any:

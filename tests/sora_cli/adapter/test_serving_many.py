@@ -16,9 +16,8 @@ import torch
 from methods.factors import LowRankFactors
 from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.facts import facts_of
-from sora_cli.adapter.foreign.opening import open_any
 from sora_cli.adapter.metadata import BaseReference
-from sora_cli.adapter.places import locate_adapter
+from sora_cli.adapter.reading import open_adapter
 from sora_cli.adapter.server_rules import ALL, VLLM, old_rules
 from sora_cli.adapter.serving_many import BasePlan, ServerPlan, plan_lines, plan_servers
 from sora_cli.app import run
@@ -75,7 +74,7 @@ def plans(folder: Path, *names: str, today: date = TODAY) -> list[BasePlan]:
 
 
 def facts(directory: Path) -> dict[str, Any]:
-    with open_any(locate_adapter(directory)) as file:
+    with open_adapter(directory) as file:
         return facts_of(file)
 
 

@@ -269,7 +269,8 @@ LINES: dict[str, dict[str, Words]] = {
     },
     "export": {
         "nowhere -o new": "there is no directory nowhere",
-        "models/adapter/adapter_model.safetensors -o new": "is a file, not a directory",
+        "models/adapter/adapter_model.safetensors -o new": "is a file, not a PEFT adapter's",
+        "models/adapter -o new --base models/base": "--base goes with --format gguf",
     },
     "merge models/adapter": {
         "-o models/base --force": ("models/base is an input of this command", "another place"),

@@ -28,7 +28,6 @@ FILES = {
     "inspect --plot": ("new.png", "inspect", "models/adapter", "--plot"),
     "compare -o": ("new.md", "compare", "out", "-o"),
     "compare --plot": ("new.png", "compare", "out", "--plot"),
-    "compare --html": ("new.html", "compare", "out", "--html"),
     "report": ("new.html", "report", "out", "-o"),
     "export": ("new.gguf", "export", "models/adapter", "--format", "gguf", "-o"),
     "merge": ("new.gguf", "merge", "models/adapter", "--format", "gguf", "-o"),
@@ -148,7 +147,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("words", [["compare", "--html"], ["compare", "--plot"], ["report", "-o"]])
+@pytest.mark.parametrize("words", [["compare", "--plot"], ["report", "-o"]])
 def test_pages_and_pictures_of_this_tool_are_drawn_again(
     own: Path, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

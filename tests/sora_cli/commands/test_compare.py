@@ -55,7 +55,7 @@ def test_what_is_read_is_not_overwritten(study: Path, tmp_path: Path, capsys: Ou
         [str(study), "-o", str(report)],
         [str(report.parent), "--format", "jsonl", "-o", str(report)],
         [str(lines), "-o", str(lines)],
-        [str(study), "--html", str(report)],
+        [str(study), "--plot", str(report)],
     ):
         before = report.read_bytes(), lines.read_bytes()
         assert "is an input of this command" in error_text(capsys, "compare", *words, "--force")
@@ -87,14 +87,12 @@ def test_differences_to_a_baseline(study: Path, capsys: Output) -> None:
 
 def test_at_equal_size(study: Path, tmp_path: Path, capsys: Output) -> None:
     words = ["compare", str(study), "--baseline", "lora r=8", "--budgets", "50,25"]
-    page, picture = tmp_path / "a.html", tmp_path / "a.png"
-    assert run([*words, "--ranks", "--html", str(page), "--plot", str(picture)]) == 0
+    assert run([*words, "--ranks", "--plot", str(tmp_path / "a.png")]) == 0
     out = capsys.readouterr().out
     assert "50% of lora r=8 (40% to 62.5%): mean over 2 tasks, x 100; simple: lora r=4 (50%)" in out
     assert "rte: sora threshold=0.002" in out  # of the ranks: the groups of these sizes
     assert "cola: lora r=4" not in out
-    assert "<h2>At equal size</h2>" in page.read_text()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-ranks.png", "a.html", "a.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-ranks.png", "a.png"]
 
 
 def test_another_metric(study: Path, capsys: Output) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from methods.factors import LowRankFactors
 from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference
 from sora_cli.app import run
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 
 def _write(directory: Path, ranks: list[int], *, head: bool = False, **meta: Any) -> Path:
@@ -108,3 +110,34 @@ def test_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = json.loads(capsys.readouterr().out)
     assert (facts["layout"], facts["modules"], facts["rank"]) == ("exact", 2, 3)
     assert {"name", "loads", "advice", "step"} == set(facts["consumers"][0])
+
+
+TORCHTUNE = {"target_modules": ["q_proj"], "base_model_name_or_path": "org/model"}
+"""What its Hugging Face checkpointer writes."""
+UNSLOTH = {
+    "target_modules": (
+        r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense).*?"
+        r"(?:q_proj|k_proj|v_proj|o_proj).*?)|(?:\bmodel\.layers\.[\d]{1,}\."
+        r"(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense)\."
+        r"(?:(?:q_proj|k_proj|v_proj|o_proj)))"
+    ),
+    "base_model_name_or_path": "unsloth/some-model-bnb-4bit",
+    "auto_mapping": {"base_model_class": "LlamaForCausalLM", "unsloth_fixed": True},
+    "corda_config": None,
+    "ensure_weight_tying": False,
+}
+"""With the expression of its `get_peft_regex`, and the keys that it adds."""
+
+
+@pytest.mark.parametrize("config", [TORCHTUNE, UNSLOTH], ids=["torchtune", "unsloth"])
+def test_pefts_files_of_other_programs(tmp_path: Path, config: dict[str, Any]) -> None:
+    folder, layer = tmp_path / "a", "model.layers.0.self_attn.q_proj"
+    folder.mkdir()
+    a, b = torch.randn(2, 6), torch.randn(8, 2)
+    start = f"base_model.model.{layer}.lora"
+    save_file({f"{start}_A.weight": a, f"{start}_B.weight": b}, folder / ADAPTER_WEIGHTS)
+    raw = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, **config}
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(raw))
+    layers = read_adapter(_export(folder)).layers
+    assert list(layers) == [layer]
+    torch.testing.assert_close(layers[layer].dense().float(), 2 * (b @ a))

@@ -88,7 +88,7 @@ def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert said[1] == f"sora report {directory}"
     said = error_of(capsys, "report", str(tmp_path / "study"))
     assert said[1:] == [f"there are runs in {directory}",
-                        f"sora compare {tmp_path / 'study'} --html FILE"]  # fmt: skip
+                        f"sora compare {tmp_path / 'study'}"]  # fmt: skip
 
 
 def test_a_search_that_has_not_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ SHOWN = [
 ]
 """Commands that only show something, and take no time."""
 ADAPTERS = [["inspect", "a"], ["inspect", "a", "--json"], ["inspect", "a", "b"]]
-WRITE = [["recipes", "copy", "rte", "--to", "copies"], ["compare", "runs", "--html", "page.html"],
+WRITE = [["recipes", "copy", "rte", "--to", "copies"], ["compare", "runs", "-o", "page.md"],
          ["report", "runs/é0"]]  # fmt: skip
 _PROGRAM = """
 import json, sys

@@ -17,6 +17,7 @@ from sora_cli.core.outputs import was_written_here
 from sora_cli.experiments.compare.runs import Run
 from sora_cli.experiments.report.curves import Curves, draw_alive, draw_loss, draw_metric
 from sora_cli.experiments.report.facts import duration, headline, phases
+from sora_cli.experiments.report.page import recipe_lines
 from sora_cli.experiments.report.parts import needed_part, rank_part
 from sora_cli.experiments.report.spectra import cut_commands, cut_table, pooled
 from sora_cli.model.files import DELTA_FILE, SORA_FILE
@@ -95,6 +96,15 @@ def test_what_others_wrote_is_text(tmp_path: Path) -> None:
     assert not {tag for tag, _ in page.found} & {"script"}
     assert page.html.count("&lt;script&gt;alert(1)") >= 8
     assert "<script" not in page.html
+
+
+def test_settings_as_yaml() -> None:
+    settings = {"a.x": 1, "a.b.y": [1, 2], "a.b.z": None, "c": "text: more"}
+    lines = recipe_lines(settings, ["a.x"])
+    assert [line.text for line in lines] == [
+        "a:", "  x: 1", "  b:", "    y: [1, 2]", "    z: null", "c: 'text: more'"
+    ]  # fmt: skip
+    assert [line.text for line in lines if line.marked] == ["  x: 1"]
 
 
 def test_names_of_modules_are_text(tmp_path: Path) -> None:
@@ -312,8 +322,6 @@ def test_how_steps_were_computed_is_told(tmp_path: Path) -> None:
 
 def test_pages_are_known_by_their_mark(full: Page, tmp_path: Path) -> None:
     assert was_written_here(full.file)
-    assert was_written_here(full.file, command="report")
-    assert not was_written_here(full.file, command="compare")
     (tmp_path / "mine.html").write_text("<p>sora report</p>")
     assert not was_written_here(tmp_path / "mine.html")
     assert not was_written_here(tmp_path / "none.html")

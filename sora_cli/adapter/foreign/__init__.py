@@ -1,1 +1,0 @@
-"""Adapter files of other programs, recognised by their keys and read as if they were PEFT's."""

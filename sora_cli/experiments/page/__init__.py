@@ -1,1 +1,0 @@
-"""Shared parts of the HTML pages of `sora compare` and `sora report`."""
