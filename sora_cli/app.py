@@ -45,7 +45,7 @@ COMMANDS = {
         "Choose an adapter of a path by its score or size.\n\nGive exactly one condition. Example: "
         "sora pick runs/my-path --max-drop 1pt -o small"
     ),
-    "eval": "Score an adapter or a model on validation rows or benchmarks.",
+    "eval": "Score an adapter or a model on validation rows.",
     "predict": "Add a model's answers to the rows of a file.\n\nThe rows need no labels.",
     "generate": "Print a model's answer to one prompt.",
     "chat": (

@@ -1,8 +1,7 @@
 """Command lines that serve a language model with an adapter, by other people's servers.
 
-`transformers serve` needs a `config.json` in its directory (transformers 5,
-`cli/serving/model_manager.py`), which an adapter does not have: it gets the merged model.
-llama.cpp's server takes adapters as GGUF files, beside a base model as a GGUF file (`--lora`).
+A server that takes no adapter, or not this one, gets the merged model. llama.cpp's takes adapters
+as GGUF files, beside a base model as a GGUF file (`--lora`).
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sora_cli.adapter.consumers import Consumer
+from sora_cli.adapter.programs import SERVERS, Program
 from sora_cli.core.shell import quote
 
 _OPEN_ENDED = "CAUSAL_LM"
@@ -40,13 +40,26 @@ def servers(
         return ()
     by_name = {verdict.name: verdict for verdict in verdicts}
     merge = f"sora merge {quote(directory)} -o merged"
-    known = [Server("transformers serve", (merge, "transformers serve merged"))]
-    vllm = by_name.get("vLLM")
-    if vllm is not None and vllm.loads:
-        known.insert(0, Server("vLLM", (vllm.advice,)))
-    else:
-        known.insert(0, Server("vLLM", (merge, "vllm serve merged")))
-    return (*known, Server("llama.cpp", _llama_cpp(by_name.get("llama.cpp"), directory, base)))
+    return tuple(
+        Server(
+            program.server or program.name,
+            _with_adapter(program, by_name.get(program.name), directory, base)
+            or (merge, *program.merged),
+        )
+        for program in SERVERS
+    )
+
+
+def _with_adapter(
+    program: Program, verdict: Consumer | None, directory: str, base: str | None
+) -> tuple[str, ...] | None:
+    """Return the commands that serve the adapter itself; None: it has to be merged."""
+    if verdict is None or not program.many:
+        return None
+    if program.layout != "gguf":
+        return (verdict.advice,) if verdict.loads else None
+    convert = gguf_commands(verdict, directory, base, "adapter")
+    return None if convert is None else (*convert, beside_base(directory)[1])
 
 
 def beside_base(directory: str, base: str = "BASE.gguf") -> tuple[str, str]:
@@ -56,17 +69,6 @@ def beside_base(directory: str, base: str = "BASE.gguf") -> tuple[str, str]:
 
 def _as_gguf(directory: str, output: str) -> str:
     return f"sora export {quote(directory)} -o {quote(output)} --format gguf"
-
-
-def _llama_cpp(verdict: Consumer | None, directory: str, base: str | None) -> tuple[str, ...]:
-    convert = None if verdict is None else gguf_commands(verdict, directory, base, "adapter")
-    if convert is not None:
-        return (*convert, beside_base(directory)[1])
-    return (
-        f"sora merge {quote(directory)} -o merged",
-        "convert_hf_to_gguf.py merged --outfile merged.gguf",
-        "llama-server -m merged.gguf",
-    )
 
 
 def gguf_commands(

@@ -1,11 +1,10 @@
 """Many adapters on one server: who takes which, its command and memory, and the price of the rest.
 
-It works on the facts of adapters, as `facts_of` returns them. Servers' rules: `server_rules`.
+It works on the facts of adapters, as `facts_of` returns them. The servers' rules: `programs`.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,8 +15,8 @@ from typing import Any
 
 from sora_cli.adapter.consumers import Consumer, base_configuration, filled, substituted
 from sora_cli.adapter.metadata import BaseReference
+from sora_cli.adapter.programs import PROGRAMS, Program
 from sora_cli.adapter.ranks import shortest_names
-from sora_cli.adapter.server_rules import ALL, LLAMA_CPP, VLLM, VLLM_EMBEDDINGS, Rules
 from sora_cli.adapter.serving import gguf_commands
 from sora_cli.core.console import size
 from sora_cli.core.errors import SoraError
@@ -25,7 +24,6 @@ from sora_cli.core.shell import quote
 from sora_cli.model.fingerprint import stored_tensors, weight_files
 from sora_cli.model.references import local_checkpoint, resolve_model_path
 
-_VLLM_BYTES = 2  # of a number; it serves float32 models in 16 bits, too
 _WIDTH = {"float64": 8, "float32": 4}  # bytes of a number; others: 2
 
 
@@ -63,12 +61,10 @@ class _Member:
         total = sum(map(sum, self.squares.values()))
         return sum(sum(s[rank:]) for s in self.squares.values()) / total if total else 0.0
 
-    def bytes_after(self, step: str) -> int | None:
-        """Return the bytes of the file that an export writes; None: the command is no export."""
+    def bytes_exported(self) -> int:
+        """Return the bytes of the file that an exact export writes."""
         numbers = sum(rank * self.sums[path] for path, rank in self.ranks.items())
-        padded = max(self.ranks.values()) * sum(self.sums.values())
-        sizes = {"exact": numbers * self.width, "padded": padded * self.width, "gguf": numbers * 4}
-        return sizes[step] + self.other_bytes if step in sizes else None
+        return numbers * self.width + self.other_bytes
 
 
 @dataclass(frozen=True)
@@ -239,94 +235,94 @@ def _plan_group(group: Sequence[_Member], today: date) -> BasePlan:
         name,
         group[0].task_type,
         {member.name: member.directory for member in group},
-        [_plan(rules, group, name, today) for rules in ALL if rules.many],
+        [_plan(program, group, name, today) for program in PROGRAMS if program.many],
     )
 
 
-def _plan(rules: Rules, group: Sequence[_Member], base: str, today: date) -> ServerPlan:
-    obstacles = [o for member in group if (o := _obstacle(rules, member)) is not None]
+def _plan(program: Program, group: Sequence[_Member], base: str, today: date) -> ServerPlan:
+    obstacles = [o for member in group if (o := _obstacle(program, member)) is not None]
     refused = {obstacle.adapter for obstacle in obstacles}
     served = [member for member in group if member.name not in refused]
-    rank = rules.rank_option(max((m.rank for m in served), default=0)) if served else None
-    reserved, at_least = _reserved_per_rank(served) if rules is VLLM and served else (None, False)
+    rank = program.rank_option(max((m.rank for m in served), default=0)) if served else None
+    reserved, at_least = None, False
+    if program.reserves and served:
+        reserved, at_least = _reserved_per_rank(program, served)
     total = None if reserved is None or rank is None else reserved * rank * len(served)
     return ServerPlan(
-        rules.name,
-        rules.version,
-        str(rules.read),
-        rules.is_old(today),
+        program.name,
+        program.version,
+        str(program.day),
+        program.is_old(today),
         [member.name for member in served],
         rank,
-        list(_commands(rules, served, base, rank)) if served else [],
-        {member.name: _request(rules, member, i) for i, member in enumerate(served)},
+        list(_commands(program, served, base, rank)) if served else [],
+        {member.name: _request(program, member, i) for i, member in enumerate(served)},
         total,
         at_least,
-        [] if reserved is None or rank is None else _smaller(rules, served, rank, reserved),
+        [] if reserved is None or rank is None else _smaller(program, served, rank, reserved),
         obstacles,
     )
 
 
-def _obstacle(rules: Rules, member: _Member) -> Obstacle | None:
+def _obstacle(program: Program, member: _Member) -> Obstacle | None:
     """Return the reason why a server does not take an adapter; None: it does."""
-    verdict = member.verdicts.get(rules.name)
-    if not member.verdicts:
+    verdict = member.verdicts.get(program.name)
+    if verdict is None:
         reason = f"takes directories of PEFT only: {member.export} first"
-        verdict = Consumer(rules.name, False, reason, "exact")
-    elif verdict is None:
-        kind = member.task_type or "not recorded"
-        verdict = Consumer(rules.name, False, f"serves CAUSAL_LM only, the task_type is {kind}")
-    elif rules is LLAMA_CPP:
+        verdict = Consumer(program.name, False, reason, "exact")
+    elif program.layout == "gguf":
         if gguf_commands(verdict, member.directory, None, member.name) is not None:
             return None
     elif verdict.loads:
-        marks = [mark for mark in rules.refused if mark in member.directory]
+        marks = [mark for mark in program.refused if mark in member.directory]
         if not marks:
             return None
         reason = f"takes no '{marks[0]}' in a directory's name: rename it"
-        verdict = Consumer(rules.name, False, reason)
-    step, then = verdict.step, member.bytes_after(verdict.step)
+        verdict = Consumer(program.name, False, reason)
+    step, then = verdict.step, None
     if step == "merge":
         then = _base_bytes(member.base)
-    lost = member.lost(rules.steps[-1]) if step == "prune" else None
+    elif step == "exact":
+        then = member.bytes_exported()
+    lost = member.lost(program.steps[-1]) if step == "prune" else None
     return Obstacle(member.name, verdict.advice, step, member.file_bytes, then, lost)
 
 
 def _commands(
-    rules: Rules, served: Sequence[_Member], base: str, rank: int | None
+    program: Program, served: Sequence[_Member], base: str, rank: int | None
 ) -> Iterator[str]:
     """Yield the commands that prepare the adapters and start the server."""
-    if rules is LLAMA_CPP:
+    if program.layout == "gguf":
         for member in served:
-            verdict = member.verdicts[rules.name]
+            verdict = member.verdicts[program.name]
             yield from gguf_commands(verdict, member.directory, base, member.name) or ()
         base = base if base.lower().endswith(".gguf") else "BASE.gguf"
-    items = [filled(rules.item, {"NAME": m.name, "DIR": m.directory}) for m in served]
+    items = [filled(program.item, {"NAME": m.name, "DIR": m.directory}) for m in served]
     values = {"BASE": base, "RANK": str(rank), "COUNT": str(len(served))}
-    before, after = rules.many.split("ITEMS")
-    yield filled(before, values) + rules.between.join(items) + filled(after, values)
+    before, after = program.many.split("ITEMS")
+    yield filled(before, values) + program.between.join(items) + filled(after, values)
 
 
-def _request(rules: Rules, member: _Member, i: int) -> str:
-    values = {"NAME": member.name, "DIR": json.dumps(member.directory)[1:-1], "ID": str(i)}
-    return substituted(rules.request, values)
+def _request(program: Program, member: _Member, i: int) -> str:
+    return substituted(program.request, {"NAME": member.name, "ID": str(i)})
 
 
 def _smaller(
-    rules: Rules, served: Sequence[_Member], rank: int, per_rank: int
+    program: Program, served: Sequence[_Member], rank: int, per_rank: int
 ) -> list[SmallerRank]:
     """Return the smaller values of the option, largest first, with the loss of cutting to them."""
     return [
         SmallerRank(step, per_rank * step * len(served),
                     {m.name: m.lost(step) for m in served if m.rank > step})
-        for step in reversed(rules.steps)
+        for step in reversed(program.steps)
         if step < rank
     ]  # fmt: skip
 
 
-def _reserved_per_rank(group: Sequence[_Member]) -> tuple[int, bool]:
-    """Return the bytes that vLLM reserves for one rank of one slot; true: at least these.
+def _reserved_per_rank(program: Program, group: Sequence[_Member]) -> tuple[int, bool]:
+    """Return the bytes that a server reserves for one rank of one slot; true: at least these.
 
-    For each of `--max-loras` slots it allocates (max_lora_rank, in) and (out, max_lora_rank) at
+    For each of `--max-loras` slots vLLM allocates (max_lora_rank, in) and (out, max_lora_rank) at
     every linear layer of the model, adapted or not (`create_lora_weights` in vllm/lora/layers),
     for some kinds of models also at `embed_tokens` and `lm_head`, tied or not.
     """
@@ -337,16 +333,16 @@ def _reserved_per_rank(group: Sequence[_Member]) -> tuple[int, bool]:
     tensors = [] if place is None else stored_tensors(place)
     weights = [t for t in tensors if t.name.endswith(".weight") and len(t.shape) == 2]
     if not weights or any(t.dtype not in ("F32", "F16", "BF16") for t in weights):
-        return adapted * _VLLM_BYTES, True  # a GGUF file, or quantised: other shapes
+        return adapted * program.reserves, True  # a GGUF file, or quantised: other shapes
     modules = {t.name.removesuffix(".weight"): sum(t.shape) for t in weights}
     tables = {path: n for path, n in modules.items() if re.search(r"emb|\bw[tp]e$|lm_head", path)}
     linear = sum(modules.values()) - sum(tables.values())
     kind = (base_configuration(base) or {}).get("model_type")
-    if kind in VLLM_EMBEDDINGS:
+    if kind in program.embeddings:
         ends = "embed_tokens", "wte"
         linear += 2 * next((n for path, n in tables.items() if path.endswith(ends)), 0)
     experts = any(len(t.shape) == 3 for t in tensors)  # several in one tensor are not counted
-    return linear * _VLLM_BYTES, experts or linear < adapted
+    return linear * program.reserves, experts or linear < adapted
 
 
 def _base_bytes(base: BaseReference) -> int | None:

@@ -14,8 +14,8 @@ import typer
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.metadata import step_words
 from sora_cli.adapter.places import locate_adapter
+from sora_cli.adapter.programs import old_rules
 from sora_cli.adapter.ranks import RankMap, rank_map
-from sora_cli.adapter.server_rules import old_rules
 from sora_cli.adapter.side_by_side import (
     comparison_facts,
     comparison_notes,

@@ -44,11 +44,26 @@ class Removed:
         return bool(value == self.value)
 
 
+_BY_LM_EVAL = (
+    "type: lm_eval --model hf --model_args pretrained=BASE,peft=DIR --include_path DIR --tasks NAME"
+)
+
 REMOVED = (
     Removed(
         "model.trust_kernel",
         "attention is sdpa, eager, flash_attention_2 or flex_attention; leave trust_kernel out",
         default=False,
+    ),
+    *(
+        Removed(name, _BY_LM_EVAL)
+        for name in (
+            "sora eval --benchmark",
+            "sora eval --benchmark-tasks",
+            "sora eval --limit",
+            "sora eval --few-shot",
+            "sora eval --batch-size",
+            "sora eval --output",
+        )
     ),
     Removed(
         "auto.cross_fit",

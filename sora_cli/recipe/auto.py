@@ -66,8 +66,8 @@ class AutoBlock(Block):
     serve: Serve | None = Field(
         None,
         description="server of the adapter, whose cost is minimised. vllm pays for the largest "
-        "rank, rounded up to 8, 16, 32, ...; llama.cpp pays for every layer at the largest rank. "
-        "Default: the number of parameters is minimised",
+        "rank, rounded up to a value of its option; llama.cpp pays for every layer at the largest "
+        "rank. Default: the number of parameters is minimised",
     )
     r_max: int | None = Field(
         None,

@@ -58,7 +58,6 @@ EVAL = Reading(
     ("data", "task", "model.path", *_LOADING, *_PASSES),
     (*_TRAINED_ON, "data.selection_rows", *_CHOICE),
 )
-BENCHMARK = Reading("sora eval --benchmark", ("task.name", "model.path", *_LOADING))
 MAX_DROP = Reading("--max-drop", ("data", "task", "auto.basis", *_LOADING, *_PASSES), _TRAINED_ON)
 _OF_ROWS = ("task", *(f"data.{name}" for name in _ROWS), *_LOADING, *_PASSES)
 _NOT_OF_ROWS = ("task.metrics", *_CHOICE, "task.packing", "task.label_all_pieces")

@@ -27,9 +27,9 @@ from sora_cli.train.checkpoint.places import (
 )
 
 RANKS_PLOT = "ranks.png"
-BENCHMARKS = "benchmarks.json"
 REFERENCE = "reference.safetensors"
-_FILES = (FILE_NAME, HISTORY_FILE, RANKS_PLOT, BENCHMARKS, REFERENCE, STATE_FILE)
+_SCORES = "benchmarks.json"  # stands in runs of former versions
+_FILES = (FILE_NAME, HISTORY_FILE, RANKS_PLOT, _SCORES, REFERENCE, STATE_FILE)
 """Files of a run besides its result and checkpoints; STATE_FILE only in a path's stage."""
 RESULTS = (ADAPTER, DELTA, MODEL)
 """Directories for a run's result; a run writes one of them."""

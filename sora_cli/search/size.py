@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, Field
 
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Values that vLLM accepts as max_lora_rank; it pads the factors of every layer to that rank."""
+from sora_cli.adapter.programs import program
 
 
 class Size(BaseModel):
@@ -36,7 +35,7 @@ def size_of(ranks: Mapping[str, int], cost: Mapping[str, int], serve: str | None
     else:
         # servers batch adapters in buffers of one rank for all layers, so every layer with a
         # component costs the largest rank
-        slots = _vllm_rank(largest) if serve == "vllm" else largest
+        slots = program(serve).rank_option(largest)
         served = slots * sum(cost[path] for path, rank in ranks.items() if rank)
     return Size(
         parameters=parameters,
@@ -44,11 +43,6 @@ def size_of(ranks: Mapping[str, int], cost: Mapping[str, int], serve: str | None
         largest_rank=largest,
         served=served,
     )
-
-
-def _vllm_rank(largest: int) -> int:
-    """Return the smallest max_lora_rank that is at least this rank."""
-    return next((rank for rank in _VLLM_RANKS if rank >= largest), largest)
 
 
 def saving(size: Size, full: Size, serve: str | None) -> str:
@@ -60,10 +54,9 @@ def saving(size: Size, full: Size, serve: str | None) -> str:
         return text
     if size.served >= full.served:
         return f"{text}; nothing is saved where {serve} serves it: it pays for the largest rank"
-    if serve == "vllm":
-        ranks = (
-            f"max_lora_rank {_vllm_rank(size.largest_rank)}, not {_vllm_rank(full.largest_rank)}"
-        )
-    else:
-        ranks = f"padded to rank {size.largest_rank}, not {full.largest_rank}"
+    server = program(serve)
+    ranks = (
+        f"{server.step_name} {server.rank_option(size.largest_rank)}, "
+        f"not {server.rank_option(full.largest_rank)}"
+    )
     return f"{text}; served by {serve}: {ranks}, {size.served / full.served:.0%} of the numbers"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tools.reference import commands, exit_codes, recipe, report, servers
+from tools.reference import commands, exit_codes, programs, recipe, report
 
 PAGES: dict[str, Callable[[], str]] = {
     "commands.md": commands.page,
     "recipe.md": recipe.page,
     "report.md": report.page,
     "exit-codes.md": exit_codes.page,
-    "servers.md": servers.page,
+    "programs.md": programs.page,
 }
 """Each page's name in docs/reference, and the function that returns its text."""

@@ -13,10 +13,9 @@ from sora_cli.adapter.consumers import Consumer, consumers
 from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.peft.config import parse_config
+from sora_cli.adapter.programs import program
 from sora_cli.adapter.reading import open_adapter
-from sora_cli.adapter.server_rules import VLLM
 
-NAMES = "SGLang", "TensorRT-LLM", "LoRAX", "TGI", "Ollama"
 PATHS = "layers.0.q", "layers.0.v", "layers.1.q"
 
 
@@ -35,7 +34,7 @@ def verdicts(
     found = consumers(parsed, ranks, head=head, directory="out", base_config=base_config)
     assert [c.name for c in found] == [
         *("PEFT", "transformers", "vLLM", "llama.cpp"),
-        *(NAMES if parsed.task_type == "CAUSAL_LM" else ()),
+        *(["Ollama"] if parsed.task_type == "CAUSAL_LM" else ()),
     ]
     return {c.name: c for c in found}
 
@@ -61,7 +60,7 @@ def test_a_plain_lora_loads_everywhere() -> None:
     [(1, 8), (8, 8), (9, 16), (16, 16), (17, 32), (65, 128), (257, 320), (512, 512)],
 )
 def test_the_smallest_max_lora_rank_that_fits(r: int, option: int) -> None:
-    assert option in VLLM.steps
+    assert option in program("vLLM").steps
     assert f"--max-lora-rank {option} " in verdicts(r=r)["vLLM"].advice
 
 
@@ -95,6 +94,10 @@ def test_our_exact_layout_with_mixed_ranks(tmp_path: Path) -> None:
     assert loading(found) == {"PEFT", "transformers", "vLLM"}
     assert "--max-lora-rank 16 " in found["vLLM"].advice
     assert "sora export out -o adapter.gguf --format gguf" in found["llama.cpp"].advice
+    assert found["Ollama"].advice == (
+        "sora export out -o adapter.gguf --format gguf first, "
+        "then ollama create NAME -f adapter.Modelfile"
+    )
     assert "from PEFT 0.15 on" in found["PEFT"].advice  # older ones match no anchored pattern
 
 

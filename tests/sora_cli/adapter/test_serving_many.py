@@ -7,6 +7,7 @@ import re
 import shlex
 from datetime import date
 from pathlib import Path
+from shutil import copytree
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,11 +18,11 @@ from methods.factors import LowRankFactors
 from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.facts import facts_of
 from sora_cli.adapter.metadata import BaseReference
+from sora_cli.adapter.programs import PROGRAMS, old_rules
 from sora_cli.adapter.reading import open_adapter
-from sora_cli.adapter.server_rules import ALL, VLLM, old_rules
 from sora_cli.adapter.serving_many import BasePlan, ServerPlan, plan_lines, plan_servers
 from sora_cli.app import run
-from sora_cli.model.files import ADAPTER_WEIGHTS
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tests.helpers_errors import error_text
 from tests.helpers_models import tiny_llama
 
@@ -113,9 +114,6 @@ def test_command_lines(ten: Path) -> None:
     assert llama.commands[1] == f"sora export {a2} -o a2.gguf --format gguf"
     assert llama.commands[-1].endswith(" --lora-scaled a1.gguf:0,a2.gguf:0,a3.gguf:0")
     assert json.loads(f"{{{llama.requests['a3']}}}") == {"lora": [{"id": 2, "scale": 1.0}]}
-    lorax = shlex.split(server(plan, "LoRAX").commands[-1])
-    assert lorax[-4:] == ["--preloaded-adapter-ids", a1, "--preloaded-adapter-ids", a3]
-    assert server(plan, "TGI").commands[-1].startswith(f"LORA_ADAPTERS=a1={a1},a3={a3} ")
 
 
 def test_a_name_that_begins_with_a_dash_is_no_option(
@@ -160,19 +158,21 @@ def test_the_price_of_a_smaller_rank_is_what_prune_loses(ten: Path, tmp_path: Pa
     assert server(after, "vLLM").largest_rank == 8
 
 
-def test_the_price_of_padding_is_the_size_of_the_export(ten: Path, tmp_path: Path) -> None:
-    (plan,) = plans(ten, "a1", "a2", "a4")
-    tgi = server(plan, "TGI")
-    a2, a4 = tgi.obstacles
-    assert (a2.step, a4.step) == ("padded", "merge")
+def test_the_price_of_an_export_is_the_size_of_its_file(ten: Path, tmp_path: Path) -> None:
+    copytree(ten / "a2", tmp_path / "a2")
+    file = tmp_path / "a2" / ADAPTER_CONFIG
+    config = json.loads(file.read_text()) | {"alpha_pattern": {}}
+    file.write_text(json.dumps(config))
+    (plan,) = plan_servers([facts(place) for place in (tmp_path / "a2", ten / "a4")], TODAY)
+    a2, a4 = server(plan, "vLLM").obstacles
+    assert (a2.step, a4.step) == ("exact", "merge")
     assert a4.bytes_then == (ten / "base" / "model.safetensors").stat().st_size
-    words = ["export", str(ten / "a2"), "-o", str(tmp_path / "a2"), "--layout", "padded"]
-    assert run(words) == 0
-    written = (tmp_path / "a2" / ADAPTER_WEIGHTS).stat().st_size
+    assert run(["export", str(tmp_path / "a2"), "-o", str(tmp_path / "out")]) == 0
+    written = (tmp_path / "out" / ADAPTER_WEIGHTS).stat().st_size
     assert a2.bytes_then is not None
     assert abs(written - a2.bytes_then) < 300  # in the header
-    (after,) = plan_servers([facts(ten / "a1"), facts(tmp_path / "a2")], TODAY)
-    assert server(after, "TGI").adapters == ["a1", "a2"]
+    (after,) = plan_servers([facts(ten / "a1"), facts(tmp_path / "out")], TODAY)
+    assert server(after, "vLLM").adapters == ["a1", "out"]
 
 
 def test_names_and_directories_that_break_a_command(ten: Path, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_names_and_directories_that_break_a_command(ten: Path, tmp_path: Path) -
         write(directory, str(ten / "base"), model)
     (plan,) = plans(tmp_path, *(str(d.relative_to(tmp_path)) for d in directories))
     assert list(plan.adapters) == ["r-8-b", "r-8-b-2", "r-8-b-3"]
-    assert server(plan, "vLLM").adapters == server(plan, "TGI").adapters == ["r-8-b-2", "r-8-b-3"]
+    assert server(plan, "vLLM").adapters == ["r-8-b-2", "r-8-b-3"]
     assert f"r-8-b-2={directories[1]}" in shlex.split(server(plan, "vLLM").commands[-1])
     assert "takes no ',' in a directory's name" in "\n".join(plan_lines([plan]))
 
@@ -194,8 +194,8 @@ def test_old_rules_are_told(
     assert not server(plan, "vLLM").old
     (plan,) = plans(ten, "b1", today=date(2027, 11, 30))
     assert "    its rules were read on 2026-11-29, over a year ago" in "\n".join(plan_lines([plan]))
-    assert len(old_rules(date(2027, 11, 30))) == len(ALL)
-    assert old_rules(VLLM.read) == []
+    assert len(old_rules(date(2028, 1, 1))) == len(PROGRAMS)
+    assert old_rules(min(program.day for program in PROGRAMS)) == []
     later = SimpleNamespace(today=lambda: date(2028, 1, 1))
     monkeypatch.setattr("sora_cli.commands.inspect.date", later)
     for option in ([], ["--serve"]):

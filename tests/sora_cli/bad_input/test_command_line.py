@@ -332,11 +332,7 @@ LINES: dict[str, dict[str, Words]] = {
             ("'no-such-model' is neither a local directory nor", "sora eval DIR --recipe r.yaml"),
         "models/base -r r.yaml":
             ("holds no trained head: classifier.bias, classifier.weight", "a merged model"),
-        "a": ("sora eval needs a recipe", "--benchmark NAMES"),
-        "a -r rte --limit 3": "--limit goes with --benchmark only",
-        "a -r rte -o x": "--output goes with --benchmark only",
-        "a --benchmark x --predictions y.jsonl": "does not go with --benchmark",
-        "a --benchmark ' , '": ("--benchmark needs a name", "hellaswag"),
+        "a": ("Missing option '--recipe'", "sora eval --help"),
         "models/adapter -r r.yaml --predictions train.jsonl --force":
             "train.jsonl is an input",
         "models/adapter -r r.yaml --predictions r.yaml --force": "r.yaml is an input",

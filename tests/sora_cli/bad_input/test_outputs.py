@@ -62,7 +62,7 @@ for _name in ("ranks", "curves"):
         f"new-{_name}.png exists already", "compare", "out", "--plot", "new.png", then="--force",
         **{f"new-{_name}.png": "thesis"} | RUN,
     )  # fmt: skip
-READ = {"--code", "--benchmark-tasks", "--predictions of report"}
+READ = {"--code", "--predictions of report"}
 """Options that name a place which is read."""
 
 

@@ -98,7 +98,7 @@ def test_who_can_load_it(
     shown = capsys.readouterr()
     verdicts = _verdicts(shown.out)
     assert set(verdicts) >= {"PEFT", "transformers", "vLLM", "llama.cpp"}
-    assert ("SGLang" in verdicts) == (not head)  # they serve language models
+    assert ("Ollama" in verdicts) == (not head)  # it serves language models
     assert {name for name, verdict in verdicts.items() if verdict == "yes"} == loads
     if ranks == [1, 9] and not head:
         assert "--max-lora-rank 16" in shown.out

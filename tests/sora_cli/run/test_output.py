@@ -21,6 +21,7 @@ REPORT = RunReport(name="r", recipe={}, status="completed").model_dump_json()
 OWN = {
     FILE_NAME: REPORT,
     "ranks.png": "x",
+    "benchmarks.json": "{}",
     "adapter/sora.json": "{}",
     "adapter/adapter_model.safetensors": "x",
     "model/sora.json": "{}",
