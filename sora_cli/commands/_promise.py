@@ -115,14 +115,14 @@ def choosing_rows(
     Returns:
         The rows, and the promise with the basis that their numbers certify most by.
     """
-    from sora_cli.search.rows import ChoosingRows, SelectionRows
+    from sora_cli.search.rows import SelectionRows
 
     if options.unlabelled is None:
-        return ChoosingRows(SelectionRows(loaded.recipe)), promise
+        return SelectionRows(loaded.recipe), promise
     pool = Path(options.unlabelled).expanduser()
     if promise.kind == "drop":
         return _rows_for_drop(loaded, promise, pool)
-    return ChoosingRows(_rows_for_answers(options, loaded.recipe, pool, place)), promise
+    return _rows_for_answers(options, loaded.recipe, pool, place), promise
 
 
 def _rows_for_drop(
@@ -130,14 +130,14 @@ def _rows_for_drop(
 ) -> tuple[ChoosingRows, Promise]:
     from sora_cli.search.answers import read_answer_rows
     from sora_cli.search.basis import against_answers
-    from sora_cli.search.rows import ChoosingRows, SelectionRows, rows_on_best_basis
+    from sora_cli.search.rows import SelectionRows, rows_on_best_basis
 
     recipe, basis = loaded.recipe, named_basis(loaded)
     labelled = SelectionRows(recipe)
     unusable = against_answers(recipe, promise.metric, basis)
     if unusable is not None:
         say_notes([f"--unlabelled is not used: {unusable}"])
-        return ChoosingRows(labelled), promise
+        return labelled, promise
     answered = read_answer_rows(recipe, pool, trained=labelled.task).unseen(
         [part.rows for part in labelled.seen]
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +23,7 @@ from sora_cli.core.processes import is_main
 from sora_cli.core.shell import quote
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import command_start, importing
-from sora_cli.experiments.auto.budget import MOST_WORK, HalvesPlan
-from sora_cli.experiments.auto.plan import AutoPlan, first_recipe, placed, plan_auto, unused
+from sora_cli.experiments.auto.plan import AutoPlan, placed, plan_auto, unused
 from sora_cli.experiments.auto.record import FILE_NAME as RECORD
 from sora_cli.experiments.auto.record import AutoRecord, read_auto
 from sora_cli.experiments.auto.tables import (
@@ -45,14 +43,12 @@ from sora_cli.run.summary import result_lines
 from sora_cli.search.certificate import (
     FILE_NAME,
     FULL,
-    HALVES_FOLDER,
     PICTURE,
     SIZES,
     Certificate,
     directory_of,
 )
-from sora_cli.search.halves import HALVES, half_confidence
-from sora_cli.search.row_set import REFIT, TRAIN
+from sora_cli.search.former_design import check_design
 from sora_cli.search.words import size_table, untrained_line
 
 if TYPE_CHECKING:
@@ -134,21 +130,6 @@ def auto(
             "number of parameters.",
         ),
     ] = None,
-    cross_fit: Annotated[
-        bool | None,
-        typer.Option(
-            "--cross-fit/--no-cross-fit",
-            help="Train and test on both halves of the rows, then train the size on all of them: "
-            f"certifies more with few rows, for about {MOST_WORK:g} runs. Default: if rows held "
-            "out are too few.",
-        ),
-    ] = None,
-    refit: Annotated[
-        bool,
-        typer.Option(
-            "--refit", help="Train the size found once more, on all rows, and write that adapter."
-        ),
-    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and its cost; train nothing.")
     ] = False,
@@ -185,13 +166,13 @@ def auto(
     block = {"max_drop": max_drop, "max_differ": max_differ, "unlabelled": unlabelled}
     block |= {"tolerance": tolerance, "confidence": confidence, "serve": serve}
     block |= {"next_tokens": "true"} if next_tokens else {}
-    block |= {"refit": "true"} if refit else {}
-    block |= {} if cross_fit is None else {"cross_fit": str(cross_fit).lower()}
     words = [f"auto.{key}={value}" for key, value in block.items() if value is not None]
     words = [*_without_other(max_drop, max_differ), *words]
     if preview is not None and not dry_run:
         raise SoraError("--preview goes with --dry-run", hint="add --dry-run")
     plan = plan_auto(load_recipe(recipe, [*given, *words]))
+    if not force:
+        check_design(plan.output / RECORD)
     begun = read_auto(plan.output)
     if begun is not None and not force:
         plan = replace(plan, loaded=plan.loaded.continuing(begun.recipe))
@@ -200,8 +181,7 @@ def auto(
     check_recipe(loaded.recipe)
     say_notes([*loaded.notes, *unused(plan)])
     is_there = begun is not None
-    own = (SIZES, HALVES_FOLDER)
-    check_place(plan.output, loaded.recipe, *own, is_there=is_there, work="run of sora auto")
+    check_place(plan.output, loaded.recipe, SIZES, is_there=is_there, work="run of sora auto")
     if dry_run:
         _show_plan(plan, preview)
         return OK
@@ -234,8 +214,8 @@ def open_record(plan: AutoPlan, *, force: bool) -> AutoRecord:
     output, loaded = plan.output, plan.loaded
     record = read_auto(output)
     check_own(output, resume=record is not None)
-    for place in _run_places(plan):
-        check_own(place, resume=record is not None)
+    for number in (None, *range(plan.block.sizes)):
+        check_own(output / directory_of(number), resume=record is not None)
     work = None
     if record is not None:
         usage = f"sora inspect {quote(str(output))}"
@@ -249,24 +229,13 @@ def open_record(plan: AutoPlan, *, force: bool) -> AutoRecord:
     return record
 
 
-def _run_places(plan: AutoPlan) -> Iterator[Path]:
-    """Yield the directories of all runs that a search may make, beside its own."""
-    numbers = [None, *range(plan.block.sizes)]
-    for half in (None, *HALVES):
-        yield from (plan.output / directory_of(number, half) for number in numbers)
-
-
 def clear(output: Path) -> None:
     """Delete the files of a search; other files stay."""
-    halves = [output / HALVES_FOLDER / str(half) for half in HALVES]
-    for place in (output, *halves):
-        for folder in sorted((place / SIZES).glob("*")):
-            if folder.name == FULL or folder.name.isdecimal():
-                clear_run(folder)
-    emptied = [place / SIZES for place in (output, *halves)]
-    for folder in (*emptied, *halves, output / HALVES_FOLDER):
-        with suppress(OSError):
-            folder.rmdir()
+    for folder in sorted((output / SIZES).glob("*")):
+        if folder.name == FULL or folder.name.isdecimal():
+            clear_run(folder)
+    with suppress(OSError):
+        (output / SIZES).rmdir()
     for name in (PICTURE, FILE_NAME):
         (output / name).unlink(missing_ok=True)
     clear_run(output)
@@ -279,10 +248,9 @@ def run(
     """Run the search, or its remaining steps; return certificate, chosen model and log."""
     with importing():
         from sora_cli.adapter.card import rewrite_card
-        from sora_cli.experiments.auto.crossfit import CrossFit
-        from sora_cli.experiments.auto.held_out import HeldOut
         from sora_cli.experiments.auto.plot import plot_curve
         from sora_cli.experiments.auto.rows import planned_rows
+        from sora_cli.experiments.auto.searching import AutoSearch
         from sora_cli.run.layers import describe_layers
         from sora_cli.run.prepare import prepare
         from sora_cli.run.preview import start_lines
@@ -295,18 +263,14 @@ def run(
     plan, rows, notes = planned_rows(plan, record)
     record.basis = plan.block.basis
     say_notes(notes)
-    full = first_recipe(plan, rows)
+    full = plan.full(rows)
     ready = prepare(full.recipe, log.phase)
     if is_main():
         tidy(plan.output)
     for line in start_lines(ready):
         say(line)
-    search: HeldOut | CrossFit
     with log.phase("set up"):
-        if isinstance(rows, HalvesPlan):
-            search = CrossFit(plan, rows, ready, log, say)
-        else:
-            search = HeldOut(plan, rows, ready, log, say)
+        search = AutoSearch(plan, rows, ready, log, say)
     say_notes(search.runner.setup.events)
     say(describe_layers(full.recipe, ready, search.runner.setup.parameters))
     promised = promise_lines(search.promise, search.rows, search.certifiable)
@@ -332,8 +296,6 @@ def run(
 
 
 def _done(record: AutoRecord) -> str:
-    if len(record.halves) == 1:
-        return "the run at full rank is finished on one half of the rows"
     if record.full is None:
         return "the run at full rank is not finished"
     return f"finished: the run at full rank, and {len(record.candidates)} of the smaller sizes"
@@ -360,25 +322,20 @@ def conclude(certificate: Certificate, report: RunReport, output: Path, *, as_js
         if (others := untrained_line(certificate)) is not None:
             emit(others)
         emit("\n".join(result_lines(report)))
-        tested = "" if certificate.final is None else " of the tested adapter"
         # rows without labels may be those of a reported split
         unused = "" if certificate.promise.basis == "labels" else "the labels of "
         for split, measured in certificate.written.reported.items():
             emit(
-                f"{split}: drop {measured.drop:+.4f}{tested} against full rank; no decision used "
+                f"{split}: drop {measured.drop:+.4f} against full rank; no decision used "
                 f"{unused}these rows"
             )
         emit(f"kept: {certificate.saved}")
         emit(f"{certificate.status}: {certificate.statement}")
     more = (full_layers(report), base_alone(certificate, report) if certificate.certified else None)
     say_notes([*report.events, *filter(None, more)])
-    if certificate.final is not None:
-        rows = certificate.rows[TRAIN if certificate.halves else REFIT].rows
-        say(f"the written adapter was trained on all {rows:,} rows, and was not itself tested")
-    if not certificate.certified and not certificate.halves:
+    if not certificate.certified:
         say(f"the adapter at full rank: {output / certificate.full.directory / 'adapter'}")
-    tested = HALVES_FOLDER if certificate.halves else SIZES
-    say(f"\nfiles in {output}/: adapter/  {FILE_NAME}  {PICTURE}  report.json  {tested}/")
+    say(f"\nfiles in {output}/: adapter/  {FILE_NAME}  {PICTURE}  report.json  {SIZES}/")
     say("next:")
     say(f"  sora report {quote(str(output))}")
     say(f"  sora verify {quote(str(output))} --certificate")
@@ -390,23 +347,17 @@ def _show_plan(plan: AutoPlan, preview: int | None) -> None:
     from sora_cli.run.dry_run import dry_run, emit_section
 
     with importing():
-        from sora_cli.experiments.auto.held_out import parts_of_search
         from sora_cli.experiments.auto.rows import planned_rows
+        from sora_cli.experiments.auto.searching import parts_of_search
         from sora_cli.search.rows import certifiable_by
     plan, rows, notes = planned_rows(plan)
     say_notes(notes)
-    full = first_recipe(plan, rows)
+    full = plan.full(rows)
     shown = dry_run(full, rows=preview)
-    confidence = plan.block.confidence
-    if isinstance(rows, HalvesPlan):
-        confidence = half_confidence(confidence)
-    else:
-        parts = parts_of_search(full.recipe, shown.ready, rows)
-        rows = rows.counted(*map(len, parts.tests))
-        say_notes(parts.notes())
-    certifiable = certifiable_by(
-        full.recipe, shown.ready, rows.test, plan.promise, confidence, answers=rows.answers
-    )
+    test = parts_of_search(full.recipe, shown.ready, rows).test
+    rows = rows.counted(len(test))
+    say_notes(test.notes("test rows"))
+    certifiable = certifiable_by(full.recipe, shown.ready, rows.test, plan.promise)
     promise = plan.promise.settled(certifiable, rows.test)
     emit_section(
         f"sizes of {plan.loaded.name}; the above is the run at full rank",

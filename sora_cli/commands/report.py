@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from sora_cli.adapter.places import ADAPTER, DELTA, MODEL, adapter_folder, check_target
 from sora_cli.commands import completion, options
 from sora_cli.core.atomic import write_text_atomic
-from sora_cli.core.console import say, size
+from sora_cli.core.console import say, say_notes, size
 from sora_cli.core.errors import SoraError, first_mistake, reason
 from sora_cli.core.outputs import check_apart, check_new_file
 from sora_cli.core.shell import quote
@@ -29,6 +29,7 @@ from sora_cli.experiments.report.examples import read_records
 from sora_cli.report import FILE_NAME, HISTORY_FILE, PAGE_FILE, RunReport, load_report
 from sora_cli.search.certificate import FILE_NAME as CERTIFICATE_FILE
 from sora_cli.search.certificate import SIZES, read_certificate
+from sora_cli.search.former_design import former_design
 from sora_cli.train.checkpoint.places import FOLDER
 
 
@@ -73,7 +74,9 @@ def report(
 
         html = path_page(content, run)
     else:
-        certificate = read_certificate(run)
+        certificate, design = read_certificate(run), former_design(run / CERTIFICATE_FILE)
+        if design is not None:
+            say_notes([f"{run / CERTIFICATE_FILE} is left out: the search was {design}"])
         records = _records(content, run, examples, predictions)
         from sora_cli.experiments.report.page import FEW, run_page
 

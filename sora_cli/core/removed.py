@@ -22,12 +22,14 @@ class Removed:
         instead: what to do now.
         value: the one value of the key that is gone; default: the whole key is.
         default: the key's value in stored recipes that did not use it.
+        off: another such value.
     """
 
     name: str
     instead: str
     value: Any = _ANY
     default: Any = None
+    off: Any = None
 
     @property
     def what(self) -> str:
@@ -37,7 +39,9 @@ class Removed:
 
     def used(self, value: Any) -> bool:
         """Return True if a stored recipe with this value of the key used what is gone."""
-        return bool(value != self.default if self.value is _ANY else value == self.value)
+        if self.value is _ANY:
+            return value not in (self.default, self.off)
+        return bool(value == self.value)
 
 
 _BY_LM_EVAL = (
@@ -62,6 +66,21 @@ REMOVED = (
             "sora eval -o",
         )
     ),
+    Removed(
+        "auto.cross_fit",
+        "leave it out: rows are held out; rows without labels can test, too: --unlabelled FILE",
+        default="auto",
+        off=False,
+    ),
+    Removed(
+        "auto.refit", "train a size on all rows: sora train, with method.max_params", default=False
+    ),
+    Removed("auto.basis", "leave it out: whichever certifies more is planned", value="both"),
+    Removed("data.half", "leave it out; half-validation, and train-rows, stay in data.selection"),
+    Removed("data.selection", "data.selection=train-rows holds rows out", value="half-train"),
+    Removed("sora auto --cross-fit", "leave it out: rows are held out"),
+    Removed("sora auto --no-cross-fit", "leave it out: rows are held out"),
+    Removed("sora auto --refit", "train a size on all rows: sora train, with method.max_params"),
     Removed(
         "sora compare --html",
         "for tables: -o FILE.md; for pictures: --plot FILE.png; for the page of a run: sora report",

@@ -155,12 +155,6 @@ def _assign(data: DataBlock, splits: Mapping[str, Part], keys_of: KeysOf | None)
             data, train, data.selection_rows, data.selection_seed, keys_of, "data.selection_rows"
         )
         rule = f"checkpoint chosen on {data.selection_rows} rows held out of {data.train}"
-        if data.selection == "half-train":
-            train, select = _half(data, train)
-            rule = (
-                f"half {data.half} of {data.train} trained on, checkpoint chosen on the other, "
-                f"without {data.selection_rows} rows"
-            )
     if data.selection != "validation":
         rule = f"{rule} (split seed {data.selection_seed})"
     # after the splits above: a limit must not change which rows are held out
@@ -179,19 +173,6 @@ def _assign(data: DataBlock, splits: Mapping[str, Part], keys_of: KeysOf | None)
         notes=tuple(dict.fromkeys(note for part in parts for note in part.origin.notes)),
         groups=train.groups,
     )
-
-
-def _half(data: DataBlock, rest: Part) -> tuple[Part, Part]:
-    """Split the rows that are left of the training split into halves: the asked one comes first."""
-    total = len(rest.rows)
-    if total < 2:
-        raise SoraError(
-            f"data.selection_rows={data.selection_rows} leaves {total} row, which has no halves",
-            hint=f"data.selection_rows={max(data.selection_rows // 2, 1)}",
-            key="data.selection_rows",
-        )
-    one, two = _split(rest, total // 2, data.selection_seed)
-    return (one, two) if data.half == 1 else (two, one)
 
 
 def _revision(splits: Iterable[Dataset]) -> str | None:
@@ -225,7 +206,7 @@ def _hold_out(
 
 
 def _split(
-    part: Part, first: int, seed: int, keys_of: KeysOf | None = None, key: str = ""
+    part: Part, first: int, seed: int, keys_of: KeysOf | None, key: str
 ) -> tuple[Part, Part]:
     """Split rows at random into two parts; the first has `first` rows.
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from sora_cli.recipe.types import Block, Count, Seed
 
 Serve = Literal["vllm", "llama.cpp"]
-Basis = Literal["labels", "answers", "both"]
+Basis = Literal["labels", "answers"]
 
 
 class AutoBlock(Block):
@@ -41,8 +41,8 @@ class AutoBlock(Block):
         None,
         description="with max_drop and `unlabelled`, the rows that test the promise: labels: rows "
         "held out of the training split; answers: the unlabelled rows, since the loss is at most "
-        "the share of them that is answered differently; both: each at half the error; unset: "
-        "planned before training, whichever certifies more",
+        "the share of them that is answered differently; unset: planned before training, whichever "
+        "certifies more",
     )
     tolerance: float | None = Field(
         None,
@@ -95,18 +95,6 @@ class AutoBlock(Block):
         description="number of rows of the training split that choose the size and are not trained "
         "on. Default: as many as the cost allows, out of the rows that data.max_train_rows leaves "
         "unused or out of a fifth of the split; with max_differ, all rows without labels",
-    )
-    cross_fit: bool | Literal["auto"] = Field(
-        "auto",
-        description="true: train full rank and sizes on each half of the rows, test them on the "
-        "other half, and train the size found on all rows; it certifies smaller drops for more "
-        "than twice the work of one run; auto: if rows held out are too few for max_drop and "
-        "halves are enough",
-    )
-    refit: bool = Field(
-        False,
-        description="train the size found once more on all rows, test rows included, and write "
-        "that adapter, which is not itself tested; the tested one stays in sizes/",
     )
     seed: Seed = Field(
         42, description="seed that draws these rows and divides them into screening and test rows"

@@ -56,7 +56,7 @@ _CHOICE = ("task.best_metric", "task.greater_is_better")
 EVAL = Reading(
     "sora eval",
     ("data", "task", "model.path", *_LOADING, *_PASSES),
-    (*_TRAINED_ON, "data.selection_rows", "data.half", *_CHOICE),
+    (*_TRAINED_ON, "data.selection_rows", *_CHOICE),
 )
 MAX_DROP = Reading("--max-drop", ("data", "task", "auto.basis", *_LOADING, *_PASSES), _TRAINED_ON)
 _OF_ROWS = ("task", *(f"data.{name}" for name in _ROWS), *_LOADING, *_PASSES)

@@ -173,24 +173,18 @@ class DataBlock(Block):
     max_validation_rows: Count | None = Field(
         None, description="largest number of rows to use of each validation split. Default: all"
     )
-    selection: Literal["validation", "half-validation", "train-rows", "half-train"] = Field(
+    selection: Literal["validation", "half-validation", "train-rows"] = Field(
         "validation",
         description="rows that choose the checkpoint. validation: the validation split itself, so "
         "that the reported score is the best of several. half-validation: a random half of it; the "
         "other half is reported. train-rows: rows held out of the training split; the whole "
-        "validation split is reported. half-train: selection_rows are left out of the training "
-        "split; one half of the others (`half`) is trained on, and the other half chooses",
+        "validation split is reported",
     )
     selection_rows: Count = Field(
-        1000,
-        description="number of rows to hold out with selection: train-rows, or to leave out with "
-        "half-train",
+        1000, description="number of rows to hold out with selection: train-rows"
     )
     selection_seed: Seed = Field(42, description="seed of the split for data.selection")
     repeats: Repeats = "together"
-    half: Literal[1, 2] | None = Field(
-        None, description="with selection: half-train, the half of the rows to train on"
-    )
     held_out_rows: Count | None = Field(
         None,
         description="number of training rows that become a validation split and are not trained "
@@ -204,9 +198,16 @@ class DataBlock(Block):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"'{name}' occurs twice in label_names")
-        if (self.half is None) == (self.selection == "half-train"):
-            raise ValueError("half goes with selection half-train: half is 1 or 2")
         return self
+
+    def whole(self) -> DataBlock:
+        """Return a copy that trains on all rows: none is held out of the training split."""
+        return self.model_copy(update={"selection": "validation"})
+
+    def holding_out(self, rows: int, seed: int) -> DataBlock:
+        """Return a copy that holds rows out of the training split."""
+        update = {"selection": "train-rows", "selection_rows": rows, "selection_seed": seed}
+        return self.model_copy(update=update)
 
 
 class TrainingBlock(Block):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -30,7 +30,7 @@ from sora_cli.data.rows import Rows, load_rows
 from sora_cli.model.base import Base, load_base
 from sora_cli.model.new_tokens import train_rows
 from sora_cli.model.quantisation import check_selected
-from sora_cli.recipe.recipe import DataBlock, Recipe, TrainingBlock
+from sora_cli.recipe.recipe import Recipe, TrainingBlock
 from sora_cli.report import Start
 from sora_cli.run.encode import encode
 from sora_cli.run.reference import reference_of
@@ -96,27 +96,6 @@ def prepare(recipe: Recipe, phase: Phase) -> Prepared:
         return _prepare(recipe, announced)
 
 
-def on_rows(ready: Prepared, data: DataBlock) -> Prepared:
-    """Return the same model with other rows to train on and to choose by.
-
-    The task stays, since it knows the classes of all rows, and so do the reported rows.
-
-    Args:
-        data: data block with another selection than that of `ready`.
-    """
-    task, base = ready.task, ready.base
-    rows = load_rows(data, task.raw_keys)
-    train = encode(task, base, rows.train, rows.origin(rows.train), training=True)
-    select = _encode_select(task, base, rows, ready.report)
-    return replace(ready, rows=rows, train=train, select=select)
-
-
-def _encode_select(task: Task, base: Base, rows: Rows, report: Mapping[str, Encoded]) -> Encoded:
-    """Encode the rows that choose; rows that are reported, too, are tokenised once."""
-    reported = (report[name] for name, part in rows.report.items() if part is rows.select)
-    return next(reported, None) or encode(task, base, rows.select, rows.origin(rows.select))
-
-
 def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
     check_machine(recipe.training)
     switches.check_machine(recipe)
@@ -136,7 +115,9 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
         report = {
             name: encode(task, base, part, rows.origin(part)) for name, part in rows.report.items()
         }
-        select = _encode_select(task, base, rows, report)
+        # rows that choose and are reported, too, are tokenised once
+        reported = (report[name] for name, part in rows.report.items() if part is rows.select)
+        select = next(reported, None) or encode(task, base, rows.select, rows.origin(rows.select))
     with phase("inject"):
         collate = task.collator(base.processor)
         before = process_memory("VmRSS") or 0

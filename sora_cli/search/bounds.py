@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -22,11 +21,7 @@ from sora_cli.search.few import few_rows_bound
 from sora_cli.search.paired import exact_bound
 
 if TYPE_CHECKING:
-    from sora_cli.search.promise import Promise
     from sora_cli.tasks.row_scores import RowScores
-
-Scored = tuple["RowScores", ...]
-"""Scores of one model on the test rows of each of `Promise.parts`."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,6 @@ class Bound:
         reason: `refused` as a sentence.
         least: if few rows differ, the bound that a model without any differing row would get: the
             smallest possible here. None: enough rows differ, or there is no bound.
-        parts: where both labels and answers test a drop: the two bounds, each at half the error.
         every: the drop on all rows as they come, where repeated rows do not test; None: all do.
     """
 
@@ -56,14 +50,7 @@ class Bound:
     refused: Refusal | None = None
     reason: str | None = None
     least: float | None = None
-    parts: tuple[Bound, ...] = ()
     every: float | None = None
-
-    @classmethod
-    def either(cls, parts: Sequence[Bound]) -> Bound:
-        """Return the smaller of two exact bounds, with the drop by labels; see `Promise.parts`."""
-        upper = min(part.upper for part in parts if part.upper is not None)
-        return replace(parts[0], upper=upper, parts=tuple(parts))
 
     @property
     def is_of_many(self) -> bool:
@@ -86,13 +73,6 @@ class Bound:
     def fails(self, promise: float) -> bool:
         """Return True if this test ends the testing: neither kept nor passed over."""
         return not self.keeps(promise) and not self.passes_over(promise)
-
-
-def promised_bound(promise: Promise, full: Scored, small: Scored) -> Bound:
-    """Return the drop from one model to another, with the bound that a promise is tested by."""
-    tests = zip(promise.parts(), full, small, strict=True)
-    bounds = [drop_bound(before, after, part.confidence) for part, before, after in tests]
-    return bounds[0] if len(bounds) == 1 else Bound.either(bounds)
 
 
 def drop_bound(

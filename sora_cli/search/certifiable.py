@@ -77,20 +77,6 @@ class Certifiable:
             BoundMethod(method=method, exact=alone, rows_alone=alone, smallest_drop=smallest), best
         )
 
-    def or_else(self, other: Certifiable, smallest: float) -> Certifiable:
-        """Return the smallest drop that either of two tests can certify.
-
-        Args:
-            smallest: the smallest drop that they can be expected to certify together.
-        """
-        assert self.best_case is not None  # only rows that are right or wrong have two tests
-        assert other.best_case is not None
-        method = f"the smaller of two, each at half the error: {self.bound.method}; "
-        method += other.bound.method
-        alone = self.bound.rows_alone and other.bound.rows_alone
-        bound = BoundMethod(method=method, exact=alone, rows_alone=alone, smallest_drop=smallest)
-        return Certifiable(bound, min(self.best_case, other.best_case))
-
     def may_pass(self, max_drop: float) -> bool:
         """Return False if no model could pass a test of `max_drop` on these rows."""
         return self.best_case is None or self.best_case <= max_drop

@@ -19,20 +19,18 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.records import Record, read_record
 from sora_cli.recipe.families import BASE_MODEL
 from sora_cli.report import BaseFacts, Score
-from sora_cli.search.halves import HALVES
+from sora_cli.search.former_design import check_design, former_design
 from sora_cli.search.promise import Promise
-from sora_cli.search.row_set import ANSWERS, SCREENING, TEST, TRAIN, RowSet, half_name
+from sora_cli.search.row_set import SCREENING, TEST, TRAIN, RowSet
 from sora_cli.search.size import Size, saving
 from sora_cli.search.sizes import last_passed
 from sora_cli.search.statement import (
     NOT_ALONE,
     as_they_come,
     drop_by_answers,
-    drop_by_both,
     drop_by_labels,
     kept_by_constant,
     on_answers,
-    on_halves,
     scope,
     without_rows,
 )
@@ -47,18 +45,11 @@ SCHEMA_VERSION = 3
 SIZES = "sizes"
 """Folder in the output directory that holds the directories of all runs."""
 FULL = "full"
-HALVES_FOLDER = "halves"
-"""Folder in the output directory that holds a folder like it for each half, of cross-fitting."""
 
 
-def directory_of(number: int | None, half: int | None = None) -> str:
-    """Return the directory of a candidate's run (from 0; None: full rank), inside the output.
-
-    Args:
-        half: of cross-fitting, the half that the candidate is trained on.
-    """
-    place = f"{SIZES}/{FULL if number is None else number + 1}"
-    return place if half is None else f"{HALVES_FOLDER}/{half}/{place}"
+def directory_of(number: int | None) -> str:
+    """Return the directory of a candidate's run (from 0; None: full rank), inside the output."""
+    return f"{SIZES}/{FULL if number is None else number + 1}"
 
 
 class BoundMethod(BaseModel):
@@ -86,8 +77,8 @@ class Measured(BaseModel):
     drop: Score = Field(description="drop against full rank; negative: better")
 
 
-class PartTest(Measured):
-    """The test of a trained size by labels or by answers."""
+class SizeTest(Measured):
+    """The test of a trained size on the test rows."""
 
     upper: Score = Field(description="upper bound of the drop at the promise's confidence")
     kept: bool = Field(description="whether the bound is within the promise")
@@ -137,57 +128,6 @@ class PartTest(Measured):
     def failed(self) -> bool:
         """True if this test ended the testing."""
         return not self.kept and not self.passed_over
-
-
-class SizeTest(PartTest):
-    """The test of a trained size on all test rows."""
-
-    parts: list[PartTest] = Field(
-        default_factory=list,
-        description="where both labels and answers test a drop: the two tests, each at half the "
-        "error; drop and score are those by labels, the bound is the smaller one",
-    )
-
-    @classmethod
-    def mean(cls, tests: Sequence[SizeTest], max_drop: float) -> Self:
-        """Return the test of a size by the means of both halves; no bound if one has none.
-
-        The bound is valid whatever the dependence of the halves: see `search.halves`.
-        """
-        score, drop, upper = (
-            sum(getattr(test, name) for test in tests) / len(tests)
-            for name in ("score", "drop", "upper")
-        )
-        kept = upper <= max_drop
-        return cls(
-            score=score,
-            drop=drop,
-            upper=upper,
-            kept=kept,
-            differing=sum(test.differing or 0 for test in tests),
-            refused=next((test.refused for test in tests if test.refused is not None), None),
-            passed_over=not kept and any(test.passed_over for test in tests),
-        )
-
-    @classmethod
-    def either(cls, parts: Sequence[PartTest], max_drop: float) -> Self:
-        """Return the test that passes if one of two does: by labels, or by answers.
-
-        Both bounds are exact, so no test is passed over, and each holds with half of the error. The
-        smaller one is then valid whatever their dependence: see `Promise.parts`.
-        """
-        labels, _ = parts
-        upper = min(part.upper for part in parts)
-        kept = [part.model_copy(update={"kept": part.upper <= max_drop}) for part in parts]
-        return cls(
-            score=labels.score,
-            drop=labels.drop,
-            upper=upper,
-            kept=upper <= max_drop,
-            differing=labels.differing,
-            every=labels.every,
-            parts=kept,
-        )
 
     def fails(self, max_drop: float) -> bool:
         """Return True if this test ends the testing, as `Bound.fails` does."""
@@ -248,25 +188,6 @@ class FullRank(Size):
     reported: dict[str, Score] = Field(description="the metric on each reported split")
 
 
-class Half(BaseModel):
-    """The adapters that are trained on one half of the rows, tested on the other half."""
-
-    full: FullRank = Field(description="the run at full rank on this half")
-    candidates: list[Healed] = Field(
-        default_factory=list,
-        description="sizes trained on this half; each bound has its half's share of the error",
-    )
-
-
-class Final(Size):
-    """The written adapter, where it was trained on all rows after the tests: it is not tested."""
-
-    max_params: int = Field(description="number of parameters that it was cut to, at most")
-    digest: str = Field(description="SHA-256 of its adapter, as in report.json")
-    steps: int = Field(description="optimiser steps")
-    reported: dict[str, Score] = Field(description="the metric on each reported split")
-
-
 class StoredCertificate(BaseModel):
     """The content of `certificate.json`. Unknown keys of later versions are ignored on reading."""
 
@@ -280,30 +201,14 @@ class StoredCertificate(BaseModel):
         "", description="the promise as a sentence, or the reason for having none"
     )
     scope: str = Field("", description="the adapter, run and rows that the promise is about")
-    design: Literal["held out", "cross-fit"] = Field(
-        "held out",
-        description="held out: rows that are not trained on test the written adapter; cross-fit: "
-        "each half of the rows tests adapters that are trained on the other half",
-    )
     promise: Promise = Field(description="the promise that was asked for")
     bound: BoundMethod = Field(description="the method of the test")
-    full: FullRank = Field(
-        description="the run at full rank; cross-fit: the first half's, with the mean score"
-    )
+    full: FullRank = Field(description="the run at full rank")
     screened: list[Screened] = Field(
         description="sizes scored before healing, from largest to smallest"
     )
     candidates: list[Healed] = Field(
-        description="sizes that were trained, in the order of their tests: from largest to "
-        "smallest; cross-fit: the first half's adapters, with the means of both halves' tests"
-    )
-    halves: list[Half] = Field(
-        default_factory=list, description="cross-fit: the adapters and tests of both halves"
-    )
-    final: Final | None = Field(
-        None,
-        description="the written adapter, if it was trained on all rows after the tests; null: the "
-        "chosen candidate is written",
+        description="sizes that were trained, in the order of their tests: from largest to smallest"
     )
     chosen: int = Field(0, description="number of the candidate that was written, from 0")
     next_smaller: int | None = Field(
@@ -312,10 +217,7 @@ class StoredCertificate(BaseModel):
     )
     saved: str = Field("", description="the saving of the written adapter, as a sentence")
     rows: dict[str, RowSet] = Field(
-        description="by part: train, screening, test, and the reported splits; cross-fit: test is "
-        "half 1 and half 2, the rows that each half is trained on, and train is all of them with "
-        "screening; with refit: refit is all rows, on which the written adapter was trained; "
-        "where labels and answers test: answers is rows without labels that test, too"
+        description="by part: train, screening, test, and the reported splits"
     )
     seeds: dict[str, int] = Field(
         description="training: seed of all runs; rows: seed that chooses screening and test rows"
@@ -333,18 +235,11 @@ def conclude(certificate: StoredCertificate) -> None:
     the sentence about it. Nothing else in the program draws these conclusions.
     """
     promise = certificate.promise
-    for size in certificate.candidates:
-        if size.test is not None and size.test.parts:
-            size.test = SizeTest.either(size.test.parts, promise.max_drop)
+    candidates = certificate.candidates
     # tests first: choice, status and sentence depend on `kept`
-    parts = [half.candidates for half in certificate.halves] or [certificate.candidates]
-    for test in (size.test for part in parts for size in part if size.test is not None):
+    for test in (size.test for size in candidates if size.test is not None):
         test.kept = test.upper <= promise.max_drop
         test.passed_over = test.passed_over and not test.kept and not certificate.bound.exact
-    certificate.design = "cross-fit" if certificate.halves else "held out"
-    if certificate.halves:
-        certificate.full, certificate.candidates = means(certificate.halves, promise.max_drop)
-    candidates = certificate.candidates
     certificate.chosen = choose(candidates)
     written = candidates[certificate.chosen]
     kept = written.test is not None and written.test.kept
@@ -362,50 +257,23 @@ def conclude(certificate: StoredCertificate) -> None:
         certificate.statement += kept_by_constant(promise, classes, certificate.full.test)
     if not certificate.bound.rows_alone:
         certificate.statement += f"; {NOT_ALONE}"
-    if kept and certificate.final is not None and not certificate.halves:
-        tested = f"the tested adapter in {written.directory}, not the written one"
-        certificate.statement = f"{tested}: {certificate.statement}"
     certificate.next_smaller = failed(candidates) if kept else None
-    last = certificate.final or written
-    certificate.saved = saving(last, certificate.full, promise.serve)
-    certificate.adapter = last.digest
+    certificate.saved = saving(written, certificate.full, promise.serve)
+    certificate.adapter = written.digest
 
 
 def _sentences(certificate: StoredCertificate, written: Healed) -> tuple[str, str]:
     """Return the statement and the scope of a certificate."""
     promise, bound, test = certificate.promise, certificate.bound, written.test
-    rows, tested = certificate.rows, None if certificate.final is None else written.directory
-    distinct = rows[TEST].held is not None
-    about = scope(promise, halves=bool(certificate.halves), tested=tested, distinct=distinct)
-    if certificate.halves:
-        tests = [half.candidates[certificate.chosen].test for half in certificate.halves]
-        return on_halves(promise, bound, test, tests, rows[half_name(1)]), about
+    rows = certificate.rows[TEST]
     if promise.by_answers:
         by_answers = on_answers if promise.kind == "differ" else drop_by_answers
-        text = by_answers(promise, test, rows[TEST])
-    elif promise.basis == "both":
-        text = drop_by_both(promise, bound, test, rows[TEST], rows[ANSWERS])
+        text = by_answers(promise, test, rows)
     else:
-        text = drop_by_labels(promise, bound, test, rows[TEST])
-    return text + as_they_come(
-        promise,
-        rows=rows[TEST].rows,
-        held=rows[TEST].held,
-        drop=None if test is None else test.every,
-        by_answers=promise.by_answers,
-    ), about
-
-
-def means(halves: Sequence[Half], max_drop: float) -> tuple[FullRank, list[Healed]]:
-    """Return full rank and candidates of the first half, with the means of both halves' tests."""
-    first = halves[0]
-    score = sum(half.full.test for half in halves) / len(halves)
-    candidates = []
-    for same in zip(*(half.candidates for half in halves), strict=True):
-        tests = [size.test for size in same if size.test is not None]
-        test = SizeTest.mean(tests, max_drop) if len(tests) == len(halves) else None
-        candidates.append(same[0].model_copy(update={"test": test}))
-    return first.full.model_copy(update={"test": score}), candidates
+        text = drop_by_labels(promise, bound, test, rows)
+    every = None if test is None else test.every
+    text += as_they_come(promise, rows=rows.rows, held=rows.held, drop=every)
+    return text, scope(promise, distinct=rows.held is not None)
 
 
 def choose(candidates: Sequence[Healed]) -> int:
@@ -425,20 +293,8 @@ class Certificate(StoredCertificate):
     @model_validator(mode="after")
     def _conclude(self) -> Self:
         missing = {TRAIN, SCREENING, TEST} - self.rows.keys()
-        if self.halves:
-            missing |= set(map(half_name, HALVES)) - self.rows.keys()
-        both = self.promise.basis == "both"
-        if both:
-            missing |= {ANSWERS} - self.rows.keys()
         if missing or not self.candidates:
             raise ValueError(f"no rows of {sorted(missing)}" if missing else "no candidates")
-        if self.halves and {len(h.candidates) for h in self.halves} != {len(self.candidates)}:
-            raise ValueError("the halves have other sizes")
-        if self.halves and (len(self.halves) != len(HALVES) or self.final is None):
-            raise ValueError("cross-fitting has two halves and a written adapter")
-        tests = [size.test for size in self.candidates if size.test is not None]
-        if any(len(test.parts) != 2 * both for test in tests):
-            raise ValueError("labels and answers do not have one test each")
         conclude(self)
         return self
 
@@ -454,17 +310,18 @@ class Certificate(StoredCertificate):
 
     @property
     def written(self) -> Healed:
-        """The candidate that was chosen; without `final` its adapter is the run's adapter."""
+        """The candidate that was written: its adapter is the run's."""
         return self.candidates[self.chosen]
 
 
 def read_certificate(run: Path) -> Certificate | None:
-    """Read the certificate in a run's directory; None if there is none."""
-    return _read(run, Certificate)
+    """Read the certificate in a run's directory; None: none, or one of a `former_design`."""
+    return None if former_design(run / FILE_NAME) is not None else _read(run, Certificate)
 
 
 def required_certificate(run: Path) -> Certificate:
-    """Read the certificate in a run's directory, which must have one."""
+    """Read the certificate in a run's directory, which must have one of this version's design."""
+    check_design(run / FILE_NAME)
     certificate = read_certificate(run)
     if certificate is None:
         raise SoraError(

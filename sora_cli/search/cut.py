@@ -28,14 +28,14 @@ from sora_cli.core.console import duration
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.scoring import load_target
 from sora_cli.run.stored import load_adapted
-from sora_cli.search.basis import certifiable_on
-from sora_cli.search.bounds import Scored
+from sora_cli.search.certifiable import Certifiable
 from sora_cli.search.promise import Promise
 from sora_cli.search.rows import ChoosingRows
 from sora_cli.search.search import Candidate, Search, choose_smallest
 from sora_cli.search.sizes import COARSE_RATIO, MAX_SIZES, SIZE_RATIO, smaller_sizes
 from sora_cli.search.statement import NOT_ALONE
 from sora_cli.search.words import answers_lines, certifiable_line
+from sora_cli.tasks.row_scores import RowScores
 
 Layers = Mapping[str, LowRankFactors]
 Ranks = Mapping[str, int]
@@ -79,13 +79,13 @@ def smallest_cut(
 
 def choose_cut(
     layers: Layers,
-    scores: Callable[[Layers], Scored],
+    scores: Callable[[Layers], RowScores],
     promise: Promise,
     split: str,
     tell: Tell,
     *,
-    reference: Scored | None = None,
-    as_stored: Callable[[Layers], Scored] | None = None,
+    reference: RowScores | None = None,
+    as_stored: Callable[[Layers], RowScores] | None = None,
 ) -> Search[Ranks]:
     """Choose a cut by a function that scores factors; the key of the result is the layers' ranks.
 
@@ -103,7 +103,7 @@ def choose_cut(
     everything: Ranks = {path: module.live for path, module in known.items()}
     total = sum(everything.values())
 
-    def at(ranks: Ranks, scores: Callable[[Layers], Scored]) -> Candidate[Ranks]:
+    def at(ranks: Ranks, scores: Callable[[Layers], RowScores]) -> Candidate[Ranks]:
         factors, losses = truncate_layers(layers, known, ranks)
         numbers = sum(loss.after * cost[path] for path, loss in losses.items())
         components = sum(loss.after for loss in losses.values())
@@ -120,8 +120,7 @@ def choose_cut(
     # a difference of two models has full rank, hence many components: halve them to get small soon
     ratio = SIZE_RATIO if reference is None else COARSE_RATIO
     sizes = [total, *smaller_sizes(total, ratio)][:MAX_SIZES] if outside else smaller_sizes(total)
-    rows = sum(map(len, whole.scores))
-    tell(f"up to {len(sizes)} sizes are scored, each on {rows:,} rows{took}")
+    tell(f"up to {len(sizes)} sizes are scored, each on {len(whole.scores):,} rows{took}")
     return choose_smallest(
         whole,
         sizes,
@@ -137,19 +136,19 @@ def cut_to(layers: Layers, ranks: Ranks) -> tuple[Layers, dict[str, Loss]]:
     return truncate_layers(layers, survey(layers), ranks)
 
 
-def tell_certifiable(scores: Scored, split: str, promise: Promise, tell: Tell) -> Promise:
+def tell_certifiable(scores: RowScores, split: str, promise: Promise, tell: Tell) -> Promise:
     """Print the smallest drop that these rows can certify, if it depends only on their number.
 
     Returns:
         The promise with `smallest` replaced by a number.
     """
-    rows = tuple(map(len, scores))
-    certifiable = certifiable_on(promise, rows, scores[0])
-    settled = promise.settled(certifiable, rows[0])
-    lines: Iterable[str | None] = [certifiable_line(scores[0], split, promise.confidence)]
-    if promise.basis != "labels":
+    rows = len(scores)
+    certifiable = Certifiable.on(rows, promise.confidence, scores)
+    settled = promise.settled(certifiable, rows)
+    lines: Iterable[str | None] = [certifiable_line(scores, split, promise.confidence)]
+    if promise.by_answers:
         lines = answers_lines(settled, rows, certifiable.bound)
-    for line in filter(None, [*lines, None if scores[0].rows_alone else NOT_ALONE]):
+    for line in filter(None, [*lines, None if scores.rows_alone else NOT_ALONE]):
         tell(line)
     return settled
 
@@ -166,13 +165,13 @@ class Scores:
         self._base_weights = adapter.base_weights
         self.own = rows.scored_by(self._base, scratch)
 
-    def of(self, factors: Layers) -> Scored:
+    def of(self, factors: Layers) -> RowScores:
         """Put these factors into the model, and return its scores."""
         for path, layer in self.layers.items():
             _set_factors(layer, factors[path])
         return self.own()
 
-    def rounded(self, rounding: Rounding, factors: Layers) -> Scored:
+    def rounded(self, rounding: Rounding, factors: Layers) -> RowScores:
         """Put these factors and the head into the model as they will be stored; return its scores.
 
         From then on the model has the rounded head.

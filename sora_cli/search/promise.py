@@ -52,7 +52,7 @@ class Promise(BaseModel):
     basis: Basis = Field(
         "labels",
         description="labels: the metric on labelled rows is tested; answers: the share of rows "
-        "without labels that are answered differently; both: each at half the error",
+        "without labels that are answered differently",
     )
     next_tokens: bool = Field(
         False,
@@ -99,7 +99,7 @@ class Promise(BaseModel):
 
     @property
     def by_answers(self) -> bool:
-        """True if answers alone are tested, for either kind of promise."""
+        """True if answers are tested, for either kind of promise."""
         return self.kind == "differ" or self.basis == "answers"
 
     @property
@@ -113,17 +113,6 @@ class Promise(BaseModel):
         if self.next_tokens:
             return "differ in a next-token choice"
         return "differ" if self.tolerance is None else f"differ by more than {self.tolerance:g}"
-
-    def parts(self) -> tuple[Promise, ...]:
-        """Return the promises that are tested: itself, or one by labels and one by answers.
-
-        Each of two has half the error. If either test alone errs with at most this probability, one
-        of them errs with at most their sum, whatever their dependence (Bonferroni).
-        """
-        if self.basis != "both":
-            return (self,)
-        each = {"confidence": 1 - (1 - self.confidence) / 2}
-        return tuple(self.model_copy(update={"basis": b, **each}) for b in ("labels", "answers"))
 
     @property
     def tested(self) -> str:
@@ -214,9 +203,9 @@ class PromiseOptions:
             raise SoraError(
                 "no promise is given", hint="--max-drop 1pt, or --max-differ 1% --unlabelled FILE"
             )
-        if self.basis in {"answers", "both"} and self.unlabelled is None:
+        if self.basis == "answers" and self.unlabelled is None:
             raise SoraError(
-                f"auto.basis={self.basis} needs rows to answer; they need no labels",
+                "auto.basis=answers needs rows to answer; they need no labels",
                 hint="--unlabelled FILE",
                 key="auto.basis",
             )
@@ -225,9 +214,9 @@ class PromiseOptions:
 
     def _check_share(self, share: float | str) -> None:
         """Check a promise about answers: it needs rows, and a share."""
-        if self.basis in {"labels", "both"}:
+        if self.basis == "labels":
             raise SoraError(
-                f"auto.basis={self.basis} goes with max_drop: answers test max_differ",
+                "auto.basis=labels goes with max_drop: answers test max_differ",
                 hint="auto.basis=null",
                 key="auto.basis",
             )
@@ -328,11 +317,6 @@ def rows_are_right_or_wrong(recipe: Recipe) -> bool:
     return options.COUNTS_ROWS and is_right_or_wrong(
         main_metric(options.metrics, options.best_metric)
     )
-
-
-def has_exact_bound(recipe: Recipe) -> bool:
-    """Return whether rows are right or wrong, and each by itself: then bounds are exact."""
-    return rows_are_right_or_wrong(recipe) and recipe.task.options.ROWS_ALONE
 
 
 def is_right_or_wrong(metric: str) -> bool:

@@ -4,25 +4,13 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from sora_cli.search.halves import HALVES
-
 TRAIN, SCREENING, TEST = "train", "screening", "test"
 """Names of the parts whose rows decide; `part_of` names the reported splits."""
-REFIT = "refit"
-"""Name of the part of all rows, on which a size was trained once more."""
-ANSWERS = "answers"
-"""Name of the part of rows without labels that test a drop beside labelled test rows."""
-
-
-def half_name(half: int) -> str:
-    """Return the name of the part that a half's adapters are trained on."""
-    return f"half {half}"
 
 
 def part_of(split: str) -> str:
     """Return the name of a reported split in `rows`, distinct from the parts that decide."""
-    parts = {TRAIN, SCREENING, TEST, ANSWERS, REFIT, *map(half_name, HALVES)}
-    return f"reported {split}" if split in parts else split
+    return f"reported {split}" if split in {TRAIN, SCREENING, TEST} else split
 
 
 class RowSet(BaseModel):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 
 from sora_cli.core.console import say_notes
 from sora_cli.data.content import data_fingerprint
@@ -22,17 +22,15 @@ from sora_cli.data.repeats import count_inputs, groups_of, rows_in
 from sora_cli.data.rows import Rows, load_rows
 from sora_cli.model.base import Base
 from sora_cli.recipe.auto import Basis
-from sora_cli.recipe.recipe import DataBlock, Recipe
+from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.encode import encode
 from sora_cli.run.prepare import Prepared, check_rows, load_task, raw_keys
 from sora_cli.search.answers import AnswerRows, read_answer_rows
-from sora_cli.search.basis import BASES, TestRows, basis_line, certifiable_on, choose_basis
-from sora_cli.search.bounds import Scored
+from sora_cli.search.basis import BASES, basis_line, choose_basis
 from sora_cli.search.certifiable import Certifiable
-from sora_cli.search.halves import HALVES, WHOLE_DATA, half_data, held_data
 from sora_cli.search.parts import EncodedPart, Held, Part, counted_part
 from sora_cli.search.promise import Promise, promise_of
-from sora_cli.search.row_set import ANSWERS, SCREENING, TEST, TRAIN, RowSet, half_name, part_of
+from sora_cli.search.row_set import SCREENING, TEST, TRAIN, RowSet, part_of
 from sora_cli.search.screening import part_rows
 from sora_cli.tasks.base import Encoded, Task
 from sora_cli.tasks.row_scores import RowScores, answer_scores
@@ -64,49 +62,7 @@ def deciding_rows(
     if promise.by_answers:
         unseen = unlabelled_rows(recipe, task).unseen([train])
         return {**unseen.parts(screening, test, block.seed)}
-    held = choosing_rows(task, screening / (screening + test), block.seed, inputs)
-    if promise.basis == "labels":
-        return {**held}
-    # labelled rows choose the sizes, so none of them may test among the rows without labels
-    seen = [train, *(part.rows for part in held.values())]
-    return {**held, ANSWERS: unlabelled_rows(recipe, task).unseen(seen)}
-
-
-def cross_fit_rows(recipe: Recipe, task: Task, screening: int) -> dict[str, Part]:
-    """Return the screening rows and the rows of each half, by part; each half tests the other.
-
-    Args:
-        recipe: recipe with the `auto` block of the search.
-        task: task of the search, bound to all rows.
-    """
-    block = recipe.auto
-    assert block is not None
-    parts: dict[str, Part] = {}
-    wanted = {SCREENING: held_data(screening, block.seed)}
-    wanted |= {half_name(3 - half): half_data(half, screening, block.seed) for half in HALVES}
-    for name, values in wanted.items():
-        whole = {"max_validation_rows": None, "max_train_rows": None}
-        rows = load_rows(recipe.data.model_copy(update={**values, **whole}), task.raw_keys)
-        check_rows(task, rows, [rows.select])
-        parts[name] = Part(rows.select, rows.origin(rows.select))
-    return parts
-
-
-def sets_of_halves(rows: Rows, parts: Mapping[str, Part]) -> dict[str, RowSet]:
-    """Return the number and digest of the rows of every part of cross-fitting.
-
-    Args:
-        rows: all rows, without a half taken out.
-        parts: of `cross_fit_rows`.
-    """
-    halves = [parts[half_name(half)] for half in HALVES]
-    test = Part(concatenate_datasets([half.rows for half in halves]), halves[0].origin)
-    return row_sets(rows, {SCREENING: parts[SCREENING], TEST: test, **parts})
-
-
-def whole_data(data: DataBlock) -> DataBlock:
-    """Return the data block that trains on all rows: nothing is held out."""
-    return data.model_copy(update=WHOLE_DATA)
+    return {**choosing_rows(task, screening / (screening + test), block.seed, inputs)}
 
 
 def unlabelled_rows(recipe: Recipe, task: Task) -> AnswerRows:
@@ -128,7 +84,7 @@ def unlabelled_rows(recipe: Recipe, task: Task) -> AnswerRows:
 
 def count_rows(recipe: Recipe) -> tuple[int, int]:
     """Return the number of rows in the training split, and of different inputs among them."""
-    data = whole_data(recipe.data).model_copy(update={"max_train_rows": None})
+    data = recipe.data.whole().model_copy(update={"max_train_rows": None})
     rows = load_task(recipe.model_copy(update={"data": data}))[1]
     if data.repeats == "separate":
         return len(rows.train), len(rows.train)
@@ -169,18 +125,13 @@ class DecidingParts:
 
     Attributes:
         screening: rows that choose the sizes.
-        tests: rows that test them, for each of `Promise.parts`.
+        test: rows that test them.
         sets: number and digest of the rows of every part.
     """
 
     screening: EncodedPart
-    tests: tuple[EncodedPart, ...]
+    test: EncodedPart
     sets: dict[str, RowSet]
-
-    def notes(self) -> Iterator[str]:
-        """Yield notes on the test rows that do not test."""
-        for part, name in zip(self.tests, ("test rows", "rows without labels"), strict=False):
-            yield from part.notes(name)
 
 
 def deciding_parts(
@@ -196,23 +147,17 @@ def deciding_parts(
     assert recipe.auto is not None
     screening = EncodedPart(held[SCREENING], held[SCREENING].encoded(task, base))
     own = held[SCREENING]
+    sets = row_sets(rows, held)
+    if recipe.data.repeats == "separate":
+        test = EncodedPart(held[TEST], held[TEST].encoded(task, base))
+        return DecidingParts(screening, test, sets)
     # the task that encoded each of the parts that test rows must not repeat
     seen = [(task, train), (own.task if isinstance(own, AnswerRows) else task, screening.rows)]
-    tests = dict[str, EncodedPart]()
-    for name in (part for part in (TEST, ANSWERS) if part in held):
-        if recipe.data.repeats == "together":
-            tests[name] = counted_part(held[name], task, base, seen, recipe.auto.seed)
-        else:
-            tests[name] = EncodedPart(held[name], held[name].encoded(task, base))
-        # labelled rows choose the size, so none of them may test among the rows without labels
-        seen = [*seen, (task, tests[name].rows)]
-    sets = row_sets(rows, held)
-    sets |= {name: part.row_set(sets[name].split) for name, part in tests.items()}
-    if recipe.data.repeats == "together":
-        different = count_inputs(own.raw_keys(task))
-        sets[SCREENING] = sets[SCREENING].model_copy(update={"inputs": different})
-        sets[TEST] = sets[TEST].model_copy(update={"classes": tests[TEST].classes(task)})
-    return DecidingParts(screening, tuple(tests.values()), sets)
+    test = counted_part(held[TEST], task, base, seen, recipe.auto.seed)
+    different = count_inputs(own.raw_keys(task))
+    sets[SCREENING] = sets[SCREENING].model_copy(update={"inputs": different})
+    sets[TEST] = test.row_set(sets[TEST].split).model_copy(update={"classes": test.classes(task)})
+    return DecidingParts(screening, test, sets)
 
 
 def row_sets(rows: Rows, held: Mapping[str, Held]) -> dict[str, RowSet]:
@@ -231,15 +176,7 @@ def _row_set(split: str, rows: Dataset) -> RowSet:
     return RowSet(split=split, rows=len(rows), digest=data_fingerprint(rows))
 
 
-def certifiable_by(
-    recipe: Recipe,
-    ready: Prepared,
-    rows: int,
-    promise: Promise,
-    confidence: float | None = None,
-    *,
-    answers: int = 0,
-) -> Certifiable:
+def certifiable_by(recipe: Recipe, ready: Prepared, rows: int, promise: Promise) -> Certifiable:
     """Return the smallest drop that a number of test rows can certify, before any training.
 
     The untrained model scores a few rows, because only row scores tell if the metric's rows are
@@ -247,20 +184,15 @@ def certifiable_by(
 
     Args:
         recipe: recipe of the run at full rank.
-        confidence: confidence of the bound; None: the promise's.
-        answers: number of rows without labels that test, too.
     """
-    confidence = promise.confidence if confidence is None else confidence
-    promise = promise.model_copy(update={"confidence": confidence})
-    numbers = (rows, answers) if promise.basis == "both" else (rows,)
     if promise.by_answers:
         some = answer_scores([], rows_alone=recipe.task.options.ROWS_ALONE)
-        return certifiable_on(promise, numbers, some)
+        return Certifiable.on(rows, promise.confidence, some)
     few = ready.rows.select.select(range(min(_FEW, len(ready.rows.select))))
     encoded = encode(ready.task, ready.base, few, ready.rows.origin(ready.rows.select))
     with tempfile.TemporaryDirectory() as scratch:  # a trainer makes its directory
         scores = build_scorer(recipe, ready.task, ready.base, Path(scratch)).row_scores(encoded)
-    return certifiable_on(promise, numbers, scores)
+    return Certifiable.on(rows, promise.confidence, scores)
 
 
 class _ToldOnce:
@@ -338,26 +270,8 @@ class SelectionRows(_ToldOnce):
         return lambda: rows.scores(trainer)
 
 
-class ChoosingRows:
-    """The rows on which the sizes of a finished adapter are compared.
-
-    Attributes:
-        parts: rows for each of `Promise.parts`.
-        task: the family, bound to the first part.
-    """
-
-    def __init__(self, *parts: SelectionRows | UnlabelledRows) -> None:
-        self.parts, self.task = parts, parts[0].task
-
-    @property
-    def split(self) -> str:
-        """The name of these rows; once they are encoded, with the number of those that test."""
-        return " and ".join(part.split for part in self.parts)
-
-    def scored_by(self, base: Base, scratch: Path) -> Callable[[], Scored]:
-        """Return a function that scores the model on these rows as it is then."""
-        each = [part.scored_by(base, scratch) for part in self.parts]
-        return lambda: tuple(scores() for scores in each)
+ChoosingRows = SelectionRows | UnlabelledRows
+"""The rows on which the sizes of a finished adapter are compared."""
 
 
 def rows_on_best_basis(
@@ -375,14 +289,12 @@ def rows_on_best_basis(
         pool: rows without labels, none of them in `labelled.seen`.
         basis: basis that the user chose; None: the one that is planned to certify most.
     """
-    answered = UnlabelledRows(recipe, pool, labelled.seen)
-    parts: dict[Basis, tuple[SelectionRows | UnlabelledRows, ...]] = {
-        "labels": (labelled,),
-        "answers": (answered,),
-        "both": (labelled, answered),
+    parts: dict[Basis, ChoosingRows] = {
+        "labels": labelled,
+        "answers": UnlabelledRows(recipe, pool, labelled.seen),
     }
     wanted: Sequence[Basis] = BASES if basis is None else (basis,)
-    rows: dict[Basis, TestRows] = {name: tuple(map(len, parts[name])) for name in wanted}
+    rows = {name: len(parts[name]) for name in wanted}
     chosen = choose_basis(promise, rows)
     on = promise.model_copy(update={"basis": chosen})
-    return ChoosingRows(*parts[chosen]), on, basis_line(chosen, promise, rows)
+    return parts[chosen], on, basis_line(chosen, promise, rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +29,7 @@ _TESTABLE = 1.5 * FEWEST_DIFFERING
 """Test rows that are expected to differ for a size to be tested with an approximate bound."""
 _BEFOREHAND = 20
 """Weight of the drop that is expected before screening, in right-or-wrong rows."""
+_STEP = 2  # places in the list of sizes to the next bolder one
 
 
 def part_rows(rows: int, seed: int, *, screening: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
@@ -75,19 +76,16 @@ class Cuts:
     scores: list[RowScores]
 
 
-def planned_sizes(
-    values: Values, cost: Mapping[str, int], full: int, shares: Sequence[float] = SHARES
-) -> list[PlannedSize]:
+def planned_sizes(values: Values, cost: Mapping[str, int], full: int) -> list[PlannedSize]:
     """Return the sizes to screen, without empty sizes and repetitions.
 
     Args:
         values: singular values of each layer's update.
         cost: numbers that one component of each layer stores.
         full: parameters at full rank.
-        shares: sizes as shares of full rank's parameters, from the largest to the smallest.
     """
     sizes: list[PlannedSize] = []
-    for share in shares:
+    for share in SHARES:
         budget = int(share * full)
         ranks = within_parameters(values, cost, budget)
         if any(ranks.values()) and not (sizes and sizes[-1].ranks == ranks):
@@ -95,39 +93,15 @@ def planned_sizes(
     return sizes
 
 
-def merged_cuts(one: Cuts, two: Cuts) -> Cuts:
-    """Return the screening of both halves as one, with each screening row once for each half.
-
-    Sizes that only one half has, since its cut keeps nothing or repeats another, are left out.
-    """
-    other = {planned.max_params: place for place, planned in enumerate(two.planned)}
-    places = [(i, other[p.max_params]) for i, p in enumerate(one.planned) if p.max_params in other]
-    return Cuts(
-        full=one.full,
-        whole=_joined(one.whole, two.whole),
-        planned=[one.planned[i] for i, _ in places],
-        # the cuts keep other components in each half: the larger size counts
-        sizes=[max(one.sizes[i], two.sizes[j], key=lambda s: s.parameters) for i, j in places],
-        scores=[_joined(one.scores[i], two.scores[j]) for i, j in places],
-    )
-
-
-def _joined(one: RowScores, two: RowScores) -> RowScores:
-    return replace(one, parts=np.concatenate([one.parts, two.parts]))
-
-
-def screen(cuts: Cuts, *, test_rows: int, confidence: float, answers: int = 0) -> list[Screened]:
+def screen(cuts: Cuts, *, test_rows: int, confidence: float) -> list[Screened]:
     """Return the screening results of all cuts, from largest to smallest; none is named yet.
 
     Args:
         test_rows: number of rows that will test a size.
         confidence: confidence of that test.
-        answers: number of rows without labels that will test it beside labelled ones, with the same
-            confidence; 0: labels or answers alone test it.
     """
-    rows = {"test_rows": test_rows, "answers": answers}
     return [
-        measured(planned, size, cuts.whole, small, confidence=confidence, **rows)
+        measured(planned, size, cuts.whole, small, test_rows=test_rows, confidence=confidence)
         for planned, size, small in zip(cuts.planned, cuts.sizes, cuts.scores, strict=True)
     ]
 
@@ -140,13 +114,12 @@ def measured(
     *,
     test_rows: int,
     confidence: float,
-    answers: int = 0,
 ) -> Screened:
     """Return the screening result of one cut, not named yet.
 
     Args:
         whole, small: scores of the uncut checkpoint and of the cut on the same rows.
-        test_rows, confidence, answers: as of `screen`.
+        test_rows, confidence: as of `screen`.
     """
     drop = drop_on(whole, small)
     result = Screened(
@@ -166,12 +139,6 @@ def measured(
     if whole.is_right_or_wrong:
         result.expected, differing = _expected(planned.share, drop, seen, len(whole))
         result.certifiable = certifiable_drop(test_rows, differing=differing, confidence=confidence)
-        if answers:
-            # the share of other answers, as of a promise about them; rows that are wrong before and
-            # after may have other answers, too, but here only their labels are looked at
-            share, _ = _expected(planned.share, seen, seen, len(whole), worth=2.0)
-            certified = certifiable_share(answers, share, confidence, POWER)
-            result.certifiable = min(result.certifiable, max(certified - result.expected, 0.0))
         return result
     result.certifiable = _certifiable(whole, small, test_rows, confidence)
     differing = seen
@@ -229,7 +196,6 @@ def name_sizes(
     serve: Serve | None,
     *,
     tested: bool = True,
-    step: int = 2,
     answers: bool = False,
 ) -> list[int]:
     """Choose the screened sizes to train; return their indices, from the largest to the smallest.
@@ -263,7 +229,6 @@ def name_sizes(
         most: largest number of sizes to train.
         serve: server of the adapter; None: parameters count.
         tested: False: no test could pass, so only the liked size is trained.
-        step: places from a size to the next bolder one, of `SHARES` two.
         answers: the promise is about answers.
     """
     able = _distinct(screened, full, serve)
@@ -279,10 +244,10 @@ def name_sizes(
         neighbours = [max(safe - 1, 0), max(safe, liked)]
         places = [safe] if most == 1 else neighbours if most == 2 else [*neighbours, safe]
     elif any(size.expected is None or size.differing is not None for size in sizes):
-        above = [max(safe - step, 0)] if most > 1 else []
-        places = [*above, safe, *(safe + step * n for n in range(1, most))]
+        above = [max(safe - _STEP, 0)] if most > 1 else []
+        places = [*above, safe, *(safe + _STEP * n for n in range(1, most))]
     else:
-        places = [safe, liked, *(liked + step * n for n in range(1, most))]
+        places = [safe, liked, *(liked + _STEP * n for n in range(1, most))]
     within = sorted({min(place, len(able) - 1) for place in places})
     return [able[place] for place in within[:most]]
 

@@ -20,10 +20,11 @@ from typing import Any, Generic, Protocol, TypeVar
 from sora_cli.core.processes import from_first_process
 from sora_cli.recipe.tolerance import AGREEMENT
 from sora_cli.search.bca import drop_on
-from sora_cli.search.bounds import Bound, Scored, promised_bound
+from sora_cli.search.bounds import Bound, drop_bound
 from sora_cli.search.certifiable import certifiable_from
 from sora_cli.search.promise import Promise
 from sora_cli.search.sizes import last_passed
+from sora_cli.tasks.row_scores import RowScores
 
 Key = TypeVar("Key")
 Size = TypeVar("Size")
@@ -31,7 +32,7 @@ Made = TypeVar("Made")
 
 
 class Test(Protocol):
-    """The result of a size's test: a bound, or the means of several."""
+    """The result of a size's test."""
 
     def fails(self, max_drop: float, /) -> bool:
         """Return True if this test ends the testing."""
@@ -74,8 +75,7 @@ class Candidate(Generic[Key]):
         components: number of components in all layers.
         parameters: numbers in the factors.
         scores: scores on the test rows.
-        drop: drop against the reference, in the metric's unit, by labels if these test; negative:
-            better.
+        drop: drop against the reference, in the metric's unit; negative: better.
         bound: bound of the drop; None: the reference itself, or scored after the testing had ended.
         passed: True if the bound (without a bound: the drop) is within the promise.
         passed_over: True if too few rows differ for any such size to pass.
@@ -84,7 +84,7 @@ class Candidate(Generic[Key]):
     key: Key
     components: int
     parameters: int
-    scores: Scored
+    scores: RowScores
     drop: float = 0.0
     bound: Bound | None = None
     passed: bool = False
@@ -93,12 +93,11 @@ class Candidate(Generic[Key]):
     @property
     def score(self) -> float:
         """The metric on the test rows, or the agreement with full rank there."""
-        first = self.scores[0]
-        return 1 - self.drop if first.is_agreement else first.value
+        return 1 - self.drop if self.scores.is_agreement else self.scores.value
 
-    def against(self, whole: Scored, bound: Bound | None, max_drop: float) -> Candidate[Key]:
+    def against(self, whole: RowScores, bound: Bound | None, max_drop: float) -> Candidate[Key]:
         """Return a copy with the result of its test, or without a bound with its drop alone."""
-        drop = drop_on(whole[0], self.scores[0])
+        drop = drop_on(whole, self.scores)
         passed = drop <= max_drop if bound is None else bound.keeps(max_drop)
         over = bound is not None and bound.passes_over(max_drop)
         return replace(self, drop=drop, bound=bound, passed=passed, passed_over=over)
@@ -140,9 +139,9 @@ class Search(Generic[Key]):
         return AGREEMENT if self.promise.kind == "differ" else self.promise.metric
 
     @property
-    def rows(self) -> tuple[int, ...]:
-        """Numbers of test rows, for each part of the promise."""
-        return tuple(map(len, self.candidates[0].scores))
+    def rows(self) -> int:
+        """Number of test rows."""
+        return len(self.candidates[0].scores)
 
     @property
     def certified(self) -> bool:
@@ -165,21 +164,18 @@ class Search(Generic[Key]):
     def certifiable(self) -> float | None:
         """The smallest drop that these rows certify with a probability of 80 %; None: not known.
 
-        It assumes that a size differs from the reference as `first_tested` does. Of two tests the
-        better one counts, since either is enough.
+        It assumes that a size differs from the reference as `first_tested` does.
         """
         size = self.first_tested
         if size is None or size.bound is None or not size.bound.is_of_many:
             return None
-        tests = zip(self.promise.parts(), self.candidates[0].scores, size.scores, strict=True)
-        return min(
-            certifiable_from(whole, small, len(whole), confidence=part.confidence)
-            for part, whole, small in tests
+        return certifiable_from(
+            self.candidates[0].scores, size.scores, self.rows, confidence=self.promise.confidence
         )
 
     def _repeats(self) -> dict[str, Any]:
         """Return the number of all rows, and the drop on them, if some repeat an input."""
-        every, bound = self.chosen.scores[0].every, self.chosen.bound
+        every, bound = self.chosen.scores.every, self.chosen.bound
         if every is None:
             return {}
         return {"all_rows": len(every), "drop_on_all_rows": None if bound is None else bound.every}
@@ -187,11 +183,6 @@ class Search(Generic[Key]):
     def facts(self) -> dict[str, Any]:
         """Return the facts about the choice of the size that an adapter's lineage records."""
         bound = self.chosen.bound
-        both: dict[str, Any] = {}
-        if self.promise.basis == "both":
-            uppers = [None, None] if bound is None else [part.upper for part in bound.parts]
-            both = dict(zip(("bound_by_labels", "bound_by_answers"), uppers, strict=True))
-            both["rows_without_labels"] = self.rows[1]
         return {
             "given": self.promise.given,
             "metric": self.metric,
@@ -202,9 +193,8 @@ class Search(Generic[Key]):
             "drop": self.chosen.drop,
             "bound": None if bound is None else bound.upper,
             "bound_kind": None if bound is None else bound.kind,
-            "rows": self.rows[0],
+            "rows": self.rows,
             **self._repeats(),
-            **both,
             **({"next_tokens": True} if self.promise.next_tokens else {}),
             **({"tolerance": self.promise.tolerance} if self.promise.tolerance is not None else {}),
         }
@@ -237,7 +227,7 @@ def choose_smallest(
     full, max_drop = whole.scores, promise.max_drop
 
     def test(made: Candidate[Key]) -> Bound:
-        return promised_bound(promise, full, made.scores)
+        return drop_bound(full, made.scores, promise.confidence)
 
     scored = [whole.against(full, None, max_drop)]
     for made, bound in in_fixed_order(sizes, make, test, max_drop):

@@ -5,15 +5,14 @@ They are computed from the figures whenever a certificate is made or read. No to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sora_cli.core.words import first_few, shown_value
 from sora_cli.search.constant import nothing_promised
-from sora_cli.search.halves import half_confidence
 
 if TYPE_CHECKING:
-    from sora_cli.search.certificate import BoundMethod, PartTest, SizeTest
+    from sora_cli.search.certificate import BoundMethod, SizeTest
     from sora_cli.search.promise import Promise
     from sora_cli.search.row_set import RowSet
 
@@ -28,22 +27,8 @@ _SCOPE = (
     "other data, or rows of another kind"
 )
 _NOT_APART = "rows that repeat an input were not kept apart from those that test"
-_TEST_ROWS = {
-    "labels": "the test rows",
-    "answers": "the unlabelled ones",
-    "both": "the test rows, with and without labels, which count as rows of one kind",
-}
+_TEST_ROWS = {"labels": "the test rows", "answers": "the unlabelled ones"}
 """The rows that a promise is about, by its basis."""
-_SCOPE_OF_HALVES = (
-    "the size, by two adapters that were each trained on half of the rows, these training runs, "
-    "and rows drawn like these; the written adapter was trained on all rows and was not itself "
-    "tested; not another seed, other data, or rows of another kind"
-)
-_SCOPE_OF_REFIT = (
-    "the tested adapter in {tested}, this training run, and {rows} drawn like {like}; the written "
-    "adapter was trained on all rows, test rows included, and was not itself tested; not another "
-    "seed, other data, or rows of another kind"
-)
 _SCOPE_OF_ANSWERS = (
     "{answers} of the written adapter, this training run, and {rows} drawn like the unlabelled "
     "ones; not another seed, other data, or rows of another kind"
@@ -66,44 +51,37 @@ def inputs(rows: RowSet, *, labels: bool = True) -> str:
     return f"{rows.rows:,} distinct inputs{without} that training has not seen"
 
 
-def as_they_come(
-    promise: Promise, *, rows: int, held: int | None, drop: float | None, by_answers: bool
-) -> str:
+def as_they_come(promise: Promise, *, rows: int, held: int | None, drop: float | None) -> str:
     """Return the end of a sentence on all test rows, where some repeat an input; else "".
 
     Args:
         rows: number of the rows that test.
         held: number of all test rows; None: all of them test.
         drop: on all of them, without a bound; None: not measured.
-        by_answers: the drop is the share of answers that differ.
     """
     if held is None or held == rows:
         return ""
     text = f"; {(held - rows) / held:.1%} of the {held:,} test rows repeat an input"
     if drop is None:
         return text
-    figure = f"{100 * drop:.2f} % of the answers differ" if by_answers else f"it is {drop:+.4f}"
+    figure = f"it is {drop:+.4f}"
+    if promise.by_answers:
+        figure = f"{100 * drop:.2f} % of the answers differ"
     more = ", which is MORE THAN PROMISED" if not drop <= promise.max_drop else ""
     return f"{text}, and over all of them as they come {figure}{more}"
 
 
-def scope(promise: Promise, *, halves: bool, tested: str | None, distinct: bool) -> str:
+def scope(promise: Promise, *, distinct: bool) -> str:
     """Return the adapter, run and rows that a promise is about.
 
     Args:
         distinct: repeated rows do not test.
-        halves: it is about both halves of cross-fitting.
-        tested: directory of the tested adapter, if another one was written; None: the same.
     """
-    if halves:
-        return f"{_SCOPE_OF_HALVES}; {_NOT_APART}"
     answers = _NEXT_TOKENS if promise.next_tokens else "answers, whether they are right or not,"
-    text = _SCOPE if tested is None else _SCOPE_OF_REFIT
-    text = (_SCOPE_OF_ANSWERS if promise.kind == "differ" else text).format(
+    text = (_SCOPE_OF_ANSWERS if promise.kind == "differ" else _SCOPE).format(
         rows="distinct inputs" if distinct else "rows",
         like=_TEST_ROWS[promise.basis],
         answers=answers,
-        tested=tested,
     )
     return text if distinct else f"{text}; {_NOT_APART}"
 
@@ -128,7 +106,7 @@ def kept_by_constant(promise: Promise, classes: Mapping[str, int], full: float) 
 
 
 def drop_by_labels(
-    promise: Promise, bound: BoundMethod, test: PartTest | None, rows: RowSet
+    promise: Promise, bound: BoundMethod, test: SizeTest | None, rows: RowSet
 ) -> str:
     """Return the certified promise as a sentence, or the reason for having none.
 
@@ -161,43 +139,7 @@ def drop_by_labels(
     )
 
 
-def on_halves(
-    promise: Promise,
-    bound: BoundMethod,
-    test: SizeTest | None,
-    tests: Sequence[SizeTest | None],
-    rows: RowSet,
-) -> str:
-    """Return the certified promise of cross-fitting as a sentence; see `drop_by_labels`.
-
-    Args:
-        test: mean of both halves' tests.
-        tests: tests of both halves.
-        rows: test rows of a half.
-    """
-    if test is None:
-        each = promise.model_copy(update={"confidence": half_confidence(promise.confidence)})
-        return drop_by_labels(each, bound, None, rows)
-    bounds = " and ".join("none" if t is None else f"{t.upper:.4f}" for t in tests)
-    sure = f"{half_confidence(promise.confidence):.1%}"
-    each_sure = f"each with {sure} confidence, on {inputs(rows)}"
-    seen = f"bound {test.upper:.4f}, the mean of {bounds}, {each_sure}; mean drop {test.drop:+.4f}"
-    if test.kept:
-        return (
-            f"with {promise.confidence:.0%} confidence {promise.metric} is at most "
-            f"{promise.max_drop:g} worse than at full rank, in the mean of two adapters of this "
-            f"size, each trained on half of the rows and tested on the other half ({seen})"
-        )
-    if test.refused is not None:
-        return f"no bound of the mean loss can be computed: {test.refused}"
-    return (
-        f"no size passed its test: of the largest, {promise.metric} may be {test.upper:.4f} worse "
-        f"than at full rank in the mean of two halves, and {promise.max_drop:g} is tolerated "
-        f"({seen})"
-    )
-
-
-def drop_by_answers(promise: Promise, test: PartTest | None, rows: RowSet) -> str:
+def drop_by_answers(promise: Promise, test: SizeTest | None, rows: RowSet) -> str:
     """Return the promise about a drop that answers test, as a sentence; see `drop_by_labels`."""
     promised = f"{promise.metric} is at most {promise.max_drop:g} worse"
     if test is None:
@@ -218,35 +160,6 @@ def drop_by_answers(promise: Promise, test: PartTest | None, rows: RowSet) -> st
     return (
         f"no size passed its test: of the largest, {promise.metric} may be {test.upper:.4f} worse "
         f"than at full rank, because {differ}, and {promise.max_drop:g} is tolerated ({seen})"
-    )
-
-
-def drop_by_both(
-    promise: Promise, bound: BoundMethod, test: SizeTest | None, rows: RowSet, more: RowSet
-) -> str:
-    """Return the promise that labels and answers test, as a sentence; see `drop_by_labels`.
-
-    Args:
-        more: rows without labels.
-    """
-    labels, answers = promise.parts()
-    if test is None:
-        by_labels = drop_by_labels(labels, bound, None, rows)
-        return f"{by_labels}; {drop_by_answers(answers, None, more)}"
-    one, other = test.parts
-    bounds = (
-        f"the smaller of two bounds at {labels.confidence:.1%} each: {one.upper:.4f} on "
-        f"{inputs(rows)} ({one.drop:+.4f}), and {other.upper:.4f} on "
-        f"{inputs(more, labels=False)}, of which {other.differing or 0:,} are answered differently"
-    )
-    if test.kept:
-        return (
-            f"with {promise.confidence:.0%} confidence {promise.metric} is at most "
-            f"{promise.max_drop:g} worse than at full rank ({bounds})"
-        )
-    return (
-        f"no size passed its test: of the largest, {promise.metric} may be {test.upper:.4f} "
-        f"worse than at full rank, and {promise.max_drop:g} is tolerated ({bounds})"
     )
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from sora_cli.core.console import count
 from sora_cli.core.table import Cell, Column, Table
 from sora_cli.search.promise import SMALLEST, rounded_up
-from sora_cli.search.row_set import ANSWERS, TEST
+from sora_cli.search.row_set import TEST
 from sora_cli.search.statement import NOT_ALONE, as_they_come
 
 if TYPE_CHECKING:
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from sora_cli.search.size import Size
     from sora_cli.tasks.row_scores import RowScores
 
-Part_co = TypeVar("Part_co", covariant=True)
 _SIZE = (Column("components", count), Column("parameters", count))
-_BOTH = ("by labels", "by answers")  # in the order of `Promise.parts`
 
 
 def certifiable_line(scores: RowScores, split: str, confidence: float) -> str | None:
@@ -46,11 +44,10 @@ def certifiable_line(scores: RowScores, split: str, confidence: float) -> str | 
     )
 
 
-def certifiable_lines(promise: Promise, rows: str, bound: BoundMethod, more: str) -> Iterator[str]:
+def certifiable_lines(promise: Promise, rows: int, bound: BoundMethod, more: str) -> Iterator[str]:
     """Yield lines on the drop that a number of test rows can certify, before any training.
 
     Args:
-        rows: the test rows in words.
         more: a sentence on the number of rows that the promise needs.
     """
     promised = (
@@ -62,7 +59,7 @@ def certifiable_lines(promise: Promise, rows: str, bound: BoundMethod, more: str
         yield f"{promised}; the bound is {bound.method}"
         yield "the smallest drop that the test rows can certify is computed after screening"
         return
-    yield f"{promised}; {rows} can be expected to certify {smallest:.4f}"
+    yield f"{promised}; {count(rows)} test rows can be expected to certify {smallest:.4f}"
     if smallest > promise.max_drop:
         yield (
             "WARNING: too few test rows to certify this drop, unless the two models almost always "
@@ -72,49 +69,41 @@ def certifiable_lines(promise: Promise, rows: str, bound: BoundMethod, more: str
         yield f"these rows can be expected to certify {fits}; {more}"
 
 
-def answers_lines(
-    promise: Promise, rows: Sequence[int], bound: BoundMethod | None = None
-) -> Iterator[str]:
+def answers_lines(promise: Promise, rows: int, bound: BoundMethod) -> Iterator[str]:
     """Yield lines on a promise that answers test, and on the rows that may differ.
 
     Args:
-        rows: numbers of test rows, for each part of the promise.
-        bound: method of the bound, of a promise about a drop.
+        rows: number of test rows.
     """
     from sora_cli.search.agreement import allowed_rows, rows_for_none, share_bound  # scipy
     from sora_cli.search.certifiable import DIFFERING
 
-    *labelled, answered = rows
-    part = promise.parts()[-1]
     share = f"{100 * promise.max_drop:g} %"
     promised = f"promise: at most {share} of the {promise.compared} {promise.differ}"
     if promise.kind == "drop":
         promised = f"promise: a drop of at most {promise.max_drop:g} ({promise.given})"
     promised += f", with {promise.confidence:.0%} confidence"
-    allowed = allowed_rows(promise.max_drop, answered, part.confidence)
-    also = f" by {count(labelled[0])} labelled rows, or" if labelled else ""
-    tested = f"{count(answered)} test rows{' without labels' if labelled else ''}"
+    allowed = allowed_rows(promise.max_drop, rows, promise.confidence)
+    tested = f"{count(rows)} test rows"
     if allowed is not None:
         few = f"at most {count(allowed)}" if allowed else "none"
         how = promise.differ if promise.next_tokens else "are answered differently"
-        yield f"{promised}; certified{also} if {few} of {tested} {how}"
+        yield f"{promised}; certified if {few} of {tested} {how}"
     else:
         yield promised
-        need = rows_for_none(promise.max_drop, part.confidence)
+        need = rows_for_none(promise.max_drop, promise.confidence)
         more = "no number of rows is enough" if need is None else f"it takes {count(need)} at least"
-        least = 100 * share_bound(0, answered, part.confidence)
-        if not labelled:
-            option = "--max-differ" if promise.kind == "differ" else "a drop of"
-            more += (
-                f", and these can certify {option} {math.ceil(10 * least) / 10:g}% at best: the "
-                "adapter will be written without a certificate (exit code 3)"
-            )
+        least = 100 * share_bound(0, rows, promise.confidence)
+        option = "--max-differ" if promise.kind == "differ" else "a drop of"
+        more += (
+            f", and these can certify {option} {math.ceil(10 * least) / 10:g}% at best: the "
+            "adapter will be written without a certificate (exit code 3)"
+        )
         yield f"WARNING: {tested} cannot certify this, even if no answer differs; {more}"
-    if promise.kind == "drop" and bound is not None and bound.smallest_drop is not None:
-        these = "labelled rows and answers together" if labelled else "these rows"
+    if promise.kind == "drop" and bound.smallest_drop is not None:
         yield (
-            f"{these} can be expected to certify {bound.smallest_drop:.4f}, if {DIFFERING:.1%} of "
-            "the rows are answered differently and the true drop is 0"
+            f"these rows can be expected to certify {bound.smallest_drop:.4f}, if {DIFFERING:.1%} "
+            "of the rows are answered differently and the true drop is 0"
         )
 
 
@@ -130,12 +119,9 @@ def expected_line(promise: Promise, rows: int, drop: float, certifiable: float) 
             f"{100 * drop:.2f} % of the {promise.compared} are expected to {promise.differ} before "
             f"healing; {rows:,} test rows could then certify {100 * (drop + certifiable):.2f} %"
         )
-    named = f"{rows:,} test rows"
-    if promise.basis == "both":
-        named = f"{rows:,} labelled rows or answers"
     return (
-        f"a drop of {drop:+.4f} is expected before healing; {named} can be expected to certify "
-        f"{certifiable:.4f}"
+        f"a drop of {drop:+.4f} is expected before healing; {rows:,} test rows can be expected to "
+        f"certify {certifiable:.4f}"
     )
 
 
@@ -148,11 +134,6 @@ def tested_line(test: SizeTest, promise: Promise) -> str:
             f"bound {100 * test.upper:.2f} %, promise {100 * promise.max_drop:g} %: "
             f"{test.verdict}{end}"
         )
-    if test.parts:
-        one, other = test.parts
-        answers = f"by answers {other.upper:.4f}: {other.differing or 0:,} differ"
-        bound = f"bound {test.upper:.4f} (by labels {one.upper:.4f}, {answers})"
-        return f"drop {test.drop:+.4f}, {bound}, promise {promise.max_drop:g}: {test.verdict}{end}"
     bound = f"bound {test.upper:.4f}" if test.refused is None else f"no bound: {test.refused}"
     return f"drop {test.drop:+.4f}, {bound}, promise {promise.max_drop:g}: {test.verdict}{end}"
 
@@ -167,9 +148,7 @@ def size_verdict(certificate: Certificate, number: int, *, reason: bool = False)
     verdict = "not tested" if test is None else test.verdict
     if reason and test is not None and test.refused is not None:
         verdict = f"{verdict}: {test.refused}"
-    if number != certificate.chosen:
-        return verdict
-    return f"{verdict}, written" if certificate.final is None else f"{verdict}, chosen"
+    return f"{verdict}, written" if number == certificate.chosen else verdict
 
 
 def size_table(certificate: Certificate) -> Table:
@@ -185,35 +164,8 @@ def size_table(certificate: Certificate) -> Table:
         figures = (None, None, None) if test is None else (test.score, test.drop, test.upper)
         name = f"{shares.get(size.max_params, math.nan):.1%}"
         lines.append([name, *_size(size), *figures, size_verdict(certificate, number)])
-        for half, part in enumerate(certificate.halves, 1):
-            same = part.candidates[number]
-            known = same.test
-            figures = (None,) * 3 if known is None else (known.score, known.drop, known.upper)
-            lines.append([f"  half {half}", *_size(same), *figures, ""])
-        for name, one in named_parts(test):
-            figures = (one.score, one.drop, one.upper)
-            lines.append([f"  {name}", None, None, None, *figures, ""])
-    final = certificate.final
-    if final is not None:
-        lines.append(["written", *_size(final), None, None, None, "all rows, not tested"])
     sure = f"at most: with {certificate.promise.confidence:.0%} confidence"
-    both = ", the mean of two halves" if certificate.halves else ""
-    if certificate.promise.basis == "both":
-        both = f", and answers to {certificate.rows[ANSWERS].rows:,} rows without labels"
-        sure += ", the smaller of two bounds"
-    return Table(f"{metric} on {rows:,} test rows{both}; {sure}", columns, lines)
-
-
-class _Parted(Protocol[Part_co]):
-    """A test or a bound; it has parts if both labels and answers test."""
-
-    @property
-    def parts(self) -> Sequence[Part_co]: ...
-
-
-def named_parts(tested: _Parted[Part_co] | None) -> list[tuple[str, Part_co]]:
-    """Return the parts by labels and by answers with their names; empty if there is one test."""
-    return list(zip(_BOTH, () if tested is None else tested.parts, strict=False))
+    return Table(f"{metric} on {rows:,} test rows; {sure}", columns, lines)
 
 
 def _drop_columns(promise: Promise) -> tuple[Column, Column]:
@@ -251,8 +203,6 @@ def search_table(search: Search[Any]) -> Table:
     rows = [first]
     for size in sizes:
         rows.append(_tried(size, _verdict(size)))
-        for name, part in named_parts(size.bound):
-            rows.append([None, None, None, part.drop, part.upper, f"  {name}"])
     return Table(f"tried on {search.split}", columns, rows)
 
 
@@ -286,7 +236,7 @@ def verdict_lines(search: Search[Any]) -> Sequence[str]:
         ]
     if search.certified and bound is not None and bound.upper is not None:
         about = "" if bound.kind == "exact" else "; the bound is approximate"
-        about = about if search.chosen.scores[0].rows_alone else f"; {NOT_ALONE}"
+        about = about if search.chosen.scores.rows_alone else f"; {NOT_ALONE}"
         return [
             f"certified: {chosen} lose at most {bound.upper:.4f} of {search.metric}, within "
             f"{promise}, {_reason(search, bound)}with confidence {confidence}, on distinct inputs "
@@ -305,26 +255,21 @@ def verdict_lines(search: Search[Any]) -> Sequence[str]:
 
 def _every(search: Search[Any]) -> str:
     """Return the end of a sentence on all rows as they come, where some repeat an input."""
-    scores, bound = search.chosen.scores[0], search.chosen.bound
+    scores, bound = search.chosen.scores, search.chosen.bound
     return as_they_come(
         search.promise,
         rows=len(scores),
         held=None if scores.every is None else len(scores.every),
         drop=None if bound is None else bound.every,
-        by_answers=search.promise.by_answers,
     )
 
 
 def _reason(search: Search[Any], bound: Bound) -> str:
-    """Return the part that answers have in a certified drop; empty if labels alone test it."""
-    if search.promise.by_answers:
-        differ = f"at most {100 * (bound.upper or 0):.2f} % of the answers differ"
-        return f"because {differ} ({bound.differing:,} of {bound.rows:,} rows), "
-    if not bound.parts:
+    """Return the part that answers have in a certified drop; empty if labels test it."""
+    if not search.promise.by_answers:
         return ""
-    each = ", ".join(f"{name} {part.upper:.4f}" for name, part in named_parts(bound))
-    answers = bound.parts[1]
-    return f"the smaller of two bounds ({each}: {answers.differing:,} of {answers.rows:,} differ), "
+    differ = f"at most {100 * (bound.upper or 0):.2f} % of the answers differ"
+    return f"because {differ} ({bound.differing:,} of {bound.rows:,} rows), "
 
 
 def _of_reference(search: Search[Any]) -> str:
@@ -333,7 +278,7 @@ def _of_reference(search: Search[Any]) -> str:
 
 def _differing(search: Search[Any]) -> str:
     """Return the number of answers that differ between the reference and the chosen size."""
-    rows, promise = search.rows[0], search.promise
+    rows, promise = search.rows, search.promise
     differing = f"{count(round(search.chosen.drop * rows))} of these {count(rows)}"
     return f"{differing} {promise.compared} {promise.differ} from {_of_reference(search)}"
 
@@ -355,7 +300,7 @@ def _verdict_on_answers(search: Search[Any]) -> Sequence[str]:
             f"certified: with {chosen} at most {share} of the {promise.compared} {promise.differ} "
             f"from {_of_reference(search)} (bound {100 * bound.upper:.2f} %: {seen}), with "
             f"confidence {confidence}, on distinct inputs like these"
-            + ("" if size.scores[0].rows_alone else f"; {NOT_ALONE}")
+            + ("" if size.scores.rows_alone else f"; {NOT_ALONE}")
             + _every(search)
         ]
     but = "but" if size.drop <= search.promise.max_drop else "and"
@@ -404,16 +349,12 @@ def _certifiable(search: Search[Any]) -> list[str]:
     if search.promise.by_answers:
         return _certifiable_share(search)
     rows, differing = f"the {first.rows:,} rows", f"{first.differing:,}"
-    if first.parts:
-        rows = "the rows, with and without labels, together"
-        differing = " and ".join(f"{part.differing:,} of {part.rows:,}" for part in first.parts)
     if first.least is not None:
         few = f"the uncut model and the largest size differ on only {differing} of them"
         return [f"{rows} can certify a drop of {first.least:.4f} at best: {few}"]
     if search.certifiable is None:
         return [f"{rows} certify nothing here: {first.reason}"]
-    them = "" if first.parts else " of them"
-    differ = f"the uncut model and the largest size with a bound differ on {differing}{them}"
+    differ = f"the uncut model and the largest size with a bound differ on {differing} of them"
     return [
         f"{rows} can certify a drop of {search.certifiable:.4f} with a probability of 80%, if the "
         f"true drop is 0 ({differ})"

@@ -31,30 +31,25 @@ from sora_cli.report import FILE_NAME as REPORT
 from sora_cli.report import read_report
 from sora_cli.run.results import task_meta
 from sora_cli.run.stored import load_adapted
-from sora_cli.search.basis import certifiable_on
 from sora_cli.search.bounds import drop_bound
 from sora_cli.search.certifiable import Certifiable
 from sora_cli.search.certificate import (
     Certificate,
-    Half,
     Measured,
-    PartTest,
     SizeTest,
     directory_of,
     read_stored,
     required_certificate,
 )
-from sora_cli.search.halves import HALVES, half_confidence
-from sora_cli.search.parts import EncodedPart, Held
+from sora_cli.search.parts import Held
 from sora_cli.search.promise import Promise, promise_of
-from sora_cli.search.row_set import ANSWERS, TEST, RowSet, half_name
+from sora_cli.search.row_set import TEST, RowSet
 from sora_cli.search.size import Size, size_of
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.trainer import build_scorer
-from sora_cli.verify.certificate_rows import TEST_ROWS, RowsAgain, rows_again
+from sora_cli.verify.certificate_rows import RowsAgain
 from sora_cli.verify.expected import (
-    Reports,
     expected,
     out_of_order,
     read_reports,
@@ -77,13 +72,13 @@ class Rechecked(BaseModel):
         differs: differences from the certificate, a sentence each.
         unclear: verdicts that changed within the tolerance, and bounds that are much better in the
             certificate, a sentence each.
-        rows: number of differing rows that are tolerated, by part of the test rows.
+        rows: number of differing rows that are tolerated.
     """
 
     compared: list[Compared]
     differs: list[str]
     unclear: list[str]
-    rows: dict[str, int]
+    rows: int
 
     @property
     def verdict(self) -> Verdict:
@@ -110,38 +105,28 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
     recipe, block = loaded.recipe, loaded.recipe.auto
     if stored is None or block is None:
         raise SoraError(f"{run / REPORT} is not the report of a sora auto run")
-    task, sets, tests, reported = rows_again(run, recipe, certificate)
-    halves = HALVES if certificate.halves else (None,)
-    reports, differs = list[Reports](), [*_changed_rows(certificate.rows, sets)]
-    differs += _changed_adapters(run, certificate, task)
-    for half in halves:
-        part = read_reports(run, len(certificate.candidates), half)
-        if isinstance(part, list):
-            differs += part
-        else:
-            reports.append(part)
-    if len(reports) == len(halves):
-        differs += unreported(certificate, reports[0].written)
+    rows = RowsAgain(recipe, certificate)
+    differs = [*_changed_rows(certificate.rows, rows.sets)]
+    differs += _changed_adapters(run, certificate, rows.task)
+    reports = read_reports(run, len(certificate.candidates))
+    if isinstance(reports, list):
+        differs += reports
+    else:
+        differs += unreported(certificate, reports.written)
     scored, correct = ScoresAgain(TOLERANCE), certificate
     # scoring is the long part: not if other rows or adapters make the scores meaningless
-    if not differs:
-        again = _Again(run, certificate, loaded, task, reported, scored)
-        if certificate.halves:
-            certifiable, sizes = again.halves(tests)
-        else:
-            certifiable, sizes = again.held_out(tests[0])
-            sets |= tests[0].sets
-        correct = expected(again.agreed, recipe, reports, sets, certifiable, sizes, again.final())
+    if not differs and not isinstance(reports, list):
+        again = _Again(run, certificate, loaded, rows, scored)
+        certifiable, sizes = again.compare()
+        correct = expected(again.agreed, recipe, reports, rows.sets, certifiable, sizes)
     differs += [*unlike(stored, correct), *out_of_order(correct)]
     if same_words(stored, correct) and not card_matches(run / ADAPTER, correct.lines()):
         differs.append(f"the card in {run / ADAPTER} does not say: {correct.lines()[0]}")
-    # each half is scored by itself, and so are labels and answers
-    parts = [half_name(half) for half in HALVES] if certificate.halves else [TEST, ANSWERS]
     done = Rechecked(
         compared=scored.compared,
         differs=differs,
         unclear=[*scored.unclear, *scored.better],
-        rows={part: scored.tolerated(sets[part].rows) for part in parts if part in sets},
+        rows=scored.tolerated(rows.sets[TEST].rows),
     )
     return certificate, done
 
@@ -158,175 +143,69 @@ class _Again:
         run: Path,
         certificate: Certificate,
         loaded: LoadedRecipe,
-        task: Task,
-        reported: Mapping[str, Held],
+        rows: RowsAgain,
         scored: ScoresAgain,
     ) -> None:
-        self._run, self.agreed, self._loaded, self._task = run, certificate, loaded, task
-        self._reported, self._scored = reported, scored
-        self._promise, self._on = promise_of(loaded.recipe), named_base(loaded)
-        self._here: list[tuple[int, SizeTest]] = []  # numbers of candidates, and their tests here
+        self._run, self.agreed, self._rows, self._scored = run, certificate, rows, scored
+        self._recipe, self._on = loaded.recipe, named_base(loaded)
 
-    def held_out(self, test: RowsAgain) -> tuple[Certifiable, list[list[Size]]]:
-        """Compare the adapters that rows held out test.
+    def compare(self) -> tuple[Certifiable, list[Size]]:
+        """Compare full rank and the candidates.
 
         Returns:
             The drop that the test rows can certify, and the sizes of the candidates' adapters.
         """
-        whole, certifiable = self._full(None, test, self._reported)
-        part = Half(full=self.agreed.full, candidates=self.agreed.candidates)
-        part, sizes = self._compared(part, None, whole, certifiable, test, self._reported)
-        update = {"full": part.full, "candidates": part.candidates}
-        self.agreed = self.agreed.model_copy(update=update)
-        return certifiable, [sizes]
-
-    def halves(self, tests: Sequence[RowsAgain]) -> tuple[Certifiable, list[list[Size]]]:
-        """Compare the adapters of both halves; returns as `held_out`.
-
-        Args:
-            tests: rows that test each half's adapters.
-        """
-        each = half_confidence(self._promise.confidence)
-        self._promise = self._promise.model_copy(update={"confidence": each})
-        parts, sizes = [], []
-        for half, stored, test in zip(HALVES, self.agreed.halves, tests, strict=True):
-            whole, certifiable = self._full(half, test, {})
-            part, own = self._compared(stored, half, whole, certifiable, test, {})
-            parts.append(part)
-            sizes.append(own)
-        self._check_means()
-        self.agreed = self.agreed.model_copy(update={"halves": parts})
-        return certifiable, sizes
-
-    def _check_means(self) -> None:
-        """Note the sizes whose verdict by the mean of both halves is another here."""
-        max_drop = self.agreed.promise.max_drop
-        for number, size in enumerate(self.agreed.candidates):
-            tests = [here for place, here in self._here if place == number]
-            mean = SizeTest.mean(tests, max_drop) if tests else None
-            if mean is not None and size.test is not None and mean.verdict != size.test.verdict:
-                self._scored.unclear.append(
-                    f"size {number + 1}, mean of both halves: {size.test.verdict} by a bound of "
-                    f"{size.test.upper:.6g} in the certificate, {mean.verdict} by {mean.upper:.6g} "
-                    f"here, of {max_drop:g}"
-                )
-
-    def final(self) -> Size | None:
-        """Compare the scores of an adapter that was trained after the tests; return its size."""
-        last = self.agreed.final
-        if last is None:
-            return None
-        small, own = self._measured(self._run, None, self._reported), {}
-        for split, scores in small.scores.items():
-            was = last.reported.get(split, math.nan)
-            own[split] = self._scored.score(f"written, {split}", was, scores)
-        self.agreed = self.agreed.model_copy(
-            update={"final": last.model_copy(update={"reported": own})}
-        )
-        return size_of(small.ranks, small.cost, self._promise.serve)
-
-    def _measured(
-        self, directory: Path, test: RowsAgain | None, parts: Mapping[str, Held]
-    ) -> _Measured:
-        return _measured(directory, self._loaded.recipe, self._task, test, parts, self._on)
-
-    def _full(
-        self, half: int | None, test: RowsAgain, reported: Mapping[str, Held]
-    ) -> tuple[_Measured, Certifiable]:
-        place = self._run / directory_of(None, half)
-        whole = self._measured(place, test, reported)
-        numbers = tuple(len(whole.scores[name]) for name in whole.tested)
-        return whole, certifiable_on(self._promise, numbers, whole.scores[TEST_ROWS])
-
-    def _compared(
-        self,
-        stored: Half,
-        half: int | None,
-        whole: _Measured,
-        certifiable: Certifiable,
-        test: RowsAgain,
-        reported: Mapping[str, Held],
-    ) -> tuple[Half, list[Size]]:
-        """Compare full rank and the candidates that were trained on the same rows.
-
-        Args:
-            whole: full rank here.
-            reported: reported rows, which full rank and the written candidate are scored on.
-        """
-        scored = self._scored
-        full, sizes, candidates = whole.scores[TEST_ROWS], [], []
-        promise = self._promise.settled(certifiable, len(full))
-        name = "full rank" if half is None else f"full rank, half {half}"
-        score, known = scored.score(name, stored.full.test, full), dict[str, float]()
+        stored, reported, scored = self.agreed, self._rows.reported, self._scored
+        whole = self._measured(directory_of(None), reported)
+        full, promise = whole.test, promise_of(self._recipe)
+        certifiable = Certifiable.on(len(full), promise.confidence, full)
+        promise = promise.settled(certifiable, len(full))
+        score, known = scored.score("full rank", stored.full.test, full), dict[str, float]()
+        sizes, candidates = [], []
         for number, size in enumerate(stored.candidates):
             # only the chosen adapter was scored on the reported splits
-            written = reported if number == self.agreed.chosen else {}
-            place = directory_of(number, half)
-            small = self._measured(self._run / place, test, written)
+            written = reported if number == stored.chosen else {}
+            place = directory_of(number)
+            small = self._measured(place, written)
             sizes.append(size_of(small.ranks, small.cost, promise.serve))
             here, own = None, {}
             if certifiable.may_pass(promise.max_drop):
-                scores = [(whole.scores[name], small.scores[name]) for name in whole.tested]
-                here = self._tested(place, number, size.test, stored.full.test, scores, promise)
+                here = self._tested(place, size.test, full, small.test, promise)
             for split in written:
                 was = stored.full.reported.get(split, math.nan)
-                full_here = scored.score(f"{name}, {split}", was, whole.scores[split])
+                full_here = scored.score(f"full rank, {split}", was, whole.reported[split])
                 known[split] = full_here
                 was = size.reported[split].score if split in size.reported else math.nan
-                value = scored.score(f"{place}, {split}", was, small.scores[split])
+                value = scored.score(f"{place}, {split}", was, small.reported[split])
                 own[split] = Measured(score=value, drop=promise.drop(full_here, value))
             candidates.append(size.model_copy(update={"test": here, "reported": own}))
         full_rank = stored.full.model_copy(update={"test": score, "reported": known})
-        return Half(full=full_rank, candidates=candidates), sizes
+        self.agreed = stored.model_copy(update={"full": full_rank, "candidates": candidates})
+        return certifiable, sizes
+
+    def _measured(self, place: str, reported: Mapping[str, Held]) -> _Measured:
+        return _measured(self._run / place, self._recipe, self._rows, reported, self._on)
 
     def _tested(
         self,
         place: str,
-        number: int,
         stored: SizeTest | None,
-        before: float,
-        scores: Sequence[tuple[RowScores, RowScores]],
+        full: RowScores,
+        small: RowScores,
         promise: Promise,
     ) -> SizeTest:
         """Return a size's test here, with the stored figures where they agree.
 
         Args:
             place: directory of the candidate.
-            before: the stored score at full rank.
-            scores: of full rank and of the candidate, for each part of the promise.
+            full, small: scores at full rank and of the candidate.
         """
-        seed = self._loaded.recipe.auto.seed if self._loaded.recipe.auto is not None else 0
-        bounds = [
-            (small.beside(full), drop_bound(full, small, part.confidence, seed=seed))
-            for part, (full, small) in zip(promise.parts(), scores, strict=True)
-        ]
-        if len(bounds) == 1:
-            here = SizeTest.of(*bounds[0], promise.max_drop)
-            self._here.append((number, here))
-            if stored is None:
-                return here
-            return self._scored.test(place, stored, before, scores[0][0], here, promise)
-        tests = [PartTest.of(*bound, promise.max_drop) for bound in bounds]
-        agreed, known = list(tests), stored.parts if stored is not None else []
-        for i, (part, was) in enumerate(zip(promise.parts(), known, strict=False)):
-            name, whole = f"{place}, by {part.basis}", 1.0 if part.by_answers else before
-            agreed[i] = self._scored.test(name, was, whole, scores[i][0], tests[i], part)
-        return self._either(place, stored, tests, agreed, promise.max_drop)
-
-    def _either(
-        self,
-        place: str,
-        stored: SizeTest | None,
-        tests: Sequence[PartTest],
-        agreed: Sequence[PartTest],
-        max_drop: float,
-    ) -> SizeTest:
-        """Return the test by labels or answers; a verdict of one that turned may not matter."""
-        here = SizeTest.either(tests, max_drop)
-        turned = [one for one in self._scored.unclear if one.startswith(f"{place}, by ")]
-        if turned and stored is not None and stored.verdict == here.verdict:
-            self._scored.unclear = [one for one in self._scored.unclear if one not in turned]
-        return SizeTest.either(agreed, max_drop)
+        seed = self._recipe.auto.seed if self._recipe.auto is not None else 0
+        bound = drop_bound(full, small, promise.confidence, seed=seed)
+        here = SizeTest.of(small.beside(full), bound, promise.max_drop)
+        if stored is None:
+            return here
+        return self._scored.test(place, stored, self.agreed.full.test, full, here, promise)
 
 
 def _read_run(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedRecipe]:
@@ -351,14 +230,9 @@ def _changed_rows(stored: Mapping[str, RowSet], here: Mapping[str, RowSet]) -> I
 
 def _changed_adapters(run: Path, certificate: Certificate, task: Task) -> list[str]:
     known = {run / ADAPTER: certificate.adapter}
-    for half, part in (
-        zip(HALVES, certificate.halves, strict=True)
-        if certificate.halves
-        else [(None, certificate)]
-    ):
-        known[run / directory_of(None, half) / ADAPTER] = part.full.digest
-        for number, size in enumerate(part.candidates):
-            known[run / directory_of(number, half) / ADAPTER] = size.digest
+    known[run / directory_of(None) / ADAPTER] = certificate.full.digest
+    for number, size in enumerate(certificate.candidates):
+        known[run / directory_of(number) / ADAPTER] = size.digest
     changed = []
     for place, digest in known.items():
         now = result_digest(place)
@@ -375,36 +249,27 @@ def _changed_adapters(run: Path, certificate: Certificate, task: Task) -> list[s
 
 @dataclass(frozen=True)
 class _Measured:
-    """An adapter's ranks, the cost of a component of each layer, and scores by part.
+    """An adapter's ranks, the cost of a component of each layer, and its scores."""
 
-    Attributes:
-        tested: the parts that test.
-    """
-
-    tested: Sequence[str]
     ranks: Mapping[str, int]
     cost: Mapping[str, int]
-    scores: Mapping[str, RowScores]
+    test: RowScores
+    reported: Mapping[str, RowScores]
 
 
 def _measured(
-    directory: Path,
-    recipe: Recipe,
-    task: Task,
-    test: RowsAgain | None,
-    parts: Mapping[str, Held],
-    on: str | None,
+    directory: Path, recipe: Recipe, rows: RowsAgain, reported: Mapping[str, Held], on: str | None
 ) -> _Measured:
+    """Score an adapter on the test rows, and on reported rows."""
     adapter = read_adapter(directory / ADAPTER)
-    base, _ = load_adapted(adapter, recipe, task, on=on, strict=True)
-    tests = {} if test is None else test.on(base)
-    reported = {name: EncodedPart(part, part.encoded(task, base)) for name, part in parts.items()}
+    base, _ = load_adapted(adapter, recipe, rows.task, on=on, strict=True)
+    test = rows.test_on(base)
+    encoded = {name: part.encoded(rows.task, base) for name, part in reported.items()}
     with tempfile.TemporaryDirectory() as scratch:
-        scorer = build_scorer(recipe, task, base, Path(scratch))
-        scores = {name: part.scores(scorer) for name, part in {**tests, **reported}.items()}
-    return _Measured(
-        tested=list(tests),
-        ranks={path: int(f.live_components().sum()) for path, f in adapter.layers.items()},
-        cost={path: f.A.shape[1] + f.B.shape[0] for path, f in adapter.layers.items()},
-        scores=scores,
-    )
+        scorer = build_scorer(recipe, rows.task, base, Path(scratch))
+        return _Measured(
+            ranks={path: int(f.live_components().sum()) for path, f in adapter.layers.items()},
+            cost={path: f.A.shape[1] + f.B.shape[0] for path, f in adapter.layers.items()},
+            test=test.scores(scorer),
+            reported={n: part.scores(scorer, encoded[n]) for n, part in reported.items()},
+        )

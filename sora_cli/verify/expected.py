@@ -20,7 +20,7 @@ from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import FILE_NAME as REPORT
 from sora_cli.report import RunReport, read_report
 from sora_cli.search.certifiable import Certifiable
-from sora_cli.search.certificate import Certificate, Half, StoredCertificate, directory_of, failed
+from sora_cli.search.certificate import Certificate, StoredCertificate, directory_of, failed
 from sora_cli.search.promise import promise_of
 from sora_cli.search.row_set import TEST, RowSet
 from sora_cli.search.size import Size, size_of
@@ -51,13 +51,9 @@ class Reports:
     sizes: list[RunReport]
 
 
-def read_reports(run: Path, candidates: int, half: int | None = None) -> Reports | list[str]:
-    """Return the reports of a run and its parts; or a sentence for each missing one.
-
-    Args:
-        half: of cross-fitting, the half whose parts these are.
-    """
-    places = [run, *(run / directory_of(i, half) for i in (None, *range(candidates)))]
+def read_reports(run: Path, candidates: int) -> Reports | list[str]:
+    """Return the reports of a run and its parts; or a sentence for each missing one."""
+    places = [run, *(run / directory_of(i) for i in (None, *range(candidates)))]
     reports = [read_report(place) for place in places]
     complete = [report for report in reports if report is not None and _is_complete(report)]
     if len(complete) < len(reports):
@@ -75,11 +71,10 @@ def _is_complete(report: RunReport) -> bool:
 def expected(
     agreed: Certificate,
     recipe: Recipe,
-    reports: Sequence[Reports],
+    reports: Reports,
     rows: Mapping[str, RowSet],
     certifiable: Certifiable,
-    sizes: Sequence[Sequence[Size]],
-    final: Size | None,
+    sizes: Sequence[Size],
 ) -> Certificate:
     """Return the certificate that follows from the run's files.
 
@@ -87,50 +82,17 @@ def expected(
         agreed: the stored certificate, for its digests and screening, with the scores that the new
             certificate shall have.
         recipe: the run's.
-        reports: of the runs that were tested; of cross-fitting, of each half's.
         rows: of all parts, as read here.
         certifiable: the drops that the test rows can certify.
-        sizes: of the candidates' adapters, for each of `reports`.
-        final: size of the written adapter, if it was trained after the tests.
+        sizes: of the candidates' adapters.
     """
     promise = promise_of(recipe).settled(certifiable, rows[TEST].rows)
-    block, written = recipe.auto, reports[0].written
+    block = recipe.auto
     assert block is not None
-    parts = agreed.halves or [Half(full=agreed.full, candidates=agreed.candidates)]
-    tested = [
-        _tested(part, reports[i], sizes[i], promise.serve, i + 1 if agreed.halves else None)
-        for i, part in enumerate(parts)
-    ]
-    last = agreed.final
-    if last is not None and final is not None:
-        known = {"max_params": _max_params(written), "steps": written.steps}
-        last = last.model_copy(update={**final.model_dump(), **known})
-    return Certificate(
-        promise=promise,
-        bound=certifiable.screened(agreed.screened),
-        full=tested[0].full,
-        screened=agreed.screened,
-        candidates=tested[0].candidates,
-        halves=tested if agreed.halves else [],
-        final=last,
-        rows=dict(rows),
-        seeds={"training": recipe.training.seed, "rows": block.seed},
-        base=written.base,
-    )
-
-
-def _tested(
-    agreed: Half,
-    reports: Reports,
-    sizes: Sequence[Size],
-    serve: str | None,
-    half: int | None,
-) -> Half:
-    """Return full rank and the candidates that the files of one set of runs give."""
     full = {
-        **_full_size(reports.full, serve).model_dump(),
+        **_full_size(reports.full, promise.serve).model_dump(),
         "r_max": max(rank.start for rank in reports.full.ranks.values()),
-        "directory": directory_of(None, half),
+        "directory": directory_of(None),
         "steps": reports.full.steps,
         "cut_at": _left_at(reports.sizes[0]),
     }
@@ -139,13 +101,22 @@ def _tested(
             update={
                 **sizes[i].model_dump(),
                 "max_params": _max_params(reports.sizes[i]),
-                "directory": directory_of(i, half),
+                "directory": directory_of(i),
                 "heal_steps": (reports.sizes[i].steps or 0) - _left_at(reports.sizes[i]),
             }
         )
         for i, candidate in enumerate(agreed.candidates)
     ]
-    return Half(full=agreed.full.model_copy(update=full), candidates=candidates)
+    return Certificate(
+        promise=promise,
+        bound=certifiable.screened(agreed.screened),
+        full=agreed.full.model_copy(update=full),
+        screened=agreed.screened,
+        candidates=candidates,
+        rows=dict(rows),
+        seeds={"training": recipe.training.seed, "rows": block.seed},
+        base=reports.written.base,
+    )
 
 
 def _full_size(report: RunReport, serve: str | None) -> Size:
@@ -169,12 +140,10 @@ def _left_at(report: RunReport) -> int:
 
 def unreported(certificate: StoredCertificate, report: RunReport) -> Iterator[str]:
     """Yield a sentence for each score of the certificate that its report contradicts."""
-    final, chosen = certificate.final, certificate.candidates[certificate.chosen]
-    reported = {split: measured.score for split, measured in chosen.reported.items()}
-    for split, score in (reported if final is None else final.reported).items():
+    for split, measured in certificate.candidates[certificate.chosen].reported.items():
         in_report = report.metrics.get(split, {}).get(certificate.promise.metric, math.nan)
-        if not close(score, in_report):
-            yield f"{split}: {score:.6g} in the certificate, {in_report:.6g} in {REPORT}"
+        if not close(measured.score, in_report):
+            yield f"{split}: {measured.score:.6g} in the certificate, {in_report:.6g} in {REPORT}"
 
 
 def out_of_order(certificate: Certificate) -> Iterator[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
@@ -18,14 +18,13 @@ from scipy.special import ndtri
 from sora_cli.report import Score
 from sora_cli.search.agreement import share_bound
 from sora_cli.search.bca import FEWEST_DIFFERING
-from sora_cli.search.certificate import PartTest
+from sora_cli.search.certificate import SizeTest
 from sora_cli.search.few import few_rows_bound
 from sora_cli.search.paired import exact_bound
 from sora_cli.search.promise import Promise
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.verify.expected import ROUNDING, close
 
-T = TypeVar("T", bound=PartTest)
 PART_OF_PROMISE = 1 / 5
 """A stored bound may be smaller than the new one by this part of the promise; one row always may
 change. The tolerated rows alone could make a bound better by as much as the whole promise."""
@@ -82,12 +81,12 @@ class ScoresAgain:
     def test(
         self,
         name: str,
-        stored: T,
+        stored: SizeTest,
         whole: float,
         full: RowScores,
-        here: PartTest,
+        here: SizeTest,
         promise: Promise,
-    ) -> T:
+    ) -> SizeTest:
         """Compare a size's test; return it with the stored figures that agree, and else new ones.
 
         Args:
@@ -109,10 +108,10 @@ class ScoresAgain:
     def _tolerant(
         self,
         name: str,
-        stored: T,
+        stored: SizeTest,
         whole: float,
         full: RowScores,
-        here: PartTest,
+        here: SizeTest,
         promise: Promise,
     ) -> dict[str, Any]:
         """Compare a test with some rows of another outcome; return its figures, as `test` does.
@@ -158,7 +157,7 @@ class ScoresAgain:
         }
 
     def _every(
-        self, name: str, stored: float | None, full: RowScores, here: PartTest
+        self, name: str, stored: float | None, full: RowScores, here: SizeTest
     ) -> float | None:
         """Compare the drop on all rows as they come; return the stored one if it agrees."""
         if stored is None or here.every is None or full.every is None:
@@ -192,12 +191,12 @@ def _figure_name(name: str, figure: str) -> str:
     return f"{name}, {'bound' if figure == 'upper' else figure}"
 
 
-def _in_words(test: PartTest) -> str:
+def _in_words(test: SizeTest) -> str:
     bound = f"a bound of {test.upper:.6g}" if test.refused is None else f"no bound ({test.refused})"
     return f"{test.verdict} by {bound} with {test.differing} differing rows"
 
 
-def _is_coarse(test: PartTest, full: RowScores) -> bool:
+def _is_coarse(test: SizeTest, full: RowScores) -> bool:
     """Return true if the bound is that of few differing rows, which has another formula."""
     exact = full.is_right_or_wrong or full.is_agreement
     return not exact and (test.differing or 0) < FEWEST_DIFFERING
@@ -214,7 +213,7 @@ def _lost_and_won(drop: float, differing: int, rows: int) -> tuple[int, int] | N
     return (lost, won) if differing <= rows else None
 
 
-def _tolerated_change(full: RowScores, here: PartTest, confidence: float, turned: int) -> float:
+def _tolerated_change(full: RowScores, here: SizeTest, confidence: float, turned: int) -> float:
     """Return the distance of two bounds that this many changed rows explain.
 
     With right-or-wrong scores, the changed rows are fewer lost or more won rows, or more lost rows.

@@ -6,17 +6,14 @@ and which are test rows.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from sora_cli.search.agreement import share_bound
-from sora_cli.search.basis import certifiable_on
 from sora_cli.search.bca import drop_on
 from sora_cli.search.bounds import Bound, drop_bound
+from sora_cli.search.certifiable import Certifiable
 from sora_cli.search.certificate import Screened
-from sora_cli.search.promise import Promise
 from sora_cli.search.screening import Cuts, PlannedSize, name_sizes, screen
 from sora_cli.search.search import in_fixed_order
 from sora_cli.search.size import Size
@@ -38,20 +35,12 @@ class Setting:
             the pool is exactly the drop that the certificate bounds. False: the two parts of a
             split share no row.
         resamples: number of resamples of approximate bounds.
-        answers: rows of two classes that test by their answers, beside the labelled test rows and
-            drawn apart from them; each test has half the error. 0: labels alone test.
     """
 
     screening: int
     test: int
     with_replacement: bool = True
     resamples: int = 1000
-    answers: int = 0
-
-    @property
-    def confidence(self) -> float:
-        """Confidence of each bound."""
-        return promise_on(self).parts()[0].confidence
 
 
 @dataclass(frozen=True)
@@ -74,7 +63,7 @@ class Split:
     """One draw of screening and test rows, with the results computed on it so far.
 
     Attributes:
-        screening, test, answers: indices of the rows in the pool.
+        screening, test: indices of the rows in the pool.
         number: number of the split; it seeds the resamples.
         screened: screening results of all sizes.
         bounds: bound of each model that was tested.
@@ -83,7 +72,6 @@ class Split:
     screening: np.ndarray
     test: np.ndarray
     number: int
-    answers: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
     screened: list[Screened] = field(default_factory=list)
     bounds: dict[str, Bound] = field(default_factory=dict)
 
@@ -98,8 +86,7 @@ class Pool:
         self._cuts = [_size(s.cut) for s in stored.sizes]
         full = stored.scores[FULL]
         self._answers = full.is_agreement
-        numbers = (setting.test, setting.answers) if setting.answers else (setting.test,)
-        self.certifiable = certifiable_on(promise_on(setting), numbers, full)
+        self.certifiable = Certifiable.on(setting.test, CONFIDENCE, full)
         self.drops = [self.drop(f"healed-{number}") for number in range(len(stored.sizes))]
 
     def drop(self, model: str, rows: np.ndarray | None = None) -> float:
@@ -117,8 +104,7 @@ class Pool:
         if setting.with_replacement:
             screening = rng.integers(stored.screening, size=setting.screening)
             test = rng.integers(stored.rows, size=setting.test)
-            answers = rng.integers(stored.rows, size=setting.answers)
-            return Split(screening, test, number, answers)
+            return Split(screening, test, number)
         screening = rng.permutation(stored.screening)[: setting.screening]
         others = np.setdiff1d(np.arange(stored.rows), screening, assume_unique=True)
         return Split(screening, rng.permutation(others)[: setting.test], number)
@@ -144,50 +130,21 @@ class Pool:
         names = [f"cut-{number}" for number in range(len(self._planned))]
         small = [unhealed[name].take(rows) for name in names]
         cuts = Cuts(self._full, unhealed[UNCUT].take(rows), self._planned, self._cuts, small)
-        setting = self.setting
-        return screen(
-            cuts,
-            test_rows=setting.test,
-            confidence=setting.confidence,
-            answers=setting.answers,
-        )
+        return screen(cuts, test_rows=self.setting.test, confidence=CONFIDENCE)
 
     def bound(self, model: str, split: Split) -> Bound:
         """Return the bound of a model's drop on a split's test rows, computed once per split."""
         bound = split.bounds.get(model)
         if bound is None:
             full, small = (self._on(split, name) for name in (FULL, model))
-            setting = self.setting
             bound = drop_bound(
-                full, small, setting.confidence, seed=split.number, resamples=setting.resamples
+                full, small, CONFIDENCE, seed=split.number, resamples=self.setting.resamples
             )
-            if setting.answers:
-                bound = self._smaller(bound, model, split)
             split.bounds[model] = bound
         return bound
 
-    def _smaller(self, bound: Bound, model: str, split: Split) -> Bound:
-        """Return the bound by labels or, if it is smaller, by answers; of two classes."""
-        full, small = (self.stored.scores[name].take(split.answers) for name in (FULL, model))
-        differing = int(full.differs(small).sum())
-        upper = share_bound(differing, len(full), self.setting.confidence)
-        return replace(bound, upper=min(upper, math.inf if bound.upper is None else bound.upper))
-
     def _on(self, split: Split, model: str) -> RowScores:
         return self.stored.scores[model].take(split.test)
-
-
-def promise_on(setting: Setting) -> Promise:
-    """Return a promise about a drop, without its number, that a setting's rows test."""
-    return Promise(
-        basis="both" if setting.answers else "labels",
-        max_drop=math.nan,
-        given="",
-        confidence=CONFIDENCE,
-        metric="",
-        greater_is_better=True,
-        serve=None,
-    )
 
 
 def _size(three: tuple[int, int, int]) -> Size:

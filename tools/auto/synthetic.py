@@ -1,6 +1,6 @@
 """Count false certificates of `sora auto` on made-up scores that just break the promise.
 
-    python -m tools.auto.synthetic [--splits 2000] [--slow-splits 300] [--answers 1000 5000]
+    python -m tools.auto.synthetic [--splits 2000] [--slow-splits 300]
 
 Every size of a pool has a known drop. A promise equal to one of these drops is least favourable: a
 size with exactly that drop may pass in at most 5 % of the splits. Rows are drawn independently from
@@ -8,8 +8,7 @@ the pool, so the pool's drop is the true drop. There are three kinds of pools: r
 of which few differ and some are won; classes, scored by Matthews' correlation; and numbers, scored
 by Pearson's and Spearman's correlations. The last two columns are about the two promises that the
 rows can be expected to certify: how often a size is certified, and its share of the parameters
-(median). With `--answers`, right-or-wrong rows are tested by labels and by the answers to so many
-other rows, each at half the error; where no row is won, both are least favourable.
+(median).
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Iterator
-from itertools import product
 
 import numpy as np
 
@@ -41,9 +39,6 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=2000, help="splits per pool and row number")
     parser.add_argument("--slow-splits", type=int, default=300, help="the same for slow metrics")
     parser.add_argument("--pools", default="", help="only pools whose name begins with this")
-    parser.add_argument(
-        "--answers", type=int, nargs="+", default=[0], help="rows without labels that test, too"
-    )
     options = parser.parse_args()
     emit(
         "| pool | rows | promises | certified wrongly, mean | largest | limit | certified | size |"
@@ -53,21 +48,18 @@ def main() -> None:
         if not name.startswith(options.pools):
             continue
         splits = options.slow_splits if name.startswith("numbers") else options.splits
-        if any(options.answers) and not name.startswith("right"):
-            continue  # another metric can drop by more than the share of answers that differ
-        for (screening, test), answers in product(_ROWS, options.answers):
+        for screening, test in _ROWS:
             if name.startswith("numbers") and test > 1000:
                 continue  # rank correlations of so many resamples take hours
             say(f"{name}, {test} test rows, {splits} splits ...")
-            outcomes = replay(stored, Setting(screening, test, answers=answers), splits)
+            outcomes = replay(stored, Setting(screening, test), splits)
             least = [one for one in outcomes if not one.multiple]
             if least:  # the rows can certify the drop of a size at all
                 usual = [one for one in outcomes if one.multiple]
-                rows = f"{screening + test:,}" + (f" and {answers:,}" if answers else "")
-                emit(_line(name, rows, least, usual))
+                emit(_line(name, screening + test, least, usual))
 
 
-def _line(name: str, rows: str, least: list[Outcome], usual: list[Outcome]) -> str:
+def _line(name: str, rows: int, least: list[Outcome], usual: list[Outcome]) -> str:
     """Return a line of the table.
 
     Args:
@@ -78,7 +70,7 @@ def _line(name: str, rows: str, least: list[Outcome], usual: list[Outcome]) -> s
     limit = 0.05 + 2 * least[0].error  # two standard errors above the level
     sizes = [one.share for one in usual if one.certified]
     return (
-        f"| {name} | {rows} | {len(least)} | {np.mean(broken):.1%} | {max(broken):.1%} | "
+        f"| {name} | {rows:,} | {len(least)} | {np.mean(broken):.1%} | {max(broken):.1%} | "
         f"{limit:.1%} | {np.mean([one.certified for one in usual]):.0%} | "
         f"{np.mean(sizes) if sizes else math.nan:.0%} |"
     )

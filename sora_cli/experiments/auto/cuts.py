@@ -5,7 +5,7 @@ Every candidate starts from this checkpoint, so its ranks after the cut are the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -20,7 +20,6 @@ from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.run.runner import Runner
 from sora_cli.search.screening import Cuts, planned_sizes
 from sora_cli.search.size import size_of
-from sora_cli.search.sizes import SHARES
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.checkpoint.files import load_parameters, read_checkpoint
 from sora_cli.train.checkpoint.fork import locate_fork
@@ -31,7 +30,6 @@ def score_cuts(
     candidate: LoadedRecipe,
     score: Callable[[], RowScores],
     serve: Serve | None,
-    shares: Sequence[float] = SHARES,
 ) -> Cuts:
     """Cut the checkpoint that candidates start from to each size, and score it unhealed.
 
@@ -39,7 +37,6 @@ def score_cuts(
         candidate: recipe of any run that starts from the checkpoint.
         score: scores the model as it is then on the screening rows.
         serve: server of the adapter; None: parameters count.
-        shares: the sizes, as shares of full rank's parameters.
     """
     layers, method = runner.ready.layers, runner.ready.method
     start = candidate.recipe.start
@@ -50,7 +47,7 @@ def score_cuts(
     cost = {path: f.A.shape[1] + f.B.shape[0] for path, f in factors.items()}
     full = size_of({path: layer.rank for path, layer in layers.items()}, cost, serve)
     known = survey(factors)  # singular values and vectors, computed once for all sizes
-    cuts = Cuts(full, score(), planned_sizes(values, cost, full.parameters, shares), [], [])
+    cuts = Cuts(full, score(), planned_sizes(values, cost, full.parameters), [], [])
     for planned in cuts.planned:
         with replaced_factors(layers, at_ranks(factors, planned.ranks, known)):
             cuts.scores.append(score())

@@ -1,8 +1,6 @@
 """Train at full rank, score cuts of that run, heal and test sizes: the steps of a search.
 
-A maker has one set of training and test rows. A search on rows held out has one maker, and
-cross-fitting one for each half (`held_out`, `crossfit`). Each size is cut from one checkpoint of
-the full run, and trained on for the remaining steps.
+Each size is cut from one checkpoint of the full run, and trained on for the remaining steps.
 """
 
 from __future__ import annotations
@@ -17,9 +15,10 @@ from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.run.evaluate import evaluate_all
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.runner import Runner
-from sora_cli.search.bounds import Scored, drop_bound
-from sora_cli.search.certificate import FullRank, Healed, PartTest, SizeTest, directory_of
+from sora_cli.search.bounds import drop_bound
+from sora_cli.search.certificate import FullRank, Healed, SizeTest, directory_of
 from sora_cli.search.parts import EncodedPart
+from sora_cli.search.promise import Promise
 from sora_cli.search.screening import Cuts
 from sora_cli.search.size import Size, size_of
 from sora_cli.tasks.row_scores import RowScores
@@ -27,19 +26,19 @@ from sora_cli.train.log import ReportLog
 
 Tell = Callable[[str], None]
 """Prints a line about a part of the work."""
-Made = tuple[Healed, Scored | None]
+Made = tuple[Healed, RowScores | None]
 """A trained size with its scores; None: no test could pass."""
 
 
 class Maker:
-    """Makes and tests sizes on one set of rows.
+    """Makes and tests sizes.
 
     Args:
         plan: recipes of the runs.
         rows: numbers of rows.
         ready: data, model and adapters of the run at full rank.
         screening: rows that choose the sizes.
-        tests: rows that test them, for each of `Promise.parts`.
+        test: rows that test them.
         log: times the steps.
 
     Attributes:
@@ -52,23 +51,19 @@ class Maker:
         rows: RowPlan,
         ready: Prepared,
         screening: EncodedPart,
-        tests: Sequence[EncodedPart],
+        test: EncodedPart,
         log: ReportLog[AutoRecord],
         tell: Tell,
     ) -> None:
         self.plan, self.rows, self.ready, self._log, self._tell = plan, rows, ready, log, tell
         self.full = plan.full(rows)
         self.runner = Runner(ready, self.full, plan.output)
-        self._screening, self._parts = screening, tests
+        self._screening, self._test = screening, test
         self._cost = {p: m.A.shape[1] + m.B.shape[0] for p, m in ready.layers.items()}
-        self._reference: Scored | None = None
-        self._on = "" if plan.half is None else f", half {plan.half}"
+        self._reference: RowScores | None = None
 
-    def _screen(self) -> RowScores:
-        return self._screening.scores(self.runner.scorer())
-
-    def _tests(self) -> Scored:
-        return tuple(part.scores(self.runner.scorer()) for part in self._parts)
+    def _scores(self) -> RowScores:
+        return self._test.scores(self.runner.scorer())
 
     def candidate(self, number: int, max_params: int) -> LoadedRecipe:
         """Return the recipe that trains a size.
@@ -80,38 +75,34 @@ class Maker:
 
     def train_full(self) -> FullRank:
         """Train at full rank, and score it."""
-        self._tell(
-            f"\nfull rank {self.plan.rank}{self._on}: the run that all sizes are compared with"
-        )
+        self._tell(f"\nfull rank {self.plan.rank}: the run that all sizes are compared with")
         with self._log.phase("train at full rank"):
-            name = f"{self.full.name}, full rank{self._on}"
+            name = f"{self.full.name}, full rank"
             report = self.runner.train(self.runner.next_run(self.full, name))
-        ready, metrics = self.ready, dict[str, dict[str, float]]()
+        ready = self.ready
         with self._log.phase("score"):
             # reported scores are taken now, as long as the full run is in the model
-            if self.plan.half is None:
-                metrics = evaluate_all(self.runner.scorer(), ready.task, ready.report)
-            self._reference = self._tests()
+            metrics = evaluate_all(self.runner.scorer(), ready.task, ready.report)
+            self._reference = self._scores()
         (cut_at,) = self.full.recipe.training.kept_steps(report.steps or 0)
         return FullRank(
             **self._size({path: layer.rank for path, layer in ready.layers.items()}).model_dump(),
             r_max=self.plan.rank,
-            directory=directory_of(None, self.plan.half),
+            directory=directory_of(None),
             digest=report.digests.get("adapter", ""),  # the first process has written it
             steps=report.steps or 0,
             cut_at=cut_at,
-            test=self._reference[0].value,
+            test=self._reference.value,
             reported={split: scores[ready.task.best] for split, scores in metrics.items()},
         )
 
-    def cuts(self, shares: Sequence[float]) -> Cuts:
-        """Score unhealed cuts on the screening rows.
+    def cuts(self) -> Cuts:
+        """Score unhealed cuts on the screening rows."""
 
-        Args:
-            shares: their sizes, as shares of full rank's parameters.
-        """
-        first = self.candidate(0, 1)
-        return score_cuts(self.runner, first, self._screen, self.plan.block.serve, shares)
+        def score() -> RowScores:
+            return self._screening.scores(self.runner.scorer())
+
+        return score_cuts(self.runner, self.candidate(0, 1), score, self.plan.block.serve)
 
     def heal(self, number: int, max_params: int, *, scored: bool) -> Made:
         """Cut the checkpoint to a size and train it on.
@@ -124,17 +115,17 @@ class Maker:
         self.scores_at_full_rank()
         loaded = self.candidate(number, max_params)
         with self._log.phase("heal"):
-            run = self.runner.next_run(loaded, f"{loaded.name}, size {number + 1}{self._on}")
+            run = self.runner.next_run(loaded, f"{loaded.name}, size {number + 1}")
             report = self.runner.train(run)
         scores = None
         if scored:
             with self._log.phase("score"):
-                scores = self._tests()
+                scores = self._scores()
         start = 0 if report.start is None else report.start.step or 0
         healed = Healed(
             **self._size({path: rank.end for path, rank in report.ranks.items()}).model_dump(),
             max_params=max_params,
-            directory=directory_of(number, self.plan.half),
+            directory=directory_of(number),
             digest=report.digests.get("adapter", ""),
             heal_steps=(report.steps or 0) - start,
             test=None,
@@ -142,28 +133,23 @@ class Maker:
         )
         return healed, scores
 
-    def scores_at_full_rank(self) -> Scored:
+    def scores_at_full_rank(self) -> RowScores:
         """Return full rank's scores on the test rows; if need be, restore it into the model."""
         if self._reference is None:
             self.runner.restore(self.full)
-            self._reference = self._tests()
+            self._reference = self._scores()
         return self._reference
 
-    def test(self, scores: Scored, confidence: float, max_drop: float) -> SizeTest:
+    def test(self, scores: RowScores, promise: Promise) -> SizeTest:
         """Return the test of a size on the test rows.
 
         Args:
             scores: of the size on the test rows.
-            confidence: confidence of each bound.
         """
         with self._log.phase("score"):
-            tests = [
-                (small.beside(full), drop_bound(full, small, confidence, seed=self.plan.block.seed))
-                for full, small in zip(self.scores_at_full_rank(), scores, strict=True)
-            ]
-        if len(tests) == 1:
-            return SizeTest.of(*tests[0], max_drop)
-        return SizeTest.either([PartTest.of(*test, max_drop) for test in tests], max_drop)
+            full, seed = self.scores_at_full_rank(), self.plan.block.seed
+            bound = drop_bound(full, scores, promise.confidence, seed=seed)
+            return SizeTest.of(scores.beside(full), bound, promise.max_drop)
 
     def forget(self, candidates: Sequence[Healed]) -> None:
         """Delete the states of full rank and of these candidates: none is read again."""

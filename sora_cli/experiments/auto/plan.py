@@ -15,20 +15,13 @@ from typing import Any
 from methods.configs import MethodConfig
 from methods.registry import plain_method, size_keys, sized_method
 from sora_cli.core.errors import SoraError
-from sora_cli.experiments.auto.budget import (
-    HalvesPlan,
-    RowPlan,
-    on_fewer,
-    plan_halves,
-    plan_rows,
-)
+from sora_cli.experiments.auto.budget import RowPlan, plan_rows
 from sora_cli.recipe.auto import AutoBlock, Basis
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import MethodBlock, Recipe
 from sora_cli.recipe.start import StartBlock
-from sora_cli.search.certificate import FULL, HALVES_FOLDER, SIZES
-from sora_cli.search.halves import WHOLE_DATA, half_data, held_data
-from sora_cli.search.promise import Promise, has_exact_bound, promise_of
+from sora_cli.search.certificate import FULL, SIZES
+from sora_cli.search.promise import Promise, promise_of
 
 _HEALING = 2 / 3
 """Share of `auto.cost` that healing gets; scoring gets the rest. The steps after the cut matter: on
@@ -48,8 +41,6 @@ class AutoPlan:
         output: directory of all files.
         rank: rank of every layer in the full run.
         alpha: the scaling is alpha / rank.
-        half: of cross-fitting, the half of the rows that all runs train on; None: not one half.
-        healing: of cross-fitting, share of the steps for which each size is trained after its cut.
     """
 
     loaded: LoadedRecipe
@@ -57,8 +48,6 @@ class AutoPlan:
     rank: int
     alpha: float
     promise: Promise
-    half: int | None = None
-    healing: float | None = None
 
     @property
     def block(self) -> AutoBlock:
@@ -69,8 +58,6 @@ class AutoPlan:
     @property
     def heal(self) -> float:
         """Share of the steps for which each size is trained after its cut."""
-        if self.healing is not None:
-            return self.healing
         return min(self.block.cost * _HEALING / self.block.sizes, _MOST_HEALING)
 
     @property
@@ -80,10 +67,7 @@ class AutoPlan:
 
     def on_basis(self, basis: Basis) -> AutoPlan:
         """Return the plan with the rows that test the promise; all runs' recipes name them."""
-        update: dict[str, Any] = {"basis": basis}
-        if basis == "answers":
-            update["refit"] = False  # all rows are trained on already
-        block = self.block.model_copy(update=update)
+        block = self.block.model_copy(update={"basis": basis})
         recipe = self.loaded.recipe.model_copy(update={"auto": block})
         loaded = dataclasses.replace(self.loaded, recipe=recipe)
         promise = self.promise.model_copy(update={"basis": basis})
@@ -93,13 +77,12 @@ class AutoPlan:
         """Return the rows to train on, of `total` rows, where none is held out."""
         return min(self.loaded.recipe.data.max_train_rows or total, total)
 
-    def row_plan(self, total: int, unlabelled: int | None = None, answers: int = 0) -> RowPlan:
+    def row_plan(self, total: int, unlabelled: int | None = None) -> RowPlan:
         """Return the numbers of screening and test rows.
 
         Args:
             total: rows of the training split.
             unlabelled: rows without labels, if these decide.
-            answers: rows without labels, if these test beside labelled rows.
         """
         recipe, healing = self.loaded.recipe, self.heal * self.block.sizes
         with recipe.placing("auto.rows"):
@@ -110,30 +93,7 @@ class AutoPlan:
                 total=total,
                 healing=healing,
                 unlabelled=unlabelled,
-                answers=answers,
             )
-
-    def halves_plan(self, total: int) -> HalvesPlan:
-        """Return the rows of cross-fitting, of `total` rows of the training split."""
-        recipe = self.loaded.recipe
-        with recipe.placing("auto.cross_fit"):
-            healing = self.block.cost * _HEALING
-            return plan_halves(self.block, recipe.training, total=total, healing=healing)
-
-    def on_half(self, half: int, rows: HalvesPlan) -> AutoPlan:
-        """Return the plan of the runs on one half of the rows."""
-        output = self.output / HALVES_FOLDER / str(half)
-        return dataclasses.replace(self, output=output, half=half, healing=rows.heal)
-
-    def whole(self) -> LoadedRecipe:
-        """Return the recipe of full rank on all rows: the start of cross-fitting's runs."""
-        method = {**plain_method(self.rank), **self._shared()}
-        return self._stage(None, method, self.loaded.recipe.start, None, {"keep_checkpoints": []})
-
-    def final(self, max_params: int) -> LoadedRecipe:
-        """Return the recipe that trains a size on all rows, from the start; it cuts by itself."""
-        method = {**sized_method(self.rank, max_params, self.cut_at), **self._shared()}
-        return self._stage(None, method, self.loaded.recipe.start, None, {"keep_checkpoints": []})
 
     def full(self, rows: RowPlan) -> LoadedRecipe:
         """Return the recipe of the run at full rank; it keeps its checkpoint at the cut."""
@@ -157,35 +117,29 @@ class AutoPlan:
 
     def _stage(
         self,
-        name: str | None,
+        name: str,
         method: dict[str, Any],
         start: StartBlock | None,
-        rows: RowPlan | None,
+        rows: RowPlan,
         training: dict[str, Any],
     ) -> LoadedRecipe:
         """Return the recipe of one run.
 
         Args:
-            name: of its directory among the sizes; None: it is the run itself.
-            rows: None: all rows are trained on.
+            name: of its directory among the sizes.
         """
-        recipe, given = self.loaded.recipe, self.loaded.recipe.training
-        if rows is None or rows.unlabelled:  # nothing is chosen on the validation rows
-            held = WHOLE_DATA
-        elif self.half is not None:
-            held = half_data(self.half, rows.screening, self.block.seed)
-            given = on_fewer(given, rows.trained / rows.total)
-        else:
-            # the full run, too, must not train on screening and test rows: sizes start from it
-            held = held_data(rows.held_out, self.block.seed)
-        output = self.output if name is None else self.output / SIZES / name
+        recipe = self.loaded.recipe
+        # the full run, too, must not train on screening and test rows: sizes start from it
+        data = recipe.data.holding_out(rows.held_out, self.block.seed)
+        if rows.unlabelled:  # nothing is chosen on the validation rows
+            data = recipe.data.whole()
         update = {
             "method": MethodBlock(**method),
             "start": start,
             "path": None,
-            "data": recipe.data.model_copy(update=held),
-            "training": given.model_copy(update={**_LAST_STEP, **training}),
-            "output": recipe.output.model_copy(update={"dir": str(output)}),
+            "data": data,
+            "training": recipe.training.model_copy(update={**_LAST_STEP, **training}),
+            "output": recipe.output.model_copy(update={"dir": str(self.output / SIZES / name)}),
         }
         return dataclasses.replace(self.loaded, recipe=recipe.model_copy(update=update))
 
@@ -201,7 +155,6 @@ def plan_auto(loaded: LoadedRecipe) -> AutoPlan:
         )
     _check_alone(loaded)
     promise = promise_of(recipe)
-    _check_rows(loaded, block, promise.metric)
     rank, alpha = _start(recipe, block)
     default = f"runs/{loaded.name}-auto-s{recipe.training.seed}"
     output = Path(recipe.output.dir or default).expanduser()
@@ -222,47 +175,6 @@ def _check_alone(loaded: LoadedRecipe) -> None:
             where=loaded.origin("training", "compact_every").place,
             hint="training.compact_every=null",
         )
-
-
-def _check_rows(loaded: LoadedRecipe, block: AutoBlock, metric: str) -> None:
-    """Check that nothing contradicts cross-fitting or the last training on all rows."""
-    option = "refit" if block.refit else "cross_fit" if block.cross_fit is True else None
-    by_answers = block.basis in {"answers", "both"}
-    if by_answers and block.max_differ is None and block.cross_fit is True:
-        raise SoraError(
-            f"auto.basis={block.basis} does not go with auto.cross_fit: halves test by labels",
-            where=loaded.origin("auto", "basis").place,
-            hint="auto.basis=labels, or auto.cross_fit=false",
-        )
-    if option is not None and block.max_differ is not None:
-        raise SoraError(
-            f"auto.{option} goes with max_drop: of max_differ all rows are trained on already",
-            where=loaded.origin("auto", option).place,
-            hint=f"auto.{option}=false",
-        )
-    if block.cross_fit is True and not has_exact_bound(loaded.recipe):
-        raise SoraError(
-            f"auto.cross_fit needs rows that are right or wrong, each by itself: {metric} has none",
-            where=loaded.origin("auto", "cross_fit").place,
-            hint="auto.cross_fit=false",
-        )
-    for key, reason in against_halves(loaded.recipe).items() if block.cross_fit is True else ():
-        raise SoraError(
-            f"{key} does not go with auto.cross_fit: {reason}",
-            where=loaded.origin(*key.split(".")).place,
-            hint=f"{key}=null, or auto.cross_fit=false",
-        )
-
-
-def against_halves(recipe: Recipe) -> dict[str, str]:
-    """Return the keys that do not go with cross-fitting, each with the reason."""
-    block, reasons = recipe.auto, {}
-    assert block is not None
-    if block.rows is not None:
-        reasons["auto.rows"] = "no rows are held out, all rows test"
-    if recipe.data.max_train_rows is not None:
-        reasons["data.max_train_rows"] = "the rows that it leaves unused can test"
-    return reasons
 
 
 def _start(recipe: Recipe, block: AutoBlock) -> tuple[int, float]:
@@ -291,7 +203,7 @@ def unused(plan: AutoPlan) -> list[str]:
     """
     loaded = plan.loaded
     keys = [f"training.{key}" for key in (*_LAST_STEP, "keep_checkpoints")]
-    keys += [f"data.{key}" for key in ("selection", "selection_rows", "selection_seed", "half")]
+    keys += [f"data.{key}" for key in ("selection", "selection_rows", "selection_seed")]
     reasons = dict.fromkeys(
         keys, "sora auto chooses no checkpoint; each run ends with its last step"
     )
@@ -303,11 +215,6 @@ def unused(plan: AutoPlan) -> list[str]:
         for key, reason in reasons.items()
         if loaded.origin(*key.split(".")).place != "default"
     ]
-
-
-def first_recipe(plan: AutoPlan, rows: RowPlan) -> LoadedRecipe:
-    """Return the recipe for which data, model and adapters are prepared."""
-    return plan.whole() if isinstance(rows, HalvesPlan) else plan.full(rows)
 
 
 def placed(loaded: LoadedRecipe, plan: AutoPlan) -> LoadedRecipe:

@@ -11,7 +11,6 @@ from typing import Any
 from sora_cli.core.figures import COLOURS, FAINT, INK, QUIET, new_figure, save_figure
 from sora_cli.search.certificate import Certificate, Healed, Measured
 from sora_cli.search.row_set import part_of
-from sora_cli.search.words import named_parts
 
 _WIDTH, _HEIGHT, _LINE = 7.2, 4.1, 0.17  # inches; the height without the legend, and of its lines
 _TESTED, _FAILED, _PROMISE = COLOURS[:3]
@@ -95,18 +94,6 @@ def _heights(certificate: Certificate) -> tuple[float, float]:
 def _draw_candidate(axes: Any, certificate: Certificate, index: int, size: Healed) -> None:
     whole = certificate.full.parameters
     x = 100 * size.parameters / whole
-    for half in certificate.halves:
-        part = half.candidates[index].test
-        if part is not None:
-            axes.plot(
-                [x, x], [part.drop, part.upper], color=QUIET, marker="_", linestyle=(0, (1, 2)),
-                linewidth=0.8, label="each half: drop and bound",
-            )  # fmt: skip
-    for _, one in named_parts(size.test):
-        axes.plot(
-            [x, x], [one.drop, one.upper], color=QUIET, marker="_", linestyle=(0, (1, 2)),
-            linewidth=0.8, label="by labels, and by answers: each measured and bound",
-        )  # fmt: skip
     test, chosen = size.test, index == certificate.chosen
     if test is not None:
         colour = _TESTED if test.kept else _FAILED
@@ -116,9 +103,7 @@ def _draw_candidate(axes: Any, certificate: Certificate, index: int, size: Heale
         axes.plot(
             [x], [test.drop], color=colour, marker="o", markersize=6, linestyle="none",
             label=f"trained, {test.verdict}, with its {certificate.promise.confidence:.0%} bound "
-            f"({_rows(certificate, 'test')} test rows"
-            f"{', mean of two halves' if certificate.halves else ''}"
-            f"{', smaller bound' if test.parts else ''})",
+            f"({_rows(certificate, 'test')} test rows)",
         )  # fmt: skip
     if not chosen:
         return
@@ -126,16 +111,12 @@ def _draw_candidate(axes: Any, certificate: Certificate, index: int, size: Heale
         axes.plot(
             [x], [measured.drop], color=INK, marker="s", markersize=7, fillstyle="none",
             linestyle="none",
-            label=f"{'written' if certificate.final is None else 'tested'}, on {split} "
-            f"({_rows(certificate, part_of(split))} rows)",
+            label=f"written, on {split} ({_rows(certificate, part_of(split))} rows)",
         )  # fmt: skip
-    if certificate.final is not None:
-        x = 100 * certificate.final.parameters / whole
     axes.axvline(x, color=_TESTED, linewidth=0.8, linestyle=(0, (1, 2)))
     axes.annotate(
-        "written" if certificate.final is None else "written, not tested", (x, 1),
-        xycoords=("data", "axes fraction"), xytext=(3, -9), textcoords="offset points",
-        fontsize=8, color=_TESTED,
+        "written", (x, 1), xycoords=("data", "axes fraction"), xytext=(3, -9),
+        textcoords="offset points", fontsize=8, color=_TESTED,
     )  # fmt: skip
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sora_cli.core.errors import SoraError
 from sora_cli.core.records import read_record
 from sora_cli.recipe.auto import Basis
 from sora_cli.report import MOVE_AWAY, Report
 from sora_cli.run.opening import ELSEWHERE
-from sora_cli.search.certificate import FullRank, Half, Healed, Screened
+from sora_cli.search.certificate import FullRank, Healed, Screened
+from sora_cli.search.former_design import BOTH
 from sora_cli.search.row_set import RowSet
 
 FILE_NAME = "auto.json"
@@ -33,11 +34,6 @@ class AutoRecord(Report):
         description="the rows by part, as in certificate.json: a search is continued on the same",
     )
     full: FullRank | None = Field(None, description="the run at full rank, once it is finished")
-    halves: list[Half] = Field(
-        default_factory=list,
-        description="of cross-fitting, the adapters of each half; `full` and `candidates` have the "
-        "means of both halves",
-    )
     screened: list[Screened] = Field(
         default_factory=list, description="sizes scored before healing, from largest to smallest"
     )
@@ -45,6 +41,12 @@ class AutoRecord(Report):
         default_factory=list, description="sizes trained and tested, in this order"
     )
     stopped: bool = Field(False, description="whether a test has failed: no other size is tested")
+
+    @field_validator("basis", mode="before")
+    @classmethod
+    def _known_basis(cls, value: object) -> object:
+        """Read the basis of a `former_design` as none: such a search is shown, not continued."""
+        return None if value == BOTH else value
 
     def set_rows(self, rows: Mapping[str, RowSet], output: Path) -> None:
         """Record the rows by part; if the search was begun on other rows, raise `SoraError`."""

@@ -1,62 +1,55 @@
 """The order of the parts of a search, each of them saved: full rank, screening, tests, the result.
 
-`held_out` and `crossfit` fill in the parts. The one loop over sizes is `in_fixed_order`.
+Rows held out, or rows without labels, screen and test the sizes; no adapter is trained on them. The
+one loop over sizes is `in_fixed_order`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Generic, TypeVar
-
-from torch import Tensor
-
 from sora_cli.core.processes import from_first_process
 from sora_cli.experiments.auto.budget import RowPlan
-from sora_cli.experiments.auto.maker import Tell
-from sora_cli.experiments.auto.plan import AutoPlan
+from sora_cli.experiments.auto.maker import Made, Maker, Tell
+from sora_cli.experiments.auto.plan import AutoPlan, placed
 from sora_cli.experiments.auto.record import AutoRecord
-from sora_cli.recipe.load import LoadedRecipe
-from sora_cli.report import RateChoice, RunReport
+from sora_cli.recipe.recipe import Recipe
+from sora_cli.report import RunReport, read_report
 from sora_cli.run.evaluate import evaluate_run
 from sora_cli.run.prepare import Prepared
-from sora_cli.run.runner import Runner
-from sora_cli.search.certifiable import Certifiable
-from sora_cli.search.certificate import Certificate, Final, Healed, Screened, SizeTest, choose
-from sora_cli.search.row_set import RowSet
-from sora_cli.search.screening import Cuts, expected_drop, name_sizes, screen
+from sora_cli.run.results import save_results
+from sora_cli.search.certificate import Certificate, Measured, Screened, SizeTest, choose
+from sora_cli.search.rows import DecidingParts, certifiable_by, deciding_parts, deciding_rows
+from sora_cli.search.screening import expected_drop, name_sizes, screen
 from sora_cli.search.search import in_fixed_order
-from sora_cli.search.size import size_of
 from sora_cli.search.words import expected_line, tested_line
-from sora_cli.train.checkpoint.files import load_parameters
 from sora_cli.train.log import ReportLog, RunLog
 
-Made = TypeVar("Made")
+
+def parts_of_search(recipe: Recipe, ready: Prepared, rows: RowPlan) -> DecidingParts:
+    """Return the rows that screen and test, encoded.
+
+    Args:
+        recipe: of the run at full rank, for which `ready` was prepared.
+        rows: their planned numbers.
+    """
+    task, train = ready.task, ready.rows.train
+    held = deciding_rows(recipe, task, train, rows.screening, rows.planned_test)
+    return deciding_parts(recipe, task, ready.base, ready.rows, ready.train, held)
 
 
-class AutoSearch(ABC, Generic[Made]):
+class AutoSearch:
     """A search; its finished parts are saved in a record.
 
     Args:
-        ready: data, model and adapters before the first step.
+        ready: data, model and adapters of the run at full rank, before the first step.
         log: log of the record; the record holds finished parts of an interrupted search.
         tell: prints a line about each part of the work.
-        certifiable: the smallest drop that the test rows can certify.
 
     Attributes:
         promise: the promise, as a number even for `smallest`.
-        confidence: confidence of each bound.
-        shares: sizes that are screened, as shares of full rank's parameters.
-        sizes: largest number of sizes that are trained.
+        rows: the plan, with the number of rows that really test.
+        certifiable: the smallest drop that the test rows can certify.
         runner: trains and scores on the model.
     """
-
-    confidence: float
-    shares: Sequence[float]
-    step: int
-    sizes: int
-    runner: Runner
-    _sets: dict[str, RowSet]  # the rows of every part
 
     def __init__(
         self,
@@ -65,84 +58,58 @@ class AutoSearch(ABC, Generic[Made]):
         ready: Prepared,
         log: ReportLog[AutoRecord],
         tell: Tell,
-        certifiable: Certifiable,
     ) -> None:
-        self.plan, self.rows, self.ready, self._log, self._tell = plan, rows, ready, log, tell
-        self.record, self.certifiable = log.report, certifiable
-        self.promise = plan.promise.settled(certifiable, rows.test)
-        self.record.set_rows(self._sets, plan.output)
+        recipe = plan.full(rows).recipe
+        parts = parts_of_search(recipe, ready, rows)
+        for note in parts.test.notes("test rows"):
+            tell(f"note: {note}")
+        self.plan, self.rows, self._log, self._tell = plan, rows.counted(len(parts.test)), log, tell
+        self._maker = Maker(plan, self.rows, ready, parts.screening, parts.test, log, tell)
+        self.record, self.runner = log.report, self._maker.runner
+        self.certifiable = certifiable_by(recipe, ready, self.rows.test, plan.promise)
+        self.promise = plan.promise.settled(self.certifiable, self.rows.test)
+        self.record.set_rows(parts.sets, plan.output)
 
     @property
     def may_pass(self) -> bool:
         """False if no model could pass a test on these rows."""
         return self.certifiable.may_pass(self.promise.max_drop)
 
+    @property
+    def chosen(self) -> int:
+        """Number of the size to write."""
+        return choose(self.record.candidates)
+
     def run(self) -> None:
         """Do all parts that the record does not have yet; save the record after each."""
         record, max_drop = self.record, self.promise.max_drop
-        self._train_full()
+        if record.full is None:
+            record.full = from_first_process(self._maker.train_full())
+            self._log.save()
         if not record.screened:
             with self._log.phase("screen"):
                 self._screen()
             self._log.save()
-        for made, test in in_fixed_order(record.waiting(), self._heal_next, self._test, max_drop):
+        for made, test in in_fixed_order(record.waiting(), self._heal, self._test, max_drop):
             if test is not None:
                 self._tell(tested_line(test, self.promise))
-            record.add(self._tested(made, test))
+            record.add(made[0].model_copy(update={"test": test}))
             self._log.save()
-
-    @abstractmethod
-    def _train_full(self) -> None:
-        """Train and score full rank, unless the record holds it already."""
-
-    @abstractmethod
-    def _cuts(self) -> Cuts:
-        """Score unhealed cuts on the screening rows."""
-
-    @abstractmethod
-    def _heal(self, number: int, max_params: int) -> Made:
-        """Train a size and score it on the test rows."""
-
-    @abstractmethod
-    def _test(self, made: Made) -> SizeTest | None:
-        """Test a size; None: no size could pass on these rows."""
-
-    @abstractmethod
-    def _tested(self, made: Made, test: SizeTest | None) -> Healed:
-        """Return a size as the record has it, with its test."""
-
-    @abstractmethod
-    def write(self) -> tuple[Prepared, RunLog]:
-        """Write the run: its adapter and report; return the model as it is then, and the log."""
-
-    @abstractmethod
-    def certificate(self, report: RunReport) -> Certificate:
-        """Return the certificate of this search.
-
-        Args:
-            report: report of the written adapter, with its scores on the reported rows.
-        """
-
-    @abstractmethod
-    def forget(self) -> None:
-        """Delete the states of all runs: none of them is read again."""
 
     def _screen(self) -> None:
         """Score unhealed cuts on the screening rows, and choose the sizes to train."""
-        block, test_rows = self.plan.block, self.rows.test
+        promise, block, test_rows = self.promise, self.plan.block, self.rows.test
         self._tell(f"\nscreening: score all sizes before healing, on {self.rows.screening:,} rows")
-        cuts = self._cuts()
-        answers = self.rows.answers
-        sizes = screen(cuts, test_rows=test_rows, confidence=self.confidence, answers=answers)
+        cuts = self._maker.cuts()
+        sizes = screen(cuts, test_rows=test_rows, confidence=promise.confidence)
         for number in name_sizes(
             sizes,
             cuts.full,
-            self.promise.max_drop,
-            self.sizes,
+            promise.max_drop,
+            block.sizes,
             block.serve,
             tested=self.may_pass,
-            step=self.step,
-            answers=self.promise.by_answers,
+            answers=promise.by_answers,
         ):
             sizes[number].named = True
         self.record.screened = from_first_process(sizes)
@@ -151,58 +118,67 @@ class AutoSearch(ABC, Generic[Made]):
         for size in self.record.named():
             if size.certifiable is not None:
                 expected = expected_drop(size), size.certifiable
-                self._tell(f"{size.share:.1%}: {expected_line(self.promise, test_rows, *expected)}")
+                self._tell(f"{size.share:.1%}: {expected_line(promise, test_rows, *expected)}")
 
-    def _heal_next(self, size: Screened) -> Made:
+    def _heal(self, size: Screened) -> Made:
         number, named = len(self.record.candidates), len(self.record.named())
         self._tell(f"\nsize {number + 1} of {named}: {size.share:.1%} of the parameters")
-        return self._heal(number, size.max_params)
+        return self._maker.heal(number, size.max_params, scored=self.may_pass)
 
-    @property
-    def _seeds(self) -> dict[str, int]:
-        return {"training": self.plan.loaded.recipe.training.seed, "rows": self.plan.block.seed}
+    def _test(self, made: Made) -> SizeTest | None:
+        return None if made[1] is None else self._maker.test(made[1], self.promise)
 
-    @property
-    def chosen(self) -> int:
-        """Number of the size to write."""
-        return choose(self.record.candidates)
+    def write(self) -> tuple[Prepared, RunLog]:
+        """Score the chosen size on the reported rows, and write it as a run of its own.
 
-    def _train_final(
-        self,
-        ready: Prepared,
-        loaded: LoadedRecipe,
-        initial: dict[str, Tensor],
-        rate: RateChoice | None = None,
-    ) -> tuple[Prepared, RunLog]:
-        """Train the size found on all rows, from the start, as the run itself.
+        Returns:
+            The model as it is then, and the log of the run.
+        """
+        number, record = self.chosen, self.record
+        stage = self._maker.candidate(number, record.candidates[number].max_params)
+        ready, loaded = self.runner.restore(stage), placed(stage, self.plan)
+        log = RunLog(self.plan.output, name=loaded.name, recipe=loaded.resolved())
+        trained = read_report(stage.output_dir)
+        assert trained is not None
+        own = {"name", "command", "recipe", "started", "finished", "environment", "status", "error"}
+        for key in trained.model_fields_set - own - {"seconds", "digests", "resumed"}:
+            setattr(log.report, key, getattr(trained, key))
+        log.report.started, log.report.seconds = record.started, dict(record.seconds)
+        log.report.recipe_notes = list(self.plan.loaded.notes)
+        with log.running():
+            with log.phase("evaluate"):
+                evaluate_run(log.report, self.runner.scorer(), ready)
+            with log.phase("save"):
+                save_results(log.report, ready, loaded, self.plan.output)
+        return ready, log
+
+    def certificate(self, report: RunReport) -> Certificate:
+        """Return the certificate, after `write`.
 
         Args:
-            ready: with all rows.
-            loaded: recipe of this run.
-            initial: trained parameters before the first step of any run.
-            rate: found for full rank on rows like these; None: find one on all rows.
+            report: report of the written adapter, with its scores on the reported rows.
         """
-        share = self.record.named()[self.chosen].share
-        rows = len(ready.rows.train)
-        self._tell(f"\nthe size found, {share:.1%} of the parameters, trained on all {rows:,} rows")
-        load_parameters(ready.base.model, initial)
-        runner = Runner(ready, loaded, self.plan.output)
-        run = runner.next_run(loaded, loaded.name, self.plan.output, rate=rate)
-        run.log.report.recipe_notes = list(self.plan.loaded.notes)
-        with self._log.phase("train on all rows"):
-            runner.train(run, score=evaluate_run)
-        runner.forget(self.plan.output)
-        return run.ready, run.log
-
-    def _final(self, report: RunReport, max_params: int) -> Final:
-        """Return the certificate's entry of the written adapter."""
-        metric, layers = self.promise.metric, self.ready.layers
-        cost = {path: layer.A.shape[1] + layer.B.shape[0] for path, layer in layers.items()}
-        ranks = {path: rank.end for path, rank in report.ranks.items()}
-        return Final(
-            **size_of(ranks, cost, self.plan.block.serve).model_dump(),
-            max_params=max_params,
-            digest=report.digests.get("adapter", ""),
-            steps=report.steps or 0,
-            reported={split: scores[metric] for split, scores in report.metrics.items()},
+        record, promise = self.record, self.promise
+        assert record.full is not None
+        candidates = list(record.candidates)
+        scores = {split: known[promise.metric] for split, known in report.metrics.items()}
+        reported = {
+            split: Measured(score=score, drop=promise.drop(record.full.reported[split], score))
+            for split, score in scores.items()
+        }
+        written = candidates[self.chosen].model_copy(update={"reported": reported})
+        candidates[self.chosen] = written
+        return Certificate(
+            promise=promise,
+            bound=self.certifiable.screened(record.screened),
+            full=record.full,
+            screened=record.screened,
+            candidates=candidates,
+            rows=record.rows,
+            seeds={"training": self.plan.loaded.recipe.training.seed, "rows": self.plan.block.seed},
+            base=report.base,
         )
+
+    def forget(self) -> None:
+        """Delete the states of all runs: none of them is read again."""
+        self._maker.forget(self.record.candidates)

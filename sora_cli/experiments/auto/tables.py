@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 from sora_cli.core.console import count, duration
 from sora_cli.core.console import size as readable
 from sora_cli.core.words import first_few
-from sora_cli.experiments.auto.budget import HalvesPlan, RowPlan, rows_for, rows_for_halves
+from sora_cli.experiments.auto.budget import RowPlan, rows_for
 from sora_cli.experiments.auto.plan import AutoPlan
 from sora_cli.report import RunReport
 from sora_cli.run.dry_run import DryRun
 from sora_cli.search.constant import BALANCED, nothing_promised
-from sora_cli.search.halves import HALF_SHARES, half_confidence
 from sora_cli.search.promise import Promise
 from sora_cli.search.sizes import SHARES
 from sora_cli.search.statement import NOT_ALONE
@@ -28,13 +27,9 @@ if TYPE_CHECKING:
 
 def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
     """Yield lines on the cost of finding the size, in addition to the run at full rank."""
-    if isinstance(rows, HalvesPlan):
-        yield from _halves_lines(rows)
-        return
-    block = plan.block
-    healing = plan.heal * block.sizes
+    sizes = plan.block.sizes
     yield (
-        f"up to {block.sizes} of {len(SHARES)} sizes are cut from the run after {plan.cut_at:.1%} "
+        f"up to {sizes} of {len(SHARES)} sizes are cut from the run after {plan.cut_at:.1%} "
         f"of its steps, and healed for the other {plan.heal:.1%}"
     )
     source = "rows without labels" if rows.unlabelled else "rows held out of the training split"
@@ -42,50 +37,19 @@ def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
         f"{source}: {count(rows.screening)} screen the sizes, "
         f"{count(rows.test)} test them; {count(rows.trained)} are trained on"
     )
-    if rows.answers:
-        yield f"rows without labels: {count(rows.answers)} test the sizes, too, by their answers"
-    last, more = _last_run(plan, rows), ""
-    if last:
-        yield (
-            "the size that the tests choose is then trained on all "
-            f"{count(plan.wanted(rows.total))} rows and written; that adapter is not tested"
-        )
-        more = f", training on all rows {last:.0%}"
     yield (
-        f"extra work: at most {_extra(plan, rows):.0%} of the full run's: healing {healing:.0%}, "
-        f"scoring {rows.scoring:.0%}{more}"
-    )
-
-
-def _halves_lines(rows: HalvesPlan) -> Iterator[str]:
-    """Yield lines on the runs of cross-fitting and their work."""
-    yield (
-        f"cross-fitting: full rank and up to {rows.sizes} of {len(HALF_SHARES)} sizes are trained "
-        f"on each half of {count(rows.trained)} rows, and tested on the other half; "
-        f"{count(rows.screening)} rows screen the sizes"
-    )
-    yield (
-        f"each size is healed for {rows.heal:.1%} of a half's steps; the size that the tests "
-        f"choose is then trained on all {count(rows.total)} rows and written; that adapter is not "
-        "tested"
-    )
-    yield (
-        f"all work: about {rows.work:.2g} times one LoRA run on all rows, of which scoring "
-        f"{rows.scoring:.0%}"
+        f"extra work: at most {_extra(plan, rows):.0%} of the full run's: healing "
+        f"{plan.heal * sizes:.0%}, scoring {rows.scoring:.0%}"
     )
 
 
 def promise_lines(promise: Promise, rows: RowPlan, certifiable: Certifiable) -> Iterator[str]:
     """Yield lines on the promise and the smallest drop that the test rows can certify."""
     bound = certifiable.bound
-    if promise.basis != "labels":
-        numbers = (rows.test, rows.answers) if rows.answers else (rows.test,)
-        yield from answers_lines(promise, numbers, bound)
+    if promise.by_answers:
+        yield from answers_lines(promise, rows.test, bound)
     else:
-        tested = f"{count(rows.test)} test rows"
-        if isinstance(rows, HalvesPlan):
-            tested = f"two halves of {tested}"
-        yield from certifiable_lines(promise, tested, bound, _more_rows(promise, rows))
+        yield from certifiable_lines(promise, rows.test, bound, _more_rows(promise, rows))
     if not bound.rows_alone:
         yield NOT_ALONE
 
@@ -125,14 +89,10 @@ def _more_rows(promise: Promise, rows: RowPlan) -> str:
 
     if promise.max_drop == 0:
         return "no number of rows certifies a drop of 0, unless the smaller adapter is better"
-    if isinstance(rows, HalvesPlan):
-        half = rows_needed(promise.max_drop, confidence=half_confidence(promise.confidence))
-        labelled = rows_for_halves(half)
-    else:
-        needed = rows_needed(promise.max_drop, confidence=promise.confidence)
-        # of rows that repeat an input, more have to be held out for as many that test
-        held, labelled = rows_for(math.ceil(needed * rows.planned_test / rows.test))
-    if labelled <= rows.total and not isinstance(rows, HalvesPlan):
+    needed = rows_needed(promise.max_drop, confidence=promise.confidence)
+    # of rows that repeat an input, more have to be held out for as many that test
+    held, labelled = rows_for(math.ceil(needed * rows.planned_test / rows.test))
+    if labelled <= rows.total:
         return f"{promise.max_drop:g} needs more test rows: auto.rows={held}"
     return (
         f"{promise.max_drop:g} needs a training split of about {count(labelled)} rows; this one "
@@ -147,32 +107,14 @@ def whole_lines(plan: AutoPlan, rows: RowPlan, full: DryRun) -> Iterator[str]:
         full: the dry run's measurement of the run at full rank.
     """
     seconds = full.seconds * (1 + _extra(plan, rows))
-    about = "training at full rank"
-    if isinstance(rows, HalvesPlan):
-        about = "training on both halves and on all rows"
-    if _last_run(plan, rows):
-        about += " and once more on all rows"
-    about += ", healing"
-    yield f"{'time':<20} {f'about {duration(max(seconds, 1))}':<20} {about} and scoring"
+    about = "training at full rank, healing and scoring"
+    yield f"{'time':<20} {f'about {duration(max(seconds, 1))}':<20} {about}"
     yield f"{'memory':<20} {readable(full.memory):<20} predicted; the smaller sizes need no more"
 
 
 def _extra(plan: AutoPlan, rows: RowPlan) -> float:
     """Return the work beside the full run, at most, as a share of the full run's work."""
-    if isinstance(rows, HalvesPlan):
-        return rows.work - 1
-    healing = plan.heal * plan.block.sizes
-    return healing + rows.scoring + _last_run(plan, rows)
-
-
-def _last_run(plan: AutoPlan, rows: RowPlan) -> float:
-    """Return the work of `auto.refit`, the training on all rows after the tests."""
-    if not plan.block.refit or isinstance(rows, HalvesPlan):  # halves count it in their own work
-        return 0.0
-    training = plan.loaded.recipe.training
-    return training.total_steps(plan.wanted(rows.total)) / max(
-        training.total_steps(rows.trained), 1
-    )
+    return plan.heal * plan.block.sizes + rows.scoring
 
 
 def full_layers(report: RunReport) -> str | None:

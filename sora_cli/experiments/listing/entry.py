@@ -20,7 +20,9 @@ from sora_cli.experiments.path.record import read_path
 from sora_cli.experiments.sweep.record import FILE_NAME as SWEEP
 from sora_cli.experiments.sweep.record import OVER, RunRecord, SweepRecord
 from sora_cli.report import FILE_NAME, Report, RunReport, Score
+from sora_cli.search.certificate import FILE_NAME as CERTIFICATE
 from sora_cli.search.certificate import read_certificate
+from sora_cli.search.former_design import former_design
 from sora_cli.train.checkpoint.places import FOLDER, MARK_FILE, checkpoint_paths
 
 State = Literal["finished", "running", "interrupted", "failed", "pruned", "blocked", "damaged"]
@@ -138,7 +140,8 @@ def _auto(directory: Path, at_work: bool) -> Entry:
     record = read_auto(directory)
     assert record is not None
     entry = _of_report(directory, record, at_work)
-    entry.resumable = entry.status in ("interrupted", "failed")
+    unfinished = entry.status in ("interrupted", "failed")
+    entry.resumable = unfinished and former_design(directory / AUTO) is None
     if entry.status == "finished":
         report = read_record(directory / FILE_NAME, RunReport, hint=_DAMAGED)
         if report is not None:  # the report of the adapter that was written
@@ -147,6 +150,8 @@ def _auto(directory: Path, at_work: bool) -> Entry:
         if certificate is not None:
             entry.certified = certificate.certified
             entry.notes.append(certificate.status)
+        elif former_design(directory / CERTIFICATE) is not None:
+            entry.notes.append("certificate of a former design")
     else:
         tested = sum(size.test is not None for size in record.candidates)
         entry.notes.insert(0, f"{len(record.named())} sizes named, {tested} tested")

@@ -12,8 +12,7 @@ from sora_cli.core.table import Column, Table
 from sora_cli.experiments.auto.plot import draw_curve, legend_of
 from sora_cli.experiments.report.facts import number
 from sora_cli.search.certificate import Certificate
-from sora_cli.search.halves import half_confidence
-from sora_cli.search.words import named_parts, size_verdict
+from sora_cli.search.words import size_verdict
 
 _SIZE = 5.0, 4.2
 """Width and height of the curve, inches."""
@@ -40,8 +39,7 @@ def certificate_part(certificate: Certificate) -> CertificatePart:
         statement=c.statement,
         lines=tuple(_lines(c)),
         table=table,
-        # the row of full rank stands before the sizes, and parts of a test after each
-        chosen=table.rows[1 + c.chosen * (1 + len(c.halves) + len(named_parts(c.written.test)))],
+        chosen=table.rows[1 + c.chosen],  # the row of full rank stands before the sizes
     )
 
 
@@ -56,15 +54,10 @@ def _lines(c: Certificate) -> list[str]:
     answers = promise.by_answers
     if promise.kind == "drop" and answers:
         promised += ", by the share of answers that differ"
-    elif promise.basis == "both":
-        promised += ", by labels or by the share of answers that differ"
     lines = [
         f"promise: {promised}, {promise.confidence:.0%} confidence",
         f"bound: {bound.method}; its confidence {level}",
     ]
-    if c.halves:
-        each = half_confidence(promise.confidence)
-        lines.append(f"it is the mean of two bounds, one of each half, with {each:.1%} confidence")
     # of a promise about answers this figure assumes the share that the test is about
     if bound.smallest_drop is not None and promise.kind == "drop":
         least = f"{bound.smallest_drop:.2%}" if answers else f"{bound.smallest_drop:.4g}"
@@ -74,11 +67,7 @@ def _lines(c: Certificate) -> list[str]:
         )
     rows = ", ".join(f"{n} {count(part.rows)} (of {part.split})" for n, part in c.rows.items())
     seeds = ", ".join(f"{name} {seed}" for name, seed in c.seeds.items())
-    lines += [f"rows: {rows}", f"seeds: {seeds}", f"kept: {c.saved}", f"it is for {c.scope}"]
-    if c.final is not None:
-        scores = ", ".join(f"{split} {number(score)}" for split, score in c.final.reported.items())
-        lines.append(f"written: an adapter trained on all rows, which no test has seen ({scores})")
-    return lines
+    return [*lines, f"rows: {rows}", f"seeds: {seeds}", f"kept: {c.saved}", f"it is for {c.scope}"]
 
 
 def _table(c: Certificate) -> Table:
@@ -109,23 +98,6 @@ def _table(c: Certificate) -> Table:
             ", ".join("" if s is None else number(s.score) for s in results),
             size_verdict(c, i, reason=True),
         ])  # fmt: skip
-        for half, part in enumerate(c.halves, 1):
-            same, test = part.candidates[i], part.candidates[i].test
-            rows.append([
-                same.parameters,
-                same.parameters / max(c.full.parameters, 1),
-                same.components,
-                None,
-                None if test is None else f"{number(test.score)} (drop {test.drop:+.4f})",
-                None if test is None else test.upper,
-                "",
-                f"half {half}",
-            ])  # fmt: skip
-        for part_name, one in named_parts(size.test):
-            measured = f"{number(one.score)} (drop {one.drop:+.4f})"
-            if part_name == "by answers":
-                measured = f"agreement {number(one.score)} (differ {one.drop:.2%})"
-            rows.append([None, None, None, None, measured, one.upper, "", part_name])
     return Table(None, columns, rows)
 
 

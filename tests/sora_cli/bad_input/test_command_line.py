@@ -152,16 +152,12 @@ LINES: dict[str, dict[str, Words]] = {
         "r.yaml --unlabelled train.jsonl":
             ("--unlabelled goes with --max-differ or --max-drop", "auto.unlabelled=train.jsonl",
              "--max-differ 1% --unlabelled train.jsonl"),
-        "r.yaml --max-drop 1pt --cross-fit task.metrics=[f1]":
-            ("each by itself: f1 has none", "auto.cross_fit=true", "auto.cross_fit=false"),
-        "r.yaml --max-drop 1pt auto.basis=both":
-            ("auto.basis=both needs rows to answer", "auto.basis=both", "--unlabelled FILE"),
+        "r.yaml --max-drop 1pt auto.basis=answers":
+            ("auto.basis=answers needs rows to answer", "auto.basis=answers", "--unlabelled FILE"),
         "r.yaml --max-drop 1pt --unlabelled validation.jsonl auto.basis=some": "auto.basis",
         "r.yaml --max-differ 1% --unlabelled validation.jsonl auto.basis=labels":
             ("auto.basis=labels goes with max_drop", "auto.basis=null"),
-        "r.yaml --max-drop 1pt --unlabelled validation.jsonl auto.basis=answers --cross-fit":
-            ("does not go with auto.cross_fit", "auto.basis=labels, or auto.cross_fit=false"),
-        "r.yaml --max-drop 1pt --unlabelled validation.jsonl auto.basis=both task.metrics=[f1]":
+        "r.yaml --max-drop 1pt --unlabelled validation.jsonl auto.basis=answers task.metrics=[f1]":
             ("f1 can drop by more than the share of answers that differ",
              "auto.basis=labels, or --max-differ 1%"),
         "r.yaml --max-drop 1pt --tolerance 0.1":
@@ -240,10 +236,10 @@ LINES: dict[str, dict[str, Words]] = {
         "--max-drop 1pt -r r.yaml --unlabelled train.jsonl":
             "rows can test, and at least 2 are needed",
         "--max-drop 1pt -r r.yaml --unlabelled nothing.csv": "there is no file 'nothing.csv'",
-        "--max-drop 1pt -r r.yaml auto.basis=both":
-            ("auto.basis=both needs rows to answer", "--unlabelled FILE"),
-        "--max-differ 1% -r r.yaml --unlabelled rows auto.basis=both":
-            ("auto.basis=both goes with max_drop", "auto.basis=null"),
+        "--max-drop 1pt -r r.yaml auto.basis=answers":
+            ("auto.basis=answers needs rows to answer", "--unlabelled FILE"),
+        "--max-differ 1% -r r.yaml --unlabelled rows auto.basis=labels":
+            ("auto.basis=labels goes with max_drop", "auto.basis=null"),
         "--max-drop 0.5 -r r.yaml": "is that 0.5 of a point, or 50 points?",
         "--max-drop much -r r.yaml": "--max-drop must be a number",
         "--max-drop -1 -r r.yaml": "--max-drop must be 0 or more",

@@ -138,7 +138,7 @@ def test_the_options_take_the_place_of_the_recipes_promise(
     told = capsys.readouterr()
     assert "promise: a drop of at most 0.5" in told.out
     # the recipe's rows without labels may test this drop, too
-    assert "by labels, by answers or by both" in told.err
+    assert "(auto.basis=labels): chance to certify 0.5" in told.err
 
 
 def test_it_is_scored_again(

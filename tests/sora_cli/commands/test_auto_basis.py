@@ -16,10 +16,10 @@ from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.experiments.auto.plan import plan_auto
 from sora_cli.experiments.auto.record import AutoRecord, read_auto
 from sora_cli.experiments.auto.rows import planned_rows
+from sora_cli.recipe.auto import Basis
 from sora_cli.recipe.load import load_recipe
 from sora_cli.report import read_report
 from sora_cli.search.agreement import share_bound
-from sora_cli.search.paired import exact_bound
 from sora_cli.verify import certificate as recheck
 from tests.helpers_errors import error_of
 from tests.helpers_runs import signal_at
@@ -32,7 +32,7 @@ from tests.sora_cli.commands.test_auto import (
     placed,
     scored_once,
 )
-from tests.sora_cli.experiments.auto.support import ROWS, certificate_of, recipe_with_inputs
+from tests.sora_cli.experiments.auto.support import certificate_of, recipe_with_inputs
 
 __all__ = ["scored_once"]
 
@@ -54,13 +54,13 @@ def made(recipe: Path, basis: str) -> Path:
     return out
 
 
-@pytest.fixture(params=["answers", "both"])
-def done(recipe: Path, request: pytest.FixtureRequest) -> Path:
-    return made(recipe, request.param)
+@pytest.fixture
+def done(recipe: Path) -> Path:
+    return made(recipe, "answers")
 
 
-def test_by_answers_no_row_is_held_out(recipe: Path) -> None:
-    found = certificate_of(made(recipe, "answers"))
+def test_by_answers_no_row_is_held_out(done: Path) -> None:
+    found = certificate_of(done)
     assert (found.promise.kind, found.promise.basis) == ("drop", "answers")
     assert {name: (part.split, part.rows) for name, part in found.rows.items()} == {
         "train": ("train", 124),
@@ -73,26 +73,6 @@ def test_by_answers_no_row_is_held_out(recipe: Path) -> None:
         assert size.test.upper == share_bound(size.test.differing or 0, 75, 0.95)
         assert size.test.kept == (size.test.upper <= 0.6)
     assert "accuracy" in found.statement
-
-
-def test_by_both_labelled_rows_are_held_out(recipe: Path) -> None:
-    found = certificate_of(made(recipe, "both"))
-    assert found.promise.basis == "both"
-    sets = {name: (part.split, part.rows) for name, part in found.rows.items()}
-    assert sets["answers"] == ("unlabelled", ROWS)
-    assert {split for name, (split, _) in sets.items() if name in {"screening", "test"}} == {
-        "train"
-    }
-    assert sum(rows for name, (_, rows) in sets.items() if name != "validation") == 124 + ROWS
-    labelled = sets["test"][1]
-    for size in found.candidates:
-        assert size.test is not None
-        one, two = size.test.parts
-        net, differing = round(one.drop * labelled), one.differing or 0
-        counts = (differing + net) // 2, (differing - net) // 2
-        assert one.upper == pytest.approx(exact_bound(*counts, labelled, 0.975))
-        assert two.upper == pytest.approx(share_bound(two.differing or 0, ROWS, 0.975))
-        assert size.test.upper == min(one.upper, two.upper)
 
 
 def test_the_report_says_the_basis(done: Path) -> None:
@@ -110,9 +90,8 @@ def test_what_the_plan_says(
     told = capsys.readouterr()
     said, shown = " ".join(told.err.split()), " ".join(told.out.split())
     assert "chance to certify 0.6, in the mean of sizes that differ on 0.25% to 5%" in said
-    assert "labels 100% (16 rows), answers 100% (75 rows), both 100% (16 and 100 rows)" in said
+    assert "labels 100% (16 rows), answers 100% (75 rows)" in said
     assert "labels test the drop, and rows without labels are not used (auto.basis=labels)" in said
-    assert "by labels, by answers or by both, whichever is planned to certify more" in said
     assert "rows held out of the training split: 16 screen" in shown
     capsys.readouterr()
     assert run([*words(recipe, tmp_path / "out"), "--max-drop", "10pt", "--dry-run"]) == OK
@@ -120,14 +99,12 @@ def test_what_the_plan_says(
     said, shown = " ".join(told.err.split()), " ".join(told.out.split())
     assert "3 of 108 rows of" in said
     assert "the column 'label' is ignored" in said
-    assert "(auto.basis=both): chance to certify 0.1" in said
-    assert "rows without labels: 100 test the sizes, too, by their answers" in shown
-    assert "certified by 16 labelled rows, or if at most 4 of 100 test rows without" in shown
-    command = [*words(recipe, tmp_path / "out", "auto.basis=answers", "auto.rows=60"), "--refit"]
+    assert "(auto.basis=answers): chance to certify 0.1" in said
+    assert "rows without labels: 25 screen the sizes, 75 test them" in shown
+    command = words(recipe, tmp_path / "out", "auto.basis=answers", "auto.rows=60")
     assert run([*command, "--dry-run"]) == OK
     told = capsys.readouterr()
     assert "certified if at most 37 of 75 test rows are answered differently" in told.out
-    assert "auto.refit is not used: all rows are trained on already" in told.err
     assert "auto.rows is not used: no labelled row is held out" in told.err
     assert not (tmp_path / "out").exists()
 
@@ -138,7 +115,6 @@ def test_rows_without_labels_that_are_not_used(
     for more, reason in (
         (["auto.basis=labels"], "auto.basis=labels"),
         (["task.metrics=[f1]"], "f1 can drop by more than the share of answers that differ"),
-        (["auto.cross_fit=true"], "halves test by labels"),
     ):
         capsys.readouterr()
         assert run([*words(recipe, tmp_path / "out", *more), "--dry-run"]) == OK
@@ -162,11 +138,7 @@ def test_pages_say_what_was_tested(
     assert run(["report", str(done), "--force"]) == OK
     page = (done / "report.html").read_text(encoding="utf-8")
     card = (done / "adapter" / "README.md").read_text(encoding="utf-8")
-    said = {
-        "answers": "accuracy at most 60pt worse than at full rank, by the share of answers that",
-        "both": "accuracy at most 60pt worse than at full rank, by labels or by the share of",
-    }
-    assert said[done.name] in page
+    assert "accuracy at most 60pt worse than at full rank, by the share of answers that" in page
     assert certificate_of(done).statement in card
     capsys.readouterr()
     assert run(["list", str(recipe.parent)]) == OK
@@ -179,8 +151,6 @@ def test_it_is_scored_again(done: Path, tmp_path: Path, capsys: pytest.CaptureFi
     facts = json.loads(capsys.readouterr().out)
     assert facts["verdict"] == "same"
     assert all(one["stored"] == one["here"] for one in facts["compared"])
-    names = {one["name"].split(", ")[1] for one in facts["compared"] if "sizes/1" in one["name"]}
-    assert ({"by labels", "by answers"} <= names) == (done.name == "both")
 
 
 @pytest.mark.usefixtures("scored_once")
@@ -204,24 +174,16 @@ def test_no_field_of_the_certificate_can_be_changed(done: Path, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("scored_once")
-@pytest.mark.parametrize("part", [0, 1])
-def test_figures_that_fit_each_other_are_compared_all_the_same(
-    recipe: Path, tmp_path: Path, part: int
-) -> None:
-    """One row less differs, with the bound that follows: as if nothing had been edited."""
-    done = made(recipe, "both")
+def test_figures_that_fit_each_other_are_compared_all_the_same(done: Path, tmp_path: Path) -> None:
+    """More rows differ, with the bound that follows: as if nothing had been edited."""
     copy = shutil.copytree(done, tmp_path / "copy")
     file = copy / "certificate.json"
     document = json.loads(file.read_text(encoding="utf-8"))
-    test = document["candidates"][0]["test"]
-    figures, rows = test["parts"][part], document["rows"][("test", "answers")[part]]["rows"]
-    figures["drop"] += 0.25
-    figures["score"] -= 0.25
-    differing = round(figures["drop"] * rows)
-    figures["differing"] = differing
-    figures["upper"] = (
-        share_bound(differing, rows, 0.975) if part else exact_bound(differing, 0, rows, 0.975)
-    )
+    test, rows = document["candidates"][0]["test"], document["rows"]["test"]["rows"]
+    test["drop"] += 0.25
+    test["score"] -= 0.25
+    test["differing"] = round(test["drop"] * rows)
+    test["upper"] = share_bound(test["differing"], rows, 0.95)
     file.write_text(json.dumps(document), encoding="utf-8")
     assert recheck.recheck(copy)[1].exit_code == FAILED
 
@@ -230,11 +192,13 @@ def test_a_search_that_was_begun_keeps_its_basis(recipe: Path) -> None:
     given = ["auto.max_drop=10pt", f"auto.unlabelled={recipe.parent}/inputs.jsonl"]
     plan = plan_auto(load_recipe(str(recipe), given))
     planned, rows, _ = planned_rows(plan)
-    assert (planned.promise.basis, rows.answers) == ("both", ROWS)
-    for basis, answers in (("labels", 0), ("answers", 0), ("both", ROWS)):
+    assert (planned.promise.basis, rows.unlabelled) == ("answers", True)
+    bases: tuple[Basis, ...] = ("labels", "answers")
+    for basis in bases:
         record = AutoRecord(name="begun", recipe={}, basis=basis)
         planned, rows, _ = planned_rows(plan, record)
-        assert (planned.promise.basis, planned.block.basis, rows.answers) == (basis, basis, answers)
+        assert (planned.promise.basis, planned.block.basis) == (basis, basis)
+        assert rows.unlabelled == (basis == "answers")
 
 
 def test_it_is_not_continued_on_other_rows(
@@ -250,27 +214,15 @@ def test_it_is_not_continued_on_other_rows(
         assert run(command) == 128 + signal.SIGTERM
     record = read_auto(out)
     assert record is not None
-    assert (record.basis, record.rows["answers"].rows) == ("both", ROWS)
+    assert (record.basis, record.rows["test"].rows) == ("answers", 75)
     inputs.write_text("".join(rows[:30]), encoding="utf-8")
     error = error_of(capsys, *command)
-    assert f"the answers rows are not the same as when the run in '{out}' started" in error[0]
+    assert f"the screening rows are not the same as when the run in '{out}' started" in error[0]
     assert error[1:] == [
-        f"{ROWS} rows of unlabelled then, 30 rows of unlabelled now",
+        "25 rows of unlabelled then, 7 rows of unlabelled now",
         "restore them, or train elsewhere: output.dir=DIR",
     ]
     assert read_auto(out) == record
-
-
-@pytest.mark.long
-def test_by_both_and_trained_once_more(recipe: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    assert run([*words(recipe, out, "auto.basis=both"), "--refit"]) == OK
-    found = certificate_of(out)
-    assert found.final is not None
-    assert found.rows["refit"].rows == 124
-    assert found.scope.startswith("the tested adapter in sizes/")
-    assert "with and without labels" in found.scope
-    assert run(["verify", str(out), "--certificate"]) == OK
 
 
 @pytest.mark.long

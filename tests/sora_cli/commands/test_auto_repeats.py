@@ -34,7 +34,7 @@ def rows_with_stock() -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("repeats")
-    path = auto_recipe(folder, auto={"rows": 80, "cross_fit": False})
+    path = auto_recipe(folder, auto={"rows": 80})
     write_rows(folder / "train.jsonl", rows_with_stock())
     return path
 

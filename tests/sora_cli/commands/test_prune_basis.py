@@ -49,7 +49,6 @@ def entry_of(out: Path) -> dict[str, Any]:
     [
         ("labels", LABELLED, "--unlabelled is not used: auto.basis=labels"),
         ("answers", OTHERS, "answers to rows without labels test the drop, and labels do not"),
-        ("both", LABELLED, "labels and answers to rows without labels test the drop, each at half"),
     ],
 )
 def test_the_basis_by_hand(
@@ -63,18 +62,12 @@ def test_the_basis_by_hand(
     assert (entry["basis"], entry["rows"], entry["metric"]) == (basis, rows, "accuracy")
     assert entry["max_drop"] == 0.4
     assert entry["bound"] <= 0.4
-    assert entry.get("rows_without_labels") == (OTHERS if basis == "both" else None)
-    if basis != "labels":
+    if basis == "answers":
         assert "20 of 100 rows of" in told.err
         assert "are labelled rows of the recipe: they are left out" in told.err
-    if basis == "answers":
         assert entry["bound"] == share_bound(round(entry["drop"] * OTHERS), OTHERS, 0.95)
         assert f"certified: {entry['components'][1]} components lose at most" in told.out
         assert "of accuracy, within 0.4, because at most" in told.out
-    if basis == "both":
-        bounds = entry["bound_by_labels"], entry["bound_by_answers"]
-        assert entry["bound"] == min(bounds)
-        assert "by answers" in told.out
     assert run(["inspect", str(out)]) == OK
     assert f"basis {basis}" in " ".join(capsys.readouterr().out.split())
 
@@ -86,13 +79,13 @@ def test_the_basis_is_planned_before_a_row_is_scored(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sora_cli.search.cut.smallest_cut", stop)
-    for drop, plan in (("40pt", "labels"), ("4pt", "answers"), ("7pt", "both")):
+    for drop, plan in (("40pt", "labels"), ("4pt", "answers")):
         capsys.readouterr()
         assert run([*words(recipe, tmp_path / "out"), "--max-drop", drop]) == 130
         said = capsys.readouterr().err
         assert f"(auto.basis={plan}): chance to certify" in said
         assert f" ({LABELLED} rows), answers " in said
-        assert f" ({LABELLED} and {OTHERS} rows)" in said
+        assert f" ({OTHERS} rows)" in said
 
 
 def test_the_smallest_drop(recipe: Path, tmp_path: Path, capsys: Any) -> None:
@@ -111,9 +104,9 @@ def test_metrics_that_answers_do_not_bound(recipe: Path, tmp_path: Path, capsys:
     assert "--unlabelled is not used: f1 can drop by more than the share of answers" in said
     assert entry_of(tmp_path / "out")["basis"] == "labels"
     error = error_of(
-        capsys, *words(recipe, tmp_path / "no", "task.metrics=[f1]", "auto.basis=both")
+        capsys, *words(recipe, tmp_path / "no", "task.metrics=[f1]", "auto.basis=answers")
     )
-    assert "auto.basis=both cannot test this drop: f1 can drop" in error[0]
+    assert "auto.basis=answers cannot test this drop: f1 can drop" in error[0]
     assert "auto.basis=labels" in error[-1]
 
 
@@ -126,32 +119,30 @@ def test_a_basis_without_rows(recipe: Path, tmp_path: Path, capsys: Any) -> None
         assert "--unlabelled FILE" in error[-1]
 
 
-@pytest.mark.parametrize("basis", ["answers", "both"])
-def test_sizes_that_are_healed(recipe: Path, tmp_path: Path, capsys: Any, basis: str) -> None:
+def test_sizes_that_are_healed(recipe: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "healed"
-    more = ["--heal", "2", "--no-verify", f"auto.basis={basis}"]
+    more = ["--heal", "2", "--no-verify", "auto.basis=answers"]
     command = [word for word in words(recipe, out, *more) if word not in {"-r", str(recipe)}]
     assert run(command) == OK  # with the recipe of the run
     record = json.loads((out / "sizes.json").read_text(encoding="utf-8"))
-    assert (record["certified"], record["basis"], record["max_drop"]) == (True, basis, 0.4)
+    assert (record["certified"], record["basis"], record["max_drop"]) == (
+        True, "answers", 0.4,
+    )  # fmt: skip
     tested = [size["bound"] for size in record["sizes"] if size["bound"] is not None]
     for bound in tested:
-        assert len(bound["parts"]) == 2 * (basis == "both")
-        answers = bound["parts"][1] if bound["parts"] else bound
-        assert answers["rows"] == OTHERS
-        each = 0.975 if bound["parts"] else 0.95
-        assert answers["upper"] == share_bound(answers["differing"], OTHERS, each)
-    assert f"(auto.basis={basis})" in capsys.readouterr().err
+        assert bound["rows"] == OTHERS
+        assert bound["upper"] == share_bound(bound["differing"], OTHERS, 0.95)
+    assert "(auto.basis=answers)" in capsys.readouterr().err
 
 
 def test_a_model_is_extracted(recipe: Path, tmp_path: Path, capsys: Any) -> None:
     model = tmp_path / "model"
     assert run(["train", str(recipe), "method.name=full", f"output.dir={model}"]) == OK
     base, out = recipe.parent / "base", tmp_path / "small"
-    given = words(recipe, out, "auto.basis=both")[4:]
+    given = words(recipe, out, "auto.basis=answers")[4:]
     command = ["extract", str(model), "--base", str(base), "-o", str(out), *given]
     capsys.readouterr()
     assert run(command) in (0, 3)
     entry = entry_of(out)
-    assert (entry["basis"], entry["rows"], entry["rows_without_labels"]) == ("both", 30, OTHERS)
-    assert "tried on validation and 80 unlabelled rows" in capsys.readouterr().out
+    assert (entry["basis"], entry["rows"]) == ("answers", OTHERS)
+    assert f"tried on {OTHERS} unlabelled rows" in capsys.readouterr().out

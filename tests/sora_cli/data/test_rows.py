@@ -162,42 +162,6 @@ def test_selection_on_held_out_training_rows(tmp_path: Path) -> None:
     assert set(_texts(_load(**block, selection_seed=1).select)) != set(select)
 
 
-@pytest.mark.parametrize("total", [60, 61])
-def test_halves_of_the_training_rows(tmp_path: Path, total: int) -> None:
-    files = _files(tmp_path, train=total)
-    block = {"files": files, "selection": "half-train", "selection_rows": 10}
-    one, two = (_load(**block, half=half) for half in (1, 2))
-    assert _texts(one.select) == _texts(two.train)
-    assert _texts(two.select) == _texts(one.train)
-    assert (len(one.train), len(two.train)) == ((total - 10) // 2, (total - 9) // 2)
-    # the rows left out are those that train-rows holds out by the same seed
-    out = _load(files=files, selection="train-rows", selection_rows=10)
-    rows = [*_texts(one.train), *_texts(two.train), *_texts(out.select)]
-    assert sorted(rows) == sorted(_texts(_load(files=files).train))
-    assert len(one.report["validation"]) == 10
-    assert one.rule == (
-        "half 1 of train trained on, checkpoint chosen on the other, without 10 rows "
-        "(split seed 42)"
-    )
-    assert _texts(_load(**block, half=1).train) == _texts(one.train)
-    assert set(_texts(_load(**block, half=1, selection_seed=1).train)) != set(_texts(one.train))
-
-
-def test_one_row_has_no_halves(tmp_path: Path) -> None:
-    files = _files(tmp_path, train=20)
-    lines = _refused(
-        "leaves 1 row, which has no halves",
-        files=files, selection="half-train", selection_rows=19, half=1,
-    )  # fmt: skip
-    assert lines[-1] == "data.selection_rows=9"
-
-
-@pytest.mark.parametrize("block", [{"selection": "half-train"}, {"half": 1}])
-def test_a_half_goes_with_its_selection(block: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="half goes with selection half-train"):
-        DataBlock(path="builtin://digits", **block)
-
-
 def test_limits(tmp_path: Path) -> None:
     files = _files(tmp_path)
     everything = _load(files=files)

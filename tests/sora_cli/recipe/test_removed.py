@@ -33,7 +33,10 @@ def stored(**more: Any) -> dict[str, Any]:
 
 
 def a_value(entry: Removed) -> Any:
-    return entry.what.partition("=")[2] or {False: "true", None: "first"}[entry.default]
+    return (
+        entry.what.partition("=")[2]
+        or {False: "true", None: "first", "auto": "true"}[entry.default]
+    )
 
 
 @pytest.mark.parametrize("entry", KEYS, ids=lambda entry: entry.what)

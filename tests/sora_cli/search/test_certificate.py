@@ -21,10 +21,8 @@ from sora_cli.search.certificate import (
     SizeTest,
     read_certificate,
 )
-from sora_cli.search.paired import exact_bound
 from sora_cli.search.promise import Promise
 from sora_cli.search.row_set import SCREENING, TEST, TRAIN, RowSet
-from sora_cli.search.words import named_parts, size_table
 
 
 def certificate() -> Certificate:
@@ -136,7 +134,7 @@ def test_a_damaged_one_is_said(tmp_path: Path) -> None:
 def test_a_value_of_a_later_version_is_named_with_its_key(tmp_path: Path) -> None:
     text = certificate().model_dump_json().replace('"basis":"labels"', '"basis":"dice"')
     (tmp_path / FILE_NAME).write_text(text)
-    with pytest.raises(SoraError, match=r"certificate\.json .*: promise\.basis: .*'both'"):
+    with pytest.raises(SoraError, match=r"certificate\.json .*: promise\.basis: .*'answers'"):
         read_certificate(tmp_path)
 
 
@@ -183,34 +181,25 @@ def test_of_answers_no_conclusion_is_read() -> None:
     assert not Certificate.model_validate(written).certified
 
 
-def certificate_by(basis: str, *, lost: int = 8, differing: int = 3) -> Certificate:
-    """Return a certificate of a drop that answers test, alone or beside labels; 900 rows each."""
+def certificate_by_answers(differing: int = 3) -> Certificate:
+    """Return a certificate of a drop that answers test, on 900 rows."""
     given = certificate().model_dump()
-    given["promise"] |= {"basis": basis, "max_drop": 0.01, "given": "1pt"}
-    each = 0.975 if basis == "both" else 0.95
+    given["promise"] |= {"basis": "answers", "max_drop": 0.01, "given": "1pt"}
     share = differing / 900
-    answers = {"score": 1 - share, "drop": share, "upper": share_bound(differing, 900, each)}
-    answers |= {"differing": differing, "kept": False}
-    if basis == "answers":
-        given["candidates"][0]["test"] |= answers
-        return Certificate.model_validate(given)
-    labels = {"score": 0.8 - lost / 900, "drop": lost / 900, "differing": lost, "kept": False}
-    labels["upper"] = exact_bound(lost, 0, 900, each)
-    given["rows"]["answers"] = {**given["rows"]["test"], "split": "unlabelled"}
-    # conclusions that do not follow from the parts
-    given["candidates"][0]["test"] |= {"upper": 0.5, "drop": 0.3, "parts": [labels, answers]}
+    answers = {"score": 1 - share, "drop": share, "upper": share_bound(differing, 900, 0.95)}
+    given["candidates"][0]["test"] |= {**answers, "differing": differing, "kept": False}
     return Certificate.model_validate(given)
 
 
 def test_a_drop_by_answers_says_why() -> None:
-    found = certificate_by("answers")
+    found = certificate_by_answers()
     assert found.certified
     assert found.statement == (
         "with 95% confidence accuracy is at most 0.01 worse than at full rank, because at most "
         "0.86 % of the answers differ (3 of 900 rows without labels differ)"
     )
     assert "rows drawn like the unlabelled ones" in found.scope
-    failed = certificate_by("answers", differing=5)
+    failed = certificate_by_answers(differing=5)
     assert failed.statement == (
         "no size passed its test: of the largest, accuracy may be 0.0116 worse than at full rank, "
         "because at most 1.16 % of the answers differ, and 0.01 is tolerated (5 of 900 rows "
@@ -220,52 +209,6 @@ def test_a_drop_by_answers_says_why() -> None:
     untested["candidates"][0]["test"] = None
     said = Certificate.model_validate(untested).statement
     assert said.startswith("900 rows without labels cannot show that accuracy is at most 0.01")
-
-
-@pytest.mark.parametrize(
-    ("lost", "differing", "certified"), [(8, 2, True), (1, 30, True), (8, 8, False)]
-)
-def test_of_both_one_is_enough(lost: int, differing: int, certified: bool) -> None:
-    found = certificate_by("both", lost=lost, differing=differing)
-    test = found.written.test
-    assert test is not None
-    labels, answers = test.parts
-    assert found.certified == test.kept == certified
-    assert test.upper == min(labels.upper, answers.upper)
-    assert (test.drop, test.score) == (labels.drop, labels.score)
-    assert (labels.kept, answers.kept) == (labels.upper <= 0.01, answers.upper <= 0.01)
-    bounds = (
-        f"the smaller of two bounds at 97.5% each: {labels.upper:.4f} on 900 rows "
-        f"({labels.drop:+.4f}), and {answers.upper:.4f} on 900 rows without labels, of which "
-        f"{differing} are answered differently"
-    )
-    assert bounds in found.statement
-    assert "with and without labels" in found.scope
-    assert Certificate.model_validate(found.model_dump()) == found
-    for name, verdict in named_parts(test):
-        assert any(name in str(line[0]) for line in size_table(found).rows), verdict
-
-
-def test_of_both_neither_can_be_missing() -> None:
-    whole = certificate_by("both").model_dump()
-    for change in ("parts", "answers", "basis"):
-        part = json.loads(json.dumps(whole))
-        if change == "parts":
-            part["candidates"][0]["test"]["parts"] = part["candidates"][0]["test"]["parts"][:1]
-        elif change == "answers":
-            del part["rows"]["answers"]
-        else:
-            part["promise"]["basis"] = "labels"
-        with pytest.raises(ValueError, match="answers"):
-            Certificate.model_validate(part)
-
-
-def test_of_both_nothing_was_tested() -> None:
-    whole = certificate_by("both").model_dump()
-    whole["candidates"][0]["test"] = None
-    said = Certificate.model_validate(whole).statement
-    assert "900 rows cannot show that accuracy is at most 0.01 worse" in said
-    assert "900 rows without labels cannot show" in said
 
 
 def repeated(every: float | None, held: int | None = 1200, **promise: object) -> Certificate:

@@ -12,17 +12,15 @@ import torch
 
 from methods.factors import LowRankFactors
 from sora_cli.search.agreement import share_bound
-from sora_cli.search.bounds import Scored
 from sora_cli.search.cut import choose_cut
-from sora_cli.search.paired import exact_bound
 from sora_cli.search.promise import Promise
 from sora_cli.search.search import Search
 from sora_cli.search.sizes import smaller_sizes
 from sora_cli.search.statement import NOT_ALONE
 from sora_cli.search.words import search_table, unseen_rows, verdict_lines
-from sora_cli.tasks.row_scores import answer_scores, row_scores
+from sora_cli.tasks.row_scores import RowScores, answer_scores, row_scores
 
-ROWS, FEW = 300, 60
+ROWS = 300
 Wrong = Callable[[int], int]
 """Components -> rows that are wrong with so many."""
 
@@ -55,15 +53,15 @@ def _search(
     layers: dict[str, LowRankFactors],
     wrong: Wrong,
     promise: float,
-    reference: Scored | None = None,
+    reference: RowScores | None = None,
     **options: Any,
 ) -> tuple[Search[Mapping[str, int]], list[int]]:
     asked: list[int] = []
 
-    def scores(factors: Mapping[str, LowRankFactors]) -> Scored:
+    def scores(factors: Mapping[str, LowRankFactors]) -> RowScores:
         asked.append(sum(f.rank for f in factors.values()))
         right = np.arange(ROWS) >= wrong(asked[-1])
-        return (row_scores("accuracy", "right", right, **options),)
+        return row_scores("accuracy", "right", right, **options)
 
     found = promise_of(promise)
     return choose_cut(layers, scores, found, "validation", told, reference=reference), asked
@@ -113,7 +111,7 @@ def test_where_even_the_largest_size_looks_bad_everything_is_kept(
     assert search.chosen is search.candidates[0]
 
 
-ALL_RIGHT = (row_scores("accuracy", "right", np.ones(ROWS, dtype=bool)),)
+ALL_RIGHT = row_scores("accuracy", "right", np.ones(ROWS, dtype=bool))
 
 
 def test_against_another_model_the_largest_size_is_tested_too(
@@ -148,10 +146,10 @@ def test_rounded_sizes_are_tested_against_the_unrounded_adapter(
     """The uncut adapter is the largest size: rounded, it may answer otherwise."""
     scored: list[tuple[str, int]] = []
 
-    def scores(kind: str, wrong: int) -> Callable[[Mapping[str, LowRankFactors]], Scored]:
-        def score(factors: Mapping[str, LowRankFactors]) -> Scored:
+    def scores(kind: str, wrong: int) -> Callable[[Mapping[str, LowRankFactors]], RowScores]:
+        def score(factors: Mapping[str, LowRankFactors]) -> RowScores:
             scored.append((kind, sum(f.rank for f in factors.values())))
-            return (row_scores("accuracy", "right", np.arange(ROWS) >= wrong),)
+            return row_scores("accuracy", "right", np.arange(ROWS) >= wrong)
 
         return score
 
@@ -186,10 +184,10 @@ def test_where_the_bound_is_refused_nothing_is_certified(
 ) -> None:
     """Few rows differ, and a score without an end has no worst."""
 
-    def scores(factors: Mapping[str, LowRankFactors]) -> Scored:
+    def scores(factors: Mapping[str, LowRankFactors]) -> RowScores:
         values = np.zeros(ROWS)
         values[: 16 - sum(f.rank for f in factors.values())] = -0.1
-        return (row_scores("log_likelihood", "mean", values),)
+        return row_scores("log_likelihood", "mean", values)
 
     search = choose_cut(layers, scores, promise_of(0.0042, "log_likelihood"), "validation", told)
     first = search.candidates[1].bound
@@ -206,24 +204,15 @@ def _answers(
     *,
     rows_alone: bool = True,
     kind: str = "differ",
-    labels: Wrong | None = None,
 ) -> Search[Mapping[str, int]]:
-    """A search by the answers of an adapter that says `yes` on more rows, the smaller it is.
+    """A search by the answers of an adapter that says `yes` on more rows, the smaller it is."""
 
-    Args:
-        labels: components -> wrong rows with labels, which test, too.
-    """
-
-    def scores(factors: Mapping[str, LowRankFactors]) -> Scored:
+    def scores(factors: Mapping[str, LowRankFactors]) -> RowScores:
         rank = sum(f.rank for f in factors.values())
         words = ["yes"] * other(rank) + ["no"] * (ROWS - other(rank))
-        answers = answer_scores(words, rows_alone=rows_alone)
-        if labels is None:
-            return (answers,)
-        return row_scores("accuracy", "right", np.arange(FEW) >= labels(rank)), answers
+        return answer_scores(words, rows_alone=rows_alone)
 
-    basis = "answers" if labels is None else "both"
-    update = {"kind": kind, "basis": basis, "given": "2%"}
+    update = {"kind": kind, "basis": "answers", "given": "2%"}
     promise = promise_of(share).model_copy(update=update)
     tell = told if said is None else said.append
     return choose_cut(layers, scores, promise, f"{ROWS} unlabelled rows", tell)
@@ -263,8 +252,8 @@ def test_rows_that_choose_among_each_other(layers: dict[str, LowRankFactors]) ->
     assert NOT_ALONE in said
     assert verdict_lines(search)[0].endswith(f", on distinct inputs like these; {NOT_ALONE}")
     assert search.facts()["bound_kind"] == "approximate"
-    right = replace(ALL_RIGHT[0], rows_alone=False)
-    search = choose_cut(layers, lambda _: (right,), promise_of(0.04), "rows", told)
+    right = replace(ALL_RIGHT, rows_alone=False)
+    search = choose_cut(layers, lambda _: right, promise_of(0.04), "rows", told)
     assert verdict_lines(search)[0].endswith(f", on distinct inputs like these; {NOT_ALONE}")
 
 
@@ -300,7 +289,6 @@ def test_a_drop_that_answers_test(layers: dict[str, LowRankFactors]) -> None:
     facts = search.facts()
     assert (facts["metric"], facts["basis"], facts["rows"]) == ("accuracy", "answers", ROWS)
     assert facts["bound"] == share_bound(4, ROWS, 0.95)
-    assert "rows_without_labels" not in facts
     assert search.rule() == {"max_drop": 0.04}
     assert said[0].endswith("certified if at most 6 of 300 test rows are answered differently")
     (verdict,) = verdict_lines(search)
@@ -321,43 +309,3 @@ def test_a_drop_that_answers_test(layers: dict[str, LowRankFactors]) -> None:
         "but the rows cannot certify a drop of at most 0.005 with confidence 0.95"
     )
     assert second.startswith("the 300 rows can certify a drop of 0.0099 with a probability of 80%")
-
-
-def test_a_drop_that_labels_or_answers_certify(layers: dict[str, LowRankFactors]) -> None:
-    """The largest size passes by answers, the next one by labels, the third by neither."""
-    found = {16: (0, 0), 12: (4, 1), 9: (0, 60), 6: (3, 20)}
-    said: list[str] = []
-    search = _answers(
-        layers, lambda n: found[n][1], 0.06, said, kind="drop", labels=lambda n: found[n][0]
-    )
-    assert [size.components for size in search.candidates] == [16, 12, 9, 6]
-    assert [size.passed for size in search.candidates] == [True, True, True, False]
-    each = 0.975
-    for size in search.candidates[1:]:
-        assert size.bound is not None
-        labels, answers = size.bound.parts
-        lost, differing = found[size.components]
-        assert labels.upper == pytest.approx(exact_bound(lost, 0, FEW, each))
-        assert answers.upper == pytest.approx(share_bound(differing, ROWS, each))
-        assert size.bound.upper == min(labels.upper or 1, answers.upper or 1)
-        assert (size.score, size.drop) == (1 - lost / FEW, pytest.approx(lost / FEW))
-    assert (search.certified, search.chosen.components) == (True, 9)
-    facts = search.facts()
-    assert (facts["basis"], facts["rows"], facts["rows_without_labels"]) == ("both", FEW, ROWS)
-    assert facts["bound"] == facts["bound_by_labels"] < 0.06 < facts["bound_by_answers"]
-    assert "certified by 60 labelled rows, or if at most" in said[0]
-    (verdict,) = verdict_lines(search)
-    assert "the smaller of two bounds (by labels 0.0597, by answers 0.2498: 60 of 300" in verdict
-    table = search_table(search)
-    lines = [table.shown(row) for row in table.rows]
-    assert [line[-1].strip() for line in lines[1:4]] == ["certified", "by labels", "by answers"]
-
-
-def test_where_neither_labels_nor_answers_certify(layers: dict[str, LowRankFactors]) -> None:
-    search = _answers(
-        layers, lambda n: 3 * (n < 16), 0.02, kind="drop", labels=lambda n: int(n < 16)
-    )
-    assert not search.certified
-    _, second = verdict_lines(search)
-    assert second.startswith("the rows, with and without labels, together can certify a drop of")
-    assert second.endswith("differ on 1 of 60 and 3 of 300)")

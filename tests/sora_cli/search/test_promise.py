@@ -97,7 +97,7 @@ def test_the_smallest_drop_that_answers_can_certify() -> None:
         (PromiseOptions("1pt", max_differ="1%"), "are two promises"),
         (PromiseOptions(None, unlabelled="f.csv"), "--unlabelled goes with --max-differ or"),
         (PromiseOptions("1pt", basis="answers"), "auto.basis=answers needs rows to answer"),
-        (answers("1%", basis="both"), "auto.basis=both goes with max_drop"),
+        (answers("1%", basis="labels"), "auto.basis=labels goes with max_drop"),
         (PromiseOptions("1pt", tolerance=0.1), "--tolerance goes with --max-differ only"),
         (PromiseOptions("1pt", next_tokens=True), "equal next tokens .* bound no drop"),
         (answers("1%", unlabelled=None), "needs rows to answer"),
@@ -121,9 +121,12 @@ def test_options_that_make_no_promise(asked: PromiseOptions, said: str) -> None:
     [
         (["max_drop=1pt", "max_differ=1%", "unlabelled=f.csv"], "two promises"),
         (["max_differ=1%"], "needs rows to answer"),
-        (["max_drop=1pt", "unlabelled=f.csv", "basis=both", "next_tokens=true"], "bound no drop"),
+        (
+            ["max_drop=1pt", "unlabelled=f.csv", "basis=answers", "next_tokens=true"],
+            "bound no drop",
+        ),
         (["unlabelled=f.csv"], "goes with --max-differ or --max-drop"),
-        (["max_drop=1pt", "basis=both"], "needs rows to answer"),
+        (["max_drop=1pt", "basis=answers"], "needs rows to answer"),
         (["max_differ=1%", "basis=labels", "unlabelled=f.csv"], "goes with max_drop"),
         (["max_differ=2", "unlabelled=f.csv"], "--max-differ must be a share"),
         (["confidence=0.9"], "no promise is given"),

@@ -22,7 +22,7 @@ from sora_cli.search.certificate import Healed, SizeTest, choose, failed
 from sora_cli.search.row_set import RowSet
 from sora_cli.search.words import size_table, untrained_line
 from tests.sora_cli.experiments.auto.support import auto_recipe, full, screened
-from tests.sora_cli.search.test_certificate import certificate, certificate_by
+from tests.sora_cli.search.test_certificate import certificate
 
 
 def candidate(number: int, kept: bool | None, *, upper: float = 0.004) -> Healed:
@@ -108,11 +108,10 @@ def test_the_curve_and_the_table(tmp_path: Path, upper: float) -> None:
     assert untrained_line(found) is None
 
 
-@pytest.mark.parametrize("basis", ["labels", "both"])
 def test_the_whole_legend_is_in_the_picture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, basis: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, drawn = certificate_by("both") if basis == "both" else certificate(), []
+    found, drawn = certificate(), []
     monkeypatch.setattr(plot, "save_figure", lambda figure, _: drawn.append(figure))
     passed = found.candidates[0]
     assert passed.test is not None
