@@ -194,30 +194,6 @@ def entropy_rank(singular_values: Tensor) -> float:
     return float(torch.special.entr(s / total).sum().exp())
 
 
-def numerical_rank(singular_values: Tensor) -> int:
-    """Count the singular values above float32's resolution (eps) times the largest."""
-    if not singular_values.numel():
-        return 0
-    smallest = torch.finfo(torch.float32).eps * singular_values.max()
-    return int((singular_values > smallest).sum())
-
-
-def subspace_overlap(U: Tensor, V: Tensor) -> float:
-    """Return the share of the smaller subspace inside the larger: ||U^T V||_F^2 / min(k, k').
-
-    This is the mean squared cosine of the principal angles. Two random subspaces of R^n have an
-    overlap of max(k, k') / n on average.
-    Source: Hu et al. (2021), "LoRA", section 7.2, equation 4.
-
-    Args:
-        U: (n, k) orthonormal columns, k at least 1.
-        V: (n, k') orthonormal columns, k' at least 1.
-    """
-    # the singular values of U^T V are the cosines of the principal angles
-    squared = float(torch.linalg.vector_norm(U.T @ V) ** 2)
-    return min(squared / min(U.shape[1], V.shape[1]), 1.0)
-
-
 def _thin_svd(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return U (out, k), S (k,), Vt (k, in) of B A, without forming B A; k = min(r, in, out)."""
     q_b, r_b = torch.linalg.qr(B.detach().double())  # (out, k1), (k1, r)

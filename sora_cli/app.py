@@ -53,8 +53,8 @@ COMMANDS = {
         "on, and /help for all commands."
     ),
     "inspect": (
-        "Show an adapter's ranks and the programs that can load it.\n\nTwo adapters are compared; "
-        "of three or more, each gets one line."
+        "Show an adapter's ranks and the programs that can load it.\n\nOf several adapters, each "
+        "gets one line."
     ),
     "prune": (
         "Write a smaller copy of an adapter.\n\nGive at most one rule: --energy, --rank, "

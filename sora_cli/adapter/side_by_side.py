@@ -1,19 +1,14 @@
-"""Tables and JSON of several adapters: a line for each, or two compared module by module."""
+"""The table of several adapters: a line for each."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sora_cli.core.console import count, size
 from sora_cli.core.table import Column, Table
-from sora_cli.core.words import first_few
-
-if TYPE_CHECKING:
-    from sora_cli.adapter.comparing import Comparison, ModuleComparison
 
 
 def summary_table(names: Sequence[str], adapters: Sequence[dict[str, Any]]) -> Table:
@@ -58,59 +53,3 @@ def short_names(names: list[str]) -> list[str]:
         ends += 1
     rest = [p[shared : len(p) - ends] for p in parts]
     return [str(Path(*p)) for p in rest] if all(rest) else names
-
-
-def comparison_table(comparison: Comparison) -> Table:
-    """Return a table with a row for each module of either adapter."""
-    columns = (
-        "module", "rank A", "rank B", Column("||A||", ".3g"), Column("||B||", ".3g"),
-        Column("cosine", ".3f", "-"), Column("overlap\nout", ".2f", "-"),
-        Column("overlap\nin", ".2f", "-"), Column("||A-B||\n/ ||A||", ".3g", "-"),
-    )  # fmt: skip
-    return Table(
-        "two adapters, dW of A against dW of B",
-        columns,
-        [_comparison_row(path, module) for path, module in comparison.modules.items()],
-        footer=_comparison_row("all", comparison.total),
-    )
-
-
-def _comparison_row(name: str, m: ModuleComparison) -> list[Any]:
-    overlap = (None, None) if m.overlap is None else (m.overlap.left, m.overlap.right)
-    return [name, *m.ranks, *m.norms, m.cosine, *overlap, m.relative]
-
-
-def comparison_notes(comparison: Comparison) -> list[str]:
-    """Return the remarks below the table."""
-    notes = []
-    for letter, only in zip("AB", comparison.only, strict=True):
-        if only:
-            notes.append(f"only in {letter}: {len(only)} modules ({first_few(only)})")
-    overlap = comparison.total.overlap
-    if overlap is not None:
-        notes.append(
-            "overlap of the output and input subspaces: 1 means that the smaller one lies within "
-            f"the other; random subspaces overlap by {overlap.chance_left:.2f} and "
-            f"{overlap.chance_right:.2f} on average"
-        )
-    return notes
-
-
-def comparison_facts(comparison: Comparison) -> dict[str, Any]:
-    """Return the comparison for JSON."""
-    return {
-        "modules": {path: _module_facts(module) for path, module in comparison.modules.items()},
-        "only": [list(only) for only in comparison.only],
-        "total": _module_facts(comparison.total),
-    }
-
-
-def _module_facts(m: ModuleComparison) -> dict[str, Any]:
-    return {
-        "ranks": list(m.ranks),
-        "norms": list(m.norms),
-        "cosine": m.cosine,
-        "distance": m.distance,
-        "relative_distance": m.relative,
-        "overlap": None if m.overlap is None else asdict(m.overlap),
-    }

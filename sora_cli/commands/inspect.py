@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,13 +15,7 @@ from sora_cli.adapter.metadata import step_words
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.adapter.programs import old_rules
 from sora_cli.adapter.ranks import RankMap, rank_map
-from sora_cli.adapter.side_by_side import (
-    comparison_facts,
-    comparison_notes,
-    comparison_table,
-    short_names,
-    summary_table,
-)
+from sora_cli.adapter.side_by_side import short_names, summary_table
 from sora_cli.commands import completion, options
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.console import count, emit, printable, say, say_notes, size
@@ -62,7 +55,7 @@ def inspect(
     ] = False,
     force: options.Force = False,
 ) -> None:
-    """Show adapters from their files: one in full, two compared, more with one line each."""
+    """Show adapters from their files: one in full, several with one line each."""
     _check(directories, plot=plot, modules=modules, serve=serve, force=force)
     missing = "there are no ranks to inspect"
     located = [locate_adapter(place, missing=missing, tokenizer=False) for place in directories]
@@ -120,52 +113,34 @@ def _inspect_one(directory: Path, *, as_json: bool, plot: Path | None, modules: 
 
 
 def _inspect_several(directories: Sequence[Path], *, as_json: bool) -> None:
-    """Show two or more adapters in one table; compare two.
-
-    Args:
-        as_json: print {"adapters": [...]} as JSON, for two adapters with "comparison".
-    """
-    with uncollected():
-        from sora_cli.adapter.comparing import compare
-        from sora_cli.adapter.facts import facts_of
-        from sora_cli.adapter.reading import open_adapter
-    comparison, adapters = None, []
-    if len(directories) == 2:
-        with ExitStack() as opened:
-            a, b = (opened.enter_context(open_adapter(d)) for d in directories)
-            comparison = compare(a, b)
-    for directory in directories:
-        with open_adapter(directory) as file:
-            adapters.append(facts_of(file))
+    """Show several adapters in one table; as JSON: {"adapters": [...]}."""
+    adapters = _facts_of_each(directories)
     if as_json:
-        data: dict[str, Any] = {"adapters": adapters}
-        if comparison is not None:
-            data["comparison"] = comparison_facts(comparison)
-        emit(json.dumps(data, indent=2))
+        emit(json.dumps({"adapters": adapters}, indent=2))
         return
     names = [printable(name) for name in short_names([facts["directory"] for facts in adapters])]
-    if comparison is not None:
-        names = [f"{letter}: {name}" for letter, name in zip("AB", names, strict=True)]
-        emit_table(comparison_table(comparison))
     emit_table(summary_table(names, adapters))
     for name, facts in zip(names, adapters, strict=True):
         for note in facts["notes"]:
             emit(f"{name}: {printable(note)}")
-    if comparison is not None:
-        emit("\n".join(comparison_notes(comparison)))
+
+
+def _facts_of_each(directories: Sequence[Path]) -> list[dict[str, Any]]:
+    with uncollected():
+        from sora_cli.adapter.facts import facts_of
+        from sora_cli.adapter.reading import open_adapter
+    adapters = []
+    for directory in directories:
+        with open_adapter(directory) as file:
+            adapters.append(facts_of(file))
+    return adapters
 
 
 def _serve(directories: Sequence[Path], *, as_json: bool) -> None:
     """Print a plan of servers for each base model of the adapters."""
     with uncollected():
-        from sora_cli.adapter.facts import facts_of
-        from sora_cli.adapter.reading import open_adapter
         from sora_cli.adapter.serving_many import plan_facts, plan_lines, plan_servers
-    adapters = []
-    for directory in directories:
-        with open_adapter(directory) as file:
-            adapters.append(facts_of(file))
-    plans = plan_servers(adapters, date.today())
+    plans = plan_servers(_facts_of_each(directories), date.today())
     if as_json:
         emit(json.dumps(plan_facts(plans), indent=2))
     else:

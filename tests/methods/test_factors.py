@@ -11,9 +11,7 @@ from torch import Tensor
 from methods.factors import (
     LowRankFactors,
     entropy_rank,
-    numerical_rank,
     rank_for_energy,
-    subspace_overlap,
 )
 from tests.methods.support import generator
 
@@ -226,24 +224,3 @@ def test_entropy_rank(values: list[float], rank: float) -> None:
     tensor = torch.tensor(values, dtype=torch.float64)
     assert entropy_rank(tensor) == pytest.approx(rank)
     assert entropy_rank(1e-6 * tensor) == pytest.approx(rank)
-
-
-def test_numerical_rank() -> None:
-    assert numerical_rank(torch.tensor([2.0, 1e-3, 1e-9])) == 2
-    assert numerical_rank(torch.zeros(3)) == numerical_rank(torch.zeros(0)) == 0
-
-
-def test_subspace_overlap() -> None:
-    basis = torch.linalg.qr(torch.randn(9, 9, generator=generator(), dtype=torch.float64))[0]
-    assert subspace_overlap(basis[:, :3], basis[:, :5]) == pytest.approx(1)
-    assert subspace_overlap(basis[:, :3], basis[:, 3:]) == pytest.approx(0, abs=1e-12)
-    turned = (basis[:, :1] * math.cos(0.3) + basis[:, 4:5] * math.sin(0.3), basis[:, 1:2])
-    overlap = subspace_overlap(basis[:, :2], torch.cat(turned, dim=1))
-    assert overlap == pytest.approx((math.cos(0.3) ** 2 + 1) / 2)
-
-
-def test_random_subspaces_overlap_by_chance() -> None:
-    g = generator()
-    bases = [torch.linalg.qr(torch.randn(60, k, generator=g))[0] for k in [4, 10] * 40]
-    found = [subspace_overlap(u, v) for u, v in zip(bases[::2], bases[1::2], strict=True)]
-    assert sum(found) / len(found) == pytest.approx(10 / 60, abs=0.02)

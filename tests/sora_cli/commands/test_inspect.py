@@ -1,4 +1,4 @@
-"""`sora inspect`: the tables, the JSON and the picture, of one adapter, of two and of several."""
+"""`sora inspect`: the tables, the JSON and the picture, of one adapter and of several."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from sora_cli.commands.prune import prune
 from sora_cli.core.errors import SoraError
 from sora_cli.model.files import ADAPTER_WEIGHTS
 from tests.helpers_adapters import R_MAX, adapt, save_backbone
-from tests.helpers_errors import error_text
 from tests.helpers_models import tiny_bert
 from tests.sora_cli.adapter.test_spectra import SHAPES, write_peft
 
@@ -195,39 +194,6 @@ def test_plot_of_equal_ranks(tmp_path: Path) -> None:
     assert (tmp_path / "flat.svg").stat().st_size > 10_000
 
 
-def test_two_are_compared(
-    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    prune(directory, tmp_path / "cut", rank=1)
-    capsys.readouterr()
-    inspect([directory, tmp_path / "cut"])
-    out = capsys.readouterr().out
-    for word in ("cosine", "overlap", "||A-B||", "A: ", "B: ", "random subspaces"):
-        assert word in out
-    data = shown(capsys, directory, tmp_path / "cut")
-    assert set(data) == {"adapters", "comparison"}
-    total = data["comparison"]["total"]
-    first, second = data["adapters"]
-    assert total["ranks"] == [first["components"]["live"], second["components"]["live"]]
-    assert total["norms"] == pytest.approx([first["norm"], second["norm"]])
-    assert total["overlap"]["left"] == pytest.approx(1, abs=1e-5)  # the cut is the leading part
-    lost = math.sqrt(first["norm"] ** 2 - second["norm"] ** 2)
-    assert total["distance"] == pytest.approx(lost, rel=1e-4)
-    assert total["cosine"] == pytest.approx(second["norm"] / first["norm"], rel=1e-4)
-    for module in data["comparison"]["modules"].values():
-        assert module["ranks"][1] <= 1
-
-
-def test_two_with_different_modules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = list(SHAPES)
-    for name, paths in (("a", names[:3]), ("b", names[2:])):
-        write_peft(tmp_path / name, {path: SHAPES[path] for path in paths})
-    inspect([tmp_path / "a", tmp_path / "b"])
-    out = capsys.readouterr().out
-    assert "only in A: 2 modules (layers.0.q, layers.0.up)" in out
-    assert "only in B: 1 modules (head)" in out
-
-
 def test_several_get_a_row_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for rank in (2, 4, 6):
         write_peft(tmp_path / f"stage{rank}" / "adapter", SHAPES, rank=rank)
@@ -257,7 +223,8 @@ def test_several_are_named_as_paths(
     ]:
         inspect([first, second])
         out = capsys.readouterr().out
-        assert all(f" {letter}: {n} " in out for letter, n in zip("AB", named, strict=True)), out
+        rows = [line.split()[0] for line in out.splitlines() if "/" in line]
+        assert rows[-2:] == named, out
         assert "//" not in out
     assert short_names(["/x/a", "/y/b"]) == ["/x/a", "/y/b"]
 
@@ -283,12 +250,6 @@ def test_a_head_that_is_not_finite(
         assert run([command, str(tmp_path / "a"), *words]) == 2, command
         assert "NaN or infinity" in capsys.readouterr().err
         assert not (tmp_path / "new").exists()
-
-
-def test_two_of_different_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_peft(tmp_path / "a", {"layers.0.q": (8, 8)})
-    write_peft(tmp_path / "b", {"blocks.0.q": (8, 8)})
-    assert "no module in common" in error_text(capsys, "inspect", tmp_path / "a", tmp_path / "b")
 
 
 def test_dead_modules_that_are_not_stored(
