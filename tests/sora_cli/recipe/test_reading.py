@@ -10,7 +10,6 @@ import pytest
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.load import load_recipe
 from sora_cli.recipe.reading import (
-    BENCHMARK,
     CERTIFICATE,
     EVAL,
     MAX_DROP,
@@ -38,7 +37,6 @@ REFUSED = {
     PREDICT: ["training.epochs=9", "model.path=x", "data.files.train=c.csv", "task.metrics=[f1]"],
     CERTIFICATE: ["auto.max_drop=1", "task.metrics=[f1]", "data.max_length=9", "model.dtype=auto",
                   "training.precision=bf16", "data.validation=[x]"],
-    BENCHMARK: ["training.epochs=9", "data.files.train=c.csv", "training.eval_batch_size=2"],
 }  # fmt: skip
 READ = {
     EVAL: ["data.files.validation=c.csv", "model.path=x", "data={max_length: 4}"],
@@ -46,7 +44,6 @@ READ = {
     PREDICT: ["data.max_length=9", "data.text_columns=[a]", "training.eval_batch_size=2"],
     CERTIFICATE: ["data.files.train=c.csv", "data.path=d", "model.path=x",
                   "model.trust_remote_code=true"],
-    BENCHMARK: ["model.dtype=bfloat16", "model.path=x"],
 }  # fmt: skip
 
 
