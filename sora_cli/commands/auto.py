@@ -48,7 +48,7 @@ from sora_cli.search.certificate import (
     Certificate,
     directory_of,
 )
-from sora_cli.search.former_design import check_design
+from sora_cli.search.former_design import FORMER_FOLDER, check_design
 from sora_cli.search.words import size_table, untrained_line
 
 if TYPE_CHECKING:
@@ -230,12 +230,17 @@ def open_record(plan: AutoPlan, *, force: bool) -> AutoRecord:
 
 
 def clear(output: Path) -> None:
-    """Delete the files of a search; other files stay."""
-    for folder in sorted((output / SIZES).glob("*")):
-        if folder.name == FULL or folder.name.isdecimal():
-            clear_run(folder)
-    with suppress(OSError):
-        (output / SIZES).rmdir()
+    """Delete the files of a search, of this version or a former one; other files stay."""
+    halves = [output / FORMER_FOLDER / name for name in "12"]
+    for sizes in [place / SIZES for place in (output, *halves)]:
+        for folder in sorted(sizes.glob("*")):
+            if folder.name == FULL or folder.name.isdecimal():
+                clear_run(folder)
+        with suppress(OSError):
+            sizes.rmdir()
+    for folder in (*halves, output / FORMER_FOLDER):
+        with suppress(OSError):
+            folder.rmdir()
     for name in (PICTURE, FILE_NAME):
         (output / name).unlink(missing_ok=True)
     clear_run(output)

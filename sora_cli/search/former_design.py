@@ -14,6 +14,8 @@ from typing import Any
 
 from sora_cli.core.errors import DiscontinuedError
 
+FORMER_FOLDER = "halves"
+"""Folder of a cross-fitted search that holds the searches of both halves, `1` and `2`."""
 BOTH = "both"
 """Value of `basis` in these files: a test by labels and a test by answers."""
 

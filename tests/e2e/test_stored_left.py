@@ -61,3 +61,12 @@ def test_a_killed_search_is_not_continued(name: str, capsys: pytest.CaptureFixtu
     assert run(begins(name, words)) == NO_VERDICT
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert {path: path.read_bytes() for path in Path("runs", name).rglob("*.json")} == before
+
+
+@pytest.mark.usefixtures("stored")
+@pytest.mark.parametrize("name", ["crossed", "crossed-killed"])
+def test_a_search_that_starts_over_leaves_nothing_of_the_former(name: str) -> None:
+    words = ["auto", "auto.yaml", f"output.dir=runs/{name}", "--force", "--no-verify"]
+    assert run(words) in {OK, NO_VERDICT}
+    assert not Path("runs", name, "halves").exists()
+    assert Path("runs", name, "certificate.json").is_file()
