@@ -348,9 +348,7 @@ LINES: dict[str, dict[str, Words]] = {
         "mine --format yaml": "no format 'yaml'",
         "mine -o x.foo": "x.foo",
         "mine --plot .": "is a directory",
-        "mine --html .": "is a directory",
         "study -o study/rte-lora-r8-s0/report.json --force": "is an input of this command",
-        "study --html study/rte-lora-r8-s0/report.json --force": "is an input of this command",
         "study/rte-lora-r8-s0 --format jsonl -o study/rte-lora-r8-s0/report.json --force":
             "is an input of this command",
         "study --metric bleu": "there are: accuracy, loss",
