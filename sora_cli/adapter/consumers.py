@@ -208,7 +208,7 @@ def judge(program: Program, facts: _Facts) -> Consumer:
 
 
 def _objections(program: Program, facts: _Facts) -> Iterator[tuple[str, str]]:
-    """Yield what a program has against a directory, and the step that helps: see `Consumer`."""
+    """Yield a program's objections to a directory, each with its step: see `Consumer`."""
     config, refuse = facts.config, partial(_refusal, facts)
     if (why := program.no_task.get(config.task_type or "")) is not None:
         yield why, ""
@@ -225,7 +225,7 @@ def _objections(program: Program, facts: _Facts) -> Iterator[tuple[str, str]]:
         yield f"{advice}, {program.then}", step
     if program.takes == "pairs" and not config.is_plain:
         yield refuse("", form)
-    if program.takes == "LORA" and config.peft_type != "LORA":
+    if program.takes not in ("types", "pairs", config.peft_type):
         yield program.other_types, form
     if program.broken and _installed(program.name).startswith(program.broken):
         yield program.broken_note, ""
@@ -242,7 +242,7 @@ def _objections(program: Program, facts: _Facts) -> Iterator[tuple[str, str]]:
 
 
 def _beside_pairs(program: Program, facts: _Facts) -> Iterator[tuple[str, str]]:
-    """Yield what a program that takes pairs alone has against other parts and some layers."""
+    """Yield the objections of a program that takes pairs alone to other parts, and to layers."""
     refuse = partial(_refusal, facts)
     heads = program.heads if facts.config.task_type == "SEQ_CLS" else ()
     if not {path.rpartition(".")[2] for path in facts.head} <= set(heads):

@@ -15,7 +15,7 @@ from datetime import date
 
 @dataclass(frozen=True)
 class Program:
-    """A program that loads adapters, and what it asks of them.
+    """A program that loads adapters, and its demands on them.
 
     Attributes:
         version: the version or commit whose rules these are.

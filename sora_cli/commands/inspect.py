@@ -87,13 +87,8 @@ def _check(
 
 
 def _inspect_one(directory: Path, *, as_json: bool, plot: Path | None, modules: bool) -> None:
-    with uncollected():
-        from sora_cli.adapter.facts import facts_of
-        from sora_cli.adapter.reading import open_adapter
-
     keep_freed_memory()
-    with open_adapter(directory) as file:
-        facts = facts_of(file)
+    (facts,) = _facts_of_each([directory])
     ranks = {path: rank["live"] for path, rank in facts["ranks"].items()}
     start = {path: rank["start"] for path, rank in facts["ranks"].items()}
     if as_json:

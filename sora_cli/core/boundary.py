@@ -117,9 +117,9 @@ def _disk_error(error: OSError) -> list[str]:
 def _usage_error(error: Any) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "sora"
-    gone = removed_flag(command, getattr(error, "option_name", None) or "")
-    if gone is not None:
-        lines = [f"there is no {gone.name} any more", gone.instead, f"try: {command} --help"]
+    entry = removed_flag(command, getattr(error, "option_name", None) or "")
+    if entry is not None:
+        lines = [entry.gone(), entry.instead, f"try: {command} --help"]
         return _user_error(lines, debug=False)
     return _user_error([printable(error.format_message()), f"try: {command} --help"], debug=False)
 

@@ -1,47 +1,40 @@
-"""The table of what earlier versions had: recipe keys, values of keys, and flags that are gone.
+"""The table of removals: recipe keys, values of keys, and flags that earlier versions had.
 
-What a user types is answered with the way out. In a stored recipe, which holds every key with its
-default, an entry is dropped in silence if it had that default (`recipe/changes.py`).
+A typed one is an error that names the way out. In a stored recipe, which holds every key with its
+default, a key is dropped in silence if it had that default (`recipe/changes.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
-
-_ANY = object()
 
 
 @dataclass(frozen=True)
 class Removed:
-    """Something that earlier versions had.
+    """A key, a text value of a key, or a flag of earlier versions.
 
     Attributes:
         name: a recipe key ("auto.refit"), or a command with one of its flags ("sora auto --refit").
-        instead: what to do now.
-        value: the one value of the key that is gone; default: the whole key is.
-        default: the key's value in stored recipes that did not use it.
-        off: another such value.
+        instead: the way out.
+        value: pattern (`fnmatch`) of the values that are gone; None: the whole key is.
+        unused: the key's values in stored recipes that did not use it.
     """
 
     name: str
     instead: str
-    value: Any = _ANY
-    default: Any = None
-    off: Any = None
+    value: str | None = None
+    unused: tuple[Any, ...] = (None,)
 
-    @property
-    def what(self) -> str:
-        """The words for it in messages."""
-        value = self.value if isinstance(self.value, str) else str(self.value).lower()
-        return self.name if self.value is _ANY else f"{self.name}={value}"
+    def has(self, value: Any) -> bool:
+        """Return True if this value of the key is gone."""
+        return self.value is None or (isinstance(value, str) and fnmatchcase(value, self.value))
 
-    def used(self, value: Any) -> bool:
-        """Return True if a stored recipe with this value of the key used what is gone."""
-        if self.value is _ANY:
-            return value not in (self.default, self.off)
-        return bool(value == self.value)
+    def gone(self, value: Any = None) -> str:
+        """Return the first line of the error for a typed key, with its value, or a typed flag."""
+        return f"there is no {self.name if self.value is None else f'{self.name}={value}'} any more"
 
 
 _BY_LM_EVAL = (
@@ -52,7 +45,7 @@ REMOVED = (
     Removed(
         "model.trust_kernel",
         "attention is sdpa, eager, flash_attention_2 or flex_attention; leave trust_kernel out",
-        default=False,
+        unused=(False,),
     ),
     *(
         Removed(name, _BY_LM_EVAL)
@@ -69,11 +62,12 @@ REMOVED = (
     Removed(
         "auto.cross_fit",
         "leave it out: rows are held out; rows without labels can test, too: --unlabelled FILE",
-        default="auto",
-        off=False,
+        unused=("auto", False),
     ),
     Removed(
-        "auto.refit", "train a size on all rows: sora train, with method.max_params", default=False
+        "auto.refit",
+        "train a size on all rows: sora train, with method.max_params",
+        unused=(False,),
     ),
     Removed("auto.basis", "leave it out: whichever certifies more is planned", value="both"),
     Removed("data.half", "leave it out; half-validation, and train-rows, stay in data.selection"),
@@ -95,11 +89,9 @@ def removed_flag(command: str, flag: str) -> Removed | None:
 
 
 def removed_keys(recipe: Mapping[str, Any]) -> Iterator[tuple[Removed, tuple[str, str], Any]]:
-    """Yield what a recipe's values have of the table: entry, (block, key), value."""
+    """Yield the entries that a recipe's values match: entry, (block, key), value."""
     for entry in REMOVED:
         block, _, key = entry.name.partition(".")
         values = recipe.get(block)
-        if not isinstance(values, Mapping) or key not in values:
-            continue
-        if entry.value is _ANY or entry.value == values[key]:
+        if isinstance(values, Mapping) and key in values and entry.has(values[key]):
             yield entry, (block, key), values[key]

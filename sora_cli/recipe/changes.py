@@ -49,7 +49,7 @@ def completed(resolved: Mapping[str, Any]) -> Mapping[str, Any]:
     except (ValidationError, MethodError):  # MethodError: its method is not registered here
         return resolved
     for entry, (block, key), value in removed_keys(resolved):
-        if entry.used(value):
+        if value not in entry.unused:
             values[block] = {**values[block], key: value}
     return values
 
@@ -76,16 +76,16 @@ def of_its_time(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def used_removed(stored: Mapping[str, Any]) -> list[str]:
-    """Return the settings of a stored recipe that did something and that sora no longer has."""
+    """Return the removed settings that a stored recipe used, each with its value."""
     return [
         f"{'.'.join(key)} was {shown_value(value)}"
         for entry, key, value in removed_keys(stored)
-        if entry.used(value)
+        if value not in entry.unused
     ]
 
 
 def check_continuable(stored: Mapping[str, Any], work: str) -> None:
-    """Raise `DiscontinuedError` for work that used what sora no longer has.
+    """Raise `DiscontinuedError` for work that used a removed setting.
 
     Args:
         work: its name in the message, such as "the run in 'runs/a'".

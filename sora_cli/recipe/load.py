@@ -158,9 +158,9 @@ def _validated(tree: Tree, file: str) -> Recipe:
     for block, field in Recipe.model_fields.items():
         if field.default is not None and tree.values.get(block, {}) is None:
             tree.values[block] = {}  # a required block without keys; an optional one stays None
-    for entry, key, _ in removed_keys(tree.values):
+    for entry, key, value in removed_keys(tree.values):
         where = place_of(key, tree, file)
-        raise SoraError(f"there is no {entry.what} any more", where=where, hint=entry.instead)
+        raise SoraError(entry.gone(value), where=where, hint=entry.instead)
     # all errors are collected before one is raised: the message counts the others
     errors: list[ValidationError] = []
     recipe: Recipe | None = None

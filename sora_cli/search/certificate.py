@@ -322,7 +322,7 @@ def read_certificate(run: Path) -> Certificate | None:
 def required_certificate(run: Path) -> Certificate:
     """Read the certificate in a run's directory, which must have one of this version's design."""
     check_design(run / FILE_NAME)
-    certificate = read_certificate(run)
+    certificate = _read(run, Certificate)
     if certificate is None:
         raise SoraError(
             f"{run} holds no certificate", hint="sora auto RECIPE --max-drop 1pt writes one"

@@ -72,7 +72,7 @@ def _on_best_basis(plan: AutoPlan, total: int, inputs: int) -> tuple[AutoPlan, R
 
 
 def _unseen_rows(plan: AutoPlan) -> AnswerRows:
-    """Read the rows without labels, but those that are trained on."""
+    """Read the rows without labels that are not trained on, too."""
     recipe = plan.loaded.recipe
     task, whole = load_task(recipe.model_copy(update={"data": recipe.data.whole()}))
     rows = unlabelled_rows(recipe, task)

@@ -18,7 +18,7 @@ from sora_cli.train.checkpoint.resume import check_same
 
 FLAGS = [entry for entry in REMOVED if entry.name.startswith("sora ")]
 KEYS = [entry for entry in REMOVED if entry not in FLAGS]
-USED = Removed("data.of_old", "leave it out", default=None)
+USED = Removed("data.of_old", "leave it out")
 VALUE = Removed("training.optimizer", "write training.optimizer=adamw", value="of-old")
 
 
@@ -33,20 +33,20 @@ def stored(**more: Any) -> dict[str, Any]:
 
 
 def a_value(entry: Removed) -> Any:
-    return (
-        entry.what.partition("=")[2]
-        or {False: "true", None: "first", "auto": "true"}[entry.default]
-    )
+    if entry.value is not None:
+        return entry.value
+    return {False: "true", None: "first", "auto": "true"}[entry.unused[0]]
 
 
-@pytest.mark.parametrize("entry", KEYS, ids=lambda entry: entry.what)
+@pytest.mark.parametrize("entry", KEYS, ids=lambda entry: f"{entry.name}={entry.value}")
 def test_typed_settings_name_the_way_out(
     entry: Removed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     word = f"{entry.name}={a_value(entry)}"
+    what = entry.name if entry.value is None else word
     assert run(["train", "quickstart", word, "--dry-run"]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert lines[-3] == f"error: there is no {entry.what} any more"
+    assert lines[-3] == f"error: there is no {what} any more"
     assert lines[-2:] == [f"  command line: {word}", f"  {entry.instead}"]
     file = tmp_path / "r.yaml"
     block, key = entry.name.split(".")
@@ -55,11 +55,11 @@ def test_typed_settings_name_the_way_out(
     file.write_text(file.read_text().replace("quickstart", f"{recipes}/quickstart"))
     assert run(["train", str(file), "--dry-run"]) == 2
     error = capsys.readouterr().err
-    assert f"there is no {entry.what} any more" in error
+    assert f"there is no {what} any more" in error
     assert "r.yaml:3" in error
 
 
-@pytest.mark.parametrize("entry", FLAGS, ids=lambda entry: entry.what)
+@pytest.mark.parametrize("entry", FLAGS, ids=lambda entry: entry.name)
 def test_typed_flags_name_the_way_out(entry: Removed, capsys: pytest.CaptureFixture[str]) -> None:
     _, command, flag = entry.name.split()
     assert run([command, flag]) == 2
@@ -81,7 +81,7 @@ def test_nothing_in_the_table_exists() -> None:
         fields = Recipe.model_fields
         assert block in fields
         model = load_recipe("quickstart", ["auto.max_drop=1pt"]).resolved()
-        assert (key in model[block]) == ("=" in entry.what)
+        assert (key in model[block]) == (entry.value is not None)
 
 
 @pytest.mark.usefixtures("old")
