@@ -47,6 +47,11 @@ REMOVED = (
         "attention is sdpa, eager, flash_attention_2 or flex_attention; leave trust_kernel out",
         unused=(False,),
     ),
+    Removed(
+        "model.attention",
+        "model.attention=flash_attention_2, with the package flash-attn; or sdpa",
+        value="*/*",
+    ),
     *(
         Removed(name, _BY_LM_EVAL)
         for name in (

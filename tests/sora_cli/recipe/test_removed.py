@@ -34,7 +34,7 @@ def stored(**more: Any) -> dict[str, Any]:
 
 def a_value(entry: Removed) -> Any:
     if entry.value is not None:
-        return entry.value
+        return entry.value.replace("*/*", "me/flash@0123")
     return {False: "true", None: "first", "auto": "true"}[entry.unused[0]]
 
 
@@ -115,3 +115,13 @@ def test_a_stored_recipe_that_used_it_says_so(
         check_same(before, stored(), "x", force=False)  # type: ignore[arg-type]
     assert left.value.exit_code == 3
     assert len(left.value.lines()) == 1
+
+
+def test_a_kernel_of_the_hub_is_dropped_from_a_stored_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = stored(model={"attention": "me/flash@0123", "trust_kernel": True})
+    assert load_stored(before, tmp_path / "report.json", "x").recipe.model.attention is None
+    said = capsys.readouterr().err
+    assert "model.attention was 'me/flash@0123', and this version has no such setting" in said
+    assert "model.trust_kernel was true" in said
