@@ -2,6 +2,7 @@
 #             be repeated
 # make test   install and run the tests
 # make test-all  the long tests, too (kills, fuzzing, all of the documentation's commands)
+# make durations  run all tests and store what each takes; TESTS="FILES -m long" stores some
 # make test-oldest  the tests marked `versions` with the lower bounds of pyproject.toml exactly, in an
 #             environment of their own; PYTHON=python3.13 takes another Python, and TORCH=2.13.0 another
 #             torch: the lower bound is a build of some GB
@@ -31,8 +32,8 @@ install = $(if $(UV),$(UV) pip install --quiet --python $(1),$(1) -m pip install
 PIP    := $(call install,$(BIN)/python) -c constraints.txt
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-all test-oldest test-newest release docs site reference gpu matrix check format \
-        clean
+.PHONY: demo test test-all durations test-oldest test-newest release docs site reference gpu matrix \
+        check format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/sora auto recipes/quickstart.yaml --max-drop 3pt --force || [ $$? -eq 3 ] # 3: not certified
@@ -49,6 +50,9 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	$(PYTEST) -m 'long or not long'
+
+durations: $(VENV)/.dev
+	$(PYTEST) -m 'long or not long' --durations-store $(TESTS)
 
 # the environments for other versions; constraints of this machine's pip do not hold there
 VERSION  = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')

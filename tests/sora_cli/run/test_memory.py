@@ -77,7 +77,7 @@ def test_prediction_is_within_a_fifth_of_a_real_run(
         blocks["training"]["loss"] = "chunked" if "chunked" in model else "logits"
         recipe.write_text(yaml.safe_dump(blocks), encoding="utf-8")
     predicted = json.loads(_python("-c", PREDICT, str(recipe)))
-    _python("-m", "sora_cli", "train", str(recipe))
+    _python("-m", "sora_cli", "train", str(recipe), "--no-verify")
     report = read_report(tmp_path / "out")
     assert report is not None
     measured = report.peak_memory_bytes
