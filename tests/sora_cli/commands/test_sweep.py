@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     write_recipe(folder, tiny_bert())
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _same_variables() -> Iterator[None]:
+    """Take back what Ray sets: with other variables a run is no fork, but a new process."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 def write(folder: Path, **blocks: Any) -> tuple[Path, Path]:
@@ -113,24 +123,57 @@ def test_measured_time(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert not directory.exists()
 
 
+WAITS = """
+import time
+from pathlib import Path
+from sora_cli.train.callback import MethodCallback
+from transformers import TrainerCallback
+
+inner = MethodCallback.on_optimizer_step
+
+
+def waits(self, args, state, control, **kwargs):
+    inner(self, args, state, control, **kwargs)
+    here = Path(__file__).with_name(f"passed-{state.global_step}")
+    while state.global_step in (5, 9) and not here.exists():
+        time.sleep(0.05)
+
+
+MethodCallback.on_optimizer_step = waits
+
+
+class Waits(TrainerCallback):
+    name = "waits"
+"""
+"""Code that holds a run in two of its steps until the test lets it pass."""
+
+
 @pytest.mark.long
-def test_lost_and_interrupted(folder: Path) -> None:
+def test_lost_and_interrupted(folder: Path, tmp_path: Path) -> None:
     """A run's process is killed: it is resumed. The sweep is: the same command continues it."""
-    steps = {"training.max_steps": 400, "training.checkpoint": 4, "training.evaluate": "no"}
+    code = tmp_path / "waits.py"
+    code.write_text(WAITS, encoding="utf-8")
+    steps = {"training.max_steps": 12, "training.checkpoint": 4, "training.evaluate": "no"}
     path, directory = write(folder, grid={"training.seed": [3]}, set=steps)
     command = [warm.python(), "-m", "sora_cli", "sweep", str(path), f"output.dir={directory}"]
-    command.append("--no-verify")
+    command += ["--no-verify", "--code", str(code)]
     with subprocess.Popen(command, env=warm.ENVIRONMENT) as process:
         first = wait_for(lambda: process_of(directory / "s3"))
         os.kill(first, signal.SIGKILL)
+        (tmp_path / "passed-5").touch()
         wait_for(lambda: (report := read_report(directory / "s3")) and report.resumed)
-        second = process_of(directory / "s3")
-        assert second not in (None, first)
+        second = wait_for(
+            lambda: (directory / "s3" / "checkpoints" / "step-000008").exists()
+            and process_of(directory / "s3")
+        )
+        assert second != first
         process.send_signal(signal.SIGTERM)
+        wait_for(lambda: b"SIGTERM" in (directory / "logs" / "s3.log").read_bytes())
+        (tmp_path / "passed-9").touch()
         assert process.wait(_PATIENCE) == 143
     assert states(directory) == {"s3": "interrupted"}
     with pytest.raises(ProcessLookupError):
-        os.kill(second or 0, 0)
+        os.kill(second, 0)
     assert subprocess.run(command, check=False, env=warm.ENVIRONMENT).returncode == 0
     assert states(directory) == {"s3": "finished"}
     report = read_report(directory / "s3")

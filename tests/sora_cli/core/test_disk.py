@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,34 @@ from sora_cli.app import run
 from sora_cli.model.files import CARD
 from sora_cli.report import read_report
 from sora_cli.train.callback import MethodCallback
+from tests import warm
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, train, write_recipe
 from tests.matrix import rest_is_long
 from tests.shared_files import ROOT
 
-SCRIPT = """
-set -e
-mount -t tmpfs -o size={size} none {place}
-cp -r {fill}/. {place}
-{before}
-set +e
-{command}
-code=$?
-cp -r {place}/. {back}
-exit $code
+PROGRAM = """
+import ctypes, os, subprocess, sys
+from pathlib import Path
+place, size, fill, back, before, *words = sys.argv[1:]
+user, group = os.getuid(), os.getgid()
+if ctypes.CDLL(None, use_errno=True).unshare(0x10000000 | 0x00020000):  # CLONE_NEWUSER, CLONE_NEWNS
+    raise OSError(ctypes.get_errno(), "unshare")
+Path("/proc/self/setgroups").write_text("deny")
+Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+call = lambda text: subprocess.run(["bash", "-ec", text], check=True)
+call(f"mount --make-rprivate / && mount -t tmpfs -o size={size} none {place}")
+call(f"cp -r {fill}/. {place}")
+call(before)
+from sora_cli.app import main
+sys.argv[1:] = words
+try:
+    main()
+finally:
+    call(f"cp -r {place}/. {back}")
 """
+"""A fork of `tests.warm` that has a name space of mounts, and a small disk in it, to itself."""
 
 
 def _can_mount() -> bool:
@@ -54,13 +65,10 @@ def _on_tmpfs(
     place, back, empty = (tmp_path / name for name in ("disk", "back", "empty"))
     for folder in (place, back, empty):
         folder.mkdir()
-    command = " ".join(f"'{word}'" for word in [sys.executable, "-m", "sora_cli", *words])
-    script = SCRIPT.format(
-        size=size, place=place, back=back, command=command, before=before, fill=fill or empty
-    )
+    facts = [place, size, fill or empty, back, before or "true"]
     done = subprocess.run(
-        ["unshare", "-rm", "bash", "-c", script],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        [warm.python(), "-c", PROGRAM, *map(str, facts), *words],
+        env={**warm.ENVIRONMENT, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
