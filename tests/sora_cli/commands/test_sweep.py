@@ -116,7 +116,7 @@ def test_measured_time(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.long
 def test_lost_and_interrupted(folder: Path) -> None:
     """A run's process is killed: it is resumed. The sweep is: the same command continues it."""
-    steps = {"training.max_steps": 400, "training.checkpoint": 4, "training.evaluate": "no"}
+    steps = {"training.max_steps": 200, "training.checkpoint": 4, "training.evaluate": "no"}
     path, directory = write(folder, grid={"training.seed": [3]}, set=steps)
     command = [warm.python(), "-m", "sora_cli", "sweep", str(path), f"output.dir={directory}"]
     command.append("--no-verify")
@@ -141,20 +141,8 @@ def test_lost_and_interrupted(folder: Path) -> None:
     assert timeless(report) == timeless(straight)
 
 
-@pytest.mark.versions
 @pytest.mark.long
-def test_on_ray(folder: Path) -> None:
-    path, directory = write(folder, grid={"training.seed": [0, 1]}, set={"training.max_steps": 3})
-    handler = signal.getsignal(signal.SIGTERM)
-    assert sweep(path, directory, "--engine", "ray", "--threads", "1") == 0
-    assert signal.getsignal(signal.SIGTERM) is handler  # Ray's own would end a sweep at once
-    assert states(directory) == {"s0": "finished", "s1": "finished"}
-    record = json.loads((directory / FILE_NAME).read_text())
-    assert record["engine"] == "ray"
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("engine", ["local", "ray"])
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.versions)])
 def test_a_plugins_option_varies(
     folder: Path,
     engine: str,
@@ -175,7 +163,10 @@ def test_a_plugins_option_varies(
     if engine == "local":
         assert sweep(path, directory, "--dry-run", "--measure", *options) == 0
         assert "?" not in capsys.readouterr().out
+    handler = signal.getsignal(signal.SIGTERM)
     assert sweep(path, directory, *options) == 0
+    assert signal.getsignal(signal.SIGTERM) is handler  # Ray's own would end a sweep at once
+    assert json.loads((directory / FILE_NAME).read_text())["engine"] == engine
     reports = [read_report(directory / name) for name in states(directory)]
     assert [r and r.recipe["method"]["boost"] for r in reports] == [0.5, 2.0]
     assert set(states(directory).values()) == {"finished"}
