@@ -178,7 +178,7 @@ def test_an_adapter_beside_its_base(
 
 
 @pytest.mark.long
-@taken(("random", "f32"), ("trained", "f16"), ("random", "q8_0"), name="type")
+@taken(("random", "f32"), ("random", "f16"), ("random", "q8_0"), name="type")
 def test_a_merged_model(
     written: Written, type: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,7 +24,6 @@ from sora_cli.model.base import load_base
 from sora_cli.recipe.load import load_recipe
 from sora_cli.report import read_report
 from sora_cli.tasks import create_task
-from tests import warm
 from tests.helpers_adapters import assert_same, logits
 from tests.helpers_errors import error_of
 from tests.helpers_methods import EXAMPLES, method_words
@@ -282,17 +281,17 @@ def test_files_that_differ_from_the_model_fail_the_run(
     assert "DIFFERENT" in told
 
 
-def _piped(folder: Path, *words: str, python: str = sys.executable) -> tuple[str, bytes]:
+def _piped(folder: Path, *words: str) -> tuple[str, bytes]:
     """Stdout and stderr of a training run through pipes."""
     recipe = write_recipe(folder, tiny_bert(num_labels=2))
-    command = [python, "-m", "sora_cli", "train", str(recipe), "--no-verify", *words]
-    done = subprocess.run(command, capture_output=True, check=False, env=warm.ENVIRONMENT)
+    command = [sys.executable, "-m", "sora_cli", "train", str(recipe), "--no-verify", *words]
+    done = subprocess.run(command, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.decode(), done.stderr
 
 
 def test_a_run_through_a_pipe_draws_no_bars(tmp_path: Path) -> None:
-    shown, said = _piped(tmp_path, "--json", python=warm.python())
+    shown, said = _piped(tmp_path, "--json")
     assert shown == (tmp_path / "out" / "report.json").read_text()
     assert not set(b"\r\x1b") & set(said)
     assert len(said) < 5000
