@@ -9,6 +9,7 @@ import torch: recipes are checked and methods are listed without it. Third-party
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -40,6 +41,8 @@ class MethodOptions(BaseModel):
     """Best learning rate as a multiple of LoRA's, for the rule of thumb."""
     finds_size: ClassVar[bool] = False
     """True for the method with which `sora auto` trains adapters of a given size: see `of_size`."""
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {}
+    """Options of a small run, of at least six steps on a tiny model, for checks of the method."""
 
 
 class MethodConfig(MethodOptions):
@@ -84,6 +87,7 @@ class LoraConfig(MethodConfig):
     """Options of LoRA."""
 
     paper = "Hu et al. 2021, arXiv 2106.09685"
+    EXAMPLE = {"r": 3}
 
     r: int = Field(8, ge=1, le=65536, description="rank of every adapted layer")
     use_rslora: bool = Field(
@@ -103,6 +107,7 @@ class AdaLoraConfig(MethodConfig):
     rate_factor = 10.0  # SST-2, STS-B: best at 1e-2, LoRA at 1e-3 (docs/results/rates.md)
     adapts_rank = True
     variable_options = ("target_r",)
+    EXAMPLE = {"init_r": 4, "target_r": 2}
 
     init_r: int = Field(12, ge=1, le=65536, description="rank of every layer at the start")
     target_r: float = Field(
@@ -138,6 +143,7 @@ class SoraConfig(MethodConfig):
     paper = "Ding et al. 2023, arXiv 2311.11696"
     adapts_rank = True
     variable_options = ("threshold", "l1", "target_r")
+    EXAMPLE = {"r_max": 4, "threshold": 0.01}
 
     r_max: int = Field(8, ge=1, le=65536, description="components every layer starts with")
     threshold: float | None = Field(
@@ -236,6 +242,7 @@ class CutConfig(MethodConfig):
     turns_basis = True
     finds_size = True
     variable_options = ("target_r",)
+    EXAMPLE = {"r_max": 4, "target_r": 1.5, "cut_at": 0.5}
 
     r_max: int = Field(8, ge=1, le=65536, description="rank of every layer until the cut")
     target_r: float | None = Field(

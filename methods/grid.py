@@ -87,8 +87,7 @@ def recognised(matrix: Tensor) -> OnGrid | None:
     Args:
         matrix: (n, length), float32.
     """
-    first = matrix[:1, :GROUP]
-    if matrix.numel() > first.numel() and recognised(first) is None:
+    if not _on_a_grid(matrix[:1, :GROUP].flatten()):
         return None  # any other numbers: one group tells
     numbers, inside = _groups(matrix.double())
     size = torch.where(inside, numbers.abs(), torch.inf).amin(-1, keepdim=True)  # (n, groups, 1)
@@ -107,6 +106,25 @@ def recognised(matrix: Tensor) -> OnGrid | None:
     return None if bool(open_.any()) else _flat(odd, scale.bfloat16(), matrix.shape[1])
 
 
+def _on_a_grid(numbers: Tensor) -> bool:
+    """Tell whether the numbers of a group lie on a grid, with all scales at once.
+
+    Every adapter that is written is asked, layer by layer, and almost none is on a grid.
+
+    Args:
+        numbers: (length,), at most `GROUP`.
+    """
+    numbers = numbers.double()
+    sizes = numbers.abs()
+    if not bool(sizes.any()):
+        return True
+    odd = torch.arange(1, 2 ** BITS[-1], 2, device=numbers.device)
+    scales = (sizes.amin() / odd).bfloat16().double()  # (128,)
+    ratios = numbers / scales[:, None]  # inf or NaN for a scale of 0: no integer
+    fits = (ratios.remainder(2) == 1) & (ratios.abs() < 2 ** BITS[-1])
+    return bool(fits.all(-1).any())
+
+
 def round_factors(factors: LowRankFactors, bits: int) -> LowRankFactors:
     """Return the factors in the singular basis with each number on a grid, float32."""
     turned = factors.truncate(factors.rank)
@@ -116,8 +134,9 @@ def round_factors(factors: LowRankFactors, bits: int) -> LowRankFactors:
 
 def bits_of(factors: LowRankFactors) -> int | None:
     """Return the bits of each number if both factors lie on a grid; None if they do not."""
-    sides = [recognised(factors.A), recognised(factors.B.T)]
-    return None if None in sides else max(side.bits for side in sides if side is not None)
+    a = recognised(factors.A)
+    b = None if a is None else recognised(factors.B.T)
+    return None if a is None or b is None else max(a.bits, b.bits)
 
 
 def packed_bytes(shapes: Sequence[tuple[int, int]], bits: int) -> int:

@@ -203,9 +203,10 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.S
 
 
 def resumes_as_if_whole(
-    recipe: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, whole: Path | None = None
-) -> RunReport:
-    """The report of a run stopped at its second step and resumed, equal to one never stopped.
+    recipe: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *,
+    whole: Path | None = None, step: int = 2,
+) -> RunReport:  # fmt: skip
+    """The report of a run stopped in a step and resumed, equal to one never stopped.
 
     Args:
         whole: the run that was never stopped, if there is one.
@@ -217,7 +218,7 @@ def resumes_as_if_whole(
     assert expected is not None
     words = [f"output.dir={folder}/cut"]
     with monkeypatch.context() as patched:
-        signal_at(patched, 2, signal.SIGTERM)
+        signal_at(patched, step, signal.SIGTERM)
         assert run(["train", str(recipe), "--no-verify", *words]) == 128 + signal.SIGTERM
     resumed = train(recipe, *words, "--resume")
     assert files_of(folder / "cut" / "adapter") == files_of(whole / "adapter")

@@ -15,7 +15,11 @@ from tests.durations import COLLECTED, Durations, exceeded
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Durations:
     monkeypatch.setattr(durations, "FILE", tmp_path / "durations.json")
     made = Durations()
-    seconds = {"tests/a/test_x.py::one": 10.0, "tests/a/test_x.py::two": 0.1, "tests/test_y.py::z": 4.0}
+    seconds = {
+        "tests/a/test_x.py::one": 10.0,
+        "tests/a/test_x.py::two": 0.1,
+        "tests/test_y.py::z": 4.0,
+    }
     made.store(seconds, {"tests/test_y.py::z"}, whole=True)
     return Durations()
 
@@ -26,7 +30,8 @@ def test_each_long_test_has_its_seconds(request: pytest.FixtureRequest) -> None:
         item.nodeid
         for item in request.config.stash[COLLECTED]
         if item.get_closest_marker("long")
-        and item.nodeid.partition("::")[2] not in known.tests.get(item.nodeid.partition("::")[0], {})
+        and item.nodeid.partition("::")[2]
+        not in known.tests.get(item.nodeid.partition("::")[0], {})
     ]
     assert not missing, 'make durations TESTS="FILES -m long" stores them'
 
@@ -72,5 +77,7 @@ def test_a_test_stops_at_twenty_times_its_seconds(request: pytest.FixtureRequest
 def test_the_file_has_no_test_of_a_file_that_is_gone() -> None:
     stored = json.loads(durations.FILE.read_text(encoding="utf-8"))
     root = durations.FILE.parent.parent
-    gone = {file for part in ("tests", "rest") for file in stored[part] if not (root / file).exists()}
+    gone = {
+        file for part in ("tests", "rest") for file in stored[part] if not (root / file).exists()
+    }
     assert not gone, "make durations"

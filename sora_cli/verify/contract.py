@@ -111,6 +111,21 @@ def penalty_is_not_in_the_evaluation_loss(
     )
 
 
+def the_example_trains(make: MethodFactory, *, attach: Attach = default_attach) -> None:
+    """Check that the options of `EXAMPLE` are valid, and train a few steps to finite numbers."""
+    method = type(make())
+    options = method.config_class
+    try:
+        small = options(**options.EXAMPLE)
+        with trial_folder() as folder:
+            trial = start(lambda: method(small), folder, attach)
+            trial.trainer.train()
+    except ValueError as error:
+        raise AssertionError(f"the options of EXAMPLE do not work: {error}") from error
+    for name, parameter in trial.trainer.model.named_parameters():
+        assert parameter.isfinite().all(), f"'{name}' is not finite after a run with EXAMPLE"
+
+
 def a_checkpoint_resumes_bit_equal(make: MethodFactory, *, attach: Attach = default_attach) -> None:
     """Check that a fresh model and method resume the stock Trainer's checkpoint exactly."""
     with trial_folder() as folder:
@@ -180,6 +195,7 @@ CHECKS: tuple[Check, ...] = (
     hooks_run_once_per_optimiser_step,
     penalty_is_in_the_training_loss_once,
     penalty_is_not_in_the_evaluation_loss,
+    the_example_trains,
     a_checkpoint_resumes_bit_equal,
     a_saved_adapter_loads_equal,
     merging_repeats_to_the_byte,
@@ -190,6 +206,7 @@ CHECKS: tuple[Check, ...] = (
 BASELINE_CHECKS: tuple[Check, ...] = (
     hooks_run_once_per_optimiser_step,
     penalty_is_in_the_training_loss_once,
+    the_example_trains,
     a_checkpoint_resumes_bit_equal,
 )
 """The checks of a baseline, which has no factors and no adapter files."""

@@ -1,31 +1,23 @@
-"""Every task family through the commands: the same promises hold whatever is learned."""
+"""Every task family with every method, and each of both with every verb: see `tests.pairs`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from methods.registry import low_rank_names
 from sora_cli.app import run
 from sora_cli.data.rows import load_rows
 from sora_cli.recipe.load import load_recipe
-from sora_cli.report import read_report
+from sora_cli.report import RunReport, read_report
 from tests.helpers_families import FAMILIES
+from tests.helpers_methods import set_method
 from tests.helpers_runs import resumes_as_if_whole
-from tests.matrix import rest_is_long
-
-OPTIONS = {
-    "adalora": ["method.target_r=2", "method.init_r=4"],
-    "lora": ["method.r=4"],
-    "cut": ["method.r_max=4"],
-}
-
+from tests.pairs import Case, all_cases, cover
 
 WITHOUT_LABELS = {
     "causal-lm": {"output"},
@@ -45,12 +37,6 @@ TELLS = {"task.name", "data.max_length", "data.columns", "task.stride", "task.ma
 """What a model's own files do not tell."""
 
 
-def _eval(capsys: pytest.CaptureFixture[str], target: Path, recipe: Path, *words: str) -> Any:
-    capsys.readouterr()
-    assert run(["eval", str(target), "--recipe", str(recipe), "--json", *words]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
 def _close(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert found.keys() == expected.keys()
     for split, scores in expected.items():
@@ -66,53 +52,127 @@ def told(recipe: Path) -> list[str]:
             *([f"data.columns={json.dumps(columns)}"] if columns else [])]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """By family, the recipe of a run in out/, which was verified against the trained model."""
+@dataclass(frozen=True)
+class Run:
+    """A run of a case in out/, which was compared with the trained model.
 
-    @cache
-    def train_it(family: str) -> Path:
-        recipe = FAMILIES[family](tmp_path_factory.mktemp(family.replace(", ", "-")))
-        assert run(["train", str(recipe)]) == 0
-        return recipe
+    Attributes:
+        folder: for what is made of it.
+    """
 
-    return train_it
+    case: Case
+    recipe: Path
+    folder: Path
+    capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch
+
+    @property
+    def out(self) -> Path:
+        return self.recipe.parent / "out"
+
+    def report(self) -> RunReport:
+        report = read_report(self.out)
+        assert report is not None
+        return report
+
+    def train(self, *words: str) -> None:
+        assert run(["train", str(self.recipe), *words]) == 0
+        assert self.report().verification.verdict == "same"
+
+    def eval(self, target: Path, *words: str) -> Any:
+        self.capsys.readouterr()
+        command = ["eval", str(target), "--recipe", str(self.recipe), "--json", *words]
+        assert run(command) == 0
+        return json.loads(self.capsys.readouterr().out)
 
 
-Trained = Callable[[str], Path]
-SHORT = ("preference", "causal-lm", "causal-lm, packed", "sequence-classification, decoder",
-         "token-classification", "seq2seq")  # fmt: skip
-IN_ORDER = [*SHORT, *(family for family in FAMILIES if family not in SHORT)]
+def files(made: Run) -> None:
+    """Files give the score again, and so does the merged model.
 
-
-@pytest.mark.versions
-@pytest.mark.parametrize("family", rest_is_long(IN_ORDER, len(SHORT)))
-def test_files_give_the_score_again_and_so_does_the_merged_model(
-    family: str, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The merged model, without our file beside it, also answers as it is scored."""
-    recipe = trained(family)
-    out, merged = recipe.parent / "out", tmp_path / "merged"
-    report, loaded = read_report(out), load_recipe(recipe).recipe
-    assert report is not None
+    The merged model, without our file beside it, also answers as it is scored.
+    """
+    made.train()
+    out, merged = made.out, made.folder / "merged"
+    report, loaded = made.report(), load_recipe(made.recipe).recipe
     assert set(report.metrics["validation"]) == {*loaded.task.options.metrics, "loss"}
-    rows, scored = load_rows(loaded.data).report["validation"], tmp_path / "scored.jsonl"
-    _close(_eval(capsys, out, recipe, "--predictions", str(scored)), report.metrics)
+    rows, scored = load_rows(loaded.data).report["validation"], made.folder / "scored.jsonl"
+    _close(made.eval(out, "--predictions", str(scored)), report.metrics)
     records = read_lines(scored)
     assert len(records) == len(rows)
     assert all({"split", "row", "prediction"} <= record.keys() for record in records)
     assert run(["merge", str(out), "-o", str(merged)]) == 0
     (merged / "sora.json").unlink()
-    words = ["--predictions", str(scored), "--force"]
-    _close(_eval(capsys, merged, recipe, *words), report.metrics)
+    _close(made.eval(merged, "--predictions", str(scored), "--force"), report.metrics)
     # rewards are measured against the base model, which a merged one does not hold
     answering = out if loaded.task.name == "preference" else merged
-    asked, answers = answered(answering, rows, WITHOUT_LABELS[family], tmp_path, *told(recipe))
+    labels = WITHOUT_LABELS[made.case.family]
+    asked, answers = answered(answering, rows, labels, made.folder, *told(made.recipe))
     records = read_lines(scored)
     assert len(answers) == len(records) == len(asked)
     for row, record, own in zip(answers, records, asked, strict=True):
         assert {name: row[name] for name in own} == own
         check(loaded.task.name, row, record)
+    if made.case.family == "causal-lm":  # its base has no new head, so it was scored first
+        before = made.eval(made.recipe.parent / "base")["validation"]
+        assert before["loss"] == pytest.approx(report.without_adapters["validation"])
+        assert report.metrics["validation"]["loss"] < before["loss"]
+
+
+def resume(made: Run) -> None:
+    """A resumed run equals one that was not stopped."""
+    made.train()
+    step = made.report().steps // 2 + 1  # the cut is over, AdaLoRA's budget is falling
+    resumed = resumes_as_if_whole(
+        made.recipe, made.folder, made.monkeypatch, whole=made.out, step=step
+    ).resumed
+    assert [each.step for each in resumed] == [step]
+
+
+def dry_run(made: Run) -> None:
+    """Memory is predicted before training."""
+    words = ["training.max_steps=3"]
+    assert run(["train", str(made.recipe), "--dry-run", *words]) == 0
+    assert "predicted peak" in made.capsys.readouterr().out
+    assert not made.out.exists()
+    made.train(*words)
+    assert made.report().steps == 3
+
+
+def small(made: Run) -> None:
+    """What is cut and rounded is the same in every layout."""
+    made.train("training.max_steps=3")
+    names = ("small", "padded", "packed.safetensors")
+    cut, padded, packed = (made.folder / name for name in names)
+    assert run(["prune", str(made.out), "-o", str(cut), "--rank", "1", "--bits", "8"]) == 0
+    made.capsys.readouterr()
+    assert run(["inspect", str(cut), "--json"]) == 0
+    ranks = json.loads(made.capsys.readouterr().out)["ranks"]
+    assert max(rank["live"] for rank in ranks.values()) == 1
+    assert run(["export", str(cut), "-o", str(padded), "--layout", "padded"]) == 0
+    assert "verified: " in made.capsys.readouterr().err
+    assert run(["export", str(cut), "-o", str(packed), "--format", "packed"]) == 0
+    assert made.eval(packed) == made.eval(cut)
+
+
+VERBS = {"files": files, "resume": resume, "dry run": dry_run, "small": small}
+VERSIONS = ("files", "resume")
+
+
+def _marked(at: int, case: Case) -> Any:
+    """The first cases hold each family, method and verb, and are not long."""
+    marks = [pytest.mark.versions] if case.verb in VERSIONS else []
+    marks += [] if at < len(FAMILIES) else [pytest.mark.long]
+    return pytest.param(case, marks=marks, id=str(case))
+
+
+@pytest.mark.parametrize("case", [_marked(*each) for each in enumerate(cover(all_cases()))])
+def test_a_family_a_method_and_a_verb(
+    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = FAMILIES[case.family](tmp_path)
+    set_method(recipe, case.method, dropout=0.1)
+    (tmp_path / "made").mkdir()
+    VERBS[case.verb](Run(case, recipe, tmp_path / "made", capsys, monkeypatch))
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
@@ -152,45 +212,3 @@ def check(kind: str, row: dict[str, Any], record: dict[str, Any]) -> None:
         assert row["prediction"] == row["context"][row["start"] : row["end"]]
     if kind == "token-classification":
         assert len(row["prediction"]) == len(row["tokens"])
-
-
-def test_a_base_without_a_new_head_is_scored_before_training(
-    trained: Trained, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = trained("causal-lm")
-    before = _eval(capsys, recipe.parent / "base", recipe)
-    report = read_report(recipe.parent / "out")
-    assert report is not None
-    assert report.without_adapters is not None
-    assert before["validation"]["loss"] == pytest.approx(report.without_adapters["validation"])
-    assert report.metrics["validation"]["loss"] < before["validation"]["loss"]
-
-
-@pytest.mark.versions
-@pytest.mark.parametrize("family", rest_is_long(FAMILIES, 2))
-def test_a_resumed_run_equals_one_that_was_not_stopped(
-    family: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = trained(family)
-    whole = recipe.parent / "out"
-    resumed = resumes_as_if_whole(recipe, tmp_path, monkeypatch, whole=whole).resumed
-    assert [each.step for each in resumed] == [2]
-
-
-@pytest.mark.parametrize("method", [n for n in low_rank_names() if n != "sora"])
-@pytest.mark.parametrize("family", rest_is_long(FAMILIES))
-def test_every_method_trains_it(family: str, method: str, tmp_path: Path) -> None:
-    recipe = FAMILIES[family](tmp_path)
-    words = [f"method.name={method}", *OPTIONS[method], "training.max_steps=3"]
-    assert run(["train", str(recipe), *words]) == 0
-    report = read_report(tmp_path / "out")
-    assert report is not None
-    assert report.steps == 3
-
-
-@pytest.mark.parametrize("family", rest_is_long(FAMILIES, 3))
-def test_a_dry_run_predicts_its_memory(
-    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["train", str(FAMILIES[family](tmp_path)), "--dry-run"]) == 0
-    assert "predicted peak" in capsys.readouterr().out

@@ -11,22 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from methods.registry import low_rank_names
 from sora_cli.app import run
 from sora_cli.report import RunReport, read_report
+from tests.helpers_methods import VARIANTS, method_words
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, timeless, write_recipe
 from tests.launched import launch, launch_commands
 
 STEPS, STOPPED_AT = 30, 17
 TOLERANCE = 1e-4  # AdamW enlarges what is rounded otherwise where gradients are tiny
-BUDGET = "sora with a budget"
-METHODS = sorted({*low_rank_names(), BUDGET})
-OPTIONS: dict[str, list[str]] = {
-    "adalora": ["method.target_r=2", "method.init_r=4", "method.t_init=4", "method.t_final=8"],
-    "cut": ["method.cut_at=12"],
-    BUDGET: ["method.threshold=null", "method.target_r=1.5", "method.gate_init=ones"],
-}
+METHODS = sorted(VARIANTS)
 
 
 @pytest.fixture(
@@ -51,10 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, method: str) -> Path:
         "checkpoint": 7, "logging_steps": 4,
     }  # fmt: skip
     recipe = write_recipe(folder, model, rows=83, training=training)
-    name = method.partition(" ")[0]
-    words = ["train", str(recipe), "--no-verify", f"method.name={name}"]
+    words = ["train", str(recipe), "--no-verify", *method_words(method)]
     words += ["training.learning_rate=auto"]  # the first process's choice
-    words += OPTIONS.get(method, [])
     assert run([*words, f"output.dir={folder}/one"]) == 0
     stopped = f"output.dir={folder}/stopped"
     commands = [

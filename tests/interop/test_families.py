@@ -142,10 +142,9 @@ def test_inspect_tells_ranks_and_head(case: Case, capsys: pytest.CaptureFixture[
     assert (facts["labels"] is not None) == names_classes
 
 
-@pytest.mark.parametrize("layout", ["exact", "padded"])
-def test_export(case: Case, layout: str, capsys: pytest.CaptureFixture[str]) -> None:
-    out = case.folder / layout
-    assert run(["export", str(case.adapter), "-o", str(out), "--layout", layout]) == 0
+def test_export(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    out = case.folder / "padded"
+    assert run(["export", str(case.adapter), "-o", str(out), "--layout", "padded"]) == 0
     assert "verified: " in capsys.readouterr().err
     assert_same(case.adapted(out), case.expected)
 

@@ -43,16 +43,11 @@ from tests.interop.helpers_llama_cpp import (
 from tests.shared_files import ROOT, data_folder
 from tests.sora_cli.merge.test_merge_gguf import load, smollm
 
-TOKENS = 8
+TOKENS = 6
 PROMPTS = (
-    "The capital of France is", "def add(a, b):", "Once upon a time, there was a",
-    "Water boils at a temperature of", "The opposite of hot is", "1, 2, 3, 4,",
-    "To make a cup of tea, first", "The Earth revolves around the",
+    "The capital of France is", "def add(a, b):", "Water boils at a temperature of", "1, 2, 3, 4,",
 )  # fmt: skip
-QUESTIONS = (
-    "Give three tips for staying healthy.", "What is the capital of France?",
-    "Write a sentence about a cat.",
-)  # fmt: skip
+QUESTIONS = "What is the capital of France?", "Write a sentence about a cat."
 DIALOGUES: list[list[Message]] = [
     [{"role": "user", "content": "Hello"}],
     [{"role": "system", "content": "Be brief.\nBe kind."}, {"role": "user", "content": "Ça va?"}],
@@ -77,14 +72,15 @@ def random(folder: Path) -> Path:
 
 
 def trained(folder: Path) -> Path:
-    """An adapter of SmolLM2, trained for 16 steps and cut to 1.2 components a module."""
+    """An adapter of SmolLM2, trained for 8 steps and cut to 1.2 components a module."""
     rows = data_folder("instruct")
     files = f"{{train: {rows / 'train.jsonl'}, validation: {rows / 'validation.jsonl'}}}"
     words = [
         "train", str(ROOT / "recipes/offline/own-instructions.yaml"), f"data.files={files}",
         "data.max_length=128", "method={name: cut, r_max: 8, target_r: 1.2}",
-        "training.max_steps=16", "training.batch_size=4", "training.gradient_accumulation=1",
-        "training.learning_rate=2e-3", "training.evaluate=no", f"output.dir={folder}",
+        "training.max_steps=8", "training.batch_size=4", "training.gradient_accumulation=1",
+        "training.learning_rate=2e-3", "training.evaluate=no", "data.max_validation_rows=4",
+        f"output.dir={folder}", "--no-verify",
     ]  # fmt: skip
     assert run(words) == 0
     return folder / "adapter"
@@ -96,8 +92,17 @@ def rms(a: Texts, b: Texts) -> float:
 
 
 @dataclass(frozen=True)
-class Written:
-    """An adapter, the same numbers as its base in float32, and what transformers and PEFT write.
+class Bare:
+    """The base's own numbers in float32, and what transformers writes with it."""
+
+    float32: Path
+    prompts: list[list[int]]
+    plain: Texts
+
+
+@dataclass(frozen=True)
+class Written(Bare):
+    """An adapter beside them, and what PEFT writes with it.
 
     Attributes:
         least: times the base's own distance that the adapter moves the base at least.
@@ -105,26 +110,38 @@ class Written:
 
     adapter: Path
     least: float
-    float32: Path
-    prompts: list[list[int]]
-    plain: Texts
     adapted: Texts
 
 
-@pytest.fixture(scope="module", params=[(random, 5.0), (trained, 1.5)], ids=["random", "trained"])
-def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Written:
+ADAPTERS = {"random": (random, 5.0), "trained": (trained, 1.5)}
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Bare:
     pytest.importorskip("xllamacpp", reason=NEEDS)
-    make, least = request.param
-    file, folder = smollm(), tmp_path_factory.mktemp("smollm")
-    adapter = make(folder / "adapter")
+    file = smollm()
     tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
     model = load(file)
     plain = [write_with(model, ids, TOKENS) for ids in prompts]
-    adapted_model = PeftModel.from_pretrained(model, adapter).eval()
-    adapted = [write_with(adapted_model, ids, TOKENS) for ids in prompts]
-    float32 = unpacked(file, folder / "float32.gguf")
-    return Written(adapter, least, float32, prompts, plain, adapted)
+    float32 = unpacked(file, tmp_path_factory.mktemp("smollm") / "float32.gguf")
+    return Bare(float32, prompts, plain)
+
+
+@pytest.fixture(scope="module")
+def written(
+    request: pytest.FixtureRequest, bare: Bare, tmp_path_factory: pytest.TempPathFactory
+) -> Written:
+    """Each test takes one of both adapters: no outcome depends on which."""
+    make, least = ADAPTERS[request.param]
+    adapter = make(tmp_path_factory.mktemp(request.param) / "adapter")
+    model = PeftModel.from_pretrained(load(smollm()), adapter).eval()
+    adapted = [write_with(model, ids, TOKENS) for ids in bare.prompts]
+    return Written(bare.float32, bare.prompts, bare.plain, adapter, least, adapted)
+
+
+def taken(*cases: tuple[str, object], name: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(("written", name), cases, indirect=["written"])
 
 
 def told(capsys: pytest.CaptureFixture[str], text: str) -> None:
@@ -138,7 +155,7 @@ def same(a: Texts, b: Texts) -> list[int]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("exact", [False, True])
+@taken(("random", False), ("trained", True), name="exact")
 def test_an_adapter_beside_its_base(
     written: Written, exact: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,7 +178,7 @@ def test_an_adapter_beside_its_base(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("type", ["f32", "f16", "q8_0"])
+@taken(("random", "f32"), ("random", "f16"), ("random", "q8_0"), name="type")
 def test_a_merged_model(
     written: Written, type: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,6 +200,7 @@ def test_a_merged_model(
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("written", ["trained"], indirect=True)
 def test_a_model_merged_in_its_own_four_bits(
     written: Written, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -234,19 +252,20 @@ def test_the_chat_templates_give_the_same_tokens() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("written", ["random"], indirect=True)
 def test_sora_chat_says_the_same(
     written: Written,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The first 20 tokens of greedy answers, with the base in float32."""
+    """The first 12 tokens of greedy answers, with the base in float32."""
     words = ["export", str(written.adapter), "-o", str(tmp_path / "lora.gguf"), "--format", "gguf"]
     assert run(words) == 0
     llama = LlamaCpp(written.float32, tmp_path / "lora.gguf")
-    expected = [llama.chat([{"role": "user", "content": text}], 20) for text in QUESTIONS]
+    expected = [llama.chat([{"role": "user", "content": text}], 12) for text in QUESTIONS]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n/reset\n".join(QUESTIONS)))
     capsys.readouterr()
     words = ["chat", str(written.adapter), "--base", str(written.float32), "--greedy"]
-    assert run([*words, "--max-new-tokens", "20"]) == 0
+    assert run([*words, "--max-new-tokens", "12"]) == 0
     assert capsys.readouterr().out == "".join(f"{text.strip()}\n" for text in expected)

@@ -18,6 +18,7 @@ from methods.base import AdapterMethod, LowRankLinear, StepInfo
 from methods.errors import MethodError
 from methods.inject import inject
 from methods.registry import create
+from tests.helpers_methods import EXAMPLES
 
 WORLD = 2
 STEPS = 12
@@ -38,7 +39,7 @@ class Case:
 ADALORA = {"target_r": 2, "t_init": 2, "t_final": 3, "orth_weight": 0.1}
 SORA = {"threshold": 0.065, "l1": 0.1, "gate_lr": 0.07}
 CASES = {
-    "lora": Case("lora", {"r": 3}),
+    **{name: Case(name, options) for name, options in EXAMPLES.items()},
     "adalora": Case("adalora", {"init_r": 5, **ADALORA}),
     "adalora, rank 1": Case("adalora", {"init_r": 1, **ADALORA, "target_r": 0.5, "delta_t": 3}),
     "cut": Case("cut", {"r_max": 5, "target_r": 1.5, "cut_at": 8}),

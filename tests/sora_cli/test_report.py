@@ -24,7 +24,7 @@ from sora_cli.report import Environment, RunReport, read_report
 from sora_cli.train.log import RunLog
 from sora_cli.train.trainer import AdapterTrainer
 from tests.helpers_models import HIDDEN, LAYERS, tiny_bert
-from tests.helpers_runs import glue_rows, pair_rows, train, write_recipe, write_rows
+from tests.helpers_runs import Trained, glue_rows, pair_rows, train, write_recipe, write_rows
 from tests.shared_files import ROOT
 
 RANK = 4
@@ -115,8 +115,8 @@ def _stop_at(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException) -
     monkeypatch.setattr(AdapterTrainer, "training_step", training_step)
 
 
-def test_completed(tmp_path: Path) -> None:
-    report = train(_recipe(tmp_path))
+def test_completed(classifier: Trained) -> None:
+    report = classifier.report
     assert report.status == "completed"
     assert report.error is None
     assert report.started <= str(report.finished)

@@ -23,7 +23,7 @@ from sora_cli.merge.merge import MERGED_KEY, merge_adapter
 from sora_cli.model.fingerprint import fingerprint
 from tests.helpers_adapters import LABELS, adapt, save_backbone
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama
-from tests.helpers_runs import train, write_recipe
+from tests.helpers_runs import Trained
 
 HEAD = ("bert.pooler", "classifier")
 
@@ -258,11 +258,12 @@ def test_real_model_with_its_tokenizer(tmp_path: Path) -> None:
 
 
 def test_a_merge_ends_with_a_comparison(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    classifier: Trained,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    train(write_recipe(tmp_path, tiny_bert(num_labels=2)))
-    words = ["merge", str(tmp_path / "out"), "-o", str(tmp_path / "merged")]
-    capsys.readouterr()
+    words = ["merge", str(classifier.run), "-o", str(tmp_path / "merged")]
     assert run(words) == 0
     assert "verified: 100.00% of the adapter's effect" in capsys.readouterr().err
     assert run([*words, "--force", "--no-verify"]) == 0

@@ -2,10 +2,10 @@
 
 import json
 
-from methods.registry import config_class
+from methods.registry import builtin_names, config_class
 from sora_cli.app import run
 
-BUILT_IN = ["lora", "adalora", "sora", "cut", "full", "head", "bitfit"]
+BUILT_IN = builtin_names()
 
 
 def test_every_option_is_listed_with_default_and_meaning(capsys):
@@ -29,9 +29,9 @@ def test_every_option_is_listed_with_default_and_meaning(capsys):
 def test_json(capsys):
     assert run(["methods", "--json"]) == 0
     methods = json.loads(capsys.readouterr().out)
-    assert [m["low_rank"] for m in methods] == [True] * 4 + [False] * 3
-    sora = methods[2]
-    assert (sora["name"], sora["adapts_rank"]) == ("sora", True)
+    assert [m["low_rank"] for m in methods] == [config_class(n).low_rank for n in BUILT_IN]
+    sora = next(m for m in methods if m["name"] == "sora")
+    assert sora["adapts_rank"]
     assert sora["may_vary"] == ["threshold", "l1", "target_r"]
     threshold = next(option for option in sora["options"] if option["name"] == "threshold")
     assert threshold["default"] == 3e-4

@@ -6,11 +6,9 @@ import csv
 import gc
 import io
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +24,7 @@ from sora_cli.app import run
 from sora_cli.core.interruption import Interrupted
 from sora_cli.train.trainer import AdapterTrainer
 from sora_cli.use import formats, predictor
+from tests import warm
 from tests.helpers_errors import error_text
 from tests.helpers_families import whole_model
 from tests.helpers_first_data import write_excel
@@ -135,9 +134,9 @@ def test_every_kind_of_file(
 
 @pytest.mark.long
 def test_a_stream(classifier: Trained, asked: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**warm.ENVIRONMENT, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "sora_cli", "predict", str(classifier.run), "-", "-o", "-"],
+        [warm.python(), "-m", "sora_cli", "predict", str(classifier.run), "-", "-o", "-"],
         input=asked.read_bytes(), capture_output=True, check=True, cwd=tmp_path,
         env=environment,
     )  # fmt: skip

@@ -163,8 +163,10 @@ def test_lost_and_interrupted(folder: Path, tmp_path: Path) -> None:
         (tmp_path / "passed-5").touch()
         wait_for(lambda: (report := read_report(directory / "s3")) and report.resumed)
         second = wait_for(
-            lambda: (directory / "s3" / "checkpoints" / "step-000008").exists()
-            and process_of(directory / "s3")
+            lambda: (
+                (directory / "s3" / "checkpoints" / "step-000008").exists()
+                and process_of(directory / "s3")
+            )
         )
         assert second != first
         process.send_signal(signal.SIGTERM)
@@ -184,20 +186,8 @@ def test_lost_and_interrupted(folder: Path, tmp_path: Path) -> None:
     assert timeless(report) == timeless(straight)
 
 
-@pytest.mark.versions
 @pytest.mark.long
-def test_on_ray(folder: Path) -> None:
-    path, directory = write(folder, grid={"training.seed": [0, 1]}, set={"training.max_steps": 3})
-    handler = signal.getsignal(signal.SIGTERM)
-    assert sweep(path, directory, "--engine", "ray", "--threads", "1") == 0
-    assert signal.getsignal(signal.SIGTERM) is handler  # Ray's own would end a sweep at once
-    assert states(directory) == {"s0": "finished", "s1": "finished"}
-    record = json.loads((directory / FILE_NAME).read_text())
-    assert record["engine"] == "ray"
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("engine", ["local", "ray"])
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.versions)])
 def test_a_plugins_option_varies(
     folder: Path,
     engine: str,
@@ -218,7 +208,10 @@ def test_a_plugins_option_varies(
     if engine == "local":
         assert sweep(path, directory, "--dry-run", "--measure", *options) == 0
         assert "?" not in capsys.readouterr().out
+    handler = signal.getsignal(signal.SIGTERM)
     assert sweep(path, directory, *options) == 0
+    assert signal.getsignal(signal.SIGTERM) is handler  # Ray's own would end a sweep at once
+    assert json.loads((directory / FILE_NAME).read_text())["engine"] == engine
     reports = [read_report(directory / name) for name in states(directory)]
     assert [r and r.recipe["method"]["boost"] for r in reports] == [0.5, 2.0]
     assert set(states(directory).values()) == {"finished"}

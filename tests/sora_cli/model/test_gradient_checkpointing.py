@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import Tensor, nn
 
 from methods.dropout import replace_dropouts
@@ -18,6 +17,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.model.gradient_checkpointing import checkpointed
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.train.switches import GradientCheckpointing
+from tests.helpers_methods import method_words
 from tests.helpers_models import (
     model_inputs,
     tiny_bert,
@@ -102,19 +102,13 @@ def test_a_model_that_can_not() -> None:
 @pytest.mark.parametrize("method", ["sora", "adalora"])
 def test_a_run(method: str, tmp_path: Path) -> None:
     """The losses of the run without it, micro-batches, evaluations and adapter dropout included."""
-    options: dict[str, Any] = {"dropout": 0.1, "r_max": 4, "threshold": 0.01}
-    if method == "adalora":
-        options = {"dropout": 0.1, "t_init": 1, "t_final": 2}
     model = tiny_llama(num_labels=2)
     training = {"epochs": 1, "gradient_accumulation": 2, "logging_steps": 1, "evaluate": 2}
     recipe = write_recipe(tmp_path, model, rows=32, training=training)
-    blocks = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    blocks["method"] = {"name": method, **options}
-    recipe.write_text(yaml.safe_dump(blocks), encoding="utf-8")
-    plain = train(recipe)
-    found = train(
-        recipe, "training.gradient_checkpointing=true", f"output.dir={tmp_path / 'other'}"
-    )
+    words = [*method_words(method), "method.dropout=0.1"]
+    plain = train(recipe, *words)
+    words += ["training.gradient_checkpointing=true", f"output.dir={tmp_path / 'other'}"]
+    found = train(recipe, *words)
 
     def losses(report: Any, key: str) -> list[float]:
         return [entry[key] for entry in report.history if key in entry]

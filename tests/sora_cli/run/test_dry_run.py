@@ -11,7 +11,7 @@ from sora_cli.app import run
 from sora_cli.recipe.load import load_recipe
 from tests.helpers_chat import write_chat_recipe
 from tests.helpers_models import tiny_bert, tiny_deberta
-from tests.helpers_runs import pair_rows, train, write_recipe, write_rows
+from tests.helpers_runs import Trained, pair_rows, write_recipe, write_rows
 
 
 def _dry_run(capsys: pytest.CaptureFixture[str], recipe: Path, *words: str) -> str:
@@ -99,10 +99,9 @@ def test_what_is_adapted_and_what_is_not(recipe: Path, capsys: pytest.CaptureFix
     assert "head, trained in full" in missed
 
 
-def test_parameters(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = _dry_run(capsys, recipe, "--force")
-    text = _section(out, "parameters")
-    report = train(recipe)
+def test_parameters(classifier: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    out = _dry_run(capsys, classifier.recipe, "--force")
+    text, report = _section(out, "parameters"), classifier.report
     for n in (
         report.parameters.base,
         report.parameters.trained,
@@ -194,11 +193,11 @@ def test_writes_nothing(
 
 
 def test_says_when_a_finished_run_is_in_the_way(
-    recipe: Path, capsys: pytest.CaptureFixture[str]
+    recipe: Path, classifier: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "WARNING" not in _section(_dry_run(capsys, recipe), "output")
-    train(recipe)
-    assert "holds a finished run" in " ".join(_section(_dry_run(capsys, recipe), "output").split())
+    text = _section(_dry_run(capsys, classifier.recipe), "output")
+    assert "holds a finished run" in " ".join(text.split())
 
 
 def _files(folder: Path) -> dict[str, Any]:

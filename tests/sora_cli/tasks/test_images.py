@@ -34,14 +34,12 @@ from tests.helpers_images import (
     tiny_image_processor,
     write_image_folder,
 )
+from tests.helpers_methods import EXAMPLES
 from tests.helpers_models import tiny_vit
 from tests.helpers_rows import assert_rows_add_up
 
-METHODS = {
-    "lora": {"r": 3},
-    "adalora": {"init_r": 3, "target_r": 2, "orth_weight": 0.5},
-    "sora": {"r_max": 3, "l1": 0.3},
-}
+METHODS = {**EXAMPLES, "sora": {**EXAMPLES["sora"], "l1": 0.3}}
+"""With the penalties that a method has."""
 
 
 def _task(rows: Dataset, *, model: Any = None, **data: Any) -> ImageClassification:

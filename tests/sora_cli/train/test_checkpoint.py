@@ -15,7 +15,7 @@ from sora_cli.adapter.directory import read_adapter
 from sora_cli.train.checkpoint import writer
 from tests.helpers_errors import error_text
 from tests.helpers_models import tiny_bert
-from tests.helpers_runs import script_scores, train, write_recipe
+from tests.helpers_runs import Trained, script_scores, train, write_recipe
 
 STEPS = 6  # an epoch of 48 rows in steps of 8
 
@@ -53,10 +53,9 @@ def test_a_run_directory_holds_no_pickle(tmp_path: Path) -> None:
         assert not start.startswith((b"\x80", b"PK")), path  # pickle, zip as torch.save writes
 
 
-def test_everything_a_run_needs_to_go_on_is_there(tmp_path: Path) -> None:
-    train(_recipe(tmp_path))
-    state = _state(tmp_path, 2 * STEPS)
-    folder = tmp_path / "out" / "checkpoints" / f"step-{2 * STEPS:06d}"
+def test_everything_a_run_needs_to_go_on_is_there(classifier: Trained) -> None:
+    state = _state(classifier.folder, 2 * STEPS)
+    folder = classifier.run / "checkpoints" / f"step-{2 * STEPS:06d}"
     assert sorted(p.name for p in folder.iterdir()) == [
         "complete.json", "run.json", "state.safetensors", "trainer_state.json",
     ]  # fmt: skip

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from methods.base import AdapterMethod, LowRankLinear, StepInfo
 from methods.inject import inject
-from methods.registry import create, low_rank_names
+from methods.registry import create
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
 from sora_cli.model.base import Base
@@ -27,16 +27,11 @@ from sora_cli.tasks import create_task
 from sora_cli.train.callback import MethodCallback, attach
 from sora_cli.train.non_finite import IN_A_ROW, FiniteGuard, guard_steps
 from sora_cli.train.trainer import AdapterTrainer, build_trainer
+from tests.helpers_methods import EXAMPLES, method_block
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows, tiny_tokenizer, write_recipe
 from tests.matrix import rest_is_long
 
-OPTIONS = {
-    "lora": {"r": 3},
-    "adalora": {"init_r": 3, "target_r": 2},
-    "sora": {"r_max": 3},
-    "cut": {"r_max": 3, "target_r": 1.5},
-}
 LAYER = "bert.encoder.layer.1.attention.self.value"
 CHECKPOINT = Path("somewhere/checkpoints/step-000001")
 
@@ -56,7 +51,7 @@ class Made:
         self.spoil: Callable[[int, int, Any], Any] = lambda _, __, loss: loss
         self.losses: list[float] = []
         self._watch_losses()
-        self.method: AdapterMethod = create(method, **OPTIONS[method])
+        self.method: AdapterMethod = create(method, **EXAMPLES[method])
         self.layers: dict[str, LowRankLinear] = inject(
             self.trainer.model,
             self.method,
@@ -125,7 +120,7 @@ def _trainer(tmp_path: Path, method: str, kind: str, training: dict[str, Any]) -
         model={"path": "unused"},
         task={"name": f"sequence-{kind}"},
         data={"path": "unused"},
-        method={"name": method, **OPTIONS[method]},
+        method=method_block(method),
         training={**defaults, "learning_rate": 1e-3, **training},
     )
     task = create_task(recipe.task, recipe.data)
@@ -139,12 +134,8 @@ def _trainer(tmp_path: Path, method: str, kind: str, training: dict[str, Any]) -
     return build_trainer(recipe, task, base, tmp_path, train=train)
 
 
-def test_every_method_has_options_here() -> None:
-    assert list(OPTIONS) == low_rank_names()
-
-
 @pytest.mark.parametrize("accumulation", rest_is_long([4, 1]))
-@pytest.mark.parametrize("method", OPTIONS)
+@pytest.mark.parametrize("method", EXAMPLES)
 def test_a_poisoned_factor_stops_the_run_before_its_step(
     tmp_path: Path, method: str, accumulation: int
 ) -> None:
@@ -231,7 +222,7 @@ def test_gradients_with_a_finite_loss(
 
 
 @pytest.mark.parametrize("accumulation", rest_is_long([4, 1]))
-@pytest.mark.parametrize("method", OPTIONS)
+@pytest.mark.parametrize("method", EXAMPLES)
 def test_a_skipped_step_changes_nothing(tmp_path: Path, method: str, accumulation: int) -> None:
     made = Made(
         tmp_path, method, gradient_accumulation=accumulation, non_finite="skip", logging_steps=1

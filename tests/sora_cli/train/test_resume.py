@@ -6,16 +6,17 @@ import json
 import math
 import shutil
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from methods.registry import low_rank_names
 from sora_cli.app import run
-from sora_cli.report import read_report
+from sora_cli.report import RunReport, read_report
 from sora_cli.train.checkpoint.files import newest_checkpoint
 from tests.helpers_errors import error_of
+from tests.helpers_methods import BUDGET, method_words
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import (
     files_of,
@@ -30,18 +31,6 @@ from tests.helpers_runs import (
 from tests.matrix import rest_is_long
 
 STEPS = 6  # an epoch of 48 rows in steps of 8, or of 43
-METHODS: dict[str, list[str]] = {
-    "sora": [],
-    "lora": [],
-    "adalora": ["method.target_r=2", "method.init_r=4", "method.t_init=2", "method.t_final=4"],
-    "cut": ["method.cut_at=8"],
-    "sora with a budget": [
-        "method.threshold=null",
-        "method.target_r=1.5",
-        "method.gate_init=ones",
-    ],
-}
-"""What each method needs beside its name to do its work in a few steps."""
 
 
 def _recipe(folder: Path, *, rows: int = 43, **training: Any) -> Path:
@@ -58,8 +47,7 @@ def _recipe(folder: Path, *, rows: int = 43, **training: Any) -> Path:
 
 
 def _words(method: str, place: str) -> list[str]:
-    name = method.partition(" ")[0]
-    return [f"method.name={name}", *METHODS.get(method, []), f"output.dir={place}"]
+    return [*method_words(method), f"output.dir={place}"]
 
 
 def _stopped(
@@ -70,42 +58,76 @@ def _stopped(
         assert run(["train", str(recipe), "--no-verify", *words]) == 128 + number
 
 
+@dataclass(frozen=True)
+class Runs:
+    """A run that was not stopped, and one that was in step 8; nobody writes into them."""
+
+    recipe: Path
+    whole: Path
+    cut: Path
+
+    def continued(self, folder: Path) -> list[str]:
+        """A copy of the stopped run in out/; the words of its recipe."""
+        shutil.copytree(self.cut, folder / "out")
+        return [str(self.recipe), f"output.dir={folder}/out"]
+
+    def assert_end(self, folder: Path, report: RunReport) -> None:
+        """A run in that directory ended as the one that was not stopped."""
+        expected = read_report(self.whole)
+        assert expected is not None
+        assert files_of(folder / "adapter") == files_of(self.whole / "adapter")
+        assert timeless(report) == timeless(expected)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("resume")
+    runs = Runs(_recipe(folder), folder / "whole", folder / "cut")
+    train(runs.recipe, f"output.dir={runs.whole}")
+    with pytest.MonkeyPatch.context() as patch:
+        place = f"output.dir={runs.cut}"
+        _stopped(patch, runs.recipe, place, step=STEPS + 2, number=signal.SIGTERM)
+    return runs
+
+
 def _assert_equal_end(
     monkeypatch: pytest.MonkeyPatch, recipe: Path, *steps: int, method: str = "sora"
 ) -> None:
     """Stopped in each of those steps and resumed, a run equals the one that was not stopped."""
     folder = recipe.parent
-    expected = train(recipe, *_words(method, f"{folder}/whole"))
-    words = _words(method, f"{folder}/cut")
+    train(recipe, *_words(method, f"{folder}/whole"))
+    runs = Runs(recipe, folder / "whole", folder / "cut")
+    _assert_same_end(monkeypatch, runs, folder / "cut", *steps, words=method_words(method))
+
+
+def _assert_same_end(
+    monkeypatch: pytest.MonkeyPatch, runs: Runs, place: Path, *steps: int, words: list[str]
+) -> None:
+    recipe, words = runs.recipe, [*words, f"output.dir={place}"]
     resume: list[str] = []
     for step in steps:
         _stopped(monkeypatch, recipe, *words, *resume, step=step, number=signal.SIGTERM)
         resume = ["--resume"]
-        report = read_report(folder / "cut")
+        report = read_report(place)
         assert report is not None
         assert (report.status, report.steps) == ("interrupted", step)
     report = train(recipe, *words, "--resume")
     assert [r.step for r in report.resumed] == list(steps)
-    assert files_of(folder / "cut" / "adapter") == files_of(folder / "whole" / "adapter")
-    assert timeless(report) == timeless(expected)
+    runs.assert_end(place, report)
 
 
-@pytest.mark.parametrize(
-    "method", rest_is_long(sorted({*low_rank_names(), *METHODS}, reverse=True))
-)
-def test_every_method_in_the_middle_of_a_later_epoch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+def test_a_budget_in_the_middle_of_a_later_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _assert_equal_end(monkeypatch, _recipe(tmp_path), STEPS + 3, method=method)
+    """Every method is resumed in `tests/e2e/test_families.py`."""
+    _assert_equal_end(monkeypatch, _recipe(tmp_path), STEPS + 3, method=BUDGET)
 
 
-@pytest.mark.parametrize(
-    "steps", rest_is_long([[STEPS - 1, STEPS + 1], [1], [STEPS], [3 * STEPS - 1], [3 * STEPS]])
-)
 def test_first_last_and_several_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int]
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _assert_equal_end(monkeypatch, _recipe(tmp_path), *steps)
+    steps = [1, STEPS - 1, STEPS, STEPS + 1, 3 * STEPS - 1, 3 * STEPS]
+    _assert_same_end(monkeypatch, runs, tmp_path / "cut", *steps, words=[])
 
 
 @pytest.mark.parametrize(
@@ -148,31 +170,30 @@ def test_early_stopping_counts_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("epoch_end", [True, False])
 def test_stopped_after_training_nothing_is_trained_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch_end: bool
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch_end: bool
 ) -> None:
     """Killed while it scored or wrote: the last checkpoint says that training was over."""
-    recipe = _recipe(tmp_path, **({} if epoch_end else {"max_steps": 10}))
-    expected = train(recipe, f"output.dir={tmp_path}/whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    if not epoch_end:
+        recipe = _recipe(tmp_path, max_steps=10)
+        train(recipe, f"output.dir={tmp_path}/whole")
+        runs = Runs(recipe, tmp_path / "whole", tmp_path / "cut")
+    shutil.copytree(runs.whole, tmp_path / "cut")
     report = json.loads((tmp_path / "cut" / "report.json").read_text())
     (tmp_path / "cut" / "report.json").write_text(json.dumps({**report, "status": "running"}))
     shutil.rmtree(tmp_path / "cut" / "adapter")
     with monkeypatch.context() as patched:
         patched.setattr("sora_cli.train.trainer.AdapterTrainer.training_step", None)
-        resumed = train(recipe, f"output.dir={tmp_path}/cut", "--resume")
-    assert files_of(tmp_path / "cut" / "adapter") == files_of(tmp_path / "whole" / "adapter")
-    assert timeless(resumed) == timeless(expected)
+        resumed = train(runs.recipe, f"output.dir={tmp_path}/cut", "--resume")
+    runs.assert_end(tmp_path / "cut", resumed)
 
 
 def test_a_finished_run_has_nothing_left_to_do(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = _recipe(tmp_path)
-    train(recipe)
-    before = files_of(tmp_path / "out")
-    assert run(["train", str(recipe), "--resume"]) == 0
+    before = files_of(runs.whole)
+    assert run(["train", str(runs.recipe), f"output.dir={runs.whole}", "--resume"]) == 0
     assert "already holds this run, finished" in capsys.readouterr().err
-    assert files_of(tmp_path / "out") == before
+    assert files_of(runs.whole) == before
 
 
 def test_nothing_to_go_on_from_starts_anew(
@@ -190,19 +211,17 @@ def _cut(monkeypatch: pytest.MonkeyPatch, recipe: Path, **options: Any) -> Path:
 
 
 def test_another_recipe_is_refused_and_the_difference_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = _recipe(tmp_path)
-    _cut(monkeypatch, recipe)
+    resume = [*runs.continued(tmp_path), "--resume"]
     before = files_of(tmp_path / "out")
-    resume = [str(recipe), "--resume"]
     lines = error_of(capsys, "train", *resume, "training.learning_rate=0.5", "method.r_max=5")
     assert "method.r_max was 4, is now 5; also training.learning_rate" in lines[0]
     assert "method.r_max" in error_of(capsys, "train", *resume, "method.r_max=5", "--force")[0]
     lines = error_of(capsys, "train", *resume, "training.logging_steps=2")
     assert "--resume --force" in lines[-1]
     assert files_of(tmp_path / "out") == before
-    report = train(recipe, "--resume", "training.logging_steps=2", "--force")
+    report = train(*resume, "training.logging_steps=2", "--force")
     assert "training.logging_steps was 4, is now 2" in " ".join(report.recipe_notes)
     assert {e["step"] for e in report.history if "loss" in e} >= {4, 10, 12}
 
@@ -218,16 +237,15 @@ def test_changed_rows_are_refused(
 
 
 def test_an_unfinished_run_is_not_overwritten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = _recipe(tmp_path)
-    _cut(monkeypatch, recipe)
+    words = runs.continued(tmp_path)
     before = files_of(tmp_path / "out")
-    lines = error_of(capsys, "train", str(recipe))
+    lines = error_of(capsys, "train", *words)
     assert "not finished, with checkpoints" in lines[0]
     assert "--resume" in lines[1]
     assert files_of(tmp_path / "out") == before
-    assert not train(recipe, "--force").resumed
+    assert not train(*words, "--force").resumed
 
 
 @pytest.mark.parametrize(
@@ -235,12 +253,10 @@ def test_an_unfinished_run_is_not_overwritten(
     rest_is_long(["changed", "no mark", "short", "empty"]),
 )
 def test_a_checkpoint_that_is_not_complete_is_skipped_and_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
-    recipe = _recipe(tmp_path)
-    expected = train(recipe, f"output.dir={tmp_path}/whole")
-    folder = _cut(monkeypatch, recipe)
-    last = folder / f"step-{STEPS + 2:06d}"
+    words = runs.continued(tmp_path)
+    last = tmp_path / "out" / "checkpoints" / f"step-{STEPS + 2:06d}"
     state = last / "state.safetensors"
     if damage == "no mark":
         (last / "complete.json").unlink()
@@ -251,12 +267,11 @@ def test_a_checkpoint_that_is_not_complete_is_skipped_and_named(
     else:
         shutil.rmtree(last)
         last.mkdir()
-    report = train(recipe, "--resume")
+    report = train(*words, "--resume")
     said = capsys.readouterr().err
     assert f"skipped: {last}" in said
     assert [r.step for r in report.resumed] == [STEPS]
-    assert files_of(tmp_path / "out" / "adapter") == files_of(tmp_path / "whole" / "adapter")
-    assert timeless(report) == timeless(expected)
+    runs.assert_end(tmp_path / "out", report)
 
 
 def test_without_its_best_one_a_checkpoint_is_of_no_use(

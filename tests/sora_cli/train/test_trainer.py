@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from methods.inject import inject
-from methods.registry import create
+from methods.registry import config_class, create
 from sora_cli.core.errors import SoraError
 from sora_cli.model import activation_offload
 from sora_cli.model.base import Base
@@ -25,15 +25,14 @@ from sora_cli.train import switches
 from sora_cli.train.callback import attach
 from sora_cli.train.trainer import AdapterTrainer, build_trainer, training_arguments
 from tests.helpers_device import computing_on
+from tests.helpers_methods import EXAMPLES
 from tests.helpers_models import tiny_bert, tiny_gpt2
 from tests.helpers_runs import pair_rows, tiny_tokenizer
 from tests.matrix import rest_is_long
 
-METHODS = {
-    "lora": {"r": 3},
-    "adalora": {"init_r": 3, "target_r": 2, "orth_weight": 0.5},
-    "sora": {"r_max": 3, "l1": 0.3},
-}
+PENALISED = {**EXAMPLES, "sora": {**EXAMPLES["sora"], "l1": 0.3}}
+METHODS = {name: PENALISED[name] for name in EXAMPLES if not config_class(name).turns_basis}
+"""With the penalties that a method has; a cut leaves layers without a gradient."""
 
 
 class CausalLm(SequenceClassification):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import traceback
 from itertools import pairwise
 from pathlib import Path
@@ -12,18 +11,12 @@ import pytest
 
 from methods.torch_internals import TorchDispatchMode
 from sora_cli.train.trainer import AdapterTrainer
+from tests.helpers_methods import VARIANTS, method_words
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import train, write_recipe
 
-METHODS: dict[str, dict[str, Any]] = {
-    "lora": {"name": "lora", "r": 4},
-    "sora": {"name": "sora", "r_max": 4, "threshold": 0.01},
-    "sora, a budget": {"name": "sora", "r_max": 4, "threshold": None, "target_r": 1},
-    "adalora": {"name": "adalora", "init_r": 4, "target_r": 2, "delta_t": 1},
-    "cut": {"name": "cut", "r_max": 4, "target_r": 2},
-}
 STEPS = 10
-CUTS = {"cut": 8}  # after that step it counts what it keeps
+CUTS = {"cut": 5}  # after that step it counts what it keeps
 NOT_OURS = ("transformers/masking_utils", "torch/utils/data")
 """The model's own look at its attention mask; the seed of an epoch's batches, on the CPU anyway."""
 
@@ -42,7 +35,7 @@ class Reads(TorchDispatchMode):  # type: ignore[misc]
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_reads_of_a_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads, begun = Reads(), []
     real = AdapterTrainer.training_step
@@ -56,7 +49,7 @@ def test_reads_of_a_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 "model_dropout": 0.0}  # fmt: skip
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2), training=training)
     with reads:
-        train(recipe, f"method={json.dumps(METHODS[name])}")
+        train(recipe, *method_words(name))
     steps = [
         [place for place in reads.places[a:b] if not any(part in place for part in NOT_OURS)]
         for a, b in pairwise(begun)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import pytest
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from methods.adalora import AdaLora
 from methods.base import AdapterMethod, Layers, LowRankLinear, StepInfo
-from methods.configs import LoraConfig, SoraConfig
+from methods.configs import AdaLoraConfig, LoraConfig, SoraConfig
 from methods.contract import CHECKS as PLAIN_CHECKS
 from methods.contract import Check as PlainCheck
 from methods.init import factor_options, kaiming_factors
@@ -195,6 +195,22 @@ def of(method: type[AdapterMethod]) -> MethodFactory:
     return lambda **options: method(method.config_class(**options))
 
 
+class WrongExampleConfig(LoraConfig):
+    EXAMPLE: ClassVar[dict[str, Any]] = {"rank": 3}
+
+
+class WrongExample(Lora):
+    config_class = WrongExampleConfig
+
+
+class LongExampleConfig(AdaLoraConfig):
+    EXAMPLE: ClassVar[dict[str, Any]] = {"t_init": 30, "t_final": 60}
+
+
+class LongExample(AdaLora):
+    config_class = LongExampleConfig
+
+
 ADALORA = METHODS["adalora"]
 HOOKS = contract.hooks_run_once_per_optimiser_step
 TRAINING = contract.penalty_is_in_the_training_loss_once
@@ -214,6 +230,12 @@ BROKEN: dict[str, tuple[Check, MethodFactory, Attach, str]] = {
     ),
     "penalty in the output": (
         EVALUATION, of(PenaltyInTheOutput), callback.attach, "the evaluation loss is",
+    ),
+    "no such option": (
+        contract.the_example_trains, of(WrongExample), callback.attach, "EXAMPLE do not work",
+    ),
+    "for a long run only": (
+        contract.the_example_trains, of(LongExample), callback.attach, "EXAMPLE do not work",
     ),
     "state not saved": (RESUME, of(SavesNoState), callback.attach, "ends with another"),
     "state not stored": (RESUME, ADALORA, using(SavesNothing), "missing in the checkpoint"),
