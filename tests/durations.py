@@ -4,10 +4,10 @@
     make durations TESTS="tests/e2e -k resume"  store some tests, and leave the others' figures
     python -m tests.durations                   print the dearest files, and the folders' budgets
 
-A plugin of pytest, which `conftest.py` loads. A test stops at 20 times its stored seconds, and never
-before ten minutes: that ends a hang, and no busy machine. After a run of all tests the summary names
-each folder that takes more than its budget. It compares shares of this machine's time, as machines
-differ, and it fails nothing.
+A plugin of pytest, which `conftest.py` loads. A test stops at 20 times its stored seconds, and
+never before ten minutes: that ends a hang, and no busy machine. After a run of all tests the
+summary names each folder that takes more than its budget. It compares shares of this machine's
+time, as machines differ, and it fails nothing.
 """
 
 from __future__ import annotations
@@ -151,11 +151,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def main() -> None:
     """Print the dearest files and the budgets."""
     stored = Durations()
-    for file, seconds in stored.files().most_common(_SHOWN):
-        print(f"{seconds:8.1f} s  {file}")
-    print("\nfolder, seconds, budget")
-    for folder, seconds in stored.folders().items():
-        print(f"{seconds:8.1f} s  {stored.budget.get(folder, 0):8.1f} s  {folder}")
+    lines = [f"{seconds:8.1f} s  {file}" for file, seconds in stored.files().most_common(_SHOWN)]
+    lines += ["", "folder: seconds, budget"]
+    lines += [f"{s:8.1f} s  {stored.budget[k]:8.1f} s  {k}" for k, s in stored.folders().items()]
+    print("\n".join(lines))  # noqa: T201
 
 
 if __name__ == "__main__":

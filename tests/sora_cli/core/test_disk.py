@@ -5,7 +5,6 @@ Real file systems: a tmpfs of a few pages, mounted in the test's own name space.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
