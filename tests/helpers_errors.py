@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 from sora_cli.app import run
+from tests.golden import told
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object, hide: str = "") -> list[str]:
+    """Return the lines of a mistake's error, all of which is stored with the command line.
+
+    Args:
+        hide: a regular expression of what differs between machines.
+    """
+    lines = error_of(capsys, *words)
+    told("\n".join([f"$ sora {shlex.join(map(str, words))}", *lines]), hide=hide)
+    return lines
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *words: object) -> list[str]:

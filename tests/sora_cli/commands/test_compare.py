@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sora_cli.app import run
-from tests.helpers_errors import error_text
+from tests.helpers_errors import refused
 from tests.helpers_reports import KINDS, write_report, write_study
 from tests.shared_files import ROOT
 
@@ -58,7 +58,7 @@ def test_what_is_read_is_not_overwritten(study: Path, tmp_path: Path, capsys: Ou
         [str(study), "--plot", str(report)],
     ):
         before = report.read_bytes(), lines.read_bytes()
-        assert "is an input of this command" in error_text(capsys, "compare", *words, "--force")
+        refused(capsys, "compare", *words, "--force")
         assert (report.read_bytes(), lines.read_bytes()) == before
 
 
