@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 
 Messages = dict[str, str]
+NUMBER = r"[+-]?\d*\.\d+(e[+-]\d+)?%?"
+"""A number with a point: to hide what was computed, which differs between machines."""
 _INDENT = "    "
 _SECONDS = re.compile(r"\b\d+(\.\d+)? (s|min \d\d s)\b")
 _PORT = re.compile(r"\b(127\.0\.0\.1|localhost):\d{4,}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import sys
+from collections.abc import Sequence
 
 import pytest
 
@@ -21,10 +23,17 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object, hide: str = "") 
     return lines
 
 
+def called(words: Sequence[str]) -> int:
+    """Run a command line, of which some errors make the next one; its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["sora", *words])
+        return run(words)
+
+
 def error_of(capsys: pytest.CaptureFixture[str], *words: object) -> list[str]:
     """What a command line that is a mistake says: at most three lines, nothing on stdout."""
     capsys.readouterr()
-    assert run([str(word) for word in words]) == 2
+    assert called([str(word) for word in words]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert "Traceback" not in err

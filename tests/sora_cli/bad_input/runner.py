@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from sora_cli.app import run
 from sora_cli.report import RunReport
 from tests import warm
 from tests.golden import told
+from tests.helpers_errors import called
 from tests.shared_files import ROOT
 
 RECIPE = """\
@@ -105,7 +105,7 @@ def check(
     monkeypatch.chdir(here)
     before = snapshot(here)
     capfd.readouterr()
-    code = run(case.words)
+    code = called(case.words)
     shown = capfd.readouterr()
     judge(case, here, before, code, shown.out, shown.err)
 

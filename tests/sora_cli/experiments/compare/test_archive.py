@@ -12,6 +12,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.experiments.compare.archive import write_lines
 from sora_cli.experiments.compare.finding import find_runs
 from sora_cli.experiments.path.record import PathReport
+from tests.helpers_errors import refused
 from tests.helpers_reports import write_report, write_study
 
 Output = pytest.CaptureFixture[str]
@@ -116,5 +117,4 @@ def test_no_such_run(file: Path, tmp_path: Path) -> None:
 def test_options_of_tables_do_not_go_with_runs(
     file: Path, words: list[str], capsys: Output
 ) -> None:
-    assert run(["compare", str(file), "--format", "jsonl", *words]) == 2
-    assert f"{words[0]} goes with a table" in capsys.readouterr().err
+    refused(capsys, "compare", str(file), "--format", "jsonl", *words)
