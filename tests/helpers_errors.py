@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 
 from sora_cli.app import run
+from sora_cli.core.errors import SoraError
 from tests.golden import told
 
 
@@ -21,6 +23,15 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object, hide: str = "") 
     lines = error_of(capsys, *words)
     told("\n".join([f"$ sora {shlex.join(map(str, words))}", *lines]), hide=hide)
     return lines
+
+
+@contextmanager
+def refusal() -> Iterator[pytest.ExceptionInfo[SoraError]]:
+    """Expect a mistake's error from a function, all lines of which are stored."""
+    with pytest.raises(SoraError) as caught:
+        yield caught
+    assert len(caught.value.lines()) <= 3
+    told(str(caught.value))
 
 
 def called(words: Sequence[str]) -> int:

@@ -31,7 +31,7 @@ from sora_cli.run.trial import try_base
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded
 from tests.helpers_device import computing_on
-from tests.helpers_errors import refused
+from tests.helpers_errors import refusal, refused
 from tests.helpers_models import tiny_bert, tiny_deberta, tiny_llama
 from tests.helpers_runs import pair_rows, save_base, tiny_tokenizer, train, write_recipe
 
@@ -147,12 +147,10 @@ def test_a_model_without_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert not (tmp_path / "out").exists()
 
 
-def _refusal(check: Any, *args: Any) -> str:
-    with pytest.raises(SoraError) as error:
+def _refusal(check: Any, *args: Any) -> None:
+    with refusal() as error:
         check(*args)
     assert error.value.key == KEY
-    assert len(error.value.lines()) <= 3
-    return " ".join(error.value.lines())
 
 
 def test_a_machine_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,17 +158,17 @@ def test_a_machine_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     flash = _block("flash_attention_2")
     for name in (None, "sdpa", "eager", "flex_attention"):
         check_attention(_block(name))
-    assert "needs the package flash-attn" in _refusal(check_attention, flash)
+    _refusal(check_attention, flash)
     monkeypatch.setattr(attention, "find_spec", lambda name: name)
     computing_on("cpu", monkeypatch)
     for name in ON_GPUS:
-        assert "needs a GPU" in _refusal(check_device, _block(name), "bf16")
+        _refusal(check_device, _block(name), "bf16")
     computing_on("cuda", monkeypatch)
     check_device(_block("flex_attention"), "fp32")
     monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: False)
-    assert "cannot use" in _refusal(check_device, flash, "bf16")
+    _refusal(check_device, flash, "bf16")
     monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
-    assert "computes in 16 bits" in _refusal(check_device, flash, "fp32")
+    _refusal(check_device, flash, "fp32")
     check_device(flash, "bf16")
     check_device(_block("flash_attention_2", dtype="bfloat16"), "fp32")
 
@@ -189,8 +187,7 @@ def test_refused_before_anything_is_written(
 def test_flex_attention_drops_no_weights() -> None:
     config = transformers.BertConfig()
     check_dropout(_block("sdpa"), config)
-    said = _refusal(check_dropout, _block("flex_attention"), config)
-    assert "the model's attention_probs_dropout_prob is 0.1" in said
+    _refusal(check_dropout, _block("flex_attention"), config)
     config.attention_probs_dropout_prob = 0.0
     check_dropout(_block("flex_attention"), config)
 
