@@ -83,8 +83,10 @@ NO_MODELS: dict[str, Callable[[Path], object]] = {
     "its counts alone": lambda f: _changed(f, lambda data: data[:24]),
     "cut in the metadata": lambda f: _changed(f, lambda data: data[:150]),
     "cut before the last weight": lambda f: _changed(f, lambda data: data[:-4000]),
-    "counts beyond all bounds": lambda f: _changed(f, lambda data: data[:16] + b"\xff" * 8 + data[24:]),
-    "lengths beyond all bounds": lambda f: _changed(f, lambda data: data[:24] + b"\xff" * 8 + data[32:]),
+    "counts beyond all bounds": lambda f: _changed(f, lambda data:
+        data[:16] + b"\xff" * 8 + data[24:]),
+    "lengths beyond all bounds": lambda f: _changed(f, lambda data:
+        data[:24] + b"\xff" * 8 + data[32:]),
     "another version": lambda f: _changed(f, lambda data: data[:4] + b"\1" + data[5:]),
     "an adapter": lambda f: _written(f, lambda w: w.add_type("adapter")),
     "a projector": lambda f: _written(f, lambda w: w.add_type("mmproj")),
