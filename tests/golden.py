@@ -19,10 +19,17 @@ from pathlib import Path
 import pytest
 
 Messages = dict[str, str]
-NUMBER = r"[+-]?\d*\.\d+(e[+-]\d+)?%?"
+NUMBER = r"(?<![\w.])[+-]?\d+\.\d+(e[+-]\d+)?%?"
 """A number with a point: to hide what was computed, which differs between machines."""
 _INDENT = "    "
 _SECONDS = re.compile(r"\b\d+(\.\d+)? (s|min \d\d s)\b")
+_FOREIGN = re.compile(
+    r"\w+Error: (We couldn't connect|Couldn't reach|Cannot find an|An error happened).*"
+    r"|(?<=cannot be loaded for )([\w-]+): .*|(?<=cannot be loaded): .*"
+    r"|Error while deserializing.*|Parquet magic bytes.*|(?<=known: )eps, .*"
+)
+"""The words of other packages, which change with their versions."""
+_PROGRESS = re.compile(r".*\d%\|.*\n?|^\n(?=.*\d%\|)", re.MULTILINE)
 _PORT = re.compile(r"\b(127\.0\.0\.1|localhost):\d{4,}")
 _STALE = pytest.StashKey[list[str]]()
 _running: _Test | None = None
@@ -42,13 +49,14 @@ class _Test:
     def plain(self, text: str, hide: str) -> str:
         """Return a text without what differs between runs: places, durations, what is to hide."""
         config = self.item.config
+        text = _PROGRESS.sub("", text.replace("\r", "\n"))
         if own := getattr(self.item, "funcargs", {}).get("tmp_path"):
             text = text.replace(str(own), "TMP")
         base = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
         text = re.sub(rf"{re.escape(str(base))}/([^\s/'\"]*?)\d+(?=\W|$)", r"\1", text)
         for place, name in ((str(config.rootpath), "REPOSITORY"), (sys.prefix, "ENVIRONMENT")):
             text = text.replace(place, name)
-        text = _PORT.sub(r"\1:PORT", _SECONDS.sub("N s", text))
+        text = _FOREIGN.sub("~", _PORT.sub(r"\1:PORT", _SECONDS.sub("N s", text)))
         text = re.sub(hide, "~", text) if hide else text
         return "\n".join(line.rstrip() for line in text.rstrip().splitlines())
 

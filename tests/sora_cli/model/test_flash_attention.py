@@ -69,7 +69,7 @@ def test_packed_rows_are_not_mixed(
     """transformers finds them in a batch of one row only; were they mixed, it would be noticed."""
     recipe = write_chat_recipe(tmp_path, **PACKED)
     monkeypatch.setattr("sora_cli.tasks.causal_lm.keep_packed_apart", lambda _: None)
-    refused(capsys, "train", recipe, ASKED)
+    refused(capsys, "train", recipe, ASKED, hide="loss [0-9].*")
     monkeypatch.setattr("sora_cli.tasks.causal_lm.keep_packed_apart", decoders.keep_packed_apart)
     monkeypatch.setattr(decoders, "_takes_lengths", lambda _: False)  # found by each layer
     train(recipe, "--force", ASKED)
@@ -80,7 +80,7 @@ def test_attention_that_is_wrong_or_fails(
 ) -> None:
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2))
     monkeypatch.setattr(flash_attention, "factor", 1.5)
-    refused(capsys, "train", recipe, ASKED)
+    refused(capsys, "train", recipe, ASKED, hide="loss [0-9].*")
 
     def fails(*_: Any, **__: Any) -> Any:
         raise RuntimeError("only for CUDA\nand more")

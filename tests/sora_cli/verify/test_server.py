@@ -348,7 +348,9 @@ REFUSED = {"logprob": [1e200, 0.002, float("nan"), float("inf"), True, 10**400, 
            "id": [True]}  # fmt: skip
 
 
-@pytest.mark.parametrize(("key", "value"), [(k, v) for k, vs in REFUSED.items() for v in vs])
+@pytest.mark.parametrize(
+    ("key", "value"), [(k, v) for k, vs in REFUSED.items() for v in vs], ids=lambda v: f"{v!r:.20}"
+)
 def test_what_is_no_log_probability(
     made: Made, key: str, value: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

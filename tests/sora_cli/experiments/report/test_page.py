@@ -22,7 +22,6 @@ from sora_cli.experiments.report.parts import needed_part, rank_part
 from sora_cli.experiments.report.spectra import cut_commands, cut_table, pooled
 from sora_cli.model.files import DELTA_FILE, SORA_FILE
 from sora_cli.search import certificate as schema
-from tests.golden import told
 from tests.helpers_reports import report_of, write_report
 from tests.sora_cli.experiments.report.pages import (
     Page,
@@ -170,9 +169,14 @@ def test_an_adapter_that_changed_is_said(tmp_path: Path) -> None:
 def test_a_path(tmp_path: Path) -> None:
     page = page_of(write_path(tmp_path / "path"))
     assert "ways <of> old: a path over method.threshold, 2 of 2 stages" in page.text
-    told(page.section("stages"))
-    told(page.section("next"))
+    stages = page.section("stages")
+    assert "0.8000" in stages
+    assert "0.6000" in stages
+    assert "0.750" in stages  # relative to the first
+    assert "100 50" in stages.partition("What survives where")[2]
     assert 'id="ranks"' not in page.html
+    assert "sora pick" in page.section("next")
+    assert "stages/01" in page.section("next")
 
 
 def test_a_path_without_a_stage(tmp_path: Path) -> None:
@@ -196,9 +200,16 @@ def test_a_certificate(tmp_path: Path) -> None:
     (run / "certificate.json").write_text(text)
     page = page_of(run)
     said = page.section("certificate")
-    told(said)
-    told(page.section("next"))
+    assert "Certified: with 95% confidence accuracy is at most 0.005 worse" in said  # its figures
     assert "nothing is lost" not in page.text
+    assert "40 44% 4" in said
+    assert "0.8000 (drop +0.0000) +0.0040 0.8000 passed, written" in said
+    assert "0.7000 (drop +0.1000) +0.1500 0.7100 failed" in said
+    assert "10 11% 4 0.7100 not tested" in said
+    assert "the smallest loss that these test rows can be expected to certify: 0.003" in said
+    assert "test 900 (of train)" in said
+    assert f"sora verify {run} --certificate" in page.section("next")
+    assert "accuracy at most 0.5pt worse than at full rank, 95% confidence" in said
     assert "not the adapter that the certificate is for" not in page.text
     text = text.replace(written.digest, "sha256:b").replace('"upper":0.004', '"upper":0.006')
     (run / "certificate.json").write_text(text)
