@@ -23,11 +23,12 @@ NUMBER = r"(?<![\w.])[+-]?\d+\.\d+(e[+-]\d+)?%?"
 """A number with a point: to hide what was computed, which differs between machines."""
 _INDENT = "    "
 _SECONDS = re.compile(r"\b\d+(\.\d+)? (s|min \d\d s)\b")
-_FOREIGN = re.compile(
-    r"\w+Error: (We couldn't connect|Couldn't reach|Cannot find an|An error happened).*"
-    r"|(?<=cannot be loaded for )([\w-]+): .*|(?<=cannot be loaded): .*"
-    r"|Error while deserializing.*|Parquet magic bytes.*|(?<=known: )eps, .*"
-)
+_FOREIGN = {
+    r"\w+Error: (We couldn't connect|Couldn't reach|Cannot find an|An error happened).*": "~",
+    r"(model '.*' cannot be loaded(?: for [\w-]+)?: )(?:.*?(<class '.*?'>))?.*": r"\1~ \2",
+    r"Error while deserializing.*|Parquet magic bytes.*": "~",
+    r"(?<=known: )eps, .*(png).*": r"~ \1 ~",
+}
 """The words of other packages, which change with their versions."""
 _PROGRESS = re.compile(r".*\d%\|.*\n?|^\n(?=.*\d%\|)", re.MULTILINE)
 _PORT = re.compile(r"\b(127\.0\.0\.1|localhost):\d{4,}")
@@ -56,7 +57,9 @@ class _Test:
         text = re.sub(rf"{re.escape(str(base))}/([^\s/'\"]*?)\d+(?=\W|$)", r"\1", text)
         for place, name in ((str(config.rootpath), "REPOSITORY"), (sys.prefix, "ENVIRONMENT")):
             text = text.replace(place, name)
-        text = _FOREIGN.sub("~", _PORT.sub(r"\1:PORT", _SECONDS.sub("N s", text)))
+        text = _PORT.sub(r"\1:PORT", _SECONDS.sub("N s", text))
+        for words, shown in _FOREIGN.items():
+            text = re.sub(words, shown, text)
         text = re.sub(hide, "~", text) if hide else text
         return "\n".join(line.rstrip() for line in text.rstrip().splitlines())
 
