@@ -68,7 +68,7 @@ PROCESSES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("line", LINES, ids=LINES)
 def test_bad_line(line: str, checked: Callable[[Case], object]) -> None:
     checked(bad(*shlex.split(line)))
 
