@@ -27,7 +27,8 @@ import torch  # noqa: E402 (reads the variables above)
 from tests import blank, warm  # noqa: E402
 
 torch.set_num_threads(1)
-pytest_plugins = ["tests.durations"]
+pytest_plugins = ["tests.durations", "tests.golden"]
+
 
 _MANY = 100  # modules
 _frozen: set[str] = set()

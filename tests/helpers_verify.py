@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.app import run
+from tests import helpers_errors as errors
 from tests.helpers_adapters import CLASSIFIERS, adapt, save_backbone
-from tests.helpers_errors import error_text
 
 Facts = dict[str, Any]
 
@@ -51,9 +51,9 @@ def facts_of(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, F
     return code, facts
 
 
-def error_of(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """What it says of bad input."""
-    return error_text(capsys, "verify", *words)
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> None:
+    """Store what it says of bad input."""
+    errors.refused(capsys, "verify", *words)
 
 
 def one_number_changed(source: Path, target: Path, name: str, delta: float, at: int = 0) -> Path:

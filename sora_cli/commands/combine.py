@@ -87,7 +87,7 @@ def combine(
     if method != dare:
         check_requires("--method dare", {"--seed": seed is not None})
     if len(adapters) < 2:
-        raise SoraError("one adapter alone: nothing to combine", hint="name two or more adapters")
+        raise SoraError("sora combine needs two adapters or more", hint="name another adapter")
     numbers = _numbers(weights, len(adapters))
     places = [locate_adapter(place, missing="there is no adapter in it") for place in adapters]
     for place in places:

@@ -95,11 +95,8 @@ def extract(
         overrides=overrides or [],
     )
     if promise is None:
-        drop_options = {"--recipe": recipe, "OVERRIDES": overrides}
-        check_requires(
-            "--max-differ or --max-drop",
-            {name: bool(value) for name, value in drop_options.items()},
-        )
+        given = {"--recipe": recipe is not None} | dict.fromkeys(overrides or [], True)
+        check_requires("--max-differ or --max-drop", given)
     keep = check_keep(
         energy=energy,
         rank=rank,

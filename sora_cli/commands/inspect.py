@@ -74,14 +74,15 @@ def _check(
     directories: Sequence[Path], *, plot: Path | None, modules: bool, serve: bool, force: bool
 ) -> None:
     if len(directories) > 1 or serve:
-        for option, given in {"--plot": plot is not None, "--modules": modules}.items():
+        for option, given in {"--plot": plot, "--modules": modules}.items():
             if given and serve:
                 raise SoraError(f"--serve prints no {option.removeprefix('--')}",
                                 hint=f"leave out {option}")  # fmt: skip
             if given:
+                value = "" if given is True else f" {quote(str(given))}"
                 raise SoraError(
                     f"{option} shows one adapter, not {len(directories)}",
-                    hint=f"sora inspect {quote(str(directories[0]))} {option}",
+                    hint=f"sora inspect {quote(str(directories[0]))} {option}{value}",
                 )
     check_new_file("--plot", plot, force=force)
 

@@ -13,7 +13,7 @@ from methods.words import did_you_mean
 from sora_cli.commands import completion, options
 from sora_cli.core.atomic import write_bytes_atomic
 from sora_cli.core.console import emit, say
-from sora_cli.core.errors import SoraError
+from sora_cli.core.errors import SoraError, reason
 from sora_cli.core.shell import quote
 from sora_cli.recipe.layers import extended_files
 from sora_cli.recipe.library import (
@@ -90,7 +90,7 @@ def copy_recipes(
         try:
             write_bytes_atomic(target, source.read_bytes())
         except OSError as error:
-            raise SoraError(f"'{target}' cannot be written: {error.strerror}") from error
+            raise SoraError(f"'{target}' cannot be written: {reason(error, target)}") from error
     say(f"{len(pairs)} files in {to}")
     first = (to / chosen[0].resolve().relative_to(root)).as_posix()
     say(f"next: sora train {quote(first)}")

@@ -93,7 +93,7 @@ def _read(run: Path) -> RunReport | PathReport:
         hint = f"sora report {quote(str(run.parent))}" if run.name == FILE_NAME else None
         raise SoraError(f"{run} is a file, not a run's directory", hint=hint)
     if not run.is_dir():
-        raise SoraError(f"there is no directory {run}")
+        raise SoraError(f"there is no directory {run}", hint="to list the runs: sora list")
     path = read_path(run)
     if path is not None:
         return path

@@ -97,7 +97,7 @@ def sweep(
     check_directory(plan.directory)
     # runs inside a base model's directory would change the model that they train
     for base in dict.fromkeys(run.loaded.recipe.model.path for run in plan.runs):
-        check_apart(plan.directory, Path(base).expanduser(), hint="elsewhere: output.dir=DIR")
+        check_apart(plan.directory, Path(base).expanduser(), hint="train elsewhere: output.dir=DIR")
     check_record(plan.directory)
     if dry_run or measure:
         check_excludes("--dry-run", ["--json"] if as_json else [])

@@ -29,11 +29,10 @@ def offline_error(
         hint: the command that uses a local copy; None: the current command with local paths.
     """
     why = first_line(error, 160)
-    model = f"package://{_DEMO_PACKAGE}/model" if find_spec(_DEMO_PACKAGE) else "DIR"
     return SoraError(
         f"the {kind} '{name}' is neither a local directory nor available from the Hub",
         where=f"{type(error).__name__}: {why}",
-        hint=hint or f"with local copies: sora {_command()} model.path={model} data.path=DIR",
+        hint=hint or _local_copies(),
         key="model.path" if kind == "model" else "data.path",
     )
 
@@ -45,13 +44,15 @@ def looks_local(path: str) -> bool:
     return path.count("/") > 1 or len(path.encode(errors="replace")) > _LONGEST_ID
 
 
-def _command() -> str:
-    """Return the current command up to its recipe, for example 'train recipes/rte.yaml'."""
+def _local_copies() -> str:
+    """Return the advice to use local copies: the current command, where it begins with a recipe."""
+    model = f"package://{_DEMO_PACKAGE}/model" if find_spec(_DEMO_PACKAGE) else "DIR"
+    keys = f"model.path={model} data.path=DIR"
     command, *words = operands(sys.argv[1:]) or [""]
-    command = command if command in {"train", "path"} else ""
-    files = [word for word in words if word.endswith((".yaml", ".yml")) and "=" not in word]
-    names = [word for word in words if "=" not in word] if command else []
-    return f"{command or 'train'} {quote(next(iter([*files, *names]), 'RECIPE'))}"
+    recipes = [word for word in words if "=" not in word]
+    if command in {"train", "path"} and recipes:
+        return f"with local copies: sora {command} {quote(recipes[0])} {keys}"
+    return f"add local copies to the command: {keys}"
 
 
 def ask_once(name: str, file: str, *, kind: str = "model") -> None:

@@ -78,7 +78,7 @@ def find_source(data: DataBlock) -> Source:
                 )
         return Files({split: _checked(split, names) for split, names in data.files.items()})
     if not data.path:
-        raise SoraError("no data: give data.path or data.files", key="data")
+        raise SoraError("the recipe names no data: give data.path or data.files", key="data")
     if data.path.startswith(BUILTIN):
         return _builtin(data.path.removeprefix(BUILTIN))
     folder = Path(data.path).expanduser()

@@ -95,7 +95,7 @@ def load_base(
                 **weights_options(gguf),
                 **_packing(block, task, config, precision),
             )
-        _check_shapes(block.path, info["mismatched_keys"])
+        _check_shapes(block.path, info["mismatched_keys"], model.base_model_prefix)
         check_complete(block.path, info["missing_keys"], len(model.state_dict()))
         processor = load_processor(task.options.PROCESSOR_CLASS, source, common)
         new = add_to_tokenizer(processor, block.new_tokens)
@@ -227,13 +227,19 @@ def _dropouts(config: Any, value: float | None) -> dict[str, float]:
     return {k: value for k in numbers if "dropout" in k or k.endswith("_pdrop")}
 
 
-def _check_shapes(reference: str, mismatched: Iterable[tuple[str, Any, Any]]) -> None:
-    """Refuse tensors of a wrong shape; usually they are a head for other classes."""
+def _check_shapes(
+    reference: str, mismatched: Iterable[tuple[str, Any, Any]], backbone: str
+) -> None:
+    """Refuse tensors of a wrong shape; outside the backbone they are a head for other classes."""
     for key, stored, wanted in sorted(mismatched, key=str):
+        inside = bool(backbone) and key.startswith(f"{backbone}.")
+        what = "its config.json" if inside else "the task's classes"
         raise SoraError(
-            f"model '{reference}' does not fit the task's classes: its '{key}' is "
-            f"{tuple(stored)}, not {tuple(wanted)}",
-            hint="use the model without its head, or data with the head's classes",
+            f"model '{reference}' does not fit {what}: its "
+            f"'{key}' is {tuple(stored)}, not {tuple(wanted)}",
+            hint="check that config.json and the weights belong to the same model"
+            if inside
+            else "use the model without its head, or data with the head's classes",
             key="model.path",
         )
 

@@ -40,7 +40,7 @@ def resolve_model_path(path: str) -> str:
         return str(place)
     if expanded.suffix.lower() == ".gguf" or looks_local(path):
         raise SoraError(
-            f"there is no model at {path}",
+            f"there is no model at {path or repr(path)}",
             hint="a model is a directory, a .gguf file, package://PACKAGE/FOLDER, builtin://NAME "
             "or a Hub id",
         )

@@ -75,9 +75,7 @@ def local_model(task: str) -> str:
 def held_out_rows(rows: int) -> Proposed:
     """Propose the number of training rows that become the validation split."""
     if rows < 2:
-        raise SoraError(
-            f"{count(rows)} row is too little: training and scoring need rows of their own"
-        )
+        raise SoraError(f"the data has {count(rows)} row: training and scoring need a row each")
     value = min(max(rows // _HELD_OUT, 1), _MOST_HELD_OUT)
     return Proposed(
         value,

@@ -139,6 +139,8 @@ def _compose(text: str, file: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = error.problem or error.context or "it cannot be read"
+        if problem.startswith("but ") and error.context:
+            problem = f"{error.context}, {problem}"
         hint = next((advice for sign, advice in _ADVICE.items() if sign in problem), None)
         origin = Origin(file, mark.line + 1 if mark else None)
         _fail(f"not valid YAML: {problem}", origin, hint=hint, cause=error)

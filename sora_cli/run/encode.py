@@ -61,7 +61,7 @@ def _check_not_empty(encoded: Encoded, total: int, *, may_lack: bool) -> None:
         )
     if encoded.lengths.min() == 0:
         raise RowError(
-            "the tokenizer makes no token of it",
+            "the tokenizer makes no token of the row's text",
             int(encoded.lengths.argmin()),
             hint="take rows without text out of the data",
         )

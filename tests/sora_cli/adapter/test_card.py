@@ -16,6 +16,7 @@ from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, Training
 from sora_cli.app import run
 from sora_cli.core.console import printable
+from tests.golden import told
 from tests.helpers_markdown import HOSTILE, tokens
 
 QUERY, KEY = "enc.layer.0.query", "enc.layer.1.key"
@@ -58,38 +59,18 @@ def test_what_the_hub_reads(tmp_path: Path) -> None:
 
 
 def test_what_a_person_reads(tmp_path: Path) -> None:
-    text = str(_card(tmp_path / "a"))
-    for line in (
-        f"| Base model | [goo/bert](https://huggingface.co/goo/bert) @ `{COMMIT}` |",
-        "| Data | `nyu-mll/glue`, `rte` |", "| Rows | 2,000 train, 277 validation |",
-        "| Labels | no, yes |", "| Method options | r_max 3 |",
-        "| Training | 40 optimiser steps, seed 7 |",
-        "| Parameters | 22 in the factors of 1,000 in the base model |",
-        "| validation | accuracy | 0.7123 | 277 | 7 |",
-        "2 of 5 components are left, in 1 of 2 modules; the largest rank is 2.",
-        "| 0 | 2 |  | 2 |", "| 1 |  | 0 | 0 |",
-        "The adapter: apache-2.0. The base model has its own licence.",
-        'model = AutoModelForSequenceClassification.from_pretrained("goo/bert", '
-        "id2label={0: 'no', 1: 'yes'})",
-        'model = PeftModel.from_pretrained(model, "THIS ADAPTER")',
-    ):  # fmt: skip
-        assert line in text
-    assert "/home" not in text
-    assert "Certificate" not in text
+    told(str(_card(tmp_path / "a")))
 
 
 def test_vllm_is_told_the_rank(tmp_path: Path) -> None:
-    text = str(_card(tmp_path / "a", task_type="CAUSAL_LM"))
-    assert "vllm serve goo/bert --enable-lora --max-lora-rank 8 --lora-modules" in text
+    told(str(_card(tmp_path / "a", task_type="CAUSAL_LM")))
 
 
 def test_without_a_hub_id_no_path_is_told(tmp_path: Path) -> None:
     base = BaseReference("/home/me/secret/bert", "/home/me/secret/bert")
     card = _card(tmp_path / "a", base=base)
     assert "base_model" not in card.data.to_dict()
-    assert "| Base model | `bert` |" in str(card)
-    assert '.from_pretrained("THE BASE MODEL"' in str(card)
-    assert "/home" not in str(card)
+    told(str(card))
 
 
 def test_scores_of_an_adapter_that_was_cut_are_not_its_own(tmp_path: Path) -> None:
@@ -97,16 +78,12 @@ def test_scores_of_an_adapter_that_was_cut_are_not_its_own(tmp_path: Path) -> No
     assert run(["prune", str(tmp_path / "a"), "-o", str(tmp_path / "b"), "--rank", "1"]) == 0
     card = ModelCard.load(tmp_path / "b" / "README.md")
     assert "model-index" not in card.data.to_dict()
-    assert "not been scored since" in str(card)
-    assert "| After training | prune: rank 1" in str(card)
+    told(str(card))
 
 
 def test_of_another_tools_adapter(tmp_path: Path) -> None:
     meta = AdapterMeta()
-    text = str(_card(tmp_path / "a", meta=meta, task_type=None, base=BaseReference("", "")))
-    assert "trained by another tool" in text
-    assert "from_pretrained(model, directory)" in text
-    assert "```python" not in text
+    told(str(_card(tmp_path / "a", meta=meta, task_type=None, base=BaseReference("", ""))))
 
 
 @pytest.mark.parametrize("lineage", [False, True])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import signal
 import struct
 from collections.abc import Callable
@@ -18,9 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from sora_cli.app import run
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, SORA_FILE
+from tests.golden import told
 from tests.helpers_counted import calls_of
 from tests.helpers_disk import files_of_at_most
-from tests.helpers_errors import error_of, error_text
+from tests.helpers_errors import error_text, refused
 
 P = "base_model.model."
 QUERY, VALUE = "enc.0.query", "enc.0.value"
@@ -150,215 +150,190 @@ def _in_subfolder(directory: Path) -> None:
 
 DEEP = "[" * 100_000 + "]" * 100_000
 MANY_DIGITS = 10**400
-FILES: dict[str, tuple[Damage, str]] = {
-    # what is done to the files of a LoRA, and what the error says
-    "empty file": (_cut(0), "truncated or corrupt"),
-    "cut in the length": (_cut(5), "truncated or corrupt"),
-    "cut in the header": (_cut(200), "truncated or corrupt"),
-    "cut in the data": (_cut(-1), "truncated or corrupt"),
-    "header of no bytes": (_header(b"", 0), "truncated or corrupt"),
-    "header of 2^63 bytes": (_header({}, 2**63), "truncated or corrupt"),
-    "header of 90 MB": (_header({}, 90_000_000), "truncated or corrupt"),
-    "header that is no JSON": (_header(b"{{{{{{{{"), "truncated or corrupt"),
-    "header that is a list": (_header([]), "truncated or corrupt"),
-    "header nested too deep": (_header(DEEP.encode()), "truncated or corrupt"),
-    "header not in UTF-8": (_header(b'{"\xff\xfe": 1}'), "truncated or corrupt"),
-    "offsets beyond the end": (_header(_entry("F32", [2, 6], 0, 48)), "truncated or corrupt"),
-    "offsets backwards": (_header(_entry("F32", [2], 8, 0), body=b"8" * 8), "truncated"),
-    "offsets below zero": (_header(_entry("F32", [2], -8, 0), body=b"8" * 8), "truncated"),
-    "a gap": (_header(_entry("F32", [1], 4, 8), body=b"8" * 8), "truncated or corrupt"),
-    "shape not of these bytes": (_header(_entry("F32", [9], 0, 8), body=b"8" * 8), "truncated"),
-    "shape that overflows": (_header(_entry("F32", [2**62, 8], 0, 8), body=b"8" * 8), "truncated"),
-    "unknown dtype": (_header(_entry("F31", [2], 0, 8), body=b"8" * 8), "truncated or corrupt"),
-    "metadata of another kind": (_header({"__metadata__": 3}), "truncated or corrupt"),
-    "no tensor": (_header({}), "no LoRA pair"),
-    "a pickle": (_pickle_instead, "can run any code"),
-    "a directory for a file": (_directory_instead, f"holds no {ADAPTER_WEIGHTS}"),
-    "in a subfolder": (_in_subfolder, "there are adapters in"),
+FILES: dict[str, Damage] = {
+    # what is done to the files of a LoRA
+    "empty file": _cut(0),
+    "cut in the length": _cut(5),
+    "cut in the header": _cut(200),
+    "cut in the data": _cut(-1),
+    "header of no bytes": _header(b"", 0),
+    "header of 2^63 bytes": _header({}, 2**63),
+    "header of 90 MB": _header({}, 90_000_000),
+    "header that is no JSON": _header(b"{{{{{{{{"),
+    "header that is a list": _header([]),
+    "header nested too deep": _header(DEEP.encode()),
+    "header not in UTF-8": _header(b'{"\xff\xfe": 1}'),
+    "offsets beyond the end": _header(_entry("F32", [2, 6], 0, 48)),
+    "offsets backwards": _header(_entry("F32", [2], 8, 0), body=b"8" * 8),
+    "offsets below zero": _header(_entry("F32", [2], -8, 0), body=b"8" * 8),
+    "a gap": _header(_entry("F32", [1], 4, 8), body=b"8" * 8),
+    "shape not of these bytes": _header(_entry("F32", [9], 0, 8), body=b"8" * 8),
+    "shape that overflows": _header(_entry("F32", [2**62, 8], 0, 8), body=b"8" * 8),
+    "unknown dtype": _header(_entry("F31", [2], 0, 8), body=b"8" * 8),
+    "metadata of another kind": _header({"__metadata__": 3}),
+    "no tensor": _header({}),
+    "a pickle": _pickle_instead,
+    "a directory for a file": _directory_instead,
+    "in a subfolder": _in_subfolder,
 }
-TENSORS: dict[str, tuple[Damage, str]] = {
-    "A of another rank": (_tensors(A=torch.ones(3, 6)), "not a pair of rank 2"),
-    "B of another rank": (_tensors(B=torch.ones(5, 1)), "not a pair of rank 2"),
-    "both of another rank": (
-        _tensors(A=torch.ones(3, 6), B=torch.ones(5, 3)),
-        "not a pair of rank 2",
-    ),
-    "A of three dimensions": (_tensors(A=torch.ones(2, 6, 1)), "not a pair"),
-    "A without dimensions": (_tensors(A=torch.tensor(1.0)), "not a pair"),
-    "a convolution": (_tensors(A=torch.ones(2, 6, 3, 3)), "not a pair"),
-    "no inputs": (_tensors(A=torch.ones(2, 0)), "a layer with 0 inputs"),
-    "no outputs": (_tensors(B=torch.ones(0, 2)), "0 outputs"),
-    "dead module": (_tensors(A=torch.ones(0, 6), B=torch.ones(5, 0)), "not a pair of rank 2"),
-    "A missing": (_tensors(A=None), "a B but no A"),
-    "B missing": (_tensors(B=None), "an A but no B"),
-    "NaN in A": (_tensors(A=torch.full((2, 6), math.nan)), "NaN or infinity"),
-    "one infinity in B": (_tensors(B=torch.tensor([[1, math.inf]] * 5)), "NaN or infinity"),
-    "minus infinity in B": (_tensors(B=torch.tensor([[1, -math.inf]] * 5)), "NaN or infinity"),
-    "too large for float32": (
-        _tensors(A=torch.full((2, 6), 1e300, dtype=torch.float64)),
-        "NaN or infinity",
-    ),
-    "integers": (_tensors(A=torch.ones(2, 6, dtype=torch.int8)), "stored as int8"),
-    "8-bit floats": (_tensors(A=torch.ones(2, 6).to(torch.float8_e4m3fn)), "16 bits"),
-    "something else": (_tensors(**{f"{P}other.weight": torch.ones(2)}), "neither half"),
+TENSORS: dict[str, Damage] = {
+    "A of another rank": _tensors(A=torch.ones(3, 6)),
+    "B of another rank": _tensors(B=torch.ones(5, 1)),
+    "both of another rank": _tensors(A=torch.ones(3, 6), B=torch.ones(5, 3)),
+    "A of three dimensions": _tensors(A=torch.ones(2, 6, 1)),
+    "A without dimensions": _tensors(A=torch.tensor(1.0)),
+    "a convolution": _tensors(A=torch.ones(2, 6, 3, 3)),
+    "no inputs": _tensors(A=torch.ones(2, 0)),
+    "no outputs": _tensors(B=torch.ones(0, 2)),
+    "dead module": _tensors(A=torch.ones(0, 6), B=torch.ones(5, 0)),
+    "A missing": _tensors(A=None),
+    "B missing": _tensors(B=None),
+    "NaN in A": _tensors(A=torch.full((2, 6), math.nan)),
+    "one infinity in B": _tensors(B=torch.tensor([[1, math.inf]] * 5)),
+    "minus infinity in B": _tensors(B=torch.tensor([[1, -math.inf]] * 5)),
+    "too large for float32": _tensors(A=torch.full((2, 6), 1e300, dtype=torch.float64)),
+    "integers": _tensors(A=torch.ones(2, 6, dtype=torch.int8)),
+    "8-bit floats": _tensors(A=torch.ones(2, 6).to(torch.float8_e4m3fn)),
+    "something else": _tensors(**{f"{P}other.weight": torch.ones(2)}),
 }
-NAMES: dict[str, tuple[Damage, str]] = {
-    f"{name!r:.40}": (_renamed(name, key), message)
-    for name, key, message in [
-        ("classifier.weight", HEAD, "does not start with"),
-        ("model.base_model.classifier.weight", HEAD, "does not start with"),
-        ("", HEAD, "does not start with"),
-        (P, HEAD, "cannot be the name"),
-        (f"{P}classifier.../../etc/passwd", HEAD, "cannot be the name"),
-        (f"{P}classifier.a/b", HEAD, "cannot be the name"),
-        (f"{P}classifier.a\\b", HEAD, "cannot be the name"),
-        (f"{P}classifier.a\0b", HEAD, "cannot be the name"),
-        (f"{P}classifier.a\nerror: b", HEAD, "cannot be the name"),
-        (f"{P}classifier.\x1b[31mred", HEAD, "cannot be the name"),
-        (f"{P}classifier..weight", HEAD, "cannot be the name"),
-        (f"{P}.classifier.weight", HEAD, "cannot be the name"),
-        (f"{P}classifier.", HEAD, "cannot be the name"),
-        (f"{P}classifier. .weight", HEAD, "cannot be the name"),
-        (f"{P}classifier.{'x' * 5000}", HEAD, "cannot be the name"),
-        (f"{P}..lora_A.weight", A, "cannot be the name"),
-        (f"{P}lora_A.weight", A, "neither half"),
-        (f"{P}enc.0.query.lora_A.default.weight", A, "neither half"),
-        (f"{P}enc.0.query.lora_embedding_A", A, "no embedding B"),
-        (f"{P}enc.0.query.lora_magnitude_vector", A, "DoRA"),
-        (f"{P}enc.0.query.base_layer.weight", A, "a B but no A"),
-        (f"{P}enc.9.query.base_layer.weight", HEAD, "has no adapter"),
+NAMES: dict[str, Damage] = {
+    f"{name!r:.40}": _renamed(name, key)
+    for name, key in [
+        ("classifier.weight", HEAD),
+        ("model.base_model.classifier.weight", HEAD),
+        ("", HEAD),
+        (P, HEAD),
+        (f"{P}classifier.../../etc/passwd", HEAD),
+        (f"{P}classifier.a/b", HEAD),
+        (f"{P}classifier.a\\b", HEAD),
+        (f"{P}classifier.a\0b", HEAD),
+        (f"{P}classifier.a\nerror: b", HEAD),
+        (f"{P}classifier.\x1b[31mred", HEAD),
+        (f"{P}classifier..weight", HEAD),
+        (f"{P}.classifier.weight", HEAD),
+        (f"{P}classifier.", HEAD),
+        (f"{P}classifier. .weight", HEAD),
+        (f"{P}classifier.{'x' * 5000}", HEAD),
+        (f"{P}..lora_A.weight", A),
+        (f"{P}lora_A.weight", A),
+        (f"{P}enc.0.query.lora_A.default.weight", A),
+        (f"{P}enc.0.query.lora_embedding_A", A),
+        (f"{P}enc.0.query.lora_magnitude_vector", A),
+        (f"{P}enc.0.query.base_layer.weight", A),
+        (f"{P}enc.9.query.base_layer.weight", HEAD),
     ]
 }
-CONFIGS: dict[str, tuple[Damage, str]] = {
-    "empty": (_raw_config(""), "is not JSON"),
-    "cut": (_raw_config('{"peft_type": "LO'), "is not JSON"),
-    "a list": (_raw_config("[]"), "no peft_type"),
-    "a number": (_raw_config("7"), "no peft_type"),
-    "no type": (_raw_config("{}"), "no peft_type"),
-    "type of another kind": (_config(peft_type=["LORA"]), "no peft_type"),
-    "type of control characters": (_config(peft_type="\x1b[31m\n\n\n\n"), "only LORA"),
-    "not in UTF-8": (_raw_config(b'{"peft_type": "\xff"}'), "is not JSON"),
-    "nested too deep": (_raw_config(DEEP), "nested too deep"),
-    "too large": (_sparse(ADAPTER_CONFIG), "too large"),
-    "a key twice": (_raw_config('{"peft_type": "LORA", "r": 2, "r": 3}'), "'r' is there twice"),
-    "a pattern twice": (
-        _raw_config('{"peft_type": "LORA", "rank_pattern": {"q": 1, "q": 2}}'),
-        "'q' is there twice",
-    ),
-    "number of 5000 digits": (_raw_config('{"peft_type":"LORA","r":' + "9" * 5000 + "}"), "JSON"),
-    "huge r": (_config(r=10**9), "at most"),
-    "r of 400 digits": (_config(r=MANY_DIGITS), "many digits"),
-    "r below zero": (_config(r=-1), "at least 1"),
-    "r zero": (_config(r=0), "at least 1"),
-    "r a fraction": (_config(r=2.5), "r: "),
-    "r a text": (_config(r="2"), "r: "),
-    "r a truth": (_config(r=True), "r: "),
-    "r nothing": (_config(r=None), "r: "),
-    "r not that of the file": (_config(r=64), "not a pair of rank 64"),
-    "alpha zero": (_config(lora_alpha=0), "above 0"),
-    "alpha below zero": (_config(lora_alpha=-16), "above 0"),
-    "alpha infinite": (_config(lora_alpha=math.inf), "above 0 and finite"),
-    "alpha NaN": (_config(lora_alpha=math.nan), "above 0 and finite"),
-    "alpha of 400 digits": (_config(lora_alpha=MANY_DIGITS), "lora_alpha"),
-    "alpha a text": (_config(lora_alpha="16"), "lora_alpha: "),
-    "alpha that overflows": (_config(lora_alpha=1e300), "NaN or infinity"),
-    "alphas of zero": (_config(alpha_pattern={"query": 0}), "above 0"),
-    "ranks of zero": (_config(rank_pattern={"query": 0}), "at least 1"),
-    "ranks a list": (_config(rank_pattern=["query"]), "rank_pattern: "),
-    "ranks as texts": (_config(rank_pattern={"query": "2"}), "rank_pattern.query: "),
-    "ranks in lists": (_config(rank_pattern={"query": [True]}), "rank_pattern.query: "),
-    "ranks not those of the file": (_config(rank_pattern={"query": 1}), "not a pair of rank 1"),
-    "no regular expression": (_config(rank_pattern={"(": 2}), "not a regular expression"),
-    "half an expression": (_config(alpha_pattern={"a)": 2}), "not a regular expression"),
-    "expression nested too deep": (_config(alpha_pattern={"(" * 3000 + ")" * 3000: 2}), "pattern"),
-    "expression of a megabyte": (_config(alpha_pattern={"a?" * 500_000: 2}), "characters"),
-    "modules a text": (_config(modules_to_save="classifier"), "modules_to_save: "),
-    "modules of no name": (_config(modules_to_save=[""]), "would match every module"),
-    "a million modules": (_config(modules_to_save=["a"] * 1_000_000), "too many"),
-    "head of no module": (_config(modules_to_save=None, task_type=None), "below modules_to_save"),
-    "AdaLoRA's type": (_config(peft_type="ADALORA"), "but no E|neither half"),
-    "rsLoRA a text": (_config(use_rslora="no"), "use_rslora: "),
-    "an empty variant": (_config(arrow_config={}), "arrow_config is set"),
-    "no targets": (_config(target_modules=None), "target_modules is not set"),
-    "empty targets": (_config(target_modules=[]), f"leaves out {QUERY}, {VALUE}"),
-    "other targets": (_config(target_modules=["query"]), f"target_modules leaves out {VALUE}"),
-    "targets by an expression": (_config(target_modules=".*query"), f"leaves out {VALUE}"),
-    "targets by part of one": (_config(target_modules="query|value"), "leaves out"),
-    "targets of no expression": (_config(target_modules="*"), "not a regular expression"),
-    "other layers": (_config(layers_to_transform=1), f"leaves out {QUERY}, {VALUE}"),
-    "other layers by pattern": (
-        _config(layers_to_transform=[0], layers_pattern="layers"),
-        f"leaves out {QUERY}",
-    ),
-    "layers a truth": (_config(layers_to_transform=True), "layers_to_transform"),
-    "a pattern without layers": (_config(layers_pattern="enc"), "not layers_to_transform"),
-    "layers with an expression": (
-        _config(target_modules=".*", layers_to_transform=[0]),
-        "go with a list",
-    ),
-    "excluded": (_config(exclude_modules=["0.value"]), f"exclude_modules has {VALUE}"),
-    "excluded by an expression": (_config(exclude_modules=r".*\.0\..*"), "exclude_modules has"),
-    "stored in full, too": (_config(modules_to_save=["enc", "classifier"]), "modules_to_save has"),
+CONFIGS: dict[str, Damage] = {
+    "empty": _raw_config(""),
+    "cut": _raw_config('{"peft_type": "LO'),
+    "a list": _raw_config("[]"),
+    "a number": _raw_config("7"),
+    "no type": _raw_config("{}"),
+    "type of another kind": _config(peft_type=["LORA"]),
+    "type of control characters": _config(peft_type="\x1b[31m\n\n\n\n"),
+    "not in UTF-8": _raw_config(b'{"peft_type": "\xff"}'),
+    "nested too deep": _raw_config(DEEP),
+    "too large": _sparse(ADAPTER_CONFIG),
+    "a key twice": _raw_config('{"peft_type": "LORA", "r": 2, "r": 3}'),
+    "a pattern twice": _raw_config('{"peft_type": "LORA", "rank_pattern": {"q": 1, "q": 2}}'),
+    "number of 5000 digits": _raw_config('{"peft_type":"LORA","r":' + "9" * 5000 + "}"),
+    "huge r": _config(r=10**9),
+    "r of 400 digits": _config(r=MANY_DIGITS),
+    "r below zero": _config(r=-1),
+    "r zero": _config(r=0),
+    "r a fraction": _config(r=2.5),
+    "r a text": _config(r="2"),
+    "r a truth": _config(r=True),
+    "r nothing": _config(r=None),
+    "r not that of the file": _config(r=64),
+    "alpha zero": _config(lora_alpha=0),
+    "alpha below zero": _config(lora_alpha=-16),
+    "alpha infinite": _config(lora_alpha=math.inf),
+    "alpha NaN": _config(lora_alpha=math.nan),
+    "alpha of 400 digits": _config(lora_alpha=MANY_DIGITS),
+    "alpha a text": _config(lora_alpha="16"),
+    "alpha that overflows": _config(lora_alpha=1e300),
+    "alphas of zero": _config(alpha_pattern={"query": 0}),
+    "ranks of zero": _config(rank_pattern={"query": 0}),
+    "ranks a list": _config(rank_pattern=["query"]),
+    "ranks as texts": _config(rank_pattern={"query": "2"}),
+    "ranks in lists": _config(rank_pattern={"query": [True]}),
+    "ranks not those of the file": _config(rank_pattern={"query": 1}),
+    "no regular expression": _config(rank_pattern={"(": 2}),
+    "half an expression": _config(alpha_pattern={"a)": 2}),
+    "expression nested too deep": _config(alpha_pattern={"(" * 3000 + ")" * 3000: 2}),
+    "expression of a megabyte": _config(alpha_pattern={"a?" * 500_000: 2}),
+    "modules a text": _config(modules_to_save="classifier"),
+    "modules of no name": _config(modules_to_save=[""]),
+    "a million modules": _config(modules_to_save=["a"] * 1_000_000),
+    "head of no module": _config(modules_to_save=None, task_type=None),
+    "AdaLoRA's type": _config(peft_type="ADALORA"),
+    "rsLoRA a text": _config(use_rslora="no"),
+    "an empty variant": _config(arrow_config={}),
+    "no targets": _config(target_modules=None),
+    "empty targets": _config(target_modules=[]),
+    "other targets": _config(target_modules=["query"]),
+    "targets by an expression": _config(target_modules=".*query"),
+    "targets by part of one": _config(target_modules="query|value"),
+    "targets of no expression": _config(target_modules="*"),
+    "other layers": _config(layers_to_transform=1),
+    "other layers by pattern": _config(layers_to_transform=[0], layers_pattern="layers"),
+    "layers a truth": _config(layers_to_transform=True),
+    "a pattern without layers": _config(layers_pattern="enc"),
+    "layers with an expression": _config(target_modules=".*", layers_to_transform=[0]),
+    "excluded": _config(exclude_modules=["0.value"]),
+    "excluded by an expression": _config(exclude_modules=r".*\.0\..*"),
+    "stored in full, too": _config(modules_to_save=["enc", "classifier"]),
 }
-SORA_FILES: dict[str, tuple[Damage, str]] = {
-    "sora.json a list": (_sora([]), "sora.json"),
-    "sora.json cut": (_sora("{"), "is not JSON"),
-    "sora.json nested too deep": (_sora(DEEP), "nested too deep"),
-    "sora.json too large": (_sparse(SORA_FILE), "too large"),
-    "sora.json of the future": (_sora({"format_version": 999}), "newer sora"),
-    "sora.json with a key twice": (_sora('{"method": "a", "method": "b"}'), "twice"),
-    "ranks below zero": (_sora({"ranks": {QUERY: -5}}), "ranks"),
-    "ranks beyond all bounds": (_sora({"ranks_start": {QUERY: 10**12}}), "ranks_start"),
-    "ranks of impossible modules": (_sora({"ranks": {"../../x": 1}}), "cannot be the name"),
-    "starts of impossible modules": (
-        _sora({"ranks_start": {"a\x1b[2J": 1}}),
-        "cannot be the name",
-    ),
-    "labels a number": (_sora({"labels": 3}), "labels"),
-    "lineage a text": (_sora({"lineage": "x"}), "lineage"),
-    "base a list": (_sora({"base": ["x"]}), "base"),
+SORA_FILES: dict[str, Damage] = {
+    "sora.json a list": _sora([]),
+    "sora.json cut": _sora("{"),
+    "sora.json nested too deep": _sora(DEEP),
+    "sora.json too large": _sparse(SORA_FILE),
+    "sora.json of the future": _sora({"format_version": 999}),
+    "sora.json with a key twice": _sora('{"method": "a", "method": "b"}'),
+    "ranks below zero": _sora({"ranks": {QUERY: -5}}),
+    "ranks beyond all bounds": _sora({"ranks_start": {QUERY: 10**12}}),
+    "ranks of impossible modules": _sora({"ranks": {"../../x": 1}}),
+    "starts of impossible modules": _sora({"ranks_start": {"a\x1b[2J": 1}}),
+    "labels a number": _sora({"labels": 3}),
+    "lineage a text": _sora({"lineage": "x"}),
+    "base a list": _sora({"base": ["x"]}),
 }
 E = f"{P}{QUERY}.lora_E"
-ADALORA: dict[str, tuple[Damage, str]] = {
-    "E of another rank": (_tensors(**{E: torch.ones(3, 1)}), "E .* is not of rank 2"),
-    "E lying": (_tensors(**{E: torch.ones(1, 2)}), "E .* is not of rank 2"),
-    "E missing": (_tensors(**{E: None}), "but no E"),
-    "NaN in E": (_tensors(**{E: torch.full((2, 1), math.nan)}), "NaN or infinity"),
-    "rank not that of the pattern": (
-        _config(rank_pattern={f"{QUERY}.lora_E": [True, False, False]}),
-        "not a pair of rank 1",
+ADALORA: dict[str, Damage] = {
+    "E of another rank": _tensors(**{E: torch.ones(3, 1)}),
+    "E lying": _tensors(**{E: torch.ones(1, 2)}),
+    "E missing": _tensors(**{E: None}),
+    "NaN in E": _tensors(**{E: torch.full((2, 1), math.nan)}),
+    "rank not that of the pattern": _config(rank_pattern={f"{QUERY}.lora_E": [True, False, False]}),
+    "no pattern": _config(rank_pattern=None),
+    "pattern of numbers": _config(rank_pattern={f"{QUERY}.lora_E": [1, 1, 0]}),
+    "pattern of ranks": _config(rank_pattern={f"{QUERY}.lora_E": 2}),
+    "pattern a list": _config(rank_pattern=[[True]]),
+    "pattern of another length": _config(rank_pattern={"a.lora_E": [True]}),
+    "pattern of no module": _config(rank_pattern={"query": [True] * 3}),
+    "pattern twice": _config(
+        rank_pattern={f"{QUERY}.lora_E": [True] * 3, f"{QUERY}.lora_E.x": [True] * 3}
     ),
-    "no pattern": (_config(rank_pattern=None), "not a pair of rank 3"),
-    "pattern of numbers": (_config(rank_pattern={f"{QUERY}.lora_E": [1, 1, 0]}), "list of bool"),
-    "pattern of ranks": (_config(rank_pattern={f"{QUERY}.lora_E": 2}), "list of bool"),
-    "pattern a list": (_config(rank_pattern=[[True]]), "not a mapping"),
-    "pattern of another length": (_config(rank_pattern={"a.lora_E": [True]}), "1 entries"),
-    "pattern of no module": (_config(rank_pattern={"query": [True] * 3}), "does not name"),
-    "pattern twice": (
-        _config(rank_pattern={f"{QUERY}.lora_E": [True] * 3, f"{QUERY}.lora_E.x": [True] * 3}),
-        "does not name one",
+    "init_r a text": _config(init_r="3"),
+    "init_r huge": _config(init_r=10**9, rank_pattern=None),
+    "init_r zero": _config(init_r=0, rank_pattern=None),
+    "alpha zero": _config(lora_alpha=0),
+    "divisor zero": _tensors(**{f"{P}{QUERY}.ranknum": torch.zeros(1)}),
+    "divisor NaN": _tensors(**{f"{P}{QUERY}.ranknum": torch.tensor([math.nan])}),
+    "two divisors": _tensors(**{f"{P}{QUERY}.ranknum": torch.ones(2)}),
+    "divisor of nothing": _tensors(**{f"{P}other.ranknum": torch.ones(1)}),
+    "dead module of absurd size": _tensors(
+        **{
+            f"{P}{VALUE}.lora_A": torch.zeros(0, 2**40),
+            f"{P}{VALUE}.lora_B": torch.zeros(2**40, 0),
+        }
     ),
-    "init_r a text": (_config(init_r="3"), "entries, not init_r"),
-    "init_r huge": (_config(init_r=10**9, rank_pattern=None), "init_r: ranks must be"),
-    "init_r zero": (_config(init_r=0, rank_pattern=None), "init_r: ranks must be"),
-    "alpha zero": (_config(lora_alpha=0), "above 0"),
-    "divisor zero": (_tensors(**{f"{P}{QUERY}.ranknum": torch.zeros(1)}), "above 0"),
-    "divisor NaN": (_tensors(**{f"{P}{QUERY}.ranknum": torch.tensor([math.nan])}), "NaN"),
-    "two divisors": (_tensors(**{f"{P}{QUERY}.ranknum": torch.ones(2)}), "not a single number"),
-    "divisor of nothing": (_tensors(**{f"{P}other.ranknum": torch.ones(1)}), "but no A"),
-    "dead module of absurd size": (
-        _tensors(
-            **{
-                f"{P}{VALUE}.lora_A": torch.zeros(0, 2**40),
-                f"{P}{VALUE}.lora_B": torch.zeros(2**40, 0),
-            }
-        ),
-        "a layer with",
-    ),
-    "LoRA's type": (_config(peft_type="LORA", rank_pattern={}), "neither half"),
+    "LoRA's type": _config(peft_type="LORA", rank_pattern={}),
 }
 CASES = [
-    pytest.param(make, damage, message, id=f"{kind}-{name}")
+    pytest.param(make, damage, id=f"{kind}-{name}")
     for kind, make, table in [
         ("file", _lora, FILES),
         ("tensors", _lora, TENSORS),
@@ -367,7 +342,7 @@ CASES = [
         ("sora", _lora, SORA_FILES),
         ("adalora", _adalora, ADALORA),
     ]
-    for name, (damage, message) in table.items()
+    for name, damage in table.items()
 ]
 
 
@@ -380,21 +355,19 @@ def test_without_damage_all_is_well(tmp_path: Path, make: Damage) -> None:
         assert run(["inspect", str(tmp_path / command)]) == 0
 
 
-@pytest.mark.parametrize(("make", "damage", "message"), CASES)
+@pytest.mark.parametrize(("make", "damage"), CASES)
 def test_damage_is_refused(
     tmp_path: Path,
     make: Callable[[Path], Path],
     damage: Damage,
-    message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     directory = make(tmp_path / "a")
     damage(directory)
     before = sorted(tmp_path.rglob("*"))
-    for command in ("inspect", "export", "prune"):
-        output = [] if command == "inspect" else ["-o", str(tmp_path / "out")]
-        error = error_text(capsys, command, str(directory), *output)
-        assert re.search(message, error), error
+    output = ["-o", tmp_path / "out"]
+    commands = (["inspect"], ["export", *output], ["prune", *output])
+    told("\n".join({error_text(capsys, *words, directory): None for words in commands}))
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -403,8 +376,7 @@ def test_head_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[s
     directory = _lora(tmp_path / "a")
     _tensors(HEAD=torch.full((3, 5), math.nan))(directory)
     for command in ("export", "prune"):
-        error = error_text(capsys, command, str(directory), "-o", str(tmp_path / "out"))
-        assert "NaN or infinity" in error
+        refused(capsys, command, str(directory), "-o", str(tmp_path / "out"))
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
@@ -430,8 +402,7 @@ def test_expressions_that_take_forever(
         key = f"{P}{QUERY}.lora_{half}.weight"
         _renamed(f"{P}{long}!.lora_{half}.weight", key)(directory)
     _config(alpha_pattern={pattern: 3}, target_modules=["value", f"{long}!"])(directory)
-    error = error_text(capsys, "export", str(directory), "-o", str(tmp_path / "out"))
-    assert "takes more than 0.5 s" in error
+    refused(capsys, "export", str(directory), "-o", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -441,7 +412,7 @@ def test_many_patterns_that_match_nothing(
     directory = _lora(tmp_path / "a")
     _config(rank_pattern={f"m{i}.x": 2 for i in range(20_000)})(directory)
     assert run(["export", str(directory), "-o", str(tmp_path / "out")]) == 0
-    assert "'m0.x', 'm1.x', 'm2.x' and 19997 more" in capsys.readouterr().err
+    told(capsys.readouterr().err)
 
 
 def test_work_grows_with_the_patterns_and_no_faster(tmp_path: Path) -> None:
@@ -460,10 +431,7 @@ def test_odd_but_harmless_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     changes = {"rank_pattern": {"quary": 9}, "alpha_pattern": {"query": 8, r"enc\.0\..*": 16}}
     _config(**changes, modules_to_save=["classifier", "score", "pooler"])(directory)
     assert run(["export", str(directory), "-o", str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().err
-    assert "rank_pattern: no module in the file matches 'quary'" in said
-    assert f"both match {QUERY}; the first counts, as in PEFT: 8" in said
-    assert "modules_to_save: the file holds no tensor of 'pooler'; PEFT refuses" in said
+    told(capsys.readouterr().err)
 
 
 def test_links_are_followed(tmp_path: Path) -> None:
@@ -479,7 +447,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
 
 
 def test_a_name_too_long(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "file name too long" in error_of(capsys, "export", "x" * 5000, "-o", "out")[0]
+    refused(capsys, "export", "x" * 5000, "-o", "out", hide="x{9,}")
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs limits on file sizes")
@@ -490,9 +458,7 @@ def test_disk_that_fills_up(
     """A limit on file sizes stops the write in the middle, as a full disk does."""
     directory = _lora(tmp_path / "a")
     with files_of_at_most(300):
-        code = run([command, str(directory), "-o", str(tmp_path / "out")])
-    assert code == 2
-    assert "cannot be written" in capsys.readouterr().err
+        refused(capsys, command, directory, "-o", tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
@@ -508,6 +474,5 @@ def test_full_disk(
 
     directory = _lora(tmp_path / "a")
     monkeypatch.setattr(f"sora_cli.adapter.directory.{function}", full)
-    error = error_text(capsys, "export", str(directory), "-o", str(tmp_path / "out"))
-    assert "no space left" in error
+    refused(capsys, "export", str(directory), "-o", str(tmp_path / "out"))
     assert [p.name for p in tmp_path.iterdir()] == ["a"]

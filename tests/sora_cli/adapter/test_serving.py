@@ -14,6 +14,7 @@ from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.serving import servers
 from sora_cli.app import run
+from tests.golden import NUMBER, told
 
 YES = (Consumer("vLLM", True, "vllm serve b --enable-lora"),
        Consumer("llama.cpp", True, "convert_lora_to_gguf.py my/a --base b"))  # fmt: skip
@@ -59,8 +60,6 @@ def test_inspect_prints_them(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     base = BaseReference("goo/llama", "goo/llama")
     write_adapter(tmp_path / "a", Adapter(layers, {}, (), "CAUSAL_LM", base))
     assert run(["inspect", str(tmp_path / "a")]) == 0
-    out = capsys.readouterr().out
-    assert "serve:        transformers serve: sora merge" in out
-    assert "; llama-server -m BASE.gguf --lora adapter.gguf" in out
+    told(capsys.readouterr().out, hide=NUMBER)
     with pytest.raises(ValueError, match="model_type"):  # as transformers serve would meet it
         AutoConfig.from_pretrained(tmp_path / "a")

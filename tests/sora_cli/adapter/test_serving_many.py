@@ -23,7 +23,8 @@ from sora_cli.adapter.reading import open_adapter
 from sora_cli.adapter.serving_many import BasePlan, ServerPlan, plan_lines, plan_servers
 from sora_cli.app import run
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from tests.helpers_errors import error_text
+from tests.golden import told
+from tests.helpers_errors import refused
 from tests.helpers_models import tiny_llama
 
 TODAY = date(2026, 12, 1)
@@ -86,7 +87,7 @@ def server(plan: BasePlan, name: str) -> ServerPlan:
 def test_ten_adapters_of_three_bases(ten: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["inspect", *(str(ten / name) for name in NAMES), "--serve"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("3 base models: ")
+    told(out)
     assert run(["inspect", *(str(ten / name) for name in NAMES), "--serve", "--json"]) == 0
     groups = json.loads(capsys.readouterr().out)["bases"]
     assert [(Path(g["base"]).name, g["task_type"], list(g["adapters"])) for g in groups] == [
@@ -128,7 +129,7 @@ def test_a_name_that_begins_with_a_dash_is_no_option(
     words = re.split(r"[ =']", " ".join(commands))
     assert {"./-a", "./--trust-remote-code"} <= set(words)
     assert not {"-a", "--trust-remote-code"} & set(words)
-    assert "there is no model at --trust-remote-code" in error_text(capsys, "verify", "./-a")
+    refused(capsys, "verify", "./-a")
 
 
 def test_memory_that_vllm_reserves(ten: Path) -> None:
@@ -204,7 +205,7 @@ def test_old_rules_are_told(
 
 
 def test_refusals(ten: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "is named twice" in error_text(capsys, "inspect", ten / "a3", ten / "a3" / "adapter",
+    refused(capsys, "inspect", ten / "a3", ten / "a3" / "adapter",
                                           "--serve")  # fmt: skip
-    assert "--serve prints no modules" in error_text(capsys, "inspect", ten / "a1", "--serve",
+    refused(capsys, "inspect", ten / "a1", "--serve",
                                                      "--modules")  # fmt: skip

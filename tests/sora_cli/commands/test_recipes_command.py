@@ -8,7 +8,7 @@ import pytest
 from sora_cli.app import run
 from sora_cli.recipe.library import recipe_names, recipes_dir, sweep_names
 from sora_cli.recipe.load import load_recipe
-from tests.helpers_errors import error_text
+from tests.helpers_errors import refused
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +61,7 @@ def test_changed_copies_are_not_overwritten(capsys):
     assert run(["recipes", "copy", "rte", "--to", "out"]) == 0
     assert run(["recipes", "copy", "rte", "--to", "out"]) == 0  # the same content is no clash
     Path("out/rte.yaml").write_text("mine")
-    said = error_text(capsys, "recipes", "copy", "rte", "--to", "out")
-    assert "'out/rte.yaml' exists and differs" in said
+    refused(capsys, "recipes", "copy", "rte", "--to", "out")
     assert Path("out/rte.yaml").read_text() == "mine"
     assert run(["recipes", "copy", "rte", "--to", "out", "--force"]) == 0
     assert Path("out/rte.yaml").read_text() != "mine"

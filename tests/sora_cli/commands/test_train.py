@@ -25,7 +25,7 @@ from sora_cli.recipe.load import load_recipe
 from sora_cli.report import read_report
 from sora_cli.tasks import create_task
 from tests.helpers_adapters import assert_same, logits
-from tests.helpers_errors import error_of
+from tests.helpers_errors import refused
 from tests.helpers_methods import EXAMPLES, method_words
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import glue_rows, script_scores, train, write_recipe
@@ -119,8 +119,7 @@ def test_finished_run_is_not_overwritten(
     recipe = _recipe(tmp_path, training={"max_steps": 2})
     train(recipe)
     before = _tree(tmp_path / "out")
-    lines = error_of(capsys, "train", recipe, "training.seed=1")
-    assert "holds a finished run" in lines[0]
+    refused(capsys, "train", recipe, "training.seed=1")
     assert _tree(tmp_path / "out") == before
     train(recipe, "training.seed=1", "--force")
     assert _tree(tmp_path / "out") != before

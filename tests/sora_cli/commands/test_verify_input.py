@@ -14,9 +14,9 @@ from tests.helpers_models import tiny_bert, tiny_llama
 from tests.helpers_verify import (
     Made,
     classifier_of,
-    error_of,
     facts_of,
     one_number_changed,
+    refused,
 )
 
 
@@ -38,8 +38,7 @@ def test_base_given_by_hand(bert: Made, tmp_path: Path, capsys: pytest.CaptureFi
     assert facts_of(capsys, bert.adapter, bert.merged, "--base", moved)[0] == 0
     other = save_backbone(tiny_bert(seed=1), tmp_path / "other")
     for words in ((bert.adapter, bert.merged), (bert.adapter,)):
-        said = error_of(capsys, *words, "--base", other)
-        assert f"{other} holds other weights than the base model of {bert.adapter}" in said
+        refused(capsys, *words, "--base", other)
 
 
 def test_adapter_that_names_no_base(
@@ -50,7 +49,7 @@ def test_adapter_that_names_no_base(
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = None
     (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config))
-    assert "--base MODEL" in error_of(capsys, tmp_path / "a", bert.merged)
+    refused(capsys, tmp_path / "a", bert.merged)
     assert facts_of(capsys, tmp_path / "a", bert.adapter)[0] == 0, "the other one knows it"
     assert facts_of(capsys, tmp_path / "a", bert.merged, "--base", bert.base)[0] == 0
 
@@ -59,30 +58,28 @@ def test_adapter_that_names_no_base(
 
 
 def test_nothing_there(bert: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "there is no model at" in error_of(capsys, bert.adapter, tmp_path / "nowhere")
-    assert "the model 'no_such_model' is neither" in error_of(capsys, "no_such_model", bert.merged)
+    refused(capsys, bert.adapter, tmp_path / "nowhere")
+    refused(capsys, "no_such_model", bert.merged)
     (tmp_path / "empty").mkdir()
-    assert "neither an adapter" in error_of(capsys, tmp_path / "empty", bert.merged)
+    refused(capsys, tmp_path / "empty", bert.merged)
     (tmp_path / "file").write_text("x")
-    assert "is a file" in error_of(capsys, tmp_path / "file", bert.merged)
+    refused(capsys, tmp_path / "file", bert.merged)
 
 
 def test_unrelated_things(
     bert: Made, llama: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "bert and llama" in error_of(capsys, bert.adapter, llama.merged)
+    refused(capsys, bert.adapter, llama.merged)
     words = (bert.adapter, llama.adapter, "--base", bert.base)
-    assert "holds other weights than the base model of" in error_of(capsys, *words)
+    refused(capsys, *words)
     shutil.copytree(llama.adapter, tmp_path / "a")
     (tmp_path / "a" / "sora.json").unlink()  # nothing says which weights it was trained on
     words = (bert.adapter, tmp_path / "a", "--base", bert.base)
-    assert "SequenceClassification and CausalLM" in error_of(capsys, *words)
-    assert "holds no weight of the right shape for 'classifier" in error_of(
-        capsys, bert.adapter, bert.base
-    )
+    refused(capsys, *words)
+    refused(capsys, bert.adapter, bert.base)
     tiny_bert(num_labels=2).save_pretrained(tmp_path / "two")
-    assert "different kinds of models" in error_of(capsys, tmp_path / "two", bert.merged)
-    assert "both are models" in error_of(capsys, bert.merged, bert.merged, "--base", bert.base)
+    refused(capsys, tmp_path / "two", bert.merged)
+    refused(capsys, bert.merged, bert.merged, "--base", bert.base)
 
 
 def test_head_that_was_not_stored(
@@ -91,7 +88,7 @@ def test_head_that_was_not_stored(
     stored = bert.stored
     write_adapter(tmp_path / "a", Adapter(stored.layers, {}, (), "SEQ_CLS", stored.base,
                                           meta=stored.meta))  # fmt: skip
-    assert "'classifier.bias'" in error_of(capsys, tmp_path / "a", bert.merged)
+    refused(capsys, tmp_path / "a", bert.merged)
 
 
 def test_damage(bert: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,9 +96,9 @@ def test_damage(bert: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         broken = shutil.copytree(getattr(bert, part), tmp_path / name)
         file = broken / f"{name}.safetensors"
         file.write_bytes(file.read_bytes()[:-50])
-        error_of(capsys, bert.adapter, broken)
+        refused(capsys, bert.adapter, broken)
     broken = one_number_changed(bert.merged, tmp_path / "nan", "classifier.bias", float("nan"))
-    assert "NaN" in error_of(capsys, bert.adapter, broken)
+    refused(capsys, bert.adapter, broken)
 
 
 def test_quantised_model(bert: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,4 +106,4 @@ def test_quantised_model(bert: Made, tmp_path: Path, capsys: pytest.CaptureFixtu
     file = tmp_path / "q" / "config.json"
     config = {**json.loads(file.read_text()), "quantization_config": {"quant_method": "gptq"}}
     file.write_text(json.dumps(config))
-    assert "quantised" in error_of(capsys, bert.adapter, tmp_path / "q")
+    refused(capsys, bert.adapter, tmp_path / "q")

@@ -14,6 +14,7 @@ from sora_cli.data.source import resaving
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks.sequence import SequenceRegression
 from sora_cli.use.source import Source
+from tests.helpers_errors import refusal
 from tests.helpers_first_data import EXCEL, Table, as_text, german_rows, padded, write_excel
 
 TABLE = german_rows(12)
@@ -97,9 +98,8 @@ def test_a_title_that_is_not_plain_is_an_error_or_told(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     for table in ("text,label\na,x\n", "text;label\na, b;x\nc;y\n"):
         path.write_text(f"Umfrage 2024\n{table}", encoding="utf-8")
-        with pytest.raises(SoraError, match="2 fields, but the header has 1") as raised:
+        with refusal():
             load_file(path)
-        assert "take out the lines above the header" in str(raised.value.hint)
     padded_two = "Umfrage,\ntext,label\na,x\n"
     two_texts = "Umfrage,Stand: Mai,\ntext,label,date\na,x,1\n"
     for text in (padded_two, two_texts, "Umfrage 2024\n\ntext\na\n"):
@@ -135,9 +135,8 @@ def test_only_western_texts_are_taken_for_western(
     if is_western:
         assert load_file(path).rows["text"][:] == [text]
         return
-    with pytest.raises(SoraError, match="it is not UTF-8 text") as raised:
+    with refusal():
         load_file(path)
-    assert "save it as CSV UTF-8" in str(raised.value.hint)
 
 
 def test_decimal_commas_are_numbers(tmp_path: Path) -> None:

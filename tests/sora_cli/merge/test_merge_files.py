@@ -30,6 +30,7 @@ from sora_cli.merge.plan import Item
 from sora_cli.merge.rounding import Storing
 from sora_cli.model.fingerprint import read_header
 from tests.helpers_adapters import LABELS, adapt, save_backbone
+from tests.helpers_errors import refusal
 from tests.helpers_markdown import HOSTILE, tokens
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama
 from tests.shared_files import ROOT
@@ -318,9 +319,8 @@ def test_quantised_weights_are_refused_by_their_dtype(tmp_path: Path, made: Made
 def test_pickled_weights_are_refused(tmp_path: Path, made: Made) -> None:
     base, adapter = made
     (base / "model.safetensors").rename(base / "pytorch_model.bin")
-    with pytest.raises(SoraError, match="pickles") as caught:
+    with refusal():
         merge_adapter(adapter, tmp_path / "out", force=True)
-    assert "save_pretrained" in str(caught.value.hint)
     (base / "pytorch_model.bin").unlink()
     with pytest.raises(SoraError, match=r"holds neither model\.safetensors nor"):
         merge_adapter(adapter, tmp_path / "out", force=True)

@@ -31,7 +31,7 @@ from sora_cli.run.trial import try_base
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded
 from tests.helpers_device import computing_on
-from tests.helpers_errors import error_text
+from tests.helpers_errors import refusal, refused
 from tests.helpers_models import tiny_bert, tiny_deberta, tiny_llama
 from tests.helpers_runs import pair_rows, save_base, tiny_tokenizer, train, write_recipe
 
@@ -93,8 +93,7 @@ def test_a_run_keeps_its_implementation(tmp_path: Path, capsys: pytest.CaptureFi
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert report["recipe"]["model"]["attention"] == "eager"
     assert report["base"]["attention"] == "eager"
-    said = error_text(capsys, "train", recipe, "--resume", "--force", f"{KEY}=null")
-    assert f"{KEY} was 'eager', is now" in said
+    refused(capsys, "train", recipe, "--resume", "--force", f"{KEY}=null")
     assert train(recipe, "--force", f"{KEY}=null").base.attention == "sdpa"
 
 
@@ -122,8 +121,7 @@ def test_code_that_a_models_files_ask_for_is_refused(
     config = json.loads(file.read_text(encoding="utf-8"))
     config["attn_implementation"] = "kernels-community/flash-attn2"
     file.write_text(json.dumps(config), encoding="utf-8")
-    said = error_text(capsys, "train", recipe)
-    assert "asks for kernels-community/flash-attn2: compiled code" in said
+    refused(capsys, "train", recipe)
     assert run(["train", str(recipe), "--no-verify", f"{KEY}=sdpa", "training.epochs=1"]) == 0
 
 
@@ -149,12 +147,10 @@ def test_a_model_without_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert not (tmp_path / "out").exists()
 
 
-def _refusal(check: Any, *args: Any) -> str:
-    with pytest.raises(SoraError) as error:
+def _refusal(check: Any, *args: Any) -> None:
+    with refusal() as error:
         check(*args)
     assert error.value.key == KEY
-    assert len(error.value.lines()) <= 3
-    return " ".join(error.value.lines())
 
 
 def test_a_machine_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,17 +158,17 @@ def test_a_machine_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     flash = _block("flash_attention_2")
     for name in (None, "sdpa", "eager", "flex_attention"):
         check_attention(_block(name))
-    assert "needs the package flash-attn" in _refusal(check_attention, flash)
+    _refusal(check_attention, flash)
     monkeypatch.setattr(attention, "find_spec", lambda name: name)
     computing_on("cpu", monkeypatch)
     for name in ON_GPUS:
-        assert "needs a GPU" in _refusal(check_device, _block(name), "bf16")
+        _refusal(check_device, _block(name), "bf16")
     computing_on("cuda", monkeypatch)
     check_device(_block("flex_attention"), "fp32")
     monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: False)
-    assert "cannot use" in _refusal(check_device, flash, "bf16")
+    _refusal(check_device, flash, "bf16")
     monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
-    assert "computes in 16 bits" in _refusal(check_device, flash, "fp32")
+    _refusal(check_device, flash, "fp32")
     check_device(flash, "bf16")
     check_device(_block("flash_attention_2", dtype="bfloat16"), "fp32")
 
@@ -183,17 +179,15 @@ def test_refused_before_anything_is_written(
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2))
     monkeypatch.setattr(attention, "find_spec", lambda _: None)
     computing_on("cpu", monkeypatch)
-    for name, message in (("flash_attention_2", "the package flash-attn"),
-                          ("flex_attention", "needs a GPU")):  # fmt: skip
-        assert message in error_text(capsys, "train", recipe, f"{KEY}={name}")
+    for name in ("flash_attention_2", "flex_attention"):
+        refused(capsys, "train", recipe, f"{KEY}={name}")
         assert not (tmp_path / "out").exists()
 
 
 def test_flex_attention_drops_no_weights() -> None:
     config = transformers.BertConfig()
     check_dropout(_block("sdpa"), config)
-    said = _refusal(check_dropout, _block("flex_attention"), config)
-    assert "the model's attention_probs_dropout_prob is 0.1" in said
+    _refusal(check_dropout, _block("flex_attention"), config)
     config.attention_probs_dropout_prob = 0.0
     check_dropout(_block("flex_attention"), config)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +10,10 @@ import numpy as np
 import pytest
 
 from sora_cli.app import run
-from sora_cli.core.errors import SoraError
 from sora_cli.model.gguf import parsed_once
 from sora_cli.model.references import resolve_model_path
 from sora_cli.report import read_report
+from tests.helpers_errors import refusal
 from tests.helpers_runs import pair_rows, write_rows
 from tests.sora_cli.merge.test_to_gguf import Writer, adapter_for, base_file, odd_metadata
 
@@ -77,37 +76,32 @@ def _written(file: Path, more: Callable[[Writer], None], *, weights: bool = True
 
 
 _LAYERS: Callable[[Writer], None] = lambda writer: writer.add_block_count(1)  # noqa: E731
-NO_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "empty": (Path.touch, "is not a GGUF file"),
-    "a text": (lambda file: file.write_text("GGU"), "is not a GGUF file"),
-    "the name alone": (lambda file: file.write_bytes(b"GGUF"), "is cut off"),
-    "its counts alone": (lambda f: _changed(f, lambda data: data[:24]), "is cut off"),
-    "cut in the metadata": (lambda f: _changed(f, lambda data: data[:150]), "is cut off"),
-    "cut before the last weight": (lambda f: _changed(f, lambda data: data[:-4000]), "is cut off"),
-    "counts beyond all bounds": (
-        lambda f: _changed(f, lambda data: data[:16] + b"\xff" * 8 + data[24:]), "is cut off"),
-    "lengths beyond all bounds": (
-        lambda f: _changed(f, lambda data: data[:24] + b"\xff" * 8 + data[32:]), "is cut off"),
-    "another version": (lambda f: _changed(f, lambda data: data[:4] + b"\1" + data[5:]),
-                        "is of version 1, not 2 or 3"),
-    "an adapter": (lambda f: _written(f, lambda w: w.add_type("adapter")),
-                   "holds no model: its general.type is 'adapter'"),
-    "a projector": (lambda f: _written(f, lambda w: w.add_type("mmproj")), "type is 'mmproj'"),
-    "a vocabulary": (lambda f: _written(f, _LAYERS, weights=False), "it has no weights"),
-    "a weight": (lambda f: _written(f, lambda _: None), "no number of layers (llama.block_count)"),
-    "a part": (lambda f: base_file(f, more=lambda w: w.add_uint16("split.count", 3)),
-               "is one of the 3 files of a model"),
+NO_MODELS: dict[str, Callable[[Path], object]] = {
+    "empty": Path.touch,
+    "a text": lambda file: file.write_text("GGU"),
+    "the name alone": lambda file: file.write_bytes(b"GGUF"),
+    "its counts alone": lambda f: _changed(f, lambda data: data[:24]),
+    "cut in the metadata": lambda f: _changed(f, lambda data: data[:150]),
+    "cut before the last weight": lambda f: _changed(f, lambda data: data[:-4000]),
+    "counts beyond all bounds": lambda f: _changed(f, lambda data:
+        data[:16] + b"\xff" * 8 + data[24:]),
+    "lengths beyond all bounds": lambda f: _changed(f, lambda data:
+        data[:24] + b"\xff" * 8 + data[32:]),
+    "another version": lambda f: _changed(f, lambda data: data[:4] + b"\1" + data[5:]),
+    "an adapter": lambda f: _written(f, lambda w: w.add_type("adapter")),
+    "a projector": lambda f: _written(f, lambda w: w.add_type("mmproj")),
+    "a vocabulary": lambda f: _written(f, _LAYERS, weights=False),
+    "a weight": lambda f: _written(f, lambda _: None),
+    "a part": lambda f: base_file(f, more=lambda w: w.add_uint16("split.count", 3)),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NO_MODELS)
 def test_files_without_a_model(name: str, tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
-    make, words = NO_MODELS[name]
-    make(file)
-    with pytest.raises(SoraError, match=re.escape(words)) as caught:
+    NO_MODELS[name](file)
+    with refusal():
         resolve_model_path(str(file))
-    assert len(caught.value.lines()) == 2
 
 
 def test_files_with_a_model(tmp_path: Path) -> None:

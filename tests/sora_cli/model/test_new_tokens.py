@@ -12,6 +12,7 @@ from methods import inject, registry
 from sora_cli.core.errors import SoraError
 from sora_cli.model.new_tokens import add_rows, add_to_tokenizer, train_rows, trained_rows
 from sora_cli.train.optimizers import moment_bytes
+from tests.helpers_errors import refusal
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama, tiny_t5
 from tests.helpers_runs import tiny_tokenizer
 
@@ -77,16 +78,17 @@ def biased() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    "make",
     [
-        (tiny_t5, "the embedding of a t5 model is also"),
-        (biased, "the output layer 'lm_head' has a bias"),
+        tiny_t5,
+        biased,
     ],
 )
-def test_a_model_that_cannot_have_them(make: Any, message: str) -> None:
-    with pytest.raises(SoraError, match=message) as caught:
+def test_a_model_that_cannot_have_them(
+    make: Any,
+) -> None:
+    with refusal():
         add_rows(make(), {40: [1]})
-    assert len(caught.value.lines()) <= 3
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_has_rows() -> None:

@@ -25,6 +25,7 @@ from sora_cli.recipe.recipe import DataBlock, ModelBlock, TaskBlock
 from sora_cli.tasks import create_task
 from sora_cli.tasks.causal_lm import CausalLm
 from tests.helpers_chat import write_chat_base
+from tests.helpers_errors import refusal
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama, token_ids
 from tests.helpers_runs import glue_rows, save_base, train, write_recipe
 from tests.methods.support import generator
@@ -205,15 +206,17 @@ def test_a_missing_layer_is_not_drawn_quantised(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "message"),
-    [("model.GGUF", "is a GGUF file"), ("model", "needs the package bitsandbytes")],
+    "path",
+    [
+        "model.GGUF",
+        "model",
+    ],
 )
-def test_refused_early(path: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_early(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantisation, "find_spec", lambda _: None)
     check_quantise(ModelBlock(path=path))
-    with pytest.raises(SoraError, match=message) as error:
+    with refusal() as error:
         check_quantise(ModelBlock(path=path, quantise="4bit"))
-    assert len(error.value.lines()) <= 3
     assert error.value.key == "model.quantise"
 
 

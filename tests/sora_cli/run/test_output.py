@@ -14,6 +14,7 @@ from sora_cli.core.outputs import check_apart
 from sora_cli.recipe.load import load_recipe
 from sora_cli.report import FILE_NAME, RunReport
 from sora_cli.run.output import check_output, check_own, check_run_place, clear_run
+from tests.helpers_errors import refusal
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import write_recipe
 
@@ -66,9 +67,8 @@ def test_what_is_not_of_a_run_stops_it_at_once(tmp_path: Path, extra: str) -> No
     _write(tmp_path, own)
     check_own(tmp_path)
     _write(tmp_path, {extra: "x"})
-    with pytest.raises(SoraError, match=str(tmp_path / extra.split("/")[0])) as error:
+    with refusal():
         check_own(tmp_path)
-    assert "output.dir=DIR" in str(error.value.hint)
 
 
 @pytest.mark.parametrize("name", [name for name in OWN if not name.startswith("checkpoints/")])

@@ -17,7 +17,7 @@ from sora_cli.adapter.pruning import prune_layers
 from sora_cli.app import run
 from sora_cli.report import read_report
 from tests.helpers_adapters import forget_base_weights
-from tests.helpers_errors import error_of, error_text
+from tests.helpers_errors import refused
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import resumes_as_if_whole, train, write_recipe
 
@@ -110,21 +110,19 @@ def test_a_rounded_start_is_what_prune_bits_leaves(origin: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    "words",
     [
-        (["start.bits=3"], "start.bits needs training.max_steps: 0"),
-        (["start.bits=5", "training.max_steps=0"], "start.bits"),
-        (
-            ["start.bits=3", "training.max_steps=0", "method.alpha=12"],
-            "a scaling that is a power of two",
-        ),
+        ["start.bits=3"],
+        ["start.bits=5", "training.max_steps=0"],
+        ["start.bits=3", "training.max_steps=0", "method.alpha=12"],
     ],
+    ids=" ".join,
 )
 def test_a_start_that_cannot_be_rounded_is_refused(
-    origin: Path, tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    origin: Path, tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["train", origin, _out(tmp_path), _from(origin), *words]
-    assert said in error_text(capsys, *command)
+    refused(capsys, *command)
 
 
 def test_cut_factors_are_balanced_as_they_are_trained(origin: Path, tmp_path: Path) -> None:
@@ -174,7 +172,7 @@ def test_a_run_is_not_resumed_from_another_start(
     shutil.rmtree(tmp_path / "origin" / "adapter")
     shutil.copytree(tmp_path / "other" / "adapter", tmp_path / "origin" / "adapter")
     words += ["training.max_steps=2", "training.checkpoint=1", "--resume"]
-    assert "what it starts from is not the same as when" in error_of(capsys, "train", *words)[0]
+    refused(capsys, "train", *words)
 
 
 def test_the_result_is_a_run_like_any(origin: Path, tmp_path: Path) -> None:
@@ -240,32 +238,31 @@ def test_a_rank_that_the_adapter_replaces_is_said(origin: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    "words",
     [
-        (["training.max_steps=0"], "training.max_steps 0 trains nothing"),
-        (["start.adapter=HERE", "start.rank=1", "start.energy=0.5"], "rank and energy exclude"),
-        (["start.rank=1"], "give either adapter or checkpoint"),
-        (["start.adapter=HERE", "start.step=1"], "step goes with checkpoint"),
-        (["start.adapter=NOWHERE"], "there is no directory"),
-        (["start.adapter=HERE", "start.mean_rank=0.01"], "not one component fits into start.mean"),
-        (["start.adapter=HERE", "method={name: sora}"], "cannot start from an adapter"),
-        (["start.adapter=HERE", "method={name: bitfit}"], "no adapter to load"),
-        (["start.adapter=HERE", "method.targets=[query]"], "which this run does not adapt"),
-        (["start.adapter=HERE", "data.label_names=[a, b]"], "the adapter's classes are"),
-        (["start.adapter=HERE", "output.dir=HERE"], "contains an input"),
+        ["training.max_steps=0"],
+        ["start.adapter=HERE", "start.rank=1", "start.energy=0.5"],
+        ["start.rank=1"],
+        ["start.adapter=HERE", "start.step=1"],
+        ["start.adapter=NOWHERE"],
+        ["start.adapter=HERE", "start.mean_rank=0.01"],
+        ["start.adapter=HERE", "method={name: sora}"],
+        ["start.adapter=HERE", "method={name: bitfit}"],
+        ["start.adapter=HERE", "method.targets=[query]"],
+        ["start.adapter=HERE", "data.label_names=[a, b]"],
+        ["start.adapter=HERE", "output.dir=HERE"],
     ],
-    ids=lambda value: value[-1] if isinstance(value, list) else "",
+    ids=" ".join,
 )
 def test_what_cannot_be_is_said(
     origin: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     words: list[str],
-    expected: str,
 ) -> None:
     here = str(origin.parent / "origin")
     given = [word.replace("HERE", here) for word in words]
-    assert expected in error_of(capsys, "train", origin, _out(tmp_path), *given)[0]
+    refused(capsys, "train", origin, _out(tmp_path), *given)
 
 
 def test_another_base_model_is_refused(
@@ -273,9 +270,7 @@ def test_another_base_model_is_refused(
 ) -> None:
     other = write_recipe(tmp_path, tiny_bert(num_labels=2, seed=1))
     words = [f"model.path={other.parent}/base", _out(tmp_path), _from(origin)]
-    said = error_text(capsys, "train", origin, *words)
-    assert "holds other weights than the base model of" in said
-    assert "command line" in said
+    refused(capsys, "train", origin, *words)
 
 
 def test_a_start_of_an_unknown_base_model_is_told(

@@ -22,7 +22,7 @@ from sora_cli.model.tensors import open_tensors
 from sora_cli.recipe.load import load_recipe
 from sora_cli.report import RunReport, read_report
 from sora_cli.run.prepare import load_task
-from tests.helpers_errors import error_text
+from tests.helpers_errors import refused
 from tests.helpers_models import tiny_bert, tiny_llama
 from tests.helpers_runs import (
     files_of,
@@ -255,13 +255,13 @@ def test_another_method_in_the_same_place_leaves_one_result(tmp_path: Path) -> N
 
 def test_what_is_refused(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     llama = write_recipe(tmp_path, tiny_llama(num_labels=2))
-    for words, told in {
-        (str(llama), "method.name=bitfit"): "trains bias terms, and the model has none",
-        (str(runs.recipe), "method.name=head", "training.train_head=false"): "nothing to train",
-        (str(runs.recipe), "method.name=head", "training.compact_every=2"): "dead components",
-        (str(runs.recipe), "method.name=full", "method.alpha=2"): "unknown key 'alpha'",
-    }.items():
-        assert told in error_text(capsys, "train", *words, f"output.dir={tmp_path / 'refused'}")
+    for words in (
+        (llama, "method.name=bitfit"),
+        (runs.recipe, "method.name=head", "training.train_head=false"),
+        (runs.recipe, "method.name=head", "training.compact_every=2"),
+        (runs.recipe, "method.name=full", "method.alpha=2"),
+    ):
+        refused(capsys, "train", *words, f"output.dir={tmp_path / 'refused'}")
     assert not (tmp_path / "refused" / "report.json").exists()
 
 
@@ -287,7 +287,7 @@ def test_a_result_of_another_base_is_refused(
     save_file({k: t + 1 for k, t in tensors.items()}, weights, metadata={"format": "pt"})
     capsys.readouterr()
     evaluation = ["eval", str(tmp_path / "out"), "-r", str(recipe)]
-    assert "holds other weights than the base model of" in error_text(capsys, *evaluation)
+    refused(capsys, *evaluation)
     rows, answers = (str(tmp_path / name) for name in ("train.jsonl", "answers.jsonl"))
     predicting = ["predict", str(tmp_path / "out"), rows, "-o", answers]
     assert run(predicting) == 2

@@ -16,6 +16,7 @@ from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Predictions
 from sora_cli.tasks.metrics import Scorer, load_metric
+from tests.helpers_errors import refusal
 from tests.helpers_rows import assert_rows_add_up
 from tests.helpers_runs import glue_rows
 
@@ -133,9 +134,8 @@ def test_the_first_metric_chooses_or_the_one_that_is_named() -> None:
 
 
 def test_best_metric_must_be_among_them() -> None:
-    with pytest.raises(SoraError, match="best_metric 'f1' is not among") as caught:
+    with refusal():
         main_metric(["accuracy"], "f1")
-    assert caught.value.lines()[1] == "task.metrics: accuracy"
 
 
 def test_unknown_metric_offline() -> None:

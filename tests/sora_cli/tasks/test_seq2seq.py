@@ -18,6 +18,7 @@ from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Predictions
 from sora_cli.tasks.language import token_choices
 from sora_cli.tasks.seq2seq import Seq2Seq
+from tests.helpers_errors import refusal
 from tests.helpers_families import step_gradients, text_tokenizer
 from tests.helpers_models import tiny_bart, tiny_t5
 from tests.helpers_rows import assert_rows_add_up
@@ -236,10 +237,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> N
 def test_texts_that_the_model_has_no_positions_for_are_refused(key: str, limit: int) -> None:
     task, model = _task(), _short_bart(limit - 1)
     task.check_model(model, text_tokenizer())
-    with pytest.raises(SoraError, match=f"{key} of 6 tokens .* has {limit - 1} positions") as found:
+    with refusal():
         _encoded(task, ROWS[:1] if key == "source" else ROWS[1:])
-    wanted = "data.max_length" if key == "source" else "task.max_target_length"
-    assert found.value.hint == f"{wanted}={limit - 1}"
 
 
 def test_writing_ends_where_the_positions_do() -> None:

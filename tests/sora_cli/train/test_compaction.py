@@ -11,7 +11,7 @@ import pytest
 from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
 from sora_cli.report import RunReport
-from tests.helpers_errors import error_text
+from tests.helpers_errors import refused
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, script_scores, signal_at, train, write_recipe
 
@@ -111,21 +111,24 @@ def test_files_give_the_trained_models_outputs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    "words",
     [
-        (["method={name: lora}"], "dead components, but method lora has none"),
-        (["training.compact_every=0"], "training.compact_every"),
-        (["training.compact_only_count=true", "training.compact_every=null"], "compact_every"),
+        ["method={name: lora}"],
+        ["training.compact_every=0"],
+        ["training.compact_only_count=true", "training.compact_every=null"],
     ],
+    ids=" ".join,
 )
 def test_what_can_not_be(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
 ) -> None:
     recipe = _recipe(tmp_path / "a", DYING, compact_every=2)
-    assert says in error_text(capsys, "train", recipe, *words)
+    refused(capsys, "train", recipe, *words)
 
 
 def test_not_with_a_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = _recipe(tmp_path / "a", DYING, compact_every=2)
     block = "path={vary: method.threshold, schedule: {start: 0, stop: 0.1, num: 2}}"
-    assert "does not go with a path" in error_text(capsys, "path", recipe, block, "--dry-run")
+    refused(capsys, "path", recipe, block, "--dry-run")

@@ -10,7 +10,7 @@ import pytest
 
 from sora_cli.app import run
 from sora_cli.report import read_report
-from tests.helpers_errors import error_text
+from tests.helpers_errors import refused
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, signal_at, timeless, train, write_recipe
 from tests.matrix import rest_is_long
@@ -116,33 +116,32 @@ def test_a_dry_run_shows_the_fork(
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    "words",
     [
-        (["start.step=5"], "has no checkpoint of step 5"),
-        ([], "is a run: name a step of it"),
-        (["start.step=4", "training.learning_rate=0.1"], "trained with another training.learning_"),
-        (["start.step=4", "training.seed=1"], "trained with another training.seed"),
-        (["start.step=4", "training.max_steps=12"], "trained with another training.max_steps"),
-        (["start.step=4", "method.targets=[query]"], "trained with another method.targets"),
-        (["start.step=4", "method.alpha=8"], "trained with another method.alpha"),
-        (["start.step=4", "method.r=2"], "does not fit: (4, 32) in"),
-        (["start.step=4", "method.use_rslora=true"], "is scaled by 4 in"),
-        (["start.step=4", "data.max_train_rows=20"], "trained with another data.max_train_rows"),
-        (["start.step=4", "method={name: sora, r_max: 4, dropout: 0.1}"], "not trained in"),
-        (["start.step=4", "start.rank=2"], "changes an adapter, and none is given"),
-        (["start.step=6", _cut(5)], "the cut was due after 5 steps"),
+        ["start.step=5"],
+        [],
+        ["start.step=4", "training.learning_rate=0.1"],
+        ["start.step=4", "training.seed=1"],
+        ["start.step=4", "training.max_steps=12"],
+        ["start.step=4", "method.targets=[query]"],
+        ["start.step=4", "method.alpha=8"],
+        ["start.step=4", "method.r=2"],
+        ["start.step=4", "method.use_rslora=true"],
+        ["start.step=4", "data.max_train_rows=20"],
+        ["start.step=4", "method={name: sora, r_max: 4, dropout: 0.1}"],
+        ["start.step=4", "start.rank=2"],
+        ["start.step=6", _cut(5)],
     ],
-    ids=lambda value: value[-1] if isinstance(value, list) and value else "",
+    ids=" ".join,
 )
 def test_what_cannot_be_is_said(
     trunk: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     words: list[str],
-    expected: str,
 ) -> None:
     given = [f"start.checkpoint={trunk.parent}/trunk", *words, f"output.dir={tmp_path}/out"]
-    assert expected in error_text(capsys, "train", trunk, *given)
+    refused(capsys, "train", trunk, *given)
 
 
 def test_places_that_are_no_checkpoint(
@@ -150,15 +149,11 @@ def test_places_that_are_no_checkpoint(
 ) -> None:
     last = tmp_path / "run" / "checkpoints" / "step-000010"
     train(trunk, f"output.dir={tmp_path}/run", "training.checkpoint=5")
-    for place, expected in (
-        (tmp_path / "nowhere", "there is no directory"),
-        (tmp_path, "holds none in checkpoints/"),
-        (last, "is the end of its run"),
-    ):
-        assert expected in error_text(capsys, "train", trunk, f"start.checkpoint={place}")
+    for place in (tmp_path / "nowhere", tmp_path, last):
+        refused(capsys, "train", trunk, f"start.checkpoint={place}")
     (last.with_name("step-000004") / "state.safetensors").write_bytes(b"")
     words = [f"start.checkpoint={last.with_name('step-000004')}", f"output.dir={tmp_path}/out"]
-    assert "is not as it was written" in error_text(capsys, "train", trunk, *words)
+    refused(capsys, "train", trunk, *words)
     shutil.rmtree(last.with_name("step-000004"))
 
 

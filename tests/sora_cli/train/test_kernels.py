@@ -13,9 +13,9 @@ import pytest
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.load import load_recipe
 from sora_cli.train import kernels
-from sora_cli.train.kernels import KEY, LigerKernels
+from sora_cli.train.kernels import LigerKernels
 from tests.helpers_device import computing_on
-from tests.helpers_errors import error_text
+from tests.helpers_errors import refused
 from tests.helpers_models import tiny_llama
 from tests.helpers_runs import write_recipe
 from tests.shared_files import ROOT
@@ -34,9 +34,7 @@ def test_a_package_that_is_missing(
 ) -> None:
     there = package.replace("-", "_")
     monkeypatch.setattr(kernels, "find_spec", lambda name: None if name == there else object())
-    error = error_text(capsys, "train", recipe)
-    assert f"{KEY}=liger needs the package {package}, which is not installed" in error
-    assert f"pip install 'sora-cli[liger]', or {KEY}=null" in error
+    refused(capsys, "train", recipe)
 
 
 def test_where_it_is_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

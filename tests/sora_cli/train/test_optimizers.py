@@ -14,7 +14,6 @@ from methods.compaction import remove_components
 from methods.layer import LowRankLinear
 from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
-from sora_cli.core.errors import SoraError
 from sora_cli.model import quantisation
 from sora_cli.recipe.load import load_recipe
 from sora_cli.recipe.recipe import Recipe
@@ -24,7 +23,7 @@ from sora_cli.train.checkpoint.files import newest_checkpoint, with_prefix
 from sora_cli.train.moments import plain_moments
 from sora_cli.train.optimizers import OptimizerChoice, keep_embeddings, moment_bytes
 from tests.helpers_device import computing_on
-from tests.helpers_errors import error_text
+from tests.helpers_errors import refusal, refused
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import resumes_as_if_whole, train, write_recipe
 from tests.matrix import rest_is_long
@@ -135,8 +134,7 @@ def test_a_resume_with_another_optimiser_is_refused(
 ) -> None:
     recipe = _recipe(tmp_path / "a", "adamw", method={"name": "lora", "r": 4}, max_steps=2)
     train(recipe)
-    said = error_text(capsys, "train", recipe, "--resume", "--force", f"{KEY}=adamw_unfused")
-    assert f"{KEY} was 'adamw', is now 'adamw_unfused'" in said
+    refused(capsys, "train", recipe, "--resume", "--force", f"{KEY}=adamw_unfused")
 
 
 @pytest.mark.usefixtures("bnb")
@@ -265,26 +263,21 @@ def _asking(optimizer: str, method: str = "lora") -> Recipe:
     )
 
 
-def _refusal(check: Any, optimizer: str, method: str = "lora") -> str:
-    with pytest.raises(SoraError) as error:
+def _refusal(check: Any, optimizer: str, method: str = "lora") -> None:
+    with refusal() as error:
         check(_asking(optimizer, method))
     assert error.value.key == KEY
-    assert len(error.value.lines()) <= 3
-    return " ".join(error.value.lines())
 
 
 def test_refused_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantisation, "find_spec", lambda _: None)
     CHOICE.check_recipe(_asking("adamw"))
-    said = _refusal(CHOICE.check_recipe, "adamw_8bit")
-    assert "needs the package bitsandbytes" in said
-    assert "pip install 'sora-cli[quant]'" in said
+    _refusal(CHOICE.check_recipe, "adamw_8bit")
     monkeypatch.setattr(quantisation, "find_spec", lambda name: name)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    said = _refusal(CHOICE.check_recipe, "adamw_8bit", "cut")
-    assert "does not go with method cut" in said
+    _refusal(CHOICE.check_recipe, "adamw_8bit", "cut")
     CHOICE.check_recipe(_asking("adamw", "cut"))
-    assert "under FSDP" in _refusal(CHOICE.check_recipe, "paged_adamw_8bit")
+    _refusal(CHOICE.check_recipe, "paged_adamw_8bit")
 
 
 def test_refused_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,10 +287,8 @@ def test_refused_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantisation, "find_spec", lambda name: name)
     computing_on("cpu", monkeypatch)
     monkeypatch.setattr(optimizers, "_take_step", none)
-    assert "cannot take 8-bit steps on a CPU: no kernel" in _refusal(
-        CHOICE.check_machine, "adamw_8bit"
-    )
-    assert "paged_adamw_8bit needs a GPU" in _refusal(CHOICE.check_machine, "paged_adamw_8bit")
+    _refusal(CHOICE.check_machine, "adamw_8bit")
+    _refusal(CHOICE.check_machine, "paged_adamw_8bit")
     CHOICE.check_machine(_asking("adamw"))
     computing_on("cuda", monkeypatch)
     for name in ("adamw_8bit", "paged_adamw_8bit"):
@@ -309,6 +300,6 @@ def test_refused_before_anything_is_written(
 ) -> None:
     recipe = _recipe(tmp_path, "adamw_8bit", method={"name": "lora", "r": 4})
     monkeypatch.setattr(quantisation, "find_spec", lambda _: None)
-    assert "bitsandbytes, which is not installed" in error_text(capsys, "train", recipe)
+    refused(capsys, "train", recipe)
     assert not (tmp_path / "out").exists()
     check_recipe(load_recipe(recipe).recipe, model=False)  # what only scores needs no optimiser

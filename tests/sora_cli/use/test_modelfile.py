@@ -13,6 +13,7 @@ from methods.factors import LowRankFactors
 from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference
 from sora_cli.app import run
+from tests.golden import told
 from tests.helpers_chat import chat_tokenizer, write_chat_base
 
 TEMPLATE = '''TEMPLATE """{{ range $i, $_ := .Messages }}{{ if eq .Role "system" }}\
@@ -60,23 +61,20 @@ def test_settings_and_template_are_those_of_sora_chat(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exported(tmp_path) == "\n".join([*LINES, TEMPLATE, ""])
-    said = capsys.readouterr()
-    assert f"  ollama create NAME -f {tmp_path}/out.Modelfile\n" in said.out
-    assert "after FROM, in place of BASE.gguf" in said.err
+    shown = capsys.readouterr()
+    told(shown.out)
+    told(shown.err)
     assert exported(tmp_path, "--force") == "\n".join([*LINES, TEMPLATE, ""])
     (tmp_path / "out.Modelfile").write_text("FROM mine", encoding="utf-8")
     assert exported(tmp_path, "--force", code=2) == "FROM mine"
-    assert "is not a Modelfile of sora" in capsys.readouterr().err
+    told(capsys.readouterr().err)
 
 
 def test_the_runs_system_message_and_the_models_own_settings(tmp_path: Path) -> None:
     base = write_chat_base(tmp_path / "base")
     settings = {"eos_token_id": [3, 2], "repetition_penalty": 1.25, "temperature": 0.1}
     (base / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    text = exported(tmp_path, system='Answer in "one"\nword.')
-    assert "repeat_penalty 1.25\nPARAMETER repeat_last_n -1\n" in text
-    assert 'PARAMETER stop "<|im_start|>"\nPARAMETER stop "<|im_end|>"\n' in text
-    assert 'SYSTEM """Answer in "one"\nword."""\nTEMPLATE ' in text
+    told(exported(tmp_path, system='Answer in "one"\nword.'))
 
 
 def test_somebodys_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +82,7 @@ def test_somebodys_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     settings = '{"repetition_penalty": "much"}'
     (base / "generation_config.json").write_text(settings, encoding="utf-8")
     assert exported(tmp_path) == ""
-    assert "for Ollama: the base model's repetition_penalty is no number" in capsys.readouterr().err
+    told(capsys.readouterr().err)
 
 
 def test_a_line_that_ollama_would_read_otherwise_is_left_out(
@@ -93,9 +91,7 @@ def test_a_line_that_ollama_would_read_otherwise_is_left_out(
     base = write_chat_base(tmp_path / "base")
     chat_tokenizer(template="{{ messages[-1]['content'] }}").save_pretrained(base)
     assert exported(tmp_path, system='"""') == "\n".join([*LINES, ""])
-    said = capsys.readouterr().err
-    assert "no SYSTEM in the Modelfile" in said
-    assert "no TEMPLATE in the Modelfile" in said
+    told(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("name", ["x\nFROM evil", "x\u2028y"])
@@ -106,13 +102,11 @@ def test_a_name_with_a_line_break_gets_no_modelfile(
     out = tmp_path / f"{name}.gguf"
     assert run(["export", str(tmp_path / "adapter"), "-o", str(out), "--format", "gguf"]) == 0
     assert list(tmp_path.glob("x*")) == [out]
-    assert "for Ollama: it cannot hold the name 'x\\" in capsys.readouterr().err
+    told(capsys.readouterr().err)
 
 
 def test_headings_take_the_place_of_a_chat_template(tmp_path: Path) -> None:
-    text = exported(tmp_path, prompt="plain")
-    assert "{{ else }}### Instruction:\n{{ end }}{{ range $i, $_ := .Messages }}{{ if eq" in text
-    assert text.endswith('\n\n### Response:\n"""\n')
+    told(exported(tmp_path, prompt="plain"))
 
 
 def test_without_a_tokenizer_the_adapter_alone_is_written(
@@ -123,6 +117,6 @@ def test_without_a_tokenizer_the_adapter_alone_is_written(
         file.unlink()
     assert exported(tmp_path) == ""
     assert (tmp_path / "out.gguf").exists()
-    said = capsys.readouterr()
-    assert "no out.Modelfile for Ollama: the model directory" in said.err
-    assert "ollama" not in said.out
+    shown = capsys.readouterr()
+    told(shown.out)
+    told(shown.err)

@@ -13,6 +13,7 @@ from sora_cli.recipe.load import load_recipe
 from sora_cli.search.promise import promise_of
 from sora_cli.search.sizes import SHARES
 from sora_cli.train.checkpoint.fork import check_recipe
+from tests.helpers_errors import refusal
 
 RTE = "rte"
 
@@ -148,18 +149,20 @@ def test_rows_without_labels_take_none_from_training(
 
 
 @pytest.mark.parametrize(
-    ("words", "pool", "said"),
+    ("words", "pool"),
     [
-        ([], 3, "3 rows without labels are too few: a quarter"),
-        (["auto.rows=400"], 399, "there are 399 rows without labels, and auto.rows asks for 400"),
-        (["auto.rows=2"], 399, "2 rows without labels are too few"),
+        ([], 3),
+        (["auto.rows=400"], 399),
+        (["auto.rows=2"], 399),
     ],
+    ids=str,
 )
-def test_too_few_rows_without_labels(words: list[str], pool: int, said: str) -> None:
-    with pytest.raises(SoraError, match=said) as caught:
+def test_too_few_rows_without_labels(
+    words: list[str],
+    pool: int,
+) -> None:
+    with refusal():
         by_answers(*words).row_plan(2490, pool)
-    assert caught.value.where is not None
-    assert "command line: auto." in caught.value.where
 
 
 @pytest.mark.parametrize("basis", ["labels", "answers"])

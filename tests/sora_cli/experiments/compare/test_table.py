@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from sora_cli.core.errors import SoraError
 from sora_cli.experiments.compare.cells import NONE
 from sora_cli.experiments.compare.grouping import group_runs
 from sora_cli.experiments.compare.runs import Group, Run, choose_metric
 from sora_cli.experiments.compare.table import Tables, comparison_tables
+from tests.helpers_errors import refusal
 from tests.helpers_reports import KINDS, report_of
 from tests.sora_cli.experiments.compare.arena import rows_of
 
@@ -137,12 +137,10 @@ def test_a_baseline_that_is_not_in_every_task() -> None:
 
 def test_an_unknown_baseline_or_metric() -> None:
     found = groups(*scores("lora", 0.5))
-    with pytest.raises(SoraError, match="no group is called") as caught:
+    with refusal():
         comparison_tables(found, baseline="lorra")
-    assert "did you mean 'lora'?" in str(caught.value)
-    with pytest.raises(SoraError, match="no run reports the metric") as caught:
+    with refusal():
         choose_metric(found, "f1")
-    assert "there are: accuracy, loss" in str(caught.value)
 
 
 def test_another_metric_is_in_its_own_unit_and_smaller_is_better() -> None:

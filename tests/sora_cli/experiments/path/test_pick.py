@@ -6,6 +6,7 @@ import pytest
 
 from sora_cli.commands.pick import choose
 from sora_cli.core.errors import SoraError
+from tests.helpers_errors import refusal
 from tests.sora_cli.experiments.path.support import made_report
 
 SCORES, SIZES = [0.80, 0.82, 0.795, 0.70], [100, 80, 40, 5]
@@ -54,22 +55,24 @@ def test_the_choice_is_on_its_own_split() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "says"),
+    "wish",
     [
-        ({}, "exactly one condition"),
-        ({"keep": 0.9, "max_params": 3}, "exactly one condition"),
-        ({"keep": 0.0}, "share above 0"),
-        ({"keep": 1.5}, "share above 0"),
-        ({"min_metric": 0.9}, "the best is stage 1: 0.8200"),
-        ({"max_drop": "0.01", "keep": 0.9}, "exactly one condition"),
-        ({"max_drop": "1pt"}, "score has no points"),
-        ({"max_params": 4}, "the smallest is stage 3: 5"),
+        {},
+        {"keep": 0.9, "max_params": 3},
+        {"keep": 0.0},
+        {"keep": 1.5},
+        {"min_metric": 0.9},
+        {"max_drop": "0.01", "keep": 0.9},
+        {"max_drop": "1pt"},
+        {"max_params": 4},
     ],
+    ids=str,
 )
-def test_wishes_that_can_not_come_true(wish: dict[str, float | str], says: str) -> None:
-    with pytest.raises(SoraError) as caught:
+def test_wishes_that_can_not_come_true(
+    wish: dict[str, float | str],
+) -> None:
+    with refusal():
         choose(made_report(SCORES, SIZES), **wish)  # type: ignore[arg-type]
-    assert says in "\n".join(caught.value.lines())
 
 
 def test_a_share_of_nothing_is_refused() -> None:
