@@ -70,12 +70,36 @@ def _stopped(
         assert run(["train", str(recipe), "--no-verify", *words]) == 128 + number
 
 
+class Wholes:
+    """Runs that nothing stopped, one for each method and its options; nobody writes into them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._made = folder, dict[str, Path]()
+
+    def of(self, method: str = "sora", **training: Any) -> tuple[Path, Path]:
+        """The recipe, and the finished run."""
+        key = f"{method} {training}"
+        if key not in self._made:
+            place = self._folder / str(len(self._made))
+            place.mkdir()
+            recipe = self._made[key] = _recipe(place, **training)
+            train(recipe, *_words(method, f"{place}/whole"))
+        return self._made[key], self._made[key].parent / "whole"
+
+
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory: pytest.TempPathFactory) -> Wholes:
+    return Wholes(tmp_path_factory.mktemp("wholes"))
+
+
 def _assert_equal_end(
-    monkeypatch: pytest.MonkeyPatch, recipe: Path, *steps: int, method: str = "sora"
-) -> None:
+    monkeypatch: pytest.MonkeyPatch, of: tuple[Path, Path], folder: Path, *steps: int,
+    method: str = "sora",
+) -> None:  # fmt: skip
     """Stopped in each of those steps and resumed, a run equals the one that was not stopped."""
-    folder = recipe.parent
-    expected = train(recipe, *_words(method, f"{folder}/whole"))
+    recipe, whole = of
+    expected = read_report(whole)
+    assert expected is not None
     words = _words(method, f"{folder}/cut")
     resume: list[str] = []
     for step in steps:
@@ -86,7 +110,7 @@ def _assert_equal_end(
         assert (report.status, report.steps) == ("interrupted", step)
     report = train(recipe, *words, "--resume")
     assert [r.step for r in report.resumed] == list(steps)
-    assert files_of(folder / "cut" / "adapter") == files_of(folder / "whole" / "adapter")
+    assert files_of(folder / "cut" / "adapter") == files_of(whole / "adapter")
     assert timeless(report) == timeless(expected)
 
 
@@ -94,18 +118,18 @@ def _assert_equal_end(
     "method", rest_is_long(sorted({*low_rank_names(), *METHODS}, reverse=True))
 )
 def test_every_method_in_the_middle_of_a_later_epoch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    wholes: Wholes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    _assert_equal_end(monkeypatch, _recipe(tmp_path), STEPS + 3, method=method)
+    _assert_equal_end(monkeypatch, wholes.of(method), tmp_path, STEPS + 3, method=method)
 
 
 @pytest.mark.parametrize(
     "steps", rest_is_long([[STEPS - 1, STEPS + 1], [1], [STEPS], [3 * STEPS - 1], [3 * STEPS]])
 )
 def test_first_last_and_several_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int]
+    wholes: Wholes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int]
 ) -> None:
-    _assert_equal_end(monkeypatch, _recipe(tmp_path), *steps)
+    _assert_equal_end(monkeypatch, wholes.of(), tmp_path, *steps)
 
 
 @pytest.mark.parametrize(
@@ -126,10 +150,10 @@ def test_first_last_and_several_steps(
     ids=str,
 )
 def test_cadences_and_options(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], step: int
-) -> None:
-    recipe = _recipe(tmp_path, **options, learning_rate=0.03)
-    _assert_equal_end(monkeypatch, recipe, step)
+    wholes: Wholes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any],
+    step: int,
+) -> None:  # fmt: skip
+    _assert_equal_end(monkeypatch, wholes.of(**options, learning_rate=0.03), tmp_path, step)
 
 
 def test_early_stopping_counts_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,31 +172,31 @@ def test_early_stopping_counts_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("epoch_end", [True, False])
 def test_stopped_after_training_nothing_is_trained_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch_end: bool
+    wholes: Wholes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch_end: bool
 ) -> None:
     """Killed while it scored or wrote: the last checkpoint says that training was over."""
-    recipe = _recipe(tmp_path, **({} if epoch_end else {"max_steps": 10}))
-    expected = train(recipe, f"output.dir={tmp_path}/whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    recipe, whole = wholes.of(**({} if epoch_end else {"max_steps": 10}))
+    expected = read_report(whole)
+    assert expected is not None
+    shutil.copytree(whole, tmp_path / "cut")
     report = json.loads((tmp_path / "cut" / "report.json").read_text())
     (tmp_path / "cut" / "report.json").write_text(json.dumps({**report, "status": "running"}))
     shutil.rmtree(tmp_path / "cut" / "adapter")
     with monkeypatch.context() as patched:
         patched.setattr("sora_cli.train.trainer.AdapterTrainer.training_step", None)
         resumed = train(recipe, f"output.dir={tmp_path}/cut", "--resume")
-    assert files_of(tmp_path / "cut" / "adapter") == files_of(tmp_path / "whole" / "adapter")
+    assert files_of(tmp_path / "cut" / "adapter") == files_of(whole / "adapter")
     assert timeless(resumed) == timeless(expected)
 
 
 def test_a_finished_run_has_nothing_left_to_do(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    wholes: Wholes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = _recipe(tmp_path)
-    train(recipe)
-    before = files_of(tmp_path / "out")
-    assert run(["train", str(recipe), "--resume"]) == 0
+    recipe, whole = wholes.of()
+    before = files_of(whole)
+    assert run(["train", str(recipe), *_words("sora", str(whole)), "--resume"]) == 0
     assert "already holds this run, finished" in capsys.readouterr().err
-    assert files_of(tmp_path / "out") == before
+    assert files_of(whole) == before
 
 
 def test_nothing_to_go_on_from_starts_anew(
@@ -184,9 +208,12 @@ def test_nothing_to_go_on_from_starts_anew(
     assert "starting at the first step" in capsys.readouterr().err
 
 
-def _cut(monkeypatch: pytest.MonkeyPatch, recipe: Path, **options: Any) -> Path:
-    _stopped(monkeypatch, recipe, step=options.get("step", STEPS + 2), number=signal.SIGTERM)
-    return recipe.parent / "out" / "checkpoints"
+def _cut(
+    monkeypatch: pytest.MonkeyPatch, recipe: Path, out: Path | None = None, step: int = STEPS + 2
+) -> Path:
+    out = recipe.parent / "out" if out is None else out
+    _stopped(monkeypatch, recipe, f"output.dir={out}", step=step, number=signal.SIGTERM)
+    return out / "checkpoints"
 
 
 def test_another_recipe_is_refused_and_the_difference_shown(
@@ -235,11 +262,13 @@ def test_an_unfinished_run_is_not_overwritten(
     rest_is_long(["changed", "no mark", "short", "empty"]),
 )
 def test_a_checkpoint_that_is_not_complete_is_skipped_and_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str
-) -> None:
-    recipe = _recipe(tmp_path)
-    expected = train(recipe, f"output.dir={tmp_path}/whole")
-    folder = _cut(monkeypatch, recipe)
+    wholes: Wholes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], damage: str,
+) -> None:  # fmt: skip
+    recipe, whole = wholes.of()
+    expected = read_report(whole)
+    assert expected is not None
+    folder = _cut(monkeypatch, recipe, tmp_path / "out")
     last = folder / f"step-{STEPS + 2:06d}"
     state = last / "state.safetensors"
     if damage == "no mark":
@@ -251,11 +280,11 @@ def test_a_checkpoint_that_is_not_complete_is_skipped_and_named(
     else:
         shutil.rmtree(last)
         last.mkdir()
-    report = train(recipe, "--resume")
+    report = train(recipe, f"output.dir={tmp_path}/out", "--resume")
     said = capsys.readouterr().err
     assert f"skipped: {last}" in said
     assert [r.step for r in report.resumed] == [STEPS]
-    assert files_of(tmp_path / "out" / "adapter") == files_of(tmp_path / "whole" / "adapter")
+    assert files_of(tmp_path / "out" / "adapter") == files_of(whole / "adapter")
     assert timeless(report) == timeless(expected)
 
 
