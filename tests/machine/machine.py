@@ -190,7 +190,8 @@ def hunt(seconds: float, seed: int) -> int:
                     seeded(seed)(lambda: machine()), settings=drawn(10, 20, fixed=False)
                 )
             except Exception as error:
-                notes = [note for note in error.__notes__ if note.startswith("steps:")]
+                faults = error.exceptions if isinstance(error, ExceptionGroup) else (error,)
+                notes = [note for note in faults[0].__notes__ if note.startswith("steps:")]
                 text = notes[-1].replace("steps:\n", "").replace("\n  ", "\n").strip() + "\n"
                 name = hashlib.sha256(text.encode()).hexdigest()[:8]
                 (SEQUENCES / f"found-{name}.txt").write_text(text, encoding="utf-8")

@@ -62,6 +62,8 @@ class Runs(Shop):
         words: Sequence[str],
     ) -> None:  # fmt: skip
         reason = self._no_adapter(*sources) or self._taken(out, sources, words, "run")
+        if sources and METHODS["sora"] in make:
+            reason = "gates cannot start from an adapter"
         force = [word for word in words if word == "--force"]
         said = self._trained(out, [*make, *force], step)
         if reason:
@@ -107,7 +109,9 @@ class Runs(Shop):
         self._done(said, _STOPPED)
         report = self._report(out)
         assert (report.status, report.steps) == ("interrupted", step)
-        assert not (self._at(out) / "adapter").exists()
+        assert {p.name for p in self._at(out).iterdir()} <= {
+            "checkpoints", "history.json", "report.json",
+        }  # fmt: skip
         assert [p.name for p in (self._at(out) / "checkpoints").iterdir()] == [f"step-{step:06d}"]
         told = "to resume: sora "
         line = next(line for line in said.err.splitlines() if line.startswith(told))

@@ -321,6 +321,7 @@ def test_a_dry_run_counts_the_inputs(
         (True, ["--max-differ", "1%"], "75 test rows cannot certify this, even if no answer "
          "differs; it takes 299"),
     ],
+    ids=["labels", "answers"],
 )  # fmt: skip
 def test_too_few_rows_are_planned(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], by_answers: bool,
