@@ -377,6 +377,24 @@ def test_an_adapter_without_components_is_not_rounded(
     prune(source, tmp_path / "p")
 
 
+def test_a_rounded_adapter_can_be_cut_but_not_rounded_again(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prune(directory, tmp_path / "p", bits=4)
+    error = error_text(capsys, "prune", tmp_path / "p", "-o", tmp_path / "q", "--bits", "2")
+    assert "is rounded already, to 4 bits" in error
+    assert not (tmp_path / "q").exists()
+    prune(tmp_path / "p", tmp_path / "q", rank=1)
+    assert "leaves the grid of 4 bits" in capsys.readouterr().err
+    meta = read_adapter(tmp_path / "q").meta
+    assert meta.bits is None
+    assert not meta.rounding_errors
+    prune(tmp_path / "p", tmp_path / "same")
+    same = read_adapter(tmp_path / "same").meta
+    assert same.bits == 4
+    assert same.rounding_errors
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
