@@ -15,8 +15,8 @@ from sora_cli.core.shell import as_operand, quote, resuming
 from sora_cli.recipe.families import FAMILIES
 from sora_cli.recipe.load import load_recipe
 from sora_cli.recipe.reading import EVAL, words_read
-from sora_cli.report import RunReport
-from sora_cli.run.output import REFERENCE
+from sora_cli.report import FILE_NAME, HISTORY_FILE, RunReport
+from sora_cli.run.output import RANKS_PLOT, REFERENCE, RESULTS
 from sora_cli.train.checkpoint.places import FOLDER, checkpoint_paths
 
 _PHASES = 5  # longest phases that are printed
@@ -34,11 +34,11 @@ def conclude(
     if summary:
         emit("\n".join(result_lines(report)))
     say_notes(report.events)
-    folder = baseline_folder(output) if not report.ranks else None
-    result = "adapter/" if folder is None else f"{folder.name}/"
-    picture = "  ranks.png" if folder is None else ""
-    picture += f"  {REFERENCE}" if (output / REFERENCE).is_file() else ""
-    say(f"\nfiles in {output}/: {result}  checkpoints/  history.json{picture}  report.json")
+    # a run without a step has neither checkpoints nor a history
+    names = [*RESULTS, FOLDER, HISTORY_FILE, RANKS_PLOT, REFERENCE, FILE_NAME]
+    there = [output / name for name in names if (output / name).exists()]
+    files = "  ".join(f"{place.name}/" if place.is_dir() else place.name for place in there)
+    say(f"\nfiles in {output}/: {files}")
     say("next:")
     for command in next_commands(report, output, words):
         say(f"  {command}")

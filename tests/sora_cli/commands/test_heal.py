@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from sora_cli.report import RunReport, read_report
 from tests.helpers_errors import refused
 from tests.helpers_killed import run_killed
 from tests.helpers_models import tiny_bert
-from tests.helpers_runs import files_of, signal_at, timeless, train, write_recipe
+from tests.helpers_runs import files_of, train, write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -63,27 +62,6 @@ def test_what_is_pruned_is_where_it_begins(origin: Path, tmp_path: Path) -> None
     report = _heal(origin, tmp_path / "out", "--no-verify")
     ranks = {path: m.start for path, m in report.ranks.items()}
     assert ranks == read_adapter(tmp_path / "cut").ranks()
-
-
-def test_an_interrupted_run_is_resumed(
-    origin: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    whole = _heal(origin, tmp_path / "whole", "--no-verify")
-    words = ["prune", str(origin), "-o", f"{tmp_path}/out", "--mean-rank", "1.5", "--heal", "4"]
-    monkeypatch.setattr("sys.argv", ["sora", *words])
-    with monkeypatch.context() as patched:
-        signal_at(patched, 2)
-        assert run([*words, "--no-verify"]) == 128 + signal.SIGTERM
-    assert f"sora {' '.join(words)} --resume" in capsys.readouterr().err
-    report = _heal(origin, tmp_path / "out", "--no-verify", "--resume")
-    assert [r.step for r in report.resumed] == [2]
-    assert timeless(report) == timeless(whole)
-    assert files_of(tmp_path / "out" / "adapter") == files_of(tmp_path / "whole" / "adapter")
-    assert run([*words, "--resume"]) == 0
-    assert "already holds this run, finished" in capsys.readouterr().err
 
 
 @pytest.mark.long

@@ -25,7 +25,8 @@ from sora_cli.commands.prune import prune
 from tests.golden import NUMBER, told
 from tests.helpers_errors import refused
 from tests.helpers_models import tiny_bert
-from tests.helpers_runs import pair_rows, train, write_recipe, write_rows
+from tests.helpers_runs import train, write_recipe
+from tests.sora_cli.commands.promises import Makers, finished
 
 
 def _layer(rank: int, n_in: int, n_out: int, scale: float, seed: int) -> LowRankFactors:
@@ -202,39 +203,15 @@ def test_strongest_never_keeps_zeros() -> None:
     assert strongest(values, 1, {"a": 100, "b": 1, "c": 1}) == {"a": 0, "b": 1, "c": 0}
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe of two classes with 60 rows to choose on, trained for an epoch."""
-    folder = tmp_path_factory.mktemp("trained")
-    recipe = write_recipe(folder, tiny_bert(num_labels=2), method={"threshold": 0.0})
-    write_rows(folder / "validation.jsonl", pair_rows(60, seed=1))
-    train(recipe)
-    return recipe
+@pytest.fixture
+def trained(makers: Makers) -> Path:
+    """A recipe of two classes with 30 rows to choose on, and its run."""
+    return makers.recipe(finished)
 
 
 def _prune(recipe: Path, out: Path, *words: str) -> int:
     given = ["prune", str(recipe.parent / "out"), "-o", str(out), "--recipe", str(recipe)]
     return run([*given, *words])
-
-
-def test_max_drop_writes_the_smallest_size_that_is_certified(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert _prune(trained, tmp_path / "p", "--max-drop", "30pt") == 0
-    said = capsys.readouterr()
-    (entry,) = read_adapter(tmp_path / "p").meta.lineage
-    assert (entry["max_drop"], entry["certified"], entry["confidence"]) == (0.3, True, 0.95)
-    assert entry["drop"] <= entry["bound"] <= 0.3
-    assert (entry["rows"], entry["bound_kind"]) == (60, "exact")
-    kept = entry["components"][1]
-    assert kept < entry["components"][0]
-    assert f"certified: {kept} components lose at most {entry['bound']:.4f} of accur" in said.out
-    assert "60 rows of validation can certify a drop of" in said.err
-    scores = []
-    for target in (trained.parent / "out", tmp_path / "p"):
-        assert run(["eval", str(target), "--recipe", str(trained), "--json"]) == 0
-        scores.append(json.loads(capsys.readouterr().out)["validation"]["accuracy"])
-    assert scores[0] - scores[1] == pytest.approx(entry["drop"], abs=1e-9)
 
 
 def test_bits_are_tested_as_they_are_stored(
@@ -265,19 +242,6 @@ def test_a_test_may_leave_no_component_to_pack(
     assert "certified: 0 components" in out
     assert "rounded to" not in out
     assert "to pack it" not in err
-
-
-def test_rows_that_cannot_certify_the_promise_give_no_verdict(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert _prune(trained, tmp_path / "p", "--max-drop", "0.04", "--confidence", "0.99") == 3
-    out = capsys.readouterr().out
-    (entry,) = read_adapter(tmp_path / "p").meta.lineage
-    assert (entry["certified"], entry["confidence"]) == (False, 0.99)
-    kept = entry["components"][1]
-    assert f"NOT certified: {kept} components" in out
-    assert "the 60 rows can certify a drop of 0." in out
-    assert entry["drop"] <= 0.04 < 1 - 0.01 ** (1 / 60)  # not even with no differing row
 
 
 def _foreign(folder: Path, layers: dict[str, LowRankFactors], alpha: float) -> Path:

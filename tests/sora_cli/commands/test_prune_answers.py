@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,10 @@ from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
 from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.markdown import escaped
-from sora_cli.report import read_report
 from tests.helpers_chat import instruct_rows, write_chat_base
 from tests.helpers_errors import refused
 from tests.helpers_models import tiny_bert
-from tests.helpers_runs import pair_rows, save_base, train, write_recipe, write_rows
+from tests.helpers_runs import pair_rows, save_base, write_rows
 
 ROWS = 80
 
@@ -105,66 +103,6 @@ def test_too_few_rows_are_told_before_anything_is_cut(
     assert "it takes 2,995 at least" in told.err
     entry = entry_of(tmp_path / "out")
     assert entry["bound"] is None or entry["bound"] > 0.001
-
-
-def test_a_recipe_tells_the_training_rows(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = write_recipe(
-        tmp_path, tiny_bert(num_labels=2), method={"threshold": 0.0}, training={"max_steps": 6}
-    )
-    train(recipe)
-    rows = [*pair_rows(10), *pair_rows(60, seed=4)]  # ten are training rows
-    unlabelled = write_rows(tmp_path / "inputs.jsonl", rows)
-    out = tmp_path / "out2"
-    words = ["--max-differ", "40%", "--unlabelled", unlabelled, "--recipe", str(recipe)]
-    assert run(["prune", str(tmp_path / "out"), "-o", str(out), *words]) == OK
-    told = capsys.readouterr().err
-    assert f"10 of 70 rows of {unlabelled} are training rows: they are left out" in told
-    assert "the column 'label' is ignored" in told
-    assert entry_of(out)["rows"] == 60
-    # of a run the files tell its training rows, and which columns it reads, whatever else there is
-    more = [{**row, "text": "x", "label": None, "split": "test"} for row in rows]
-    write_rows(tmp_path / "inputs.jsonl", more)
-    words = words[:-2]
-    assert run(["prune", str(tmp_path / "out"), "-o", str(tmp_path / "out3"), *words]) == OK
-    told = capsys.readouterr().err
-    assert "answers to the columns 'sentence1', 'sentence2' are compared" in told
-    assert "10 of 70 rows of" in told
-    assert "not left out" not in told
-    assert entry_of(tmp_path / "out3")["rows"] == 60
-    (tmp_path / "train.jsonl").unlink()
-    assert run(["prune", str(tmp_path / "out"), "-o", str(tmp_path / "out4"), *words]) == OK
-    assert "training rows in" in (told := capsys.readouterr().err)
-    assert "are not left out: they are not known here (--recipe R names them)" in told
-    assert entry_of(tmp_path / "out4")["rows"] == 70
-
-
-def test_sizes_that_are_healed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = write_recipe(
-        tmp_path, tiny_bert(num_labels=2), method={"threshold": 0.0}, training={"max_steps": 6}
-    )
-    train(recipe)
-    unlabelled = write_rows(tmp_path / "inputs.jsonl", pair_rows(60, seed=4))
-    out = tmp_path / "healed"
-    words = ["--max-differ", "60%", "--unlabelled", unlabelled, "--heal", "2", "--no-verify"]
-    assert run(["prune", str(tmp_path / "out"), "-o", str(out), *words]) == OK
-    record = json.loads((out / "sizes.json").read_text())
-    assert (record["certified"], record["max_differ"], record["metric"]) == (
-        True,
-        0.6,
-        "agreement",
-    )
-    whole, *sizes = record["sizes"]
-    assert whole["score"] == 1.0
-    assert all(size["score"] == pytest.approx(1 - size["drop"]) for size in sizes)
-    assert read_report(out) is not None
-    assert "of the answers differ from the uncut adapter's" in capsys.readouterr().out
-    # somebody else's adapter has no recipe to be healed with
-    shutil.copytree(tmp_path / "out" / "adapter", tmp_path / "alone")
-    refused(capsys, "prune", tmp_path / "alone", "-o", tmp_path / "no", *words)
-    words += ["--recipe", str(recipe)]
-    assert run(["prune", str(tmp_path / "alone"), "-o", str(tmp_path / "yes"), *words]) == OK
 
 
 def test_written_texts_are_compared_whole(

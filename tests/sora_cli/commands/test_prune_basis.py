@@ -1,8 +1,7 @@
-"""`--max-drop` with rows without labels for a finished adapter: which rows test, and the record."""
+"""`sora prune --max-drop` with rows without labels: how the rows that test are planned."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +9,17 @@ import pytest
 
 from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
-from sora_cli.core.exit_codes import OK
-from sora_cli.search.agreement import share_bound
 from sora_cli.search.search import Search
 from tests.helpers_errors import refused
-from tests.helpers_models import tiny_bert
-from tests.helpers_runs import pair_rows, train, write_recipe, write_rows
+from tests.sora_cli.commands.promises import LABELLED, OTHERS, Makers, finished
 
-LABELLED, OTHERS = 30, 80
+pytestmark = pytest.mark.xdist_group("promises")
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 30 validation rows; beside it 80 inputs, ten training rows and ten of these 30."""
-    folder = tmp_path_factory.mktemp("basis")
-    made = write_recipe(
-        folder, tiny_bert(num_labels=2), method={"threshold": 0.0}, training={"max_steps": 8}
-    )
-    validation = pair_rows(LABELLED, seed=1)
-    write_rows(folder / "validation.jsonl", validation)
-    inputs = [*pair_rows(10), *validation[:10], *pair_rows(OTHERS, seed=4)]
-    write_rows(folder / "inputs.jsonl", inputs)
-    train(made)
-    return made
+@pytest.fixture
+def recipe(makers: Makers) -> Path:
+    """A finished run; beside it 80 inputs, ten training rows and ten labelled ones."""
+    return makers.recipe(finished)
 
 
 def words(recipe: Path, out: Path, *more: str) -> list[str]:
@@ -42,34 +29,6 @@ def words(recipe: Path, out: Path, *more: str) -> list[str]:
 
 def entry_of(out: Path) -> dict[str, Any]:
     return dict(read_adapter(out).meta.lineage[-1])
-
-
-@pytest.mark.parametrize(
-    ("basis", "rows", "said"),
-    [
-        ("labels", LABELLED, "--unlabelled is not used: auto.basis=labels"),
-        ("answers", OTHERS, "answers to rows without labels test the drop, and labels do not"),
-    ],
-)
-def test_the_basis_by_hand(
-    recipe: Path, tmp_path: Path, capsys: Any, basis: str, rows: int, said: str
-) -> None:
-    out = tmp_path / "out"
-    assert run(words(recipe, out, f"auto.basis={basis}")) == OK
-    told = capsys.readouterr()
-    assert said in told.err
-    entry = entry_of(out)
-    assert (entry["basis"], entry["rows"], entry["metric"]) == (basis, rows, "accuracy")
-    assert entry["max_drop"] == 0.4
-    assert entry["bound"] <= 0.4
-    if basis == "answers":
-        assert "20 of 100 rows of" in told.err
-        assert "are labelled rows of the recipe: they are left out" in told.err
-        assert entry["bound"] == share_bound(round(entry["drop"] * OTHERS), OTHERS, 0.95)
-        assert f"certified: {entry['components'][1]} components lose at most" in told.out
-        assert "of accuracy, within 0.4, because at most" in told.out
-    assert run(["inspect", str(out)]) == OK
-    assert f"basis {basis}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_basis_is_planned_before_a_row_is_scored(
@@ -111,32 +70,3 @@ def test_a_basis_without_rows(recipe: Path, tmp_path: Path, capsys: Any) -> None
     command = ["prune", run_of, "-o", str(tmp_path / "no"), "--max-drop", "9pt", "-r", str(recipe)]
     for more in ([], ["--heal", "2"]):
         refused(capsys, *command, *more, "auto.basis=answers")
-
-
-def test_sizes_that_are_healed(recipe: Path, tmp_path: Path, capsys: Any) -> None:
-    out = tmp_path / "healed"
-    more = ["--heal", "2", "--no-verify", "auto.basis=answers"]
-    command = [word for word in words(recipe, out, *more) if word not in {"-r", str(recipe)}]
-    assert run(command) == OK  # with the recipe of the run
-    record = json.loads((out / "sizes.json").read_text(encoding="utf-8"))
-    assert (record["certified"], record["basis"], record["max_drop"]) == (
-        True, "answers", 0.4,
-    )  # fmt: skip
-    tested = [size["bound"] for size in record["sizes"] if size["bound"] is not None]
-    for bound in tested:
-        assert bound["rows"] == OTHERS
-        assert bound["upper"] == share_bound(bound["differing"], OTHERS, 0.95)
-    assert "(auto.basis=answers)" in capsys.readouterr().err
-
-
-def test_a_model_is_extracted(recipe: Path, tmp_path: Path, capsys: Any) -> None:
-    model = tmp_path / "model"
-    assert run(["train", str(recipe), "method.name=full", f"output.dir={model}"]) == OK
-    base, out = recipe.parent / "base", tmp_path / "small"
-    given = words(recipe, out, "auto.basis=answers")[4:]
-    command = ["extract", str(model), "--base", str(base), "-o", str(out), *given]
-    capsys.readouterr()
-    assert run(command) in (0, 3)
-    entry = entry_of(out)
-    assert (entry["basis"], entry["rows"]) == ("answers", OTHERS)
-    assert f"tried on {OTHERS} unlabelled rows" in capsys.readouterr().out

@@ -1,0 +1,27 @@
+"""Commands in any order on one directory: what each writes, refuses and leaves alone."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.machine.machine import SEQUENCES, Machine, drawn, replay, work_in
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> type[Machine]:
+    return work_in(tmp_path_factory.mktemp("machine"))
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in SEQUENCES.glob("*.txt")))
+def test_steps_that_were_kept(machine: type[Machine], name: str) -> None:
+    replay(machine, SEQUENCES / f"{name}.txt")
+
+
+def test_a_few_drawn_steps(machine: type[Machine]) -> None:
+    run_state_machine_as_test(machine, settings=drawn(3, 12))
+
+
+@pytest.mark.long
+def test_many_drawn_steps(machine: type[Machine]) -> None:
+    run_state_machine_as_test(machine, settings=drawn(30, 20))
