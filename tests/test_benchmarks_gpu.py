@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,10 @@ from torch.autograd import DeviceType
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu.launches import Launches, summed
 from benchmarks.gpu.rows import ROWS
+from benchmarks.gpu.shapes import TINY as TINY_SHAPE
+from benchmarks.gpu.shapes import write
 from methods import fused
+from sora_cli.recipe.load import load_recipe
 from tests import warm
 from tests.shared_files import ROOT
 
@@ -57,6 +61,13 @@ def test_rows_and_their_gradients() -> None:
     assert "none on a CPU" in shown
     for end in ("Not reached within the minutes", "Skipped", "Failed"):
         assert f"\n{end}:\n- nothing" in shown
+
+
+def test_each_row_is_a_recipe(tmp_path: Path) -> None:
+    recipe = write(TINY_SHAPE, tmp_path / "tiny", "cpu")
+    assert len({row.title for row in ROWS}) == len(ROWS)
+    for row in ROWS:
+        assert load_recipe(recipe, list(row.words))
 
 
 @pytest.mark.long

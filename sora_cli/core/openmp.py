@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-_CHOSEN_BY = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+CHOSEN_BY = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
 def wait_briefly() -> None:
@@ -16,5 +16,5 @@ def wait_briefly() -> None:
     # that the thread it waits for needs. Seconds of 30 steps on two cores, idle and beside one and
     # two busy loops (benchmarks/busy.py): 4.1, 14.8, 25; with 1,000 turns 3.9, 7.0, 10.3.
     # LLVM's and Intel's OpenMP (macOS, conda) do not read this; their KMP_BLOCKTIME was not tried.
-    if not any(name in os.environ for name in _CHOSEN_BY):
+    if not any(name in os.environ for name in CHOSEN_BY):
         os.environ["GOMP_SPINCOUNT"] = "1000"

@@ -24,7 +24,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "sora, budget": {"r_max": 4, "target_r": 2, "l1": 0.01},
     "cut": {"r_max": 4, "target_r": 2, "cut_at": 0.5},
 }
-BASELINES = ("full", "bitfit", "head")
 TRAINING = {"epochs": 2, "batch_size": 8, "learning_rate": 0.01, "model_dropout": 0.0,
             "logging_steps": 1}  # fmt: skip
 
@@ -68,31 +67,39 @@ def both(recipe: Path, *words: str) -> tuple[RunReport, RunReport]:
     return there, here
 
 
-@pytest.mark.parametrize("method", [*METHODS, *BASELINES])
-def test_a_run(method: str, tmp_path: Path, watch: Watch) -> None:
-    both(recipe_of(method, tmp_path))
-    assert watch.steps == 4
-    if not watch.strict:
-        return
-    assert [step for step, place in watch.excused if "non_finite" in place] == [1, 2, 3, 4]
-    cuts = {step for step, place in watch.excused if "methods/" in place}
-    assert cuts == ({2} if method == "cut" else set())
-
-
 # methods that keep records beside the factors
 @pytest.mark.parametrize("method", ["adalora", "sora, budget", "cut"])
-def test_a_run_that_is_stopped_and_resumed(
+def test_a_run_and_the_same_resumed(
     method: str, tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # one evaluation, so that the best weights are those of the last step
-    recipe = recipe_of(method, tmp_path, model_dropout=0.1, evaluate=4)
+    recipe = recipe_of(method, tmp_path, evaluate=4)
+    both(recipe)
+    assert watch.steps == 4
+    if watch.strict:
+        assert [step for step, place in watch.excused if "non_finite" in place] == [1, 2, 3, 4]
+        cuts = {step for step, place in watch.excused if "methods/" in place}
+        assert cuts == ({2} if method == "cut" else set())
+    resumes_as_if_whole(recipe, tmp_path, monkeypatch, whole=tmp_path / "there")
+    assert watch.steps == 8
+
+
+def test_a_resumed_run_draws_the_devices_numbers(
+    tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of("lora", tmp_path, model_dropout=0.1, evaluate=4)
     resumes_as_if_whole(recipe, tmp_path, monkeypatch)
     assert watch.steps == 8
+
+
+def test_a_run_without_adapters(tmp_path: Path, watch: Watch) -> None:
+    both(recipe_of("full", tmp_path))
+    assert watch.steps == 4
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_task_family(family: str, tmp_path: Path, watch: Watch) -> None:
     recipe = FAMILIES[family](tmp_path)
-    short = {"max_steps": 2, "model_dropout": 0, "evaluate": 1, "logging_steps": 1}
+    short = {"max_steps": 2, "model_dropout": 0, "evaluate": 2, "logging_steps": 1}
     both(recipe, *(f"training.{key}={value}" for key, value in short.items()))
     assert watch.steps == 2

@@ -133,9 +133,7 @@ def _options(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--wheels", type=Path, help="folder of wheels for missing packages")
     parser.add_argument("--tiny", action="store_true", help="on the rehearsal device, no GPU")
-    parser.add_argument(
-        "--minutes", type=float, help="in all; default: 9, tiny 60"
-    )
+    parser.add_argument("--minutes", type=float, help="in all; default: 9, tiny 60")
     parser.add_argument("-o", "--output", type=Path, default=Path("gpu-day.json"))
     options = parser.parse_args(words)
     if options.minutes is None:

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from sora_cli.core.openmp import CHOSEN_BY, wait_briefly
 from tests.shared_files import ROOT
 
 _PROGRAM = """
@@ -24,16 +25,22 @@ print(json.dumps([os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules]))
 
 
 @pytest.mark.parametrize("way", ["module", "script"])
+def test_each_way_to_start(way: str) -> None:
+    inherited = {name: value for name, value in os.environ.items() if name not in CHOSEN_BY}
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM.replace("__WAY__", repr(way))], capture_output=True,
+        text=True, env=inherited, cwd=ROOT, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == ["1000", False]
+
+
 @pytest.mark.parametrize(
     ("own", "found"),
     [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
 )
-def test_each_way_to_start(way: str, own: dict[str, str], found: str | None) -> None:
-    inherited = {
-        n: v for n, v in os.environ.items() if n not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM.replace("__WAY__", repr(way))], capture_output=True,
-        text=True, env=inherited | own, cwd=ROOT, check=True,
-    )  # fmt: skip
-    assert json.loads(done.stdout) == [found, False]
+def test_a_choice_of_the_users_stays(
+    own: dict[str, str], found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(own))
+    wait_briefly()
+    assert os.environ.get("GOMP_SPINCOUNT") == found

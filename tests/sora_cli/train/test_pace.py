@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch
 from sora_cli.app import run
 from sora_cli.train import fit
 from sora_cli.train.pace import Pace, slow_line
+from tests.helpers_device import computing_on
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import write_recipe
 
@@ -54,22 +57,37 @@ def test_what_to_type(words: list[str], end: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "threads", "notes"),
-    [([], 2, 1), (["--quiet"], 2, 0), (["training.checkpoint=no"], 2, 0), ([], 1, 0)],
-)
+    ("threads", "checkpoint", "device", "watched"),
+    [(2, "epoch", "cpu", True), (1, "epoch", "cpu", False), (2, "no", "cpu", False),
+     (2, "epoch", "cuda", False)],
+)  # fmt: skip
+def test_which_runs_are_watched(
+    threads: int, checkpoint: str, device: str, watched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added: list[Any] = []
+    recipe = SimpleNamespace(training=SimpleNamespace(checkpoint=checkpoint))
+    trainer: Any = SimpleNamespace(recipe=recipe, note_pass=print, add_callback=added.append)
+    computing_on(device, monkeypatch)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    pace = Pace(print)
+    pace.watch(trainer)
+    assert added == [pace] * watched
+    assert (trainer.note_pass is print) != watched
+
+
 def test_a_run_says_it_once(
-    more: list[str], threads: int, notes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The clock is read twice a step, and goes three times as fast after 25 steps."""
     ticks = iter([*range(50), *range(50, 200, 3)])
     monkeypatch.setattr(fit, "Pace", lambda tell: Pace(tell, lambda: next(ticks)))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     training = {"max_steps": 45, "batch_size": 2, "evaluate": "no"}
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2), training=training)
-    words = ["train", str(recipe), "--no-verify", *more]
+    words = ["train", str(recipe), "--no-verify"]
     monkeypatch.setattr(sys, "argv", ["sora", *words])
     assert run(words) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "note: steps take " in line]
-    assert len(said) == notes
-    assert not said or "OMP_NUM_THREADS=1 sora train " in said[0]
+    assert len(said) == 1
+    assert said[0].endswith(f"OMP_NUM_THREADS=1 sora train {recipe} --no-verify --resume")
+    assert next(ticks) > 100  # the steps were measured to the end
