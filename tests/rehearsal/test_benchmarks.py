@@ -9,7 +9,7 @@ import pytest
 from benchmarks.gpu import __main__ as program
 
 pytest.importorskip("peft")
-TITLES = ("bf16, checkpointing", "SoRA", "short rows, packed", "activations offloaded")
+TITLES = ("bf16, checkpointing", "SoRA")
 
 
 @pytest.mark.usefixtures("watch")
