@@ -190,7 +190,7 @@ CASES = [
     Case("training.micro_batch=auto"),
     Case("training.optimizer=adamw_unfused", acts=unfused),
     Case("training.precision=bf16", far=0.2, other=True),
-    Case("training.loss=chunked", "packed"),
+    Case("training.loss=logits", "packed"),  # the default: in chunks
     Case("training.compile=true", cpu=True, acts=compiles),
     Case("model.attention=eager", cpu=True),
     Case(FLASH, cpu=True, acts=stands_in),
