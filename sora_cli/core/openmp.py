@@ -12,9 +12,9 @@ def wait_briefly() -> None:
 
     A user's own choice stays. Processes that this one starts inherit it.
     """
-    # By itself libgomp, torch's OpenMP on Linux, waits awake for 300,000 turns, and takes the core
-    # that the thread it waits for needs. Seconds of 30 steps on two cores, idle and beside one and
-    # two busy loops (benchmarks/busy.py): 4.1, 14.8, 25; with 1,000 turns 3.9, 7.0, 10.3.
-    # LLVM's and Intel's OpenMP (macOS, conda) do not read this; their KMP_BLOCKTIME was not tried.
+    # libgomp, torch's OpenMP on Linux, waits awake for 300,000 turns, and so keeps a core from the
+    # thread that it waits for. Seconds of 30 steps on two cores, idle, beside one and two busy
+    # loops (benchmarks/busy.py): 4.1, 14.8, 25; with 1,000 turns 3.9, 7.0, 10.3. The OpenMP of LLVM
+    # and Intel (macOS, conda) does not read this; its KMP_BLOCKTIME was not tried.
     if not any(name in os.environ for name in CHOSEN_BY):
         os.environ["GOMP_SPINCOUNT"] = "1000"
