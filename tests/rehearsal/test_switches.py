@@ -44,7 +44,7 @@ CODED = {"r_max": 128, "threshold": 0.08, "gate_lr": 1e-4}
 def _encoder(folder: Path, method: dict[str, Any], **training: Any) -> Path:
     block = {"epochs": 2, "logging_steps": 1, "model_dropout": 0.0, **training}
     model = tiny_bert(num_labels=2)
-    return write_recipe(folder, model, rows=16, method=method, training=block)
+    return write_recipe(folder, model, rows=14, method=method, training=block)
 
 
 RECIPES: dict[str, Callable[[Path], Path]] = {
