@@ -25,6 +25,7 @@ from torch._dynamo.utils import counters
 from sora_cli.core.device import device_module, device_type, is_accelerated
 from sora_cli.model import activation_offload
 from sora_cli.report import RunReport
+from sora_cli.tasks import learned
 from sora_cli.train import compiled
 from sora_cli.train.checkpoint.files import newest_checkpoint
 from sora_cli.train.kernels import LigerKernels
@@ -55,7 +56,7 @@ RECIPES: dict[str, Callable[[Path], Path]] = {
                                              max_grad_norm=0.0),
     "packed": lambda folder: write_chat_recipe(
         folder, rows=16, method=GATES, task={"packing": True, "metrics": ["loss"]},
-        training={"epochs": 2, "batch_size": 4, "logging_steps": 1, "model_dropout": 0.0},
+        training={"epochs": 2, "batch_size": 4, "logging_steps": 1, "loss": "logits", "model_dropout": 0.0},
     ),
 }  # fmt: skip
 
@@ -149,6 +150,18 @@ def unfused(_patch: Patch) -> Acts:
     )
 
 
+def in_chunks(patch: Patch) -> Acts:
+    called: list[int] = []
+    inner = learned.losses_in_chunks
+
+    def losses_in_chunks(*args: Any) -> Tensor:
+        called.append(1)
+        return inner(*args)
+
+    patch.setattr(learned, "losses_in_chunks", losses_in_chunks)
+    return lambda *_: len(called) > 0
+
+
 def removes_as_many(_patch: Patch) -> Acts:
     def removed(run: Run) -> int:
         assert run.report.compaction is not None
@@ -190,7 +203,7 @@ CASES = [
     Case("training.micro_batch=auto"),
     Case("training.optimizer=adamw_unfused", acts=unfused),
     Case("training.precision=bf16", far=0.2, other=True),
-    Case("training.loss=logits", "packed"),  # the default: in chunks
+    Case("training.loss=chunked", "packed", acts=in_chunks),
     Case("training.compile=true", cpu=True, acts=compiles),
     Case("model.attention=eager", cpu=True),
     Case(FLASH, cpu=True, acts=stands_in),
