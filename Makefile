@@ -13,12 +13,14 @@
 # make release  the documentation, an sdist and a wheel in dist/, checked by twine, and the sdist
 #             installed as a user does
 # make gpu    what only a GPU can show, in at most nine minutes, into gpu-day.json, with PYTHON and what
-#             it has installed; WHEELS=DIR adds packages from a folder of wheels for this alone, and
-#             TINY=1 rehearses it all without a GPU
+#             it has installed; WHEELS=DIR adds packages from a folder of wheels for this alone.
+#             TINY=1 rehearses it in .venv without a GPU: each switch of training against the same run
+#             without it, and each method, family and command against the CPU
 # make matrix  train the experiments of docs/results again (about 3 hours on 2 cores)
 # make check  ruff (lint and format) and mypy
 #
-# .ci/run does make check, make site, make test-oldest TORCH=2.13.0 and make test-all in every change.
+# .ci/run does make check, make site, make gpu TINY=1, make test-oldest TORCH=2.13.0 and make test-all
+# in every change.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -95,8 +97,8 @@ site: $(VENV)/.dev
 	rm -rf site .cache
 	NO_COLOR=1 $(BIN)/zensical build --strict
 
-gpu:
-	$(PYTHON) -m tools.gpu_day $(WHEELS:%=--wheels %) $(if $(TINY),--tiny)
+gpu: $(if $(TINY),$(VENV)/.dev)
+	$(if $(TINY),$(BIN)/python,$(PYTHON)) -m tools.gpu_day $(WHEELS:%=--wheels %) $(if $(TINY),--tiny)
 
 # needs SORA_DATA, a directory with glue/; what is finished under runs/ is left alone; the last line
 # writes what docs/results/runs.jsonl holds of them

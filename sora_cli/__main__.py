@@ -14,6 +14,9 @@ except KeyboardInterrupt:
 
 def main() -> None:
     """Import the application and run its command line."""
+    from sora_cli.core.openmp import wait_briefly
+
+    wait_briefly()
     from sora_cli.app import main
 
     main()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import busy
 from tests import warm
 from tests.helpers_chat import instruct_rows
 from tests.helpers_runs import write_rows
@@ -107,3 +108,32 @@ def test_predict_memory() -> None:
     shown = printed("predict_memory")
     assert "\n| 2,000 | " in shown
     assert "\n| 8,000 | " in shown
+
+
+def test_a_busy_machine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each way beside each number of loops, in turns; the loops run only meanwhile."""
+    seen: list[tuple[str, int]] = []
+
+    def train(_run: Path, way: str, _steps: int) -> tuple[float, str]:
+        seen.append((way, len(loops)))
+        return 2.0 + len(loops), str(way == "one thread")
+
+    loops: list[object] = []
+    monkeypatch.setattr(busy.subprocess, "Popen", lambda *_: loops.append(0) or Loop())
+
+    class Loop:
+        def kill(self) -> None:
+            loops.pop()
+
+        def wait(self) -> None:
+            pass
+
+    monkeypatch.setattr(busy, "train", train)
+    monkeypatch.setattr(sys, "argv", ["busy", "--rounds", "2", "--loops", "0", "2"])
+    busy.main()
+    assert seen == [*((way, n) for n in (0, 2) for way in busy.WAYS)] * 2
+    shown = capsys.readouterr().out
+    assert "\n| one thread | 2.0 (2.0 to 2.0) | 4.0 (4.0 to 4.0) |" in shown
+    assert "1 with all threads, 1 with one, 2 together." in shown

@@ -25,7 +25,8 @@ from sora_cli.train.compiled import forget
 from sora_cli.train.loggers import logged
 from sora_cli.train.non_finite import guard_steps
 from sora_cli.train.out_of_memory import in_steps
-from sora_cli.train.progress import RunProgress
+from sora_cli.train.pace import Pace
+from sora_cli.train.progress import RunProgress, write_line
 from sora_cli.train.switches import in_training
 from sora_cli.train.trainer import AdapterTrainer
 
@@ -162,6 +163,7 @@ def _progress(trainer: AdapterTrainer, hooks: MethodCallback) -> Iterator[None]:
     progress = RunProgress(hooks, trainer.task.best, constant)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(progress)
+    Pace(write_line).watch(trainer)
     try:
         yield
     finally:

@@ -64,7 +64,7 @@ class RunProgress(ProgressCallback):  # type: ignore[misc]
         if score is not None:
             live = f", {self.hooks.live[-1]} components alive" if self.hooks.live else ""
             line = f"epoch {state.epoch:.1f}: {self.metric} {score:.4f}{live}"
-            _write(line)
+            write_line(line)
 
     def _warn_of_constant(self, args: Any, state: Any) -> None:
         """Warn once, at the first log of the second half, of a loss like a constant answer's."""
@@ -74,7 +74,7 @@ class RunProgress(ProgressCallback):  # type: ignore[misc]
         losses = [one["loss"] for one in state.log_history if "loss" in one]
         recent = float(np.mean(losses[-_RECENT:]))
         if len(losses) >= _RECENT and constant is not None and recent > _NEAR * constant:
-            _write(
+            write_line(
                 f"WARNING: after {state.global_step:,} of {state.max_steps:,} steps the loss "
                 f"({recent:.3g}) is that of a constant answer ({constant:.3g}): the model is not "
                 f"learning; another learning rate than {args.learning_rate:g} may help "
@@ -93,7 +93,8 @@ class RunProgress(ProgressCallback):  # type: ignore[misc]
             self.prediction_bar.update(1)
 
 
-def _write(line: str) -> None:
+def write_line(line: str) -> None:
+    """Print a line above the bars, unless the command is quiet."""
     if not quiet():
         tqdm.write(line, file=sys.stderr)  # a disabled bar has no file
 

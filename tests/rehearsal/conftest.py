@@ -1,7 +1,7 @@
 """The rehearsal device, or a real accelerator if there is one, for the length of a test.
 
-Torch cannot forget a device, so these tests have a process of their own: `tests/test_rehearsal.py`
-starts it. A run of pytest that does not name this folder leaves it out.
+Torch cannot forget a device, so these tests have a process of their own: `make gpu TINY=1` starts
+it. A run of pytest that does not name this folder leaves it out.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ def pytest_ignore_collect(config: pytest.Config) -> bool | None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Make the device known before the first test."""
     if not fake.REAL and _named(session.config):
+        if (why := fake.lacks()) is not None:
+            pytest.exit(why, returncode=pytest.ExitCode.INTERNAL_ERROR)
         fake.register()
 
 

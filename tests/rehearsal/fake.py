@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any
 
@@ -109,7 +110,9 @@ STATE = State()
 class Module:
     """`torch.rehearsal`: the functions that torch and this project ask of a device's module."""
 
+    _initialized = True  # torch's checkpoints keep the random numbers of such devices alone
     is_initialized = staticmethod(lambda: True)
+    device = staticmethod(lambda _: nullcontext())
     is_available = staticmethod(lambda: STATE.on)
     device_count = staticmethod(lambda: int(STATE.on))
     current_device = staticmethod(lambda: 0)

@@ -121,6 +121,31 @@ def test_the_outcomes_of_tests(tmp_path: Path) -> None:
     ) == ("it: failed in 2 s (1 passed, 1 failed)")
 
 
+def test_what_failed_has_a_line(tmp_path: Path) -> None:
+    """With its last error; where no case was reached, the end of the output tells."""
+    cases = cases_of(tmp_path, time.time() + 600)
+    done: dict[str, Any] = {"outcome": "failed", "output": ["a", "no module", "of this name"]}
+    assert day.failures({**done, "cases": cases}) == ["FAILED: test_two: assert 1 == 2"]
+    assert day.failures({**done, "cases": []}) == done["output"]
+    assert day.failures({**done, "outcome": "passed"}) == []
+    assert day.failures({"outcome": "skipped"}) == []
+
+
+def test_a_tiny_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It asks for no device, takes its time, and its code is that of its part."""
+    monkeypatch.setattr(day, "probe", lambda _: pytest.fail("asked for the device"))
+    for code, outcome in ((0, "passed"), (1, "failed")):
+        part = python("rehearsal", f"print('its line'); raise SystemExit({code})")
+        monkeypatch.setattr(day, "parts_of", lambda part=part, **_: [part])
+        assert day.main(["--tiny", "-o", str(tmp_path / "day.json")]) == code
+        said = capsys.readouterr().out
+        assert "in CPU memory; at most 60 minutes\n" in said
+        assert f"\nrehearsal: {outcome} in " in said
+        assert ("\nits line\n" in said) == bool(code)
+
+
 def test_tests_for_which_no_time_is_left(tmp_path: Path) -> None:
     for case in cases_of(tmp_path, time.time() - 1):
         assert case["outcome"] == "skipped"
@@ -165,7 +190,9 @@ def test_the_real_parts(*, tiny: bool) -> None:
     assert [part.share for part in parts] == sorted(part.share for part in parts)
     assert parts[-1].share == 1
     words = [word for part in parts for word in part.words(90.0)]
-    files = [word for word in words if word.startswith("tests/")]
-    assert all((ROOT / file).is_file() for file in files)
+    files = {ROOT / word for word in words if word.startswith("tests/")}
+    assert all(file.is_file() for file in files)
     assert ("benchmarks.gpu" in words) == (not tiny)
     assert ("1.50" in words) == (not tiny)
+    if tiny:  # nothing else runs them
+        assert files == set((ROOT / "tests" / "rehearsal").glob("test_*.py"))

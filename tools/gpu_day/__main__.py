@@ -5,12 +5,17 @@
 
 Installs nothing. Packages that the interpreter lacks come from a folder of wheels, for this program
 only. The parts are the methods' contract (which computes on the CPU by definition), the cases of
-`tests/rehearsal` on the accelerator, and `benchmarks.gpu`; their models are made from
+`tests/rehearsal` on the accelerator (each switch of training against the same run without it, each
+method, family and command against the CPU), and `benchmarks.gpu`; their models are made from
 configurations. Each part has a share of the minutes, and what does not fit is skipped and named in
-the file, which is written anew after each part. `--tiny` runs the same parts on the rehearsal
-device of `tests/rehearsal`, without a GPU.
+the file, which is written anew after each part.
 
-Exit code 1: a part failed or was ended; 2: no GPU, or packages are missing.
+`--tiny` runs the cases and the tiny benchmarks in one process on the rehearsal device of
+`tests/rehearsal`, without a GPU, and leaves nothing out for lack of time. pytest alone runs none of
+them.
+
+Exit code 1: a part failed or was ended; each case that failed has a line. 2: no GPU, or packages
+are missing.
 """
 
 from __future__ import annotations
@@ -34,6 +39,7 @@ from tools.gpu_day.cases import END, FILE
 
 ROOT = Path(__file__).parents[2]
 _LINES = 300  # of a part's output in the file
+_TOLD = 5  # of them on the screen, where no case tells more
 _ENDS = 10.0  # seconds that a part has for its end
 
 
@@ -54,16 +60,16 @@ class Part:
 
 
 def parts_of(*, tiny: bool) -> list[Part]:
-    """Return the day's parts, with the rehearsal device's benchmarks if it is tiny."""
+    """Return the day's parts; a tiny day has one, with the benchmarks on the rehearsal device."""
     contract = ["tests/methods/test_contract.py", "tests/sora_cli/verify/test_contract.py"]
-    names = ("commands", "afterwards", "memory", "fake")
+    names = ("switches", "commands", "afterwards", "memory", "fake")
     cases = [f"tests/rehearsal/test_{name}.py" for name in names]
     tests, figures = (packages.TESTS,), (packages.BENCHMARKS,)
+    if tiny:
+        cases.append("tests/rehearsal/test_benchmarks.py")
+        return [Part("rehearsal", 1.0, tests + figures, _pytest(cases))]
     steps = Part("benchmarks", 1.0, figures, lambda seconds: [
         "-m", "benchmarks.gpu", "--minutes", f"{seconds / 60:.2f}"])  # fmt: skip
-    if tiny:
-        steps = Part("benchmarks", 1.0, tests + figures,
-                     _pytest(["tests/rehearsal/test_benchmarks.py"]))  # fmt: skip
     return [
         Part("contract", 0.2, tests, _pytest(contract)),
         Part("rehearsal", 0.55, tests, _pytest(cases)),
@@ -89,7 +95,7 @@ def main(words: list[str] | None = None) -> int:
         if lacking:
             _say(f"not installed: {', '.join(lacking)}; give a folder of wheels: WHEELS=DIR")
             return 2
-        device = probe(environment)
+        device = {"type": "cpu", "torch": versions["torch"]} if options.tiny else probe(environment)
         if device["type"] == "cpu" and not options.tiny:
             _say(f"no GPU: torch {device['torch']} names no accelerator; TINY=1 would run the same "
                  "parts on a rehearsal device in CPU memory, with tiny models")  # fmt: skip
@@ -100,6 +106,8 @@ def main(words: list[str] | None = None) -> int:
             left = began + 60 * options.minutes * part.share - time.time()
             done = run_part(part, left, versions, environment, folder)
             _say(summary(done))
+            for line in failures(done):
+                _say(line)
             result["parts"].append(done)
             result["seconds"] = round(time.time() - began, 1)
             options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -125,9 +133,12 @@ def _options(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--wheels", type=Path, help="folder of wheels for missing packages")
     parser.add_argument("--tiny", action="store_true", help="on the rehearsal device, no GPU")
-    parser.add_argument("--minutes", type=float, default=9.0, help="for everything together")
+    parser.add_argument("--minutes", type=float, help="in all; default: 9, tiny 60")
     parser.add_argument("-o", "--output", type=Path, default=Path("gpu-day.json"))
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    if options.minutes is None:
+        options.minutes = 60.0 if options.tiny else 9.0  # only a GPU's minutes are dear
+    return options
 
 
 def probe(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -228,6 +239,18 @@ def summary(done: Mapping[str, Any]) -> str:
     details = done.get("why") or counts
     line = f"{done['name']}: {done['outcome']} in {done['seconds']:.0f} s"
     return f"{line} ({details})" if details else line
+
+
+def failures(done: Mapping[str, Any]) -> list[str]:
+    """Return a line for each case of a part's record that failed; its last error stands in it."""
+    lines = []
+    for case in done.get("cases", ()):
+        if case["outcome"] == "failed":
+            errors = [line[1:].strip() for line in case["why"].splitlines() if line[:2] == "E "]
+            name = case["name"].rpartition("::")[2]
+            lines.append(f"FAILED: {name}: {errors[0] if errors else 'see the file'}")
+    broken = done["outcome"] == "failed" and not lines  # no case was reached
+    return done["output"][-_TOLD:] if broken else lines
 
 
 def _say(line: str) -> None:

@@ -1,9 +1,8 @@
-"""Checkpointed runs against runs that keep their activations."""
+"""Checkpointed passes against passes that keep their activations; whole runs: `tests/rehearsal`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from sora_cli.core.errors import SoraError
 from sora_cli.model.gradient_checkpointing import checkpointed
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.train.switches import GradientCheckpointing
-from tests.helpers_methods import method_words
 from tests.helpers_models import (
     model_inputs,
     tiny_bert,
@@ -27,7 +25,6 @@ from tests.helpers_models import (
     tiny_t5,
     tiny_vit,
 )
-from tests.helpers_runs import train, write_recipe
 from tests.methods.support import generator
 
 MODELS: list[Callable[[], Any]] = [tiny_bert, tiny_distilbert, tiny_gpt2, tiny_llama, tiny_vit]
@@ -61,9 +58,14 @@ def _gradients(model: nn.Module) -> dict[str, Tensor]:
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("name", ["sora", "lora"])
-@pytest.mark.parametrize("make", MODELS)
+@pytest.mark.parametrize(
+    ("make", "name", "dropout"),
+    [
+        *((make, "sora", 0.3) for make in MODELS),
+        (tiny_bert, "lora", 0.0),
+        (tiny_llama, "lora", 0.3),
+    ],
+)
 def test_gradients_are_the_same(make: Callable[[], Any], name: str, dropout: float) -> None:
     model = _adapted(make, name, dropout)
     wanted = _gradients(model)
@@ -97,23 +99,3 @@ def test_a_model_that_can_not() -> None:
     with pytest.raises(SoraError, match="T5ForConditionalGeneration does not support") as error:
         GradientCheckpointing().check_model(recipe, model)
     assert error.value.key == "training.gradient_checkpointing"
-
-
-@pytest.mark.parametrize("method", ["sora", "adalora"])
-def test_a_run(method: str, tmp_path: Path) -> None:
-    """The losses of the run without it, micro-batches, evaluations and adapter dropout included."""
-    model = tiny_llama(num_labels=2)
-    training = {"epochs": 1, "gradient_accumulation": 2, "logging_steps": 1, "evaluate": 2}
-    recipe = write_recipe(tmp_path, model, rows=32, training=training)
-    words = [*method_words(method), "method.dropout=0.1"]
-    plain = train(recipe, *words)
-    words += ["training.gradient_checkpointing=true", f"output.dir={tmp_path / 'other'}"]
-    found = train(recipe, *words)
-
-    def losses(report: Any, key: str) -> list[float]:
-        return [entry[key] for entry in report.history if key in entry]
-
-    assert len(losses(plain, "loss")) == 4
-    assert losses(found, "loss") == pytest.approx(losses(plain, "loss"), rel=1e-5)
-    assert losses(found, "eval_loss") == pytest.approx(losses(plain, "eval_loss"), rel=1e-4)
-    assert found.metrics == plain.metrics

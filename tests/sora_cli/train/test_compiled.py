@@ -1,4 +1,7 @@
-"""`training.compile`: compiled blocks against plain ones, traced in one piece, and refused."""
+"""`training.compile`: what is traced, when it is in force, and where it is refused.
+
+A whole run with compiled blocks is compared with one without in `tests/rehearsal/test_switches.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import os
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from shutil import which
 from types import SimpleNamespace
@@ -25,12 +27,10 @@ from methods.base import Layers
 from methods.baselines import Baseline, choose
 from methods.compaction import DeadSteps, remove_components
 from methods.inject import adapted_layers, inject
-from methods.registry import builtin_names, create
-from sora_cli.adapter.directory import read_adapter
+from methods.registry import create
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.load import load_recipe
-from sora_cli.report import RunReport
 from sora_cli.run.preflight import check_recipe
 from sora_cli.train import compiled as compilation
 from sora_cli.train.compiled import Compilation, forget, repeated_blocks
@@ -44,16 +44,10 @@ KEY = "training.compile"
 
 
 @pytest.fixture(autouse=True)
-def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Trace forward and backward passes into graphs, and run these without a compiler behind.
-
-    Inductor, where a test takes it, leaves variables in the environment that processes of
-    `tests.warm` would be told apart by.
-    """
-    monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trace forward passes into graphs, and run these without a compiler behind."""
+    monkeypatch.setattr(compilation, "BACKEND", "eager")
     counters.clear()
-    with mock.patch.dict(os.environ):
-        yield
 
 
 class Block(nn.Module):
@@ -152,7 +146,8 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert float(found[""]) == pytest.approx(float(expected[""]), rel=1e-4)
 
 
-def test_what_is_compiled_and_when() -> None:
+def test_what_is_compiled_and_when(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
     model = adapted(Net, "sora", r_max=4)
     layers, names = adapted_layers(model), list(model.state_dict())
     stub = Stub(model)
@@ -183,7 +178,6 @@ def kill(layers: Layers) -> None:
             layer.d[1] = 0
 
 
-@pytest.mark.long
 def test_dropout_of_adapters_is_traced() -> None:
     stub = Stub(adapted(Net, "lora", dropout=0.5))
     with stub.compiled():
@@ -197,17 +191,13 @@ def test_dropout_of_adapters_is_traced() -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("make", "name", "precision"),
-    [
-        *((tiny_bert, name, "fp32") for name in builtin_names()),
-        (tiny_bert, "sora", "bf16"),
-        (tiny_llama, "sora", "fp32"),
-    ],
+    ("make", "name", "precision"), [(tiny_llama, "lora", "fp32"), (tiny_bert, "sora", "bf16")]
 )
-def test_each_method_gets_the_same_gradients_from_whole_graphs(
+def test_the_same_gradients_from_whole_graphs(
     make: Callable[..., Any], name: str, precision: str
 ) -> None:
-    model = adapted(partial(make, num_labels=3), name)
+    """What the whole run is not: a decoder, without gates, under autocast."""
+    model = adapted(make, name)
     expected, stub = Stub(copy.deepcopy(model), precision).step(), Stub(model, precision)
     with stub.compiled():
         assert_same(stub.training_step(), expected)
@@ -215,43 +205,31 @@ def test_each_method_gets_the_same_gradients_from_whole_graphs(
     assert not counters["graph_break"]
 
 
-def test_a_run_with_a_compaction_ends_as_without(
+@pytest.fixture
+def soon_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "repeated_blocks", lambda model: [model.bert.embeddings])
+
+
+@pytest.mark.usefixtures("soon_compiled")
+def test_a_run_forgets_its_code_at_each_removal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compilation, "BACKEND", "eager")
-
-    def last_part(model: Any) -> list[nn.Module]:  # soon compiled
-        return [model.bert.encoder.layer[1].output]
-
     forgotten: list[None] = []
-    monkeypatch.setattr(compilation, "repeated_blocks", last_part)
     monkeypatch.setattr("sora_cli.train.fit.forget", lambda: forgotten.append(forget()))
-    model = tiny_bert(num_labels=2)
     method = {"threshold": 0.08, "gate_lr": 1e-4}  # gates die and stay dead
-    training = {"max_steps": 4, "compact_every": 3, "evaluate": 2, "model_dropout": 0.0}
-    recipe = write_recipe(tmp_path, model, method=method, training=training)
-    plain = train(recipe, f"output.dir={tmp_path}/plain")
-    report = train(recipe, f"output.dir={tmp_path}/on", f"{KEY}=true")
+    training = {"max_steps": 4, "compact_every": 3, "evaluate": 2, "compile": True}
+    recipe = write_recipe(tmp_path, tiny_bert(num_labels=2), method=method, training=training)
+    report = train(recipe)
     assert graphs() > 0
     assert report.compaction is not None
     assert len(forgotten) == len(report.compaction.removals) > 0
-    assert_same_run(tmp_path / "on", report, tmp_path / "plain", plain)
-
-
-def assert_same_run(one: Path, report: RunReport, other: Path, plain: RunReport) -> None:
-    assert losses(report) == pytest.approx(losses(plain), rel=1e-4)
-    found, expected = (read_adapter(folder / "adapter").layers for folder in (one, other))
-    assert found.keys() == expected.keys()
-    for path, factors in found.items():
-        a, b = (f.B @ f.A for f in (factors, expected[path]))
-        assert cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.9999
-
-
-def losses(report: RunReport) -> list[float]:
-    return [entry[key] for entry in report.history for key in ("loss", "eval_loss") if key in entry]
+    plain = train(recipe, f"output.dir={tmp_path}/plain", f"{KEY}=false")
+    assert len(forgotten) == len(report.compaction.removals)
+    assert report.compaction == plain.compaction
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("soon_compiled")
 def test_a_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = {"max_steps": 6, "checkpoint": 2, "evaluate": 2, "compile": True}
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2), training=training)
@@ -327,7 +305,8 @@ def test_what_the_machine_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.skipif(which("g++") is None, reason="no C++ compiler")
 def test_the_real_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "BACKEND", "inductor")
-    model = adapted(tiny_bert, "sora")
+    model = adapted(Net, "sora", r_max=4)
     expected, stub = Stub(copy.deepcopy(model)).step(), Stub(model)
-    with stub.compiled():
+    # it leaves variables in the environment that processes of `tests.warm` would be told apart by
+    with mock.patch.dict(os.environ), stub.compiled():
         assert_same(stub.training_step(), expected)
