@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sora_cli.commands import options
-from sora_cli.core.atomic import tidy
+from sora_cli.core.atomic import remove_file, tidy
 from sora_cli.core.checks import check_excludes
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.lock import locked
@@ -113,7 +113,7 @@ def clear(output: Path) -> None:
         (output / STAGES).rmdir()
     clear_page(output)
     for name in (FILE_NAME, PICTURE):
-        (output / name).unlink(missing_ok=True)
+        remove_file(output / name)
 
 
 def run(

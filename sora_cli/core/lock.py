@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sora_cli.core.atomic import is_leftover, naming
+from sora_cli.core.atomic import is_leftover, naming, remove_file
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import tidied
 from sora_cli.core.outputs import check_writable
@@ -49,7 +49,7 @@ def locked(
     file = directory / FILE_NAME
 
     def leave() -> None:
-        file.unlink(missing_ok=True)  # before the release: a waiting process sees it is gone
+        remove_file(file)  # before the release: a waiting process sees it is gone
         lock.release()
         _remove_empty(made)
 
