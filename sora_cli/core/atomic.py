@@ -229,6 +229,7 @@ def _move_into_place(temporary: Path, path: Path) -> None:
     except BaseException:
         aside.rename(path)
         raise
+    _sync(path.parent)  # before the deletion: else a power cut may leave neither directory
     shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -28,7 +28,6 @@ from sora_cli.run import stored
 from sora_cli.search.certificate import Certificate, read_certificate
 from sora_cli.verify import certificate as recheck
 from tests.helpers_errors import error_of
-from tests.helpers_killed import run_killed
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, pair_rows, save_base, signal_at, train, write_rows
 from tests.sora_cli.experiments.auto.support import auto_recipe, certificate_of
@@ -75,15 +74,6 @@ def goes_on_after_a_signal(
     with monkeypatch.context() as patched:
         signal_at(patched, step)
         assert run(words) == 128 + signal.SIGTERM
-    assert run(words) == OK
-    same_result(done, out, parts)
-
-
-def goes_on_after_a_kill(
-    kind: str, number: int, words: list[str], done: Path, out: Path, parts: Sequence[str] = SIZES
-) -> None:
-    """The same of a search that is killed inside a write (`tests.killed`)."""
-    run_killed(kind, number, *words)
     assert run(words) == OK
     same_result(done, out, parts)
 
@@ -488,30 +478,6 @@ def test_a_signal_in_training_and_in_healing(
 ) -> None:
     words = ["auto", str(recipe), "--no-verify", f"output.dir={tmp_path}/out"]
     goes_on_after_a_signal(monkeypatch, step, words, done, tmp_path / "out")
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ("kind", "number"),
-    [
-        ("sizes/full/checkpoints", 2),
-        ("sizes/full/.adapter", 1),
-        ("sizes/full/.state", 1),
-        ("auto.json", 2),  # after the full run
-        ("auto.json", 3),  # after the screening
-        ("sizes/1/checkpoints", 1),
-        ("sizes/1/adapter:rename", 1),
-        ("sizes/2/.report", 2),
-        ("out/.adapter", 1),
-        ("certificate.json", 1),
-        ("curve.png", 1),
-    ],
-)
-def test_killed_at_any_moment(
-    recipe: Path, done: Path, tmp_path: Path, kind: str, number: int
-) -> None:
-    words = ["auto", str(recipe), "--no-verify", f"output.dir={tmp_path}/out"]
-    goes_on_after_a_kill(kind, number, words, done, tmp_path / "out")
 
 
 @pytest.mark.long

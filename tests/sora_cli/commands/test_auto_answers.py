@@ -21,7 +21,6 @@ from tests.helpers_images import corner_rows, write_pair_recipe
 from tests.helpers_runs import pair_rows, write_rows
 from tests.sora_cli.commands.test_auto import (
     NOT_VERIFIED,
-    goes_on_after_a_kill,
     goes_on_after_a_signal,
     leaves,
     other,
@@ -235,15 +234,6 @@ def test_a_signal_in_training_and_in_healing(
 ) -> None:
     command = words(recipe, tmp_path / "out")
     goes_on_after_a_signal(monkeypatch, step, command, done, tmp_path / "out")
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(("kind", "number"), [("auto.json", 3), ("sizes/2/.report", 2)])
-def test_killed_at_any_moment(
-    recipe: Path, done: Path, tmp_path: Path, kind: str, number: int
-) -> None:
-    command = words(recipe, tmp_path / "out")
-    goes_on_after_a_kill(kind, number, command, done, tmp_path / "out")
 
 
 @pytest.mark.long

@@ -25,7 +25,6 @@ from tests.helpers_errors import error_of
 from tests.helpers_runs import signal_at
 from tests.sora_cli.commands.test_auto import (
     NOT_VERIFIED,
-    goes_on_after_a_kill,
     goes_on_after_a_signal,
     leaves,
     other,
@@ -233,12 +232,3 @@ def test_a_signal_in_training_and_in_healing(
     command = words(recipe, tmp_path / "out", f"auto.basis={done.name}")
     step = step if step > 0 else certificate_of(done).full.steps - 1
     goes_on_after_a_signal(monkeypatch, step, command, done, tmp_path / "out")
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(("kind", "number"), [("auto.json", 3), ("sizes/2/.report", 2)])
-def test_killed_at_any_moment(
-    recipe: Path, done: Path, tmp_path: Path, kind: str, number: int
-) -> None:
-    command = words(recipe, tmp_path / "out", f"auto.basis={done.name}")
-    goes_on_after_a_kill(kind, number, command, done, tmp_path / "out")

@@ -13,7 +13,6 @@ from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
 from sora_cli.report import read_report
 from tests.helpers_errors import error_text
-from tests.helpers_killed import run_killed
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, pair_rows, signal_at, train, write_recipe, write_rows
 
@@ -83,22 +82,6 @@ def test_it_is_resumed_where_it_was_interrupted(
         assert run(again) == 128 + signal.SIGTERM
     assert f"sora {' '.join(again)} --resume" in capsys.readouterr().err
     assert "holds sizes already" in error_text(capsys, *again)
-    assert run([*again, "--resume"]) == 0
-    assert files_of(tmp_path / "again" / "adapter") == files_of(done / "adapter")
-    assert _record(tmp_path / "again") == _record(done)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ("kind", "number"),
-    [("/adapter:rename", 1), ("/adapter:rename", 4), ("sizes.json", 1), ("sizes.json:rename", 1)],
-)
-def test_it_goes_on_where_it_was_killed(
-    origin: Path, done: Path, tmp_path: Path, kind: str, number: int
-) -> None:
-    """In the first size, in the copy of the chosen one, and in the record of all."""
-    again = _words(origin, tmp_path / "again", "40pt")
-    run_killed(kind, number, *again)
     assert run([*again, "--resume"]) == 0
     assert files_of(tmp_path / "again" / "adapter") == files_of(done / "adapter")
     assert _record(tmp_path / "again") == _record(done)
