@@ -216,10 +216,13 @@ def key(tree: Tree) -> frozenset[tuple[str, object]]:
 
     That holds as long as nobody reads them, which `replayed` sees to.
     """
-    kinds = {_plain(_leftover(p) or "") for p in tree if is_temporary(p)}
-    locks = {p for p in tree if PurePosixPath(p).name == LOCK}
-    rest = {(p, c) for p, c in _lasting(tree).items() if p not in locks}
-    return frozenset({*rest, *((p, "leftover") for p in kinds), *((p, "lock") for p in locks)})
+    locks = {(p, "lock") for p in tree if PurePosixPath(p).name == LOCK}
+    return frozenset({*lasting(tree).items(), *locks, *_leftovers(tree)})
+
+
+def news(tree: Tree) -> frozenset[tuple[str, object]]:
+    """Return why to go on from a state: its leftovers, whatever else is there; or all else."""
+    return _leftovers(tree) or key(tree)
 
 
 def shape(tree: Tree) -> frozenset[tuple[str, str]]:
@@ -229,8 +232,7 @@ def shape(tree: Tree) -> frozenset[tuple[str, str]]:
 
 def outline(tree: Tree) -> frozenset[tuple[str, str]]:
     """Return the same, with one entry for each leftover, whatever is in it."""
-    left = {(_plain(_leftover(p) or ""), "leftover") for p in tree if is_temporary(p)}
-    return shape(_lasting(tree)) | left
+    return shape(_lasting(tree)) | _leftovers(tree)
 
 
 def _state(path: str, content: bytes | None) -> str:
@@ -261,6 +263,10 @@ def _leftover(path: str) -> str | None:
     return None
 
 
+def _leftovers(tree: Tree) -> frozenset[tuple[str, str]]:
+    return frozenset((_plain(place), "leftover") for p in tree if (place := _leftover(p)))
+
+
 def _plain(path: str) -> str:
     """Return a path without the random parts of its names."""
     return re.sub(r"\.[0-9a-f]{8}(?=\.partial|\.replaced)|(?<=\.sora-rows-)\w{8}", "", path)
@@ -272,6 +278,11 @@ def _kind(path: str) -> str:
 
 def _lasting(tree: Tree) -> dict[str, bytes | None]:
     return {p: c for p, c in tree.items() if not is_temporary(p)}
+
+
+def _kept(tree: Tree) -> set[str]:
+    """Return all names but those of leftovers beside an output, in the user's own directory."""
+    return {p for p in tree if not is_temporary(p) or "/" in (_leftover(p) or "")}
 
 
 def _own(tree: Tree, path: str) -> object:
@@ -452,15 +463,13 @@ def replayed(
     result: Callable[[], object],
     *,
     asks: Sequence[Ask] = (),
-    tidied: bool = True,
-    only: Callable[[Tree], object] = key,
+    only: Callable[[Tree], object] = news,
 ) -> Figures:
     """Open every state of a log, and go on from each that is new.
 
     Args:
         again: what a user would type next; if a command ends with a user error, the next one.
         result: what must be the same in the end.
-        tidied: no leftover may stay in the end.
         only: states for which this is the same are gone on from once.
     """
     end = log.states[-1]
@@ -481,11 +490,12 @@ def replayed(
             continue
         trained.add(only(tree))
         figures.trained += 1
-        _go_on(log.root, tree, again, figures)
-        after = read(log.root)
-        assert result() == expected, shape(tree)
-        kept = _lasting if not tidied else dict
-        assert kept(after).keys() == kept(end).keys(), shape(tree)
+        last = _go_on(log.root, tree, again, figures)
+        told = f"{last.error} after {sorted(outline(tree))}"
+        assert result() == expected, told
+        if last.code == 0:
+            left = _kept(read(log.root)) ^ _kept(end)
+            assert not left, f"{sorted(left)}: {told}"
     return figures
 
 
@@ -503,21 +513,23 @@ def _ask(root: Path, tree: Tree, asks: Sequence[Ask], figures: Figures, asked: s
         for ask in due:
             got = answer(ask.words)
             figures.answers[f"{ask.words[0]}: {got.code}"] += 1
-            assert ask.may(tree, got), (ask.words, got, shape(tree))
+            assert ask.may(tree, got), (ask.words, got, outline(tree))
     assert read(root) == tree, f"{[ask.words for ask in due]} changed what they read"
 
 
-def _go_on(root: Path, tree: Tree, again: Sequence[Sequence[str]], figures: Figures) -> None:
+def _go_on(root: Path, tree: Tree, again: Sequence[Sequence[str]], figures: Figures) -> Answer:
+    """Go on from a state; return the last answer."""
     build(root, tree)
     for words in again:
         with _unread(root, tree), pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "fsync", lambda _: None)
             got = answer(words)
         figures.answers[f"{words[0]} again: {got.code}"] += 1
-        assert got.code in {0, 2}, (words, got, shape(tree))
+        assert got.code in {0, 2}, (words, got, outline(tree))
         if got.code == 0:
-            return
+            break
         assert lasting(read(root)) == lasting(tree), f"{words} was refused and changed something"
+    return got
 
 
 @contextmanager

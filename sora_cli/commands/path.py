@@ -151,6 +151,8 @@ def run(
     for line in start_lines(ready):
         say(line)
     say(describe_layers(loaded.recipe, stages.ready, setup.parameters))
+    for index in range(len(report.stages) - 1):  # a kill may have come before this
+        stages.forget(index)
     with log.running(), resumable(lambda: _done(report), force=force):
         for plan in plans[len(report.stages) :]:
             place = f"{plan.index + 1} of {len(plans)}"
