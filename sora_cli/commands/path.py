@@ -112,7 +112,7 @@ def clear(output: Path) -> None:
     with suppress(OSError):
         (output / STAGES).rmdir()
     clear_page(output)
-    for name in (FILE_NAME, PICTURE):
+    for name in (PICTURE, FILE_NAME):  # the record last: it marks the other files as ours
         remove_file(output / name)
 
 

@@ -228,7 +228,7 @@ def _unlabelled(folder: Path, *options: str) -> Case:
     options = (*options, "--unlabelled", str(folder / "inputs.jsonl"), "training.max_steps=6",
                "training.checkpoint=3")  # fmt: skip
     case = _search(folder, recipe, *options)
-    case.only = _parts_done
+    case.only, case.asks = _parts_done, case.asks[2:]  # the rest is asked of `auto`
     return case
 
 
