@@ -114,13 +114,16 @@ def _checkpoints(tree: Tree) -> object:
     return frozenset((p, c) for p, c in lasting(tree).items() if "/checkpoints/step-" in p)
 
 
-def _unfinished(tree: Tree, part: str, is_finished: Callable[[str], object]) -> object:
+def _unfinished(
+    tree: Tree, part: str, is_finished: Callable[[str], object], *, within: bool = False
+) -> object:
     """Return what tells states apart in which one of several parts is not finished.
 
     Another part in the same state is of the same kind. If all are finished, each state counts.
 
     Args:
         part: a pattern of the parts' paths.
+        within: look into the directories of a part, where it is not what `train` has there.
     """
     inside = {p: match[0] for p in tree if (match := re.match(part, p))}
     left = {path for path in inside.values() if not is_finished(path)}
@@ -128,6 +131,8 @@ def _unfinished(tree: Tree, part: str, is_finished: Callable[[str], object]) -> 
         return news(tree)
     others = {p: c for p, c in tree.items() if p not in inside}
     own = {p.removeprefix(inside[p]): tree[p] for p in inside if inside[p] in left}
+    if not within:
+        own = {p: c for p, c in own.items() if p.count("/") < 2}
     return outline(others), outline(own)
 
 
@@ -179,7 +184,7 @@ def _path(folder: Path) -> Case:
     def only(tree: Tree) -> object:
         record = json.loads(tree.get("out/path.json") or b"{}")
         finished = {f"out/{stage['directory']}" for stage in record.get("stages", [])}
-        return _unfinished(tree, r"out/stages/\d+", finished.__contains__)
+        return _unfinished(tree, r"out/stages/\d+", finished.__contains__, within=True)
 
     asks = [_list(root), Ask(["pick", str(root / "out"), "--keep", "0.5"])]
     return Case(root, words, [words], result, asks, only)
@@ -196,7 +201,13 @@ def _search(folder: Path, recipe: Path, *options: str) -> Case:
         adapters = [files_of(out / part / "adapter") for part in (".", "sizes/full", "sizes/1")]
         return adapters, (out / "certificate.json").read_bytes(), report.metrics, report.ranks
 
-    case = Case(root, words, [words], result)
+    def only(tree: Tree) -> object:
+        parts = {match[0] for p in tree if (match := re.match(r"out/sizes/\w+", p))}
+        record = tree.get("out/auto.json") or b""
+        recorded = {part for part in parts if f'"{part.removeprefix("out/")}"'.encode() in record}
+        return frozenset(parts), _unfinished(tree, r"out/sizes/\w+", recorded.__contains__)
+
+    case = Case(root, words, [words], result, only=only)
 
     def may(tree: Tree, answer: Answer) -> bool:
         return answer.code == (0 if "out/certificate.json" in tree else 2)
