@@ -6,6 +6,7 @@ A test is a rule, not a file: it parses nothing anew, and its failure names all 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from inspect import unwrap
@@ -260,3 +261,102 @@ def test_private_names_of_libraries_stand_in_one_file_each() -> None:
         for name in _foreign(node, own)
     ]
     assert not found
+
+
+TOUCHING = {
+    "copyfile", "copytree", "rmtree", "save_file", "save_pretrained", "touch", "unlink",
+    "write_bytes", "write_text",
+}  # fmt: skip
+"""Functions that write, replace or remove a file, by whatever module they are named."""
+OF_OS = {"os.remove", "os.rename", "os.replace", "os.truncate", "shutil.move"}
+MODE = re.compile(r"(?=.*[wax+])[rwaxbt+]+")
+ATOMIC = "sora_cli/core/atomic.py"
+UNTOUCHED = {
+    "in a directory or under a name that core/atomic handed out": {
+        "sora_cli/adapter/companions.py": {"copyfile", "copytree", "save_pretrained"},
+        "sora_cli/adapter/directory.py": {"write_bytes"},
+        "sora_cli/adapter/gguf_lora.py": {"open"},
+        "sora_cli/adapter/metadata.py": {"write_text"},
+        "sora_cli/adapter/packed.py": {"write_bytes"},
+        "sora_cli/commands/pick.py": {"copytree"},
+        "sora_cli/data/builtin/tiny_clip.py": {"save_pretrained"},
+        "sora_cli/data/builtin/tiny_llama.py": {"save_pretrained"},
+        "sora_cli/data/builtin/tiny_t5.py": {"save_pretrained"},
+        "sora_cli/data/builtin/tiny_vit.py": {"save_pretrained"},
+        "sora_cli/data/tokens.py": {"open"},
+        "sora_cli/merge/merge.py": {"copyfile", "write_text"},
+        "sora_cli/merge/to_gguf.py": {"open"},
+        "sora_cli/merge/write.py": {"open"},
+        "sora_cli/model/tensors.py": {"open"},
+        "sora_cli/run/stored.py": {"save_file", "save_pretrained"},
+        "sora_cli/search/heal.py": {"copytree"},
+        "sora_cli/train/checkpoint/files.py": {"save_file"},
+        "sora_cli/use/formats.py": {"open"},
+    },
+    "in a temporary directory of the system": {
+        "sora_cli/commands/predict.py": {"open"},
+        "sora_cli/merge/gguf.py": {"rmtree", "save_pretrained"},
+        "sora_cli/verify/contract_trial.py": {"save_pretrained"},
+        "sora_cli/verify/reload.py": {"save_file", "write_text"},
+    },
+    "the lock's file, whose content only names its process": {
+        "sora_cli/core/lock.py": {"write_text"},
+    },
+    "a log, to which lines are added": {"sora_cli/experiments/sweep/engine.py": {"open"}},
+    "an empty file that says stop": {"sora_cli/experiments/sweep/ray_engine.py": {"touch"}},
+    "in a checkpoint of the stock Trainer, which writes it so": {
+        "sora_cli/train/callback.py": {"save_file"},
+    },
+    "renames tensors, not files": {
+        "sora_cli/adapter/todays_names.py": {"rename"},
+        "sora_cli/merge/names.py": {"rename"},
+    },
+}
+"""What may stand outside of core/atomic: the reason, the file, the functions."""
+
+
+def _touched(node: ast.AST) -> str | None:
+    """Return the name of the function if a piece of code writes, replaces or removes a file."""
+    name = getattr(node, "attr", None) or getattr(node, "id", None)
+    if name in TOUCHING or (isinstance(node, ast.Attribute) and ast.unparse(node) in OF_OS):
+        return name
+    if not isinstance(node, ast.Call):
+        return None
+    called = getattr(node.func, "attr", None) or getattr(node.func, "id", None)
+    given = [*node.args, *(k.value for k in node.keywords)]
+    if called in {"open", "fdopen"} and any(
+        isinstance(g, ast.Constant) and isinstance(g.value, str) and MODE.fullmatch(g.value)
+        for g in given
+    ):
+        return called
+    # a text's replace() takes two arguments, that of dataclasses takes keywords
+    one = isinstance(node.func, ast.Attribute) and len(node.args) == 1 and not node.keywords
+    return called if one and called in {"rename", "replace"} else None
+
+
+def test_files_are_written_and_removed_by_core_atomic() -> None:
+    """An exception that nothing needs any more is to go, too."""
+    found: dict[str, set[str]] = {}
+    for file in ALL:
+        names = {name for node in _nodes(file) if (name := _touched(node))}
+        if names:
+            found[str(file.relative_to(ROOT))] = names
+    assert found.pop(ATOMIC) == {"open", "rename", "replace", "rmtree", "unlink"}
+    assert found == {file: names for files in UNTOUCHED.values() for file, names in files.items()}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "file.unlink()", "shutil.rmtree(folder)", "finalize(self, shutil.rmtree, folder)",
+        "a.replace(b)", "a.rename(b)", "os.replace(a, b)", "os.remove(a)", "a.open('w')",
+        "open(a, mode='ab')", "a.open('r+b')", "a.write_text('x')", "save_file(tensors, a)",
+    ],
+)  # fmt: skip
+def test_what_would_be_refused(line: str) -> None:
+    assert [name for node in ast.walk(ast.parse(line)) if (name := _touched(node))]
+
+
+@pytest.mark.parametrize("line", ["a.replace('x', 'y')", "replace(a, b=1)", "a.open('rb')"])
+def test_what_is_let_be(line: str) -> None:
+    assert not [name for node in ast.walk(ast.parse(line)) if (name := _touched(node))]

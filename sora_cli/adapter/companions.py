@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli.adapter.metadata import BaseReference
+from sora_cli.core.atomic import remove_directory, remove_file
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import quiet_loading
 from sora_cli.data.processor import load_processor
@@ -149,6 +150,6 @@ def _forget_lengths(processor: Any) -> None:
 
 def _remove(place: Path) -> None:
     if place.is_dir():
-        shutil.rmtree(place)
+        remove_directory(place)
     else:
-        place.unlink(missing_ok=True)
+        remove_file(place)

@@ -23,6 +23,7 @@ from methods.keep import Keep
 from sora_cli.adapter.modules import Module, kept_ranks
 from sora_cli.adapter.pruning import Layers, Loss, check_left
 from sora_cli.adapter.reading import OnDemand
+from sora_cli.core.atomic import remove_file
 from sora_cli.core.errors import SoraError, reason
 from sora_cli.model.tensors import NewTensor, open_tensors, write_tensors
 
@@ -153,7 +154,7 @@ class _Store:
         root = s.sqrt()  # shared, so that the numbers of A and B are of like size
         factors = {"A": root[:, None] * vt, "B": u * root}
         file = self._files[path]
-        file.unlink(missing_ok=True)
+        remove_file(file)
         stored = {
             name: NewTensor(torch.float32, tuple(t.shape), lambda t=t: t)  # type: ignore[misc]
             for name, t in factors.items()

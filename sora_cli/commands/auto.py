@@ -12,7 +12,7 @@ import typer
 
 from sora_cli.adapter.places import ADAPTER
 from sora_cli.commands import completion, options
-from sora_cli.core.atomic import tidy, write_text_atomic
+from sora_cli.core.atomic import remove_file, tidy, write_text_atomic
 from sora_cli.core.checks import check_exclusive, check_requires
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
@@ -242,9 +242,9 @@ def clear(output: Path) -> None:
         with suppress(OSError):
             folder.rmdir()
     for name in (PICTURE, FILE_NAME):
-        (output / name).unlink(missing_ok=True)
+        remove_file(output / name)
     clear_run(output)
-    (output / RECORD).unlink(missing_ok=True)  # last: it marks the other files as ours
+    remove_file(output / RECORD)  # last: it marks the other files as ours
 
 
 def run(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sora_cli.commands import options
-from sora_cli.core.atomic import tidy
+from sora_cli.core.atomic import remove_file, tidy
 from sora_cli.core.checks import check_excludes
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.lock import locked
@@ -112,8 +112,8 @@ def clear(output: Path) -> None:
     with suppress(OSError):
         (output / STAGES).rmdir()
     clear_page(output)
-    for name in (FILE_NAME, PICTURE):
-        (output / name).unlink(missing_ok=True)
+    for name in (PICTURE, FILE_NAME):  # the record last: it marks the other files as ours
+        remove_file(output / name)
 
 
 def run(
@@ -151,6 +151,8 @@ def run(
     for line in start_lines(ready):
         say(line)
     say(describe_layers(loaded.recipe, stages.ready, setup.parameters))
+    for index in range(len(report.stages) - 1):  # a kill may have come before this
+        stages.forget(index)
     with log.running(), resumable(lambda: _done(report), force=force):
         for plan in plans[len(report.stages) :]:
             place = f"{plan.index + 1} of {len(plans)}"

@@ -20,7 +20,7 @@ from sora_cli.commands import completion, options
 from sora_cli.commands._promise import choosing_rows, load_promise, promise_options
 from sora_cli.commands._training import train_loaded
 from sora_cli.core.allocator import keep_freed_memory
-from sora_cli.core.atomic import write_text_atomic
+from sora_cli.core.atomic import tidy, write_text_atomic
 from sora_cli.core.checks import check_bits, check_keep, check_requires, option
 from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
@@ -258,6 +258,8 @@ def _heal_sizes(
     promise = asked.on(loaded)
     with locked(output):
         _check_sizes(output, loaded.recipe, force=force, resume=resume)
+        if is_main():
+            tidy(output)
         try:
             rows, promise = choosing_rows(asked, loaded, promise, read)
             search = smallest_healed(directory, runs, train, rows, promise, say)

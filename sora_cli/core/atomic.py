@@ -3,6 +3,9 @@
 Each is written under a temporary name beside its place, flushed to the disk, and renamed. A killed
 process leaves names that end in `.partial`, or in `.replaced` where a file system cannot exchange
 two directories. `tidy` deletes the first kind, and moves the second back if its original is gone.
+
+All other modules write, replace and delete through this one. `tests/replay.py` records what it does
+and opens every state in which a kill may leave a directory.
 """
 
 from __future__ import annotations
@@ -53,7 +56,7 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
             temporary.replace(real)
             _sync(real.parent)  # the rename itself: else a power cut may undo it
         finally:
-            temporary.unlink(missing_ok=True)
+            remove_file(temporary)
 
 
 def check_read_back(same: bool, what: str | Path = "the written file") -> None:
@@ -72,7 +75,7 @@ def new_file(path: Path) -> Iterator[Path]:
         real = path.resolve()  # before a directory is made, which would change where `..` leads
         real.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(real)
-        with tidied(partial(temporary.unlink, missing_ok=True)):
+        with tidied(partial(remove_file, temporary)):
             yield temporary
             _sync(temporary)
             temporary.replace(real)
@@ -175,6 +178,11 @@ def _set_permissions(directory: Path) -> None:
         file.chmod(0o666 & ~mask)
 
 
+def remove_file(path: Path) -> None:
+    """Delete a file, if there is one."""
+    path.unlink(missing_ok=True)
+
+
 def remove_directory(path: Path) -> None:
     """Rename a directory, then delete it: a kill in between leaves no half-deleted `path`."""
     aside = _beside(path)
@@ -200,7 +208,7 @@ def tidy(directory: Path) -> None:
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
-            left.unlink(missing_ok=True)
+            remove_file(left)
 
 
 def _move_into_place(temporary: Path, path: Path) -> None:
@@ -221,6 +229,7 @@ def _move_into_place(temporary: Path, path: Path) -> None:
     except BaseException:
         aside.rename(path)
         raise
+    _sync(path.parent)  # before the deletion: else a power cut may leave neither directory
     shutil.rmtree(aside, ignore_errors=True)
 
 

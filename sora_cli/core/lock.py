@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sora_cli.core.atomic import is_leftover, naming
+from sora_cli.core.atomic import is_leftover, naming, remove_file
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import tidied
 from sora_cli.core.outputs import check_writable
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 FILE_NAME = ".lock"
+_START = '{"pid": '
+"""The beginning of a lock file's content (see `_myself`)."""
 _ATTEMPTS = 20
 
 
@@ -49,7 +51,7 @@ def locked(
     file = directory / FILE_NAME
 
     def leave() -> None:
-        file.unlink(missing_ok=True)  # before the release: a waiting process sees it is gone
+        remove_file(file)  # before the release: a waiting process sees it is gone
         lock.release()
         _remove_empty(made)
 
@@ -122,14 +124,17 @@ def _acquire(directory: Path, elsewhere: str) -> tuple[list[Path], FileLock]:
 
 
 def _is_own(file: Path) -> bool:
-    """Return whether the file at the lock's place is ours: missing, empty, or with a process id."""
+    """Return whether the file at the lock's place is ours: missing, or with a process id.
+
+    A killed process may have left any part of it.
+    """
     try:
         text = file.read_text(encoding="utf-8")
-        return not text or "pid" in json.loads(text)
     except FileNotFoundError:
         return True
-    except (ValueError, TypeError):
+    except ValueError:
         return False
+    return text.startswith(_START) or _START.startswith(text)
 
 
 def _make(directory: Path) -> list[Path]:

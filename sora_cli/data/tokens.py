@@ -31,6 +31,8 @@ import datasets
 import numpy as np
 from datasets import Dataset
 
+from sora_cli.core.atomic import new_file
+
 _FOLDER = "sora-tokens"  # inside the cache of `datasets`
 _FORMAT = 2
 _LIBRARIES = ("datasets", "pyarrow", "tokenizers", "transformers")
@@ -84,14 +86,10 @@ def tokenise(texts: Dataset, tokenizer: Any, *, max_length: int) -> Dataset:
     cached = _read(file)
     if cached is not None:
         return cached
-    partial = folder / f"{key}.{secrets.token_hex(4)}.partial"
-    options |= {"cache_file_name": str(partial), "load_from_cache_file": False}
-    try:
+    with new_file(file) as partial:  # another process sees no file or a complete one
+        options |= {"cache_file_name": str(partial), "load_from_cache_file": False}
         texts.map(encode_batch, new_fingerprint=key, **options)
         _seal(partial, key)
-        partial.replace(file)  # atomic: another process sees no file or a complete one
-    finally:
-        partial.unlink(missing_ok=True)
     return Dataset.from_file(str(file))
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sora_cli.adapter.places import ADAPTER, DELTA, MODEL, locate_adapter
-from sora_cli.core.atomic import check_replaceable, remove_directory, tidy
+from sora_cli.core.atomic import check_replaceable, remove_directory, remove_file, tidy
 from sora_cli.core.errors import SoraError
 from sora_cli.core.lock import check_directory, holds_only
 from sora_cli.core.outputs import check_apart, was_written_here
@@ -151,7 +151,7 @@ def clear_run(output: Path) -> None:
     clear_checkpoints(output / FOLDER)
     if read_report(output) is not None:
         for name in reversed(_FILES):  # the report last: while it exists, the others are a run's
-            (output / name).unlink(missing_ok=True)
+            remove_file(output / name)
     with suppress(OSError):
         output.rmdir()
 
@@ -159,7 +159,7 @@ def clear_run(output: Path) -> None:
 def clear_page(output: Path) -> None:
     """Delete the page that `sora report` wrote about the earlier run in a directory."""
     if was_written_here(output / PAGE_FILE):
-        (output / PAGE_FILE).unlink()
+        remove_file(output / PAGE_FILE)
 
 
 def clear_results(output: Path, *, kept: str | None = None) -> None:

@@ -17,6 +17,7 @@ from sora_cli.adapter.plot import plot_ranks
 from sora_cli.adapter.rounding import factor_bytes
 from sora_cli.adapter.row_recipe import row_recipe
 from sora_cli.adapter.saving import base_reference, build_adapter
+from sora_cli.core.atomic import remove_file
 from sora_cli.core.errors import SoraError
 from sora_cli.core.hub import looks_local
 from sora_cli.core.processes import is_main
@@ -124,7 +125,7 @@ def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, outpu
         if is_main():
             clear_results(output, kept=written.name)
             report.digests = result_digests(written)
-            (output / RANKS_PLOT).unlink(missing_ok=True)
+            remove_file(output / RANKS_PLOT)
         return
     adapter = run_adapter(ready, recipe, named_base(known, loaded.recipe))
     if not is_main():

@@ -17,7 +17,7 @@ from pathlib import Path
 from safetensors.torch import save
 
 from methods.registry import method_class
-from sora_cli.core.atomic import write_bytes_atomic
+from sora_cli.core.atomic import remove_file, tidy, write_bytes_atomic
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.processes import is_main
 from sora_cli.model.tensors import load_tensors
@@ -139,6 +139,8 @@ class Runner:
             ready, rate: see `set_up`.
         """
         directory = directory or loaded.output_dir
+        if is_main() and directory.is_dir():
+            tidy(directory)
         log = RunLog(directory, name=name, recipe=loaded.resolved())
         resume = bool(checkpoint_paths(directory / FOLDER))
         setup = self.set_up(log, loaded, ready=ready, rate=rate, resume=resume)
@@ -210,7 +212,7 @@ class Runner:
     def forget(self, directory: Path) -> None:
         """Delete a run's `state.safetensors`, which nothing reads again."""
         if is_main():
-            (directory / STATE_FILE).unlink(missing_ok=True)
+            remove_file(directory / STATE_FILE)
 
     def scores(self, rows: Encoded) -> RowScores:
         """Return the main metric of the current model for each row; the same on all processes."""

@@ -20,6 +20,7 @@ from methods.keep import Keep
 from methods.registry import plain_method
 from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.adapter.places import ADAPTER, locate_adapter, new_adapter_place
+from sora_cli.core.atomic import remove_file, write_bytes_atomic
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import OK
 from sora_cli.core.processes import from_first_process
@@ -204,7 +205,8 @@ def publish(output: Path, chosen: Path, whole: Path) -> None:
     target = output / ADAPTER
     with new_adapter_place(target, force=True) as new:
         shutil.copytree(locate_adapter(chosen), new, dirs_exist_ok=True)
-    for name in (FILE_NAME, HISTORY_FILE, RANKS_PLOT):
-        (output / name).unlink(missing_ok=True)
+    for name in (HISTORY_FILE, FILE_NAME, RANKS_PLOT):
         if chosen != whole and (chosen / name).is_file():
-            shutil.copyfile(chosen / name, output / name)
+            write_bytes_atomic(output / name, (chosen / name).read_bytes())
+        else:
+            remove_file(output / name)

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from sora_cli.core.atomic import write_text_atomic
+from sora_cli.core.atomic import remove_file, write_text_atomic
 from sora_cli.core.environment import environment, peak_memory
 from sora_cli.core.interruption import Interrupted
 from sora_cli.core.json_text import readable_json
@@ -146,7 +146,7 @@ class RunLog(ReportLog[RunReport]):
             write_text_atomic(file, history.model_dump_json(exclude_defaults=True) + "\n")
         super().write(history.fields_of_report())
         if is_empty:
-            file.unlink(missing_ok=True)  # an earlier run's history
+            remove_file(file)  # an earlier run's history
 
 
 def provenance() -> dict[str, Any]:

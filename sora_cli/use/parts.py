@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sora_cli.core.atomic import tidy, write_bytes_atomic, write_text_atomic
+from sora_cli.core.atomic import remove_file, tidy, write_bytes_atomic, write_text_atomic
 from sora_cli.core.errors import SoraError
 from sora_cli.core.lock import locked
 from sora_cli.core.records import read_record
@@ -83,7 +83,7 @@ class Parts:
     def delete(self) -> None:
         """Delete all parts and their record."""
         for file in (*self.files, self.folder / _RECORD):
-            file.unlink(missing_ok=True)
+            remove_file(file)
 
 
 @contextmanager
@@ -114,7 +114,7 @@ def unfinished(output: Path) -> Path:
 def _clear(folder: Path) -> None:
     for file in folder.iterdir():
         if file.name == _RECORD or file.name.isdecimal():
-            file.unlink()
+            remove_file(file)
 
 
 def _read(folder: Path, made_with: dict[str, Any]) -> Record | None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
+from sora_cli.core.atomic import remove_file
 from sora_cli.core.environment import PACKAGE
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.experiments.sweep.engine import LOST, Engine, Job, end_processes, start_process
@@ -71,7 +72,7 @@ class RayEngine(Engine):
             )
         # max_retries=0: the loop of the sweep counts restarts, Ray must not start a run by itself
         gpus = float(self._has_gpus) if job.gpus is None else job.gpus
-        _stop_file(job.log).unlink(missing_ok=True)
+        remove_file(_stop_file(job.log))
         task = self._ray.remote(_carry_out).options(
             num_cpus=job.cpus, num_gpus=gpus, max_retries=0, name=job.name
         )
@@ -87,7 +88,7 @@ class RayEngine(Engine):
         ended = [(names[task], self._exit_code(task)) for task in done]
         for name, _code in ended:
             del self._tasks[name]
-            _stop_file(self._logs[name]).unlink(missing_ok=True)
+            remove_file(_stop_file(self._logs[name]))
         return ended
 
     def stop(self, name: str) -> None:
@@ -104,7 +105,7 @@ class RayEngine(Engine):
         if self._tasks:
             self._ray.wait(list(self._tasks.values()), num_returns=len(self._tasks), timeout=150)
             for name in self._tasks:
-                _stop_file(self._logs[name]).unlink(missing_ok=True)
+                remove_file(_stop_file(self._logs[name]))
         self._tasks.clear()
         self._ray.shutdown()
 

@@ -91,6 +91,8 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
         self._signal = 0  # number of the signal to stop, agreed by all processes; 0: none
         if trainer.is_world_process_zero():
             _clean(folder, everything=resumed is None or forked)
+            if resumed is not None and not forked:  # a kill may have come before this
+                self._delete_others(resumed.path, resumed.run["best_checkpoint"])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Restore losses and counters if the run is resumed."""
@@ -188,8 +190,7 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
         }
         if trainer.is_world_process_zero():
             write_checkpoint(path, tensors, run, trainer.state)
-            kept = {checkpoint_path(self.folder, number).name for number in self._kept}
-            self._delete_others({path.name, run["best_checkpoint"], *kept})
+            self._delete_others(path, run["best_checkpoint"])
         self.last = path
         trainer.accelerator.wait_for_everyone()
 
@@ -217,9 +218,11 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
     def _resumables(self) -> list[Resumable]:
         return [c for c in self.trainer.callback_handler.callbacks if isinstance(c, Resumable)]
 
-    def _delete_others(self, keep: set[str]) -> None:
+    def _delete_others(self, last: Path, best: str | None) -> None:
+        """Delete the checkpoints before the last one that need not be kept."""
+        kept = {checkpoint_path(self.folder, number).name for number in self._kept}
         for old in checkpoint_paths(self.folder):
-            if old.name not in keep and is_own(old):
+            if old.name < last.name and old.name not in {best, *kept} and is_own(old):
                 remove_directory(old)
 
 

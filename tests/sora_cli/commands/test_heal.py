@@ -10,9 +10,8 @@ from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
 from sora_cli.report import RunReport, read_report
 from tests.helpers_errors import refused
-from tests.helpers_killed import run_killed
 from tests.helpers_models import tiny_bert
-from tests.helpers_runs import files_of, train, write_recipe
+from tests.helpers_runs import train, write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -64,18 +63,6 @@ def test_what_is_pruned_is_where_it_begins(origin: Path, tmp_path: Path) -> None
     assert ranks == read_adapter(tmp_path / "cut").ranks()
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ("kind", "number"),
-    [("report.json", 1), ("state.safetensors", 1), ("/adapter:rename", 1), ("report.json", 2)],
-)
-def test_a_killed_run_is_resumed(origin: Path, tmp_path: Path, kind: str, number: int) -> None:
-    whole = _heal(origin, tmp_path / "whole", "--no-verify")
-    words = ["--mean-rank", "1.5", "--heal", "4", "--no-verify", "training.checkpoint=2"]
-    run_killed(kind, number, "prune", str(origin), "-o", str(tmp_path / "out"), *words)
-    report = _heal(origin, tmp_path / "out", "--no-verify", "--resume", "training.checkpoint=2")
-    assert report.metrics == whole.metrics
-    assert files_of(tmp_path / "out" / "adapter") == files_of(tmp_path / "whole" / "adapter")
 
 
 def test_another_recipe_and_values(origin: Path, tmp_path: Path) -> None:

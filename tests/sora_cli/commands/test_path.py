@@ -21,7 +21,6 @@ from sora_cli.experiments.path.record import PathReport, read_path
 from sora_cli.experiments.path.stages import Stages
 from sora_cli.report import read_report
 from tests.helpers_errors import refused
-from tests.helpers_killed import run_killed
 from tests.matrix import rest_is_long
 from tests.sora_cli.experiments.path.support import THRESHOLDS, path_recipe, train_path
 
@@ -194,23 +193,6 @@ def test_pick_copies_the_adapter(
     assert _hashes(Path(to), "*") == _hashes(Path(facts["adapter"]), "*")
     refused(capsys, *words)
     assert run([*words, "--force"]) == 0
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("again", [[], ["--force"]])
-def test_a_killed_pick_leaves_nothing_or_what_was_there(
-    report: PathReport, folder: Path, tmp_path: Path, again: list[str]
-) -> None:
-    assert report.status == "completed"
-    to = tmp_path / "picked"
-    words = ["pick", str(folder / "out"), "--keep", "0.5", "-o", str(to), *again]
-    if again:
-        assert run(words) == 0
-    before = _hashes(to, "*")
-    run_killed("/picked:rename", 1, *words)
-    assert _hashes(to, "*") == before
-    assert run(words) == 0
-    assert len(_hashes(to, "*")) >= 3
 
 
 def test_only_what_is_needed_later_is_kept(report: PathReport, folder: Path) -> None:
