@@ -102,7 +102,7 @@ def _run(rank: int, options: argparse.Namespace, *, compacts: bool) -> list[str]
             *(f"method.threshold={options.threshold}", f"training.compact_every={options.every}"),
             f"training.epochs={options.epochs}",
             *([] if compacts else ["training.compact_only_count=true"]),
-            *(["training.max_steps=4"] if options.quick else []),
+            *(["training.max_steps=4", "data.max_validation_rows=50"] if options.quick else []),
         ]
         subprocess.run(command, check=True, capture_output=True)
         report = load_report(Path(output, "run", FILE_NAME))

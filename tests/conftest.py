@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 
 # a shell starts what it puts into the background with SIGINT ignored, and so would be all that
 # tests start
@@ -25,6 +26,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402 (reads the variables above)
 
 from tests import blank, warm  # noqa: E402
+from tests.run_folder import run_folder  # noqa: E402
 
 torch.set_num_threads(1)
 pytest_plugins = ["tests.durations", "tests.golden"]
@@ -57,6 +59,14 @@ def _forked() -> Iterator[None]:
         for module in (engine, reload):
             patch.setattr(module, "sys", warm.Sys())
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _built_models(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Make each built-in model once for all processes of the run: one takes 20 s."""
+    shared = run_folder(tmp_path_factory) / "sora-models"
+    shared.mkdir(exist_ok=True)
+    Path(_CACHE.name, shared.name).symlink_to(shared)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,6 +9,7 @@ import ast
 import re
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from inspect import unwrap
 from pathlib import Path
 
@@ -114,6 +115,29 @@ def test_experiments_build_on_each_other() -> None:
         own = order.index(file.parent.name)
         for module in (m for node in _nodes(file) for m in _modules(node)):
             assert module[1] != "experiments" or order.index(module[2]) <= own, f"{file}: {module}"
+
+
+def _at_once(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield what runs when a module is imported."""
+    for child in ast.iter_child_nodes(node):
+        later = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        if not later and "TYPE_CHECKING" not in ast.dump(getattr(child, "test", child)):
+            yield child
+            yield from _at_once(child)
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    """So each module can be the first that a command imports."""
+    known = {".".join(f.relative_to(ROOT).with_suffix("").parts): f for f in ALL}
+    imported: dict[str, set[str]] = {name: set() for name in known}
+    for name, file in known.items():
+        for node in _at_once(ast.parse(_text(file))):
+            if isinstance(node, ast.Import):
+                imported[name] |= {alias.name for alias in node.names} & known.keys()
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                imported[name] |= (names | {node.module}) & known.keys()
+    TopologicalSorter(imported).prepare()  # raises CycleError, with the circle
 
 
 SHARED = {"options", "completion"}

@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks import busy
-from tests import warm
+from tests import smollm2, warm
 from tests.helpers_chat import instruct_rows
-from tests.helpers_runs import write_rows
-from tests.shared_files import ROOT, glue_folder
+from tests.helpers_runs import write_glue, write_rows
+from tests.shared_files import ROOT
 
 
-def printed(program: str, *words: str) -> str:
-    python = sys.executable if "memory" in program else warm.python()
-    command = [python, "-m", f"benchmarks.{program}", "--quick", *words]
+def printed(program: str, *words: str, path: Path | None = None) -> str:
+    """What a benchmark prints; its processes find packages in `path` before all other places."""
+    command = [warm.python(warm.OURS), "-m", f"benchmarks.{program}", "--quick", *words]
     environment = {**warm.ENVIRONMENT, "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONPATH": str(path)} if path else {}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -74,18 +75,19 @@ def test_whole_searches() -> None:
 
 
 @pytest.mark.long
-def test_runs() -> None:
-    glue = glue_folder()
+def test_runs(tmp_path: Path) -> None:
+    glue = write_glue(tmp_path / "glue", rows=24, tasks=("rte",))
     shown = printed("run", "--data", str(glue), "--methods", "sora", "--no-verify")
     assert "\n| sora | " in shown
     assert "train " in shown
 
 
 @pytest.mark.long
-def test_preferences(tmp_path: Path) -> None:
+def test_preferences(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    package = smollm2.small(tmp_path_factory).parents[1]
     for split in ("train", "validation"):
         write_rows(tmp_path / f"{split}.jsonl", instruct_rows(3))
-    shown = printed("preferences", "--data", str(tmp_path))
+    shown = printed("preferences", "--data", str(tmp_path), path=package)
     for row in ("causal-lm", "preference", "sora train"):
         assert f"\n| {row} | " in shown
     assert ", reference " in shown

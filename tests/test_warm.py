@@ -47,6 +47,14 @@ def test_what_is_imported_already(threads: str, loaded: bool) -> None:
     assert said(warm.python(), "-c", LOADED, **options) == (0, f"[{loaded}, False]\n", [])
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="nothing is forked beside a GPU")
+def test_what_a_server_imports_that_another_one_forked() -> None:
+    """This project, too; and it is found again where a process starts one of its own."""
+    assert said(warm.python(warm.OURS), "-c", LOADED) == (0, "[True, True]\n", [])
+    again = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {LOADED!r}])"
+    assert said(warm.python(warm.OURS), "-c", again) == (0, "[True, True]\n", [])
+
+
 @pytest.mark.parametrize("words", [["probe.py"], ["-u", "-m", "probe"], ["-c", PROBE]])
 def test_where_it_finds_itself(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "probe.py").write_text(PROBE)
@@ -55,14 +63,15 @@ def test_where_it_finds_itself(words: list[str], tmp_path: Path) -> None:
             [python, *words, "a", "b c"], text=True, cwd=tmp_path, input="typed", umask=0o27,
             env={**os.environ, "SORA_X": "y", "PYTHONPATH": "/nowhere:/other"},
         ))
-        for python in (sys.executable, warm.python())
+        for python in (sys.executable, warm.python(), warm.python(warm.OURS))
     ]  # fmt: skip
-    assert found[0][1][1:3] == ["/nowhere", "/other"]
-    added = {n: v for n, v in found[1][3].items() if n not in found[0][3]}
-    assert all(name.startswith(("KMP_", "TORCH", "SKLEARN")) for name in added), added
-    for each in found:
-        each[3] = {n: v for n, v in each[3].items() if n not in added}
-    assert found[1] == found[0]
+    new = found[0]
+    assert new[1][1:3] == ["/nowhere", "/other"]
+    for forked in found[1:]:
+        added = forked[3].keys() - new[3].keys()
+        assert all(name.startswith(("KMP_", "TORCH", "SKLEARN")) for name in added), added
+        forked[3] = {n: v for n, v in forked[3].items() if n not in added}
+        assert forked == new
 
 
 @pytest.mark.parametrize("code", ENDS)

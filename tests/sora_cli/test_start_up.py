@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import write_recipe
 from tests.shared_files import ROOT
@@ -257,26 +258,24 @@ def test_a_finished_run_is_seen_before_anything_heavy_loads(tmp_path: Path) -> N
     assert not modules & HEAVY
 
 
-@pytest.mark.parametrize("more", [[], ["--json"], ["--modules"], ["--plot", "spectra.png"]])
-def test_inspect_needs_no_transformers(tmp_path: Path, more: list[str]) -> None:
-    write_peft(tmp_path / "a", {"layers.0.q": (8, 8), "layers.1.q": (8, 8)})
-    code, modules, told = _imported(["inspect", "a", *more], cwd=tmp_path)
+def test_inspect_needs_no_transformers(tmp_path: Path) -> None:
+    for name in "abc":
+        write_peft(tmp_path / name, {"layers.0.q": (8, 8), "layers.1.q": (8, 8)})
+    shown = ["a", "a --json", "a --modules", "a b", "a b --json", "a b c", "a b c --json"]
+    words = [["inspect", *each.split()] for each in shown]
+    code, modules, told = _imported(*words, cwd=tmp_path)
     assert code == 0, told
-    needed = {"torch", "numpy", "safetensors"}
-    assert modules & HEAVY <= needed | ({"matplotlib"} if "--plot" in more else set())
-    assert ("matplotlib" in modules) is ("--plot" in more)
+    assert modules & HEAVY <= {"torch", "numpy", "safetensors"}
     assert "garbage" not in told
 
 
-@pytest.mark.parametrize("more", [[], ["--json"]])
-def test_nor_does_inspect_of_several(tmp_path: Path, more: list[str]) -> None:
-    for name in "abc":
-        write_peft(tmp_path / name, {"layers.0.q": (8, 8)})
-    for names in (["a", "b"], ["a", "b", "c"]):
-        code, modules, told = _imported(["inspect", *names, *more], cwd=tmp_path)
-        assert code == 0, told
-        assert modules & HEAVY <= {"torch", "numpy", "safetensors"}
-        assert "garbage" not in told
+def test_a_plot_needs_matplotlib(tmp_path: Path) -> None:
+    write_peft(tmp_path / "a", {"layers.0.q": (8, 8), "layers.1.q": (8, 8)})
+    code, modules, told = _imported(["inspect", "a", "--plot", "spectra.png"], cwd=tmp_path)
+    assert code == 0, told
+    assert modules & HEAVY <= {"torch", "numpy", "safetensors", "matplotlib"}
+    assert "matplotlib" in modules
+    assert "garbage" not in told
 
 
 @pytest.mark.parametrize("words", [["prune", "a", "-o", "b", "--rank", "2"],
@@ -308,7 +307,7 @@ def test_a_run_imports_only_what_its_metrics_need(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_the_benchmark_runs(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "startup.py"), "--quick"],
+        [warm.python(warm.OURS), str(ROOT / "benchmarks" / "startup.py"), "--quick"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

