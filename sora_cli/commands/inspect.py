@@ -79,10 +79,10 @@ def _check(
                 raise SoraError(f"--serve prints no {option.removeprefix('--')}",
                                 hint=f"leave out {option}")  # fmt: skip
             if given:
-                value = "" if given is True else f" {quote(str(given))}"
+                alone = f"sora inspect {quote(str(directories[0]))} {option}"
                 raise SoraError(
                     f"{option} shows one adapter, not {len(directories)}",
-                    hint=f"sora inspect {quote(str(directories[0]))} {option}{value}",
+                    hint=alone if plot is None else f"{alone} {quote(str(plot))}",
                 )
     check_new_file("--plot", plot, force=force)
 
