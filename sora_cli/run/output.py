@@ -11,7 +11,14 @@ from sora_cli.core.atomic import check_replaceable, remove_directory, remove_fil
 from sora_cli.core.errors import SoraError
 from sora_cli.core.lock import check_directory, holds_only
 from sora_cli.core.outputs import check_apart, was_written_here
-from sora_cli.model.files import DELTA_FILE, MERGE_RECORD, SORA_FILE, adapter_files
+from sora_cli.model.files import (
+    ADAPTER_CONFIG,
+    DELTA_FILE,
+    MERGE_RECORD,
+    MODEL_CONFIG,
+    SORA_FILE,
+    adapter_files,
+)
 from sora_cli.model.references import resolve_model_path
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import Recipe
@@ -85,6 +92,10 @@ def check_place(
         hint: advice on choosing another directory.
     """
     check_directory(output)
+    for name in (ADAPTER_CONFIG, MODEL_CONFIG):
+        if (output / name).is_file():  # commands would find it, and not the run's result
+            raise SoraError(f"'{output}' is an adapter's or a model's directory: it holds {name}",
+                            hint=hint)  # fmt: skip
     check_base_apart(output, recipe)
     check_start_apart(output, recipe)
     if not is_there and not holds_only(output, *own):

@@ -156,7 +156,7 @@ def drawn(examples: int, steps: int, *, fixed: bool = True) -> settings:
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate, Phase.shrink],
+        phases=[Phase.generate] if fixed else [Phase.generate, Phase.shrink],
     )
 
 
