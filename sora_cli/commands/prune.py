@@ -258,8 +258,8 @@ def _heal_sizes(
     promise = asked.on(loaded)
     with locked(output):
         _check_sizes(output, loaded.recipe, force=force, resume=resume)
-        if is_main():
-            tidy(output)
+        for place in filter(Path.is_dir, (output, output / SIZES) if is_main() else ()):
+            tidy(place)
         try:
             rows, promise = choosing_rows(asked, loaded, promise, read)
             search = smallest_healed(directory, runs, train, rows, promise, say)

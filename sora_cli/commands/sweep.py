@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from sora_cli.commands import completion, options
+from sora_cli.core.atomic import tidy
 from sora_cli.core.checks import check_excludes
 from sora_cli.core.console import duration, emit, say
 from sora_cli.core.exit_codes import FAILED, OK
@@ -106,6 +107,7 @@ def sweep(
         list_runs(plan, measured=measure, jobs=jobs, threads=threads, code=plugins)
         return OK
     with locked(plan.directory):
+        tidy(plan.directory)
         source = _source(plan)
         chosen, each = choose_engine(
             engine, runs=max(len(plan.runs), 1), jobs=jobs, threads=threads, address=address
