@@ -46,7 +46,7 @@ def both(recipe: Path, *words: str) -> tuple[RunReport, RunReport]:
     with on_cpu():
         here = train(recipe, *words, f"output.dir={folder}/here")
     one, other = timeless(there), timeless(here)
-    assert len(one["history"]) > 3
+    assert len(one["history"]) >= 3
     for mine, plain in zip(one.pop("history"), other.pop("history"), strict=True):
         assert mine == pytest.approx(plain, rel=1e-4 * LOOSER, abs=1e-6 * LOOSER)
     assert one["ranks"] == other["ranks"]
