@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from methods.dropout import replace_dropouts
 from methods.inject import inject
@@ -100,8 +102,18 @@ def test_a_model_that_can_not() -> None:
 
 
 @pytest.mark.parametrize("method", ["sora", "adalora"])
-def test_a_run(method: str, tmp_path: Path) -> None:
-    """The losses of the run without it, micro-batches, evaluations and adapter dropout included."""
+def test_a_run(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The losses of the run without it, micro-batches, evaluations and adapter dropout included.
+
+    In training its blocks run twice.
+    """
+    calls, forward = Counter[bool](), LlamaMLP.forward
+
+    def counted(self: nn.Module, x: Tensor) -> Tensor:
+        calls[self.training] += 1
+        return forward(self, x)
+
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
     options: dict[str, Any] = {"dropout": 0.1, "r_max": 4, "threshold": 0.01}
     if method == "adalora":
         options = {"dropout": 0.1, "t_init": 1, "t_final": 2}
@@ -111,7 +123,8 @@ def test_a_run(method: str, tmp_path: Path) -> None:
     blocks = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     blocks["method"] = {"name": method, **options}
     recipe.write_text(yaml.safe_dump(blocks), encoding="utf-8")
-    plain = train(recipe)
+    plain, before = train(recipe), calls.copy()
+    calls.clear()
     found = train(
         recipe, "training.gradient_checkpointing=true", f"output.dir={tmp_path / 'other'}"
     )
@@ -119,6 +132,7 @@ def test_a_run(method: str, tmp_path: Path) -> None:
     def losses(report: Any, key: str) -> list[float]:
         return [entry[key] for entry in report.history if key in entry]
 
+    assert calls == {True: 2 * before[True], False: before[False]}
     assert len(losses(plain, "loss")) == 4
     assert losses(found, "loss") == pytest.approx(losses(plain, "loss"), rel=1e-5)
     assert losses(found, "eval_loss") == pytest.approx(losses(plain, "eval_loss"), rel=1e-4)
