@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from methods.keep import Keep
 from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
 from sora_cli.report import RunReport, read_report
+from sora_cli.search.heal import healing_recipe
 from tests.helpers_errors import refused
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import train, write_recipe
@@ -74,6 +78,20 @@ def test_another_recipe_and_values(origin: Path, tmp_path: Path) -> None:
     assert (report.recipe["method"]["r"], report.recipe["method"]["alpha"]) == (2, 4)
     before, after = read_adapter(origin), read_adapter(tmp_path / "out")
     assert all((before.head[name] == after.head[name]).all() for name in before.head)
+
+
+def test_a_given_recipe_deals_rows_as_they_were_dealt(origin: Path, tmp_path: Path) -> None:
+    """Else rows that a run of an earlier version was trained on would choose, or test, its cut."""
+    earlier = tmp_path / "earlier"
+    shutil.copytree(origin, earlier)
+    report = json.loads((earlier / "report.json").read_text())
+    del report["recipe"]["data"]["repeats"]
+    report["recipe"]["data"]["selection"] = "half-validation"
+    (earlier / "report.json").write_text(json.dumps(report))
+    recipe = str(origin.parent / "tiny.yaml")
+    for run_directory, repeats in ((origin, "together"), (earlier, "separate")):
+        given, _ = healing_recipe(run_directory, tmp_path / "out", Keep(rank=1), 2, recipe, [])
+        assert given.recipe.data.repeats == repeats
 
 
 def test_an_adapter_alone_needs_a_recipe(

@@ -1,13 +1,16 @@
-"""Checkpointed passes against passes that keep their activations; whole runs: `tests/rehearsal`."""
+"""Checkpointed passes against passes that keep their activations."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from methods.dropout import replace_dropouts
 from methods.inject import inject
@@ -16,6 +19,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.model.gradient_checkpointing import checkpointed
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.train.switches import GradientCheckpointing
+from tests.helpers_methods import method_words
 from tests.helpers_models import (
     model_inputs,
     tiny_bert,
@@ -25,6 +29,7 @@ from tests.helpers_models import (
     tiny_t5,
     tiny_vit,
 )
+from tests.helpers_runs import train, write_recipe
 from tests.methods.support import generator
 
 MODELS: list[Callable[[], Any]] = [tiny_bert, tiny_distilbert, tiny_gpt2, tiny_llama, tiny_vit]
@@ -99,3 +104,34 @@ def test_a_model_that_can_not() -> None:
     with pytest.raises(SoraError, match="T5ForConditionalGeneration does not support") as error:
         GradientCheckpointing().check_model(recipe, model)
     assert error.value.key == "training.gradient_checkpointing"
+
+
+@pytest.mark.parametrize("method", ["sora", "adalora"])
+def test_a_run(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The losses of the run without it, micro-batches, evaluations and adapter dropout included.
+
+    In training its blocks run twice.
+    """
+    calls, forward = Counter[bool](), LlamaMLP.forward
+
+    def counted(self: nn.Module, x: Tensor) -> Tensor:
+        calls[self.training] += 1
+        return forward(self, x)
+
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
+    training = {"epochs": 1, "gradient_accumulation": 2, "logging_steps": 1, "evaluate": 2}
+    recipe = write_recipe(tmp_path, tiny_llama(num_labels=2), rows=32, training=training)
+    words = [*method_words(method), "method.dropout=0.1"]
+    plain, before = train(recipe, *words), calls.copy()
+    calls.clear()
+    words += ["training.gradient_checkpointing=true", f"output.dir={tmp_path / 'other'}"]
+    found = train(recipe, *words)
+
+    def losses(report: Any, key: str) -> list[float]:
+        return [entry[key] for entry in report.history if key in entry]
+
+    assert calls == {True: 2 * before[True], False: before[False]}
+    assert len(losses(plain, "loss")) == 4
+    assert losses(found, "loss") == pytest.approx(losses(plain, "loss"), rel=1e-5)
+    assert losses(found, "eval_loss") == pytest.approx(losses(plain, "eval_loss"), rel=1e-4)
+    assert found.metrics == plain.metrics

@@ -14,7 +14,8 @@ from sora_cli.run.encode import encode
 from sora_cli.run.prepare import load_task
 from sora_cli.search.bounds import drop_bound
 from sora_cli.search.parts import EncodedPart, Part, counted_part
-from sora_cli.search.rows import SelectionRows
+from sora_cli.search.row_set import SCREENING, TEST
+from sora_cli.search.rows import SelectionRows, deciding_parts
 from sora_cli.tasks.row_scores import row_scores
 from tests.helpers_errors import refusal
 from tests.helpers_models import tiny_bert
@@ -79,6 +80,20 @@ def test_where_labels_disagree_the_seed_draws_a_row(tmp_path: Path) -> None:
 def test_rows_that_are_all_known_test_nothing(tmp_path: Path) -> None:
     with refusal():
         part_of(tmp_path, ROWS[:3])
+
+
+def test_rows_that_screening_has_seen_do_not_test(tmp_path: Path) -> None:
+    """They were dealt apart by their texts, and the model reads one of them as it reads another."""
+    new = pair_rows(9, seed=8)
+    part_of(tmp_path, [*new, {**new[0], "sentence1": f"{new[0]['sentence1']}  "}])
+    recipe = load_recipe(tmp_path / "tiny.yaml", ["auto={max_drop: 50pt}"]).recipe
+    task, rows = load_task(recipe)
+    base = load_base(recipe.model, task)
+    train = encode(task, base, rows.train, rows.origin(rows.train), training=True)
+    whole = Part(rows.select, rows.origin(rows.select))
+    held = {SCREENING: whole.take(np.arange(3)), TEST: whole.take(np.arange(3, 10))}
+    found = deciding_parts(recipe, task, base, rows, train, held)
+    assert (len(found.test), found.test.seen) == (6, 1)
 
 
 def test_a_bound_is_of_the_rows_that_test_and_tells_the_drop_on_all() -> None:

@@ -168,6 +168,15 @@ def test_a_reason_names_the_limits_that_limit() -> None:
     assert exact.expected(noisy) == "a residual of 0.10% at most"
 
 
+def test_a_share_that_only_noise_explains_is_no_verdict() -> None:
+    """Noise of 7 % may hide 14 % of the effect, but so small a share is never called the same."""
+    rounding, allowed = Rounding(2.0**-24, 2.0**-8, 0.0), Tolerance(0.03, "8 roundings")
+    for share, verdict in ((0.7, DIFFERENT), (0.85, UNKNOWN), (0.95, SAME)):
+        effect = Effect("logits", size=0.1, share=share, residual=0.07)
+        assert not effect.blind
+        assert judge(1e-3, 0.1, [effect], rounding, allowed).verdict is verdict
+
+
 def test_no_effect_at_all() -> None:
     nothing = [Effect("logits", 0.0, 1.0, 0.0), Effect(HIDDEN, 0.0, 1.0, 0.0)]
     rounding = Rounding(2.0**-24, 2.0**-8, 0.0)
