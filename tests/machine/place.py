@@ -103,7 +103,7 @@ def adapter_in(place: Path) -> Path:
 
 
 def stored_update(place: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, int]]:
-    """Return dW, the head and the ranks of an adapter's directory, by PEFT's rules."""
+    """Return dW, the head and the live components of an adapter's directory, by PEFT's rules."""
     folder = adapter_in(place)
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     tensors = load_file(folder / "adapter_model.safetensors")
@@ -118,7 +118,7 @@ def stored_update(place: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], di
             alpha = _of_pattern(config.get("alpha_pattern"), path, config["lora_alpha"])
             assert tensor.shape[0] == other.shape[1] == rank, path
             update[path] = other @ tensor.double() * (alpha / rank)
-            ranks[path] = rank
+            ranks[path] = int((tensor.any(1) & other.any(0)).sum())
         elif not path.endswith(_HALVES["B"]):
             head[path] = tensor
     return update, head, ranks

@@ -26,6 +26,7 @@ from sora_cli.search.certificate import read_certificate
 from tests.helpers_errors import error_of
 from tests.helpers_images import corner_rows, write_pair_recipe
 from tests.helpers_runs import pair_rows, signal_at, write_rows
+from tests.matrix import rest_is_long
 from tests.sora_cli.commands.promises import REPEATS, Makers, repeated, with_inputs
 from tests.sora_cli.experiments.auto.support import ROWS, auto_recipe, certificate_of
 
@@ -101,7 +102,7 @@ def with_own_texts(rows: Dataset, start: int) -> Dataset:
     return rows.remove_columns("text").add_column("text", texts)
 
 
-@pytest.mark.parametrize("promise", ["--max-differ", "--max-drop"])
+@pytest.mark.parametrize("promise", rest_is_long(["--max-differ", "--max-drop"]))
 def test_rows_that_choose_among_each_other_have_no_exact_bound(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], promise: str
 ) -> None:
@@ -309,6 +310,7 @@ def test_a_dry_run_counts_the_inputs(
     assert f"{numbers} test them" in out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("by_answers", "more", "said"),
     [
