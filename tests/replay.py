@@ -281,8 +281,9 @@ def _lasting(tree: Tree) -> dict[str, bytes | None]:
 
 
 def _kept(tree: Tree) -> set[str]:
-    """Return all names but those of leftovers beside an output, in the user's own directory."""
-    return {p for p in tree if not is_temporary(p) or "/" in (_leftover(p) or "")}
+    """Return all names but those of leftovers in the user's own directory, and of old locks."""
+    own = {p for p in tree if not is_temporary(p) or "/" in (_leftover(p) or "")}
+    return {p for p in own if PurePosixPath(p).name != LOCK}
 
 
 def _own(tree: Tree, path: str) -> object:

@@ -143,6 +143,8 @@ class RunLog(ReportLog[RunReport]):
         file = self.path.with_name(HISTORY_FILE)
         is_empty = history == History(started=history.started)
         if not is_empty:
+            if not self.path.exists():  # nothing else shows that the history is a run's
+                super().write(history.fields_of_report())
             write_text_atomic(file, history.model_dump_json(exclude_defaults=True) + "\n")
         super().write(history.fields_of_report())
         if is_empty:

@@ -28,6 +28,7 @@ from sora_cli.experiments.path.record import read_path
 from sora_cli.experiments.sweep import engine, loop
 from sora_cli.report import read_report
 from sora_cli.run import prepare
+from sora_cli.search.certificate import read_certificate
 from tests import warm
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, pair_rows, timeless, train, write_recipe, write_rows
@@ -196,10 +197,9 @@ def _search(folder: Path, recipe: Path, *options: str) -> Case:
     words = ["auto", str(recipe), "--no-verify", f"output.dir={out}", "auto.sizes=1", *options]
 
     def result() -> object:
-        report = read_report(out)
-        assert report is not None
+        report, certificate = read_report(out), read_certificate(out)
         adapters = [files_of(out / part / "adapter") for part in (".", "sizes/full", "sizes/1")]
-        return adapters, (out / "certificate.json").read_bytes(), report.metrics, report.ranks
+        return adapters, certificate, report and (report.metrics, report.ranks)
 
     def only(tree: Tree) -> object:
         parts = {match[0] for p in tree if (match := re.match(r"out/sizes/\w+", p))}
