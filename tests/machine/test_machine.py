@@ -31,4 +31,4 @@ def test_a_few_drawn_steps(machine: type[Machine]) -> None:
 
 @pytest.mark.long
 def test_many_drawn_steps(machine: type[Machine]) -> None:
-    run_state_machine_as_test(machine, settings=drawn(30, 20))
+    run_state_machine_as_test(machine, settings=drawn(12, 20))

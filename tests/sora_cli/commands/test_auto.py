@@ -20,8 +20,6 @@ from tests.helpers_runs import files_of, train
 from tests.sora_cli.commands.promises import LABELS, Makers, labelled, same_end
 from tests.sora_cli.experiments.auto.support import auto_recipe
 
-pytestmark = pytest.mark.xdist_group("promises")
-
 
 @pytest.fixture
 def recipe(makers: Makers) -> Path:

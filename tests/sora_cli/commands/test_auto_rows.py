@@ -30,8 +30,6 @@ from tests.matrix import rest_is_long
 from tests.sora_cli.commands.promises import REPEATS, Makers, repeated, with_inputs
 from tests.sora_cli.experiments.auto.support import ROWS, auto_recipe, certificate_of
 
-pytestmark = pytest.mark.xdist_group("promises")
-
 
 @pytest.fixture
 def recipe(makers: Makers) -> Path:

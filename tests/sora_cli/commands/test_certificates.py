@@ -31,8 +31,6 @@ from tests.sora_cli.commands.promises import (
     Makers,
 )
 
-pytestmark = pytest.mark.xdist_group("promises")  # all from one process's runs
-
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_it_is_scored_again(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,8 +41,6 @@ from tests.sora_cli.commands.promises import (
 )
 from tests.sora_cli.experiments.auto.support import certificate_of
 
-pytestmark = pytest.mark.xdist_group("promises")  # all from one process's runs
-
 
 @pytest.fixture
 def record(made: Made) -> Record:

@@ -13,8 +13,6 @@ from sora_cli.search.search import Search
 from tests.helpers_errors import refused
 from tests.sora_cli.commands.promises import LABELLED, OTHERS, Makers, finished
 
-pytestmark = pytest.mark.xdist_group("promises")
-
 
 @pytest.fixture
 def recipe(makers: Makers) -> Path:
