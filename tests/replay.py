@@ -221,8 +221,8 @@ def key(tree: Tree) -> frozenset[tuple[str, object]]:
 
 
 def news(tree: Tree) -> frozenset[tuple[str, object]]:
-    """Return why to go on from a state: its leftovers, whatever else is there; or all else."""
-    return _leftovers(tree) or key(tree)
+    """Return why to go on from a state: where it has leftovers, whatever else; or all else."""
+    return _places(tree) or key(tree)
 
 
 def shape(tree: Tree) -> frozenset[tuple[str, str]]:
@@ -231,8 +231,8 @@ def shape(tree: Tree) -> frozenset[tuple[str, str]]:
 
 
 def outline(tree: Tree) -> frozenset[tuple[str, str]]:
-    """Return the same, with one entry for each leftover, whatever is in it."""
-    return shape(_lasting(tree)) | _leftovers(tree)
+    """Return the same, with one entry for all leftovers of a directory."""
+    return shape(_lasting(tree)) | _places(tree)
 
 
 def _state(path: str, content: bytes | None) -> str:
@@ -265,6 +265,11 @@ def _leftover(path: str) -> str | None:
 
 def _leftovers(tree: Tree) -> frozenset[tuple[str, str]]:
     return frozenset((_plain(place), "leftover") for p in tree if (place := _leftover(p)))
+
+
+def _places(tree: Tree) -> frozenset[tuple[str, str]]:
+    """Return the directories with leftovers: those of one ending are tidied alike."""
+    return frozenset((_parent(p), p.rpartition(".")[2]) for p, _ in _leftovers(tree))
 
 
 def _plain(path: str) -> str:

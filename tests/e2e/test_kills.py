@@ -205,7 +205,7 @@ def _search(folder: Path, recipe: Path, *options: str) -> Case:
         parts = {match[0] for p in tree if (match := re.match(r"out/sizes/\w+", p))}
         record = tree.get("out/auto.json") or b""
         recorded = {part for part in parts if f'"{part.removeprefix("out/")}"'.encode() in record}
-        return frozenset(parts), _unfinished(tree, r"out/sizes/\w+", recorded.__contains__)
+        return _unfinished(tree, r"out/sizes/\w+", recorded.__contains__)
 
     case = Case(root, words, [words], result, only=only)
 
