@@ -177,7 +177,7 @@ def clear_results(output: Path, *, kept: str | None = None) -> None:
     """Delete an earlier run's results, its page and its picture; keep the result named `kept`."""
     clear_page(output)
     if kept is None and read_report(output) is not None:
-        (output / RANKS_PLOT).unlink(missing_ok=True)
+        remove_file(output / RANKS_PLOT)
     for name in RESULTS:
         place, known = output / name, _result_files(output / name)
         if name == kept or not place.is_dir() or place.is_symlink():
