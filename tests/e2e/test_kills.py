@@ -380,7 +380,7 @@ def told(record_property: Callable[[str, object], None]) -> Callable[[Case], Non
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of a sweep are done in this process, ranks are not drawn; fewer sizes, and smaller parts."""
+    """A sweep runs here, ranks are not drawn, sizes are fewer, and parts are smaller."""
     monkeypatch.setattr(results, "plot_ranks", lambda *given: blank.save(None, given[2]))
     inside = SimpleNamespace(**{**vars(subprocess), "Popen": _Here})
     monkeypatch.setattr(engine, "subprocess", inside)
