@@ -487,7 +487,7 @@ def replayed(
     figures = Figures(len(log.states), len(log.torn), len(groups))
     asked: set[object] = set()
     trained: set[object] = set()
-    for alike in groups.values():
+    for alike in reversed(groups.values()):  # of like states the last has the least to do
         # the first of a kind, the last, and one that is torn in between
         for tree in {id(t): t for t in (alike[0], alike[-1], alike[len(alike) // 2])}.values():
             _ask(log.root, tree, asks, figures, asked)

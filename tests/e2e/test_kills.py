@@ -27,9 +27,10 @@ from sora_cli.core.errors import SoraError
 from sora_cli.experiments.path.record import read_path
 from sora_cli.experiments.sweep import engine, loop
 from sora_cli.report import read_report
-from sora_cli.run import prepare
+from sora_cli.run import prepare, results
+from sora_cli.search import sizes
 from sora_cli.search.certificate import read_certificate
-from tests import warm
+from tests import blank, warm
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, pair_rows, timeless, train, write_recipe, write_rows
 from tests.launched import launch, launch_commands
@@ -115,16 +116,13 @@ def _checkpoints(tree: Tree) -> object:
     return frozenset((p, c) for p, c in lasting(tree).items() if "/checkpoints/step-" in p)
 
 
-def _unfinished(
-    tree: Tree, part: str, is_finished: Callable[[str], object], *, within: bool = False
-) -> object:
+def _unfinished(tree: Tree, part: str, is_finished: Callable[[str], object]) -> object:
     """Return what tells states apart in which one of several parts is not finished.
 
     Another part in the same state is of the same kind. If all are finished, each state counts.
 
     Args:
         part: a pattern of the parts' paths.
-        within: look into the directories of a part, where it is not what `train` has there.
     """
     inside = {p: match[0] for p in tree if (match := re.match(part, p))}
     left = {path for path in inside.values() if not is_finished(path)}
@@ -132,8 +130,7 @@ def _unfinished(
         return news(tree)
     others = {p: c for p, c in tree.items() if p not in inside}
     own = {p.removeprefix(inside[p]): tree[p] for p in inside if inside[p] in left}
-    if not within:
-        own = {p: c for p, c in own.items() if p.count("/") < 2}
+    own = {p: c for p, c in own.items() if p.count("/") < 2}  # the rest is what `train` has
     return outline(others), outline(own)
 
 
@@ -165,6 +162,8 @@ def _forced(folder: Path, *, exchange: bool) -> Case:
     case = Case(root, [*words, "--force"], again, lambda: _result(root / "out"), exchange=exchange)
     whole = shutil.copytree(root / "out", folder / "whole")
     case.asks = [_list(root), Ask(["inspect", str(root / "out")]), _verify(root / "out", whole)]
+    if not exchange:  # only what is set aside is new
+        case.only = lambda tree: any(p.endswith(".replaced") for p in tree)
     return case
 
 
@@ -185,7 +184,7 @@ def _path(folder: Path) -> Case:
     def only(tree: Tree) -> object:
         record = json.loads(tree.get("out/path.json") or b"{}")
         finished = {f"out/{stage['directory']}" for stage in record.get("stages", [])}
-        return _unfinished(tree, r"out/stages/\d+", finished.__contains__, within=True)
+        return _unfinished(tree, r"out/stages/\d+", finished.__contains__)
 
     asks = [_list(root), Ask(["pick", str(root / "out"), "--keep", "0.5"])]
     return Case(root, words, [words], result, asks, only)
@@ -295,7 +294,7 @@ def _sweep(folder: Path) -> Case:
     root = folder / "work"
     _recipe(folder, training={"max_steps": 2, "evaluate": "no"})
     file = folder / "sweep.yaml"
-    file.write_text(json.dumps({"recipe": "tiny.yaml", "grid": {"training.seed": [0, 1]}}))
+    file.write_text(json.dumps({"recipe": "tiny.yaml", "grid": {"training.seed": [0]}}))
     words = ["sweep", str(file), f"output.dir={root / 'out'}", "--no-verify", "--jobs", "1"]
 
     def result() -> object:
@@ -381,10 +380,12 @@ def told(record_property: Callable[[str, object], None]) -> Callable[[Case], Non
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of a sweep are done in this process, and rows are answered five at a time."""
+    """A sweep runs here, ranks are not drawn, sizes are fewer, and parts are smaller."""
+    monkeypatch.setattr(results, "plot_ranks", lambda *given: blank.save(None, given[2]))
     inside = SimpleNamespace(**{**vars(subprocess), "Popen": _Here})
     monkeypatch.setattr(engine, "subprocess", inside)
     monkeypatch.setattr(loop, "_PAUSE", 0)
+    monkeypatch.setattr(sizes, "HEALED_DIVISORS", (2, 4))
     small_parts(monkeypatch)
 
 
