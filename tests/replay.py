@@ -212,11 +212,11 @@ def lasting(tree: Tree) -> Tree:
 
 
 def key(tree: Tree) -> frozenset[tuple[str, object]]:
-    """Return what tells states apart: leftovers of one name are of one kind, as are locks.
+    """Return what tells states apart: leftovers of one name are of one kind, as whole locks are.
 
     That holds as long as nobody reads them, which `replayed` sees to.
     """
-    locks = {(p, "lock") for p in tree if PurePosixPath(p).name == LOCK}
+    locks = {(p, _state(p, c)) for p, c in tree.items() if PurePosixPath(p).name == LOCK}
     return frozenset({*lasting(tree).items(), *locks, *_leftovers(tree)})
 
 
