@@ -14,7 +14,7 @@ from sora_cli.core.processes import is_main
 from sora_cli.core.timing import importing
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.report import FILE_NAME, recipe_of_run
-from sora_cli.run.output import check_output, clear_results
+from sora_cli.run.output import check_output
 from sora_cli.run.precision import settle_precision
 from sora_cli.run.preflight import check_recipe
 from sora_cli.run.summary import conclude, how_to_resume, time_line
@@ -111,8 +111,6 @@ def run(
         )
         if is_main():
             tidy(output)
-            if not resume:  # with --force: else it would stand beside this run's report
-                clear_results(output)
     if report.start is not None:
         say(report.start.sentence())
     say_notes(report.events)

@@ -92,12 +92,12 @@ def check_place(
         hint: advice on choosing another directory.
     """
     check_directory(output)
+    check_base_apart(output, recipe)
+    check_start_apart(output, recipe)
     for name in (ADAPTER_CONFIG, MODEL_CONFIG):
         if (output / name).is_file():  # commands would find it, and not the run's result
             raise SoraError(f"'{output}' is an adapter's or a model's directory: it holds {name}",
                             hint=hint)  # fmt: skip
-    check_base_apart(output, recipe)
-    check_start_apart(output, recipe)
     if not is_there and not holds_only(output, *own):
         raise SoraError(f"'{output}' is not empty and holds no {work}", hint=hint)
 
@@ -174,10 +174,8 @@ def clear_page(output: Path) -> None:
 
 
 def clear_results(output: Path, *, kept: str | None = None) -> None:
-    """Delete an earlier run's results, its page and its picture; keep the result named `kept`."""
+    """Delete an earlier run's results and its page; keep the result named `kept`."""
     clear_page(output)
-    if kept is None and read_report(output) is not None:
-        remove_file(output / RANKS_PLOT)
     for name in RESULTS:
         place, known = output / name, _result_files(output / name)
         if name == kept or not place.is_dir() or place.is_symlink():

@@ -16,7 +16,7 @@ from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, Training
 from sora_cli.app import run
 from sora_cli.core.console import printable
-from tests.golden import told
+from tests.golden import NUMBER, told
 from tests.helpers_markdown import HOSTILE, tokens
 
 QUERY, KEY = "enc.layer.0.query", "enc.layer.1.key"
@@ -78,7 +78,7 @@ def test_scores_of_an_adapter_that_was_cut_are_not_its_own(tmp_path: Path) -> No
     assert run(["prune", str(tmp_path / "a"), "-o", str(tmp_path / "b"), "--rank", "1"]) == 0
     card = ModelCard.load(tmp_path / "b" / "README.md")
     assert "model-index" not in card.data.to_dict()
-    told(str(card))
+    told(str(card), hide=NUMBER)
 
 
 def test_of_another_tools_adapter(tmp_path: Path) -> None:
