@@ -140,7 +140,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     paths = {Path(config.rootpath, word).resolve() for word in config.args}
     chosen = config.option.keyword or config.option.markexpr not in ("", "long or not long")
     whole = paths == {FILE.parent.resolve()} and not chosen
-    if whole:
+    if whole and taken:  # a collection alone takes nothing
         terminalreporter.section("seconds by folder")
         for line in exceeded(taken, Durations()):
             terminalreporter.line(line)

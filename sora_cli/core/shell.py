@@ -38,6 +38,11 @@ def operands(words: Sequence[str]) -> list[str]:
     return found
 
 
+def resumes(words: Sequence[str]) -> bool:
+    """Tell whether a command line, without `sora`, continues its run with --resume."""
+    return list(words[:1]) in (["train"], ["prune"])
+
+
 def resuming(words: Sequence[str]) -> str:
     """Return the command line with these words, typed before, that resumes its run."""
     left = [word for word in words if word != "--resume"]

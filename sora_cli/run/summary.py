@@ -11,7 +11,7 @@ from pathlib import Path
 from sora_cli.adapter.places import MODEL, baseline_folder
 from sora_cli.core.console import count, emit, say, say_notes
 from sora_cli.core.processes import world_size
-from sora_cli.core.shell import as_operand, quote, resuming
+from sora_cli.core.shell import as_operand, quote, resumes, resuming
 from sora_cli.recipe.families import FAMILIES
 from sora_cli.recipe.load import load_recipe
 from sora_cli.recipe.reading import EVAL, words_read
@@ -70,8 +70,7 @@ def how_to_resume(output: Path, words: Sequence[str]) -> list[str]:
         words: the recipe and its overrides, as typed.
     """
     checkpoints = checkpoint_paths(output / FOLDER)
-    typed = sys.argv[1:2] in (["train"], ["prune"])
-    given = sys.argv[1:] if typed else ["train", as_operand(words[0]), *words[1:]]
+    given = sys.argv[1:] if resumes(sys.argv[1:]) else ["train", as_operand(words[0]), *words[1:]]
     command = resuming(["sora", *given])
     if world_size() > 1:
         command = f"the same command with --resume ({command})"

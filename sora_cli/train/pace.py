@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from sora_cli.core.device import is_accelerated
 from sora_cli.core.processes import is_main
-from sora_cli.core.shell import resuming
+from sora_cli.core.shell import resumes, resuming
 from sora_cli.train.diagnosis import Pass
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 _TRIAL = 20  # steps whose seconds are the measure of later ones
 _RECENT = 10  # later steps whose median is looked at: a pause in one of them means nothing
 _SLOW = 2.0
-_RESUMED, _REPEATED = (["train"], ["prune"]), (["path"], ["auto"])
-"""Commands that continue with --resume, and those that continue when they are typed again."""
+_REPEATED = (["path"], ["auto"])
+"""Commands that continue when they are typed again."""
 
 
 class Pace(TrainerCallback):  # type: ignore[misc]
@@ -72,7 +72,7 @@ class Pace(TrainerCallback):  # type: ignore[misc]
         self._began, self._size = self._clock(), 0
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Compare the step with those of the trial; checkpoints and evaluations come later."""
+        """Compare the step with the steps of the trial; checkpoints and evaluations come later."""
         times = self.note(self._size, self._clock() - self._began)
         if times is not None and times > _SLOW and not self._told:
             self._told = True
@@ -107,8 +107,10 @@ def slow_line(times: float, threads: int, words: list[str]) -> str:
     # --force would delete what was trained so far
     command = ["sora", *(word for word in words if word != "--force")]
     again = "before the same command"
-    if words[:1] in (*_RESUMED, *_REPEATED):
-        again = resuming(command) if words[:1] in _RESUMED else shlex.join(command)
+    if resumes(words):
+        again = resuming(command)
+    elif words[:1] in _REPEATED:
+        again = shlex.join(command)
     return (
         f"note: steps take {times:.1f} times as long as the first ones: other programs seem to use "
         f"this machine's cores, and threads that wait for each other suffer most; to go on with "
