@@ -92,9 +92,13 @@ class AdapterTrainer(ResumingTrainer):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Return one optimiser step's micro-batches, and the loss items in it on all processes."""
-        batches, _ = super().get_batch_samples(*args, **kwargs)
         assert self.sampler is not None
-        step = self.state.global_step % self.recipe.training.steps_per_epoch(self.sampler.rows)
+        per_epoch = self.recipe.training.steps_per_epoch(self.sampler.rows)
+        epoch, step = divmod(self.state.global_step, per_epoch)
+        # before the epoch's first row is asked for: a loader that leaves out the rows before a
+        # checkpoint does not pass the epoch's number on (transformers 5.12 and older)
+        self.sampler.set_epoch(epoch)
+        batches, _ = super().get_batch_samples(*args, **kwargs)
         counts = [
             0 if self.sampler.is_filler(step, number) else self.task.loss_items(batch)
             for number, batch in enumerate(batches)

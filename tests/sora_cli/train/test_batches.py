@@ -154,7 +154,7 @@ def test_micro_batches_must_fit() -> None:
 
 @pytest.mark.parametrize("grouping", [True, False])
 def test_trainer_moves_on_to_the_next_epoch(tmp_path: Path, grouping: bool) -> None:
-    """`set_epoch` must come through accelerate's loader: else every epoch has one order."""
+    """The sampler must be told the epoch, after a resume too: else every epoch has one order."""
     recipe = Recipe(
         model={"path": "unused"}, task={"name": "sequence-classification"}, data={"path": "unused"},
         method={"name": "lora", "r": 1},
