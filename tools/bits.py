@@ -47,7 +47,7 @@ from sora_cli.recipe.families import SMALLER_IS_BETTER
 from sora_cli.recipe.load import load_stored
 from sora_cli.report import FILE_NAME, RunReport, read_report
 from sora_cli.search.cut import Scores
-from sora_cli.search.rows import SelectionRows
+from sora_cli.search.rows import selection_rows
 
 WAYS = ("32", "16", "int8", "b8", "b4", "b3", "b2", "plain-4", "plain-2", "mixed-3", "mixed-2")
 _SQUARED_ERROR = {0: 1.0, 2: 0.219, 3: 0.0677, 4: 0.0183, 5: 0.005, 6: 0.00135}
@@ -107,7 +107,7 @@ def score(run: Path, ways: Sequence[str]) -> Iterator[dict[str, Any]]:
     shapes = {path: (f.B.shape[0], f.A.shape[1]) for path, f in layers.items()}
     numbers = sum(f.parameters for f in layers.values())
     with tempfile.TemporaryDirectory() as scratch:
-        scores = Scores(adapter, recipe, SelectionRows(recipe), Path(scratch))
+        scores = Scores(adapter, recipe, selection_rows(recipe), Path(scratch))
         for way in ways:
             kind, _, bits = way.partition("-")
             if way in ("32", "16"):

@@ -8,7 +8,7 @@ keys.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,6 +163,7 @@ def write_adapter(
     dtype: str = "float32",
     force: bool = False,
     beside: Callable[[Path], None] | None = None,
+    certify: Callable[[Path], Sequence[str]] | None = None,
 ) -> None:
     """Write an adapter and its card, atomically: complete and read back, or not at all.
 
@@ -176,6 +177,7 @@ def write_adapter(
         dtype: of the factors; they are folded in float32 and cast last. The head keeps its dtype.
         force: replace an adapter directory that is there.
         beside: writes more of `ADAPTER_FILES` into the directory, such as the tokenizer's.
+        certify: writes the certificate of the written files, and returns its lines for the card.
     """
     check_low_rank(adapter, rows=True)
     loose = (*adapter.biases, *adapter.base_weights)
@@ -216,7 +218,8 @@ def write_adapter(
             # last, since the card describes the files as they were read back
             with open_adapter(temporary, as_stored=True) as back:
                 plan.check(back.layers, _in_full(back))
-                (temporary / CARD).write_bytes(stored(adapter_card(back)))
+                lines = () if certify is None else certify(temporary)
+                (temporary / CARD).write_bytes(stored(adapter_card(back, certificate=lines)))
     except OSError as error:
         raise SoraError(f"{directory} cannot be written: {reason(error, directory)}") from error
 

@@ -44,6 +44,7 @@ from sora_cli.model.files import (
     ADAPTER_CONFIG,
     ADAPTER_FILES,
     ADAPTER_WEIGHTS,
+    CERTIFICATE,
     PROCESSOR_FILES,
     SORA_FILE,
     TEMPLATES,
@@ -194,7 +195,7 @@ class _Opened:
 
 def _others(directory: Path) -> list[str]:
     names = []
-    for place in (directory / name for name in ADAPTER_FILES if name != ADAPTER_WEIGHTS):
+    for place in (directory / name for name in (*ADAPTER_FILES, CERTIFICATE) if name != ADAPTER_WEIGHTS):
         inside = sorted(place.iterdir()) if place.is_dir() else [place]  # one is a folder of files
         names += [file.relative_to(directory).as_posix() for file in inside if file.is_file()]
     return [name for name in names if _is_own(name)]  # not what a file manager left there
@@ -357,7 +358,7 @@ def _is_own(name: str) -> bool:
     if folder == TEMPLATES:
         short = 0 < len(inside.encode()) <= _LONGEST_NAME
         return short and inside.isprintable() and not inside.startswith(".")
-    return name in ADAPTER_FILES and name not in (ADAPTER_WEIGHTS, TEMPLATES)
+    return name in (*ADAPTER_FILES, CERTIFICATE) and name not in (ADAPTER_WEIGHTS, TEMPLATES)
 
 
 def _check_tensors(read: _Opened, weights: Path) -> None:

@@ -1,4 +1,4 @@
-"""The promise of `sora prune` and `sora extract`: the recipe and the rows that test it."""
+"""The promise of `sora prune` and `sora extract`: its options, its recipe and its certificate."""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from sora_cli.core.checks import check_requires
-from sora_cli.core.console import say_notes
+from sora_cli.core.console import emit, say_notes
 from sora_cli.core.errors import SoraError
+from sora_cli.core.table import emit_table
 from sora_cli.core.timing import importing
-from sora_cli.recipe.load import load_stored
-from sora_cli.recipe.reading import NEXT_TOKENS, PREDICT, named_basis, names_columns
+from sora_cli.recipe.reading import NEXT_TOKENS, PREDICT
 from sora_cli.recipe.tolerance import CONFIDENCE
-from sora_cli.report import FILE_NAME as REPORT
-from sora_cli.report import read_report, recipe_of_run
+from sora_cli.report import recipe_of_run
 from sora_cli.search.promise import Promise, PromiseOptions
+from sora_cli.search.words import size_table, unseen_rows, verdict_lines
 
 if TYPE_CHECKING:
     from sora_cli.recipe.load import LoadedRecipe
-    from sora_cli.recipe.recipe import Recipe
-    from sora_cli.search.parts import Part
-    from sora_cli.search.rows import ChoosingRows, UnlabelledRows
+    from sora_cli.search.evidence import Evidence
 
 Place = TypeVar("Place", str, Path)
 _FAMILY = "task.name="
@@ -103,99 +101,22 @@ def _from_files(options: PromiseOptions, place: Path) -> tuple[LoadedRecipe, Pro
     return loaded, options.of(loaded.recipe)
 
 
-def choosing_rows(
-    options: PromiseOptions, loaded: LoadedRecipe, promise: Promise, place: Path
-) -> tuple[ChoosingRows, Promise]:
-    """Load the rows on which sizes are compared, and print the remarks on them.
+def certified_by(evidence: Evidence, folder: Path) -> Sequence[str]:
+    """Write the certificate of the adapter in a folder, and return its lines for the card."""
+    from sora_cli.adapter.digest import result_digest
+    from sora_cli.model.files import CERTIFICATE
+    from sora_cli.search.evidence import conclude
 
-    Args:
-        loaded: recipe of `load_promise`, or the one that heals.
-        place: directory of the adapter or model.
-
-    Returns:
-        The rows, and the promise with the basis that their numbers certify most by.
-    """
-    from sora_cli.search.rows import SelectionRows
-
-    if options.unlabelled is None:
-        return SelectionRows(loaded.recipe), promise
-    pool = Path(options.unlabelled).expanduser()
-    if promise.kind == "drop":
-        return _rows_for_drop(loaded, promise, pool)
-    return _rows_for_answers(options, loaded.recipe, pool, place), promise
+    if evidence.written is not None:
+        evidence.written.digest = result_digest(folder)
+    evidence.adapter = result_digest(folder) or ""
+    conclude(evidence)
+    (folder / CERTIFICATE).write_text(evidence.text(), encoding="utf-8")
+    return evidence.lines()
 
 
-def _rows_for_drop(
-    loaded: LoadedRecipe, promise: Promise, pool: Path
-) -> tuple[ChoosingRows, Promise]:
-    from sora_cli.search.answers import read_answer_rows
-    from sora_cli.search.basis import against_answers
-    from sora_cli.search.rows import SelectionRows, rows_on_best_basis
-
-    recipe, basis = loaded.recipe, named_basis(loaded)
-    labelled = SelectionRows(recipe)
-    unusable = against_answers(recipe, promise.metric, basis)
-    if unusable is not None:
-        say_notes([f"--unlabelled is not used: {unusable}"])
-        return labelled, promise
-    answered = read_answer_rows(recipe, pool, trained=labelled.task).unseen(
-        [part.rows for part in labelled.seen]
-    )
-    rows, promise, line = rows_on_best_basis(recipe, promise, labelled, answered, basis)
-    say_notes([*answered.notes, line])
-    return rows, promise
-
-
-def _rows_for_answers(
-    options: PromiseOptions, recipe: Recipe, pool: Path, place: Path
-) -> UnlabelledRows:
-    from sora_cli.adapter.metadata import read_sora_file
-    from sora_cli.model.files import SORA_FILE
-    from sora_cli.run.prepare import load_task
-    from sora_cli.search.answers import read_answer_rows
-    from sora_cli.search.parts import Part
-    from sora_cli.search.rows import UnlabelledRows
-
-    task, seen = None, list[Part]()
-    if recipe.data.path or recipe.data.files:  # a recipe that trains knows its training rows
-        task, rows = load_task(recipe)
-        seen = [Part(rows.train, rows.origin(rows.train))]
-    meta, _ = read_sora_file(place / SORA_FILE)
-    answered = read_answer_rows(
-        recipe,
-        pool,
-        trained=task,
-        columns=() if names_columns(options.overrides) else meta.input_columns,
-        tolerance=options.tolerance,
-        next_tokens=options.next_tokens,
-    )
-    seen = seen or _training_rows(place, answered.columns)
-    notes = [] if seen else [
-        f"training rows in {answered.file} are not left out: they are not known here (--recipe R "
-        "names them), and the promise is about rows that the adapter has not seen"
-    ]  # fmt: skip
-    answered = answered.unseen([part.rows for part in seen])
-    say_notes([*answered.notes, *notes])
-    return UnlabelledRows(recipe, answered, seen)
-
-
-def _training_rows(place: Path, columns: Sequence[str]) -> list[Part]:
-    """Return the training rows of the run that wrote an adapter; empty: they are not known here.
-
-    Args:
-        place: directory of the adapter.
-        columns: inputs that the rows must have.
-    """
-    from sora_cli.run.prepare import load_task
-    from sora_cli.search.parts import Part
-
-    try:
-        report = read_report(place.parent)
-        if report is None:
-            return []
-        recipe = load_stored(report.recipe, place.parent / REPORT, report.name).recipe
-        rows = load_task(recipe.to_score())[1]
-    except SoraError:  # the data have moved, or the report is damaged
-        return []
-    known = set(columns) <= set(rows.train.column_names)
-    return [Part(rows.train, rows.origin(rows.train))] if known else []
+def show_evidence(evidence: Evidence) -> None:
+    """Print the sizes that were tested, and the verdict."""
+    emit_table(size_table(evidence))
+    emit("\n".join(verdict_lines(evidence)))
+    say_notes(filter(None, [unseen_rows(evidence)]))

@@ -24,14 +24,14 @@ from sora_cli.core.shell import quote
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import command_start, importing
 from sora_cli.experiments.auto.plan import AutoPlan, placed, plan_auto, unused
-from sora_cli.experiments.auto.record import FILE_NAME as RECORD
-from sora_cli.experiments.auto.record import AutoRecord, read_auto
+from sora_cli.search.record import FILE_NAME as RECORD
+from sora_cli.search.record import AutoRecord, read_auto
 from sora_cli.experiments.auto.tables import (
     base_alone,
     constant_lines,
     cost_lines,
     full_layers,
-    promise_lines,
+    promised,
     whole_lines,
 )
 from sora_cli.propose.writing import recipe_for
@@ -40,12 +40,12 @@ from sora_cli.run.opening import Opening, Work, open_work, resumable
 from sora_cli.run.output import check_own, check_place, clear_run
 from sora_cli.run.preflight import check_recipe, check_settled
 from sora_cli.run.summary import result_lines
-from sora_cli.search.certificate import (
+from sora_cli.search.evidence import (
     FILE_NAME,
     FULL,
     PICTURE,
     SIZES,
-    Certificate,
+    Evidence,
     directory_of,
 )
 from sora_cli.search.former_design import FORMER_FOLDER, check_design
@@ -249,7 +249,7 @@ def clear(output: Path) -> None:
 
 def run(
     plan: AutoPlan, record: AutoRecord, *, began: float, force: bool
-) -> tuple[Certificate, Prepared, RunLog]:
+) -> tuple[Evidence, Prepared, RunLog]:
     """Run the search, or its remaining steps; return certificate, chosen model and log."""
     with importing():
         from sora_cli.adapter.card import rewrite_card
@@ -278,10 +278,9 @@ def run(
         search = AutoSearch(plan, rows, ready, log, say)
     say_notes(search.runner.setup.events)
     say(describe_layers(full.recipe, ready, search.runner.setup.parameters))
-    promised = promise_lines(search.promise, search.rows, search.certifiable)
     for line in [
         *cost_lines(plan, search.rows),
-        *promised,
+        *promised(search.promise, search.rows, search.bound),
         *constant_lines(search.promise, ready),
     ]:
         say(line)
@@ -291,8 +290,7 @@ def run(
             trained, final = search.write()
             certificate = search.certificate(final.report)
             if is_main():
-                text = certificate.model_dump_json()
-                write_text_atomic(plan.output / FILE_NAME, readable_json(json.loads(text)))
+                write_text_atomic(plan.output / FILE_NAME, certificate.text())
                 plot_curve(certificate, plan.output / PICTURE)
                 rewrite_card(plan.output / ADAPTER, certificate.lines())
     # only now: until the certificate is written, an interrupted search continues from these states
@@ -318,7 +316,7 @@ def _new_record(plan: AutoPlan) -> AutoRecord:
     )
 
 
-def conclude(certificate: Certificate, report: RunReport, output: Path, *, as_json: bool) -> None:
+def conclude(certificate: Evidence, report: RunReport, output: Path, *, as_json: bool) -> None:
     """Print the result to stdout, and the next commands to stderr."""
     if as_json:
         emit(json.dumps(json.loads(certificate.model_dump_json()), indent=2))
@@ -329,6 +327,7 @@ def conclude(certificate: Certificate, report: RunReport, output: Path, *, as_js
         emit("\n".join(result_lines(report)))
         # rows without labels may be those of a reported split
         unused = "" if certificate.promise.basis == "labels" else "the labels of "
+        assert certificate.written is not None
         for split, measured in certificate.written.reported.items():
             emit(
                 f"{split}: drop {measured.drop:+.4f} against full rank; no decision used "
@@ -354,7 +353,7 @@ def _show_plan(plan: AutoPlan, preview: int | None) -> None:
     with importing():
         from sora_cli.experiments.auto.rows import planned_rows
         from sora_cli.experiments.auto.searching import parts_of_search
-        from sora_cli.search.rows import certifiable_by
+        from sora_cli.search.rows import method_by
     plan, rows, notes = planned_rows(plan)
     say_notes(notes)
     full = plan.full(rows)
@@ -362,13 +361,13 @@ def _show_plan(plan: AutoPlan, preview: int | None) -> None:
     test = parts_of_search(full.recipe, shown.ready, rows).test
     rows = rows.counted(len(test))
     say_notes(test.notes("test rows"))
-    certifiable = certifiable_by(full.recipe, shown.ready, rows.test, plan.promise)
-    promise = plan.promise.settled(certifiable, rows.test)
+    bound = method_by(full.recipe, shown.ready, rows.test, plan.promise)
+    promise = plan.promise.settled(bound, rows.test)
     emit_section(
         f"sizes of {plan.loaded.name}; the above is the run at full rank",
         [
             *cost_lines(plan, rows),
-            *promise_lines(promise, rows, certifiable),
+            *promised(promise, rows, bound),
             *constant_lines(promise, shown.ready),
             *whole_lines(plan, rows, shown),
         ],

@@ -15,7 +15,12 @@ from methods.keep import Keep
 from sora_cli.adapter.losses import loss_table, module_facts, shown_error
 from sora_cli.adapter.places import adapter_folder, baseline_folder, check_adapter_place
 from sora_cli.commands import completion, options
-from sora_cli.commands._promise import choosing_rows, load_promise, promise_options
+from sora_cli.commands._promise import (
+    certified_by,
+    load_promise,
+    promise_options,
+    show_evidence,
+)
 from sora_cli.core.checks import STORED, check_choice, check_keep, check_requires
 from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
@@ -26,13 +31,10 @@ from sora_cli.core.timing import importing
 from sora_cli.core.words import first_few
 from sora_cli.model.files import ADAPTER_WEIGHTS, DELTA_FILE
 from sora_cli.model.references import resolve_model_path
-from sora_cli.search.words import search_table, unseen_rows, verdict_lines
+from sora_cli.search.sizes import NEARLY_ALL
 
 if TYPE_CHECKING:
     from sora_cli.merge.extract import Extracted
-
-_NEARLY_ALL = 0.99
-"""Share of each layer's squared difference that the largest size of `--max-drop` keeps."""
 
 
 def extract(
@@ -118,14 +120,16 @@ def extract(
     with importing():
         from sora_cli.adapter.dense import module_progress
         from sora_cli.merge.extract import prepare_extract
+        from sora_cli.search.choosing import choosing_rows, recipe_of
 
     tests = None
     if promise is not None and measured is not None:  # before the long part: it finds mistakes
-        tests = measured[0].recipe, *choosing_rows(promise, *measured, Path(source))
+        loaded, (rows, asked) = measured[0], choosing_rows(promise, *measured, Path(source))
+        tests, recipe_facts = (loaded.recipe, rows, asked), recipe_of(promise, loaded, asked)
     extraction = prepare_extract(source, base, output, biases=not no_biases)
     # the search starts from factors with nearly all of the difference: at full rank a layer's
     # factors, r (in + out) numbers, would be larger than the layer, in x out
-    search, kept = None, keep if promise is None else Keep(energy=_NEARLY_ALL)
+    evidence, kept = None, keep if promise is None else Keep(energy=NEARLY_ALL)
     with ExitStack() as stack:
         with module_progress("decomposing") as progress:
             layers = stack.enter_context(extraction.cut(output, kept, progress))
@@ -133,18 +137,19 @@ def extract(
             from sora_cli.search.cut import cut_to, smallest_cut
 
             search = smallest_cut(extraction.adapter(layers), *tests, say, against=source)
-            layers, _ = cut_to(layers, search.chosen.key)
-            rule = {**search.rule(), "recipe": promise.recipe, **search.facts()}
-        done = extraction.write(output, layers, rule, dtype=dtype, force=force)
+            place = Path(resolve_model_path(source))
+            evidence = search.evidence("extract", place, recipe_facts)
+            layers, _ = cut_to(layers, search.written(evidence.chosen))
+            rule = {**evidence.promise.rule, "given": evidence.promise.given,
+                    "certified": evidence.certified}  # fmt: skip
+        certify = None if evidence is None else partial(certified_by, evidence)
+        done = extraction.write(output, layers, rule, dtype=dtype, force=force, certify=certify)
     say_notes(done.notes)
     emit(json.dumps(_facts(done, rule), indent=2)) if as_json else _show(done)
-    if search is not None:
-        if not as_json:
-            emit_table(search_table(search))
-            emit("\n".join(verdict_lines(search)))
-        say_notes(filter(None, [unseen_rows(search)]))
+    if evidence is not None and not as_json:
+        show_evidence(evidence)
     say(f"wrote {output}: {size((output / ADAPTER_WEIGHTS).stat().st_size)}")
-    return OK if search is None or search.certified else NO_VERDICT
+    return OK if evidence is None or evidence.certified else NO_VERDICT
 
 
 def _source(model: str) -> str:

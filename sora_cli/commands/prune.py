@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
@@ -15,9 +14,14 @@ import typer
 from methods.keep import RULES, Keep
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.losses import loss_table
-from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
+from sora_cli.adapter.places import ADAPTER, check_adapter_place, locate_adapter, with_base
 from sora_cli.commands import completion, options
-from sora_cli.commands._promise import choosing_rows, load_promise, promise_options
+from sora_cli.commands._promise import (
+    certified_by,
+    load_promise,
+    promise_options,
+    show_evidence,
+)
 from sora_cli.commands._training import train_loaded
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.atomic import tidy, write_text_atomic
@@ -33,9 +37,8 @@ from sora_cli.core.table import emit_table
 from sora_cli.core.timing import command_start, importing, uncollected
 from sora_cli.run.opening import ELSEWHERE, Work, open_work
 from sora_cli.run.output import check_place
-from sora_cli.search.certificate import SIZES
+from sora_cli.search.evidence import FILE_NAME, SIZES
 from sora_cli.search.promise import Promise, PromiseOptions
-from sora_cli.search.words import search_table, unseen_rows, verdict_lines
 
 if TYPE_CHECKING:
     from sora_cli.adapter.directory import Adapter
@@ -44,10 +47,9 @@ if TYPE_CHECKING:
     from sora_cli.adapter.rounding import Rounding
     from sora_cli.recipe.load import LoadedRecipe
     from sora_cli.recipe.recipe import Recipe
-    from sora_cli.search.cut import Ranks
-    from sora_cli.search.search import Search
+    from sora_cli.search.cut import Cut
+    from sora_cli.search.evidence import Evidence
 
-RECORD = "sizes.json"
 _ELSEWHERE = "choose another place: -o OUT"
 
 
@@ -177,22 +179,22 @@ def _prune(
         adapter, size_before = lazy_adapter(file), _file_size(file.directory)
         check_experts(adapter.experts, keep, promise=asked is not None)
         rounding = None if bits is None else Rounding.of(file, bits, head=head)
-        search = None
+        search = evidence = None
         if asked is not None and measured is not None:
-            search = _search(adapter, asked, read, *measured, rounding)
-        layers, losses = _pruned(file, adapter, keep, search)
+            search, evidence = _search(adapter, asked, read, *measured, rounding)
+        layers, losses = _pruned(file, adapter, keep, search, evidence)
         errors: dict[str, float] = {}
         if rounding is not None:
             layers, losses, errors, survival = rounding.applied(adapter.layers, layers, losses)
-            if search is None:  # else the search has tested what is stored
+            if evidence is None:  # else the search has tested what is stored
                 say_notes(rounding.check(survival), "warning")
         total = reduce(lambda a, b: a + b, losses.values())
         kept = sum(loss.after * sum(file.shapes[path]) for path, loss in losses.items())
-        rule = keep.given() if search is None else search.rule()
+        rule = keep.given() if evidence is None else evidence.promise.rule
         entry = _entry(rule, total, file.parameters, kept)
         entry |= {} if rounding is None else rounding.facts()
-        if search is not None:
-            entry |= {"recipe": asked and asked.recipe, **search.facts()}
+        if evidence is not None:
+            entry |= {"given": evidence.promise.given, "certified": evidence.certified}
         update = {
             "lineage": (*file.meta.lineage, entry),
             "ranks_start": {**file.components(), **file.meta.ranks_start},
@@ -204,23 +206,24 @@ def _prune(
             small = dataclasses.replace(small, head=rounding.head.tensors)
         dtype = "float32" if rounding is not None else _dtype(file, lossy=total.dropped > 0)
         beside = partial(copy_processor, file.directory)
-        write_adapter(output, small, dtype=dtype, force=force, beside=beside)
+        certify = None if evidence is None else partial(certified_by, evidence)
+        write_adapter(output, small, dtype=dtype, force=force, beside=beside, certify=certify)
         say_notes(file.notes)
         if file.meta.bits is not None and total.dropped > 0:
             say_notes(
                 [f"the cut leaves the grid of {file.meta.bits} bits: the output is not rounded"]
             )
         _show(grouped_losses(losses, file.forms), total, file, kept, rounds_head=head)
-        emit(_described(rule if search is None else dict.fromkeys(rule, search.promise.given)))
+        emit(_described(rule if evidence is None else dict.fromkeys(rule, evidence.promise.given)))
         if rounding is not None:
             emit("\n".join(rounding.lines(losses, errors, file.shapes)))
-    if search is not None:
-        _show_search(search)
+    if evidence is not None:
+        show_evidence(evidence)
     say(f"wrote {output}: {_file_size(output)}, was {size_before}")
     if bits is not None and total.after:  # else there is nothing to pack
         say(f"to pack it: sora export {quote(str(output))} -o {quote(f'{output}.safetensors')} "
             "--format packed")  # fmt: skip
-    return OK if search is None or search.certified else NO_VERDICT
+    return OK if evidence is None or evidence.certified else NO_VERDICT
 
 
 def _heal_sizes(
@@ -247,6 +250,7 @@ def _heal_sizes(
         Exit code: 3 if the promise is not certified, 1 if the files of a size give other outputs
         than the trained model.
     """
+    from sora_cli.adapter.card import rewrite_card
     from sora_cli.search.heal import NotVerifiedError, healing_runs, publish, smallest_healed
 
     asked.check()
@@ -260,19 +264,22 @@ def _heal_sizes(
         _check_sizes(output, loaded.recipe, force=force, resume=resume)
         for place in filter(Path.is_dir, (output, output / SIZES) if is_main() else ()):
             tidy(place)
+        with importing():
+            from sora_cli.search.choosing import choosing_rows, recipe_of
         try:
             rows, promise = choosing_rows(asked, loaded, promise, read)
             search = smallest_healed(directory, runs, train, rows, promise, say)
         except NotVerifiedError as error:
             return error.code
+        evidence = search.evidence("heal", directory, recipe_of(asked, loaded, promise))
         if is_main():
-            publish(output, search.chosen.key, directory)
-            record = {**search.facts(), **search.rule()}
-            record["sizes"] = [size.facts() for size in search.candidates]
-            write_text_atomic(output / RECORD, json.dumps(record, indent=2) + "\n")
-    _show_search(search)
+            written = evidence.written
+            publish(output, directory if written is None else output / written.directory, directory)
+            rewrite_card(output / ADAPTER, evidence.lines())
+            write_text_atomic(output / FILE_NAME, evidence.text())
+    show_evidence(evidence)
     say(f"wrote {output}")
-    return OK if search.certified else NO_VERDICT
+    return OK if evidence.certified else NO_VERDICT
 
 
 def _check_sizes(output: Path, recipe: Recipe, *, force: bool, resume: bool) -> None:
@@ -301,29 +308,25 @@ def _search(
     loaded: LoadedRecipe,
     promise: Promise,
     rounding: Rounding | None,
-) -> Search[Ranks]:
+) -> tuple[Cut, Evidence]:
     with importing():
+        from sora_cli.search.choosing import choosing_rows, recipe_of
         from sora_cli.search.cut import smallest_cut
 
     rows, promise = choosing_rows(asked, loaded, promise, place)
-    return smallest_cut(adapter, loaded.recipe, rows, promise, say, rounding=rounding)
-
-
-def _show_search(search: Search[Any]) -> None:
-    emit_table(search_table(search))
-    emit("\n".join(verdict_lines(search)))
-    say_notes(filter(None, [unseen_rows(search)]))
+    found = smallest_cut(adapter, loaded.recipe, rows, promise, say, rounding=rounding)
+    return found, found.evidence("prune", place, recipe_of(asked, loaded, promise))
 
 
 def _pruned(
-    file: AdapterFile, adapter: Adapter, keep: Keep, search: Search[Ranks] | None
+    file: AdapterFile, adapter: Adapter, keep: Keep, search: Cut | None, evidence: Evidence | None
 ) -> tuple[Layers, dict[str, Loss]]:
     from sora_cli.adapter.pruning import check_left, prune_layers
 
-    if search is not None:
+    if search is not None and evidence is not None:
         from sora_cli.search.cut import cut_to
 
-        return cut_to(adapter.layers, search.chosen.key)
+        return cut_to(adapter.layers, search.written(evidence.chosen))
     modules = len({*file.meta.ranks, *file.paths})
     layers, losses = prune_layers(adapter.layers, keep, modules=modules)
     left = ((loss.after, loss.squared) for loss in losses.values())

@@ -17,7 +17,7 @@ from sora_cli.core.console import count, emit, printable, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.table import Column, Table, emit_table
 from sora_cli.core.timing import importing
-from sora_cli.search.certificate import required_certificate
+from sora_cli.search.evidence import required_certificate
 from sora_cli.search.row_set import TEST
 from sora_cli.verify.server import Server
 
@@ -67,8 +67,9 @@ def verify(
         bool,
         typer.Option(
             "--certificate",
-            help="A is a run of sora auto: score its sizes again and compare with its certificate. "
-            "If its data or model have moved, give their new place: data.path=DIR.",
+            help="A has a certificate: test its sizes again and compare every figure. If its data or "
+            "model have moved, give their new place: data.path=DIR; B is then the present place of "
+            "the adapter or model that sora prune or sora extract has read.",
         ),
     ] = False,
     server: Annotated[
@@ -100,8 +101,8 @@ def verify(
     if certificate:
         given = {"--base": base, "--tolerance": tolerance}
         check_excludes("--certificate", [name for name, value in given.items() if value])
-        others = [*([] if b is None else [b]), *(overrides or [])]
-        return _verify_certificate(a, others, as_json=as_json)
+        words = [*([] if b is None else [b]), *(overrides or [])]
+        return _verify_certificate(a, words, as_json=as_json)
     check_comparison(dtype, tolerance)
     if overrides:
         raise SoraError(f"'{overrides[0]}' goes with --certificate only", hint="sora verify A B")
@@ -169,17 +170,19 @@ def _show_distances(server: Server, done: Finding) -> None:
 
 
 def _verify_certificate(run: str, overrides: list[str], *, as_json: bool) -> int:
-    """Score the sizes of a run of `sora auto` again; return the exit code.
+    """Compute a certificate again; return the exit code.
 
     Args:
-        overrides: overrides of the run's recipe, for data or a model at a new place.
+        overrides: the present place of the adapter or model that a finished adapter was made from;
+            overrides of the recipe, for data or a model at a new place.
     """
-    check_excludes("--certificate", ["B" for word in overrides if "=" not in word][:1])
-    place = Path(run).expanduser()
+    place, reference = Path(run).expanduser(), None
+    if overrides and "=" not in overrides[0]:
+        reference, overrides = Path(overrides[0]).expanduser(), overrides[1:]
     required_certificate(place)
     with importing():
         from sora_cli.verify.certificate import recheck
-    certificate, done = recheck(place, overrides)
+    certificate, done = recheck(place, overrides, reference)
     if as_json:
         # by way of pydantic's JSON, which has null for NaN
         facts = json.loads(done.model_dump_json())

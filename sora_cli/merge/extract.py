@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import reduce
@@ -102,12 +102,20 @@ class Extraction:
         return dataclasses.replace(self.outline, layers=layers)
 
     def write(
-        self, output: Path, layers: Layers, entry: Mapping[str, Any], *, dtype: str, force: bool
+        self,
+        output: Path,
+        layers: Layers,
+        entry: Mapping[str, Any],
+        *,
+        dtype: str,
+        force: bool,
+        certify: Callable[[Path], Sequence[str]] | None = None,
     ) -> Extracted:
         """Write the adapter atomically, read it back, and measure its error.
 
         Args:
             entry: lineage entry that describes the choice of the size.
+            certify: see `write_adapter`.
         """
         paths = list(self.difference.layers)
         measured: dict[str, Any] = {}
@@ -123,7 +131,9 @@ class Extraction:
             self._record(folder, entry, measured)
             copy_processor(self.model.folder, folder)
 
-        write_adapter(output, self.adapter(layers), dtype=dtype, force=force, beside=beside)
+        write_adapter(
+            output, self.adapter(layers), dtype=dtype, force=force, beside=beside, certify=certify
+        )
         return Extracted(
             **measured,
             full=self.difference.full,

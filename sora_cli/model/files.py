@@ -29,6 +29,8 @@ MERGE_RECORD = "sora_merge.json"
 """Share of an adapter's update that a merged model's weights hold, by module."""
 CARD = "README.md"
 """The model card."""
+CERTIFICATE = "certificate.json"
+"""The promise about an adapter; it names places of this machine, so it is not uploaded."""
 TEMPLATES = "additional_chat_templates"
 """A folder with a tokenizer's further chat templates."""
 PROCESSOR_FILES = (
@@ -60,10 +62,9 @@ def adapter_files(directory: Path) -> tuple[str, ...]:
     try:
         text = (directory / CARD).read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return ADAPTER_FILES
-    if _CARD_STARTS.match(text):
-        return ADAPTER_FILES
-    return tuple(name for name in ADAPTER_FILES if name != CARD)
+        return (*ADAPTER_FILES, CERTIFICATE)
+    mine = (*ADAPTER_FILES, CERTIFICATE)
+    return mine if _CARD_STARTS.match(text) else tuple(name for name in mine if name != CARD)
 
 
 def is_there(path: str | Path) -> bool:

@@ -18,9 +18,8 @@ import numpy as np
 
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.auto import Basis
-from sora_cli.search.agreement import certifiable_share, chance_by_answers
-from sora_cli.search.certifiable import DIFFERING, POWER, certifiable_drop, chance_by_labels
 from sora_cli.search.promise import Promise, rounded_up, rows_are_right_or_wrong
+from sora_cli.search.statistics import statistic_on
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,11 +64,11 @@ def choose_basis(promise: Promise, rows: Mapping[Basis, int]) -> Basis:
         rows: the bases to choose from, each with its number of test rows.
     """
     if math.isnan(promise.max_drop):  # `smallest`
-        return min(rows, key=lambda basis: rounded_up(_smallest(_on(promise, basis), rows[basis])))
-    return max(rows, key=lambda basis: round(chance(_on(promise, basis), rows[basis]), _DIGITS))
+        return min(rows, key=lambda basis: rounded_up(_smallest(promise, basis, rows[basis])))
+    return max(rows, key=lambda basis: round(chance(promise, basis, rows[basis]), _DIGITS))
 
 
-def chance(promise: Promise, rows: int) -> float:
+def chance(promise: Promise, basis: Basis, rows: int) -> float:
     """Return the probability that a size passes, a mean over sizes that differ more and less.
 
     The true drop of each size is 0: half of the differing rows are lost, and half are won.
@@ -77,21 +76,15 @@ def chance(promise: Promise, rows: int) -> float:
     Args:
         rows: number of test rows.
     """
-    test = chance_by_answers if promise.by_answers else chance_by_labels
-    return float(
-        np.mean([test(promise.max_drop, rows, s, promise.confidence) for s in DIFFERING_SHARES])
-    )
+    test, most, sure = statistic_on(basis).chance, promise.max_drop, promise.confidence
+    return float(np.mean([test(most, rows, share, sure) for share in DIFFERING_SHARES]))
 
 
-def _smallest(promise: Promise, rows: int) -> float:
+def _smallest(promise: Promise, basis: Basis, rows: int) -> float:
     """Return the smallest drop that test rows can be expected to certify."""
-    if promise.by_answers:
-        return certifiable_share(rows, DIFFERING, promise.confidence, POWER)
-    return certifiable_drop(rows, confidence=promise.confidence)
-
-
-def _on(promise: Promise, basis: Basis) -> Promise:
-    return promise.model_copy(update={"basis": basis})
+    smallest = statistic_on(basis).smallest(rows, promise.confidence)
+    assert smallest is not None
+    return smallest
 
 
 def basis_line(chosen: Basis, promise: Promise, rows: Mapping[Basis, int]) -> str:
@@ -103,12 +96,12 @@ def chances_line(promise: Promise, rows: Mapping[Basis, int]) -> str:
     """Return a line on the bases to choose from, and on the drop that each can certify."""
     if math.isnan(promise.max_drop):
         about = "smallest drop that they can be expected to certify"
-        figures = {b: f"{_smallest(_on(promise, b), rows[b]):.4f}" for b in rows}
+        figures = {b: f"{_smallest(promise, b, rows[b]):.4f}" for b in rows}
     else:
         first, last = DIFFERING_SHARES[0], DIFFERING_SHARES[-1]
         about = (
             f"chance to certify {promise.max_drop:g}, in the mean of sizes that differ on "
             f"{first:.2%} to {last:.0%} of the rows"
         )
-        figures = {b: f"{chance(_on(promise, b), rows[b]):.0%}" for b in rows}
+        figures = {b: f"{chance(promise, b, rows[b]):.0%}" for b in rows}
     return f"{about}: {', '.join(f'{b} {figures[b]} ({n:,} rows)' for b, n in rows.items())}"

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
 
+from sora_cli.search.statistic import FEWEST_DIFFERING, RESAMPLES
+
 if TYPE_CHECKING:
     from sora_cli.tasks.row_scores import RowScores
 
@@ -35,10 +37,7 @@ REASONS: dict[Refusal, str] = {
     "constant": "the drop is the same in all resamples",
     "extreme": "the drop lies at the edge of its resamples",
 }
-RESAMPLES = 5000
 FEWEST_ROWS = 50
-FEWEST_DIFFERING = 20
-"""With fewer, a simulation gave up to 17 % false certificates at a level of 5 %."""
 _CELLS = 2**17  # weights made at a time: 1 MiB of float64, small enough for a processor's cache
 
 
@@ -114,9 +113,7 @@ def drops(full: RowScores, small: RowScores, weights: np.ndarray) -> np.ndarray:
 
 
 def drop_on(full: RowScores, small: RowScores) -> float:
-    """Return the drop from `full` to `small` on all rows; of answers, the share that differs."""
-    if full.is_agreement:
-        return float(full.differs(small).mean())
+    """Return the drop of the metric from `full` to `small` on all rows."""
     return float(drops(full, small, np.ones((1, len(full))))[0])
 
 

@@ -1,4 +1,4 @@
-"""The smallest drop that a number of test rows can certify.
+"""The smallest drop that a number of right-or-wrong test rows can certify.
 
 It is computed before a test, without a look at any drop: from the number of rows and from the share
 of rows on which the two models may differ, for a small model whose true drop is 0.
@@ -7,89 +7,20 @@ of rows on which the two models may differ, for a small model whose true drop is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import ndtr, ndtri
 from scipy.stats import binom
 
 from sora_cli.recipe.tolerance import CONFIDENCE
-from sora_cli.search.agreement import certifiable_share, share_bound
-from sora_cli.search.bca import influences
-from sora_cli.search.certificate import BoundMethod, Screened
 from sora_cli.search.paired import exact_bound, score_limit
+from sora_cli.search.statistic import DIFFERING, POWER
 
-if TYPE_CHECKING:
-    from sora_cli.tasks.row_scores import RowScores
-
-POWER = 0.8
-DIFFERING = 0.025
-"""Assumed share of rows on which two sizes of one adapter differ, as long as none is measured."""
 # above this many differing rows their outcomes are too many to list; the drop is nearly normal
 _MANY = 2000
 _SOME = 50  # above it the score limit is near the exact bound, which takes seconds for many rows
 _TAIL = 6.0  # outcomes are counted up to this many standard deviations from the mean
-_RIGHT_OR_WRONG = (
-    "for right-or-wrong rows: Buehler's bound of the paired difference, in the order of Tango's "
-    "score (Lloyd and Moldovan 2007)"
-)
-_AGREEMENT = "for answers: the binomial bound of the share that differs (Clopper and Pearson 1934)"
-_APPROXIMATE = "approximate: BCa bootstrap over whole rows (Efron 1987)"
-
-
-@dataclass(frozen=True)
-class Certifiable:
-    """The smallest drop that test rows can certify, computed before any size is tested.
-
-    Attributes:
-        bound: the method of the bound, with the smallest drop that it can be expected to certify.
-        best_case: smallest drop that is certified if no row differs at all; None: unknown for this
-            metric.
-    """
-
-    bound: BoundMethod
-    best_case: float | None
-
-    @classmethod
-    def on(cls, rows: int, confidence: float, scores: RowScores) -> Certifiable:
-        """Return the smallest drop that this many test rows can certify.
-
-        Args:
-            scores: of some rows: only their metric is used.
-        """
-        alone = scores.rows_alone
-        if scores.is_agreement:
-            method, best = _AGREEMENT, share_bound(0, rows, confidence)
-            smallest = certifiable_share(rows, DIFFERING, confidence, POWER)
-        elif scores.is_right_or_wrong:
-            method, smallest = _RIGHT_OR_WRONG, certifiable_drop(rows, confidence=confidence)
-            best = certifiable_drop(rows, differing=0, confidence=confidence)
-        else:
-            bound = BoundMethod(
-                method=_APPROXIMATE, exact=False, rows_alone=alone, smallest_drop=None
-            )
-            return cls(bound, None)
-        method = f"{'exact' if alone else 'approximate'} {method}"
-        return cls(
-            BoundMethod(method=method, exact=alone, rows_alone=alone, smallest_drop=smallest), best
-        )
-
-    def may_pass(self, max_drop: float) -> bool:
-        """Return False if no model could pass a test of `max_drop` on these rows."""
-        return self.best_case is None or self.best_case <= max_drop
-
-    def screened(self, sizes: Sequence[Screened]) -> BoundMethod:
-        """Return the method of the bound, completed by screening if the bound is approximate.
-
-        The smallest drop is then the estimate of the largest named size.
-        """
-        named = [size for size in sizes if size.named]
-        if self.bound.smallest_drop is not None or not named:
-            return self.bound
-        return self.bound.model_copy(update={"smallest_drop": named[0].certifiable})
 
 
 @lru_cache(maxsize=2**12)
@@ -144,31 +75,6 @@ def chance_by_labels(max_drop: float, rows: int, differing: float, confidence: f
         bound = exact_bound(int(lost[place]), int(won[place]), rows, confidence)
         low, high = (middle, high) if bound <= max_drop else (low, middle)
     return float(chance[order[:high]].sum() / chance.sum())
-
-
-def certifiable_from(
-    full: RowScores,
-    small: RowScores,
-    rows: int,
-    *,
-    confidence: float = CONFIDENCE,
-    power: float = POWER,
-) -> float:
-    """Return the smallest certifiable drop, estimated from two models' scores on other rows.
-
-    Args:
-        full, small: scores on the other rows, such as the screening rows. Only the number of
-            differing rows, or the spread of the influences, is used.
-        rows: number of test rows.
-    """
-    differing = float(full.differs(small).mean())
-    if full.is_agreement:
-        return certifiable_share(rows, differing, confidence, power)
-    if full.is_right_or_wrong:
-        return certifiable_drop(rows, differing=differing, confidence=confidence, power=power)
-    # the drop is asymptotically normal with standard error spread / sqrt(rows)
-    spread = float(influences(full, small).std(ddof=1))
-    return float(ndtri(confidence) + ndtri(power)) * spread / math.sqrt(rows)
 
 
 def rows_needed(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,37 +23,61 @@ from methods.factors import LowRankFactors
 from sora_cli.adapter.apply import load_head
 from sora_cli.adapter.directory import Adapter, read_adapter
 from sora_cli.adapter.pruning import Loss, survey, truncate_layers
-from sora_cli.adapter.reading import open_adapter
 from sora_cli.adapter.rounding import Rounding
-from sora_cli.core.console import duration
+from sora_cli.core.console import duration, say_notes
+from sora_cli.model.base import Base
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.scoring import load_target
 from sora_cli.run.stored import load_adapted
-from sora_cli.search.certifiable import Certifiable
+from sora_cli.search.evidence import Candidate, Reference
 from sora_cli.search.promise import Promise
-from sora_cli.search.rows import ChoosingRows
-from sora_cli.search.search import Candidate, Search, choose_smallest
+from sora_cli.search.row_set import RowSet
+from sora_cli.search.rows import method_on
+from sora_cli.search.search import Scored, Outcome, tested_sizes
+from sora_cli.search.size import Size, size_of
 from sora_cli.search.sizes import COARSE_RATIO, MAX_SIZES, SIZE_RATIO, smaller_sizes
-from sora_cli.search.statement import NOT_ALONE
-from sora_cli.search.words import answers_lines, certifiable_line
+from sora_cli.search.statistic import BoundMethod
+from sora_cli.search.statistics import statistic_of
+from sora_cli.search.test_rows import EncodedRows, TestRows
+from sora_cli.search.words import promise_lines
 from sora_cli.tasks.row_scores import RowScores
+from sora_cli.train.trainer import build_scorer
 
 Layers = Mapping[str, LowRankFactors]
 Ranks = Mapping[str, int]
 Tell = Callable[[str], None]
+UNCUT, UNROUNDED, MODEL = "the uncut adapter", "the unrounded adapter", "the model"
+"""Names of the reference."""
+
+
+@dataclass(frozen=True)
+class Cut(Outcome):
+    """A search among cuts.
+
+    Attributes:
+        everything: the layers' ranks before any cut.
+        ranks: of each candidate.
+    """
+
+    everything: Ranks
+    ranks: tuple[Ranks, ...]
+
+    def written(self, chosen: int | None) -> Ranks:
+        """Return the ranks of a candidate; None: of the reference."""
+        return self.everything if chosen is None else self.ranks[chosen]
 
 
 def smallest_cut(
     adapter: Adapter,
     recipe: Recipe,
-    rows: ChoosingRows,
+    rows: TestRows,
     promise: Promise,
     tell: Tell,
     *,
     against: str | None = None,
     rounding: Rounding | None = None,
-) -> Search[Ranks]:
-    """Choose the smallest cut of an adapter that is certified to keep a promise.
+) -> Cut:
+    """Find the smallest cut of an adapter that is certified to keep a promise.
 
     Args:
         recipe: recipe that scores the cuts.
@@ -64,13 +89,15 @@ def smallest_cut(
     with tempfile.TemporaryDirectory() as scratch:
         place, reference = Path(scratch), None
         if against is not None:
-            reference = rows.scored_by(load_target(against, recipe, rows.task), place)()
+            model = load_target(against, recipe, rows.task)
+            reference = scored_on(rows, recipe, model, place)[1]()
         scores = Scores(adapter, recipe, rows, place)
+        say_notes(scores.rows.notes())
         return choose_cut(
             adapter.layers,
             scores.of,
             promise,
-            rows.split,
+            scores.rows.row_set(),
             tell,
             reference=reference,
             as_stored=None if rounding is None else partial(scores.rounded, rounding),
@@ -81,17 +108,16 @@ def choose_cut(
     layers: Layers,
     scores: Callable[[Layers], RowScores],
     promise: Promise,
-    split: str,
+    rows: RowSet,
     tell: Tell,
     *,
     reference: RowScores | None = None,
     as_stored: Callable[[Layers], RowScores] | None = None,
-) -> Search[Ranks]:
-    """Choose a cut by a function that scores factors; the key of the result is the layers' ranks.
+) -> Cut:
+    """Test cuts by a function that scores factors.
 
     Args:
         scores: scores a model with the given factors, always on the same rows in the same order.
-        split: name of these rows.
         reference: scores of another model, to measure drops against; the uncut adapter is then the
             largest size to be tested. None: drops are measured against the uncut adapter.
         as_stored: scores factors as they will be stored, if that changes them; then the uncut
@@ -101,34 +127,40 @@ def choose_cut(
     values = {path: module.values for path, module in known.items()}
     cost = {path: module.cost for path, module in known.items()}
     everything: Ranks = {path: module.live for path, module in known.items()}
-    total = sum(everything.values())
+    ranks: list[Ranks] = []
 
-    def at(ranks: Ranks, scores: Callable[[Layers], RowScores]) -> Candidate[Ranks]:
-        factors, losses = truncate_layers(layers, known, ranks)
-        numbers = sum(loss.after * cost[path] for path, loss in losses.items())
-        components = sum(loss.after for loss in losses.values())
-        return Candidate(ranks, components, numbers, scores(factors))
+    def at(
+        wanted: Ranks, scores: Callable[[Layers], RowScores]
+    ) -> tuple[Size, RowScores]:
+        factors, losses = truncate_layers(layers, known, wanted)
+        left = {path: loss.after for path, loss in losses.items()}
+        return size_of(left, cost, promise.serve), scores(factors)
 
-    began, outside, took = time.perf_counter(), None, ""
-    if reference is not None:
-        whole, outside = Candidate(everything, total, 0, reference), "the model"
-    else:
-        whole = at(everything, scores)
+    def made(components: int) -> Scored:
+        ranks.append(strongest(values, components, cost))
+        size, found = at(ranks[-1], as_stored or scores)
+        return Candidate(**size.model_dump(), test=None), found
+
+    began, took, total = time.perf_counter(), "", sum(everything.values())
+    name = UNCUT if as_stored is None else UNROUNDED
+    if reference is None:
+        whole, full = at(everything, scores)
         took = f", as the uncut adapter in {duration(time.perf_counter() - began)}"
-        outside = None if as_stored is None else "the unrounded adapter"
-    promise = tell_certifiable(whole.scores, split, promise, tell)
+    else:
+        name, full = MODEL, reference
+        whole = Size(parameters=0, components=total, largest_rank=0, served=0)
+    bound, promise = method_told(full, promise, tell)
     # a difference of two models has full rank, hence many components: halve them to get small soon
     ratio = SIZE_RATIO if reference is None else COARSE_RATIO
-    sizes = [total, *smaller_sizes(total, ratio)][:MAX_SIZES] if outside else smaller_sizes(total)
-    tell(f"up to {len(sizes)} sizes are scored, each on {len(whole.scores):,} rows{took}")
-    return choose_smallest(
-        whole,
-        sizes,
-        lambda count: at(strongest(values, count, cost), as_stored or scores),
-        promise,
-        split,
-        outside=outside,
+    within = name == UNCUT
+    sizes = smaller_sizes(total) if within else [total, *smaller_sizes(total, ratio)][:MAX_SIZES]
+    tell(f"up to {len(sizes)} sizes are scored, each on {len(full):,} rows{took}")
+    candidates, bound = tested_sizes(full, sizes, made, promise, bound)
+    score = statistic_of(full).score(full, full)
+    about = Reference(
+        **whole.model_dump(), name=name, within=within, directory="", digest="", test=score
     )
+    return Cut(promise, bound, about, candidates, rows, full, everything, tuple(ranks))
 
 
 def cut_to(layers: Layers, ranks: Ranks) -> tuple[Layers, dict[str, Loss]]:
@@ -136,34 +168,40 @@ def cut_to(layers: Layers, ranks: Ranks) -> tuple[Layers, dict[str, Loss]]:
     return truncate_layers(layers, survey(layers), ranks)
 
 
-def tell_certifiable(scores: RowScores, split: str, promise: Promise, tell: Tell) -> Promise:
-    """Print the smallest drop that these rows can certify, if it depends only on their number.
-
-    Returns:
-        The promise with `smallest` replaced by a number.
-    """
+def method_told(
+    scores: RowScores, promise: Promise, tell: Tell
+) -> tuple[BoundMethod, Promise]:
+    """Return the method of the test and the promise as a number; print what rows can certify."""
     rows = len(scores)
-    certifiable = Certifiable.on(rows, promise.confidence, scores)
-    settled = promise.settled(certifiable, rows)
-    lines: Iterable[str | None] = [certifiable_line(scores, split, promise.confidence)]
-    if promise.by_answers:
-        lines = answers_lines(settled, rows, certifiable.bound)
-    for line in filter(None, [*lines, None if scores.rows_alone else NOT_ALONE]):
+    bound = method_on(scores, rows, promise)
+    promise = promise.settled(bound, rows)
+    for line in promise_lines(promise, statistic_of(scores), bound, rows):
         tell(line)
-    return settled
+    return bound, promise
+
+
+def scored_on(
+    rows: TestRows, recipe: Recipe, base: Base, scratch: Path
+) -> tuple[EncodedRows, Callable[[], RowScores]]:
+    """Return the rows encoded for a model, and a function that scores the model as it is then."""
+    with recipe.placing():
+        encoded = rows.distinct_on(base)
+    trainer = build_scorer(recipe, rows.task, base, scratch)
+    return encoded, lambda: encoded.scores(trainer)
 
 
 class Scores:
     """Scores an adapter row by row.
 
     Attributes:
+        rows: the rows that test, encoded.
         own: function that scores the adapter with its present factors.
     """
 
-    def __init__(self, adapter: Adapter, recipe: Recipe, rows: ChoosingRows, scratch: Path) -> None:
+    def __init__(self, adapter: Adapter, recipe: Recipe, rows: TestRows, scratch: Path) -> None:
         self._base, self.layers = load_adapted(adapter, recipe, rows.task)
         self._base_weights = adapter.base_weights
-        self.own = rows.scored_by(self._base, scratch)
+        self.rows, self.own = scored_on(rows, recipe, self._base, scratch)
 
     def of(self, factors: Layers) -> RowScores:
         """Put these factors into the model, and return its scores."""
@@ -182,13 +220,16 @@ class Scores:
         return self.of(rounding.layers(factors))
 
 
-def score_adapter(place: Path, recipe: Recipe, rows: ChoosingRows) -> Candidate[Path]:
-    """Return an adapter as a candidate with its scores."""
-    with open_adapter(place) as file:
-        components, parameters = sum(file.ranks[path] for path in file.paths), file.parameters
+def score_adapter(
+    place: Path, recipe: Recipe, rows: TestRows
+) -> tuple[Size, EncodedRows, RowScores]:
+    """Return an adapter's size, the rows encoded for it, and its scores."""
+    adapter = read_adapter(place)
+    cost = {path: f.A.shape[1] + f.B.shape[0] for path, f in adapter.layers.items()}
+    live = {path: int(f.live_components().sum()) for path, f in adapter.layers.items()}
     with tempfile.TemporaryDirectory() as scratch:
-        scores = Scores(read_adapter(place), recipe, rows, Path(scratch))
-        return Candidate(place, components, parameters, scores.own())
+        scores = Scores(adapter, recipe, rows, Path(scratch))
+        return size_of(live, cost, None), scores.rows, scores.own()
 
 
 @torch.no_grad()

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from methods.keep import Keep
 from methods.registry import plain_method
+from sora_cli.adapter.digest import result_digest
 from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.adapter.places import ADAPTER, locate_adapter, new_adapter_place
 from sora_cli.core.atomic import remove_file, write_bytes_atomic
+from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import OK
 from sora_cli.core.processes import from_first_process
@@ -30,14 +32,15 @@ from sora_cli.recipe.load import LoadedRecipe, load_recipe, load_stored
 from sora_cli.recipe.start import StartBlock
 from sora_cli.report import FILE_NAME, HISTORY_FILE, read_report, recipe_of_run
 from sora_cli.run.output import RANKS_PLOT
-from sora_cli.search.certificate import SIZES
+from sora_cli.search.evidence import SIZES, Candidate, Reference
 from sora_cli.search.sizes import healed_budgets
 
 if TYPE_CHECKING:
     from sora_cli.search.cut import Tell
+    from sora_cli.recipe.recipe import Recipe
     from sora_cli.search.promise import Promise
-    from sora_cli.search.rows import ChoosingRows
-    from sora_cli.search.search import Candidate, Search
+    from sora_cli.search.search import Outcome
+    from sora_cli.search.test_rows import TestRows
 
 HealingRun = tuple[LoadedRecipe, list[str]]
 """A recipe, and the arguments of the `sora train` command that trains it."""
@@ -91,6 +94,15 @@ def healing_runs(
         steps: optimiser steps of each size.
         recipe: recipe to train with; None: the recipe of the run in `directory`.
     """
+    given = [*overrides, _NO_CHOICE]
+    return [
+        healing_recipe(directory, output / SIZES / str(n), Keep(max_params=n), steps, recipe, given)
+        for n in healing_budgets(directory)
+    ]
+
+
+def healing_budgets(directory: Path) -> list[int]:
+    """Return the parameters to which an adapter is cut before healing, from the largest on."""
     from sora_cli.adapter.directory import check_low_rank
     from sora_cli.adapter.reading import open_adapter
 
@@ -100,11 +112,7 @@ def healing_runs(
     budgets = healed_budgets(whole, least)
     if not budgets:
         raise SoraError(f"{directory} is too small to be cut: it has {whole} parameters")
-    given = [*overrides, _NO_CHOICE]
-    return [
-        healing_recipe(directory, output / SIZES / str(n), Keep(max_params=n), steps, recipe, given)
-        for n in budgets
-    ]
+    return budgets
 
 
 def _original(directory: Path, place: Path, recipe: str | None) -> LoadedRecipe:
@@ -162,13 +170,11 @@ def smallest_healed(
     directory: Path,
     runs: Sequence[HealingRun],
     train: Callable[[LoadedRecipe, list[str]], int],
-    rows: ChoosingRows,
+    rows: TestRows,
     promise: Promise,
     tell: Tell,
-) -> Search[Path]:
-    """Choose the smallest healed size that is certified to keep a promise.
-
-    The key of the result is the directory of the size's run.
+) -> Outcome:
+    """Find the smallest healed size that is certified to keep a promise.
 
     Args:
         directory: the adapter that drops are measured against.
@@ -179,22 +185,61 @@ def smallest_healed(
     Raises:
         NotVerifiedError: a trained size's files do not reproduce its outputs.
     """
-    with importing():
-        from sora_cli.search.cut import score_adapter, tell_certifiable
-        from sora_cli.search.search import choose_smallest
 
-    recipe = runs[0][0].recipe
-
-    def healed(run: HealingRun) -> Candidate[Path]:
+    def healed(run: HealingRun) -> Path:
         # the other processes wait here until the first one has written its files
         code = from_first_process(train(*run))
         if code != OK:
             raise NotVerifiedError(code)
-        return score_adapter(run[0].output_dir, recipe, rows)
+        return run[0].output_dir
 
-    whole = from_first_process(score_adapter(directory, recipe, rows))
-    promise = tell_certifiable(whole.scores, rows.split, promise, tell)
-    return choose_smallest(whole, runs, healed, promise, rows.split, further=False)
+    recipe = runs[0][0].recipe
+    return tested_runs(directory, runs, healed, rows, promise, tell, recipe=recipe)
+
+
+def tested_runs(
+    directory: Path,
+    runs: Sequence[HealingRun],
+    made: Callable[[HealingRun], Path],
+    rows: TestRows,
+    promise: Promise,
+    tell: Tell,
+    *,
+    recipe: Recipe,
+) -> Outcome:
+    """Test sizes that are runs, from the largest to the smallest, until one fails.
+
+    Args:
+        made: makes a size, or finds it; returns the run's directory.
+        recipe: recipe that scores them.
+    """
+    with importing():
+        from sora_cli.search.cut import UNCUT, method_told, score_adapter
+        from sora_cli.search.search import Outcome, Scored, tested_sizes
+        from sora_cli.search.statistics import statistic_of
+
+    size, encoded, full = from_first_process(score_adapter(directory, recipe, rows))
+    say_notes(encoded.notes())
+    bound, promise = method_told(full, promise, tell)
+
+    def scored(run: HealingRun) -> Scored:
+        place = made(run)
+        small, _, scores = score_adapter(place, recipe, rows)
+        report = read_report(place)
+        facts = {
+            "max_params": int(place.name),
+            "directory": str(place.relative_to(place.parent.parent)),
+            "digest": result_digest(locate_adapter(place)),
+            "heal_steps": None if report is None else report.steps,
+        }
+        return Candidate(**small.model_dump(), **facts, test=None), scores
+
+    candidates, bound = tested_sizes(full, runs, scored, promise, bound, further=False)
+    score = statistic_of(full).score(full, full)
+    about = Reference(
+        **size.model_dump(), name=UNCUT, within=True, directory="", digest="", test=score
+    )
+    return Outcome(promise, bound, about, candidates, encoded.row_set(), full)
 
 
 def publish(output: Path, chosen: Path, whole: Path) -> None:

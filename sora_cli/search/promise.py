@@ -16,14 +16,14 @@ from pydantic import BaseModel, Field
 
 from sora_cli.core.errors import SoraError
 from sora_cli.core.shell import quote
-from sora_cli.recipe.auto import Basis
+from sora_cli.recipe.auto import AutoBlock, Basis
 from sora_cli.recipe.families import is_share, main_metric
-from sora_cli.recipe.tolerance import AGREEMENT, CONFIDENCE, check_drop, parse_drop, parse_share
+from sora_cli.recipe.tolerance import CONFIDENCE, check_drop, parse_drop, parse_share
 
 if TYPE_CHECKING:
     from sora_cli.recipe.load import LoadedRecipe
     from sora_cli.recipe.recipe import Recipe
-    from sora_cli.search.certifiable import Certifiable
+    from sora_cli.search.statistic import BoundMethod
 
 
 SMALLEST = "smallest"
@@ -80,7 +80,7 @@ class Promise(BaseModel):
         "parameters are its cost"
     )
 
-    def settled(self, certifiable: Certifiable, rows: int) -> Promise:
+    def settled(self, bound: BoundMethod, rows: int) -> Promise:
         """Return the promise with `smallest` replaced by a number.
 
         That is an error for a metric whose rows are not just right or wrong: its certifiable drop
@@ -88,7 +88,7 @@ class Promise(BaseModel):
         """
         if not math.isnan(self.max_drop):
             return self
-        smallest = certifiable.bound.smallest_drop
+        smallest = bound.smallest_drop
         if smallest is None:
             raise SoraError(
                 f"the smallest drop of {self.metric} that {rows:,} rows can certify is known only "
@@ -103,6 +103,11 @@ class Promise(BaseModel):
         return self.kind == "differ" or self.basis == "answers"
 
     @property
+    def rule(self) -> dict[str, float]:
+        """The option that gave the promise, with its number."""
+        return {f"max_{self.kind}": self.max_drop}
+
+    @property
     def compared(self) -> str:
         """The things that differ or not, one of each row, in words."""
         return "rows" if self.next_tokens else "answers"
@@ -113,15 +118,6 @@ class Promise(BaseModel):
         if self.next_tokens:
             return "differ in a next-token choice"
         return "differ" if self.tolerance is None else f"differ by more than {self.tolerance:g}"
-
-    @property
-    def tested(self) -> str:
-        """Name of the metric that is tested: agreement, or the recipe's main metric."""
-        return AGREEMENT if self.by_answers else self.metric
-
-    def tested_drop(self, full: float, score: float) -> float:
-        """Return the drop of the tested metric; negative: better."""
-        return full - score if self.by_answers else self.drop(full, score)
 
     def drop(self, full: float, score: float) -> float:
         """Return the drop of the recipe's main metric against full rank's; negative: better."""
@@ -290,14 +286,9 @@ class PromiseOptions:
         return settle_precision(loaded), promise
 
 
-def promise_of(recipe: Recipe) -> Promise:
-    """Return the promise of a recipe's `auto` block.
-
-    Points (0.5pt) of a metric that is no share, such as a loss, are an error.
-    """
-    block = recipe.auto
-    assert block is not None
-    options = PromiseOptions(
+def options_of(block: AutoBlock) -> PromiseOptions:
+    """Return the promise of an `auto` block, as typed."""
+    return PromiseOptions(
         block.max_drop,
         confidence=block.confidence,
         max_differ=block.max_differ,
@@ -306,6 +297,16 @@ def promise_of(recipe: Recipe) -> Promise:
         next_tokens=block.next_tokens,
         basis=block.basis,
     )
+
+
+def promise_of(recipe: Recipe) -> Promise:
+    """Return the promise of a recipe's `auto` block.
+
+    Points (0.5pt) of a metric that is no share, such as a loss, are an error.
+    """
+    block = recipe.auto
+    assert block is not None
+    options = options_of(block)
     with recipe.placing("auto.max_drop" if block.max_differ is None else "auto.max_differ"):
         options.check()
         return options.of(recipe, name="auto.max_drop", serve=block.serve)

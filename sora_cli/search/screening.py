@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import binom
 
 from methods.budgets import within_parameters
 from sora_cli.recipe.auto import Serve
-from sora_cli.search.agreement import certifiable_share
-from sora_cli.search.bca import FEWEST_DIFFERING, differing_rows, drop_on, influences
-from sora_cli.search.certifiable import DIFFERING, POWER, certifiable_drop, certifiable_from
-from sora_cli.search.certificate import Measured, Screened
-from sora_cli.search.few import few_rows_bound
+from sora_cli.search.any_metric import TESTABLE
+from sora_cli.search.evidence import Measured, Screened
 from sora_cli.search.size import Size
 from sora_cli.search.sizes import SHARES
-from sora_cli.search.worst import has_worst
+from sora_cli.search.statistic import Statistic
+from sora_cli.search.statistics import statistic_of
 
 if TYPE_CHECKING:
     from methods.budgets import Values
     from sora_cli.tasks.row_scores import RowScores
-
-_TESTABLE = 1.5 * FEWEST_DIFFERING
-"""Test rows that are expected to differ for a size to be tested with an approximate bound."""
-_BEFOREHAND = 20
-"""Weight of the drop that is expected before screening, in right-or-wrong rows."""
-_STEP = 2  # places in the list of sizes to the next bolder one
 
 
 def part_rows(rows: int, seed: int, *, screening: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
@@ -121,71 +111,19 @@ def measured(
         whole, small: scores of the uncut checkpoint and of the cut on the same rows.
         test_rows, confidence: as of `screen`.
     """
-    drop = drop_on(whole, small)
-    result = Screened(
+    statistic = statistic_of(whole)
+    score, drop = statistic.score(whole, small), statistic.drop(whole, small)
+    expected = statistic.expected(planned.share, whole, small, test_rows, confidence)
+    return Screened(
         **size.model_dump(),
         share=planned.share,
         max_params=planned.max_params,
-        screening=Measured(score=small.beside(whole), drop=drop),
+        screening=Measured(score=score, drop=drop),
         named=False,
+        expected=expected.drop,
+        certifiable=expected.certifiable,
+        differing=expected.differing,
     )
-    seen = differing_rows(whole, small) / len(whole)
-    if whole.is_agreement:
-        # the drop is the differing share itself, and not half of it
-        result.expected, _ = _expected(planned.share, drop, seen, len(whole), worth=2.0)
-        certified = certifiable_share(test_rows, result.expected, confidence, POWER)
-        result.certifiable = certified - result.expected
-        return result
-    if whole.is_right_or_wrong:
-        result.expected, differing = _expected(planned.share, drop, seen, len(whole))
-        result.certifiable = certifiable_drop(test_rows, differing=differing, confidence=confidence)
-        return result
-    result.certifiable = _certifiable(whole, small, test_rows, confidence)
-    differing = seen
-    if has_worst(whole):
-        # the spread of the influences per differing row; about 1 for accuracy
-        worth = float(influences(whole, small).std()) / math.sqrt(seen) if seen else 0.0
-        result.expected, differing = _expected(planned.share, drop, seen, len(whole), worth)
-    # too few test rows would differ for the bootstrap: take the worst-case bound that then applies
-    if test_rows * differing < _TESTABLE or not seen:
-        most = int(binom.ppf(POWER, test_rows, differing))
-        result.certifiable = few_rows_bound(whole, most, confidence, rows=test_rows)
-    elif result.certifiable is not None:
-        # the spread, and with it the bound, grows with the root of the share of differing rows
-        result.certifiable *= math.sqrt(differing / seen)
-    result.differing = test_rows * differing
-    return result
-
-
-def _expected(
-    share: float, drop: float, seen: float, rows: int, worth: float = 1.0
-) -> tuple[float, float]:
-    """Return the expected drop of a size, and the expected share of differing rows.
-
-    Both are weighted means of the screening result and of a prior that counts as `_BEFOREHAND`
-    rows: a few rows without a difference show little, many rows decide alone. By the prior, the
-    largest size differs on `DIFFERING` of the rows, a smaller size on more, in inverse proportion
-    to its share, and the drop is half of the differing share. The prior fits unhealed cuts of the
-    quickstart (seed 0: drops of 1.25, 2.5, 3.75 and 6.25 points at 70, 30, 22 and 15 % of the
-    parameters; the prior says 1.25, 2.9, 4.0 and 5.8).
-
-    Args:
-        share: share of full rank's parameters.
-        drop: drop on the screening rows.
-        seen: share of the screening rows that differ.
-        worth: drop of the metric if all rows were lost, as a multiple of accuracy's.
-    """
-    differing = min(DIFFERING * SHARES[0] / share, 1.0)
-    weight = _BEFOREHAND / (rows + _BEFOREHAND)
-    mean = weight * differing + (1 - weight) * seen
-    expected = weight * worth * differing / 2 + (1 - weight) * drop
-    return expected, max(round(mean, 3), DIFFERING)
-
-
-def _certifiable(whole: RowScores, small: RowScores, rows: int, confidence: float) -> float | None:
-    """Return the drop that rows can be expected to certify; None: screening cannot tell."""
-    drop = certifiable_from(whole, small, rows, confidence=confidence)
-    return drop if math.isfinite(drop) and drop > 0 else None
 
 
 def name_sizes(
@@ -194,9 +132,9 @@ def name_sizes(
     max_drop: float,
     most: int,
     serve: Serve | None,
+    statistic: Statistic,
     *,
     tested: bool = True,
-    answers: bool = False,
 ) -> list[int]:
     """Choose the screened sizes to train; return their indices, from the largest to the smallest.
 
@@ -228,8 +166,8 @@ def name_sizes(
         full: size of full rank.
         most: largest number of sizes to train.
         serve: server of the adapter; None: parameters count.
+        statistic: of the test; it chooses the places in the list.
         tested: False: no test could pass, so only the liked size is trained.
-        answers: the promise is about answers.
     """
     able = _distinct(screened, full, serve)
     if tested:
@@ -237,17 +175,7 @@ def name_sizes(
     sizes = [screened[number] for number in able]
     liked = _last_within([expected_drop(size) for size in sizes], max_drop)
     safe = _last_within([expected_drop(size) + (size.certifiable or 0) for size in sizes], max_drop)
-    if not tested:
-        places = [liked]
-    elif answers:
-        # one size: the safe one; two: its neighbours; three: all of them
-        neighbours = [max(safe - 1, 0), max(safe, liked)]
-        places = [safe] if most == 1 else neighbours if most == 2 else [*neighbours, safe]
-    elif any(size.expected is None or size.differing is not None for size in sizes):
-        above = [max(safe - _STEP, 0)] if most > 1 else []
-        places = [*above, safe, *(safe + _STEP * n for n in range(1, most))]
-    else:
-        places = [safe, liked, *(liked + _STEP * n for n in range(1, most))]
+    places = statistic.places(safe, liked, most) if tested else [liked]
     within = sorted({min(place, len(able) - 1) for place in places})
     return [able[place] for place in within[:most]]
 
@@ -268,7 +196,7 @@ def _testable(screened: Sequence[Screened], able: list[int], max_drop: float) ->
 
 
 def _is_testable(size: Screened, max_drop: float) -> bool:
-    if size.differing is None or size.differing >= _TESTABLE:
+    if size.differing is None or size.differing >= TESTABLE:
         return True
     return size.certifiable is not None and size.certifiable <= max_drop
 

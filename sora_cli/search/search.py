@@ -13,40 +13,33 @@ breaks the promise and is not passed over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
+from sora_cli.adapter.digest import result_digest
 from sora_cli.core.processes import from_first_process
-from sora_cli.recipe.tolerance import AGREEMENT
-from sora_cli.search.bca import drop_on
-from sora_cli.search.bounds import Bound, drop_bound
-from sora_cli.search.certifiable import certifiable_from
+from sora_cli.search.evidence import Candidate, Command, Evidence, Reference
 from sora_cli.search.promise import Promise
-from sora_cli.search.sizes import last_passed
+from sora_cli.search.row_set import TEST, RowSet
+from sora_cli.search.statistic import Bound, BoundMethod
+from sora_cli.search.statistics import drop_bound, statistic_of
+from sora_cli.search.test_rows import SEED
 from sora_cli.tasks.row_scores import RowScores
 
-Key = TypeVar("Key")
 Size = TypeVar("Size")
 Made = TypeVar("Made")
 
-
-class Test(Protocol):
-    """The result of a size's test."""
-
-    def fails(self, max_drop: float, /) -> bool:
-        """Return True if this test ends the testing."""
-
-
-Tested = TypeVar("Tested", bound=Test)
+AFTERWARDS = "scored after the testing had ended"
 
 
 def in_fixed_order(
     sizes: Iterable[Size],
     make: Callable[[Size], Made],
-    test: Callable[[Made], Tested | None],
+    test: Callable[[Made], Bound | None],
     max_drop: float,
-) -> Iterator[tuple[Made, Tested | None]]:
+) -> Iterator[tuple[Made, Bound | None]]:
     """Make and test sizes from largest to smallest until one fails; yield each with its test.
 
     All processes that train together get the first process's values.
@@ -61,189 +54,92 @@ def in_fixed_order(
         # a yield comes before the check for failure, so that the failed size is recorded, too
         made = from_first_process(make(size))
         result = from_first_process(test(made))
+        result = None if result is None else result.judged(max_drop)
         yield made, result
-        if result is not None and result.fails(max_drop):
+        if result is not None and result.failed:
             return
 
 
-@dataclass(frozen=True)
-class Candidate(Generic[Key]):
-    """A size that was made and scored, with its test.
-
-    Attributes:
-        key: identifies the size for its maker, such as its ranks or its run.
-        components: number of components in all layers.
-        parameters: numbers in the factors.
-        scores: scores on the test rows.
-        drop: drop against the reference, in the metric's unit; negative: better.
-        bound: bound of the drop; None: the reference itself, or scored after the testing had ended.
-        passed: True if the bound (without a bound: the drop) is within the promise.
-        passed_over: True if too few rows differ for any such size to pass.
-    """
-
-    key: Key
-    components: int
-    parameters: int
-    scores: RowScores
-    drop: float = 0.0
-    bound: Bound | None = None
-    passed: bool = False
-    passed_over: bool = False
-
-    @property
-    def score(self) -> float:
-        """The metric on the test rows, or the agreement with full rank there."""
-        return 1 - self.drop if self.scores.is_agreement else self.scores.value
-
-    def against(self, whole: RowScores, bound: Bound | None, max_drop: float) -> Candidate[Key]:
-        """Return a copy with the result of its test, or without a bound with its drop alone."""
-        drop = drop_on(whole, self.scores)
-        passed = drop <= max_drop if bound is None else bound.keeps(max_drop)
-        over = bound is not None and bound.passes_over(max_drop)
-        return replace(self, drop=drop, bound=bound, passed=passed, passed_over=over)
-
-    def facts(self) -> dict[str, Any]:
-        """Return the facts that are stored about this size."""
-        return {
-            "components": self.components,
-            "parameters": self.parameters,
-            "score": self.score,
-            "drop": self.drop,
-            "bound": None if self.bound is None else asdict(self.bound),
-            "passed": self.passed,
-            "passed_over": self.passed_over,
-        }
+Scored = tuple[Candidate, RowScores]
+"""A size that was made, and its scores on the test rows."""
 
 
 @dataclass(frozen=True)
-class Search(Generic[Key]):
-    """The result of a search: all sizes that were scored, and the chosen size.
+class Outcome:
+    """What a search has found about a finished adapter.
 
     Attributes:
-        split: name of the test rows.
-        candidates: from largest to smallest; the first is the reference.
-        chosen: the smallest size that passed its test. If none passed: the last size before the
-            first whose drop on these rows is above the promise; it is not certified.
-        outside: name of a reference that cannot be chosen, such as another model; None: it can.
+        promise: as a number even for `smallest`.
+        bound: the method of the test.
+        reference: what drops are measured against.
+        candidates: the sizes that were made, each with its test.
+        rows: the test rows.
+        scores: of the reference on them.
     """
 
     promise: Promise
-    split: str
-    candidates: tuple[Candidate[Key], ...]
-    chosen: Candidate[Key]
-    outside: str | None
+    bound: BoundMethod
+    reference: Reference
+    candidates: list[Candidate]
+    rows: RowSet
+    scores: RowScores
 
-    @property
-    def metric(self) -> str:
-        """The name of the promised metric; of a promise about answers, agreement."""
-        return AGREEMENT if self.promise.kind == "differ" else self.promise.metric
+    def evidence(
+        self, command: Command, reference: Path, recipe: Mapping[str, Any]
+    ) -> Evidence:
+        """Return the certificate of a command.
 
-    @property
-    def rows(self) -> int:
-        """Number of test rows."""
-        return len(self.candidates[0].scores)
-
-    @property
-    def certified(self) -> bool:
-        """True if the chosen size is certified to keep the promise; the reference always is."""
-        chosen = self.chosen
-        return chosen is self.candidates[0] or (chosen.bound is not None and chosen.passed)
-
-    @property
-    def first_tested(self) -> Candidate[Key] | None:
-        """The first tested size that differs on many rows; if there is none, the first tested."""
-        tested = [one for one in self.candidates if one.bound is not None]
-        many = (one for one in tested if one.bound is not None and one.bound.is_of_many)
-        return next(many, next(iter(tested), None))
-
-    def rule(self) -> dict[str, float]:
-        """Return the option that gave the promise, with its number."""
-        return {f"max_{self.promise.kind}": self.promise.max_drop}
-
-    @property
-    def certifiable(self) -> float | None:
-        """The smallest drop that these rows certify with a probability of 80 %; None: not known.
-
-        It assumes that a size differs from the reference as `first_tested` does.
+        Args:
+            reference: directory of the reference.
+            recipe: the resolved recipe of the rows, with the promise in its `auto` block.
         """
-        size = self.first_tested
-        if size is None or size.bound is None or not size.bound.is_of_many:
-            return None
-        return certifiable_from(
-            self.candidates[0].scores, size.scores, self.rows, confidence=self.promise.confidence
+        known = {"directory": str(reference), "digest": result_digest(reference) or ""}
+        return Evidence(
+            command=command,
+            promise=self.promise,
+            bound=self.bound,
+            full=self.reference.model_copy(update=known),
+            candidates=self.candidates,
+            rows={TEST: self.rows},
+            seeds={"rows": SEED},
+            recipe=dict(recipe),
         )
 
-    def _repeats(self) -> dict[str, Any]:
-        """Return the number of all rows, and the drop on them, if some repeat an input."""
-        every, bound = self.chosen.scores.every, self.chosen.bound
-        if every is None:
-            return {}
-        return {"all_rows": len(every), "drop_on_all_rows": None if bound is None else bound.every}
 
-    def facts(self) -> dict[str, Any]:
-        """Return the facts about the choice of the size that an adapter's lineage records."""
-        bound = self.chosen.bound
-        return {
-            "given": self.promise.given,
-            "metric": self.metric,
-            "basis": self.promise.basis,
-            "split": self.split,
-            "certified": self.certified,
-            "confidence": self.promise.confidence,
-            "drop": self.chosen.drop,
-            "bound": None if bound is None else bound.upper,
-            "bound_kind": None if bound is None else bound.kind,
-            "rows": self.rows,
-            **self._repeats(),
-            **({"next_tokens": True} if self.promise.next_tokens else {}),
-            **({"tolerance": self.promise.tolerance} if self.promise.tolerance is not None else {}),
-        }
-
-
-def choose_smallest(
-    whole: Candidate[Key],
+def tested_sizes(
+    full: RowScores,
     sizes: Sequence[Size],
-    make: Callable[[Size], Candidate[Key]],
+    make: Callable[[Size], Scored],
     promise: Promise,
-    split: str,
+    bound: BoundMethod,
     *,
     further: bool = True,
-    outside: str | None = None,
-) -> Search[Key]:
-    """Choose the smallest size that is certified to keep a promise.
-
-    If no size passes its test, the choice is by the measured drop alone, and not certified.
+) -> tuple[list[Candidate], BoundMethod]:
+    """Make and test sizes; return those that were made with their tests, and the completed method.
 
     Args:
-        whole: the reference that drops are measured against.
+        full: scores of the reference.
         sizes: from largest to smallest, fixed before a row is scored.
         make: makes and scores a size.
-        split: name of the test rows.
         further: if no size passes, score smaller sizes without a test, as long as their drops are
-            within the promise.
-        outside: name of a reference that cannot be chosen, such as another model: the largest size
-            is chosen if no size is within the promise. None: it can.
+            within the promise: the last of them is written, and is not certified.
     """
-    full, max_drop = whole.scores, promise.max_drop
+    found: list[Candidate] = []
+    max_drop, statistic, smallest = promise.max_drop, statistic_of(full), bound.smallest_drop
 
-    def test(made: Candidate[Key]) -> Bound:
-        return drop_bound(full, made.scores, promise.confidence)
+    def test(made: Scored) -> Bound:
+        return drop_bound(full, made[1], promise.confidence)
 
-    scored = [whole.against(full, None, max_drop)]
-    for made, bound in in_fixed_order(sizes, make, test, max_drop):
-        scored.append(made.against(full, bound, max_drop))
-    place = last_passed(one.bound is not None and one.passed for one in scored)
-    if place is None and further and _looks_good(scored, max_drop) == len(scored) - 1:
-        for size in sizes[len(scored) - 1 :]:
-            scored.append(make(size).against(full, None, max_drop))
-            if not scored[-1].passed:
+    for (size, scores), result in in_fixed_order(sizes, make, test, max_drop):
+        found.append(size.model_copy(update={"test": result}))
+        if smallest is None and result is not None and result.is_of_many:
+            smallest = statistic.beside(full, scores, len(full), promise.confidence)
+    tests = [size.test for size in found if size.test is not None]
+    if further and all(not test.kept and test.drop <= max_drop for test in tests):
+        for planned in sizes[len(found) :]:
+            size, scores = make(planned)
+            result = statistic.result(full, scores, None, refused=AFTERWARDS)
+            found.append(size.model_copy(update={"test": result}))
+            if not result.drop <= max_drop:
                 break
-    if place is None:
-        place = max(_looks_good(scored, max_drop), int(outside is not None))
-    return Search(promise, split, tuple(scored), scored[place], outside)
-
-
-def _looks_good(scored: Sequence[Candidate[Key]], max_drop: float) -> int:
-    """Return the index of the last size before the first with a drop above the promise."""
-    bad = (i for i, one in enumerate(scored) if i and not one.drop <= max_drop)
-    return next(bad, len(scored)) - 1
+    return found, bound.model_copy(update={"smallest_drop": smallest})

@@ -15,6 +15,9 @@ SIZE_RATIO = 0.75
 COARSE_RATIO = 0.5
 """The same ratio if the largest size is nearly the full difference of two models."""
 
+NEARLY_ALL = 0.99
+"""Share of each layer's squared difference that the largest size of `sora extract` keeps."""
+
 
 def smaller_sizes(total: int, ratio: float = SIZE_RATIO) -> list[int]:
     """Return numbers of components below `total`, from the largest to the smallest."""

@@ -1,105 +1,234 @@
-"""The texts of a search: the certifiable drop, the tables of sizes, and the verdict.
+"""The texts of a promise: what rows can certify, the tables of sizes, the sentence and its scope.
 
-This module returns texts and prints nothing. No torch here.
+The nouns come from the statistic (`Nouns`). This module returns texts and prints nothing. No torch
+here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.core.console import count
-from sora_cli.core.table import Cell, Column, Table
+from sora_cli.core.table import Column, Table
+from sora_cli.core.words import first_few, shown_value
+from sora_cli.recipe.families import BASE_MODEL
+from sora_cli.search.constant import nothing_promised
 from sora_cli.search.promise import SMALLEST, rounded_up
 from sora_cli.search.row_set import TEST
-from sora_cli.search.statement import NOT_ALONE, as_they_come
+from sora_cli.search.statistic import DIFFERING, POWER
 
 if TYPE_CHECKING:
-    from sora_cli.search.bounds import Bound
-    from sora_cli.search.certificate import BoundMethod, Certificate, SizeTest
+    from sora_cli.search.evidence import Evidence
     from sora_cli.search.promise import Promise
-    from sora_cli.search.search import Candidate, Search
+    from sora_cli.search.row_set import RowSet
     from sora_cli.search.size import Size
-    from sora_cli.tasks.row_scores import RowScores
+    from sora_cli.search.statistic import Bound, BoundMethod, Nouns, Statistic
 
-_SIZE = (Column("components", count), Column("parameters", count))
+_CLASSES = 8  # that are named
+NOT_ALONE = (
+    "the bound is approximate, and about this number of rows: each row chooses among all test "
+    "rows, so the rows depend on each other"
+)
+"""The reason why no bound is exact, where rows are not alone (`RowScores.rows_alone`)."""
+_NOT_APART = "rows that repeat an input were not kept apart from those that test"
+_TEST_ROWS = {"labels": "the test rows", "answers": "the unlabelled ones"}
+"""The rows that a promise is about, by its basis."""
+_NEXT_TOKENS = (
+    "the next-token choices on given texts (a row differs if any of its choices does), not the "
+    "written texts,"
+)
 
 
-def certifiable_line(scores: RowScores, split: str, confidence: float) -> str | None:
-    """Return a line on the drop that rows can certify; None: their number does not determine it."""
-    from sora_cli.search.certifiable import DIFFERING, POWER, certifiable_drop
+# the sentence
 
-    rows = len(scores)
-    if scores.is_agreement:
-        return None  # `answers_lines` says it, where the promise is known
-    if not scores.is_right_or_wrong:
-        return None
-    usual = certifiable_drop(rows, confidence=confidence)
-    best = certifiable_drop(rows, differing=0, confidence=confidence)
+
+def statement(evidence: Evidence) -> str:
+    """Return the promise as a sentence, or the reason for having none."""
+    promise, rows, written = evidence.promise, evidence.rows[TEST], evidence.written
+    nouns = evidence.nouns
+    first = evidence.candidates[0].test if evidence.candidates else None
+    test = first if written is None else written.test
+    text = _sentence(evidence, nouns, test if test is not None and test.kept else first)
+    if written is None:
+        text = f"everything is kept: {text}" if first is not None else "everything is kept"
+    elif test is not None and test is not first and not test.kept:
+        text += f"; the written size loses {nouns.amount(test.drop)} on these rows"
+    text += as_they_come(promise, nouns, rows, None if test is None else test.every)
+    if test is not None and test.kept:
+        classes = rows.classes or {}
+        text += kept_by_constant(promise, nouns, classes, evidence.full.test)
+    return text if evidence.bound.rows_alone else f"{text}; {NOT_ALONE}"
+
+
+def _sentence(evidence: Evidence, nouns: Nouns, test: Bound | None) -> str:
+    """Return the sentence of one of three outcomes: certified, not tested, failed."""
+    promise, rows = evidence.promise, evidence.rows[TEST]
+    inputs = _inputs(rows, labels=nouns.labels or promise.kind == "differ")
+    if test is None:
+        text = f"{inputs} cannot show that {nouns.promised}"
+        least = evidence.statistic.best_case(rows.rows, promise.confidence)
+        if least is None:
+            return text
+        return (
+            f"{text}: the smallest {nouns.loss} they can certify, if no answer differs, is "
+            f"{nouns.amount(least)}"
+        )
+    seen = f"on {inputs}: {test.drop:+.4f}"
+    if nouns.counts:
+        seen = f"{count(test.differing or 0)} of {inputs} {nouns.differ}"
+    if not nouns.because and test.refused is None:
+        seen = f"bound {nouns.amount(test.upper)}{': ' if nouns.counts else ', '}{seen}"
+    share = f"{100 * test.upper:.2f} %"
+    because = f", because {nouns.because.format(share)}" if nouns.because else ""
+    if test.kept:
+        sure = f"with {promise.confidence:.0%} confidence"
+        return f"{sure} {nouns.promised}{nouns.end}{because} ({seen})"
+    if test.refused is not None:
+        return f"no bound of the {nouns.loss} can be computed: {test.refused} ({seen})"
     return (
-        f"{rows:,} rows of {split} can certify a drop of {usual:.4f} with a probability of "
-        f"{POWER:.0%}, if the models differ on {DIFFERING:.1%} of them and the true drop is 0; "
-        f"at best {best:.4f}"
+        f"no size passed its test: of the largest, {nouns.may.format(nouns.amount(test.upper))}"
+        f"{nouns.end}{because}, and {nouns.tolerated} is tolerated ({seen})"
     )
 
 
-def certifiable_lines(promise: Promise, rows: int, bound: BoundMethod, more: str) -> Iterator[str]:
-    """Yield lines on the drop that a number of test rows can certify, before any training.
+def scope(evidence: Evidence) -> str:
+    """Return the adapter, run and rows that a certificate is about."""
+    promise, test = evidence.promise, evidence.rows[TEST]
+    about = "the written adapter"
+    if promise.kind == "differ":
+        answers = _NEXT_TOKENS if promise.next_tokens else "answers, whether they are right or not,"
+        about = f"{answers} of the written adapter"
+    against = "this training run" if evidence.command == "auto" else evidence.full.name
+    rows = "rows" if test.held is None else "distinct inputs"
+    text = (
+        f"{about}, {against}, and {rows} drawn like {_TEST_ROWS[promise.basis]}; not another seed, "
+        "other data, or rows of another kind"
+    )
+    text = text if test.held is not None else f"{text}; {_NOT_APART}"
+    reference = None if evidence.base is None else evidence.base.reference
+    if reference is not None:
+        alone = reference == BASE_MODEL
+        whole = "the base model alone" if alone else f"the base model with {reference}"
+        text += f"; its rewards are measured against {whole}"
+    return text + _without_rows(test.classes or {})
+
+
+def _inputs(rows: RowSet, *, labels: bool) -> str:
+    """Return the number of test rows in words; they are distinct inputs where repeats do not test.
+
+    Args:
+        labels: False: of rows without labels.
+    """
+    without = "" if labels else " without labels"
+    if rows.held is None:
+        return f"{rows.rows:,} rows{without}"
+    return f"{rows.rows:,} distinct inputs{without} that training has not seen"
+
+
+def as_they_come(promise: Promise, nouns: Nouns, rows: RowSet, drop: float | None) -> str:
+    """Return the end of a sentence on all test rows, where some repeat an input; else "".
+
+    Args:
+        drop: on all of them, without a bound; None: not measured.
+    """
+    if rows.held is None or rows.held == rows.rows:
+        return ""
+    text = f"; {(rows.held - rows.rows) / rows.held:.1%} of the {rows.held:,} test rows repeat an input"
+    if drop is None:
+        return text
+    figure = f"{100 * drop:.2f} % of the answers differ" if nouns.counts else f"it is {drop:+.4f}"
+    more = ", which is MORE THAN PROMISED" if not drop <= promise.max_drop else ""
+    return f"{text}, and over all of them as they come {figure}{more}"
+
+
+def _without_rows(classes: Mapping[str, int]) -> str:
+    """Return words on the classes that no test row has, of which a promise says nothing."""
+    absent = [shown_value(name) for name, rows in classes.items() if not rows]
+    if not absent:
+        return ""
+    named = first_few(absent, _CLASSES)
+    return (
+        f"; nothing about {len(absent)} of {len(classes)} classes, of which no row tests: {named}"
+    )
+
+
+def kept_by_constant(
+    promise: Promise, nouns: Nouns, classes: Mapping[str, int], full: float
+) -> str:
+    """Return words on one class as the answer to every row, if it keeps the promise, too."""
+    if nouns.counts or not classes:
+        return ""
+    nothing = nothing_promised(promise.metric, promise.max_drop, classes, full=full)
+    return "" if nothing is None else f"; {nothing}"
+
+
+# beforehand
+
+
+def promise_lines(
+    promise: Promise, statistic: Statistic, bound: BoundMethod, rows: int, *, more: str = ""
+) -> Iterator[str]:
+    """Yield lines on a promise, and on what a number of test rows can certify of it.
 
     Args:
         more: a sentence on the number of rows that the promise needs.
     """
-    promised = (
-        f"promise: a drop of at most {promise.max_drop:g} ({promise.given}), with "
-        f"{promise.confidence:.0%} confidence"
-    )
+    nouns = statistic.nouns(promise, "full rank")
+    promised = f"promise: a drop of at most {promise.max_drop:g} ({promise.given})"
+    if promise.kind == "differ":
+        promised = f"promise: {nouns.promised}"
+    promised += f", with {promise.confidence:.0%} confidence"
+    of_these = _lines_on_counts if nouns.counts else _lines_on_drops
+    yield from of_these(promise, nouns, bound, rows, promised, more)
+    if not bound.rows_alone:
+        yield NOT_ALONE
+
+
+def _lines_on_drops(
+    promise: Promise, nouns: Nouns, bound: BoundMethod, rows: int, promised: str, more: str
+) -> Iterator[str]:
+    del nouns
     smallest = bound.smallest_drop
     if smallest is None:
         yield f"{promised}; the bound is {bound.method}"
-        yield "the smallest drop that the test rows can certify is computed after screening"
+        yield "the smallest drop that the test rows can certify is known once sizes are scored"
         return
-    yield f"{promised}; {count(rows)} test rows can be expected to certify {smallest:.4f}"
+    best = "" if bound.best_case is None else f", and at best {bound.best_case:.4f}"
+    yield f"{promised}; {count(rows)} test rows can be expected to certify {smallest:.4f}{best}"
     if smallest > promise.max_drop:
         yield (
             "WARNING: too few test rows to certify this drop, unless the two models almost always "
             "agree: the adapter may be written without a certificate (exit code 3)"
         )
         fits = f"--max-drop {SMALLEST} ({rounded_up(smallest):g})"
-        yield f"these rows can be expected to certify {fits}; {more}"
+        yield f"these rows can be expected to certify {fits}{more and f'; {more}'}"
 
 
-def answers_lines(promise: Promise, rows: int, bound: BoundMethod) -> Iterator[str]:
-    """Yield lines on a promise that answers test, and on the rows that may differ.
+def _lines_on_counts(
+    promise: Promise, nouns: Nouns, bound: BoundMethod, rows: int, promised: str, more: str
+) -> Iterator[str]:
+    from sora_cli.search.binomial import allowed_rows, rows_for_none  # scipy
 
-    Args:
-        rows: number of test rows.
-    """
-    from sora_cli.search.agreement import allowed_rows, rows_for_none, share_bound  # scipy
-    from sora_cli.search.certifiable import DIFFERING
-
-    share = f"{100 * promise.max_drop:g} %"
-    promised = f"promise: at most {share} of the {promise.compared} {promise.differ}"
-    if promise.kind == "drop":
-        promised = f"promise: a drop of at most {promise.max_drop:g} ({promise.given})"
-    promised += f", with {promise.confidence:.0%} confidence"
+    del more
     allowed = allowed_rows(promise.max_drop, rows, promise.confidence)
     tested = f"{count(rows)} test rows"
     if allowed is not None:
         few = f"at most {count(allowed)}" if allowed else "none"
-        how = promise.differ if promise.next_tokens else "are answered differently"
+        how = nouns.differ if promise.next_tokens else "are answered differently"
         yield f"{promised}; certified if {few} of {tested} {how}"
     else:
         yield promised
         need = rows_for_none(promise.max_drop, promise.confidence)
-        more = "no number of rows is enough" if need is None else f"it takes {count(need)} at least"
-        least = 100 * share_bound(0, rows, promise.confidence)
+        takes = "no number of rows is enough" if need is None else f"it takes {count(need)} at least"
+        least = 100 * (bound.best_case or 0)
         option = "--max-differ" if promise.kind == "differ" else "a drop of"
-        more += (
+        takes += (
             f", and these can certify {option} {math.ceil(10 * least) / 10:g}% at best: the "
             "adapter will be written without a certificate (exit code 3)"
         )
-        yield f"WARNING: {tested} cannot certify this, even if no answer differs; {more}"
+        yield f"WARNING: {tested} cannot certify this, even if no answer differs; {takes}"
     if promise.kind == "drop" and bound.smallest_drop is not None:
         yield (
             f"these rows can be expected to certify {bound.smallest_drop:.4f}, if {DIFFERING:.1%} "
@@ -107,16 +236,16 @@ def answers_lines(promise: Promise, rows: int, bound: BoundMethod) -> Iterator[s
         )
 
 
-def expected_line(promise: Promise, rows: int, drop: float, certifiable: float) -> str:
+def expected_line(nouns: Nouns, rows: int, drop: float, certifiable: float) -> str:
     """Return a line on the outcome that screening expects of a size.
 
     Args:
         rows: number of test rows.
         drop, certifiable: expected drop before healing, and what the rows can certify beside it.
     """
-    if promise.by_answers:
+    if nouns.counts:
         return (
-            f"{100 * drop:.2f} % of the {promise.compared} are expected to {promise.differ} before "
+            f"{100 * drop:.2f} % of the {nouns.things} are expected to {nouns.differ} before "
             f"healing; {rows:,} test rows could then certify {100 * (drop + certifiable):.2f} %"
         )
     return (
@@ -125,12 +254,12 @@ def expected_line(promise: Promise, rows: int, drop: float, certifiable: float) 
     )
 
 
-def tested_line(test: SizeTest, promise: Promise) -> str:
+def tested_line(test: Bound, nouns: Nouns, promise: Promise) -> str:
     """Return a line on the result of a size's test."""
     end = ": no smaller size is tested" if test.failed else ""
-    if promise.by_answers:
+    if nouns.counts:
         return (
-            f"differing {promise.compared}: {test.differing or 0:,} ({100 * test.drop:.2f} %), "
+            f"differing {nouns.things}: {test.differing or 0:,} ({100 * test.drop:.2f} %), "
             f"bound {100 * test.upper:.2f} %, promise {100 * promise.max_drop:g} %: "
             f"{test.verdict}{end}"
         )
@@ -138,47 +267,50 @@ def tested_line(test: SizeTest, promise: Promise) -> str:
     return f"drop {test.drop:+.4f}, {bound}, promise {promise.max_drop:g}: {test.verdict}{end}"
 
 
-def size_verdict(certificate: Certificate, number: int, *, reason: bool = False) -> str:
-    """Return the verdict on a trained size in a few words.
+# afterwards
+
+
+def size_verdict(evidence: Evidence, number: int, *, reason: bool = False) -> str:
+    """Return the verdict on a size in a few words.
 
     Args:
         reason: if it has no bound, add the reason.
     """
-    test = certificate.candidates[number].test
+    test = evidence.candidates[number].test
     verdict = "not tested" if test is None else test.verdict
     if reason and test is not None and test.refused is not None:
         verdict = f"{verdict}: {test.refused}"
-    return f"{verdict}, written" if number == certificate.chosen else verdict
+    return f"{verdict}, written" if number == evidence.chosen else verdict
 
 
-def size_table(certificate: Certificate) -> Table:
-    """Return a table of the trained sizes, from the largest to the smallest."""
-    metric, rows = certificate.promise.tested, certificate.rows[TEST].rows
-    columns: list[Column | str] = ["size", *_SIZE, "largest rank", Column(metric, ".4f")]
-    columns += [*_drop_columns(certificate.promise), ""]
-    full = certificate.full
-    lines: list[list[Any]] = [["full rank", *_size(full), full.test, None, None, None]]
-    shares = {size.max_params: size.share for size in certificate.screened}
-    for number, size in enumerate(certificate.candidates):
+def size_table(evidence: Evidence) -> Table:
+    """Return a table of the sizes that were made, from the largest to the smallest."""
+    promise, rows, nouns = evidence.promise, evidence.rows[TEST], evidence.nouns
+    metric = evidence.statistic.metric or promise.metric
+    columns: list[Column | str] = [
+        "size", Column("components", count), Column("parameters", count), "largest rank",
+        Column(metric, ".4f"), Column(nouns.column, nouns.form), Column("at most", nouns.form), "",
+    ]  # fmt: skip
+    full = evidence.full
+    whole = (None, None, None) if full.name == "the model" else _size(full)
+    kept = "written" if evidence.chosen is None else None
+    lines: list[list[Any]] = [[full.name, *whole, full.test, None, None, kept]]
+    shares = {size.max_params: size.share for size in evidence.screened}
+    for number, size in enumerate(evidence.candidates):
         test = size.test
         figures = (None, None, None) if test is None else (test.score, test.drop, test.upper)
-        name = f"{shares.get(size.max_params, math.nan):.1%}"
-        lines.append([name, *_size(size), *figures, size_verdict(certificate, number)])
-    sure = f"at most: with {certificate.promise.confidence:.0%} confidence"
-    return Table(f"{metric} on {rows:,} test rows; {sure}", columns, lines)
+        share = shares.get(size.max_params or 0, size.parameters / max(full.parameters, 1))
+        name = f"{share:.1%}" if full.parameters else None
+        lines.append([name, *_size(size), *figures, size_verdict(evidence, number)])
+    sure = f"at most: with {promise.confidence:.0%} confidence"
+    split = "test rows" if evidence.command == "auto" else f"rows of {rows.split}"
+    return Table(f"{metric} on {rows.rows:,} {split}; {sure}", columns, lines)
 
 
-def _drop_columns(promise: Promise) -> tuple[Column, Column]:
-    """Return the columns of the drop and its bound; of answers, the share that differs."""
-    if promise.by_answers:
-        return Column("differ", ".2%"), Column("at most", ".2%")
-    return Column("drop", "+.4f"), Column("at most", "+.4f")
-
-
-def untrained_line(certificate: Certificate) -> str | None:
+def untrained_line(evidence: Evidence) -> str | None:
     """Return a line on the sizes that were screened but not trained; None: all were trained."""
-    trained = {size.max_params for size in certificate.candidates}
-    screened = certificate.screened
+    trained = {size.max_params for size in evidence.candidates}
+    screened = evidence.screened
     shares = [f"{size.share:.1%}" for size in screened if size.max_params not in trained]
     if not shares:
         return None
@@ -186,176 +318,44 @@ def untrained_line(certificate: Certificate) -> str | None:
     return f"{few} scored before healing, and not trained: {', '.join(shares)}"
 
 
-def _size(size: Size) -> tuple[int, int, int]:
-    return size.components, size.parameters, size.largest_rank
+def verdict_lines(evidence: Evidence) -> Iterator[str]:
+    """Yield the verdict, and where nothing smaller was certified what the rows could certify."""
+    yield f"kept: {evidence.saved}"
+    yield f"{evidence.status}: {evidence.statement}"
+    first, nouns = evidence.first_tested, evidence.nouns
+    written = evidence.written
+    if (written is not None and evidence.certified) or first is None:
+        return
+    rows = f"the {evidence.rows[TEST].rows:,} rows"
+    differing = f"the largest size differs on {count(first.differing or 0)} of them"
+    if first.least is not None:
+        yield f"{rows} can certify {nouns.amount(first.least)} at best: {differing}"
+    elif evidence.bound.smallest_drop is not None:
+        least = nouns.amount(evidence.bound.smallest_drop)
+        yield (
+            f"{rows} can certify {least} with a probability of {POWER:.0%}, if nothing is lost "
+            f"({differing})"
+        )
 
 
-def search_table(search: Search[Any]) -> Table:
-    """Return a table of the sizes that were tried, from the largest to the smallest."""
-    columns: list[Column | str] = [*_SIZE, Column(search.promise.tested, ".4f")]
-    columns += [*_drop_columns(search.promise), ""]
-    whole, *sizes = search.candidates
-    first = (
-        [None, None, whole.score, None, None, search.outside]
-        if search.outside is not None
-        else _tried(whole, "uncut")
-    )
-    rows = [first]
-    for size in sizes:
-        rows.append(_tried(size, _verdict(size)))
-    return Table(f"tried on {search.split}", columns, rows)
-
-
-def _tried(size: Candidate[Any], verdict: str) -> list[Any]:
-    bound = size.bound
-    upper = None if bound is None else Cell(None, "-") if bound.upper is None else bound.upper
-    return [size.components, size.parameters, size.score, size.drop, upper, verdict]
-
-
-def _verdict(size: Candidate[Any]) -> str:
-    if size.bound is None:
-        return "not tested"
-    if size.passed_over:
-        return "passed over"
-    return "certified" if size.passed else "not certified"
-
-
-def verdict_lines(search: Search[Any]) -> Sequence[str]:
-    """Return the lines of the verdict: the chosen size, certified or not, and its drop."""
-    if search.promise.kind == "differ":
-        return _verdict_on_answers(search)
-    promise, confidence = f"{search.promise.max_drop:g}", f"{search.promise.confidence:g}"
-    chosen = f"{count(search.chosen.components)} components"
-    bound = search.chosen.bound
-    if search.chosen is search.candidates[0]:
-        return [
-            f"no smaller size is certified to lose at most {promise} of {search.metric}, and the "
-            f"largest of them {'differs' if search.promise.by_answers else 'loses'} more on these "
-            "rows: everything is kept",
-            *_certifiable(search),
-        ]
-    if search.certified and bound is not None and bound.upper is not None:
-        about = "" if bound.kind == "exact" else "; the bound is approximate"
-        about = about if search.chosen.scores.rows_alone else f"; {NOT_ALONE}"
-        return [
-            f"certified: {chosen} lose at most {bound.upper:.4f} of {search.metric}, within "
-            f"{promise}, {_reason(search, bound)}with confidence {confidence}, on distinct inputs "
-            f"like these{about}{_every(search)}"
-        ]
-    but = "but" if search.chosen.drop <= search.promise.max_drop else "and"
-    lose = f"{chosen} lose {search.chosen.drop:.4f} of {search.metric} on these rows"
-    if search.promise.by_answers:
-        lose = f"with {chosen} {_differing(search)}"
-    return [
-        f"NOT certified: {lose}, {but} the rows cannot certify a drop of at most {promise} with "
-        f"confidence {confidence}",
-        *_certifiable(search),
-    ]
-
-
-def _every(search: Search[Any]) -> str:
-    """Return the end of a sentence on all rows as they come, where some repeat an input."""
-    scores, bound = search.chosen.scores, search.chosen.bound
-    return as_they_come(
-        search.promise,
-        rows=len(scores),
-        held=None if scores.every is None else len(scores.every),
-        drop=None if bound is None else bound.every,
-    )
-
-
-def _reason(search: Search[Any], bound: Bound) -> str:
-    """Return the part that answers have in a certified drop; empty if labels test it."""
-    if not search.promise.by_answers:
-        return ""
-    differ = f"at most {100 * (bound.upper or 0):.2f} % of the answers differ"
-    return f"because {differ} ({bound.differing:,} of {bound.rows:,} rows), "
-
-
-def _of_reference(search: Search[Any]) -> str:
-    return f"{search.outside or 'the uncut adapter'}'s"
-
-
-def _differing(search: Search[Any]) -> str:
-    """Return the number of answers that differ between the reference and the chosen size."""
-    rows, promise = search.rows, search.promise
-    differing = f"{count(round(search.chosen.drop * rows))} of these {count(rows)}"
-    return f"{differing} {promise.compared} {promise.differ} from {_of_reference(search)}"
-
-
-def _verdict_on_answers(search: Search[Any]) -> Sequence[str]:
-    """Return the lines of the verdict on a promise about answers."""
-    share, confidence = f"{100 * search.promise.max_drop:g} %", f"{search.promise.confidence:g}"
-    size, chosen = search.chosen, f"{count(search.chosen.components)} components"
-    bound, promise = size.bound, search.promise
-    if size is search.candidates[0]:
-        return [
-            f"no smaller size is certified to answer at most {share} of the rows otherwise, and "
-            "the largest of them differs on more of these rows: everything is kept",
-            *_certifiable_share(search),
-        ]
-    if search.certified and bound is not None and bound.upper is not None:
-        seen = f"{count(bound.differing)} of {count(bound.rows)} rows differ"
-        return [
-            f"certified: with {chosen} at most {share} of the {promise.compared} {promise.differ} "
-            f"from {_of_reference(search)} (bound {100 * bound.upper:.2f} %: {seen}), with "
-            f"confidence {confidence}, on distinct inputs like these"
-            + ("" if size.scores.rows_alone else f"; {NOT_ALONE}")
-            + _every(search)
-        ]
-    but = "but" if size.drop <= search.promise.max_drop else "and"
-    return [
-        f"NOT certified: with {chosen} {_differing(search)}, {but} the rows cannot certify at most "
-        f"{share} with confidence {confidence}",
-        *_certifiable_share(search),
-    ]
-
-
-def _certifiable_share(search: Search[Any]) -> list[str]:
-    """Return a line on the share that the rows could certify; empty if nothing was tested."""
-    first, least = search.first_tested, search.certifiable
-    if first is None or first.bound is None or least is None:
-        return []
-    share = f"{100 * least:.2f} %" if search.promise.kind == "differ" else f"a drop of {least:.4f}"
-    return [
-        f"the {first.bound.rows:,} rows can certify {share} with a probability of 80%, "
-        f"if as many answers differ as with the largest size ({first.bound.differing:,} of them)"
-    ]
-
-
-def unseen_rows(search: Search[Any]) -> str | None:
+def unseen_rows(evidence: Evidence) -> str | None:
     """Return a note that the score on the choosing rows is biased by the choice; None: it is not.
 
     If everything is kept, nothing was chosen.
     """
-    if search.chosen is search.candidates[0]:
+    written, split = evidence.written, evidence.rows[TEST].split
+    if written is None or written.test is None:
         return None
-    if search.promise.by_answers:
+    if evidence.nouns.counts:
         return (
-            f"the size was chosen on {search.split}, so the share of answers that differ there "
-            f"({search.chosen.drop:.2%}) is a little too small; the bound holds all the same"
+            f"the size was chosen on {split} rows, so the share of answers that differ there "
+            f"({written.test.drop:.2%}) is a little too small; the bound holds all the same"
         )
     return (
-        f"the size was chosen on {search.split}, so its score there is too good: report a "
+        f"the size was chosen on {split}, so its score there is too good: report a "
         "score on other rows"
     )
 
 
-def _certifiable(search: Search[Any]) -> list[str]:
-    """Return a line on the drop that the rows could certify; empty if nothing was tested."""
-    first = None if search.first_tested is None else search.first_tested.bound
-    if first is None:
-        return []
-    if search.promise.by_answers:
-        return _certifiable_share(search)
-    rows, differing = f"the {first.rows:,} rows", f"{first.differing:,}"
-    if first.least is not None:
-        few = f"the uncut model and the largest size differ on only {differing} of them"
-        return [f"{rows} can certify a drop of {first.least:.4f} at best: {few}"]
-    if search.certifiable is None:
-        return [f"{rows} certify nothing here: {first.reason}"]
-    differ = f"the uncut model and the largest size with a bound differ on {differing} of them"
-    return [
-        f"{rows} can certify a drop of {search.certifiable:.4f} with a probability of 80%, if the "
-        f"true drop is 0 ({differ})"
-    ]
+def _size(size: Size) -> tuple[int, int, int]:
+    return size.components, size.parameters, size.largest_rank

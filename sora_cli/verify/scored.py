@@ -13,23 +13,27 @@ from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
-from scipy.special import ndtri
 
 from sora_cli.report import Score
-from sora_cli.search.agreement import share_bound
-from sora_cli.search.bca import FEWEST_DIFFERING
-from sora_cli.search.certificate import SizeTest
-from sora_cli.search.few import few_rows_bound
-from sora_cli.search.paired import exact_bound
 from sora_cli.search.promise import Promise
+from sora_cli.search.statistic import Bound
+from sora_cli.search.statistics import statistic_of
 from sora_cli.tasks.row_scores import RowScores
-from sora_cli.verify.expected import ROUNDING, close
 
+ROUNDING = 1e-6
+"""Largest difference of equal numbers, as a share of the larger one or of 1."""
 PART_OF_PROMISE = 1 / 5
 """A stored bound may be smaller than the new one by this part of the promise; one row always may
 change. The tolerated rows alone could make a bound better by as much as the whole promise."""
 _SAME = 1e-9
 """Largest difference of scores of the same rows: far less than one row in a million changes."""
+
+
+def close(one: float, other: float, rounding: float = ROUNDING) -> bool:
+    """Return true if two numbers are equal but for rounding; NaN equals NaN."""
+    if math.isnan(one) or math.isnan(other):
+        return math.isnan(one) and math.isnan(other)
+    return math.isclose(one, other, rel_tol=rounding, abs_tol=rounding)
 
 
 class Compared(BaseModel):
@@ -75,18 +79,20 @@ class ScoresAgain:
     def score(self, name: str, stored: float, here: RowScores) -> float:
         """Compare a score; return the stored one if it agrees, else the new one."""
         # a model agrees with itself on every row, whatever the machine
-        distance = ROUNDING if here.is_agreement else self._tolerated_distance(stored, here)
-        return self._compare(name, stored, here.value, distance)
+        statistic = statistic_of(here)
+        alone = statistic.metric is not None
+        distance = ROUNDING if alone else self._tolerated_distance(stored, here)
+        return self._compare(name, stored, statistic.score(here, here), distance)
 
     def test(
         self,
         name: str,
-        stored: SizeTest,
+        stored: Bound,
         whole: float,
         full: RowScores,
-        here: SizeTest,
+        here: Bound,
         promise: Promise,
-    ) -> SizeTest:
+    ) -> Bound:
         """Compare a size's test; return it with the stored figures that agree, and else new ones.
 
         Args:
@@ -94,9 +100,12 @@ class ScoresAgain:
             full: the scores at full rank here.
             here: the test of the scores here.
         """
-        figures: dict[str, Any] = {"refused": here.refused, "passed_over": here.passed_over}
+        figures: dict[str, Any] = {
+            key: getattr(here, key) for key in ("refused", "passed_over", "least")
+        }
         figures["every"] = self._every(name, stored.every, full, here)
-        same = close(whole, full.value, _SAME) and close(stored.score, here.score, _SAME)
+        now = statistic_of(full).score(full, full)
+        same = close(whole, now, _SAME) and close(stored.score, here.score, _SAME)
         if same and stored.differing == here.differing:
             for figure in ("score", "drop", "upper"):
                 was, now = getattr(stored, figure), getattr(here, figure)
@@ -108,10 +117,10 @@ class ScoresAgain:
     def _tolerant(
         self,
         name: str,
-        stored: SizeTest,
+        stored: Bound,
         whole: float,
         full: RowScores,
-        here: SizeTest,
+        here: Bound,
         promise: Promise,
     ) -> dict[str, Any]:
         """Compare a test with some rows of another outcome; return its figures, as `test` does.
@@ -125,13 +134,13 @@ class ScoresAgain:
         self._compare(_figure_name(name, "drop"), stored.drop, here.drop, 2 * apart)
         differing, now = stored.differing or 0, here.differing or 0
         differing = int(self._compare(f"{name}, rows that differ", differing, now, turned))
-        drop, upper = promise.tested_drop(whole, score), stored.upper
-        alike = stored.refused == here.refused
-        alike = alike and _is_coarse(stored, full) == _is_coarse(here, full)
+        statistic, rows, sure = statistic_of(full), len(full), promise.confidence
+        drop, upper = statistic.drop_between(whole, score, promise), stored.upper
+        alike = statistic.comparable(stored, here)
         if alike:
-            allowed = _tolerated_change(full, here, promise.confidence, turned)
+            allowed = statistic.apart(full, here, sure, turned)
             upper = self._compare(_figure_name(name, "upper"), stored.upper, here.upper, allowed)
-            one_row = _tolerated_change(full, here, promise.confidence, 2)  # by either model
+            one_row = statistic.apart(full, here, sure, 2)  # by either model
             if here.upper - stored.upper > max(PART_OF_PROMISE * promise.max_drop, one_row):
                 self.better.append(
                     f"{name}: a bound of {stored.upper:.6g} in the certificate, {here.upper:.6g} "
@@ -142,13 +151,10 @@ class ScoresAgain:
                 f"{name}: {_in_words(stored)} in the certificate, {_in_words(here)} here; the "
                 f"promise is {promise.max_drop:g}"
             )
-        if full.is_agreement and math.isfinite(drop):
-            differing = round(drop * len(full))  # the score says how many rows differ
-        if full.is_agreement and upper == stored.upper:
-            upper = share_bound(differing, len(full), promise.confidence)
-        elif full.is_right_or_wrong and upper == stored.upper:
-            counts = _lost_and_won(drop, differing, len(full))
-            upper = exact_bound(*counts, len(full), promise.confidence) if counts else math.nan
+        differing = statistic.differing(drop, differing, rows)
+        following = statistic.following(drop, differing, rows, sure)
+        if following is not None and upper == stored.upper:
+            upper = following
         return {
             "score": score,
             "drop": _stored_if_close(stored.drop, drop),
@@ -157,7 +163,7 @@ class ScoresAgain:
         }
 
     def _every(
-        self, name: str, stored: float | None, full: RowScores, here: SizeTest
+        self, name: str, stored: float | None, full: RowScores, here: Bound
     ) -> float | None:
         """Compare the drop on all rows as they come; return the stored one if it agrees."""
         if stored is None or here.every is None or full.every is None:
@@ -176,7 +182,7 @@ class ScoresAgain:
     def _tolerated_distance(self, stored: float, scores: RowScores) -> float:
         """Return the largest change of a metric that the tolerated rows can make."""
         rows = len(scores)
-        by_rows = scores.is_right_or_wrong or scores.is_agreement
+        by_rows = statistic_of(scores).counts_rows
         if by_rows and not close(stored * rows, np.round(stored * rows)):
             return ROUNDING  # no number of rows is right
         return self.tolerated(rows) / rows * max(1.0, abs(scores.value))
@@ -191,52 +197,6 @@ def _figure_name(name: str, figure: str) -> str:
     return f"{name}, {'bound' if figure == 'upper' else figure}"
 
 
-def _in_words(test: SizeTest) -> str:
+def _in_words(test: Bound) -> str:
     bound = f"a bound of {test.upper:.6g}" if test.refused is None else f"no bound ({test.refused})"
     return f"{test.verdict} by {bound} with {test.differing} differing rows"
-
-
-def _is_coarse(test: SizeTest, full: RowScores) -> bool:
-    """Return true if the bound is that of few differing rows, which has another formula."""
-    exact = full.is_right_or_wrong or full.is_agreement
-    return not exact and (test.differing or 0) < FEWEST_DIFFERING
-
-
-def _lost_and_won(drop: float, differing: int, rows: int) -> tuple[int, int] | None:
-    """Return the numbers of lost and won rows (right or wrong); None: none give this drop."""
-    if not math.isfinite(drop * rows):
-        return None
-    net = round(drop * rows)
-    lost, won = (differing + net) // 2, (differing - net) // 2
-    if not close(drop * rows, net) or lost + won != differing or min(lost, won) < 0:
-        return None
-    return (lost, won) if differing <= rows else None
-
-
-def _tolerated_change(full: RowScores, here: SizeTest, confidence: float, turned: int) -> float:
-    """Return the distance of two bounds that this many changed rows explain.
-
-    With right-or-wrong scores, the changed rows are fewer lost or more won rows, or more lost rows.
-    With few differing rows, as many more or fewer differ. Otherwise the drop moves by these rows,
-    and its squared error by their squares.
-    """
-    rows, differing = len(full), here.differing or 0
-    if full.is_agreement:
-        ends = (max(differing - turned, 0), min(differing + turned, rows))
-        return max(abs(share_bound(end, rows, confidence) - here.upper) for end in ends)
-    if full.is_right_or_wrong:
-        lost, won = _lost_and_won(here.drop, differing, rows) or (differing, 0)
-        less = min(lost, turned)
-        more = min(turned - less, rows - lost - won)
-        low = exact_bound(lost - less, won + more, rows, confidence)
-        high = exact_bound(min(lost + turned, rows - won), won, rows, confidence)
-        return max(here.upper - low, high - here.upper)
-    if _is_coarse(here, full):
-        ends = (max(differing - turned, 0), min(differing + turned, rows))
-        bounds = [few_rows_bound(full, end, confidence) for end in ends]
-        return max((abs(b - here.upper) for b in bounds if b is not None), default=0.0)
-    one_row = max(1.0, abs(full.value)) / rows
-    margin = here.upper - here.drop
-    # the bound is about drop + z * s; each turned row changes the drop by one_row at most
-    left = margin**2 - turned * (float(ndtri(confidence)) * one_row) ** 2
-    return turned * one_row + margin - math.sqrt(max(left, 0.0))

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from sora_cli.app import run
-from sora_cli.search.certificate import Certificate, read_certificate
+from sora_cli.search.evidence import Evidence, read_certificate
 from tests.helpers_chat import instruct_rows, write_chat_recipe
 from tests.helpers_runs import files_of, pair_rows, write_rows
 from tests.launched import launch_commands
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _certificate(run: Path) -> Certificate:
+def _certificate(run: Path) -> Evidence:
     found = read_certificate(run)
     assert found is not None
     return found

@@ -29,7 +29,7 @@ from sora_cli.experiments.sweep import engine, loop
 from sora_cli.report import read_report
 from sora_cli.run import prepare, results
 from sora_cli.search import sizes
-from sora_cli.search.certificate import read_certificate
+from sora_cli.search.evidence import read_certificate
 from tests import blank, warm
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, pair_rows, timeless, train, write_recipe, write_rows

@@ -12,7 +12,7 @@ import yaml
 from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.app import run
 from sora_cli.report import read_report
-from sora_cli.search.certificate import required_certificate
+from sora_cli.search.evidence import required_certificate
 from tests.helpers_chat import instruct_rows, write_chat_recipe
 from tests.helpers_errors import refused
 from tests.helpers_runs import write_rows

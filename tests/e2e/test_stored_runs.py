@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from sora_cli.app import run
 from sora_cli.core.exit_codes import OK
-from sora_cli.search.certificate import read_certificate
+from sora_cli.search.evidence import read_certificate
 from tests.helpers_runs import write_rows
 from tests.stored.make import COMMANDS, KILLED, ROOT, machine
 

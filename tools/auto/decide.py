@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sora_cli.search.bca import drop_on
-from sora_cli.search.bounds import Bound, drop_bound
-from sora_cli.search.certifiable import Certifiable
-from sora_cli.search.certificate import Screened
+from sora_cli.search.statistic import Bound
+from sora_cli.search.statistics import drop_bound, statistic_of
+from sora_cli.search.evidence import Screened
 from sora_cli.search.screening import Cuts, PlannedSize, name_sizes, screen
 from sora_cli.search.search import in_fixed_order
 from sora_cli.search.size import Size
@@ -85,8 +84,10 @@ class Pool:
         self._planned = [PlannedSize(s.share, s.max_params, {}) for s in stored.sizes]
         self._cuts = [_size(s.cut) for s in stored.sizes]
         full = stored.scores[FULL]
-        self._answers = full.is_agreement
-        self.certifiable = Certifiable.on(setting.test, CONFIDENCE, full)
+        self._statistic = statistic_of(full)
+        self.bound_method = self._statistic.method_on(
+            setting.test, CONFIDENCE, rows_alone=full.rows_alone
+        )
         self.drops = [self.drop(f"healed-{number}") for number in range(len(stored.sizes))]
 
     def drop(self, model: str, rows: np.ndarray | None = None) -> float:
@@ -94,7 +95,7 @@ class Pool:
         full, small = self.stored.scores[FULL], self.stored.scores[model]
         if rows is not None:
             full, small = full.take(rows), small.take(rows)
-        return drop_on(full, small)
+        return self._statistic.drop(full, small)
 
     def split(self, number: int) -> Split:
         """Draw the rows of a split; equal numbers give equal splits."""
@@ -113,16 +114,16 @@ class Pool:
         """Return the outcome of a run with these rows and this promise."""
         if not split.screened:  # screening does not depend on the promise
             split.screened = self._screened(split.screening)
-        may_pass = self.certifiable.may_pass(promise)
+        may_pass = self.bound_method.may_pass(promise)
         named = name_sizes(
-            split.screened, self._full, promise, SIZES, None, tested=may_pass, answers=self._answers
+            split.screened, self._full, promise, SIZES, None, self._statistic, tested=may_pass
         )
 
         def test(number: int) -> Bound | None:
             return self.bound(f"healed-{number}", split) if may_pass else None
 
         tried = [*in_fixed_order(named, lambda number: number, test, promise)]
-        passed = last_passed(bound is not None and bound.keeps(promise) for _, bound in tried)
+        passed = last_passed(bound is not None and bound.kept for _, bound in tried)
         return Decision(passed is not None, tried[passed or 0][0], len(tried))
 
     def _screened(self, rows: np.ndarray) -> list[Screened]:

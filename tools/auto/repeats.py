@@ -23,7 +23,7 @@ import numpy as np
 
 from sora_cli.core.console import emit, say
 from sora_cli.data.repeats import first_of_each, groups_of, rows_in, share_of
-from sora_cli.search.agreement import share_bound
+from sora_cli.search.binomial import share_bound
 from sora_cli.search.paired import exact_bound
 from sora_cli.search.screening import part_rows
 

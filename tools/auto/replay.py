@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from sora_cli.core.console import emit, say
-from sora_cli.search.bca import FEWEST_DIFFERING, differing_rows
-from sora_cli.search.certifiable import certifiable_from
+from sora_cli.search.bca import differing_rows
 from sora_cli.search.screening import part_rows
+from sora_cli.search.statistic import FEWEST_DIFFERING
+from sora_cli.search.statistics import statistic_of
 from tools.auto.decide import CONFIDENCE, Pool, Setting, Split
 from tools.auto.stored import FULL, Stored, read_all
 from tools.auto.train import FILE, RANKS
@@ -121,14 +122,14 @@ def replay(stored: Stored, setting: Setting, splits: int) -> list[Outcome]:
     pool = Pool(stored, setting)
     drawn = [pool.split(number) for number in range(splits)]
     usual = _promises(pool, drawn[0])
-    least = sorted({d for d in pool.drops if d > _SMALLEST and pool.certifiable.may_pass(d)})
+    least = sorted({d for d in pool.drops if d > _SMALLEST and pool.bound_method.may_pass(d)})
     outcomes = [outcome(pool, drawn, promise, n) for n, promise in enumerate(usual, 1)]
     return outcomes + [outcome(pool, drawn, promise, 0) for promise in least]
 
 
 def _promises(pool: Pool, split: Split) -> list[float]:
     """Return the smallest promise that the test rows can be expected to certify, and its double."""
-    smallest = pool.certifiable.bound.smallest_drop
+    smallest = pool.bound_method.bound.smallest_drop
     if smallest is None:
         smallest = _smallest(pool.stored, len(split.test))
     first = math.ceil(smallest / _HALF) * _HALF
@@ -142,7 +143,7 @@ def _smallest(stored: Stored, tests: int) -> float:
         small = stored.scores[f"healed-{number}"]
         if tests * differing_rows(full, small) / len(full) >= FEWEST_DIFFERING:
             break
-    return certifiable_from(full, small, tests)
+    return statistic_of(full).beside(full, small, tests, CONFIDENCE)
 
 
 def outcome(pool: Pool, drawn: Sequence[Split], promise: float, multiple: int) -> Outcome:

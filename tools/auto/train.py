@@ -34,11 +34,11 @@ from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import RunReport
 from sora_cli.run.prepare import Prepared, prepare
 from sora_cli.run.runner import Runner
-from sora_cli.search.answers import AnswerRows, read_answer_rows
-from sora_cli.search.parts import Held, Part
+from sora_cli.search.answers import read_answer_rows
 from sora_cli.search.row_set import SCREENING, TEST
 from sora_cli.search.rows import choosing_rows, count_rows
 from sora_cli.search.size import Size, size_of
+from sora_cli.search.test_rows import TestRows
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.row_scores import SAME, RowScores
 from tools.auto.stored import FULL, UNCUT, Stored, StoredSize, read_all, write_all
@@ -49,7 +49,7 @@ ANSWERS_FILE = Path("docs/results/auto-answers.jsonl")
 RANKS = (1, 2, 4)
 """Ranks of plain low-rank training, to compare with."""
 _SCREENING = 1000  # rows that are also scored with the unhealed cuts
-_Read = Callable[[Recipe, Task, Held, Path], AnswerRows]
+_Read = Callable[[Recipe, Task, TestRows, Path], TestRows]
 """Turns labelled rows into rows without labels; its last argument is a scratch directory."""
 
 
@@ -163,12 +163,10 @@ class _Job:
         self.runner = Runner(self.ready, full, plan.output)
         self.cost = {p: m.A.shape[1] + m.B.shape[0] for p, m in self.ready.layers.items()}
         task = self.ready.task
-        held: dict[str, Held] = {
-            **choosing_rows(task, rows.screening / rows.held_out, plan.block.seed)
-        }
+        held = choosing_rows(task, rows.screening / rows.held_out, plan.block.seed)
         if read is not None:
             held = {n: read(full.recipe, task, held[n], plan.output / f"{n}.parquet") for n in held}
-        self._held = {n: (part, part.encoded(task, self.ready.base)) for n, part in held.items()}
+        self._held = {n: (part, part.encoded(self.ready.base)) for n, part in held.items()}
         self.scores: dict[str, RowScores] = {}
         self.reported: dict[str, float] = {}
 
@@ -194,10 +192,9 @@ class _Job:
 
 
 def _as_answers(
-    recipe: Recipe, task: Task, part: Held, file: Path, *, tolerance: float | None
-) -> AnswerRows:
+    recipe: Recipe, task: Task, part: TestRows, file: Path, *, tolerance: float | None
+) -> TestRows:
     """Write rows to a file, and read it as `--unlabelled` does; repeated rows are left out."""
-    assert isinstance(part, Part)
     part.rows.to_parquet(file)
     needed = tolerance if task.answers_numbers else None
     return read_answer_rows(recipe, file, trained=task, tolerance=needed)

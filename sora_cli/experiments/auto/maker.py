@@ -10,23 +10,24 @@ from collections.abc import Callable, Sequence
 from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.cuts import score_cuts
 from sora_cli.experiments.auto.plan import AutoPlan
-from sora_cli.experiments.auto.record import AutoRecord
+from sora_cli.search.record import AutoRecord
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.run.evaluate import evaluate_all
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.runner import Runner
-from sora_cli.search.bounds import drop_bound
-from sora_cli.search.certificate import FullRank, Healed, SizeTest, directory_of
-from sora_cli.search.parts import EncodedPart
+from sora_cli.search.evidence import Candidate, Reference, directory_of
 from sora_cli.search.promise import Promise
 from sora_cli.search.screening import Cuts
 from sora_cli.search.size import Size, size_of
+from sora_cli.search.statistic import Bound
+from sora_cli.search.statistics import drop_bound
+from sora_cli.search.test_rows import EncodedRows
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.log import ReportLog
 
 Tell = Callable[[str], None]
 """Prints a line about a part of the work."""
-Made = tuple[Healed, RowScores | None]
+Made = tuple[Candidate, RowScores | None]
 """A trained size with its scores; None: no test could pass."""
 
 
@@ -50,8 +51,8 @@ class Maker:
         plan: AutoPlan,
         rows: RowPlan,
         ready: Prepared,
-        screening: EncodedPart,
-        test: EncodedPart,
+        screening: EncodedRows,
+        test: EncodedRows,
         log: ReportLog[AutoRecord],
         tell: Tell,
     ) -> None:
@@ -73,7 +74,7 @@ class Maker:
         """
         return self.plan.candidate(number + 1, max_params, self.rows)
 
-    def train_full(self) -> FullRank:
+    def train_full(self) -> Reference:
         """Train at full rank, and score it."""
         self._tell(f"\nfull rank {self.plan.rank}: the run that all sizes are compared with")
         with self._log.phase("train at full rank"):
@@ -85,7 +86,7 @@ class Maker:
             metrics = evaluate_all(self.runner.scorer(), ready.task, ready.report)
             self._reference = self._scores()
         (cut_at,) = self.full.recipe.training.kept_steps(report.steps or 0)
-        return FullRank(
+        return Reference(
             **self._size({path: layer.rank for path, layer in ready.layers.items()}).model_dump(),
             r_max=self.plan.rank,
             directory=directory_of(None),
@@ -122,7 +123,7 @@ class Maker:
             with self._log.phase("score"):
                 scores = self._scores()
         start = 0 if report.start is None else report.start.step or 0
-        healed = Healed(
+        healed = Candidate(
             **self._size({path: rank.end for path, rank in report.ranks.items()}).model_dump(),
             max_params=max_params,
             directory=directory_of(number),
@@ -140,7 +141,7 @@ class Maker:
             self._reference = self._scores()
         return self._reference
 
-    def test(self, scores: RowScores, promise: Promise) -> SizeTest:
+    def test(self, scores: RowScores, promise: Promise) -> Bound:
         """Return the test of a size on the test rows.
 
         Args:
@@ -148,10 +149,9 @@ class Maker:
         """
         with self._log.phase("score"):
             full, seed = self.scores_at_full_rank(), self.plan.block.seed
-            bound = drop_bound(full, scores, promise.confidence, seed=seed)
-            return SizeTest.of(scores.beside(full), bound, promise.max_drop)
+            return drop_bound(full, scores, promise.confidence, seed=seed)
 
-    def forget(self, candidates: Sequence[Healed]) -> None:
+    def forget(self, candidates: Sequence[Candidate]) -> None:
         """Delete the states of full rank and of these candidates: none is read again."""
         for number, size in enumerate(candidates):
             self.runner.forget(self.candidate(number, size.max_params).output_dir)

@@ -20,7 +20,7 @@ from sora_cli.recipe.auto import AutoBlock, Basis
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import MethodBlock, Recipe
 from sora_cli.recipe.start import StartBlock
-from sora_cli.search.certificate import FULL, SIZES
+from sora_cli.search.evidence import FULL, SIZES
 from sora_cli.search.promise import Promise, promise_of
 
 _HEALING = 2 / 3

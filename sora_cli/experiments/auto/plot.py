@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli.core.figures import COLOURS, FAINT, INK, QUIET, new_figure, save_figure
-from sora_cli.search.certificate import Certificate, Healed, Measured
+from sora_cli.search.evidence import Candidate, Evidence, Measured
 from sora_cli.search.row_set import part_of
 
 _WIDTH, _HEIGHT, _LINE = 7.2, 4.1, 0.17  # inches; the height without the legend, and of its lines
@@ -17,7 +17,7 @@ _TESTED, _FAILED, _PROMISE = COLOURS[:3]
 _TICKS = (100, 50, 20, 10, 5, 2, 1)
 
 
-def plot_curve(certificate: Certificate, path: Path) -> None:
+def plot_curve(certificate: Evidence, path: Path) -> None:
     """Draw the curve with a title and a legend, and save the picture."""
     figure = new_figure(_WIDTH, _HEIGHT)
     axes = figure.subplots()
@@ -33,7 +33,7 @@ def plot_curve(certificate: Certificate, path: Path) -> None:
     save_figure(figure, path)
 
 
-def draw_curve(axes: Any, certificate: Certificate) -> None:
+def draw_curve(axes: Any, certificate: Evidence) -> None:
     """Draw the drop against full rank by size, on a logarithmic axis.
 
     Grey: unhealed cuts on the screening rows. Colour: trained sizes on the test rows, each with a
@@ -62,23 +62,19 @@ def draw_curve(axes: Any, certificate: Certificate) -> None:
     axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel(f"adapter parameters, % of the {whole:,} at full rank", fontsize=9)
-    label = f"drop of {certificate.promise.metric} against full rank"
-    if certificate.promise.by_answers:
+    nouns = certificate.nouns
+    if nouns.form.endswith("%"):
         from matplotlib.ticker import PercentFormatter
 
-        promise = certificate.promise
-        label = f"{promise.compared} that {promise.differ} from full rank's"
-        if certificate.promise.kind == "drop":
-            label = f"differing answers: the largest drop of {certificate.promise.metric}"
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-    axes.set_ylabel(label, fontsize=9)
+    axes.set_ylabel(nouns.axis, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(axis="y", linewidth=0.4, color=FAINT)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _heights(certificate: Certificate) -> tuple[float, float]:
+def _heights(certificate: Evidence) -> tuple[float, float]:
     """Return the limits of the vertical axis; much larger drops are cut off."""
     tests = [size.test for size in certificate.candidates if size.test is not None]
     seen = [
@@ -91,7 +87,7 @@ def _heights(certificate: Certificate) -> tuple[float, float]:
     return max(low, -2 * reach) - 0.2 * reach, 2.2 * reach
 
 
-def _draw_candidate(axes: Any, certificate: Certificate, index: int, size: Healed) -> None:
+def _draw_candidate(axes: Any, certificate: Evidence, index: int, size: Candidate) -> None:
     whole = certificate.full.parameters
     x = 100 * size.parameters / whole
     test, chosen = size.test, index == certificate.chosen
@@ -120,12 +116,12 @@ def _draw_candidate(axes: Any, certificate: Certificate, index: int, size: Heale
     )  # fmt: skip
 
 
-def _reported(certificate: Certificate, size: Healed) -> Mapping[str, Measured]:
+def _reported(certificate: Evidence, size: Candidate) -> Mapping[str, Measured]:
     """Return a size's scores on the reported splits that have the unit of the vertical axis."""
-    return {} if certificate.promise.by_answers else size.reported
+    return {} if certificate.nouns.counts else size.reported
 
 
-def _rows(certificate: Certificate, part: str) -> str:
+def _rows(certificate: Evidence, part: str) -> str:
     rows = certificate.rows.get(part)
     return "?" if rows is None else f"{rows.rows:,}"
 

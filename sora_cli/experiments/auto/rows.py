@@ -9,12 +9,12 @@ from __future__ import annotations
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.plan import AutoPlan
-from sora_cli.experiments.auto.record import AutoRecord
+from sora_cli.search.record import AutoRecord
 from sora_cli.recipe.auto import Basis
 from sora_cli.run.prepare import load_task
-from sora_cli.search.answers import AnswerRows
 from sora_cli.search.basis import BASES, against_answers, basis_line, choose_basis
-from sora_cli.search.rows import count_rows, unlabelled_rows
+from sora_cli.search.rows import count_rows, training_rows, unlabelled_rows
+from sora_cli.search.test_rows import TestRows
 
 Notes = tuple[str, ...]
 
@@ -71,10 +71,10 @@ def _on_best_basis(plan: AutoPlan, total: int, inputs: int) -> tuple[AutoPlan, R
     return plan.on_basis(chosen), plans[chosen], notes
 
 
-def _unseen_rows(plan: AutoPlan) -> AnswerRows:
+def _unseen_rows(plan: AutoPlan) -> TestRows:
     """Read the rows without labels that are not trained on, too."""
     recipe = plan.loaded.recipe
     task, whole = load_task(recipe.model_copy(update={"data": recipe.data.whole()}))
     rows = unlabelled_rows(recipe, task)
     with recipe.placing("auto.unlabelled"):
-        return rows.unseen([whole.train])
+        return rows.unseen([training_rows(task, whole)])

@@ -10,16 +10,18 @@ from sora_cli.core.processes import from_first_process
 from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.maker import Made, Maker, Tell
 from sora_cli.experiments.auto.plan import AutoPlan, placed
-from sora_cli.experiments.auto.record import AutoRecord
+from sora_cli.search.record import AutoRecord
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import RunReport, read_report
 from sora_cli.run.evaluate import evaluate_run
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.results import save_results
-from sora_cli.search.certificate import Certificate, Measured, Screened, SizeTest, choose
-from sora_cli.search.rows import DecidingParts, certifiable_by, deciding_parts, deciding_rows
+from sora_cli.search.evidence import Evidence, Measured, Screened, choose
+from sora_cli.search.rows import DecidingParts, deciding_parts, deciding_rows, method_by
 from sora_cli.search.screening import expected_drop, name_sizes, screen
 from sora_cli.search.search import in_fixed_order
+from sora_cli.search.statistic import Bound
+from sora_cli.search.statistics import statistic_named
 from sora_cli.search.words import expected_line, tested_line
 from sora_cli.train.log import ReportLog, RunLog
 
@@ -31,8 +33,8 @@ def parts_of_search(recipe: Recipe, ready: Prepared, rows: RowPlan) -> DecidingP
         recipe: of the run at full rank, for which `ready` was prepared.
         rows: their planned numbers.
     """
-    task, train = ready.task, ready.rows.train
-    held = deciding_rows(recipe, task, train, rows.screening, rows.planned_test)
+    task = ready.task
+    held = deciding_rows(recipe, task, ready.rows, rows.screening, rows.planned_test)
     return deciding_parts(recipe, task, ready.base, ready.rows, ready.train, held)
 
 
@@ -47,7 +49,9 @@ class AutoSearch:
     Attributes:
         promise: the promise, as a number even for `smallest`.
         rows: the plan, with the number of rows that really test.
-        certifiable: the smallest drop that the test rows can certify.
+        bound: the method of the test.
+        statistic: what is compared.
+        nouns: its words about the promise.
         runner: trains and scores on the model.
     """
 
@@ -66,14 +70,16 @@ class AutoSearch:
         self.plan, self.rows, self._log, self._tell = plan, rows.counted(len(parts.test)), log, tell
         self._maker = Maker(plan, self.rows, ready, parts.screening, parts.test, log, tell)
         self.record, self.runner = log.report, self._maker.runner
-        self.certifiable = certifiable_by(recipe, ready, self.rows.test, plan.promise)
-        self.promise = plan.promise.settled(self.certifiable, self.rows.test)
+        self.bound = method_by(recipe, ready, self.rows.test, plan.promise)
+        self.promise = promise = plan.promise.settled(self.bound, self.rows.test)
+        self.statistic = statistic_named(self.bound.statistic, promise, self.bound.method)
+        self.nouns = self.statistic.nouns(promise, "at full rank")
         self.record.set_rows(parts.sets, plan.output)
 
     @property
     def may_pass(self) -> bool:
         """False if no model could pass a test on these rows."""
-        return self.certifiable.may_pass(self.promise.max_drop)
+        return self.bound.may_pass(self.promise.max_drop)
 
     @property
     def chosen(self) -> int:
@@ -92,7 +98,7 @@ class AutoSearch:
             self._log.save()
         for made, test in in_fixed_order(record.waiting(), self._heal, self._test, max_drop):
             if test is not None:
-                self._tell(tested_line(test, self.promise))
+                self._tell(tested_line(test, self.nouns, self.promise))
             record.add(made[0].model_copy(update={"test": test}))
             self._log.save()
 
@@ -108,8 +114,8 @@ class AutoSearch:
             promise.max_drop,
             block.sizes,
             block.serve,
+            self.statistic,
             tested=self.may_pass,
-            answers=promise.by_answers,
         ):
             sizes[number].named = True
         self.record.screened = from_first_process(sizes)
@@ -118,14 +124,14 @@ class AutoSearch:
         for size in self.record.named():
             if size.certifiable is not None:
                 expected = expected_drop(size), size.certifiable
-                self._tell(f"{size.share:.1%}: {expected_line(promise, test_rows, *expected)}")
+                self._tell(f"{size.share:.1%}: {expected_line(self.nouns, test_rows, *expected)}")
 
     def _heal(self, size: Screened) -> Made:
         number, named = len(self.record.candidates), len(self.record.named())
         self._tell(f"\nsize {number + 1} of {named}: {size.share:.1%} of the parameters")
         return self._maker.heal(number, size.max_params, scored=self.may_pass)
 
-    def _test(self, made: Made) -> SizeTest | None:
+    def _test(self, made: Made) -> Bound | None:
         return None if made[1] is None else self._maker.test(made[1], self.promise)
 
     def write(self) -> tuple[Prepared, RunLog]:
@@ -152,7 +158,7 @@ class AutoSearch:
                 save_results(log.report, ready, loaded, self.plan.output)
         return ready, log
 
-    def certificate(self, report: RunReport) -> Certificate:
+    def certificate(self, report: RunReport) -> Evidence:
         """Return the certificate, after `write`.
 
         Args:
@@ -168,9 +174,12 @@ class AutoSearch:
         }
         written = candidates[self.chosen].model_copy(update={"reported": reported})
         candidates[self.chosen] = written
-        return Certificate(
+        bound, named = self.bound, record.named()
+        if bound.smallest_drop is None and named:  # the estimate of the largest named size
+            bound = bound.model_copy(update={"smallest_drop": named[0].certifiable})
+        return Evidence(
             promise=promise,
-            bound=self.certifiable.screened(record.screened),
+            bound=bound,
             full=record.full,
             screened=record.screened,
             candidates=candidates,

@@ -16,13 +16,13 @@ from sora_cli.run.dry_run import DryRun
 from sora_cli.search.constant import BALANCED, nothing_promised
 from sora_cli.search.promise import Promise
 from sora_cli.search.sizes import SHARES
-from sora_cli.search.statement import NOT_ALONE
-from sora_cli.search.words import answers_lines, certifiable_lines
+from sora_cli.search.statistics import statistic_named
+from sora_cli.search.words import promise_lines
 
 if TYPE_CHECKING:
     from sora_cli.run.prepare import Prepared
-    from sora_cli.search.certifiable import Certifiable
-    from sora_cli.search.certificate import Certificate
+    from sora_cli.search.evidence import Evidence
+    from sora_cli.search.statistic import BoundMethod
 
 
 def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
@@ -43,15 +43,12 @@ def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
     )
 
 
-def promise_lines(promise: Promise, rows: RowPlan, certifiable: Certifiable) -> Iterator[str]:
+def promised(promise: Promise, rows: RowPlan, bound: BoundMethod) -> Iterator[str]:
     """Yield lines on the promise and the smallest drop that the test rows can certify."""
-    bound = certifiable.bound
-    if promise.by_answers:
-        yield from answers_lines(promise, rows.test, bound)
-    else:
-        yield from certifiable_lines(promise, rows.test, bound, _more_rows(promise, rows))
-    if not bound.rows_alone:
-        yield NOT_ALONE
+    statistic = statistic_named(bound.statistic, promise, bound.method)
+    few = bound.smallest_drop is not None and bound.smallest_drop > promise.max_drop
+    more = _more_rows(promise, rows) if few and promise.basis == "labels" else ""
+    yield from promise_lines(promise, statistic, bound, rows.test, more=more)
 
 
 def constant_lines(promise: Promise, ready: Prepared) -> Iterator[str]:
@@ -65,7 +62,7 @@ def constant_lines(promise: Promise, ready: Prepared) -> Iterator[str]:
             yield f"WARNING: {little}; {BALANCED} is 0 for every constant answer: task.metrics"
 
 
-def base_alone(certificate: Certificate, report: RunReport) -> str | None:
+def base_alone(certificate: Evidence, report: RunReport) -> str | None:
     """Return a line on a promise that the base model keeps without an adapter; None: it does not.
 
     It is asked only where the base model has its output layer, which is not trained.

@@ -12,16 +12,16 @@ from sora_cli.adapter.digest import has_changed
 from sora_cli.core.errors import SoraError
 from sora_cli.core.lock import is_locked
 from sora_cli.core.records import read_record
-from sora_cli.experiments.auto.record import FILE_NAME as AUTO
-from sora_cli.experiments.auto.record import read_auto
+from sora_cli.search.record import FILE_NAME as AUTO
+from sora_cli.search.record import read_auto
 from sora_cli.experiments.compare.runs import Run
 from sora_cli.experiments.path.record import FILE_NAME as PATH
 from sora_cli.experiments.path.record import read_path
 from sora_cli.experiments.sweep.record import FILE_NAME as SWEEP
 from sora_cli.experiments.sweep.record import OVER, RunRecord, SweepRecord
 from sora_cli.report import FILE_NAME, Report, RunReport, Score
-from sora_cli.search.certificate import FILE_NAME as CERTIFICATE
-from sora_cli.search.certificate import read_certificate
+from sora_cli.search.evidence import FILE_NAME as CERTIFICATE
+from sora_cli.search.evidence import read_certificate
 from sora_cli.search.former_design import former_design
 from sora_cli.train.checkpoint.places import FOLDER, MARK_FILE, checkpoint_paths
 

@@ -11,7 +11,7 @@ from sora_cli.core.figures import INK, arrange, finish, new_figure, plain
 from sora_cli.core.table import Column, Table
 from sora_cli.experiments.auto.plot import draw_curve, legend_of
 from sora_cli.experiments.report.facts import number
-from sora_cli.search.certificate import Certificate
+from sora_cli.search.evidence import Evidence
 from sora_cli.search.words import size_verdict
 
 _SIZE = 5.0, 4.2
@@ -30,7 +30,7 @@ class CertificatePart:
     chosen: Sequence[object] | None
 
 
-def certificate_part(certificate: Certificate) -> CertificatePart:
+def certificate_part(certificate: Evidence) -> CertificatePart:
     """Return the certificate's section; sizes are from largest to smallest."""
     c = certificate
     table = _table(c)
@@ -39,20 +39,19 @@ def certificate_part(certificate: Certificate) -> CertificatePart:
         statement=c.statement,
         lines=tuple(_lines(c)),
         table=table,
-        chosen=table.rows[1 + c.chosen],  # the row of full rank stands before the sizes
+        chosen=table.rows[0 if c.chosen is None else 1 + c.chosen],  # the reference stands first
     )
 
 
-def _lines(c: Certificate) -> list[str]:
-    promise, bound = c.promise, c.bound
+def _lines(c: Evidence) -> list[str]:
+    promise, bound, nouns = c.promise, c.bound, c.nouns
     level = "holds at any number of rows" if bound.exact else "is approximate"
     promised = (
-        f"at most {promise.given} of the {promise.compared} {promise.differ} from full rank's"
+        f"at most {promise.given} of the {nouns.things} {nouns.differ} from {c.full.name}'s"
         if promise.kind == "differ"
-        else f"{promise.metric} at most {promise.given} worse than at full rank"
+        else f"{promise.metric} at most {promise.given} worse than {c.full.words}"
     )
-    answers = promise.by_answers
-    if promise.kind == "drop" and answers:
+    if nouns.because:
         promised += ", by the share of answers that differ"
     lines = [
         f"promise: {promised}, {promise.confidence:.0%} confidence",
@@ -60,22 +59,23 @@ def _lines(c: Certificate) -> list[str]:
     ]
     # of a promise about answers this figure assumes the share that the test is about
     if bound.smallest_drop is not None and promise.kind == "drop":
-        least = f"{bound.smallest_drop:.2%}" if answers else f"{bound.smallest_drop:.4g}"
+        least = f"{bound.smallest_drop:.2%}" if nouns.counts else f"{bound.smallest_drop:.4g}"
         lines.append(
-            f"the smallest {'share' if answers else 'loss'} that these test rows can be expected "
-            f"to certify: {least}"
+            f"the smallest {'share' if nouns.counts else 'loss'} that these test rows can be "
+            f"expected to certify: {least}"
         )
     rows = ", ".join(f"{n} {count(part.rows)} (of {part.split})" for n, part in c.rows.items())
     seeds = ", ".join(f"{name} {seed}" for name, seed in c.seeds.items())
     return [*lines, f"rows: {rows}", f"seeds: {seeds}", f"kept: {c.saved}", f"it is for {c.scope}"]
 
 
-def _table(c: Certificate) -> Table:
+def _table(c: Evidence) -> Table:
     """Return a table of full rank and the trained sizes."""
     reported = tuple(c.full.reported)
-    name, bound, form, of = "drop", "bound of the drop", "+.4f", ""
-    if c.promise.by_answers:  # the reported splits have the recipe's metric all the same
-        name, bound, form, of = "differ", "at most", ".2%", "agreement, "
+    # the reported splits have the recipe's metric, whatever is compared
+    nouns, own = c.nouns, c.statistic.metric
+    name, form, of = nouns.column, nouns.form, f"{own}, " if own else ""
+    bound = "at most" if nouns.counts else f"bound of the {name}"
     columns = (
         Column("parameters", count), Column("of full", ".0%"), Column("components", count),
         Column(f"{of}screening, unhealed", number), f"{of}test rows", Column(bound, form),
@@ -83,7 +83,7 @@ def _table(c: Certificate) -> Table:
     )  # fmt: skip
     scores = ", ".join(number(c.full.reported[split]) for split in reported)
     full = [c.full.parameters, 1, c.full.components, None, number(c.full.test), None]
-    rows: list[list[Any]] = [[*full, scores, "full rank"]]
+    rows: list[list[Any]] = [[*full, scores, c.full.name]]
     for i, size in enumerate(c.candidates):
         screened = (s for s in c.screened if s.max_params == size.max_params)
         results = (size.reported.get(split) for split in reported)
@@ -101,7 +101,7 @@ def _table(c: Certificate) -> Table:
     return Table(None, columns, rows)
 
 
-def draw_sizes(certificate: Certificate) -> Any:
+def draw_sizes(certificate: Evidence) -> Any:
     """Draw the curve of `sora auto`: drops and bounds by size, the promise, the written size."""
     figure = new_figure(*_SIZE, solved=False)
     axes = figure.subplots()

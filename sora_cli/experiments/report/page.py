@@ -38,7 +38,7 @@ from sora_cli.experiments.report.stages import (
 from sora_cli.recipe.changes import flat
 from sora_cli.report import Report, RunReport
 from sora_cli.run.summary import next_commands
-from sora_cli.search.certificate import Certificate
+from sora_cli.search.evidence import Evidence
 
 FEW = 5
 """Default number of examples of each kind."""
@@ -50,7 +50,7 @@ def run_page(
     *,
     records: Sequence[Record] = (),
     most: int = FEW,
-    certificate: Certificate | None = None,
+    certificate: Evidence | None = None,
 ) -> str:
     """Return the HTML of a training run's page.
 
@@ -203,7 +203,7 @@ def _ending(report: Report) -> list[str]:
 _ENDINGS = {"failed": "failed", "interrupted": "was interrupted"}
 
 
-def _changes(report: RunReport, run: Path, certificate: Certificate | None) -> list[str]:
+def _changes(report: RunReport, run: Path, certificate: Evidence | None) -> list[str]:
     """Return a warning for each result that differs from the report's or certificate's digest."""
     if report.status != "completed":
         return []
@@ -224,7 +224,7 @@ def _notes(report: RunReport) -> list[str]:
     ]
 
 
-def _next(report: RunReport, run: Path, certificate: Certificate | None) -> list[str]:
+def _next(report: RunReport, run: Path, certificate: Evidence | None) -> list[str]:
     """Return commands to use a finished run, or the command that resumes an unfinished run."""
     if report.status != "completed":
         # `--force` would delete the checkpoints that `--resume` needs

@@ -8,8 +8,8 @@ from typing import Any
 
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_value
-from sora_cli.experiments.auto.record import FILE_NAME as AUTO_FILE
-from sora_cli.experiments.auto.record import read_auto
+from sora_cli.search.record import FILE_NAME as AUTO_FILE
+from sora_cli.search.record import read_auto
 from sora_cli.experiments.compare.runs import Run
 from sora_cli.experiments.path.record import FILE_NAME as PATH_FILE
 from sora_cli.experiments.path.record import read_path

@@ -15,8 +15,8 @@ from sora_cli.app import run
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.run import stored
-from sora_cli.search.agreement import share_bound
-from sora_cli.search.certificate import Certificate, read_certificate
+from sora_cli.search.binomial import share_bound
+from sora_cli.search.evidence import Evidence, read_certificate
 from sora_cli.verify import certificate as recheck
 from tests.helpers_errors import error_of, error_text
 from tests.helpers_models import tiny_bert
@@ -150,7 +150,7 @@ def _placed(document: Any, path: tuple[Any, ...], value: Any) -> str:
 def scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Load the rows and score each adapter once, however often their run is verified."""
 
-    def numbers(_recipe: Any, found: Certificate) -> tuple[int | None, ...]:
+    def numbers(_recipe: Any, found: Evidence) -> tuple[int | None, ...]:
         screening, test = (found.rows[name] for name in ("screening", "test"))
         return screening.rows, screening.inputs, test.held or test.rows
 

@@ -19,8 +19,8 @@ from sora_cli.data.content import data_fingerprint
 from sora_cli.recipe.load import load_stored
 from sora_cli.report import read_report
 from sora_cli.run.prepare import load_task
-from sora_cli.search.agreement import share_bound
-from sora_cli.search.certificate import Certificate
+from sora_cli.search.binomial import share_bound
+from sora_cli.search.evidence import Evidence
 from sora_cli.search.paired import exact_bound
 from tests.helpers_errors import error_text
 from tests.helpers_runs import pair_rows, signal_at, write_rows
@@ -147,7 +147,7 @@ def test_a_search_reports_what_it_wrote(made: Made) -> None:
         assert found.full.test == 1.0
         assert report.recipe["auto"]["max_drop"] is None
         assert found.bound.method.startswith("exact for answers")
-        assert Certificate.model_validate_json(made.stdout) == found
+        assert Evidence.model_validate_json(made.stdout) == found
     else:
         assert report.recipe["auto"]["basis"] in (None, found.promise.basis)
     if found.promise.given == "smallest":
@@ -197,7 +197,7 @@ def test_no_row_plays_two_parts(made: Made, name: str) -> None:
         _check_repeats(found, texts["select"])
 
 
-def _check_repeats(found: Certificate, held: list[str]) -> None:
+def _check_repeats(found: Evidence, held: list[str]) -> None:
     test, screening = found.rows["test"], found.rows["screening"]
     assert test.held is not None
     assert test.rows < test.held
@@ -266,7 +266,7 @@ def _check_pages(
     certificate = certificate_of(made.out)
     card = (made.out / "adapter" / "README.md").read_text(encoding="utf-8")
     status = certificate.status.capitalize()
-    assert f"## Certificate\n\n{status}: {certificate.statement}." in card
+    assert f"## Evidence\n\n{status}: {certificate.statement}." in card
     copy, texts = shutil.copytree(made.out, tmp_path / "copy"), [card]
     for words in (
         ["report", str(copy), "--force"],
@@ -378,7 +378,7 @@ def test_rows_that_cannot_certify_a_search(
     assert said in none.told
     assert (none.out / "adapter").is_dir()
     found = certificate_of(none.out)
-    assert Certificate.model_validate_json(none.stdout) == found
+    assert Evidence.model_validate_json(none.stdout) == found
     assert found.status == "not certified"
     assert "cannot show that" in found.statement
     assert found.statement.startswith(f"{found.rows['test'].rows} distinct inputs that training")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sora_cli.app import run
-from sora_cli.experiments.auto.record import AutoRecord
+from sora_cli.search.record import AutoRecord
 from sora_cli.experiments.report.examples import choose
 from tests.helpers_errors import refused
 from tests.helpers_models import tiny_bert

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from sora_cli.search.agreement import (
+from sora_cli.search.binomial import (
     allowed_rows,
     certifiable_share,
     rows_for_none,

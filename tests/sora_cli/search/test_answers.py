@@ -17,8 +17,10 @@ from sora_cli.model.base import load_base
 from sora_cli.recipe.load import load_recipe
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.prepare import load_task
-from sora_cli.search.answers import AnswerRows, read_answer_rows
+from sora_cli.search.answers import read_answer_rows
 from sora_cli.search.row_set import SCREENING, TEST
+from sora_cli.search.rows import training_rows
+from sora_cli.search.test_rows import TestRows
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.trainer import build_scorer
 from tests.helpers_chat import write_chat_recipe
@@ -39,10 +41,10 @@ def inputs(rows: int, seed: int = 5) -> list[dict[str, Any]]:
     return [{k: v for k, v in r.items() if k != "label"} for r in pair_rows(rows, seed=seed)]
 
 
-def read(recipe: Recipe, path: Path | str, **options: Any) -> AnswerRows:
+def read(recipe: Recipe, path: Path | str, **options: Any) -> TestRows:
     """Read a file as `sora auto` does: with the task of the training rows."""
     task, rows = load_task(recipe)
-    return read_answer_rows(recipe, Path(path), trained=task, **options).unseen([rows.train])
+    return read_answer_rows(recipe, Path(path), trained=task, **options).unseen([training_rows(task, rows)])
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet", "crlf.csv"])
@@ -60,8 +62,8 @@ def test_every_kind_of_file(recipe: Recipe, tmp_path: Path, kind: str) -> None:
     assert found.rows["sentence2"][:] == [row["sentence2"] for row in inputs(20)]
     assert found.notes == (f"{path}: answers to the columns 'sentence1', 'sentence2' are compared",)
     wanted = read(recipe, write_rows(tmp_path / "other.jsonl", inputs(20)))
-    assert found.row_set("x").digest == wanted.row_set("x").digest
-    assert found.row_set("x").split == "unlabelled"
+    assert found.row_set().digest == wanted.row_set().digest
+    assert found.row_set().split == "unlabelled"
 
 
 @pytest.mark.parametrize("label", ["no class of this model", None, 7, 0.5])
@@ -73,7 +75,7 @@ def test_labels_are_ignored_and_that_is_said(recipe: Recipe, tmp_path: Path, lab
     assert f"{path}: the column 'label' is ignored: no label is needed" in found.notes
     assert found.task.input_columns == ("sentence1", "sentence2")
     plain = read(recipe, write_rows(tmp_path / "plain.jsonl", inputs(20)))
-    assert found.row_set("x").digest == plain.row_set("x").digest
+    assert found.row_set().digest == plain.row_set().digest
 
 
 def test_training_rows_and_repeated_rows_are_left_out(recipe: Recipe, tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_parts_are_drawn_by_the_seed_and_do_not_overlap(recipe: Recipe, tmp_path
              for part in parts.values()]  # fmt: skip
     assert len(texts[0] | texts[1]) == 55
     again, other = found.parts(15, 40, seed=3), found.parts(15, 40, seed=4)
-    assert parts[TEST].row_set("") == again[TEST].row_set("") != other[TEST].row_set("")
+    assert parts[TEST].row_set() == again[TEST].row_set() != other[TEST].row_set()
 
 
 def test_columns_must_be_those_of_the_training_rows(recipe: Recipe, tmp_path: Path) -> None:
@@ -175,7 +177,7 @@ def test_a_chat_is_compared_without_its_own_answer(tmp_path: Path) -> None:
         assert any("4 of 7 rows" in note for note in found.notes)
 
 
-def answers(rows: AnswerRows, recipe: Recipe, folder: Path, change: float = 0.0) -> RowScores:
+def answers(rows: TestRows, recipe: Recipe, folder: Path, change: float = 0.0) -> RowScores:
     """The answers of a base model, whose parameters may be moved at random."""
     task, _ = load_task(recipe)
     torch.manual_seed(0)  # of a new head
@@ -184,7 +186,7 @@ def answers(rows: AnswerRows, recipe: Recipe, folder: Path, change: float = 0.0)
     for parameter in base.model.parameters():
         noise = rng.normal(size=tuple(parameter.shape)) * change
         parameter.data += parameter.data.new_tensor(noise)
-    encoded = rows.encoded(task, base)
+    encoded = rows.encoded(base)
     base.model.train()  # as training leaves it
     found = rows.scores(build_scorer(recipe, rows.task, base, folder), encoded)
     assert not base.model.training  # dropout must not answer

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sora_cli.search.certifiable import certifiable_drop, certifiable_from, rows_needed
+from sora_cli.search.any_metric import AnyMetric
+from sora_cli.search.certifiable import certifiable_drop, rows_needed
 from sora_cli.search.paired import exact_bound
+from sora_cli.search.right_or_wrong import RightOrWrong
 from sora_cli.tasks.row_scores import RowScores, row_scores
 
 ROWS = 300
@@ -55,10 +57,10 @@ def test_the_drop_said_to_be_certifiable_is_certified_four_times_in_five() -> No
 
 def test_screening_rows_say_what_others_can_certify() -> None:
     full, small = _with_wrong(0), _with_wrong(12)
-    assert certifiable_from(full, small, 277) == certifiable_drop(277, differing=12 / ROWS)
+    assert RightOrWrong().beside(full, small, 277, 0.95) == certifiable_drop(277, differing=12 / ROWS)
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=(2, ROWS)) * 0.1
     means = [row_scores("rouge1", "mean", values) for values in (first, second)]
     spread = (first - second).std(ddof=1)
     expected = (1.64485 + 0.84162) * spread / np.sqrt(1000)
-    assert certifiable_from(*means, 1000) == pytest.approx(expected, rel=1e-3)
+    assert AnyMetric().beside(*means, 1000, 0.95) == pytest.approx(expected, rel=1e-3)

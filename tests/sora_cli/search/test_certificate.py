@@ -9,23 +9,22 @@ from pathlib import Path
 import pytest
 
 from sora_cli.core.errors import SoraError
-from sora_cli.search.agreement import share_bound
-from sora_cli.search.certificate import (
+from sora_cli.search.binomial import share_bound
+from sora_cli.search.evidence import (
     FILE_NAME,
-    BoundMethod,
-    Certificate,
-    FullRank,
-    Healed,
+    Candidate,
+    Evidence,
     Measured,
+    Reference,
     Screened,
-    SizeTest,
     read_certificate,
 )
 from sora_cli.search.promise import Promise
 from sora_cli.search.row_set import SCREENING, TEST, TRAIN, RowSet
+from sora_cli.search.statistic import Bound, BoundMethod
 
 
-def certificate() -> Certificate:
+def certificate() -> Evidence:
     """Return one of a run with one candidate, which passed."""
     size = {"components": 4, "largest_rank": 2}
     promise = Promise(
@@ -36,7 +35,7 @@ def certificate() -> Certificate:
         greater_is_better=True,
         serve=None,
     )
-    test = SizeTest(score=0.8, drop=0.0, upper=0.004, kept=True, differing=3)
+    test = Bound(score=0.8, drop=0.0, upper=0.004, kept=True, differing=3)
     screening = Measured(score=math.nan, drop=0.01)
     unhealed = Screened(
         **size,
@@ -47,7 +46,7 @@ def certificate() -> Certificate:
         screening=screening,
         named=True,
     )
-    candidate = Healed(
+    candidate = Candidate(
         **size,
         parameters=40,
         served=40,
@@ -58,7 +57,7 @@ def certificate() -> Certificate:
         test=test,
         reported={"validation": Measured(score=0.8, drop=0.01)},
     )
-    full = FullRank(
+    full = Reference(
         parameters=90,
         components=16,
         largest_rank=8,
@@ -72,7 +71,7 @@ def certificate() -> Certificate:
         reported={"validation": 0.81},
     )
     rows = {name: RowSet(split="train", rows=900, digest="d") for name in (TRAIN, SCREENING, TEST)}
-    return Certificate(
+    return Evidence(
         promise=promise,
         bound=BoundMethod(method="exact", exact=True, smallest_drop=0.003),
         full=full,
@@ -99,9 +98,9 @@ def test_what_follows_from_the_figures_is_never_read() -> None:
     written = certificate().model_dump(mode="json")
     written |= {"statement": "nothing is lost", "saved": "all", "scope": "everything", "chosen": 3}
     written |= {"status": "not certified", "next_smaller": 0, "adapter": "sha256:c"}
-    assert Certificate.model_validate(written) == certificate()
+    assert Evidence.model_validate(written) == certificate()
     written["candidates"][0]["test"] |= {"upper": 0.0051, "passed_over": True}
-    changed = Certificate.model_validate(written)
+    changed = Evidence.model_validate(written)
     assert not changed.certified
     assert changed.candidates[0].test is not None
     assert (changed.candidates[0].test.kept, changed.candidates[0].test.passed_over) == (False,) * 2
@@ -109,7 +108,7 @@ def test_what_follows_from_the_figures_is_never_read() -> None:
     written["candidates"][0]["test"] = None
     assert (
         "the smallest loss they can certify, if no answer differs, is 0.0033"
-        in Certificate.model_validate(written).statement
+        in Evidence.model_validate(written).statement
     )
 
 
@@ -117,7 +116,7 @@ def test_another_layout_is_refused(tmp_path: Path) -> None:
     for layout in (0, 99):
         text = json.dumps({**certificate().model_dump(mode="json"), "schema_version": layout})
         (tmp_path / FILE_NAME).write_text(text.replace("NaN", "null"))
-        with pytest.raises(SoraError, match=f"has layout {layout} .*this version reads 3"):
+        with pytest.raises(SoraError, match=f"has layout {layout} .*this version reads 4"):
             read_certificate(tmp_path)
 
 
@@ -138,7 +137,7 @@ def test_a_value_of_a_later_version_is_named_with_its_key(tmp_path: Path) -> Non
         read_certificate(tmp_path)
 
 
-def certificate_of_answers(differing: int = 3) -> Certificate:
+def certificate_of_answers(differing: int = 3) -> Evidence:
     """Return a certificate of a promise about answers with one candidate, on 900 rows."""
     given = certificate().model_dump()
     given["promise"] |= {"kind": "differ", "max_drop": 0.01, "given": "1%"}
@@ -147,7 +146,7 @@ def certificate_of_answers(differing: int = 3) -> Certificate:
     test |= {"score": 1 - share, "drop": share, "differing": differing}
     test["upper"] = share_bound(differing, 900, 0.95)
     given["full"]["test"] = 1.0
-    return Certificate.model_validate(given)
+    return Evidence.model_validate(given)
 
 
 def test_of_answers_it_says_how_many_differ() -> None:
@@ -162,33 +161,33 @@ def test_of_answers_it_says_how_many_differ() -> None:
     failed = certificate_of_answers(differing=5)
     assert not failed.certified
     assert failed.statement == (
-        "no size passed its test: of the largest, more than 1 % of the answers may differ from "
-        "those at full rank (bound 1.16 %: 5 of 900 rows differ)"
+        "no size passed its test: of the largest, up to 1.16 % of the answers may differ from "
+        "those at full rank, and 1 % is tolerated (bound 1.16 %: 5 of 900 rows differ)"
     )
     untested = found.model_dump()
     untested["candidates"][0]["test"] = None
-    assert Certificate.model_validate(untested).statement == (
+    assert Evidence.model_validate(untested).statement == (
         "900 rows cannot show that at most 1 % of the answers differ: the smallest share they can "
-        "certify, if none differs, is 0.33 %"
+        "certify, if no answer differs, is 0.33 %"
     )
 
 
 def test_of_answers_no_conclusion_is_read() -> None:
     written = certificate_of_answers().model_dump(mode="json")
     written |= {"statement": "all are the same", "scope": "everything", "status": "not certified"}
-    assert Certificate.model_validate(written) == certificate_of_answers()
+    assert Evidence.model_validate(written) == certificate_of_answers()
     written["candidates"][0]["test"] |= {"upper": 0.0101, "kept": True}
-    assert not Certificate.model_validate(written).certified
+    assert not Evidence.model_validate(written).certified
 
 
-def certificate_by_answers(differing: int = 3) -> Certificate:
+def certificate_by_answers(differing: int = 3) -> Evidence:
     """Return a certificate of a drop that answers test, on 900 rows."""
     given = certificate().model_dump()
     given["promise"] |= {"basis": "answers", "max_drop": 0.01, "given": "1pt"}
     share = differing / 900
     answers = {"score": 1 - share, "drop": share, "upper": share_bound(differing, 900, 0.95)}
     given["candidates"][0]["test"] |= {**answers, "differing": differing, "kept": False}
-    return Certificate.model_validate(given)
+    return Evidence.model_validate(given)
 
 
 def test_a_drop_by_answers_says_why() -> None:
@@ -207,17 +206,17 @@ def test_a_drop_by_answers_says_why() -> None:
     )
     untested = found.model_dump()
     untested["candidates"][0]["test"] = None
-    said = Certificate.model_validate(untested).statement
+    said = Evidence.model_validate(untested).statement
     assert said.startswith("900 rows without labels cannot show that accuracy is at most 0.01")
 
 
-def repeated(every: float | None, held: int | None = 1200, **promise: object) -> Certificate:
+def repeated(every: float | None, held: int | None = 1200, **promise: object) -> Evidence:
     """Return a certificate of 900 rows that test, of 1,200 that were held."""
     given = certificate().model_dump()
     given["promise"] |= promise
     given["candidates"][0]["test"]["every"] = every
     given["rows"][TEST]["held"] = held
-    return Certificate.model_validate(given)
+    return Evidence.model_validate(given)
 
 
 def test_a_promise_is_about_distinct_inputs() -> None:
@@ -247,7 +246,7 @@ def test_an_older_certificate_says_that_repeats_were_not_kept_apart() -> None:
     for part in old["rows"].values():
         del part["held"], part["inputs"]
     del old["candidates"][0]["test"]["every"]
-    read = Certificate.model_validate(old)
+    read = Evidence.model_validate(old)
     assert "on 900 rows: " in read.statement
     assert read.scope.endswith("rows that repeat an input were not kept apart from those that test")
 
@@ -255,13 +254,13 @@ def test_an_older_certificate_says_that_repeats_were_not_kept_apart() -> None:
 def test_a_promise_of_an_older_file_is_about_the_drop() -> None:
     written = certificate().model_dump(mode="json")
     del written["promise"]["kind"]
-    assert Certificate.model_validate(written) == certificate()
+    assert Evidence.model_validate(written) == certificate()
 
 
 def test_classes_without_a_test_row_are_named() -> None:
     told = certificate().model_dump(mode="json")
     told["rows"][TEST]["classes"] = {"a": 800, "b": 100, "c": 0}
-    made = Certificate.model_validate(told)
+    made = Evidence.model_validate(told)
     assert made.scope.endswith("; nothing about 1 of 3 classes, of which no row tests: 'c'")
     assert "classes" not in certificate().scope
 
@@ -270,6 +269,6 @@ def test_classes_without_a_test_row_are_named() -> None:
 def test_a_promise_that_a_constant_answer_keeps(share: float, nothing: bool) -> None:
     told = certificate().model_dump(mode="json")
     told["rows"][TEST]["classes"] = {"a": round(900 * share), "b": 900 - round(900 * share)}
-    made = Certificate.model_validate(told)
+    made = Evidence.model_validate(told)
     assert made.certified
     assert ("promises nothing: always answering 'a' would keep it" in made.statement) is nothing

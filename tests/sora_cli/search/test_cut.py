@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,14 @@ import pytest
 import torch
 
 from methods.factors import LowRankFactors
-from sora_cli.search.agreement import share_bound
+from sora_cli.search.binomial import share_bound
 from sora_cli.search.cut import choose_cut
+from sora_cli.search.evidence import Candidate, Evidence
 from sora_cli.search.promise import Promise
-from sora_cli.search.search import Search
+from sora_cli.search.row_set import RowSet
+from sora_cli.search.search import AFTERWARDS
 from sora_cli.search.sizes import smaller_sizes
-from sora_cli.search.statement import NOT_ALONE
-from sora_cli.search.words import search_table, unseen_rows, verdict_lines
+from sora_cli.search.words import NOT_ALONE, size_table, unseen_rows, verdict_lines
 from sora_cli.tasks.row_scores import RowScores, answer_scores, row_scores
 
 ROWS = 300
@@ -55,7 +58,7 @@ def _search(
     promise: float,
     reference: RowScores | None = None,
     **options: Any,
-) -> tuple[Search[Mapping[str, int]], list[int]]:
+) -> tuple[Evidence, list[int]]:
     asked: list[int] = []
 
     def scores(factors: Mapping[str, LowRankFactors]) -> RowScores:
@@ -63,8 +66,36 @@ def _search(
         right = np.arange(ROWS) >= wrong(asked[-1])
         return row_scores("accuracy", "right", right, **options)
 
-    found = promise_of(promise)
-    return choose_cut(layers, scores, found, "validation", told, reference=reference), asked
+    return searched(layers, scores, promise_of(promise), reference=reference), asked
+
+
+def searched(
+    layers: dict[str, LowRankFactors],
+    scores: Callable[[Mapping[str, LowRankFactors]], RowScores],
+    promise: Promise,
+    tell: Callable[[str], None] = told,
+    **options: Any,
+) -> Evidence:
+    """The certificate of a search on rows that are all there is."""
+    rows = RowSet(split="validation", rows=ROWS, digest="d", held=ROWS)
+    found = choose_cut(layers, scores, promise, rows, tell, **options)
+    evidence = found.evidence("prune", Path("nowhere"), {})
+    assert sum(found.written(evidence.chosen).values()) == written(evidence).components
+    return evidence
+
+
+def written(evidence: Evidence) -> Any:
+    """What is written: a size, or the reference."""
+    return evidence.written or evidence.full
+
+
+def passed(evidence: Evidence) -> list[bool]:
+    return [size.test is not None and size.test.kept for size in evidence.candidates]
+
+
+def in_time(size: Candidate) -> bool:
+    """It was tested before the testing ended."""
+    return size.test is not None and size.test.refused != AFTERWARDS
 
 
 def test_sizes_follow_from_the_number_of_components_alone() -> None:
@@ -79,13 +110,13 @@ def test_the_smallest_that_passed_is_kept_and_nothing_is_tested_after_a_failure(
 ) -> None:
     search, asked = _search(layers, lambda n: 0 if n >= 6 else 30, 0.02)
     assert asked == [16, 12, 9, 6, 4]
-    assert (search.certified, search.chosen.components) == (True, 6)
-    assert sum(search.chosen.key.values()) == 6
-    assert [p.passed for p in search.candidates] == [True] * 4 + [False]
-    assert search.candidates[0].bound is None
-    assert search.candidates[-1].drop == pytest.approx(0.1)
-    assert search.chosen.parameters == 6 * 16
-    assert (search.facts()["rows"], search.metric, search.split) == (ROWS, "accuracy", "validation")
+    assert (search.certified, written(search).components) == (True, 6)
+    assert passed(search) == [True] * 3 + [False]
+    last = search.candidates[-1].test
+    assert last is not None
+    assert last.drop == pytest.approx(0.1)
+    assert written(search).parameters == 6 * 16
+    assert search.rows["test"].rows == ROWS
 
 
 def test_where_no_size_passes_the_one_that_looks_good_is_not_certified(
@@ -95,11 +126,10 @@ def test_where_no_size_passes_the_one_that_looks_good_is_not_certified(
     search, asked = _search(layers, lambda n: 0 if n == 16 else 1 if n >= 9 else 2, 0.005)
     assert asked == [16, 12, 9, 6]
     assert not search.certified
-    assert search.chosen.components == 9
-    assert search.chosen.bound is None  # it was not tested
-    assert [p.bound is None for p in search.candidates] == [True, False, True, True]
-    assert search.certifiable is not None
-    assert search.certifiable > 0.01
+    assert written(search).components == 9
+    assert [in_time(size) for size in search.candidates] == [True, False, False]
+    assert search.statement.startswith("no size passed its test: of the largest, accuracy may be ")
+    assert search.statement.endswith("; the written size loses 0.0033 on these rows")
 
 
 def test_where_even_the_largest_size_looks_bad_everything_is_kept(
@@ -107,8 +137,8 @@ def test_where_even_the_largest_size_looks_bad_everything_is_kept(
 ) -> None:
     search, asked = _search(layers, lambda n: 0 if n == 16 else 60, 0.02)
     assert asked == [16, 12]
-    assert (search.certified, search.chosen.components) == (True, 16)
-    assert search.chosen is search.candidates[0]
+    assert (search.certified, search.written) == (True, None)
+    assert search.statement.startswith("everything is kept: no size passed its test: ")
 
 
 ALL_RIGHT = row_scores("accuracy", "right", np.ones(ROWS, dtype=bool))
@@ -119,13 +149,13 @@ def test_against_another_model_the_largest_size_is_tested_too(
 ) -> None:
     search, asked = _search(layers, lambda n: 1 if n >= 4 else 60, 0.02, ALL_RIGHT)
     assert asked == [12, 8, 4, 2]  # 4 of 16 are zeros
-    assert (search.certified, search.chosen.components, search.outside) == (
+    assert (search.certified, written(search).components, search.full.name) == (
         True,
         4,
         "the model",
     )
-    assert search.chosen.drop == pytest.approx(1 / ROWS)
-    assert (search.candidates[0].score, search.candidates[1].components) == (1.0, 12)
+    assert written(search).test.drop == pytest.approx(1 / ROWS)
+    assert (search.full.test, search.candidates[0].components) == (1.0, 12)
 
 
 def test_against_another_model_not_even_everything_may_be_enough(
@@ -133,11 +163,8 @@ def test_against_another_model_not_even_everything_may_be_enough(
 ) -> None:
     search, asked = _search(layers, lambda _: 60, 0.02, ALL_RIGHT)
     assert asked == [12]
-    assert (search.certified, search.chosen.components) == (False, 12)
-    assert search.chosen.drop == pytest.approx(0.2)
-    assert sum(search.chosen.key.values()) == 12
-    said = "NOT certified: 12 components lose 0.2000 of accuracy on these rows, and the rows"
-    assert verdict_lines(search)[0].startswith(said)
+    assert (search.certified, written(search).components) == (False, 12)
+    assert written(search).test.drop == pytest.approx(0.2)
 
 
 def test_rounded_sizes_are_tested_against_the_unrounded_adapter(
@@ -153,30 +180,24 @@ def test_rounded_sizes_are_tested_against_the_unrounded_adapter(
 
         return score
 
-    promise = promise_of(0.02)
     for wrong, certified in ((1, True), (60, False)):
         scored.clear()
-        search = choose_cut(
-            layers,
-            scores("exact", 0),
-            promise,
-            "validation",
-            told,
-            as_stored=scores("stored", wrong),
+        search = searched(
+            layers, scores("exact", 0), promise_of(0.02), as_stored=scores("stored", wrong)
         )
         assert scored[:2] == [("exact", 16), ("stored", 12)]
         assert {kind for kind, _ in scored[1:]} == {"stored"}
         assert search.certified is certified
-        assert search.chosen is not search.candidates[0]
-        assert search_table(search).rows[0][-1] == "the unrounded adapter"
+        assert search.written is not None
+        assert size_table(search).rows[0][0] == "the unrounded adapter"
 
 
 def test_a_smaller_loss_is_better(layers: dict[str, LowRankFactors]) -> None:
     search, _ = _search(layers, lambda n: 100 if n == 16 else 60, 0.02, greater_is_better=False)
-    assert search.chosen.components == 16  # all others have a larger loss
+    assert search.written is None  # all others have a larger loss
     search, _ = _search(layers, lambda n: 60 if n == 16 else 100, 0.02, greater_is_better=False)
-    assert search.chosen.components == 0
-    assert search.chosen.drop < 0
+    assert written(search).components == 0
+    assert written(search).test.drop < 0
 
 
 def test_where_the_bound_is_refused_nothing_is_certified(
@@ -189,11 +210,13 @@ def test_where_the_bound_is_refused_nothing_is_certified(
         values[: 16 - sum(f.rank for f in factors.values())] = -0.1
         return row_scores("log_likelihood", "mean", values)
 
-    search = choose_cut(layers, scores, promise_of(0.0042, "log_likelihood"), "validation", told)
-    first = search.candidates[1].bound
+    search = searched(layers, scores, promise_of(0.0042, "log_likelihood"))
+    first = search.candidates[0].test
     assert first is not None
-    assert (first.upper, first.refused) == (None, "few rows differ")
-    assert (search.certified, search.certifiable, search.chosen.components) == (False, None, 4)
+    assert math.isnan(first.upper)
+    assert first.refused == "the models differ on fewer than 20 rows"
+    assert (search.certified, written(search).components) == (False, 4)
+    assert search.bound.smallest_drop is None
 
 
 def _answers(
@@ -204,7 +227,7 @@ def _answers(
     *,
     rows_alone: bool = True,
     kind: str = "differ",
-) -> Search[Mapping[str, int]]:
+) -> Evidence:
     """A search by the answers of an adapter that says `yes` on more rows, the smaller it is."""
 
     def scores(factors: Mapping[str, LowRankFactors]) -> RowScores:
@@ -214,35 +237,27 @@ def _answers(
 
     update = {"kind": kind, "basis": "answers", "given": "2%"}
     promise = promise_of(share).model_copy(update=update)
-    tell = told if said is None else said.append
-    return choose_cut(layers, scores, promise, f"{ROWS} unlabelled rows", tell)
+    return searched(layers, scores, promise, told if said is None else said.append)
 
 
 def test_the_smallest_size_that_answers_alike_is_kept(layers: dict[str, LowRankFactors]) -> None:
     said: list[str] = []
     search = _answers(layers, lambda n: 16 - n if n >= 12 else 40, 0.04, said)
-    assert (search.certified, search.chosen.components) == (True, 12)
-    assert search.rule() == {"max_differ": 0.04}
-    facts = search.facts()
-    assert (facts["metric"], facts["drop"], facts["rows"]) == ("agreement", 4 / ROWS, ROWS)
+    assert (search.certified, written(search).components) == (True, 12)
+    assert search.promise.rule == {"max_differ": 0.04}
+    assert written(search).test.drop == 4 / ROWS
     promised, ahead = said
     assert promised == (
         "promise: at most 4 % of the answers differ, with 95% confidence; certified if at most 6 "
         "of 300 test rows are answered differently"
     )
     assert ahead.startswith("up to 8 sizes are scored, each on 300 rows, as the uncut adapter in ")
-    (verdict,) = verdict_lines(search)
-    assert verdict == (
-        "certified: with 12 components at most 4 % of the answers differ from the uncut adapter's "
-        "(bound 3.03 %: 4 of 300 rows differ), with confidence 0.95, on distinct inputs like these"
+    assert search.statement == (
+        "with 95% confidence at most 4 % of the answers differ from those with the uncut adapter "
+        "(bound 3.03 %: 4 of 300 distinct inputs that training has not seen differ)"
     )
-    table = search_table(search)
-    assert [table.shown(row) for row in table.rows][1][2:] == [
-        "0.9867",
-        "1.33%",
-        "3.03%",
-        "certified",
-    ]
+    table = size_table(search)
+    assert table.shown(table.rows[1])[4:] == ["0.9867", "1.33%", "3.03%", "passed, written"]
     assert "share of answers that differ there (1.33%) is a little too" in str(unseen_rows(search))
 
 
@@ -250,30 +265,31 @@ def test_rows_that_choose_among_each_other(layers: dict[str, LowRankFactors]) ->
     said: list[str] = []
     search = _answers(layers, lambda _: 0, 0.04, said, rows_alone=False)
     assert NOT_ALONE in said
-    assert verdict_lines(search)[0].endswith(f", on distinct inputs like these; {NOT_ALONE}")
-    assert search.facts()["bound_kind"] == "approximate"
+    assert search.statement.endswith(f"; {NOT_ALONE}")
+    assert not search.bound.exact
     right = replace(ALL_RIGHT, rows_alone=False)
-    search = choose_cut(layers, lambda _: right, promise_of(0.04), "rows", told)
-    assert verdict_lines(search)[0].endswith(f", on distinct inputs like these; {NOT_ALONE}")
+    search = searched(layers, lambda _: right, promise_of(0.04))
+    assert search.statement.endswith(f"; {NOT_ALONE}")
 
 
 def test_answers_of_too_few_rows_are_not_certified(layers: dict[str, LowRankFactors]) -> None:
     said: list[str] = []
     search = _answers(layers, lambda n: 0 if n >= 9 else 40, 0.005, said)
-    assert (search.certified, search.chosen.components) == (False, 9)
+    assert (search.certified, written(search).components) == (False, 9)
     assert said[1].startswith(
         "WARNING: 300 test rows cannot certify this, even if no answer differs; it takes 598 at "
         "least, and these can certify --max-differ 1% at best"
     )
-    first, second = verdict_lines(search)
-    assert first == (
-        "NOT certified: with 9 components 0 of these 300 answers differ from the uncut adapter's, "
-        "but the rows cannot certify at most 0.5 % with confidence 0.95"
+    first, *_, last = verdict_lines(search)
+    assert first.startswith("kept: ")
+    assert last.startswith("the 300 rows can certify 0.99 % with a probability of 80%")
+    assert search.statement.startswith(
+        "no size passed its test: of the largest, up to 0.99 % of the answers may differ from "
+        "those with the uncut adapter, and 0.5 % is tolerated (bound 0.99 %: 0 of 300 "
     )
-    assert second.startswith("the 300 rows can certify 0.99 % with a probability of 80%")
     search = _answers(layers, lambda n: 0 if n == 16 else 40, 0.02)
-    assert search.chosen is search.candidates[0]
-    assert verdict_lines(search)[0].startswith("no smaller size is certified to answer at most 2 %")
+    assert search.written is None
+    assert search.statement.startswith("everything is kept: no size passed its test: ")
 
 
 def test_no_row_may_differ(layers: dict[str, LowRankFactors]) -> None:
@@ -285,27 +301,19 @@ def test_no_row_may_differ(layers: dict[str, LowRankFactors]) -> None:
 def test_a_drop_that_answers_test(layers: dict[str, LowRankFactors]) -> None:
     said: list[str] = []
     search = _answers(layers, lambda n: 16 - n if n >= 12 else 40, 0.04, said, kind="drop")
-    assert (search.certified, search.chosen.components) == (True, 12)
-    facts = search.facts()
-    assert (facts["metric"], facts["basis"], facts["rows"]) == ("accuracy", "answers", ROWS)
-    assert facts["bound"] == share_bound(4, ROWS, 0.95)
-    assert search.rule() == {"max_drop": 0.04}
+    assert (search.certified, written(search).components) == (True, 12)
+    assert (search.promise.metric, search.promise.basis) == ("accuracy", "answers")
+    assert written(search).test.upper == share_bound(4, ROWS, 0.95)
+    assert search.promise.rule == {"max_drop": 0.04}
     assert said[0].endswith("certified if at most 6 of 300 test rows are answered differently")
-    (verdict,) = verdict_lines(search)
-    assert verdict == (
-        "certified: 12 components lose at most 0.0303 of accuracy, within 0.04, because at most "
-        "3.03 % of the answers differ (4 of 300 rows), with confidence 0.95, on distinct inputs "
-        "like these"
+    assert search.statement == (
+        "with 95% confidence accuracy is at most 0.04 worse than with the uncut adapter, because "
+        "at most 3.03 % of the answers differ (4 of 300 distinct inputs without labels that "
+        "training has not seen differ)"
     )
-    assert [column.title for column in search_table(search).columns][2:5] == [
-        "agreement",
-        "differ",
-        "at most",
-    ]
+    titles = [getattr(column, "title", column) for column in size_table(search).columns]
+    assert titles[4:7] == ["agreement", "differ", "at most"]
     assert "share of answers that differ there (1.33%) is a little too" in str(unseen_rows(search))
-    first, second = verdict_lines(_answers(layers, lambda _: 0, 0.005, kind="drop"))
-    assert first == (
-        "NOT certified: with 0 components 0 of these 300 answers differ from the uncut adapter's, "
-        "but the rows cannot certify a drop of at most 0.005 with confidence 0.95"
-    )
-    assert second.startswith("the 300 rows can certify a drop of 0.0099 with a probability of 80%")
+    search = _answers(layers, lambda _: 0, 0.005, kind="drop")
+    assert not search.certified
+    assert "accuracy may be 0.0099 worse than with the uncut adapter" in search.statement

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from sora_cli.search.bounds import drop_bound
+from sora_cli.search.statistics import drop_bound
 from sora_cli.search.few import few_rows_bound
 from sora_cli.search.worst import has_worst
 from sora_cli.tasks.row_scores import RowScores, row_scores
@@ -69,10 +69,9 @@ def test_a_bound_is_passed_over_only_where_no_model_could_pass() -> None:
     assert found.least == few_rows_bound(full, 0, 0.95)
     assert found.upper == few_rows_bound(full, 4, 0.95)
     assert found.least is not None
-    assert found.upper is not None
     assert 0.02 < found.least < 0.04 < found.drop + 0.02 < found.upper
-    assert found.passes_over(found.least - 1e-9)
-    assert not found.passes_over(found.least + 1e-9)
+    assert found.judged(found.least - 1e-9).passed_over
+    assert not found.judged(found.least + 1e-9).passed_over
     assert found.keeps(found.upper)
 
 

@@ -15,7 +15,9 @@ from sora_cli.model.base import Base, load_base
 from sora_cli.recipe.load import load_recipe
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.prepare import load_task
-from sora_cli.search.answers import AnswerRows, read_answer_rows
+from sora_cli.search.answers import read_answer_rows
+from sora_cli.search.rows import training_rows
+from sora_cli.search.test_rows import TestRows
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.trainer import build_scorer
@@ -32,10 +34,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return load_recipe(write_chat_recipe(tmp_path_factory.mktemp("recipe"))).recipe
 
 
-def read(recipe: Recipe, path: str, **options: Any) -> AnswerRows:
+def read(recipe: Recipe, path: str, **options: Any) -> TestRows:
     task, rows = load_task(recipe)
     answered = read_answer_rows(recipe, Path(path), trained=task, next_tokens=True, **options)
-    return answered.unseen([rows.train])
+    return answered.unseen([training_rows(task, rows)])
 
 
 def chat(instruction: str, output: str | None = None) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def test_given_answers_are_read_and_told(recipe: Recipe, tmp_path: Path) -> None
     assert rows.rows.column_names == ["instruction", "output"]
     assert rows.rows["output"][:] == [row["output"] for row in NEW]
     other = write_rows(tmp_path / "other.jsonl", [*NEW[:-1], {**NEW[-1], "output": "no fish"}])
-    assert read(recipe, other).row_set("").digest != rows.row_set("").digest
+    assert read(recipe, other).row_set().digest != rows.row_set().digest
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["by training rows", "by columns"])
@@ -132,7 +134,7 @@ def test_a_search_of_an_earlier_version_knows_rows_by_their_prompts(
         task, rows = load_task(used)
         found = read_answer_rows(
             used, Path(path), trained=task, next_tokens=True, by_prompt=True
-        ).unseen([rows.train])
+        ).unseen([training_rows(task, rows)])
         assert len(found) == len(NEW)
 
 
@@ -150,9 +152,9 @@ def changed_base(recipe: Recipe, task: Task, longer: float) -> Base:
     return base
 
 
-def choices(recipe: Recipe, rows: AnswerRows, folder: Path, longer: float = 1.0) -> RowScores:
+def choices(recipe: Recipe, rows: TestRows, folder: Path, longer: float = 1.0) -> RowScores:
     base = changed_base(recipe, rows.task, longer)
-    encoded = rows.encoded(rows.task, base)
+    encoded = rows.encoded(base)
     trainer = build_scorer(recipe, rows.task, base, folder)
     before = trainer.row_scores(encoded).value
     scores = rows.scores(trainer, encoded)
@@ -178,7 +180,7 @@ def test_a_row_differs_if_any_of_its_tokens_does(
     assert not whole.differs(choices(recipe, found, tmp_path)).any()
     models = [changed_base(recipe, found.task, factor).model for factor in (1.0, longer)]
     expected = []
-    for row in found.encoded(found.task, load_base(recipe.model, found.task)).dataset:
+    for row in found.encoded(load_base(recipe.model, found.task)).dataset:
         counted = torch.tensor(row["labels"][1:]) != -100
         assert counted.sum() == (len(counted) if columns == "text" else 3)  # answers, their ends
         ids = torch.tensor([row["input_ids"]])
@@ -197,4 +199,4 @@ def test_a_text_without_a_next_token_is_named(recipe: Recipe, tmp_path: Path) ->
     write_rows(tmp_path / "rows.jsonl", [{"text": "the cat"}, {"text": "dog"}])
     rows = read_answer_rows(recipe, Path(path), next_tokens=True)
     with refusal():
-        rows.encoded(rows.task, base)
+        rows.encoded(base)

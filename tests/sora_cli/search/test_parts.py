@@ -12,10 +12,11 @@ from sora_cli.model.base import load_base
 from sora_cli.recipe.load import load_recipe
 from sora_cli.run.encode import encode
 from sora_cli.run.prepare import load_task
-from sora_cli.search.bounds import drop_bound
-from sora_cli.search.parts import EncodedPart, Part, counted_part
+from sora_cli.search.statistics import drop_bound
+from sora_cli.search.cut import scored_on
 from sora_cli.search.row_set import SCREENING, TEST
-from sora_cli.search.rows import SelectionRows, deciding_parts
+from sora_cli.search.rows import deciding_parts, selection_rows
+from sora_cli.search.test_rows import EncodedRows, TestRows
 from sora_cli.tasks.row_scores import row_scores
 from tests.helpers_errors import refusal
 from tests.helpers_models import tiny_bert
@@ -24,7 +25,7 @@ from tests.helpers_runs import pair_rows, write_recipe, write_rows
 ROWS = pair_rows(12, seed=5)
 
 
-def part_of(folder: Path, test: list[dict[str, Any]], *, seed: int = 0) -> EncodedPart:
+def part_of(folder: Path, test: list[dict[str, Any]], *, seed: int = 0) -> EncodedRows:
     """The test rows of a recipe whose validation split was given by the user."""
     path = write_recipe(
         folder,
@@ -38,8 +39,8 @@ def part_of(folder: Path, test: list[dict[str, Any]], *, seed: int = 0) -> Encod
     task, rows = load_task(recipe)
     base = load_base(recipe.model, task)
     train = encode(task, base, rows.train, rows.origin(rows.train), training=True)
-    part = Part(rows.select, rows.origin(rows.select))
-    return counted_part(part, task, base, [(task, train)], seed)
+    part = TestRows(task, rows.select, rows.origin(rows.select), "validation")
+    return part.distinct_on(base, [(task, train)], seed)
 
 
 def test_training_rows_and_repeats_do_not_test(tmp_path: Path) -> None:
@@ -50,7 +51,7 @@ def test_training_rows_and_repeats_do_not_test(tmp_path: Path) -> None:
     assert (part.seen, part.repeated, part.alike) == (2, 3, 1)
     assert part.counted is not None
     assert not set(part.counted.tolist()) & {12, 13}
-    found = part.row_set("validation")
+    found = part.row_set()
     assert (found.rows, found.held) == (9, 14)
     assert list(part.notes("test rows")) == [
         "2 of 14 test rows are training or screening rows as the model reads them: they do not "
@@ -63,7 +64,7 @@ def test_training_rows_and_repeats_do_not_test(tmp_path: Path) -> None:
 def test_without_repeats_all_rows_test(tmp_path: Path) -> None:
     part = part_of(tmp_path, pair_rows(9, seed=8))
     assert (len(part), list(part.notes("rows"))) == (9, [])
-    assert part.row_set("validation").held == 9
+    assert part.row_set().held == 9
 
 
 def test_where_labels_disagree_the_seed_draws_a_row(tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_rows_that_screening_has_seen_do_not_test(tmp_path: Path) -> None:
     task, rows = load_task(recipe)
     base = load_base(recipe.model, task)
     train = encode(task, base, rows.train, rows.origin(rows.train), training=True)
-    whole = Part(rows.select, rows.origin(rows.select))
+    whole = TestRows(task, rows.select, rows.origin(rows.select), "validation")
     held = {SCREENING: whole.take(np.arange(3)), TEST: whole.take(np.arange(3, 10))}
     found = deciding_parts(recipe, task, base, rows, train, held)
     assert (len(found.test), found.test.seen) == (6, 1)
@@ -103,24 +104,22 @@ def test_a_bound_is_of_the_rows_that_test_and_tells_the_drop_on_all() -> None:
     full, small = (row_scores("accuracy", "right", each) for each in (right, lost))
     testing = np.arange(3, 40)
     bound = drop_bound(full.of_these(testing), small.of_these(testing))
-    assert (bound.rows, bound.drop) == (37, pytest.approx(1 / 37))
+    assert bound.drop == pytest.approx(1 / 37)
     assert bound.every == pytest.approx(0.1)
     assert drop_bound(full, small).every is None
     assert full.of_these(testing).take(np.arange(3)).every is None
 
 
-def test_rows_that_choose_a_finished_adapters_size(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Rows of a split that the user gave count once, and notes are printed once."""
+def test_rows_that_choose_a_finished_adapters_size(tmp_path: Path) -> None:
+    """Rows of a split that the user gave count once."""
     new = pair_rows(9, seed=8)
     part_of(tmp_path, [*new, new[1], ROWS[3]])
     recipe = load_recipe(tmp_path / "tiny.yaml").recipe
-    rows = SelectionRows(recipe)
-    base = load_base(recipe.model, rows.task)
-    for place in ("one", "two"):
-        scores = rows.scored_by(base, tmp_path / place)()
-        assert (len(scores), len(scores.every or [])) == (9, 11)
-    said = capsys.readouterr().err
-    assert said.count("1 of 11 rows of validation repeat another one") == 1
-    assert said.count("1 of 11 rows of validation are training or screening rows") == 1
+    rows = selection_rows(recipe)
+    found, score = scored_on(rows, recipe, load_base(recipe.model, rows.task), tmp_path / "scratch")
+    assert (len(score()), len(score().every or [])) == (9, 11)
+    assert list(found.notes()) == [
+        "1 of 11 rows of validation are training or screening rows as the model reads them: they "
+        "do not test",
+        "1 of 11 rows of validation repeat another one: one of each input tests",
+    ]

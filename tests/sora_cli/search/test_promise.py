@@ -9,7 +9,7 @@ import pytest
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.families import FAMILIES
 from sora_cli.recipe.load import load_recipe
-from sora_cli.search.agreement import share_bound
+from sora_cli.search.binomial import share_bound
 from sora_cli.search.certifiable import Certifiable, certifiable_drop
 from sora_cli.search.promise import Promise, PromiseOptions, promise_of, proposed_drop, rounded_up
 from sora_cli.tasks.metrics import number_parts

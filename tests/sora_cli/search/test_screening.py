@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from sora_cli.search.certifiable import Certifiable, certifiable_drop
-from sora_cli.search.certificate import Screened
+from sora_cli.search.any_metric import AnyMetric
+from sora_cli.search.certifiable import certifiable_drop
+from sora_cli.search.evidence import Screened
 from sora_cli.search.few import few_rows_bound
 from sora_cli.search.screening import PlannedSize, measured, name_sizes, part_rows, planned_sizes
 from sora_cli.search.size import Size, saving, size_of
+from sora_cli.search.right_or_wrong import RightOrWrong
 from sora_cli.search.sizes import SHARES
+from sora_cli.search.statistics import statistic_of
 from sora_cli.tasks.row_scores import row_scores
 from tests.sora_cli.experiments.auto.support import full, screened
 
@@ -74,17 +77,17 @@ def test_layers_without_components_are_not_padded() -> None:
     ],
 )
 def test_sizes_to_train(drops: list[float], most: int, named: list[int]) -> None:
-    assert name_sizes(screened(drops), full(), 0.01, most, None) == named
+    assert name_sizes(screened(drops), full(), 0.01, most, None, AnyMetric()) == named
 
 
 def test_what_test_rows_can_certify_of_a_size_is_added_to_its_drop() -> None:
     sizes = screened([0, 0, 0, 0.004, 0.004, 0.1])
     for size, certifiable in zip(sizes, (0.001, 0.002, 0.004, 0.006, 0.007, 0.1), strict=True):
         size.certifiable = certifiable
-    assert name_sizes(sizes, full(), 0.01, 1, None) == [3]
-    assert name_sizes(sizes, full(), 0.0099, 1, None) == [2]
-    assert name_sizes(sizes, full(), 0.01, 2, None) == [1, 3]
-    assert name_sizes(sizes, full(), 0.01, 2, None, tested=False) == [4]  # by its drop alone
+    assert name_sizes(sizes, full(), 0.01, 1, None, AnyMetric()) == [3]
+    assert name_sizes(sizes, full(), 0.0099, 1, None, AnyMetric()) == [2]
+    assert name_sizes(sizes, full(), 0.01, 2, None, AnyMetric()) == [1, 3]
+    assert name_sizes(sizes, full(), 0.01, 2, None, AnyMetric(), tested=False) == [4]  # by its drop alone
 
 
 def test_screening_says_what_test_rows_can_certify_where_nothing_else_does() -> None:
@@ -104,16 +107,16 @@ def test_sizes_that_hardly_differ_have_no_bound_and_are_not_named() -> None:
     sizes = screened([0, 0, 0, 0, 0])
     for size, differing in zip(sizes, (5, 29.9, 30, 60, 80), strict=True):
         size.differing = differing
-    assert name_sizes(sizes, full(), 0.01, 1, None) == [4]
-    assert name_sizes(sizes, full(), 0.01, 3, None) == [2, 4]  # there is no smaller size
+    assert name_sizes(sizes, full(), 0.01, 1, None, AnyMetric()) == [4]
+    assert name_sizes(sizes, full(), 0.01, 3, None, AnyMetric()) == [2, 4]  # there is no smaller size
     sizes[3].screening.drop = 0.1
-    assert name_sizes(sizes, full(), 0.01, 2, None) == [2, 4]
-    assert name_sizes(sizes[:2], full(), 0.01, 2, None) == [0, 1]  # they may differ on fewer
+    assert name_sizes(sizes, full(), 0.01, 2, None, AnyMetric()) == [2, 4]
+    assert name_sizes(sizes[:2], full(), 0.01, 2, None, AnyMetric()) == [0, 1]  # they may differ on fewer
     for size in sizes[2:]:
         size.screening.drop = 0.1
-    assert name_sizes(sizes, full(), 0.01, 1, None) == [1]  # good, whatever can be shown of it
+    assert name_sizes(sizes, full(), 0.01, 1, None, AnyMetric()) == [1]  # good, whatever can be shown of it
     sizes[0].certifiable, sizes[1].certifiable = 0.005, 0.02
-    assert name_sizes(sizes, full(), 0.01, 1, None) == [0]
+    assert name_sizes(sizes, full(), 0.01, 1, None, AnyMetric()) == [0]
 
 
 def test_few_rows_of_classes_are_not_believed_too_much() -> None:
@@ -169,14 +172,14 @@ def test_of_few_rows_that_all_agree_the_smallest_size_is_not_believed() -> None:
         (0.03, 2, [0, 4]),  # 2.5 % differing rows are too many for it: the largest is safest
         (0.03, 1, [0]),
     ]:
-        assert name_sizes(sizes, full(), max_drop, most, None) == named
-    assert name_sizes(sizes, full(), 0.03, 2, None, tested=False) == [4]
+        assert name_sizes(sizes, full(), max_drop, most, None, RightOrWrong()) == named
+    assert name_sizes(sizes, full(), 0.03, 2, None, RightOrWrong(), tested=False) == [4]
 
 
 def test_of_many_rows_that_all_agree_the_smallest_size_is_believed() -> None:
     sizes = screened_rows(2000, [0] * 11, test_rows=6000)
     assert sizes[-1].expected == pytest.approx(0.0125 * 35 * 20 / 2020)
-    assert name_sizes(sizes, full(), 0.02, 2, None) == [10]
+    assert name_sizes(sizes, full(), 0.02, 2, None, RightOrWrong()) == [10]
 
 
 def test_the_safe_size_is_one_that_test_rows_can_be_expected_to_certify() -> None:
@@ -186,15 +189,15 @@ def test_the_safe_size_is_one_that_test_rows_can_be_expected_to_certify() -> Non
     assert [size.certifiable for size in sizes[:6]] == [usual] * 6  # never less: 2.5 % may differ
     assert sizes[7].certifiable == certifiable_drop(3000, differing=0.065)
     # 9.0 and 13 points in 1,000 are expected of 22 and 15 %; all that is certified is 7 more
-    assert name_sizes(sizes, full(), 0.017, 2, None) == [3, 4]
-    assert name_sizes(sizes, full(), 0.017, 3, None) == [3, 4, 6]
-    assert name_sizes(sizes, full(), 0.025, 2, None) == [5, 7]  # safe and liked: one bolder
+    assert name_sizes(sizes, full(), 0.017, 2, None, RightOrWrong()) == [3, 4]
+    assert name_sizes(sizes, full(), 0.017, 3, None, RightOrWrong()) == [3, 4, 6]
+    assert name_sizes(sizes, full(), 0.025, 2, None, RightOrWrong()) == [5, 7]  # safe and liked: one bolder
 
 
 def test_where_no_size_is_good_enough_the_largest_is_tried() -> None:
     sizes = screened_rows(400, [60 + 10 * n for n in range(11)], test_rows=1200)
-    assert name_sizes(sizes, full(), 0.02, 1, None) == [0]
-    assert name_sizes(sizes, full(), 0.02, 2, None) == [0, 2]
+    assert name_sizes(sizes, full(), 0.02, 1, None, RightOrWrong()) == [0]
+    assert name_sizes(sizes, full(), 0.02, 2, None, RightOrWrong()) == [0, 2]
 
 
 @pytest.mark.parametrize(
@@ -208,20 +211,21 @@ def test_where_no_size_is_good_enough_the_largest_is_tried() -> None:
     ],
 )
 def test_whether_a_test_could_pass(formula: str, max_drop: float, possible: bool) -> None:
-    found = Certifiable.on(300, 0.95, row_scores("m", formula, np.ones(3)))
+    scores = row_scores("m", formula, np.ones(3))
+    found = statistic_of(scores).method_on(300, 0.95)
     assert found.may_pass(max_drop) is possible
 
 
 def test_of_sizes_that_cost_the_same_the_largest_is_trained() -> None:
     sizes = screened([0, 0, 0, 0, 0], served=[160, 160, 80, 80, 80])
     whole = full(served=160)
-    assert name_sizes(sizes, whole, 0.01, 3, "vllm") == [2]  # the first two cost what all does
-    assert name_sizes(sizes, full(served=320), 0.01, 3, "vllm") == [0, 2]
+    assert name_sizes(sizes, whole, 0.01, 3, "vllm", AnyMetric()) == [2]  # the first two cost what all does
+    assert name_sizes(sizes, full(served=320), 0.01, 3, "vllm", AnyMetric()) == [0, 2]
 
 
 def test_where_nothing_is_saved_parameters_decide() -> None:
     sizes = screened([0, 0, 0], served=[80, 80, 80])
-    assert name_sizes(sizes, full(served=80), 0.01, 3, "vllm") == [0, 2]
+    assert name_sizes(sizes, full(served=80), 0.01, 3, "vllm", AnyMetric()) == [0, 2]
 
 
 def test_what_is_saved_is_said() -> None:

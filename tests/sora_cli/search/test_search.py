@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from sora_cli.search.bounds import Bound, drop_bound
+from sora_cli.search.statistic import Bound
+from sora_cli.search.statistics import drop_bound
 from sora_cli.search.search import in_fixed_order
 from sora_cli.search.sizes import last_passed
 from sora_cli.tasks.row_scores import RowScores, row_scores
@@ -40,8 +41,8 @@ class _Outcome:
 
         made = in_fixed_order(sizes, make, test, promise)
         self.bounds = [bound for _, bound in made if bound is not None]
-        self.passed = [bound.keeps(promise) for bound in self.bounds]
-        self.failed = [bound.fails(promise) for bound in self.bounds]
+        self.passed = [bound.kept for bound in self.bounds]
+        self.failed = [bound.failed for bound in self.bounds]
         place = last_passed(self.passed)
         self.chosen = None if place is None else asked[place]
 
@@ -58,7 +59,8 @@ def test_the_first_failure_ends_it_and_the_smallest_that_passed_is_chosen() -> N
     assert outcome.passed == [True, True, False]
     assert outcome.chosen == 1
     assert outcome.failed == [False, False, True]
-    assert outcome.bounds[1] == drop_bound(_with_wrong(0), _with_wrong(1), 0.95)
+    bound = drop_bound(_with_wrong(0), _with_wrong(1), 0.95)
+    assert outcome.bounds[1] == bound.judged(0.025)
 
 
 def test_nothing_may_be_certified_and_everything() -> None:
@@ -85,7 +87,7 @@ def test_a_size_that_hardly_differs_passes_or_is_passed_over() -> None:
     assert [bound.differing for bound in outcome.bounds] == [8, 30, 120]
     assert outcome.passed == [True, True, True]
     outcome = _Outcome(scores(0), [4, 15, 60], scores, 0.01)
-    assert [bound.passes_over(0.01) for bound in outcome.bounds] == [True, False]
+    assert [bound.passed_over for bound in outcome.bounds] == [True, False]
     assert outcome.failed == [False, True]  # it ends there, as ever
     assert outcome.chosen is None
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sora_cli.search.bounds import drop_bound
-from sora_cli.search.certificate import SizeTest
+from sora_cli.search.statistics import drop_bound
+from sora_cli.search.statistic import Bound
 from sora_cli.search.promise import Promise
 from sora_cli.tasks.row_scores import RowScores, answer_scores, row_scores
 from sora_cli.verify.scored import ScoresAgain
@@ -28,14 +28,13 @@ def promise(max_drop: float = 0.05) -> Promise:
     return certificate().promise.model_copy(update={"max_drop": max_drop})
 
 
-def judged(full: RowScores, small: RowScores, asked: Promise) -> SizeTest:
-    bound = drop_bound(full, small, asked.confidence)
-    return SizeTest.of(small.value, bound, asked.max_drop)
+def judged(full: RowScores, small: RowScores, asked: Promise) -> Bound:
+    return drop_bound(full, small, asked.confidence).judged(asked.max_drop)
 
 
 def compared(
-    stored: SizeTest, small: RowScores, whole: float | None = None, max_drop: float = 0.05
-) -> tuple[ScoresAgain, SizeTest]:
+    stored: Bound, small: RowScores, whole: float | None = None, max_drop: float = 0.05
+) -> tuple[ScoresAgain, Bound]:
     full = scores(0, formula=small.formula)
     done = ScoresAgain(0.005)  # 2 rows of 400
     here = judged(full, small, promise(max_drop))
@@ -125,16 +124,15 @@ def answered(differing: int) -> RowScores:
     return answer_scores(["yes"] * differing + ["no"] * (ROWS - differing))
 
 
-def of_answers(differing: int, max_drop: float = 0.5) -> tuple[SizeTest, Promise]:
+def of_answers(differing: int, max_drop: float = 0.5) -> tuple[Bound, Promise]:
     asked = certificate_of_answers().promise.model_copy(update={"max_drop": max_drop})
     full, small = answered(0), answered(differing)
-    bound = drop_bound(full, small, asked.confidence)
-    return SizeTest.of(small.beside(full), bound, max_drop), asked
+    return drop_bound(full, small, asked.confidence).judged(max_drop), asked
 
 
 def answers_compared(
-    stored: SizeTest, differing: int, max_drop: float = 0.5
-) -> tuple[ScoresAgain, SizeTest]:
+    stored: Bound, differing: int, max_drop: float = 0.5
+) -> tuple[ScoresAgain, Bound]:
     here, asked = of_answers(differing, max_drop)
     done = ScoresAgain(0.005)  # 2 rows of 400
     return done, done.test("sizes/1", stored, 1.0, answered(0), here, asked)

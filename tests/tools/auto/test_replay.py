@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sora_cli.recipe.load import load_recipe
-from sora_cli.search.bounds import Bound
+from sora_cli.search.statistic import Bound
 from sora_cli.tasks.row_scores import answer_scores
 from tests.shared_files import ROOT
 from tests.sora_cli.experiments.auto.support import auto_recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sora_cli.search.certificate import Certificate, FullRank, Measured, Screened, read_certificate
+from sora_cli.search.evidence import Evidence, Reference, Measured, Screened, read_certificate
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows, write_recipe, write_rows
 
@@ -34,16 +34,16 @@ def recipe_with_inputs(folder: Path) -> Path:
     return path
 
 
-def certificate_of(run: Path) -> Certificate:
+def certificate_of(run: Path) -> Evidence:
     """The certificate of a run, which has one."""
     certificate = read_certificate(run)
     assert certificate is not None
     return certificate
 
 
-def full(*, parameters: int = 1000, largest_rank: int = 8, served: int | None = None) -> FullRank:
+def full(*, parameters: int = 1000, largest_rank: int = 8, served: int | None = None) -> Reference:
     """The full rank of a search that was never made."""
-    return FullRank(
+    return Reference(
         parameters=parameters,
         components=100,
         largest_rank=largest_rank,

@@ -14,20 +14,21 @@ from sora_cli.experiments.auto import plot
 from sora_cli.experiments.auto.cuts import replaced_factors
 from sora_cli.experiments.auto.plan import placed, plan_auto
 from sora_cli.experiments.auto.plot import plot_curve
-from sora_cli.experiments.auto.record import AutoRecord
+from sora_cli.search.record import AutoRecord
 from sora_cli.experiments.auto.tables import full_layers
 from sora_cli.recipe.load import load_recipe
 from sora_cli.report import Ranks, RunReport
-from sora_cli.search.certificate import Healed, SizeTest, choose, failed
+from sora_cli.search.evidence import Candidate, choose, failed
 from sora_cli.search.row_set import RowSet
+from sora_cli.search.statistic import Bound
 from sora_cli.search.words import size_table, untrained_line
 from tests.sora_cli.experiments.auto.support import auto_recipe, full, screened
 from tests.sora_cli.search.test_certificate import certificate
 
 
-def candidate(number: int, kept: bool | None, *, upper: float = 0.004) -> Healed:
-    test = SizeTest(score=0.8, drop=0.001, upper=upper, kept=bool(kept))
-    return Healed(
+def candidate(number: int, kept: bool | None, *, upper: float = 0.004) -> Candidate:
+    test = Bound(score=0.8, drop=0.001, upper=upper, kept=bool(kept))
+    return Candidate(
         parameters=512 >> number,
         components=10,
         largest_rank=2,

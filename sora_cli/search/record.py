@@ -15,7 +15,7 @@ from sora_cli.core.records import read_record
 from sora_cli.recipe.auto import Basis
 from sora_cli.report import MOVE_AWAY, Report
 from sora_cli.run.opening import ELSEWHERE
-from sora_cli.search.certificate import FullRank, Healed, Screened
+from sora_cli.search.evidence import Candidate, Reference, Screened
 from sora_cli.search.former_design import BOTH
 from sora_cli.search.row_set import RowSet
 
@@ -33,11 +33,11 @@ class AutoRecord(Report):
         default_factory=dict,
         description="the rows by part, as in certificate.json: a search is continued on the same",
     )
-    full: FullRank | None = Field(None, description="the run at full rank, once it is finished")
+    full: Reference | None = Field(None, description="the run at full rank, once it is finished")
     screened: list[Screened] = Field(
         default_factory=list, description="sizes scored before healing, from largest to smallest"
     )
-    candidates: list[Healed] = Field(
+    candidates: list[Candidate] = Field(
         default_factory=list, description="sizes trained and tested, in this order"
     )
     stopped: bool = Field(False, description="whether a test has failed: no other size is tested")
@@ -70,7 +70,7 @@ class AutoRecord(Report):
         """Return the chosen sizes that are not trained yet."""
         return [] if self.stopped else self.named()[len(self.candidates) :]
 
-    def add(self, candidate: Healed) -> None:
+    def add(self, candidate: Candidate) -> None:
         """Record a trained size; after a failed test no other size is trained."""
         self.candidates = [*self.candidates, candidate]
         self.stopped = candidate.test is not None and candidate.test.failed
