@@ -373,6 +373,11 @@ class RunReport(Report):
         "weights and configuration, or a whole model's fingerprint; also of other files that "
         "affect answers (sora.json, with its labels). Older reports have fewer",
     )
+    former: dict[str, str] = Field(
+        default_factory=dict,
+        description="digests of an earlier run's result in this directory, which stays until this "
+        "run's result is there",
+    )
 
     @property
     def steps_before(self) -> int:

@@ -4,8 +4,9 @@
     make durations TESTS="tests/e2e -k resume"  store some tests, and leave the others' figures
     python -m tests.durations                   print the dearest files, and the folders' budgets
 
-A plugin of pytest, which `conftest.py` loads. A test stops at 20 times its stored seconds, and
-never before ten minutes: that ends a hang, and no busy machine. After a run of all tests the
+A plugin of pytest, which `conftest.py` loads. A test that took two seconds is long, like those that
+are marked so. A test stops at 20 times its stored seconds, and never before ten minutes: that ends
+a hang, and no busy machine. After a run of all tests the
 summary names each folder that takes more than its budget. It compares shares of this machine's
 time, as machines differ, and it fails nothing.
 """
@@ -24,6 +25,7 @@ import pytest
 FILE = Path(__file__).with_suffix(".json")
 COLLECTED = pytest.StashKey[list[pytest.Item]]()
 LIMIT, FLOOR = 20, 600  # times the stored seconds; seconds
+LONG = 2.0  # seconds
 AIR = 1.1  # a folder's budget is what it took when it was last set, and a tenth
 _STORED = 0.2  # seconds; tests that take less are stored as their file's rest, if they are not long
 _COMPARED = 1.0  # seconds: shorter tests say little about a machine
@@ -113,11 +115,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Remember what was collected, long or not, and give each test its limit."""
+    """Remember what was collected, long or not; mark long tests, and give each test its limit."""
     config.stash[COLLECTED] = list(items)
     stored = Durations()
     for item in items:
-        item.add_marker(pytest.mark.timeout(max(FLOOR, LIMIT * stored.of(item.nodeid))))
+        seconds = stored.of(item.nodeid)
+        item.add_marker(pytest.mark.timeout(max(FLOOR, LIMIT * seconds)))
+        if seconds >= LONG:
+            item.add_marker("long")
 
 
 @pytest.hookimpl(hookwrapper=True)

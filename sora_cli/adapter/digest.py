@@ -18,6 +18,7 @@ from sora_cli.adapter.metadata import AdapterMeta, read_sora_file
 from sora_cli.adapter.places import ADAPTER, DELTA, MODEL
 from sora_cli.adapter.row_recipe import row_recipe
 from sora_cli.core.errors import SoraError
+from sora_cli.core.shell import quote
 from sora_cli.core.words import listed, shown_value
 from sora_cli.model.files import (
     ADAPTER_CONFIG,
@@ -162,6 +163,12 @@ def _changed_beside(folder: Path, report: RunReport) -> Iterator[str]:
             yield f"{place} has changed since the run, which can change answers"
 
 
+def former_results(run: Path) -> dict[str, str]:
+    """Return the digests of the results in a run's directory, by their names."""
+    found = {name: result_digest(run / name) for name in (ADAPTER, DELTA, MODEL)}
+    return {name: digest for name, digest in found.items() if digest is not None}
+
+
 def has_changed(run: Path, report: RunReport) -> bool | None:
     """Return true if a finished run's result differs from its report; None if that is not known.
 
@@ -192,7 +199,8 @@ def _touched_after(place: Path, finished: str) -> bool:
 def result_remarks(folder: Path, *, weights: bool = True) -> list[str]:
     """Return a line for each change of a result since its run.
 
-    The list is empty for a result outside the directory of a finished run.
+    The list is empty for a result outside the directory of a run. Raises `SoraError` if the run has
+    started over and is not finished: the result is that of the run before it.
 
     Args:
         weights: False: only of the files beside the weights that decide answers.
@@ -201,6 +209,11 @@ def result_remarks(folder: Path, *, weights: bool = True) -> list[str]:
     report = _report_of(place)
     if report is None:
         return []
+    if report.status != "completed":
+        former = report.former.get(place.name)
+        if former is not None and former == result_digest(folder):
+            raise _former_error(folder, place.parent)
+        return []
     digest = report.digests.get(place.name)
     looked_at = weights and digest is not None
     changed = _weights_remark(folder, place.name, str(digest)) if looked_at else ()
@@ -208,12 +221,19 @@ def result_remarks(folder: Path, *, weights: bool = True) -> list[str]:
 
 
 def _report_of(place: Path) -> RunReport | None:
-    """Return the report of the finished run around a result; None if there is no such run."""
+    """Return the report of the run around a result; None if there is no such run."""
     try:
-        report = read_report(place.parent) if place.name in (ADAPTER, DELTA, MODEL) else None
+        return read_report(place.parent) if place.name in (ADAPTER, DELTA, MODEL) else None
     except OSError:
         return None
-    return None if report is None or report.status != "completed" else report
+
+
+def _former_error(folder: Path, run: Path) -> SoraError:
+    return SoraError(
+        f"{folder} is an earlier run's: the run that is there now has not finished",
+        where="it will be replaced; to keep it, move it out of that directory",
+        hint=f"to see how the run can go on: sora list {quote(str(run))}",
+    )
 
 
 def _weights_remark(folder: Path, name: str, digest: str) -> Iterator[str]:

@@ -124,7 +124,7 @@ def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, outpu
         written = write_baseline(output, ready.baseline, ready.base, run_meta(ready, recipe), known)
         if is_main():
             clear_results(output, kept=written.name)
-            report.digests = result_digests(written)
+            report.digests, report.former = result_digests(written), {}
             remove_file(output / RANKS_PLOT)
         return
     adapter = run_adapter(ready, recipe, named_base(known, loaded.recipe))
@@ -147,7 +147,7 @@ def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, outpu
         else factor_bytes({path: ends[path].end for path in shapes}, shapes, bits)
     )
     clear_results(output, kept=ADAPTER)
-    report.digests = result_digests(output / ADAPTER)
+    report.digests, report.former = result_digests(output / ADAPTER), {}
     start = {path: m.start for path, m in report.ranks.items()}
     end = {path: m.end for path, m in report.ranks.items()}
     plot_ranks(end, start, output / RANKS_PLOT, f"{report.name}: {ready.method.name}")

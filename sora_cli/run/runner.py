@@ -17,6 +17,7 @@ from pathlib import Path
 from safetensors.torch import save
 
 from methods.registry import method_class
+from sora_cli.adapter.digest import former_results
 from sora_cli.core.atomic import remove_file, tidy, write_bytes_atomic
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.processes import is_main
@@ -109,6 +110,7 @@ class Runner:
         ready, recipe, report = ready or self.with_method(loaded), loaded.recipe, log.report
         self._note_setup(report)
         model, output = ready.base.model, log.path.parent
+        report.former = former_results(output)
         begin = find_beginning(
             recipe, report, output, model, ready.layers, resume=resume, force=force
         )

@@ -83,8 +83,7 @@ class Machine(RuleBasedStateMachine):
     @rule(method=method, place=place, number=some, at=step, start=st.none() | some)
     def stop(self, method: str, place: str, number: int, at: int, start: int | None) -> None:
         self.runs += 1
-        # a run that starts over leaves the former adapter in its place until its own is there
-        out, force = self.output("run", "new" if place == "force" else place, number)
+        out, force = self.output("run", place, number)
         self.shop.do(f"stop {out} {method} {at}{self._start(start)}{force}")
 
     def _start(self, number: int | None) -> str:
@@ -102,7 +101,7 @@ class Machine(RuleBasedStateMachine):
     @rule(source=some, place=place, number=some, steps=st.sampled_from([0, 2]), at=st.booleans())
     def heal(self, source: int, place: str, number: int, steps: int, at: bool) -> None:
         self.runs += 1
-        stop = " stop=1" if at and steps and place != "force" else ""
+        stop = " stop=1" if at and steps else ""
         out, force = self.output("healed", place, number)
         self.shop.do(f"heal {self.name(source)} {out} {steps}{stop}{force}")
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.digest import result_digest, result_remarks
+from sora_cli.adapter.digest import former_results, result_digest, result_remarks
 from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.app import run
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from sora_cli.report import FILE_NAME, read_report
+from tests.helpers_errors import refusal
 from tests.helpers_reports import write_report
 
 UNKNOWN = "so it cannot be compared with the run's report"
@@ -86,3 +87,14 @@ def test_reports_without_a_digest_say_nothing(place: Path) -> None:
     assert report is not None
     assert report.digests == {}
     assert result_remarks(place / "adapter") == []
+
+
+def test_a_former_runs_result_is_refused_until_the_run_has_finished(place: Path) -> None:
+    """Only the result that was there when the run began: its own may be read after a failure."""
+    file, adapter = place / FILE_NAME, place / "adapter"
+    begun = json.loads(file.read_text()) | {"status": "interrupted", "digests": {}}
+    file.write_text(json.dumps(begun | {"former": former_results(place)}))
+    with refusal():
+        result_remarks(adapter)
+    write_adapter(adapter, _adapter(2), force=True)
+    assert result_remarks(adapter) == []

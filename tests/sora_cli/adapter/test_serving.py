@@ -56,6 +56,7 @@ def test_what_comes_before() -> None:
 
 
 def test_inspect_prints_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
     layers = {"model.layers.0.q": LowRankFactors(torch.rand(2, 6), torch.rand(5, 2))}
     base = BaseReference("goo/llama", "goo/llama")
     write_adapter(tmp_path / "a", Adapter(layers, {}, (), "CAUSAL_LM", base))
