@@ -202,7 +202,7 @@ def step_words(entry: Mapping[str, Any]) -> str:
 
 def _step_values(entry: Mapping[str, Any]) -> Iterator[str]:
     for name, value in entry.items():
-        if name in ("command", "given") or value is None:
+        if name in ("command", "given", "recipe_digest") or value is None:
             continue
         if name in ("max_drop", "max_differ"):  # as typed, if that is known
             value = entry.get("given", value)

@@ -195,7 +195,9 @@ class _Opened:
 
 def _others(directory: Path) -> list[str]:
     names = []
-    for place in (directory / name for name in (*ADAPTER_FILES, CERTIFICATE) if name != ADAPTER_WEIGHTS):
+    for place in (
+        directory / name for name in (*ADAPTER_FILES, CERTIFICATE) if name != ADAPTER_WEIGHTS
+    ):
         inside = sorted(place.iterdir()) if place.is_dir() else [place]  # one is a folder of files
         names += [file.relative_to(directory).as_posix() for file in inside if file.is_file()]
     return [name for name in names if _is_own(name)]  # not what a file manager left there

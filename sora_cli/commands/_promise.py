@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sora_cli.core.checks import check_requires
 from sora_cli.core.console import emit, say_notes
@@ -99,6 +99,17 @@ def _from_files(options: PromiseOptions, place: Path) -> tuple[LoadedRecipe, Pro
         error.renamed("--task ", _FAMILY)
         raise
     return loaded, options.of(loaded.recipe)
+
+
+def lineage_of(evidence: Evidence) -> dict[str, Any]:
+    """Return what an adapter's lineage says of its certificate, beside the promise's number."""
+    from sora_cli.search.choosing import recipe_digest
+
+    return {
+        "given": evidence.promise.given,
+        "certified": evidence.certified,
+        "recipe_digest": recipe_digest(evidence.recipe or {}),
+    }
 
 
 def certified_by(evidence: Evidence, folder: Path) -> Sequence[str]:

@@ -17,15 +17,12 @@ from sora_cli.core.checks import check_exclusive, check_requires
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
-from sora_cli.core.json_text import readable_json
 from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
 from sora_cli.core.shell import quote
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import command_start, importing
 from sora_cli.experiments.auto.plan import AutoPlan, placed, plan_auto, unused
-from sora_cli.search.record import FILE_NAME as RECORD
-from sora_cli.search.record import AutoRecord, read_auto
 from sora_cli.experiments.auto.tables import (
     base_alone,
     constant_lines,
@@ -49,6 +46,8 @@ from sora_cli.search.evidence import (
     directory_of,
 )
 from sora_cli.search.former_design import FORMER_FOLDER, check_design
+from sora_cli.search.record import FILE_NAME as RECORD
+from sora_cli.search.record import AutoRecord, read_auto
 from sora_cli.search.words import size_table, untrained_line
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from sora_cli.adapter.places import adapter_folder, baseline_folder, check_adapt
 from sora_cli.commands import completion, options
 from sora_cli.commands._promise import (
     certified_by,
+    lineage_of,
     load_promise,
     promise_options,
     show_evidence,
@@ -35,6 +36,7 @@ from sora_cli.search.sizes import NEARLY_ALL
 
 if TYPE_CHECKING:
     from sora_cli.merge.extract import Extracted
+    from sora_cli.search.evidence import Evidence
 
 
 def extract(
@@ -140,12 +142,11 @@ def extract(
             place = Path(resolve_model_path(source))
             evidence = search.evidence("extract", place, recipe_facts)
             layers, _ = cut_to(layers, search.written(evidence.chosen))
-            rule = {**evidence.promise.rule, "given": evidence.promise.given,
-                    "certified": evidence.certified}  # fmt: skip
+            rule = {**evidence.promise.rule, **lineage_of(evidence)}
         certify = None if evidence is None else partial(certified_by, evidence)
         done = extraction.write(output, layers, rule, dtype=dtype, force=force, certify=certify)
     say_notes(done.notes)
-    emit(json.dumps(_facts(done, rule), indent=2)) if as_json else _show(done)
+    emit(json.dumps(_facts(done, rule, evidence), indent=2)) if as_json else _show(done)
     if evidence is not None and not as_json:
         show_evidence(evidence)
     say(f"wrote {output}: {size((output / ADAPTER_WEIGHTS).stat().st_size)}")
@@ -181,9 +182,10 @@ def _show(done: Extracted) -> None:
     emit(f"error of the whole difference: {shown_error(done.error)}, measured on the written file")
 
 
-def _facts(done: Extracted, rule: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(done: Extracted, rule: Mapping[str, Any], evidence: Evidence | None) -> dict[str, Any]:
     return {
         "rule": dict(rule),
+        "certificate": None if evidence is None else json.loads(evidence.text()),
         "relative_error": done.error,
         "parameters": done.parameters,
         "in_full": list(done.full),

@@ -125,10 +125,14 @@ def _facts_of_each(directories: Sequence[Path]) -> list[dict[str, Any]]:
     with uncollected():
         from sora_cli.adapter.facts import facts_of
         from sora_cli.adapter.reading import open_adapter
+        from sora_cli.search.evidence import certificate_of_adapter
     adapters = []
     for directory in directories:
         with open_adapter(directory) as file:
             adapters.append(facts_of(file))
+        found = certificate_of_adapter(directory)
+        said = None if found is None else f"{found.status}: {found.statement}"
+        adapters[-1]["certificate"] = said
     return adapters
 
 
@@ -246,6 +250,8 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("PEFT", f"unpack it: sora export {quote(facts['directory'])} -o DIR"))
     lines += [("note", note) for note in facts["notes"]]
     lines += [("then", step_words(entry)) for entry in facts["lineage"]]
+    if facts["certificate"]:
+        lines.append(("promise", facts["certificate"]))
     return lines
 
 

@@ -18,6 +18,7 @@ from sora_cli.adapter.places import ADAPTER, check_adapter_place, locate_adapter
 from sora_cli.commands import completion, options
 from sora_cli.commands._promise import (
     certified_by,
+    lineage_of,
     load_promise,
     promise_options,
     show_evidence,
@@ -194,7 +195,7 @@ def _prune(
         entry = _entry(rule, total, file.parameters, kept)
         entry |= {} if rounding is None else rounding.facts()
         if evidence is not None:
-            entry |= {"given": evidence.promise.given, "certified": evidence.certified}
+            entry |= lineage_of(evidence)
         update = {
             "lineage": (*file.meta.lineage, entry),
             "ranks_start": {**file.components(), **file.meta.ranks_start},
@@ -271,10 +272,11 @@ def _heal_sizes(
             search = smallest_healed(directory, runs, train, rows, promise, say)
         except NotVerifiedError as error:
             return error.code
-        evidence = search.evidence("heal", directory, recipe_of(asked, loaded, promise))
+        evidence = search.evidence("heal", read, recipe_of(asked, loaded, promise))
         if is_main():
             written = evidence.written
-            publish(output, directory if written is None else output / written.directory, directory)
+            chosen = directory if written is None else output / str(written.directory)
+            publish(output, chosen, directory)
             rewrite_card(output / ADAPTER, evidence.lines())
             write_text_atomic(output / FILE_NAME, evidence.text())
     show_evidence(evidence)

@@ -19,8 +19,6 @@ from sora_cli.core.outputs import check_apart, check_new_file
 from sora_cli.core.shell import quote
 from sora_cli.core.timing import importing
 from sora_cli.core.words import first_few
-from sora_cli.search.record import FILE_NAME as AUTO_FILE
-from sora_cli.search.record import read_auto
 from sora_cli.experiments.compare.finding import report_files
 from sora_cli.experiments.path.record import FILE_NAME as PATH_FILE
 from sora_cli.experiments.path.record import STAGES, PathReport, read_path
@@ -30,6 +28,8 @@ from sora_cli.report import FILE_NAME, HISTORY_FILE, PAGE_FILE, RunReport, load_
 from sora_cli.search.evidence import FILE_NAME as CERTIFICATE_FILE
 from sora_cli.search.evidence import SIZES, read_certificate
 from sora_cli.search.former_design import former_design
+from sora_cli.search.record import FILE_NAME as AUTO_FILE
+from sora_cli.search.record import read_auto
 from sora_cli.train.checkpoint.places import FOLDER
 
 

@@ -67,9 +67,9 @@ def verify(
         bool,
         typer.Option(
             "--certificate",
-            help="A has a certificate: test its sizes again and compare every figure. If its data or "
-            "model have moved, give their new place: data.path=DIR; B is then the present place of "
-            "the adapter or model that sora prune or sora extract has read.",
+            help="A has a certificate: test its sizes again and compare every figure. If its data "
+            "or model have moved, give their new place: data.path=DIR. B is the present place of "
+            "the adapter or model that sora prune or sora extract has read, if that has moved.",
         ),
     ] = False,
     server: Annotated[
@@ -101,8 +101,8 @@ def verify(
     if certificate:
         given = {"--base": base, "--tolerance": tolerance}
         check_excludes("--certificate", [name for name, value in given.items() if value])
-        words = [*([] if b is None else [b]), *(overrides or [])]
-        return _verify_certificate(a, words, as_json=as_json)
+        more = [*([] if b is None else [b]), *(overrides or [])]
+        return _verify_certificate(a, more, as_json=as_json)
     check_comparison(dtype, tolerance)
     if overrides:
         raise SoraError(f"'{overrides[0]}' goes with --certificate only", hint="sora verify A B")

@@ -58,7 +58,7 @@ class AutoBlock(Block):
     )
     confidence: float = Field(
         0.95,
-        gt=0.5,
+        ge=0.5,
         lt=1,
         description="confidence of the certificate, such as 0.95: 1 - the largest probability of a "
         "broken promise",

@@ -130,4 +130,3 @@ class AnyMetric(Statistic):
 def _is_coarse(bound: Bound) -> bool:
     """Return True if the bound is that of few differing rows, which has another formula."""
     return (bound.differing or 0) < FEWEST_DIFFERING
-

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +90,21 @@ def _rows_for_answers(options: PromiseOptions, recipe: Recipe, pool: Path, place
 
 def recipe_of(options: PromiseOptions, loaded: LoadedRecipe, promise: Promise) -> dict[str, Any]:
     """Return the recipe that a certificate records, with the promise in its `auto` block."""
-    asked = {
-        "max_drop": options.max_drop,
-        "max_differ": options.max_differ,
-        "unlabelled": None if options.unlabelled is None else str(options.unlabelled),
-        "tolerance": options.tolerance,
-        "next_tokens": options.next_tokens,
-        "confidence": options.confidence,
-        "basis": promise.basis if promise.kind == "drop" and options.unlabelled else None,
-    }
-    return {**loaded.resolved(), "auto": AutoBlock(**asked).model_dump(mode="json")}
+    basis = promise.basis if promise.kind == "drop" and options.unlabelled else None
+    return {**loaded.resolved(), "auto": block_of(replace(options, basis=basis))}
+
+
+def block_of(options: PromiseOptions) -> dict[str, Any]:
+    """Return an `auto` block with this promise alone."""
+    names = ("max_drop", "max_differ", "tolerance", "next_tokens", "confidence", "basis")
+    asked = {name: getattr(options, name) for name in names}
+    unlabelled = None if options.unlabelled is None else str(options.unlabelled)
+    return AutoBlock(**asked, unlabelled=unlabelled).model_dump(mode="json")
+
+
+def recipe_digest(recipe: Mapping[str, Any]) -> str:
+    """Return the digest by which an adapter's lineage knows the recipe of its certificate."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
 
 def _training_rows(place: Path, columns: Sequence[str]) -> list[TestRows]:

@@ -33,7 +33,7 @@ from sora_cli.search.evidence import Candidate, Reference
 from sora_cli.search.promise import Promise
 from sora_cli.search.row_set import RowSet
 from sora_cli.search.rows import method_on
-from sora_cli.search.search import Scored, Outcome, tested_sizes
+from sora_cli.search.search import Outcome, Scored, sizes_tested
 from sora_cli.search.size import Size, size_of
 from sora_cli.search.sizes import COARSE_RATIO, MAX_SIZES, SIZE_RATIO, smaller_sizes
 from sora_cli.search.statistic import BoundMethod
@@ -129,9 +129,7 @@ def choose_cut(
     everything: Ranks = {path: module.live for path, module in known.items()}
     ranks: list[Ranks] = []
 
-    def at(
-        wanted: Ranks, scores: Callable[[Layers], RowScores]
-    ) -> tuple[Size, RowScores]:
+    def at(wanted: Ranks, scores: Callable[[Layers], RowScores]) -> tuple[Size, RowScores]:
         factors, losses = truncate_layers(layers, known, wanted)
         left = {path: loss.after for path, loss in losses.items()}
         return size_of(left, cost, promise.serve), scores(factors)
@@ -155,7 +153,7 @@ def choose_cut(
     within = name == UNCUT
     sizes = smaller_sizes(total) if within else [total, *smaller_sizes(total, ratio)][:MAX_SIZES]
     tell(f"up to {len(sizes)} sizes are scored, each on {len(full):,} rows{took}")
-    candidates, bound = tested_sizes(full, sizes, made, promise, bound)
+    candidates, bound = sizes_tested(full, sizes, made, promise, bound)
     score = statistic_of(full).score(full, full)
     about = Reference(
         **whole.model_dump(), name=name, within=within, directory="", digest="", test=score
@@ -168,9 +166,7 @@ def cut_to(layers: Layers, ranks: Ranks) -> tuple[Layers, dict[str, Loss]]:
     return truncate_layers(layers, survey(layers), ranks)
 
 
-def method_told(
-    scores: RowScores, promise: Promise, tell: Tell
-) -> tuple[BoundMethod, Promise]:
+def method_told(scores: RowScores, promise: Promise, tell: Tell) -> tuple[BoundMethod, Promise]:
     """Return the method of the test and the promise as a number; print what rows can certify."""
     rows = len(scores)
     bound = method_on(scores, rows, promise)

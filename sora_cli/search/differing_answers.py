@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class DifferingAnswers(Statistic):
-    """The share of rows that are answered differently; a model agrees with itself on all of them."""
+    """The share of rows that are answered differently."""
 
     name = "differing answers"
     method = " for answers: the binomial bound of the share that differs (Clopper and Pearson 1934)"
@@ -118,17 +118,15 @@ class DifferingAnswers(Statistic):
 
     def nouns(self, promise: Promise, reference: str) -> Nouns:
         """Return the words about a share, or about a drop that it bounds."""
-        compared = {"counts": True, "things": promise.compared, "differ": promise.differ,
-                    "column": "differ", "form": ".2%", "labels": False}  # fmt: skip
         if promise.kind == "drop":
-            return replace(
+            words = replace(
                 super().nouns(promise, reference),
                 because="at most {} of the answers differ",
                 axis=f"differing answers: the largest drop of {promise.metric}",
-                **compared,
             )
+            return _counted(words, promise)
         share, verb = f"{100 * promise.max_drop:g} %", promise.differ
-        return Nouns(
+        words = Nouns(
             promised=f"at most {share} of the {promise.compared} {verb}",
             end=f" from those {reference}",
             may=f"up to {{}} of the {promise.compared} may {verb}",
@@ -136,5 +134,18 @@ class DifferingAnswers(Statistic):
             loss="share",
             percent=True,
             axis=f"{promise.compared} that {verb} from full rank's",
-            **compared,
         )
+        return _counted(words, promise)
+
+
+def _counted(words: Nouns, promise: Promise) -> Nouns:
+    """Return words that tell how many rows differ."""
+    return replace(
+        words,
+        counts=True,
+        things=promise.compared,
+        differ=promise.differ,
+        column="differ",
+        form=".2%",
+        labels=False,
+    )

@@ -1,4 +1,4 @@
-"""`certificate.json`: a promise about an adapter, the rows and sizes that test it, and what follows.
+"""`certificate.json`: a promise about an adapter, the rows and sizes that test it, what follows.
 
 It stands beside every adapter that a promise made: in the directory of a search (`sora auto`) or of
 a healed run, and in the directory of an adapter that `sora prune` or `sora extract` wrote. The
@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sora_cli.adapter.digest import result_digest
 from sora_cli.core.errors import SoraError
 from sora_cli.core.json_text import readable_json
 from sora_cli.core.records import read_record
@@ -28,8 +29,8 @@ from sora_cli.search.promise import Promise
 from sora_cli.search.row_set import SCREENING, TEST, TRAIN, RowSet
 from sora_cli.search.size import Size, saving
 from sora_cli.search.sizes import last_passed
-from sora_cli.search.statistic import Bound, Nouns, Statistic, BoundMethod
-from sora_cli.search.statistics import statistic_named
+from sora_cli.search.statistic import Bound, BoundMethod, Nouns, Statistic
+from sora_cli.search.statistics import statistic_in
 
 FILE_NAME = CERTIFICATE
 PICTURE = "curve.png"
@@ -206,7 +207,7 @@ class Evidence(BaseModel):
     @property
     def statistic(self) -> Statistic:
         """What was compared."""
-        return statistic_named(self.bound.statistic, self.promise, self.bound.method)
+        return statistic_in(self.bound, self.promise)
 
     @property
     def nouns(self) -> Nouns:
@@ -284,6 +285,21 @@ def read_certificate(run: Path) -> Evidence | None:
     if former_design(run / FILE_NAME) is not None:
         return None
     return read_record(run / FILE_NAME, Evidence, hint="repeat the command that wrote it")
+
+
+def certificate_of_adapter(folder: Path) -> Evidence | None:
+    """Return the certificate of an adapter, beside its files or its run's; None: there is none.
+
+    A certificate of other files is none, such as that of the whole adapter beside a smaller one.
+    """
+    for place in (folder, folder.resolve().parent):
+        try:
+            found = read_certificate(place)
+        except SoraError:  # its own readers report damage
+            return None
+        if found is not None and found.adapter == result_digest(folder):
+            return found
+    return None
 
 
 def required_certificate(run: Path) -> Evidence:

@@ -36,8 +36,8 @@ from sora_cli.search.evidence import SIZES, Candidate, Reference
 from sora_cli.search.sizes import healed_budgets
 
 if TYPE_CHECKING:
-    from sora_cli.search.cut import Tell
     from sora_cli.recipe.recipe import Recipe
+    from sora_cli.search.cut import Tell
     from sora_cli.search.promise import Promise
     from sora_cli.search.search import Outcome
     from sora_cli.search.test_rows import TestRows
@@ -215,7 +215,7 @@ def tested_runs(
     """
     with importing():
         from sora_cli.search.cut import UNCUT, method_told, score_adapter
-        from sora_cli.search.search import Outcome, Scored, tested_sizes
+        from sora_cli.search.search import Outcome, Scored, sizes_tested
         from sora_cli.search.statistics import statistic_of
 
     size, encoded, full = from_first_process(score_adapter(directory, recipe, rows))
@@ -234,7 +234,7 @@ def tested_runs(
         }
         return Candidate(**small.model_dump(), **facts, test=None), scores
 
-    candidates, bound = tested_sizes(full, runs, scored, promise, bound, further=False)
+    candidates, bound = sizes_tested(full, runs, scored, promise, bound, further=False)
     score = statistic_of(full).score(full, full)
     about = Reference(
         **size.model_dump(), name=UNCUT, within=True, directory="", digest="", test=score

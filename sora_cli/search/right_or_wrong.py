@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from sora_cli.search.statistic import DIFFERING, Bound, Expected, Statistic, mixed
 
 if TYPE_CHECKING:

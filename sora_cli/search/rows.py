@@ -188,7 +188,9 @@ def method_by(recipe: Recipe, ready: Prepared, rows: int, promise: Promise) -> B
         recipe: recipe of the run at full rank.
     """
     if promise.by_answers:
-        return method_on(answer_scores([], rows_alone=recipe.task.options.ROWS_ALONE), rows, promise)
+        return method_on(
+            answer_scores([], rows_alone=recipe.task.options.ROWS_ALONE), rows, promise
+        )
     few = ready.rows.select.select(range(min(_FEW, len(ready.rows.select))))
     encoded = encode(ready.task, ready.base, few, ready.rows.origin(ready.rows.select))
     with tempfile.TemporaryDirectory() as scratch:  # a trainer makes its directory

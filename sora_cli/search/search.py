@@ -84,9 +84,7 @@ class Outcome:
     rows: RowSet
     scores: RowScores
 
-    def evidence(
-        self, command: Command, reference: Path, recipe: Mapping[str, Any]
-    ) -> Evidence:
+    def evidence(self, command: Command, reference: Path, recipe: Mapping[str, Any]) -> Evidence:
         """Return the certificate of a command.
 
         Args:
@@ -106,7 +104,7 @@ class Outcome:
         )
 
 
-def tested_sizes(
+def sizes_tested(
     full: RowScores,
     sizes: Sequence[Size],
     make: Callable[[Size], Scored],

@@ -232,9 +232,7 @@ class Statistic(ABC):
             seed, resamples: of a bootstrap.
         """
 
-    def result(
-        self, full: RowScores, small: RowScores, upper: float | None, **more: Any
-    ) -> Bound:
+    def result(self, full: RowScores, small: RowScores, upper: float | None, **more: Any) -> Bound:
         """Return a bound with what was measured; `upper` None: there is none."""
         return Bound(
             score=self.score(full, small),

@@ -13,7 +13,7 @@ from sora_cli.recipe.tolerance import CONFIDENCE
 from sora_cli.search.any_metric import AnyMetric
 from sora_cli.search.differing_answers import DifferingAnswers
 from sora_cli.search.right_or_wrong import RightOrWrong
-from sora_cli.search.statistic import RESAMPLES, Bound, Statistic
+from sora_cli.search.statistic import RESAMPLES, Bound, BoundMethod, Statistic
 
 if TYPE_CHECKING:
     from sora_cli.recipe.auto import Basis
@@ -34,17 +34,14 @@ def statistic_on(basis: Basis) -> Statistic:
     return DifferingAnswers() if basis == "answers" else RightOrWrong()
 
 
-def statistic_named(name: str | None, promise: Promise, method: str) -> Statistic:
-    """Return the statistic of a certificate.
-
-    Args:
-        name: as it is recorded; None: in a certificate of an earlier version.
-        method: the method that is recorded beside it.
-    """
+def statistic_in(bound: BoundMethod, promise: Promise) -> Statistic:
+    """Return the statistic of a certificate; those of earlier versions do not name it."""
+    name = bound.statistic
     if name is None and promise.by_answers:
         name = DifferingAnswers.name
     elif name is None:
-        name = RightOrWrong.name if RightOrWrong.method in method else AnyMetric.name
+        by_rows = bound.exact or RightOrWrong.method in bound.method
+        name = RightOrWrong.name if by_rows else AnyMetric.name
     known = {one.name: one for one in STATISTICS}
     if name not in known:
         raise SoraError(

@@ -1,4 +1,4 @@
-"""The rows that choose or test a size: their labels, or the answers to them, and which of them test.
+"""The rows that choose or test a size: by labels, or by the answers to them; which of them test.
 
 A promise is about distinct inputs that training has not seen. So a row does not test if the model
 reads it like a training or screening row, or like another test row. Inputs are compared as the

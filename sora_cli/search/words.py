@@ -135,7 +135,8 @@ def as_they_come(promise: Promise, nouns: Nouns, rows: RowSet, drop: float | Non
     """
     if rows.held is None or rows.held == rows.rows:
         return ""
-    text = f"; {(rows.held - rows.rows) / rows.held:.1%} of the {rows.held:,} test rows repeat an input"
+    share = (rows.held - rows.rows) / rows.held
+    text = f"; {share:.1%} of the {rows.held:,} test rows repeat an input"
     if drop is None:
         return text
     figure = f"{100 * drop:.2f} % of the answers differ" if nouns.counts else f"it is {drop:+.4f}"
@@ -221,7 +222,9 @@ def _lines_on_counts(
     else:
         yield promised
         need = rows_for_none(promise.max_drop, promise.confidence)
-        takes = "no number of rows is enough" if need is None else f"it takes {count(need)} at least"
+        takes = (
+            "no number of rows is enough" if need is None else f"it takes {count(need)} at least"
+        )
         least = 100 * (bound.best_case or 0)
         option = "--max-differ" if promise.kind == "differ" else "a drop of"
         takes += (
@@ -326,16 +329,17 @@ def verdict_lines(evidence: Evidence) -> Iterator[str]:
     written = evidence.written
     if (written is not None and evidence.certified) or first is None:
         return
-    rows = f"the {evidence.rows[TEST].rows:,} rows"
-    differing = f"the largest size differs on {count(first.differing or 0)} of them"
+    total, differing = evidence.rows[TEST].rows, first.differing or 0
+    rows, seen = f"the {total:,} rows", f"the largest size differs on {count(differing)} of them"
     if first.least is not None:
-        yield f"{rows} can certify {nouns.amount(first.least)} at best: {differing}"
-    elif evidence.bound.smallest_drop is not None:
-        least = nouns.amount(evidence.bound.smallest_drop)
-        yield (
-            f"{rows} can certify {least} with a probability of {POWER:.0%}, if nothing is lost "
-            f"({differing})"
-        )
+        yield f"{rows} can certify {nouns.amount(first.least)} at best: {seen}"
+        return
+    sure = evidence.promise.confidence
+    least = evidence.statistic.smallest(total, sure, differing / total)
+    least = evidence.bound.smallest_drop if least is None else least
+    if least is not None:
+        amount = nouns.amount(least)
+        yield f"{rows} can certify {amount} with a probability of {POWER:.0%}, if {seen}"
 
 
 def unseen_rows(evidence: Evidence) -> str | None:

@@ -39,7 +39,7 @@ from sora_cli.run.encode import encode
 from sora_cli.run.prepare import load_task
 from sora_cli.run.results import task_meta
 from sora_cli.run.stored import load_adapted
-from sora_cli.search.choosing import choosing_rows
+from sora_cli.search.choosing import block_of, choosing_rows, recipe_digest
 from sora_cli.search.cut import score_adapter, smallest_cut
 from sora_cli.search.evidence import (
     FILE_NAME,
@@ -150,13 +150,12 @@ class _Search:
                  certificate.full.digest}  # fmt: skip
         for number, size in enumerate(certificate.candidates):
             known[f"{directory_of(number)}/{ADAPTER}"] = size.digest or ""
-        for place, digest in known.items():
-            found.differs += _changed(self.run / place, digest, self.task)
-        places = [None, *self._trained()]
-        reports = [read_report(self.run / directory_of(number)) for number in places]
-        for number, report in zip(places, reports, strict=True):
+        for folder, digest in known.items():
+            found.differs += _changed(self.run / folder, digest, self.task)
+        runs = [self.run / directory_of(number) for number in (None, *self._trained())]
+        reports = [read_report(run) for run in runs]
+        for place, report in zip(runs, reports, strict=True):
             if report is None or report.steps is None or not _starts(report):
-                place = self.run / directory_of(number)
                 found.differs.append(f"{place / REPORT} is missing, or describes no training")
         if not found.differs:
             self._score(found, certificate, [report for report in reports if report is not None])
@@ -221,16 +220,16 @@ class _Search:
                 stored = self.report.metrics.get(split, {}).get(metric, math.nan)
                 measured = certificate.candidates[number].reported.get(split)
                 if measured is not None and not math.isclose(measured.score, stored, abs_tol=1e-6):
-                    found.differs.append(
-                        f"{split}: {measured.score:.6g} in the certificate, {stored:.6g} in {REPORT}"
-                    )
+                    was = f"{measured.score:.6g} in the certificate"
+                    found.differs.append(f"{split}: {was}, {stored:.6g} in {REPORT}")
                 found.reported = {**found.reported, f"{directory_of(number)}, {split}": value}
         if certificate.chosen is None or certificate.chosen >= len(candidates):
             found.differs.append("the written size was not trained")
             return
         found.scores = {"": full}
         found.reported = {
-            **found.reported, **{f"full rank, {s}": v for s, v in whole.reported.items()}
+            **found.reported,
+            **{f"full rank, {s}": v for s, v in whole.reported.items()},
         }
         found.rows = len(full)
         found.evidence = Evidence(
@@ -263,7 +262,8 @@ class _Scorer:
     """
 
     def __init__(self, search: _Search) -> None:
-        self._search, self._test = search, None
+        self._search = search
+        self._test: EncodedRows | None = None
         self.sets: dict[str, RowSet] = {}
 
     def scored(self, place: str, *, reported: bool) -> _Scored:
@@ -296,9 +296,7 @@ class _Scorer:
             return self._test.on(base)
         origin = search.rows.origin(search.rows.train)
         train = encode(search.task, base, search.rows.train, origin, training=True)
-        parts = deciding_parts(
-            search.recipe, search.task, base, search.rows, train, search.held
-        )
+        parts = deciding_parts(search.recipe, search.task, base, search.rows, train, search.held)
         self._test, self.sets = parts.test, parts.sets
         return parts.test
 
@@ -354,6 +352,10 @@ class _Finished:
 
     def again(self, certificate: Evidence) -> Again:
         """Search again, and score the written adapter beside what was found."""
+        if not self._same_recipe(certificate):
+            return Again(
+                differs=[f"the recipe in {self.run / FILE_NAME} is not the one that was used"]
+            )
         recipe = self.loaded.recipe
         assert recipe.auto is not None
         promise, asked = promise_of(recipe), options_of(recipe.auto)
@@ -372,6 +374,19 @@ class _Finished:
         found.evidence = Evidence.model_validate(evidence.model_dump())
         found.differs += self._unlike_written(place, rows, evidence, outcome)
         return found
+
+    def _same_recipe(self, certificate: Evidence) -> bool:
+        """Return True if the recipe is that of the command, by the adapter's lineage or its run."""
+        recipe = certificate.recipe or {}
+        if self.command == "heal":
+            first = next(iter(healing_budgets(self.reference)))
+            report = read_report(self.run / SIZES / str(first))
+            block = self.loaded.recipe.auto
+            assert block is not None
+            own = {"auto": block_of(options_of(block))}  # no other key of the block is read
+            return report is not None and {**report.recipe, **own} == recipe
+        lineage = read_sora_file(locate_adapter(self.run) / SORA_FILE)[0].lineage
+        return bool(lineage) and lineage[-1].get("recipe_digest") == recipe_digest(recipe)
 
     def _searched(self, rows: TestRows, promise: Promise, place: Path) -> Outcome:
         recipe = self.loaded.recipe

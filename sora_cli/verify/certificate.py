@@ -26,7 +26,6 @@ from sora_cli.search.evidence import (
     failed,
     required_certificate,
 )
-from sora_cli.search.statistics import statistic_of
 from sora_cli.verify.again import Again, compute_again
 from sora_cli.verify.scored import Compared, ScoresAgain, close
 from sora_cli.verify.verdict import Verdict
@@ -93,9 +92,7 @@ def recheck(
     return certificate, done
 
 
-def _agreed(
-    stored: Evidence, again: Again, here: Evidence, scored: ScoresAgain
-) -> Evidence:
+def _agreed(stored: Evidence, again: Again, here: Evidence, scored: ScoresAgain) -> Evidence:
     """Return what was computed again, with the stored scores and bounds that agree with it."""
     (full,) = again.scores.values()
     reported = again.reported
@@ -155,14 +152,27 @@ _NEWER = {"bound": {"statistic", "best_case"}, "full": {"name", "within"}}
 def _unlike(document: dict[str, Any], here: Evidence) -> Iterator[str]:
     """Yield a sentence for each field of a certificate that differs from what was computed."""
     other = json.loads(here.model_dump_json())  # NaN is null
+    # what a file does not say has its default
+    document = _over(json.loads(Evidence.model_validate(document).model_dump_json()), document)
     if not _same_words(document, here):
         for key in ("schema_version", "statement", "scope", "saved", "command", "recipe"):
             document.pop(key, None)
             other.pop(key)
         for block, keys in _NEWER.items():
-            other[block] = {k: v for k, v in other[block].items() if k not in keys}
+            for one in (document, other):
+                one[block] = {k: v for k, v in one[block].items() if k not in keys}
     for name, was, now in _leaves(document, other, ""):
         yield f"{name}: {_as_json(was)} in the certificate, but it should be {_as_json(now)}"
+
+
+def _over(defaults: Any, values: Any) -> Any:
+    """Return values with what they do not say from the defaults."""
+    if isinstance(defaults, dict) and isinstance(values, dict):
+        return {k: _over(defaults.get(k), values.get(k, defaults.get(k))) for k in
+                {**defaults, **values}}  # fmt: skip
+    if isinstance(defaults, list) and isinstance(values, list):
+        return [_over(a, b) for a, b in zip_longest(defaults, values)]
+    return values
 
 
 def _leaves(one: Any, other: Any, name: str) -> Iterator[tuple[str, Any, Any]]:

@@ -162,9 +162,7 @@ class ScoresAgain:
             "differing": differing,
         }
 
-    def _every(
-        self, name: str, stored: float | None, full: RowScores, here: Bound
-    ) -> float | None:
+    def _every(self, name: str, stored: float | None, full: RowScores, here: Bound) -> float | None:
         """Compare the drop on all rows as they come; return the stored one if it agrees."""
         if stored is None or here.every is None or full.every is None:
             return here.every

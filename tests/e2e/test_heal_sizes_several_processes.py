@@ -51,5 +51,5 @@ def test_two_processes_choose_the_size_that_one_chooses(tmp_path: Path) -> None:
 
 
 def _record(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "sizes.json").read_text())
+    found: dict[str, Any] = json.loads((out / "certificate.json").read_text())
     return found

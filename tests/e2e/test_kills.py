@@ -266,7 +266,7 @@ def _sizes(folder: Path) -> Case:
              "40pt", "--heal", "2"]  # fmt: skip
 
     def result() -> object:
-        record = json.loads((root / "out" / "sizes.json").read_bytes())
+        record = json.loads((root / "out" / "certificate.json").read_bytes())
         return _result(root / "out"), record
 
     def only(tree: Tree) -> object:

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sora_cli.search.statistic import Bound
-from sora_cli.search.statistics import drop_bound, statistic_of
 from sora_cli.search.evidence import Screened
 from sora_cli.search.screening import Cuts, PlannedSize, name_sizes, screen
 from sora_cli.search.search import in_fixed_order
 from sora_cli.search.size import Size
 from sora_cli.search.sizes import last_passed
+from sora_cli.search.statistic import Bound
+from sora_cli.search.statistics import drop_bound, statistic_of
 from sora_cli.tasks.row_scores import RowScores
 from tools.auto.stored import FULL, UNCUT, Stored
 

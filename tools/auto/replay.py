@@ -129,7 +129,7 @@ def replay(stored: Stored, setting: Setting, splits: int) -> list[Outcome]:
 
 def _promises(pool: Pool, split: Split) -> list[float]:
     """Return the smallest promise that the test rows can be expected to certify, and its double."""
-    smallest = pool.bound_method.bound.smallest_drop
+    smallest = pool.bound_method.smallest_drop
     if smallest is None:
         smallest = _smallest(pool.stored, len(split.test))
     first = math.ceil(smallest / _HALF) * _HALF
@@ -143,7 +143,9 @@ def _smallest(stored: Stored, tests: int) -> float:
         small = stored.scores[f"healed-{number}"]
         if tests * differing_rows(full, small) / len(full) >= FEWEST_DIFFERING:
             break
-    return statistic_of(full).beside(full, small, tests, CONFIDENCE)
+    known = statistic_of(full).beside(full, small, tests, CONFIDENCE)
+    assert known is not None
+    return known
 
 
 def outcome(pool: Pool, drawn: Sequence[Split], promise: float, multiple: int) -> Outcome:

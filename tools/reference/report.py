@@ -7,10 +7,10 @@ from collections.abc import Container, Iterator
 
 from pydantic import BaseModel
 
-from sora_cli.search.record import AutoRecord
 from sora_cli.experiments.path.record import PathReport
 from sora_cli.report import BaseFacts, Environment, History, RunReport
 from sora_cli.search.evidence import Evidence
+from sora_cli.search.record import AutoRecord
 from tools.reference.fields import nested, value_table
 from tools.reference.markdown import page as make_page
 

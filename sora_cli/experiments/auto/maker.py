@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.cuts import score_cuts
 from sora_cli.experiments.auto.plan import AutoPlan
-from sora_cli.search.record import AutoRecord
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.run.evaluate import evaluate_all
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.runner import Runner
 from sora_cli.search.evidence import Candidate, Reference, directory_of
 from sora_cli.search.promise import Promise
+from sora_cli.search.record import AutoRecord
 from sora_cli.search.screening import Cuts
 from sora_cli.search.size import Size, size_of
 from sora_cli.search.statistic import Bound
@@ -154,7 +154,7 @@ class Maker:
     def forget(self, candidates: Sequence[Candidate]) -> None:
         """Delete the states of full rank and of these candidates: none is read again."""
         for number, size in enumerate(candidates):
-            self.runner.forget(self.candidate(number, size.max_params).output_dir)
+            self.runner.forget(self.candidate(number, size.max_params or 0).output_dir)
         self.runner.forget(self.full.output_dir)
 
     def _size(self, ranks: dict[str, int]) -> Size:

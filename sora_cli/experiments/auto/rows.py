@@ -9,10 +9,10 @@ from __future__ import annotations
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.plan import AutoPlan
-from sora_cli.search.record import AutoRecord
 from sora_cli.recipe.auto import Basis
 from sora_cli.run.prepare import load_task
 from sora_cli.search.basis import BASES, against_answers, basis_line, choose_basis
+from sora_cli.search.record import AutoRecord
 from sora_cli.search.rows import count_rows, training_rows, unlabelled_rows
 from sora_cli.search.test_rows import TestRows
 

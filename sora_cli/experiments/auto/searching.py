@@ -10,18 +10,18 @@ from sora_cli.core.processes import from_first_process
 from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.maker import Made, Maker, Tell
 from sora_cli.experiments.auto.plan import AutoPlan, placed
-from sora_cli.search.record import AutoRecord
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import RunReport, read_report
 from sora_cli.run.evaluate import evaluate_run
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.results import save_results
 from sora_cli.search.evidence import Evidence, Measured, Screened, choose
+from sora_cli.search.record import AutoRecord
 from sora_cli.search.rows import DecidingParts, deciding_parts, deciding_rows, method_by
 from sora_cli.search.screening import expected_drop, name_sizes, screen
 from sora_cli.search.search import in_fixed_order
 from sora_cli.search.statistic import Bound
-from sora_cli.search.statistics import statistic_named
+from sora_cli.search.statistics import statistic_in
 from sora_cli.search.words import expected_line, tested_line
 from sora_cli.train.log import ReportLog, RunLog
 
@@ -72,7 +72,7 @@ class AutoSearch:
         self.record, self.runner = log.report, self._maker.runner
         self.bound = method_by(recipe, ready, self.rows.test, plan.promise)
         self.promise = promise = plan.promise.settled(self.bound, self.rows.test)
-        self.statistic = statistic_named(self.bound.statistic, promise, self.bound.method)
+        self.statistic = statistic_in(self.bound, promise)
         self.nouns = self.statistic.nouns(promise, "at full rank")
         self.record.set_rows(parts.sets, plan.output)
 
@@ -141,7 +141,7 @@ class AutoSearch:
             The model as it is then, and the log of the run.
         """
         number, record = self.chosen, self.record
-        stage = self._maker.candidate(number, record.candidates[number].max_params)
+        stage = self._maker.candidate(number, record.candidates[number].max_params or 0)
         ready, loaded = self.runner.restore(stage), placed(stage, self.plan)
         log = RunLog(self.plan.output, name=loaded.name, recipe=loaded.resolved())
         trained = read_report(stage.output_dir)

@@ -16,7 +16,7 @@ from sora_cli.run.dry_run import DryRun
 from sora_cli.search.constant import BALANCED, nothing_promised
 from sora_cli.search.promise import Promise
 from sora_cli.search.sizes import SHARES
-from sora_cli.search.statistics import statistic_named
+from sora_cli.search.statistics import statistic_in
 from sora_cli.search.words import promise_lines
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
 
 def promised(promise: Promise, rows: RowPlan, bound: BoundMethod) -> Iterator[str]:
     """Yield lines on the promise and the smallest drop that the test rows can certify."""
-    statistic = statistic_named(bound.statistic, promise, bound.method)
+    statistic = statistic_in(bound, promise)
     few = bound.smallest_drop is not None and bound.smallest_drop > promise.max_drop
     more = _more_rows(promise, rows) if few and promise.basis == "labels" else ""
     yield from promise_lines(promise, statistic, bound, rows.test, more=more)

@@ -12,8 +12,6 @@ from sora_cli.adapter.digest import has_changed
 from sora_cli.core.errors import SoraError
 from sora_cli.core.lock import is_locked
 from sora_cli.core.records import read_record
-from sora_cli.search.record import FILE_NAME as AUTO
-from sora_cli.search.record import read_auto
 from sora_cli.experiments.compare.runs import Run
 from sora_cli.experiments.path.record import FILE_NAME as PATH
 from sora_cli.experiments.path.record import read_path
@@ -23,6 +21,8 @@ from sora_cli.report import FILE_NAME, Report, RunReport, Score
 from sora_cli.search.evidence import FILE_NAME as CERTIFICATE
 from sora_cli.search.evidence import read_certificate
 from sora_cli.search.former_design import former_design
+from sora_cli.search.record import FILE_NAME as AUTO
+from sora_cli.search.record import read_auto
 from sora_cli.train.checkpoint.places import FOLDER, MARK_FILE, checkpoint_paths
 
 State = Literal["finished", "running", "interrupted", "failed", "pruned", "blocked", "damaged"]
@@ -101,7 +101,7 @@ def _run(directory: Path, at_work: bool) -> Entry:
     assert report is not None
     entry = _of_report(directory, report, at_work)
     if entry.status == "finished":
-        return _with_result(entry, directory, report)
+        return _certified(_with_result(entry, directory, report), directory)
     step = None if entry.status == "running" else _newest_checkpoint(directory)
     entry.resumable, entry.step = step is not None, step
     return entry
@@ -146,16 +146,22 @@ def _auto(directory: Path, at_work: bool) -> Entry:
         report = read_record(directory / FILE_NAME, RunReport, hint=_DAMAGED)
         if report is not None:  # the report of the adapter that was written
             entry = _with_result(entry, directory, report)
-        certificate = read_certificate(directory)
-        if certificate is not None:
-            entry.certified = certificate.certified
-            entry.notes.append(certificate.status)
-        elif former_design(directory / CERTIFICATE) is not None:
-            entry.notes.append("certificate of a former design")
+        entry = _certified(entry, directory)
     else:
         tested = sum(size.test is not None for size in record.candidates)
         entry.notes.insert(0, f"{len(record.named())} sizes named, {tested} tested")
     entry.kind = "auto"
+    return entry
+
+
+def _certified(entry: Entry, directory: Path) -> Entry:
+    """Return the entry with what a promise about its adapter has come to, if there is one."""
+    certificate = read_certificate(directory)
+    if certificate is not None:
+        entry.certified = certificate.certified
+        entry.notes.append(certificate.status)
+    elif former_design(directory / CERTIFICATE) is not None:
+        entry.notes.append("certificate of a former design")
     return entry
 
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_value
-from sora_cli.search.record import FILE_NAME as AUTO_FILE
-from sora_cli.search.record import read_auto
 from sora_cli.experiments.compare.runs import Run
 from sora_cli.experiments.path.record import FILE_NAME as PATH_FILE
 from sora_cli.experiments.path.record import read_path
@@ -17,6 +15,8 @@ from sora_cli.experiments.sweep.engine import last_output
 from sora_cli.recipe.changes import changes
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.report import FILE_NAME, Report, read_report
+from sora_cli.search.record import FILE_NAME as AUTO_FILE
+from sora_cli.search.record import read_auto
 
 _TAIL = 20_000
 _KINDS: dict[str, tuple[str, Callable[[Path], Report | None]]] = {

@@ -7,7 +7,7 @@
     extract    --max-drop --recipe           --max-differ     --max-drop --unlabelled
 
 `Made` is what a command of a kind wrote and said; nobody writes into it. `record_of` reads what is
-recorded of the promise, in whichever of the three forms.
+recorded of the promise.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
 from sora_cli.report import read_report
 from tests.helpers_models import tiny_bert
@@ -172,16 +170,16 @@ def _finished(command: str, what: str, most: str) -> Kind:
         named = "the model" if command == "extract" else "the uncut adapter"
         return Kind(
             command, finished, ("--max-differ", f"{most}%", *_INPUTS, *recipe),
-            ("differ", f"{most}%", share, ANSWERS), "agreement", OTHERS + 10,
+            ("differ", f"{most}%", share, ANSWERS), "accuracy", OTHERS + 10,
             said=(
                 "answers to the columns 'sentence1', 'sentence2' are compared",
                 "10 of 100 rows of", "are training rows: they are left out",
-                "the column 'label' is ignored", f"of the answers differ from {named}'s",
+                "the column 'label' is ignored", f"of the answers differ from those with {named}",
             ),
         )  # fmt: skip
     words = ("--max-drop", f"{most}pt", *recipe)
     if what == LABELS:
-        said = (f"{LABELLED} rows of validation can certify a drop of",)
+        said = (f"{LABELLED} test rows can be expected to certify",)
         return Kind(command, finished, words, ("drop", f"{most}pt", share, LABELS), "accuracy",
                     LABELLED, said=said)  # fmt: skip
     return Kind(
@@ -243,9 +241,8 @@ class Record:
 
     Attributes:
         promise: its largest drop, and what tests it.
-        sizes: all sizes that were made, in that order; only the written one where no others are
-            recorded.
-        chosen: the place of the written one.
+        sizes: all sizes that were made, in that order.
+        chosen: the place of the written one; None: the whole adapter.
     """
 
     promise: tuple[float, str]
@@ -254,46 +251,18 @@ class Record:
     certified: bool
     rows: int
     sizes: Sequence[Size]
-    chosen: int
+    chosen: int | None
     given: str
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    whole: Size
 
     @property
     def written(self) -> Size:
-        return self.sizes[self.chosen]
+        return self.whole if self.chosen is None else self.sizes[self.chosen]
 
 
 def record_of(made: Made) -> Record:
-    """Read a certificate, a record of healed sizes, or the last entry of an adapter's lineage."""
-    if made.kind.command == "auto":
-        return _of_search(made.out)
-    if made.kind.command == "heal":
-        facts = json.loads((made.out / "sizes.json").read_text(encoding="utf-8"))
-        sizes = [_healed(size) for size in facts["sizes"]]
-        kept = sum(read_adapter(made.out).ranks().values())
-        chosen = [size.components for size in sizes].index(kept)
-    else:
-        facts = read_adapter(made.out).meta.lineage[-1]
-        adapter = read_adapter(made.out)
-        numbers = sum(factors.parameters for factors in adapter.layers.values())
-        kept = sum(adapter.ranks().values())
-        passed = bool(facts["certified"])
-        sizes, chosen = [Size(kept, numbers, facts["drop"], facts["bound"], passed)], 0
-    name = f"max_{made.kind.promise[0]}"
-    return Record(
-        (facts[name], facts["basis"]), facts["metric"], facts["confidence"], facts["certified"],
-        facts["rows"], sizes, chosen, facts["given"], facts,
-    )  # fmt: skip
-
-
-def _healed(size: Mapping[str, Any]) -> Size:
-    bound = size["bound"] or {}
-    return Size(size["components"], size["parameters"], size["drop"], bound.get("upper"),
-                size["passed"], bound.get("differing"))  # fmt: skip
-
-
-def _of_search(out: Path) -> Record:
-    found = certificate_of(out)
+    """Read the certificate that stands beside what a promise made."""
+    found = certificate_of(made.out)
     sizes = [
         Size(size.components, size.parameters, size.test.drop, size.test.upper, size.test.kept,
              size.test.differing)
@@ -303,6 +272,7 @@ def _of_search(out: Path) -> Record:
     return Record(
         (promise.max_drop, promise.basis), promise.metric, promise.confidence, found.certified,
         found.rows["test"].rows, sizes, found.chosen, promise.given,
+        Size(found.full.components, found.full.parameters, 0.0, None, True),
     )  # fmt: skip
 
 
@@ -311,9 +281,8 @@ def same_end(one: Path, other: Path) -> None:
     for place in sorted(one.rglob("adapter")):
         name = place.relative_to(one)
         assert files_of(place) == files_of(other / name), name
-    for name in ("certificate.json", "sizes.json"):
-        if (one / name).is_file():
-            assert (one / name).read_bytes() == (other / name).read_bytes()
+    first, second = (json.loads((place / "certificate.json").read_text()) for place in (one, other))
+    assert first == second
     first, second = read_report(one), read_report(other)
     assert first is not None
     assert second is not None

@@ -13,8 +13,8 @@ from sora_cli.app import run
 from sora_cli.commands import auto
 from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from sora_cli.experiments.auto import maker
-from sora_cli.search.record import read_auto
 from sora_cli.search.evidence import read_certificate
+from sora_cli.search.record import read_auto
 from tests.helpers_errors import error_of
 from tests.helpers_runs import files_of, train
 from tests.sora_cli.commands.promises import LABELS, Makers, labelled, same_end

@@ -16,13 +16,13 @@ from sora_cli.app import run
 from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.data.rows import load_rows
 from sora_cli.experiments.auto.plan import plan_auto
-from sora_cli.search.record import AutoRecord, read_auto
 from sora_cli.experiments.auto.rows import planned_rows
 from sora_cli.recipe.auto import Basis
 from sora_cli.recipe.load import load_recipe, load_stored
 from sora_cli.report import read_report
 from sora_cli.run.prepare import load_task
 from sora_cli.search.evidence import read_certificate
+from sora_cli.search.record import AutoRecord, read_auto
 from tests.helpers_errors import error_of
 from tests.helpers_images import corner_rows, write_pair_recipe
 from tests.helpers_runs import pair_rows, signal_at, write_rows

@@ -19,6 +19,7 @@ from tests.helpers_chat import instruct_rows, write_chat_base
 from tests.helpers_errors import refused
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows, save_base, write_rows
+from tests.sora_cli.experiments.auto.support import certificate_of
 
 ROWS = 80
 
@@ -63,33 +64,30 @@ def test_nothing_but_texts(
     told = capsys.readouterr()
     assert f"{texts}: answers to the column 'text' are compared" in told.err
     assert "at most 8 % of the answers differ, with 95% confidence; certified if" in told.err
-    assert f"tried on {ROWS} unlabelled rows" in told.out
-    entry = entry_of(out)
+    assert f"agreement on {ROWS} rows of unlabelled" in told.out
+    entry, found = entry_of(out), certificate_of(out)
     assert entry["max_differ"] == 0.08
-    assert (entry["metric"], entry["certified"], entry["bound_kind"]) == (
-        "agreement",
-        True,
-        "exact",
-    )
-    assert entry["rows"] == ROWS
-    assert entry["drop"] <= entry["bound"] <= 0.08
-    assert entry["recipe"] is None
+    assert (entry["certified"], found.bound.exact, found.rows["test"].rows) == (True, True, ROWS)
+    assert found.written is not None
+    assert found.written.test is not None
+    drop = found.written.test.drop
+    assert drop <= found.written.test.upper <= 0.08
     kept = entry["components"][1]
     assert kept < entry["components"][0]
-    assert f"certified: with {kept} components at most 8 % of the answers differ" in told.out
+    assert f"certified: {found.statement}" in told.out
+    assert "at most 8 % of the answers differ" in found.statement
     assert "accuracy" not in told.out
     capsys.readouterr()
     before, after = (answers_of(place, texts, tmp_path / "a.jsonl") for place in (classifier, out))
     differing = sum(a != b for a, b in zip(before, after, strict=True))
-    assert differing == round(entry["drop"] * ROWS)
+    assert differing == round(drop * ROWS)
     assert "rule: --max-differ 8%: " in told.out
     step = f"prune: max differ 8%, components {entry['components'][0]} -> {kept}, parameters "
     assert f"| After training | {escaped(step)}" in (out / "README.md").read_text(encoding="utf-8")
     assert run(["inspect", str(out)]) == OK
     inspected = " ".join(capsys.readouterr().out.split())
     assert step in inspected
-    assert "metric agreement, basis answers" in inspected
-    assert f"certified yes, confidence 0.95, share that differs {entry['drop']:.4g}" in inspected
+    assert found.statement in inspected
 
 
 def test_too_few_rows_are_told_before_anything_is_cut(
@@ -101,8 +99,8 @@ def test_too_few_rows_are_told_before_anything_is_cut(
     told = capsys.readouterr()
     assert f"WARNING: {ROWS} test rows cannot certify this, even if no answer differs" in told.err
     assert "it takes 2,995 at least" in told.err
-    entry = entry_of(tmp_path / "out")
-    assert entry["bound"] is None or entry["bound"] > 0.001
+    found = certificate_of(tmp_path / "out")
+    assert all(size.test is None or not size.test.kept for size in found.candidates)
 
 
 def test_written_texts_are_compared_whole(
@@ -118,8 +116,7 @@ def test_written_texts_are_compared_whole(
     told = capsys.readouterr()
     assert code in (OK, NO_VERDICT)
     assert f"{unlabelled}: answers to the column 'instruction' are compared" in told.err
-    assert entry_of(out)["metric"] == "agreement"
-    assert "unlabelled rows" in told.out
+    assert "agreement on 20 rows of unlabelled" in told.out
 
 
 def test_numbers_take_a_tolerance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,10 +131,9 @@ def test_numbers_take_a_tolerance(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run([*command, "--tolerance", "0.5"]) in (OK, NO_VERDICT)
     told = capsys.readouterr()
     assert "promise: at most 30 % of the answers differ by more than 0.5, with 95%" in told.err
-    assert "of the answers differ by more than 0.5 from the uncut adapter's" in told.out
+    assert "of the answers differ by more than 0.5 from those with the uncut adapter" in told.out
     assert "training rows in" in told.err  # of another program's adapter they are not known
-    entry = entry_of(tmp_path / "out")
-    assert (entry["metric"], entry["tolerance"]) == ("agreement", 0.5)
+    assert certificate_of(tmp_path / "out").promise.tolerance == 0.5
 
 
 def test_files_that_do_not_tell_the_family(

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
-from sora_cli.search.search import Search
 from tests.helpers_errors import refused
 from tests.sora_cli.commands.promises import LABELLED, OTHERS, Makers, finished
+from tests.sora_cli.experiments.auto.support import certificate_of
 
 
 @pytest.fixture
@@ -25,14 +24,10 @@ def words(recipe: Path, out: Path, *more: str) -> list[str]:
     return ["prune", str(recipe.parent / "out"), "-o", str(out), *given, "-r", str(recipe), *more]
 
 
-def entry_of(out: Path) -> dict[str, Any]:
-    return dict(read_adapter(out).meta.lineage[-1])
-
-
 def test_the_basis_is_planned_before_a_row_is_scored(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    def stop(*_: Any, **__: Any) -> Search[Any]:
+    def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sora_cli.search.cut.smallest_cut", stop)
@@ -49,9 +44,9 @@ def test_the_smallest_drop(recipe: Path, tmp_path: Path, capsys: Any) -> None:
     assert run([*words(recipe, tmp_path / "out"), "--max-drop", "smallest"]) in (0, 3)
     said = capsys.readouterr().err
     assert "smallest drop that they can be expected to certify: labels 0.1" in said
-    entry = entry_of(tmp_path / "out")
-    assert entry["basis"] == "answers"
-    assert 0 < entry["max_drop"] < 0.15
+    promise = certificate_of(tmp_path / "out").promise
+    assert promise.basis == "answers"
+    assert 0 < promise.max_drop < 0.15
 
 
 def test_metrics_that_answers_do_not_bound(recipe: Path, tmp_path: Path, capsys: Any) -> None:
@@ -59,7 +54,7 @@ def test_metrics_that_answers_do_not_bound(recipe: Path, tmp_path: Path, capsys:
     assert run(f1) in (0, 3)
     said = capsys.readouterr().err
     assert "--unlabelled is not used: f1 can drop by more than the share of answers" in said
-    assert entry_of(tmp_path / "out")["basis"] == "labels"
+    assert certificate_of(tmp_path / "out").promise.basis == "labels"
     refused(capsys, *words(recipe, tmp_path / "no", "task.metrics=[f1]", "auto.basis=answers"))
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sora_cli.app import run
-from sora_cli.search.record import AutoRecord
 from sora_cli.experiments.report.examples import choose
+from sora_cli.search.record import AutoRecord
 from tests.helpers_errors import refused
 from tests.helpers_models import tiny_bert
 from tests.helpers_reports import write_report, write_study

@@ -44,7 +44,9 @@ def inputs(rows: int, seed: int = 5) -> list[dict[str, Any]]:
 def read(recipe: Recipe, path: Path | str, **options: Any) -> TestRows:
     """Read a file as `sora auto` does: with the task of the training rows."""
     task, rows = load_task(recipe)
-    return read_answer_rows(recipe, Path(path), trained=task, **options).unseen([training_rows(task, rows)])
+    return read_answer_rows(recipe, Path(path), trained=task, **options).unseen(
+        [training_rows(task, rows)]
+    )
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet", "crlf.csv"])

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from sora_cli.recipe.auto import Basis
-from sora_cli.search.binomial import allowed_rows, chance_by_answers
 from sora_cli.search.basis import chances_line, choose_basis
+from sora_cli.search.binomial import allowed_rows, chance_by_answers
 from sora_cli.search.certifiable import certifiable_drop, chance_by_labels
 from sora_cli.search.paired import exact_bound
 from sora_cli.search.promise import Promise

@@ -57,7 +57,9 @@ def test_the_drop_said_to_be_certifiable_is_certified_four_times_in_five() -> No
 
 def test_screening_rows_say_what_others_can_certify() -> None:
     full, small = _with_wrong(0), _with_wrong(12)
-    assert RightOrWrong().beside(full, small, 277, 0.95) == certifiable_drop(277, differing=12 / ROWS)
+    assert RightOrWrong().beside(full, small, 277, 0.95) == certifiable_drop(
+        277, differing=12 / ROWS
+    )
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=(2, ROWS)) * 0.1
     means = [row_scores("rouge1", "mean", values) for values in (first, second)]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from sora_cli.search.statistics import drop_bound
 from sora_cli.search.few import few_rows_bound
+from sora_cli.search.statistics import drop_bound
 from sora_cli.search.worst import has_worst
 from sora_cli.tasks.row_scores import RowScores, row_scores
 

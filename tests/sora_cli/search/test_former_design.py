@@ -10,9 +10,9 @@ import pytest
 
 from sora_cli.app import run
 from sora_cli.core.exit_codes import NO_VERDICT, OK
-from sora_cli.search.record import AutoRecord, read_auto
 from sora_cli.search.evidence import read_certificate
 from sora_cli.search.former_design import former_design
+from sora_cli.search.record import AutoRecord, read_auto
 from tests.helpers_reports import write_report
 from tests.sora_cli.experiments.auto.support import auto_recipe
 from tests.sora_cli.search.test_certificate import certificate

@@ -12,10 +12,10 @@ from sora_cli.model.base import load_base
 from sora_cli.recipe.load import load_recipe
 from sora_cli.run.encode import encode
 from sora_cli.run.prepare import load_task
-from sora_cli.search.statistics import drop_bound
 from sora_cli.search.cut import scored_on
 from sora_cli.search.row_set import SCREENING, TEST
 from sora_cli.search.rows import deciding_parts, selection_rows
+from sora_cli.search.statistics import drop_bound
 from sora_cli.search.test_rows import EncodedRows, TestRows
 from sora_cli.tasks.row_scores import row_scores
 from tests.helpers_errors import refusal

@@ -10,8 +10,9 @@ from sora_cli.core.errors import SoraError
 from sora_cli.recipe.families import FAMILIES
 from sora_cli.recipe.load import load_recipe
 from sora_cli.search.binomial import share_bound
-from sora_cli.search.certifiable import Certifiable, certifiable_drop
+from sora_cli.search.certifiable import certifiable_drop
 from sora_cli.search.promise import Promise, PromiseOptions, promise_of, proposed_drop, rounded_up
+from sora_cli.search.statistics import statistic_of, statistic_on
 from sora_cli.tasks.metrics import number_parts
 from sora_cli.tasks.row_scores import row_scores
 from tests.helpers_errors import refusal
@@ -25,21 +26,21 @@ def promise(metric: str = "accuracy", **changes: Any) -> Promise:
 
 
 def test_the_smallest_is_what_that_many_rows_can_be_expected_to_certify() -> None:
-    able = Certifiable.on(400, 0.95, RIGHT)
+    able = statistic_of(RIGHT).method_on(400, 0.95)
     settled = promise().settled(able, 400)
     assert settled.max_drop == rounded_up(certifiable_drop(400)) == 0.025
     assert settled.given == "smallest"
 
 
 def test_a_loss_that_was_given_stays() -> None:
-    able = Certifiable.on(400, 0.95, RIGHT)
+    able = statistic_of(RIGHT).method_on(400, 0.95)
     given = promise(max_drop=0.5, given="50pt")
     assert given.settled(able, 400) is given
 
 
 @pytest.mark.parametrize(("metric", "hint"), [("f1", "2pt"), ("loss", "0.02")])
 def test_it_is_not_known_of_metrics_without_right_or_wrong_rows(metric: str, hint: str) -> None:
-    able = Certifiable.on(400, 0.95, MEAN)
+    able = statistic_of(MEAN).method_on(400, 0.95)
     with pytest.raises(SoraError, match=f"only after sizes .*\n.*--max-drop {hint}"):
         promise(metric).settled(able, 400)
 
@@ -76,17 +77,20 @@ def test_a_promise_about_answers(share: float | str, expected: float) -> None:
     asked.check()
     found = asked.of(load_recipe("rte", []).recipe)
     assert (found.kind, found.max_drop, found.given) == ("differ", expected, str(share))
-    assert (found.tested, found.metric) == ("agreement", "accuracy")
-    assert found.tested_drop(1.0, 0.75) == 0.25
+    assert (statistic_on("answers").metric, found.metric) == ("agreement", "accuracy")
+    assert statistic_on("answers").drop_between(1.0, 0.75, found) == 0.25
     losing = found.model_copy(update={"greater_is_better": False})
-    assert (losing.tested_drop(1.0, 0.75), losing.drop(1.0, 0.75)) == (0.25, -0.25)
+    assert (statistic_on("answers").drop_between(1.0, 0.75, losing), losing.drop(1.0, 0.75)) == (
+        0.25,
+        -0.25,
+    )
 
 
 def test_the_smallest_drop_that_answers_can_certify() -> None:
     recipe = load_recipe("rte", []).recipe
     found = PromiseOptions("smallest", unlabelled="f.csv", basis="answers").of(recipe)
     assert math.isnan(found.max_drop)
-    able = Certifiable.on(2000, 0.95, row_scores("agreement", "same", np.ones(3)))
+    able = statistic_on("answers").method_on(2000, 0.95)
     assert found.settled(able, 2000).max_drop == rounded_up(share_bound(56, 2000, 0.95)) == 0.035
     assert able.best_case == share_bound(0, 2000, 0.95)
 

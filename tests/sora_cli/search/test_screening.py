@@ -12,9 +12,9 @@ from sora_cli.search.any_metric import AnyMetric
 from sora_cli.search.certifiable import certifiable_drop
 from sora_cli.search.evidence import Screened
 from sora_cli.search.few import few_rows_bound
+from sora_cli.search.right_or_wrong import RightOrWrong
 from sora_cli.search.screening import PlannedSize, measured, name_sizes, part_rows, planned_sizes
 from sora_cli.search.size import Size, saving, size_of
-from sora_cli.search.right_or_wrong import RightOrWrong
 from sora_cli.search.sizes import SHARES
 from sora_cli.search.statistics import statistic_of
 from sora_cli.tasks.row_scores import row_scores
@@ -87,7 +87,9 @@ def test_what_test_rows_can_certify_of_a_size_is_added_to_its_drop() -> None:
     assert name_sizes(sizes, full(), 0.01, 1, None, AnyMetric()) == [3]
     assert name_sizes(sizes, full(), 0.0099, 1, None, AnyMetric()) == [2]
     assert name_sizes(sizes, full(), 0.01, 2, None, AnyMetric()) == [1, 3]
-    assert name_sizes(sizes, full(), 0.01, 2, None, AnyMetric(), tested=False) == [4]  # by its drop alone
+    assert name_sizes(sizes, full(), 0.01, 2, None, AnyMetric(), tested=False) == [
+        4
+    ]  # by its drop alone
 
 
 def test_screening_says_what_test_rows_can_certify_where_nothing_else_does() -> None:
@@ -108,13 +110,21 @@ def test_sizes_that_hardly_differ_have_no_bound_and_are_not_named() -> None:
     for size, differing in zip(sizes, (5, 29.9, 30, 60, 80), strict=True):
         size.differing = differing
     assert name_sizes(sizes, full(), 0.01, 1, None, AnyMetric()) == [4]
-    assert name_sizes(sizes, full(), 0.01, 3, None, AnyMetric()) == [2, 4]  # there is no smaller size
+    assert name_sizes(sizes, full(), 0.01, 3, None, AnyMetric()) == [
+        2,
+        4,
+    ]  # there is no smaller size
     sizes[3].screening.drop = 0.1
     assert name_sizes(sizes, full(), 0.01, 2, None, AnyMetric()) == [2, 4]
-    assert name_sizes(sizes[:2], full(), 0.01, 2, None, AnyMetric()) == [0, 1]  # they may differ on fewer
+    assert name_sizes(sizes[:2], full(), 0.01, 2, None, AnyMetric()) == [
+        0,
+        1,
+    ]  # they may differ on fewer
     for size in sizes[2:]:
         size.screening.drop = 0.1
-    assert name_sizes(sizes, full(), 0.01, 1, None, AnyMetric()) == [1]  # good, whatever can be shown of it
+    assert name_sizes(sizes, full(), 0.01, 1, None, AnyMetric()) == [
+        1
+    ]  # good, whatever can be shown of it
     sizes[0].certifiable, sizes[1].certifiable = 0.005, 0.02
     assert name_sizes(sizes, full(), 0.01, 1, None, AnyMetric()) == [0]
 
@@ -191,7 +201,10 @@ def test_the_safe_size_is_one_that_test_rows_can_be_expected_to_certify() -> Non
     # 9.0 and 13 points in 1,000 are expected of 22 and 15 %; all that is certified is 7 more
     assert name_sizes(sizes, full(), 0.017, 2, None, RightOrWrong()) == [3, 4]
     assert name_sizes(sizes, full(), 0.017, 3, None, RightOrWrong()) == [3, 4, 6]
-    assert name_sizes(sizes, full(), 0.025, 2, None, RightOrWrong()) == [5, 7]  # safe and liked: one bolder
+    assert name_sizes(sizes, full(), 0.025, 2, None, RightOrWrong()) == [
+        5,
+        7,
+    ]  # safe and liked: one bolder
 
 
 def test_where_no_size_is_good_enough_the_largest_is_tried() -> None:
@@ -219,7 +232,9 @@ def test_whether_a_test_could_pass(formula: str, max_drop: float, possible: bool
 def test_of_sizes_that_cost_the_same_the_largest_is_trained() -> None:
     sizes = screened([0, 0, 0, 0, 0], served=[160, 160, 80, 80, 80])
     whole = full(served=160)
-    assert name_sizes(sizes, whole, 0.01, 3, "vllm", AnyMetric()) == [2]  # the first two cost what all does
+    assert name_sizes(sizes, whole, 0.01, 3, "vllm", AnyMetric()) == [
+        2
+    ]  # the first two cost what all does
     assert name_sizes(sizes, full(served=320), 0.01, 3, "vllm", AnyMetric()) == [0, 2]
 
 

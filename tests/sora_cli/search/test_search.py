@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from sora_cli.search.statistic import Bound
-from sora_cli.search.statistics import drop_bound
 from sora_cli.search.search import in_fixed_order
 from sora_cli.search.sizes import last_passed
+from sora_cli.search.statistic import Bound
+from sora_cli.search.statistics import drop_bound
 from sora_cli.tasks.row_scores import RowScores, row_scores
 
 ROWS = 300

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sora_cli.search.statistics import drop_bound
-from sora_cli.search.statistic import Bound
 from sora_cli.search.promise import Promise
+from sora_cli.search.statistic import Bound
+from sora_cli.search.statistics import drop_bound
 from sora_cli.tasks.row_scores import RowScores, answer_scores, row_scores
 from sora_cli.verify.scored import ScoresAgain
 from tests.sora_cli.search.test_certificate import certificate, certificate_of_answers

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sora_cli.search.evidence import Evidence, Reference, Measured, Screened, read_certificate
+from sora_cli.search.evidence import Evidence, Measured, Reference, Screened, read_certificate
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows, write_recipe, write_rows
 

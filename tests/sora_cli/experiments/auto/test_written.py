@@ -14,11 +14,11 @@ from sora_cli.experiments.auto import plot
 from sora_cli.experiments.auto.cuts import replaced_factors
 from sora_cli.experiments.auto.plan import placed, plan_auto
 from sora_cli.experiments.auto.plot import plot_curve
-from sora_cli.search.record import AutoRecord
 from sora_cli.experiments.auto.tables import full_layers
 from sora_cli.recipe.load import load_recipe
 from sora_cli.report import Ranks, RunReport
 from sora_cli.search.evidence import Candidate, choose, failed
+from sora_cli.search.record import AutoRecord
 from sora_cli.search.row_set import RowSet
 from sora_cli.search.statistic import Bound
 from sora_cli.search.words import size_table, untrained_line

@@ -12,8 +12,8 @@ import pytest
 from sora_cli.adapter.digest import result_digest
 from sora_cli.app import run
 from sora_cli.core.lock import is_locked, locked
-from sora_cli.search.record import AutoRecord
 from sora_cli.experiments.sweep.record import RunRecord, SweepRecord
+from sora_cli.search.record import AutoRecord
 from tests.helpers_reports import KINDS, write_report, write_study
 from tests.sora_cli.experiments.report.pages import full_run, write_path
 from tests.sora_cli.search.test_certificate import certificate

@@ -21,7 +21,7 @@ from sora_cli.experiments.report.page import recipe_lines
 from sora_cli.experiments.report.parts import needed_part, rank_part
 from sora_cli.experiments.report.spectra import cut_commands, cut_table, pooled
 from sora_cli.model.files import DELTA_FILE, SORA_FILE
-from sora_cli.search import certificate as schema
+from sora_cli.search import evidence as schema
 from tests.helpers_reports import report_of, write_report
 from tests.sora_cli.experiments.report.pages import (
     Page,
