@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
 import sys
@@ -25,7 +26,7 @@ os.environ["HF_DATASETS_CACHE"] = f"{_CACHE.name}/datasets"
 import pytest  # noqa: E402
 import torch  # noqa: E402 (reads the variables above)
 
-from tests import blank, warm  # noqa: E402
+from tests import blank, second_opinion, warm  # noqa: E402
 from tests.run_folder import run_folder  # noqa: E402
 
 torch.set_num_threads(1)
@@ -75,6 +76,23 @@ def _cheap_runs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         blank.install(patch.setattr)
         patch.setattr(metadata, "version", cache(metadata.version))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _second_opinion() -> Iterator[None]:
+    """Hold each certificate that is written against the other opinion."""
+    from sora_cli.search.evidence import Evidence
+
+    written = Evidence.text
+
+    def text(evidence: Evidence) -> str:
+        document = written(evidence)
+        second_opinion.check(json.loads(document))
+        return document
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Evidence, "text", text)
         yield
 
 

@@ -161,7 +161,7 @@ def scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(again, name, once(getattr(again, name), lambda *_: ()))
     chosen = once(again.choosing_rows, lambda options, *_: repr(options))
     monkeypatch.setattr(again, "choosing_rows", chosen)
-    searched = once(again._Finished._searched, lambda _, rows, promise, place: repr(promise))
+    searched = once(again._Finished._searched, lambda *words: repr(words[2]))
     monkeypatch.setattr(again._Finished, "_searched", searched)
 
 
