@@ -13,6 +13,7 @@ from methods.base import AdapterMethod, Layers, LowRankLinear, Plan, StepInfo, S
 from methods.basis import singular_basis, turn
 from methods.configs import CutConfig
 from methods.errors import MethodError
+from methods.factors import costs_of
 from methods.init import kaiming_factors
 from methods.schedules import steps_of
 
@@ -122,7 +123,7 @@ class Cut(AdapterMethod):
 
     def _ranks(self, layers: Layers, values: Mapping[str, Tensor]) -> dict[str, int]:
         """Return each layer's rank after the cut."""
-        cost = {path: layer.A.shape[1] + layer.B.shape[0] for path, layer in layers.items()}
+        cost = costs_of(layers)
         return self.config.keep().ranks(values, cost, together=True)
 
     def _goal(self, layers: Layers) -> str:

@@ -43,8 +43,8 @@ from sora_cli.adapter.reading import open_adapter
 from sora_cli.adapter.rounding import factor_bytes, round_layers
 from sora_cli.core.console import emit, say
 from sora_cli.experiments.compare.stats import difference
-from sora_cli.recipe.families import SMALLER_IS_BETTER
 from sora_cli.recipe.load import load_stored
+from sora_cli.recipe.metric_facts import facts_of
 from sora_cli.report import FILE_NAME, RunReport, read_report
 from sora_cli.search.cut import Scores
 from sora_cli.search.rows import selection_rows
@@ -302,7 +302,7 @@ def _points(lines: list[dict[str, Any]], others: Sequence[dict[str, Any] | None]
     by_task: dict[str, list[float]] = defaultdict(list)
     for line, other in zip(lines, others, strict=True):
         if other is not None:
-            sign = -1 if line["metric"] in SMALLER_IS_BETTER else 1
+            sign = -1 if facts_of(line["metric"]).smaller_is_better else 1
             by_task[line["task"]].append(100 * sign * (line["score"] - other["score"]))
     known = difference(list(by_task.values())) if by_task else None
     if known is None:

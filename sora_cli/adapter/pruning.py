@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
-from methods.factors import LowRankFactors
+from methods.factors import LowRankFactors, cost_of
 from methods.keep import Keep
 from sora_cli.adapter.modules import Module, kept_ranks
 from sora_cli.adapter.peft.parameters import parameter_of
@@ -160,7 +160,7 @@ def survey(layers: Layers) -> dict[str, Module]:
 
 def _module(stored: LowRankFactors) -> Module:
     live = stored.drop_zeros()
-    cost = stored.A.shape[1] + stored.B.shape[0]
+    cost = cost_of(stored)
     decomposition = live.decompose()
     return Module(stored.rank, live.rank, decomposition.values, cost, decomposition=decomposition)
 

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sora_cli.core.checks import check_requires
+from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.console import emit, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import importing
 from sora_cli.recipe.reading import NEXT_TOKENS, PREDICT
-from sora_cli.recipe.tolerance import CONFIDENCE
 from sora_cli.report import recipe_of_run
 from sora_cli.search.promise import Promise, PromiseOptions
 from sora_cli.search.words import size_table, unseen_rows, verdict_lines
@@ -23,41 +22,6 @@ if TYPE_CHECKING:
 
 Place = TypeVar("Place", str, Path)
 _FAMILY = "task.name="
-
-
-def promise_options(
-    max_drop: str | None,
-    max_differ: str | None,
-    *,
-    unlabelled: str | None,
-    tolerance: float | None,
-    next_tokens: bool,
-    confidence: float | None,
-    recipe: str | None,
-    overrides: Sequence[str],
-) -> PromiseOptions | None:
-    """Return the promise that a command's options ask for; None: they ask for none."""
-    if max_drop is None and max_differ is None:
-        check_requires(
-            "--max-differ or --max-drop",
-            {"--confidence": confidence is not None, "--unlabelled": unlabelled is not None},
-        )
-    if max_differ is None:
-        check_requires(
-            "--max-differ", {"--tolerance": tolerance is not None, "--next-tokens": next_tokens}
-        )
-    if max_drop is None and max_differ is None:
-        return None
-    return PromiseOptions(
-        max_drop,
-        recipe,
-        overrides,
-        CONFIDENCE if confidence is None else confidence,
-        max_differ=max_differ,
-        unlabelled=unlabelled,
-        tolerance=tolerance,
-        next_tokens=next_tokens,
-    )
 
 
 def load_promise(
@@ -122,7 +86,7 @@ def certified_by(evidence: Evidence, folder: Path) -> Sequence[str]:
         evidence.written.digest = result_digest(folder)
     evidence.adapter = result_digest(folder) or ""
     conclude(evidence)
-    (folder / CERTIFICATE).write_text(evidence.text(), encoding="utf-8")
+    write_text_atomic(folder / CERTIFICATE, evidence.text())
     return evidence.lines()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sora_cli.core.atomic import tidy
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.exit_codes import OK
 from sora_cli.core.interruption import Interrupted
@@ -92,31 +91,20 @@ def run(
     """
     with importing():
         from sora_cli.run.evaluate import evaluate_run
-        from sora_cli.run.layers import describe_layers
-        from sora_cli.run.prepare import prepare
-        from sora_cli.run.preview import start_lines
+        from sora_cli.run.prologue import begin, tell_start
         from sora_cli.run.runner import Runner
         from sora_cli.train.log import RunLog
-        from sora_cli.train.machine import set_deterministic
     recipe, output = loaded.recipe, loaded.output_dir
     log = RunLog(output, name=loaded.name, recipe=loaded.resolved(), began=began)
     report = log.report
     report.recipe_notes = list(loaded.notes)
-    set_deterministic(recipe.training.deterministic)  # before the first computation on a GPU
-    ready = prepare(recipe, log.phase)
+    ready = begin(recipe, log, output)
     with log.phase("set up"):
         runner = Runner(ready, loaded, output)
         setup = runner.set_up(
             log, loaded, ready=ready, select=ready.select, resume=resume, force=force
         )
-        if is_main():
-            tidy(output)
-    if report.start is not None:
-        say(report.start.sentence())
-    say_notes(report.events)
-    for line in start_lines(ready):
-        say(line)
-    say(describe_layers(setup.trainer.recipe, ready, report.parameters))
+    tell_start(setup.trainer.recipe, ready, report)
     runner.train(setup, score=evaluate_run)
     conclude(report, output, words, summary=summary)
     return ready, log

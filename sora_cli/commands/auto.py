@@ -12,7 +12,8 @@ import typer
 
 from sora_cli.adapter.places import ADAPTER
 from sora_cli.commands import completion, options
-from sora_cli.core.atomic import remove_file, tidy, write_text_atomic
+from sora_cli.commands._flags import Asked, spliced
+from sora_cli.core.atomic import remove_file, write_text_atomic
 from sora_cli.core.checks import check_exclusive, check_requires
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from sora_cli.train.log import RunLog
 
 
+@spliced
 def auto(
     recipe: Annotated[
         str | None,
@@ -83,44 +85,7 @@ def auto(
             "--task", help="With --data: the task family. Default: detected from the columns."
         ),
     ] = None,
-    max_drop: Annotated[
-        str | None,
-        typer.Option(
-            "--max-drop",
-            help="The promise: the largest drop of the main metric from full rank. 0.5pt is half "
-            "a point; 0.005 is in the metric's own unit; smallest is the smallest drop that the "
-            "test rows can be expected to certify.",
-        ),
-    ] = None,
-    max_differ: Annotated[
-        str | None,
-        typer.Option(
-            "--max-differ",
-            help="In place of --max-drop: the largest share of rows that may be answered otherwise "
-            "than at full rank, such as 1%. No labels are needed, but --unlabelled.",
-        ),
-    ] = None,
-    unlabelled: Annotated[
-        str | None,
-        typer.Option(
-            "--unlabelled",
-            help="File of rows without labels, on which answers are compared; with --max-drop they "
-            "are used if they certify more than labelled rows.",
-        ),
-    ] = None,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            "--tolerance",
-            help="With --max-differ, for answers that are numbers: the largest distance of two "
-            "that count as the same, such as 0.1.",
-        ),
-    ] = None,
-    next_tokens: options.NextTokens = False,
-    confidence: Annotated[
-        float | None,
-        typer.Option("--confidence", help="Confidence of the certificate. Default: 0.95."),
-    ] = None,
+    asked: Asked,
     serve: Annotated[
         str | None,
         typer.Option(
@@ -161,12 +126,8 @@ def auto(
         check_requires("--data", {"--model": model is not None, "--task": task is not None})
     if recipe is None:
         raise SoraError("no recipe is given", hint="sora auto RECIPE, or sora auto --data FILE")
-    block: dict[str, str | float | None]
-    block = {"max_drop": max_drop, "max_differ": max_differ, "unlabelled": unlabelled}
-    block |= {"tolerance": tolerance, "confidence": confidence, "serve": serve}
-    block |= {"next_tokens": "true"} if next_tokens else {}
-    words = [f"auto.{key}={value}" for key, value in block.items() if value is not None]
-    words = [*_without_other(max_drop, max_differ), *words]
+    words = [*_without_other(asked.max_drop, asked.max_differ), *asked.words()]
+    words += [] if serve is None else [f"auto.serve={serve}"]
     if preview is not None and not dry_run:
         raise SoraError("--preview goes with --dry-run", hint="add --dry-run")
     plan = plan_auto(load_recipe(recipe, [*given, *words]))
@@ -255,28 +216,18 @@ def run(
         from sora_cli.experiments.auto.plot import plot_curve
         from sora_cli.experiments.auto.rows import planned_rows
         from sora_cli.experiments.auto.searching import AutoSearch
-        from sora_cli.run.layers import describe_layers
-        from sora_cli.run.prepare import prepare
-        from sora_cli.run.preview import start_lines
+        from sora_cli.run.prologue import begin, tell_start
         from sora_cli.train.log import ReportLog
-        from sora_cli.train.machine import set_deterministic
-    recipe = plan.loaded.recipe
     log = ReportLog(plan.output / RECORD, record)
     log.note_import(began)
-    set_deterministic(recipe.training.deterministic)
     plan, rows, notes = planned_rows(plan, record)
     record.basis = plan.block.basis
     say_notes(notes)
     full = plan.full(rows)
-    ready = prepare(full.recipe, log.phase)
-    if is_main():
-        tidy(plan.output)
-    for line in start_lines(ready):
-        say(line)
+    ready = begin(full.recipe, log, plan.output)
     with log.phase("set up"):
         search = AutoSearch(plan, rows, ready, log, say)
-    say_notes(search.runner.setup.events)
-    say(describe_layers(full.recipe, ready, search.runner.setup.parameters))
+    tell_start(full.recipe, ready, search.runner.setup)
     for line in [
         *cost_lines(plan, search.rows),
         *promised(search.promise, search.rows, search.bound),

@@ -14,7 +14,8 @@ from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.losses import loss_table, module_facts, shown_error
 from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
 from sora_cli.commands import completion, options
-from sora_cli.core.checks import COMBINATIONS, STORED, check_choice, check_keep, check_requires
+from sora_cli.commands._flags import Budget, spliced
+from sora_cli.core.checks import COMBINATIONS, STORED, check_choice, check_requires
 from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sora_cli.adapter.combine import Combined
 
 
+@spliced
 def combine(
     adapters: Annotated[
         list[Path],
@@ -69,16 +71,13 @@ def combine(
             "--seed", min=0, help="With dare: seed of the dropping. Default: 0.", show_default=False
         ),
     ] = None,
-    energy: options.Energy = None,
-    rank: options.Rank = None,
-    max_params: options.MaxParams = None,
-    mean_rank: options.MeanRank = None,
+    budget: Budget,
     dtype: options.FactorDtype = STORED[0],
     as_json: options.Json = False,
     force: options.Force = False,
 ) -> None:
     """Combine the updates of several adapters into one adapter."""
-    keep = check_keep(energy=energy, rank=rank, max_params=max_params, mean_rank=mean_rank)
+    keep = budget.keep()
     check_choice("method", method, COMBINATIONS)
     check_choice("dtype", dtype, STORED)
     linear, _, dare = COMBINATIONS

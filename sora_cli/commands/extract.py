@@ -15,14 +15,14 @@ from methods.keep import Keep
 from sora_cli.adapter.losses import loss_table, module_facts, shown_error
 from sora_cli.adapter.places import adapter_folder, baseline_folder, check_adapter_place
 from sora_cli.commands import completion, options
+from sora_cli.commands._flags import Asked, Budget, spliced
 from sora_cli.commands._promise import (
     certified_by,
     lineage_of,
     load_promise,
-    promise_options,
     show_evidence,
 )
-from sora_cli.core.checks import STORED, check_choice, check_keep, check_requires
+from sora_cli.core.checks import STORED, check_choice, check_requires
 from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sora_cli.search.evidence import Evidence
 
 
+@spliced
 def extract(
     model: Annotated[
         str,
@@ -53,16 +54,8 @@ def extract(
     output: options.Output,
     overrides: options.ReadOverrides = None,
     *,
-    energy: options.Energy = None,
-    rank: options.Rank = None,
-    max_params: options.MaxParams = None,
-    mean_rank: options.MeanRank = None,
-    max_drop: options.MaxDrop = None,
-    max_differ: options.MaxDiffer = None,
-    unlabelled: options.Unlabelled = None,
-    tolerance: options.Tolerance = None,
-    next_tokens: options.NextTokens = False,
-    confidence: options.Confidence = None,
+    budget: Budget,
+    asked: Asked,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -88,27 +81,11 @@ def extract(
     Returns:
         Exit code: 3 if `max_drop` is not certified.
     """
-    promise = promise_options(
-        max_drop,
-        max_differ,
-        unlabelled=unlabelled,
-        tolerance=tolerance,
-        next_tokens=next_tokens,
-        confidence=confidence,
-        recipe=recipe,
-        overrides=overrides or [],
-    )
+    promise = asked.options(recipe, overrides or [])
     if promise is None:
         given = {"--recipe": recipe is not None} | dict.fromkeys(overrides or [], True)
         check_requires("--max-differ or --max-drop", given)
-    keep = check_keep(
-        energy=energy,
-        rank=rank,
-        max_params=max_params,
-        mean_rank=mean_rank,
-        max_drop=max_drop,
-        max_differ=max_differ,
-    )
+    keep = budget.keep(asked)
     rule: dict[str, Any] = {**keep.given()}
     if not rule and promise is None:
         raise SoraError(
@@ -126,8 +103,8 @@ def extract(
 
     tests = None
     if promise is not None and measured is not None:  # before the long part: it finds mistakes
-        loaded, (rows, asked) = measured[0], choosing_rows(promise, *measured, Path(source))
-        tests, recipe_facts = (loaded.recipe, rows, asked), recipe_of(promise, loaded, asked)
+        loaded, (rows, on) = measured[0], choosing_rows(promise, *measured, Path(source))
+        tests, recipe_facts = (loaded.recipe, rows, on), recipe_of(promise, loaded, on)
     extraction = prepare_extract(source, base, output, biases=not no_biases)
     # the search starts from factors with nearly all of the difference: at full rank a layer's
     # factors, r (in + out) numbers, would be larger than the layer, in x out

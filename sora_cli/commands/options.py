@@ -92,10 +92,10 @@ MaxDrop = Annotated[
     str | None,
     typer.Option(
         "--max-drop",
-        help="Keep the smallest size that is certified to lose no more than this: 0.01 in the unit "
-        "of the main metric, or 1pt for one point (0.01 of a metric that ends at 1), or smallest "
-        "for the smallest drop that the test rows can be expected to certify. Exits with 3 if no "
-        "size is certified, and with 0 if everything has to be kept.",
+        help="The promise: keep the smallest size that is certified to lose no more than this: "
+        "0.01 in the unit of the main metric, or 1pt for one point (0.01 of a metric that ends at "
+        "1), or smallest for the smallest drop that the test rows can be expected to certify. "
+        "Exits with 3 if no size is certified, but with 0 if sora prune then keeps everything.",
     ),
 ]
 MaxDiffer = Annotated[

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sora_cli.commands import options
-from sora_cli.core.atomic import remove_file, tidy
+from sora_cli.core.atomic import remove_file
 from sora_cli.core.checks import check_excludes
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.lock import locked
@@ -132,25 +132,15 @@ def run(
         from sora_cli.experiments.path.controls import run_controls
         from sora_cli.experiments.path.plot import plot_path
         from sora_cli.experiments.path.stages import Stages
-        from sora_cli.run.layers import describe_layers
-        from sora_cli.run.prepare import prepare
-        from sora_cli.run.preview import start_lines
+        from sora_cli.run.prologue import begin, tell_start
         from sora_cli.train.log import ReportLog
-        from sora_cli.train.machine import set_deterministic
     log = ReportLog(output / FILE_NAME, report)
     log.note_import(began)
-    set_deterministic(plans[0].recipe.training.deterministic)
-    ready = prepare(plans[0].recipe, log.phase)
-    if is_main():
-        tidy(output)
+    ready = begin(plans[0].recipe, log, output)
     with log.phase("set up"):
         stages = Stages(ready, plans, report, output)
         stages.check()
-    setup = stages.runner.setup
-    say_notes(setup.events)
-    for line in start_lines(ready):
-        say(line)
-    say(describe_layers(loaded.recipe, stages.ready, setup.parameters))
+    tell_start(loaded.recipe, stages.ready, stages.runner.setup)
     for index in range(len(report.stages) - 1):  # a kill may have come before this
         stages.forget(index)
     with log.running(), resumable(lambda: _done(report), force=force):

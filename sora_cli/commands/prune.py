@@ -16,17 +16,17 @@ from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.losses import loss_table
 from sora_cli.adapter.places import ADAPTER, check_adapter_place, locate_adapter, with_base
 from sora_cli.commands import completion, options
+from sora_cli.commands._flags import Asked, Budget, spliced
 from sora_cli.commands._promise import (
     certified_by,
     lineage_of,
     load_promise,
-    promise_options,
     show_evidence,
 )
 from sora_cli.commands._training import train_loaded
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.atomic import tidy, write_text_atomic
-from sora_cli.core.checks import check_bits, check_keep, check_requires, option
+from sora_cli.core.checks import check_bits, check_requires, option
 from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
@@ -54,23 +54,16 @@ if TYPE_CHECKING:
 _ELSEWHERE = "choose another place: -o OUT"
 
 
+@spliced
 def prune(
     directory: options.Adapter,
     output: options.Output,
     overrides: options.Overrides = None,
     *,
-    energy: options.Energy = None,
-    rank: options.Rank = None,
-    max_params: options.MaxParams = None,
-    mean_rank: options.MeanRank = None,
+    budget: Budget,
     bits: options.Bits = None,
     head_bits: options.HeadBits = None,
-    max_drop: options.MaxDrop = None,
-    max_differ: options.MaxDiffer = None,
-    unlabelled: options.Unlabelled = None,
-    tolerance: options.Tolerance = None,
-    next_tokens: options.NextTokens = False,
-    confidence: options.Confidence = None,
+    asked: Asked,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -101,26 +94,10 @@ def prune(
         Exit code: 3 if the promise is not certified, 1 if the files of a healed run give other
         outputs than the trained model.
     """
-    keep = check_keep(
-        energy=energy,
-        rank=rank,
-        max_params=max_params,
-        mean_rank=mean_rank,
-        max_drop=max_drop,
-        max_differ=max_differ,
-    )
+    keep = budget.keep(asked)
     check_bits(bits, head_bits, heal=heal is not None)
     given = overrides or []
-    promise = promise_options(
-        max_drop,
-        max_differ,
-        unlabelled=unlabelled,
-        tolerance=tolerance,
-        next_tokens=next_tokens,
-        confidence=confidence,
-        recipe=recipe,
-        overrides=given,
-    )
+    promise = asked.options(recipe, overrides or [])
     if heal is None:
         check_requires("--heal", {"--resume": resume, "--no-verify": no_verify})
         if promise is None and (recipe or given):

@@ -14,9 +14,9 @@ from pydantic import Field, model_validator
 
 from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
+from sora_cli.recipe.metric_facts import facts_of
 from sora_cli.recipe.types import Block, Count, SomeNames
 
-SMALLER_IS_BETTER = ("loss", "perplexity")
 ROUGE = ("rouge1", "rouge2", "rougeL")
 WRITTEN = ("exact_match", *ROUGE)
 """Metrics of generated texts."""
@@ -29,9 +29,8 @@ ONE_NUMBER = (*_CLASSES, *_NUMBERS)
 Columns = Mapping[str, tuple[str, ...]]
 
 
-_SHARES_OF_PAIRS = ("rewards/accuracies",)
 _OF_PAIRS = (
-    *_SHARES_OF_PAIRS, "rewards/margins", "rewards/chosen", "rewards/rejected",
+    "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected",
     "logps/chosen", "logps/rejected",
 )  # fmt: skip
 NO_REFERENCE = ("orpo", "simpo")
@@ -49,7 +48,7 @@ def _metrics(*default: str, known: str = "") -> Any:
 
 def _greater(values: dict[str, Any]) -> bool:
     best = values.get("best_metric") or (values.get("metrics") or ("",))[0]
-    return best not in SMALLER_IS_BETTER
+    return not facts_of(best).smaller_is_better
 
 
 class TaskOptions(Block):
@@ -379,13 +378,6 @@ def options_class(name: str) -> type[TaskOptions]:
     if name not in FAMILIES:
         raise unknown_task(name)
     return FAMILIES[name][1]
-
-
-def is_share(metric: str) -> bool:
-    """Return True for a built-in metric that ends at 1 (not losses, rewards or perplexity)."""
-    known = (options.METRICS for _, options in FAMILIES.values())
-    unbounded = {*SMALLER_IS_BETTER, *_OF_PAIRS} - {*_SHARES_OF_PAIRS}
-    return any(metric in names for names in known) and metric not in unbounded
 
 
 def main_metric(names: Sequence[str], best: str | None) -> str:

@@ -32,18 +32,18 @@ def parse_drop(value: str | float, metric: str, *, name: str = "--max-drop") -> 
         metric: the metric that may get worse by this much.
         name: the option or key, for errors.
     """
-    from sora_cli.recipe.families import is_share  # imports pydantic, which --help does not need
+    from sora_cli.recipe.metric_facts import facts_of
 
     shown = check_drop(value, name=name)
     points = _POINTS.fullmatch(shown)
     drop = float(points[1]) / 100 if points else float(shown)
-    if is_share(metric) and drop >= (1 if points else 100):
+    if facts_of(metric).ends_at_1 and drop >= (1 if points else 100):
         raise SoraError(
             f"{_set(name, shown)} allows any score: {metric} ends at 1",
             hint=f"for one point: {_set(name, '1pt')}",
         )
     if points is None:
-        if is_share(metric) and drop >= _ASKED_BACK:
+        if facts_of(metric).ends_at_1 and drop >= _ASKED_BACK:
             raise SoraError(
                 f"{_set(name, shown)} for {metric}, which ends at 1: is that {_points_of(drop)}, "
                 f"or {drop * 100:g} points?",
@@ -51,7 +51,7 @@ def parse_drop(value: str | float, metric: str, *, name: str = "--max-drop") -> 
                 f"{_set(name, f'{drop * 100:g}pt')} (a drop of {drop:g})",
             )
         return drop
-    if not is_share(metric):
+    if not facts_of(metric).ends_at_1:
         raise SoraError(
             f"{_set(name, shown)}: {metric} has no points (a point is 0.01 of a metric that ends "
             "at 1)",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from methods.factors import cost_of
 from sora_cli.core.console import count, duration, emit, printable, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
@@ -181,7 +182,7 @@ def parameter_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
         yield f"{'gates':<24} {count(gates):>15}  (while training)"
     yield f"{'head':<24} {count(counts.head):>15}  ({'trained' if train_head else 'frozen'})"
     if layers:
-        costs = [m.A.shape[1] + m.B.shape[0] for m in layers]
+        costs = [cost_of(m) for m in layers]
         low, high = count(min(costs)), count(max(costs))
         per = low if low == high else f"{low} to {high}"
         gate = ", + 1 gate while training" if gates else ""

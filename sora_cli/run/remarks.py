@@ -13,7 +13,7 @@ import numpy as np
 
 from sora_cli.core.words import first_few
 from sora_cli.data.overlap import Overlap, find_overlaps
-from sora_cli.recipe.families import SMALLER_IS_BETTER
+from sora_cli.recipe.metric_facts import facts_of
 from sora_cli.run.class_counts import absent_remarks, class_counts
 from sora_cli.run.encode import flat_column
 from sora_cli.run.prepare import Prepared
@@ -218,7 +218,7 @@ def adapters_remark(
     """
     gain = score - without if greater_is_better else without - score
     # one row more is worth 1 / rows of a share such as accuracy; a loss has no smallest step
-    least = 0.0 if metric in SMALLER_IS_BETTER else 1 / rows + 1e-9
+    least = 0.0 if facts_of(metric).smaller_is_better else 1 / rows + 1e-9
     if not math.isfinite(without) or gain > least:
         return None
     nothing = gain >= -least  # NaN counts as worse

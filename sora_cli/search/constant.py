@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sora_cli.core.words import shown_value
+from sora_cli.recipe.metric_facts import facts_of
 
-_FORMULAS = {"accuracy": "right", "f1": "f1", "matthews_correlation": "matthews_correlation"}
 BALANCED = "matthews_correlation"
 """A metric that is 0 for every constant answer, however the classes are shared out."""
 
@@ -24,14 +24,15 @@ def best_constant(metric: str, classes: Mapping[str, int]) -> tuple[str, float] 
 
     from sora_cli.tasks.row_scores import row_scores
 
-    if metric not in _FORMULAS or not sum(classes.values()):
+    formula = facts_of(metric).of_classes
+    if formula is None or not sum(classes.values()):
         return None
     wanted = np.repeat(np.arange(len(classes)), list(classes.values()))
     scores = {}
     for number, name in enumerate(classes):
         given = np.full(len(wanted), number)
         parts = (given == wanted,) if metric == "accuracy" else (given, wanted)
-        scores[name] = row_scores(metric, _FORMULAS[metric], *parts).value
+        scores[name] = row_scores(metric, formula, *parts).value
     best = max(scores, key=lambda name: scores[name])
     return best, scores[best]
 

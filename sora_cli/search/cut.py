@@ -19,7 +19,7 @@ from torch import nn
 
 from methods.base import LowRankLinear
 from methods.budgets import strongest
-from methods.factors import LowRankFactors
+from methods.factors import LowRankFactors, costs_of
 from sora_cli.adapter.apply import load_head
 from sora_cli.adapter.directory import Adapter, read_adapter
 from sora_cli.adapter.pruning import Loss, survey, truncate_layers
@@ -221,7 +221,7 @@ def score_adapter(
 ) -> tuple[Size, EncodedRows, RowScores]:
     """Return an adapter's size, the rows encoded for it, and its scores."""
     adapter = read_adapter(place)
-    cost = {path: f.A.shape[1] + f.B.shape[0] for path, f in adapter.layers.items()}
+    cost = costs_of(adapter.layers)
     live = {path: int(f.live_components().sum()) for path, f in adapter.layers.items()}
     with tempfile.TemporaryDirectory() as scratch:
         scores = Scores(adapter, recipe, rows, Path(scratch))

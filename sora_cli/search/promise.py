@@ -17,7 +17,8 @@ from pydantic import BaseModel, Field
 from sora_cli.core.errors import SoraError
 from sora_cli.core.shell import quote
 from sora_cli.recipe.auto import AutoBlock, Basis
-from sora_cli.recipe.families import is_share, main_metric
+from sora_cli.recipe.families import main_metric
+from sora_cli.recipe.metric_facts import facts_of
 from sora_cli.recipe.tolerance import CONFIDENCE, check_drop, parse_drop, parse_share
 
 if TYPE_CHECKING:
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
 
 SMALLEST = "smallest"
 """Value of `--max-drop` for the smallest drop that the test rows can be expected to certify."""
-_RIGHT_OR_WRONG = {
-    "accuracy", "exact_match", "recall_at_1", "text_recall_at_1", "rewards/accuracies",
-}  # fmt: skip
-"""Metrics with right-or-wrong rows, whose certifiable drop follows from the number of rows."""
 _STEP = 0.005
 """Half a point: the smallest drop is rounded up to a multiple of this."""
 
@@ -315,14 +312,8 @@ def promise_of(recipe: Recipe) -> Promise:
 def rows_are_right_or_wrong(recipe: Recipe) -> bool:
     """Return whether the main metric is the share of right rows, as far as a recipe tells."""
     options = recipe.task.options
-    return options.COUNTS_ROWS and is_right_or_wrong(
-        main_metric(options.metrics, options.best_metric)
-    )
-
-
-def is_right_or_wrong(metric: str) -> bool:
-    """Return whether a metric's rows are right or wrong, as far as its name tells."""
-    return metric in _RIGHT_OR_WRONG
+    metric = main_metric(options.metrics, options.best_metric)
+    return options.COUNTS_ROWS and facts_of(metric).right_or_wrong
 
 
 def rounded_up(drop: float) -> float:
@@ -333,8 +324,8 @@ def rounded_up(drop: float) -> float:
 
 def proposed_drop(metric: str) -> str:
     """Return the largest drop that a new recipe proposes, as text."""
-    return SMALLEST if is_right_or_wrong(metric) else _usual(metric)
+    return SMALLEST if facts_of(metric).right_or_wrong else _usual(metric)
 
 
 def _usual(metric: str) -> str:
-    return "2pt" if is_share(metric) else "0.02"
+    return "2pt" if facts_of(metric).ends_at_1 else "0.02"

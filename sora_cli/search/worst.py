@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sora_cli.recipe.families import is_share
+from sora_cli.recipe.metric_facts import facts_of
 
 if TYPE_CHECKING:
     from sora_cli.tasks.row_scores import RowScores
@@ -55,7 +55,7 @@ def worst_value(full: RowScores, lost: float) -> float | None:
 def has_worst(full: RowScores) -> bool:
     """Return True if the worst answer of a row is known for this metric."""
     # a mean of losses has no worst value; a mean of shares ends at 0
-    has_end = full.formula != "mean" or is_share(full.metric)
+    has_end = full.formula != "mean" or facts_of(full.metric).ends_at_1
     return full.formula in _WORST and has_end and full.greater_is_better
 
 

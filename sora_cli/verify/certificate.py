@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from sora_cli.adapter.card import card_matches
 from sora_cli.adapter.places import locate_adapter
+from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from sora_cli.search.evidence import (
     FILE_NAME,
@@ -26,7 +27,9 @@ from sora_cli.search.evidence import (
     failed,
     required_certificate,
 )
-from sora_cli.verify.again import Again, compute_again
+from sora_cli.verify.again import Again
+from sora_cli.verify.again_finished import FinishedAgain
+from sora_cli.verify.again_search import SearchAgain
 from sora_cli.verify.scored import Compared, ScoresAgain, close
 from sora_cli.verify.verdict import Verdict
 
@@ -75,7 +78,7 @@ def recheck(
     """
     certificate = required_certificate(run)
     document = json.loads((run / FILE_NAME).read_text(encoding="utf-8"))
-    again = compute_again(run, certificate, overrides, reference)
+    again = _compute_again(run, certificate, overrides, reference)
     scored, differs, correct = ScoresAgain(TOLERANCE), again.differs, certificate
     if again.evidence is not None:
         correct = _agreed(certificate, again, again.evidence, scored)
@@ -90,6 +93,23 @@ def recheck(
         rows=scored.tolerated(again.rows),
     )
     return certificate, done
+
+
+def _compute_again(
+    run: Path, certificate: Evidence, overrides: Sequence[str], reference: Path | None
+) -> Again:
+    """Compute the evidence of a certificate again.
+
+    Args:
+        run: directory of the certificate.
+        overrides: recipe keys with the present place of its data or model.
+        reference: of a finished adapter: the present place of what it was compared with.
+    """
+    if certificate.command == "auto":
+        if reference is not None:
+            raise SoraError("B goes with the certificate of a finished adapter", hint="leave out B")
+        return SearchAgain(run, overrides).again(certificate)
+    return FinishedAgain(run, certificate, overrides, reference).again(certificate)
 
 
 def _agreed(stored: Evidence, again: Again, here: Evidence, scored: ScoresAgain) -> Evidence:

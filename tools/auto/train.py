@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from methods.factors import costs_of
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.console import say
 from sora_cli.experiments.auto.budget import RowPlan
@@ -161,7 +162,7 @@ class _Job:
         self.plan = plan
         self.ready: Prepared = prepare(full.recipe, lambda _: contextlib.nullcontext())
         self.runner = Runner(self.ready, full, plan.output)
-        self.cost = {p: m.A.shape[1] + m.B.shape[0] for p, m in self.ready.layers.items()}
+        self.cost = costs_of(self.ready.layers)
         task = self.ready.task
         held = choosing_rows(task, rows.screening / rows.held_out, plan.block.seed)
         if read is not None:

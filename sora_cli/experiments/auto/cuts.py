@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from methods.base import Layers
-from methods.factors import LowRankFactors
+from methods.factors import LowRankFactors, costs_of
 from methods.sharding import like
 from sora_cli.adapter.pruning import at_ranks, survey
 from sora_cli.recipe.auto import Serve
@@ -44,7 +44,7 @@ def score_cuts(
     load_parameters(runner.ready.base.model, read_checkpoint(locate_fork(start)).tensors)
     factors = {path: method.factors(layer) for path, layer in layers.items()}
     values = {path: f.singular_values().cpu() for path, f in factors.items()}
-    cost = {path: f.A.shape[1] + f.B.shape[0] for path, f in factors.items()}
+    cost = costs_of(factors)
     full = size_of({path: layer.rank for path, layer in layers.items()}, cost, serve)
     known = survey(factors)  # singular values and vectors, computed once for all sizes
     cuts = Cuts(full, score(), planned_sizes(values, cost, full.parameters), [], [])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from methods.factors import costs_of
 from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.cuts import score_cuts
 from sora_cli.experiments.auto.plan import AutoPlan
@@ -60,7 +61,7 @@ class Maker:
         self.full = plan.full(rows)
         self.runner = Runner(ready, self.full, plan.output)
         self._screening, self._test = screening, test
-        self._cost = {p: m.A.shape[1] + m.B.shape[0] for p, m in ready.layers.items()}
+        self._cost = costs_of(ready.layers)
         self._reference: RowScores | None = None
 
     def _scores(self) -> RowScores:

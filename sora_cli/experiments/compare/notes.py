@@ -8,7 +8,7 @@ from sora_cli.core.words import first_few
 from sora_cli.experiments.compare.cells import Raw
 from sora_cli.experiments.compare.runs import Group, Run
 from sora_cli.experiments.compare.stats import LEVEL, RESAMPLES
-from sora_cli.recipe.families import is_share
+from sora_cli.recipe.metric_facts import facts_of
 from sora_cli.report import Environment, RunReport
 
 
@@ -50,7 +50,7 @@ def impossible_scores(report: RunReport) -> Iterator[str]:
     """Yield a line for each score outside the metric's range, such as an accuracy of 1.5."""
     for split, scores in report.metrics.items():
         for name, score in scores.items():
-            if is_share(name) and abs(score) > 1:
+            if facts_of(name).ends_at_1 and abs(score) > 1:
                 yield (
                     f"{name} of {split} is {score:g}, but at most 1 is possible: "
                     f"the report was changed"

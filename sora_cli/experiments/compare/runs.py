@@ -17,7 +17,7 @@ from sora_cli.adapter.ranks import Rank, RankMap, rank_map
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.path.record import SELECTION, TRAIN_SUBSET
 from sora_cli.recipe.changes import NOT_THE_RUN, completed, flat
-from sora_cli.recipe.families import SMALLER_IS_BETTER, is_share
+from sora_cli.recipe.metric_facts import facts_of
 from sora_cli.report import RunReport
 
 SEED = "training.seed"
@@ -140,12 +140,12 @@ class Run:
         """
         if self.metric_name == self.report.main_metric:
             return bool(self.settings.get("task.greater_is_better", True))
-        return self.metric_name not in SMALLER_IS_BETTER
+        return not facts_of(self.metric_name).smaller_is_better
 
     @property
     def percent(self) -> bool:
         """True if papers print the metric times 100."""
-        return is_share(self.metric_name)
+        return facts_of(self.metric_name).ends_at_1
 
     @property
     def parameters(self) -> int:

@@ -12,7 +12,7 @@ from sora_cli.core.console import count, duration
 from sora_cli.core.table import Column, Table
 from sora_cli.experiments.listing.entry import Entry
 from sora_cli.experiments.listing.walk import Node
-from sora_cli.recipe.families import SMALLER_IS_BETTER
+from sora_cli.recipe.metric_facts import facts_of
 
 _COLUMNS = (
     "run", "status", "method", "task", "seed", "score", "components", Column("parameters", count),
@@ -28,7 +28,7 @@ _LAST = float("inf")  # entries without the value, or with NaN, come last
 def _score(entry: Entry) -> float:
     if entry.score is None or entry.score != entry.score:
         return _LAST
-    return entry.score if entry.metric in SMALLER_IS_BETTER else -entry.score
+    return entry.score if facts_of(entry.metric or "").smaller_is_better else -entry.score
 
 
 SORTS: Mapping[str, Key | None] = {

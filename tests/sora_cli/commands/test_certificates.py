@@ -13,11 +13,11 @@ import pytest
 
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
-from sora_cli.core.exit_codes import FAILED, OK
+from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from sora_cli.run import stored
 from sora_cli.search.binomial import share_bound
 from sora_cli.search.evidence import read_certificate
-from sora_cli.verify import again
+from sora_cli.verify import again, again_finished, again_search
 from sora_cli.verify import certificate as recheck
 from tests.helpers_errors import error_of, error_text
 from tests.helpers_models import tiny_bert
@@ -155,14 +155,15 @@ def scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return found
 
     sets: list[Any] = [{}]
-    scored_of = once(again._Scorer.scored, lambda _, place, reported: (place, reported))
-    monkeypatch.setattr(again._Scorer, "scored", scored)
-    for name in ("load_task", "deciding_rows", "score_adapter"):
-        monkeypatch.setattr(again, name, once(getattr(again, name), lambda *_: ()))
-    chosen = once(again.choosing_rows, lambda options, *_: repr(options))
-    monkeypatch.setattr(again, "choosing_rows", chosen)
-    searched = once(again._Finished._searched, lambda *words: repr(words[2]))
-    monkeypatch.setattr(again._Finished, "_searched", searched)
+    scored_of = once(again_search._Scorer.scored, lambda _, place, reported: (place, reported))
+    monkeypatch.setattr(again_search._Scorer, "scored", scored)
+    for module, name in ((again, "load_task"), (again_search, "deciding_rows"),
+                         (again_finished, "score_adapter")):  # fmt: skip
+        monkeypatch.setattr(module, name, once(getattr(module, name), lambda *_: ()))
+    chosen = once(again_finished.choosing_rows, lambda options, *_: repr(options))
+    monkeypatch.setattr(again_finished, "choosing_rows", chosen)
+    searched = once(again_finished.FinishedAgain._searched, lambda *words: repr(words[2]))
+    monkeypatch.setattr(again_finished.FinishedAgain, "_searched", searched)
 
 
 EVERY = [f"auto {what}" for what in (LABELS, ANSWERS, BY_ANSWERS)]
@@ -303,3 +304,34 @@ def test_edited_files_beside_the_certificate(
     said = edit(copy)
     assert run(["verify", str(copy), "--certificate"]) == FAILED
     assert said in capsys.readouterr().out
+
+
+def test_a_size_that_is_missing(makers: Makers, tmp_path: Path) -> None:
+    """The plan names three sizes, and none of those that are left has failed."""
+    made = makers.of(f"heal {LABELS}")
+    copy = shutil.copytree(made.out, tmp_path / "copy")
+    file = copy / "certificate.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    (last,) = document["candidates"][2:]
+    document["candidates"].pop()
+    file.write_text(json.dumps(document | {"chosen": 1}), encoding="utf-8")
+    shutil.rmtree(copy / last["directory"])
+    found, done = recheck.recheck(copy)
+    assert (found.chosen, done.exit_code) == (1, FAILED)
+    assert any("3 sizes were named, 2 were tested" in said for said in done.differs)
+
+
+@pytest.mark.parametrize("name", [f"{command} {LABELS}" for command in ("prune", "extract")])
+def test_a_reference_that_is_gone_cannot_be_told(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(made.out, tmp_path / "copy")
+    file = copy / "certificate.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    place = document["full"]["directory"]
+    document["full"]["directory"] = str(tmp_path / "gone")
+    file.write_text(json.dumps(document), encoding="utf-8")
+    assert run(["verify", str(copy), "--certificate"]) == NO_VERDICT
+    assert "say where it is now: sora verify A B --certificate" in capsys.readouterr().err
+    moved = shutil.copytree(place, tmp_path / "moved")
+    assert run(["verify", str(copy), str(moved), "--certificate"]) == OK

@@ -9,13 +9,12 @@ from pydantic import ValidationError
 
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.families import (
-    SMALLER_IS_BETTER,
     check_columns,
-    is_share,
     main_metric,
     options_class,
     task_names,
 )
+from sora_cli.recipe.metric_facts import METRICS, facts_of
 from sora_cli.recipe.metric_names import check_metric, from_the_hub
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
@@ -58,9 +57,9 @@ def test_only_losses_are_worth_less_where_they_are_greater(family: str) -> None:
         options = TaskBlock(name=family, metrics=[metric]).options
         assert options.greater_is_better is (metric not in {"loss", "perplexity"})
         unbounded = metric.startswith(("rewards/", "logps/")) and metric != "rewards/accuracies"
-        assert is_share(metric) is (options.greater_is_better and not unbounded)
-    assert not is_share("mcc")
-    assert set(SMALLER_IS_BETTER) == {"loss", "perplexity"}
+        assert facts_of(metric).ends_at_1 is (options.greater_is_better and not unbounded)
+    assert not facts_of("mcc").ends_at_1
+    assert {m for m in METRICS if METRICS[m].smaller_is_better} == {"loss", "perplexity"}
 
 
 @pytest.mark.parametrize("family", task_names())

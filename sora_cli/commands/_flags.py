@@ -1,0 +1,114 @@
+"""Groups of options that several commands take: a dataclass each, spliced into their signatures."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+
+from sora_cli.commands import options
+from sora_cli.core.checks import check_keep, check_requires
+from sora_cli.recipe.tolerance import CONFIDENCE
+
+if TYPE_CHECKING:
+    from methods.keep import Keep
+    from sora_cli.search.promise import PromiseOptions
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of a promise, as typed."""
+
+    max_drop: options.MaxDrop = None
+    max_differ: options.MaxDiffer = None
+    unlabelled: options.Unlabelled = None
+    tolerance: options.Tolerance = None
+    next_tokens: options.NextTokens = False
+    confidence: options.Confidence = None
+
+    def words(self) -> list[str]:
+        """Return the promise as overrides of a recipe's `auto` block."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        given["next_tokens"] = "true" if self.next_tokens else None
+        return [f"auto.{key}={value}" for key, value in given.items() if value is not None]
+
+    def options(self, recipe: str | None, overrides: Sequence[str]) -> PromiseOptions | None:
+        """Return the promise that is asked for; None: none is."""
+        drop, differ = self.max_drop, self.max_differ
+        if drop is None and differ is None:
+            given = {
+                "--confidence": self.confidence is not None,
+                "--unlabelled": self.unlabelled is not None,
+            }
+            check_requires("--max-differ or --max-drop", given)
+        if differ is None:
+            given = {
+                "--tolerance": self.tolerance is not None,
+                "--next-tokens": self.next_tokens,
+            }
+            check_requires("--max-differ", given)
+        if drop is None and differ is None:
+            return None
+        from sora_cli.search.promise import PromiseOptions
+
+        return PromiseOptions(
+            drop,
+            recipe,
+            overrides,
+            CONFIDENCE if self.confidence is None else self.confidence,
+            max_differ=differ,
+            unlabelled=self.unlabelled,
+            tolerance=self.tolerance,
+            next_tokens=self.next_tokens,
+        )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The options that say how much of an adapter is kept; at most one of them may be given."""
+
+    energy: options.Energy = None
+    rank: options.Rank = None
+    max_params: options.MaxParams = None
+    mean_rank: options.MeanRank = None
+
+    def keep(self, asked: Asked | None = None) -> Keep:
+        """Return the rule of the cut.
+
+        Args:
+            asked: a promise, which excludes every rule.
+        """
+        drop, differ = (None, None) if asked is None else (asked.max_drop, asked.max_differ)
+        return check_keep(max_drop=drop, max_differ=differ, **vars(self))
+
+
+def spliced(command: Callable[..., Result]) -> Callable[..., Result]:
+    """Give a command the options of its parameters that are dataclasses, in their places."""
+    signature = inspect.signature(command, eval_str=True)
+    groups: dict[str, Any] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        if not is_dataclass(parameter.annotation):
+            parameters.append(parameter)
+            continue
+        groups[name] = kind = parameter.annotation
+        hints = get_type_hints(kind, include_extras=True)
+        parameters += [
+            parameter.replace(name=one.name, default=one.default, annotation=hints[one.name])
+            for one in fields(kind)
+        ]
+
+    @wraps(command)
+    def call(*args: Any, **given: Any) -> Result:
+        for name, kind in groups.items():
+            names = [one.name for one in fields(kind) if one.name in given]
+            given[name] = kind(**{one: given.pop(one) for one in names})
+        return command(*args, **given)
+
+    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {one.name: one.annotation for one in parameters}
+    return call

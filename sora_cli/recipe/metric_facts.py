@@ -1,0 +1,44 @@
+"""What kind of number each built-in metric is: the one place that says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MetricFacts:
+    """The kind of a metric; a metric of the Hub has none of these.
+
+    Attributes:
+        ends_at_1: the best score is 1, so that a point is 0.01.
+        right_or_wrong: each row is right or wrong, and the metric is the share that is right, where
+            the family counts rows.
+        smaller_is_better: as of a loss.
+        of_classes: formula of `tasks.row_scores` that scores one class as the answer to every row.
+    """
+
+    ends_at_1: bool = False
+    right_or_wrong: bool = False
+    smaller_is_better: bool = False
+    of_classes: str | None = None
+
+
+_SHARE, _ROWS = MetricFacts(ends_at_1=True), MetricFacts(ends_at_1=True, right_or_wrong=True)
+_LOSS = MetricFacts(smaller_is_better=True)
+METRICS: dict[str, MetricFacts] = {
+    "accuracy": MetricFacts(ends_at_1=True, right_or_wrong=True, of_classes="right"),
+    "f1": MetricFacts(ends_at_1=True, of_classes="f1"),
+    "matthews_correlation": MetricFacts(ends_at_1=True, of_classes="matthews_correlation"),
+    **dict.fromkeys(("exact_match", "recall_at_1", "text_recall_at_1"), _ROWS),
+    "rewards/accuracies": _ROWS,
+    **dict.fromkeys(("pearson", "spearman", "pearson_spearman"), _SHARE),
+    **dict.fromkeys(("rouge1", "rouge2", "rougeL", "token_accuracy"), _SHARE),
+    **dict.fromkeys(("precision", "recall"), _SHARE),
+    **dict.fromkeys(("loss", "perplexity"), _LOSS),
+}
+_OTHER = MetricFacts()
+
+
+def facts_of(metric: str) -> MetricFacts:
+    """Return the kind of a metric."""
+    return METRICS.get(metric, _OTHER)

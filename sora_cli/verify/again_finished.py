@@ -1,0 +1,174 @@
+"""What `sora prune`, `sora prune --heal` and `sora extract` wrote, computed again."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from methods.keep import Keep
+from sora_cli.adapter.digest import result_digest
+from sora_cli.adapter.directory import lazy_adapter
+from sora_cli.adapter.metadata import read_sora_file
+from sora_cli.adapter.places import locate_adapter
+from sora_cli.adapter.reading import open_adapter
+from sora_cli.adapter.rounding import Rounding
+from sora_cli.core.errors import SoraError
+from sora_cli.merge.extract import prepare_extract
+from sora_cli.model.files import SORA_FILE
+from sora_cli.recipe.load import load_stored
+from sora_cli.report import FILE_NAME as REPORT
+from sora_cli.report import read_report
+from sora_cli.search.choosing import block_of, choosing_rows, recipe_digest
+from sora_cli.search.cut import score_adapter, smallest_cut
+from sora_cli.search.evidence import (
+    FILE_NAME,
+    SIZES,
+    Evidence,
+)
+from sora_cli.search.heal import healing_budgets, tested_runs
+from sora_cli.search.promise import Promise, options_of, promise_of
+from sora_cli.search.search import Outcome
+from sora_cli.search.sizes import NEARLY_ALL
+from sora_cli.search.statistics import statistic_of
+from sora_cli.search.test_rows import TestRows
+from sora_cli.verify.again import Again, NotAgainError, if_moved, loaded_again
+
+
+class FinishedAgain:
+    """An adapter that `sora prune` or `sora extract` wrote, and what it was made from."""
+
+    def __init__(
+        self, run: Path, certificate: Evidence, overrides: Sequence[str], reference: Path | None
+    ) -> None:
+        if certificate.recipe is None:
+            raise SoraError(f"{run / FILE_NAME} has no recipe: it does not say which rows test")
+        self.run, self.command = run, certificate.command
+        self.loaded = loaded_again(certificate.recipe, run / FILE_NAME, run.name, overrides)
+        self.reference = reference or Path(certificate.full.directory)
+        if not self.reference.exists():
+            raise NotAgainError(
+                f"{certificate.full.name} is not in {self.reference} any more",
+                hint="say where it is now: sora verify A B --certificate",
+            )
+        now = result_digest(self.reference)
+        if now != certificate.full.digest:
+            raise NotAgainError(
+                f"{self.reference} is not {certificate.full.name} of the certificate",
+                hint="say where it is now: sora verify A B --certificate",
+            )
+
+    def again(self, certificate: Evidence) -> Again:
+        """Search again, and score the written adapter beside what was found."""
+        if not self._same_recipe(certificate):
+            return Again(
+                differs=[f"the recipe in {self.run / FILE_NAME} is not the one that was used"]
+            )
+        recipe = self.loaded.recipe
+        assert recipe.auto is not None
+        promise, asked = promise_of(recipe), options_of(recipe.auto)
+        place = locate_adapter(self.run)
+        with if_moved("data.files.train=FILE, data.path=DIR, or auto.unlabelled=FILE"):
+            rows, promise = choosing_rows(asked, self.loaded, promise, self.reference)
+        outcome = self._searched(rows, promise, place)
+        recorded = certificate.recipe or {}
+        evidence = outcome.evidence(self.command, self.reference, recorded)
+        evidence.full.directory = certificate.full.directory
+        found = Again(scores={"": outcome.scores}, rows=len(outcome.scores))
+        if self.command == "heal":
+            found.named = healing_budgets(self.reference)
+        written = evidence.written
+        if written is not None and written.digest is None:
+            written.digest = result_digest(place)
+        evidence.adapter = result_digest(place) or ""
+        found.evidence = Evidence.model_validate(evidence.model_dump())
+        found.differs += self._unlike_written(place, rows, evidence, outcome)
+        return found
+
+    def _same_recipe(self, certificate: Evidence) -> bool:
+        """Return True if the recipe is that of the command, by the adapter's lineage or its run."""
+        recipe = certificate.recipe or {}
+        if self.command == "heal":
+            first = next(iter(healing_budgets(self.reference)))
+            report = read_report(self.run / SIZES / str(first))
+            block = self.loaded.recipe.auto
+            assert block is not None
+            own = {"auto": block_of(options_of(block))}  # no other key of the block is read
+            return report is not None and {**report.recipe, **own} == recipe
+        lineage = read_sora_file(locate_adapter(self.run) / SORA_FILE)[0].lineage
+        return bool(lineage) and lineage[-1].get("recipe_digest") == recipe_digest(recipe)
+
+    def _searched(self, rows: TestRows, promise: Promise, place: Path) -> Outcome:
+        recipe = self.loaded.recipe
+        if self.command == "heal":
+            return self._healed(rows, promise)
+        if self.command == "extract":
+            return self._extracted(rows, promise, place)
+        lineage = read_sora_file(place / SORA_FILE)[0].lineage
+        entry = lineage[-1] if lineage else {}
+        with open_adapter(self.reference) as file:
+            rounding = None
+            if entry.get("bits"):
+                head = entry.get("head_bits") is not None
+                rounding = Rounding.of(file, int(entry["bits"]), head=head)
+            adapter = lazy_adapter(file)
+            return smallest_cut(adapter, recipe, rows, promise, _quiet, rounding=rounding)
+
+    def _extracted(self, rows: TestRows, promise: Promise, place: Path) -> Outcome:
+        base = read_sora_file(place / SORA_FILE)[1]
+        if base is None:
+            raise SoraError(f"{place / SORA_FILE} does not name the base model")
+        recipe, source = self.loaded.recipe, str(self.reference)
+        with open_adapter(place) as file:
+            biases = bool(file.biases)
+        with tempfile.TemporaryDirectory() as scratch:
+            output = Path(scratch) / "adapter"
+            found = prepare_extract(source, base.here or base.resolved, output, biases=biases)
+            with found.cut(output, Keep(energy=NEARLY_ALL), lambda _: None) as layers:
+                adapter = found.adapter(layers)
+                return smallest_cut(adapter, recipe, rows, promise, _quiet, against=source)
+
+    def _healed(self, rows: TestRows, promise: Promise) -> Outcome:
+        runs = []
+        for budget in healing_budgets(self.reference):
+            place = self.run / SIZES / str(budget)
+            report = read_report(place)
+            if report is None:
+                break
+            loaded = load_stored(report.recipe, place / REPORT, report.name)
+            output = loaded.recipe.output.model_copy(update={"dir": str(place)})
+            loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"output": output}))
+            runs.append((loaded, list[str]()))
+        if not runs:
+            raise NotAgainError(f"{self.run / SIZES} holds no run of a size")
+        return tested_runs(
+            self.reference, runs, lambda run: run[0].output_dir, rows, promise, _quiet,
+            recipe=self.loaded.recipe,
+        )  # fmt: skip
+
+    def _unlike_written(
+        self, place: Path, rows: TestRows, evidence: Evidence, outcome: Outcome
+    ) -> Iterator[str]:
+        """Yield how the written adapter is not the size that was tested."""
+        size, _, scores = score_adapter(place, self.loaded.recipe, rows)
+        tested = evidence.written or evidence.full
+        if size.components != tested.components:
+            yield (
+                f"{place} has {size.components:,} components, and the size that was chosen "
+                f"{tested.components:,}"
+            )
+        statistic = statistic_of(outcome.scores)
+        if evidence.written is None or evidence.written.test is None:
+            return
+        drop = statistic.drop(outcome.scores, scores)
+        rows_apart = abs(drop - evidence.written.test.drop) * len(scores)
+        if rows_apart > max(0.005 * len(scores), 1) * max(1.0, abs(outcome.scores.value)):
+            yield (
+                f"{place} drops by {drop:.6g}, and the size that was tested by "
+                f"{evidence.written.test.drop:.6g}"
+            )
+
+
+def _quiet(_: str) -> None:
+    """What rows can certify was told when the promise was made."""
