@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,3 +89,22 @@ def within_parameters(
 def _worth(values: Tensor | Sequence[float], cost: int, component: int) -> float:
     """Return minus the squared singular value per number: `heapq` pops the smallest first."""
     return -(float(values[component]) ** 2) / cost
+
+
+class Pair(Protocol):
+    """The two factors of a layer, (r, in) and (out, r)."""
+
+    @property
+    def A(self) -> Tensor: ...  # noqa: D102, N802
+    @property
+    def B(self) -> Tensor: ...  # noqa: D102, N802
+
+
+def cost_of(pair: Pair) -> int:
+    """Return the numbers that one component of a layer stores: in + out."""
+    return pair.A.shape[1] + pair.B.shape[0]
+
+
+def costs_of(layers: Mapping[str, Pair]) -> dict[str, int]:
+    """Return the numbers that one component of each layer stores."""
+    return {path: cost_of(pair) for path, pair in layers.items()}

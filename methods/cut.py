@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from methods.base import AdapterMethod, Layers, LowRankLinear, Plan, StepInfo, Summary
 from methods.basis import singular_basis, turn
+from methods.budgets import costs_of
 from methods.configs import CutConfig
 from methods.errors import MethodError
-from methods.factors import costs_of
 from methods.init import kaiming_factors
 from methods.schedules import steps_of
 

@@ -7,9 +7,7 @@ decompositions of the factors and one r x r SVD, in float64.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -223,22 +221,3 @@ def _triangle(matrix: Tensor) -> tuple[Tensor, Tensor | None]:
             return upper * lengths, inverse / lengths[:, None]
     triangle: Tensor = torch.linalg.qr(matrix, mode="r")[1]
     return triangle, None
-
-
-class Pair(Protocol):
-    """The two factors of a layer, (r, in) and (out, r)."""
-
-    @property
-    def A(self) -> Tensor: ...  # noqa: D102, N802
-    @property
-    def B(self) -> Tensor: ...  # noqa: D102, N802
-
-
-def cost_of(pair: Pair) -> int:
-    """Return the numbers that one component of a layer stores: in + out."""
-    return pair.A.shape[1] + pair.B.shape[0]
-
-
-def costs_of(layers: Mapping[str, Pair]) -> dict[str, int]:
-    """Return the numbers that one component of each layer stores."""
-    return {path: cost_of(pair) for path, pair in layers.items()}

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
-from methods.factors import LowRankFactors, cost_of
+from methods.budgets import cost_of
+from methods.factors import LowRankFactors
 from methods.keep import Keep
 from sora_cli.adapter.modules import Module, kept_ranks
 from sora_cli.adapter.peft.parameters import parameter_of

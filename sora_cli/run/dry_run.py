@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from methods.factors import cost_of
+from methods.budgets import cost_of
 from sora_cli.core.console import count, duration, emit, printable, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing

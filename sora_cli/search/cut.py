@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from methods.base import LowRankLinear
-from methods.budgets import strongest
-from methods.factors import LowRankFactors, costs_of
+from methods.budgets import costs_of, strongest
+from methods.factors import LowRankFactors
 from sora_cli.adapter.apply import load_head
 from sora_cli.adapter.directory import Adapter, read_adapter
 from sora_cli.adapter.pruning import Loss, survey, truncate_layers

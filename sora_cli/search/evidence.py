@@ -17,7 +17,6 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sora_cli.adapter.digest import result_digest
 from sora_cli.core.errors import SoraError
 from sora_cli.core.json_text import readable_json
 from sora_cli.core.records import read_record
@@ -292,6 +291,8 @@ def certificate_of_adapter(folder: Path) -> Evidence | None:
 
     A certificate of other files is none, such as that of the whole adapter beside a smaller one.
     """
+    from sora_cli.adapter.digest import result_digest  # heavier than reading
+
     for place in (folder, folder.resolve().parent):
         try:
             found = read_certificate(place)

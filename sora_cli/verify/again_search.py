@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from methods.factors import costs_of
+from methods.budgets import costs_of
 from methods.registry import size_keys
 from sora_cli.adapter.digest import deciding, differing_facts, result_digest
 from sora_cli.adapter.directory import read_adapter

@@ -186,10 +186,9 @@ def _unlike(document: dict[str, Any], here: Evidence) -> Iterator[str]:
 
 
 def _over(defaults: Any, values: Any) -> Any:
-    """Return values with what they do not say from the defaults."""
+    """Return values with what they do not say from the defaults; unknown keys are left out."""
     if isinstance(defaults, dict) and isinstance(values, dict):
-        return {k: _over(defaults.get(k), values.get(k, defaults.get(k))) for k in
-                {**defaults, **values}}  # fmt: skip
+        return {key: _over(known, values.get(key, known)) for key, known in defaults.items()}
     if isinstance(defaults, list) and isinstance(values, list):
         return [_over(a, b) for a, b in zip_longest(defaults, values)]
     return values

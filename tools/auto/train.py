@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from methods.factors import costs_of
+from methods.budgets import costs_of
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.console import say
 from sora_cli.experiments.auto.budget import RowPlan

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from methods.base import Layers
-from methods.factors import LowRankFactors, costs_of
+from methods.budgets import costs_of
+from methods.factors import LowRankFactors
 from methods.sharding import like
 from sora_cli.adapter.pruning import at_ranks, survey
 from sora_cli.recipe.auto import Serve

@@ -22,6 +22,7 @@ from sora_cli.experiments.report.parts import needed_part, rank_part
 from sora_cli.experiments.report.spectra import cut_commands, cut_table, pooled
 from sora_cli.model.files import DELTA_FILE, SORA_FILE
 from sora_cli.search import evidence as schema
+from sora_cli.search.statistic import Bound
 from tests.helpers_reports import report_of, write_report
 from tests.sora_cli.experiments.report.pages import (
     Page,
@@ -191,7 +192,7 @@ def test_a_certificate(tmp_path: Path) -> None:
     failed = known.candidates[0].model_copy(update={
         "parameters": 20, "max_params": 20,
         "reported": {"validation": schema.Measured(score=0.71, drop=0.1)},
-        "test": schema.SizeTest(score=0.7, drop=0.1, upper=0.15, kept=False),
+        "test": Bound(score=0.7, drop=0.1, upper=0.15, kept=False),
     })  # fmt: skip
     untested = failed.model_copy(update={"parameters": 10, "max_params": 10, "test": None})
     written = known.candidates[0].model_copy(update={"digest": result_digest(run / "adapter")})
