@@ -1,8 +1,12 @@
 """The search for the smallest size that a test certifies.
 
-Read `search.in_fixed_order` first (the loop: make, test, record), then the code that makes sizes:
+Read `search.in_fixed_order` first (the loop: make, test, record), then `evidence` (the record of a
+promise, `certificate.json`, and all that follows from its figures), then the code that makes sizes:
 `cut` (cuts an adapter, or the difference of two models), `heal` (cuts an adapter and trains it on)
-and `experiments.auto.maker` (cuts a checkpoint and trains it on). A `promise` is tested on `rows`
-by `bounds.drop_bound`; `certifiable` computes beforehand the smallest drop that the rows can
-certify. docs/explanation/certificate.md explains the mathematics.
+and `experiments.auto.maker` (cuts a checkpoint and trains it on). A `promise` is tested on
+`test_rows` by `statistics.drop_bound`, which takes the first `statistic` that measures the scores:
+`differing_answers`, `right_or_wrong` or `any_metric`. `Statistic.smallest` computes beforehand the
+smallest drop that the rows can certify, and `certifiable` how many rows a promise takes. All
+sentences and tables of a promise are in `words`. docs/explanation/certificate.md explains the
+mathematics.
 """

@@ -25,11 +25,14 @@ it."""
 PATH = "`sora path` writes it into the path's directory; each stage has its own `report.json`."
 
 CERTIFICATE = """\
-`sora auto` writes it into the run's directory once it has chosen a size; `report.json` beside it \
-describes the written adapter. `sora verify RUN --certificate` computes its figures again."""
+It stands beside every adapter that a promise (`--max-drop`, `--max-differ`) made. `sora auto` and \
+`sora prune --heal` write it into the run's directory, where `report.json` describes the written \
+adapter; `sora prune` and `sora extract` write it into the adapter's directory. `sora verify DIR \
+--certificate` computes its figures again."""
 AUTO = """\
 `sora auto` writes it into the run's directory after each part of its work, so that the same \
-command can continue it. Its `screened`, `candidates` and `full` are copied into the certificate."""
+command can continue it. Its `screened`, `candidates` and `full` are copied into the certificate, \
+and `sora verify RUN --certificate` compares what was screened, and the sizes that were named."""
 
 
 def page() -> str:
