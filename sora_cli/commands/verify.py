@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sora_cli.adapter.digest import result_remarks
-from sora_cli.adapter.places import adapter_folder, check_target, refuse_baseline
+from sora_cli.adapter.places import adapter_folder, check_target, is_packed, refuse_baseline
 from sora_cli.commands import completion, options
 from sora_cli.core.checks import COMPUTE, check_comparison, check_excludes, check_requires
 from sora_cli.core.console import count, emit, printable, say_notes
@@ -177,6 +177,7 @@ def _verify_certificate(run: str, overrides: list[str], *, as_json: bool) -> int
             overrides of the recipe, for data or a model at a new place.
     """
     place, reference = Path(run).expanduser(), None
+    place = (adapter_folder(place) or place) if is_packed(place) else place
     if overrides and "=" not in overrides[0]:
         reference, overrides = Path(overrides[0]).expanduser(), overrides[1:]
     required_certificate(place)

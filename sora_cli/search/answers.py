@@ -22,13 +22,11 @@ from sora_cli.data.places import RowError, locating
 from sora_cli.data.source import check_file
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.search.test_rows import Answers, TestRows
+from sora_cli.search.words import UNLABELLED
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.language import Writing
 from sora_cli.tasks.texts import require_column
-
-UNLABELLED = "unlabelled"
-"""Name of these rows where a certificate names the split of its rows."""
 
 
 def read_answer_rows(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from sora_cli.recipe.tolerance import AGREEMENT
 from sora_cli.search.statistic import (
     DIFFERING,
+    FULL_RANK,
     POWER,
     Bound,
     Expected,
@@ -116,7 +117,7 @@ class DifferingAnswers(Statistic):
         del drop
         return share_bound(differing, rows, confidence)
 
-    def nouns(self, promise: Promise, reference: str) -> Nouns:
+    def nouns(self, promise: Promise, reference: str = FULL_RANK) -> Nouns:
         """Return the words about a share, or about a drop that it bounds."""
         if promise.kind == "drop":
             words = replace(
@@ -125,15 +126,16 @@ class DifferingAnswers(Statistic):
                 axis=f"differing answers: the largest drop of {promise.metric}",
             )
             return _counted(words, promise)
+        those = "those at full rank" if reference == FULL_RANK else f"{reference}'s"
         share, verb = f"{100 * promise.max_drop:g} %", promise.differ
         words = Nouns(
             promised=f"at most {share} of the {promise.compared} {verb}",
-            end=f" from those {reference}",
+            end=f" from {those}",
             may=f"up to {{}} of the {promise.compared} may {verb}",
             tolerated=share,
             loss="share",
             percent=True,
-            axis=f"{promise.compared} that {verb} from full rank's",
+            axis=f"{promise.compared} that {verb} from {reference}'s",
         )
         return _counted(words, promise)
 

@@ -28,7 +28,7 @@ from sora_cli.search.promise import Promise
 from sora_cli.search.row_set import SCREENING, TEST, TRAIN, RowSet
 from sora_cli.search.size import Size, saving
 from sora_cli.search.sizes import last_passed
-from sora_cli.search.statistic import Bound, BoundMethod, Nouns, Statistic
+from sora_cli.search.statistic import FULL_RANK, Bound, BoundMethod, Nouns, Statistic
 from sora_cli.search.statistics import statistic_in
 
 FILE_NAME = CERTIFICATE
@@ -109,12 +109,12 @@ class Candidate(Size):
 class Reference(Size):
     """The model that all drops are measured against."""
 
-    name: str = Field("full rank", description="what it is: full rank, the uncut adapter, ...")
+    name: str = Field(FULL_RANK, description="what it is: full rank, the uncut adapter, ...")
     within: bool = Field(
         False, description="whether it is written if no smaller size is certified: nothing is lost"
     )
     directory: str = Field(
-        description="its directory: of sora auto inside this run's; else as it was typed"
+        description="its directory: of sora auto inside this run's; else where it was then"
     )
     digest: str = Field(description="SHA-256 of its adapter; of a whole model, its fingerprint")
     test: Score = Field(description="the metric on the test rows")
@@ -126,11 +126,6 @@ class Reference(Size):
     reported: dict[str, Score] = Field(
         default_factory=dict, description="the metric on each reported split"
     )
-
-    @property
-    def words(self) -> str:
-        """The reference in a sentence: "at full rank", or "with the uncut adapter"."""
-        return f"at {self.name}" if self.name == "full rank" else f"with {self.name}"
 
 
 class Evidence(BaseModel):
@@ -211,7 +206,7 @@ class Evidence(BaseModel):
     @property
     def nouns(self) -> Nouns:
         """The words of the statistic about this promise."""
-        return self.statistic.nouns(self.promise, self.full.words)
+        return self.statistic.nouns(self.promise, self.full.name)
 
     @property
     def first_tested(self) -> Bound | None:
@@ -309,6 +304,7 @@ def required_certificate(run: Path) -> Evidence:
     certificate = read_certificate(run)
     if certificate is None:
         raise SoraError(
-            f"{run} holds no certificate", hint="sora auto RECIPE --max-drop 1pt writes one"
+            f"{run} holds no certificate",
+            hint="--max-drop 1pt of sora auto, prune or extract writes one",
         )
     return certificate

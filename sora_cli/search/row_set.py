@@ -32,6 +32,11 @@ class RowSet(BaseModel):
         description="of labelled test rows with one class each: number of those of every class "
         "that test",
     )
+    known: bool = Field(
+        True,
+        description="of test rows: false: the training rows are not known here, so that these may "
+        "be among them",
+    )
     inputs: int | None = Field(
         None, description="of screening rows: number of different raw inputs among them"
     )

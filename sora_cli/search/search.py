@@ -23,15 +23,13 @@ from sora_cli.core.processes import from_first_process
 from sora_cli.search.evidence import Candidate, Command, Evidence, Reference
 from sora_cli.search.promise import Promise
 from sora_cli.search.row_set import TEST, RowSet
-from sora_cli.search.statistic import Bound, BoundMethod
+from sora_cli.search.statistic import AFTERWARDS, Bound, BoundMethod
 from sora_cli.search.statistics import drop_bound, statistic_of
 from sora_cli.search.test_rows import SEED
 from sora_cli.tasks.row_scores import RowScores
 
 Size = TypeVar("Size")
 Made = TypeVar("Made")
-
-AFTERWARDS = "scored after the testing had ended"
 
 
 def in_fixed_order(
@@ -91,7 +89,7 @@ class Outcome:
             reference: directory of the reference.
             recipe: the resolved recipe of the rows, with the promise in its `auto` block.
         """
-        known = {"directory": str(reference), "digest": result_digest(reference) or ""}
+        known = {"directory": str(reference.absolute()), "digest": result_digest(reference) or ""}
         return Evidence(
             command=command,
             promise=self.promise,

@@ -48,7 +48,9 @@ def size_of(ranks: Mapping[str, int], cost: Mapping[str, int], serve: str | None
 def saving(size: Size, full: Size, serve: str | None) -> str:
     """Return a sentence on the components, parameters and serving cost saved against full rank."""
     kept = f"{size.components:,} of {full.components:,} components"
-    share = size.parameters / full.parameters if full.parameters else 1.0
+    if not full.parameters:  # a whole model, which has no factors
+        return f"{kept}, {size.parameters:,} parameters"
+    share = size.parameters / full.parameters
     text = f"{kept}, {size.parameters:,} of {full.parameters:,} parameters ({share:.1%})"
     if serve is None:
         return text

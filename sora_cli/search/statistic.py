@@ -28,6 +28,10 @@ POWER = 0.8
 """Probability with which rows are expected to certify a drop."""
 DIFFERING = 0.025
 """Assumed share of rows on which two sizes of one adapter differ, as long as none is measured."""
+FULL_RANK = "full rank"
+"""Name of the reference of a search."""
+AFTERWARDS = "scored after the testing had ended"
+"""The reason for having no bound of sizes that were only looked at."""
 RESAMPLES = 5000
 """Of a bootstrap, where a statistic draws one."""
 STEP = 2
@@ -90,13 +94,15 @@ class Bound(BaseModel):
 
     @property
     def verdict(self) -> str:
-        """The result: `passed`, `failed` or `passed over`."""
+        """The result: `passed`, `failed`, `passed over` or `not tested`."""
+        if self.refused == AFTERWARDS:
+            return "not tested"
         return "passed" if self.kept else "passed over" if self.passed_over else "failed"
 
     @property
     def failed(self) -> bool:
         """True if this test ended the testing."""
-        return not self.kept and not self.passed_over
+        return self.verdict == "failed"
 
     @property
     def is_of_many(self) -> bool:
@@ -339,18 +345,19 @@ class Statistic(ABC):
             best_case=self.best_case(rows, confidence),
         )
 
-    def nouns(self, promise: Promise, reference: str) -> Nouns:
+    def nouns(self, promise: Promise, reference: str = FULL_RANK) -> Nouns:
         """Return the words about a promise.
 
         Args:
-            reference: such as "at full rank".
+            reference: its name, such as "the uncut adapter".
         """
+        than = f"at {reference}" if reference == FULL_RANK else f"{reference}'s"
         return Nouns(
             promised=f"{promise.metric} is at most {promise.max_drop:g} worse",
-            end=f" than {reference}",
+            end=f" than {than}",
             may=f"{promise.metric} may be {{}} worse",
             tolerated=f"{promise.max_drop:g}",
-            axis=f"drop of {promise.metric} against full rank",
+            axis=f"drop of {promise.metric} against {reference}",
         )
 
 

@@ -232,6 +232,7 @@ class TestRows:
             repeated=left - len(counted),
             alike=alike,
             sharing=_sharing(self.task, rows, counted),
+            known=bool(seen),
         )
 
 
@@ -246,6 +247,7 @@ class EncodedRows:
         repeated: number of other rows that it reads like another row of this part.
         alike: of these, the rows that differ only before the model reads them.
         sharing: number of rows that test and share a part of their input, and its name.
+        known: the training rows are known here.
     """
 
     part: TestRows
@@ -256,6 +258,7 @@ class EncodedRows:
     repeated: int = 0
     alike: int = 0
     sharing: tuple[int, str] | None = None
+    known: bool = True
 
     def __len__(self) -> int:
         """Return the number of rows that test."""
@@ -284,6 +287,7 @@ class EncodedRows:
         if self.counted is None:
             return found
         own = {"rows": len(self), "held": len(self.part), "classes": self._classes()}
+        own["known"] = self.known
         return found.model_copy(update=own)
 
     def _classes(self) -> dict[str, int] | None:

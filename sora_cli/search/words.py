@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.core.console import count
-from sora_cli.core.table import Column, Table
+from sora_cli.core.table import Cell, Column, Table
 from sora_cli.core.words import first_few, shown_value
 from sora_cli.recipe.families import BASE_MODEL
 from sora_cli.search.constant import nothing_promised
@@ -33,6 +33,8 @@ NOT_ALONE = (
 )
 """The reason why no bound is exact, where rows are not alone (`RowScores.rows_alone`)."""
 _NOT_APART = "rows that repeat an input were not kept apart from those that test"
+UNLABELLED = "unlabelled"
+"""Split of rows without labels."""
 _TEST_ROWS = {"labels": "the test rows", "answers": "the unlabelled ones"}
 """The rows that a promise is about, by its basis."""
 _NEXT_TOKENS = (
@@ -52,9 +54,11 @@ def statement(evidence: Evidence) -> str:
     test = first if written is None else written.test
     text = _sentence(evidence, nouns, test if test is not None and test.kept else first)
     if written is None:
-        text = f"everything is kept: {text}" if first is not None else "everything is kept"
+        text = f"nothing is lost, as everything is kept; {text}" if first else "everything is kept"
     elif test is not None and test is not first and not test.kept:
-        text += f"; the written size loses {nouns.amount(test.drop)} on these rows"
+        much = f"{'loses' if test.drop > 0 else 'gains'} {nouns.amount(abs(test.drop))} on"
+        much = f"differs on {nouns.amount(test.drop)} of" if nouns.counts else much
+        text += f"; the written size {much} these rows"
     text += as_they_come(promise, nouns, rows, None if test is None else test.every)
     if test is not None and test.kept:
         classes = rows.classes or {}
@@ -107,7 +111,9 @@ def scope(evidence: Evidence) -> str:
         "other data, or rows of another kind"
     )
     text = text if test.held is not None else f"{text}; {_NOT_APART}"
-    reference = None if evidence.base is None else evidence.base.reference
+    reference = (evidence.recipe or {}).get("task", {}).get("reference")
+    if evidence.base is not None:
+        reference = evidence.base.reference
     if reference is not None:
         alone = reference == BASE_MODEL
         whole = "the base model alone" if alone else f"the base model with {reference}"
@@ -124,7 +130,8 @@ def _inputs(rows: RowSet, *, labels: bool) -> str:
     without = "" if labels else " without labels"
     if rows.held is None:
         return f"{rows.rows:,} rows{without}"
-    return f"{rows.rows:,} distinct inputs{without} that training has not seen"
+    seen = " that training has not seen" if rows.known else ""
+    return f"{rows.rows:,} distinct inputs{without}{seen}"
 
 
 def as_they_come(promise: Promise, nouns: Nouns, rows: RowSet, drop: float | None) -> str:
@@ -176,7 +183,7 @@ def promise_lines(
     Args:
         more: a sentence on the number of rows that the promise needs.
     """
-    nouns = statistic.nouns(promise, "full rank")
+    nouns = statistic.nouns(promise)
     promised = f"promise: a drop of at most {promise.max_drop:g} ({promise.given})"
     if promise.kind == "differ":
         promised = f"promise: {nouns.promised}"
@@ -301,13 +308,21 @@ def size_table(evidence: Evidence) -> Table:
     shares = {size.max_params: size.share for size in evidence.screened}
     for number, size in enumerate(evidence.candidates):
         test = size.test
-        figures = (None, None, None) if test is None else (test.score, test.drop, test.upper)
-        share = shares.get(size.max_params or 0, size.parameters / max(full.parameters, 1))
-        name = f"{share:.1%}" if full.parameters else None
-        lines.append([name, *_size(size), *figures, size_verdict(evidence, number)])
+        figures: list[float | Cell | None] = [None, None, None]
+        if test is not None:
+            upper = Cell(None, "-") if math.isnan(test.upper) else test.upper
+            figures = [test.score, test.drop, upper]
+        own = size.components / max(full.components, 1)
+        own = size.parameters / full.parameters if full.parameters else own
+        share = shares.get(size.max_params or 0, own)
+        lines.append([f"{share:.1%}", *_size(size), *figures, size_verdict(evidence, number)])
     sure = f"at most: with {promise.confidence:.0%} confidence"
-    split = "test rows" if evidence.command == "auto" else f"rows of {rows.split}"
+    split = "test rows" if evidence.command == "auto" else _of_split(rows.split)
     return Table(f"{metric} on {rows.rows:,} {split}; {sure}", columns, lines)
+
+
+def _of_split(split: str) -> str:
+    return "unlabelled rows" if split == UNLABELLED else f"rows of {split}"
 
 
 def untrained_line(evidence: Evidence) -> str | None:

@@ -11,7 +11,7 @@ from methods.keep import Keep
 from sora_cli.adapter.digest import result_digest
 from sora_cli.adapter.directory import lazy_adapter
 from sora_cli.adapter.metadata import read_sora_file
-from sora_cli.adapter.places import locate_adapter
+from sora_cli.adapter.places import adapter_folder, baseline_folder, locate_adapter
 from sora_cli.adapter.reading import open_adapter
 from sora_cli.adapter.rounding import Rounding
 from sora_cli.core.errors import SoraError
@@ -46,7 +46,8 @@ class FinishedAgain:
             raise SoraError(f"{run / FILE_NAME} has no recipe: it does not say which rows test")
         self.run, self.command = run, certificate.command
         self.loaded = loaded_again(certificate.recipe, run / FILE_NAME, run.name, overrides)
-        self.reference = reference or Path(certificate.full.directory)
+        place = reference or Path(certificate.full.directory)
+        self.reference = adapter_folder(place) or baseline_folder(place) or place
         if not self.reference.exists():
             raise NotAgainError(
                 f"{certificate.full.name} is not in {self.reference} any more",
@@ -61,6 +62,10 @@ class FinishedAgain:
 
     def again(self, certificate: Evidence) -> Again:
         """Search again, and score the written adapter beside what was found."""
+        if result_digest(locate_adapter(self.run)) != certificate.adapter:
+            return Again(
+                differs=[f"{locate_adapter(self.run)} is not the adapter of the certificate"]
+            )
         if not self._same_recipe(certificate):
             return Again(
                 differs=[f"the recipe in {self.run / FILE_NAME} is not the one that was used"]
@@ -92,10 +97,12 @@ class FinishedAgain:
         if self.command == "heal":
             first = next(iter(healing_budgets(self.reference)))
             report = read_report(self.run / SIZES / str(first))
+            if report is None:
+                raise NotAgainError(f"{self.run / SIZES} holds no run of a size")
             block = self.loaded.recipe.auto
             assert block is not None
             own = {"auto": block_of(options_of(block))}  # no other key of the block is read
-            return report is not None and {**report.recipe, **own} == recipe
+            return {**report.recipe, **own} == recipe
         lineage = read_sora_file(locate_adapter(self.run) / SORA_FILE)[0].lineage
         return bool(lineage) and lineage[-1].get("recipe_digest") == recipe_digest(recipe)
 

@@ -214,4 +214,6 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _as_json(value: Any) -> str:
-    return "nothing" if value is None else json.dumps(value, ensure_ascii=False)
+    if value is None:
+        return "nothing"
+    return "more" if isinstance(value, dict | list) else json.dumps(value, ensure_ascii=False)

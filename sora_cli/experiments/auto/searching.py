@@ -73,7 +73,7 @@ class AutoSearch:
         self.bound = method_by(recipe, ready, self.rows.test, plan.promise)
         self.promise = promise = plan.promise.settled(self.bound, self.rows.test)
         self.statistic = statistic_in(self.bound, promise)
-        self.nouns = self.statistic.nouns(promise, "at full rank")
+        self.nouns = self.statistic.nouns(promise)
         self.record.set_rows(parts.sets, plan.output)
 
     @property

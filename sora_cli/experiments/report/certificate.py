@@ -49,7 +49,7 @@ def _lines(c: Evidence) -> list[str]:
     promised = (
         f"at most {promise.given} of the {nouns.things} {nouns.differ} from {c.full.name}'s"
         if promise.kind == "differ"
-        else f"{promise.metric} at most {promise.given} worse than {c.full.words}"
+        else f"{promise.metric} at most {promise.given} worse{nouns.end}"
     )
     if nouns.because:
         promised += ", by the share of answers that differ"
@@ -76,7 +76,7 @@ def _table(c: Evidence) -> Table:
     nouns, own = c.nouns, c.statistic.metric
     name, form, of = nouns.column, nouns.form, f"{own}, " if own else ""
     bound = "at most" if nouns.counts else f"bound of the {name}"
-    columns = (
+    columns: tuple[Any, ...] = (
         Column("parameters", count), Column("of full", ".0%"), Column("components", count),
         Column(f"{of}screening, unhealed", number), f"{of}test rows", Column(bound, form),
         ", ".join(f"{c.promise.metric}, {split}" if of else split for split in reported), "verdict",
@@ -98,6 +98,8 @@ def _table(c: Evidence) -> Table:
             ", ".join("" if s is None else number(s.score) for s in results),
             size_verdict(c, i, reason=True),
         ])  # fmt: skip
+    if not c.screened:  # cut alone, or healed one by one
+        columns, rows = columns[:3] + columns[4:], [row[:3] + row[4:] for row in rows]
     return Table(None, columns, rows)
 
 

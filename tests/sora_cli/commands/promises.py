@@ -174,7 +174,7 @@ def _finished(command: str, what: str, most: str) -> Kind:
             said=(
                 "answers to the columns 'sentence1', 'sentence2' are compared",
                 "10 of 100 rows of", "are training rows: they are left out",
-                "the column 'label' is ignored", f"of the answers differ from those with {named}",
+                "the column 'label' is ignored", f"of the answers differ from {named}'s",
             ),
         )  # fmt: skip
     words = ("--max-drop", f"{most}pt", *recipe)

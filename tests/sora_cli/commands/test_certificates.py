@@ -312,10 +312,12 @@ def test_a_size_that_is_missing(makers: Makers, tmp_path: Path) -> None:
     copy = shutil.copytree(made.out, tmp_path / "copy")
     file = copy / "certificate.json"
     document = json.loads(file.read_text(encoding="utf-8"))
-    (last,) = document["candidates"][2:]
+    _, left, last = document["candidates"]
     document["candidates"].pop()
-    file.write_text(json.dumps(document | {"chosen": 1}), encoding="utf-8")
+    changed = {"chosen": 1, "adapter": left["digest"]}
+    file.write_text(json.dumps(document | changed), encoding="utf-8")
     shutil.rmtree(copy / last["directory"])
+    shutil.copytree(copy / left["directory"] / "adapter", copy / "adapter", dirs_exist_ok=True)
     found, done = recheck.recheck(copy)
     assert (found.chosen, done.exit_code) == (1, FAILED)
     assert any("3 sizes were named, 2 were tested" in said for said in done.differs)

@@ -61,7 +61,7 @@ def test_anybodys_adapter_is_pruned_by_its_next_tokens(
     assert "ignored" not in told.err
     assert "at most 95 % of the rows differ in a next-token choice, with 95%" in told.err
     assert (
-        "at most 95 % of the rows differ in a next-token choice from those with the uncut"
+        "at most 95 % of the rows differ in a next-token choice from the uncut adapter's"
         in told.out
     )
     (entry,) = read_adapter(out).meta.lineage

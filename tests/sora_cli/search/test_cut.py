@@ -18,8 +18,8 @@ from sora_cli.search.cut import choose_cut
 from sora_cli.search.evidence import Candidate, Evidence
 from sora_cli.search.promise import Promise
 from sora_cli.search.row_set import RowSet
-from sora_cli.search.search import AFTERWARDS
 from sora_cli.search.sizes import smaller_sizes
+from sora_cli.search.statistic import AFTERWARDS
 from sora_cli.search.words import NOT_ALONE, size_table, unseen_rows, verdict_lines
 from sora_cli.tasks.row_scores import RowScores, answer_scores, row_scores
 
@@ -138,7 +138,9 @@ def test_where_even_the_largest_size_looks_bad_everything_is_kept(
     search, asked = _search(layers, lambda n: 0 if n == 16 else 60, 0.02)
     assert asked == [16, 12]
     assert (search.certified, search.written) == (True, None)
-    assert search.statement.startswith("everything is kept: no size passed its test: ")
+    assert search.statement.startswith(
+        "nothing is lost, as everything is kept; no size passed its test: "
+    )
 
 
 ALL_RIGHT = row_scores("accuracy", "right", np.ones(ROWS, dtype=bool))
@@ -253,7 +255,7 @@ def test_the_smallest_size_that_answers_alike_is_kept(layers: dict[str, LowRankF
     )
     assert ahead.startswith("up to 8 sizes are scored, each on 300 rows, as the uncut adapter in ")
     assert search.statement == (
-        "with 95% confidence at most 4 % of the answers differ from those with the uncut adapter "
+        "with 95% confidence at most 4 % of the answers differ from the uncut adapter's "
         "(bound 3.03 %: 4 of 300 distinct inputs that training has not seen differ)"
     )
     table = size_table(search)
@@ -285,11 +287,13 @@ def test_answers_of_too_few_rows_are_not_certified(layers: dict[str, LowRankFact
     assert last.startswith("the 300 rows can certify 0.99 % with a probability of 80%")
     assert search.statement.startswith(
         "no size passed its test: of the largest, up to 0.99 % of the answers may differ from "
-        "those with the uncut adapter, and 0.5 % is tolerated (bound 0.99 %: 0 of 300 "
+        "the uncut adapter's, and 0.5 % is tolerated (bound 0.99 %: 0 of 300 "
     )
     search = _answers(layers, lambda n: 0 if n == 16 else 40, 0.02)
     assert search.written is None
-    assert search.statement.startswith("everything is kept: no size passed its test: ")
+    assert search.statement.startswith(
+        "nothing is lost, as everything is kept; no size passed its test: "
+    )
 
 
 def test_no_row_may_differ(layers: dict[str, LowRankFactors]) -> None:
@@ -307,7 +311,7 @@ def test_a_drop_that_answers_test(layers: dict[str, LowRankFactors]) -> None:
     assert search.promise.rule == {"max_drop": 0.04}
     assert said[0].endswith("certified if at most 6 of 300 test rows are answered differently")
     assert search.statement == (
-        "with 95% confidence accuracy is at most 0.04 worse than with the uncut adapter, because "
+        "with 95% confidence accuracy is at most 0.04 worse than the uncut adapter's, because "
         "at most 3.03 % of the answers differ (4 of 300 distinct inputs without labels that "
         "training has not seen differ)"
     )
@@ -316,4 +320,4 @@ def test_a_drop_that_answers_test(layers: dict[str, LowRankFactors]) -> None:
     assert "share of answers that differ there (1.33%) is a little too" in str(unseen_rows(search))
     search = _answers(layers, lambda _: 0, 0.005, kind="drop")
     assert not search.certified
-    assert "accuracy may be 0.0099 worse than with the uncut adapter" in search.statement
+    assert "accuracy may be 0.0099 worse than the uncut adapter's" in search.statement

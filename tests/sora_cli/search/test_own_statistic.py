@@ -37,7 +37,7 @@ class Hoeffding(RightOrWrong):
         del differing
         return drop + self.best_case(rows, confidence)
 
-    def nouns(self, promise: object, reference: str) -> Nouns:
+    def nouns(self, promise: object, reference: str = "full rank") -> Nouns:
         words = super().nouns(promise, reference)  # type: ignore[arg-type]
         return Nouns(**{**vars(words), "promised": "the mean is hardly worse"})
 
