@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sora_cli.adapter.places import ADAPTER
 from sora_cli.commands import completion, options
 from sora_cli.commands._flags import Asked, spliced
-from sora_cli.core.atomic import remove_file, write_text_atomic
 from sora_cli.core.checks import check_exclusive, check_requires
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
@@ -23,6 +20,7 @@ from sora_cli.core.processes import is_main
 from sora_cli.core.shell import quote
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import command_start, importing
+from sora_cli.experiments.auto.beginning import open_record
 from sora_cli.experiments.auto.plan import AutoPlan, placed, plan_auto, unused
 from sora_cli.experiments.auto.tables import (
     base_alone,
@@ -34,27 +32,22 @@ from sora_cli.experiments.auto.tables import (
 )
 from sora_cli.propose.writing import recipe_for
 from sora_cli.recipe.load import load_recipe
-from sora_cli.run.opening import Opening, Work, open_work, resumable
-from sora_cli.run.output import check_own, check_place, clear_run
+from sora_cli.run.output import check_place
 from sora_cli.run.preflight import check_recipe, check_settled
 from sora_cli.run.summary import result_lines
 from sora_cli.search.evidence import (
     FILE_NAME,
-    FULL,
     PICTURE,
     SIZES,
     Evidence,
-    directory_of,
 )
-from sora_cli.search.former_design import FORMER_FOLDER, check_design
+from sora_cli.search.former_design import check_design
 from sora_cli.search.record import FILE_NAME as RECORD
-from sora_cli.search.record import AutoRecord, read_auto
+from sora_cli.search.record import read_auto
 from sora_cli.search.words import size_table, untrained_line
 
 if TYPE_CHECKING:
     from sora_cli.report import RunReport
-    from sora_cli.run.prepare import Prepared
-    from sora_cli.train.log import RunLog
 
 
 @spliced
@@ -147,6 +140,8 @@ def auto(
         return OK
     with locked(plan.output):
         record = open_record(plan, force=force)
+        with importing():
+            from sora_cli.experiments.auto.run import run
         certificate, ready, log = run(plan, record, began=began, force=force)
         exit_code = OK if certificate.certified else NO_VERDICT
         if not no_verify and is_main():
@@ -167,103 +162,6 @@ def _without_other(max_drop: str | None, max_differ: str | None) -> list[str]:
     # rows without labels can test a drop, too
     differ = ["auto.max_differ=null", "auto.tolerance=null", "auto.next_tokens=false"]
     return [] if max_drop is None else differ
-
-
-def open_record(plan: AutoPlan, *, force: bool) -> AutoRecord:
-    """Return the record of an unfinished search in the output directory, or a new record."""
-    output, loaded = plan.output, plan.loaded
-    record = read_auto(output)
-    check_own(output, resume=record is not None)
-    for number in (None, *range(plan.block.sizes)):
-        check_own(output / directory_of(number), resume=record is not None)
-    work = None
-    if record is not None:
-        usage = f"sora inspect {quote(str(output))}"
-        work = Work("run", record.status == "completed", record.recipe, usage=usage)
-    opening = open_work(output, work, loaded.resolved(), force=force, resume=None)
-    if record is None or opening is Opening.NEW:
-        if record is not None and is_main():
-            clear(output)
-        return _new_record(plan)
-    say(f"continuing in {output}: {_done(record)}")
-    return record
-
-
-def clear(output: Path) -> None:
-    """Delete the files of a search, of this version or a former one; other files stay."""
-    halves = [output / FORMER_FOLDER / name for name in "12"]
-    for sizes in [place / SIZES for place in (output, *halves)]:
-        for folder in sorted(sizes.glob("*")):
-            if folder.name == FULL or folder.name.isdecimal():
-                clear_run(folder)
-        with suppress(OSError):
-            sizes.rmdir()
-    for folder in (*halves, output / FORMER_FOLDER):
-        with suppress(OSError):
-            folder.rmdir()
-    for name in (PICTURE, FILE_NAME):
-        remove_file(output / name)
-    clear_run(output)
-    remove_file(output / RECORD)  # last: it marks the other files as ours
-
-
-def run(
-    plan: AutoPlan, record: AutoRecord, *, began: float, force: bool
-) -> tuple[Evidence, Prepared, RunLog]:
-    """Run the search, or its remaining steps; return certificate, chosen model and log."""
-    with importing():
-        from sora_cli.adapter.card import rewrite_card
-        from sora_cli.experiments.auto.plot import plot_curve
-        from sora_cli.experiments.auto.rows import planned_rows
-        from sora_cli.experiments.auto.searching import AutoSearch
-        from sora_cli.run.prologue import begin, tell_start
-        from sora_cli.train.log import ReportLog
-    log = ReportLog(plan.output / RECORD, record)
-    log.note_import(began)
-    plan, rows, notes = planned_rows(plan, record)
-    record.basis = plan.block.basis
-    say_notes(notes)
-    full = plan.full(rows)
-    ready = begin(full.recipe, log, plan.output)
-    with log.phase("set up"):
-        search = AutoSearch(plan, rows, ready, log, say)
-    tell_start(full.recipe, ready, search.runner.setup)
-    for line in [
-        *cost_lines(plan, search.rows),
-        *promised(search.promise, search.rows, search.bound),
-        *constant_lines(search.promise, ready),
-    ]:
-        say(line)
-    with resumable(lambda: _done(record), force=force), log.running():
-        search.run()
-        with log.phase("conclude"):
-            trained, final = search.write()
-            certificate = search.certificate(final.report)
-            if is_main():
-                write_text_atomic(plan.output / FILE_NAME, certificate.text())
-                plot_curve(certificate, plan.output / PICTURE)
-                rewrite_card(plan.output / ADAPTER, certificate.lines())
-    # only now: until the certificate is written, an interrupted search continues from these states
-    search.forget()
-    return certificate, trained, final
-
-
-def _done(record: AutoRecord) -> str:
-    if record.full is None:
-        return "the run at full rank is not finished"
-    return f"finished: the run at full rank, and {len(record.candidates)} of the smaller sizes"
-
-
-def _new_record(plan: AutoPlan) -> AutoRecord:
-    from sora_cli.train.log import provenance
-
-    loaded = plan.loaded
-    return AutoRecord(
-        name=loaded.name,
-        recipe=loaded.resolved(),
-        recipe_notes=list(loaded.notes),
-        **provenance(),
-    )
 
 
 def conclude(certificate: Evidence, report: RunReport, output: Path, *, as_json: bool) -> None:
