@@ -100,7 +100,7 @@ def test_exit_codes(
 ) -> None:
     found = SimpleNamespace(certified=certified)
     log = SimpleNamespace(epilogue=lambda _: nullcontext(), report=None)
-    monkeypatch.setattr(auto, "run", lambda *_, **__: (found, None, log))
+    monkeypatch.setattr("sora_cli.experiments.auto.run.run", lambda *_, **__: (found, None, log))
     monkeypatch.setattr(auto, "conclude", lambda *_, **__: None)
     monkeypatch.setattr("sora_cli.verify.run_check.check_run", lambda *_: differ)
     assert run(["auto", str(recipe), f"output.dir={tmp_path}/out"]) == code
