@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sora_cli.core.errors import SoraError
+from sora_cli.core.errors import DiscontinuedError, SoraError
 from sora_cli.core.json_text import readable_json
 from sora_cli.core.records import read_record
 from sora_cli.model.files import CERTIFICATE
@@ -302,9 +302,24 @@ def required_certificate(run: Path) -> Evidence:
     """Read the certificate in a directory, which must have one of this version's design."""
     check_design(run / FILE_NAME)
     certificate = read_certificate(run)
+    if certificate is None and _was_promised(run):
+        raise DiscontinuedError(
+            f"the promise about '{run}' was recorded by an earlier version, which stored too little "
+            "to test it again"
+        )
     if certificate is None:
         raise SoraError(
             f"{run} holds no certificate",
             hint="--max-drop 1pt of sora auto, prune or extract writes one",
         )
     return certificate
+
+
+def _was_promised(run: Path) -> bool:
+    """Return true for an adapter whose promise stands in `sizes.json` or in its lineage alone."""
+    from sora_cli.adapter.metadata import read_sora_file
+    from sora_cli.model.files import SORA_FILE
+
+    lineage = read_sora_file(run / SORA_FILE)[0].lineage
+    names = {"max_drop", "max_differ"}
+    return (run / "sizes.json").is_file() or any(names & entry.keys() for entry in lineage)

@@ -337,3 +337,13 @@ def test_a_reference_that_is_gone_cannot_be_told(
     assert "say where it is now: sora verify A B --certificate" in capsys.readouterr().err
     moved = shutil.copytree(place, tmp_path / "moved")
     assert run(["verify", str(copy), str(moved), "--certificate"]) == OK
+
+
+def test_a_promise_of_an_earlier_version_cannot_be_told(
+    makers: Makers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (f"prune {LABELS}", f"heal {LABELS}"):
+        copy = shutil.copytree(makers.of(name).out, tmp_path / name)
+        (copy / "certificate.json").rename(copy / "sizes.json")
+        assert run(["verify", str(copy), "--certificate"]) == NO_VERDICT
+        assert "was recorded by an earlier version" in capsys.readouterr().err
