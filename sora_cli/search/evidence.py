@@ -304,8 +304,7 @@ def required_certificate(run: Path) -> Evidence:
     certificate = read_certificate(run)
     if certificate is None and _was_promised(run):
         raise DiscontinuedError(
-            f"the promise about '{run}' was recorded by an earlier version, which stored too little "
-            "to test it again"
+            f"the promise about '{run}' was recorded by an earlier version: it cannot be tested again"
         )
     if certificate is None:
         raise SoraError(
