@@ -21,7 +21,7 @@ def begin(recipe: Recipe, log: ReportLog[Any], output: Path) -> Prepared:
     """Load data and model, and delete what a killed process left half-written in the directory."""
     set_deterministic(recipe.training.deterministic)  # before the first computation on a GPU
     ready = prepare(recipe, log.phase)
-    if is_main():
+    if is_main() and output.is_dir():
         tidy(output)
     return ready
 

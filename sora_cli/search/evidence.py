@@ -304,7 +304,7 @@ def required_certificate(run: Path) -> Evidence:
     certificate = read_certificate(run)
     if certificate is None and _was_promised(run):
         raise DiscontinuedError(
-            f"the promise about '{run}' was recorded by an earlier version: it cannot be tested again"
+            f"the promise of '{run}' was recorded by an earlier version: it cannot be tested again"
         )
     if certificate is None:
         raise SoraError(

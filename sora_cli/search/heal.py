@@ -218,7 +218,8 @@ def tested_runs(
         from sora_cli.search.search import Outcome, Scored, sizes_tested
         from sora_cli.search.statistics import statistic_of
 
-    size, encoded, full = from_first_process(score_adapter(directory, recipe, rows))
+    size, encoded, full = score_adapter(directory, recipe, rows)
+    size, full = from_first_process((size, full))
     say_notes(encoded.notes())
     bound, promise = method_told(full, promise, tell)
 

@@ -27,7 +27,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.experiments.path.record import read_path
 from sora_cli.experiments.sweep import engine, loop
 from sora_cli.report import read_report
-from sora_cli.run import prepare, results
+from sora_cli.run import results
 from sora_cli.search import sizes
 from sora_cli.search.evidence import read_certificate
 from tests import blank, warm
@@ -421,10 +421,10 @@ def test_other_methods(
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["heal", "sizes"])
 def test_healing_does_with_files_what_training_does(cases: Cases, name: str) -> None:
-    """But for the run of the chosen size, which is copied."""
+    """But for the run of the chosen size, which is copied, and for its certificate."""
     kinds = cases(name).log.kinds
     own = {k for k in kinds if "sizes" not in k[1] and ".adapter.partial/" not in k[1]}
-    assert own <= cases("train").log.kinds
+    assert own <= cases("train").log.kinds | cases("auto").log.kinds
 
 
 @pytest.mark.long
@@ -460,7 +460,7 @@ def test_starting_over_goes_on(cases: Cases, name: str, monkeypatch: pytest.Monk
         raise SoraError("it would train now")
 
     case = cases(name)
-    monkeypatch.setattr(prepare, "prepare", stop)
+    monkeypatch.setattr(prologue, "prepare", stop)
     root, words = case.log.root, [*case.words, "--force"]
     build(root, case.log.states[-1])
     with recorded(root) as log:

@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from sora_cli.core.exit_codes import NO_VERDICT, OK
+from sora_cli.search.evidence import read_certificate
 from tests.helpers_runs import files_of
 from tests.machine.place import EXACT, Tensors, adapter_in, apart, stored_update
 from tests.machine.runs import Runs
@@ -67,13 +68,15 @@ class Steps(Runs):
 
     def _check_drop(self, thing: Thing, small: Thing, code: int) -> None:
         """The drop that the promise is about is that of the two adapters' answers."""
-        entry = json.loads((self._at(small.name) / "sora.json").read_text())["lineage"][-1]
-        assert (code == OK) == entry["certified"]
+        found = read_certificate(self._at(small.name))
+        assert found is not None
+        assert (code == OK) == found.certified
         drop = self._accuracy(thing) - self._accuracy(small)
-        assert entry["drop"] == pytest.approx(drop, abs=self._near(thing, small))
-        if entry["bound"] is not None:
-            assert entry["drop"] <= entry["bound"]
-            assert not entry["certified"] or entry["bound"] <= entry["max_drop"]
+        test = None if found.written is None else found.written.test
+        told = 0.0 if test is None else test.drop
+        assert told == pytest.approx(drop, abs=self._near(thing, small))
+        assert test is None or not test.upper < test.drop
+        assert test is None or not found.certified or test.upper <= found.promise.max_drop
 
     def _adapter(self, thing: Thing) -> None:
         """Remember an adapter's directory, after its files were found to be complete."""

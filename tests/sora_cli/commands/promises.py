@@ -281,8 +281,10 @@ def same_end(one: Path, other: Path) -> None:
     for place in sorted(one.rglob("adapter")):
         name = place.relative_to(one)
         assert files_of(place) == files_of(other / name), name
-    first, second = (json.loads((place / "certificate.json").read_text()) for place in (one, other))
-    assert first == second
+    told = [json.loads((place / "certificate.json").read_text()) for place in (one, other)]
+    for found in told:  # all but the name of the output
+        found["recipe"] = found["recipe"] and {**found["recipe"], "output": None}
+    assert told[0] == told[1]
     first, second = read_report(one), read_report(other)
     assert first is not None
     assert second is not None

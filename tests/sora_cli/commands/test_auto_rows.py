@@ -210,7 +210,7 @@ def test_it_is_not_continued_on_other_rows(
     error = error_of(capsys, *command)
     assert f"the screening rows are not the same as when the run in '{out}' started" in error[0]
     assert error[1:] == [
-        "25 unlabelled rows then, 7 unlabelled rows now",
+        "25 rows of unlabelled then, 7 rows of unlabelled now",
         "restore them, or train elsewhere: output.dir=DIR",
     ]
     assert read_auto(out) == record
