@@ -27,7 +27,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.experiments.path.record import read_path
 from sora_cli.experiments.sweep import engine, loop
 from sora_cli.report import read_report
-from sora_cli.run import results
+from sora_cli.run import prologue, results
 from sora_cli.search import sizes
 from sora_cli.search.evidence import read_certificate
 from tests import blank, warm
