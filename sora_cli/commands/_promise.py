@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.console import emit, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.table import emit_table
@@ -63,31 +62,6 @@ def _from_files(options: PromiseOptions, place: Path) -> tuple[LoadedRecipe, Pro
         error.renamed("--task ", _FAMILY)
         raise
     return loaded, options.of(loaded.recipe)
-
-
-def lineage_of(evidence: Evidence) -> dict[str, Any]:
-    """Return what an adapter's lineage says of its certificate, beside the promise's number."""
-    from sora_cli.search.choosing import recipe_digest
-
-    return {
-        "given": evidence.promise.given,
-        "certified": evidence.certified,
-        "recipe_digest": recipe_digest(evidence.recipe or {}),
-    }
-
-
-def certified_by(evidence: Evidence, folder: Path) -> Sequence[str]:
-    """Write the certificate of the adapter in a folder, and return its lines for the card."""
-    from sora_cli.adapter.digest import result_digest
-    from sora_cli.model.files import CERTIFICATE
-    from sora_cli.search.evidence import conclude
-
-    if evidence.written is not None:
-        evidence.written.digest = result_digest(folder)
-    evidence.adapter = result_digest(folder) or ""
-    conclude(evidence)
-    write_text_atomic(folder / CERTIFICATE, evidence.text())
-    return evidence.lines()
 
 
 def show_evidence(evidence: Evidence) -> None:

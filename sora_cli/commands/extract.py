@@ -16,12 +16,7 @@ from sora_cli.adapter.losses import loss_table, module_facts, shown_error
 from sora_cli.adapter.places import adapter_folder, baseline_folder, check_adapter_place
 from sora_cli.commands import completion, options
 from sora_cli.commands._flags import Asked, Budget, spliced
-from sora_cli.commands._promise import (
-    certified_by,
-    lineage_of,
-    load_promise,
-    show_evidence,
-)
+from sora_cli.commands._promise import load_promise, show_evidence
 from sora_cli.core.checks import STORED, check_choice, check_requires
 from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
@@ -119,8 +114,8 @@ def extract(
             place = Path(resolve_model_path(source))
             evidence = search.evidence("extract", place, recipe_facts)
             layers, _ = cut_to(layers, search.written(evidence.chosen))
-            rule = {**evidence.promise.rule, **lineage_of(evidence)}
-        certify = None if evidence is None else partial(certified_by, evidence)
+            rule = {**evidence.promise.rule, **evidence.lineage()}
+        certify = None if evidence is None else evidence.certify
         done = extraction.write(output, layers, rule, dtype=dtype, force=force, certify=certify)
     say_notes(done.notes)
     emit(json.dumps(_facts(done, rule, evidence), indent=2)) if as_json else _show(done)

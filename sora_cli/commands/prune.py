@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable, Mapping
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,12 +15,7 @@ from sora_cli.adapter.losses import loss_table
 from sora_cli.adapter.places import ADAPTER, check_adapter_place, locate_adapter, with_base
 from sora_cli.commands import completion, options
 from sora_cli.commands._flags import Asked, Budget, spliced
-from sora_cli.commands._promise import (
-    certified_by,
-    lineage_of,
-    load_promise,
-    show_evidence,
-)
+from sora_cli.commands._promise import load_promise, show_evidence
 from sora_cli.commands._training import train_loaded
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.atomic import tidy, write_text_atomic
@@ -44,12 +37,11 @@ from sora_cli.search.promise import Promise, PromiseOptions
 if TYPE_CHECKING:
     from sora_cli.adapter.directory import Adapter
     from sora_cli.adapter.pruning import Layers, Loss
-    from sora_cli.adapter.reading import AdapterFile
     from sora_cli.adapter.rounding import Rounding
     from sora_cli.recipe.load import LoadedRecipe
     from sora_cli.recipe.recipe import Recipe
-    from sora_cli.search.cut import Cut
     from sora_cli.search.evidence import Evidence
+    from sora_cli.search.shrink import Shrunk
 
 _ELSEWHERE = "choose another place: -o OUT"
 
@@ -145,60 +137,25 @@ def _prune(
     check_apart(output, *with_base(read))
     check_adapter_place(output, force=force)
     with uncollected():
-        from sora_cli.adapter.companions import copy_processor
-        from sora_cli.adapter.directory import check_low_rank, lazy_adapter, write_adapter
-        from sora_cli.adapter.pruning import check_experts, grouped_losses
         from sora_cli.adapter.reading import open_adapter
-        from sora_cli.adapter.rounding import Rounding
+        from sora_cli.search.shrink import shrink
 
     keep_freed_memory()
+    search = None
+    if asked is not None and measured is not None:
+        search = partial(_search, asked, read, *measured)
     with open_adapter(directory) as file:
-        check_low_rank(file, rows=True)
-        adapter, size_before = lazy_adapter(file), _file_size(file.directory)
-        check_experts(adapter.experts, keep, promise=asked is not None)
-        rounding = None if bits is None else Rounding.of(file, bits, head=head)
-        search = evidence = None
-        if asked is not None and measured is not None:
-            search, evidence = _search(adapter, asked, read, *measured, rounding)
-        layers, losses = _pruned(file, adapter, keep, search, evidence)
-        errors: dict[str, float] = {}
-        if rounding is not None:
-            layers, losses, errors, survival = rounding.applied(adapter.layers, layers, losses)
-            if evidence is None:  # else the search has tested what is stored
-                say_notes(rounding.check(survival), "warning")
-        total = reduce(lambda a, b: a + b, losses.values())
-        kept = sum(loss.after * sum(file.shapes[path]) for path, loss in losses.items())
-        rule = keep.given() if evidence is None else evidence.promise.rule
-        entry = _entry(rule, total, file.parameters, kept)
-        entry |= {} if rounding is None else rounding.facts()
-        if evidence is not None:
-            entry |= lineage_of(evidence)
-        update = {
-            "lineage": (*file.meta.lineage, entry),
-            "ranks_start": {**file.components(), **file.meta.ranks_start},
-            "rounding_errors": errors or file.meta.rounding_errors,  # dropped if it leaves the grid
-        }
-        meta = file.meta.model_copy(update=update)
-        small = dataclasses.replace(adapter, layers=layers, meta=meta)
-        if rounding is not None:
-            small = dataclasses.replace(small, head=rounding.head.tensors)
-        dtype = "float32" if rounding is not None else _dtype(file, lossy=total.dropped > 0)
-        beside = partial(copy_processor, file.directory)
-        certify = None if evidence is None else partial(certified_by, evidence)
-        write_adapter(output, small, dtype=dtype, force=force, beside=beside, certify=certify)
-        say_notes(file.notes)
-        if file.meta.bits is not None and total.dropped > 0:
-            say_notes(
-                [f"the cut leaves the grid of {file.meta.bits} bits: the output is not rounded"]
-            )
-        _show(grouped_losses(losses, file.forms), total, file, kept, rounds_head=head)
-        emit(_described(rule if evidence is None else dict.fromkeys(rule, evidence.promise.given)))
-        if rounding is not None:
-            emit("\n".join(rounding.lines(losses, errors, file.shapes)))
+        size_before = _file_size(file.directory)
+        small = shrink(file, keep, bits, head=head, search=search)
+        if small.warnings:
+            say_notes(small.warnings, "warning")
+        small.write(output, force=force)
+        _show(small)
+    evidence = small.evidence
     if evidence is not None:
         show_evidence(evidence)
     say(f"wrote {output}: {_file_size(output)}, was {size_before}")
-    if bits is not None and total.after:  # else there is nothing to pack
+    if bits is not None and small.total.after:  # else there is nothing to pack
         say(f"to pack it: sora export {quote(str(output))} -o {quote(f'{output}.safetensors')} "
             "--format packed")  # fmt: skip
     return OK if evidence is None or evidence.certified else NO_VERDICT
@@ -269,70 +226,42 @@ def _check_sizes(output: Path, recipe: Recipe, *, force: bool, resume: bool) -> 
     open_work(output, work, {}, force=force, resume=resume, elsewhere=_ELSEWHERE)
 
 
-def _dtype(file: AdapterFile, *, lossy: bool) -> str:
-    """Return the dtype of the copy: as stored, but float32 if a lossless copy would be rounded."""
-    if file.dtype in {"float32", "float64"}:
-        return "float32"
-    # the scaling is folded into the factors; multiplying by a power of two changes no digit
-    exact = file.config.is_plain and all(
-        math.frexp(file.config.scaling(path))[0] == 0.5 for path in file.paths
-    )
-    return file.dtype if lossy or exact else "float32"
-
-
 def _search(
-    adapter: Adapter,
     asked: PromiseOptions,
     place: Path,
     loaded: LoadedRecipe,
     promise: Promise,
+    adapter: Adapter,
     rounding: Rounding | None,
-) -> tuple[Cut, Evidence]:
+) -> tuple[Layers, dict[str, Loss], Evidence]:
     with importing():
         from sora_cli.search.choosing import choosing_rows, recipe_of
-        from sora_cli.search.cut import smallest_cut
+        from sora_cli.search.cut import cut_to, smallest_cut
 
     rows, promise = choosing_rows(asked, loaded, promise, place)
     found = smallest_cut(adapter, loaded.recipe, rows, promise, say, rounding=rounding)
-    return found, found.evidence("prune", place, recipe_of(asked, loaded, promise))
+    evidence = found.evidence("prune", place, recipe_of(asked, loaded, promise))
+    return *cut_to(adapter.layers, found.written(evidence.chosen)), evidence
 
 
-def _pruned(
-    file: AdapterFile, adapter: Adapter, keep: Keep, search: Cut | None, evidence: Evidence | None
-) -> tuple[Layers, dict[str, Loss]]:
-    from sora_cli.adapter.pruning import check_left, prune_layers
+def _show(small: Shrunk) -> None:
+    from sora_cli.adapter.pruning import grouped_losses
 
-    if search is not None and evidence is not None:
-        from sora_cli.search.cut import cut_to
-
-        return cut_to(adapter.layers, search.written(evidence.chosen))
-    modules = len({*file.meta.ranks, *file.paths})
-    layers, losses = prune_layers(adapter.layers, keep, modules=modules)
-    left = ((loss.after, loss.squared) for loss in losses.values())
-    check_left(keep, left, map(sum, file.shapes.values()))
-    return layers, losses
-
-
-def _entry(rule: Mapping[str, float], total: Loss, before: int, after: int) -> dict[str, Any]:
-    """Return the entry of this command for the adapter's lineage."""
-    return {
-        "command": "prune",
-        **rule,
-        "components": [total.before, total.after],
-        "parameters": [before, after],
-        "relative_error": total.relative_error,
-    }
-
-
-def _show(
-    losses: Mapping[str, Loss], total: Loss, file: AdapterFile, kept: int, *, rounds_head: bool
-) -> None:
-    emit_table(loss_table(losses, total, error=_error))
-    head, kind = file.head_parameters, "a rounded" if rounds_head else "an unchanged"
-    emit(f"parameters: {count(file.parameters)} -> {count(kept)}"
+    file, total, rounding = small.file, small.total, small.rounding
+    say_notes(small.notes)
+    emit_table(loss_table(grouped_losses(small.losses, file.forms), total, error=_error))
+    rounded = rounding is not None and rounding.head.error is not None
+    head, kind = file.head_parameters, "a rounded" if rounded else "an unchanged"
+    emit(f"parameters: {count(file.parameters)} -> {count(small.parameters)}"
          + (f", and {kind} head of {count(head)}" if head else ""))  # fmt: skip
     if total.dropped == 0:
         emit("nothing was lost: only components that are exactly zero were removed")
+    given: Mapping[str, float | str] = small.rule
+    if small.evidence is not None:
+        given = dict.fromkeys(given, small.evidence.promise.given)
+    emit(_described(given))
+    if rounding is not None:
+        emit("\n".join(rounding.lines(small.losses, small.errors, file.shapes)))
 
 
 def _described(rule: Mapping[str, float | str]) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,11 +98,6 @@ def block_of(options: PromiseOptions) -> dict[str, Any]:
     asked = {name: getattr(options, name) for name in names}
     unlabelled = None if options.unlabelled is None else str(options.unlabelled)
     return AutoBlock(**asked, unlabelled=unlabelled).model_dump(mode="json")
-
-
-def recipe_digest(recipe: Mapping[str, Any]) -> str:
-    """Return the digest by which an adapter's lineage knows the recipe of its certificate."""
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
 
 def _training_rows(place: Path, columns: Sequence[str]) -> list[TestRows]:

@@ -11,12 +11,15 @@ shown. No torch here.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.errors import DiscontinuedError, SoraError
 from sora_cli.core.json_text import readable_json
 from sora_cli.core.records import read_record
@@ -218,10 +221,34 @@ class Evidence(BaseModel):
         """Return the text of the file."""
         return readable_json(json.loads(self.model_dump_json()))  # NaN becomes null
 
+    def lineage(self) -> dict[str, Any]:
+        """Return what an adapter's lineage says of its certificate, beside the promise's number."""
+        return {
+            "given": self.promise.given,
+            "certified": self.certified,
+            "recipe_digest": recipe_digest(self.recipe or {}),
+        }
+
+    def certify(self, folder: Path) -> list[str]:
+        """Write the certificate of the adapter in a folder, and return its lines for the card."""
+        from sora_cli.adapter.digest import result_digest  # heavier than reading
+
+        self.adapter = result_digest(folder) or ""
+        if self.written is not None:
+            self.written.digest = self.adapter
+        conclude(self)
+        write_text_atomic(folder / FILE_NAME, self.text())
+        return self.lines()
+
     def lines(self) -> list[str]:
         """Return lines for the model card: the status, the promise, its scope and the saving."""
         status = f"{self.status.capitalize()}: {self.statement}."
         return [status, "", f"That is about {self.scope}. Saved: {self.saved}."]
+
+
+def recipe_digest(recipe: Mapping[str, Any]) -> str:
+    """Return the digest by which an adapter's lineage knows the recipe of its certificate."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
 
 def conclude(evidence: Evidence) -> None:

@@ -20,12 +20,13 @@ from sora_cli.model.files import SORA_FILE
 from sora_cli.recipe.load import load_stored
 from sora_cli.report import FILE_NAME as REPORT
 from sora_cli.report import read_report
-from sora_cli.search.choosing import block_of, choosing_rows, recipe_digest
+from sora_cli.search.choosing import block_of, choosing_rows
 from sora_cli.search.cut import score_adapter, smallest_cut
 from sora_cli.search.evidence import (
     FILE_NAME,
     SIZES,
     Evidence,
+    recipe_digest,
 )
 from sora_cli.search.heal import healing_budgets, tested_runs
 from sora_cli.search.promise import Promise, options_of, promise_of
