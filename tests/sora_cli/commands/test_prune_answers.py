@@ -183,9 +183,11 @@ def test_a_column_with_another_name_is_named_in_the_hint(
 def test_what_is_no_promise(
     classifier: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     words: list[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # a message names files that lie near
     texts = str(classifier.parent / "texts.jsonl")
     given = [texts if word == "T" else word for word in words]
     refused(capsys, "prune", classifier, "-o", tmp_path / "out", *given)
