@@ -1,4 +1,4 @@
-"""One thread a test process (pytest runs one per core), no network, nothing left in the home."""
+"""One thread a test process (pytest runs three at once), no network, nothing left in the home."""
 
 from __future__ import annotations
 
