@@ -280,9 +280,11 @@ def _chosen(evidence: Evidence) -> int | None:
     If none passed: of `sora auto`, the largest; else the last before the first with a drop above
     the promise, which may be the reference.
     """
+    if evidence.command == "auto":
+        return choose(evidence.candidates)
     place = last_passed(map(_passed, evidence.candidates))
-    if place is not None or evidence.command == "auto":
-        return place or 0
+    if place is not None:
+        return place
     drops = [None if size.test is None else size.test.drop for size in evidence.candidates]
     most = evidence.promise.max_drop
     bad = (i for i, drop in enumerate(drops) if drop is None or not drop <= most)

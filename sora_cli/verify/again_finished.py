@@ -63,10 +63,10 @@ class FinishedAgain:
 
     def again(self, certificate: Evidence) -> Again:
         """Search again, and score the written adapter beside what was found."""
-        if result_digest(locate_adapter(self.run)) != certificate.adapter:
-            return Again(
-                differs=[f"{locate_adapter(self.run)} is not the adapter of the certificate"]
-            )
+        place = locate_adapter(self.run)
+        digest = result_digest(place)
+        if digest != certificate.adapter:
+            return Again(differs=[f"{place} is not the adapter of the certificate"])
         if not self._same_recipe(certificate):
             return Again(
                 differs=[f"the recipe in {self.run / FILE_NAME} is not the one that was used"]
@@ -74,7 +74,6 @@ class FinishedAgain:
         recipe = self.loaded.recipe
         assert recipe.auto is not None
         promise, asked = promise_of(recipe), options_of(recipe.auto)
-        place = locate_adapter(self.run)
         with if_moved("data.files.train=FILE, data.path=DIR, or auto.unlabelled=FILE"):
             rows, promise = choosing_rows(asked, self.loaded, promise, self.reference)
         outcome = self._searched(rows, promise, place)
@@ -86,8 +85,8 @@ class FinishedAgain:
             found.named = healing_budgets(self.reference)
         written = evidence.written
         if written is not None and written.digest is None:
-            written.digest = result_digest(place)
-        evidence.adapter = result_digest(place) or ""
+            written.digest = digest
+        evidence.adapter = digest or ""
         found.evidence = Evidence.model_validate(evidence.model_dump())
         found.differs += self._unlike_written(place, rows, evidence, outcome)
         return found
