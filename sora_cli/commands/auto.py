@@ -199,8 +199,8 @@ def _show_plan(plan: AutoPlan, preview: int | None) -> None:
     from sora_cli.run.dry_run import dry_run, emit_section
 
     with importing():
+        from sora_cli.experiments.auto.maker import parts_of_search
         from sora_cli.experiments.auto.rows import planned_rows
-        from sora_cli.experiments.auto.searching import parts_of_search
         from sora_cli.search.rows import method_by
     plan, rows, notes = planned_rows(plan)
     say_notes(notes)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,8 +41,9 @@ from sora_cli.search.statistic import BoundMethod
 from sora_cli.search.statistics import statistic_of
 from sora_cli.search.test_rows import EncodedRows, TestRows
 from sora_cli.search.words import promise_lines
+from sora_cli.tasks.base import Task
 from sora_cli.tasks.row_scores import RowScores
-from sora_cli.train.trainer import build_scorer
+from sora_cli.train.trainer import AdapterTrainer, build_scorer
 
 Layers = Mapping[str, LowRankFactors]
 Ranks = Mapping[str, int]
@@ -216,16 +218,32 @@ class Scores:
         return self.of(rounding.layers(factors))
 
 
+@contextmanager
+def loaded_to_score(
+    place: Path, recipe: Recipe, task: Task, *, serve: str | None = None, on: str | None = None
+) -> Iterator[tuple[Size, Base, AdapterTrainer]]:
+    """Load an adapter; yield its size, the model with it, and what scores that model.
+
+    Args:
+        serve: server of the adapter; None: parameters count.
+        on: the base model named by the user, which must hold the same weights.
+    """
+    adapter = read_adapter(place)
+    live = {path: int(f.live_components().sum()) for path, f in adapter.layers.items()}
+    size = size_of(live, costs_of(adapter.layers), serve)
+    base, _ = load_adapted(adapter, recipe, task, on=on, strict=True)
+    with tempfile.TemporaryDirectory() as scratch:  # a trainer makes its directory
+        yield size, base, build_scorer(recipe, task, base, Path(scratch))
+
+
 def score_adapter(
     place: Path, recipe: Recipe, rows: TestRows
 ) -> tuple[Size, EncodedRows, RowScores]:
     """Return an adapter's size, the rows encoded for it, and its scores."""
-    adapter = read_adapter(place)
-    cost = costs_of(adapter.layers)
-    live = {path: int(f.live_components().sum()) for path, f in adapter.layers.items()}
-    with tempfile.TemporaryDirectory() as scratch:
-        scores = Scores(adapter, recipe, rows, Path(scratch))
-        return size_of(live, cost, None), scores.rows, scores.own()
+    with loaded_to_score(place, recipe, rows.task) as (size, base, trainer):
+        with recipe.placing():
+            encoded = rows.distinct_on(base)
+        return size, encoded, encoded.scores(trainer)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from methods.keep import Keep
 from methods.registry import plain_method
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 HealingRun = tuple[LoadedRecipe, list[str]]
 """A recipe, and the arguments of the `sora train` command that trains it."""
+Planned = TypeVar("Planned")
 _WARMUP = 0.1  # of the steps: AdamW's second moments are empty at first
 _USUAL_RANK = 8  # if the adapter does not record the rank it began with
 # test rows must not choose a checkpoint: the test would be of the best of many
@@ -199,8 +200,8 @@ def smallest_healed(
 
 def tested_runs(
     directory: Path,
-    runs: Sequence[HealingRun],
-    made: Callable[[HealingRun], Path],
+    sizes: Sequence[Planned],
+    made: Callable[[Planned], Path | None],
     rows: TestRows,
     promise: Promise,
     tell: Tell,
@@ -210,7 +211,8 @@ def tested_runs(
     """Test sizes that are runs, from the largest to the smallest, until one fails.
 
     Args:
-        made: makes a size, or finds it; returns the run's directory.
+        sizes: from the largest to the smallest.
+        made: makes a size, or finds it; returns the run's directory, or None: it is not there.
         recipe: recipe that scores them.
     """
     with importing():
@@ -223,8 +225,10 @@ def tested_runs(
     say_notes(encoded.notes())
     bound, promise = method_told(full, promise, tell)
 
-    def scored(run: HealingRun) -> Scored:
-        place = made(run)
+    def scored(planned: Planned) -> Scored | None:
+        place = made(planned)
+        if place is None:
+            return None
         small, _, scores = score_adapter(place, recipe, rows)
         report = read_report(place)
         facts = {
@@ -235,7 +239,7 @@ def tested_runs(
         }
         return Candidate(**small.model_dump(), **facts, test=None), scores
 
-    candidates, bound = sizes_tested(full, runs, scored, promise, bound, further=False)
+    candidates, bound = sizes_tested(full, sizes, scored, promise, bound, further=False)
     score = statistic_of(full).score(full, full)
     about = Reference(
         **size.model_dump(), name=UNCUT, within=True, directory="", digest="", test=score

@@ -34,7 +34,7 @@ Made = TypeVar("Made")
 
 def in_fixed_order(
     sizes: Iterable[Size],
-    make: Callable[[Size], Made],
+    make: Callable[[Size], Made | None],
     test: Callable[[Made], Bound | None],
     max_drop: float,
 ) -> Iterator[tuple[Made, Bound | None]]:
@@ -44,13 +44,16 @@ def in_fixed_order(
 
     Args:
         sizes: from largest to smallest; their choice must not depend on the test rows.
-        make: makes a size; not called after the first failure.
+        make: makes a size; not called after the first failure. None: it is not there, which ends
+            the testing, too.
         test: tests a size's drop on the test rows; None: no test is possible.
         max_drop: the promise, in the metric's unit.
     """
     for size in sizes:
         # a yield comes before the check for failure, so that the failed size is recorded, too
         made = from_first_process(make(size))
+        if made is None:
+            return
         result = from_first_process(test(made))
         result = None if result is None else result.judged(max_drop)
         yield made, result
@@ -105,7 +108,7 @@ class Outcome:
 def sizes_tested(
     full: RowScores,
     sizes: Sequence[Size],
-    make: Callable[[Size], Scored],
+    make: Callable[[Size], Scored | None],
     promise: Promise,
     bound: BoundMethod,
     *,
@@ -116,7 +119,7 @@ def sizes_tested(
     Args:
         full: scores of the reference.
         sizes: from largest to smallest, fixed before a row is scored.
-        make: makes and scores a size.
+        make: makes and scores a size; None: it is not there, which ends the search.
         further: if no size passes, score smaller sizes without a test, as long as their drops are
             within the promise: the last of them is written, and is not certified.
     """
@@ -133,7 +136,10 @@ def sizes_tested(
     tests = [size.test for size in found if size.test is not None]
     if further and all(not test.kept and test.drop <= max_drop for test in tests):
         for planned in sizes[len(found) :]:
-            size, scores = make(planned)
+            looked_at = make(planned)
+            if looked_at is None:
+                break
+            size, scores = looked_at
             result = statistic.result(full, scores, None, refused=AFTERWARDS)
             found.append(size.model_copy(update={"test": result}))
             if not result.drop <= max_drop:

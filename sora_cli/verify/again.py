@@ -21,9 +21,7 @@ from sora_cli.data.source import MissingDataError
 from sora_cli.recipe.load import LoadedRecipe, load_stored
 from sora_cli.recipe.reading import CERTIFICATE, load_read
 from sora_cli.run.prepare import load_task
-from sora_cli.search.evidence import (
-    Evidence,
-)
+from sora_cli.search.evidence import Evidence
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.row_scores import RowScores
 
@@ -40,18 +38,17 @@ class Again:
 
     Attributes:
         evidence: as it follows from the files; None: they are other files, so nothing was scored.
-        scores: of the reference on the test rows, and on the reported splits.
+        scores: of the reference on the test rows.
+        reported: of the reference by reported split.
         named: `max_params` of the sizes to be tested, in this order; None: the maker orders them.
         differs: what is not as the certificate says, a sentence each.
-        rows: number of test rows.
     """
 
     evidence: Evidence | None = None
-    scores: Mapping[str, RowScores] = field(default_factory=dict)
+    scores: RowScores | None = None
     reported: Mapping[str, RowScores] = field(default_factory=dict)
     named: Sequence[int] | None = None
     differs: list[str] = field(default_factory=list)
-    rows: int = 0
 
 
 def loaded_again(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from methods.keep import Keep
@@ -17,17 +16,10 @@ from sora_cli.adapter.rounding import Rounding
 from sora_cli.core.errors import SoraError
 from sora_cli.merge.extract import prepare_extract
 from sora_cli.model.files import SORA_FILE
-from sora_cli.recipe.load import load_stored
-from sora_cli.report import FILE_NAME as REPORT
 from sora_cli.report import read_report
 from sora_cli.search.choosing import block_of, choosing_rows
 from sora_cli.search.cut import score_adapter, smallest_cut
-from sora_cli.search.evidence import (
-    FILE_NAME,
-    SIZES,
-    Evidence,
-    recipe_digest,
-)
+from sora_cli.search.evidence import FILE_NAME, SIZES, Evidence, recipe_digest
 from sora_cli.search.heal import healing_budgets, tested_runs
 from sora_cli.search.promise import Promise, options_of, promise_of
 from sora_cli.search.search import Outcome
@@ -80,7 +72,7 @@ class FinishedAgain:
         recorded = certificate.recipe or {}
         evidence = outcome.evidence(self.command, self.reference, recorded)
         evidence.full.directory = certificate.full.directory
-        found = Again(scores={"": outcome.scores}, rows=len(outcome.scores))
+        found = Again(scores=outcome.scores)
         if self.command == "heal":
             found.named = healing_budgets(self.reference)
         written = evidence.written
@@ -137,22 +129,12 @@ class FinishedAgain:
                 return smallest_cut(adapter, recipe, rows, promise, _quiet, against=source)
 
     def _healed(self, rows: TestRows, promise: Promise) -> Outcome:
-        runs = []
-        for budget in healing_budgets(self.reference):
+        def stored(budget: int) -> Path | None:
             place = self.run / SIZES / str(budget)
-            report = read_report(place)
-            if report is None:
-                break
-            loaded = load_stored(report.recipe, place / REPORT, report.name)
-            output = loaded.recipe.output.model_copy(update={"dir": str(place)})
-            loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"output": output}))
-            runs.append((loaded, list[str]()))
-        if not runs:
-            raise NotAgainError(f"{self.run / SIZES} holds no run of a size")
-        return tested_runs(
-            self.reference, runs, lambda run: run[0].output_dir, rows, promise, _quiet,
-            recipe=self.loaded.recipe,
-        )  # fmt: skip
+            return None if read_report(place) is None else place
+
+        sizes, recipe = healing_budgets(self.reference), self.loaded.recipe
+        return tested_runs(self.reference, sizes, stored, rows, promise, _quiet, recipe=recipe)
 
     def _unlike_written(
         self, place: Path, rows: TestRows, evidence: Evidence, outcome: Outcome

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from methods.budgets import costs_of
 from methods.registry import size_keys
 from sora_cli.adapter.digest import deciding, differing_facts, result_digest
-from sora_cli.adapter.directory import read_adapter
 from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.adapter.places import ADAPTER
 from sora_cli.core.errors import SoraError
@@ -22,26 +20,22 @@ from sora_cli.report import FILE_NAME as REPORT
 from sora_cli.report import RunReport, read_report
 from sora_cli.run.encode import encode
 from sora_cli.run.results import task_meta
-from sora_cli.run.stored import load_adapted
-from sora_cli.search.evidence import (
-    Candidate,
-    Evidence,
-    Measured,
-    Reference,
-    directory_of,
-)
-from sora_cli.search.promise import promise_of
+from sora_cli.search.auto_search import AutoSearch, Made, Maker
+from sora_cli.search.cut import loaded_to_score
+from sora_cli.search.evidence import Candidate, Evidence, Reference, Screened, directory_of
+from sora_cli.search.promise import Promise, promise_of
 from sora_cli.search.record import FILE_NAME as RECORD
 from sora_cli.search.record import read_auto
 from sora_cli.search.row_set import SCREENING, TEST, RowSet
 from sora_cli.search.rows import deciding_parts, deciding_rows, method_on, row_sets
 from sora_cli.search.size import Size, size_of
-from sora_cli.search.statistics import drop_bound, statistic_of
+from sora_cli.search.statistic import BoundMethod
+from sora_cli.search.statistics import statistic_of
 from sora_cli.search.test_rows import EncodedRows
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.row_scores import RowScores
-from sora_cli.train.trainer import build_scorer
 from sora_cli.verify.again import Again, if_moved, loaded_again, rows_again
+from sora_cli.verify.tolerances import close
 
 
 class SearchAgain:
@@ -74,155 +68,147 @@ class SearchAgain:
         return rows
 
     def again(self, certificate: Evidence) -> Again:
-        """Score all adapters, if they and the rows are those of the certificate."""
+        """Search again, if the adapters and the rows are those of the certificate."""
         found = Again(named=[size.max_params for size in self.record.named()])
-        sets = row_sets(self.rows, self.held)
-        found.differs += _changed_rows(certificate.rows, sets)
+        found.differs += self._other_files(certificate)
+        if found.differs:
+            return found
+        maker, asked, block = StoredRuns(self), promise_of(self.recipe), self.recipe.auto
+        assert block is not None
+        full = maker.scores_at_full_rank()
+        unmade: dict[str, Any] = {"full": None, "screened": [], "candidates": [], "stopped": False}
+        record = self.record.model_copy(update={**unmade, "rows": maker.sets})
+        search = AutoSearch(
+            maker, record, asked, method_on(full, len(full), asked), len(full),
+            {"training": self.recipe.training.seed, "rows": block.seed},
+        )  # fmt: skip
+        for _ in search.run():
+            pass
+        if not record.candidates:
+            found.differs.append(f"{self.run / directory_of(0)} is missing: no size was trained")
+            return found
+        written = maker.read(".", test=False, reported=True).reported
+        reported = {split: scores.value for split, scores in written.items()}
+        found.evidence = search.certificate(reported, self.report.base)
+        found.scores, found.reported = full, maker.reported
+        found.differs += self._unlike_report(certificate)
+        return found
+
+    def _other_files(self, certificate: Evidence) -> Iterator[str]:
+        """Yield which rows, adapters and reports are not those of a certificate."""
+        yield from _changed_rows(certificate.rows, row_sets(self.rows, self.held))
         known = {ADAPTER: certificate.adapter, f"{directory_of(None)}/{ADAPTER}":
                  certificate.full.digest}  # fmt: skip
         for number, size in enumerate(certificate.candidates):
             known[f"{directory_of(number)}/{ADAPTER}"] = size.digest or ""
         for folder, digest in known.items():
-            found.differs += _changed(self.run / folder, digest, self.task)
-        runs = [self.run / directory_of(number) for number in (None, *self._trained())]
-        reports = [read_report(run) for run in runs]
-        for place, report in zip(runs, reports, strict=True):
+            yield from _changed(self.run / folder, digest, self.task)
+        for number in (None, *range(len(certificate.candidates))):
+            place = self.run / directory_of(number)
+            report = read_report(place)
             if report is None or report.steps is None or not _starts(report):
-                found.differs.append(f"{place / REPORT} is missing, or describes no training")
-        if not found.differs:
-            self._score(found, certificate, [report for report in reports if report is not None])
-        return found
+                yield f"{place / REPORT} is missing, or describes no training"
 
-    def _trained(self) -> Iterator[int]:
-        """Yield the numbers of the sizes whose runs are there."""
-        number = 0
-        while (self.run / directory_of(number)).is_dir():
-            yield number
-            number += 1
-
-    def _score(self, found: Again, certificate: Evidence, reports: Sequence[RunReport]) -> None:
-        scorer = _Scorer(self)
-        whole = scorer.scored(directory_of(None), reported=True)
-        full, block = whole.test, self.recipe.auto
-        assert block is not None
-        asked = promise_of(self.recipe)
-        bound = method_on(full, len(full), asked)
-        promise, statistic = asked.settled(bound, len(full)), statistic_of(full)
-        named = self.record.named()
-        if bound.smallest_drop is None and named:
-            bound = bound.model_copy(update={"smallest_drop": named[0].certifiable})
-        metric = promise.metric
-        full_report, starts = reports[0], [_left_at(report) for report in reports[1:]]
-        reference = Reference(
-            **_full_size(full_report, promise.serve).model_dump(),
-            directory=directory_of(None),
-            digest=result_digest(self.run / directory_of(None) / ADAPTER) or "",
-            test=statistic.score(full, full),
-            r_max=max(_starts(full_report)),
-            steps=full_report.steps,
-            cut_at=starts[0] if starts else None,
-            reported={split: scores.value for split, scores in whole.reported.items()},
-        )
-        candidates = []
-        for number, (report, left) in enumerate(zip(reports[1:], starts, strict=True)):
-            is_written = number == certificate.chosen
-            small = scorer.scored(directory_of(number), reported=is_written)
-            test = None
-            if bound.may_pass(promise.max_drop):
-                test = drop_bound(full, small.test, promise.confidence, seed=block.seed)
-            reported = {
-                split: Measured(
-                    score=scores.value,
-                    drop=promise.drop(whole.reported[split].value, scores.value),
-                )
-                for split, scores in small.reported.items()
-            }
-            candidates.append(
-                Candidate(
-                    **size_of(small.ranks, small.cost, promise.serve).model_dump(),
-                    max_params=_max_params(report),
-                    directory=directory_of(number),
-                    digest=result_digest(self.run / directory_of(number) / ADAPTER),
-                    heal_steps=(report.steps or 0) - left,
-                    test=test,
-                    reported=reported,
-                )
-            )
-            for split, value in small.reported.items():
-                stored = self.report.metrics.get(split, {}).get(metric, math.nan)
-                measured = certificate.candidates[number].reported.get(split)
-                if measured is not None and not math.isclose(measured.score, stored, abs_tol=1e-6):
-                    was = f"{measured.score:.6g} in the certificate"
-                    found.differs.append(f"{split}: {was}, {stored:.6g} in {REPORT}")
-                found.reported = {**found.reported, f"{directory_of(number)}, {split}": value}
-        if certificate.chosen is None or certificate.chosen >= len(candidates):
-            found.differs.append("the written size was not trained")
-            return
-        found.scores = {"": full}
-        found.reported = {
-            **found.reported,
-            **{f"full rank, {s}": v for s, v in whole.reported.items()},
-        }
-        found.rows = len(full)
-        found.evidence = Evidence(
-            promise=promise,
-            bound=bound,
-            full=reference,
-            screened=self.record.screened,
-            candidates=candidates,
-            rows=scorer.sets,
-            seeds={"training": self.recipe.training.seed, "rows": block.seed},
-            base=self.report.base,
-        )
+    def _unlike_report(self, certificate: Evidence) -> Iterator[str]:
+        """Yield the reported scores that are others in the report of the written adapter."""
+        written = certificate.written
+        for split, measured in () if written is None else written.reported.items():
+            stored = self.report.metrics.get(split, {}).get(certificate.promise.metric, math.nan)
+            if not close(measured.score, stored):
+                was = f"{measured.score:.6g} in the certificate"
+                yield f"{split}: {was}, {stored:.6g} in {REPORT}"
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """An adapter's ranks, the cost of a component of each layer, and its scores."""
+class Read:
+    """A stored adapter, scored on the test rows, on the reported splits, or on both."""
 
-    ranks: Mapping[str, int]
-    cost: Mapping[str, int]
-    test: RowScores
+    size: Size
+    test: RowScores | None
     reported: Mapping[str, RowScores]
 
 
-class _Scorer:
-    """Scores adapters on the rows of a search; those that test are found once.
+class StoredRuns(Maker):
+    """Reads what a search has trained, and scores it; the rows that test are found once.
 
     Attributes:
         sets: number and digest of the rows, once an adapter was scored.
+        reported: full rank's scores by reported split, once it was scored.
     """
 
     def __init__(self, search: SearchAgain) -> None:
-        self._search = search
+        self._search, self._serve = search, promise_of(search.recipe).serve
         self._test: EncodedRows | None = None
+        self._full: RowScores | None = None
         self.sets: dict[str, RowSet] = {}
+        self.reported: Mapping[str, RowScores] = {}
 
-    def scored(self, place: str, *, reported: bool) -> _Scored:
-        """Score the adapter of a run.
+    def full_rank(self) -> Reference:
+        """Return the stored run at full rank, scored."""
+        full, place = self.scores_at_full_rank(), self._search.run / directory_of(None)
+        report, first = self._report(None), self._report(0)
+        return Reference(
+            **_full_size(report, self._serve).model_dump(),
+            directory=directory_of(None),
+            digest=result_digest(place / ADAPTER) or "",
+            test=statistic_of(full).score(full, full),
+            r_max=max(_starts(report)),
+            steps=report.steps,
+            cut_at=_left_at(first),
+            reported={split: scores.value for split, scores in self.reported.items()},
+        )
+
+    def screened(self, promise: Promise, bound: BoundMethod) -> list[Screened]:
+        """Return the record's: their cuts are not kept."""
+        del promise, bound
+        return list(self._search.record.screened)
+
+    def size(self, number: int, named: Screened, *, scored: bool) -> Made | None:
+        """Return a stored size; None: it was not trained."""
+        del named  # the certificate has what was trained, and the plan is compared with it
+        place = self._search.run / directory_of(number)
+        if not place.is_dir():
+            return None
+        report, read = self._report(number), self.read(directory_of(number), test=scored)
+        made = Candidate(
+            **read.size.model_dump(),
+            max_params=_max_params(report),
+            directory=directory_of(number),
+            digest=result_digest(place / ADAPTER),
+            heal_steps=(report.steps or 0) - _left_at(report),
+            test=None,
+        )
+        return made, read.test
+
+    def scores_at_full_rank(self) -> RowScores:
+        """Return the scores of the stored run at full rank; the first time, on all splits."""
+        if self._full is None:
+            read = self.read(directory_of(None), reported=True)
+            assert read.test is not None
+            self._full, self.reported = read.test, read.reported
+        return self._full
+
+    def read(self, place: str, *, test: bool = True, reported: bool = False) -> Read:
+        """Return the size and the scores of a run's adapter.
 
         Args:
-            reported: on the reported splits, too.
+            place: of the run, inside the search's directory.
+            test, reported: the rows to score it on.
         """
-        search = self._search
-        recipe, task, rows = search.recipe, search.task, search.rows
-        adapter = read_adapter(search.run / place / ADAPTER)
-        base, _ = load_adapted(adapter, recipe, task, on=search.on, strict=True)
-        test = self._rows_on(base)
-        with tempfile.TemporaryDirectory() as scratch:
-            scorer = build_scorer(recipe, task, base, Path(scratch))
-            splits = rows.report.items() if reported else ()
-            return _Scored(
-                ranks={path: int(f.live_components().sum()) for path, f in adapter.layers.items()},
-                cost=costs_of(adapter.layers),
-                test=test.scores(scorer),
-                reported={
-                    name: scorer.row_scores(encode(task, base, part, rows.origin(part)))
-                    for name, part in splits
-                },
-            )
+        search, folder = self._search, self._search.run / place / ADAPTER
+        recipe, task, rows, on = search.recipe, search.task, search.rows, search.on
+        splits = rows.report.items() if reported else ()
+        with loaded_to_score(folder, recipe, task, serve=self._serve, on=on) as loaded:
+            size, base, trainer = loaded
+            tested = self._rows_on(base).scores(trainer) if test else None
+            own = {
+                name: trainer.row_scores(encode(task, base, part, rows.origin(part)))
+                for name, part in splits
+            }
+        return Read(size, tested, own)
 
     def _rows_on(self, base: Base) -> EncodedRows:
+        """Return the rows that test, encoded."""
         search = self._search
         if self._test is not None:
             return self._test.on(base)
@@ -231,6 +217,13 @@ class _Scorer:
         parts = deciding_parts(search.recipe, search.task, base, search.rows, train, search.held)
         self._test, self.sets = parts.test, parts.sets
         return parts.test
+
+    def _report(self, number: int | None) -> RunReport:
+        place = self._search.run / directory_of(number)
+        report = read_report(place)
+        if report is None:
+            raise SoraError(f"{place / REPORT} is missing: it says what was done")
+        return report
 
 
 def _starts(report: RunReport) -> list[int]:

@@ -1,13 +1,12 @@
 """Check a certificate again: compute its evidence from the files anew, and compare each field.
 
-Scores are compared with a tolerance (`scored`), since another machine rounds differently: if a
+Figures are compared with a tolerance (`tolerances`), since another machine rounds differently: if a
 verdict changes within the tolerance, the check cannot tell. Everything else must be equal.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -22,7 +21,6 @@ from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from sora_cli.search.evidence import (
     FILE_NAME,
     Evidence,
-    Measured,
     directory_of,
     failed,
     required_certificate,
@@ -30,11 +28,8 @@ from sora_cli.search.evidence import (
 from sora_cli.verify.again import Again
 from sora_cli.verify.again_finished import FinishedAgain
 from sora_cli.verify.again_search import SearchAgain
-from sora_cli.verify.scored import Compared, ScoresAgain, close
+from sora_cli.verify.tolerances import Compared, Comparison, close, compare, tolerated
 from sora_cli.verify.verdict import Verdict
-
-TOLERANCE = 0.005
-"""Share of the rows that may change their outcome on another machine; one row always may."""
 
 
 class Rechecked(BaseModel):
@@ -79,18 +74,19 @@ def recheck(
     certificate = required_certificate(run)
     document = json.loads((run / FILE_NAME).read_text(encoding="utf-8"))
     again = _compute_again(run, certificate, overrides, reference)
-    scored, differs, correct = ScoresAgain(TOLERANCE), again.differs, certificate
-    if again.evidence is not None:
-        correct = _agreed(certificate, again, again.evidence, scored)
-        differs += _out_of_order(correct, again.named)
+    figures, differs, scores = Comparison(certificate), again.differs, again.scores
+    if again.evidence is not None and scores is not None:
+        figures = compare(certificate, again.evidence, scores, again.reported)
+        differs += _out_of_order(figures.agreed, again.named)
+    correct = figures.agreed
     differs += _unlike(document, correct)
     if _same_words(document, correct) and not card_matches(locate_adapter(run), correct.lines()):
         differs.append(f"the card in {locate_adapter(run)} does not say: {correct.lines()[0]}")
     done = Rechecked(
-        compared=scored.compared,
+        compared=figures.compared,
         differs=differs,
-        unclear=[*scored.unclear, *scored.better],
-        rows=scored.tolerated(again.rows),
+        unclear=[*figures.unclear, *figures.better],
+        rows=tolerated(0 if scores is None else len(scores)),
     )
     return certificate, done
 
@@ -110,40 +106,6 @@ def _compute_again(
             raise SoraError("B goes with the certificate of a finished adapter", hint="leave out B")
         return SearchAgain(run, overrides).again(certificate)
     return FinishedAgain(run, certificate, overrides, reference).again(certificate)
-
-
-def _agreed(stored: Evidence, again: Again, here: Evidence, scored: ScoresAgain) -> Evidence:
-    """Return what was computed again, with the stored scores and bounds that agree with it."""
-    (full,) = again.scores.values()
-    reported = again.reported
-    known = {
-        split: scored.score(
-            f"{here.full.name}, {split}", stored.full.reported.get(split, math.nan),
-            reported[f"{here.full.name}, {split}"],
-        )
-        for split in here.full.reported
-    }  # fmt: skip
-    test = scored.score(here.full.name, stored.full.test, full)
-    whole = here.full.model_copy(update={"test": test, "reported": known})
-    candidates = []
-    for number, size in enumerate(here.candidates):
-        was = stored.candidates[number] if number < len(stored.candidates) else None
-        place, update = size.directory or f"size {number + 1}", dict[str, Any]()
-        if size.test is not None and was is not None and was.test is not None:
-            update["test"] = scored.test(
-                place, was.test, stored.full.test, full, size.test, here.promise
-            )
-        own = {}
-        for split in size.reported:
-            before = None if was is None else was.reported.get(split)
-            value = scored.score(
-                f"{place}, {split}", math.nan if before is None else before.score,
-                reported[f"{place}, {split}"],
-            )  # fmt: skip
-            own[split] = Measured(score=value, drop=here.promise.drop(known[split], value))
-        candidates.append(size.model_copy(update={**update, "reported": own}))
-    agreed = here.model_copy(update={"full": whole, "candidates": candidates})
-    return Evidence.model_validate(agreed.model_dump())
 
 
 def _out_of_order(certificate: Evidence, named: Sequence[int] | None) -> Iterator[str]:

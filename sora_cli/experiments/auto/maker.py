@@ -1,50 +1,67 @@
-"""Train at full rank, score cuts of that run, heal and test sizes: the steps of a search.
+"""Train at full rank, score cuts of that run, heal sizes: the maker of a search that trains.
 
-Each size is cut from one checkpoint of the full run, and trained on for the remaining steps.
+Each size is cut from one checkpoint of the full run, and trained on for the remaining steps. Rows
+held out, or rows without labels, screen and test the sizes; no adapter is trained on them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from methods.budgets import costs_of
 from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.cuts import score_cuts
-from sora_cli.experiments.auto.plan import AutoPlan
+from sora_cli.experiments.auto.plan import AutoPlan, placed
 from sora_cli.recipe.load import LoadedRecipe
-from sora_cli.run.evaluate import evaluate_all
+from sora_cli.recipe.recipe import Recipe
+from sora_cli.report import read_report
+from sora_cli.run.evaluate import evaluate_all, evaluate_run
 from sora_cli.run.prepare import Prepared
+from sora_cli.run.results import save_results
 from sora_cli.run.runner import Runner
-from sora_cli.search.evidence import Candidate, Reference, directory_of
+from sora_cli.search.auto_search import AutoSearch, Made, Maker
+from sora_cli.search.evidence import Candidate, Reference, Screened, directory_of
 from sora_cli.search.promise import Promise
 from sora_cli.search.record import AutoRecord
-from sora_cli.search.screening import Cuts
+from sora_cli.search.rows import DecidingParts, deciding_parts, deciding_rows, method_by
+from sora_cli.search.screening import expected_drop, name_sizes, screen
 from sora_cli.search.size import Size, size_of
-from sora_cli.search.statistic import Bound
-from sora_cli.search.statistics import drop_bound
-from sora_cli.search.test_rows import EncodedRows
+from sora_cli.search.statistic import Bound, BoundMethod
+from sora_cli.search.statistics import statistic_in
+from sora_cli.search.words import expected_line
 from sora_cli.tasks.row_scores import RowScores
-from sora_cli.train.log import ReportLog
+from sora_cli.train.log import ReportLog, RunLog
 
 Tell = Callable[[str], None]
 """Prints a line about a part of the work."""
-Made = tuple[Candidate, RowScores | None]
-"""A trained size with its scores; None: no test could pass."""
 
 
-class Maker:
-    """Makes and tests sizes.
+def parts_of_search(recipe: Recipe, ready: Prepared, rows: RowPlan) -> DecidingParts:
+    """Return the rows that screen and test, encoded.
+
+    Args:
+        recipe: of the run at full rank, for which `ready` was prepared.
+        rows: their planned numbers.
+    """
+    task = ready.task
+    held = deciding_rows(recipe, task, ready.rows, rows.screening, rows.planned_test)
+    return deciding_parts(recipe, task, ready.base, ready.rows, ready.train, held)
+
+
+class TrainingMaker(Maker):
+    """Trains what is compared.
 
     Args:
         plan: recipes of the runs.
-        rows: numbers of rows.
-        ready: data, model and adapters of the run at full rank.
-        screening: rows that choose the sizes.
-        test: rows that test them.
-        log: times the steps.
+        rows: the planned numbers of rows.
+        ready: data, model and adapters of the run at full rank, before the first step.
+        log: log of the record; the record holds finished parts of an interrupted search.
+        tell: prints a line about each part of the work.
 
     Attributes:
         full: recipe of the run at full rank.
+        rows: the plan, with the number of rows that really test.
+        runner: trains and scores on the model.
     """
 
     def __init__(
@@ -52,22 +69,33 @@ class Maker:
         plan: AutoPlan,
         rows: RowPlan,
         ready: Prepared,
-        screening: EncodedRows,
-        test: EncodedRows,
         log: ReportLog[AutoRecord],
         tell: Tell,
     ) -> None:
-        self.plan, self.rows, self.ready, self._log, self._tell = plan, rows, ready, log, tell
+        self.plan, self.ready, self._log, self._tell = plan, ready, log, tell
         self.full = plan.full(rows)
+        parts = parts_of_search(self.full.recipe, ready, rows)
+        for note in parts.test.notes("test rows"):
+            tell(f"note: {note}")
+        log.report.set_rows(parts.sets, plan.output)
+        self._screening, self._test, self.rows = (
+            parts.screening, parts.test, rows.counted(len(parts.test)),
+        )  # fmt: skip
         self.runner = Runner(ready, self.full, plan.output)
-        self._screening, self._test = screening, test
         self._cost = costs_of(ready.layers)
         self._reference: RowScores | None = None
+
+    def search(self) -> AutoSearch:
+        """Return the search that this maker is for."""
+        plan, rows = self.plan, self.rows.test
+        bound = method_by(self.full.recipe, self.ready, rows, plan.promise)
+        seeds = {"training": plan.loaded.recipe.training.seed, "rows": plan.block.seed}
+        return AutoSearch(self, self._log.report, plan.promise, bound, rows, seeds)
 
     def _scores(self) -> RowScores:
         return self._test.scores(self.runner.scorer())
 
-    def candidate(self, number: int, max_params: int) -> LoadedRecipe:
+    def _candidate(self, number: int, max_params: int) -> LoadedRecipe:
         """Return the recipe that trains a size.
 
         Args:
@@ -75,7 +103,7 @@ class Maker:
         """
         return self.plan.candidate(number + 1, max_params, self.rows)
 
-    def train_full(self) -> Reference:
+    def full_rank(self) -> Reference:
         """Train at full rank, and score it."""
         self._tell(f"\nfull rank {self.plan.rank}: the run that all sizes are compared with")
         with self._log.phase("train at full rank"):
@@ -98,24 +126,44 @@ class Maker:
             reported={split: scores[ready.task.best] for split, scores in metrics.items()},
         )
 
-    def cuts(self) -> Cuts:
-        """Score unhealed cuts on the screening rows."""
+    def screened(self, promise: Promise, bound: BoundMethod) -> list[Screened]:
+        """Score unhealed cuts on the screening rows, and choose the sizes to train."""
+        rows, block, statistic = self.rows, self.plan.block, statistic_in(bound, promise)
+        self._tell(f"\nscreening: score all sizes before healing, on {rows.screening:,} rows")
+        with self._log.phase("screen"):
+            cuts = score_cuts(
+                self.runner,
+                self._candidate(0, 1),
+                lambda: self._screening.scores(self.runner.scorer()),
+                block.serve,
+            )
+            sizes = screen(cuts, test_rows=rows.test, confidence=promise.confidence)
+            for number in name_sizes(
+                sizes,
+                cuts.full,
+                promise.max_drop,
+                block.sizes,
+                block.serve,
+                statistic,
+                tested=bound.may_pass(promise.max_drop),
+            ):
+                sizes[number].named = True
+        named, nouns = [size for size in sizes if size.named], statistic.nouns(promise)
+        shares = ", ".join(f"{size.share:.3g}" for size in named)
+        self._tell(f"to be trained, as shares of the parameters: {shares}")
+        for size in named:
+            if size.certifiable is not None:
+                expected = expected_drop(size), size.certifiable
+                self._tell(f"{size.share:.1%}: {expected_line(nouns, rows.test, *expected)}")
+        return sizes
 
-        def score() -> RowScores:
-            return self._screening.scores(self.runner.scorer())
-
-        return score_cuts(self.runner, self.candidate(0, 1), score, self.plan.block.serve)
-
-    def heal(self, number: int, max_params: int, *, scored: bool) -> Made:
-        """Cut the checkpoint to a size and train it on.
-
-        Args:
-            number: of the size, from 0.
-            scored: score it on the test rows.
-        """
+    def size(self, number: int, named: Screened, *, scored: bool) -> Made:
+        """Cut the checkpoint to a size and train it on."""
+        of = sum(size.named for size in self._log.report.screened)
+        self._tell(f"\nsize {number + 1} of {of}: {named.share:.1%} of the parameters")
         # before training: the full run may have to be restored into the model to score it
         self.scores_at_full_rank()
-        loaded = self.candidate(number, max_params)
+        loaded = self._candidate(number, named.max_params)
         with self._log.phase("heal"):
             run = self.runner.next_run(loaded, f"{loaded.name}, size {number + 1}")
             report = self.runner.train(run)
@@ -126,7 +174,7 @@ class Maker:
         start = 0 if report.start is None else report.start.step or 0
         healed = Candidate(
             **self._size({path: rank.end for path, rank in report.ranks.items()}).model_dump(),
-            max_params=max_params,
+            max_params=named.max_params,
             directory=directory_of(number),
             digest=report.digests.get("adapter", ""),
             heal_steps=(report.steps or 0) - start,
@@ -142,20 +190,39 @@ class Maker:
             self._reference = self._scores()
         return self._reference
 
-    def test(self, scores: RowScores, promise: Promise) -> Bound:
-        """Return the test of a size on the test rows.
-
-        Args:
-            scores: of the size on the test rows.
-        """
+    def test(self, scores: RowScores, promise: Promise, seed: int) -> Bound:
+        """Return the test of a size by its scores."""
         with self._log.phase("score"):
-            full, seed = self.scores_at_full_rank(), self.plan.block.seed
-            return drop_bound(full, scores, promise.confidence, seed=seed)
+            return super().test(scores, promise, seed)
 
-    def forget(self, candidates: Sequence[Candidate]) -> None:
-        """Delete the states of full rank and of these candidates: none is read again."""
-        for number, size in enumerate(candidates):
-            self.runner.forget(self.candidate(number, size.max_params or 0).output_dir)
+    def write(self, number: int) -> tuple[Prepared, RunLog]:
+        """Score a size on the reported rows, and write it as the search's own run.
+
+        Returns:
+            The model as it is then, and the log of the run.
+        """
+        record, output = self._log.report, self.plan.output
+        stage = self._candidate(number, record.candidates[number].max_params or 0)
+        ready, loaded = self.runner.restore(stage), placed(stage, self.plan)
+        log = RunLog(output, name=loaded.name, recipe=loaded.resolved())
+        trained = read_report(stage.output_dir)
+        assert trained is not None
+        own = {"name", "command", "recipe", "started", "finished", "environment", "status", "error"}
+        for key in trained.model_fields_set - own - {"seconds", "digests", "resumed"}:
+            setattr(log.report, key, getattr(trained, key))
+        log.report.started, log.report.seconds = record.started, dict(record.seconds)
+        log.report.recipe_notes = list(self.plan.loaded.notes)
+        with log.running():
+            with log.phase("evaluate"):
+                evaluate_run(log.report, self.runner.scorer(), ready)
+            with log.phase("save"):
+                save_results(log.report, ready, loaded, output)
+        return ready, log
+
+    def forget(self) -> None:
+        """Delete the states of all runs: none of them is read again."""
+        for number, size in enumerate(self._log.report.candidates):
+            self.runner.forget(self._candidate(number, size.max_params or 0).output_dir)
         self.runner.forget(self.full.output_dir)
 
     def _size(self, ranks: dict[str, int]) -> Size:

@@ -8,10 +8,10 @@ from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.console import say, say_notes
 from sora_cli.core.processes import is_main
 from sora_cli.experiments.auto.beginning import done
+from sora_cli.experiments.auto.maker import TrainingMaker
 from sora_cli.experiments.auto.plan import AutoPlan
 from sora_cli.experiments.auto.plot import plot_curve
 from sora_cli.experiments.auto.rows import planned_rows
-from sora_cli.experiments.auto.searching import AutoSearch
 from sora_cli.experiments.auto.tables import constant_lines, cost_lines, promised
 from sora_cli.run.opening import resumable
 from sora_cli.run.prepare import Prepared
@@ -19,6 +19,8 @@ from sora_cli.run.prologue import begin, tell_start
 from sora_cli.search.evidence import FILE_NAME, PICTURE, Evidence
 from sora_cli.search.record import FILE_NAME as RECORD
 from sora_cli.search.record import AutoRecord
+from sora_cli.search.statistics import statistic_in
+from sora_cli.search.words import tested_line
 from sora_cli.train.log import ReportLog, RunLog
 
 
@@ -34,23 +36,30 @@ def run(
     full = plan.full(rows)
     ready = begin(full.recipe, log, plan.output)
     with log.phase("set up"):
-        search = AutoSearch(plan, rows, ready, log, say)
-    tell_start(full.recipe, ready, search.runner.setup)
+        maker = TrainingMaker(plan, rows, ready, log, say)
+        search = maker.search()
+    tell_start(full.recipe, ready, maker.runner.setup)
     for line in [
-        *cost_lines(plan, search.rows),
-        *promised(search.promise, search.rows, search.bound),
+        *cost_lines(plan, maker.rows),
+        *promised(search.promise, maker.rows, search.bound),
         *constant_lines(search.promise, ready),
     ]:
         say(line)
     with resumable(lambda: done(record), force=force), log.running():
-        search.run()
+        nouns = statistic_in(search.bound, search.promise).nouns(search.promise)
+        for size in search.run():
+            if size is not None and size.test is not None:
+                say(tested_line(size.test, nouns, search.promise))
+            log.save()
         with log.phase("conclude"):
-            trained, final = search.write()
-            certificate = search.certificate(final.report)
+            trained, final = maker.write(search.chosen)
+            metric = search.promise.metric
+            scores = {split: known[metric] for split, known in final.report.metrics.items()}
+            certificate = search.certificate(scores, final.report.base)
             if is_main():
                 write_text_atomic(plan.output / FILE_NAME, certificate.text())
                 plot_curve(certificate, plan.output / PICTURE)
                 rewrite_card(plan.output / ADAPTER, certificate.lines())
     # only now: until the certificate is written, an interrupted search continues from these states
-    search.forget()
+    maker.forget()
     return certificate, trained, final

@@ -147,16 +147,16 @@ def scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return cached
 
-    def scored(scorer: Any, place: str, *, reported: bool) -> Any:
+    def read(maker: Any, place: str, **rows: bool) -> Any:
         """With what the first one has found out about the rows."""
-        found = scored_of(scorer, place, reported=reported)
-        scorer.sets = scorer.sets or sets[0]
-        sets[:] = [scorer.sets]
+        found = read_of(maker, place, **rows)
+        maker.sets = maker.sets or sets[0]
+        sets[:] = [maker.sets]
         return found
 
     sets: list[Any] = [{}]
-    scored_of = once(again_search._Scorer.scored, lambda _, place, reported: (place, reported))
-    monkeypatch.setattr(again_search._Scorer, "scored", scored)
+    read_of = once(again_search.StoredRuns.read, lambda _, place, **rows: (place, repr(rows)))
+    monkeypatch.setattr(again_search.StoredRuns, "read", read)
     for module, name in ((again, "load_task"), (again_search, "deciding_rows"),
                          (again_finished, "score_adapter")):  # fmt: skip
         monkeypatch.setattr(module, name, once(getattr(module, name), lambda *_: ()))

@@ -1,15 +1,19 @@
-"""A certificate's scores compared: to rounding, or within what a few rows explain."""
+"""A certificate's figures compared: to rounding, or within what a few rows explain."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
+from sora_cli.search.evidence import Evidence
 from sora_cli.search.promise import Promise
+from sora_cli.search.rows import method_on
 from sora_cli.search.statistic import Bound
-from sora_cli.search.statistics import drop_bound
+from sora_cli.search.statistics import drop_bound, statistic_of
 from sora_cli.tasks.row_scores import RowScores, answer_scores, row_scores
-from sora_cli.verify.scored import ScoresAgain
+from sora_cli.verify.tolerances import TOLERANCES, Comparison, _known, _leaves, compare
 from tests.sora_cli.search.test_certificate import certificate, certificate_of_answers
 
 ROWS = 400
@@ -32,14 +36,46 @@ def judged(full: RowScores, small: RowScores, asked: Promise) -> Bound:
     return drop_bound(full, small, asked.confidence).judged(asked.max_drop)
 
 
+def evidence(whole: float, asked: Promise, full: RowScores, *tests: Bound) -> Evidence:
+    """A certificate of sizes with these tests."""
+    some = certificate()
+    (size,) = some.candidates
+    sizes = [
+        size.model_copy(update={"test": test, "directory": f"sizes/{i}", "reported": {}})
+        for i, test in enumerate(tests, 1)
+    ]
+    update = {
+        "promise": asked,
+        "bound": method_on(full, ROWS, asked),
+        "full": some.full.model_copy(update={"test": whole, "reported": {}}),
+        "candidates": sizes,
+    }
+    return Evidence.model_validate(some.model_copy(update=update).model_dump())
+
+
+def beside(
+    stored: Sequence[Bound], here: Sequence[Bound], full: RowScores, asked: Promise,
+    whole: float | None = None, share: float = 0.005,
+) -> Comparison:  # fmt: skip
+    """The comparison of two certificates; a share of 0.005 is 2 of the 400 rows."""
+    now = statistic_of(full).score(full, full)
+    was = now if whole is None else whole
+    elsewhere = evidence(was, asked, full, *stored)
+    return compare(elsewhere, evidence(now, asked, full, *here), full, {}, share)
+
+
+def the_test(done: Comparison) -> Bound:
+    (size,) = done.agreed.candidates
+    assert size.test is not None
+    return size.test
+
+
 def compared(
     stored: Bound, small: RowScores, whole: float | None = None, max_drop: float = 0.05
-) -> tuple[ScoresAgain, Bound]:
-    full = scores(0, formula=small.formula)
-    done = ScoresAgain(0.005)  # 2 rows of 400
-    here = judged(full, small, promise(max_drop))
-    was = full.value if whole is None else whole
-    return done, done.test("sizes/1", stored, was, full, here, promise(max_drop))
+) -> tuple[Comparison, Bound]:
+    full, asked = scores(0, formula=small.formula), promise(max_drop)
+    done = beside([stored], [judged(full, small, asked)], full, asked, whole)
+    return done, the_test(done)
 
 
 @pytest.mark.parametrize("formula", ["right", "mean"])
@@ -112,11 +148,16 @@ def test_bounds_of_few_and_of_many_rows_cannot_be_compared() -> None:
     assert len(done.unclear) == 1
 
 
+def full_rank(done: Comparison) -> float:
+    return done.agreed.full.test
+
+
 def test_a_score_of_right_or_wrong_is_a_number_of_rows() -> None:
-    done = ScoresAgain(0.005)
-    assert done.score("full rank", 351 / ROWS, scores(0)) == 351 / ROWS
-    assert done.score("full rank", 350.5 / ROWS, scores(0)) == scores(0).value
-    assert done.score("full rank", 353 / ROWS, scores(0)) == scores(0).value
+    small = scores(3)
+    stored = judged(scores(0), small, promise())
+    for rows, agrees in ((351, True), (350.5, False), (353, False)):
+        done, _ = compared(stored, small, rows / ROWS)
+        assert full_rank(done) == (rows / ROWS if agrees else scores(0).value)
 
 
 def answered(differing: int) -> RowScores:
@@ -132,10 +173,10 @@ def of_answers(differing: int, max_drop: float = 0.5) -> tuple[Bound, Promise]:
 
 def answers_compared(
     stored: Bound, differing: int, max_drop: float = 0.5
-) -> tuple[ScoresAgain, Bound]:
+) -> tuple[Comparison, Bound]:
     here, asked = of_answers(differing, max_drop)
-    done = ScoresAgain(0.005)  # 2 rows of 400
-    return done, done.test("sizes/1", stored, 1.0, answered(0), here, asked)
+    done = beside([stored], [here], answered(0), asked)
+    return done, the_test(done)
 
 
 def test_of_the_same_answers_every_figure_is_the_same() -> None:
@@ -153,8 +194,8 @@ def test_of_the_same_answers_every_figure_is_the_same() -> None:
 def test_a_bound_that_is_much_better_than_here_cannot_be_told(here: int, is_better: bool) -> None:
     """A row is a third of a point of the bound, and a fifth of the promise is one point."""
     stored, asked = of_answers(4, 0.05)
-    done = ScoresAgain(0.02)  # 8 rows of 400
-    done.test("sizes/1", stored, 1.0, answered(0), of_answers(here, 0.05)[0], asked)
+    of_here = [of_answers(here, 0.05)[0]]
+    done = beside([stored], of_here, answered(0), asked, share=0.02)  # 8 rows of 400
     assert all(one.agrees for one in done.compared)
     assert done.unclear == []
     assert [one.startswith("sizes/1: a bound of 0.022") for one in done.better] == [
@@ -191,7 +232,31 @@ def test_a_verdict_on_answers_may_turn() -> None:
 
 
 def test_a_model_agrees_with_itself_on_any_machine() -> None:
-    done = ScoresAgain(0.005)
-    assert done.score("full rank", 1.0, answered(0)) == 1.0
-    assert done.score("full rank", 1 - 1 / ROWS, answered(0)) == 1.0
-    assert [one.agrees for one in done.compared] == [True, False]
+    stored, asked = of_answers(12)
+    for whole, agrees in ((1.0, True), (1 - 1 / ROWS, False)):
+        done = beside([stored], [stored], answered(0), asked, whole)
+        assert [one.agrees for one in done.compared if one.name == "full rank"] == [agrees]
+        assert full_rank(done) == 1.0
+
+
+@pytest.mark.parametrize(("was", "now"), [((10, 40), (11,)), ((11,), (10, 40))])
+def test_what_follows_a_verdict_that_turned_cannot_be_told(
+    was: tuple[int, ...], now: tuple[int, ...]
+) -> None:
+    """The testing ended at another size, by a row that the tolerance allows."""
+    full = scores(0)
+    passes, fails = (judged(full, scores(n), promise(0.5)) for n in (10, 11))
+    asked = promise((passes.upper + fails.upper) / 2)
+    stored, here = ([judged(full, scores(n), asked) for n in sizes] for sizes in (was, now))
+    done = beside(stored, here, full, asked)
+    assert all(one.agrees for one in done.compared)
+    assert done.unclear[0].startswith("sizes/1: ")
+    assert len(done.unclear) == len(was)
+    assert [size.test for size in done.agreed.candidates[: len(was)]] == stored
+
+
+def test_each_figure_of_the_table_is_a_field_of_a_certificate() -> None:
+    document = certificate().model_dump()
+    document["candidates"][0]["test"]["every"] = 0.1
+    found = {name for name, tolerance in map(_known, _leaves(document)) if tolerance is not None}
+    assert found == {name for name, _ in TOLERANCES.values()}
