@@ -50,16 +50,18 @@ class AnyMetric(Statistic):
             return self.result(full, small, upper)
         except BootstrapRefusedError as error:
             few = error.reason == "few rows differ"
-            differing = int(full.differs(small).sum())
-            worst = few_rows_bound(full, differing, confidence) if few else None
-            if worst is None:
-                return self.result(full, small, None, refused=str(error), passed_over=few)
-            return self.result(full, small, worst, least=few_rows_bound(full, 0, confidence))
+            none = self.result(full, small, None, refused=str(error), passed_over=few)
+        worst = few_rows_bound(full, none.differing or 0, confidence) if few else None
+        if worst is None:
+            return none
+        least = few_rows_bound(full, 0, confidence)
+        coarse = {"upper": worst, "least": least, "refused": None, "passed_over": False}
+        return none.model_copy(update=coarse)
 
     def beside(
         self, full: RowScores, small: RowScores, rows: int, confidence: float
     ) -> float | None:
-        """Return what rows can certify, by the spread of each row's influence on the drop."""
+        """Return the drop that rows can certify, by the spread of each row's influence on it."""
         from scipy.special import ndtri
 
         from sora_cli.search.bca import influences
@@ -71,7 +73,7 @@ class AnyMetric(Statistic):
     def expected(
         self, share: float, full: RowScores, small: RowScores, rows: int, confidence: float
     ) -> Expected:
-        """Return what is expected; with a worst answer known for each row, of the drop, too."""
+        """Return the expected figures; with a worst answer known for each row, the drop, too."""
         from scipy.stats import binom
 
         from sora_cli.search.bca import influences

@@ -82,9 +82,7 @@ def chance(promise: Promise, basis: Basis, rows: int) -> float:
 
 def _smallest(promise: Promise, basis: Basis, rows: int) -> float:
     """Return the smallest drop that test rows can be expected to certify."""
-    smallest = statistic_on(basis).smallest(rows, promise.confidence)
-    assert smallest is not None
-    return smallest
+    return statistic_on(basis).smallest(rows, promise.confidence)
 
 
 def basis_line(chosen: Basis, promise: Promise, rows: Mapping[Basis, int]) -> str:

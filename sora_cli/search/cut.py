@@ -169,7 +169,7 @@ def cut_to(layers: Layers, ranks: Ranks) -> tuple[Layers, dict[str, Loss]]:
 
 
 def method_told(scores: RowScores, promise: Promise, tell: Tell) -> tuple[BoundMethod, Promise]:
-    """Return the method of the test and the promise as a number; print what rows can certify."""
+    """Return the method of the test and the promise as a number; print the drop it can certify."""
     rows = len(scores)
     bound = method_on(scores, rows, promise)
     promise = promise.settled(bound, rows)

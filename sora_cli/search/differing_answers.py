@@ -20,7 +20,7 @@ from sora_cli.search.statistic import (
     Bound,
     Expected,
     Nouns,
-    Statistic,
+    OfRows,
     mixed,
 )
 
@@ -29,13 +29,11 @@ if TYPE_CHECKING:
     from sora_cli.tasks.row_scores import RowScores
 
 
-class DifferingAnswers(Statistic):
+class DifferingAnswers(OfRows):
     """The share of rows that are answered differently."""
 
     name = "differing answers"
     method = " for answers: the binomial bound of the share that differs (Clopper and Pearson 1934)"
-    exact = True
-    counts_rows = True
     metric = AGREEMENT
 
     def measures(self, scores: RowScores) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from sora_cli.search.statistic import DIFFERING, Bound, Expected, Statistic, mixed
+from sora_cli.search.statistic import DIFFERING, Bound, Expected, OfRows, mixed
 
 if TYPE_CHECKING:
     from sora_cli.tasks.row_scores import RowScores
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _ROUNDING = 1e-6
 
 
-class RightOrWrong(Statistic):
+class RightOrWrong(OfRows):
     """The mean of rows that score 0 or 1, such as accuracy."""
 
     name = "right or wrong"
@@ -25,8 +25,6 @@ class RightOrWrong(Statistic):
         " for right-or-wrong rows: Buehler's bound of the paired difference, in the order of "
         "Tango's score (Lloyd and Moldovan 2007)"
     )
-    exact = True
-    counts_rows = True
 
     def measures(self, scores: RowScores) -> bool:
         """Return True if each row scores 0 or 1 by definition, and the metric is their mean."""

@@ -276,11 +276,6 @@ class Statistic(ABC):
         """
         return self.smallest(rows, confidence, float(full.differs(small).mean()))
 
-    def chance(self, max_drop: float, rows: int, differing: float, confidence: float) -> float:
-        """Return the probability that rows certify a drop, if nothing is lost."""
-        del max_drop, rows, differing, confidence
-        raise NotImplementedError(f"of {self.name} it is known only after sizes have been scored")
-
     # the choice of sizes
 
     @abstractmethod
@@ -359,6 +354,21 @@ class Statistic(ABC):
             tolerated=f"{promise.max_drop:g}",
             axis=f"drop of {promise.metric} against {reference}",
         )
+
+
+class OfRows(Statistic):
+    """A number of rows as a share of them; what rows can certify is known before any is scored."""
+
+    exact = True
+    counts_rows = True
+
+    @abstractmethod
+    def smallest(self, rows: int, confidence: float, differing: float = DIFFERING) -> float:
+        """Return the drop that rows certify with a probability of `POWER`, if nothing is lost."""
+
+    @abstractmethod
+    def chance(self, max_drop: float, rows: int, differing: float, confidence: float) -> float:
+        """Return the probability that rows certify a drop, if nothing is lost."""
 
 
 def mixed(

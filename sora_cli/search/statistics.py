@@ -13,7 +13,7 @@ from sora_cli.recipe.tolerance import CONFIDENCE
 from sora_cli.search.any_metric import AnyMetric
 from sora_cli.search.differing_answers import DifferingAnswers
 from sora_cli.search.right_or_wrong import RightOrWrong
-from sora_cli.search.statistic import RESAMPLES, Bound, BoundMethod, Statistic
+from sora_cli.search.statistic import RESAMPLES, Bound, BoundMethod, OfRows, Statistic
 
 if TYPE_CHECKING:
     from sora_cli.recipe.auto import Basis
@@ -29,7 +29,7 @@ def statistic_of(scores: RowScores) -> Statistic:
     return next(one for one in STATISTICS if one.measures(scores))
 
 
-def statistic_on(basis: Basis) -> Statistic:
+def statistic_on(basis: Basis) -> OfRows:
     """Return the statistic of rows that are right or wrong, tested by labels or by answers."""
     return DifferingAnswers() if basis == "answers" else RightOrWrong()
 

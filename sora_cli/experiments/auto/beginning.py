@@ -34,7 +34,7 @@ def open_record(plan: AutoPlan, *, force: bool) -> AutoRecord:
         if record is not None and is_main():
             clear(output)
         return _new_record(plan)
-    say(f"continuing in {output}: {done(record)}")
+    say(f"continuing in {output}: {progress(record)}")
     return record
 
 
@@ -56,7 +56,7 @@ def clear(output: Path) -> None:
     remove_file(output / RECORD)  # last: it marks the other files as ours
 
 
-def done(record: AutoRecord) -> str:
+def progress(record: AutoRecord) -> str:
     """Return what a search has finished, in words."""
     if record.full is None:
         return "the run at full rank is not finished"

@@ -7,7 +7,7 @@ from sora_cli.adapter.places import ADAPTER
 from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.console import say, say_notes
 from sora_cli.core.processes import is_main
-from sora_cli.experiments.auto.beginning import done
+from sora_cli.experiments.auto.beginning import progress
 from sora_cli.experiments.auto.maker import TrainingMaker
 from sora_cli.experiments.auto.plan import AutoPlan
 from sora_cli.experiments.auto.plot import plot_curve
@@ -45,7 +45,7 @@ def run(
         *constant_lines(search.promise, ready),
     ]:
         say(line)
-    with resumable(lambda: done(record), force=force), log.running():
+    with resumable(lambda: progress(record), force=force), log.running():
         nouns = statistic_in(search.bound, search.promise).nouns(search.promise)
         for size in search.run():
             if size is not None and size.test is not None:
