@@ -99,7 +99,7 @@ def extract(
     tests = None
     if promise is not None and measured is not None:  # before the long part: it finds mistakes
         loaded, (rows, on) = measured[0], choosing_rows(promise, *measured, Path(source))
-        tests, recipe_facts = (loaded.recipe, rows, on), recipe_of(promise, loaded, on)
+        tests, recipe_facts = (loaded.recipe, rows, on), recipe_of(promise, loaded.resolved(), on)
     extraction = prepare_extract(source, base, output, biases=not no_biases)
     # the search starts from factors with nearly all of the difference: at full rank a layer's
     # factors, r (in + out) numbers, would be larger than the layer, in x out

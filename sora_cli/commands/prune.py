@@ -192,7 +192,7 @@ def _heal_sizes(
     read = locate_adapter(directory, missing="there are no ranks to prune")
     say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
-    runs = healing_runs(directory, output, steps, asked.recipe, asked.overrides)
+    runs = healing_runs(directory, output, steps, asked)
     loaded = runs[0][0]
     promise = asked.on(loaded)
     with locked(output):
@@ -206,7 +206,7 @@ def _heal_sizes(
             search = smallest_healed(directory, runs, train, rows, promise, say)
         except NotVerifiedError as error:
             return error.code
-        evidence = search.evidence("heal", read, recipe_of(asked, loaded, promise))
+        evidence = search.evidence("heal", read, recipe_of(asked, loaded.resolved(), promise))
         if is_main():
             written = evidence.written
             chosen = directory if written is None else output / str(written.directory)
@@ -240,7 +240,7 @@ def _search(
 
     rows, promise = choosing_rows(asked, loaded, promise, place)
     found = smallest_cut(adapter, loaded.recipe, rows, promise, say, rounding=rounding)
-    evidence = found.evidence("prune", place, recipe_of(asked, loaded, promise))
+    evidence = found.evidence("prune", place, recipe_of(asked, loaded.resolved(), promise))
     return *cut_to(adapter.layers, found.written(evidence.chosen)), evidence
 
 

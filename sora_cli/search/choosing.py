@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.model.files import SORA_FILE
-from sora_cli.recipe.auto import AutoBlock
 from sora_cli.recipe.load import LoadedRecipe, load_stored
 from sora_cli.recipe.reading import named_basis, names_columns
 from sora_cli.recipe.recipe import Recipe
@@ -86,18 +85,16 @@ def _rows_for_answers(options: PromiseOptions, recipe: Recipe, pool: Path, place
     return answered
 
 
-def recipe_of(options: PromiseOptions, loaded: LoadedRecipe, promise: Promise) -> dict[str, Any]:
-    """Return the recipe that a certificate records, with the promise in its `auto` block."""
+def recipe_of(
+    options: PromiseOptions, recipe: Mapping[str, Any], promise: Promise
+) -> dict[str, Any]:
+    """Return the recipe that a certificate records, with the promise in its `auto` block.
+
+    Args:
+        recipe: the resolved recipe of the rows that test.
+    """
     basis = promise.basis if promise.kind == "drop" and options.unlabelled else None
-    return {**loaded.resolved(), "auto": block_of(replace(options, basis=basis))}
-
-
-def block_of(options: PromiseOptions) -> dict[str, Any]:
-    """Return an `auto` block with this promise alone."""
-    names = ("max_drop", "max_differ", "tolerance", "next_tokens", "confidence", "basis")
-    asked = {name: getattr(options, name) for name in names}
-    unlabelled = None if options.unlabelled is None else str(options.unlabelled)
-    return AutoBlock(**asked, unlabelled=unlabelled).model_dump(mode="json")
+    return {**recipe, "auto": replace(options, basis=basis).block()}
 
 
 def _training_rows(place: Path, columns: Sequence[str]) -> list[TestRows]:

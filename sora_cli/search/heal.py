@@ -38,7 +38,7 @@ from sora_cli.search.sizes import healed_budgets
 if TYPE_CHECKING:
     from sora_cli.recipe.recipe import Recipe
     from sora_cli.search.cut import Tell
-    from sora_cli.search.promise import Promise
+    from sora_cli.search.promise import Promise, PromiseOptions
     from sora_cli.search.search import Outcome
     from sora_cli.search.test_rows import TestRows
 
@@ -83,9 +83,9 @@ def healing_recipe(
 
 
 def healing_runs(
-    directory: Path, output: Path, steps: int, recipe: str | None, overrides: Sequence[str]
+    directory: Path, output: Path, steps: int, asked: PromiseOptions
 ) -> list[HealingRun]:
-    """Return the recipes of all sizes, from the largest to the smallest.
+    """Return the recipes of all sizes, from the largest to the smallest, with the promise in each.
 
     None of them evaluates during training, since test rows must not choose a checkpoint.
 
@@ -93,9 +93,11 @@ def healing_runs(
         directory: an adapter directory, or a run's.
         output: the directory that holds all runs.
         steps: optimiser steps of each size.
-        recipe: recipe to train with; None: the recipe of the run in `directory`.
+        asked: the promise, and the recipe to train with; without one, that of the run in
+            `directory`.
     """
-    given = [*overrides, _NO_CHOICE]
+    promise = f"auto={json.dumps(asked.block())}"
+    recipe, given = asked.recipe, [promise, *asked.overrides, _NO_CHOICE]
     return [
         healing_recipe(directory, output / SIZES / str(n), Keep(max_params=n), steps, recipe, given)
         for n in healing_budgets(directory)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -152,6 +152,13 @@ class PromiseOptions:
     def reads_files(self) -> bool:
         """True if the adapter's own files take the place of a recipe: no labels are needed."""
         return self.max_differ is not None and self.recipe is None
+
+    def block(self) -> dict[str, Any]:
+        """Return an `auto` block with this promise alone, as it is stored."""
+        names = ("max_drop", "max_differ", "tolerance", "next_tokens", "confidence", "basis")
+        asked = {name: getattr(self, name) for name in names}
+        unlabelled = None if self.unlabelled is None else str(self.unlabelled)
+        return AutoBlock(**asked, unlabelled=unlabelled).model_dump(mode="json")
 
     def check(self) -> None:
         """Raise `SoraError` for options that are invalid with every recipe."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from methods.keep import Keep
 from sora_cli.adapter.digest import result_digest
@@ -16,8 +17,9 @@ from sora_cli.adapter.rounding import Rounding
 from sora_cli.core.errors import SoraError
 from sora_cli.merge.extract import prepare_extract
 from sora_cli.model.files import SORA_FILE
+from sora_cli.recipe.auto import AutoBlock
 from sora_cli.report import read_report
-from sora_cli.search.choosing import block_of, choosing_rows
+from sora_cli.search.choosing import choosing_rows, recipe_of
 from sora_cli.search.cut import score_adapter, smallest_cut
 from sora_cli.search.evidence import FILE_NAME, SIZES, Evidence, recipe_digest
 from sora_cli.search.heal import healing_budgets, tested_runs
@@ -35,10 +37,7 @@ class FinishedAgain:
     def __init__(
         self, run: Path, certificate: Evidence, overrides: Sequence[str], reference: Path | None
     ) -> None:
-        if certificate.recipe is None:
-            raise SoraError(f"{run / FILE_NAME} has no recipe: it does not say which rows test")
         self.run, self.command = run, certificate.command
-        self.loaded = loaded_again(certificate.recipe, run / FILE_NAME, run.name, overrides)
         place = reference or Path(certificate.full.directory)
         self.reference = adapter_folder(place) or baseline_folder(place) or place
         if not self.reference.exists():
@@ -52,6 +51,20 @@ class FinishedAgain:
                 f"{self.reference} is not {certificate.full.name} of the certificate",
                 hint="say where it is now: sora verify A B --certificate",
             )
+        # a healed size is a run, and knows its recipe; a cut one knows the digest of its recipe
+        own = self._recipe_of_sizes() if self.command == "heal" else certificate.recipe
+        if own is None:
+            raise SoraError(f"{run / FILE_NAME} has no recipe: it does not say which rows test")
+        self.recorded = own
+        self.loaded = loaded_again(own, run / FILE_NAME, run.name, overrides)
+
+    def _recipe_of_sizes(self) -> Mapping[str, Any]:
+        """Return the recipe that trained the largest size, with its promise."""
+        place = self.run / SIZES / str(healing_budgets(self.reference)[0])
+        report = read_report(place)
+        if report is None or report.recipe.get("auto") is None:
+            raise NotAgainError(f"{place} holds no run with a promise in its recipe")
+        return report.recipe
 
     def again(self, certificate: Evidence) -> Again:
         """Search again, and score the written adapter beside what was found."""
@@ -59,7 +72,7 @@ class FinishedAgain:
         digest = result_digest(place)
         if digest != certificate.adapter:
             return Again(differs=[f"{place} is not the adapter of the certificate"])
-        if not self._same_recipe(certificate):
+        if self.command != "heal" and not self._knows_recipe(place):
             return Again(
                 differs=[f"the recipe in {self.run / FILE_NAME} is not the one that was used"]
             )
@@ -69,7 +82,9 @@ class FinishedAgain:
         with if_moved("data.files.train=FILE, data.path=DIR, or auto.unlabelled=FILE"):
             rows, promise = choosing_rows(asked, self.loaded, promise, self.reference)
         outcome = self._searched(rows, promise, place)
-        recorded = certificate.recipe or {}
+        block = self.recorded.get("auto") or {}
+        typed = options_of(AutoBlock.model_validate(block))
+        recorded = recipe_of(typed, self.recorded, promise)
         evidence = outcome.evidence(self.command, self.reference, recorded)
         evidence.full.directory = certificate.full.directory
         found = Again(scores=outcome.scores)
@@ -83,20 +98,10 @@ class FinishedAgain:
         found.differs += self._unlike_written(place, rows, evidence, outcome)
         return found
 
-    def _same_recipe(self, certificate: Evidence) -> bool:
-        """Return True if the recipe is that of the command, by the adapter's lineage or its run."""
-        recipe = certificate.recipe or {}
-        if self.command == "heal":
-            first = next(iter(healing_budgets(self.reference)))
-            report = read_report(self.run / SIZES / str(first))
-            if report is None:
-                raise NotAgainError(f"{self.run / SIZES} holds no run of a size")
-            block = self.loaded.recipe.auto
-            assert block is not None
-            own = {"auto": block_of(options_of(block))}  # no other key of the block is read
-            return {**report.recipe, **own} == recipe
-        lineage = read_sora_file(locate_adapter(self.run) / SORA_FILE)[0].lineage
-        return bool(lineage) and lineage[-1].get("recipe_digest") == recipe_digest(recipe)
+    def _knows_recipe(self, place: Path) -> bool:
+        """Return True if the lineage of an adapter has the digest of the recipe."""
+        lineage = read_sora_file(place / SORA_FILE)[0].lineage
+        return bool(lineage) and lineage[-1].get("recipe_digest") == recipe_digest(self.recorded)
 
     def _searched(self, rows: TestRows, promise: Promise, place: Path) -> Outcome:
         recipe = self.loaded.recipe

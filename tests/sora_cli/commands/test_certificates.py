@@ -11,12 +11,16 @@ from typing import Any
 
 import pytest
 
+from sora_cli.adapter.card import rewrite_card
+from sora_cli.adapter.places import locate_adapter
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from sora_cli.run import stored
 from sora_cli.search.binomial import share_bound
-from sora_cli.search.evidence import read_certificate
+from sora_cli.search.differing_answers import DifferingAnswers
+from sora_cli.search.evidence import Evidence, read_certificate
+from sora_cli.search.paired import exact_bound
 from sora_cli.verify import again, again_finished, again_search
 from sora_cli.verify import certificate as recheck
 from tests.helpers_errors import error_of, error_text
@@ -200,15 +204,6 @@ def _a_row_differs(by: int) -> Callable[[Document], None]:
     return edit
 
 
-def _more_differ(document: Document) -> None:
-    """More rows differ, with the bound that follows: as if nothing had been edited."""
-    test, rows = document["candidates"][0]["test"], document["rows"]["test"]["rows"]
-    test["drop"] += 0.25
-    test["score"] -= 0.25
-    test["differing"] = round(test["drop"] * rows)
-    test["upper"] = share_bound(test["differing"], rows, 0.95)
-
-
 def _not_tested(document: Document) -> None:
     """As if nothing had been tested."""
     for size in document["candidates"]:
@@ -216,10 +211,51 @@ def _not_tested(document: Document) -> None:
     document |= {"chosen": 0, "statement": "nothing is lost", "saved": "all of it"}
 
 
+def _lost_rows_less(document: Document) -> None:
+    """As if the first size had lost five rows less, with the bound that follows."""
+    test, rows = document["candidates"][0]["test"], document["rows"]["test"]["rows"]
+    answers = document["bound"]["statistic"] == DifferingAnswers.name
+    lost = test["differing"] if answers else (test["differing"] + round(test["drop"] * rows)) // 2
+    by = min(5, lost) or -5  # a size that has lost none loses five
+    lost, won = lost - by, test["differing"] - lost
+    for key, more in (("score", by / rows), ("drop", -by / rows), ("differing", -by)):
+        test[key] += more
+    test["upper"] = share_bound(lost, rows, 0.95) if answers else exact_bound(lost, won, rows, 0.95)
+
+
+def _a_size_less(document: Document) -> None:
+    """As if the last size had not been made."""
+    document["candidates"].pop()
+
+
+def _another_promise(document: Document) -> None:
+    """As if twice as much had been promised."""
+    promise, block = document["promise"], (document["recipe"] or {}).get("auto", {})
+    kind = f"max_{promise['kind']}"
+    promise["max_drop"] *= 2
+    promise["given"] = block[kind] = str(promise["max_drop"])
+
+
+@pytest.mark.usefixtures("scored_once")
+@pytest.mark.parametrize("change", [_lost_rows_less, _a_size_less, _another_promise])
+@pytest.mark.parametrize("name", EVERY)
+def test_no_consistent_change_is_called_the_same(
+    made: Made, change: Callable[[Document], None], tmp_path: Path
+) -> None:
+    """All that follows is changed, too, as by one who knows how it is computed; so is the card."""
+    copy = shutil.copytree(made.out, tmp_path / "copy")
+    file = copy / "certificate.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    change(document)
+    changed = Evidence.model_validate(document)
+    file.write_text(changed.text(), encoding="utf-8")
+    rewrite_card(locate_adapter(copy), changed.lines())
+    assert recheck.recheck(copy)[1].exit_code == FAILED
+
+
 EDITS: Mapping[str, tuple[str, Callable[[Document], None], int]] = {
     "a row more": (ANSWERS, _a_row_differs(1), FAILED),
     "a row less": (ANSWERS, _a_row_differs(-1), FAILED),
-    "more rows differ": (BY_ANSWERS, _more_differ, FAILED),
     "all held rows test": (REPEATS, lambda d: d["rows"]["test"].update(held=None), FAILED),
     "other rows test": (REPEATS, lambda d: d["rows"]["test"].update(rows=60), FAILED),
     "nothing was tested": (LABELS, _not_tested, FAILED),
@@ -306,21 +342,24 @@ def test_edited_files_beside_the_certificate(
     assert said in capsys.readouterr().out
 
 
-def test_a_size_that_is_missing(makers: Makers, tmp_path: Path) -> None:
-    """The plan names three sizes, and none of those that are left has failed."""
-    made = makers.of(f"heal {LABELS}")
+@pytest.mark.parametrize("name", [f"{command} {LABELS}" for command in ("heal", "auto")])
+def test_a_size_that_is_missing(made: Made, tmp_path: Path) -> None:
+    """The plan names one more size, and none of those that are left has failed."""
     copy = shutil.copytree(made.out, tmp_path / "copy")
     file = copy / "certificate.json"
     document = json.loads(file.read_text(encoding="utf-8"))
-    _, left, last = document["candidates"]
+    *before, left, last = document["candidates"]
+    left["reported"] = last["reported"]
     document["candidates"].pop()
-    changed = {"chosen": 1, "adapter": left["digest"]}
+    changed = {"chosen": len(before), "adapter": left["digest"]}
     file.write_text(json.dumps(document | changed), encoding="utf-8")
     shutil.rmtree(copy / last["directory"])
     shutil.copytree(copy / left["directory"] / "adapter", copy / "adapter", dirs_exist_ok=True)
     found, done = recheck.recheck(copy)
-    assert (found.chosen, done.exit_code) == (1, FAILED)
-    assert any("3 sizes were named, 2 were tested" in said for said in done.differs)
+    assert (found.chosen, done.exit_code) == (len(before), FAILED)
+    named, tested = len(before) + 2, len(before) + 1
+    said = f"{named} sizes were named, {tested} were tested, and none failed"
+    assert said in done.differs
 
 
 @pytest.mark.parametrize("name", [f"{command} {LABELS}" for command in ("prune", "extract")])
