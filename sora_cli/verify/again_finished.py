@@ -29,6 +29,7 @@ from sora_cli.search.sizes import NEARLY_ALL
 from sora_cli.search.statistics import statistic_of
 from sora_cli.search.test_rows import TestRows
 from sora_cli.verify.again import Again, NotAgainError, if_moved, loaded_again
+from sora_cli.verify.tolerances import tolerated
 
 
 class FinishedAgain:
@@ -95,7 +96,8 @@ class FinishedAgain:
             written.digest = digest
         evidence.adapter = digest or ""
         found.evidence = Evidence.model_validate(evidence.model_dump())
-        found.differs += self._unlike_written(place, rows, evidence, outcome)
+        if found.evidence.chosen == certificate.chosen:  # else a verdict is another one
+            found.differs += self._unlike_written(place, rows, evidence, outcome)
         return found
 
     def _knows_recipe(self, place: Path) -> bool:
@@ -157,7 +159,7 @@ class FinishedAgain:
             return
         drop = statistic.drop(outcome.scores, scores)
         rows_apart = abs(drop - evidence.written.test.drop) * len(scores)
-        if rows_apart > max(0.005 * len(scores), 1) * max(1.0, abs(outcome.scores.value)):
+        if rows_apart > tolerated(len(scores)) * max(1.0, abs(outcome.scores.value)):
             yield (
                 f"{place} drops by {drop:.6g}, and the size that was tested by "
                 f"{evidence.written.test.drop:.6g}"

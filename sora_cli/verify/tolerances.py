@@ -226,8 +226,9 @@ def compare(
             _follow(document, number, place)
             _judge(figures, here, number, place)
     _measure(document, here.promise)
-    if any(_turned(place) for place in places):
-        _as_stored(document, was, figures)
+    turned = next((number for number, place in enumerate(places) if _turned(place)), None)
+    if turned is not None:
+        _as_stored(document, was, turned, figures)
     figures.agreed = Evidence.model_validate(document)
     return figures
 
@@ -325,14 +326,23 @@ def _measure(document: dict[str, Any], promise: Promise) -> None:
             measured["drop"] = promise.drop(full[split], measured["score"])
 
 
-def _as_stored(document: dict[str, Any], was: dict[str, Any], figures: Comparison) -> None:
-    """Take over what another verdict leads to: the sizes after it, and the size that is written."""
-    tried = len(document["candidates"])
-    for size in was["candidates"][tried:]:
-        document["candidates"].append(size)
-        figures.unclear.append(f"{size['directory']}: the testing here ended before it")
-    for size, stored in zip(document["candidates"], was["candidates"], strict=False):
+def _as_stored(
+    document: dict[str, Any], was: dict[str, Any], turned: int, figures: Comparison
+) -> None:
+    """Take over what another verdict leads to: the sizes after it, and the size that is written.
+
+    Args:
+        turned: number of the size with another verdict.
+    """
+    after = was["candidates"][turned + 1 :]
+    document["candidates"][turned + 1 :] = after
+    for size, stored in zip(document["candidates"], was["candidates"], strict=True):
         size["reported"] = stored["reported"]
+        if size["directory"] is None:  # a cut size has a digest only if it is written
+            size["digest"] = stored["digest"]
+    for number, size in enumerate(after, turned + 2):
+        of = size["directory"] or f"size {number}"
+        figures.unclear.append(f"{of}: not compared, as the test before it cannot be told")
 
 
 def _in_words(test: Bound) -> str:

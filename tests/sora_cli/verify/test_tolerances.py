@@ -252,7 +252,26 @@ def test_what_follows_a_verdict_that_turned_cannot_be_told(
     assert all(one.agrees for one in done.compared)
     assert done.unclear[0].startswith("sizes/1: ")
     assert len(done.unclear) == len(was)
-    assert [size.test for size in done.agreed.candidates[: len(was)]] == stored
+    assert [size.test for size in done.agreed.candidates] == stored
+
+
+def test_the_cut_size_that_is_written_is_another_one_then() -> None:
+    full = scores(0)
+    some = judged(full, scores(10), promise(0.5))
+    asked = promise((some.upper + judged(full, scores(11), promise(0.5)).upper) / 2)
+
+    def cut(*lost: int) -> Evidence:
+        tests = [judged(full, scores(n), asked) for n in lost]
+        found = evidence(full.value, asked, full, *tests)
+        for number, size in enumerate(found.candidates):
+            size.directory, size.digest = None, "sha256:w" if number == found.chosen else None
+        return Evidence.model_validate(found.model_dump())
+
+    was, now = cut(9, 10, 30), cut(9, 11)
+    assert (was.chosen, now.chosen) == (1, 0)
+    done = compare(was, now, full, {})
+    assert done.agreed == was
+    assert [said[:7] for said in done.unclear] == ["size 2:", "size 3:"]
 
 
 def test_each_figure_of_the_table_is_a_field_of_a_certificate() -> None:
