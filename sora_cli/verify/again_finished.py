@@ -41,20 +41,17 @@ class FinishedAgain:
         self.run, self.command = run, certificate.command
         place = reference or Path(certificate.full.directory)
         self.reference = adapter_folder(place) or baseline_folder(place) or place
+        changed = None
         if not self.reference.exists():
-            raise NotAgainError(
-                f"{certificate.full.name} is not in {self.reference} any more",
-                hint="say where it is now: sora verify A B --certificate",
-            )
-        now = result_digest(self.reference)
-        if now != certificate.full.digest:
-            raise NotAgainError(
-                f"{self.reference} is not {certificate.full.name} of the certificate",
-                hint="say where it is now: sora verify A B --certificate",
-            )
+            changed = f"{certificate.full.name} is not in {self.reference} any more"
+        elif result_digest(self.reference) != certificate.full.digest:
+            changed = f"{self.reference} is not {certificate.full.name} of the certificate"
+        if changed is not None:
+            hint = "say where it is now: sora verify A B --certificate"
+            raise NotAgainError(changed, hint=hint)
         # a healed size is a run, and knows its recipe; a cut one knows the digest of its recipe
         own = self._recipe_of_sizes() if self.command == "heal" else certificate.recipe
-        if own is None:
+        if own is None or own.get("auto") is None:
             raise SoraError(f"{run / FILE_NAME} has no recipe: it does not say which rows test")
         self.recorded = own
         self.loaded = loaded_again(own, run / FILE_NAME, run.name, overrides)
@@ -83,8 +80,8 @@ class FinishedAgain:
         with if_moved("data.files.train=FILE, data.path=DIR, or auto.unlabelled=FILE"):
             rows, promise = choosing_rows(asked, self.loaded, promise, self.reference)
         outcome = self._searched(rows, promise, place)
-        block = self.recorded.get("auto") or {}
-        typed = options_of(AutoBlock.model_validate(block))
+        # as it was typed: `asked` has the present places
+        typed = options_of(AutoBlock.model_validate(self.recorded["auto"]))
         recorded = recipe_of(typed, self.recorded, promise)
         evidence = outcome.evidence(self.command, self.reference, recorded)
         evidence.full.directory = certificate.full.directory
