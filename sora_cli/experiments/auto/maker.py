@@ -78,9 +78,8 @@ class TrainingMaker(Maker):
         for note in parts.test.notes("test rows"):
             tell(f"note: {note}")
         log.report.set_rows(parts.sets, plan.output)
-        self._screening, self._test, self.rows = (
-            parts.screening, parts.test, rows.counted(len(parts.test)),
-        )  # fmt: skip
+        self._screening, self._test = parts.screening, parts.test
+        self.rows = rows.counted(len(parts.test))
         self.runner = Runner(ready, self.full, plan.output)
         self._cost = costs_of(ready.layers)
         self._reference: RowScores | None = None
