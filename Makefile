@@ -89,7 +89,7 @@ test-vllm:
 	$(IN_VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	$(IN_VLLM)/bin/python -m tools.vllm_cpu
 	HF_HUB_OFFLINE=1 $(IN_VLLM)/bin/python -m pytest -n 0 -m 'long or not long' $(PYTEST_ARGS) \
-	  tests/interop/test_vllm.py
+	  tests/interop/test_vllm.py tests/interop/test_vllm_served.py
 
 release: docs
 	$(PIP) twine

@@ -15,8 +15,9 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,13 @@ from urllib.error import HTTPError
 
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
+from methods import inject, registry
+from sora_cli.adapter.saving import save_adapter
 from tests.architectures import options_of
+from tests.helpers_adapters import randomise
 
 WIDTH = 64
 """Heads of 32 numbers are the smallest that it computes on the CPU."""
@@ -35,6 +40,9 @@ SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_
 _SIZES = {"hidden_size": WIDTH, "head_dim": WIDTH // 2, "moe_intermediate_size": 32,
           "query_pre_attn_scalar": WIDTH // 2}  # fmt: skip
 _numbers = count(1)
+QVD = ["q_proj", "v_proj", "down_proj"]
+CAUSAL = transformers.AutoModelForCausalLM.from_pretrained
+Load = Callable[[Path], Any]
 
 
 def write_base(folder: Path, kind: str, class_name: str, *, seed: int = 0, **more: Any) -> Path:
@@ -99,34 +107,26 @@ class Engine:
         worker = self.model.llm_engine.engine_core.engine_core.model_executor.driver_worker
         manager = getattr(worker, "worker", worker).model_runner.lora_manager._adapter_manager
         slot = manager.lora_index_to_id.index(loaded.lora_int_id)
-        return {
-            path
-            for path, module in manager.modules.items()
-            for name, value in vars(module).items()
-            if "lora_b_stacked" in name and any(part[slot].any() for part in value)
-        }
-
-    def close(self) -> None:
-        """Give the engine's memory back, and let another one start."""
-        close_engines()
-        del self.model
+        return {path for path, module in manager.modules.items() if _arrived(vars(module), slot)}
 
 
-def close_engines() -> None:
-    """Clean up after an engine, also after one that did not start."""
-    from vllm.distributed import cleanup_dist_env_and_memory
-
-    cleanup_dist_env_and_memory()
+def _arrived(module: dict[str, Any], slot: int) -> bool:
+    if (enabled := module.get("adapter_enabled")) is not None:  # experts
+        return bool(enabled[slot])
+    stacked = module["lora_b_stacked"]
+    parts = stacked if isinstance(stacked, (tuple, list)) else (stacked,)
+    return any(part[slot].any() for part in parts)
 
 
 @contextmanager
 def engine(base: Path, **options: Any) -> Iterator[Engine]:
-    """Run an engine."""
+    """Run an engine; another one may start after it, also where it did not start."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
     try:
-        made = Engine(base, **options)
-        yield made
+        yield Engine(base, **options)
     finally:
-        close_engines()
+        cleanup_dist_env_and_memory()
 
 
 class Served:
@@ -161,9 +161,7 @@ class Served:
 @contextmanager
 def served(command: str, folder: Path, *more: str, seconds: float = 300) -> Iterator[Served]:
     """Start a printed command line, at a port of its own; all its processes end with it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     name, *words = shlex.split(command)
     assert name == "vllm"
     program = Path(sys.executable).with_name("vllm")
@@ -181,11 +179,16 @@ def served(command: str, folder: Path, *more: str, seconds: float = 300) -> Iter
         yield made
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(20)
-        except subprocess.TimeoutExpired:
-            pass
         end(process.pid)
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def end(group: int) -> None:
@@ -211,3 +214,54 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float)
 def far(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     """The largest difference."""
     return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
+
+
+@dataclass(frozen=True)
+class Case:
+    """An adapter that PEFT writes.
+
+    Attributes:
+        refused: vLLM's words; "": it serves the adapter, right.
+        says: words of `inspect`, which advises against it; "": it prints the command.
+        grow: rows that the embedding gets before.
+        dropped: vLLM loads the adapter and leaves all or a part of it out.
+    """
+
+    options: dict[str, Any]
+    refused: str = ""
+    says: str = ""
+    config: Callable[..., Any] = LoraConfig
+    grow: int = 0
+    dropped: bool = False
+
+
+def write(base: Path, case: Case, folder: Path, load: Load) -> Path:
+    options = {"r": 4, "target_modules": QVD, "task_type": "CAUSAL_LM", **case.options}
+    if case.config is LoraConfig:
+        options = {"lora_alpha": 7, **options}
+    tuned = get_peft_model(load(base), case.config(**options))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    tuned.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def next_token(model: Any) -> list[Tensor]:
+    outputs = [model.eval()(torch.tensor([ids])).logits[0, -1] for ids in PROMPTS]
+    return [logits.float().log_softmax(-1) for logits in outputs]
+
+
+def ours(base: Path, folder: Path, seed: int = 0) -> tuple[Path, list[Tensor]]:
+    """An adapter of ours, with ranks of 0 to 4, and the answers of its model."""
+    model, generator = CAUSAL(base), torch.Generator().manual_seed(seed)
+    method = registry.create("sora", r_max=4)
+    layers = inject.inject(model, method, generator=generator)
+    randomise(model, layers, (), ranks="mixed", generator=generator)
+    for layer in layers.values():
+        layer.B.data.mul_(3)
+    save_adapter(model, method, folder, base_model=str(base))
+    return folder, next_token(model)

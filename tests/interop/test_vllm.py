@@ -26,56 +26,36 @@ os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 
 import torch
 import transformers
-from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model
+from peft import LoHaConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from methods import inject, registry
 from sora_cli.adapter.consumers import Consumer, consumers_of
 from sora_cli.adapter.export import export_adapter
 from sora_cli.adapter.programs import program
 from sora_cli.adapter.reading import open_adapter
-from sora_cli.adapter.saving import save_adapter
 from sora_cli.app import run
-from tests.helpers_adapters import fill_peft, randomise
 from tests.interop.helpers_vllm import (
+    CAUSAL,
     PROMPTS,
+    QVD,
     WIDTH,
+    Case,
     Engine,
-    close_engines,
+    Load,
     engine,
     far,
-    served,
+    next_token,
+    ours,
+    write,
     write_base,
 )
 
 pytestmark = pytest.mark.long
 CLOSE = 1e-4
 """Largest difference between log-probabilities that rounding explains; effects are above 1."""
-Q, QVD = ["q_proj"], ["q_proj", "v_proj", "down_proj"]
-CAUSAL = transformers.AutoModelForCausalLM.from_pretrained
 BARE = transformers.AutoModel.from_pretrained
 CLASSES = transformers.AutoModelForSequenceClassification.from_pretrained
-Load = Callable[[Path], Any]
-
-
-@dataclass(frozen=True)
-class Case:
-    """An adapter that PEFT writes.
-
-    Attributes:
-        refused: vLLM's words; "": it serves the adapter, right.
-        says: words of `inspect`, which advises against it; "": it prints the command.
-        grow: rows that the embedding gets before.
-        dropped: vLLM loads the adapter and leaves all or a part of it out.
-    """
-
-    options: dict[str, Any]
-    refused: str = ""
-    says: str = ""
-    config: Callable[..., Any] = LoraConfig
-    grow: int = 0
-    dropped: bool = False
 
 
 def grown(load: Load, rows: int) -> Load:
@@ -88,29 +68,9 @@ def grown(load: Load, rows: int) -> Load:
     return loaded
 
 
-def write(base: Path, case: Case, folder: Path, load: Load) -> Path:
-    options = {"r": 4, "target_modules": QVD, "task_type": "CAUSAL_LM", **case.options}
-    if case.config is LoraConfig:
-        options = {"lora_alpha": 7, **options}
-    tuned = get_peft_model(load(base), case.config(**options))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in tuned.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    tuned.save_pretrained(folder)
-    return folder
-
-
 def says(adapter: Path) -> Consumer:
     with open_adapter(adapter) as file:
         return next(found for found in consumers_of(file) if found.name == "vLLM")
-
-
-@torch.no_grad()
-def next_token(model: Any) -> list[Tensor]:
-    outputs = [model.eval()(torch.tensor([ids])).logits[0, -1] for ids in PROMPTS]
-    return [logits.float().log_softmax(-1) for logits in outputs]
 
 
 def peft(base: Path, adapter: Path, load: Load = CAUSAL) -> Any:
@@ -207,18 +167,6 @@ def test_rules(running: tuple[Engine, Path], name: str, tmp_path: Path) -> None:
             assert far(answers, next_token(peft(base, adapter))) < CLOSE
 
 
-def ours(base: Path, folder: Path, seed: int = 0) -> tuple[Path, list[Tensor]]:
-    """An adapter of ours, with ranks of 0 to 4, and the answers of its model."""
-    model, generator = CAUSAL(base), torch.Generator().manual_seed(seed)
-    method = registry.create("sora", r_max=4)
-    layers = inject.inject(model, method, generator=generator)
-    randomise(model, layers, (), ranks="mixed", generator=generator)
-    for layer in layers.values():
-        layer.B.data.mul_(3)
-    save_adapter(model, method, folder, base_model=str(base))
-    return folder, next_token(model)
-
-
 def test_our_own(running: tuple[Engine, Path], tmp_path: Path) -> None:
     """Ranks that vary with modules left out; padded, cut, rounded; two of three in a batch."""
     model, base = running
@@ -228,7 +176,7 @@ def test_our_own(running: tuple[Engine, Path], tmp_path: Path) -> None:
     assert far(model.next_token(one), expected) < CLOSE
     export_adapter(adapter, tmp_path / "padded", layout="padded")
     assert far(model.next_token(model.load(tmp_path / "padded")), expected) < CLOSE
-    for name, options in (("cut", ["--budget", "16%"]), ("rounded", ["--bits", "4"])):
+    for name, options in (("cut", ["--mean-rank", "1"]), ("rounded", ["--bits", "4"])):
         assert run(["prune", str(adapter), "-o", str(tmp_path / name), *options]) == 0
         assert says(tmp_path / name).loads
         answers = model.next_token(model.load(tmp_path / name))
@@ -415,7 +363,7 @@ def test_experts(kind: str, tmp_path: Path) -> None:
     base = write_base(tmp_path / "base", kind, class_name, **more)
     layers = {f"model.layers.{i}.{block}.experts" for i in (0, 1)}
     fused = {
-        "target_modules": Q,
+        "target_modules": ["q_proj"],
         "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
     }
     whole = apart(base, tmp_path / "apart", block, names)
