@@ -98,8 +98,9 @@ class Program:
 
     def starts(self, command: str, task_type: str | None, paths: Iterable[str]) -> str:
         """Return a command with the option that adapters of this task and these modules need."""
-        # AutoModel's names of a decoder's layers; one with a head has them below `model`
-        headless = task_type == "FEATURE_EXTRACTION" or any(p.startswith("layers.") for p in paths)
+        # AutoModel's names of a decoder's layers; a model with a head has them below `model`
+        bare = task_type is None and any(path.startswith("layers.") for path in paths)
+        headless = bare or task_type == "FEATURE_EXTRACTION"
         option = f"BASE {self.pooling}" if headless and self.pooling else "BASE"
         return command.replace("BASE", option)
 

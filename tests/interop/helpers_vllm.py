@@ -102,12 +102,19 @@ class Engine:
         replies = self.model.encode(prompts, pooling_task=task, lora_request=loaded, use_tqdm=False)
         return [reply.outputs.data.float() for reply in replies]
 
+    @property
+    def _manager(self) -> Any:
+        worker = self.model.llm_engine.engine_core.engine_core.model_executor.driver_worker
+        return getattr(worker, "worker", worker).model_runner.lora_manager._adapter_manager
+
+    def slots(self) -> list[int | None]:
+        """The number of the adapter in each of the slots."""
+        return list(self._manager.lora_index_to_id)
+
     def adapted(self, loaded: Any) -> set[str]:
         """The modules in which an adapter's factors have arrived."""
-        worker = self.model.llm_engine.engine_core.engine_core.model_executor.driver_worker
-        manager = getattr(worker, "worker", worker).model_runner.lora_manager._adapter_manager
-        slot = manager.lora_index_to_id.index(loaded.lora_int_id)
-        return {path for path, module in manager.modules.items() if _arrived(vars(module), slot)}
+        slot = self.slots().index(loaded.lora_int_id)
+        return {p for p, module in self._manager.modules.items() if _arrived(vars(module), slot)}
 
 
 def _arrived(module: dict[str, Any], slot: int) -> bool:

@@ -168,7 +168,7 @@ def test_rules(running: tuple[Engine, Path], name: str, tmp_path: Path) -> None:
 
 
 def test_our_own(running: tuple[Engine, Path], tmp_path: Path) -> None:
-    """Ranks that vary with modules left out; padded, cut, rounded; two of three in a batch."""
+    """Ranks that vary with modules left out; padded, cut, rounded; two in a batch."""
     model, base = running
     adapter, expected = ours(base, tmp_path / "adapter")
     assert far(expected, next_token(CAUSAL(base))) > 0.1
@@ -183,9 +183,30 @@ def test_our_own(running: tuple[Engine, Path], tmp_path: Path) -> None:
         assert far(answers, next_token(peft(base, tmp_path / name))) < CLOSE
     other, others = ours(base, tmp_path / "other", seed=1)
     two = model.load(other)
-    answers = model.next_token(two, one, None)
-    for i, wanted in enumerate((others, expected, next_token(CAUSAL(base)))):
-        assert far(answers[3 * i : 3 * i + 3], wanted) < CLOSE
+    assert far(model.next_token(two, one), [*others, *expected]) < CLOSE
+
+
+def test_the_bare_base_in_a_batch_with_adapters(
+    running: tuple[Engine, Path], tmp_path: Path
+) -> None:
+    """Served wrong: on the CPU the base's slot, -1, is the last one, with the adapter in it."""
+    model, base = running
+    (adapter, first), (other, last) = (ours(base, tmp_path / str(i), seed=i) for i in (0, 1))
+    one, two = model.load(adapter), model.load(other)
+    bare = next_token(CAUSAL(base))
+    assert far(model.next_token(None), bare) < CLOSE  # alone it is right
+    slots = model.slots()
+    in_last = last if slots[-1] == two.lora_int_id else first
+    assert far(model.next_token(one, None)[3:], in_last) < CLOSE
+    assert far(in_last, bare) > 0.1
+
+
+def test_one_slot_more_than_adapters(llama: Path, tmp_path: Path) -> None:
+    """Then the last slot is empty, and the bare base right."""
+    with engine(llama, max_logprobs=-1, max_loras=3) as model:
+        loaded = [model.load(ours(llama, tmp_path / str(i), seed=i)[0]) for i in (0, 1)]
+        answers = model.next_token(*loaded, None)
+        assert far(answers[6:], next_token(CAUSAL(llama))) < CLOSE
 
 
 HEADS = "expected target modules in"
