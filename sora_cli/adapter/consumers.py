@@ -73,12 +73,19 @@ class _Facts:
     base: str
     base_config: Mapping[str, Any]
     more: str | None
+    tables: tuple[str, ...]
 
     @property
     def kind(self) -> str | None:
         """The base model's type, such as "llama"; None: not known."""
         kind = self.base_config.get("model_type")
         return kind if isinstance(kind, str) else None
+
+    @property
+    def classes(self) -> set[str]:
+        """The classes that the base model's configuration names."""
+        named = self.base_config.get("architectures")
+        return {str(name) for name in named} if isinstance(named, list) else set()
 
     @property
     def largest_rank(self) -> int:
@@ -104,6 +111,7 @@ def consumers(
     directory: str,
     base_config: Mapping[str, Any] | None = None,
     more: str | None = None,
+    tables: tuple[str, ...] = (),
 ) -> tuple[Consumer, ...]:
     """Return the verdict for each program on an adapter directory.
 
@@ -114,9 +122,10 @@ def consumers(
         base_config: the base model's config.json; None: it is not at hand.
         more: end of a sentence about parts other than factors of linear layers, such as "refuses
             DoRA's magnitudes"; None: there are no such parts.
+        tables: embeddings that have factors.
     """
     base = config.base_model_name_or_path or "BASE"
-    facts = _Facts(config, ranks, head, directory, base, base_config or {}, more)
+    facts = _Facts(config, ranks, head, directory, base, base_config or {}, more, tables)
     asked = (program for program in PROGRAMS if program.only in ("", config.task_type))
     return tuple(judge(program, facts) for program in asked)
 
@@ -144,6 +153,7 @@ def consumers_of(
         directory=str(file.directory) if name is None else name,
         base_config=base_configuration(file.base),
         more=_other_parts(file),
+        tables=tuple(path for path, form in file.forms.items() if form.embedding),
     )
     if not file.meta.new_tokens:
         return verdicts
@@ -165,11 +175,8 @@ def _other_parts(file: AdapterFile) -> str | None:
         # vLLM: is_3d_moe_weight in lora/model_manager.py (01533aa8); llama.cpp's converter stops at
         # the names
         return "takes fused experts of few kinds of model or none, and may drop them silently"
-    first = next(iter(file.forms.items()), None)
-    if first is None:
-        return None
-    path, form = first
-    return f"refuses factors of the {'embedding' if form.embedding else 'convolution'} {path}"
+    kernels = [path for path, form in file.forms.items() if not form.embedding]
+    return f"refuses factors of the convolution {kernels[0]}" if kernels else None
 
 
 def base_configuration(base: BaseReference) -> dict[str, Any] | None:
@@ -193,7 +200,8 @@ def judge(program: Program, facts: _Facts) -> Consumer:
         base = "DIR, with the config.json of the model the GGUF file was made from"
     rank = program.rank_option(facts.largest_rank)
     values = {"BASE": base, "DIR": quote(facts.directory), "RANK": str(rank)}
-    advice = substituted(program.command, values)
+    command = program.starts(program.command, config.task_type, facts.ranks)
+    advice = substituted(command, values)
     if program.anchored and any(
         key.startswith("^") for key in (*(config.rank_pattern or ()), *(config.alpha_pattern or ()))
     ):
@@ -212,8 +220,8 @@ def _objections(program: Program, facts: _Facts) -> Iterator[tuple[str, str]]:
     config, refuse = facts.config, partial(_refusal, facts)
     if (why := program.no_task.get(config.task_type or "")) is not None:
         yield why, ""
-    if facts.kind in program.without:
-        yield refuse(f"takes no adapters for {facts.kind} models", "merge")
+    for kind in program.without & {facts.kind} or program.classes & facts.classes:
+        yield refuse(f"takes no adapters for {kind} models", "merge")
     if program.takes == "pairs":
         yield from _beside_pairs(program, facts)
     elif facts.lost:
@@ -249,12 +257,44 @@ def _beside_pairs(program: Program, facts: _Facts) -> Iterator[tuple[str, str]]:
         yield refuse(f"refuses {first_few(facts.head)}, stored in full", "merge")
     if facts.more is not None:
         yield refuse(facts.more, "merge")
+    if (table := _refused_table(program, facts)) is not None:
+        yield refuse(f"refuses factors of {table}", "merge")
     if program.layout != "gguf":
+        yield from (refuse(*objection) for objection in _about_whole_layers(facts))
         return
     if program.conv1d and facts.config.fan_in_fan_out and facts.gguf != "gguf":
         yield refuse(program.conv1d, "merge")
     if (missing := _missing_in_gguf(facts)) is not None:
         yield refuse(missing, "merge")
+
+
+_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)")
+
+
+def _about_whole_layers(facts: _Facts) -> Iterator[tuple[str, str]]:
+    """Yield vLLM's objections to a bias in the configuration, and to experts that lack factors."""
+    if facts.config.bias != "none":  # the file holds none if the model has none
+        yield f"refuses bias: {facts.config.bias}", "exact"
+    ranks: dict[str, dict[str, list[int]]] = {}
+    for path, rank in facts.ranks.items():
+        if (found := _EXPERT.fullmatch(path)) is not None:
+            ranks.setdefault(found[1], {}).setdefault(found[3], []).append(rank)
+    keys = ("num_local_experts", "num_experts", "n_routed_experts")
+    number = next((facts.base_config[key] for key in keys if key in facts.base_config), None)
+    for layer, by_name in ranks.items():
+        sizes = {number or max(map(len, by_name.values())), *map(len, by_name.values())}
+        if len(by_name) != 3 or len(sizes) > 1:
+            yield f"takes {layer} only with factors for each weight of each expert", "merge"
+        elif any(len(set(of_one)) > 1 for of_one in by_name.values()):
+            yield f"takes one rank for all experts of {layer}", "padded"
+
+
+def _refused_table(program: Program, facts: _Facts) -> str | None:
+    """Return the embedding or output layer whose factors a program refuses; None: there is none."""
+    taken = {"embed_tokens", "lm_head"} if facts.kind in program.embeddings else set()
+    ends = [path for path in facts.ranks if path.rpartition(".")[2] == "lm_head"]
+    tables = (*facts.tables, *(ends if program.embeddings else ()))  # llama.cpp: `gguf_names`
+    return next((path for path in tables if path.rpartition(".")[2] not in taken), None)
 
 
 def _refusal(facts: _Facts, reason: str, step: str, rank: int = 0) -> tuple[str, str]:

@@ -8,7 +8,7 @@ that it applies wrongly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 
@@ -25,6 +25,8 @@ class Program:
         only: the one task type of PEFT's that a verdict is given for; "": any.
         no_task: task types of PEFT's that it does not serve, with the reason.
         without: model types that it serves without adapters, or not at all.
+        classes: model classes that it serves without adapters, of other types; a base's
+            config.json names its class under `architectures`.
         takes: "types": all types of PEFT's, with all their parts, but no layer that the installed
             PEFT loses; "LORA": the same of that type alone, see `other_types`; "pairs":
             LoRA's pairs of factors alone, without magnitudes, biases or modules stored in full.
@@ -51,7 +53,9 @@ class Program:
         request: the part of a request that chooses an adapter, with NAME and ID.
         reserves: bytes of a number that it reserves for each rank of each adapter at every linear
             layer; 0: it reserves nothing. For models of the types `embeddings` also at
-            `embed_tokens` and `lm_head`.
+            `embed_tokens` and `lm_head`, whose factors it takes for these types only.
+        pooling: the option after BASE for adapters of a model without a head; else the server
+            loads them, and leaves them out of its answers without a word.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Program:
     only: str = ""
     no_task: Mapping[str, str] = field(default_factory=dict)
     without: frozenset[str] = frozenset()
+    classes: frozenset[str] = frozenset()
     takes: str = "pairs"
     other_types: str = ""
     heads: frozenset[str] = frozenset()
@@ -89,6 +94,15 @@ class Program:
     request: str = ""
     reserves: int = 0
     embeddings: frozenset[str] = frozenset()
+    pooling: str = ""
+
+    def starts(self, command: str, task_type: str | None, paths: Iterable[str]) -> str:
+        """Return a command with the option that adapters of this task and these modules need."""
+        # AutoModel's names of a decoder's layers; a model with a head has them below `model`
+        bare = task_type is None and any(path.startswith("layers.") for path in paths)
+        headless = bare or task_type == "FEATURE_EXTRACTION"
+        option = f"BASE {self.pooling}" if headless and self.pooling else "BASE"
+        return command.replace("BASE", option)
 
     def rank_option(self, rank: int) -> int:
         """Return the smallest value of its option for the largest rank that takes a rank."""
@@ -128,27 +142,35 @@ _TRANSFORMERS = Program(
 
 _VLLM = Program(
     name="vLLM",
-    version="0.33.0",
-    day=date(2026, 11, 29),
-    source="config/lora.py, lora/peft_helper.py, lora/layers, lora/model_manager.py, "
-    "model_executor/models/registry.py",
+    version="0.32.0",
+    day=date(2026, 11, 30),
+    source="tests/interop/test_vllm.py; lora/peft_helper.py, lora/model_manager.py",
+    tried=True,
     no_task={"SEQ_2_SEQ_LM": "serves no text-to-text model, such as T5 or BART"},
-    # its classes without SupportsLoRA, by transformers' table of architectures; the last line:
-    # removed from it. A kind that it does not know goes to its Transformers backend, with adapters.
+    # its classes without SupportsLoRA, by transformers' table of architectures; from arctic to
+    # persimmon: removed from it. A kind that it does not know goes to its Transformers backend,
+    # with adapters.
     without=frozenset((
         "aria", "bloom", "clip", "cohere2_moe", "cohere2_vision", "cohere_asr", "dbrx", "falcon",
         "falcon_mamba", "gemma3n", "gemma3n_text", "gpt-sw3", "gpt2", "gptj", "gte", "kimi_linear",
         "llava_onevision", "mamba", "mamba2", "mimo_v2_flash", "minimax_m3_vl", "modernbert",
         "modernvbert", "nomic_bert", "openai_privacy_filter", "paddleocr_vl", "qwen2_audio",
         "siglip", "stablelm", "step3p7", "zamba2",
+        "colmodernvbert", "cosmos3_edge", "deepseek_v4", "diffusion_gemma", "embedding_gemma2",
+        "hrm_text",
         "arctic", "aya_vision", "bamba", "chameleon", "dots1", "fuyu", "minimax", "mllama", "mpt",
         "persimmon",
     )),
-    heads=frozenset(("classifier", "score")),
-    heads_note="older versions refuse a classifier's head (the newest take it with "
-    "--max-lora-rank RANK)",
-    strength="r",  # before 0.33, which is still in use
-    strength_note="before 0.33 applies one alpha / r to all modules",
+    classes=frozenset((
+        "BertForMaskedLM", "BertForSequenceClassification", "BertForTokenClassification",
+        "Gemma3TextModel", "RobertaForTokenClassification", "XLMRobertaForTokenClassification",
+    )),
+    # of decoders; `classifier` of BERT's and RoBERTa's classes is refused
+    heads=frozenset(("score",)),
+    heads_note="before 0.31 refuses a classifier's head (later ones take it with "
+    "--runner pooling --convert classify --max-lora-rank RANK)",
+    strength="r",  # before 0.32, which is still in use
+    strength_note="before 0.32 applies one alpha / r to all modules",
     steps=(8, 16, 32, 64, 128, 256, 320, 512),  # newer versions also take 1
     step_name="max_lora_rank",
     command="vllm serve BASE --enable-lora --max-lora-rank RANK --lora-modules adapter=DIR",
@@ -159,11 +181,12 @@ _VLLM = Program(
     refused=",",  # with a comma it is read as JSON
     request='"model": "NAME"',
     reserves=2,  # it serves float32 models in 16 bits, too
+    pooling="--runner pooling",
     # those with both in `embedding_modules`
     embeddings=frozenset((
         "apertus", "ernie4_5", "exaone", "exaone4", "exaone_moe", "falcon_h1", "granite",
         "granite_swa", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared",
-        "hyperclovax", "inkling_text", "internlm3", "iquestcoder", "jamba", "lfm2", "lfm2_moe",
+        "hyperclovax", "internlm3", "iquestcoder", "jamba", "lfm2", "lfm2_moe",
         "llama", "llama4_text", "minicpm3", "mixtral", "nemotron", "nemotron_h", "phi3", "qwen3",
         "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe",
     )),

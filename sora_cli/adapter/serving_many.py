@@ -299,7 +299,9 @@ def _commands(
         base = base if base.lower().endswith(".gguf") else "BASE.gguf"
     items = [filled(program.item, {"NAME": m.name, "DIR": m.directory}) for m in served]
     values = {"BASE": base, "RANK": str(rank), "COUNT": str(len(served))}
-    before, after = program.many.split("ITEMS")
+    paths = (path for member in served for path in member.ranks)
+    many = program.starts(program.many, served[0].task_type, paths)
+    before, after = many.split("ITEMS")
     yield filled(before, values) + program.between.join(items) + filled(after, values)
 
 

@@ -15,7 +15,7 @@ PAGES = [
     *sorted(DOCS.rglob("*.md")),
 ]
 _FENCE = re.compile(r" *```(\w*)")
-_MARK = re.compile(r"\s*<!-- (not run|file|fails): *(.*?) *-->\s*")
+_MARK = re.compile(r"\s*<!-- (not run|file|fails|vllm): *(.*?) *-->\s*")
 _CODE_SPAN = re.compile(r"`([^`]+)`")
 
 
@@ -31,7 +31,7 @@ class Block:
     Attributes:
         line: of the fence, from 1.
         language: as the fence names it.
-        mark: "not run", "file", "fails", or nothing.
+        mark: "not run", "file", "fails", "vllm" (`make test-vllm` runs it), or nothing.
         note: what the mark says: a reason, the name of a file, an exit code.
     """
 

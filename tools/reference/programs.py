@@ -17,7 +17,8 @@ def page() -> str:
         for program in PROGRAMS
     ]  # fmt: skip
     without = ", ".join(
-        f"{program.name}: {', '.join(map(code, sorted(program.without)))}"
+        f"{program.name}: {', '.join(map(code, sorted(program.without)))}; of other types the "
+        f"classes {', '.join(map(code, sorted(program.classes)))}"
         for program in PROGRAMS
         if program.without
     )

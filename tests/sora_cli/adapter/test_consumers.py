@@ -24,6 +24,7 @@ def verdicts(
     *,
     head: tuple[str, ...] = (),
     base_config: dict[str, object] | None = None,
+    tables: tuple[str, ...] = (),
     **config: object,
 ) -> dict[str, Consumer]:
     raw = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "org/base",
@@ -31,7 +32,9 @@ def verdicts(
     parsed = parse_config(raw, "adapter_config.json")
     if ranks is None:
         ranks = {path: parsed.rank(path) for path in PATHS}
-    found = consumers(parsed, ranks, head=head, directory="out", base_config=base_config)
+    found = consumers(
+        parsed, ranks, head=head, directory="out", base_config=base_config, tables=tables
+    )
     assert [c.name for c in found] == [
         *("PEFT", "transformers", "vLLM", "llama.cpp"),
         *(["Ollama"] if parsed.task_type == "CAUSAL_LM" else ()),
@@ -140,11 +143,78 @@ def test_rslora_with_one_rank() -> None:
 def test_a_classifier() -> None:
     found = verdicts(head=("score",), task_type="SEQ_CLS", modules_to_save=["score"])
     assert loading(found) == {"PEFT", "transformers"}
-    assert "the newest take it with --max-lora-rank 16" in found["vLLM"].advice
+    assert "--runner pooling --convert classify --max-lora-rank 16" in found["vLLM"].advice
     assert "sora merge" in found["llama.cpp"].advice
-    head = ("bert.pooler", "classifier")  # vLLM takes two names only (lora/peft_helper.py)
+    head = ("bert.pooler", "classifier")
     found = verdicts(head=head, task_type="SEQ_CLS", modules_to_save=list(head))
     assert found["vLLM"].advice.startswith("refuses bert.pooler, classifier, stored in full")
+
+
+LAYER = {"layers.0.self_attn.q_proj": 16}
+
+
+def test_vectors_of_a_decoder_need_an_option() -> None:
+    """Without it vLLM loads the adapter, finds no layer of its names, and answers as the base."""
+    for task_type, ranks in (("FEATURE_EXTRACTION", None), (None, LAYER)):
+        advice = verdicts(ranks, task_type=task_type)["vLLM"].advice
+        assert advice.startswith("vllm serve org/base --runner pooling --enable-lora ")
+    assert "pooling" not in verdicts({"model.layers.0.self_attn.q_proj": 16})["vLLM"].advice
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "taken"),
+    [
+        ("llama", "lm_head", True),
+        ("llama", "model.embed_tokens", True),
+        ("qwen2", "lm_head", False),
+        ("qwen2", "model.embed_tokens", False),
+        (None, "lm_head", False),
+        ("llama", "model.wte", False),
+    ],
+)
+def test_vllm_takes_embeddings_of_some_kinds(kind: str | None, path: str, taken: bool) -> None:
+    tables = () if path == "lm_head" else (path,)
+    found = verdicts({path: 16}, base_config={"model_type": kind}, tables=tables)
+    assert found["vLLM"].loads == taken
+    assert taken or found["vLLM"].advice.startswith(f"refuses factors of {path}: sora merge")
+    assert found["llama.cpp"].loads == (path == "lm_head")
+
+
+def test_a_class_of_the_base_that_vllm_serves_without_adapters() -> None:
+    named = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
+    advice = verdicts(BERT, base_config=named)["vLLM"].advice
+    assert advice.startswith("takes no adapters for BertForSequenceClassification models")
+    assert verdicts(BERT, base_config={**named, "architectures": ["BertModel"]})["vLLM"].loads
+
+
+def test_vllm_refuses_a_bias_that_no_layer_has() -> None:
+    found = verdicts(bias="all")
+    assert found["vLLM"].advice == "refuses bias: all: sora export out -o OUT first"
+    assert found["llama.cpp"].loads
+
+
+def expert(number: int, ranks: tuple[int, int, int]) -> dict[str, int]:
+    names = ("gate_proj", "up_proj", "down_proj")
+    return {
+        f"model.layers.0.mlp.experts.{number}.{n}": r for n, r in zip(names, ranks, strict=True)
+    }
+
+
+@pytest.mark.parametrize(
+    ("ranks", "words"),
+    [
+        (expert(0, (16,) * 3) | expert(1, (16,) * 3), ""),
+        (expert(0, (16, 8, 4)) | expert(1, (16, 8, 4)), ""),
+        (expert(0, (16,) * 3), "for each weight of each expert: sora merge"),
+        (dict([*expert(0, (16,) * 3).items(), *expert(1, (16,) * 3).items()][1:]), "sora merge"),
+        (expert(0, (16,) * 3) | expert(1, (8,) * 3), "sora export out -o OUT --layout padded"),
+    ],
+)
+def test_vllm_takes_experts_whole(ranks: dict[str, int], words: str) -> None:
+    config = {"model_type": "qwen3_moe", "num_experts": 2}
+    verdict = verdicts(ranks, base_config=config, r=16, lora_alpha=16)["vLLM"]
+    assert verdict.loads == (not words)
+    assert words in verdict.advice
 
 
 def test_an_output_layer_in_full() -> None:
