@@ -21,6 +21,7 @@ WITHOUT_A_TASK = ("AutoModelForImageClassification", "AutoModelForMultipleChoice
 
 _TABLES = {
     "SEQ_TO_SEQ_CAUSAL_LM": "AutoModelForSeq2SeqLM",
+    "SPEECH_SEQ_2_SEQ": "AutoModelForSpeechSeq2Seq",
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQUENCE_CLASSIFICATION": "AutoModelForSequenceClassification",
     "TOKEN_CLASSIFICATION": "AutoModelForTokenClassification",

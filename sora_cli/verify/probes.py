@@ -1,4 +1,4 @@
-"""Fixed inputs for any model: sentences if there is a tokenizer, else random ids or pixels.
+"""Fixed inputs for any model: sentences if there is a tokenizer, else random ids, pixels or sounds.
 
 The same model configuration and tokenizer give the same inputs, on every machine.
 """
@@ -54,7 +54,7 @@ class Probe:
 def make_probe(configs: Sequence[Any], auto: str, tokenizer: Any | None) -> Probe:
     """Make inputs that models of all these configurations accept.
 
-    Only text and images can be made.
+    Only text, images and Whisper's spectrograms can be made.
 
     Args:
         auto: the models' Auto class.
@@ -64,6 +64,8 @@ def make_probe(configs: Sequence[Any], auto: str, tokenizer: Any | None) -> Prob
     sizes = [vocabulary_of(c) for c in configs]
     if None in sizes:
         return _pixels(config)
+    if getattr(config, "num_mel_bins", None) is not None:
+        return _sounds(config, min(size for size in sizes if size is not None))
     # the smaller of two: an embedding may have been resized on one side
     vocabulary = min(size for size in sizes if size is not None)
     probe = None if tokenizer is None else _sentences(config, auto, tokenizer, vocabulary)
@@ -178,6 +180,20 @@ def _pixels(config: Any) -> Probe:
     g = torch.Generator().manual_seed(0)
     pixels = torch.randn(_IMAGES, channels, height, width, generator=g)
     return Probe({"pixel_values": pixels}, None, 0, f"{_IMAGES} images of noise")
+
+
+def _sounds(config: Any, vocabulary: int) -> Probe:
+    """Return spectrograms (rows, mel bins, frames), standard normal, and the decoder's tokens."""
+    if config.model_type != "whisper":
+        raise SoraError(
+            f"no inputs can be made for a '{config.model_type}' model: of sounds only for Whisper"
+        )
+    g = torch.Generator().manual_seed(0)
+    frames = 2 * config.max_source_positions  # its second convolution halves them
+    features = torch.randn(_IMAGES, config.num_mel_bins, frames, generator=g)
+    ids = _decoder_ids(config, vocabulary, _IMAGES)[:, : config.max_target_positions]
+    inputs = {"input_features": features, "decoder_input_ids": ids}
+    return Probe(inputs, None, 0, f"{_IMAGES} spectrograms of noise")
 
 
 def _draw(vocabulary: int, special: set[int], shape: tuple[int, int], *, seed: int) -> Tensor:
