@@ -5,14 +5,13 @@ from __future__ import annotations
 import shutil
 import zlib
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
 
 from tools.corpus import own_kinds, peft_kinds, wrong_kinds
 from tools.corpus.own_kinds import Make
-from tools.corpus.verbs import ADAPTER, BASE, RECIPE, ROWS
+from tools.corpus.verbs import ADAPTER, BASE, RECIPE, ROWS, matches
 
 KINDS: dict[str, Make] = {
     **{f"own/{name}": make for name, make in own_kinds.KINDS.items()},
@@ -26,11 +25,6 @@ KINDS: dict[str, Make] = {
 def chosen(pattern: str) -> dict[str, Make]:
     """Return the kinds whose name patterns such as "own/*,refused/*" match."""
     return {name: make for name, make in KINDS.items() if matches(name, pattern)}
-
-
-def matches(name: str, patterns: str) -> bool:
-    """Return true if one of some patterns, with commas between them, matches a name."""
-    return any(fnmatch(name, pattern) for pattern in patterns.split(","))
 
 
 def write(name: str, folder: Path) -> None:

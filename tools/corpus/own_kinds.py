@@ -1,4 +1,4 @@
-"""Adapters that this program writes: of every method, rounded, packed, extracted, as a GGUF file."""
+"""Adapters that this program writes: of all methods, rounded, packed, extracted, as GGUF."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import peft
 import torch
-from peft import AdaLoraConfig, LoHaConfig, LoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoHaConfig, get_peft_model
+
 from tests.architectures import CAUSAL, tiny
 from tests.helpers_adapters import fill_peft
 from tests.helpers_chat import chat_tokenizer, write_chat_recipe
@@ -17,12 +18,11 @@ from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama, tiny_t5, tiny
 from tests.interop import test_experts, test_peft_base_weights
 from tests.interop.test_peft import PEFT_OPTIONS
 from tests.interop.test_peft_kinds import CASES, LLAMA, Case, save
-
 from tools.corpus.own_kinds import STEPS, Make, keep_recipe, with_method
 
 BERT = ["query", "value", "output.dense", "intermediate.dense"]
-CLASSES = {"task_type": "SEQ_CLS"}
-CAUSAL_LM = {"task_type": "CAUSAL_LM"}
+CLASSES: dict[str, Any] = {"task_type": "SEQ_CLS"}
+CAUSAL_LM: dict[str, Any] = {"task_type": "CAUSAL_LM"}
 
 
 def _adalora(rows: int, folder: Path) -> None:
@@ -34,8 +34,9 @@ def _adalora(rows: int, folder: Path) -> None:
     model = tiny_llama()
     model.save_pretrained(folder / "base")
     base = type(model).from_pretrained(folder / "base")
-    options = {"init_r": 6, "target_r": 4, "lora_alpha": 9, "total_step": 10}
-    tuned = get_peft_model(base, AdaLoraConfig(target_modules=LLAMA, **CAUSAL_LM, **options))
+    options: dict[str, Any] = {"init_r": 6, "target_r": 4, "lora_alpha": 9, "total_step": 10}
+    config = AdaLoraConfig(target_modules=LLAMA, **CAUSAL_LM, **options)
+    tuned: Any = get_peft_model(base, config)
     fill_peft(tuned)
     generator = torch.Generator().manual_seed(2)
     names = [name for name, _ in tuned.base_model.model.named_parameters() if "lora_E" in name]

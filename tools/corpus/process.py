@@ -7,11 +7,9 @@ import json
 import multiprocessing
 import platform
 import shutil
-import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +23,10 @@ import sora_cli.run.start
 import sora_cli.verify.verification  # noqa: F401 (imported once, for all processes)
 from sora_cli.app import run as run_command
 from sora_cli.commands import inspect
-from tools.corpus.kinds import chosen, matches, write, written
+from sora_cli.core.console import say
+from tools.corpus.kinds import chosen, write, written
 from tools.corpus.record import Places, Row, captured, recorded, scratch
-from tools.corpus.verbs import PICKS, STEPS, Step, command
+from tools.corpus.verbs import PICKS, STEPS, Step, command, matches
 
 _LIMIT = 900
 """Seconds for all commands of one kind."""
@@ -48,8 +47,8 @@ def make(folder: Path, kinds: str, jobs: int) -> int:
         if isinstance(error, _Failure):
             failed += 1
             shutil.rmtree(folder / name, ignore_errors=True)
-            print(f"left out: {name}: {error.text.splitlines()[-1][:200]}", flush=True)
-    print(f"{len(chosen(kinds)) - failed} kinds in {folder}")
+            say(f"left out: {name}: {error.text.splitlines()[-1][:200]}")
+    say(f"{len(chosen(kinds)) - failed} kinds in {folder}")
     return 0
 
 
@@ -65,11 +64,11 @@ def run(folder: Path, out: Path, kinds: str, verbs: str, jobs: int) -> int:
     rows = {}
 
     def work(name: str) -> dict[str, Row]:
-        return _rows(places[name], folder, [s for s in steps if fnmatch(name, s.kinds)])
+        return _rows(places[name], folder, [s for s in steps if matches(name, s.kinds)])
 
     for name, found in _each(places, work, jobs):
         rows[name] = {"process": {"stderr": found.text}} if isinstance(found, _Failure) else found
-        print(f"{name}: {len(rows[name])} rows", file=sys.stderr, flush=True)
+        say(f"{name}: {len(rows[name])} rows")
     about = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -78,7 +77,7 @@ def run(folder: Path, out: Path, kinds: str, verbs: str, jobs: int) -> int:
     }
     record = {"about": about, "rows": dict(sorted(rows.items()))}
     out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"{sum(map(len, rows.values()))} rows of {len(rows)} kinds in {out}")
+    say(f"{sum(map(len, rows.values()))} rows of {len(rows)} kinds in {out}")
     return 0
 
 

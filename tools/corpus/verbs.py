@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 ADAPTER, BASE, RECIPE, ROWS = "ADAPTER", "BASE", "RECIPE", "ROWS"
@@ -123,6 +124,11 @@ PICKS = [
     Step("pick/params", ["pick", ADAPTER, "--max-params", "100000", "--json"], ""),
 ]
 """The steps for a run of `sora path`, beside the others."""
+
+
+def matches(name: str, patterns: str) -> bool:
+    """Return true if one of some patterns, with commas between them, matches a name."""
+    return any(fnmatch(name, pattern) for pattern in patterns.split(","))
 
 
 def command(step: Step, places: Mapping[str, Path], done: Mapping[str, Path]) -> list[str] | None:

@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file
-from tests.helpers_models import tiny_bert, tiny_llama
 
 from sora_cli.adapter.directory import write_adapter
 from tests.helpers_adapters import adapt, fill_peft, save_backbone
+from tests.helpers_models import tiny_bert, tiny_llama
 from tools.corpus.own_kinds import Make, sort_sets
 
 TARGETS = ["q_proj", "v_proj"]
 READ = {"LORA", "ADALORA", "LOHA", "LOKR"}
+CONFIGS: dict[str, Any] = {
+    PeftType(kind).value: made for kind, made in PEFT_TYPE_TO_CONFIG_MAPPING.items()
+}
+"""PEFT's name of a kind -> its class of configurations."""
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 Tensors = dict[str, torch.Tensor]
 
@@ -48,12 +52,12 @@ def _of_peft(kind: str, folder: Path) -> None:
     base = type(model).from_pretrained(folder / "base")
     options = _OPTIONS.get(kind, {"target_modules": TARGETS})
     try:
-        config = PEFT_TYPE_TO_CONFIG_MAPPING[kind](**options)
-        get_peft_model(base, config).save_pretrained(folder / "adapter")
+        tuned: Any = get_peft_model(base, CONFIGS[kind](**options))
+        tuned.save_pretrained(folder / "adapter")
     except Exception:  # each kind has its own demands, and its name alone is refused
         shutil.rmtree(folder / "adapter", ignore_errors=True)
         _lora(folder)
-        _set(folder / "adapter", peft_type=str(kind))
+        _set(folder / "adapter", peft_type=kind)
 
 
 def _lora(folder: Path, **options: Any) -> None:
@@ -134,6 +138,7 @@ def _pickle(adapter: Path) -> None:
 
 
 _PREFIX = "base_model.model."
+_EMBEDDING = f"{_PREFIX}model.embed_tokens"
 _LAYER = f"{_PREFIX}model.layers.0.self_attn"
 OPTIONS: dict[str, dict[str, Any]] = {
     "layer_replication": {"layer_replication": [[0, 1]]},
@@ -177,7 +182,7 @@ TENSORS: dict[str, Callable[[Tensors], object]] = {
     "key-unknown": partial(_put, f"{_LAYER}.q_proj.weight"),
     "key-bias": partial(_put, f"{_LAYER}.q_proj.lora_B.bias"),
     "key-magnitude": partial(_put, f"{_LAYER}.q_proj.lora_magnitude_vector"),
-    "key-tokens": partial(_put, f"{_PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta"),
+    "key-tokens": partial(_put, f"{_EMBEDDING}.token_adapter.trainable_tokens_delta"),
     "key-with-slash": partial(_put, f"{_PREFIX}../x.lora_A.weight"),
     "integers": partial(_as, torch.int32),
     "float64": partial(_as, torch.float64),
@@ -207,7 +212,5 @@ DAMAGED: dict[str, Make] = {
     **{name: partial(_ours, change) for name, change in OURS.items()},
 }
 REFUSED: dict[str, Make] = {
-    str(getattr(kind, "value", kind)).lower(): partial(_of_peft, kind)
-    for kind in PEFT_TYPE_TO_CONFIG_MAPPING
-    if str(getattr(kind, "value", kind)) not in READ
+    kind.lower(): partial(_of_peft, kind) for kind in CONFIGS if kind not in READ
 }
