@@ -26,7 +26,7 @@ def differences(a: Record, b: Record) -> dict[str, dict[str, list[str]]]:
 def report(a: Record, b: Record) -> list[str]:
     """Return lines for a reader: by command, then by kind, then what differs."""
     lines = []
-    for verb, kinds in differences(a, b).items():
+    for verb, kinds in sorted(differences(a, b).items()):
         lines.append(f"{verb}: {len(kinds)} kinds differ")
         for kind, told in kinds.items():
             lines += [f"  {kind}", *(f"    {line}" for line in told)]

@@ -22,7 +22,8 @@ Row = dict[str, Any]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SECONDS = re.compile(r"\b\d+(\.\d+)? (s|min \d\d s)\b")
-_FREE = re.compile(r"\([\d.,]+ \w?B are free\)")
+_OF_NOW = re.compile(r"[\d.,]+ \w?B (?=are free\)|of memory\b)")
+"""Free disk, and the memory of this process with a merge's added."""
 _TEMPORARY = re.compile(rf"{re.escape(tempfile.gettempdir())}/sora-\w+")
 _PROGRESS = re.compile(r".*\d%\|.*|.*\d+it \[.*")
 _VERSION = re.compile(rf"\bsora {re.escape(sora_cli.__version__)}\b")
@@ -42,7 +43,7 @@ class Places:
         """Return a text without places, durations, versions and bars of progress."""
         for path, name in self._names:
             text = text.replace(path, name)
-        text = _TEMPORARY.sub("TMP", _FREE.sub("(N are free)", _SECONDS.sub("N s", text)))
+        text = _TEMPORARY.sub("TMP", _OF_NOW.sub("N ", _SECONDS.sub("N s", text)))
         lines = _VERSION.sub("sora VERSION", text).replace("\r", "\n").splitlines()
         return "\n".join(line.rstrip() for line in lines if not _PROGRESS.fullmatch(line))
 
