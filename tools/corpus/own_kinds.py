@@ -60,8 +60,8 @@ def _trained(write: Callable[[Path], Path], folder: Path) -> None:
 
 
 def keep_recipe(folder: Path, recipe: Path) -> None:
-    """Name a recipe and its validation rows as the steps expect it."""
-    recipe.rename(folder / "recipe.yaml")
+    """Name a recipe and its validation rows as the steps expect it; it trains any adapter on."""
+    with_method(recipe, "lora").rename(folder / "recipe.yaml")
     rows = next(iter(sorted(folder.glob("valid*.json*"))), None)
     if rows is not None:
         shutil.copy(rows, folder / "rows.jsonl")

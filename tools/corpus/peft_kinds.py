@@ -18,7 +18,7 @@ from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama, tiny_t5, tiny
 from tests.interop import test_experts, test_peft_base_weights
 from tests.interop.test_peft import PEFT_OPTIONS
 from tests.interop.test_peft_kinds import CASES, LLAMA, Case, save
-from tools.corpus.own_kinds import STEPS, Make, keep_recipe, with_method
+from tools.corpus.own_kinds import STEPS, Make, keep_recipe
 
 BERT = ["query", "value", "output.dense", "intermediate.dense"]
 CLASSES: dict[str, Any] = {"task_type": "SEQ_CLS"}
@@ -74,7 +74,7 @@ def _cast(dtype: torch.dtype, case: Case, folder: Path) -> None:
 
 def _trainable(tied: bool, options: dict[str, Any], folder: Path) -> None:
     """Write an adapter of a base model with a tokenizer, and a recipe that trains it further."""
-    recipe = with_method(write_chat_recipe(folder, training=STEPS), "lora")
+    recipe = write_chat_recipe(folder, training=STEPS)
     save(Case(lambda: tiny_llama(tied=tied, eos_token_id=3, bos_token_id=2), options), folder)
     chat_tokenizer().save_pretrained(folder / "base")
     keep_recipe(folder, recipe)
