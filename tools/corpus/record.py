@@ -25,7 +25,8 @@ _SECONDS = re.compile(r"\b\d+(\.\d+)? (s|min \d\d s)\b")
 _OF_NOW = re.compile(r"[\d.,]+ \w?B (?=are free\)|of memory\b)")
 """Free disk, and the memory of this process with a merge's added."""
 _TEMPORARY = re.compile(rf"{re.escape(tempfile.gettempdir())}/sora-\w+")
-_PROGRESS = re.compile(r".*\d%\|.*|.*\d+it \[.*")
+_PARTS = re.compile(r"^(time: N s) \(.*\)$", re.MULTILINE)
+_PROGRESS = re.compile(r".*\d%\|.*|.*\[\d\d:\d\d[,<].*|\s*(\x1b\[A)?")
 _VERSION = re.compile(rf"\bsora {re.escape(sora_cli.__version__)}\b")
 _VERSIONS = ("sora_version", "transformers_version", "peft_version")
 
@@ -40,12 +41,11 @@ class Places:
         self._names = sorted(whole.items(), key=lambda item: -len(item[0]))
 
     def plain(self, text: str) -> str:
-        """Return a text without places, durations, versions and bars of progress."""
+        """Return a text without places, durations and this program's version."""
         for path, name in self._names:
             text = text.replace(path, name)
-        text = _TEMPORARY.sub("TMP", _OF_NOW.sub("N ", _SECONDS.sub("N s", text)))
-        lines = _VERSION.sub("sora VERSION", text).replace("\r", "\n").splitlines()
-        return "\n".join(line.rstrip() for line in lines if not _PROGRESS.fullmatch(line))
+        text = _VERSION.sub("sora VERSION", _SECONDS.sub("N s", _TEMPORARY.sub("TMP", text)))
+        return "\n".join(line.rstrip() for line in text.splitlines())
 
     def digests(self, place: Path) -> dict[str, str]:
         """Return {name: digest} of a file, or of all files below a directory."""
@@ -68,6 +68,12 @@ class Places:
         return self.plain(content[8:end].decode()).encode() + content[end:]
 
 
+def tidy(text: str) -> str:
+    """Return what a terminal shows without bars of progress, empty lines and sizes of now."""
+    text = _PARTS.sub(r"\1", _OF_NOW.sub("N ", text))
+    return "\n".join(line for line in text.splitlines() if not _PROGRESS.fullmatch(line))
+
+
 def _without_versions(data: Any) -> Any:
     """Return JSON data with the order of its keys, and without versions of programs."""
     if isinstance(data, dict):
@@ -86,7 +92,7 @@ def recorded(
     """
     with captured() as streams:
         code = run(words)
-    texts = {name: places.plain(text) for name, text in streams.items()}
+    texts = {name: tidy(places.plain(text)) for name, text in streams.items()}
     row: Row = {"command": places.plain(" ".join(words)), "exit": code, **texts}
     if output is not None:
         row["files"] = places.digests(output) if output.exists() else {}
