@@ -26,7 +26,7 @@ _OF_NOW = re.compile(r"[\d.,]+ \w?B (?=are free\)|of memory\b)")
 """Free disk, and the memory of this process with a merge's added."""
 _TEMPORARY = re.compile(rf"{re.escape(tempfile.gettempdir())}/sora-\w+")
 _PARTS = re.compile(r"^(time: N s) \(.*\)$", re.MULTILINE)
-_PROGRESS = re.compile(r".*\d%\|.*|.*\[\d\d:\d\d[,<].*|\s*(\x1b\[A)?")
+_PROGRESS = re.compile(r".*\d%\|.*|.*\[\d\d:\d\d[,<].*|\s*(\x1b\[A)*|[\w ]+ \.\.\.")
 _VERSION = re.compile(rf"\bsora {re.escape(sora_cli.__version__)}\b")
 _VERSIONS = ("sora_version", "transformers_version", "peft_version")
 
@@ -69,7 +69,7 @@ class Places:
 
 
 def tidy(text: str) -> str:
-    """Return what a terminal shows without bars of progress, empty lines and sizes of now."""
+    """Return what a terminal shows without signs of progress, empty lines and sizes of now."""
     text = _PARTS.sub(r"\1", _OF_NOW.sub("N ", text))
     return "\n".join(line for line in text.splitlines() if not _PROGRESS.fullmatch(line))
 
