@@ -4,7 +4,7 @@
     make durations TESTS="tests/e2e -k resume"  store some tests, and leave the others' figures
     python -m tests.durations                   print the dearest files, and the folders' budgets
 
-A plugin of pytest, which `conftest.py` loads. A test that took half a second is long, like those that
+A plugin of pytest, which `conftest.py` loads. A test that took 0.6 seconds is long, like those that
 are marked so. A test stops at 20 times its stored seconds, and never before ten minutes: that ends
 a hang, and no busy machine. After a run of all tests the
 summary names each folder that takes more than its budget. It compares shares of this machine's
@@ -25,7 +25,7 @@ import pytest
 FILE = Path(__file__).with_suffix(".json")
 COLLECTED = pytest.StashKey[list[pytest.Item]]()
 LIMIT, FLOOR = 20, 600  # times the stored seconds; seconds
-LONG = 0.5  # seconds
+LONG = 0.6  # seconds
 AIR = 1.1  # a folder's budget is what it took when it was last set, and a tenth
 _STORED = 0.2  # seconds; tests that take less are stored as their file's rest, if they are not long
 _COMPARED = 1.0  # seconds: shorter tests say little about a machine
