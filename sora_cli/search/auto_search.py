@@ -24,7 +24,7 @@ Made = tuple[Candidate, RowScores | None]
 
 
 class Maker(ABC):
-    """Makes what a search compares."""
+    """Makes the run at full rank and the sizes that a search compares."""
 
     @abstractmethod
     def full_rank(self) -> Reference:
@@ -32,7 +32,7 @@ class Maker(ABC):
 
     @abstractmethod
     def screened(self, promise: Promise, bound: BoundMethod) -> list[Screened]:
-        """Return the sizes scored before healing, with those named that are to be tested."""
+        """Return the sizes scored before healing; the named sizes are to be tested."""
 
     @abstractmethod
     def size(self, number: int, named: Screened, *, scored: bool) -> Made | None:

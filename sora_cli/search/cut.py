@@ -222,7 +222,7 @@ class Scores:
 def loaded_to_score(
     place: Path, recipe: Recipe, task: Task, *, serve: str | None = None, on: str | None = None
 ) -> Iterator[tuple[Size, Base, AdapterTrainer]]:
-    """Load an adapter; yield its size, the model with it, and what scores that model.
+    """Load an adapter; yield its size, the model with it, and a trainer that scores the model.
 
     Args:
         serve: server of the adapter; None: parameters count.

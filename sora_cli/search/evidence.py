@@ -222,7 +222,7 @@ class Evidence(BaseModel):
         return readable_json(json.loads(self.model_dump_json()))  # NaN becomes null
 
     def lineage(self) -> dict[str, Any]:
-        """Return what an adapter's lineage says of its certificate, beside the promise's number."""
+        """Return the facts of a certificate for an adapter's lineage, with the promise's number."""
         return {
             "given": self.promise.given,
             "certified": self.certified,

@@ -76,7 +76,7 @@ class Shrunk:
 
     @property
     def warnings(self) -> Sequence[str]:
-        """What rounding has destroyed; a search has tested what is stored."""
+        """Warnings about a rounded update; none after a search, which has tested it."""
         if self.rounding is None or self.survival is None or self.evidence is not None:
             return ()
         return [*self.rounding.check(self.survival)]
@@ -130,7 +130,7 @@ class Shrunk:
 def shrink(
     file: AdapterFile, keep: Keep, bits: int | None, *, head: bool, search: Search | None
 ) -> Shrunk:
-    """Cut an adapter by a rule, or to the size that a search finds, and round what is left.
+    """Cut an adapter by a rule, or to the size that a search finds, and round its factors.
 
     Args:
         bits: of each number; None: nothing is rounded.

@@ -357,7 +357,7 @@ class Statistic(ABC):
 
 
 class OfRows(Statistic):
-    """A number of rows as a share of them; what rows can certify is known before any is scored."""
+    """A share of the rows; the drop that rows can certify is known before any row is scored."""
 
     exact = True
     counts_rows = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ from sora_cli.search.size import Size, size_of
 from sora_cli.search.statistic import BoundMethod
 from sora_cli.search.statistics import statistic_of
 from sora_cli.search.test_rows import EncodedRows
-from sora_cli.tasks.base import Task
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.verify.again import Again, if_moved, loaded_again, rows_again
 from sora_cli.verify.tolerances import close
@@ -51,6 +51,7 @@ class SearchAgain:
         loaded = loaded_again(report.recipe, run / REPORT, report.name, overrides)
         self.run, self.report, self.record, self.recipe = run, report, record, loaded.recipe
         self.on = named_base(loaded)
+        self.digest_of = cache(result_digest)  # reads a whole file
         if self.recipe.auto is None:
             raise SoraError(f"{run / REPORT} is not the report of a sora auto run")
         self.task, self.rows = rows_again(self.recipe)
@@ -102,12 +103,22 @@ class SearchAgain:
         for number, size in enumerate(certificate.candidates):
             known[f"{directory_of(number)}/{ADAPTER}"] = size.digest or ""
         for folder, digest in known.items():
-            yield from _changed(self.run / folder, digest, self.task)
+            yield from self._changed(self.run / folder, digest)
         for number in (None, *range(len(certificate.candidates))):
             place = self.run / directory_of(number)
             report = read_report(place)
             if report is None or report.steps is None or not _starts(report):
                 yield f"{place / REPORT} is missing, or describes no training"
+
+    def _changed(self, place: Path, digest: str) -> Iterator[str]:
+        """Yield how an adapter is not that of the certificate, or of another task."""
+        now = self.digest_of(place)
+        if now is None:
+            yield f"{place} is missing"
+        elif now != digest:
+            yield f"{place} is not the adapter of the certificate"
+        recorded, here = deciding(read_sora_file(place / SORA_FILE)[0]), task_meta(self.task)
+        yield from differing_facts(recorded, deciding(here), (place / SORA_FILE, "the run"))
 
     def _unlike_report(self, certificate: Evidence) -> Iterator[str]:
         """Yield the reported scores that are others in the report of the written adapter."""
@@ -150,7 +161,7 @@ class StoredRuns(Maker):
         return Reference(
             **_full_size(report, self._serve).model_dump(),
             directory=directory_of(None),
-            digest=result_digest(place / ADAPTER) or "",
+            digest=self._search.digest_of(place / ADAPTER) or "",
             test=statistic_of(full).score(full, full),
             r_max=max(_starts(report)),
             steps=report.steps,
@@ -174,7 +185,7 @@ class StoredRuns(Maker):
             **read.size.model_dump(),
             max_params=_max_params(report),
             directory=directory_of(number),
-            digest=result_digest(place / ADAPTER),
+            digest=self._search.digest_of(place / ADAPTER),
             heal_steps=(report.steps or 0) - _left_at(report),
             test=None,
         )
@@ -258,13 +269,3 @@ def _changed_rows(stored: Mapping[str, RowSet], here: Mapping[str, RowSet]) -> I
             yield f"the certificate has no {name} rows"
         elif now.digest != rows.digest:
             yield f"the {name} rows are not those of the certificate ({now.rows:,}, {rows.rows:,})"
-
-
-def _changed(place: Path, digest: str, task: Task) -> Iterator[str]:
-    now = result_digest(place)
-    if now is None:
-        yield f"{place} is missing"
-    elif now != digest:
-        yield f"{place} is not the adapter of the certificate"
-    recorded = deciding(read_sora_file(place / SORA_FILE)[0])
-    yield from differing_facts(recorded, deciding(task_meta(task)), (place / SORA_FILE, "the run"))

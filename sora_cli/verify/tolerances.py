@@ -211,7 +211,7 @@ def compare(
             continue
         of, place = here.full.name, whole
         if path[0] == "candidates":
-            of, place = here.candidates[path[1]].directory or f"size {path[1] + 1}", places[path[1]]
+            of, place = _name(here.candidates[path[1]].directory, path[1]), places[path[1]]
         if "reported" in path:
             place = Place(reported[path[path.index("reported") + 1]], here.promise, share)
         apart = tolerance(place, old, new)
@@ -295,7 +295,7 @@ def _judge(figures: Comparison, here: Evidence, number: int, place: Place) -> No
     was, now = place.was, place.now
     assert was is not None
     assert now is not None
-    of, promised = here.candidates[number].directory or f"size {number + 1}", place.promise.max_drop
+    of, promised = _name(here.candidates[number].directory, number), place.promise.max_drop
     one_row = 2  # by either model
     if place.comparable and now.upper - was.upper > max(
         PART_OF_PROMISE * promised, place.bounds_apart(one_row)
@@ -340,9 +340,14 @@ def _as_stored(
         size["reported"] = stored["reported"]
         if size["directory"] is None:  # a cut size has a digest only if it is written
             size["digest"] = stored["digest"]
-    for number, size in enumerate(after, turned + 2):
-        of = size["directory"] or f"size {number}"
+    for number, size in enumerate(after, turned + 1):
+        of = _name(size["directory"], number)
         figures.unclear.append(f"{of}: not compared, as the test before it cannot be told")
+
+
+def _name(directory: str | None, number: int) -> str:
+    """Return the name of a candidate: its directory, or its number from 1."""
+    return directory or f"size {number + 1}"
 
 
 def _in_words(test: Bound) -> str:

@@ -49,7 +49,7 @@ def parts_of_search(recipe: Recipe, ready: Prepared, rows: RowPlan) -> DecidingP
 
 
 class TrainingMaker(Maker):
-    """Trains what is compared.
+    """Trains the run at full rank and the sizes that a search compares.
 
     Args:
         plan: recipes of the runs.
