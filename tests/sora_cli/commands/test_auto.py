@@ -12,7 +12,7 @@ import pytest
 from sora_cli.app import run
 from sora_cli.commands import auto
 from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
-from sora_cli.experiments.auto import maker
+from sora_cli.search import auto_search
 from sora_cli.search.evidence import read_certificate
 from sora_cli.search.record import read_auto
 from tests.helpers_errors import error_of
@@ -50,7 +50,9 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(
     out = tmp_path / "stopped"
     words = ["auto", str(recipe), "--no-verify", f"output.dir={out}"]
     with monkeypatch.context() as patched:
-        patched.setattr(maker, "drop_bound", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+        patched.setattr(
+            auto_search, "drop_bound", lambda *_, **__: signal.raise_signal(signal.SIGTERM)
+        )
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         assert run([*words, "--force"]) != 0
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
