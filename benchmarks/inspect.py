@@ -89,7 +89,7 @@ def compare(directory: Path, size: Size, rounds: int) -> float:
     counts = Counter(size.modules().values())
     subset = {shape: path for path, shape in reversed(size.modules().items())}
     with open_adapter(directory) as file:
-        modules = {shape: file.factors(path) for shape, path in subset.items()}
+        modules = {shape: file.layers[path] for shape, path in subset.items()}
     emit(f"\nsingular values, median of {rounds} rounds in turns, float64")
     emit("    shape           modules   factors      dense    ratio   largest difference / s_1")
     totals = [0.0, 0.0]

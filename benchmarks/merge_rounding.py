@@ -25,7 +25,8 @@ import transformers
 
 from benchmarks.measure import markdown
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import BaseReference, read_json
 from sora_cli.app import run
 from sora_cli.core.console import emit, say
@@ -92,7 +93,7 @@ def _write_adapter(directory: Path, base: Path, ratio: float) -> None:
             b = torch.randn(weight.shape[0], _RANK, generator=generator)
             layers[path] = LowRankFactors(a, b * ratio * weight.norm() / (b @ a).norm())
     reference = BaseReference(str(base), str(base), None, fingerprint(base))
-    write_adapter(directory, Adapter(layers, {}, (), "CAUSAL_LM", reference), force=True)
+    write_adapter(directory, Adapter.of(layers, {}, (), "CAUSAL_LM", reference), force=True)
 
 
 def _measure(place: Path, flags: tuple[str, ...]) -> tuple[str, ...]:

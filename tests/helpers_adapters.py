@@ -11,7 +11,7 @@ from torch import Tensor
 
 from methods import inject, registry
 from methods.base import LowRankLinear
-from sora_cli.adapter.directory import Adapter
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference
 from sora_cli.model.fingerprint import fingerprint
 from tests.helpers_models import (
@@ -78,7 +78,7 @@ def adapt(
     layers = inject.inject(model, method, exclude=head, generator=generator)
     randomise(model, layers, head, ranks=ranks, generator=generator)
     causal = not head
-    return Adapter(
+    return Adapter.of(
         layers={path: method.factors(layer) for path, layer in layers.items()},
         head={
             f"{path}.{name}": tensor.detach().clone()

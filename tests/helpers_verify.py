@@ -12,7 +12,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.app import run
 from tests import helpers_errors as errors
 from tests.helpers_adapters import CLASSIFIERS, adapt, save_backbone

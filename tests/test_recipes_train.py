@@ -17,7 +17,7 @@ import pytest
 import yaml
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from sora_cli.adapter.directory import read_adapter
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from sora_cli.experiments.path.record import read_path
 from sora_cli.experiments.sweep.plan import PlannedRun

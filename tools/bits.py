@@ -37,9 +37,8 @@ from torch import Tensor
 
 from methods.factors import LowRankFactors
 from methods.grid import GROUP, nearest, packed_bytes
-from sora_cli.adapter.directory import read_adapter
 from sora_cli.adapter.pruning import Layers
-from sora_cli.adapter.reading import open_adapter
+from sora_cli.adapter.reading import open_adapter, read_adapter
 from sora_cli.adapter.rounding import factor_bytes, round_layers
 from sora_cli.core.console import emit, say
 from sora_cli.experiments.compare.stats import difference
@@ -161,7 +160,7 @@ def take(run: Path) -> dict[str, Any]:
         return {**about, "way": "16", "bytes": 2 * numbers, "error": None, "score": score}
     bits = str(report.recipe["method"]["bits"])
     with open_adapter(run) as file:
-        size = factor_bytes(file.ranks, file.shapes, int(bits))
+        size = factor_bytes(file.stored_ranks, file.shapes, int(bits))
     about["label"] = about["label"].removesuffix(f"-{bits}").replace("rounded", "cut")
     return {**about, "way": f"healed-{bits}", "bytes": size, "error": None, "score": score}
 

@@ -11,32 +11,36 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from sora_cli.adapter.metadata import BaseReference
-from sora_cli.adapter.peft.layout import SplitKeys
+from sora_cli.adapter.parts.full import BASE, Full, full
+from sora_cli.adapter.parts.part import Part
 from sora_cli.core.errors import SoraError
 from sora_cli.model.fingerprint import StoredTensor, stored_tensors
 from sora_cli.model.references import local_checkpoint, resolve_model_path
-from sora_cli.model.tensors import TensorFile, same_numbers
+from sora_cli.model.tensors import same_numbers
 
 
 def without_copies(
-    keys: SplitKeys, tensors: TensorFile, base: BaseReference, on: str | None
-) -> tuple[SplitKeys, tuple[str, ...]]:
+    parts: Sequence[Part], base: BaseReference, on: str | None
+) -> tuple[list[Part], tuple[str, ...]]:
     """Leave out the stored weights that equal the base model's own, number by number.
 
     Args:
         on: reference of the base model; None: the base model that the adapter names.
 
     Returns:
-        The keys that are left, and a note on each stored base weight.
+        The parts that are left, and a note on each stored base weight.
     """
-    stored = _base_tensors(base, on) if keys.base_weights else []
-    own = {
-        name
-        for name in keys.base_weights
-        if any(same_numbers(tensors.entry(keys.head[name]), t) for t in _candidates(name, stored))
-    }
-    remaining = keys.without_base_weights(own)
-    return remaining, tuple(_notes(keys.base_weights, own, known=bool(stored)))
+    weights = [part for part in full(parts).values() if part.role == BASE]
+    stored = _base_tensors(base, on) if weights else []
+    own = {part.path for part in weights if _is_own(part, stored)}
+    left = [part for part in parts if part not in weights or part.path not in own]
+    names = [part.path for part in weights]
+    return left, tuple(_notes(names, own, known=bool(stored)))
+
+
+def _is_own(part: Full, stored: Sequence[StoredTensor]) -> bool:
+    assert part.entry is not None
+    return any(same_numbers(part.entry, tensor) for tensor in _candidates(part.path, stored))
 
 
 def _notes(names: Iterable[str], own: set[str], *, known: bool) -> Iterator[str]:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sora_cli import __version__
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.consumers import GROW, consumers_of
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, Training, step_words
 from sora_cli.adapter.peft.layout import AUTO_CLASSES
 from sora_cli.adapter.ranks import rank_map
-from sora_cli.adapter.reading import AdapterFile, open_adapter
+from sora_cli.adapter.reading import open_adapter
 from sora_cli.core.atomic import write_bytes_atomic
 from sora_cli.core.markdown import code, escaped
 from sora_cli.core.table import Column, Table, markdown
@@ -32,21 +33,21 @@ TAG = "sora"
 _DIGITS = 6
 
 
-def adapter_card(file: AdapterFile, *, certificate: Sequence[str] = ()) -> str:
+def adapter_card(adapter: Adapter, *, certificate: Sequence[str] = ()) -> str:
     """Return the card of an open adapter directory.
 
     Args:
         certificate: the certificate's sentences, one a line.
     """
     meta, parts = (
-        file.meta,
-        [_front_matter(file), f"# {escaped(_title(file))}\n", _introduction(file)],
+        adapter.meta,
+        [_front_matter(adapter), f"# {escaped(_title(adapter))}\n", _introduction(adapter)],
     )
     sections: dict[str, Sequence[str]] = {
         "Scores": _scores(meta),
         "Certificate": [escaped(line) for line in certificate],
-        "Ranks": _ranks(file),
-        "How to load it": _loading(file),
+        "Ranks": _ranks(adapter),
+        "How to load it": _loading(adapter),
         "Licence": [_licence(meta.training)],
     }
     parts += [f"## {title}\n\n{_joined(lines)}" for title, lines in sections.items() if lines]
@@ -55,8 +56,8 @@ def adapter_card(file: AdapterFile, *, certificate: Sequence[str] = ()) -> str:
 
 def rewrite_card(directory: Path, certificate: Sequence[str]) -> None:
     """Write an adapter's card anew, with the sentences of its certificate."""
-    with open_adapter(directory) as file:
-        text = adapter_card(file, certificate=certificate)
+    with open_adapter(directory) as adapter:
+        text = adapter_card(adapter, certificate=certificate)
     write_bytes_atomic(directory / CARD, stored(text))
 
 
@@ -84,22 +85,24 @@ def _joined(lines: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _title(file: AdapterFile) -> str:
-    training = file.meta.training
-    return training.name if training else f"{file.kind} adapter of {base_name(file.base)}"
+def _title(adapter: Adapter) -> str:
+    training = adapter.meta.training
+    return (
+        training.name if training else f"{adapter.source.kind} adapter of {base_name(adapter.base)}"
+    )
 
 
-def _front_matter(file: AdapterFile) -> str:
+def _front_matter(adapter: Adapter) -> str:
     from huggingface_hub import ModelCardData
 
-    meta, base = file.meta, file.base.hub_id
+    meta, base = adapter.meta, adapter.base.hub_id
     training = meta.training or Training(name="")
-    results, kind = list(_results(meta)), file.config.peft_type.lower()
+    results, kind = list(_results(meta)), adapter.source.config.peft_type.lower()
     data = ModelCardData(
         base_model=base,
         library_name="peft",
         license=training.license,
-        pipeline_tag=_family(file)[1],
+        pipeline_tag=_family(adapter)[1],
         tags=[*([f"base_model:adapter:{base}"] if base else []), kind, TAG],
         datasets=list(training.data) if training.hub_data else None,
         metrics=sorted({result.metric_type for result in results}) or None,
@@ -109,12 +112,12 @@ def _front_matter(file: AdapterFile) -> str:
     return f"---\n{data.to_yaml()}\n---\n"
 
 
-def _family(file: AdapterFile) -> tuple[str | None, str | None]:
+def _family(adapter: Adapter) -> tuple[str | None, str | None]:
     """Return the Auto class and the Hub's name of the task, as far as they are known."""
-    known = _options(file.meta)
+    known = _options(adapter.meta)
     if known is not None:
         return known.MODEL_CLASS, known.HUB_TASK
-    auto = AUTO_CLASSES.get(file.config.task_type or "")
+    auto = AUTO_CLASSES.get(adapter.source.config.task_type or "")
     tasks = {options.MODEL_CLASS: options.HUB_TASK for _, options in FAMILIES.values()}
     return auto, tasks.get(auto or "")
 
@@ -152,14 +155,14 @@ def _values(run: Training) -> Iterator[tuple[str, str, float]]:
                 yield split, metric, round(value, _DIGITS)
 
 
-def _introduction(file: AdapterFile) -> str:
-    meta, run = file.meta, file.meta.training
-    base, revision = code(base_name(file.base)), file.base.revision
-    if file.base.hub_id:
-        base = f"[{file.base.hub_id}](https://huggingface.co/{file.base.hub_id})"
+def _introduction(adapter: Adapter) -> str:
+    meta, run = adapter.meta, adapter.meta.training
+    base, revision = code(base_name(adapter.base)), adapter.base.revision
+    if adapter.base.hub_id:
+        base = f"[{adapter.base.hub_id}](https://huggingface.co/{adapter.base.hub_id})"
     rows = [("Base model", base + (f" @ {code(revision)}" if revision else ""))]
-    if file.base.fingerprint:
-        rows.append(("Base weights", code(file.base.fingerprint)))
+    if adapter.base.fingerprint:
+        rows.append(("Base weights", code(adapter.base.fingerprint)))
     if run is not None:
         counts = ", ".join(f"{n:,} {escaped(split)}" for split, n in run.rows.items())
         names = (*run.data, *([run.configuration] if run.configuration else []))
@@ -171,26 +174,26 @@ def _introduction(file: AdapterFile) -> str:
         rows.append(("Labels", ", ".join(map(escaped, meta.labels))))
     extracted = any(entry.get("command") == "extract" for entry in meta.lineage)
     by = "extracted from a whole model" if extracted else "trained by another tool"
-    rows.append(("Method", escaped(meta.method or f"{file.kind}, {by}")))
+    rows.append(("Method", escaped(meta.method or f"{adapter.source.kind}, {by}")))
     if meta.method_config:
         options = (f"{key} {value}" for key, value in meta.method_config.items() if value)
         rows.append(("Method options", escaped(", ".join(options))))
     if run is not None and run.steps is not None:
         rate = "" if run.found_rate is None else f", learning rate auto: {run.found_rate:g}"
         rows.append(("Training", f"{run.steps:,} optimiser steps, seed {run.seed}{rate}"))
-    rows.append(("Parameters", _parameters(file)))
+    rows.append(("Parameters", _parameters(adapter)))
     rows += [("After training", shown_step(entry)) for entry in meta.lineage]
     lines = [f"| {name} | {value} |" for name, value in rows]
     text = f"A low-rank adapter in PEFT's format, written by sora {__version__}."
     return _joined([text, "", "| | |", "| --- | --- |", *lines])
 
 
-def _parameters(file: AdapterFile) -> str:
-    run = file.meta.training
+def _parameters(adapter: Adapter) -> str:
+    run = adapter.meta.training
     of = f" of {run.base_parameters:,} in the base model" if run and run.base_parameters else ""
-    modules = escaped(", ".join(file.head_modules))
-    head = f", and a head of {file.head_parameters:,} ({modules})"
-    return f"{file.parameters:,} in the factors{head if file.head_modules else ''}{of}"
+    modules = escaped(", ".join(adapter.head_modules))
+    head = f", and a head of {adapter.head_parameters:,} ({modules})"
+    return f"{adapter.parameters:,} in the factors{head if adapter.head_modules else ''}{of}"
 
 
 def shown_step(entry: Mapping[str, Any]) -> str:
@@ -223,10 +226,10 @@ def _scores(meta: AdapterMeta) -> list[str]:
     ]
 
 
-def _ranks(file: AdapterFile) -> list[str]:
+def _ranks(adapter: Adapter) -> list[str]:
     """Return the table of ranks, layers by kinds of modules, and a sentence with the sum."""
-    ranks = {**dict.fromkeys(file.meta.ranks, 0), **file.components(), **file.meta.ranks}
-    start = {path: file.meta.ranks_start.get(path, rank) for path, rank in ranks.items()}
+    ranks = {**dict.fromkeys(adapter.meta.ranks, 0), **adapter.components(), **adapter.meta.ranks}
+    start = {path: adapter.meta.ranks_start.get(path, rank) for path, rank in ranks.items()}
     table = rank_map(ranks, start)
     total = table.total
     rows = []
@@ -237,15 +240,15 @@ def _ranks(file: AdapterFile) -> list[str]:
     return [
         f"{total.live:,} of {total.start:,} components are left, in "
         f"{sum(rank > 0 for rank in ranks.values())} of {len(ranks)} modules; the largest rank is "
-        f"{file.config.r}.",
+        f"{adapter.source.config.r}.",
         "",
         markdown(Table(None, ["layer", *table.column_labels(), "all"], rows)),
     ]
 
 
-def _loading(file: AdapterFile) -> list[str]:
-    meta, auto = file.meta, _family(file)[0]
-    base = file.base.hub_id or BASE
+def _loading(adapter: Adapter) -> list[str]:
+    meta, auto = adapter.meta, _family(adapter)[0]
+    base = adapter.base.hub_id or BASE
     lines = []
     if auto is not None:
         options = _class_options(meta)
@@ -268,7 +271,7 @@ def _loading(file: AdapterFile) -> list[str]:
             "",
         ]
     lines += ["| program | |", "| --- | --- |"]
-    for verdict in consumers_of(file, name=THIS, base=base):
+    for verdict in consumers_of(adapter, name=THIS, base=base):
         text = verdict.advice if verdict.loads else f"no: {verdict.advice}"
         lines.append(f"| {verdict.name} | {escaped(text)} |")
     return lines

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sora_cli.adapter.directory import Adapter
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.peft.layout import AUTO_CLASSES
 from sora_cli.adapter.todays_names import todays_layers, todays_names
 
@@ -81,8 +81,8 @@ def number_of_labels(adapter: Adapter) -> int | None:
     meta = adapter.meta
     if meta.labels or meta.num_labels:
         return len(meta.labels) if meta.labels else meta.num_labels
-    outputs = (adapter.head[name] for name in adapter.head if name.endswith(_OUTPUT_LAYERS))
-    sizes = [t.shape[0] for t in outputs if t.ndim == 2]
+    outputs = (part for name, part in adapter.full.items() if name.endswith(_OUTPUT_LAYERS))
+    sizes = [part.shape[0] for part in outputs if len(part.shape) == 2]
     return min(sizes) if sizes else None
 
 
@@ -127,8 +127,10 @@ def _fits(auto: str, adapter: Adapter, config: Any, *, shapes: bool) -> bool:
         return False
     modules = {path for path, _ in model.named_modules()}
     state = model.state_dict()
-    layers, head = todays_layers(model, adapter), todays_names(model, adapter.head)
+    layers, head = todays_layers(model, adapter.parts), todays_names(model, adapter.full)
     modules.update(state)  # an expert's layer is a parameter
     if not (modules.issuperset(layers.values()) and state.keys() >= set(head.values())):
         return False
-    return not shapes or all(state[head[n]].shape == adapter.head[n].shape for n in head)
+    return not shapes or all(
+        state[head[name]].shape == part.shape for name, part in adapter.full.items()
+    )

@@ -24,21 +24,22 @@ from torch import Tensor
 from methods.combining import dare, ties
 from methods.factors import LowRankFactors
 from methods.keep import Keep
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.base_check import unrecorded
 from sora_cli.adapter.companions import copy_processor
 from sora_cli.adapter.dense import Progress, cut_dense, measure
-from sora_cli.adapter.directory import Adapter, check_low_rank, lazy_adapter, write_adapter
-from sora_cli.adapter.kernels import forms_in
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_sora_file, write_sora_file
+from sora_cli.adapter.on_demand import OnDemand
 from sora_cli.adapter.pruning import (
     Layers,
     Loss,
-    check_experts,
     check_left,
+    check_one_rank,
     grouped_losses,
     prune_layers,
 )
-from sora_cli.adapter.reading import AdapterFile, OnDemand, open_adapter
+from sora_cli.adapter.reading import open_adapter
 from sora_cli.core.checks import COMBINATIONS, check_choice
 from sora_cli.core.errors import SoraError
 from sora_cli.core.unpacked import unpacked_from
@@ -114,13 +115,13 @@ class Combined:
 class Combination:
     """Open adapters of one base model and task, with equal shapes and equal heads."""
 
-    def __init__(self, files: Sequence[AdapterFile], mixing: Mixing) -> None:
+    def __init__(self, files: Sequence[Adapter], mixing: Mixing) -> None:
         for file in files:
-            check_low_rank(file)
+            file.check_all_in_factors()
         self._files, self._mixing = list(files), mixing
         self.notes = _check_bases(files)
         self._shapes = _shapes(files)
-        self._task_type = _common_value("task type", files, [f.config.task_type for f in files])
+        self._task_type = _common_value("task type", files, [f.task_type for f in files])
         _check_heads(files)
 
     def write(
@@ -136,14 +137,15 @@ class Combination:
                 measured["parameters"] = back.parameters if any(back.meta.ranks.values()) else 0
             total = reduce(add, measured["losses"].values())
             _record(folder, self._entry(keep, total.relative_error))
-            copy_processor(self._files[0].directory, folder)
+            copy_processor(self._files[0].source.directory, folder)
 
         def finish(layers: Layers) -> None:
-            adapter = dataclasses.replace(outline, layers=layers)
-            write_adapter(output, adapter, dtype=dtype, force=force, beside=beside)
+            write_adapter(
+                output, outline.with_layers(layers), dtype=dtype, force=force, beside=beside
+            )
 
         paths, outline = list(self._shapes), self._outline()
-        check_experts(outline.experts, keep)
+        check_one_rank(outline, keep)
         if self._mixing.method == LINEAR:
             layers: Layers = OnDemand(paths, self.stacked)
             if not exact:
@@ -165,7 +167,7 @@ class Combination:
     def stacked(self, path: str) -> LowRankFactors:
         """Return the weighted sum of a module's updates: all components side by side, float32."""
         parts = [
-            (file.factors(path), weight)
+            (file.layers[path], weight)
             for file, weight in zip(self._files, self._mixing.weights, strict=True)
             if path in file.shapes
         ]
@@ -185,10 +187,10 @@ class Combination:
             total.add_(dare(update, mixing.density, self._generator(i, path)), alpha=weight)
         return total
 
-    def _dense(self, file: AdapterFile, path: str) -> Tensor:
+    def _dense(self, file: Adapter, path: str) -> Tensor:
         if path not in file.shapes:
             return torch.zeros(self._shapes[path])
-        factors = file.factors(path)
+        factors = file.layers[path]
         return factors.B @ factors.A
 
     def _generator(self, adapter: int, path: str) -> torch.Generator:
@@ -233,24 +235,24 @@ class Combination:
         total = LowRankFactors(torch.zeros(0, n_in), torch.zeros(n_out, 0))
         for file, weight in zip(self._files, self._mixing.weights, strict=True):
             if path in file.shapes:
-                part = file.factors(path)
+                part = file.layers[path]
                 total = total.minus(LowRankFactors(part.A.double(), part.B.double() * -weight))
         return total.drop_zeros()
 
     def _outline(self) -> Adapter:
-        """Return the adapter without its layers."""
+        """Return the adapter, with each layer as it is in one of the files."""
         metas = [file.meta for file in self._files]
         shared = {
             name: getattr(metas[0], name)
             for name in _SHARED
             if all(getattr(meta, name) == getattr(metas[0], name) for meta in metas)
         }
+        layers = {path: part for file in self._files for path, part in file.factored.items()}
+        rest = (part for part in self._files[0].parts if part.path not in layers)
         return dataclasses.replace(
-            lazy_adapter(self._files[0]),
-            layers={},
-            forms={path: form for file in self._files for path, form in forms_in(file).items()},
+            self._files[0].with_parts((*layers.values(), *rest)),
             task_type=self._task_type,
-            fan_in_fan_out=any(file.config.fan_in_fan_out for file in self._files),
+            fan_in_fan_out=any(file.fan_in_fan_out for file in self._files),
             meta=AdapterMeta(**shared),
         )
 
@@ -258,7 +260,9 @@ class Combination:
         mixing = self._mixing
         entry: dict[str, Any] = {
             "command": "combine",
-            "from": [str(unpacked_from(f.directory) or f.directory) for f in self._files],
+            "from": [
+                str(unpacked_from(f.source.directory) or f.source.directory) for f in self._files
+            ],
             "weights": list(mixing.weights),
             "way": mixing.method,
         }
@@ -284,7 +288,7 @@ def _check_sum(path: str, distance: float, expected: LowRankFactors, dtype: str)
                         f"of {expected.norm():.2g}")  # fmt: skip
 
 
-def _shapes(files: Sequence[AdapterFile]) -> dict[str, tuple[int, int]]:
+def _shapes(files: Sequence[Adapter]) -> dict[str, tuple[int, int]]:
     shapes: dict[str, tuple[int, int]] = {}
     for file in files:
         for path in file.paths:
@@ -292,21 +296,21 @@ def _shapes(files: Sequence[AdapterFile]) -> dict[str, tuple[int, int]]:
             if shape != file.shapes[path]:
                 raise SoraError(f"'{path}' has the shape {shape} in one adapter and "
                                 f"{file.shapes[path]} in another: their base models differ",
-                                where=str(file.directory))  # fmt: skip
+                                where=str(file.source.directory))  # fmt: skip
     return shapes
 
 
-def _common_value(what: str, files: Sequence[AdapterFile], values: Sequence[Any]) -> Any:
+def _common_value(what: str, files: Sequence[Adapter], values: Sequence[Any]) -> Any:
     """Return the value that all adapters with a known value share; None if none is known."""
     known = {value: file for value, file in zip(values, files, strict=True) if value is not None}
     if len(known) > 1:
         (one, first), (other, second) = list(known.items())[:2]
         raise SoraError(f"the adapters differ in their {what}: {one} and {other}",
-                        where=f"{first.directory}, {second.directory}")  # fmt: skip
+                        where=f"{first.source.directory}, {second.source.directory}")  # fmt: skip
     return next(iter(known), None)
 
 
-def _check_bases(files: Sequence[AdapterFile]) -> tuple[str, ...]:
+def _check_bases(files: Sequence[Adapter]) -> tuple[str, ...]:
     """Refuse adapters of different base models; return a note for each that does not record it."""
     identities = [_identity(file.base) for file in files]
     _common_value("base model", files, identities)
@@ -314,7 +318,7 @@ def _check_bases(files: Sequence[AdapterFile]) -> tuple[str, ...]:
         _common_value("base model", files, [file.base.hub_id for file in files])
     first = next((file for file in files if file.base.fingerprint is not None), files[0])
     return tuple(
-        unrecorded(f"the base model of {first.directory}", file.directory)
+        unrecorded(f"the base model of {first.source.directory}", file.source.directory)
         for file in files
         if file is not first and file.base.fingerprint is None
     )
@@ -327,19 +331,18 @@ def _identity(base: BaseReference) -> str | None:
     return fingerprint(Path(base.here))
 
 
-def _check_heads(files: Sequence[AdapterFile]) -> None:
+def _check_heads(files: Sequence[Adapter]) -> None:
     first = files[0]
     for file in files[1:]:
-        same = set(file.head_names) == set(first.head_names) and all(
-            torch.equal(file.head_tensor(name), first.head_tensor(name))
-            for name in first.head_names
+        same = set(file.full) == set(first.full) and all(
+            torch.equal(file.head[name], first.head[name]) for name in first.full
         )
         if not same or file.meta.labels != first.meta.labels:
             full = {m for f in (first, file) for m in (*f.head_modules, *f.base_weights)}
             modules = sorted(full) or ["labels"]
             raise SoraError(
                 f"the adapters differ in parts stored in full: {', '.join(modules[:3])}",
-                where=f"{first.directory}, {file.directory}",
+                where=f"{first.source.directory}, {file.source.directory}",
                 hint="heads cannot be combined: train with a frozen head "
                 "(training.train_head=false), or without one",
             )

@@ -32,9 +32,9 @@ from sora_cli.model.files import MODEL_CONFIG
 from sora_cli.model.references import local_checkpoint
 
 if TYPE_CHECKING:
+    from sora_cli.adapter.adapter import Adapter
     from sora_cli.adapter.metadata import BaseReference
     from sora_cli.adapter.peft.config import PeftConfig
-    from sora_cli.adapter.reading import AdapterFile
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ GROW = "model.resize_token_embeddings(len(tokenizer))"
 
 
 def consumers_of(
-    file: AdapterFile, *, name: str | None = None, base: str | None = None
+    adapter: Adapter, *, name: str | None = None, base: str | None = None
 ) -> tuple[Consumer, ...]:
     """Return the verdict for each program on an open adapter directory.
 
@@ -143,40 +143,22 @@ def consumers_of(
         name: the adapter's name in the commands; None: its directory.
         base: the base model's name in the commands; None: the name in the configuration.
     """
-    config = file.config
+    config = adapter.source.config
     if base is not None:
         config = config.model_copy(update={"base_model_name_or_path": base})
     verdicts = consumers(
         config,
-        file.ranks,
-        head=file.head_modules,
-        directory=str(file.directory) if name is None else name,
-        base_config=base_configuration(file.base),
-        more=_other_parts(file),
-        tables=tuple(path for path, form in file.forms.items() if form.embedding),
+        adapter.stored_ranks,
+        head=adapter.head_modules,
+        directory=str(adapter.source.directory) if name is None else name,
+        base_config=base_configuration(adapter.base),
+        more=adapter.objection(lambda part: part.unserved),
+        tables=tuple(path for path, form in adapter.forms.items() if form.embedding),
     )
-    if not file.meta.new_tokens:
+    if not adapter.meta.new_tokens:
         return verdicts
     first = f"; first {GROW}, with the tokenizer beside the adapter"
     return tuple(replace(v, advice=v.advice + first) if v.loads else v for v in verdicts)
-
-
-def _other_parts(file: AdapterFile) -> str | None:
-    """Return the part of an adapter, besides its head, that servers refuse; None: there is none."""
-    if file.magnitudes:
-        return "refuses DoRA's magnitudes"
-    if file.tokens:
-        return "refuses trained rows of an embedding"
-    if file.biases:
-        return "refuses trained biases"
-    if file.base_weights:  # vLLM and llama.cpp pass over it without a word
-        return f"takes no {file.base_weights[0]}, stored in full"
-    if file.experts:
-        # vLLM: is_3d_moe_weight in lora/model_manager.py (01533aa8); llama.cpp's converter stops at
-        # the names
-        return "takes fused experts of few kinds of model or none, and may drop them silently"
-    kernels = [path for path, form in file.forms.items() if not form.embedding]
-    return f"refuses factors of the convolution {kernels[0]}" if kernels else None
 
 
 def base_configuration(base: BaseReference) -> dict[str, Any] | None:

@@ -21,8 +21,8 @@ from methods.decomposition import leading_svd
 from methods.factors import LowRankFactors
 from methods.keep import Keep
 from sora_cli.adapter.modules import Module, kept_ranks
+from sora_cli.adapter.on_demand import OnDemand
 from sora_cli.adapter.pruning import Layers, Loss, check_left
-from sora_cli.adapter.reading import OnDemand
 from sora_cli.core.atomic import remove_file
 from sora_cli.core.errors import SoraError, reason
 from sora_cli.model.tensors import NewTensor, open_tensors, write_tensors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -12,9 +11,10 @@ from typing import Any
 from methods.keep import Keep
 from sora_cli.adapter.companions import copy_processor
 from sora_cli.adapter.consumers import Consumer, consumers_of
-from sora_cli.adapter.directory import check_low_rank, lazy_adapter, write_adapter
+from sora_cli.adapter.directory import write_adapter
+from sora_cli.adapter.parts.kinds import words
 from sora_cli.adapter.places import check_adapter_place, locate_adapter
-from sora_cli.adapter.pruning import Loss, check_experts, grouped_losses, prune_layers
+from sora_cli.adapter.pruning import Loss, check_one_rank, grouped_losses, prune_layers
 from sora_cli.adapter.reading import open_adapter
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart
@@ -33,6 +33,7 @@ class Exported:
         sizes: bytes of the weights, of the source and as written.
         head_modules: modules stored in full.
         biases: number of trained biases of the base model.
+        rest: what is not in factors, in words, such as " and the head (score)".
         notes: odd but harmless facts about the source.
         consumers: the programs that can load it.
         losses: module path -> loss of the cut; empty if all was kept.
@@ -45,6 +46,7 @@ class Exported:
     sizes: tuple[int, int]
     head_modules: tuple[str, ...]
     biases: int
+    rest: str
     notes: tuple[str, ...]
     consumers: tuple[Consumer, ...]
     losses: Mapping[str, Loss]
@@ -72,40 +74,41 @@ def export_adapter(
     """
     check_apart(output, locate_adapter(directory))
     check_adapter_place(output, force=force)
-    with open_adapter(directory) as file:
-        check_low_rank(file, rows=True)
-        kind, notes, size = file.kind, file.notes, file.file_bytes
+    with open_adapter(directory) as adapter:
+        adapter.check_writable()
+        source = adapter.source
+        kind, notes, size = source.kind, source.notes, source.bytes
         # factors are folded in float32, so that float64 would only look exact
-        dtype = dtype or ("float32" if file.dtype == "float64" else file.dtype)
-        if file.meta.bits is not None and dtype != "float32":
+        dtype = dtype or ("float32" if source.dtype == "float64" else source.dtype)
+        if adapter.meta.bits is not None and dtype != "float32":
             raise SoraError(
-                f"{directory} is rounded to {file.meta.bits} bits, and {dtype} would round its "
+                f"{directory} is rounded to {adapter.meta.bits} bits, and {dtype} would round its "
                 "numbers again: they need up to 16 bits of precision",
                 hint="leave out --dtype: the small form is --format packed",
             )
         entry: dict[str, Any] = {"command": "export", "from": kind, "layout": layout,
                                  "dtype": dtype}  # fmt: skip
-        adapter = lazy_adapter(file)
         losses: Mapping[str, Loss] = {}
         if keep is not None and keep.given():
-            check_experts(adapter.experts, keep)
+            check_one_rank(adapter, keep)
             layers, losses = prune_layers(adapter.layers, keep)
             losses = grouped_losses(losses, adapter.forms)
-            adapter = dataclasses.replace(adapter, layers=layers)
+            adapter = adapter.with_layers(layers)
             entry |= {"rank": keep.rank, "energy": keep.energy, "relative_error": lost(losses)}
         meta = adapter.meta.model_copy(update={"lineage": (*adapter.meta.lineage, entry)})
-        adapter = dataclasses.replace(adapter, meta=meta)
-        beside = partial(copy_processor, file.directory)
+        adapter = adapter.with_meta(meta)
+        beside = partial(copy_processor, source.directory)
         write_adapter(output, adapter, layout=layout, dtype=dtype, force=force, beside=beside)
     with open_adapter(output) as written:
         return Exported(
             kind=kind,
             dtype=dtype,
             modules=len(written.groups),
-            rank=written.config.r,
+            rank=written.source.config.r,
             sizes=(size, (output / ADAPTER_WEIGHTS).stat().st_size),
             head_modules=written.head_modules,
             biases=len(written.biases),
+            rest=words(written.parts),
             notes=notes,
             consumers=consumers_of(written),
             losses=losses,

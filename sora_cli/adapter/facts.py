@@ -1,176 +1,289 @@
-"""All facts that `sora inspect` shows of one adapter, as plain data: the output of `--json`."""
+"""All facts that `sora inspect` shows of one adapter."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sora_cli.adapter.consumers import consumers_of
-from sora_cli.adapter.modules import SmallerCut, cuts
+from sora_cli.adapter.consumers import Consumer, consumers_of
+from sora_cli.adapter.metadata import BaseReference
+from sora_cli.adapter.modules import cuts
+from sora_cli.adapter.parts.kinds import sections
+from sora_cli.adapter.parts.part import Section
 from sora_cli.adapter.rounding import factor_bytes
-from sora_cli.adapter.serving import servers
+from sora_cli.adapter.serving import Server, servers
 from sora_cli.adapter.spectra import Spectrum, Totals, read_spectra, totals
 from sora_cli.core.errors import SoraError
 from sora_cli.core.unpacked import unpacked_from
 
 if TYPE_CHECKING:
-    from sora_cli.adapter.reading import AdapterFile
-    from sora_cli.adapter.stored import Form
+    from sora_cli.adapter.adapter import Adapter
+    from sora_cli.adapter.parts.form import Form
 
 
-def facts_of(file: AdapterFile) -> dict[str, Any]:
-    """Read an adapter, module by module, and return its facts.
+@dataclass(frozen=True)
+class Components:
+    """Numbers of components: left, and at the start of training."""
 
-    Returns:
-        JSON-able values. "ranks" has every known module, also dead ones that are not stored;
-        "spectra" has the stored modules, with all their singular values; "cuts" says how much of
-        the update smaller adapters would keep.
+    live: int
+    start: int
+
+
+@dataclass(frozen=True)
+class Modules:
+    """Numbers of modules: all that are known, and those without a component."""
+
+    all: int
+    dead: int
+
+
+@dataclass(frozen=True)
+class EffectiveRank:
+    """Components that hold 90 % and 99 % of each module's ||dW||_F^2, and the rank by entropy."""
+
+    energy_90: int
+    energy_99: int
+    entropy: float
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers in the adapted layers, and numbers stored in full."""
+
+    adapter: int
+    head: int
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What a prune saves."""
+
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class CutFacts:
+    """What `sora prune --max-params` would leave; see `SmallerCut`."""
+
+    share: float
+    max_params: int
+    parameters: int
+    components: int
+    mean_rank: float
+    energy: float
+    ranks: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class RankFacts:
+    """Components of one module: live, stored, and at the start of training."""
+
+    live: int
+    stored: int
+    start: int
+
+
+@dataclass(frozen=True)
+class SpectrumFacts:
+    """The singular values of one module's update, and what follows from them."""
+
+    shape: list[int]
+    rank_90: int
+    rank_99: int
+    entropy_rank: float
+    norm: float
+    largest: float
+    singular_values: list[float]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All facts that `sora inspect` shows of one adapter.
+
+    Attributes:
+        directory: its directory, or its packed file.
+        packed: it is a packed file.
+        prunable: its layers can be cut one by one.
+        parts: what its parts say of themselves.
+        forms: module path -> kind of layer, for layers that are neither linear nor experts.
+        experts: name of a parameter -> number of experts in it.
+        ranks: every known module, also dead ones that are not stored.
+        spectra: the stored modules.
+        certificate: what its certificate says; None: it has none.
     """
-    spectra = read_spectra(file)
-    ranks = ranks_of(file, spectra)
-    experts = {n: len(paths) for n, paths in file.groups.items() if paths != [n]}
-    # else it cannot be cut; all experts in a parameter have one rank
-    low_rank = not (file.magnitudes or experts)
-    modules = {path: spectrum.module for path, spectrum in spectra.items() if low_rank}
+
+    method: str | None
+    method_config: Mapping[str, Any] | None
+    kind: str
+    task_type: str | None
+    task: str | None
+    labels: list[str] | None
+    num_labels: int | None
+    problem_type: str | None
+    max_length: int | None
+    base: BaseReference
+    directory: str
+    packed: bool
+    found_rate: float | None
+    components: Components
+    modules: Modules
+    largest_rank: int
+    r: int
+    effective_rank: EffectiveRank
+    norm: float
+    parameters: Parameters
+    bytes: int
+    bits: int | None
+    packed_bytes: int | None
+    rounding_errors: Mapping[str, float]
+    dtype: str
+    prune_saves: Mapping[str, Saving]
+    cuts: list[CutFacts]
+    prunable: bool
+    parts: Section
+    new_tokens: Sequence[str]
+    forms: Mapping[str, str]
+    experts: Mapping[str, int]
+    fan_in_fan_out: bool
+    consumers: list[Consumer]
+    servers: list[Server]
+    notes: list[str]
+    lineage: list[Mapping[str, Any]]
+    sora_version: str | None
+    ranks: Mapping[str, RankFacts]
+    spectra: Mapping[str, SpectrumFacts]
+    certificate: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data: the output of `--json`."""
+        data = asdict(self)
+        parts, _ = data.pop("parts")["facts"], data.pop("prunable")
+        before = list(data).index("new_tokens")
+        items = list(data.items())
+        return dict([*items[:before], *parts.items(), *items[before:]])
+
+
+def facts_of(adapter: Adapter, *, certificate: str | None = None) -> Facts:
+    """Read an open adapter, module by module, and return its facts."""
+    spectra, source, meta = read_spectra(adapter), adapter.source, adapter.meta
+    ranks = ranks_of(adapter, spectra)
+    packed = unpacked_from(source.directory)
+    verdicts = () if packed else consumers_of(adapter)
     total = totals(spectra)
-    packed = unpacked_from(file.directory)
-    verdicts = () if packed else consumers_of(file)
-    serve = servers(
-        verdicts,
-        task_type=file.config.task_type,
-        directory=str(file.directory),
-        base=file.config.base_model_name_or_path,
+    prunable = adapter.objection(lambda part: part.fixed or part.of_one_rank) is None
+    return Facts(
+        method=meta.method,
+        method_config=meta.method_config,
+        kind=source.kind,
+        task_type=adapter.task_type,
+        task=meta.task,
+        labels=list(meta.labels) if meta.labels else None,
+        num_labels=meta.num_labels,
+        problem_type=meta.problem_type,
+        max_length=meta.max_length,
+        base=adapter.base,
+        directory=str(packed or source.directory),
+        packed=packed is not None,
+        found_rate=meta.training.found_rate if meta.training else None,
+        components=Components(
+            sum(rank.live for rank in ranks.values()), sum(rank.start for rank in ranks.values())
+        ),
+        modules=Modules(len(ranks), sum(rank.live == 0 for rank in ranks.values())),
+        largest_rank=max(adapter.stored_ranks.values(), default=0),
+        r=source.config.r,
+        effective_rank=EffectiveRank(total.rank_low, total.rank_high, total.entropy),
+        norm=total.norm,
+        parameters=Parameters(adapter.parameters, adapter.head_parameters),
+        bytes=source.bytes if packed is None else packed.stat().st_size,
+        bits=meta.bits,
+        packed_bytes=_packed_bytes(adapter),
+        rounding_errors=meta.rounding_errors,
+        dtype=source.dtype,
+        prune_saves=_savings(total, source.dtype),
+        cuts=_cuts(spectra, len(ranks)) if prunable else [],
+        prunable=prunable,
+        parts=sections(adapter.parts),
+        new_tokens=meta.new_tokens,
+        forms={p: _form(form) for p, form in adapter.forms.items() if not form.experts},
+        experts={name: len(paths) for name, paths in adapter.groups.items() if paths != [name]},
+        fan_in_fan_out=adapter.fan_in_fan_out,
+        consumers=[*verdicts],
+        servers=[
+            *servers(
+                verdicts,
+                task_type=adapter.task_type,
+                directory=str(source.directory),
+                base=source.config.base_model_name_or_path,
+            )
+        ],
+        notes=[*source.notes, *_damaged_heads(adapter)],
+        lineage=list(meta.lineage),
+        sora_version=meta.sora_version,
+        ranks=ranks,
+        spectra={path: _spectrum(spectrum) for path, spectrum in spectra.items()},
+        certificate=certificate,
     )
-    return {
-        **_origin(file),
-        "directory": str(packed or file.directory),
-        "packed": packed is not None,
-        "found_rate": file.meta.training.found_rate if file.meta.training else None,
-        "components": {
-            "live": sum(rank["live"] for rank in ranks.values()),
-            "start": sum(rank["start"] for rank in ranks.values()),
-        },
-        "modules": {
-            "all": len(ranks),
-            "dead": sum(rank["live"] == 0 for rank in ranks.values()),
-        },
-        "largest_rank": max(file.ranks.values()),
-        "r": file.config.r,
-        "effective_rank": {
-            "energy_90": total.rank_low,
-            "energy_99": total.rank_high,
-            "entropy": total.entropy,
-        },
-        "norm": total.norm,
-        "parameters": {"adapter": file.parameters, "head": file.head_parameters},
-        "bytes": file.file_bytes if packed is None else packed.stat().st_size,
-        "bits": file.meta.bits,
-        "packed_bytes": _packed_bytes(file),
-        "rounding_errors": file.meta.rounding_errors,
-        "dtype": file.dtype,
-        "prune_saves": _savings(total, file.dtype),
-        "cuts": [_cut(cut, len(ranks)) for cut in cuts(modules)],
-        "head_modules": list(file.head_modules),
-        "biases": list(file.biases),
-        "base_weights": list(file.base_weights),
-        "rescaled": len(file.magnitudes),
-        "tokens": {path: len(rows) for path, (rows, _) in file.tokens.items()},
-        "new_tokens": file.meta.new_tokens,
-        "forms": {p: _form(form) for p, form in file.forms.items() if not form.experts},
-        "experts": experts,
-        "fan_in_fan_out": file.config.fan_in_fan_out,
-        "consumers": [asdict(verdict) for verdict in verdicts],
-        "servers": [asdict(server) for server in serve],
-        "notes": [*file.notes, *_damaged_heads(file)],
-        "lineage": list(file.meta.lineage),
-        "sora_version": file.meta.sora_version,
-        "ranks": ranks,
-        "spectra": {path: _spectrum(spectrum) for path, spectrum in spectra.items()},
-    }
 
 
-def _packed_bytes(file: AdapterFile) -> int | None:
+def _cuts(spectra: Mapping[str, Spectrum], modules: int) -> list[CutFacts]:
+    known = {path: spectrum.module for path, spectrum in spectra.items()}
+    return [
+        CutFacts(cut.share, cut.max_params, cut.parameters, cut.components,
+                 cut.components / modules, cut.energy, dict(cut.ranks))
+        for cut in cuts(known)
+    ]  # fmt: skip
+
+
+def _packed_bytes(adapter: Adapter) -> int | None:
     """Return the bytes of the factors in a packed file; None if they are not rounded."""
-    bits = file.meta.bits
-    return None if bits is None else factor_bytes(file.ranks, file.shapes, bits)
+    bits = adapter.meta.bits
+    return None if bits is None else factor_bytes(adapter.stored_ranks, adapter.shapes, bits)
 
 
 def _form(form: Form) -> str:
     return "embedding" if form.embedding else f"convolution {'x'.join(map(str, form.kernel))}"
 
 
-def ranks_of(file: AdapterFile, spectra: Mapping[str, Spectrum]) -> dict[str, dict[str, int]]:
-    """Return {module path: components live, stored and at the start of training}.
-
-    An unknown start counts as the stored number.
-    """
-    paths = dict.fromkeys([*file.meta.ranks, *spectra])
+def ranks_of(adapter: Adapter, spectra: Mapping[str, Spectrum]) -> dict[str, RankFacts]:
+    """Return the ranks of each module; an unknown start counts as the stored number."""
     ranks = {}
-    for path in paths:
-        stored = spectra[path].stored if path in spectra else 0
-        live = spectra[path].live if path in spectra else 0
-        start = file.meta.ranks_start.get(path, stored)
-        ranks[path] = {"live": live, "stored": stored, "start": start}
+    for path in dict.fromkeys([*adapter.meta.ranks, *spectra]):
+        spectrum = spectra.get(path)
+        stored, live = (spectrum.stored, spectrum.live) if spectrum else (0, 0)
+        ranks[path] = RankFacts(live, stored, adapter.meta.ranks_start.get(path, stored))
     return ranks
 
 
-def _origin(file: AdapterFile) -> dict[str, Any]:
-    meta = file.meta
-    return {
-        "method": meta.method,
-        "method_config": meta.method_config,
-        "kind": file.kind,
-        "task_type": file.config.task_type,
-        "task": meta.task,
-        "labels": list(meta.labels) if meta.labels else None,
-        "num_labels": meta.num_labels,
-        "problem_type": meta.problem_type,
-        "max_length": meta.max_length,
-        "base": asdict(file.base),
-    }
-
-
-def _damaged_heads(file: AdapterFile) -> Iterator[str]:
+def _damaged_heads(adapter: Adapter) -> Iterator[str]:
     """Yield a sentence for each parameter stored in full that holds NaN or infinity.
 
     In factors these are an error; an adapter with a damaged head can still be inspected.
     """
-    for name in file.head_names:
+    for part in adapter.full.values():
         try:
-            file.head_tensor(name)
+            part.make()
         except SoraError as error:
             yield f"{error.what}: other commands refuse this adapter"
 
 
-def _savings(total: Totals, dtype: str) -> dict[str, dict[str, int]]:
+def _savings(total: Totals, dtype: str) -> dict[str, Saving]:
     """Return the numbers and bytes (in the file's dtype) that either kind of pruning saves."""
     width = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
-    cuts = {"lossless": total.lossless, "energy_99": total.pruned}
-    return {name: {"parameters": n, "bytes": n * width} for name, n in cuts.items()}
+    saved = {"lossless": total.lossless, "energy_99": total.pruned}
+    return {name: Saving(n, n * width) for name, n in saved.items()}
 
 
-def _cut(cut: SmallerCut, modules: int) -> dict[str, Any]:
-    return {
-        "share": cut.share,
-        "max_params": cut.max_params,
-        "parameters": cut.parameters,
-        "components": cut.components,
-        "mean_rank": cut.components / modules,
-        "energy": cut.energy,
-        "ranks": dict(cut.ranks),
-    }
-
-
-def _spectrum(spectrum: Spectrum) -> dict[str, Any]:
-    return {
-        "shape": list(spectrum.shape),
-        "rank_90": spectrum.rank_low,
-        "rank_99": spectrum.rank_high,
-        "entropy_rank": spectrum.entropy,
-        "norm": spectrum.norm,
-        "largest": spectrum.largest,
-        "singular_values": spectrum.values.tolist(),
-    }
+def _spectrum(spectrum: Spectrum) -> SpectrumFacts:
+    return SpectrumFacts(
+        list(spectrum.shape),
+        spectrum.rank_low,
+        spectrum.rank_high,
+        spectrum.entropy,
+        spectrum.norm,
+        spectrum.largest,
+        spectrum.values.tolist(),
+    )

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from methods.factors import LowRankFactors
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.base_check import OR_FORCE, check_weights
-from sora_cli.adapter.directory import check_low_rank
 from sora_cli.adapter.gguf_places import Place, places_of
-from sora_cli.adapter.reading import AdapterFile, OnDemand, open_adapter
+from sora_cli.adapter.on_demand import OnDemand
+from sora_cli.adapter.reading import open_adapter
 from sora_cli.adapter.writing import Plan
 from sora_cli.core.atomic import check_read_back, new_file
 from sora_cli.core.checks import GGUF_TYPES, check_choice
@@ -72,14 +73,14 @@ def export_gguf(
     """
     check_choice("type", type, GGUF_TYPES)
     with open_adapter(directory, base=base) as file:
-        check_low_rank(file)
+        file.check_all_in_factors()
         name = base or file.base.name()
         architecture, places = places_of(file, name)
         note = _check_base(file, name, force=force)
-        ranks = Plan(file.layers, {}, layout="exact", dtype="float32").stored
+        ranks = Plan(file.layers).stored
         alpha = max(ranks.values())  # a file has one alpha: see the formula at the top
         layers = OnDemand(file.paths, lambda path: _scaled(file, path, ranks.get(path, 0) / alpha))
-        plan = Plan(layers, {}, layout="exact", dtype=_DTYPES[type])
+        plan = Plan(layers, dtype=_DTYPES[type])
         lora_file = _LoraFile(plan, places, architecture, float(alpha), name)
         try:
             with new_file(output) as temporary:
@@ -88,18 +89,18 @@ def export_gguf(
         except OSError as error:
             raise SoraError(f"{output} cannot be written: {reason(error, output)}") from error
         return GgufLora(
-            kind=file.kind,
+            kind=file.source.kind,
             architecture=architecture,
             type=type,
             alpha=alpha,
             ranks=dict(plan.stored),
             permuted=sum(places[path].rows is not None for path in plan.stored),
-            sizes=((file.directory / ADAPTER_WEIGHTS).stat().st_size, output.stat().st_size),
-            notes=(*file.notes, *([] if note is None else [note])),
+            sizes=((file.source.directory / ADAPTER_WEIGHTS).stat().st_size, output.stat().st_size),
+            notes=(*file.source.notes, *([] if note is None else [note])),
         )
 
 
-def _check_base(file: AdapterFile, name: str, *, force: bool) -> str | None:
+def _check_base(file: Adapter, name: str, *, force: bool) -> str | None:
     """Refuse a base with other weights; a checkpoint and a GGUF file of it cannot be compared."""
     source = local_checkpoint(resolve_model_path(name), file.base.revision)
     one_form = _is_gguf(file.base.path) == _is_gguf(name)
@@ -112,8 +113,8 @@ def _is_gguf(reference: str) -> bool:
     return reference.lower().endswith(".gguf")
 
 
-def _scaled(file: AdapterFile, path: str, factor: float) -> LowRankFactors:
-    factors = file.factors(path)
+def _scaled(file: Adapter, path: str, factor: float) -> LowRankFactors:
+    factors = file.layers[path]
     return LowRankFactors(factors.A, factors.B * factor)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.gguf_kinds import (
     KINDS,
     Heads,
@@ -24,8 +25,7 @@ from sora_cli.adapter.gguf_kinds import (
     kind_of_architecture,
 )
 from sora_cli.adapter.metadata import read_json
-from sora_cli.adapter.reading import AdapterFile
-from sora_cli.adapter.stored import grouped
+from sora_cli.adapter.parts.form import grouped
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.words import first_few
 from sora_cli.model.files import MODEL_CONFIG
@@ -42,7 +42,7 @@ class Place:
     rows: Tensor | None  # (out,) int64
 
 
-def places_of(file: AdapterFile, base: str) -> tuple[str, dict[str, Place]]:
+def places_of(file: Adapter, base: str) -> tuple[str, dict[str, Place]]:
     """Return llama.cpp's name of the architecture, and {module path: place}.
 
     An adapter is refused if one of its parts has no place, or no place that is known to be exact.
@@ -75,7 +75,7 @@ def places_of(file: AdapterFile, base: str) -> tuple[str, dict[str, Place]]:
     return kind.architecture, _match_places(file, kind, names, heads)
 
 
-def places_in_file(file: AdapterFile, source: Path) -> tuple[str, dict[str, Place]]:
+def places_in_file(file: Adapter, source: Path) -> tuple[str, dict[str, Place]]:
     """Return the same for a base model in a GGUF file, after checking the shape of each weight."""
     check_package()
     _check_parts(file)
@@ -108,9 +108,9 @@ def places_in_file(file: AdapterFile, source: Path) -> tuple[str, dict[str, Plac
     return architecture, places
 
 
-def _check_parts(file: AdapterFile) -> None:
-    if file.head_names:
-        names = first_few(file.head_modules or file.head_names)
+def _check_parts(file: Adapter) -> None:
+    if file.full:
+        names = first_few(file.head_modules or file.full)
         raise _refusal(f"llama.cpp takes no weights stored in full with an adapter: {names}")
     if file.forms:
         raise _refusal(f"only adapters of linear layers are known to be exact in llama.cpp, not "
@@ -128,7 +128,7 @@ def _heads_in_file(reader: Any, architecture: str) -> Heads:
 
 
 def _match_places(
-    file: AdapterFile, kind: Kind, names: Mapping[str, str | None], heads: Heads
+    file: Adapter, kind: Kind, names: Mapping[str, str | None], heads: Heads
 ) -> dict[str, Place]:
     places: dict[str, Place] = {}
     for path in file.paths:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -11,11 +11,11 @@ from operator import add
 from methods.budgets import cost_of
 from methods.factors import LowRankFactors
 from methods.keep import Keep
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.modules import Module, kept_ranks
-from sora_cli.adapter.peft.parameters import parameter_of
-from sora_cli.adapter.reading import OnDemand
+from sora_cli.adapter.on_demand import OnDemand
+from sora_cli.adapter.parts.form import Form, grouped
 from sora_cli.adapter.spectra import map_layers
-from sora_cli.adapter.stored import Form, grouped
 from sora_cli.core.checks import option
 from sora_cli.core.errors import SoraError
 
@@ -132,18 +132,17 @@ def check_left(
     )
 
 
-def check_experts(experts: Sequence[str], keep: Keep, *, promise: bool = False) -> None:
-    """Refuse a rule that gives each expert in a tensor a rank of its own.
+def check_one_rank(adapter: Adapter, keep: Keep, *, promise: bool = False) -> None:
+    """Refuse a rule that gives each of several layers in one tensor a rank of its own.
 
     Args:
-        experts: the paths of an adapter's experts.
         promise: a test chooses the ranks.
     """
-    if experts and (promise or keep.given().keys() - {"rank"}):
+    slices = adapter.objection(lambda part: part.of_one_rank)
+    if slices is not None and (promise or keep.given().keys() - {"rank"}):
         raise SoraError(
-            f"this adapter changes fused experts ({parameter_of(experts[0])}): PEFT stores all "
-            "experts in a tensor at one rank",
-            where="a rank for each expert would make nothing smaller",
+            f"this adapter changes {slices}: PEFT stores all parts of a tensor at one rank",
+            where="a rank for each part would make nothing smaller",
             hint="--rank N alone cuts all of them alike",
         )
 

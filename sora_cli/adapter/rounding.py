@@ -12,9 +12,9 @@ from torch import Tensor
 from methods.factors import LowRankFactors
 from methods.grid import GROUP, nearest, packed_bytes, round_factors
 from methods.keep import BITS, HEAD_BITS
-from sora_cli.adapter.peft.parameters import parameter_of
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.on_demand import OnDemand
 from sora_cli.adapter.pruning import Layers, Loss, cached
-from sora_cli.adapter.reading import AdapterFile, OnDemand
 from sora_cli.adapter.survival import LEAST, Overlap, Survival, shown
 from sora_cli.core.console import size
 from sora_cli.core.errors import SoraError
@@ -49,27 +49,28 @@ class Rounding:
     head: Head
 
     @classmethod
-    def of(cls, file: AdapterFile, bits: int, *, head: bool) -> Rounding:
+    def of(cls, adapter: Adapter, bits: int, *, head: bool) -> Rounding:
         """Return the rounding of an adapter that is not rounded yet.
 
         Args:
             head: round the head, too.
         """
-        if file.meta.bits is not None:
+        if adapter.meta.bits is not None:
             raise SoraError(
-                f"{file.directory} is rounded already, to {file.meta.bits} bits",
+                f"{adapter.source.directory} is rounded already, to {adapter.meta.bits} bits",
                 hint="round the adapter that it was made from",
             )
-        if file.experts:
+        slices = adapter.objection(lambda part: part.of_one_rank)
+        if slices is not None:
             raise SoraError(
-                f"this adapter changes fused experts ({parameter_of(file.experts[0])}), and only "
-                "factors of layers can be rounded to few bits",
+                f"this adapter changes {slices}, and only factors of layers can be rounded to few "
+                "bits",
                 hint="leave out --bits",
             )
-        tensors = file.head
-        if head and not any(len(shape) > 1 for shape in file.head_shapes.values()):
+        tensors = adapter.head
+        if head and not any(len(part.shape) > 1 for part in adapter.full.values()):
             raise SoraError("this adapter stores no matrices in full", hint="leave out --head-bits")
-        as_is = Head(tensors, sum(file.head_entry(name).length for name in tensors))
+        as_is = Head(tensors, sum(part.bytes for part in adapter.full.values()))
         return cls(bits, round_head(tensors) if head else as_is)
 
     def layers(self, layers: Layers) -> Layers:

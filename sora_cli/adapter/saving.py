@@ -12,9 +12,10 @@ from methods.base import AdapterMethod, LowRankLinear
 from methods.inject import adapted_layers
 from methods.sharding import whole
 from methods.updates import Replaced
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.classes import names_classes, task_type_of
 from sora_cli.adapter.companions import auto_of, save_processor
-from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference
 from sora_cli.core.errors import SoraError
 from sora_cli.model.fingerprint import fingerprint
@@ -83,18 +84,18 @@ def build_adapter(
 ) -> Adapter:
     """Return a trained model's factors and head, ready to be written."""
     started = {path: layer.rank for path, layer in layers.items()}
-    return Adapter(
-        layers={path: method.factors(layer) for path, layer in layers.items()},
-        head=head_tensors(model, head),
-        head_modules=head,
-        task_type=task_type,
-        base=base,
-        fan_in_fan_out=any(not isinstance(m.base, nn.Linear) for m in layers.values()),
-        meta=meta.model_copy(update={"ranks_start": started}),
-        token_rows={
+    return Adapter.of(
+        {path: method.factors(layer) for path, layer in layers.items()},
+        head_tensors(model, head),
+        head,
+        task_type,
+        base,
+        rows={
             path: Replaced(rows.ids.cpu(), whole(rows.rows.detach()).cpu().clone())
             for path, rows in trained_rows(model).items()
         },
+        fan_in_fan_out=any(not isinstance(m.base, nn.Linear) for m in layers.values()),
+        meta=meta.model_copy(update={"ranks_start": started}),
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli.adapter.consumers import Consumer, base_configuration, filled, substituted
+from sora_cli.adapter.facts import Facts
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.programs import PROGRAMS, Program
 from sora_cli.adapter.ranks import shortest_names
@@ -155,14 +156,14 @@ class BasePlan:
     servers: Sequence[ServerPlan]
 
 
-def plan_servers(adapters: Sequence[dict[str, Any]], today: date) -> list[BasePlan]:
+def plan_servers(adapters: Sequence[Facts], today: date) -> list[BasePlan]:
     """Plan the servers of adapters, one plan for each base model and kind of task.
 
     Args:
         adapters: the facts of each; see `facts_of`.
         today: the day from which the age of the rules is counted.
     """
-    directories = [facts["directory"] for facts in adapters]
+    directories = [facts.directory for facts in adapters]
     for directory in directories:
         if directories.count(directory) > 1:
             raise SoraError(f"'{directory}' is named twice", hint="name each adapter once")
@@ -193,21 +194,21 @@ def _served_names(directories: Sequence[str]) -> list[str]:
     return names
 
 
-def _member(name: str, facts: Mapping[str, Any]) -> _Member:
-    spectra, width = facts["spectra"], _WIDTH.get(facts["dtype"], 2)
+def _member(name: str, facts: Facts) -> _Member:
+    spectra, width = facts.spectra, _WIDTH.get(facts.dtype, 2)
     return _Member(
         name,
-        facts["directory"],
-        BaseReference(**facts["base"]),
-        facts["task_type"],
-        {verdict["name"]: Consumer(**verdict) for verdict in facts["consumers"]},
-        f"sora export {quote(facts['directory'])} -o OUT",
-        max(facts["r"], facts["largest_rank"]),
-        {path: facts["ranks"][path]["stored"] for path in spectra},
-        {path: sum(spectrum["shape"]) for path, spectrum in spectra.items()},
-        {path: [s * s for s in spectrum["singular_values"]] for path, spectrum in spectra.items()},
-        facts["bytes"],
-        max(facts["bytes"] - facts["parameters"]["adapter"] * width, 0),
+        facts.directory,
+        facts.base,
+        facts.task_type,
+        {verdict.name: verdict for verdict in facts.consumers},
+        f"sora export {quote(facts.directory)} -o OUT",
+        max(facts.r, facts.largest_rank),
+        {path: facts.ranks[path].stored for path in spectra},
+        {path: sum(spectrum.shape) for path, spectrum in spectra.items()},
+        {path: [s * s for s in spectrum.singular_values] for path, spectrum in spectra.items()},
+        facts.bytes,
+        max(facts.bytes - facts.parameters.adapter * width, 0),
         width,
     )
 

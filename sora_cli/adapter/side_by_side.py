@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sora_cli.core.console import count, size
 from sora_cli.core.table import Column, Table
 
+if TYPE_CHECKING:
+    from sora_cli.adapter.facts import Facts
 
-def summary_table(names: Sequence[str], adapters: Sequence[dict[str, Any]]) -> Table:
+
+def summary_table(names: Sequence[str], adapters: Sequence[Facts]) -> Table:
     """Return a table with one row per adapter.
 
     Args:
@@ -19,18 +22,18 @@ def summary_table(names: Sequence[str], adapters: Sequence[dict[str, Any]]) -> T
     """
     rows = []
     for name, facts in zip(names, adapters, strict=True):
-        components, modules = facts["components"], facts["modules"]
-        effective = facts["effective_rank"]
+        components, modules = facts.components, facts.modules
+        effective = facts.effective_rank
         rows.append([
             name,
-            f"{components['live']}/{components['start']}",
-            f"{modules['all'] - modules['dead']}/{modules['all']}",
-            effective["energy_90"],
-            effective["energy_99"],
-            effective["entropy"],
-            facts["norm"],
-            facts["parameters"]["adapter"],
-            facts["bytes"],
+            f"{components.live}/{components.start}",
+            f"{modules.all - modules.dead}/{modules.all}",
+            effective.energy_90,
+            effective.energy_99,
+            effective.entropy,
+            facts.norm,
+            facts.parameters.adapter,
+            facts.bytes,
         ])  # fmt: skip
     columns = (
         "adapter", "components", "modules", "90 %", "99 %", Column("entropy", ".1f"),

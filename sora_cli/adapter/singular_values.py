@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from sora_cli.adapter.metadata import read_json
 from sora_cli.adapter.modules import Module
-from sora_cli.adapter.peft.config import parse_config
-from sora_cli.adapter.peft.layout import Pair, split_keys
+from sora_cli.adapter.peft.config import LORA, parse_config
+from sora_cli.adapter.peft.layout import plain_pairs
 from sora_cli.core.errors import SoraError, reason
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from sora_cli.model.fingerprint import StoredTensor, read_header
@@ -33,13 +33,13 @@ def read_modules(folder: Path) -> dict[str, Module]:
         folder: the adapter directory itself.
     """
     where, weights = str(folder / ADAPTER_CONFIG), folder / ADAPTER_WEIGHTS
-    config = parse_config(read_json(folder / ADAPTER_CONFIG), where)
+    config = parse_config(read_json(folder / ADAPTER_CONFIG), where, (LORA,))
     try:
         entries = {entry.name: entry for entry in read_header(weights)}
-        pairs = split_keys(entries, config, str(weights)).pairs
+        pairs = plain_pairs(entries)
         config.prepare(list(pairs), where)
         return {
-            path: _module(_factors(entries, pair, weights), config.scaling(path))
+            path: _module(_factors(entries, *pair, weights), config.scaling(path))
             for path, pair in pairs.items()
         }
     except OSError as error:
@@ -58,14 +58,12 @@ def components_for(values: Any, energy: float) -> int:
 
 
 def _factors(
-    entries: dict[str, StoredTensor], pair: Pair, weights: Path
+    entries: dict[str, StoredTensor], a_key: str, b_key: str, weights: Path
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the stored A (r, in) and B (out, r), in float64."""
-    if pair.e is not None:
-        raise SoraError(f"{weights} holds AdaLoRA's three factors, not a plain pair")
-    a, b = (_tensor(entries[key]) for key in (pair.a, pair.b))
+    a, b = (_tensor(entries[key]) for key in (a_key, b_key))
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
-        raise SoraError(f"'{pair.a}' {a.shape} does not fit its B {b.shape}", where=str(weights))
+        raise SoraError(f"'{a_key}' {a.shape} does not fit its B {b.shape}", where=str(weights))
     return a, b
 
 

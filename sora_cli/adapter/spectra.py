@@ -20,7 +20,7 @@ from sora_cli.adapter.modules import Module
 from sora_cli.model.threads import by_cores
 
 if TYPE_CHECKING:
-    from sora_cli.adapter.reading import AdapterFile
+    from sora_cli.adapter.adapter import Adapter
 
 T = TypeVar("T")
 
@@ -101,14 +101,14 @@ def spectrum(factors: LowRankFactors) -> Spectrum:
     return Spectrum(shape, factors.rank, live.rank, live.singular_values())
 
 
-def read_spectra(file: AdapterFile) -> dict[str, Spectrum]:
+def read_spectra(adapter: Adapter) -> dict[str, Spectrum]:
     """Return the spectrum of each module in the file; all experts in a parameter are one module.
 
     Side by side on a diagonal, their singular values are those of one update.
     """
-    each = map_layers(file.layers, spectrum)
+    each = map_layers(adapter.layers, spectrum)
     together = {}
-    for name, paths in file.groups.items():
+    for name, paths in adapter.groups.items():
         parts = [each[path] for path in paths]
         values = torch.cat([part.values for part in parts]).sort(descending=True).values
         stored, live = (sum(getattr(p, n) for p in parts) for n in ("stored", "live"))

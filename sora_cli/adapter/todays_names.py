@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from sora_cli.adapter.peft.parameters import parameter_of
 from sora_cli.model.transformers_internals import RenamingRules
 
 if TYPE_CHECKING:
-    from sora_cli.adapter.directory import Adapter
+    from sora_cli.adapter.parts.part import Part
 
 _WEIGHT = ".weight"
 
@@ -35,12 +34,13 @@ def todays_paths(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
     return {old.removesuffix(_WEIGHT): new.removesuffix(_WEIGHT) for old, new in todays.items()}
 
 
-def todays_layers(model: nn.Module, adapter: Adapter) -> dict[str, str]:
-    """Return {stored path of each layer: the model's path}; of an expert: its parameter's name."""
-    paths = [*adapter.layers, *adapter.token_rows]
-    parameters = {path: parameter_of(path) for path in adapter.experts}
+def todays_layers(model: nn.Module, parts: Iterable[Part]) -> dict[str, str]:
+    """Return {path of each part that changes a layer: the model's}; of a slice of a parameter, the
+    parameter's name."""
+    changing = [part for part in parts if part.changes()]
+    parameters = {p.path: name for p in changing if (name := p.parameter) is not None}
     names = todays_names(model, set(parameters.values()))
-    today = todays_paths(model, (path for path in paths if path not in parameters))
+    today = todays_paths(model, (p.path for p in changing if p.path not in parameters))
     return today | {path: names[parameter] for path, parameter in parameters.items()}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -13,9 +13,10 @@ from torch.nn.functional import pad
 
 from methods.factors import LowRankFactors
 from methods.grid import bits_of
-from sora_cli.adapter.peft.layout import PREFIX, check_tensor, loose_key, pair_keys
+from sora_cli.adapter.parts.form import LINEAR, Form, grouped
+from sora_cli.adapter.parts.part import Part
+from sora_cli.adapter.peft.layout import check_tensor, pair_keys
 from sora_cli.adapter.peft.parameters import wrapper_paths
-from sora_cli.adapter.stored import LINEAR, Form, grouped
 from sora_cli.core.atomic import check_read_back
 from sora_cli.core.checks import LAYOUTS, STORED, check_choice
 from sora_cli.core.errors import SoraError
@@ -33,11 +34,10 @@ class Plan:
 
     Args:
         layers: module path -> factors, any dtype, any device. The mapping may make them on demand.
-        head: parameter name -> tensor stored in full; its dtype is kept.
+        rest: parts without factors, stored as they are.
         layout: one of `core.checks.LAYOUTS`.
         dtype: of the factors, one of `core.checks.STORED`.
         forms: module path -> the kind of layer, for layers that are not linear.
-        loose: names in `head` that belong to no module stored in full.
 
     Attributes:
         start: module path -> components given.
@@ -51,19 +51,17 @@ class Plan:
     def __init__(
         self,
         layers: Mapping[str, LowRankFactors],
-        head: Mapping[str, Tensor],
+        rest: Sequence[Part] = (),
         *,
-        layout: str,
-        dtype: str,
+        layout: str = "exact",
+        dtype: str = "float32",
         forms: Mapping[str, Form] | None = None,
-        loose: tuple[str, ...] = (),
     ) -> None:
         check_choice("layout", layout, LAYOUTS)
         check_choice("dtype", dtype, STORED)
         if not layers:
             raise SoraError("there is no adapted layer to write")
-        self._layers, self._head = layers, head
-        self._forms, self._loose = forms or {}, frozenset(loose)
+        self._layers, self._rest, self._forms = layers, rest, forms or {}
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._keep: dict[str, Tensor] = {}  # (r,) bool
         self._sides: dict[str, tuple[int, int]] = {}  # (out, in)
@@ -150,15 +148,22 @@ class Plan:
             for key, name, shape in zip(keys, "AB", shapes, strict=True):
                 make = partial(half, path, name, shape)
                 new[key] = NewTensor(self._dtype, shape, make, group=path)
-        for name in self._head:
-            tensor = self._head[name]
-            check_tensor(name, tensor, f"for {where}")
-            get = partial(self._head.__getitem__, name)
-            key = loose_key(name, self.stored) if name in self._loose else f"{PREFIX}{name}"
-            new[key] = NewTensor(tensor.dtype, tuple(tensor.shape), get)
+        for part in self._rest:
+            key, tensor = self._as_it_is(part)
+            check_tensor(part.path, tensor, f"for {where}")
+            make = partial(self._tensor, part)
+            new[key] = NewTensor(tensor.dtype, tuple(tensor.shape), make)
         return new
 
-    def check(self, layers: Mapping[str, LowRankFactors], head: Mapping[str, Tensor]) -> None:
+    def _as_it_is(self, part: Part) -> tuple[str, Tensor]:
+        written = part.written(self.stored)
+        assert written is not None  # the adapter can be written
+        return written
+
+    def _tensor(self, part: Part) -> Tensor:
+        return self._as_it_is(part)[1]
+
+    def check(self, layers: Mapping[str, LowRankFactors], rest: Sequence[Part]) -> None:
         """Check that the tensors read back equal the tensors made by the last call of `tensors`."""
 
         def same_pair(path: str) -> bool:
@@ -169,10 +174,11 @@ class Plan:
                 for cast in [tensor.to(self._dtype)]
             )
 
-        same = set(layers) == set(self.stored) and set(head) == set(self._head)
+        back, made = ({self._as_it_is(part)[0]: part for part in p} for p in (rest, self._rest))
+        same = set(layers) == set(self.stored) and set(back) == set(made)
         same = same and all(by_cores(self.stored, same_pair).values())
-        for name in head if same else ():
-            same = same and torch.equal(head[name], self._head[name].detach().cpu())
+        for key in made if same else ():
+            same = same and torch.equal(self._tensor(back[key]), self._tensor(made[key]).cpu())
         check_read_back(same)
 
 

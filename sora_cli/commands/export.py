@@ -136,16 +136,15 @@ def export(
         force=force,
     )
     say_notes(done.notes)
-    head = f" and the head ({', '.join(done.head_modules)})" if done.head_modules else ""
-    head += f" and {done.biases} biases" if done.biases else ""
     if as_json:
         facts = {**dataclasses.asdict(done), "layout": layout, "losses": module_facts(done.losses)}
+        del facts["rest"]  # words
         emit(json.dumps(facts, indent=2, default=str))
     else:
         if done.losses:
             emit_table(loss_table(done.losses, reduce(add, done.losses.values())))
         emit(
-            f"{done.kind} of {done.modules} modules{head}, rank {done.rank} at most: "
+            f"{done.kind} of {done.modules} modules{done.rest}, rank {done.rank} at most: "
             f"{layout} layout, {done.dtype}"
         )
         for consumer in done.consumers:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +25,10 @@ from sora_cli.core.shell import quote
 from sora_cli.core.table import Column, Table, emit_table
 from sora_cli.core.timing import uncollected
 from sora_cli.core.words import first_few
+
+if TYPE_CHECKING:
+    from sora_cli.adapter.facts import Facts
+    from sora_cli.adapter.metadata import BaseReference
 
 
 def inspect(
@@ -90,20 +94,20 @@ def _check(
 def _inspect_one(directory: Path, *, as_json: bool, plot: Path | None, modules: bool) -> None:
     keep_freed_memory()
     (facts,) = _facts_of_each([directory])
-    ranks = {path: rank["live"] for path, rank in facts["ranks"].items()}
-    start = {path: rank["start"] for path, rank in facts["ranks"].items()}
+    ranks = {path: rank.live for path, rank in facts.ranks.items()}
+    start = {path: rank.start for path, rank in facts.ranks.items()}
     if as_json:
-        emit(json.dumps(facts, indent=2))
+        emit(json.dumps(facts.as_json(), indent=2))
     else:
-        _emit_rank_table(rank_map(ranks, start), printable(facts["directory"]))
+        _emit_rank_table(rank_map(ranks, start), printable(facts.directory))
         if modules:
             _emit_modules(facts)
         emit("\n".join(f"{name + ':':<13} {printable(value)}" for name, value in _lines(facts)))
     if plot is not None:
         from sora_cli.adapter.plot_spectra import plot_inspection
 
-        title = f"{facts['method'] or facts['kind']}: {facts['directory']}"
-        values = {path: s["singular_values"] for path, s in facts["spectra"].items()}
+        title = f"{facts.method or facts.kind}: {facts.directory}"
+        values = {path: s.singular_values for path, s in facts.spectra.items()}
         plot_inspection(ranks, start, values, plot, title)
         say(f"wrote {plot}")
 
@@ -112,27 +116,26 @@ def _inspect_several(directories: Sequence[Path], *, as_json: bool) -> None:
     """Show several adapters in one table; as JSON: {"adapters": [...]}."""
     adapters = _facts_of_each(directories)
     if as_json:
-        emit(json.dumps({"adapters": adapters}, indent=2))
+        emit(json.dumps({"adapters": [facts.as_json() for facts in adapters]}, indent=2))
         return
-    names = [printable(name) for name in short_names([facts["directory"] for facts in adapters])]
+    names = [printable(name) for name in short_names([facts.directory for facts in adapters])]
     emit_table(summary_table(names, adapters))
     for name, facts in zip(names, adapters, strict=True):
-        for note in facts["notes"]:
+        for note in facts.notes:
             emit(f"{name}: {printable(note)}")
 
 
-def _facts_of_each(directories: Sequence[Path]) -> list[dict[str, Any]]:
+def _facts_of_each(directories: Sequence[Path]) -> list[Facts]:
     with uncollected():
         from sora_cli.adapter.facts import facts_of
         from sora_cli.adapter.reading import open_adapter
         from sora_cli.search.evidence import certificate_of_adapter
     adapters = []
     for directory in directories:
-        with open_adapter(directory) as file:
-            adapters.append(facts_of(file))
-        found = certificate_of_adapter(directory)
-        said = None if found is None else f"{found.status}: {found.statement}"
-        adapters[-1]["certificate"] = said
+        with open_adapter(directory) as adapter:
+            found = certificate_of_adapter(directory)
+            said = None if found is None else f"{found.status}: {found.statement}"
+            adapters.append(facts_of(adapter, certificate=said))
     return adapters
 
 
@@ -163,117 +166,104 @@ def _cell(table: RankMap, row: str, column: str) -> int | None:
     return None if cell is None else cell.live
 
 
-def _emit_modules(facts: dict[str, Any]) -> None:
+def _emit_modules(facts: Facts) -> None:
     """Print a line per module; the last line has sums, and the norm over all modules."""
-    rows, errors = [], facts["rounding_errors"]
-    for path, s in facts["spectra"].items():
-        rank = facts["ranks"][path]
-        effective = [s["rank_90"], s["rank_99"], s["entropy_rank"], s["norm"], s["largest"]]
-        left = [cut["ranks"][path] for cut in facts["cuts"]]
+    rows, errors = [], facts.rounding_errors
+    for path, s in facts.spectra.items():
+        rank = facts.ranks[path]
+        left = [cut.ranks[path] for cut in facts.cuts]
         rounding = [errors.get(path)] if errors else []
-        rows.append([path, rank["stored"], rank["live"], *effective, *rounding, *left])
-    effective = facts["effective_rank"]
-    stored = sum(rank["stored"] for rank in facts["ranks"].values())
+        rows.append([path, rank.stored, rank.live, s.rank_90, s.rank_99, s.entropy_rank, s.norm,
+                     s.largest, *rounding, *left])  # fmt: skip
+    effective = facts.effective_rank
+    stored = sum(rank.stored for rank in facts.ranks.values())
     columns = (
         *map(Column, ("module", "stored", "live", "90 %", "99 %")), Column("entropy", ".1f"),
         Column("||dW||", ".3g"), Column("largest s", ".3g"),
         *([Column("rounding", ".1%")] if errors else []),
-        *(Column(f"cut to\n{cut['share']:.0%}") for cut in facts["cuts"]),
+        *(Column(f"cut to\n{cut.share:.0%}") for cut in facts.cuts),
     )  # fmt: skip
-    footer = ["all", stored, facts["components"]["live"], effective["energy_90"],
-              effective["energy_99"], effective["entropy"], facts["norm"], None,
+    footer = ["all", stored, facts.components.live, effective.energy_90,
+              effective.energy_99, effective.entropy, facts.norm, None,
               *([None] if errors else []),
-              *(cut["components"] for cut in facts["cuts"])]  # fmt: skip
+              *(cut.components for cut in facts.cuts)]  # fmt: skip
     emit_table(Table(None, columns, rows, footer=footer))
 
 
-def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def _lines(facts: Facts) -> list[tuple[str, str]]:
     """Return name and value of each line below the table."""
-    modules, effective, base = facts["modules"], facts["effective_rank"], facts["base"]
+    modules, effective, base = facts.modules, facts.effective_rank, facts.base
     lines = [
-        ("method", facts["method"] or f"{facts['kind']}, written by another tool"),
-        ("base", (base["path"] or "not recorded") + _revision(base)),
-        ("components", _share(**facts["components"])),
-        ("modules", f"{modules['all'] - modules['dead']} of {modules['all']} alive"),
-        ("effective", f"{count(effective['energy_90'])} components hold 90 % of each module's "
-                      f"||dW||², {count(effective['energy_99'])} hold 99 %; "
-                      f"by entropy {effective['entropy']:,.1f}"),
-        ("norm", f"||dW|| = {facts['norm']:.4g} over all modules"),
-        ("parameters", f"{count(facts['parameters']['adapter'])} in the adapter"),
-        ("file", f"{size(facts['bytes'])}, {'packed' if facts['packed'] else facts['dtype']}"),
+        ("method", facts.method or f"{facts.kind}, written by another tool"),
+        ("base", (base.path or "not recorded") + _revision(base)),
+        ("components", _share(facts.components.live, facts.components.start)),
+        ("modules", f"{modules.all - modules.dead} of {modules.all} alive"),
+        ("effective", f"{count(effective.energy_90)} components hold 90 % of each module's "
+                      f"||dW||², {count(effective.energy_99)} hold 99 %; "
+                      f"by entropy {effective.entropy:,.1f}"),
+        ("norm", f"||dW|| = {facts.norm:.4g} over all modules"),
+        ("parameters", f"{count(facts.parameters.adapter)} in the adapter"),
+        ("file", f"{size(facts.bytes)}, {'packed' if facts.packed else facts.dtype}"),
         ("prune", f"saves {_saving(facts, 'lossless')} without loss, "
                   f"{_saving(facts, 'energy_99')} with --energy 0.99"),
         *_cut_lines(facts),
     ]  # fmt: skip
-    if facts["found_rate"] is not None:
-        found = f"{facts['found_rate']:g}, by training.learning_rate: auto"
+    if facts.found_rate is not None:
+        found = f"{facts.found_rate:g}, by training.learning_rate: auto"
         lines.insert(1, ("rate", found))
-    if facts["bits"] is not None:
-        lines.insert([name for name, _ in lines].index("file") + 1, ("bits", _bits(facts)))
-    if facts["rescaled"] or facts["experts"]:
+    if facts.packed_bytes is not None:
+        lines.insert(
+            [name for name, _ in lines].index("file") + 1,
+            ("bits", _bits(facts, facts.packed_bytes)),
+        )
+    if not facts.prunable:
         lines = [line for line in lines if line[0] != "prune"]
-    if facts["head_modules"]:
-        head = (
-            f"{', '.join(facts['head_modules'])}: {count(facts['parameters']['head'])} parameters"
-        )
-        lines.append(("head", head))
-    if facts["base_weights"]:
-        lines.append(
-            ("base weights", f"{first_few(facts['base_weights'])}, instead of the base model's")
-        )
-    if facts["biases"]:
-        trained = facts["biases"]
-        lines.append(("biases", f"{count(len(trained))} of the base model, such as {trained[0]}"))
-    if facts["rescaled"]:
-        lines.append(("rescaled", f"{count(facts['rescaled'])} modules, output by output (DoRA): "
-                                  "the numbers above are of their low-rank part"))  # fmt: skip
-    if facts["new_tokens"]:
-        lines.append(("new tokens", ", ".join(facts["new_tokens"])))
-    for path, rows in facts["tokens"].items():
-        lines.append(("tokens", f"{count(rows)} rows of {path}, trained in full"))
-    for number in dict.fromkeys(facts["experts"].values()):
-        names = [name for name, other in facts["experts"].items() if other == number]
+    lines += facts.parts.lines
+    if facts.new_tokens:
+        lines.append(("new tokens", ", ".join(facts.new_tokens)))
+    for number in dict.fromkeys(facts.experts.values()):
+        names = [name for name, other in facts.experts.items() if other == number]
         lines.append(("experts", f"{count(number)} in each of {first_few(names)}; their components "
                                  "are added up"))  # fmt: skip
-    for form in dict.fromkeys(facts["forms"].values()):
-        paths = [path for path, other in facts["forms"].items() if other == form]
+    for form in dict.fromkeys(facts.forms.values()):
+        paths = [path for path, other in facts.forms.items() if other == form]
         lines.append((form.partition(" ")[0], f"{first_few(paths)}{form.partition(' ')[2]}"))
-    task = facts["task"] or facts["task_type"]
+    task = facts.task or facts.task_type
     if task:
-        labels = f" ({', '.join(facts['labels'])})" if facts["labels"] else ""
+        labels = f" ({', '.join(facts.labels)})" if facts.labels else ""
         lines.append(("task", f"{task}{labels}"))
-    if facts["consumers"]:
+    if facts.consumers:
         lines += [("note", note) for note in old_rules(date.today())]
-    lines += [(c["name"], ("" if c["loads"] else "no: ") + c["advice"]) for c in facts["consumers"]]
-    lines += [("serve", f"{s['name']}: {'; '.join(s['commands'])}") for s in facts["servers"]]
-    if facts["packed"]:
-        lines.append(("PEFT", f"unpack it: sora export {quote(facts['directory'])} -o DIR"))
-    lines += [("note", note) for note in facts["notes"]]
-    lines += [("then", step_words(entry)) for entry in facts["lineage"]]
-    if facts["certificate"]:
-        lines.append(("promise", facts["certificate"]))
+    lines += [(c.name, ("" if c.loads else "no: ") + c.advice) for c in facts.consumers]
+    lines += [("serve", f"{s.name}: {'; '.join(s.commands)}") for s in facts.servers]
+    if facts.packed:
+        lines.append(("PEFT", f"unpack it: sora export {quote(facts.directory)} -o DIR"))
+    lines += [("note", note) for note in facts.notes]
+    lines += [("then", step_words(entry)) for entry in facts.lineage]
+    if facts.certificate:
+        lines.append(("promise", facts.certificate))
     return lines
 
 
-def _bits(facts: dict[str, Any]) -> str:
+def _bits(facts: Facts, packed_bytes: int) -> str:
     """Return the line about an adapter on a grid."""
-    errors = facts["rounding_errors"].values()
+    errors = facts.rounding_errors.values()
     by = (
         f"; rounding changed its updates by {min(errors):.1%} to {max(errors):.1%}"
         if errors
         else ""
     )
-    return f"{facts['bits']} a number: {size(facts['packed_bytes'])} of factors when packed{by}"
+    return f"{facts.bits} a number: {size(packed_bytes)} of factors when packed{by}"
 
 
-def _cut_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def _cut_lines(facts: Facts) -> list[tuple[str, str]]:
     """Return a line for each cut by share of parameters: the ranks left, and the command."""
-    prune = f"sora prune {quote(facts['directory'])} -o OUT --max-params"
+    prune = f"sora prune {quote(facts.directory)} -o OUT --max-params"
     return [
-        (f"cut to {cut['share']:.0%}",
-         f"mean rank {cut['mean_rank']:.2f}, at most {max(cut['ranks'].values())}, "
-         f"{cut['energy']:.1%} of ||dW||²: {prune} {cut['max_params']}")
-        for cut in facts["cuts"]
+        (f"cut to {cut.share:.0%}",
+         f"mean rank {cut.mean_rank:.2f}, at most {max(cut.ranks.values())}, "
+         f"{cut.energy:.1%} of ||dW||²: {prune} {cut.max_params}")
+        for cut in facts.cuts
     ]  # fmt: skip
 
 
@@ -282,14 +272,14 @@ def _share(live: int, start: int) -> str:
     return f"{kept} ({live / start:.0%})" if start else kept
 
 
-def _saving(facts: dict[str, Any], kind: str) -> str:
+def _saving(facts: Facts, kind: str) -> str:
     """Format the savings of a prune: "1,024 parameters (3 %, 4.1 kB)", or "nothing"."""
-    saved, stored = facts["prune_saves"][kind], facts["parameters"]["adapter"]
-    if not saved["parameters"]:
+    saved, stored = facts.prune_saves[kind], facts.parameters.adapter
+    if not saved.parameters:
         return "nothing"
-    share = f"{saved['parameters'] / stored:.0%}"
-    return f"{count(saved['parameters'])} parameters ({share}, {size(saved['bytes'])})"
+    share = f"{saved.parameters / stored:.0%}"
+    return f"{count(saved.parameters)} parameters ({share}, {size(saved.bytes)})"
 
 
-def _revision(base: dict[str, Any]) -> str:
-    return f" @ {base['revision']}" if base["revision"] else ""
+def _revision(base: BaseReference) -> str:
+    return f" @ {base.revision}" if base.revision else ""

@@ -123,6 +123,7 @@ def merge(
     say_notes(result_remarks(adapter_place))
     check_apart(output, *read)
     with uncollected():
+        from sora_cli.adapter.parts.kinds import words
         from sora_cli.adapter.reading import open_adapter
 
     with open_adapter(directory, base=base) as adapter:
@@ -131,7 +132,7 @@ def merge(
             from sora_cli.merge.rounding import Storing
 
         storing = Storing(dtype, rounding, seed or 0, accept_loss)
-        say_notes(adapter.notes)
+        say_notes(adapter.source.notes)
         if adapter.meta.quantise is not None:
             say(f"note: the base was quantised to {adapter.meta.quantise} while the adapter was "
                 "trained; it is merged into the plain weights, which differ a little")  # fmt: skip
@@ -140,13 +141,8 @@ def merge(
         with _bar(plan.weights) as progress:
             merged = plan.write(progress)
         _notes(merged)
-        modules, biases, weights = adapter.head_modules, adapter.biases, adapter.base_weights
-    head = f" and the head ({', '.join(modules)})" if modules else ""
-    head += f" and {count(len(biases))} biases" if biases else ""
-    head += f" and the base weight {first_few(weights)}" if weights else ""
-    head += "".join(f" and {count(len(r))} rows of {p}" for p, (r, _) in adapter.tokens.items())
     say(
-        f"merged {merged.modules} layers{head} with the weights of {merged.base}, as {merged.dtype}"
+        f"merged {merged.modules} layers{words(adapter.parts)} with the weights of {merged.base}, as {merged.dtype}"
     )
     lossy = _tell_what_is_left(merged, storing)
     say(f"wrote {output}")
@@ -192,7 +188,7 @@ def _merge_gguf(
         from sora_cli.merge.to_gguf import merge_to_gguf, ways_out_gguf
         from sora_cli.use.modelfile import write_modelfile
 
-        say_notes(adapter.notes)
+        say_notes(adapter.source.notes)
         done = merge_to_gguf(
             adapter, source, output, type=type, accept_loss=accept_loss, force=force
         )

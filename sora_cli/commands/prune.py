@@ -35,7 +35,7 @@ from sora_cli.search.evidence import FILE_NAME, SIZES
 from sora_cli.search.promise import Promise, PromiseOptions
 
 if TYPE_CHECKING:
-    from sora_cli.adapter.directory import Adapter
+    from sora_cli.adapter.adapter import Adapter
     from sora_cli.adapter.pruning import Layers, Loss
     from sora_cli.adapter.rounding import Rounding
     from sora_cli.recipe.load import LoadedRecipe
@@ -145,7 +145,7 @@ def _prune(
     if asked is not None and measured is not None:
         search = partial(_search, asked, read, *measured)
     with open_adapter(directory) as file:
-        size_before = _file_size(file.directory)
+        size_before = _file_size(file.source.directory)
         small = shrink(file, keep, bits, head=head, search=search)
         if small.warnings:
             say_notes(small.warnings, "warning")
@@ -247,7 +247,7 @@ def _search(
 def _show(small: Shrunk) -> None:
     from sora_cli.adapter.pruning import grouped_losses
 
-    file, total, rounding = small.file, small.total, small.rounding
+    file, total, rounding = small.whole, small.total, small.rounding
     say_notes(small.notes)
     emit_table(loss_table(grouped_losses(small.losses, file.forms), total, error=_error))
     rounded = rounding is not None and rounding.head.error is not None

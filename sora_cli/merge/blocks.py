@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from methods.updates import Rescaled, Update
+from sora_cli.adapter.parts.part import Content
 from sora_cli.adapter.survival import Overlap
 from sora_cli.core.errors import SoraError
-from sora_cli.merge.incoming import Content
 from sora_cli.merge.plan import NARROW, Item
 from sora_cli.merge.rounding import Storing, inner, round_stochastically
 from sora_cli.model.tensors import dtype_name, torch_dtype

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli import __version__
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.card import shown_step
 from sora_cli.adapter.classes import number_of_labels
-from sora_cli.adapter.directory import Adapter
-from sora_cli.adapter.stored import grouped
+from sora_cli.adapter.parts.kinds import by_kind
 from sora_cli.adapter.survival import Survival
 from sora_cli.core.errors import SoraError
 from sora_cli.core.markdown import code, escaped
+from sora_cli.merge.incoming import Incoming
 from sora_cli.merge.plan import Plan
 from sora_cli.merge.rounding import Storing, shown_survival
 from sora_cli.model.files import MODEL_CONFIG, is_there
@@ -61,7 +62,7 @@ def merge_record(survival: Survival, dtype: str, storing: Storing) -> dict[str, 
     return {**rounding, **survival.record(), "modules": survival.table()}
 
 
-def merged_config(raw: Mapping[str, Any], outline: Adapter, known: Any) -> dict[str, Any]:
+def merged_config(raw: Mapping[str, Any], new: Incoming, known: Any) -> dict[str, Any]:
     """Return the base's `config.json` with the adapter's labels.
 
     Args:
@@ -69,8 +70,8 @@ def merged_config(raw: Mapping[str, Any], outline: Adapter, known: Any) -> dict[
         known: transformers' configuration object, read from the same file.
     """
     config = copy.deepcopy(dict(raw))
-    labels = outline.meta.labels
-    number = number_of_labels(outline)
+    labels = new.meta.labels
+    number = number_of_labels(new.adapter)
     if labels:
         names = dict(enumerate(labels))
     elif number is not None and number != known.num_labels:
@@ -83,18 +84,21 @@ def merged_config(raw: Mapping[str, Any], outline: Adapter, known: Any) -> dict[
         # older files also hold the number, which id2label now decides
         config.pop("num_labels", None)
         config.pop("_num_labels", None)
-    if outline.meta.problem_type:
-        config["problem_type"] = outline.meta.problem_type
+    if new.meta.problem_type:
+        config["problem_type"] = new.meta.problem_type
     return config
 
 
-def grown_config(raw: Mapping[str, Any], outline: Adapter, known: Any) -> dict[str, Any]:
+def grown_config(raw: Mapping[str, Any], adapter: Adapter, known: Any) -> dict[str, Any]:
     """Return a configuration whose vocabulary has room for the adapter's rows of new tokens.
 
     Args: see `merged_config`.
     """
-    config, before = copy.deepcopy(dict(raw)), known.get_text_config().vocab_size
-    after = size_with(outline.token_rows, before)
+    config, rows = copy.deepcopy(dict(raw)), adapter.rows
+    if not rows:
+        return config
+    before = known.get_text_config().vocab_size
+    after = size_with({path: own.indices for path, own in rows.items()}, before)
     if after > before:
         place = config["text_config"] if "vocab_size" in config.get("text_config", {}) else config
         place["vocab_size"] = after
@@ -122,19 +126,20 @@ def config_in(dtype: str, raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def model_card(
-    outline: Adapter, plan: Plan, *, base: str, class_name: str, dtype: str, survival: Survival
+    new: Incoming, plan: Plan, *, base: str, class_name: str, dtype: str, survival: Survival
 ) -> str:
     """Return the merged model's README.md: base, adapter, measured share, code to load it.
 
     Args:
         base: the base model's name, as given by the user or the adapter.
     """
-    method = outline.meta.method or "LoRA, trained by another tool"
-    layers, known = outline.layers, outline.meta.ranks
+    method = new.meta.method or "LoRA, trained by another tool"
+    adapter, known = new.adapter, new.meta.ranks
+    ranks = adapter.stored_ranks
     live = [
         rank
-        for paths in grouped(layers, outline.forms).values()
-        if (rank := max(known.get(path, layers[path].rank) for path in paths))
+        for paths in adapter.groups.values()
+        if (rank := max(known.get(path, ranks[path]) for path in paths))
     ]
     lines = [
         *_front_matter(base),
@@ -144,22 +149,19 @@ def model_card(
         "adapted layer, added in float32 and rounded once. Load it without the adapter.",
         "",
         f"- base model: {code(_public_name(base))}"
-        + (f" @ {code(outline.base.revision)}" if outline.base.revision else ""),
+        + (f" @ {code(adapter.base.revision)}" if adapter.base.revision else ""),
         f"- class: `{class_name}`, {dtype}",
         f"- {escaped(shown_survival(survival, dtype))}",
         f"- method: {escaped(method)}",
         f"- adapted layers: {len(live)}" + (f", of rank {_range(live)}" if live else ""),
     ]
-    if outline.head_modules:
-        lines.append(f"- trained in full: {', '.join(map(code, outline.head_modules))}")
-    if outline.base_weights:
-        weights = ", ".join(map(code, outline.base_weights))
-        lines.append(f"- base weights replaced by the adapter's: {weights}")
-    if outline.meta.task:
-        lines.append(f"- task: {escaped(outline.meta.task)}")
-    if outline.meta.labels:
-        lines.append(f"- labels: {', '.join(map(escaped, outline.meta.labels))}")
-    lines += [f"- then {shown_step(entry)}" for entry in outline.meta.lineage]
+    for kind, parts in by_kind(adapter.parts):
+        lines += kind.card_lines(parts)
+    if new.meta.task:
+        lines.append(f"- task: {escaped(new.meta.task)}")
+    if new.meta.labels:
+        lines.append(f"- labels: {', '.join(map(escaped, new.meta.labels))}")
+    lines += [f"- then {shown_step(entry)}" for entry in new.meta.lineage]
     if plan.left_out:
         lines.append(f"- left out: {len(plan.left_out)} tensors of the base, unused by this class")
     return "\n".join([*lines, "", "```python", *_code(class_name), "```", ""])

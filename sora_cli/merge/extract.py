@@ -21,19 +21,21 @@ import torch
 from torch import Tensor
 
 from methods.keep import Keep
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.classes import names_classes, task_type_of
 from sora_cli.adapter.companions import copy_processor
 from sora_cli.adapter.dense import Progress, cut_dense, measure
-from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_sora_file, write_sora_file
+from sora_cli.adapter.on_demand import OnDemand
 from sora_cli.adapter.pruning import Layers, Loss
-from sora_cli.adapter.reading import OnDemand, open_adapter
+from sora_cli.adapter.reading import open_adapter
 from sora_cli.adapter.saving import base_reference
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart
 from sora_cli.core.words import first_few
 from sora_cli.merge.base import BaseFolder, open_base
-from sora_cli.merge.difference import Difference, find_difference, squared_norm
+from sora_cli.merge.difference import Change, Difference, find_difference, squared_norm
 from sora_cli.merge.match import read_stored
 from sora_cli.merge.names import checkpoint_runtime
 from sora_cli.model.files import MODEL_CONFIG, SORA_FILE
@@ -99,7 +101,7 @@ class Extraction:
 
     def adapter(self, layers: Layers) -> Adapter:
         """Return an adapter with these factors."""
-        return dataclasses.replace(self.outline, layers=layers)
+        return self.outline.with_layers(layers)
 
     def write(
         self,
@@ -267,18 +269,17 @@ def _outline(
     base: BaseReference,
 ) -> Adapter:
     """Return an adapter without layers, whose other tensors are read on demand."""
-    stored = {**difference.head, **difference.biases}
 
-    def head(name: str) -> Tensor:
-        return read_tensor(stored[name].model)
+    def tensors(changes: Mapping[str, Change]) -> Mapping[str, Tensor]:
+        return OnDemand(list(changes), lambda name: read_tensor(changes[name].model))
 
-    return Adapter(
-        layers={},
-        head=OnDemand(list(stored), head),
-        biases=tuple(difference.biases),
-        head_modules=difference.full,
-        task_type=task_type,
-        base=base,
+    return Adapter.of(
+        {},
+        tensors(difference.head),
+        difference.full,
+        task_type,
+        base,
+        biases=tensors(difference.biases),
         fan_in_fan_out=bool(difference.transposed),
         meta=_meta(folder, config, class_name),
     )

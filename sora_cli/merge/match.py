@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sora_cli.adapter.apply import expert_weight, layer_of, token_weight
-from sora_cli.adapter.directory import Adapter
-from sora_cli.adapter.peft.parameters import parameter_of
-from sora_cli.adapter.stored import LINEAR
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.parts.part import Content, Target
 from sora_cli.core.errors import SoraError
-from sora_cli.merge.incoming import Content, same_content
+from sora_cli.merge.incoming import same_content
 from sora_cli.merge.names import Arrival, Runtime, head_names, layer_paths
 from sora_cli.model.fingerprint import StoredTensor, read_header
-
-_WEIGHT = ".weight"
 
 
 @dataclass(frozen=True)
@@ -27,22 +23,16 @@ class Match:
         stored: the checkpoint's tensors by name, in the order of files and bytes.
         arrivals: each tensor's parameters in the model.
         places: parameter -> name in the checkpoint, for tensors that become a parameter unchanged.
-        layers: parameter -> the adapter's module; of fused experts, the adapter's name of the
-            parameter.
+        targets: parameter -> the adapter's change of it.
         heads: parameter -> the adapter's name of a tensor stored in full.
-        tokens: parameters in `layers` of which only some rows are replaced (trained tokens).
-        experts: parameters in `layers` that hold experts -> True if the adapter's update of each
-            is transposed.
     """
 
     runtime: Runtime
     stored: Mapping[str, StoredTensor]
     arrivals: Mapping[str, Arrival]
     places: Mapping[str, str]
-    layers: Mapping[str, str]
+    targets: Mapping[str, Target]
     heads: Mapping[str, str]
-    tokens: frozenset[str] = frozenset()
-    experts: Mapping[str, bool] = field(default_factory=dict)
 
     @property
     def supplied(self) -> set[str]:
@@ -51,7 +41,7 @@ class Match:
 
     def grows(self, target: str) -> bool:
         """Return True if the adapter's rows of new tokens follow the rows of a stored weight."""
-        if target not in self.tokens or target not in self.places:
+        if target not in self.targets or target not in self.places or not self.targets[target].rows:
             return False
         stored, shape = self.stored[self.places[target]].shape, self.runtime.state[target].shape
         return stored[1:] == tuple(shape[1:]) and stored[0] < shape[0]
@@ -72,32 +62,31 @@ def read_stored(weights: Iterable[Path]) -> dict[str, StoredTensor]:
     return stored
 
 
-def match(outline: Adapter, stored: Mapping[str, StoredTensor], runtime: Runtime) -> Match:
+def match(adapter: Adapter, stored: Mapping[str, StoredTensor], runtime: Runtime) -> Match:
     """Find the model's parameter and the checkpoint's tensor for each part of an adapter.
 
     A part with no place, or with more than one place, is an error.
     """
     arrivals = runtime.arrivals(stored)
-    layers, experts = _layers(outline, runtime)
-    heads = _heads(outline, runtime)
+    targets = _targets(adapter, runtime)
+    heads = _heads(adapter, runtime)
     places: dict[str, str] = {}
     for name in stored:
         arrival = arrivals[name]
         if not (arrival.plain and arrival.known):
             continue
         target = arrival.names[0]
-        if target in places and (target in layers or target in heads):
+        if target in places and (target in targets or target in heads):
             raise SoraError(f"the base model holds '{target}' twice, as '{places[target]}' and "
                             f"'{name}': which one is meant?")  # fmt: skip
         places[target] = name
-    layers |= _tied_rows(outline, runtime, layers, places)
-    both = {target for target in layers.keys() & heads.keys()
-            if heads[target] not in outline.base_weights}  # fmt: skip
+    targets |= _tied_rows(runtime, targets, places)
+    both = {target for target in targets.keys() & heads.keys()
+            if not adapter.full[heads[target]].everywhere}  # fmt: skip
     if both:
         raise SoraError(f"the adapter holds '{min(both)}' in full, and an update of it as well")
-    tokens = frozenset(target for target, path in layers.items() if path in outline.token_rows)
-    matched = Match(runtime, stored, arrivals, places, layers, heads, tokens, experts)
-    matched = replace(matched, heads=_everywhere(matched, outline))
+    matched = Match(runtime, stored, arrivals, places, targets, heads)
+    matched = replace(matched, heads=_everywhere(matched, adapter))
     _check_whole(matched)
     return matched
 
@@ -113,13 +102,13 @@ def tied_part(matched: Match, head: Callable[[str], Content]) -> SoraError | Non
         head: returns a tensor that the adapter stores in full.
     """
     hint = "--untie writes separate weights; or use the adapter without a merge"
-    for target, path in matched.layers.items():
-        partners = _partners(matched, target)
-        if partners and target not in matched.tokens:
-            return SoraError(f"'{path}' shares its weight with '{partners[0]}': merging would "
+    for name, target in matched.targets.items():
+        partners = _partners(matched, name)
+        if partners and not target.rows:
+            return SoraError(f"'{target.change}' shares its weight with '{partners[0]}': merging would "
                              "change both", hint=hint)  # fmt: skip
-    for target, name in matched.heads.items():
-        for partner in _partners(matched, target):
+    for parameter, name in matched.heads.items():
+        for partner in _partners(matched, parameter):
             other = matched.heads.get(partner)
             if other != name and (other is None or not same_content(head(name), head(other))):
                 return SoraError(f"'{name}' is trained in full but shares its weight with "
@@ -145,59 +134,50 @@ def _partners(matched: Match, target: str) -> list[str]:
     ]
 
 
-def _layers(outline: Adapter, runtime: Runtime) -> tuple[dict[str, str], dict[str, bool]]:
-    """Return `Match.layers` and `Match.experts`."""
-    paths = layer_paths(runtime, outline)
-    layers: dict[str, str] = {}
-    experts: dict[str, bool] = {}
-    for path, today in paths.items():
-        owner, target = path, f"{today}{_WEIGHT}"
-        if path in outline.token_rows:
-            token_weight(runtime.model, today or path, outline.token_rows[path])
-        else:
-            form, factors = outline.forms.get(path, LINEAR), outline.layers[path]
-            if form.experts:
-                owner, target = parameter_of(path), str(today)
-                experts[target] = expert_weight(runtime.model, today or owner, factors, form)[1]
-            else:
-                layer_of(runtime.model, today or path, factors, form)
-        if layers.setdefault(target, owner) != owner:
-            raise SoraError(f"'{path}' and '{layers[target]}' of the adapter are the same module "
-                            f"of the base model, '{today}'")  # fmt: skip
-    return layers, experts
+def _targets(adapter: Adapter, runtime: Runtime) -> dict[str, Target]:
+    """Return {parameter: the change of it}; two changes of one parameter are an error."""
+    paths = layer_paths(runtime, adapter)
+    targets: dict[str, Target] = {}
+    for part in adapter.parts:
+        for target in part.targets(runtime.model, paths.get(part.path)):
+            other = targets.setdefault(target.parameter, target)
+            if other.change != target.change:
+                raise SoraError(f"'{part.path}' and '{other.change}' of the adapter are the same "
+                                f"module of the base model, '{paths[part.path]}'")  # fmt: skip
+    return targets
 
 
 def _tied_rows(
-    outline: Adapter, runtime: Runtime, layers: Mapping[str, str], places: Mapping[str, str]
-) -> dict[str, str]:
+    runtime: Runtime, targets: Mapping[str, Target], places: Mapping[str, str]
+) -> dict[str, Target]:
     """Return stored weights tied to a weight with trained rows, whose rows PEFT changes, too.
 
     A tied weight that also has factors is an error.
     """
-    more: dict[str, str] = {}
-    for target, path in layers.items():
-        for other in runtime.shared(target) if path in outline.token_rows else ():
-            if layers.get(other, path) not in outline.token_rows:
+    more: dict[str, Target] = {}
+    for name, target in targets.items():
+        for other in runtime.shared(name) if target.rows else ():
+            if not targets.get(other, target).rows:
                 raise SoraError(
-                    f"'{layers[other]}' of the adapter has factors, and is tied to '{path}' with "
-                    "its trained rows: they cannot be merged together",
+                    f"'{targets[other].change}' of the adapter has factors, and is tied to "
+                    f"'{target.change}' with its trained rows: they cannot be merged together",
                     hint="use the adapter without a merge",
                 )
-            if other in places and other not in layers:
-                more[other] = path
+            if other in places and other not in targets:
+                more[other] = replace(target, parameter=other)
     return more
 
 
-def _heads(outline: Adapter, runtime: Runtime) -> dict[str, str]:
-    names = head_names(runtime, outline)
+def _heads(adapter: Adapter, runtime: Runtime) -> dict[str, str]:
+    names = head_names(runtime, adapter)
     heads: dict[str, str] = {}
-    for name, tensor in outline.head.items():
+    for name, part in adapter.full.items():
         target = names[name]
         there = None if target is None else runtime.state[target]
-        if target is None or there is None or there.shape != tensor.shape:
+        if target is None or there is None or there.shape != part.shape:
             what = "no such parameter" if there is None else f"{tuple(there.shape)}"
             raise SoraError(
-                f"the adapter's '{name}' {tuple(tensor.shape)} does not fit the base: {what}",
+                f"the adapter's '{name}' {part.shape} does not fit the base: {what}",
                 hint="is it the right base, and the right kind of model for the adapter's task?",
             )
         if target in heads:
@@ -207,9 +187,9 @@ def _heads(outline: Adapter, runtime: Runtime) -> dict[str, str]:
     return heads
 
 
-def _everywhere(matched: Match, outline: Adapter) -> dict[str, str]:
+def _everywhere(matched: Match, adapter: Adapter) -> dict[str, str]:
     """Return the heads, extended by the parameters tied to base weights that are replaced."""
-    weights = [t for t, name in matched.heads.items() if name in outline.base_weights]
+    weights = [t for t, name in matched.heads.items() if adapter.full[name].everywhere]
     tied = {p: matched.heads[t] for t in weights for p in _partners(matched, t)}
     return tied | dict(matched.heads)
 
@@ -222,7 +202,8 @@ def _is_expert(matched: Match, name: str, places: Mapping[str, int]) -> bool:
     """
     arrival, shape = matched.arrivals[name], matched.stored[name].shape
     target = matched.runtime.state.get(arrival.names[0])
-    if arrival.expert is None or arrival.names[0] not in matched.experts or target is None:
+    whole = matched.targets.get(arrival.names[0])
+    if arrival.expert is None or whole is None or not whole.several or target is None:
         return False
     number, _, parts = arrival.expert
     experts, rows, columns = target.shape if target.ndim == 3 else (0, 0, 0)
@@ -240,7 +221,7 @@ def _check_whole(matched: Match) -> None:
         if arrival.plain or _is_expert(matched, name, places):
             continue
         for target in arrival.names:
-            if target in matched.layers or target in matched.heads:
+            if target in matched.targets or target in matched.heads:
                 raise SoraError(
                     f"'{target}' is stored in another form, in '{name}', which transformers "
                     "converts when it loads the model",

@@ -20,13 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.base_check import OR_FORCE, check_weights
 from sora_cli.adapter.classes import names_classes
 from sora_cli.adapter.companions import replace_processor
-from sora_cli.adapter.directory import Adapter
 from sora_cli.adapter.metadata import write_json, write_sora_file
-from sora_cli.adapter.reading import AdapterFile
-from sora_cli.adapter.stored import grouped
 from sora_cli.adapter.survival import Survival
 from sora_cli.core.atomic import check_replaceable, new_directory
 from sora_cli.core.console import size
@@ -148,9 +146,9 @@ class Merge:
                 write_json(folder / MODEL_CONFIG, with_survival(self.config, survival))
                 record = merge_record(survival, self.merged.dtype, self.storing)
                 write_json(folder / MERGE_RECORD, record)
-                known = self.incoming.outline
-                if known.meta.task is not None:
-                    write_sora_file(folder / SORA_FILE, known.meta, known.base)
+                meta, base = self.incoming.meta, self.incoming.adapter.base
+                if meta.task is not None:
+                    write_sora_file(folder / SORA_FILE, meta, base)
                 (folder / MODEL_CARD).write_text(self._card(survival), encoding="utf-8")
         except OSError as error:
             raise SoraError(
@@ -160,7 +158,7 @@ class Merge:
 
     def _card(self, survival: Survival) -> str:
         return model_card(
-            self.incoming.outline,
+            self.incoming,
             self.plan,
             base=self.reference,
             class_name=self.config["architectures"][0],
@@ -170,7 +168,7 @@ class Merge:
 
 
 def merge_adapter(
-    adapter: Adapter | AdapterFile,
+    adapter: Adapter,
     output: Path,
     *,
     base: str | None = None,
@@ -184,7 +182,7 @@ def merge_adapter(
 
 
 def prepare_merge(
-    adapter: Adapter | AdapterFile,
+    adapter: Adapter,
     output: Path,
     *,
     base: str | None = None,
@@ -203,8 +201,8 @@ def prepare_merge(
             `tie_word_embeddings` is set to false.
         storing: dtype and rounding of the merged weights.
     """
-    if isinstance(adapter, AdapterFile):
-        check_apart(output, adapter.directory)
+    if adapter.opened is not None:
+        check_apart(output, adapter.opened.directory)
     check_replaceable(output, force=force, markers=(MODEL_CONFIG,))
     new = incoming(adapter)
     folder, adapters, note = _base_of(new, output, base, force=force)
@@ -215,7 +213,7 @@ def prepare_merge(
     if storing.dtype != "base":
         config = config_in(storing.dtype, config)
     plan = plan_weights(
-        new.outline,
+        new.adapter,
         matched,
         folder.weights,
         folder.source,
@@ -229,10 +227,10 @@ def prepare_merge(
     if disk > free:
         raise SoraError(f"{output} needs {size(disk)} of disk, and {size(free)} are free",
                         hint="write to another disk with -o, or make room")  # fmt: skip
-    own = new.outline.base
+    own = new.adapter.base
     reference = base or own.hub_id or own.path or folder.source
     memory = _memory(new, plan, storing)
-    beside = adapter.directory if isinstance(adapter, AdapterFile) and adapter.tokens else None
+    beside = adapter.opened.directory if adapter.opened and adapter.rows else None
     tokenizer = None if beside is None or lacks_tokenizer(beside) else beside
     return Merge(
         new, output, reference, folder, config, plan, merged, storing, force, disk, free, memory,
@@ -245,7 +243,7 @@ def _merged(
 ) -> Merged:
     return Merged(
         base=folder.source,
-        modules=len(grouped(new.outline.layers, new.outline.forms)),
+        modules=new.modules,
         dtype=_dtype(plan),
         base_note=note,
         tokenizer=not lacks_tokenizer(folder.folder)
@@ -263,15 +261,15 @@ def _base_of(
     new: Incoming, output: Path, base: str | None, *, force: bool
 ) -> tuple[BaseFolder, list[dict[str, Any]], str | None]:
     """Return the base, its merged adapters with the new one last, and a note on a doubtful base."""
-    source = resolve_model_path(base or new.outline.base.name())
+    source = resolve_model_path(base or new.adapter.base.name())
     check_apart(output, Path(source))
-    folder = open_base(source, new.outline.base.revision if base is None else None)
+    folder = open_base(source, new.adapter.base.revision if base is None else None)
     adapters = [
         *merged_before(folder.raw),
-        {"adapter": new.digest(), "method": new.outline.meta.method},
+        {"adapter": new.digest(), "method": new.meta.method},
     ]
     check_not_merged(adapters, source)
-    reference = new.outline.base
+    reference = new.adapter.base
     note = check_weights(
         reference, folder.origin, source, "the adapter", force=force, hint=OR_FORCE
     )
@@ -291,14 +289,14 @@ def _match(
     def match_with(raw: dict[str, Any]) -> Match:
         with loading(folder.source, local_copy=LOCAL_COPY):
             config = type(known).from_dict(decoded(raw))
-        return match(new.outline, stored, build_runtime(new.outline, config, folder.source))
+        return match(new.adapter, stored, build_runtime(new.adapter, config, folder.source))
 
-    plain = grown_config(folder.raw, new.outline, known) if new.outline.token_rows else folder.raw
-    raw = merged_config(plain, new.outline, known)
+    plain = grown_config(folder.raw, new.adapter, known)
+    raw = merged_config(plain, new, known)
     matched = match_with(raw)
     if not names_classes(matched.runtime.class_name):  # a model without classes gets no labels
         raw = copy.deepcopy(plain)
-    problem = tied_part(matched, new.head)
+    problem = tied_part(matched, new.content)
     if problem is None:
         return matched, None, raw
     if not untie:
@@ -307,7 +305,7 @@ def _match(
     apart = match_with(raw)
     # weights tied to a base weight that the adapter replaces get the new numbers, too
     apart = dataclasses.replace(apart, heads={**_base_weights(matched, new), **apart.heads})
-    if known.is_encoder_decoder or tied_part(apart, new.head) is not None:
+    if known.is_encoder_decoder or tied_part(apart, new.content) is not None:
         raise SoraError(  # T5's tie_word_embeddings, for one, also scales the decoder's output
             f"{problem.what.partition(':')[0]}, and a {known.model_type} cannot be untied by its "
             "configuration alone",
@@ -317,7 +315,7 @@ def _match(
 
 
 def _base_weights(matched: Match, new: Incoming) -> dict[str, str]:
-    return {t: name for t, name in matched.heads.items() if name in new.outline.base_weights}
+    return {t: name for t, name in matched.heads.items() if new.adapter.full[name].everywhere}
 
 
 def _dtype(plan: Plan) -> str:

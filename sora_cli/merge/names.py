@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sora_cli.adapter.apply import names_by_parameter
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.classes import BARE, WITHOUT_A_TASK, auto_class_for
-from sora_cli.adapter.directory import Adapter
+from sora_cli.adapter.in_model import names_by_parameter
 from sora_cli.adapter.todays_names import todays_layers, todays_names
 from sora_cli.core.errors import SoraError
 from sora_cli.model.loading import LOCAL_COPY, loading
@@ -116,7 +116,7 @@ class Runtime:
         return Arrival(targets, known, converter is None, lacks, expert)
 
 
-def build_runtime(outline: Adapter, config: Any, source: str) -> Runtime:
+def build_runtime(adapter: Adapter, config: Any, source: str) -> Runtime:
     """Build the model of an adapter, without numbers.
 
     The class is that of the adapter's task; if it lacks a part of the adapter, the class named by
@@ -124,8 +124,8 @@ def build_runtime(outline: Adapter, config: Any, source: str) -> Runtime:
     """
     import transformers
 
-    auto = auto_class_for(outline, config)
-    names = (auto, *(config.architectures or ()), *(() if outline.task_type else WITHOUT_A_TASK))
+    auto = auto_class_for(adapter, config)
+    names = (auto, *(config.architectures or ()), *(() if adapter.task_type else WITHOUT_A_TASK))
     first: Runtime | None = None
     failure: SoraError | None = None
     for name in dict.fromkeys(names):
@@ -140,7 +140,7 @@ def build_runtime(outline: Adapter, config: Any, source: str) -> Runtime:
             failure = failure or error
             continue
         runtime = Runtime(model, name == BARE)
-        if _has_all(runtime, outline):
+        if _has_all(runtime, adapter):
             return runtime
         first = first or runtime
     if first is None:
@@ -163,22 +163,22 @@ def checkpoint_runtime(config: Any, source: str) -> Runtime:
         return Runtime(transformers.AutoModel.from_config(copy.deepcopy(config)), bare=True)
 
 
-def layer_paths(runtime: Runtime, outline: Adapter) -> dict[str, str | None]:
+def layer_paths(runtime: Runtime, adapter: Adapter) -> dict[str, str | None]:
     """Map the adapter's module paths to the model's; None if the model has no such module.
 
     An expert's path becomes the name of its parameter.
     """
     modules = {path for path, _ in runtime.model.named_modules()} | runtime.state.keys()
-    paths = todays_layers(runtime.model, outline)
+    paths = todays_layers(runtime.model, adapter.parts)
     return {path: today if today in modules else None for path, today in paths.items()}
 
 
-def head_names(runtime: Runtime, outline: Adapter) -> dict[str, str | None]:
+def head_names(runtime: Runtime, adapter: Adapter) -> dict[str, str | None]:
     """Map the adapter's names of tensors stored in full to the model's; None if it has none."""
-    names = todays_names(runtime.model, outline.head)
+    names = todays_names(runtime.model, adapter.full)
     return {name: today if today in runtime.state else None for name, today in names.items()}
 
 
-def _has_all(runtime: Runtime, outline: Adapter) -> bool:
-    names = [*layer_paths(runtime, outline).values(), *head_names(runtime, outline).values()]
+def _has_all(runtime: Runtime, adapter: Adapter) -> bool:
+    names = [*layer_paths(runtime, adapter).values(), *head_names(runtime, adapter).values()]
     return None not in names

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from sora_cli.adapter.apply import is_transposed
-from sora_cli.adapter.directory import Adapter
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.peft.parameters import expert_path
 from sora_cli.core.errors import SoraError
 from sora_cli.merge.match import Match
@@ -114,7 +113,7 @@ class Plan:
 
 
 def plan_weights(
-    outline: Adapter,
+    adapter: Adapter,
     matched: Match,
     weights: Iterable[Path],
     source: str,
@@ -127,7 +126,7 @@ def plan_weights(
     """Lay out the merged checkpoint: the base's files, with their tensors in the same order.
 
     Args:
-        outline: the adapter; only its shapes and dtypes are read.
+        adapter: the adapter; only its shapes and dtypes are read.
         matched: the match of checkpoint, model and adapter.
         tied: the match before untying; None if nothing was untied.
         other_class: True if the merged model's class differs from the base's: tensors of the base's
@@ -148,8 +147,8 @@ def plan_weights(
     if other_class:
         left_out |= {name for name, arrival in matched.arrivals.items() if not arrival.known}
     stays = (tensor for name, tensor in matched.stored.items() if name not in left_out)
-    kept = [_planned(tensor, matched, outline) for tensor in stays]
-    new = list(_new(matched, tied, outline))
+    kept = [_planned(tensor, matched, adapter) for tensor in stays]
+    new = list(_new(matched, tied, adapter))
     names = _output_names(matched, kept, new)
     kept = [_stored_as(dtype, replace(item, name=names[item.name])) for item in kept]
     new = [_stored_as(dtype, item) for item in new]
@@ -202,22 +201,24 @@ def _misshapen(matched: Match) -> list[str]:
     ]
 
 
-def _planned(tensor: StoredTensor, matched: Match, outline: Adapter) -> Item:
+def _planned(tensor: StoredTensor, matched: Match, adapter: Adapter) -> Item:
     """Return the planned tensor for a tensor of the base, still under its old name."""
     arrival = matched.arrivals[tensor.name]
-    whole = arrival.plain or arrival.names[0] in matched.experts
-    target = arrival.names[0] if whole and arrival.known else ""
+    target = arrival.names[0] if arrival.known else ""
+    change = matched.targets.get(target)
+    if not (arrival.plain or (change is not None and change.several)):
+        target = ""
     if target in matched.heads:
-        item = _head(tensor.name, matched.heads[target], outline, tensor.dtype, tensor)
+        item = _head(tensor.name, matched.heads[target], adapter, tensor.dtype, tensor)
     else:
         item = Item(tensor.name, tensor.dtype, tensor.shape, tensor.length, tensor)
     if matched.grows(target):
         shape = tuple(matched.runtime.state[target].shape)
         item = replace(item, shape=shape, length=item.length // item.rows * shape[0])
-    return _updated(item, target, matched) if target in matched.layers else item
+    return _updated(item, target, matched) if target in matched.targets else item
 
 
-def _new(matched: Match, tied: Match | None, outline: Adapter) -> Iterator[Item]:
+def _new(matched: Match, tied: Match | None, adapter: Adapter) -> Iterator[Item]:
     """Yield tensors that the base lacks: the adapter's own, and untied copies."""
     dtype = _usual_dtype(matched)
     runtime, written = matched.runtime, set(matched.places)
@@ -227,7 +228,7 @@ def _new(matched: Match, tied: Match | None, outline: Adapter) -> Iterator[Item]
         if target in matched.heads:
             if not written.isdisjoint(runtime.shared(target)):
                 continue  # a tied parameter with these numbers is written already
-            item = _head(target, matched.heads[target], outline, dtype, None)
+            item = _head(target, matched.heads[target], adapter, dtype, None)
         elif tied is not None and target not in matched.supplied:
             partner = next((p for p in tied.runtime.shared(target) if p in matched.places), None)
             if partner is None:
@@ -236,19 +237,20 @@ def _new(matched: Match, tied: Match | None, outline: Adapter) -> Iterator[Item]
             item = Item(target, tensor.dtype, tensor.shape, tensor.length, tensor)
         else:
             continue
-        yield _updated(item, target, matched) if target in matched.layers else item
+        yield _updated(item, target, matched) if target in matched.targets else item
         written.add(target)
-    for target, path in matched.layers.items():
-        if target not in written and target not in matched.supplied:
-            raise SoraError(f"the base model has no weight for '{path}' of the adapter")
+    for name, change in matched.targets.items():
+        if name not in written and name not in matched.supplied:
+            raise SoraError(f"the base model has no weight for '{change.change}' of the adapter")
 
 
-def _updated(item: Item, target: str, matched: Match) -> Item:
-    path = matched.layers[target]
+def _updated(item: Item, name: str, matched: Match) -> Item:
+    """Return an item with the adapter's change of the parameter `name`."""
+    target = matched.targets[name]
     dtype = torch_dtype(item.dtype)
     if item.dtype not in FLOATS or dtype is None:
         raise SoraError(
-            f"'{path}' of the base model is quantised: it is stored as {item.dtype}",
+            f"'{target.change}' of the base model is quantised: it is stored as {item.dtype}",
             hint="merge into the unquantised model with --base",
         )
     if dtype.itemsize * torch.Size(item.shape).numel() != item.length:
@@ -257,25 +259,23 @@ def _updated(item: Item, target: str, matched: Match) -> Item:
     if place is not None:
         rows = item.shape[0]
         part = place.part * rows, (place.part + 1) * rows
-        update, transposed = expert_path(path, place.expert), matched.experts[target]
-        return replace(item, update=update, part=part, transposed=transposed)
-    if target in matched.experts:
-        transposed, stacked = matched.experts[target], len(item.shape) == 3
-        return replace(item, update=path, transposed=transposed, experts=stacked)
-    module = matched.runtime.model.get_submodule(target.removesuffix(".weight"))
-    return replace(item, update=path, transposed=is_transposed(module))
+        update = expert_path(target.change, place.expert)
+        return replace(item, update=update, part=part, transposed=target.transposed)
+    stacked = target.several and len(item.shape) == 3
+    return replace(item, update=target.change, transposed=target.transposed, experts=stacked)
 
 
 def _head(
-    name: str, head: str, outline: Adapter, dtype: str, replaced: StoredTensor | None
+    name: str, head: str, adapter: Adapter, dtype: str, replaced: StoredTensor | None
 ) -> Item:
     """Return a parameter of the adapter; floating-point numbers take the base's dtype."""
-    tensor = outline.head[head]
-    kind = tensor.dtype
+    part = adapter.full[head]
+    kind = part.dtype
+    assert kind is not None  # `incoming` has checked it
     if kind.is_floating_point and dtype in FLOATS:
         kind = torch_dtype(dtype) or kind
-    length = kind.itemsize * tensor.numel()
-    return Item(name, stored_dtype(kind), tuple(tensor.shape), length, replaced, head=head)
+    length = kind.itemsize * part.parameters
+    return Item(name, stored_dtype(kind), part.shape, length, replaced, head=head)
 
 
 def _stored_as(dtype: str, item: Item) -> Item:

@@ -18,10 +18,9 @@ import numpy as np
 import torch
 
 from methods.factors import LowRankFactors
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.base_check import OR_FORCE, check_weights
-from sora_cli.adapter.directory import check_low_rank
 from sora_cli.adapter.gguf_places import Place, places_in_file
-from sora_cli.adapter.reading import AdapterFile
 from sora_cli.adapter.serving import beside_base
 from sora_cli.adapter.survival import LEAST, Overlap, Survival
 from sora_cli.core.atomic import check_read_back, new_file
@@ -55,7 +54,7 @@ class GgufMerged:
 
 
 def merge_to_gguf(
-    adapter: AdapterFile,
+    adapter: Adapter,
     source: Path,
     output: Path,
     *,
@@ -73,7 +72,7 @@ def merge_to_gguf(
         force: accept a base with other weights than the adapter was trained on.
     """
     check_choice("type", type, MERGED_GGUF)
-    check_low_rank(adapter)
+    adapter.check_all_in_factors()
     _, places = places_in_file(adapter, source)
     note = check_weights(
         adapter.base, source, str(source), "the adapter", force=force, hint=OR_FORCE
@@ -96,19 +95,17 @@ def merge_to_gguf(
     return GgufMerged(len(places), merged_file.copied, merged_file.stored, note, survival)
 
 
-def ways_out_gguf(adapter: AdapterFile, source: Path, stored: str) -> tuple[str, str]:
+def ways_out_gguf(adapter: Adapter, source: Path, stored: str) -> tuple[str, str]:
     """Return hints that lose less of the update: a wider type; no merge at all."""
     wider = "f32" if "f16" in stored else "f16"
-    commands = "; ".join(beside_base(str(adapter.directory), str(source)))
+    commands = "; ".join(beside_base(str(adapter.source.directory), str(source)))
     return f"--type {wider} keeps more of it", f"serve base and adapter apart: {commands}"
 
 
 class _MergedFile:
     """The content of a merged GGUF file."""
 
-    def __init__(
-        self, adapter: AdapterFile, source: Path, places: dict[str, Place], type: str
-    ) -> None:
+    def __init__(self, adapter: Adapter, source: Path, places: dict[str, Place], type: str) -> None:
         import gguf
 
         self._adapter, self._reader = adapter, gguf.GGUFReader(source)
@@ -206,7 +203,7 @@ class _MergedFile:
             return np.ascontiguousarray(tensor.data)
         kind = self._kind(tensor)
         path, place = self._changed[tensor.name]
-        factors = self._adapter.factors(path)
+        factors = self._adapter.layers[path]
         if place.rows is not None:
             factors = LowRankFactors(factors.A, factors.B[place.rows])
         base = torch.from_numpy(_numbers(tensor))

@@ -153,11 +153,11 @@ class _Job:
     ) -> None:
         """Compute and write a tensor, block by block."""
         make: Callable[[Range], Block]
-        content = item.source if item.head is None else incoming.head(item.head)
+        content = item.source if item.head is None else incoming.content(item.head)
         assert content is not None
         file = None if isinstance(content, Tensor) else sources.descriptor(content.file)
         if item.update is not None:
-            update = blocks.with_norms(item, incoming.update(item.update), content, file)
+            update = blocks.with_norms(item, incoming.changes[item.update](), content, file)
             if item.part is not None:
                 assert isinstance(update, Product)
                 update = update.part(item.part, transposed=item.transposed)

@@ -18,7 +18,6 @@ from torch.nn.utils import parametrize
 
 from methods.base import LowRankLinear
 from methods.inject import output_embedding
-from methods.updates import Replaced
 from sora_cli.core.errors import SoraError
 
 KEY = "model.new_tokens"
@@ -108,18 +107,22 @@ def grow(model: Any, size: int) -> None:
             module.get_parameter("weight")[before:] = 0
 
 
-def size_with(rows: Mapping[str, Replaced], before: int) -> int:
+def size_with(rows: Mapping[str, Iterable[int]], before: int) -> int:
     """Return the size of a vocabulary of `before` tokens with an adapter's rows of new ones.
 
     It grows only by rows right behind the last one: a gap would be left to chance.
     """
-    indices = [set(replaced.indices.tolist()) for replaced in rows.values()]
+    indices = [set(each) for each in rows.values()]
     size = max((max(each) + 1 for each in indices), default=before)
     return size if all(each >= set(range(before, size)) for each in indices) else before
 
 
-def grow_for(model: Any, rows: Mapping[str, Replaced]) -> None:
-    """Enlarge a model's vocabulary for an adapter's rows of new tokens, if there are any."""
+def grow_for(model: Any, rows: Mapping[str, Iterable[int]]) -> None:
+    """Enlarge a model's vocabulary for an adapter's rows of new tokens, if there are any.
+
+    Args:
+        rows: path of an embedding -> numbers of the adapter's rows.
+    """
     if rows:
         grow(model, size_with(rows, len(model.get_input_embeddings().weight)))
 

@@ -23,8 +23,8 @@ from safetensors.numpy import save
 from methods.inject import adapted_layers
 from sora_cli.adapter.apply import added, switched_off
 from sora_cli.adapter.digest import result_digest
-from sora_cli.adapter.directory import read_adapter
 from sora_cli.adapter.places import locate_adapter
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.core.atomic import write_bytes_atomic
 from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError, first_line
@@ -129,7 +129,7 @@ class Reference(ReferenceModel):
             adapter = read_adapter(self.adapter, base=base.resolved)
             hint = "name a reference of this base model"
             notes = check_base(base, adapter.base, self.adapter, hint=hint)
-            if adapter.head or adapter.token_rows or adapter.magnitudes:
+            if not all(part.added_for_a_while for part in adapter.parts):
                 raise SoraError(
                     f"the reference '{self.name}' stores parts in full, or rescales layers: it "
                     "cannot be added to the base model for a while",

@@ -8,9 +8,10 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.companions import save_processor
 from sora_cli.adapter.digest import result_digests
-from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, Training, read_sora_file
 from sora_cli.adapter.places import ADAPTER
 from sora_cli.adapter.plot import plot_ranks

@@ -10,8 +10,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from sora_cli.adapter.directory import read_adapter
 from sora_cli.adapter.places import adapter_folder, baseline_folder
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.core.errors import SoraError
 from sora_cli.core.out_of_memory import telling
 from sora_cli.core.words import first_few

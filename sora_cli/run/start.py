@@ -14,12 +14,11 @@ from methods.base import AdapterMethod, Layers
 from methods.factors import LowRankFactors
 from methods.keep import Keep
 from methods.sharding import agreed
-from sora_cli.adapter.apply import load_head
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.digest import result_digest
-from sora_cli.adapter.directory import check_low_rank
-from sora_cli.adapter.peft.parameters import parameter_of
+from sora_cli.adapter.in_model import load_head
 from sora_cli.adapter.pruning import check_left, prune_layers
-from sora_cli.adapter.reading import AdapterFile, open_adapter
+from sora_cli.adapter.reading import open_adapter
 from sora_cli.adapter.rounding import round_layers
 from sora_cli.adapter.todays_names import todays_names, todays_paths
 from sora_cli.core.console import say_notes
@@ -51,22 +50,22 @@ def start_from_adapter(
     with recipe.placing("start.adapter"):
         if not layers:
             raise SoraError(f"method '{method.name}' has no adapter to load start.adapter into")
-        with open_adapter(Path(block.adapter).expanduser(), base=base.resolved) as file:
-            say_notes(check_base(base, file.base, file.directory))
-            check_classes("adapter", file.meta.labels, task)
-            check_low_rank(file, rows=True)
-            if file.experts:
+        with open_adapter(Path(block.adapter).expanduser(), base=base.resolved) as adapter:
+            say_notes(check_base(base, adapter.base, adapter.source.directory))
+            check_classes("adapter", adapter.meta.labels, task)
+            adapter.check_writable()
+            slices = adapter.objection(lambda part: part.of_one_rank)
+            if slices is not None:
                 raise SoraError(
-                    f"{file.directory} changes fused experts ({parameter_of(file.experts[0])}), "
-                    "which no method trains",
+                    f"{adapter.source.directory} changes {slices}, which no method trains",
                     hint="sora merge it first, and train on the merged model",
                 )
-            first = {**file.ranks, **file.meta.ranks_start}
-            today = todays_paths(base.model, [*file.paths, *first])
-            _check_layers(file, layers, today)
-            head = _head(file, base)
-            _take_rows(file, base, recipe.model.new_tokens)
-            updates = _updates(file, layers, block.keep(), today)
+            first = {**adapter.stored_ranks, **adapter.meta.ranks_start}
+            today = todays_paths(base.model, [*adapter.paths, *first])
+            _check_layers(adapter, layers, today)
+            head = _head(adapter, base)
+            _take_rows(adapter, base, recipe.model.new_tokens)
+            updates = _updates(adapter, layers, block.keep(), today)
             if block.bits is not None:
                 updates = _rounded(updates, layers, block.bits)
             replaced = sum(layer.rank for layer in layers.values())
@@ -76,7 +75,7 @@ def start_from_adapter(
             first = {today[path]: rank for path, rank in first.items()}
             return Start(
                 directory=block.adapter,
-                digest=result_digest(file.directory) or "",
+                digest=result_digest(adapter.source.directory) or "",
                 rule=block.keep().given(),
                 bits=block.bits,
                 head=sum(tensor.numel() for tensor in head.values()),
@@ -88,38 +87,38 @@ def start_from_adapter(
             )
 
 
-def _check_layers(file: AdapterFile, layers: Layers, today: Mapping[str, str]) -> None:
+def _check_layers(adapter: Adapter, layers: Layers, today: Mapping[str, str]) -> None:
     """Check that the recipe adapts every layer of the adapter, with the same shapes."""
-    missing = [path for path in file.paths if today[path] not in layers]
+    missing = [path for path in adapter.paths if today[path] not in layers]
     if missing:
         raise SoraError(
-            f"{file.directory} changes {first_few(missing)}, which this run does not adapt",
+            f"{adapter.source.directory} changes {first_few(missing)}, which this run does not adapt",
             hint="name these layers in method.targets, and use the same kind of model",
         )
-    for path in file.paths:
+    for path in adapter.paths:
         layer = layers[today[path]]
         shape = (layer.B.shape[0], layer.A.shape[1])
-        if shape != file.shapes[path]:
+        if shape != adapter.shapes[path]:
             raise SoraError(
-                f"'{path}' has {shape[1]} inputs and {shape[0]} outputs, but in {file.directory} "
-                f"{file.shapes[path][1]} and {file.shapes[path][0]}"
+                f"'{path}' has {shape[1]} inputs and {shape[0]} outputs, but in {adapter.source.directory} "
+                f"{adapter.shapes[path][1]} and {adapter.shapes[path][0]}"
             )
 
 
-def _head(file: AdapterFile, base: Base) -> dict[str, Tensor]:
+def _head(adapter: Adapter, base: Base) -> dict[str, Tensor]:
     """Return the modules that the adapter stores in full; this run must store the same modules."""
-    today = todays_names(base.model, file.head_names)
-    other = [n for n in file.head_names if not any(today[n].startswith(f"{m}.") for m in base.head)]
+    today = todays_names(base.model, adapter.full)
+    other = [n for n in adapter.full if not any(today[n].startswith(f"{m}.") for m in base.head)]
     if other:
         raise SoraError(
-            f"{file.directory} stores {first_few(other)} in full, but this run would not keep it",
+            f"{adapter.source.directory} stores {first_few(other)} in full, but this run would not keep it",
             where=f"this run stores in full: {first_few(base.head)}" if base.head else None,
         )
-    return dict(file.head)
+    return dict(adapter.head)
 
 
 @torch.no_grad()
-def _take_rows(file: AdapterFile, base: Base, new: Sequence[str]) -> None:
+def _take_rows(adapter: Adapter, base: Base, new: Sequence[str]) -> None:
     """Load the adapter's rows of new tokens by the tokens' texts; this run must train them all.
 
     Rows of tokens that the adapter lacks stay the mean of their pieces.
@@ -127,12 +126,14 @@ def _take_rows(file: AdapterFile, base: Base, new: Sequence[str]) -> None:
     Args:
         new: the run's new tokens, in the order of their rows.
     """
-    own, today = trained_rows(base.model), todays_paths(base.model, file.tokens)
-    names = file.meta.new_tokens  # of its rows, in their order: their numbers are the run's choice
-    for path, stored in file.token_rows.items():
+    own, today = trained_rows(base.model), todays_paths(base.model, adapter.rows)
+    names = (
+        adapter.meta.new_tokens
+    )  # of its rows, in their order: their numbers are the run's choice
+    for path, stored in adapter.rows.items():
         if len(names) != len(stored.indices):
             raise SoraError(
-                f"{file.directory} has trained rows of tokens {first_few(stored.indices.tolist())}"
+                f"{adapter.source.directory} has trained rows of tokens {first_few([*stored.indices])}"
                 ", but does not record the tokens' texts",
                 hint="sora merge it first, and train on the merged model",
             )
@@ -140,29 +141,29 @@ def _take_rows(file: AdapterFile, base: Base, new: Sequence[str]) -> None:
         if rows is None or lost:
             wanted = json.dumps([*new, *lost], ensure_ascii=False)
             raise SoraError(
-                f"{file.directory} has trained rows of {listed(lost or names)}, which this run "
+                f"{adapter.source.directory} has trained rows of {listed(lost or names)}, which this run "
                 "would not keep",
                 hint=quote(f"{KEY}={wanted}"),
                 key=KEY,
             )
-        rows.rows[[new.index(name) for name in names]] = stored.values.to(rows.rows)
+        rows.rows[[new.index(name) for name in names]] = stored.make().to(rows.rows)
     fresh = [name for name in new if name not in names]
     if fresh:
-        say_notes([f"{file.directory} has no rows of {listed(fresh)}: they begin as the mean of "
+        say_notes([f"{adapter.source.directory} has no rows of {listed(fresh)}: they begin as the mean of "
                    "their pieces"])  # fmt: skip
 
 
 def _updates(
-    file: AdapterFile, layers: Layers, keep: Keep, today: Mapping[str, str]
+    adapter: Adapter, layers: Layers, keep: Keep, today: Mapping[str, str]
 ) -> dict[str, LowRankFactors]:
     """Return each layer's starting update, the same on all processes; rank 0 if none is stored."""
-    known = {today[path]: file.layers[path] for path in file.paths}
+    known = {today[path]: adapter.layers[path] for path in adapter.paths}
     if not keep.given():
         return {path: _learning(known.get(path), layers, path) for path in layers}
-    modules = len({*file.meta.ranks, *file.paths})
+    modules = len({*adapter.meta.ranks, *adapter.paths})
     losses = prune_layers(known, keep, modules=modules)[1]
     kept_ranks = ((loss.after, loss.squared) for loss in losses.values())
-    check_left(keep, kept_ranks, map(sum, file.shapes.values()), block="start")
+    check_left(keep, kept_ranks, map(sum, adapter.shapes.values()), block="start")
     chosen = _agreed(torch.tensor([losses[path].after for path in known])).tolist()
     ranks = dict(zip(known, chosen, strict=True))
     updates = {}

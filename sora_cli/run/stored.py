@@ -22,9 +22,10 @@ from torch import Tensor
 from methods.base import LowRankLinear
 from methods.baselines import Baseline
 from methods.sharding import is_sharded, whole
-from sora_cli.adapter.apply import apply_adapter, load_head
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.apply import apply_adapter
 from sora_cli.adapter.base_check import check_weights
-from sora_cli.adapter.directory import Adapter
+from sora_cli.adapter.in_model import load_head
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_sora_file, write_sora_file
 from sora_cli.adapter.moved import located
 from sora_cli.adapter.peft.layout import check_tensor
@@ -180,11 +181,11 @@ def load_adapted(
     tokens = {"model": recipe.model.model_copy(update={"new_tokens": adapter.meta.new_tokens})}
     recipe = recipe.model_copy(update=tokens)
     base = _load_base_of("the adapter", adapter.base, recipe, task, on, strict=strict)
-    for path, rows in adapter.token_rows.items() if base.new_tokens else ():
-        if tuple(rows.indices.tolist()) != base.new_tokens:
+    for path, rows in adapter.rows.items() if base.new_tokens else ():
+        if rows.indices != base.new_tokens:
             raise SoraError(
                 f"the adapter's rows of '{path}' are not those that its new tokens have here",
-                where=f"{rows.indices.tolist()} in the adapter, {list(base.new_tokens)} here",
+                where=f"{[*rows.indices]} in the adapter, {list(base.new_tokens)} here",
                 hint=_PUT_BACK,
             )
     return base, apply_adapter(base.model, adapter)

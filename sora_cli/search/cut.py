@@ -21,9 +21,10 @@ from torch import nn
 from methods.base import LowRankLinear
 from methods.budgets import costs_of, strongest
 from methods.factors import LowRankFactors
-from sora_cli.adapter.apply import load_head
-from sora_cli.adapter.directory import Adapter, read_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.in_model import load_head
 from sora_cli.adapter.pruning import Loss, survey, truncate_layers
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.adapter.rounding import Rounding
 from sora_cli.core.console import duration, say_notes
 from sora_cli.model.base import Base

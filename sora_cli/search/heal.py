@@ -106,12 +106,12 @@ def healing_runs(
 
 def healing_budgets(directory: Path) -> list[int]:
     """Return the parameters to which an adapter is cut before healing, from the largest on."""
-    from sora_cli.adapter.directory import check_low_rank
     from sora_cli.adapter.reading import open_adapter
 
-    with open_adapter(directory) as file:
-        check_low_rank(file, rows=True)
-        whole, least = file.parameters, min((sum(s) for s in file.shapes.values()), default=0)
+    with open_adapter(directory) as adapter:
+        adapter.check_writable()
+        least = min((sum(shape) for shape in adapter.shapes.values()), default=0)
+        whole = adapter.parameters
     budgets = healed_budgets(whole, least)
     if not budgets:
         raise SoraError(f"{directory} is too small to be cut: it has {whole} parameters")

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from methods.keep import Keep
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.companions import copy_processor
-from sora_cli.adapter.directory import Adapter, check_low_rank, lazy_adapter, write_adapter
-from sora_cli.adapter.pruning import Layers, Loss, check_experts, check_left, prune_layers
-from sora_cli.adapter.reading import AdapterFile
+from sora_cli.adapter.directory import write_adapter
+from sora_cli.adapter.pruning import Layers, Loss, check_left, check_one_rank, prune_layers
 from sora_cli.adapter.rounding import Rounding
 from sora_cli.adapter.survival import Survival
 from sora_cli.search.evidence import Evidence
@@ -28,8 +28,7 @@ class Shrunk:
     """A cut adapter, ready to be written.
 
     Attributes:
-        file: the adapter that was cut.
-        whole: the same in memory.
+        whole: the adapter that was cut.
         layers: what is left.
         losses: by module.
         keep: the rule of the cut.
@@ -39,7 +38,6 @@ class Shrunk:
         survival: what of the update is left after rounding.
     """
 
-    file: AdapterFile
     whole: Adapter
     layers: Layers
     losses: dict[str, Loss]
@@ -57,7 +55,7 @@ class Shrunk:
     @cached_property
     def parameters(self) -> int:
         """Numbers that are left in the factors."""
-        shapes = self.file.shapes
+        shapes = self.whole.shapes
         return sum(loss.after * sum(shapes[path]) for path, loss in self.losses.items())
 
     @property
@@ -68,11 +66,11 @@ class Shrunk:
     @property
     def notes(self) -> list[str]:
         """Remarks for the user."""
-        bits = self.file.meta.bits
+        bits = self.whole.meta.bits
         if bits is None or self.total.dropped == 0:
-            return [*self.file.notes]
+            return [*self.whole.source.notes]
         left = f"the cut leaves the grid of {bits} bits: the output is not rounded"
-        return [*self.file.notes, left]
+        return [*self.whole.source.notes, left]
 
     @property
     def warnings(self) -> Sequence[str]:
@@ -83,52 +81,52 @@ class Shrunk:
 
     def write(self, output: Path, *, force: bool) -> None:
         """Write the copy, with its certificate if a promise chose its size."""
-        evidence, rounding, file = self.evidence, self.rounding, self.file
-        small = dataclasses.replace(self.whole, layers=self.layers, meta=self._meta())
+        evidence, rounding, whole = self.evidence, self.rounding, self.whole
+        small = whole.with_layers(self.layers).with_meta(self._meta())
         if rounding is not None:
-            small = dataclasses.replace(small, head=rounding.head.tensors)
+            small = small.with_full(rounding.head.tensors)
         write_adapter(
             output,
             small,
             dtype="float32" if rounding is not None else self._dtype(),
             force=force,
-            beside=partial(copy_processor, file.directory),
+            beside=partial(copy_processor, whole.source.directory),
             certify=None if evidence is None else evidence.certify,
         )
 
     def _meta(self) -> Any:
         """Return the metadata of the copy, with this step in its lineage."""
-        meta = self.file.meta
+        meta = self.whole.meta
         entry = {
             "command": "prune",
             **self.rule,
             "components": [self.total.before, self.total.after],
-            "parameters": [self.file.parameters, self.parameters],
+            "parameters": [self.whole.parameters, self.parameters],
             "relative_error": self.total.relative_error,
             **({} if self.rounding is None else self.rounding.facts()),
             **({} if self.evidence is None else self.evidence.lineage()),
         }
         update = {
             "lineage": (*meta.lineage, entry),
-            "ranks_start": {**self.file.components(), **meta.ranks_start},
+            "ranks_start": {**self.whole.components(), **meta.ranks_start},
             "rounding_errors": self.errors or meta.rounding_errors,  # dropped if it leaves the grid
         }
         return meta.model_copy(update=update)
 
     def _dtype(self) -> str:
         """Return the copy's dtype: as stored, but float32 if a lossless copy would be rounded."""
-        file = self.file
-        if file.dtype in {"float32", "float64"}:
+        whole, source = self.whole, self.whole.source
+        if source.dtype in {"float32", "float64"}:
             return "float32"
         # the scaling is folded into the factors; multiplying by a power of two changes no digit
-        exact = file.config.is_plain and all(
-            math.frexp(file.config.scaling(path))[0] == 0.5 for path in file.paths
+        exact = source.config.is_plain and all(
+            math.frexp(source.config.scaling(path))[0] == 0.5 for path in whole.paths
         )
-        return file.dtype if self.total.dropped > 0 or exact else "float32"
+        return source.dtype if self.total.dropped > 0 or exact else "float32"
 
 
 def shrink(
-    file: AdapterFile, keep: Keep, bits: int | None, *, head: bool, search: Search | None
+    adapter: Adapter, keep: Keep, bits: int | None, *, head: bool, search: Search | None
 ) -> Shrunk:
     """Cut an adapter by a rule, or to the size that a search finds, and round its factors.
 
@@ -136,15 +134,14 @@ def shrink(
         bits: of each number; None: nothing is rounded.
         head: round the head, too.
     """
-    check_low_rank(file, rows=True)
-    adapter = lazy_adapter(file)
-    check_experts(adapter.experts, keep, promise=search is not None)
-    rounding = None if bits is None else Rounding.of(file, bits, head=head)
+    adapter.check_writable()
+    check_one_rank(adapter, keep, promise=search is not None)
+    rounding = None if bits is None else Rounding.of(adapter, bits, head=head)
     if search is not None:
         layers, losses, evidence = search(adapter, rounding)
-        small = Shrunk(file, adapter, layers, losses, keep, evidence)
+        small = Shrunk(adapter, layers, losses, keep, evidence)
     else:
-        small = Shrunk(file, adapter, *_by_rule(file, adapter, keep), keep)
+        small = Shrunk(adapter, *_by_rule(adapter, keep), keep)
     if rounding is None:
         return small
     layers, losses, errors, survival = rounding.applied(adapter.layers, small.layers, small.losses)
@@ -153,9 +150,9 @@ def shrink(
     )
 
 
-def _by_rule(file: AdapterFile, adapter: Adapter, keep: Keep) -> tuple[Layers, dict[str, Loss]]:
-    modules = len({*file.meta.ranks, *file.paths})
+def _by_rule(adapter: Adapter, keep: Keep) -> tuple[Layers, dict[str, Loss]]:
+    modules = len({*adapter.meta.ranks, *adapter.paths})
     layers, losses = prune_layers(adapter.layers, keep, modules=modules)
     left = ((loss.after, loss.squared) for loss in losses.values())
-    check_left(keep, left, map(sum, file.shapes.values()))
+    check_left(keep, left, map(sum, adapter.shapes.values()))
     return layers, losses

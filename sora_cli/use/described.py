@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from methods.registry import builtin_names
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.classes import BARE, auto_class_for, auto_class_of, number_of_labels
-from sora_cli.adapter.directory import Adapter, read_adapter
 from sora_cli.adapter.metadata import AdapterMeta, read_sora_file
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.adapter.row_recipe import OF_SCORES, recorded_row_recipe
 from sora_cli.core.errors import SoraError
 from sora_cli.model.base import load_config

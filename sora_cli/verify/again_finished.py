@@ -9,7 +9,6 @@ from typing import Any
 
 from methods.keep import Keep
 from sora_cli.adapter.digest import result_digest
-from sora_cli.adapter.directory import lazy_adapter
 from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.adapter.places import adapter_folder, baseline_folder, locate_adapter
 from sora_cli.adapter.reading import open_adapter
@@ -115,7 +114,7 @@ class FinishedAgain:
             if entry.get("bits"):
                 head = entry.get("head_bits") is not None
                 rounding = Rounding.of(file, int(entry["bits"]), head=head)
-            adapter = lazy_adapter(file)
+            adapter = file
             return smallest_cut(adapter, recipe, rows, promise, _quiet, rounding=rounding)
 
     def _extracted(self, rows: TestRows, promise: Promise, place: Path) -> Outcome:

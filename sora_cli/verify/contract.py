@@ -24,8 +24,10 @@ from torch import Tensor, nn
 
 from methods.contract.net import MethodFactory, first_difference, largest_difference
 from methods.factors import LowRankFactors
-from sora_cli.adapter.apply import apply_adapter, linear_of, load_head, names_by_parameter
-from sora_cli.adapter.directory import Adapter, read_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.apply import apply_adapter
+from sora_cli.adapter.in_model import linear_of, load_head, names_by_parameter
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.core.errors import SoraError
 from sora_cli.merge.merge import merge_adapter
 from sora_cli.train.callback import attach as default_attach
@@ -229,7 +231,7 @@ def add_updates(model: nn.Module, layers: Mapping[str, LowRankFactors]) -> None:
     """
     names = names_by_parameter(model)
     for path, factors in layers.items():
-        module = linear_of(model, path, factors)
+        module = linear_of(model, path, (factors.B.shape[0], factors.A.shape[1]))
         weight = module.weight
         if not (isinstance(weight, Tensor) and weight.is_floating_point()):
             raise SoraError(f"'{path}' of the base model is quantised")

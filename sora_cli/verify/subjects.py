@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from sora_cli.adapter.apply import load_head
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.apply import prepare
 from sora_cli.adapter.base_check import check_weights
 from sora_cli.adapter.classes import BARE, number_of_labels
-from sora_cli.adapter.directory import Adapter, read_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.places import adapter_folder, model_source
-from sora_cli.adapter.reading import open_adapter
+from sora_cli.adapter.reading import open_adapter, read_adapter
 from sora_cli.core.errors import SoraError
 from sora_cli.core.hub import quiet_hub, quiet_loading
 from sora_cli.core.words import first_few
@@ -24,7 +24,6 @@ from sora_cli.data.processor import lacks_tokenizer
 from sora_cli.model.files import ADAPTER_WEIGHTS
 from sora_cli.model.fingerprint import StoredTensor, read_header, stored_tensors
 from sora_cli.model.loading import LOCAL_COPY, loading, split_gguf, weights_options
-from sora_cli.model.new_tokens import grow_for
 from sora_cli.model.references import local_checkpoint, resolve_model_path
 
 _GROWTH = {".bin": 2, ".gguf": 8}
@@ -129,10 +128,7 @@ def load_subject(subject: Subject, config: Any, auto: str, dtype: torch.dtype) -
         )
     _check_complete(subject, info, auto)
     if subject.adapter is not None:
-        grow_for(model, subject.adapter.token_rows)  # so that outputs without it are as wide
-        with torch.no_grad():
-            stored = subject.adapter
-            load_head(model, stored.head, base_weights=stored.base_weights)
+        prepare(model, subject.adapter)  # also so that outputs without it are as wide
     return model.eval()
 
 

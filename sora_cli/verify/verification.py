@@ -208,7 +208,7 @@ def _run_both(
 def _token_rows(subjects: Sequence[Subject], configs: Sequence[Any]) -> list[int]:
     """Return the tokens whose rows an adapter holds, as far as both sides have such rows."""
     held: list[set[int]] = [
-        {i for rows in subject.adapter.token_rows.values() for i in rows.indices.tolist()}
+        {i for rows in subject.adapter.rows.values() for i in rows.indices}
         if subject.adapter
         else set()
         for subject in subjects

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from sora_cli.adapter.directory import read_adapter
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from sora_cli.model.references import resolve_model_path
 from tests.helpers_adapters import assert_same

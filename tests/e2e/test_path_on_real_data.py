@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sora_cli.adapter.directory import read_adapter
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from sora_cli.experiments.path.record import read_path
 from tests.shared_files import ROOT, glue_folder

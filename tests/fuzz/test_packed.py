@@ -24,7 +24,8 @@ from torch import Tensor
 
 from methods.factors import LowRankFactors
 from methods.grid import round_factors
-from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.packed import pack
 from sora_cli.app import run
@@ -142,7 +143,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     }
     base = BaseReference(str(root / "gone"), str(root / "gone"))
     head = {"score.weight": torch.randn(2, 5, generator=g)}
-    write_adapter(root / "a", Adapter(layers, head, ("score",), "SEQ_CLS", base))
+    write_adapter(root / "a", Adapter.of(layers, head, ("score",), "SEQ_CLS", base))
     pack(root / "a", root / "a.safetensors")
     return (root / "a.safetensors").read_bytes()
 

@@ -21,11 +21,10 @@ from torch import Tensor
 from methods.keep import Keep
 from sora_cli.adapter.apply import apply_adapter
 from sora_cli.adapter.combine import Combination, Mixing
-from sora_cli.adapter.directory import read_adapter
 from sora_cli.adapter.export import export_adapter
 from sora_cli.adapter.facts import facts_of
 from sora_cli.adapter.gguf_lora import export_gguf
-from sora_cli.adapter.reading import open_adapter
+from sora_cli.adapter.reading import open_adapter, read_adapter
 from sora_cli.adapter.rounding import Rounding
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
@@ -142,7 +141,7 @@ def test_one_line_for_all_experts(made: Made, capsys: pytest.CaptureFixture[str]
         changed, rel=1e-4
     )
     for name, number in facts["experts"].items():
-        assert facts["ranks"][name]["stored"] == file.ranks[f"{name}.0"] * number
+        assert facts["ranks"][name]["stored"] == file.stored_ranks[f"{name}.0"] * number
     assert not run(["inspect", str(made.adapter), "--modules"])
     shown = capsys.readouterr().out
     assert shown.count("down_proj") <= 6
@@ -172,7 +171,7 @@ def test_sides_as_before_peft_0_19(qwen: Made, tmp_path: Path) -> None:
     for name, before in load(qwen.base).state_dict().items():
         torch.testing.assert_close(merged[name] - before, expected[name], rtol=0, atol=1e-5)
     with open_adapter(tmp_path / "old") as file:
-        assert "written by PEFT 0.18.1" in file.notes[-1]
+        assert "written by PEFT 0.18.1" in file.source.notes[-1]
 
 
 def test_cuts_and_sums(qwen: Made, tmp_path: Path) -> None:
@@ -186,7 +185,7 @@ def test_cuts_and_sums(qwen: Made, tmp_path: Path) -> None:
             small = whole.factors(path)
             u, s, vt = torch.linalg.svd(small.B @ small.A)
             best = u[:, :2] * s[:2] @ vt[:2]
-            cut = file.factors(path)
+            cut = file.layers[path]
             torch.testing.assert_close(cut.B @ cut.A, best, rtol=0, atol=1e-5)
         done = Combination([whole, file], Mixing((1.0, 0.5))).write(
             tmp_path / "sum", Keep(), dtype="float32", force=False, progress=lambda _: None

@@ -15,11 +15,10 @@ from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sora_cli.adapter.directory import read_adapter
 from sora_cli.adapter.export import export_adapter
 from sora_cli.adapter.metadata import read_json, write_json
 from sora_cli.adapter.packed import pack, unpack
-from sora_cli.adapter.reading import open_adapter
+from sora_cli.adapter.reading import open_adapter, read_adapter
 from sora_cli.commands.prune import prune
 from sora_cli.core.errors import SoraError
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -236,7 +235,7 @@ def test_adapter_on_lm_head(tmp_path: Path, tied: bool) -> None:
     fill_peft(get_peft_model(model, config)).save_pretrained(tmp_path / "peft")
     with open_adapter(tmp_path / "peft") as file:
         assert "lm_head" in file.paths
-        assert not file.head_names
+        assert not file.full
     done = export_adapter(tmp_path / "peft", tmp_path / "out")
     assert done.notes[0].startswith("'lm_head.weight' is stored in full but equals")
     expected = _peft_logits(lambda: tiny_llama(tied=tied), tmp_path / "peft")

@@ -11,7 +11,8 @@ from peft import PeftModel
 from peft.utils.merge_utils import ties as peft_ties
 
 from methods.combining import ties
-from sora_cli.adapter.directory import read_adapter, write_adapter
+from sora_cli.adapter.directory import write_adapter
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from tests.helpers_adapters import adapt, assert_same, logits, save_backbone
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama

@@ -22,10 +22,12 @@ from torch import Tensor
 
 from methods import inject, registry
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.gguf_kinds import gguf_names
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.peft.layout import PREFIX
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.adapter.saving import save_adapter
 from sora_cli.app import run
 from sora_cli.model.files import ADAPTER_WEIGHTS
@@ -122,7 +124,7 @@ def test_every_name_and_shape_is_in_a_real_file(tmp_path: Path) -> None:
         for i in range(30) for name, (n_in, n_out) in shapes.items()
     }  # fmt: skip
     base = BaseReference(str(file), str(file))
-    write_adapter(tmp_path / "out", Adapter(layers, {}, (), "CAUSAL_LM", base), layout="padded")
+    write_adapter(tmp_path / "out", Adapter.of(layers, {}, (), "CAUSAL_LM", base), layout="padded")
     stored = {t.name: tuple(int(n) for n in t.shape) for t in smollm2.reader(file).tensors}
     written = load_file(tmp_path / "out" / ADAPTER_WEIGHTS)
     names = gguf_names("llama", layers)

@@ -22,7 +22,8 @@ import torch
 from peft import PeftModel
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.app import run
 from sora_cli.tasks.dialogues import prompts_of
@@ -219,7 +220,7 @@ def test_two_adapters_and_a_request_chooses(tmp_path: Path) -> None:
         pair = (torch.randn(2, 576, generator=g), torch.randn(576, 2, generator=g) * 0.1)
         layers = {f"model.layers.{i}.self_attn.q_proj": LowRankFactors(*pair) for i in (0, 9)}
         base = BaseReference(str(smollm2.file()), str(smollm2.file()))
-        write_adapter(tmp_path / f"a{seed}", Adapter(layers, {}, (), "CAUSAL_LM", base))
+        write_adapter(tmp_path / f"a{seed}", Adapter.of(layers, {}, (), "CAUSAL_LM", base))
         files.append(tmp_path / f"a{seed}.gguf")
         words = ["export", str(tmp_path / f"a{seed}"), "-o", str(files[seed]), "--format", "gguf"]
         assert run(words) == 0

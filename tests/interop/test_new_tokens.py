@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sora_cli.adapter.apply import apply_adapter
-from sora_cli.adapter.directory import read_adapter
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from sora_cli.report import RunReport
 from sora_cli.train.trainer import AdapterTrainer
@@ -126,7 +126,7 @@ def test_only_their_rows_are_trained_without_decay(case: Case) -> None:
     base = load(case.folder / "base")
     numbers = sum(p.numel() for p in base.parameters())
     assert case.report.parameters.base == numbers + (0 if case.tied else 2 * 2 * 32)
-    stored = read_adapter(case.adapter).token_rows
+    stored = read_adapter(case.adapter).rows
     assert set(stored) == set(places)
     for place, replaced in stored.items():
         assert replaced.indices.tolist() == IDS
@@ -163,14 +163,14 @@ def test_merged_pruned_exported_and_packed(
     assert run(["eval", str(merged), "--recipe", str(case.recipe), "--json"]) == 0
     scored = json.loads(capsys.readouterr().out)["validation"]
     assert scored == pytest.approx(case.report.metrics["validation"], rel=1e-4)
-    rows = read_adapter(case.adapter).token_rows
+    rows = read_adapter(case.adapter).rows
     small, plain, packed = tmp_path / "small", tmp_path / "plain", tmp_path / "p.safetensors"
     assert run(["prune", str(case.run), "-o", str(small), "--rank", "2", "--bits", "4"]) == 0
     assert run(["export", str(small), "-o", str(packed), "--format", "packed"]) == 0
     assert run(["export", str(packed), "-o", str(tmp_path / "unpacked")]) == 0
     assert run(["export", str(case.run), "-o", str(plain), "--dtype", "bfloat16"]) == 0
     for place in (small, tmp_path / "unpacked", plain):
-        again = read_adapter(place).token_rows
+        again = read_adapter(place).rows
         assert again.keys() == rows.keys()
         assert all(torch.equal(again[p].values, rows[p].values) for p in rows)
     assert run(["inspect", str(small)]) == 0
@@ -212,13 +212,13 @@ def test_a_run_starts_from_them(case: Case, capsys: pytest.CaptureFixture[str]) 
     out = case.folder / "next"
     words = [f"start.adapter={case.adapter}", "method={name: lora, r: 4}", f"output.dir={out}"]
     train(case.recipe, *words, "training.max_steps=0")
-    before, after = (read_adapter(place).token_rows for place in (case.adapter, out / "adapter"))
+    before, after = (read_adapter(place).rows for place in (case.adapter, out / "adapter"))
     assert all(torch.equal(before[p].values, after[p].values) for p in before)
     # in another order, with one more: each token keeps its own row, whatever its number is
     train(case.recipe, *words, "training.max_steps=0", "--force",
           'model.new_tokens=["red cat", "<x>", "<tool>"]')  # fmt: skip
     assert "has no rows of <x>: they begin as the mean" in capsys.readouterr().err
-    moved = read_adapter(out / "adapter").token_rows
+    moved = read_adapter(out / "adapter").rows
     assert all(torch.equal(before[p].values, moved[p].values[[2, 0]]) for p in before)
     refused(capsys, "train", case.recipe, *words, "model.new_tokens=['<x>']", "--force")
     refused(capsys, "train", case.recipe, *words, "model.new_tokens=[]", "--force")

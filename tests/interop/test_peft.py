@@ -11,8 +11,10 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
-from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import read_json
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.commands.inspect import inspect
 from sora_cli.commands.merge import merge
 from sora_cli.commands.prune import prune

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from sora_cli.adapter.apply import apply_adapter
 from sora_cli.adapter.consumers import consumers_of
-from sora_cli.adapter.directory import read_adapter
-from sora_cli.adapter.reading import open_adapter
+from sora_cli.adapter.reading import open_adapter, read_adapter
 from sora_cli.app import run
 from sora_cli.merge.incoming import incoming
 from sora_cli.merge.merge import merge_adapter
@@ -89,7 +88,7 @@ def test_a_changed_weight_is_merged_as_peft_loads_it(
     assert_same(merged(place, *(["--untie"] if tied else [])), place.expected)
     with open_adapter(place.adapter) as file:
         assert list(file.base_weights) == TARGETS[targets]
-        assert all("differs from the base model's" in note for note in file.notes)
+        assert all("differs from the base model's" in note for note in file.source.notes)
         refused = {c.name: c.advice for c in consumers_of(file) if not c.loads}
     assert not {"PEFT", "transformers"} & refused.keys()
     assert targets != "lm_head" or refused["vLLM"].startswith("takes no lm_head.weight")
@@ -100,7 +99,7 @@ def test_a_weight_of_the_base_itself_is_left_out(tmp_path: Path, targets: str) -
     """As if PEFT had not stored it: the merge, its digest, what llama.cpp can load."""
     place, bare = made(tmp_path, targets, change=0), tmp_path / "bare"
     with open_adapter(place.adapter) as file:
-        assert not file.head_names
+        assert not file.full
         digest = incoming(file).digest()
     first = merged(place)
     assert_same(first, place.expected)
@@ -174,7 +173,7 @@ def test_a_base_that_is_not_where_it_was(tmp_path: Path) -> None:
         shutil.move(place.base, moved)
         with open_adapter(place.adapter) as file:
             assert file.base_weights == (HEAD,)
-            assert "may differ from the base model's" in file.notes[0]
+            assert "may differ from the base model's" in file.source.notes[0]
         with open_adapter(place.adapter, base=str(moved)) as file:
             assert bool(file.base_weights) == bool(change)
         assert_same(merged(place, "--base", str(moved)), place.expected)

@@ -19,7 +19,7 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from methods.keep import Keep
-from sora_cli.adapter.directory import lazy_adapter, write_adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.export import export_adapter
 from sora_cli.adapter.reading import open_adapter
 from sora_cli.app import run
@@ -195,7 +195,7 @@ def test_merged_as_peft_uses_it(tmp_path: Path, name: str) -> None:
             alone = logits(theirs)
         assert (expected - alone).abs().max() > 0.01 * expected.abs().max()  # it does something
     with open_adapter(tmp_path / "adapter") as file:
-        assert len(file.head_names) == case.extra
+        assert len(file.full) == case.extra
         merge_adapter(file, tmp_path / "out", base=str(tmp_path / "base"), untie=case.untie)
     ours = kind.from_pretrained(tmp_path / "out").eval()
     if case.runs:
@@ -235,7 +235,7 @@ def test_what_has_no_low_rank_is_refused(tmp_path: Path, name: str) -> None:
         export_adapter(tmp_path / "adapter", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with open_adapter(tmp_path / "adapter") as file:
-        adapter = lazy_adapter(file)
+        adapter = file
         with pytest.raises(SoraError, match="DoRA"):
             write_adapter(tmp_path / "out", adapter)
 
@@ -275,8 +275,8 @@ def test_cut_to_a_rank_loses_what_is_said(tmp_path: Path, name: str) -> None:
         for path, wanted in dense.items():
             values = torch.linalg.svdvals(wanted)
             least = float(values[3:].norm() / values.norm())
-            assert file.ranks[path] == 3
-            found = float((file.factors(path).dense() - wanted).norm() / wanted.norm())
+            assert file.stored_ranks[path] == 3
+            found = float((file.layers[path].dense() - wanted).norm() / wanted.norm())
             assert found == pytest.approx(least, rel=1e-4)
             assert done.losses[path].relative_error == pytest.approx(least, rel=1e-4)
         entry = file.meta.lineage[-1]
@@ -327,7 +327,7 @@ def test_the_command_says_what_a_cut_loses(
     )
     assert run(["prune", adapter, "-o", str(tmp_path / "small"), "--rank", "2"]) == 0
     with open_adapter(tmp_path / "small") as file:
-        assert set(file.ranks.values()) == {2}
+        assert set(file.stored_ranks.values()) == {2}
 
 
 def test_tied_factors_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sora_cli.adapter.directory import read_adapter
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from sora_cli.report import read_report
 from tests.helpers_families import FAMILIES

@@ -15,10 +15,10 @@ from sora_cli.adapter.peft.targets import Targets
 from sora_cli.core.errors import SoraError, first_mistake
 from sora_cli.core.words import first_few
 
+LORA = "LORA"
 LARGEST_RANK = 2**20
 _SIDES_SINCE = "0.19.1"  # see `adapter.apply.expert_weight`
 _MOST_MODULES = 10_000  # of modules_to_save and target_parameters
-_KNOWN = ("LORA", adalora.ADALORA, lycoris.LOHA, lycoris.LOKR)
 _BIASES = ("none", "all", "lora_only")
 # others, such as PiSSA, OLoRA, CorDA and LoftQ, also change the base weights
 _SAFE_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -192,12 +192,16 @@ class PeftConfig(Targets):
         return next((path for path in paths if path.endswith(entries)), None)
 
 
-def parse_config(raw: Any, where: str) -> PeftConfig:
-    """Check and type a configuration."""
+def parse_config(raw: Any, where: str, known: Sequence[str]) -> PeftConfig:
+    """Check and type a configuration.
+
+    Args:
+        known: the types of PEFT's adapters that can be read.
+    """
     if not isinstance(raw, dict) or not isinstance(raw.get("peft_type"), str):
         raise SoraError("this is not a PEFT adapter's configuration: it has no peft_type",
                         where=where, hint=FROM_ELSEWHERE)  # fmt: skip
-    _refuse_kind(raw["peft_type"], where)
+    _refuse_kind(raw["peft_type"], where, known)
     plain = {key: value for key, value in raw.items() if key != "module_ranks"}
     plain["unknown_options"] = _unknown_options(raw) if raw["peft_type"] == "LORA" else ()
     if plain["peft_type"] == adalora.ADALORA:
@@ -256,15 +260,15 @@ def _printable(text: str, limit: int = 80) -> str:
     return repr(text if len(text) <= limit else f"{text[:limit]}...")[1:-1]
 
 
-def _refuse_kind(kind: str, where: str) -> None:
-    if kind in _KNOWN:
+def _refuse_kind(kind: str, where: str, known: Sequence[str]) -> None:
+    if kind in known:
         return
     reason = _KINDS.get(kind, "its updates are not plain sums of rank-one terms B A")
     hint = "PEFT's save_as_lora() turns it into a LoRA" if kind in _TO_LORA else None
     article = "an" if kind[:1] in "AEIO" else "a"
     raise SoraError(
         f"this is {article} {_printable(kind, 40)} adapter: {reason}; "
-        f"only {', '.join(_KNOWN)} can be read",
+        f"only {', '.join(known)} can be read",
         where=where,
         hint=hint,
     )

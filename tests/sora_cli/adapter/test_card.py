@@ -11,9 +11,11 @@ import torch
 from huggingface_hub import ModelCard
 
 from methods.factors import LowRankFactors
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.card import rewrite_card
-from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, Training
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from sora_cli.core.console import printable
 from tests.golden import NUMBER, told
@@ -36,7 +38,7 @@ def _adapter(**changes: Any) -> Adapter:
                        training=TRAINING, method_config={"r_max": 3, "l1": 0.0})  # fmt: skip
     base = BaseReference("/home/me/secret/bert", "/home/me/secret/bert", COMMIT, "x:1", "goo/bert")
     values = {"layers": layers, "head": {}, "head_modules": (), "task_type": "SEQ_CLS"}
-    return Adapter(**{**values, "base": base, "meta": meta, **changes})
+    return Adapter.of(**{**values, "base": base, "meta": meta, **changes})
 
 
 def _card(folder: Path, **changes: Any) -> ModelCard:

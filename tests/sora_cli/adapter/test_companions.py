@@ -10,8 +10,9 @@ import torch
 from transformers import AutoTokenizer, CLIPImageProcessor
 
 from methods.factors import LowRankFactors
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.companions import auto_of, copy_processor, gives_the_same, save_processor
-from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.app import run
 from sora_cli.data.processor import load_processor
@@ -66,7 +67,7 @@ def test_it_goes_along(tmp_path: Path) -> None:
     layers = {"layer.0.query": LowRankFactors(torch.rand(3, 8), torch.rand(8, 3))}
     write_adapter(
         tmp_path / "a",
-        Adapter(layers, {}, (), None, BaseReference("base", "base")),
+        Adapter.of(layers, {}, (), None, BaseReference("base", "base")),
         beside=lambda folder: tiny_tokenizer().save_pretrained(folder),
     )
     (tmp_path / "a" / "additional_chat_templates").mkdir()

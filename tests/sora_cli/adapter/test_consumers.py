@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from methods.factors import LowRankFactors
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.consumers import Consumer, consumers
-from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import BaseReference
+from sora_cli.adapter.parts.kinds import PEFT_TYPES
 from sora_cli.adapter.peft.config import parse_config
 from sora_cli.adapter.programs import program
 from sora_cli.adapter.reading import open_adapter
@@ -29,7 +31,7 @@ def verdicts(
 ) -> dict[str, Consumer]:
     raw = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "org/base",
            "r": 16, "lora_alpha": 32, **config}  # fmt: skip
-    parsed = parse_config(raw, "adapter_config.json")
+    parsed = parse_config(raw, "adapter_config.json", PEFT_TYPES)
     if ranks is None:
         ranks = {path: parsed.rank(path) for path in PATHS}
     found = consumers(
@@ -85,9 +87,11 @@ def ours(directory: Path, ranks: dict[str, int]) -> dict[str, Consumer]:
     """What is said of a directory that `write_adapter` wrote."""
     layers = {p: LowRankFactors(torch.ones(r, 16), torch.ones(8, r)) for p, r in ranks.items()}
     base = BaseReference("org/base", "org/base")
-    write_adapter(directory, Adapter(layers, {}, (), "CAUSAL_LM", base))
+    write_adapter(directory, Adapter.of(layers, {}, (), "CAUSAL_LM", base))
     with open_adapter(directory) as file:
-        found = consumers(file.config, file.ranks, head=file.head_modules, directory="out")
+        found = consumers(
+            file.source.config, file.stored_ranks, head=file.head_modules, directory="out"
+        )
     return {c.name: c for c in found}
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from methods.factors import LowRankFactors
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.digest import former_results, result_digest, result_remarks
-from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.app import run
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -24,7 +25,7 @@ SAYS = "adapter has changed since the run: its report describes another adapter"
 
 def _adapter(rank: int) -> Adapter:
     layers = {"layer.0.query": LowRankFactors(torch.rand(rank, 8), torch.rand(8, rank))}
-    return Adapter(layers, {}, (), None, BaseReference("base", "base"))
+    return Adapter.of(layers, {}, (), None, BaseReference("base", "base"))
 
 
 @pytest.fixture

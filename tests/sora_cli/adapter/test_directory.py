@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference
+from sora_cli.adapter.on_demand import OnDemand
+from sora_cli.adapter.parts.low_rank import StoredPair
 from sora_cli.adapter.peft.layout import written_config
 from sora_cli.adapter.places import locate_adapter
-from sora_cli.adapter.reading import AdapterFile, OnDemand
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.core.errors import SoraError
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, CARD, SORA_FILE
 
@@ -41,7 +43,7 @@ def _adapter(**changes: Any) -> Adapter:
         "base": BASE,
         "meta": AdapterMeta(method="sora", labels=("a", "b", "c"), max_length=128),
     }
-    return Adapter(**{**values, **changes})
+    return Adapter.of(**{**values, **changes})
 
 
 def _edit(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -92,7 +94,7 @@ def test_each_layer_is_asked_for_twice(tmp_path: Path) -> None:
         return layers[path]
 
     base = BaseReference(path="", resolved="")
-    adapter = Adapter(OnDemand(list(layers), make), {}, (), None, base)
+    adapter = Adapter.of(OnDemand(list(layers), make), {}, (), None, base)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -107,15 +109,15 @@ def test_files_that_read_back_differently_are_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layers = {"a": LowRankFactors(torch.ones(2, 4), torch.ones(3, 2))}
-    adapter = Adapter(layers, {}, (), None, BaseReference(path="", resolved=""))
-    factors = AdapterFile.factors
+    adapter = Adapter.of(layers, {}, (), None, BaseReference(path="", resolved=""))
+    factors = StoredPair.factors
 
-    def damaged(self: AdapterFile, path: str) -> LowRankFactors:
-        found = factors(self, path)
+    def damaged(self: StoredPair) -> LowRankFactors:
+        found = factors(self)
         found.B[0, 0] = 1.5
         return found
 
-    monkeypatch.setattr(AdapterFile, "factors", damaged)
+    monkeypatch.setattr(StoredPair, "factors", damaged)
     with pytest.raises(SoraError, match="reads back differently"):
         write_adapter(tmp_path / "out", adapter)
     assert not (tmp_path / "out").exists()
@@ -199,7 +201,7 @@ def test_head_must_be_complete(tmp_path: Path) -> None:
 
 def test_pattern_keys_match_one_module_each() -> None:
     ranks = {"a.query": 1, "b.a.query": 2, "aXquery": 3, "c+d.(x)": 4, "e": 5}
-    options: dict[str, Any] = {"base": "b", "revision": None, "task_type": None, "head_modules": ()}
+    options: dict[str, Any] = {"base": "b", "revision": None, "task_type": None, "more": {}}
     config = written_config(ranks, fan_in_fan_out=False, **options)
     assert set(config["rank_pattern"].values()) == {1, 2, 3, 4}
     assert (config["r"], config["modules_to_save"]) == (5, None)
@@ -297,5 +299,5 @@ def test_sora_file_of_another_time(written: Path) -> None:
 
 def test_lower_precision_is_written_as_float32(tmp_path: Path) -> None:
     half = LowRankFactors(_factors(2).A.bfloat16(), _factors(2).B.double())
-    write_adapter(tmp_path / "a", dataclasses.replace(_adapter(), layers={QUERY: half}))
+    write_adapter(tmp_path / "a", _adapter().with_layers({QUERY: half}))
     assert read_adapter(tmp_path / "a").layers[QUERY].B.dtype == torch.float32

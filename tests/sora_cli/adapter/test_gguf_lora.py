@@ -15,10 +15,12 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.gguf_kinds import KINDS, has_tied_output
 from sora_cli.adapter.gguf_lora import export_gguf
 from sora_cli.adapter.metadata import BaseReference
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.adapter.saving import base_reference
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
@@ -59,7 +61,7 @@ def written(folder: Path, paths: list[str], *, base: str | None = None, **option
         for i, path in enumerate(paths)
     }
     reference = BaseReference(base or str(folder / "base"), base or str(folder / "base"))
-    adapter = Adapter(layers, {}, (), "CAUSAL_LM", reference, **options)
+    adapter = Adapter.of(layers, {}, (), "CAUSAL_LM", reference, **options)
     write_adapter(folder / "adapter", adapter)
     return folder / "adapter"
 
@@ -217,7 +219,7 @@ def test_a_base_with_other_weights(tmp_path: Path, capsys: pytest.CaptureFixture
     weights = tmp_path / "base" / "model.safetensors"
     save_file({"w": torch.zeros(2)}, weights)
     layers = {path: LowRankFactors(torch.ones(1, HIDDEN), torch.ones(HIDDEN, 1))}
-    adapter = Adapter(layers, {}, (), "CAUSAL_LM", base_reference(base, base, None))
+    adapter = Adapter.of(layers, {}, (), "CAUSAL_LM", base_reference(base, base, None))
     write_adapter(tmp_path / "a", adapter)
     words = ["export", str(tmp_path / "a"), "-o", str(out), "--format", "gguf"]
     assert run([*words, "--base", base]) == 0

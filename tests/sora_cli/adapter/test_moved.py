@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import BASES, BaseReference
 from sora_cli.adapter.moved import located
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.adapter.saving import base_reference
 from sora_cli.core.errors import SoraError
 from tests.helpers_errors import refusal
@@ -30,7 +32,7 @@ def test_where_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     place = _model(tmp_path / "old" / "base", 1.0)
     layers = {"layer.0.q": LowRankFactors(torch.rand(1, 8), torch.rand(8, 1))}
     base = base_reference(str(place), str(place), None)
-    write_adapter(tmp_path / "a", Adapter(layers, {}, (), None, base))
+    write_adapter(tmp_path / "a", Adapter.of(layers, {}, (), None, base))
     _model(tmp_path / "disk" / "b" / "other", 2.0)
     (tmp_path / "disk" / "broken").mkdir()
     (tmp_path / "disk" / "broken" / "config.json").write_text("{}")

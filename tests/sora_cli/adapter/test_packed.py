@@ -17,12 +17,14 @@ from torch import Tensor
 from methods.factors import LowRankFactors
 from methods.grid import round_factors
 from sora_cli.adapter import packed
-from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.packed import pack, unpack
+from sora_cli.adapter.parts.form import Form
 from sora_cli.adapter.places import is_packed
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.adapter.rounding import round_head
-from sora_cli.adapter.stored import Form
 from sora_cli.app import run
 from sora_cli.core.exit_codes import OK
 from sora_cli.model.files import SORA_FILE
@@ -50,7 +52,7 @@ def directory(tmp_path: Path) -> Path:
     head = {"score.weight": torch.randn(2, 70), "score.bias": torch.ones(2)}
     forms = {"embed": Form(embedding=True), "conv": Form(kernel=(3, 3))}
     base = BaseReference("base", "base", None, "x")
-    adapter = Adapter(layers, head, ("score",), "SEQ_CLS", base, forms=forms)
+    adapter = Adapter.of(layers, head, ("score",), "SEQ_CLS", base, forms=forms)
     write_adapter(tmp_path / "a", adapter)
     return tmp_path / "a"
 
@@ -85,7 +87,8 @@ def test_a_head_of_8_bits_is_packed(directory: Path, tmp_path: Path) -> None:
     assert 0 < head.error < 0.01
     assert torch.equal(head.tensors["score.bias"], adapter.head["score.bias"])
     write_adapter(
-        tmp_path / "b", Adapter(adapter.layers, head.tensors, ("score",), "SEQ_CLS", adapter.base)
+        tmp_path / "b",
+        Adapter.of(adapter.layers, head.tensors, ("score",), "SEQ_CLS", adapter.base),
     )
     done = pack(tmp_path / "b", tmp_path / "b.safetensors")
     assert done.head == head.packed == 2 * 70 + 2 * 2 * 2 + 4 * 2
@@ -205,7 +208,7 @@ def test_an_adapter_that_is_not_rounded_is_refused(
 ) -> None:
     plain = LowRankFactors(torch.randn(2, 8), torch.randn(6, 2))
     base = BaseReference("base", "base", None, "x")
-    write_adapter(tmp_path / "p", Adapter({"l": plain}, {}, (), None, base))
+    write_adapter(tmp_path / "p", Adapter.of({"l": plain}, {}, (), None, base))
     out = tmp_path / "p.safetensors"
     refused(capsys, "export", tmp_path / "p", "-o", out, "--format", "packed")
     assert not out.exists()

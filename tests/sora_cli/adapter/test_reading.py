@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import Adapter, lazy_adapter, read_adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference
-from sora_cli.adapter.reading import open_adapter
+from sora_cli.adapter.reading import open_adapter, read_adapter
 from sora_cli.core.errors import SoraError
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from sora_cli.model.tensors import TensorFile
@@ -42,7 +43,7 @@ def _adapter(**changes: Any) -> Adapter:
         "base": BaseReference("b", "b"),
         "meta": AdapterMeta(method="some method"),
     }
-    return Adapter(**{**values, **changes})
+    return Adapter.of(**{**values, **changes})
 
 
 @pytest.fixture
@@ -68,13 +69,16 @@ def alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_everything_but_the_numbers_comes_from_the_header(written: Path, alive: list[int]) -> None:
     with open_adapter(written) as file:
-        assert file.directory == written
+        assert file.source.directory == written
         assert file.paths == list(_layers())
         assert set(file.shapes.values()) == {(5, 6)}
-        assert file.ranks == {path: f.rank for path, f in _layers().items()}
-        assert (file.kind, file.dtype, file.notes) == ("LoRA", "float32", ())
-        assert sorted(file.head_names) == ["score.n", "score.weight"]
-        assert file.head_shapes == {"score.n": (), "score.weight": (2, 5)}
+        assert file.stored_ranks == {path: f.rank for path, f in _layers().items()}
+        assert (file.source.kind, file.source.dtype, file.source.notes) == ("LoRA", "float32", ())
+        assert sorted(file.full) == ["score.n", "score.weight"]
+        assert {name: p.shape for name, p in file.full.items()} == {
+            "score.n": (),
+            "score.weight": (2, 5),
+        }
         assert (file.head_modules, file.head_parameters) == (("score",), 11)
         assert file.parameters == _adapter().parameters
         assert (file.base.path, file.meta.method) == ("b", "some method")
@@ -84,11 +88,11 @@ def test_everything_but_the_numbers_comes_from_the_header(written: Path, alive: 
 def test_one_module_at_a_time(written: Path, tmp_path: Path, alive: list[int]) -> None:
     with open_adapter(written) as file:
         for path, meant in _layers().items():
-            factors = file.factors(path)
+            factors = file.layers[path]
             assert torch.equal(factors.A, meant.A)
             assert torch.equal(factors.B, meant.B)
-        assert torch.equal(file.head_tensor("score.weight"), torch.ones(2, 5))
-        write_adapter(tmp_path / "b", lazy_adapter(file))
+        assert torch.equal(file.head["score.weight"], torch.ones(2, 5))
+        write_adapter(tmp_path / "b", file)
     assert len(alive) > 4 * MODULES
     assert max(alive) <= 6  # a pair, what it is compared with, and the pair before
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "sora.json"):
@@ -98,7 +102,7 @@ def test_one_module_at_a_time(written: Path, tmp_path: Path, alive: list[int]) -
 def test_lazy_and_whole_are_the_same(written: Path) -> None:
     whole = read_adapter(written)
     with open_adapter(written) as file:
-        lazy = lazy_adapter(file)
+        lazy = file
         assert list(lazy.layers) == list(whole.layers)
         assert list(lazy.head) == list(whole.head)
         assert len(lazy.layers) == MODULES
@@ -127,7 +131,7 @@ def test_layouts_and_dtypes(tmp_path: Path, layout: str, dtype: str) -> None:
     assert len(config["rank_pattern"]) == (0 if layout == "padded" else 3)
     assert config["rank_pattern"] == config["alpha_pattern"]
     with open_adapter(tmp_path / "a") as file:
-        assert file.dtype == dtype
+        assert file.source.dtype == dtype
 
 
 def test_mixed_dtypes_count_as_float32(written: Path) -> None:
@@ -136,7 +140,7 @@ def test_mixed_dtypes_count_as_float32(written: Path) -> None:
     tensors[key] = tensors[key].bfloat16()
     save_file(tensors, written / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     with open_adapter(written) as file:
-        assert file.dtype == "float32"
+        assert file.source.dtype == "float32"
 
 
 @pytest.mark.parametrize("scale", [1e-5, 1e-9])

@@ -9,8 +9,9 @@ import torch
 from transformers import AutoConfig
 
 from methods.factors import LowRankFactors
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.consumers import Consumer
-from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.serving import servers
 from sora_cli.app import run
@@ -59,7 +60,7 @@ def test_inspect_prints_them(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     torch.manual_seed(0)
     layers = {"model.layers.0.q": LowRankFactors(torch.rand(2, 6), torch.rand(5, 2))}
     base = BaseReference("goo/llama", "goo/llama")
-    write_adapter(tmp_path / "a", Adapter(layers, {}, (), "CAUSAL_LM", base))
+    write_adapter(tmp_path / "a", Adapter.of(layers, {}, (), "CAUSAL_LM", base))
     assert run(["inspect", str(tmp_path / "a")]) == 0
     told(capsys.readouterr().out, hide=NUMBER)
     with pytest.raises(ValueError, match="model_type"):  # as transformers serve would meet it

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import Adapter, write_adapter
-from sora_cli.adapter.facts import facts_of
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
+from sora_cli.adapter.facts import Facts, facts_of
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.programs import PROGRAMS, old_rules
 from sora_cli.adapter.reading import open_adapter
@@ -43,7 +44,7 @@ def write(directory: Path, base: str, model: Any, *, rank: int = 4, **options: A
     head = {"lm_head.weight": model.lm_head.weight.detach()} if options.get("head") else {}
     task = options.get("task", "CAUSAL_LM")
     reference = BaseReference(base, base)
-    adapter = Adapter(
+    adapter = Adapter.of(
         layers, head, tuple(name[: -len(".weight")] for name in head), task, reference
     )
     write_adapter(directory, adapter)
@@ -75,7 +76,7 @@ def plans(folder: Path, *names: str, today: date = TODAY) -> list[BasePlan]:
     return plan_servers([facts(folder / name) for name in names], today)
 
 
-def facts(directory: Path) -> dict[str, Any]:
+def facts(directory: Path) -> Facts:
     with open_adapter(directory) as file:
         return facts_of(file)
 
@@ -125,7 +126,7 @@ def test_a_name_that_begins_with_a_dash_is_no_option(
     write(Path("-a"), "--trust-remote-code", tiny_llama())
     (plan,) = plans(Path(), "-a")
     commands = [command for server in plan.servers for command in server.commands]
-    commands += [consumer["advice"] for consumer in facts(Path("-a"))["consumers"]]
+    commands += [consumer.advice for consumer in facts(Path("-a")).consumers]
     words = re.split(r"[ =']", " ".join(commands))
     assert {"./-a", "./--trust-remote-code"} <= set(words)
     assert not {"-a", "--trust-remote-code"} & set(words)
@@ -152,7 +153,7 @@ def test_the_price_of_a_smaller_rank_is_what_prune_loses(ten: Path, tmp_path: Pa
     assert at_8.reserved * 4 == server(plan, "vLLM").reserved
     assert run(["prune", str(ten / "a3"), "-o", str(tmp_path / "a3"), "--rank", "8"]) == 0
     before, pruned = facts(ten / "a3"), facts(tmp_path / "a3")
-    lost = 1 - pruned["norm"] ** 2 / before["norm"] ** 2
+    lost = 1 - pruned.norm**2 / before.norm**2
     assert lost > 0.001
     assert at_8.lost["a3"] == pytest.approx(lost, rel=1e-3)
     (after,) = plan_servers([facts(ten / "a1"), pruned], TODAY)

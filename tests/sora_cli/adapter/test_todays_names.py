@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.adapter.todays_names import todays_names, todays_paths
 from sora_cli.app import run
 from sora_cli.report import read_report
@@ -43,7 +44,7 @@ def _as_written_by_5_4(adapter: Adapter) -> Adapter:
         }
     )
     layers = {_old(path): factors for path, factors in adapter.layers.items()}
-    return dataclasses.replace(adapter, layers=layers, meta=meta)
+    return adapter.with_layers(layers).with_meta(meta)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     adapter = read_adapter(folder / "now")
     assert all(_old(path) != path for path in adapter.layers)
     dead, *alive = adapter.layers
-    adapter = dataclasses.replace(adapter, layers={path: adapter.layers[path] for path in alive})
+    adapter = adapter.with_layers({path: adapter.layers[path] for path in alive})
     assert dead in adapter.meta.ranks_start
     write_adapter(folder / "now" / "adapter", adapter, force=True)
     write_adapter(folder / "old" / "adapter", _as_written_by_5_4(adapter), force=True)

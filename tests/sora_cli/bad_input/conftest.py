@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference
 from tests.helpers_chat import write_chat_base
 from tests.helpers_models import tiny_bert
@@ -46,7 +47,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_base(tiny_bert(num_labels=2), folder / "models" / "base")
     g = torch.Generator().manual_seed(0)
     path = "bert.encoder.layer.0.attention.self.query"
-    adapter = Adapter(
+    adapter = Adapter.of(
         layers={
             path: LowRankFactors(torch.randn(2, 32, generator=g), torch.randn(32, 2, generator=g))
         },

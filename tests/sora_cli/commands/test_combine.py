@@ -14,8 +14,10 @@ from torch import Tensor
 from methods.combining import ties
 from methods.factors import LowRankFactors
 from sora_cli.adapter import combine as combining
-from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from tests.helpers_errors import refused
 
@@ -41,7 +43,7 @@ def _write(
         )
         for path, rank in (ranks or dict.fromkeys(PATHS, 2)).items()
     }
-    adapter = Adapter(
+    adapter = Adapter.of(
         layers=layers,
         head={} if head is None else {"score.weight": torch.full((2, 5), head)},
         head_modules=() if head is None else ("score",),

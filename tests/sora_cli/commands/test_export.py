@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
@@ -27,7 +29,7 @@ def _write(directory: Path, ranks: list[int], *, head: bool = False, **meta: Any
     }
     write_adapter(
         directory,
-        Adapter(
+        Adapter.of(
             layers=layers,
             head={"score.weight": torch.ones(2, 5)} if head else {},
             head_modules=("score",) if head else (),

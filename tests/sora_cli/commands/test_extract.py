@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sora_cli.adapter.directory import read_adapter
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from tests.helpers_adapters import assert_same, logits
 from tests.helpers_errors import refused

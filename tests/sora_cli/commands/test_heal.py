@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from methods.keep import Keep
-from sora_cli.adapter.directory import read_adapter
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from sora_cli.report import RunReport, read_report
 from sora_cli.search.heal import healing_recipe

@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.ranks import OTHER, Rank, rank_map, shortest_names
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.adapter.side_by_side import short_names
 from sora_cli.app import run
 from sora_cli.commands.inspect import inspect
@@ -255,7 +257,7 @@ def test_dead_modules_that_are_not_stored(
         "layers.1.q": LowRankFactors(torch.ones(2, 8), torch.ones(8, 2)),
     }
     base = BaseReference("org/base", "org/base")
-    write_adapter(tmp_path / "a", Adapter(layers, {}, (), None, base))
+    write_adapter(tmp_path / "a", Adapter.of(layers, {}, (), None, base))
     facts = shown(capsys, tmp_path / "a")
     assert facts["ranks"]["layers.0.q"] == {"live": 0, "stored": 0, "start": 2}
     assert list(facts["spectra"]) == ["layers.1.q"]

@@ -13,8 +13,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_json, write_json
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from sora_cli.commands.merge import merge
 from sora_cli.core.errors import SoraError
@@ -137,13 +139,13 @@ def test_digest_is_of_what_merging_adds(made: tuple[Path, Adapter]) -> None:
     live = {path: f.drop_zeros() for path, f in adapter.layers.items()}
     live = {path: factors for path, factors in live.items() if factors.rank}
     assert len(live) < len(adapter.layers)
-    assert incoming(dataclasses.replace(adapter, layers=live)).digest() == digest
-    assert incoming(dataclasses.replace(adapter, meta=AdapterMeta())).digest() == digest
+    assert incoming(adapter.with_layers(live)).digest() == digest
+    assert incoming(adapter.with_meta(AdapterMeta())).digest() == digest
     path, factors = next(iter(live.items()))
     twice = {**live, path: LowRankFactors(factors.A, 2 * factors.B)}
     head = {**adapter.head, "classifier.bias": torch.zeros(3)}
-    assert incoming(dataclasses.replace(adapter, layers=twice)).digest() != digest
-    assert incoming(dataclasses.replace(adapter, head=head)).digest() != digest
+    assert incoming(adapter.with_layers(twice)).digest() != digest
+    assert incoming(adapter.with_full(head)).digest() != digest
 
 
 def test_unknown_base(tmp_path: Path, made: tuple[Path, Adapter]) -> None:
@@ -169,7 +171,7 @@ def test_layers_that_do_not_fit(tmp_path: Path, made: tuple[Path, Adapter]) -> N
     path, factors = next(iter(adapter.layers.items()))
 
     def changed(name: str, new: LowRankFactors) -> Adapter:
-        return dataclasses.replace(adapter, layers={**adapter.layers, name: new})
+        return adapter.with_layers({**adapter.layers, name: new})
 
     wide = LowRankFactors(torch.zeros(1, 7), torch.zeros(32, 1))
     _refused(tmp_path, changed("bert.encoder.layer.9.output.dense", factors), "has no layer")
@@ -181,9 +183,9 @@ def test_layers_that_do_not_fit(tmp_path: Path, made: tuple[Path, Adapter]) -> N
 
 def test_head_that_does_not_fit(tmp_path: Path, made: tuple[Path, Adapter]) -> None:
     head = {**made[1].head, "classifier.weight": torch.zeros(3, 5)}
-    _refused(tmp_path, dataclasses.replace(made[1], head=head), "does not fit")
-    less = {k: v for k, v in made[1].head.items() if k != "classifier.bias"}
-    _refused(tmp_path, dataclasses.replace(made[1], head=less), "neither the adapter nor")
+    _refused(tmp_path, made[1].with_full(head), "does not fit")
+    less = made[1].with_parts(p for p in made[1].parts if p.path != "classifier.bias")
+    _refused(tmp_path, less, "neither the adapter nor")
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -193,11 +195,12 @@ def test_tied_target_is_refused(tmp_path: Path, kind: str) -> None:
     pair = LowRankFactors(torch.ones(1, 32), torch.ones(64, 1))
     _refused(
         tmp_path,
-        dataclasses.replace(adapter, layers={**adapter.layers, "lm_head": pair}),
+        adapter.with_layers({**adapter.layers, "lm_head": pair}),
         "shares its weight",
     )
     head = {"lm_head.weight": torch.ones(64, 32)}
-    _refused(tmp_path, dataclasses.replace(adapter, head=head), "shares its weight")
+    full = Adapter.of(adapter.layers, head, ["lm_head"], "CAUSAL_LM", adapter.base)
+    _refused(tmp_path, full, "shares its weight")
 
 
 def test_quantised_base_is_refused(tmp_path: Path, made: tuple[Path, Adapter]) -> None:
@@ -244,7 +247,7 @@ def test_real_model_with_its_tokenizer(tmp_path: Path) -> None:
     g = torch.Generator().manual_seed(0)
     layer = LowRankFactors(torch.randn(2, 384, generator=g), torch.randn(384, 2, generator=g))
     head = {"classifier.weight": torch.randn(2, 384), "classifier.bias": torch.randn(2)}
-    adapter = Adapter({path: layer}, head, ("classifier",), "SEQ_CLS",
+    adapter = Adapter.of({path: layer}, head, ("classifier",), "SEQ_CLS",
                       BaseReference(reference, "/gone"))  # fmt: skip
     merged = merge_adapter(adapter, tmp_path / "out")
     assert merged.tokenizer

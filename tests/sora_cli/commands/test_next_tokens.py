@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from sora_cli.adapter.directory import read_adapter
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from tests.helpers_chat import chat_tokenizer, instruct_rows, write_chat_base, write_chat_recipe

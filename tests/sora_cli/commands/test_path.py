@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from methods import registry
 from sora_cli.adapter.apply import apply_adapter
-from sora_cli.adapter.directory import read_adapter
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from sora_cli.experiments.path.record import PathReport, read_path
 from sora_cli.experiments.path.stages import Stages

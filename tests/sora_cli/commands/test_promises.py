@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sora_cli.adapter.digest import result_digest
-from sora_cli.adapter.directory import read_adapter
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from sora_cli.data.content import data_fingerprint

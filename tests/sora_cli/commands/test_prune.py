@@ -15,10 +15,11 @@ from methods.budgets import strongest
 from methods.factors import Decomposition, LowRankFactors
 from methods.grid import round_factors
 from methods.keep import Keep
-from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.pruning import prune_layers
-from sora_cli.adapter.reading import open_adapter
+from sora_cli.adapter.reading import open_adapter, read_adapter
 from sora_cli.adapter.survival import LEAST
 from sora_cli.app import run
 from sora_cli.commands.prune import prune
@@ -52,7 +53,7 @@ def layers() -> dict[str, LowRankFactors]:
 def directory(tmp_path: Path, layers: dict[str, LowRankFactors]) -> Path:
     head = {"score.weight": torch.ones(2, 8)}
     base = BaseReference("base", "base", None, "x")
-    write_adapter(tmp_path / "a", Adapter(layers, head, ("score",), "SEQ_CLS", base))
+    write_adapter(tmp_path / "a", Adapter.of(layers, head, ("score",), "SEQ_CLS", base))
     return tmp_path / "a"
 
 
@@ -280,7 +281,7 @@ def test_dtype_is_kept_where_that_loses_nothing(
     foreign = _foreign(tmp_path / "f", layers, alpha)
     prune(foreign, tmp_path / "p", **rule)
     with open_adapter(tmp_path / "p") as file:
-        assert file.dtype == dtype
+        assert file.source.dtype == dtype
     if not rule:
         before, after = read_adapter(foreign), read_adapter(tmp_path / "p")
         for path, factors in before.layers.items():
@@ -309,7 +310,7 @@ def test_the_error_of_rounding_is_true(
     said = capsys.readouterr().out
     before = {path: layers[path] for path in layers if path != "l.1.dead"}
     with open_adapter(tmp_path / "p") as file:
-        assert (file.dtype, file.meta.bits) == ("float32", 4)
+        assert (file.source.dtype, file.meta.bits) == ("float32", 4)
         after, errors = dict(file.layers), file.meta.rounding_errors
     zero = LowRankFactors(torch.zeros(0, 10), torch.zeros(8, 0))
     _, total = _true_errors(before, {path: after.get(path, zero) for path in before})
@@ -331,7 +332,7 @@ def _with_outlier(size: float) -> LowRankFactors:
 
 
 def _written(folder: Path, layers: dict[str, LowRankFactors]) -> Path:
-    write_adapter(folder, Adapter(layers, {}, (), None, BaseReference("base", "base")))
+    write_adapter(folder, Adapter.of(layers, {}, (), None, BaseReference("base", "base")))
     return folder
 
 

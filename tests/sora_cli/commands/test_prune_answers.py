@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from sora_cli.adapter.directory import read_adapter
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.markdown import escaped

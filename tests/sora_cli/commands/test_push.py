@@ -12,8 +12,10 @@ import torch
 from huggingface_hub import ModelCard
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.adapter.shared import shared_model
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
@@ -51,7 +53,7 @@ def _run(tmp_path: Path, *, hub_id: str | None = "goo/bert") -> Path:
     folder = write_report(tmp_path / "runs" / "my-run")
     write_adapter(
         folder / "adapter",
-        Adapter(layers, {}, (), "CAUSAL_LM", base, meta=meta),
+        Adapter.of(layers, {}, (), "CAUSAL_LM", base, meta=meta),
         beside=lambda to: tiny_tokenizer().save_pretrained(to),
     )
     (folder / "adapter" / "notes.txt").write_text("mine")

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from methods.base import AdapterMethod, LowRankLinear
 from methods.factors import LowRankFactors
 from sora_cli.adapter.digest import result_digests
-from sora_cli.adapter.directory import read_adapter
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from sora_cli.model.base import load_base
 from sora_cli.recipe.load import load_recipe

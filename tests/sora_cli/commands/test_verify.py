@@ -14,8 +14,10 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from sora_cli.adapter.apply import load_head
-from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
+from sora_cli.adapter.in_model import load_head
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from tests.helpers_adapters import CAUSAL, CLASSIFIERS, adapt, fill_peft, save_backbone
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama, tiny_t5, tiny_vit
@@ -72,7 +74,7 @@ def test_t5_and_its_merge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     base = save_backbone(model, tmp_path / "base")
     stored = adapt(model, base)
     layers = {path: f for path, f in stored.layers.items() if path.endswith((".q", ".v"))}
-    adapter = Adapter(layers, {}, (), "SEQ_2_SEQ_LM", stored.base)
+    adapter = Adapter.of(layers, {}, (), "SEQ_2_SEQ_LM", stored.base)
     write_adapter(tmp_path / "adapter", adapter)
     assert run(["merge", str(tmp_path / "adapter"), "-o", str(tmp_path / "merged")]) == 0
     code, facts = facts_of(capsys, tmp_path / "adapter", tmp_path / "merged")
@@ -87,7 +89,7 @@ def test_image_classifier_and_its_merge(tmp_path: Path, capsys: pytest.CaptureFi
     base = save_backbone(model, tmp_path / "base")
     model.save_pretrained(base)
     stored = adapt(model, base, head=("classifier",))
-    adapter = Adapter(stored.layers, stored.head, stored.head_modules, None, stored.base)
+    adapter = Adapter.of(stored.layers, stored.head, stored.head_modules, None, stored.base)
     write_adapter(tmp_path / "adapter", adapter)
     merged = transformers.AutoModelForImageClassification.from_pretrained(base)
     with torch.no_grad():
@@ -104,7 +106,7 @@ def test_encoder_without_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[st
     model = tiny_bert().bert
     base = save_backbone(model, tmp_path / "base")
     stored = adapt(model, base)
-    write_adapter(tmp_path / "a", Adapter(stored.layers, {}, (), None, stored.base))
+    write_adapter(tmp_path / "a", Adapter.of(stored.layers, {}, (), None, stored.base))
     assert run(["merge", str(tmp_path / "a"), "-o", str(tmp_path / "merged")]) == 0
     code, facts = facts_of(capsys, tmp_path / "a", tmp_path / "merged")
     assert code == 0
@@ -266,7 +268,7 @@ def _scaled(made: Made, folder: Path, factor: float, seed: int = 0) -> Path:
         path: dataclasses.replace(factors, B=factors.B * factor)
         for path, factors in stored.layers.items()
     }
-    write_adapter(folder, dataclasses.replace(stored, layers=layers))
+    write_adapter(folder, stored.with_layers(layers))
     return folder
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from tests.helpers_adapters import save_backbone
 from tests.helpers_models import tiny_bert, tiny_llama
 from tests.helpers_verify import (
@@ -86,7 +87,7 @@ def test_head_that_was_not_stored(
     bert: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stored = bert.stored
-    write_adapter(tmp_path / "a", Adapter(stored.layers, {}, (), "SEQ_CLS", stored.base,
+    write_adapter(tmp_path / "a", Adapter.of(stored.layers, {}, (), "SEQ_CLS", stored.base,
                                           meta=stored.meta))  # fmt: skip
     refused(capsys, tmp_path / "a", bert.merged)
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.core.atomic import new_directory, write_text_atomic
 from tests.helpers_models import tiny_bert
@@ -57,7 +58,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
     write_recipe(tmp_path, tiny_bert(num_labels=2))
     write_report(tmp_path / "run")
     layers = {"layer.0.query": LowRankFactors(torch.ones(1, 8), torch.ones(8, 1))}
-    adapter = Adapter(layers, {}, (), None, BaseReference("base", "base"))
+    adapter = Adapter.of(layers, {}, (), None, BaseReference("base", "base"))
     write_adapter(tmp_path / "adapter", adapter)
     write_adapter(tmp_path / "run" / "adapter", adapter)
     shutil.copytree(tmp_path / "base", tmp_path / "hidden")

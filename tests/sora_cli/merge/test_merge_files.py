@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import shutil
@@ -17,7 +16,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import read_json, write_json
 from sora_cli.adapter.reading import open_adapter
 from sora_cli.app import run
@@ -116,7 +116,7 @@ def test_a_card_of_names_that_others_gave(tmp_path: Path, made: Made) -> None:
     )  # fmt: skip
     head = {**adapter.head, "classifier.weight": torch.randn(len(HOSTILE), 32),
             "classifier.bias": torch.zeros(len(HOSTILE))}  # fmt: skip
-    merge_adapter(dataclasses.replace(adapter, meta=meta, head=head), tmp_path / "out")
+    merge_adapter(adapter.with_meta(meta).with_full(head), tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text().partition("\n---\n")[2]
     assert str(tmp_path) not in card
     harm = ("html", "link", "image", "table", "heading", "em", "strong", "s_")
@@ -162,7 +162,7 @@ def test_what_is_not_touched_is_copied_to_the_byte(tmp_path: Path) -> None:
     factors = LowRankFactors(torch.ones(1, 32), torch.ones(32, 1))
     path = "model.layers.0.self_attn.q_proj"
     adapter = adapt(model, base)
-    merge_adapter(Adapter({path: factors}, {}, (), "CAUSAL_LM", adapter.base), tmp_path / "out")
+    merge_adapter(Adapter.of({path: factors}, {}, (), "CAUSAL_LM", adapter.base), tmp_path / "out")
     merged = load_file(tmp_path / "out" / "model.safetensors")
     assert list(merged) == list(tensors) or merged.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -293,7 +293,7 @@ def test_too_large_for_the_bases_dtype(tmp_path: Path) -> None:
     base = save_backbone(model, tmp_path / "base")
     path = "model.layers.0.self_attn.q_proj"
     factors = LowRankFactors(torch.full((1, 32), 300.0), torch.full((32, 1), 300.0))
-    adapter = Adapter({path: factors}, {}, (), "CAUSAL_LM", adapt(model, base).base)
+    adapter = Adapter.of({path: factors}, {}, (), "CAUSAL_LM", adapt(model, base).base)
     with pytest.raises(SoraError, match=f"'{path}' would hold NaN or infinity as torch.float16"):
         merge_adapter(adapter, tmp_path / "out")
     assert not _left(tmp_path)
@@ -335,7 +335,7 @@ def test_a_base_with_an_adapter_in_it_is_refused(tmp_path: Path, made: Made) -> 
 def test_what_no_file_holds_is_left_out_by_force(tmp_path: Path, made: Made) -> None:
     adapter = made[1]
     less = {k: v for k, v in adapter.head.items() if k != "classifier.bias"}
-    short = Adapter(adapter.layers, less, HEAD, "SEQ_CLS", adapter.base, meta=adapter.meta)
+    short = Adapter.of(adapter.layers, less, HEAD, "SEQ_CLS", adapter.base, meta=adapter.meta)
     merged = merge_adapter(short, tmp_path / "out", force=True)
     assert merged.absent == ("classifier.bias",)
     assert "classifier.bias" not in load_file(tmp_path / "out" / "model.safetensors")
@@ -356,7 +356,7 @@ def test_untie_is_an_option_of_the_command(tmp_path: Path) -> None:
     model = tiny_llama(tied=True)
     base = save_backbone(model, tmp_path / "base")
     pair = LowRankFactors(torch.ones(1, 32), torch.ones(64, 1))
-    adapter = Adapter({"lm_head": pair}, {}, (), "CAUSAL_LM", adapt(model, base).base)
+    adapter = Adapter.of({"lm_head": pair}, {}, (), "CAUSAL_LM", adapt(model, base).base)
     write_adapter(tmp_path / "adapter", adapter)
     words = ["merge", str(tmp_path / "adapter"), "-o", str(tmp_path / "out")]
     assert run(words) == 2

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import BaseReference, read_json
 from sora_cli.adapter.survival import Overlap, Survival
 from sora_cli.app import run
@@ -50,7 +51,7 @@ def _adapter(model: Any, base: Path, ratio: float) -> Adapter:
             layers[path] = LowRankFactors(a, b * ratio * weight.norm() / (b @ a).norm())
     reference = BaseReference(str(base), str(base), None, fingerprint(base))
     conv = type(model).__name__.startswith("GPT2")
-    return Adapter(layers, {}, (), "CAUSAL_LM", reference, fan_in_fan_out=conv)
+    return Adapter.of(layers, {}, (), "CAUSAL_LM", reference, fan_in_fan_out=conv)
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +255,7 @@ def test_what_is_trained_in_full_is_measured_too(tmp_path: Path, llamas: Any) ->
     name = "model.embed_tokens.weight"
     before = model.get_parameter(name).detach().float()
     small = 3e-4 * torch.randn(before.shape, generator=torch.Generator().manual_seed(0)) * before
-    full = Adapter(adapter.layers, {name: before + small}, ("model.embed_tokens",), "CAUSAL_LM",
+    full = Adapter.of(adapter.layers, {name: before + small}, ("model.embed_tokens",), "CAUSAL_LM",
                    adapter.base)  # fmt: skip
     with pytest.raises(SoraError, match=r"% of the parts trained in full"):
         merge_adapter(full, tmp_path / "out")

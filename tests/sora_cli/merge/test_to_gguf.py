@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.app import run
 from sora_cli.merge import to_gguf
@@ -91,7 +92,7 @@ def adapter_for(
         for path, rank, n_in in ((QUERY, 2, HIDDEN), (DOWN, 3, width))
     }  # fmt: skip
     base = BaseReference(str(file), str(file), None, fingerprint(file))
-    write_adapter(folder, Adapter(layers, {}, (), "CAUSAL_LM", base))
+    write_adapter(folder, Adapter.of(layers, {}, (), "CAUSAL_LM", base))
     return {path: factors.dense().float() for path, factors in layers.items()}
 
 

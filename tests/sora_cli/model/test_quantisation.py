@@ -15,7 +15,7 @@ from methods.inject import inject
 from methods.layer import LowRankLinear
 from methods.registry import create
 from sora_cli.adapter.apply import apply_adapter
-from sora_cli.adapter.directory import read_adapter
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.core.errors import SoraError
 from sora_cli.model import quantisation
 from sora_cli.model.base import Base, load_base

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
-from sora_cli.adapter.directory import read_adapter
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import train, write_recipe

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from methods.keep import Keep
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.digest import result_digest
-from sora_cli.adapter.directory import Adapter, read_adapter
 from sora_cli.adapter.pruning import prune_layers
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from sora_cli.report import read_report
 from tests.helpers_adapters import forget_base_weights

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sora_cli.adapter.directory import read_adapter
+from sora_cli.adapter.reading import read_adapter
 from sora_cli.train.checkpoint import writer
 from tests.helpers_errors import refused
 from tests.helpers_models import tiny_bert

@@ -14,7 +14,8 @@ import torch
 import transformers
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
@@ -40,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.randn(config.hidden_size, 2, generator=g) * 5,
     )
     path = "model.layers.0.mlp.down_proj"
-    adapter = Adapter({path: factors}, {}, (), "CAUSAL_LM", BaseReference(str(base), str(base)))
+    adapter = Adapter.of({path: factors}, {}, (), "CAUSAL_LM", BaseReference(str(base), str(base)))
     write_adapter(made / "adapter", adapter)
     return made
 

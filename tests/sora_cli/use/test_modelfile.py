@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference
 from sora_cli.app import run
 from tests.golden import told
@@ -46,7 +47,7 @@ def exported(folder: Path, *words: str, code: int = 0, **task: Any) -> str:
     shape = LowRankFactors(torch.ones(2, 64), torch.ones(32, 2))
     recipe = {"task": {"name": "causal-lm", **task}}
     meta = AdapterMeta(task="causal-lm", input_columns=("instruction",), row_recipe=recipe)
-    adapter = Adapter({"model.layers.0.mlp.down_proj": shape}, {}, (), "CAUSAL_LM",
+    adapter = Adapter.of({"model.layers.0.mlp.down_proj": shape}, {}, (), "CAUSAL_LM",
                       BaseReference(str(base), str(base)), meta=meta)  # fmt: skip
     write_adapter(folder / "adapter", adapter, force=True)
     out = folder / "out.gguf"

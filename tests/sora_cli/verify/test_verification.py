@@ -14,10 +14,11 @@ import torch
 import transformers
 
 from methods.factors import LowRankFactors
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.classes import auto_class_for, auto_class_of, number_of_labels
-from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import BaseReference
-from sora_cli.adapter.reading import AdapterFile
+from sora_cli.adapter.parts.low_rank import StoredPair
 from sora_cli.app import run
 from sora_cli.core import environment as memory
 from sora_cli.core.environment import free_memory
@@ -214,10 +215,10 @@ def _soundless(config: Any) -> Any:
 def test_class_of_an_adapter_without_a_task() -> None:
     bert = tiny_bert()
     adapter = adapt(bert, Path("nowhere"), head=("classifier",))
-    unknown = Adapter(adapter.layers, adapter.head, adapter.head_modules, None, adapter.base)
+    unknown = Adapter.of(adapter.layers, adapter.head, adapter.head_modules, None, adapter.base)
     assert auto_class_for(unknown, _saved(bert.config, bert)) == CLASSIFIER
     assert number_of_labels(unknown) == 3
-    bare = Adapter(
+    bare = Adapter.of(
         {path.removeprefix("bert."): f for path, f in adapter.layers.items()},
         {}, (), None, adapter.base,
     )  # fmt: skip
@@ -335,7 +336,7 @@ def test_a_run_whose_adapter_does_next_to_nothing_is_not_verified(
         for path in stored.layers:
             model.get_submodule(path).B.mul_(1e-7)
     layers = {p: dataclasses.replace(f, B=f.B * 1e-7) for p, f in stored.layers.items()}
-    write_adapter(tmp_path / "adapter", dataclasses.replace(stored, layers=layers))
+    write_adapter(tmp_path / "adapter", stored.with_layers(layers))
     assert self_check(tmp_path / "adapter", trained=model, fresh=False) == NO_VERDICT
     told = capsys.readouterr().err
     assert told.startswith("not verified, cannot tell: the adapter changes the logits by ")
@@ -381,7 +382,7 @@ def test_an_adapter_without_a_base_is_not_read(
     """After an export nothing can be compared then, and a large adapter takes seconds to read."""
     layers = {"a": LowRankFactors(torch.ones(2, 4), torch.ones(3, 2))}
     nowhere = BaseReference(path="", resolved="")
-    write_adapter(tmp_path / "out", Adapter(layers, {}, (), None, nowhere))
-    monkeypatch.setattr(AdapterFile, "factors", lambda *_: pytest.fail("a tensor was read"))
+    write_adapter(tmp_path / "out", Adapter.of(layers, {}, (), None, nowhere))
+    monkeypatch.setattr(StoredPair, "factors", lambda *_: pytest.fail("a tensor was read"))
     with pytest.raises(SoraError, match="does not name its base model"):
         find_subjects((str(tmp_path / "out"),), base=None)

@@ -1,0 +1,37 @@
+"""The kinds of parts, in the order in which they claim the keys of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from sora_cli.adapter.parts.full import Full
+from sora_cli.adapter.parts.low_rank import LowRank
+from sora_cli.adapter.parts.part import Part, Section
+from sora_cli.adapter.parts.products import LoHa, LoKr
+from sora_cli.adapter.parts.rows import Rows
+
+# full parameters last: they claim every key below a module that is stored in full
+KINDS: tuple[type[Part], ...] = (LowRank, LoHa, LoKr, Rows, Full)
+PEFT_TYPES = tuple(name for kind in KINDS for name in kind.peft_types)
+"""PEFT's kinds of adapters that can be read."""
+
+
+def by_kind(parts: Iterable[Part]) -> Iterator[tuple[type[Part], Sequence[Any]]]:
+    """Yield each kind with its parts, also if there are none."""
+    parts = list(parts)
+    for kind in KINDS:
+        yield kind, [part for part in parts if isinstance(part, kind)]
+
+
+def sections(parts: Iterable[Part]) -> Section:
+    """Return what `sora inspect` says of an adapter's parts, from what is stored in full on."""
+    each = [kind.section(own) for kind, own in reversed([*by_kind(parts)])]
+    facts = {name: value for section in each for name, value in section.facts.items()}
+    return Section(facts, [line for section in each for line in section.lines])
+
+
+def words(parts: Iterable[Part]) -> str:
+    """Return what an adapter holds beside factors, such as " and the head (score)"."""
+    each = [word for kind, own in reversed([*by_kind(parts)]) for word in kind.words(own)]
+    return "".join(f" and {word}" for word in each)
