@@ -23,10 +23,6 @@ class Update(ABC):
     """The change dW of one layer's weight, with tensors in float32."""
 
     @abstractmethod
-    def delta(self, rows: Rows, out: Tensor, *, transposed: bool) -> Tensor:
-        """Compute rows of dW, or of its transpose, in the memory of `out` (flat)."""
-
-    @abstractmethod
     def tensors(self) -> tuple[Tensor, ...]:
         """Return the tensors that define the update."""
 
@@ -38,6 +34,7 @@ class Update(ABC):
         """Return True if `add` needs statistics of the whole weight first (see `Rescaled`)."""
         return False
 
+    @abstractmethod
     def add(
         self, base: Tensor, rows: Rows, delta: Tensor, total: Tensor, *, transposed: bool
     ) -> Tensor:
@@ -47,13 +44,26 @@ class Update(ABC):
             base: the rows of the stored weight W.
             delta: memory for dW, flat, float32, with as many numbers as `base`.
         """
+
+
+class Sum(Update):
+    """A change that does not depend on the weight: it is only added."""
+
+    @abstractmethod
+    def delta(self, rows: Rows, out: Tensor, *, transposed: bool) -> Tensor:
+        """Compute rows of dW, or of its transpose, in the memory of `out` (flat)."""
+
+    def add(
+        self, base: Tensor, rows: Rows, delta: Tensor, total: Tensor, *, transposed: bool
+    ) -> Tensor:
+        """Write rows of W + dW into `total`, and return the same rows of dW."""
         change = self.delta(rows, delta, transposed=transposed)
         torch.add(base, change, out=total)
         return change
 
 
 @dataclass(frozen=True)
-class Product(Update):
+class Product(Sum):
     """The product `(B A) * scaling`.
 
     Attributes:
@@ -95,7 +105,7 @@ class Product(Update):
 
 
 @dataclass(frozen=True)
-class Stacked(Update):
+class Stacked(Sum):
     """The updates of several experts whose weights are stored one below the other."""
 
     experts: tuple[Product, ...]
@@ -125,7 +135,7 @@ class Stacked(Update):
 
 
 @dataclass(frozen=True)
-class Hadamard(Update):
+class Hadamard(Sum):
     """LoHa's elementwise product `(B1 A1) o (B2 A2) * scaling` (Hyeon-Woo et al., 2021, FedPara).
 
     Attributes:
@@ -159,7 +169,7 @@ class Hadamard(Update):
 
 
 @dataclass(frozen=True)
-class Kronecker(Update):
+class Kronecker(Sum):
     """LoKr's Kronecker product `W1 x W2 * scaling`, with W1 = L1 R1 and W2 = L2 R2.
 
     Attributes:
@@ -215,10 +225,6 @@ class Rescaled(Update):
     magnitude: Tensor
     norms: Tensor | None = None
 
-    def delta(self, rows: Rows, out: Tensor, *, transposed: bool) -> Tensor:
-        """Compute rows of dV alone, or of its transpose."""
-        return self.direction.delta(rows, out, transposed=transposed)
-
     def tensors(self) -> tuple[Tensor, ...]:
         """Return A, B and the magnitudes."""
         return (*self.direction.tensors(), self.magnitude)
@@ -231,7 +237,7 @@ class Rescaled(Update):
         self, base: Tensor, rows: Rows, delta: Tensor, total: Tensor, *, transposed: bool
     ) -> Tensor:
         """Write the rescaled rows into `total`, and return their difference from W."""
-        change = super().add(base, rows, delta, total, transposed=transposed)
+        change = self.direction.add(base, rows, delta, total, transposed=transposed)
         if transposed:
             assert self.norms is not None
             factor = (self.magnitude / self.norms)[None, :]
@@ -257,10 +263,6 @@ class Replaced(Update):
 
     indices: Tensor
     values: Tensor
-
-    def delta(self, rows: Rows, out: Tensor, *, transposed: bool) -> Tensor:
-        """Raise: dW depends on the weight, so only `add` can compute it."""
-        raise NotImplementedError
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return the indices and the values."""

@@ -98,6 +98,8 @@ class Adapter:
             rows: path of an embedding -> its rows that are trained in full.
             forms: module path -> the kind of layer, for layers that are not linear.
         """
+        meta = meta or AdapterMeta()
+        new = bool(meta.new_tokens)
         modules = {name: _module(name, head_modules) for name in head}
         for module in set(head_modules).difference(modules.values()):
             raise SoraError(f"'{module}' is to be stored in full but has no tensors")
@@ -108,12 +110,12 @@ class Adapter:
             (
                 *(_pair(layers, path, forms.get(path, LINEAR)) for path in layers),
                 *(_full(values, name, role, module) for values, name, role, module in tensors),
-                *(rows_of(path, replaced) for path, replaced in (rows or {}).items()),
+                *(rows_of(path, own, new=new) for path, own in (rows or {}).items()),
             ),
             base,
             task_type,
             fan_in_fan_out,
-            meta or AdapterMeta(),
+            meta,
         )
 
     # --------------------------------------------------------------------------- parts by category
@@ -266,7 +268,7 @@ class Adapter:
         if why is not None:
             raise SoraError(
                 f"{why}, which is not an update of low rank",
-                where="without that it would give other outputs",
+                where="without that part it would give other outputs",
                 hint=_MERGE,
             )
 

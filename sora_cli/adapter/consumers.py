@@ -90,7 +90,7 @@ class _Facts:
     @property
     def largest_rank(self) -> int:
         """The rank that servers compare with their option: r counts even if no module has it."""
-        return max(self.config.r, *self.ranks.values())
+        return max((self.config.r, *self.ranks.values()))
 
     @cached_property
     def lost(self) -> Mapping[str, str]:

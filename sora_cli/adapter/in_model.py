@@ -66,16 +66,21 @@ def fold_in(module: nn.Module, update: Update) -> None:
     """Replace a layer's weight by the sum of the weight and its update."""
     weight = module.weight
     assert isinstance(weight, Tensor)
-    transposed = is_transposed(module)
-    base = weight.detach().reshape(len(weight), -1).float()
+    new = changed(weight, update, transposed=is_transposed(module))
+    module.weight = nn.Parameter(new, requires_grad=False)
+
+
+def changed(parameter: Tensor, update: Update, *, transposed: bool) -> Tensor:
+    """Return a parameter with a change in it; see `Update.add`."""
+    base = parameter.detach().reshape(len(parameter), -1).float()
     total, memory, rows = torch.empty_like(base), torch.empty_like(base), (0, len(base))
     # DoRA divides by the norm over the inputs of each output (arXiv 2402.09353, eq. 5); a row of a
     # transposed weight has one input only, so the norms need a pass over the whole sum first
     if isinstance(update, Rescaled) and update.needs_norms(transposed=transposed):
-        delta = update.delta(rows, memory, transposed=transposed)
+        delta = update.direction.delta(rows, memory, transposed=transposed)
         update = update.with_norms((base + delta).double().square().sum(0))
     update.add(base, rows, memory, total, transposed=transposed)
-    module.weight = nn.Parameter(total.reshape(weight.shape).to(weight), requires_grad=False)
+    return total.reshape(parameter.shape).to(parameter)
 
 
 def is_transposed(module: nn.Module) -> bool:

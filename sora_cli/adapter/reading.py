@@ -18,7 +18,7 @@ from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_json, rea
 from sora_cli.adapter.moved import located
 from sora_cli.adapter.parts.factored import common_dtype, factored
 from sora_cli.adapter.parts.full import full, modules_of
-from sora_cli.adapter.parts.kinds import KINDS, PEFT_TYPES
+from sora_cli.adapter.parts.kinds import kinds_in, peft_types
 from sora_cli.adapter.parts.part import Found, Header, Part
 from sora_cli.adapter.peft.config import PeftConfig, parse_config
 from sora_cli.adapter.peft.layout import PREFIX, check_name, unknown_key
@@ -50,7 +50,7 @@ def open_adapter(
     """
     directory = locate_adapter(directory)
     place = str(directory / ADAPTER_CONFIG)
-    config = parse_config(read_json(directory / ADAPTER_CONFIG), place, PEFT_TYPES)
+    config = parse_config(read_json(directory / ADAPTER_CONFIG), place, peft_types())
     meta, named = read_sora_file(directory / SORA_FILE)
     for path in (*meta.ranks, *meta.ranks_start):
         check_name(path, str(directory / SORA_FILE))
@@ -101,15 +101,15 @@ def _parts(
     """
     where = str(tensors.file)
     claims = _claimed(tensors.keys, config, where)
-    kind = next(kind for kind in KINDS if config.peft_type in kind.peft_types)
-    keyed = claims[kind]
+    kind, keyed = next(iter(claims.items()))
     parameters = _parameters(keyed, config, where)
     claims[kind] = layers = {parameters.get(path, path): roles for path, roles in keyed.items()}
+    kind.check_claims(layers, config, where)
     targets = list(dict.fromkeys([*(p for p in meta.ranks if p in layers), *layers]))
     named = set(parameters.values())
     check_targets(config, [path for path in targets if path not in named], place)
     notes = config.prepare(targets, place)
-    header = Header(config, tensors, adapted=keyed.keys(), parameters=named)
+    header = Header(config, tensors, keyed.keys(), named, bool(meta.new_tokens))
     parts = [part for kind, found in claims.items() for part in kind.read(found, header)]
     order = {path: i for i, path in enumerate(meta.ranks)}
     parts.sort(
@@ -129,27 +129,26 @@ def _alive(parts: list[Part]) -> list[Part]:
 
 def _claimed(keys: Sequence[str], config: PeftConfig, where: str) -> dict[type[Part], Found]:
     """Let each kind of part claim its keys; a key that none claims is an error."""
-    asked = [kind for kind in KINDS if not kind.peft_types or config.peft_type in kind.peft_types]
-    claims: dict[type[Part], Found] = {kind: {} for kind in asked}
+    claims: dict[type[Part], Found] = {kind: {} for kind in kinds_in(config.peft_type)}
     for key in keys:
         name = key.removeprefix(PREFIX)
         if name == key:
             raise SoraError(f"{key[:200]!r} does not start with {PREFIX}", where=where)
         check_name(name, where)
-        for kind in asked:
+        for kind, found in claims.items():
             claim = kind.claim(name, config)
             if claim is not None:
-                claims[kind].setdefault(claim[0], {})[claim[1]] = key
+                found.setdefault(claim[0], {})[claim[1]] = key
                 break
         else:
             raise unknown_key(name, where)
-    if not any(claims[kind] for kind in asked if kind.peft_types):
+    if not next(iter(claims.values())):
         raise SoraError("the file holds no LoRA pair", where=where)
     return claims
 
 
 def _parameters(found: Found, config: PeftConfig, where: str) -> dict[str, str]:
-    """Return {path in the keys: name of the parameter} for parameters that are adapted themselves."""
+    """Return {path in the keys: name of the parameter} for adapted parameters."""
     if not config.target_parameters:
         return {}
     for name in config.target_parameters:

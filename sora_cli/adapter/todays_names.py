@@ -35,8 +35,10 @@ def todays_paths(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
 
 
 def todays_layers(model: nn.Module, parts: Iterable[Part]) -> dict[str, str]:
-    """Return {path of each part that changes a layer: the model's}; of a slice of a parameter, the
-    parameter's name."""
+    """Return {path of each part that changes a layer: the model's path}.
+
+    Of a slice of a parameter it is the parameter's name.
+    """
     changing = [part for part in parts if part.changes()]
     parameters = {p.path: name for p in changing if (name := p.parameter) is not None}
     names = todays_names(model, set(parameters.values()))

@@ -99,8 +99,9 @@ def _inspect_one(directory: Path, *, as_json: bool, plot: Path | None, modules: 
     if as_json:
         emit(json.dumps(facts.as_json(), indent=2))
     else:
-        _emit_rank_table(rank_map(ranks, start), printable(facts.directory))
-        if modules:
+        if ranks:
+            _emit_rank_table(rank_map(ranks, start), printable(facts.directory))
+        if modules and ranks:
             _emit_modules(facts)
         emit("\n".join(f"{name + ':':<13} {printable(value)}" for name, value in _lines(facts)))
     if plot is not None:
@@ -192,16 +193,11 @@ def _emit_modules(facts: Facts) -> None:
 
 def _lines(facts: Facts) -> list[tuple[str, str]]:
     """Return name and value of each line below the table."""
-    modules, effective, base = facts.modules, facts.effective_rank, facts.base
+    base = facts.base
     lines = [
         ("method", facts.method or f"{facts.kind}, written by another tool"),
         ("base", (base.path or "not recorded") + _revision(base)),
-        ("components", _share(facts.components.live, facts.components.start)),
-        ("modules", f"{modules.all - modules.dead} of {modules.all} alive"),
-        ("effective", f"{count(effective.energy_90)} components hold 90 % of each module's "
-                      f"||dW||², {count(effective.energy_99)} hold 99 %; "
-                      f"by entropy {effective.entropy:,.1f}"),
-        ("norm", f"||dW|| = {facts.norm:.4g} over all modules"),
+        *(_factor_lines(facts) if facts.ranks else ()),
         ("parameters", f"{count(facts.parameters.adapter)} in the adapter"),
         ("file", f"{size(facts.bytes)}, {'packed' if facts.packed else facts.dtype}"),
         ("prune", f"saves {_saving(facts, 'lossless')} without loss, "
@@ -216,7 +212,7 @@ def _lines(facts: Facts) -> list[tuple[str, str]]:
             [name for name, _ in lines].index("file") + 1,
             ("bits", _bits(facts, facts.packed_bytes)),
         )
-    if not facts.prunable:
+    if not (facts.prunable and facts.ranks):
         lines = [line for line in lines if line[0] != "prune"]
     lines += facts.parts.lines
     if facts.new_tokens:
@@ -243,6 +239,18 @@ def _lines(facts: Facts) -> list[tuple[str, str]]:
     if facts.certificate:
         lines.append(("promise", facts.certificate))
     return lines
+
+
+def _factor_lines(facts: Facts) -> list[tuple[str, str]]:
+    modules, effective = facts.modules, facts.effective_rank
+    return [
+        ("components", _share(facts.components.live, facts.components.start)),
+        ("modules", f"{modules.all - modules.dead} of {modules.all} alive"),
+        ("effective", f"{count(effective.energy_90)} components hold 90 % of each module's "
+                      f"||dW||², {count(effective.energy_99)} hold 99 %; "
+                      f"by entropy {effective.entropy:,.1f}"),
+        ("norm", f"||dW|| = {facts.norm:.4g} over all modules"),
+    ]  # fmt: skip
 
 
 def _bits(facts: Facts, packed_bytes: int) -> str:

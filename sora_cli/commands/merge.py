@@ -142,7 +142,8 @@ def merge(
             merged = plan.write(progress)
         _notes(merged)
     say(
-        f"merged {merged.modules} layers{words(adapter.parts)} with the weights of {merged.base}, as {merged.dtype}"
+        f"merged {merged.modules} layers{words(adapter.parts)} with the weights of {merged.base}, "
+        f"as {merged.dtype}"
     )
     lossy = _tell_what_is_left(merged, storing)
     say(f"wrote {output}")

@@ -120,7 +120,7 @@ class Blocks:
             shape = (stop - start, columns)
             base = self._base(item, start * columns, shape, content, source)
             memory = self._buffers.view("delta", torch.float32, shape)[1]
-            delta = update.delta(rows, memory, transposed=item.transposed)
+            delta = update.direction.delta(rows, memory, transposed=item.transposed)
             squares += (base + delta).double().square().sum(0)
         return update.with_norms(squares)
 

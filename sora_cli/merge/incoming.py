@@ -36,7 +36,7 @@ class Incoming:
 
     @cached_property
     def changes(self) -> Mapping[str, Callable[[], Update]]:
-        """Name of a change -> function that reads it; all parts of one tensor also as one change."""
+        """Name of a change -> function that reads it; parts of one tensor also as one change."""
         changes: dict[str, Callable[[], Update]] = {}
         for part in self.adapter.parts:
             changes |= part.changes()

@@ -41,7 +41,8 @@ class Match:
 
     def grows(self, target: str) -> bool:
         """Return True if the adapter's rows of new tokens follow the rows of a stored weight."""
-        if target not in self.targets or target not in self.places or not self.targets[target].rows:
+        change = self.targets.get(target)
+        if change is None or not change.rows or target not in self.places:
             return False
         stored, shape = self.stored[self.places[target]].shape, self.runtime.state[target].shape
         return stored[1:] == tuple(shape[1:]) and stored[0] < shape[0]
@@ -105,8 +106,8 @@ def tied_part(matched: Match, head: Callable[[str], Content]) -> SoraError | Non
     for name, target in matched.targets.items():
         partners = _partners(matched, name)
         if partners and not target.rows:
-            return SoraError(f"'{target.change}' shares its weight with '{partners[0]}': merging would "
-                             "change both", hint=hint)  # fmt: skip
+            return SoraError(f"'{target.change}' shares its weight with '{partners[0]}': merging "
+                             "would change both", hint=hint)  # fmt: skip
     for parameter, name in matched.heads.items():
         for partner in _partners(matched, parameter):
             other = matched.heads.get(partner)

@@ -51,13 +51,14 @@ def start_from_adapter(
         if not layers:
             raise SoraError(f"method '{method.name}' has no adapter to load start.adapter into")
         with open_adapter(Path(block.adapter).expanduser(), base=base.resolved) as adapter:
-            say_notes(check_base(base, adapter.base, adapter.source.directory))
+            place = adapter.source.directory
+            say_notes(check_base(base, adapter.base, place))
             check_classes("adapter", adapter.meta.labels, task)
             adapter.check_writable()
             slices = adapter.objection(lambda part: part.of_one_rank)
             if slices is not None:
                 raise SoraError(
-                    f"{adapter.source.directory} changes {slices}, which no method trains",
+                    f"{place} changes {slices}, which no method trains",
                     hint="sora merge it first, and train on the merged model",
                 )
             first = {**adapter.stored_ranks, **adapter.meta.ranks_start}
@@ -75,7 +76,7 @@ def start_from_adapter(
             first = {today[path]: rank for path, rank in first.items()}
             return Start(
                 directory=block.adapter,
-                digest=result_digest(adapter.source.directory) or "",
+                digest=result_digest(place) or "",
                 rule=block.keep().given(),
                 bits=block.bits,
                 head=sum(tensor.numel() for tensor in head.values()),
@@ -89,10 +90,11 @@ def start_from_adapter(
 
 def _check_layers(adapter: Adapter, layers: Layers, today: Mapping[str, str]) -> None:
     """Check that the recipe adapts every layer of the adapter, with the same shapes."""
+    place = adapter.source.directory
     missing = [path for path in adapter.paths if today[path] not in layers]
     if missing:
         raise SoraError(
-            f"{adapter.source.directory} changes {first_few(missing)}, which this run does not adapt",
+            f"{place} changes {first_few(missing)}, which this run does not adapt",
             hint="name these layers in method.targets, and use the same kind of model",
         )
     for path in adapter.paths:
@@ -100,18 +102,19 @@ def _check_layers(adapter: Adapter, layers: Layers, today: Mapping[str, str]) ->
         shape = (layer.B.shape[0], layer.A.shape[1])
         if shape != adapter.shapes[path]:
             raise SoraError(
-                f"'{path}' has {shape[1]} inputs and {shape[0]} outputs, but in {adapter.source.directory} "
+                f"'{path}' has {shape[1]} inputs and {shape[0]} outputs, but in {place} "
                 f"{adapter.shapes[path][1]} and {adapter.shapes[path][0]}"
             )
 
 
 def _head(adapter: Adapter, base: Base) -> dict[str, Tensor]:
     """Return the modules that the adapter stores in full; this run must store the same modules."""
+    place = adapter.source.directory
     today = todays_names(base.model, adapter.full)
     other = [n for n in adapter.full if not any(today[n].startswith(f"{m}.") for m in base.head)]
     if other:
         raise SoraError(
-            f"{adapter.source.directory} stores {first_few(other)} in full, but this run would not keep it",
+            f"{place} stores {first_few(other)} in full, but this run would not keep it",
             where=f"this run stores in full: {first_few(base.head)}" if base.head else None,
         )
     return dict(adapter.head)
@@ -126,6 +129,7 @@ def _take_rows(adapter: Adapter, base: Base, new: Sequence[str]) -> None:
     Args:
         new: the run's new tokens, in the order of their rows.
     """
+    place = adapter.source.directory
     own, today = trained_rows(base.model), todays_paths(base.model, adapter.rows)
     names = (
         adapter.meta.new_tokens
@@ -133,7 +137,7 @@ def _take_rows(adapter: Adapter, base: Base, new: Sequence[str]) -> None:
     for path, stored in adapter.rows.items():
         if len(names) != len(stored.indices):
             raise SoraError(
-                f"{adapter.source.directory} has trained rows of tokens {first_few([*stored.indices])}"
+                f"{place} has trained rows of tokens {first_few([*stored.indices])}"
                 ", but does not record the tokens' texts",
                 hint="sora merge it first, and train on the merged model",
             )
@@ -141,7 +145,7 @@ def _take_rows(adapter: Adapter, base: Base, new: Sequence[str]) -> None:
         if rows is None or lost:
             wanted = json.dumps([*new, *lost], ensure_ascii=False)
             raise SoraError(
-                f"{adapter.source.directory} has trained rows of {listed(lost or names)}, which this run "
+                f"{place} has trained rows of {listed(lost or names)}, which this run "
                 "would not keep",
                 hint=quote(f"{KEY}={wanted}"),
                 key=KEY,
@@ -149,7 +153,7 @@ def _take_rows(adapter: Adapter, base: Base, new: Sequence[str]) -> None:
         rows.rows[[new.index(name) for name in names]] = stored.make().to(rows.rows)
     fresh = [name for name in new if name not in names]
     if fresh:
-        say_notes([f"{adapter.source.directory} has no rows of {listed(fresh)}: they begin as the mean of "
+        say_notes([f"{place} has no rows of {listed(fresh)}: they begin as the mean of "
                    "their pieces"])  # fmt: skip
 
 

@@ -136,12 +136,12 @@ def test_one_line_for_all_experts(made: Made, capsys: pytest.CaptureFixture[str]
     with open_adapter(made.adapter) as file:
         facts = facts_of(file)
     changed = {n: float(u.norm()) for n, u in made.update.items() if float(u.norm())}
-    norms = {path: s["norm"] for path, s in facts["spectra"].items()}
+    norms = {path: s.norm for path, s in facts.spectra.items()}
     assert {n if n in changed else f"{n}.weight": v for n, v in norms.items()} == pytest.approx(
         changed, rel=1e-4
     )
-    for name, number in facts["experts"].items():
-        assert facts["ranks"][name]["stored"] == file.stored_ranks[f"{name}.0"] * number
+    for name, number in facts.experts.items():
+        assert facts.ranks[name].stored == file.stored_ranks[f"{name}.0"] * number
     assert not run(["inspect", str(made.adapter), "--modules"])
     shown = capsys.readouterr().out
     assert shown.count("down_proj") <= 6
@@ -182,7 +182,7 @@ def test_cuts_and_sums(qwen: Made, tmp_path: Path) -> None:
         assert file.meta.ranks["model.layers.1.mlp.experts.gate_up_proj"] == 2 * 4
         assert file.meta.ranks_start["model.layers.1.mlp.experts.gate_up_proj"] == 5 * 4
         for path in file.paths:
-            small = whole.factors(path)
+            small = whole.layers[path]
             u, s, vt = torch.linalg.svd(small.B @ small.A)
             best = u[:, :2] * s[:2] @ vt[:2]
             cut = file.layers[path]
@@ -202,7 +202,7 @@ def test_cuts_and_sums(qwen: Made, tmp_path: Path) -> None:
 
 def test_refused_with_the_reason(qwen: Made, tmp_path: Path) -> None:
     with open_adapter(qwen.adapter) as file:
-        with pytest.raises(SoraError, match="all experts in a tensor at one rank"):
+        with pytest.raises(SoraError, match="all parts of a tensor at one rank"):
             export_adapter(qwen.adapter, tmp_path / "out", keep=Keep(energy=0.9))
         with pytest.raises(SoraError, match="only factors of layers can be rounded"):
             Rounding.of(file, 4, head=False)

@@ -13,8 +13,16 @@ from sora_cli.adapter.parts.rows import Rows
 
 # full parameters last: they claim every key below a module that is stored in full
 KINDS: tuple[type[Part], ...] = (LowRank, LoHa, LoKr, Rows, Full)
-PEFT_TYPES = tuple(name for kind in KINDS for name in kind.peft_types)
-"""PEFT's kinds of adapters that can be read."""
+
+
+def peft_types() -> tuple[str, ...]:
+    """Return PEFT's types of adapters that can be read."""
+    return tuple(name for kind in KINDS for name in kind.peft_types)
+
+
+def kinds_in(peft_type: str) -> list[type[Part]]:
+    """Return the kinds that an adapter of one of PEFT's types may hold; its layers' first."""
+    return [kind for kind in KINDS if not kind.peft_types or peft_type in kind.peft_types]
 
 
 def by_kind(parts: Iterable[Part]) -> Iterator[tuple[type[Part], Sequence[Any]]]:

@@ -45,9 +45,17 @@ class LowRank(Factored):
         return None
 
     @classmethod
+    def check_claims(cls, found: Found, config: PeftConfig, where: str) -> None:
+        """Check that no pair lacks a half."""
+        for path, roles in found.items():
+            _pair(path, roles, config, where)
+
+    @classmethod
     def read(cls, found: Found, header: Header) -> Iterator[Factored]:
         """Yield a part for each pair, and for each expert of a pair of a parameter."""
-        pairs = {path: _pair(path, roles, header) for path, roles in found.items()}
+        pairs = {
+            path: _pair(path, roles, header.config, header.where) for path, roles in found.items()
+        }
         halves = lru_cache(maxsize=2)(header.read)  # A and B of one parameter
         for path, pair in pairs.items():
             if path in header.parameters:
@@ -261,8 +269,7 @@ def check_stored(path: str, keys: Iterable[str], sides: Iterable[int], rank: int
                             "or more can be read", where=header.where)  # fmt: skip
 
 
-def _pair(path: str, found: Mapping[str, str], header: Header) -> _Pair:
-    config, where = header.config, header.where
+def _pair(path: str, found: Mapping[str, str], config: PeftConfig, where: str) -> _Pair:
     needed: tuple[str, ...] = (_A, _B, _E) if config.is_adalora else (_A, _B)
     embedding = any(role in found for role in TABLE.values())
     if embedding:

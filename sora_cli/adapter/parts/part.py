@@ -33,12 +33,14 @@ class Header:
     Attributes:
         adapted: paths of the adapted layers, as their keys spell them.
         parameters: names of parameters that are adapted themselves, such as a tensor of experts.
+        new_tokens: the adapter knows tokens that the base model does not.
     """
 
     config: PeftConfig
     tensors: TensorFile
     adapted: Collection[str] = ()
     parameters: Collection[str] = ()
+    new_tokens: bool = False
 
     @property
     def where(self) -> str:
@@ -94,8 +96,8 @@ class Section:
 class Part(ABC):
     """What an adapter holds for one place of its base model.
 
-    A part reads its tensors when they are asked for, if it is a file's. Class methods answer for all
-    parts of a kind in one adapter.
+    A part reads its tensors when they are asked for, if it is a file's. Class methods answer for
+    all parts of a kind in one adapter.
 
     Attributes:
         path: the module, or the parameter that is stored in full.
@@ -112,6 +114,10 @@ class Part(ABC):
     @abstractmethod
     def claim(cls, name: str, config: PeftConfig) -> tuple[str, str] | None:
         """Return the path and the role of a key without its prefix; None: it is another kind's."""
+
+    @classmethod  # noqa: B027
+    def check_claims(cls, found: Found, config: PeftConfig, where: str) -> None:
+        """Check that the roles of each path fit together, before anything else is."""
 
     @classmethod
     @abstractmethod
@@ -161,10 +167,9 @@ class Part(ABC):
 
     # ------------------------------------------------------------- on a model, and in its files
 
-    @classmethod
+    @classmethod  # noqa: B027
     def prepare(cls, model: nn.Module, parts: Sequence[Any]) -> None:
         """Give a model what these parts need before any layer is wrapped."""
-        return None
 
     def apply(self, model: nn.Module, today: str, *, fold: bool) -> LowRankLinear | None:
         """Put the part into a model; return the layer if it was wrapped.

@@ -50,13 +50,18 @@ class StoredProduct(Factored):
         return None
 
     @classmethod
-    def read(cls, found: Found, header: Header) -> Iterator[Self]:
-        """Yield a part for each product."""
+    def check_claims(cls, found: Found, config: PeftConfig, where: str) -> None:
+        """Check that no product lacks a matrix, or has one too many."""
         for path, roles in found.items():
             wrong = lycoris.lacking(cls.peft_types[0], roles)
             if wrong:
                 raise SoraError(f"'{path}' has {', '.join(sorted(roles))}; missing or superfluous: "
-                                f"{', '.join(wrong)}", where=header.where)  # fmt: skip
+                                f"{', '.join(wrong)}", where=where)  # fmt: skip
+
+    @classmethod
+    def read(cls, found: Found, header: Header) -> Iterator[Self]:
+        """Yield a part for each product."""
+        for path, roles in found.items():
             shapes = {role: header.tensors.shape(key) for role, key in roles.items()}
             shape, rank, kernel = cls.dimensions(shapes)
             if rank < 1 or min(shape) < 1:

@@ -67,7 +67,8 @@ class Rows(Part):
                 raise SoraError(f"'{path}': trainable_token_indices names {len(indices)} rows, "
                                 f"each once; the file holds {shape}",
                                 where=header.where)  # fmt: skip
-            yield cls(path, tuple(indices), shape[1], _reader(header, key))
+            read = _reader(header, key)
+            yield cls(path, tuple(indices), shape[1], read, header.new_tokens)
 
     @classmethod
     def configured(cls, parts: Sequence[Rows]) -> dict[str, Any]:

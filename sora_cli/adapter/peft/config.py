@@ -110,14 +110,14 @@ class PeftConfig(Targets):
     def kind(self) -> str:
         """PEFT's name of the kind of adapter, such as "LoRA", "rsLoRA" or "DoRA"."""
         named = {adalora.ADALORA: "AdaLoRA", lycoris.LOHA: "LoHa", lycoris.LOKR: "LoKr"}
-        if self.peft_type in named:
-            return named[self.peft_type]
+        if self.peft_type != LORA:
+            return named.get(self.peft_type, self.peft_type)
         return "DoRA" if self.use_dora else "rsLoRA" if self.use_rslora else "LoRA"
 
     @property
     def is_plain(self) -> bool:
         """True for PEFT's LoRA with pairs alone: no magnitudes, no other products."""
-        return self.peft_type == "LORA" and not self.use_dora
+        return self.peft_type == LORA and not self.use_dora
 
     def prepare(self, paths: Sequence[str], where: str) -> tuple[str, ...]:
         """Find the rank and alpha of each module; return notes on odd patterns and options."""
@@ -203,7 +203,7 @@ def parse_config(raw: Any, where: str, known: Sequence[str]) -> PeftConfig:
                         where=where, hint=FROM_ELSEWHERE)  # fmt: skip
     _refuse_kind(raw["peft_type"], where, known)
     plain = {key: value for key, value in raw.items() if key != "module_ranks"}
-    plain["unknown_options"] = _unknown_options(raw) if raw["peft_type"] == "LORA" else ()
+    plain["unknown_options"] = _unknown_options(raw) if raw["peft_type"] == LORA else ()
     if plain["peft_type"] == adalora.ADALORA:
         plain = adalora.plain_terms(plain, where)
     elif plain["peft_type"] in lycoris.PARTS:
@@ -279,7 +279,7 @@ def _refuse_variants(config: PeftConfig, raw: Mapping[str, Any], where: str) -> 
         if raw.get(name) not in (None, False, []):  # an empty mapping sets it
             raise SoraError(f"{name} is set: {reason}, which is more than a plain LoRA",
                             where=where, hint=MERGE_HINT)  # fmt: skip
-    if config.target_parameters and (config.peft_type != "LORA" or config.use_dora):
+    if config.target_parameters and (config.peft_type != LORA or config.use_dora):
         raise SoraError(f"target_parameters goes with plain LoRA only, not with {config.kind}",
                         where=where)  # fmt: skip
     if config.bias not in _BIASES:

@@ -13,7 +13,7 @@ from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.consumers import Consumer, consumers
 from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import BaseReference
-from sora_cli.adapter.parts.kinds import PEFT_TYPES
+from sora_cli.adapter.parts.kinds import peft_types
 from sora_cli.adapter.peft.config import parse_config
 from sora_cli.adapter.programs import program
 from sora_cli.adapter.reading import open_adapter
@@ -31,7 +31,7 @@ def verdicts(
 ) -> dict[str, Consumer]:
     raw = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "org/base",
            "r": 16, "lora_alpha": 32, **config}  # fmt: skip
-    parsed = parse_config(raw, "adapter_config.json", PEFT_TYPES)
+    parsed = parse_config(raw, "adapter_config.json", peft_types())
     if ranks is None:
         ranks = {path: parsed.rank(path) for path in PATHS}
     found = consumers(
