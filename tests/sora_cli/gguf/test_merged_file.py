@@ -19,7 +19,7 @@ from methods.factors import LowRankFactors
 from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.app import run
-from sora_cli.merge import to_gguf
+from sora_cli.gguf import merged_file
 from sora_cli.model.fingerprint import fingerprint
 from tests.golden import NUMBER, told
 from tests.helpers_disk import files_of_at_most
@@ -204,10 +204,10 @@ def test_a_type_that_nothing_here_writes(
 ) -> None:  # fmt: skip
     """K-quants without llama.cpp, and types that want statistics; in another type they merge."""
     monkeypatch.setitem(sys.modules, "xllamacpp.xllamacpp", None)
-    to_gguf._llama_cpp.cache_clear()
+    merged_file._llama_cpp.cache_clear()
     adapter_for(tmp_path / "a", base_file(tmp_path / "base.gguf", width=256, down=type), width=256)
     refused(capsys, *merging(tmp_path, "--type", "base"))
-    to_gguf._llama_cpp.cache_clear()
+    merged_file._llama_cpp.cache_clear()
     assert not (tmp_path / "out.gguf").exists()
     assert merge(tmp_path, "--type", "f16") == 0
 
