@@ -72,9 +72,7 @@ def export_gguf(
         check_low_rank(file)
         name = base or file.base.name()
         check_parts(file)
-        source = local_checkpoint(resolve_model_path(name), file.base.revision)
-        architecture, places = _places(file, name, source)
-        note = _check_base(file, name, source, force=force)
+        architecture, places, note = _on_base(file, name, force=force)
         ranks = Plan(file.layers, {}, layout="exact", dtype="float32").stored
         alpha = max(ranks.values())
         layers = OnDemand(file.paths, lambda path: _scaled(file, path, ranks.get(path, 0) / alpha))
@@ -100,10 +98,7 @@ def export_gguf(
 
 
 def check_parts(file: AdapterFile) -> None:
-    """Refuse an adapter with parts that llama.cpp cannot add; check that the package gguf is here.
-
-    It has to be of low rank: see `check_low_rank`.
-    """
+    """Refuse parts that llama.cpp cannot add, in an adapter that `check_low_rank` accepts."""
     check_package()
     if file.head_names:
         names = first_few(file.head_modules or file.head_names)
@@ -113,32 +108,25 @@ def check_parts(file: AdapterFile) -> None:
                       f"{first_few(grouped(file.forms, file.forms))}")  # fmt: skip
 
 
-def _places(file: AdapterFile, name: str, source: Path | None) -> tuple[str, Places]:
-    """Return llama.cpp's name of the architecture, and the places of an adapter's modules.
-
-    Args:
-        name: the base model's name.
-        source: its directory or GGUF file on this disk.
-    """
+def _on_base(file: AdapterFile, name: str, *, force: bool) -> tuple[str, Places, str | None]:
+    """Return llama.cpp's name of the base's architecture, the modules' places, and a note."""
+    source = local_checkpoint(resolve_model_path(name), file.base.revision)
     if source is not None and source.is_file():
-        return places_in_file(source, file.shapes)
-    if source is None or not (source / MODEL_CONFIG).is_file():
+        architecture, places = places_in_file(source, file.shapes)
+    elif source is not None and (source / MODEL_CONFIG).is_file():
+        config = read_json(source / MODEL_CONFIG)
+        if not isinstance(config, dict):
+            raise SoraError(f"{source / MODEL_CONFIG} is not a configuration")
+        architecture, places = places_by_config(config, source / MODEL_CONFIG, file.shapes)
+    else:
         raise SoraError(
             f"the base model {name} is not here: its config.json is needed for llama.cpp's names",
             hint="name a GGUF file or a directory: --base MODEL",
         )
-    config = read_json(source / MODEL_CONFIG)
-    if not isinstance(config, dict):
-        raise SoraError(f"{source / MODEL_CONFIG} is not a configuration")
-    return places_by_config(config, source / MODEL_CONFIG, file.shapes)
-
-
-def _check_base(file: AdapterFile, name: str, source: Path | None, *, force: bool) -> str | None:
-    """Refuse a base with other weights; a checkpoint and a GGUF file of it cannot be compared."""
-    one_form = _is_gguf(file.base.path) == _is_gguf(name)
-    return check_weights(
-        file.base, source if one_form else None, name, "the adapter", force=force, hint=OR_FORCE
-    )
+    # a checkpoint and a GGUF file of it cannot be compared
+    files = source if _is_gguf(file.base.path) == _is_gguf(name) else None
+    note = check_weights(file.base, files, name, "the adapter", force=force, hint=OR_FORCE)
+    return architecture, places, note
 
 
 def _is_gguf(reference: str) -> bool:

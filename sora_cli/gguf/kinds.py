@@ -70,11 +70,6 @@ _WITHOUT_FACTORS = ("cls", "cls.output")
 """Weights that llama.cpp multiplies without their factors (`build_pooling`)."""
 
 
-def kind_of_architecture(architecture: str) -> Kind | None:
-    """Return the form in which a GGUF file of this architecture stores layers; None: not known."""
-    return next((kind for kind in KINDS.values() if kind.architecture == architecture), None)
-
-
 def exact_in_gguf(model_type: object) -> bool:
     """Return true if `sora export --format gguf` takes this kind of model, or if it is None."""
     return model_type is None or model_type in KINDS
@@ -111,15 +106,9 @@ def gguf_names(model_type: str, paths: Iterable[str]) -> dict[str, str | None] |
     # the package makes its table for a number of layers, which the largest index tells
     numbers = (int(part) for path in paths for part in path.split(".") if part.isdecimal())
     names = gguf.get_tensor_name_map(known[wanted], max(numbers, default=0) + 1)
-    weights = {
-        path: names.get_name(path) or names.get_name(_without_backbone(path)) for path in paths
-    }
+    # converters of encoders remove the backbone's name
+    weights = {p: names.get_name(p) or names.get_name(p.partition(".")[2]) for p in paths}
     return {path: None if name in _WITHOUT_FACTORS else name for path, name in weights.items()}
-
-
-def _without_backbone(path: str) -> str:
-    """Return a path without the backbone's name, which converters of encoders remove."""
-    return path.partition(".")[2]
 
 
 def _normalised(name: str) -> str:

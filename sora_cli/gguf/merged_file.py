@@ -79,11 +79,11 @@ class MergedFile:
             out.write(self._head + self._padding(len(self._head)))
             for tensor in self._reader.tensors:
                 is_changed = tensor.name in self._changed
-                made = self._merged(tensor, measure) if is_changed else tensor.data
-                data: Any = np.ascontiguousarray(made)
-                self._digests[tensor.name] = hashlib.sha256(data).digest()
-                out.write(data)
-                out.write(self._padding(data.nbytes))
+                data = self._merged(tensor, measure) if is_changed else tensor.data
+                content = np.ascontiguousarray(data).data
+                self._digests[tensor.name] = hashlib.sha256(content).digest()
+                out.write(content)
+                out.write(self._padding(content.nbytes))
 
     def check(self, file: Path) -> None:
         """Read the file back, and compare it with the digests taken during writing."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from methods.factors import LowRankFactors
 from sora_cli.core.errors import SoraError
-from sora_cli.gguf.kinds import KINDS, Kind, gguf_names, has_tied_output, kind_of_architecture
+from sora_cli.gguf.kinds import KINDS, Kind, gguf_names, has_tied_output
 from sora_cli.gguf.package import reading
 
 _EMBEDDINGS = ("token_embd", "position_embd", "token_types")
@@ -74,7 +74,8 @@ def places_in_file(source: Path, shapes: Shapes) -> tuple[str, Places]:
     with reading(source):
         reader = gguf.GGUFReader(source)
         architecture = str(reader.fields[gguf.Keys.General.ARCHITECTURE].contents())
-        kind = _exact(kind_of_architecture(architecture), architecture)
+        kinds = {kind.architecture: kind for kind in KINDS.values()}
+        kind = _exact(kinds.get(architecture), architecture)
         heads = _heads_in_file(reader, architecture) if kind.order else _Heads(1, 1)
         stored = {t.name: tuple(int(n) for n in t.shape) for t in reader.tensors}  # (in, out)
     places = _match_places(kind, gguf_names(architecture, shapes) or {}, heads, shapes)
