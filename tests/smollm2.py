@@ -20,7 +20,7 @@ import transformers
 
 from methods import inject, registry
 from sora_cli.adapter.saving import save_adapter
-from sora_cli.model.gguf import parsed_once
+from sora_cli.gguf.package import parsed_once
 from sora_cli.model.loading import split_gguf, weights_options
 from tests.helpers_adapters import R_MAX, randomise
 from tests.run_folder import made_once

@@ -55,7 +55,7 @@ def _literals(node: ast.AST) -> set[str]:
 
 LAYERS = (
     {"core"},
-    {"recipe", "report"},
+    {"gguf", "recipe", "report"},
     {"data"},
     {"tasks"},
     {"model"},
@@ -299,7 +299,6 @@ UNTOUCHED = {
     "in a directory or under a name that core/atomic handed out": {
         "sora_cli/adapter/companions.py": {"copyfile", "copytree", "save_pretrained"},
         "sora_cli/adapter/directory.py": {"write_bytes"},
-        "sora_cli/adapter/gguf_lora.py": {"open"},
         "sora_cli/adapter/metadata.py": {"write_text"},
         "sora_cli/adapter/packed.py": {"write_bytes"},
         "sora_cli/commands/pick.py": {"copytree"},
@@ -308,8 +307,9 @@ UNTOUCHED = {
         "sora_cli/data/builtin/tiny_t5.py": {"save_pretrained"},
         "sora_cli/data/builtin/tiny_vit.py": {"save_pretrained"},
         "sora_cli/data/tokens.py": {"open"},
+        "sora_cli/gguf/lora_file.py": {"open"},
+        "sora_cli/gguf/merged_file.py": {"open"},
         "sora_cli/merge/merge.py": {"copyfile", "write_text"},
-        "sora_cli/merge/to_gguf.py": {"open"},
         "sora_cli/merge/write.py": {"open"},
         "sora_cli/model/tensors.py": {"open"},
         "sora_cli/run/stored.py": {"save_file", "save_pretrained"},
@@ -319,7 +319,7 @@ UNTOUCHED = {
     },
     "in a temporary directory of the system": {
         "sora_cli/commands/predict.py": {"open"},
-        "sora_cli/merge/gguf.py": {"rmtree", "save_pretrained"},
+        "sora_cli/merge/base.py": {"rmtree", "save_pretrained"},
         "sora_cli/verify/contract_trial.py": {"save_pretrained"},
         "sora_cli/verify/reload.py": {"save_file", "write_text"},
     },

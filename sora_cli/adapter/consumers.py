@@ -21,13 +21,13 @@ from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from sora_cli.adapter.gguf_kinds import exact_in_gguf, gguf_names, has_tied_output
 from sora_cli.adapter.metadata import read_json
 from sora_cli.adapter.peft.refused import refused_today
 from sora_cli.adapter.programs import PROGRAMS, Program
 from sora_cli.core.errors import SoraError
 from sora_cli.core.shell import quote
 from sora_cli.core.words import first_few
+from sora_cli.gguf.kinds import exact_in_gguf, gguf_names, has_tied_output
 from sora_cli.model.files import MODEL_CONFIG
 from sora_cli.model.references import local_checkpoint
 

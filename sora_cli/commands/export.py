@@ -39,8 +39,8 @@ from sora_cli.core.outputs import check_apart, check_new_file
 from sora_cli.core.shell import quote
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import uncollected
+from sora_cli.gguf.header import check_gguf_place
 from sora_cli.model.files import ADAPTER_WEIGHTS
-from sora_cli.model.gguf import check_gguf_place
 
 
 def export(

@@ -28,7 +28,7 @@ from sora_cli.core.outputs import check_apart
 from sora_cli.core.shell import quote
 from sora_cli.core.timing import uncollected
 from sora_cli.core.words import first_few
-from sora_cli.model.gguf import check_gguf_place
+from sora_cli.gguf.header import check_gguf_place
 from sora_cli.model.references import resolve_model_path
 
 if TYPE_CHECKING:

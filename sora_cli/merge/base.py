@@ -1,8 +1,16 @@
-"""The base model's directory: its configuration, weight files, and other files to copy."""
+"""The base model's directory: its configuration, weight files, and other files to copy.
+
+A base model in a GGUF file is first unpacked into an ordinary checkpoint. GGUF's numbers are
+quantised: an update added to them would be lost. transformers converts them to floating point, as
+it does for training such a model, and the update is added to the result.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
+import weakref
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import escape
@@ -10,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli.adapter.metadata import read_json
+from sora_cli.core.console import size
+from sora_cli.core.environment import free_memory
 from sora_cli.core.errors import SoraError
-from sora_cli.core.hub import quiet_hub
+from sora_cli.core.hub import quiet_hub, quiet_loading
 from sora_cli.core.shell import quote
-from sora_cli.merge.gguf import Unpacked, unpack
+from sora_cli.gguf.package import check_package, parsed_once, reading
 from sora_cli.model.files import (
     ADAPTER_CONFIG,
     MERGE_RECORD,
@@ -27,7 +37,7 @@ from sora_cli.model.files import (
     pickled,
 )
 from sora_cli.model.fingerprint import weight_files
-from sora_cli.model.loading import LOCAL_COPY, loading
+from sora_cli.model.loading import LOCAL_COPY, loading, split_gguf, weights_options
 
 MODEL_CARD = "README.md"
 
@@ -51,6 +61,14 @@ _CODE = "*.py"
 _CONFIGS = (MODEL_CONFIG, "tokenizer_config.json", "processor_config.json",
             "preprocessor_config.json")  # fmt: skip
 """Configuration files that may name the model's own Python code, under `auto_map`."""
+
+
+class _Unpacked:
+    """A temporary directory, removed with this object or at the program's end."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="sora-gguf-"))
+        self.remove = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -77,7 +95,7 @@ class BaseFolder:
     index: dict[str, Any] | None
     others: tuple[Path, ...]
     left_out: tuple[str, ...]
-    unpacked: Unpacked | None = None
+    unpacked: _Unpacked | None = None
 
     @property
     def others_bytes(self) -> int:
@@ -96,7 +114,7 @@ def open_base(source: str, revision: str | None) -> BaseFolder:
 
     Quantised models, and models that load an adapter of their own, are refused.
     """
-    unpacked = unpack(source) if source.lower().endswith(".gguf") else None
+    unpacked = _unpack(source) if source.lower().endswith(".gguf") else None
     folder = _folder(source, revision) if unpacked is None else unpacked.folder
     if (folder / ADAPTER_CONFIG).is_file():
         raise SoraError(
@@ -210,3 +228,69 @@ def _parsed(file: Path) -> Any:
         return read_json(file)
     except SoraError:
         return None
+
+
+def _unpack(source: str) -> _Unpacked:
+    """Write configuration, weights and tokenizer of a GGUF file into a temporary directory.
+
+    This takes memory and disk for all numbers in float32; too little of either is an error before
+    anything is loaded.
+    """
+    file = Path(source)
+    if not file.is_file():
+        raise SoraError(f"there is no file {source}", hint="give the base model with --base")
+    check_package(f"{file.name}: to read GGUF files the package gguf is needed")
+    with reading(file, "is it complete, and does transformers know its kind?"):
+        _check_room(file)
+        unpacked = _Unpacked()
+        try:
+            with quiet_loading(), parsed_once(source):
+                _write_unpacked(source, unpacked.folder)
+        except Exception:
+            unpacked.remove()
+            raise
+    return unpacked
+
+
+def _write_unpacked(source: str, target: Path) -> None:
+    import torch
+    import transformers
+
+    name, options = split_gguf(source)
+    config = transformers.AutoConfig.from_pretrained(name, **options)
+    # a narrower dtype would round dequantised numbers
+    model = _auto_class(config).from_pretrained(
+        name, dtype=torch.float32, **options, **weights_options(options)
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _auto_class(config: Any) -> Any:
+    """Return the Auto class with a language-model head; AutoModel if this kind has no such head."""
+    import transformers
+
+    for auto, kinds in (
+        (transformers.AutoModelForSeq2SeqLM, transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
+        (transformers.AutoModelForCausalLM, transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
+    ):
+        if type(config) in kinds:
+            return auto
+    return transformers.AutoModel
+
+
+def _check_room(file: Path) -> None:
+    """Refuse a GGUF file too large for memory or disk, by the counts in its header."""
+    from gguf import GGUFReader
+
+    needed = 4 * sum(int(tensor.n_elements) for tensor in GGUFReader(file).tensors)
+    free = free_memory()
+    disk = shutil.disk_usage(tempfile.gettempdir()).free
+    for what, there in (("memory", free), ("disk", disk)):
+        if there is not None and needed > there:
+            raise SoraError(
+                f"{file.name} needs {size(needed)} of {what} as float32, {size(there)} are free",
+                where=tempfile.gettempdir() if what == "disk" else None,
+                hint="set TMPDIR to a larger disk" if what == "disk" else None,
+            )

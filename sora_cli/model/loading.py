@@ -10,8 +10,8 @@ from typing import Any
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import ask_once, has_copies, offline_error, quiet_loading
 from sora_cli.core.out_of_memory import ran_out
+from sora_cli.gguf.package import parsed_once
 from sora_cli.model.files import MODEL_CONFIG, foreign_code, holds_pickles_only, pickled
-from sora_cli.model.gguf import parsed_once
 
 LOCAL_COPY = "give a local copy: --base DIR"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from sora_cli.core.errors import SoraError
 from sora_cli.core.hub import ask_once, looks_local
 from sora_cli.data.builtin.models import builtin_model
+from sora_cli.gguf.header import check_gguf
 from sora_cli.model.files import MODEL_CONFIG, is_there
-from sora_cli.model.gguf import check_gguf
 
 PACKAGE_SCHEME = "package://"
 BUILTIN_SCHEME = "builtin://"

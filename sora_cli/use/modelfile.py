@@ -12,9 +12,9 @@ from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.errors import SoraError, reason
 from sora_cli.core.shell import quote
 from sora_cli.core.words import shown_value
+from sora_cli.gguf.header import MODELFILE_MARK, modelfile_of
 from sora_cli.model.base import load_inputs
 from sora_cli.model.files import SORA_FILE
-from sora_cli.model.gguf import MODELFILE_MARK, modelfile_of
 from sora_cli.model.loading import split_gguf
 from sora_cli.model.references import resolve_model_path
 from sora_cli.recipe.recipe import ModelBlock

@@ -27,7 +27,7 @@ from sora_cli.adapter.classes import auto_class_for
 from sora_cli.core.console import say
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
-from sora_cli.model.gguf import parsed_once
+from sora_cli.gguf.package import parsed_once
 from sora_cli.tasks.prompts import rendered
 from sora_cli.verify.effect import measure_one
 from sora_cli.verify.outputs import check_finite

@@ -25,7 +25,7 @@ import torch
 from sora_cli.adapter.classes import BARE, auto_class_for, auto_class_of
 from sora_cli.core.checks import check_comparison
 from sora_cli.core.errors import SoraError
-from sora_cli.model.gguf import parsed_once
+from sora_cli.gguf.package import parsed_once
 from sora_cli.model.tensors import dtype_name
 from sora_cli.verify.described import described_apart
 from sora_cli.verify.difference import Difference, compare, largest_relative

@@ -24,12 +24,12 @@ from methods import inject, registry
 from methods.factors import LowRankFactors
 from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.directory import write_adapter
-from sora_cli.adapter.gguf_kinds import gguf_names
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.peft.layout import PREFIX
 from sora_cli.adapter.reading import read_adapter
 from sora_cli.adapter.saving import save_adapter
 from sora_cli.app import run
+from sora_cli.gguf.kinds import gguf_names
 from sora_cli.model.files import ADAPTER_WEIGHTS
 from tests import smollm2
 from tests.helpers_adapters import R_MAX, randomise

@@ -22,7 +22,7 @@ from tests.helpers_models import tiny_bert, tiny_llama
 from tests.helpers_runs import write_recipe
 from tests.helpers_tuned import change, save_pair
 from tests.interop import test_new_tokens
-from tests.sora_cli.merge import test_to_gguf
+from tests.sora_cli.gguf import test_merged_file
 
 Make = Callable[[Path], None]
 """Writes base/, adapter/ and, if its base can be trained, recipe.yaml and rows.jsonl."""
@@ -105,8 +105,8 @@ def _extracted(pattern: str, folder: Path) -> None:
 
 def _on_gguf(kind: str, folder: Path) -> None:
     """Write an adapter of a base model that is a GGUF file."""
-    file = test_to_gguf.base_file(folder / "base.gguf", query=kind)
-    test_to_gguf.adapter_for(folder / "adapter", file, scale=0.1)
+    file = test_merged_file.base_file(folder / "base.gguf", query=kind)
+    test_merged_file.adapter_for(folder / "adapter", file, scale=0.1)
 
 
 def _stored(name: str, folder: Path) -> None:

@@ -10,7 +10,7 @@ from sora_cli.adapter.metadata import BaseReference
 from sora_cli.core.errors import SoraError
 from sora_cli.model.references import ask_hub, local_checkpoint, resolve_model_path
 from tests.helpers_errors import refusal
-from tests.sora_cli.merge.test_to_gguf import base_file
+from tests.sora_cli.gguf.test_merged_file import base_file
 
 
 def test_directories_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,30 +69,6 @@ _TIED = frozenset((
 _WITHOUT_FACTORS = ("cls", "cls.output")
 """Weights that llama.cpp multiplies without their factors (`build_pooling`)."""
 
-_OTHER_NAMES = {
-    "mistral": "llama",
-    "mixtral": "llama",
-    "phi": "phi2",
-    "cohere": "command-r",
-    "gemma3text": "gemma3",
-    "gemma4text": "gemma4",
-    "mt5": "t5",
-    "umt5": "t5",
-    "roberta": "bert",
-    "xlmroberta": "bert",
-    "camembert": "bert",
-    "distilbert": "bert",
-    "gptbigcode": "starcoder",
-    "hunyuanv1dense": "hunyuandense",
-    "olmo3": "olmo2",
-}
-"""transformers' model type -> llama.cpp's architecture, if they differ in more than dashes."""
-
-
-def kind_of_architecture(architecture: str) -> Kind | None:
-    """Return the form in which a GGUF file of this architecture stores layers; None: not known."""
-    return next((kind for kind in KINDS.values() if kind.architecture == architecture), None)
-
 
 def exact_in_gguf(model_type: object) -> bool:
     """Return true if `sora export --format gguf` takes this kind of model, or if it is None."""
@@ -103,31 +79,6 @@ def has_tied_output(config: Mapping[str, Any]) -> bool:
     """Return true if a model's output layer is its embedding, by its config.json."""
     tied = config.get("tie_word_embeddings")
     return config.get("model_type") in _TIED if tied is None else bool(tied)
-
-
-@dataclass(frozen=True)
-class Heads:
-    """The attention heads of a model: their number, and the numbers in each."""
-
-    count: int
-    size: int
-
-
-def configured_heads(config: Mapping[str, Any]) -> Heads:
-    """Return the heads of a model by its config.json.
-
-    Raises:
-        LookupError: the configuration does not say them.
-    """
-    count, hidden = (
-        next((config[name] for name in names if isinstance(config.get(name), int)), None)
-        for names in (("num_attention_heads", "n_head", "num_heads", "n_heads"),
-                      ("hidden_size", "n_embd", "d_model"))
-    )  # fmt: skip
-    size = config.get("head_dim") or (hidden and count and hidden // count)
-    if not isinstance(count, int) or not isinstance(size, int):
-        raise LookupError("the number of attention heads")
-    return Heads(count, size)
 
 
 def gguf_names(model_type: str, paths: Iterable[str]) -> dict[str, str | None] | None:
@@ -148,23 +99,24 @@ def gguf_names(model_type: str, paths: Iterable[str]) -> dict[str, str | None] |
         return None
     paths = tuple(paths)
     plain = _normalised(model_type)
-    wanted = _normalised(_OTHER_NAMES.get(plain, plain))
+    wanted = _normalised(_ARCHITECTURES.get(plain, plain))
     known = {_normalised(name): arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
     if wanted not in known:
         raise LookupError(model_type)
     # the package makes its table for a number of layers, which the largest index tells
     numbers = (int(part) for path in paths for part in path.split(".") if part.isdecimal())
     names = gguf.get_tensor_name_map(known[wanted], max(numbers, default=0) + 1)
-    weights = {
-        path: names.get_name(path) or names.get_name(_without_backbone(path)) for path in paths
-    }
+    # converters of encoders remove the backbone's name
+    weights = {p: names.get_name(p) or names.get_name(p.partition(".")[2]) for p in paths}
     return {path: None if name in _WITHOUT_FACTORS else name for path, name in weights.items()}
-
-
-def _without_backbone(path: str) -> str:
-    """Return a path without the backbone's name, which converters of encoders remove."""
-    return path.partition(".")[2]
 
 
 def _normalised(name: str) -> str:
     return re.sub(r"[-_]", "", name.lower())
+
+
+_ARCHITECTURES = {
+    "gemma4text": "gemma4",
+    **{_normalised(name): kind.architecture for name, kind in KINDS.items()},
+}
+"""transformers' model type, without dashes -> llama.cpp's architecture, where they may differ."""

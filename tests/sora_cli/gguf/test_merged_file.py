@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 import sys
@@ -13,14 +14,17 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from methods.factors import LowRankFactors
 from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import BaseReference
+from sora_cli.adapter.peft.layout import PREFIX
 from sora_cli.app import run
-from sora_cli.merge import to_gguf
+from sora_cli.gguf import merged_file
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from sora_cli.model.fingerprint import fingerprint
 from tests.golden import NUMBER, told
 from tests.helpers_disk import files_of_at_most
@@ -205,10 +209,10 @@ def test_a_type_that_nothing_here_writes(
 ) -> None:  # fmt: skip
     """K-quants without llama.cpp, and types that want statistics; in another type they merge."""
     monkeypatch.setitem(sys.modules, "xllamacpp.xllamacpp", None)
-    to_gguf._llama_cpp.cache_clear()
+    merged_file._llama_cpp.cache_clear()
     adapter_for(tmp_path / "a", base_file(tmp_path / "base.gguf", width=256, down=type), width=256)
     refused(capsys, *merging(tmp_path, "--type", "base"))
-    to_gguf._llama_cpp.cache_clear()
+    merged_file._llama_cpp.cache_clear()
     assert not (tmp_path / "out.gguf").exists()
     assert merge(tmp_path, "--type", "f16") == 0
 
@@ -268,6 +272,18 @@ def test_an_update_that_is_lost(
     assert merge(tmp_path, "--type", type, "--accept-loss") == 0
     told(capsys.readouterr().err, hide=NUMBER)
     assert merge(tmp_path, "--type", "f32", "--force") == 0
+
+
+def test_a_weight_that_is_stored_in_full(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """llama.cpp's file has no place for it, and nothing is left out without a word."""
+    adapter_for(tmp_path / "a", base_file(tmp_path / "base.gguf"))
+    config, weights = (tmp_path / "a" / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
+    stored = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps({**stored, "modules_to_save": ["lm_head"]}), encoding="utf-8")
+    save_file({**load_file(weights), f"{PREFIX}lm_head.weight": torch.ones(3, HIDDEN)}, weights)
+    refused(capsys, *merging(tmp_path))
 
 
 def test_rows_that_do_not_fit_into_blocks(

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from sora_cli.app import run
-from sora_cli.model.gguf import parsed_once
 from sora_cli.model.references import resolve_model_path
 from sora_cli.report import read_report
 from tests import smollm2
 from tests.helpers_errors import refusal
 from tests.helpers_runs import pair_rows, write_rows
-from tests.sora_cli.merge.test_to_gguf import Writer, adapter_for, base_file, odd_metadata
+from tests.sora_cli.gguf.test_merged_file import Writer, adapter_for, base_file, odd_metadata
 
 RECIPE = """
 model: {{path: {model}}}
@@ -133,26 +132,3 @@ def test_an_adapter_is_no_model(
     assert "holds no model: its general.type is 'adapter'" in lines[0]
     assert len(lines) <= 3
     assert set(tmp_path.iterdir()) == before
-
-
-@pytest.mark.versions
-def test_a_file_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the configuration and the tokenizer, whoever asks; afterwards the reader is as it was."""
-    gguf, source = pytest.importorskip("gguf"), "base.gguf"
-    calls: list[str] = []
-
-    def reader(path: str) -> list[str]:
-        calls.append(path)
-        return calls
-
-    monkeypatch.setattr(gguf, "GGUFReader", reader)
-    with parsed_once("no.safetensors"):
-        assert gguf.GGUFReader is reader
-    with parsed_once(source):
-        with parsed_once(source):
-            assert gguf.GGUFReader(source) is calls
-        assert gguf.GGUFReader(source) is calls
-        table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
-        assert gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2) is table
-    assert gguf.GGUFReader is reader
-    assert calls == [source]

@@ -1,12 +1,9 @@
-"""GGUF files: check their header for a model, and parse each file only once."""
+"""The header of a GGUF file, and the place of a new file: checks before anything is loaded."""
 
 from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +20,6 @@ _ELSEWHERE = "choose another place: -o OUT"
 _NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 _TEXT, _LIST = 8, 9
 """The format's numbers for types of values; `_NUMBERS` maps numeric types to `struct` letters."""
-
-
-@contextmanager
-def parsed_once(*sources: str) -> Iterator[None]:
-    """Parse each GGUF file only once inside the block.
-
-    transformers parses the whole vocabulary separately for configuration, tokenizer and weights,
-    which takes 3 s each time for SmolLM2, and builds the same table of tensor names for each
-    module, which takes 6 s. Blocks may be nested.
-
-    Args:
-        sources: resolved models; without a GGUF file among them nothing is changed.
-    """
-    # until: transformers > 5.24
-    if not any(source.lower().endswith(".gguf") for source in sources):
-        yield
-        return
-    try:
-        import gguf
-    except ImportError:  # transformers reports the missing package
-        yield
-        return
-    reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader, gguf.get_tensor_name_map = cache(reader), cache(names)
-    try:
-        yield
-    finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = reader, names
 
 
 def check_gguf(reference: str, file: Path) -> None:

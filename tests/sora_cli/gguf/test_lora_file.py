@@ -17,13 +17,13 @@ from transformers import CONFIG_MAPPING
 from methods.factors import LowRankFactors
 from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.directory import write_adapter
-from sora_cli.adapter.gguf_kinds import KINDS, has_tied_output
 from sora_cli.adapter.gguf_lora import export_gguf
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.reading import read_adapter
 from sora_cli.adapter.saving import base_reference
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
+from sora_cli.gguf.kinds import KINDS, has_tied_output
 from tests.helpers_disk import files_of_at_most
 from tests.helpers_errors import refused
 
