@@ -298,7 +298,7 @@ ATOMIC = "sora_cli/core/atomic.py"
 UNTOUCHED = {
     "in a directory or under a name that core/atomic handed out": {
         "sora_cli/adapter/companions.py": {"copyfile", "copytree", "save_pretrained"},
-        "sora_cli/adapter/directory.py": {"write_bytes"},
+        "sora_cli/adapter/card.py": {"write_bytes"},
         "sora_cli/adapter/metadata.py": {"write_text"},
         "sora_cli/adapter/packed.py": {"write_bytes"},
         "sora_cli/commands/pick.py": {"copytree"},

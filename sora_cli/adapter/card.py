@@ -5,7 +5,7 @@ It holds no date, no time and no path of this machine, so that equal runs have e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,17 @@ def adapter_card(adapter: Adapter, *, certificate: Sequence[str] = ()) -> str:
     }
     parts += [f"## {title}\n\n{_joined(lines)}" for title, lines in sections.items() if lines]
     return "\n".join(parts)
+
+
+def write_card(adapter: Adapter, certify: Callable[[Path], Sequence[str]] | None = None) -> None:
+    """Write the card of an open adapter into its directory.
+
+    Args:
+        certify: writes the adapter's certificate, and returns the certificate's sentences.
+    """
+    folder = adapter.source.directory
+    lines = () if certify is None else certify(folder)
+    (folder / CARD).write_bytes(stored(adapter_card(adapter, certificate=lines)))
 
 
 def rewrite_card(directory: Path, certificate: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ from methods.factors import LowRankFactors
 from methods.keep import Keep
 from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.base_check import unrecorded
+from sora_cli.adapter.card import write_card
 from sora_cli.adapter.companions import copy_processor
 from sora_cli.adapter.dense import Progress, cut_dense, measure
 from sora_cli.adapter.directory import write_adapter
@@ -141,8 +142,9 @@ class Combination:
 
         def finish(layers: Layers) -> None:
             write_adapter(
-                output, outline.with_layers(layers), dtype=dtype, force=force, beside=beside
-            )
+                output, outline.with_layers(layers), dtype=dtype, force=force, beside=beside,
+                describe=write_card,
+            )  # fmt: skip
 
         paths, outline = list(self._shapes), self._outline()
         check_one_rank(outline, keep)

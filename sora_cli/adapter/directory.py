@@ -5,12 +5,11 @@ In memory an adapter is always plain factors with all scaling in B; see `reading
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sora_cli.adapter.adapter import Adapter
-from sora_cli.adapter.card import adapter_card, stored
 from sora_cli.adapter.metadata import write_json, write_sora_file
 from sora_cli.adapter.parts.factored import Factored
 from sora_cli.adapter.parts.kinds import by_kind
@@ -20,7 +19,7 @@ from sora_cli.adapter.places import new_adapter_place
 from sora_cli.adapter.reading import open_adapter
 from sora_cli.adapter.writing import Plan
 from sora_cli.core.errors import SoraError, reason
-from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, SORA_FILE
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SORA_FILE
 from sora_cli.model.tensors import write_tensors
 from sora_cli.model.threads import one_thread
 
@@ -34,9 +33,9 @@ def write_adapter(
     dtype: str = "float32",
     force: bool = False,
     beside: Callable[[Path], None] | None = None,
-    certify: Callable[[Path], Sequence[str]] | None = None,
+    describe: Callable[[Adapter], None] | None = None,
 ) -> None:
-    """Write an adapter and its card, atomically: complete and read back, or not at all.
+    """Write an adapter, atomically: complete and read back, or not at all.
 
     Components that are exactly zero are left out, and so are modules without any other. If no
     module is left, one stays as a zero pair of rank 1, so that every tool can load the directory.
@@ -48,7 +47,7 @@ def write_adapter(
         dtype: of the factors; they are folded in float32 and cast last. The head keeps its dtype.
         force: replace an adapter directory that is there.
         beside: writes more of `ADAPTER_FILES` into the directory, such as the tokenizer's.
-        certify: writes the certificate of the written files, and returns its lines for the card.
+        describe: given the adapter as it is read back, writes its card and certificate beside it.
     """
     adapter.check_writable()
     rest = _rest(adapter)
@@ -79,11 +78,10 @@ def write_adapter(
             write_sora_file(temporary / SORA_FILE, meta, adapter.base)
             if beside is not None:
                 beside(temporary)
-            # last, since the card describes the files as they were read back
             with open_adapter(temporary, as_stored=True) as back:
                 plan.check(back.layers, _rest(back))
-                lines = () if certify is None else certify(temporary)
-                (temporary / CARD).write_bytes(stored(adapter_card(back, certificate=lines)))
+                if describe is not None:
+                    describe(back)
     except OSError as error:
         raise SoraError(f"{directory} cannot be written: {reason(error, directory)}") from error
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from methods.keep import Keep
+from sora_cli.adapter.card import write_card
 from sora_cli.adapter.companions import copy_processor
 from sora_cli.adapter.consumers import Consumer, consumers_of
 from sora_cli.adapter.directory import write_adapter
@@ -98,7 +99,10 @@ def export_adapter(
         meta = adapter.meta.model_copy(update={"lineage": (*adapter.meta.lineage, entry)})
         adapter = adapter.with_meta(meta)
         beside = partial(copy_processor, source.directory)
-        write_adapter(output, adapter, layout=layout, dtype=dtype, force=force, beside=beside)
+        write_adapter(
+            output, adapter, layout=layout, dtype=dtype, force=force, beside=beside,
+            describe=write_card,
+        )  # fmt: skip
     with open_adapter(output) as written:
         return Exported(
             kind=kind,

@@ -1,11 +1,11 @@
-"""The packed file: a rounded adapter directory in one small file, and back, byte by byte.
+"""The packed file, and how it is read: a rounded adapter directory in one small file.
 
 A safetensors file with the metadata format, version and sha256, and with the tensors
 
 integers  U8    the odd integers of all packed tensors, one after another, each number as its code
                 (q + 2^b - 1) / 2 in b bits, the highest bit first; each tensor begins with a byte
 scales    BF16  their scales, in the same order
-texts     U8    zlib: a line of JSON (`_Table`), then the directory's other files, one after another
+texts     U8    zlib: a line of JSON (`Table`), then the directory's other files, one after another
 NAME      any   a tensor that is not packed, under its name
 
 A tensor is packed row by row, B and `lora_embedding_B` column by column: groups lie within a
@@ -29,16 +29,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from methods.grid import OnGrid, recognised, stored_sizes
+from methods.grid import OnGrid, stored_sizes
 from sora_cli.adapter.companions import base_files
-from sora_cli.adapter.metadata import LARGEST_JSON
+from sora_cli.adapter.metadata import LARGEST_JSON, read_sora_file
+from sora_cli.adapter.moved import located
 from sora_cli.adapter.peft.layout import check_tensor, side_of
-from sora_cli.adapter.places import PACKED, new_adapter_place
-from sora_cli.adapter.reading import open_adapter
-from sora_cli.core.atomic import check_read_back, new_file
-from sora_cli.core.errors import SoraError, first_line, first_mistake, reason
+from sora_cli.core.errors import SoraError, first_line, first_mistake
 from sora_cli.core.json_text import distinct
-from sora_cli.core.shell import quote
 from sora_cli.core.unpacked import stands_for
 from sora_cli.model.files import (
     ADAPTER_CONFIG,
@@ -50,10 +47,10 @@ from sora_cli.model.files import (
     TEMPLATES,
 )
 from sora_cli.model.fingerprint import read_metadata
-from sora_cli.model.tensors import NewTensor, dtype_name, header_of, open_tensors, write_tensors
+from sora_cli.model.tensors import NewTensor, dtype_name, open_tensors, write_tensors
 
 VERSION = "1"
-_OWN = {"integers": torch.uint8, "scales": torch.bfloat16, "texts": torch.uint8}
+OWN = {"integers": torch.uint8, "scales": torch.bfloat16, "texts": torch.uint8}
 """The tensors of a packed file that its adapter has not."""
 _LARGEST = torch.finfo(torch.float32).max
 _LONGEST_NAME = 255  # bytes of a file's name on most disks
@@ -61,7 +58,7 @@ _Length = Annotated[int, Field(ge=0)]
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class _Table(BaseModel):
+class Table(BaseModel):
     """The directory's content beside the numbers.
 
     Attributes:
@@ -79,106 +76,13 @@ class _Table(BaseModel):
 
 
 @dataclass(frozen=True)
-class Packed:
-    """A packed file that was written.
-
-    Attributes:
-        bits: of the factors.
-        factors: bytes of their integers and scales.
-        head: bytes of everything else that is stored in full.
-        texts: bytes of configuration, `sora.json`, card, and tokenizer if it is not the base's.
-        size: bytes of the file.
-        left_out: files of the tokenizer that are made again from the base model's.
-    """
-
-    bits: int
-    factors: int
-    head: int
-    texts: int
-    size: int
-    left_out: tuple[str, ...]
-
-
-def pack(directory: Path, output: Path) -> Packed:
-    """Write a rounded adapter directory as one file, and check that it unpacks to the same bytes.
-
-    Args:
-        directory: the adapter directory.
-        output: the file; an existing file is replaced.
-    """
-    with open_adapter(directory, as_stored=True) as file:
-        meta, base = file.meta, file.base
-    if meta.bits is None:
-        raise _not_rounded(directory)
-    tensors, table, factors = _packed_tensors(directory / ADAPTER_WEIGHTS)
-    own = {name: (directory / name).read_bytes() for name in _others(directory)}
-    again = base_files(meta.task, base, [name for name in own if name in PROCESSOR_FILES])
-    same = {name: content for name, content in own.items() if again.get(name) == content}
-    kept = {name: content for name, content in own.items() if name not in same}
-    table.files = [(name, len(content)) for name, content in kept.items()]
-    table.of_base = {name: _sha256(content) for name, content in same.items()}
-    line = json.dumps(table.model_dump(), separators=(",", ":")).encode() + b"\n"
-    texts = zlib.compress(line + b"".join(kept.values()), 9)
-    tensors["texts"] = torch.frombuffer(bytearray(texts), dtype=torch.uint8)
-    metadata = {"format": PACKED, "version": VERSION, "sha256": _digest(tensors)}
-    try:
-        with new_file(output) as temporary:
-            write_tensors(temporary, {n: _as_is(t) for n, t in tensors.items()}, metadata)
-            read = _opened(temporary)
-            check_read_back(all(read.files[name] == content for name, content in kept.items()))
-            _check_tensors(read, directory / ADAPTER_WEIGHTS)
-    except OSError as error:
-        raise SoraError(f"{output} cannot be written: {reason(error, output)}") from error
-    size = output.stat().st_size
-    head = sum(t.numel() * t.element_size() for n, t in tensors.items() if n not in _OWN)
-    packed_head = sum(tensors[n].nbytes for n in ("integers", "scales")) - factors
-    return Packed(meta.bits, factors, head + packed_head, len(texts), size, tuple(same))
-
-
-def unpack(file: Path, directory: Path, *, force: bool = False) -> tuple[str, ...]:
-    """Write the adapter directory of a packed file, the same as before byte by byte.
-
-    Returns:
-        The files of the tokenizer that could not be made again from the base model's.
-    """
-    try:
-        with new_adapter_place(directory, force=force) as folder:
-            return unpack_for_reading(file, folder)
-    except OSError as error:
-        raise SoraError(f"{directory} cannot be written: {reason(error, directory)}") from error
-
-
-def unpack_for_reading(file: Path, folder: Path, *, tokenizer: bool = True) -> tuple[str, ...]:
-    """Write a packed file's adapter into an empty directory, which then stands for the file.
-
-    Args:
-        tokenizer: make the files that saving the base model's tokenizer gives, too.
-
-    Returns:
-        The files of the tokenizer that could not be made again from the base model's.
-    """
-    read = _opened(file)
-    stands_for(folder, file)
-    read.write(folder)
-    with open_adapter(folder, as_stored=True) as adapter:  # checks what the files say
-        meta, base = adapter.meta, adapter.base
-    if not tokenizer:
-        return ()
-    made = base_files(meta.task, base, list(read.of_base))
-    same = {name: made[name] for name in made if _sha256(made[name]) == read.of_base[name]}
-    for name, content in same.items():
-        (folder / name).write_bytes(content)
-    return tuple(name for name in read.of_base if name not in same)
-
-
-@dataclass(frozen=True)
-class _Opened:
+class Opened:
     """A packed file in memory, checked.
 
     Attributes:
         tensors: name -> shape, dtype, and a function that makes the tensor.
         files: name -> content of the directory's other files.
-        of_base: see `_Table`.
+        of_base: see `Table`.
     """
 
     tensors: Mapping[str, NewTensor]
@@ -193,64 +97,32 @@ class _Opened:
             (folder / name).write_bytes(content)
 
 
-def _others(directory: Path) -> list[str]:
-    names = []
-    for place in (
-        directory / name for name in (*ADAPTER_FILES, CERTIFICATE) if name != ADAPTER_WEIGHTS
-    ):
-        inside = sorted(place.iterdir()) if place.is_dir() else [place]  # one is a folder of files
-        names += [file.relative_to(directory).as_posix() for file in inside if file.is_file()]
-    return [name for name in names if _is_own(name)]  # not what a file manager left there
+def unpack_for_reading(file: Path, folder: Path, *, tokenizer: bool = True) -> tuple[str, ...]:
+    """Write a packed file's adapter into an empty directory, which then stands for the file.
+
+    Args:
+        tokenizer: make the files that saving the base model's tokenizer gives, too.
+
+    Returns:
+        The files of the tokenizer that could not be made again from the base model's.
+    """
+    read = opened(file)
+    stands_for(folder, file)
+    read.write(folder)
+    meta, base = read_sora_file(folder / SORA_FILE)
+    if not tokenizer or base is None:
+        return tuple(read.of_base) if tokenizer else ()
+    made = base_files(meta.task, located(base), list(read.of_base))
+    same = {name: made[name] for name in made if sha256(made[name]) == read.of_base[name]}
+    for name, content in same.items():
+        (folder / name).write_bytes(content)
+    return tuple(name for name in read.of_base if name not in same)
 
 
-def _packed_tensors(weights: Path) -> tuple[dict[str, Tensor], _Table, int]:
-    """Return the tensors of a packed file, their table, and the bytes of the factors."""
-    integers: list[np.ndarray] = []
-    scales: list[Tensor] = []
-    tensors: dict[str, Tensor] = {}
-    entries, factors = [], 0
-    with open_tensors(weights) as file:
-        for name in file.keys:
-            stored = file.read(name)
-            check_tensor(name, stored, str(weights))
-            grid = recognised(_rows(name, stored)) if _may_be_on_grid(stored) else None
-            if grid is None:
-                tensors[name] = stored
-                continue
-            bits = grid.bits
-            stream = _bits(grid, bits)
-            integers.append(stream)
-            scales.append(grid.scales.flatten())
-            entries.append((name, list(stored.shape), bits))
-            if side_of(name) is not None:
-                factors += stream.nbytes + grid.scales.nbytes
-    if not entries:  # whatever `sora.json` says
-        raise _not_rounded(weights.parent)
-    tensors["integers"] = torch.from_numpy(np.concatenate(integers))
-    tensors["scales"] = torch.cat(scales)
-    return tensors, _Table(tensors=entries, files=[], of_base={}), factors
-
-
-def _not_rounded(directory: Path) -> SoraError:
-    return SoraError(
-        f"{directory} is not rounded: only numbers on a grid can be packed",
-        hint=f"sora prune {quote(str(directory))} -o OUT --bits 4",
-    )
-
-
-def _may_be_on_grid(tensor: Tensor) -> bool:
-    return tensor.dtype == torch.float32 and tensor.ndim > 1 and tensor.numel() > 0
-
-
-def _rows(name: str, tensor: Tensor) -> Tensor:
+def rows_of(name: str, tensor: Tensor) -> Tensor:
     """Return a tensor as a matrix whose rows are split into groups."""
     rows = tensor.flatten(1)
     return rows.T.contiguous() if side_of(name) == "B" else rows
-
-
-def _bits(grid: OnGrid, bits: int) -> np.ndarray:
-    codes = ((grid.odd + (2**bits - 1)) // 2).to(torch.uint8).flatten().numpy()
-    return np.packbits(np.unpackbits(codes[:, None], axis=1)[:, 8 - bits :].ravel())
 
 
 def _unpacked(name: str, shape: list[int], bits: int, stream: np.ndarray, scales: Tensor) -> Tensor:
@@ -267,7 +139,7 @@ def _matrix(name: str, shape: list[int]) -> tuple[int, int]:
     return (columns, rows) if side_of(name) == "B" else (rows, columns)
 
 
-def _opened(file: Path) -> _Opened:
+def opened(file: Path) -> Opened:
     """Read a packed file and check all of it, before anything is written."""
     version = read_metadata(file).get("version")
     if version != VERSION:
@@ -279,7 +151,7 @@ def _opened(file: Path) -> _Opened:
         tensors = {name: stored.read(name) for name in stored.keys}
     for name, tensor in tensors.items():
         check_tensor(name, tensor, str(file))
-    if read_metadata(file).get("sha256") != _digest(tensors):
+    if read_metadata(file).get("sha256") != digest_of(tensors):
         raise SoraError(f"{file} is damaged: its content has another SHA-256 than it names",
                         hint="copy or download it again")  # fmt: skip
     try:
@@ -290,13 +162,13 @@ def _opened(file: Path) -> _Opened:
         raise SoraError(f"{file} is no valid packed adapter: {first_line(error)}") from error
 
 
-def _parsed(tensors: dict[str, Tensor]) -> _Opened:
+def _parsed(tensors: dict[str, Tensor]) -> Opened:
     """Check the content, and take it apart; a contradiction is a ValueError."""
-    for name, dtype in _OWN.items():
+    for name, dtype in OWN.items():
         found = tensors.get(name)
         if found is None or found.dtype != dtype or found.ndim != 1:
             raise ValueError(f"it has no '{name}' of {dtype_name(dtype)} in one dimension")
-    integers, scales, texts = (tensors.pop(name) for name in _OWN)
+    integers, scales, texts = (tensors.pop(name) for name in OWN)
     table, rest = _texts(texts.numpy().tobytes())
     new: dict[str, NewTensor] = {}
     stream, at_byte, at_scale = integers.numpy(), 0, 0
@@ -323,10 +195,10 @@ def _parsed(tensors: dict[str, Tensor]) -> _Opened:
     if (at, at_byte, at_scale) != (len(rest), len(stream), len(scales)):
         raise ValueError("its parts do not fit together")
     _check_names(files, table.of_base)
-    return _Opened({**{n: _as_is(t) for n, t in tensors.items()}, **new}, files, table.of_base)
+    return Opened({**{n: as_is(t) for n, t in tensors.items()}, **new}, files, table.of_base)
 
 
-def _texts(compressed: bytes) -> tuple[_Table, bytes]:
+def _texts(compressed: bytes) -> tuple[Table, bytes]:
     """Return the table, and the contents of the files that follow it."""
     inflate = zlib.decompressobj()
     text = inflate.decompress(compressed, LARGEST_JSON)
@@ -336,16 +208,17 @@ def _texts(compressed: bytes) -> tuple[_Table, bytes]:
         raise ValueError("its texts are cut off, or something follows them")
     line, _, rest = text.partition(b"\n")
     json.loads(line, object_pairs_hook=distinct)
-    return _Table.model_validate_json(line), rest
+    return Table.model_validate_json(line), rest
 
 
-def _as_is(tensor: Tensor) -> NewTensor:
+def as_is(tensor: Tensor) -> NewTensor:
+    """Return a tensor in memory as one to be written."""
     return NewTensor(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
 
 def _check_names(files: Mapping[str, bytes], of_base: Mapping[str, str]) -> None:
     """Refuse names that are no files of an adapter: anybody may have written the packed file."""
-    foreign = [name for name in files if not _is_own(name)]
+    foreign = [name for name in files if not is_own(name)]
     foreign += [name for name in of_base if name not in PROCESSOR_FILES or name == TEMPLATES]
     for name in foreign:
         raise ValueError(f"{name[:80]!r} is no file of an adapter")
@@ -355,7 +228,8 @@ def _check_names(files: Mapping[str, bytes], of_base: Mapping[str, str]) -> None
         raise ValueError(f"it holds no {name}")
 
 
-def _is_own(name: str) -> bool:
+def is_own(name: str) -> bool:
+    """Return true if this is the name of a file of an adapter, without its weights."""
     folder, _, inside = name.rpartition("/")
     if folder == TEMPLATES:
         short = 0 < len(inside.encode()) <= _LONGEST_NAME
@@ -363,28 +237,8 @@ def _is_own(name: str) -> bool:
     return name in (*ADAPTER_FILES, CERTIFICATE) and name not in (ADAPTER_WEIGHTS, TEMPLATES)
 
 
-def _check_tensors(read: _Opened, weights: Path) -> None:
-    """Compare the tensors that a packed file gives with the directory's, byte by byte."""
-    header = header_of(read.tensors)
-    with weights.open("rb") as stream:
-        if stream.read(len(header)) != header:
-            raise SoraError(
-                f"{weights} was written anew by another program: packed, it would not be the same",
-                hint=f"sora prune {quote(str(weights.parent))} -o OUT writes it anew",
-            )
-    with open_tensors(weights) as file:
-        same = set(file.keys) == set(read.tensors)
-        for name in file.keys if same else ():
-            before, after = file.read(name), read.tensors[name].make()
-            same = same and _bytes(before) == _bytes(after)
-    check_read_back(same)
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of names, dtypes, shapes and bytes of tensors."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -393,5 +247,6 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _sha256(content: bytes) -> str:
+def sha256(content: bytes) -> str:
+    """Return the SHA-256 of a file's content."""
     return hashlib.sha256(content).hexdigest()

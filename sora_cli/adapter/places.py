@@ -56,6 +56,11 @@ def adapter_folder(directory: Path, *, tokenizer: bool = True) -> Path | None:
     return next((folder for folder in candidates if (folder / ADAPTER_CONFIG).is_file()), None)
 
 
+def is_adapter(place: Path) -> bool:
+    """Return true for an adapter, a run with one, or a packed file, which is not unpacked."""
+    return is_packed(place) or adapter_folder(place) is not None
+
+
 def is_packed(place: Path) -> bool:
     """Return True for a packed file; only its header is read."""
     if place.suffix != ".safetensors" or not place.is_file():
@@ -161,7 +166,7 @@ def with_base(folder: Path) -> list[Path]:
 
 def takes_base(place: Path) -> bool:
     """Return true if a result, or a run's result, is put on a base model: an adapter or a delta."""
-    if adapter_folder(place) is not None:
+    if is_adapter(place):
         return True
     folder = baseline_folder(place)
     return folder is not None and (folder / DELTA_FILE).is_file()
@@ -246,7 +251,7 @@ def _near_folder(place: Path) -> Path | None:
 
 def _parent(file: Path) -> str:
     parent = file.parent
-    return f"give its directory: {parent}" if adapter_folder(parent) else FROM_ELSEWHERE
+    return f"give its directory: {parent}" if is_adapter(parent) else FROM_ELSEWHERE
 
 
 def _is_baseline(folder: Path) -> bool:

@@ -13,6 +13,7 @@ from methods.inject import adapted_layers
 from methods.sharding import whole
 from methods.updates import Replaced
 from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.card import write_card
 from sora_cli.adapter.classes import names_classes, task_type_of
 from sora_cli.adapter.companions import auto_of, save_processor
 from sora_cli.adapter.directory import write_adapter
@@ -68,7 +69,7 @@ def save_adapter(
         if why is not None:
             raise SoraError(why)
 
-    write_adapter(Path(directory), adapter, force=force, beside=beside)
+    write_adapter(Path(directory), adapter, force=force, beside=beside, describe=write_card)
     return adapter
 
 

@@ -174,7 +174,7 @@ def _export_packed(directory: Path, output: Path, *, force: bool, as_json: bool)
         raise SoraError(f"{output} is no packed adapter: it is not replaced, even with --force",
                         hint="choose another place: -o OUT")  # fmt: skip
     with uncollected():
-        from sora_cli.adapter.packed import pack
+        from sora_cli.adapter.packing import pack
 
     done = pack(read, output)
     if as_json:
@@ -195,7 +195,7 @@ def _unpack(file: Path, output: Path, *, force: bool, as_json: bool) -> int:
     check_apart(output, file)
     check_adapter_place(output, force=force)
     with uncollected():
-        from sora_cli.adapter.packed import unpack
+        from sora_cli.adapter.packing import unpack
 
     missing = unpack(file, output, force=force)
     if as_json:

@@ -13,7 +13,7 @@ import typer
 
 from methods.keep import Keep
 from sora_cli.adapter.losses import loss_table, module_facts, shown_error
-from sora_cli.adapter.places import adapter_folder, baseline_folder, check_adapter_place
+from sora_cli.adapter.places import baseline_folder, check_adapter_place, is_adapter
 from sora_cli.commands import completion, options
 from sora_cli.commands._flags import Asked, Budget, spliced
 from sora_cli.commands._promise import load_promise, show_evidence
@@ -128,7 +128,7 @@ def extract(
 def _source(model: str) -> str:
     """Return the directory of the model in a run; any other name is returned unchanged."""
     place = Path(model).expanduser()
-    if adapter_folder(place) is not None:
+    if is_adapter(place):
         raise SoraError(f"{model} is an adapter already", hint="to shrink it: sora prune")
     folder = baseline_folder(place)
     if folder is None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from sora_cli.adapter.places import ADAPTER, DELTA, MODEL, adapter_folder, check_target
+from sora_cli.adapter.places import ADAPTER, DELTA, MODEL, check_target, is_adapter
 from sora_cli.commands import completion, options
 from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.console import say, say_notes, size
@@ -112,7 +112,7 @@ def _no_run(run: Path) -> SoraError:
     what = f"{run} is no run's directory: it holds no {FILE_NAME} and no {PATH_FILE}"
     if (run.parent / FILE_NAME).is_file():
         return SoraError(what, hint=f"sora report {quote(str(run.parent))}")
-    if adapter_folder(run) is not None:
+    if is_adapter(run):
         return SoraError(what, hint=f"to see the adapter alone: sora inspect {quote(str(run))}")
     search = read_auto(run)
     if search is not None:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from methods.keep import Keep
 from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.card import write_card
 from sora_cli.adapter.classes import names_classes, task_type_of
 from sora_cli.adapter.companions import copy_processor
 from sora_cli.adapter.dense import Progress, cut_dense, measure
@@ -117,7 +118,7 @@ class Extraction:
 
         Args:
             entry: lineage entry that describes the choice of the size.
-            certify: see `write_adapter`.
+            certify: see `write_card`.
         """
         paths = list(self.difference.layers)
         measured: dict[str, Any] = {}
@@ -134,7 +135,12 @@ class Extraction:
             copy_processor(self.model.folder, folder)
 
         write_adapter(
-            output, self.adapter(layers), dtype=dtype, force=force, beside=beside, certify=certify
+            output,
+            self.adapter(layers),
+            dtype=dtype,
+            force=force,
+            beside=beside,
+            describe=partial(write_card, certify=certify),
         )
         return Extracted(
             **measured,

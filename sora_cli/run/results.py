@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.card import write_card
 from sora_cli.adapter.companions import save_processor
 from sora_cli.adapter.digest import result_digests
 from sora_cli.adapter.directory import write_adapter
@@ -139,7 +140,8 @@ def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, outpu
             raise SoraError(why, hint="leave out model.new_tokens: nobody could use them")
         report.events += [] if why is None else [why]
 
-    write_adapter(output / ADAPTER, replace(adapter, meta=meta), force=True, beside=beside)
+    adapter = adapter.with_meta(meta)
+    write_adapter(output / ADAPTER, adapter, force=True, beside=beside, describe=write_card)
     bits, ends = read_sora_file(output / ADAPTER / SORA_FILE)[0].bits, report.ranks
     shapes = {path: (m.B.shape[0], m.A.shape[1]) for path, m in ready.layers.items()}
     report.parameters.adapter_bytes = (

@@ -12,6 +12,7 @@ from typing import Any
 
 from methods.keep import Keep
 from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.card import write_card
 from sora_cli.adapter.companions import copy_processor
 from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.pruning import Layers, Loss, check_left, check_one_rank, prune_layers
@@ -91,7 +92,7 @@ class Shrunk:
             dtype="float32" if rounding is not None else self._dtype(),
             force=force,
             beside=partial(copy_processor, whole.source.directory),
-            certify=None if evidence is None else evidence.certify,
+            describe=partial(write_card, certify=None if evidence is None else evidence.certify),
         )
 
     def _meta(self) -> Any:

@@ -27,7 +27,7 @@ from methods.grid import round_factors
 from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import BaseReference
-from sora_cli.adapter.packed import pack
+from sora_cli.adapter.packing import pack
 from sora_cli.app import run
 from tests.fuzz.odd_adapters import NUMBERS
 from tests.fuzz.outcome import Outcome, cases, outcome

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sora_cli.adapter.export import export_adapter
 from sora_cli.adapter.metadata import read_json, write_json
-from sora_cli.adapter.packed import pack, unpack
+from sora_cli.adapter.packing import pack, unpack
 from sora_cli.adapter.reading import open_adapter, read_adapter
 from sora_cli.commands.prune import prune
 from sora_cli.core.errors import SoraError

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from methods.factors import LowRankFactors
 from sora_cli.adapter.adapter import Adapter
-from sora_cli.adapter.card import rewrite_card
+from sora_cli.adapter.card import rewrite_card, write_card
 from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, Training
 from sora_cli.adapter.reading import read_adapter
@@ -42,7 +42,7 @@ def _adapter(**changes: Any) -> Adapter:
 
 
 def _card(folder: Path, **changes: Any) -> ModelCard:
-    write_adapter(folder, _adapter(**changes))
+    write_adapter(folder, _adapter(**changes), describe=write_card)
     return ModelCard.load(folder / "README.md")
 
 
@@ -76,7 +76,7 @@ def test_without_a_hub_id_no_path_is_told(tmp_path: Path) -> None:
 
 
 def test_scores_of_an_adapter_that_was_cut_are_not_its_own(tmp_path: Path) -> None:
-    write_adapter(tmp_path / "a", _adapter())
+    write_adapter(tmp_path / "a", _adapter(), describe=write_card)
     assert run(["prune", str(tmp_path / "a"), "-o", str(tmp_path / "b"), "--rank", "1"]) == 0
     card = ModelCard.load(tmp_path / "b" / "README.md")
     assert "model-index" not in card.data.to_dict()
@@ -122,7 +122,7 @@ def test_equal_adapters_have_equal_cards(tmp_path: Path) -> None:
     torch.manual_seed(0)
     adapter = _adapter()
     for name in "ab":
-        write_adapter(tmp_path / name, dataclasses.replace(adapter))
+        write_adapter(tmp_path / name, dataclasses.replace(adapter), describe=write_card)
     first, second = ((tmp_path / name / "README.md").read_bytes() for name in "ab")
     assert first == second
     rewrite_card(tmp_path / "a", [])
@@ -133,6 +133,6 @@ def test_equal_adapters_have_equal_cards(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["prune", "export"])
 def test_facts_go_along(command: str, tmp_path: Path) -> None:
-    write_adapter(tmp_path / "a", _adapter())
+    write_adapter(tmp_path / "a", _adapter(), describe=write_card)
     assert run([command, str(tmp_path / "a"), "-o", str(tmp_path / "b")]) in (0, 3)
     assert read_adapter(tmp_path / "b").meta.training == TRAINING

@@ -21,7 +21,7 @@ from sora_cli.adapter.peft.layout import written_config
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.adapter.reading import read_adapter
 from sora_cli.core.errors import SoraError
-from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, CARD, SORA_FILE
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, SORA_FILE
 
 BASE = BaseReference("package://some_package/model", "/somewhere/model", "main", "x:1")
 QUERY, KEY = "enc.layer.0.query", "enc.layer.10.key"
@@ -79,7 +79,7 @@ def test_what_is_written_comes_back(written: Path) -> None:
     )
     assert back.ranks() == back.ranks_start() == {KEY: 4, QUERY: 2}
     assert sorted(p.name for p in written.iterdir()) == sorted(
-        [ADAPTER_CONFIG, ADAPTER_WEIGHTS, SORA_FILE, CARD]
+        [ADAPTER_CONFIG, ADAPTER_WEIGHTS, SORA_FILE]
     )
 
 

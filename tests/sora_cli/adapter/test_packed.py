@@ -16,11 +16,11 @@ from torch import Tensor
 
 from methods.factors import LowRankFactors
 from methods.grid import round_factors
-from sora_cli.adapter import packed
+from sora_cli.adapter import packed, packing
 from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import BaseReference
-from sora_cli.adapter.packed import pack, unpack
+from sora_cli.adapter.packing import pack, unpack
 from sora_cli.adapter.parts.form import Form
 from sora_cli.adapter.places import is_packed
 from sora_cli.adapter.reading import read_adapter
@@ -38,6 +38,12 @@ def factors(rank: int, n_in: int, n_out: int, bits: int) -> LowRankFactors:
     g = torch.Generator().manual_seed(rank + n_in)
     both = torch.randn(rank, n_in, generator=g), torch.randn(n_out, rank, generator=g)
     return round_factors(LowRankFactors(*both), bits)
+
+
+def _gives(monkeypatch: pytest.MonkeyPatch, files: Any) -> None:
+    """Let the base model's tokenizer, once saved, give these files."""
+    for module in (packed, packing):
+        monkeypatch.setattr(module, "base_files", files)
 
 
 @pytest.fixture
@@ -114,11 +120,11 @@ def test_the_base_models_tokenizer_is_left_out_and_made_again(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (directory / "tokenizer.json").write_text("{}")
-    monkeypatch.setattr(packed, "base_files", lambda *_: {"tokenizer.json": b"{}"})
+    _gives(monkeypatch, lambda *_: {"tokenizer.json": b"{}"})
     assert pack(directory, tmp_path / "b.safetensors").left_out == ("tokenizer.json",)
     assert unpack(tmp_path / "b.safetensors", tmp_path / "b") == ()
     assert files_of(tmp_path / "b") == files_of(directory)
-    monkeypatch.setattr(packed, "base_files", lambda *_: {"tokenizer.json": b"{ }"})
+    _gives(monkeypatch, lambda *_: {"tokenizer.json": b"{ }"})
     assert unpack(tmp_path / "b.safetensors", tmp_path / "c") == ("tokenizer.json",)
     assert not (tmp_path / "c" / "tokenizer.json").exists()
 
@@ -132,7 +138,7 @@ def test_every_command_gets_the_tokenizer(
     (directory / "tokenizer.json").write_text("{}")
     (directory / "chat_template.jinja").write_text("{{ messages }}")
     made = {"tokenizer.json": b"{}", "chat_template.jinja": b"{{ messages }}"}
-    monkeypatch.setattr(packed, "base_files", lambda *_: made)
+    _gives(monkeypatch, lambda *_: made)
     file = tmp_path / "b.safetensors"
     assert set(pack(directory, file).left_out) == set(made)
     verbs = {"padded": ["export", "--layout", "padded", "--no-verify"], "cut": ["prune"]}
@@ -156,10 +162,10 @@ def test_a_tokenizer_that_cannot_be_made_again_is_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (directory / "tokenizer.json").write_text("{}")
-    monkeypatch.setattr(packed, "base_files", lambda *_: {"tokenizer.json": b"{}"})
+    _gives(monkeypatch, lambda *_: {"tokenizer.json": b"{}"})
     file = tmp_path / "b.safetensors"
     pack(directory, file)
-    monkeypatch.setattr(packed, "base_files", lambda *_: {})
+    _gives(monkeypatch, lambda *_: {})
     assert run(["prune", str(file), "-o", str(tmp_path / "cut")]) == OK
     told = capsys.readouterr().err
     assert f"note: {file}: not made again" in told
@@ -234,7 +240,7 @@ def _with(file: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     metadata, tensors = _content(file)
     change(tensors)
     made = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(made, file, {**metadata, "sha256": packed._digest(made)})
+    save_file(made, file, {**metadata, "sha256": packed.digest_of(made)})
 
 
 def _with_table(file: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -45,7 +45,7 @@ def test_the_same_numbers(tmp_path: Path, dtype: torch.dtype) -> None:
         assert (module.stored, module.live) == (ranks.stored, ranks.live)
         assert module.cost == sum(expected.shape)
         for energy, name in ((0.9, "rank_90"), (0.99, "rank_99")):
-            assert components_for(module.values, energy) == expected[name]
+            assert components_for(module.values, energy) == getattr(expected, name)
     assert modules["layers.0.q"].live == modules["layers.0.q"].stored - 1
     assert [cut.ranks for cut in cuts(modules)] == [cut.ranks for cut in facts.cuts]
     energies = [cut.energy for cut in facts.cuts]

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 
 from methods.factors import LowRankFactors
 from sora_cli.adapter.adapter import Adapter
+from sora_cli.adapter.card import write_card
 from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference
 from sora_cli.adapter.reading import read_adapter
@@ -55,6 +56,7 @@ def _run(tmp_path: Path, *, hub_id: str | None = "goo/bert") -> Path:
         folder / "adapter",
         Adapter.of(layers, {}, (), "CAUSAL_LM", base, meta=meta),
         beside=lambda to: tiny_tokenizer().save_pretrained(to),
+        describe=write_card,
     )
     (folder / "adapter" / "notes.txt").write_text("mine")
     (folder / "predictions.jsonl").write_text("mine")
