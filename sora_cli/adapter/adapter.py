@@ -14,7 +14,7 @@ from methods.factors import LowRankFactors
 from methods.updates import Replaced
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference
 from sora_cli.adapter.on_demand import OnDemand
-from sora_cli.adapter.parts.factored import Factored, factored
+from sora_cli.adapter.parts.factored import Factored, factored, forms_of
 from sora_cli.adapter.parts.form import LINEAR, Form, grouped
 from sora_cli.adapter.parts.full import BASE, BIAS, HEAD, Full, full, modules_of
 from sora_cli.adapter.parts.low_rank import Held
@@ -183,7 +183,7 @@ class Adapter:
     @property
     def forms(self) -> dict[str, Form]:
         """Module path -> the kind of layer, for layers that are not linear."""
-        return {path: p.form for path, p in self.factored.items() if p.form != LINEAR}
+        return forms_of(self.parts)
 
     @property
     def groups(self) -> dict[str, list[str]]:

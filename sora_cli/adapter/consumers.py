@@ -22,6 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.adapter.metadata import read_json
+from sora_cli.adapter.peft.parameters import experts_apart
 from sora_cli.adapter.peft.refused import refused_today
 from sora_cli.adapter.programs import PROGRAMS, Program
 from sora_cli.core.errors import SoraError
@@ -250,24 +251,17 @@ def _beside_pairs(program: Program, facts: _Facts) -> Iterator[tuple[str, str]]:
         yield refuse(missing, "merge")
 
 
-_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)")
-
-
 def _about_whole_layers(facts: _Facts) -> Iterator[tuple[str, str]]:
     """Yield vLLM's objections to a bias in the configuration, and to experts that lack factors."""
     if facts.config.bias != "none":  # the file holds none if the model has none
         yield f"refuses bias: {facts.config.bias}", "exact"
-    ranks: dict[str, dict[str, list[int]]] = {}
-    for path, rank in facts.ranks.items():
-        if (found := _EXPERT.fullmatch(path)) is not None:
-            ranks.setdefault(found[1], {}).setdefault(found[3], []).append(rank)
     keys = ("num_local_experts", "num_experts", "n_routed_experts")
     number = next((facts.base_config[key] for key in keys if key in facts.base_config), None)
-    for layer, by_name in ranks.items():
+    for layer, by_name in experts_apart(facts.ranks).items():
         sizes = {number or max(map(len, by_name.values())), *map(len, by_name.values())}
         if len(by_name) != 3 or len(sizes) > 1:
             yield f"takes {layer} only with factors for each weight of each expert", "merge"
-        elif any(len(set(of_one)) > 1 for of_one in by_name.values()):
+        elif any(len({facts.ranks[path] for path in paths}) > 1 for paths in by_name.values()):
             yield f"takes one rank for all experts of {layer}", "padded"
 
 

@@ -12,7 +12,7 @@ from sora_cli.adapter.consumers import Consumer, consumers_of
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.modules import cuts
 from sora_cli.adapter.parts.kinds import sections
-from sora_cli.adapter.parts.part import Section
+from sora_cli.adapter.parts.section import Section
 from sora_cli.adapter.rounding import factor_bytes
 from sora_cli.adapter.serving import Server, servers
 from sora_cli.adapter.spectra import Spectrum, Totals, read_spectra, totals
@@ -21,7 +21,6 @@ from sora_cli.core.unpacked import unpacked_from
 
 if TYPE_CHECKING:
     from sora_cli.adapter.adapter import Adapter
-    from sora_cli.adapter.parts.form import Form
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,6 @@ class Facts:
         packed: it is a packed file.
         prunable: its layers can be cut one by one.
         parts: what its parts say of themselves.
-        forms: module path -> kind of layer, for layers that are neither linear nor experts.
-        experts: name of a parameter -> number of experts in it.
         ranks: every known module, also dead ones that are not stored.
         spectra: the stored modules.
         certificate: what its certificate says; None: it has none.
@@ -146,8 +143,6 @@ class Facts:
     prunable: bool
     parts: Section
     new_tokens: Sequence[str]
-    forms: Mapping[str, str]
-    experts: Mapping[str, int]
     fan_in_fan_out: bool
     consumers: list[Consumer]
     servers: list[Server]
@@ -208,8 +203,6 @@ def facts_of(adapter: Adapter, *, certificate: str | None = None) -> Facts:
         prunable=prunable,
         parts=sections(adapter.parts),
         new_tokens=meta.new_tokens,
-        forms={p: _form(form) for p, form in adapter.forms.items() if not form.experts},
-        experts={name: len(paths) for name, paths in adapter.groups.items() if paths != [name]},
         fan_in_fan_out=adapter.fan_in_fan_out,
         consumers=[*verdicts],
         servers=[
@@ -242,10 +235,6 @@ def _packed_bytes(adapter: Adapter) -> int | None:
     """Return the bytes of the factors in a packed file; None if they are not rounded."""
     bits = adapter.meta.bits
     return None if bits is None else factor_bytes(adapter.stored_ranks, adapter.shapes, bits)
-
-
-def _form(form: Form) -> str:
-    return "embedding" if form.embedding else f"convolution {'x'.join(map(str, form.kernel))}"
 
 
 def ranks_of(adapter: Adapter, spectra: Mapping[str, Spectrum]) -> dict[str, RankFacts]:

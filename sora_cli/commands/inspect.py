@@ -24,7 +24,6 @@ from sora_cli.core.outputs import check_apart, check_new_file
 from sora_cli.core.shell import quote
 from sora_cli.core.table import Column, Table, emit_table
 from sora_cli.core.timing import uncollected
-from sora_cli.core.words import first_few
 
 if TYPE_CHECKING:
     from sora_cli.adapter.facts import Facts
@@ -217,13 +216,6 @@ def _lines(facts: Facts) -> list[tuple[str, str]]:
     lines += facts.parts.lines
     if facts.new_tokens:
         lines.append(("new tokens", ", ".join(facts.new_tokens)))
-    for number in dict.fromkeys(facts.experts.values()):
-        names = [name for name, other in facts.experts.items() if other == number]
-        lines.append(("experts", f"{count(number)} in each of {first_few(names)}; their components "
-                                 "are added up"))  # fmt: skip
-    for form in dict.fromkeys(facts.forms.values()):
-        paths = [path for path, other in facts.forms.items() if other == form]
-        lines.append((form.partition(" ")[0], f"{first_few(paths)}{form.partition(' ')[2]}"))
     task = facts.task or facts.task_type
     if task:
         labels = f" ({', '.join(facts.labels)})" if facts.labels else ""

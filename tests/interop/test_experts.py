@@ -140,7 +140,7 @@ def test_one_line_for_all_experts(made: Made, capsys: pytest.CaptureFixture[str]
     assert {n if n in changed else f"{n}.weight": v for n, v in norms.items()} == pytest.approx(
         changed, rel=1e-4
     )
-    for name, number in facts.experts.items():
+    for name, number in facts.parts.facts["experts"].items():
         assert facts.ranks[name].stored == file.stored_ranks[f"{name}.0"] * number
     assert not run(["inspect", str(made.adapter), "--modules"])
     shown = capsys.readouterr().out

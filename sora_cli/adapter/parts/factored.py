@@ -175,6 +175,12 @@ def factored(parts: Iterable[Part]) -> dict[str, Factored]:
     return {part.path: part for part in parts if isinstance(part, Factored)}
 
 
+def forms_of(parts: Iterable[Part]) -> dict[str, Form]:
+    """Return {path: the kind of layer} for layers that are not linear."""
+    own = factored(parts).items()
+    return {path: part.form for path, part in own if part.form != LINEAR}
+
+
 def common_dtype(parts: Mapping[str, Factored]) -> str:
     """Return the number format of all live factors; "float32" if they are mixed."""
     dtypes = {dtype for part in parts.values() if part.rank for dtype in part.dtypes}

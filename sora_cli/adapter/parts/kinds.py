@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from sora_cli.adapter.parts.factored import forms_of
+from sora_cli.adapter.parts.form import places
 from sora_cli.adapter.parts.full import Full
 from sora_cli.adapter.parts.low_rank import LowRank
-from sora_cli.adapter.parts.part import Part, Section
+from sora_cli.adapter.parts.part import Part
 from sora_cli.adapter.parts.products import LoHa, LoKr
 from sora_cli.adapter.parts.rows import Rows
+from sora_cli.adapter.parts.section import Section
 
 # full parameters last: they claim every key below a module that is stored in full
 KINDS: tuple[type[Part], ...] = (LowRank, LoHa, LoKr, Rows, Full)
@@ -32,9 +35,10 @@ def by_kind(parts: Iterable[Part]) -> Iterator[tuple[type[Part], Sequence[Any]]]
         yield kind, [part for part in parts if isinstance(part, kind)]
 
 
-def sections(parts: Iterable[Part]) -> Section:
+def sections(parts: Sequence[Part]) -> Section:
     """Return what `sora inspect` says of an adapter's parts, from what is stored in full on."""
     each = [kind.section(own) for kind, own in reversed([*by_kind(parts)])]
+    each.append(places(forms_of(parts)))
     facts = {name: value for section in each for name, value in section.facts.items()}
     return Section(facts, [line for section in each for line in section.lines])
 

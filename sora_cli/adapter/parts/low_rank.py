@@ -14,7 +14,8 @@ from methods.factors import LowRankFactors
 from methods.updates import Product, Rescaled, Update
 from sora_cli.adapter.parts.factored import Factored
 from sora_cli.adapter.parts.form import LINEAR, Form
-from sora_cli.adapter.parts.part import FLOATS, Found, Header, Section
+from sora_cli.adapter.parts.part import FLOATS, Found, Header
+from sora_cli.adapter.parts.section import Section
 from sora_cli.adapter.peft import adalora
 from sora_cli.adapter.peft.config import LARGEST_RANK, LORA, PeftConfig
 from sora_cli.adapter.peft.layout import PAIR, TABLE, check_tensor

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from methods.base import LowRankLinear
 from methods.updates import Update
+from sora_cli.adapter.parts.section import Section
 from sora_cli.adapter.peft.config import PeftConfig
 from sora_cli.adapter.peft.layout import check_tensor
 from sora_cli.core.errors import SoraError
@@ -78,19 +79,6 @@ class Target:
     transposed: bool = False
     several: bool = False
     rows: bool = False
-
-
-@dataclass(frozen=True)
-class Section:
-    """What `sora inspect` says of one kind of part.
-
-    Attributes:
-        facts: its entries in `--json`.
-        lines: name and text of each line.
-    """
-
-    facts: Mapping[str, Any]
-    lines: Sequence[tuple[str, str]] = ()
 
 
 class Part(ABC):

@@ -9,6 +9,7 @@ the parameter's name and the expert's number.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
@@ -72,6 +73,22 @@ def parameter_of(path: str) -> str:
 def expert_number(path: str) -> int:
     """Return the number in an expert's path."""
     return int(path.rpartition(".")[2])
+
+
+_APART = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)")
+"""The path of one expert's layer, as before transformers 5 fused them."""
+
+
+def experts_apart(paths: Iterable[str]) -> dict[str, dict[str, list[str]]]:
+    """Return {path of a layer's experts: {name of a weight: its paths, one of each expert}}.
+
+    Only experts with layers of their own count.
+    """
+    layers: dict[str, dict[str, list[str]]] = {}
+    for path in paths:
+        if (found := _APART.fullmatch(path)) is not None:
+            layers.setdefault(found[1], {}).setdefault(found[3], []).append(path)
+    return layers
 
 
 def _place(name: str) -> int:

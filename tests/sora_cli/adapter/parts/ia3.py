@@ -15,16 +15,8 @@ from torch import Tensor, nn
 from methods.init import linear_shape
 from methods.updates import Rows, Update
 from sora_cli.adapter.in_model import changed, is_transposed
-from sora_cli.adapter.parts.part import (
-    FLOATS,
-    Content,
-    Found,
-    Header,
-    Part,
-    Section,
-    Target,
-    only_merged,
-)
+from sora_cli.adapter.parts.part import FLOATS, Content, Found, Header, Part, Target, only_merged
+from sora_cli.adapter.parts.section import Section
 from sora_cli.adapter.peft.config import PeftConfig
 from sora_cli.core.errors import SoraError
 
