@@ -1,4 +1,4 @@
-"""Base model weights that PEFT stores beside the factors of embeddings, and loads again.
+"""What an adapter leaves to its base model: copies of weights, and kernels of convolutions.
 
 `save_pretrained` stores the weights of a targeted `embed_tokens` or `lm_head`, and of a resized
 embedding (`save_embedding_layers` in peft/utils/save_and_load.py). `from_pretrained` loads the
@@ -13,6 +13,7 @@ from pathlib import Path
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.parts.full import BASE, Full, full
 from sora_cli.adapter.parts.part import Part
+from sora_cli.adapter.parts.products import StoredProduct
 from sora_cli.core.errors import SoraError
 from sora_cli.model.fingerprint import StoredTensor, stored_tensors
 from sora_cli.model.references import local_checkpoint, resolve_model_path
@@ -41,6 +42,25 @@ def without_copies(
 def _is_own(part: Full, stored: Sequence[StoredTensor]) -> bool:
     assert part.entry is not None
     return any(same_numbers(part.entry, tensor) for tensor in _candidates(part.path, stored))
+
+
+def with_kernels(parts: Sequence[Part], base: BaseReference) -> Sequence[Part]:
+    """Return the parts, with kernels of convolutions taken from the base model if needed.
+
+    PEFT's LoHa and LoKr write a convolution's channels and kernel as one dimension by default. As a
+    plain LoRA such a module needs the kernel of its own. Nothing is added if the base is not here.
+    """
+    if not any(isinstance(part, StoredProduct) for part in parts):
+        return parts
+    stored = _base_tensors(base, None)
+
+    def kernelled(part: Part) -> Part:
+        if not isinstance(part, StoredProduct):
+            return part
+        name = f"{part.path}.weight"
+        return part.with_kernel(next((t.shape for t in _alike(name, stored)), ()))
+
+    return [kernelled(part) for part in parts]
 
 
 def _notes(names: Iterable[str], own: set[str], *, known: bool) -> Iterator[str]:
@@ -74,9 +94,14 @@ def _base_tensors(base: BaseReference, on: str | None) -> list[StoredTensor]:
 
 
 def _candidates(name: str, stored: Sequence[StoredTensor]) -> Sequence[StoredTensor]:
-    """Return the tensors of this name, with or without a prefix; all if the name is not found.
+    """Return the tensors of this name; all if the name is not found.
 
     A name may be missing since its weight is tied to another one: then any tensor may be its own.
     """
-    alike = [t for t in stored if f".{name}".endswith(f".{t.name}") or t.name.endswith(f".{name}")]
-    return alike or stored
+    return _alike(name, stored) or stored
+
+
+def _alike(name: str, stored: Sequence[StoredTensor]) -> list[StoredTensor]:
+    """Return the tensors of this name, with or without a prefix: the name itself first."""
+    found = [t for t in stored if f".{name}".endswith(f".{t.name}") or t.name.endswith(f".{name}")]
+    return sorted(found, key=lambda tensor: tensor.name != name)

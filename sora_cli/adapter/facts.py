@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sora_cli.adapter.consumers import Consumer, consumers_of
 from sora_cli.adapter.metadata import BaseReference
-from sora_cli.adapter.modules import cuts
+from sora_cli.adapter.modules import SmallerCut, cuts
 from sora_cli.adapter.parts.kinds import sections
-from sora_cli.adapter.parts.section import Section
+from sora_cli.adapter.parts.part import Section
 from sora_cli.adapter.rounding import factor_bytes
 from sora_cli.adapter.serving import Server, servers
 from sora_cli.adapter.spectra import Spectrum, Totals, read_spectra, totals
@@ -65,38 +65,12 @@ class Saving:
 
 
 @dataclass(frozen=True)
-class CutFacts:
-    """What `sora prune --max-params` would leave; see `SmallerCut`."""
-
-    share: float
-    max_params: int
-    parameters: int
-    components: int
-    mean_rank: float
-    energy: float
-    ranks: Mapping[str, int]
-
-
-@dataclass(frozen=True)
 class RankFacts:
     """Components of one module: live, stored, and at the start of training."""
 
     live: int
     stored: int
     start: int
-
-
-@dataclass(frozen=True)
-class SpectrumFacts:
-    """The singular values of one module's update, and what follows from them."""
-
-    shape: list[int]
-    rank_90: int
-    rank_99: int
-    entropy_rank: float
-    norm: float
-    largest: float
-    singular_values: list[float]
 
 
 @dataclass(frozen=True)
@@ -139,7 +113,7 @@ class Facts:
     rounding_errors: Mapping[str, float]
     dtype: str
     prune_saves: Mapping[str, Saving]
-    cuts: list[CutFacts]
+    cuts: list[SmallerCut]
     prunable: bool
     parts: Section
     new_tokens: Sequence[str]
@@ -150,16 +124,19 @@ class Facts:
     lineage: list[Mapping[str, Any]]
     sora_version: str | None
     ranks: Mapping[str, RankFacts]
-    spectra: Mapping[str, SpectrumFacts]
+    spectra: Mapping[str, Spectrum]
     certificate: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data: the output of `--json`."""
-        data = asdict(self)
-        parts, _ = data.pop("parts")["facts"], data.pop("prunable")
-        before = list(data).index("new_tokens")
-        items = list(data.items())
-        return dict([*items[:before], *parts.items(), *items[before:]])
+        data = asdict(replace(self, cuts=[], spectra={}))
+        del data["prunable"]
+        data["cuts"] = [cut.as_json(len(self.ranks)) for cut in self.cuts]
+        data["spectra"] = {path: spectrum.as_json() for path, spectrum in self.spectra.items()}
+        plain: dict[str, Any] = {}
+        for key, value in data.items():
+            plain |= value["facts"] if key == "parts" else {key: value}
+        return plain
 
 
 def facts_of(adapter: Adapter, *, certificate: str | None = None) -> Facts:
@@ -199,7 +176,7 @@ def facts_of(adapter: Adapter, *, certificate: str | None = None) -> Facts:
         rounding_errors=meta.rounding_errors,
         dtype=source.dtype,
         prune_saves=_savings(total, source.dtype),
-        cuts=_cuts(spectra, len(ranks)) if prunable else [],
+        cuts=cuts({path: s.module for path, s in spectra.items()}) if prunable else [],
         prunable=prunable,
         parts=sections(adapter.parts),
         new_tokens=meta.new_tokens,
@@ -217,18 +194,9 @@ def facts_of(adapter: Adapter, *, certificate: str | None = None) -> Facts:
         lineage=list(meta.lineage),
         sora_version=meta.sora_version,
         ranks=ranks,
-        spectra={path: _spectrum(spectrum) for path, spectrum in spectra.items()},
+        spectra=spectra,
         certificate=certificate,
     )
-
-
-def _cuts(spectra: Mapping[str, Spectrum], modules: int) -> list[CutFacts]:
-    known = {path: spectrum.module for path, spectrum in spectra.items()}
-    return [
-        CutFacts(cut.share, cut.max_params, cut.parameters, cut.components,
-                 cut.components / modules, cut.energy, dict(cut.ranks))
-        for cut in cuts(known)
-    ]  # fmt: skip
 
 
 def _packed_bytes(adapter: Adapter) -> int | None:
@@ -264,15 +232,3 @@ def _savings(total: Totals, dtype: str) -> dict[str, Saving]:
     width = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
     saved = {"lossless": total.lossless, "energy_99": total.pruned}
     return {name: Saving(n, n * width) for name, n in saved.items()}
-
-
-def _spectrum(spectrum: Spectrum) -> SpectrumFacts:
-    return SpectrumFacts(
-        list(spectrum.shape),
-        spectrum.rank_low,
-        spectrum.rank_high,
-        spectrum.entropy,
-        spectrum.norm,
-        spectrum.largest,
-        spectrum.values.tolist(),
-    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from methods.keep import Keep
@@ -68,6 +68,11 @@ class SmallerCut:
     def components(self) -> int:
         """Components that are left, in all modules."""
         return sum(self.ranks.values())
+
+    def as_json(self, modules: int) -> dict[str, Any]:
+        """Return plain data; the mean rank is over all known modules."""
+        mean = {"components": self.components, "mean_rank": self.components / modules}
+        return {**asdict(self), **mean}
 
 
 def cuts(modules: Mapping[str, Module]) -> list[SmallerCut]:

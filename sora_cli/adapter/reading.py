@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sora_cli.adapter.adapter import Adapter, Source
-from sora_cli.adapter.base_weights import without_copies
-from sora_cli.adapter.kernels import with_kernels
+from sora_cli.adapter.base_weights import with_kernels, without_copies
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_json, read_sora_file
 from sora_cli.adapter.moved import located
 from sora_cli.adapter.parts.factored import common_dtype, factored

@@ -206,7 +206,7 @@ def _member(name: str, facts: Facts) -> _Member:
         max(facts.r, facts.largest_rank),
         {path: facts.ranks[path].stored for path in spectra},
         {path: sum(spectrum.shape) for path, spectrum in spectra.items()},
-        {path: [s * s for s in spectrum.singular_values] for path, spectrum in spectra.items()},
+        {path: [s * s for s in spectrum.values.tolist()] for path, spectrum in spectra.items()},
         facts.bytes,
         max(facts.bytes - facts.parameters.adapter * width, 0),
         width,

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -73,6 +73,18 @@ class Spectrum:
     def module(self) -> Module:
         """The facts for choosing ranks."""
         return Module(self.stored, self.live, self.values, sum(self.shape))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "shape": list(self.shape),
+            "rank_90": self.rank_low,
+            "rank_99": self.rank_high,
+            "entropy_rank": self.entropy,
+            "norm": self.norm,
+            "largest": self.largest,
+            "singular_values": self.values.tolist(),
+        }
 
     def parameters(self, rank: int) -> int:
         """Return the numbers in this many components of the module."""

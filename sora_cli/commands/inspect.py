@@ -107,7 +107,7 @@ def _inspect_one(directory: Path, *, as_json: bool, plot: Path | None, modules: 
         from sora_cli.adapter.plot_spectra import plot_inspection
 
         title = f"{facts.method or facts.kind}: {facts.directory}"
-        values = {path: s.singular_values for path, s in facts.spectra.items()}
+        values = {path: s.values.tolist() for path, s in facts.spectra.items()}
         plot_inspection(ranks, start, values, plot, title)
         say(f"wrote {plot}")
 
@@ -173,7 +173,7 @@ def _emit_modules(facts: Facts) -> None:
         rank = facts.ranks[path]
         left = [cut.ranks[path] for cut in facts.cuts]
         rounding = [errors.get(path)] if errors else []
-        rows.append([path, rank.stored, rank.live, s.rank_90, s.rank_99, s.entropy_rank, s.norm,
+        rows.append([path, rank.stored, rank.live, s.rank_low, s.rank_high, s.entropy, s.norm,
                      s.largest, *rounding, *left])  # fmt: skip
     effective = facts.effective_rank
     stored = sum(rank.stored for rank in facts.ranks.values())
@@ -261,7 +261,7 @@ def _cut_lines(facts: Facts) -> list[tuple[str, str]]:
     prune = f"sora prune {quote(facts.directory)} -o OUT --max-params"
     return [
         (f"cut to {cut.share:.0%}",
-         f"mean rank {cut.mean_rank:.2f}, at most {max(cut.ranks.values())}, "
+         f"mean rank {cut.components / len(facts.ranks):.2f}, at most {max(cut.ranks.values())}, "
          f"{cut.energy:.1%} of ||dW||²: {prune} {cut.max_params}")
         for cut in facts.cuts
     ]  # fmt: skip

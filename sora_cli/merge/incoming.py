@@ -57,8 +57,8 @@ class Incoming:
     @property
     def numbers(self) -> int:
         """Numbers in memory for the largest change."""
-        groups = self._groups().values()
-        return max((sum(part.numbers for part in parts) for parts in groups), default=0)
+        groups = ([p for p in parts if p.peft_types] for parts in self._groups().values())
+        return max((sum(part.parameters for part in parts) for parts in groups), default=0)
 
     def _groups(self) -> dict[str, list[Part]]:
         groups: dict[str, list[Part]] = {}

@@ -22,7 +22,7 @@ from methods.base import LowRankLinear
 from methods.budgets import costs_of, strongest
 from methods.factors import LowRankFactors
 from sora_cli.adapter.adapter import Adapter
-from sora_cli.adapter.in_model import load_head
+from sora_cli.adapter.apply import prepare
 from sora_cli.adapter.pruning import Loss, survey, truncate_layers
 from sora_cli.adapter.reading import read_adapter
 from sora_cli.adapter.rounding import Rounding
@@ -199,7 +199,7 @@ class Scores:
 
     def __init__(self, adapter: Adapter, recipe: Recipe, rows: TestRows, scratch: Path) -> None:
         self._base, self.layers = load_adapted(adapter, recipe, rows.task)
-        self._base_weights = adapter.base_weights
+        self._adapter = adapter
         self.rows, self.own = scored_on(rows, recipe, self._base, scratch)
 
     def of(self, factors: Layers) -> RowScores:
@@ -214,8 +214,7 @@ class Scores:
         From then on the model has the rounded head.
         """
         if rounding.head.error is not None:
-            with torch.no_grad():
-                load_head(self._base.model, rounding.head.tensors, base_weights=self._base_weights)
+            prepare(self._base.model, self._adapter.with_full(rounding.head.tensors))
         return self.of(rounding.layers(factors))
 
 

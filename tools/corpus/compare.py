@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 
 from tools.corpus.record import Row
@@ -38,13 +39,23 @@ def _told(first: Row | None, second: Row | None) -> Iterator[str]:
         yield "only in the first" if second is None else "only in the second"
         return
     for name in ("command", "exit", "stdout", "stderr"):
-        if first.get(name) != second.get(name):
+        if _meant(first.get(name)) != _meant(second.get(name)):
             yield from _lines(name, str(first.get(name)), str(second.get(name)))
     before, after = first.get("files", {}), second.get("files", {})
     for file in dict.fromkeys([*before, *after]):
         if before.get(file) != after.get(file):
             missing = "is in the first only" if file not in after else "is in the second only"
             yield f"{file} {'differs' if file in before and file in after else missing}"
+
+
+def _meant(text: object) -> object:
+    """Return the data of a JSON text: its keys may stand in any order. Other texts stay."""
+    if not isinstance(text, str) or not text.startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _lines(name: str, first: str, second: str) -> Iterator[str]:

@@ -55,13 +55,6 @@ class Factored(Part, ABC):
         """Return DoRA's magnitudes, (out,); None: the weight is not rescaled."""
         return None
 
-    def held(self) -> Factored:
-        """Return the same part in memory."""
-        from sora_cli.adapter.parts.low_rank import Held
-
-        factors = self.factors()
-        return Held(self.path, lambda: factors, self.form, self.magnitude())
-
     # ------------------------------------------------------------------------------- what it holds
 
     @property
@@ -72,11 +65,6 @@ class Factored(Part, ABC):
     @property
     def parameters(self) -> int:
         """Numbers in its factors."""
-        return self.stored * sum(self.shape)
-
-    @property
-    def numbers(self) -> int:
-        """Numbers in memory while it is merged."""
         return self.stored * sum(self.shape)
 
     @property

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sora_cli.adapter.parts.section import Section
 from sora_cli.adapter.peft.parameters import parameter_of
-from sora_cli.core.console import count
-from sora_cli.core.words import first_few
 
 
 @dataclass(frozen=True)
@@ -37,26 +34,6 @@ class Form:
 
 
 LINEAR = Form()
-
-
-def places(forms: Mapping[str, Form]) -> Section:
-    """Return what `sora inspect` says of layers that are not linear.
-
-    Args:
-        forms: path -> the kind of layer.
-    """
-    kinds = {path: form.words for path, form in forms.items() if not form.experts}
-    experts = {form.owner(path): form.experts for path, form in forms.items() if form.experts}
-    lines = []
-    for number in dict.fromkeys(experts.values()):
-        names = first_few([name for name, other in experts.items() if other == number])
-        text = f"{count(number)} in each of {names}; their components are added up"
-        lines.append(("experts", text))
-    for kind in dict.fromkeys(kinds.values()):
-        name, space, size = kind.partition(" ")
-        paths = first_few([path for path, other in kinds.items() if other == kind])
-        lines.append((name, f"{paths}{space}{size}"))
-    return Section({"forms": kinds, "experts": experts}, lines)
 
 
 def grouped(paths: Iterable[str], forms: Mapping[str, Form]) -> dict[str, list[str]]:

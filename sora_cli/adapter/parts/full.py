@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sora_cli.adapter.in_model import load_head
-from sora_cli.adapter.parts.part import Content, Found, Header, Part
-from sora_cli.adapter.parts.section import Section
+from sora_cli.adapter.parts.part import Content, Found, Header, Part, Section
 from sora_cli.adapter.peft.config import PeftConfig
 from sora_cli.adapter.peft.layout import BASE_LAYER, PREFIX
 from sora_cli.core.console import count

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sora_cli.adapter.parts.factored import forms_of
-from sora_cli.adapter.parts.form import places
+from sora_cli.adapter.parts.form import Form
 from sora_cli.adapter.parts.full import Full
 from sora_cli.adapter.parts.low_rank import LowRank
-from sora_cli.adapter.parts.part import Part
+from sora_cli.adapter.parts.part import Part, Section
 from sora_cli.adapter.parts.products import LoHa, LoKr
 from sora_cli.adapter.parts.rows import Rows
-from sora_cli.adapter.parts.section import Section
+from sora_cli.core.console import count
+from sora_cli.core.words import first_few
 
 # full parameters last: they claim every key below a module that is stored in full
 KINDS: tuple[type[Part], ...] = (LowRank, LoHa, LoKr, Rows, Full)
@@ -38,7 +39,7 @@ def by_kind(parts: Iterable[Part]) -> Iterator[tuple[type[Part], Sequence[Any]]]
 def sections(parts: Sequence[Part]) -> Section:
     """Return what `sora inspect` says of an adapter's parts, from what is stored in full on."""
     each = [kind.section(own) for kind, own in reversed([*by_kind(parts)])]
-    each.append(places(forms_of(parts)))
+    each.append(_places(forms_of(parts)))
     facts = {name: value for section in each for name, value in section.facts.items()}
     return Section(facts, [line for section in each for line in section.lines])
 
@@ -47,3 +48,23 @@ def words(parts: Iterable[Part]) -> str:
     """Return what an adapter holds beside factors, such as " and the head (score)"."""
     each = [word for kind, own in reversed([*by_kind(parts)]) for word in kind.words(own)]
     return "".join(f" and {word}" for word in each)
+
+
+def _places(forms: Mapping[str, Form]) -> Section:
+    """Return what `sora inspect` says of layers that are not linear.
+
+    Args:
+        forms: path -> the kind of layer.
+    """
+    kinds = {path: form.words for path, form in forms.items() if not form.experts}
+    experts = {form.owner(path): form.experts for path, form in forms.items() if form.experts}
+    lines = []
+    for number in dict.fromkeys(experts.values()):
+        names = first_few([name for name, other in experts.items() if other == number])
+        text = f"{count(number)} in each of {names}; their components are added up"
+        lines.append(("experts", text))
+    for kind in dict.fromkeys(kinds.values()):
+        name, space, size = kind.partition(" ")
+        paths = first_few([path for path, other in kinds.items() if other == kind])
+        lines.append((name, f"{paths}{space}{size}"))
+    return Section({"forms": kinds, "experts": experts}, lines)

@@ -14,8 +14,7 @@ from methods.factors import LowRankFactors
 from methods.updates import Product, Rescaled, Update
 from sora_cli.adapter.parts.factored import Factored
 from sora_cli.adapter.parts.form import LINEAR, Form
-from sora_cli.adapter.parts.part import FLOATS, Found, Header
-from sora_cli.adapter.parts.section import Section
+from sora_cli.adapter.parts.part import FLOATS, Found, Header, Section
 from sora_cli.adapter.peft import adalora
 from sora_cli.adapter.peft.config import LARGEST_RANK, LORA, PeftConfig
 from sora_cli.adapter.peft.layout import PAIR, TABLE, check_tensor
@@ -63,6 +62,10 @@ class LowRank(Factored):
                 yield from _experts(path, pair, header, halves)
             else:
                 yield _checked(path, pair, header)
+
+    def held(self) -> Factored:
+        """Return the same part in memory."""
+        return held(self)
 
     def update(self) -> Update:
         """Return the product, with the scaling kept apart, in PEFT's way."""
@@ -137,6 +140,12 @@ class Held(LowRank):
     def magnitude(self) -> Tensor | None:
         """Return DoRA's magnitudes."""
         return None if self.norms is None else _on_cpu(self.norms)
+
+
+def held(part: Factored) -> Held:
+    """Return any part with factors in memory, as a pair."""
+    factors = part.factors()
+    return Held(part.path, lambda: factors, part.form, part.magnitude())
 
 
 @dataclass(frozen=True)

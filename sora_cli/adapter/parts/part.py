@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from methods.base import LowRankLinear
 from methods.updates import Update
-from sora_cli.adapter.parts.section import Section
 from sora_cli.adapter.peft.config import PeftConfig
 from sora_cli.adapter.peft.layout import check_tensor
 from sora_cli.core.errors import SoraError
@@ -81,6 +80,19 @@ class Target:
     rows: bool = False
 
 
+@dataclass(frozen=True)
+class Section:
+    """What `sora inspect` says of one kind of part.
+
+    Attributes:
+        facts: its entries in `--json`.
+        lines: name and text of each line.
+    """
+
+    facts: Mapping[str, Any]
+    lines: Sequence[tuple[str, str]] = ()
+
+
 class Part(ABC):
     """What an adapter holds for one place of its base model.
 
@@ -111,11 +123,6 @@ class Part(ABC):
     @abstractmethod
     def read(cls, found: Found, header: Header) -> Iterable[Part]:
         """Return the parts behind the claimed keys, after checking their shapes and dtypes."""
-
-    @property
-    def numbers(self) -> int:
-        """Numbers in memory while it is merged."""
-        return 0
 
     @classmethod
     def configured(cls, parts: Sequence[Any]) -> dict[str, Any]:

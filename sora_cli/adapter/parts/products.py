@@ -15,7 +15,7 @@ from methods.factors import LowRankFactors
 from methods.updates import Hadamard, Kronecker
 from sora_cli.adapter.parts.factored import Factored
 from sora_cli.adapter.parts.form import LINEAR, Form
-from sora_cli.adapter.parts.low_rank import check_stored
+from sora_cli.adapter.parts.low_rank import check_stored, held
 from sora_cli.adapter.parts.part import Found, Header
 from sora_cli.adapter.peft import lycoris
 from sora_cli.adapter.peft.config import PeftConfig
@@ -78,6 +78,10 @@ class StoredProduct(Factored):
     @abstractmethod
     def update(self) -> Hadamard | Kronecker:
         """Read both matrices."""
+
+    def held(self) -> Factored:
+        """Return the same update in memory, as a pair of factors."""
+        return held(self)
 
     def factors(self) -> LowRankFactors:
         """Read the product as a sum of rank-one terms, one for each pair of the matrices' terms."""

@@ -11,8 +11,16 @@ from torch import Tensor, nn
 
 from methods.updates import Replaced, Update
 from sora_cli.adapter.in_model import is_transposed, token_weight
-from sora_cli.adapter.parts.part import FLOATS, Content, Found, Header, Part, Target, only_merged
-from sora_cli.adapter.parts.section import Section
+from sora_cli.adapter.parts.part import (
+    FLOATS,
+    Content,
+    Found,
+    Header,
+    Part,
+    Section,
+    Target,
+    only_merged,
+)
 from sora_cli.adapter.peft.config import PeftConfig
 from sora_cli.adapter.peft.layout import PREFIX
 from sora_cli.core.console import count

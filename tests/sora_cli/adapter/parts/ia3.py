@@ -15,8 +15,16 @@ from torch import Tensor, nn
 from methods.init import linear_shape
 from methods.updates import Rows, Update
 from sora_cli.adapter.in_model import changed, is_transposed
-from sora_cli.adapter.parts.part import FLOATS, Content, Found, Header, Part, Target, only_merged
-from sora_cli.adapter.parts.section import Section
+from sora_cli.adapter.parts.part import (
+    FLOATS,
+    Content,
+    Found,
+    Header,
+    Part,
+    Section,
+    Target,
+    only_merged,
+)
 from sora_cli.adapter.peft.config import PeftConfig
 from sora_cli.core.errors import SoraError
 
@@ -87,11 +95,6 @@ class Vector(Part):
     @property
     def parameters(self) -> int:
         """Numbers of the vector."""
-        return max(self.shape)
-
-    @property
-    def numbers(self) -> int:
-        """Numbers in memory while it is merged."""
         return max(self.shape)
 
     def held(self) -> Vector:
