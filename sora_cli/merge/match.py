@@ -81,7 +81,7 @@ def match(adapter: Adapter, stored: Mapping[str, StoredTensor], runtime: Runtime
             raise SoraError(f"the base model holds '{target}' twice, as '{places[target]}' and "
                             f"'{name}': which one is meant?")  # fmt: skip
         places[target] = name
-    targets |= _tied_rows(runtime, targets, places)
+    targets = _with_tied_rows(runtime, targets, places)
     both = {target for target in targets.keys() & heads.keys()
             if not adapter.full[heads[target]].everywhere}  # fmt: skip
     if both:
@@ -148,14 +148,15 @@ def _targets(adapter: Adapter, runtime: Runtime) -> dict[str, Target]:
     return targets
 
 
-def _tied_rows(
+def _with_tied_rows(
     runtime: Runtime, targets: Mapping[str, Target], places: Mapping[str, str]
 ) -> dict[str, Target]:
-    """Return stored weights tied to a weight with trained rows, whose rows PEFT changes, too.
+    """Return the targets with all stored weights that share trained rows: PEFT changes them, too.
 
-    A tied weight that also has factors is an error.
+    Rows of a weight that is only tied to a stored one are left out: they are the same rows. A tied
+    weight that also has factors is an error.
     """
-    more: dict[str, Target] = {}
+    all_of_them = dict(targets)
     for name, target in targets.items():
         for other in runtime.shared(name) if target.rows else ():
             if not targets.get(other, target).rows:
@@ -164,9 +165,11 @@ def _tied_rows(
                     f"'{target.change}' with its trained rows: they cannot be merged together",
                     hint="use the adapter without a merge",
                 )
-            if other in places and other not in targets:
-                more[other] = replace(target, parameter=other)
-    return more
+            if other in places:
+                all_of_them.setdefault(other, replace(target, parameter=other))
+                if name not in places:
+                    all_of_them.pop(name, None)
+    return all_of_them
 
 
 def _heads(adapter: Adapter, runtime: Runtime) -> dict[str, str]:

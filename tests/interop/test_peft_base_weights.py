@@ -211,3 +211,27 @@ def test_resized_embeddings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     again = PeftModel.from_pretrained(load(tmp_path / "larger"), tmp_path / "resized").eval()
     new = Made(tmp_path / "larger", tmp_path / "resized", logits(again), place.without)
     assert_same(merged(new, "--base", str(tmp_path / "larger")), new.expected)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_resized_embeddings_with_trained_rows(tmp_path: Path, tied: bool) -> None:
+    """PEFT stores both, and of tied weights twice, though the configuration names one of them."""
+    base = tiny_llama(tied=tied)
+    base.save_pretrained(tmp_path / "base")
+    base.name_or_path, rows = str(tmp_path / "base"), len(base.get_input_embeddings().weight)
+    base.resize_token_embeddings(rows + 2)
+    config = LoraConfig(
+        r=2, target_modules=["q_proj"], task_type="CAUSAL_LM",
+        trainable_token_indices={"embed_tokens": [rows, rows + 1]},
+    )  # fmt: skip
+    model = fill_peft(get_peft_model(base, config))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "trainable_tokens_delta" in name:
+                parameter += 0.3
+    model.save_pretrained(tmp_path / "adapter")
+    adapter = read_adapter(tmp_path / "adapter")
+    assert list(adapter.rows) == (["lm_head"] if tied else []) + ["model.embed_tokens"]
+    assert set(adapter.base_weights) == {EMBEDDING, HEAD}
+    assert run(["merge", str(tmp_path / "adapter"), "-o", str(tmp_path / "out")]) == 0
+    assert_same(logits(load(tmp_path / "out")), logits(model))

@@ -175,11 +175,16 @@ class PeftConfig(Targets):
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def token_indices(self, path: str) -> list[int]:
-        """Return the trained rows of an embedding, by the first entry that ends its path."""
+        """Return the trained rows of an embedding, by the first entry that ends its path.
+
+        Beside a resized embedding PEFT also stores the rows of the weight tied to it, which no
+        entry names: they are the rows of the only entry.
+        """
         indices = self.trainable_token_indices or {}
         if isinstance(indices, list):
             return indices
-        return next((rows for name, rows in indices.items() if path.endswith(name)), [])
+        named = [rows for name, rows in indices.items() if path.endswith(name)]
+        return next(iter(named or (indices.values() if len(indices) == 1 else ())), [])
 
     def head_module(self, name: str) -> str | None:
         """Return the path of the module around a parameter that is saved in full, or None.
