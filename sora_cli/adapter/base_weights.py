@@ -34,7 +34,7 @@ def without_copies(
     weights = [part for part in full(parts).values() if part.role == BASE]
     stored = _base_tensors(base, on) if weights else []
     own = {part.path for part in weights if _is_own(part, stored)}
-    left = [part for part in parts if part not in weights or part.path not in own]
+    left = [part for part in parts if not (isinstance(part, Full) and part.path in own)]
     names = [part.path for part in weights]
     return left, tuple(_notes(names, own, known=bool(stored)))
 

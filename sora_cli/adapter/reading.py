@@ -111,19 +111,17 @@ def _parts(
     header = Header(config, tensors, keyed.keys(), named, bool(meta.new_tokens))
     parts = [part for kind, found in claims.items() for part in kind.read(found, header)]
     order = {path: i for i, path in enumerate(meta.ranks)}
-    parts.sort(
-        key=lambda part: order.get(part.path, len(order)) if part.peft_types else len(order) + 1
-    )
+    parts.sort(key=lambda part: (not part.peft_types, order.get(part.path, len(order))))
     return parts, notes
 
 
 def _alive(parts: list[Part]) -> list[Part]:
     """Leave out dead parts; if all parts with factors are dead, the first one stays."""
-    layers = list(factored(parts).values())
-    dead = [part for part in layers if not part.rank]
-    if layers and len(dead) == len(layers):
-        dead = dead[1:]
-    return [part for part in parts if part not in dead] if dead else parts
+    layers = factored(parts)
+    dead = {path for path, part in layers.items() if not part.rank}
+    if len(dead) == len(layers):
+        dead -= set(list(layers)[:1])
+    return [part for part in parts if not (part.peft_types and part.path in dead)]
 
 
 def _claimed(keys: Sequence[str], config: PeftConfig, where: str) -> dict[type[Part], Found]:
