@@ -24,7 +24,7 @@ from sora_cli.train.callback import attach
 from sora_cli.train.trainer import build_trainer
 from tests.helpers_chat import instruct_rows, write_chat_base, write_chat_recipe
 from tests.helpers_images import write_image_recipe, write_pair_recipe
-from tests.helpers_models import tiny_bert_for, tiny_llama, tiny_t5
+from tests.helpers_models import tiny_bert, tiny_bert_for, tiny_llama, tiny_t5
 from tests.helpers_runs import WORDS, save_base, write_recipe, write_rows
 
 TRAINING = {"epochs": 2, "batch_size": 8, "gradient_accumulation": 2, "learning_rate": 0.01}
@@ -253,10 +253,16 @@ def step_gradients(
     return gradients.steps
 
 
+def _regression(folder: Path) -> Path:
+    task = {"name": "sequence-regression"}
+    return write_recipe(folder, tiny_bert(num_labels=1), training=TRAINING, task=task)
+
+
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "causal-lm": _causal_lm,
     "causal-lm, packed": _packed_lm,
     "sequence-classification, decoder": _decoder_classification,
+    "sequence-regression": _regression,
     "multiple-choice": _multiple_choice,
     "preference": write_preference_recipe,
     "seq2seq": _seq2seq,

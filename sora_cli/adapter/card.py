@@ -20,7 +20,7 @@ from sora_cli.core.atomic import write_bytes_atomic
 from sora_cli.core.markdown import code, escaped
 from sora_cli.core.table import Column, Table, markdown
 from sora_cli.model.files import CARD
-from sora_cli.recipe.families import FAMILIES, TaskOptions
+from sora_cli.recipe.families import TaskOptions, families
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -129,13 +129,14 @@ def _family(adapter: Adapter) -> tuple[str | None, str | None]:
     if known is not None:
         return known.MODEL_CLASS, known.HUB_TASK
     auto = AUTO_CLASSES.get(adapter.source.config.task_type or "")
-    tasks = {options.MODEL_CLASS: options.HUB_TASK for _, options in FAMILIES.values()}
+    tasks = {options.MODEL_CLASS: options.HUB_TASK for _, options in families().values()}
+    tasks["AutoModel"] = "feature-extraction"  # of images with texts, too
     return auto, tasks.get(auto or "")
 
 
 def _options(meta: AdapterMeta) -> type[TaskOptions] | None:
     """Return the options class of the adapter's family; None: trained by another tool."""
-    return FAMILIES[meta.task][1] if meta.task in FAMILIES else None
+    return families().get(meta.task or "", (None, None))[1]
 
 
 def _results(meta: AdapterMeta) -> Iterator[EvalResult]:

@@ -81,10 +81,10 @@ def base_files(
     # not for adapters that are only read, whose commands start faster without these
     from sora_cli.adapter.moved import located
     from sora_cli.model.base import load_own_processor
-    from sora_cli.recipe.families import FAMILIES, options_class
+    from sora_cli.recipe.families import families, options_class
     from sora_cli.recipe.recipe import ModelBlock
 
-    if not names or task not in FAMILIES or base is None:
+    if not names or task is None or task not in families() or base is None:
         return {}
     auto = options_class(task).PROCESSOR_CLASS
     try:

@@ -70,12 +70,14 @@ def extract(
     dtype: options.FactorDtype = STORED[0],
     as_json: options.Json = False,
     force: options.Force = False,
+    code: options.Code = None,
 ) -> int:
     """Write the difference of a fine-tuned model to its base as an adapter of that base.
 
     Returns:
         Exit code: 3 if `max_drop` is not certified.
     """
+    options.load_plugins(code)
     promise = asked.options(recipe, overrides or [])
     if promise is None:
         given = {"--recipe": recipe is not None} | dict.fromkeys(overrides or [], True)

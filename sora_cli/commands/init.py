@@ -42,8 +42,10 @@ def init(
     ] = None,
     preview: options.Preview = 2,
     force: options.Force = False,
+    code: options.Code = None,
 ) -> None:
     """Write a recipe for data; show the detected task, columns and some rows."""
+    options.load_plugins(code)
     file = output or recipe_name(source)
     check_new_file("-o", file, force=force, hint="name another file: -o OTHER.yaml")
     if file.suffix.lower() not in (".yaml", ".yml"):
@@ -65,11 +67,13 @@ def init(
     promise = forecast(proposal.loaded, proposal.task, proposal.rows.train)
     say_notes([*proposal.rows.notes, *promise.notes])
     say(f"\nwritten: {file}")
+    own = [word for path in code or () for word in ("--code", str(path))]
+    command = shlex.join(["sora", "train", as_operand(str(file)), *own])
     say("next:")
-    say(f"  sora train {quote(str(file))} --dry-run")
-    say(f"  sora train {quote(str(file))}")
+    say(f"  {command} --dry-run")
+    say(f"  {command}")
     if promise.words is not None:
-        say(f"  {shlex.join(['sora', 'auto', as_operand(str(file)), *promise.words])}")
+        say(f"  {shlex.join(['sora', 'auto', as_operand(str(file)), *own, *promise.words])}")
 
 
 def _typed() -> str | None:

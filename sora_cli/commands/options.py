@@ -150,7 +150,9 @@ FactorDtype = Annotated[
 Code = Annotated[
     list[Path] | None,
     typer.Option(
-        "--code", help="A Python file with your own methods or loggers. May be given repeatedly."
+        "--code",
+        help="A Python file with your own methods, task families or loggers. May be given "
+        "repeatedly.",
     ),
 ]
 PreviewInDryRun = Annotated[
@@ -251,7 +253,7 @@ ComputeDtype = Annotated[
 
 
 def load_plugins(code: Sequence[Path] | None) -> None:
-    """Register the methods and loggers of `--code` files."""
+    """Register the methods, task families and loggers of `--code` files."""
     if code:
         from sora_cli.recipe.plugins import load_code
 

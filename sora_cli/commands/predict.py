@@ -87,8 +87,10 @@ def predict(
         bool,
         typer.Option("--force", help="Replace an existing file instead of continuing it."),
     ] = False,
+    code: options.Code = None,
 ) -> None:
     """Write the rows of a file with a model's answers in new columns."""
+    options.load_plugins(code)
     given = overrides or []
     check_choice("--format", stream or "jsonl", _STREAMED)
     if stream is not None and STREAM not in (file, output):

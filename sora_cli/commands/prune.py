@@ -79,6 +79,7 @@ def prune(
     ] = False,
     force: options.Force = False,
     no_verify: options.NoVerify = False,
+    code: options.Code = None,
 ) -> int:
     """Write a smaller copy of an adapter; without a rule, only exact zeros are removed.
 
@@ -86,6 +87,7 @@ def prune(
         Exit code: 3 if the promise is not certified, 1 if the files of a healed run give other
         outputs than the trained model.
     """
+    options.load_plugins(code)
     keep = budget.keep(asked)
     check_bits(bits, head_bits, heal=heal is not None)
     given = overrides or []

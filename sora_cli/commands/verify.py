@@ -86,12 +86,14 @@ def verify(
         typer.Option("--model", help="With --server: the model's name there, if it has several."),
     ] = None,
     as_json: options.Json = False,
+    code: options.Code = None,
 ) -> int:
     """Compare the outputs of two adapters or models on fixed inputs.
 
     Returns:
         Exit code: 1 if the outputs differ, 3 if the comparison cannot tell.
     """
+    options.load_plugins(code)
     check_requires("--server", {"--model": model is not None and server is None})
     if server is not None:
         check_comparison(dtype, tolerance)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from sora_cli.core.errors import SoraError
@@ -23,7 +23,7 @@ from sora_cli.propose.roles import (
     one_of,
     usual_label,
 )
-from sora_cli.recipe.families import options_class
+from sora_cli.recipe.families import built_on, options_class
 from sora_cli.tasks.choices import find_form
 from sora_cli.tasks.pairs import SIDES, is_unpaired, unpaired
 from sora_cli.tasks.texts import columns_in
@@ -75,13 +75,17 @@ def match(
         task: the family, if the user gave it.
         tags: some values of a column of tags; they tell if the tags mark entities.
     """
-    if task is not None:
-        options_class(task)  # raises for an unknown name
+    ours = None if task is None else built_on(task)  # raises for an unknown name
     for name, find in _FAMILIES:
-        if task is None or name == task or (name == _SEQUENCE and task in _ONE_LABEL):
-            result = find(columns, given, task)
+        if task is None or name == ours or (name == _SEQUENCE and ours in _ONE_LABEL):
+            result = find(columns, given, ours)
             if result is not None:
-                return _with_metrics(result, tags)
+                return _with_metrics(result if task is None else replace(result, task=task), tags)
+    if task is not None and ours is None:
+        every: tuple[Kind, ...] = get_args(Kind)
+        parts = _parts(task, columns, given, dict.fromkeys(options_class(task).COLUMNS, every))
+        if parts:
+            return _of_parts(task, f"columns of task {task}", parts)
     raise _nothing(columns, task)
 
 

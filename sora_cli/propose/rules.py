@@ -16,7 +16,7 @@ import numpy as np
 
 from sora_cli.core.console import count, size
 from sora_cli.core.errors import SoraError
-from sora_cli.propose.usual import USUAL
+from sora_cli.propose.usual import usual_of
 from sora_cli.run.rates.rule import number_of, parameters_of, width_of
 
 _QUANTILE = 0.95  # rows longer than this quantile are cut
@@ -39,7 +39,7 @@ class Proposed:
 
 def base_model(task: str) -> Proposed:
     """Propose a small base model: from an installed package, or else from the Hub."""
-    usual = USUAL[task]
+    usual = usual_of(task)
     package = usual.package
     if package is not None and find_spec(package.module) is not None:
         return Proposed(package.path, f"small and installed here ({package.about})")
@@ -53,7 +53,7 @@ def multilingual_remark(task: str, path: str) -> str | None:
     Args:
         path: the recipe's base model; of one that the user chose nothing is known.
     """
-    other = USUAL[task].multilingual
+    other = usual_of(task).multilingual
     if not other or path != base_model(task).value:
         return None
     from huggingface_hub import try_to_load_from_cache
@@ -67,7 +67,7 @@ def multilingual_remark(task: str, path: str) -> str | None:
 
 def local_model(task: str) -> str:
     """Return the options that name a base model without the Hub."""
-    trial = USUAL[task].builtin
+    trial = usual_of(task).builtin
     named = "a model on this disk: --model DIR"
     return f"{named}; or for a trial --model {trial}" if trial else named
 
@@ -118,7 +118,7 @@ def batch_size(rows: int, task: str) -> Proposed:
     Args:
         rows: number of training rows.
     """
-    most = USUAL[task].largest_batch
+    most = usual_of(task).largest_batch
     fits = 2 ** int(math.log2(max(rows // _STEPS_AN_EPOCH, 1)))
     value = max(min(fits, most), _SMALLEST_BATCH)
     steps = -(-rows // value)
@@ -131,7 +131,7 @@ def epochs(steps: int, task: str) -> Proposed:
     Args:
         steps: steps of one epoch.
     """
-    least, most = USUAL[task].epochs
+    least, most = usual_of(task).epochs
     value = min(max(-(-_STEPS // steps), least), most)
     return Proposed(
         value, f"{count(value * steps)} steps; the aim is {_STEPS}, in {least} to {most} epochs"
@@ -140,7 +140,7 @@ def epochs(steps: int, task: str) -> Proposed:
 
 def rank(task: str) -> Proposed:
     """Propose the initial rank of every layer."""
-    usual = USUAL[task]
+    usual = usual_of(task)
     return Proposed(usual.rank, f"initial rank; {usual.why}")
 
 
@@ -151,10 +151,10 @@ def activation_bytes(config: Any, *, rows: int, tokens: int, task: str) -> float
     twice that in 32 bits. If the model learns texts, logits are stored three times: themselves, as
     probabilities, and as gradients.
     """
-    text, rows = config.get_text_config(), rows * USUAL[task].texts
+    text, rows = config.get_text_config(), rows * usual_of(task).texts
     hidden, heads = width_of(config), number_of(text, "num_attention_heads")
     block = tokens * rows * hidden * (34 + 5 * heads * tokens / max(hidden, 1))
-    words = number_of(text, "vocab_size") if USUAL[task].learns_texts else 0
+    words = number_of(text, "vocab_size") if usual_of(task).learns_texts else 0
     logits = 3 * 4 * rows * tokens * words
     return 2 * number_of(text, "num_hidden_layers") * block + logits
 

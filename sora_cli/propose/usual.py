@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from sora_cli.recipe.families import FAMILIES, built_on, options_class
+
 
 @dataclass(frozen=True)
 class Package:
@@ -99,3 +101,13 @@ USUAL: Mapping[str, Usual] = {
     "image-text": Usual("openai/clip-vit-large-patch14", builtin="builtin://tiny-clip"),
 }
 """One line per task family, with the models of its recipes."""
+
+
+def usual_of(task: str) -> Usual:
+    """Return the usual values of a family; somebody else's has those of the family most like it."""
+    alike = built_on(task) or next(
+        (name for name, (_, ours) in FAMILIES.items()
+         if ours.MODEL_CLASS == options_class(task).MODEL_CLASS),
+        "sequence-classification",
+    )  # fmt: skip
+    return USUAL[alike]

@@ -52,8 +52,11 @@ def unknown_name(block: str, tree: Tree) -> SoraError:
     where = place_of((block, "name"), tree)
     known = OPEN_BLOCKS[block].names()
     hint = did_you_mean(name, known)
-    if block == "method" and closest(name, known) is None:
-        hint += "; a method of your own: --code FILE.py"
+    own = f"{'family' if block == 'task' else block} of your own: --code FILE.py"
+    if closest(name, known) is None:
+        hint += f"; a {own}"
+    elif block == "task":
+        hint += f" A {own}"
     return SoraError(f"no {block} '{name}'", where=where, hint=hint)
 
 

@@ -8,6 +8,8 @@ computes itself; some families also accept names of metrics on the Hub.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -54,6 +56,10 @@ def _greater(values: dict[str, Any]) -> bool:
 class TaskOptions(Block):
     """Options of every family: its metrics, and the metric that chooses the checkpoint."""
 
+    NAME: ClassVar[str]
+    """The family's name in recipes; only for families that are not ours."""
+    FAMILY: ClassVar[str]
+    """Place of the family's class, "module:Class"; only for families of packages."""
     METRICS: ClassVar[tuple[str, ...]] = ()
     TEXT_METRICS: ClassVar[tuple[str, ...]] = ()
     """Metrics that need generated texts."""
@@ -357,27 +363,76 @@ The class `CausalLm` in that module has the options class `CausalLmOptions`.
 """
 
 
+ENTRY_POINT_GROUP = "sora.tasks"
+"""A package's families: `name = "module:NameOptions"`, with `NAME` and `FAMILY` in that class."""
+_ADDED: dict[str, tuple[Any, type[TaskOptions]]] = {}
+"""Families of `--code` files and of packages: their class or its place, and their options."""
+
+
+def add_family(family: Any, options: type[TaskOptions]) -> None:
+    """Add a family of somebody else's, under the name in its options.
+
+    Args:
+        family: its class, or "module:Class".
+    """
+    known = _ADDED.get(options.NAME)
+    if options.NAME in FAMILIES or (known is not None and known[1] is not options):
+        raise SoraError(f"there is a task family '{options.NAME}' already: use another NAME")
+    _ADDED[options.NAME] = family, options
+
+
+@cache
+def _add_packages() -> None:
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        options = point.load()
+        if getattr(options, "NAME", None) != point.name:
+            raise SoraError(f"entry point '{point.name}' of {ENTRY_POINT_GROUP} has another NAME")
+        add_family(options.FAMILY, options)
+
+
+def families() -> Mapping[str, tuple[Any, type[TaskOptions]]]:
+    """Return all families: ours, those of installed packages, and those of `--code` files."""
+    _add_packages()
+    return {**FAMILIES, **_ADDED}
+
+
 def task_names() -> list[str]:
     """Return the names of all task families."""
-    return list(FAMILIES)
+    return list(families())
 
 
-def implementation(name: str) -> str:
-    """Return the name of a family's class as "module:Class"; nothing is imported."""
-    options = options_class(name).__name__
-    return f"sora_cli.tasks.{FAMILIES[name][0]}:{options.removesuffix('Options')}"
+def built_on(name: str) -> str | None:
+    """Return the family of ours whose options a family extends: its own name, if it is ours.
+
+    None: it stands alone.
+    """
+    options = options_class(name)
+    ours = {cls: known for known, (_, cls) in FAMILIES.items()}
+    return next((ours[cls] for cls in options.__mro__ if cls in ours), None)
+
+
+def implementation(name: str) -> Any:
+    """Return a family's class, or its name as "module:Class"; nothing is imported."""
+    options = options_class(name)
+    if name not in FAMILIES:
+        return families()[name][0]
+    return f"sora_cli.tasks.{FAMILIES[name][0]}:{options.__name__.removesuffix('Options')}"
 
 
 def unknown_task(name: str) -> SoraError:
     """Return the error for an unknown family; the message names the nearest family."""
-    return SoraError(f"unknown task '{name}'; {did_you_mean(name, FAMILIES)}", key="task.name")
+    return SoraError(
+        f"unknown task '{name}'; {did_you_mean(name, families())}",
+        hint="a family of your own: --code FILE.py",
+        key="task.name",
+    )
 
 
 def options_class(name: str) -> type[TaskOptions]:
     """Return the options class of a family."""
-    if name not in FAMILIES:
+    if name not in families():
         raise unknown_task(name)
-    return FAMILIES[name][1]
+    return families()[name][1]
 
 
 def main_metric(names: Sequence[str], best: str | None) -> str:

@@ -1,4 +1,4 @@
-"""`--code FILE.py`: adapter methods and loggers from a user's own file."""
+"""`--code FILE.py`: adapter methods, task families and loggers from a user's own file."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from methods.registry import register
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import Interrupted
 from sora_cli.core.words import near_files
+from sora_cli.recipe.families import add_family
 
 LOGGERS: dict[str, type[Any]] = {}
 """Loggers (Trainer callbacks) of users' files, by their name in `training.loggers`."""
 
 
 def load_code(path: Path) -> ModuleType:
-    """Import a file and register its methods and loggers; a second call does nothing."""
+    """Import a file and register what it defines; a second call does nothing."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise SoraError(f"no file '{path}' (--code)", hint=near_files(path, "*.py"))
@@ -76,12 +77,17 @@ def _register_all(module: ModuleType, path: Path) -> None:
     transformers = sys.modules.get("transformers")  # a file that defines a callback imported it
     callbacks = [] if transformers is None else _defined(module, transformers.TrainerCallback)
     loggers = [callback for callback in callbacks if _name(callback) is not None]
-    if not methods and not loggers:
+    tasks = sys.modules.get("sora_cli.tasks.base")  # a file that defines a family imported it
+    families = [] if tasks is None else _defined(module, tasks.Task)
+    families = [family for family in families if not inspect.isabstract(family)]
+    if not methods and not loggers and not families:
         raise SoraError(
-            f"'{path}' defines no adapter method and no logger",
-            hint="a method extends methods.base.AdapterMethod and has wrap(); a logger extends "
-            'transformers.TrainerCallback and has name = "..."',
+            f"'{path}' defines no adapter method, no task family and no logger",
+            hint="extend methods.base.AdapterMethod (with wrap()), sora_cli.tasks.base.Task, or "
+            'transformers.TrainerCallback (with name = "...")',
         )
+    for family in families:
+        _add(family, path)
     for method in methods:
         if _name(method) is None:
             raise SoraError(f"{method.__name__} has no name", where=str(path), hint='name = "..."')
@@ -90,6 +96,17 @@ def _register_all(module: ModuleType, path: Path) -> None:
         except MethodError as error:
             raise SoraError(str(error), where=str(path)) from error
     LOGGERS.update({logger.name: logger for logger in loggers})
+
+
+def _add(family: Any, path: Path) -> None:
+    options = getattr(family, "OPTIONS", None)
+    if options is None or not isinstance(getattr(options, "NAME", None), str):
+        raise SoraError(f"{family.__name__} has no OPTIONS with a NAME", where=str(path),
+                        hint='OPTIONS = NameOptions, and in that class NAME = "..."')  # fmt: skip
+    try:
+        add_family(family, options)
+    except SoraError as error:
+        raise SoraError(error.what, where=str(path)) from error
 
 
 def _defined(module: ModuleType, kind: type[Any]) -> list[type[Any]]:

@@ -134,7 +134,8 @@ class Passes:
     """Forward and backward passes of a model, on tensors with or without data.
 
     Attributes:
-        task: selects the inputs and the outputs of an evaluation batch.
+        task: computes the loss, and selects inputs and outputs of an evaluation batch; None: the
+            model's own loss.
         checkpointing, offload: of the activations: `training.gradient_checkpointing` and
             `training.activation_offload`.
     """
@@ -221,7 +222,7 @@ class Passes:
                 nonlocal kept
                 before = tracker.live
                 with self._offloaded(known, tracker):
-                    loss = self.model(**inputs)["loss"]
+                    loss = self._loss(inputs)
                 kept = tracker.live - before
                 loss.backward()
 
@@ -230,6 +231,11 @@ class Passes:
             for _ in range(passes):
                 torch.func.functional_call(_Around(self.model), replaced, (step,))
         return Trace(tracker.peak, tracker.small_at_peak, kept, tracker.moved_peak)
+
+    def _loss(self, inputs: Tensors) -> Any:
+        if self.task is not None:
+            return self.task.batch_loss(self.model, inputs)[0]
+        return self.model(**inputs)["loss"]
 
     def _offloaded(
         self, stays: list[Tensor], tracker: StorageTracker

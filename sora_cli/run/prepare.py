@@ -122,7 +122,11 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
         collate = task.collator(base.processor)
         before = process_memory("VmRSS") or 0
         # before the adapters are added: the trial decides which layers get one
-        trial = try_base(base, collate, train) if recipe.method.config.low_rank else Trial()
+        trial = (
+            try_base(base, collate, train, task.batch_loss)
+            if recipe.method.config.low_rank
+            else Trial()
+        )
         grown = max((process_memory("VmRSS") or 0) - before, 0)
         method, layers = add_adapters(recipe, base, trial.unfit)
         share_inputs(layers, trial.siblings)

@@ -12,7 +12,7 @@ from sora_cli.adapter.places import MODEL, baseline_folder
 from sora_cli.core.console import count, emit, say, say_notes
 from sora_cli.core.processes import world_size
 from sora_cli.core.shell import as_operand, quote, resumes, resuming
-from sora_cli.recipe.families import FAMILIES
+from sora_cli.recipe.families import families
 from sora_cli.recipe.load import load_recipe
 from sora_cli.recipe.reading import EVAL, words_read
 from sora_cli.report import FILE_NAME, HISTORY_FILE, RunReport
@@ -53,7 +53,7 @@ def next_commands(report: RunReport, output: Path, words: Sequence[str]) -> list
     folder = baseline_folder(output) if not report.ranks else None
     if folder is not None:
         return _of_baseline(folder, words)
-    _, family = FAMILIES.get(report.recipe.get("task", {}).get("name"), (None, None))
+    _, family = families().get(report.recipe.get("task", {}).get("name"), (None, None))
     writes = family is not None and family.HUB_TASK == "text-generation"
     return [
         *([f"sora chat {quote(str(output))}"] if writes else []),

@@ -44,6 +44,10 @@ _KERNELS = {
 `mamba2_split_conv1d_scan_combined` in transformers' models (`cuda_kernels_forward`)."""
 
 
+Loss = Callable[[nn.Module, Mapping[str, Any]], tuple[Tensor, Any]]
+"""Computes a batch's loss, and a model's outputs."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """The result of a trial of the base model.
@@ -57,12 +61,15 @@ class Trial:
     siblings: Sequence[Sequence[str]] = ()
 
 
-def try_base(base: Base, collate: Callable[[list[Any]], Mapping[str, Any]], rows: Encoded) -> Trial:
+def try_base(
+    base: Base, collate: Callable[[list[Any]], Mapping[str, Any]], rows: Encoded, loss: Loss
+) -> Trial:
     """Run the base model once or twice to find unfit layers; the model is left unchanged.
 
     Args:
         collate: makes a batch of encoded rows.
         rows: the training rows.
+        loss: of a batch; see `Task.batch_loss`.
     """
     model, kind = base.model, str(base.model.config.model_type)
     paths = linear_paths(model, exclude=base.head, outputs=True)
@@ -75,14 +82,17 @@ def try_base(base: Base, collate: Callable[[list[Any]], Mapping[str, Any]], rows
     siblings: Sequence[Sequence[str]] = ()
     try:
         with usual_attention(model, on_gpus=True), same_inputs(model, paths) as siblings:
-            unfit |= try_layers(model, paths, batches)
+            unfit |= try_layers(model, paths, batches, loss)
     except Exception as error:  # e.g. the model needs a GPU; training reports it, too
         say_notes([f"could not test which layers influence the loss: {first_line(error)}"])
     return Trial(unfit, siblings)
 
 
 def try_layers(
-    model: nn.Module, paths: Iterable[str], batches: Iterable[Mapping[str, Any]]
+    model: nn.Module,
+    paths: Iterable[str],
+    batches: Iterable[Mapping[str, Any]],
+    loss: Loss,
 ) -> dict[str, str]:
     """Return {path: reason} of the layers whose outputs do not influence the loss.
 
@@ -91,6 +101,7 @@ def try_layers(
 
     Args:
         batches: the first is cheap; the others run only if some layer seems idle.
+        loss: of a batch.
     """
     training, bypassed = model.training, {}
     silent = list(paths)
@@ -99,10 +110,12 @@ def try_layers(
             model.eval()
             for number, batch in enumerate(batches):
                 inputs = _on_device(model, batch)
-                places = {_without_numbers(path) for path in _outputs_used(model, silent, inputs)}
+                places = {
+                    _without_numbers(path) for path in _outputs_used(model, silent, inputs, loss)
+                }
                 silent = [path for path in silent if _without_numbers(path) not in places]
                 if silent and number == 0:
-                    bypassed = dict.fromkeys(_weights_used(model, silent, inputs), _BY_WEIGHT)
+                    bypassed = dict.fromkeys(_weights_used(model, silent, inputs, loss), _BY_WEIGHT)
                     silent = [path for path in silent if path not in bypassed]
                 if not silent:
                     break
@@ -131,7 +144,9 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(trained[name])
 
 
-def _outputs_used(model: nn.Module, paths: Iterable[str], inputs: Mapping[str, Any]) -> list[str]:
+def _outputs_used(
+    model: nn.Module, paths: Iterable[str], inputs: Mapping[str, Any], loss: Loss
+) -> list[str]:
     """Return the layers whose outputs influence the loss."""
     # a zero that requires a gradient is added to each output: autograd then tells which outputs
     # the loss depends on, and the numbers stay the same
@@ -142,26 +157,28 @@ def _outputs_used(model: nn.Module, paths: Iterable[str], inputs: Mapping[str, A
 
     hooks = [model.get_submodule(n).register_forward_hook(adding(z)) for n, z in zeros.items()]
     try:
-        return _depends_on(model, inputs, zeros)
+        return _depends_on(model, inputs, zeros, loss)
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _weights_used(model: nn.Module, paths: Iterable[str], inputs: Mapping[str, Any]) -> list[str]:
+def _weights_used(
+    model: nn.Module, paths: Iterable[str], inputs: Mapping[str, Any], loss: Loss
+) -> list[str]:
     """Return the layers whose weights influence the loss."""
     weights = {path: model.get_parameter(f"{path}.weight") for path in paths}
     weights = {path: w for path, w in weights.items() if w.is_floating_point()}  # not packed
     for weight in weights.values():
         weight.requires_grad_()
-    return _depends_on(model, inputs, weights)
+    return _depends_on(model, inputs, weights, loss)
 
 
 def _depends_on(
-    model: nn.Module, inputs: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    model: nn.Module, inputs: Mapping[str, Any], tensors: Mapping[str, Tensor], loss: Loss
 ) -> list[str]:
-    loss = model(**inputs)["loss"]
-    if not (tensors and loss.requires_grad):
+    value, _ = loss(model, inputs)
+    if not (tensors and value.requires_grad):
         return []
-    gradients = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
+    gradients = torch.autograd.grad(value, list(tensors.values()), allow_unused=True)
     return [name for name, g in zip(tensors, gradients, strict=True) if g is not None]

@@ -19,5 +19,6 @@ def create_task(task: TaskBlock, data: DataBlock) -> Task:
 
 def task_class(name: str) -> type[Task]:
     """Return a family's class."""
-    family: type[Task] = resolve_name(implementation(name))
+    named = implementation(name)
+    family: type[Task] = resolve_name(named) if isinstance(named, str) else named
     return family

@@ -130,6 +130,8 @@ class ReferenceModel(ABC):
 class Task(ABC):
     """A family of tasks; call `bind` with the raw training rows before any other method."""
 
+    OPTIONS: ClassVar[type[TaskOptions]]
+    """The class of its options; only for families that are not ours."""
     peft_type: ClassVar[str | None]
     """PEFT's task_type, written into adapters; None if PEFT has none for this family."""
     unscored_inputs: ClassVar[tuple[str, ...]] = ()
@@ -257,6 +259,26 @@ class Task(ABC):
     def loss_items(self, batch: Mapping[str, Any]) -> int:
         """Return the number of items that the model's loss averages over in this batch."""
         return len(batch["labels"])
+
+    def inputs_of(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the part of a batch that the model gets in training.
+
+        A family with a loss of its own leaves the labels out, so that no second loss is computed.
+        """
+        return batch
+
+    def loss_of(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+        """Return the mean loss of a batch's `loss_items`, from the model's outputs on `inputs_of`.
+
+        It may use outputs, batch and the family's own state, never the model's parameters.
+        """
+        loss: Tensor = outputs["loss"]
+        return loss
+
+    def batch_loss(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Any]:
+        """Return a batch's loss and the model's outputs, as training and its forecasts have it."""
+        outputs = model(**self.inputs_of(batch))
+        return self.loss_of(outputs, batch), outputs
 
     def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the model's inputs for scoring: the batch without `unscored_inputs`."""

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import Tensor
 
 from sora_cli.data.overlap import input_hashes
 from sora_cli.data.places import RowError
@@ -115,9 +115,14 @@ class QuestionAnswering(Task):
     def model_options(self) -> dict[str, Any]:
         return {"num_labels": 2}  # scores as first and as last token
 
-    def check_model(self, model: nn.Module, processor: Any) -> None:
-        super().check_model(model, processor)
-        model.register_forward_hook(_ignore_padding, with_kwargs=True)
+    def inputs_of(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {name: value for name, value in batch.items() if name not in _POSITIONS}
+
+    def loss_of(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+        """Return the mean of each window's own loss: the model's would count padding, too."""
+        positions = torch.stack([batch[name] for name in _POSITIONS], dim=1)
+        real = batch["attention_mask"].bool()
+        return window_losses(_logits(outputs), real, positions).mean()
 
     def collator(self, processor: Any) -> Any:
         def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -262,17 +267,6 @@ def _squad(given: Sequence[str], wanted: Sequence[list[str]]) -> dict[str, float
 def _usable(answers: Sequence[Answers]) -> list[int]:
     """Return rows to learn from: an answer is in the context, or the row is known to have none."""
     return [i for i, answer in enumerate(answers) if answer.usable]
-
-
-def _ignore_padding(model: nn.Module, given: Any, batch: Mapping[str, Any], outputs: Any) -> Any:
-    """Replace a batch's loss by the mean of each window's own loss (a forward hook)."""
-    del model, given
-    if outputs.get("loss") is None:
-        return None
-    positions = torch.stack([batch[name] for name in _POSITIONS], dim=1)
-    real = batch["attention_mask"].bool()
-    outputs["loss"] = window_losses(_logits(outputs), real, positions).mean()
-    return outputs
 
 
 def _logits(outputs: Any) -> Tensor:

@@ -140,7 +140,7 @@ class AdapterTrainer(ResumingTrainer):
         """Return a micro-batch's mean loss; in training weighted to give the step's mean."""
         device = self.args.device.type
         with switches.in_loss(self.recipe, model, device) if model.training else nullcontext():
-            loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+            loss, outputs = self.task.batch_loss(model, inputs)
         if model.training and num_items_in_batch is not None:
             # Trainer divides by the number of micro-batches, and gradients are averaged over the
             # processes. The factor undoes both, so that every loss item of the step weighs the same

@@ -206,7 +206,11 @@ def test_a_trial_needs_no_gpu() -> None:
     def collate(some: list[Any]) -> dict[str, torch.Tensor]:
         return {key: torch.tensor([one[key] for one in some]) for key in row}
 
-    trial = try_base(base, collate, rows)
+    def _loss(model: Any, batch: Any) -> Any:
+        outputs = model(**batch)
+        return outputs["loss"], outputs
+
+    trial = try_base(base, collate, rows, _loss)
     assert [len(group) for group in trial.siblings] == [3, 3]
     assert attention_of(model.config) == "flex_attention"
 

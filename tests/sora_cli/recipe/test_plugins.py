@@ -1,12 +1,19 @@
-"""`--code`: methods from a user's file."""
+"""`--code`: methods, task families and loggers from a user's file."""
+
+from importlib.metadata import EntryPoint
 
 import pytest
 
 from methods import registry
+from sora_cli.app import run
 from sora_cli.core.errors import SoraError
-from sora_cli.recipe import plugins
+from sora_cli.recipe import families, plugins
 from sora_cli.recipe.load import load_recipe
 from sora_cli.recipe.plugins import load_code
+from sora_cli.tasks import task_class
+from sora_cli.verify.task_contract import CHECKS
+from tests.helpers_errors import error_of
+from tests.helpers_families import FAMILIES
 
 METHOD = """\
 from methods.base import AdapterMethod
@@ -46,6 +53,7 @@ class Nameless(TrainerCallback):
 def _clean_registry(monkeypatch):
     monkeypatch.setattr(plugins, "LOGGERS", {})
     monkeypatch.setattr(registry, "_REGISTERED", {})
+    monkeypatch.setattr(families, "_ADDED", {})
 
 
 @pytest.fixture
@@ -141,3 +149,93 @@ def test_missing_and_foreign_files(file):
     assert "my_method.py" in caught.value.hint
     with pytest.raises(SoraError, match="is no Python file"):
         load_code(file("x", "notes.txt"))
+
+
+FAMILY = """\
+from typing import ClassVar
+
+from sora_cli.recipe.families import SequenceRegressionOptions
+from sora_cli.tasks.sequence import SequenceRegression
+
+
+class SteepOptions(SequenceRegressionOptions):
+    NAME: ClassVar[str] = "steep"
+
+    power: int = 4
+
+
+class Steep(SequenceRegression):
+    OPTIONS = SteepOptions
+
+    def inputs_of(self, batch):
+        return {name: value for name, value in batch.items() if name != "labels"}
+
+    def loss_of(self, outputs, batch):
+        error = outputs["logits"].reshape(-1).float() - batch["labels"]
+        return (error**self.options.power).mean()
+
+    def loss(self, predictions):
+        error = self.answers(predictions).astype(float) - predictions.true_labels
+        return float((error**self.options.power).mean())
+"""
+
+
+def test_a_family_of_a_file_keeps_the_contract(file, tmp_path):
+    load_code(file(FAMILY, "steep.py"))
+    assert "steep" in families.task_names()
+    assert families.built_on("steep") == "sequence-regression"
+    recipe = FAMILIES["sequence-regression"](tmp_path)
+    loaded = load_recipe(str(recipe), ["task.name=steep", "task.power=2"])
+    assert loaded.recipe.task.options.power == 2
+    for check in CHECKS:
+        check(loaded.recipe)
+    with pytest.raises(SoraError, match="powr"):
+        load_recipe(str(recipe), ["task.name=steep", "task.powr=2"])
+
+
+def test_a_family_of_a_file_from_training_to_a_certificate(file, tmp_path, capsys):
+    """It trains, resumes, answers, is certified and merged; without the file it is not known."""
+    code, recipe = file(FAMILY, "steep.py"), str(FAMILIES["sequence-regression"](tmp_path))
+    words, out = ["task.name=steep", "--code", str(code)], str(tmp_path / "out")
+    assert run(["train", recipe, *words]) == 0
+    assert run(["eval", out, "--recipe", recipe, *words, "--json"]) == 0
+    rows = str(tmp_path / "validation.jsonl")
+    answers = str(tmp_path / "answers.jsonl")
+    assert run(["predict", out, rows, "-o", answers, "--code", str(code)]) == 0
+    assert run(["merge", out, "-o", str(tmp_path / "merged")]) == 0
+    small = ["prune", out, "-o", str(tmp_path / "small"), "--max-drop", "90pt", "--code", str(code)]
+    assert run([*small, "--recipe", recipe, "task.name=steep"]) in (0, 3)
+    capsys.readouterr()
+    families._ADDED.clear()
+    error = error_of(capsys, "eval", out, "--recipe", recipe, "task.name=steep")
+    assert "steep" in error[0]
+    assert "--code" in " ".join(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (('NAME: ClassVar[str] = "steep"', "other: ClassVar[int] = 1"), "no OPTIONS with a NAME"),
+        (('"steep"', '"seq2seq"'), "there is a task family 'seq2seq' already"),
+    ],
+)
+def test_families_that_cannot_be_added(file, change, fault):
+    with pytest.raises(SoraError, match=fault):
+        load_code(file(FAMILY.replace(*change), "wrong.py"))
+
+
+def test_a_family_of_a_package(file, monkeypatch):
+    path = file(f"{FAMILY}\n\nSteepOptions.FAMILY = 'a_package_of_families:Steep'\n",
+                "a_package_of_families.py")  # fmt: skip
+    monkeypatch.syspath_prepend(path.parent)
+    point = EntryPoint("steep", "a_package_of_families:SteepOptions", families.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(families, "entry_points", lambda **_: [point])
+    families._add_packages.cache_clear()
+    assert task_class("steep").__name__ == "Steep"
+    families._ADDED.clear()
+    families._add_packages.cache_clear()
+    wrong = EntryPoint("other", point.value, point.group)
+    monkeypatch.setattr(families, "entry_points", lambda **_: [wrong])
+    with pytest.raises(SoraError, match="another NAME"):
+        families.task_names()
+    families._add_packages.cache_clear()

@@ -154,7 +154,10 @@ def test_a_step_is_scaled_from_what_is_measured(monkeypatch: pytest.MonkeyPatch)
     clock = iter([0.0, 40.0])
     lengths = np.array([*range(50, 150), 100])
     model = _Scaled().eval()
-    task = SimpleNamespace(collator=lambda _: lambda rows: {"x": torch.ones(len(rows))})
+    task = SimpleNamespace(
+        collator=lambda _: lambda rows: {"x": torch.ones(len(rows))},
+        batch_loss=lambda model, batch: (model(**batch)["loss"], None),
+    )
     train_rows = SimpleNamespace(lengths=lengths, dataset=[None] * 101)
     ready: Any = SimpleNamespace(
         train=train_rows, task=task, base=SimpleNamespace(model=model, processor=None)

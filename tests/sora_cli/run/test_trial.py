@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ from sora_cli.run.trial import _KERNELS, try_layers
 from tests.architectures import CAUSAL, options_of, tiny
 from tests.helpers_chat import write_chat_recipe
 from tests.helpers_errors import refused
+
+
+def _loss(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Any]:
+    outputs = model(**batch)
+    return outputs["loss"], outputs
 
 
 class Net(nn.Module):
@@ -42,7 +48,7 @@ def test_layers_that_are_used_by_their_weight_and_that_are_not_used() -> None:
     net.idle.requires_grad_(False)
     trained = [p.requires_grad for p in net.parameters()]
     state = torch.get_rng_state()
-    found = try_layers(net, names, [{"x": torch.ones(2, 3)}] * 2)
+    found = try_layers(net, names, [{"x": torch.ones(2, 3)}] * 2, _loss)
     assert {path: why.split()[0] for path, why in found.items()} == {
         "taken": "used", "looked_at": "not", "lost": "not", "idle": "not"
     }  # fmt: skip
@@ -69,8 +75,8 @@ class Mixture(nn.Module):
 def test_layers_that_some_rows_run_are_not_idle() -> None:
     names = ["gate", *(f"experts.{i}" for i in range(4))]
     short, long = ({"x": torch.tensor([[float(i), 2, 0]])} for i in range(2))
-    assert try_layers(Mixture(), names, [short, long]) == {}
-    assert list(try_layers(Mixture(), names, [short, short])) == ["gate"]
+    assert try_layers(Mixture(), names, [short, long], _loss) == {}
+    assert list(try_layers(Mixture(), names, [short, short], _loss)) == ["gate"]
 
 
 def test_a_task_that_does_not_need_all_of_a_model() -> None:
@@ -78,7 +84,7 @@ def test_a_task_that_does_not_need_all_of_a_model() -> None:
     model = transformers.AutoModelForTokenClassification.from_config(config)
     ids = torch.randint(4, 22, (1, 9))
     found = try_layers(
-        model, linear_paths(model), [{"input_ids": ids, "labels": torch.zeros_like(ids)}] * 2
+        model, linear_paths(model), [{"input_ids": ids, "labels": torch.zeros_like(ids)}] * 2, _loss
     )
     assert {path.rpartition(".")[2] for path in found} == {
         "query_global", "key_global", "value_global"

@@ -305,13 +305,13 @@ def test_the_loss_is_the_models_own_of_each_window_alone(make: Any) -> None:
         padded = float(model(**batch).loss)
         assert padded != pytest.approx(np.mean(alone), rel=1e-3)
         task.check_model(model, tokenizer)
-        outputs = model(**batch)
-        assert float(outputs.loss) == pytest.approx(np.mean(alone), rel=1e-5)
+        loss, _ = task.batch_loss(model, batch)
+        assert float(loss) == pytest.approx(np.mean(alone), rel=1e-5)
         kept = task.outputs_to_keep(model(**task.scored_inputs(batch)), batch)
     wider = np.pad(kept.numpy(), ((0, 0), (0, 3), (0, 0)), constant_values=-100)
     for logits in (kept.numpy(), wider):  # as beside a batch of longer rows
-        loss = task.loss(Predictions(logits, None, encoded))
-        assert loss == pytest.approx(np.mean(alone), rel=1e-5)
+        whole = task.loss(Predictions(logits, None, encoded))
+        assert whole == pytest.approx(np.mean(alone), rel=1e-5)
     assert task.loss_items(batch) == len(encoded.lengths)
 
 

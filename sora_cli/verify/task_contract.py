@@ -1,0 +1,136 @@
+"""Checks of the contract of a task family, for anybody's tests.
+
+Each check takes a recipe, a small run of the family with a tiny model, and raises `AssertionError`
+with the fault. `CHECKS` holds them all.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sora_cli.core.errors import SoraError
+from sora_cli.model.base import load_base
+from sora_cli.recipe.recipe import Recipe
+from sora_cli.run.encode import encode
+from sora_cli.run.prepare import check_rows, load_task
+from sora_cli.tasks.base import Encoded, Task
+from sora_cli.train.trainer import AdapterTrainer, build_scorer
+
+_ROWS = 6
+_CLOSE = 1e-4
+"""Relative difference of losses in float32 whose sums are in another order."""
+
+
+def micro_batches_add_up(recipe: Recipe) -> None:
+    """Check that the loss of a batch is the mean over the items of its two halves.
+
+    A family whose rows are compared with each other says so (`rows_apart`), and is not checked.
+    """
+    with _loaded(recipe) as (task, trainer, rows):
+        if not task.rows_apart:
+            return
+        half = len(rows.lengths) // 2
+        whole, *halves = (_loss(task, trainer, rows, part) for part in (
+            range(2 * half), range(half), range(half, 2 * half)
+        ))  # fmt: skip
+        items = sum(number for _, number in halves)
+        mean = sum(loss * number for loss, number in halves) / items
+        assert whole[1] == items, f"a batch has {whole[1]} items, its halves {items}: loss_items"
+        assert _close(whole[0], mean), f"a batch has the loss {whole[0]:g}, its halves {mean:g}"
+
+
+def the_loss_is_that_of_training(recipe: Recipe) -> None:
+    """Check that `loss` of a split is the loss that training has on these rows."""
+    with _loaded(recipe) as (task, trainer, rows):
+        if not task.rows_apart:
+            return
+        scored = task.loss(trainer.predictions_of(rows, []))
+        trained, _ = _loss(task, trainer, rows, range(len(rows.lengths)))
+        assert _close(scored, trained), f"loss is {scored:g} of a split, {trained:g} in training"
+
+
+def rows_score_as_the_split(recipe: Recipe) -> None:
+    """Check that the main metric by row gives the metric of the split."""
+    with _loaded(recipe) as (task, trainer, rows):
+        predictions = trainer.predictions_of(rows, [task.best])
+        metric = task.metrics(predictions)[task.best]
+        try:
+            scores = task.row_scores(predictions)
+        except SoraError:  # it compares all rows with each other, and says so
+            return
+        same = np.isclose(scores.value, metric, rtol=1e-6, atol=1e-9, equal_nan=True)
+        assert same, f"{task.best} is {metric:g} of a split, {scores.value:g} by its rows"
+
+
+def answers_follow_their_rows(recipe: Recipe) -> None:
+    """Check that each row has an answer in each column, the same one in any order of the rows."""
+    answers = []
+    for turned in (False, True):
+        with _loaded(recipe, turned=turned) as (task, trainer, rows):
+            predictions = trainer.answers_of(rows)
+            columns = task.answer_columns(predictions)
+            names = task.answered_by
+            assert len(columns) == len(names), f"{len(columns)} columns of answers for {names}"
+            lengths = {len(column) for column in columns}
+            assert lengths == {_ROWS}, f"{_ROWS} rows have {lengths} answers"
+            alone = task.options.ROWS_ALONE
+            answers.append(list(task.compared_answers(predictions)))
+    if alone:
+        first, second = answers[0], answers[1][::-1]
+        assert _alike(first, second), f"in another order rows have other answers: {first}, {second}"
+
+
+CHECKS = (
+    micro_batches_add_up,
+    the_loss_is_that_of_training,
+    rows_score_as_the_split,
+    answers_follow_their_rows,
+)
+
+
+@contextmanager
+def _loaded(
+    recipe: Recipe, *, turned: bool = False
+) -> Iterator[tuple[Task, AdapterTrainer, Encoded]]:
+    """Load a recipe's model and its first rows to score, without dropout."""
+    task, rows = load_task(recipe)
+    check_rows(task, rows, (rows.train, rows.select))
+    numbers = [*range(_ROWS)][:: -1 if turned else 1]
+    torch.manual_seed(0)  # a new head is drawn
+    base = load_base(recipe.model, task, dropout=0.0)
+    origin = rows.origin(rows.select).of(numbers)
+    encoded = encode(task, base, rows.select.select(numbers), origin)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build_scorer(recipe, task, base, Path(folder))
+        if task.reference is not None:
+            encoded = task.with_reference(encoded, task.reference.outputs(encoded, trainer))
+        yield task, trainer, encoded
+
+
+def _loss(
+    task: Task, trainer: AdapterTrainer, rows: Encoded, numbers: Sequence[int]
+) -> tuple[float, int]:
+    """Return the loss of a batch in training, without dropout, and its number of items."""
+    batch: dict[str, Any] = trainer.data_collator([rows.dataset[i] for i in numbers])
+    trainer.model.eval()
+    with torch.no_grad():
+        loss, _ = task.batch_loss(trainer.model, batch)
+    return float(loss), task.loss_items(batch)
+
+
+def _close(first: float, second: float) -> bool:
+    return bool(np.isclose(first, second, rtol=_CLOSE, atol=1e-7, equal_nan=True))
+
+
+def _alike(first: Sequence[Any], second: Sequence[Any]) -> bool:
+    """Return true if answers are equal, numbers but for rounding."""
+    if first and isinstance(first[0], float):
+        return bool(np.allclose(first, second, rtol=1e-3, atol=1e-5))
+    return list(first) == list(second)
