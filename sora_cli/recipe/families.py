@@ -363,6 +363,7 @@ The class `CausalLm` in that module has the options class `CausalLmOptions`.
 """
 
 
+NAMED = f"{', '.join(FAMILIES)}, or a family of a --code file"
 ENTRY_POINT_GROUP = "sora.tasks"
 """A package's families: `name = "module:NameOptions"`, with `NAME` and `FAMILY` in that class."""
 _ADDED: dict[str, tuple[Any, type[TaskOptions]]] = {}

@@ -20,13 +20,7 @@ from methods.registry import builtin_names, config_class
 from methods.schedules import steps_of
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.auto import AutoBlock
-from sora_cli.recipe.families import (
-    BASE_MODEL,
-    FAMILIES,
-    TaskOptions,
-    options_class,
-    task_names,
-)
+from sora_cli.recipe.families import BASE_MODEL, NAMED, TaskOptions, options_class, task_names
 from sora_cli.recipe.output import OutputBlock
 from sora_cli.recipe.schedule import PathBlock
 from sora_cli.recipe.start import StartBlock
@@ -106,9 +100,7 @@ class _NamedBlock(BaseModel):
 class TaskBlock(_NamedBlock):
     """The task to learn: `name` is a task family; the other keys are its options."""
 
-    name: str = Field(
-        description=f"task family: {', '.join(FAMILIES)}, or a family of a --code file"
-    )
+    name: str = Field(description=f"task family: {NAMED}")
 
     @cached_property
     def options(self) -> TaskOptions:

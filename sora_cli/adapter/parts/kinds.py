@@ -37,7 +37,7 @@ def by_kind(parts: Iterable[Part]) -> Iterator[tuple[type[Part], Sequence[Any]]]
 
 
 def sections(parts: Sequence[Part]) -> Section:
-    """Return what `sora inspect` says of an adapter's parts, from what is stored in full on."""
+    """Return the section of `sora inspect` about an adapter's parts; parameters in full first."""
     each = [kind.section(own) for kind, own in reversed([*by_kind(parts)])]
     each.append(_places(forms_of(parts)))
     facts = {name: value for section in each for name, value in section.facts.items()}
@@ -45,13 +45,13 @@ def sections(parts: Sequence[Part]) -> Section:
 
 
 def words(parts: Iterable[Part]) -> str:
-    """Return what an adapter holds beside factors, such as " and the head (score)"."""
+    """Return the content beside factors in words, such as " and the head (score)"."""
     each = [word for kind, own in reversed([*by_kind(parts)]) for word in kind.words(own)]
     return "".join(f" and {word}" for word in each)
 
 
 def _places(forms: Mapping[str, Form]) -> Section:
-    """Return what `sora inspect` says of layers that are not linear.
+    """Return the section of `sora inspect` about layers that are not linear.
 
     Args:
         forms: path -> the kind of layer.

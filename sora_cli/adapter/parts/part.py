@@ -1,4 +1,4 @@
-"""What an adapter holds for one place of its base model, and what a command may ask of it."""
+"""A part: the content of an adapter for one place of its base model, and the questions to it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says without its numbers: its configuration, and the keys with their shapes.
+    """The header of a file: its configuration, and the keys with their shapes, without numbers.
 
     Attributes:
         adapted: paths of the adapted layers, as their keys spell them.
@@ -82,7 +82,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Section:
-    """What `sora inspect` says of one kind of part.
+    """The facts and lines of `sora inspect` about one kind of part.
 
     Attributes:
         facts: its entries in `--json`.
@@ -94,7 +94,7 @@ class Section:
 
 
 class Part(ABC):
-    """What an adapter holds for one place of its base model.
+    """The content of an adapter for one place of its base model.
 
     A part reads its tensors when they are asked for, if it is a file's. Class methods answer for
     all parts of a kind in one adapter.
@@ -153,7 +153,7 @@ class Part(ABC):
 
     @property
     def digest_names(self) -> tuple[str, ...]:
-        """Names of what a merge puts into the base model, for the adapter's digest."""
+        """Names of its tensors in the digest of an adapter that is merged."""
         return (self.path,)
 
     @abstractmethod
@@ -164,7 +164,7 @@ class Part(ABC):
 
     @classmethod  # noqa: B027
     def prepare(cls, model: nn.Module, parts: Sequence[Any]) -> None:
-        """Give a model what these parts need before any layer is wrapped."""
+        """Prepare a model for these parts, before any layer is wrapped."""
 
     def apply(self, model: nn.Module, today: str, *, fold: bool) -> LowRankLinear | None:
         """Put the part into a model; return the layer if it was wrapped.
@@ -197,12 +197,12 @@ class Part(ABC):
 
     @property
     def beside_factors(self) -> str | None:
-        """What it is, if it does something that factors of low rank cannot do."""
+        """Its kind in words, if it does something that factors of low rank cannot do."""
         return self.fixed
 
     @property
     def fixed(self) -> str | None:
-        """What it is, if it can only be merged: neither changed nor written into another file."""
+        """Its kind in words, if it can only be merged: neither changed nor written elsewhere."""
         return None
 
     @property
@@ -224,17 +224,17 @@ class Part(ABC):
 
     @classmethod
     def section(cls, parts: Sequence[Any]) -> Section:
-        """Return what `sora inspect` says of all parts of this kind."""
+        """Return the section of `sora inspect` about all parts of this kind."""
         return Section({})
 
     @classmethod
     def words(cls, parts: Sequence[Any]) -> Iterator[str]:
-        """Yield what a result holds of this kind, such as "3 biases"; for sentences."""
+        """Yield the content of this kind in words, such as "3 biases"; for sentences."""
         return iter(())
 
     @classmethod
     def card_lines(cls, parts: Sequence[Any]) -> Iterator[str]:
-        """Yield what the card of a merged model says of this kind."""
+        """Yield the lines of a merged model's card about this kind."""
         return iter(())
 
 
