@@ -27,7 +27,7 @@ _MERGE = "sora merge, without --format, adds all of it to the base model"
 
 
 @dataclass(frozen=True)
-class Source:
+class AdapterFile:
     """The files of an adapter that is open.
 
     Attributes:
@@ -71,7 +71,7 @@ class Adapter:
     task_type: str | None = None
     fan_in_fan_out: bool = False
     meta: AdapterMeta = dataclasses.field(default_factory=AdapterMeta)
-    opened: Source | None = None
+    opened: AdapterFile | None = None
 
     @classmethod
     def of(
@@ -218,7 +218,7 @@ class Adapter:
     # --------------------------------------------------------------------------------- other copies
 
     @property
-    def source(self) -> Source:
+    def source(self) -> AdapterFile:
         """The files that it is read from; only of an adapter that is open."""
         assert self.opened is not None, "this adapter is in memory"
         return self.opened

@@ -49,7 +49,7 @@ class EffectiveRank:
 
 
 @dataclass(frozen=True)
-class Parameters:
+class Numbers:
     """Numbers in the adapted layers, and numbers stored in full."""
 
     adapter: int
@@ -106,7 +106,7 @@ class Facts:
     r: int
     effective_rank: EffectiveRank
     norm: float
-    parameters: Parameters
+    parameters: Numbers
     bytes: int
     bits: int | None
     packed_bytes: int | None
@@ -169,7 +169,7 @@ def facts_of(adapter: Adapter, *, certificate: str | None = None) -> Facts:
         r=source.config.r,
         effective_rank=EffectiveRank(total.rank_low, total.rank_high, total.entropy),
         norm=total.norm,
-        parameters=Parameters(adapter.parameters, adapter.head_parameters),
+        parameters=Numbers(adapter.parameters, adapter.head_parameters),
         bytes=source.bytes if packed is None else packed.stat().st_size,
         bits=meta.bits,
         packed_bytes=_packed_bytes(adapter),

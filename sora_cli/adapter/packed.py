@@ -5,7 +5,7 @@ A safetensors file with the metadata format, version and sha256, and with the te
 integers  U8    the odd integers of all packed tensors, one after another, each number as its code
                 (q + 2^b - 1) / 2 in b bits, the highest bit first; each tensor begins with a byte
 scales    BF16  their scales, in the same order
-texts     U8    zlib: a line of JSON (`Table`), then the directory's other files, one after another
+texts     U8    zlib: a line of JSON (`Contents`), then the directory's other files, in turn
 NAME      any   a tensor that is not packed, under its name
 
 A tensor is packed row by row, B and `lora_embedding_B` column by column: groups lie within a
@@ -58,7 +58,7 @@ _Length = Annotated[int, Field(ge=0)]
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class Table(BaseModel):
+class Contents(BaseModel):
     """The directory's content beside the numbers.
 
     Attributes:
@@ -82,7 +82,7 @@ class Opened:
     Attributes:
         tensors: name -> shape, dtype, and a function that makes the tensor.
         files: name -> content of the directory's other files.
-        of_base: see `Table`.
+        of_base: see `Contents`.
     """
 
     tensors: Mapping[str, NewTensor]
@@ -198,7 +198,7 @@ def _parsed(tensors: dict[str, Tensor]) -> Opened:
     return Opened({**{n: as_is(t) for n, t in tensors.items()}, **new}, files, table.of_base)
 
 
-def _texts(compressed: bytes) -> tuple[Table, bytes]:
+def _texts(compressed: bytes) -> tuple[Contents, bytes]:
     """Return the table, and the contents of the files that follow it."""
     inflate = zlib.decompressobj()
     text = inflate.decompress(compressed, LARGEST_JSON)
@@ -208,7 +208,7 @@ def _texts(compressed: bytes) -> tuple[Table, bytes]:
         raise ValueError("its texts are cut off, or something follows them")
     line, _, rest = text.partition(b"\n")
     json.loads(line, object_pairs_hook=distinct)
-    return Table.model_validate_json(line), rest
+    return Contents.model_validate_json(line), rest
 
 
 def as_is(tensor: Tensor) -> NewTensor:

@@ -16,8 +16,8 @@ from sora_cli.adapter.companions import base_files
 from sora_cli.adapter.packed import (
     OWN,
     VERSION,
+    Contents,
     Opened,
-    Table,
     as_is,
     digest_of,
     is_own,
@@ -108,7 +108,7 @@ def unpack(file: Path, directory: Path, *, force: bool = False) -> tuple[str, ..
         raise SoraError(f"{directory} cannot be written: {reason(error, directory)}") from error
 
 
-def _packed_tensors(weights: Path) -> tuple[dict[str, Tensor], Table, int]:
+def _packed_tensors(weights: Path) -> tuple[dict[str, Tensor], Contents, int]:
     """Return the tensors of a packed file, their table, and the bytes of the factors."""
     integers: list[np.ndarray] = []
     scales: list[Tensor] = []
@@ -133,7 +133,7 @@ def _packed_tensors(weights: Path) -> tuple[dict[str, Tensor], Table, int]:
         raise _not_rounded(weights.parent)
     tensors["integers"] = torch.from_numpy(np.concatenate(integers))
     tensors["scales"] = torch.cat(scales)
-    return tensors, Table(tensors=entries, files=[], of_base={}), factors
+    return tensors, Contents(tensors=entries, files=[], of_base={}), factors
 
 
 def _not_rounded(directory: Path) -> SoraError:

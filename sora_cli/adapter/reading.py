@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from sora_cli.adapter.adapter import Adapter, Source
+from sora_cli.adapter.adapter import Adapter, AdapterFile
 from sora_cli.adapter.base_weights import with_kernels, without_copies
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_json, read_sora_file
 from sora_cli.adapter.moved import located
@@ -66,7 +66,7 @@ def open_adapter(
         parts = [*with_kernels(_alive(parts), reference)]
         dtype, heads = common_dtype(factored(parts)), modules_of(full(parts).values())
         notes = (*notes, *config.head_notes(heads))
-        opened = Source(directory, tensors.file, config, dtype, notes)
+        opened = AdapterFile(directory, tensors.file, config, dtype, notes)
         yield Adapter(
             tuple(parts), reference, config.task_type, config.fan_in_fan_out, meta, opened
         )
