@@ -130,7 +130,7 @@ class Adapter:
         """The parts that are stored in full, by parameter name."""
         return full(self.parts)
 
-    @property
+    @cached_property
     def rows(self) -> dict[str, Rows]:
         """The rows of embeddings that are trained in full, by the embedding's path."""
         return all_rows(self.parts)
@@ -167,12 +167,12 @@ class Adapter:
         """The modules with factors."""
         return list(self.factored)
 
-    @property
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Module path -> (out, in); a convolution's `in` includes its kernel."""
         return {path: part.shape for path, part in self.factored.items()}
 
-    @property
+    @cached_property
     def stored_ranks(self) -> dict[str, int]:
         """Module path -> stored components, also those that are zero.
 
@@ -180,12 +180,12 @@ class Adapter:
         """
         return {path: part.stored for path, part in self.factored.items()}
 
-    @property
+    @cached_property
     def forms(self) -> dict[str, Form]:
         """Module path -> the kind of layer, for layers that are not linear."""
         return forms_of(self.parts)
 
-    @property
+    @cached_property
     def groups(self) -> dict[str, list[str]]:
         """The modules, with all experts in a parameter as one: name -> its paths."""
         return grouped(self.paths, self.forms)
