@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from sora_cli.core.errors import SoraError
+from sora_cli.data.places import RowError
 from sora_cli.model.base import load_base
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.encode import encode
@@ -87,11 +88,24 @@ def answers_follow_their_rows(recipe: Recipe) -> None:
         assert _alike(first, second), f"in another order rows have other answers: {first}, {second}"
 
 
+def a_missing_column_is_named(recipe: Recipe) -> None:
+    """Check that rows without a column of the input are refused before a model is loaded."""
+    task, rows = load_task(recipe)
+    for column in task.input_columns:
+        try:
+            task.check(rows.select.remove_columns([column]))
+        except RowError as error:
+            assert column in str(error), f"the column '{column}' is missing, but not named: {error}"
+        else:
+            raise AssertionError(f"check takes rows without the column '{column}'")
+
+
 CHECKS = (
     micro_batches_add_up,
     the_loss_is_that_of_training,
     rows_score_as_the_split,
     answers_follow_their_rows,
+    a_missing_column_is_named,
 )
 
 

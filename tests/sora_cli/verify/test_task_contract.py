@@ -40,6 +40,7 @@ def _tripled(_: Task, outputs: Any, __: Mapping[str, Any]) -> Tensor:
 
 
 FAULTS: dict[str, tuple[str, Any, str]] = {
+    "no check": ("check", lambda *_: None, "a_missing_column_is_named"),
     "a sum": ("loss_of", _summed, "micro_batches_add_up"),
     "items": ("loss_items", lambda *_: 7, "micro_batches_add_up"),
     "another loss": ("loss_of", _tripled, "the_loss_is_that_of_training"),
