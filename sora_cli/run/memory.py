@@ -178,8 +178,8 @@ def resident_memory() -> float:
 
 def longest_rows(rows: Encoded, n: int) -> Encoded:
     """Return the n longest rows, longest first: the batch that needs the most memory."""
-    order = np.argsort(-rows.lengths, kind="stable")[:n]
-    return Encoded(rows.dataset.select(order), rows.lengths[order], 0)
+    order = np.argsort(-rows.sizes, kind="stable")[:n]
+    return Encoded(rows.dataset.select(order), rows.sizes[order], 0)
 
 
 def _inputs(rows: Encoded, collate: Callable[[list[Any]], Mapping[str, Any]]) -> int:

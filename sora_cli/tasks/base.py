@@ -29,13 +29,15 @@ class Encoded:
     Attributes:
         dataset: the model's rows; usually one per raw row, but a long context is read in several
             windows, and packed texts share a row.
-        lengths: (rows,) tokens of each row.
+        lengths: (rows,) tokens of each row, by which rows are grouped into batches.
         truncated: number of rows cut at max_length.
         longest: tokens of the longest row before the cut; 0: unknown.
         examples: further data for scoring, one row per raw row.
         lacking: number of raw rows without anything to learn, by remark ("have no text"); each row
             is counted once.
         notes: number of raw rows by any other remark.
+        tokens: (rows,) tokens of each row, which decide its memory, if rows are not grouped by
+            them; None: `lengths`.
     """
 
     dataset: Dataset
@@ -45,6 +47,12 @@ class Encoded:
     examples: Dataset | None = None
     lacking: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[str, int] = field(default_factory=dict)
+    tokens: np.ndarray | None = None
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """The tokens of each row, which decide its memory, (rows,)."""
+        return self.lengths if self.tokens is None else self.tokens
 
     @property
     def raw(self) -> Dataset:

@@ -123,6 +123,7 @@ class ImageText(Task):
             longest=max(tokens, default=0),
             examples=Dataset.from_dict({_TEXT_KEY: [hash(tuple(own[:limit])) for own in ids]}),
             lacking={"have no text within data.max_length": int(unread.sum())},
+            tokens=np.minimum(np.asarray(tokens, dtype=np.int64), limit),
         )
 
     def token_lengths(self, rows: Dataset, processor: Any) -> Lengths:

@@ -67,7 +67,7 @@ def _fewer_tokens(recipe: Recipe) -> str:
 
 
 def _sizes(trainer: Any) -> str:
-    rows, tokens = trainer.args.per_device_train_batch_size, int(trainer.train_rows.lengths.max())
+    rows, tokens = trainer.args.per_device_train_batch_size, int(trainer.train_rows.sizes.max())
     choice, sizes = trainer.micro_batch, f"micro-batches of {rows} rows of up to {tokens} tokens"
     if choice is None or choice.predicted is None:
         return f"{sizes}; sora train RECIPE --dry-run forecasts their memory"

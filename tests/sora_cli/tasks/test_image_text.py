@@ -15,6 +15,7 @@ from datasets import Dataset
 from sora_cli.core.errors import SoraError
 from sora_cli.model.base import load_base
 from sora_cli.recipe.recipe import DataBlock, ModelBlock, TaskBlock
+from sora_cli.run.memory import longest_rows
 from sora_cli.tasks import create_task, image_text
 from sora_cli.tasks.base import Predictions
 from sora_cli.tasks.image_text import ImageText
@@ -137,6 +138,8 @@ def test_texts_are_padded_and_cut_and_keep_their_end() -> None:
     kept = task.encode(rows, pair_processor())
     assert (kept.truncated, kept.longest) == (1, 9)
     assert kept.lengths.tolist() == [1, 1]  # batches do not depend on them
+    assert kept.sizes.tolist() == [4, 6]  # memory does
+    assert longest_rows(kept, 1).dataset[0]["text"] == rows[1]["text"]
     batch = _batch(task, rows)
     assert batch["input_ids"].tolist() == [[1, 3, 5, 63, 0, 0], [1, 3, 4, 3, 4, 63]]
     assert batch["attention_mask"].sum(dim=1).tolist() == [4, 6]
