@@ -23,6 +23,7 @@ WITHOUT_LABELS = {
     "causal-lm": {"output"},
     "causal-lm, packed": {"output"},
     "sequence-classification, decoder": {"label"},
+    "sequence-regression": {"label"},
     "multiple-choice": {"label"},
     "preference": set(),
     "seq2seq": {"output"},
