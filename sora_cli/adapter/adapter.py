@@ -174,7 +174,7 @@ class Adapter:
 
     @cached_property
     def stored_ranks(self) -> dict[str, int]:
-        """Module path -> stored components, also those that are zero.
+        """Module path -> stored components, with the zero ones.
 
         Of LoHa and LoKr the number of rank-one terms that their products are sums of.
         """
@@ -197,7 +197,7 @@ class Adapter:
 
     @property
     def parameters(self) -> int:
-        """Numbers in the adapted layers, without what is stored in full."""
+        """Numbers in the adapted layers, without parts that are stored in full."""
         return sum(part.parameters for part in self.parts if part.peft_types)
 
     @property

@@ -33,7 +33,7 @@ class Components:
 
 @dataclass(frozen=True)
 class Modules:
-    """Numbers of modules: all that are known, and those without a component."""
+    """Numbers of modules: all known ones, and modules without a component."""
 
     all: int
     dead: int

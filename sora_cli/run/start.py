@@ -131,9 +131,7 @@ def _take_rows(adapter: Adapter, base: Base, new: Sequence[str]) -> None:
     """
     place = adapter.source.directory
     own, today = trained_rows(base.model), todays_paths(base.model, adapter.rows)
-    names = (
-        adapter.meta.new_tokens
-    )  # of its rows, in their order: their numbers are the run's choice
+    names = adapter.meta.new_tokens  # in its rows' order: the run chooses their numbers
     for path, stored in adapter.rows.items():
         if len(names) != len(stored.indices):
             raise SoraError(

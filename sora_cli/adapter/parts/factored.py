@@ -59,7 +59,7 @@ class Factored(Part, ABC):
 
     @property
     def stored(self) -> int:
-        """Number of components that are stored, also those that are zero."""
+        """Number of stored components, with the zero ones."""
         return self.rank
 
     @property

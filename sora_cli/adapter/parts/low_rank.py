@@ -14,7 +14,7 @@ from methods.factors import LowRankFactors
 from methods.updates import Product, Rescaled, Update
 from sora_cli.adapter.parts.factored import Factored
 from sora_cli.adapter.parts.form import LINEAR, Form
-from sora_cli.adapter.parts.part import FLOATS, Found, Header, Section
+from sora_cli.adapter.parts.part import FLOATS, Found, Header, Section, claim_by_ending
 from sora_cli.adapter.peft import adalora
 from sora_cli.adapter.peft.config import LARGEST_RANK, LORA, PeftConfig
 from sora_cli.adapter.peft.layout import PAIR, TABLE, check_tensor
@@ -37,12 +37,9 @@ class LowRank(Factored):
 
     @classmethod
     def claim(cls, name: str, config: PeftConfig) -> tuple[str, str] | None:
-        """Return the module and the role of half a pair, or of what belongs to the pair."""
+        """Return the module and the role of half a pair, or of a vector beside the pair."""
         endings = _ADALORA if config.is_adalora else {**PAIR, **TABLE}
-        for ending, role in {**endings, **(_DORA if config.use_dora else {})}.items():
-            if name.endswith(ending):
-                return name.removesuffix(ending), role
-        return None
+        return claim_by_ending(name, {**endings, **(_DORA if config.use_dora else {})})
 
     @classmethod
     def check_claims(cls, found: Found, config: PeftConfig, where: str) -> None:
@@ -120,7 +117,7 @@ class Held(LowRank):
 
     @cached_property
     def rank(self) -> int:  # type: ignore[override]
-        """Number of components, also of those that are zero."""
+        """Number of components, with the zero ones."""
         return self.make().rank
 
     def factors(self) -> LowRankFactors:
@@ -166,7 +163,7 @@ class _Pair:
 
     @property
     def keys(self) -> list[str]:
-        """The keys of what makes the update; the first two are A's and B's."""
+        """The keys of all tensors of the update; the first two are A's and B's."""
         return [key for key in (self.a, self.b, self.e, self.magnitude) if key]
 
 

@@ -243,6 +243,12 @@ def objection_of(parts: Iterable[Part], ask: Callable[[Part], str | None]) -> st
     return next((why for part in parts if (why := ask(part)) is not None), None)
 
 
+def claim_by_ending(name: str, roles: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return the path and the role of a key that ends in one of {ending: role}, or None."""
+    found = ((name.removesuffix(e), role) for e, role in roles.items() if name.endswith(e))
+    return next(found, None)
+
+
 def only_merged(why: str) -> SoraError:
     """Return the error for a part that has no place in a model that is trained further."""
     return SoraError(f"{why}: such an adapter works only if it is merged",

@@ -16,7 +16,7 @@ from methods.updates import Hadamard, Kronecker
 from sora_cli.adapter.parts.factored import Factored
 from sora_cli.adapter.parts.form import LINEAR, Form
 from sora_cli.adapter.parts.low_rank import check_stored, held
-from sora_cli.adapter.parts.part import Found, Header
+from sora_cli.adapter.parts.part import Found, Header, claim_by_ending
 from sora_cli.adapter.peft import lycoris
 from sora_cli.adapter.peft.config import PeftConfig
 from sora_cli.core.errors import SoraError
@@ -44,10 +44,7 @@ class StoredProduct(Factored):
     @classmethod
     def claim(cls, name: str, config: PeftConfig) -> tuple[str, str] | None:
         """Return the module and the name of one of the product's matrices."""
-        for ending, role in lycoris.PARTS[cls.peft_types[0]].items():
-            if name.endswith(ending):
-                return name.removesuffix(ending), role
-        return None
+        return claim_by_ending(name, lycoris.PARTS[cls.peft_types[0]])
 
     @classmethod
     def check_claims(cls, found: Found, config: PeftConfig, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Rows of an embedding that are trained in full, such as those of new tokens."""
+"""Rows of an embedding that are trained in full, such as the rows of new tokens."""
 
 from __future__ import annotations
 
