@@ -24,7 +24,7 @@ from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.console import emit
 from sora_cli.core.device import device_type
 from sora_cli.tasks.language import IGNORED
-from sora_cli.tasks.learned import LEARNED, chunk_loss, learned_places, score_learned_only
+from sora_cli.tasks.learned import LEARNED, LearnedHead, learned_places
 
 _SIDES = {
     "peft": "PEFT LoRA",
@@ -71,11 +71,11 @@ def _side(key: str, where: Setting, rank: int, learned: float) -> Side:
     side.batch["labels"] = side.batch["labels"].clone()
     side.batch["labels"][:, : round(where.length * (1 - learned))] = IGNORED
     if key in ("learned", "chunked"):
-        if not score_learned_only(side.model):
+        if not LearnedHead.of(side.model).alone:
             raise SystemExit("the head does not run at single places")
         side.batch[LEARNED] = learned_places(side.batch["labels"])
     if key == "chunked":
-        chunk_loss(side.model)
+        LearnedHead.of(side.model).chunk()
     return side
 
 

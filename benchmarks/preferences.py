@@ -54,7 +54,7 @@ from sora_cli.core.device import device_type
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
 from sora_cli.tasks.language import IGNORED
-from sora_cli.tasks.learned import chunk_loss_of_frozen
+from sora_cli.tasks.learned import LearnedHead
 from sora_cli.tasks.preference import REFERENCE
 
 SFT, DPO = "causal-lm", "preference"
@@ -118,8 +118,8 @@ def _side(name: str, where: Setting) -> Side:
     """Make a side as `sora train` sets a model up for a family, with that family's batch."""
     side = make("LoRA", where, rank=_RANK, dropout=0.0)
     task = create_task(TaskBlock(name=name), DataBlock(path="unused"))
-    task.check_model(side.model, _TOKENIZER)
-    chunk_loss_of_frozen(side.model)
+    task.adapt_model(side.model, _TOKENIZER)
+    LearnedHead.of(side.model).chunk_if_frozen()
     rows: list[dict[str, Any]] = [
         {"input_ids": ids, "labels": [IGNORED] * (len(ids) // 2) + ids[len(ids) // 2 :]}
         for ids in side.batch["input_ids"].tolist()

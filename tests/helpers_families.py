@@ -238,7 +238,7 @@ def step_gradients(
     )
     task, raw = create_task(recipe.task, recipe.data), Dataset.from_list(rows)
     task.bind(raw)
-    task.check_model(model, processor)
+    task.adapt_model(model, processor)
     encoded = task.encode(raw, processor, training=True)
     base = Base(model.double(), processor, "tiny", "tiny", None, (), ())
     trainer = build_trainer(recipe, task, base, folder, train=encoded, select=encoded)

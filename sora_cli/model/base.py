@@ -106,7 +106,7 @@ def load_base(
     head = head_modules(model, missing, new_head=task.trains_head)
     prepare_quantised(model, block.path, head)
     with usual_attention(model, on_gpus=True):
-        task.check_model(model, processor)  # it may run the model, on this device
+        task.adapt_model(model, processor)  # it may run the model, on this device
     return Base(
         model=model,
         processor=processor,

@@ -69,6 +69,8 @@ class TaskOptions(Block):
     """True if accuracy counts whole rows, each right or wrong."""
     ROWS_ALONE: ClassVar[bool] = True
     """True if the answer to a row does not depend on the other rows."""
+    LOSS_COMPARES: ClassVar[Literal["nothing", "micro-batch", "step"]] = "nothing"
+    """The rows that a row's loss depends on: of its micro-batch, of its step, or no other rows."""
     CHUNKS_LOSS: ClassVar[bool] = False
     """True: the loss can be computed in chunks of logits (training.loss)."""
     COLUMNS: ClassVar[Columns] = {}
@@ -337,6 +339,7 @@ class ImageTextOptions(TaskOptions):
 
     METRICS = ("recall_at_1", "text_recall_at_1", "loss")
     ROWS_ALONE = False  # each chooses among all
+    LOSS_COMPARES = "micro-batch"
     MODEL_CLASS = "AutoModel"
     PROCESSOR_CLASS = "AutoProcessor"
     HUB_TASK = "zero-shot-image-classification"

@@ -234,7 +234,7 @@ class Passes:
 
     def _loss(self, inputs: Tensors) -> Any:
         if self.task is not None:
-            return self.task.batch_loss(self.model, inputs)[0]
+            return self.task.step_loss(self.model, inputs)[0]
         return self.model(**inputs)["loss"]
 
     def _offloaded(

@@ -118,7 +118,7 @@ def settle(
     """
     if recipe.training.micro_batch is None:
         return recipe, None
-    if not ready.task.rows_apart:
+    if ready.task.options.LOSS_COMPARES == "micro-batch":
         raise SoraError(
             f"the loss of {ready.task.name} compares the rows of a micro-batch with each other, "
             "so memory alone cannot decide its size",

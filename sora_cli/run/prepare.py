@@ -38,7 +38,6 @@ from sora_cli.run.start import start_from_adapter
 from sora_cli.run.trial import Trial, try_base
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded, Task
-from sora_cli.tasks.learned import chunk_loss, chunk_loss_of_frozen
 from sora_cli.train import switches
 from sora_cli.train.machine import check_machine
 from sora_cli.train.out_of_memory import SMALLER_MODEL
@@ -123,14 +122,14 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
         before = process_memory("VmRSS") or 0
         # before the adapters are added: the trial decides which layers get one
         trial = (
-            try_base(base, collate, train, task.batch_loss)
+            try_base(base, collate, train, task.step_loss)
             if recipe.method.config.low_rank
             else Trial()
         )
         grown = max((process_memory("VmRSS") or 0) - before, 0)
         method, layers = add_adapters(recipe, base, trial.unfit)
         share_inputs(layers, trial.siblings)
-        _choose_loss(recipe, base)  # after the trial of layers, which needs the plain loss
+        _choose_loss(recipe, task)  # after the trial of layers, which needs the plain loss
         # before `begin`: the method's schedule starts from the loaded update
         start = start_from_adapter(recipe, base, task, method, layers)
         steps = recipe.training.total_steps(len(train.lengths))
@@ -142,12 +141,14 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
     return Prepared(task, rows, base, train, select, report, method, layers, left_out, grown, start)
 
 
-def _choose_loss(recipe: Recipe, base: Base) -> None:
+def _choose_loss(recipe: Recipe, task: Task) -> None:
     """Compute the loss in chunks if the recipe asks for it, or if chunks cost nothing."""
+    if task.learned is None:
+        return
     if recipe.training.loss == "chunked":
-        chunk_loss(base.model)
-    elif recipe.training.loss == "auto" and recipe.task.options.CHUNKS_LOSS:
-        chunk_loss_of_frozen(base.model)
+        task.learned.chunk()
+    elif recipe.training.loss == "auto":
+        task.learned.chunk_if_frozen()
 
 
 def _note_unreached(block: TrainingBlock, steps: int) -> None:

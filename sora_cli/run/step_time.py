@@ -79,7 +79,7 @@ def run_passes(
         with in_passes(recipe, model):
             for _ in range(passes):
                 with autocast(recipe.training.precision, device), in_loss(recipe, model, device):
-                    loss, _ = ready.task.batch_loss(model, inputs)
+                    loss, _ = ready.task.step_loss(model, inputs)
                 torch.autograd.backward(loss)
         device_module().synchronize()
         return time.perf_counter() - began

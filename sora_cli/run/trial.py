@@ -69,7 +69,7 @@ def try_base(
     Args:
         collate: makes a batch of encoded rows.
         rows: the training rows.
-        loss: of a batch; see `Task.batch_loss`.
+        loss: of a batch; see `Task.step_loss`.
     """
     model, kind = base.model, str(base.model.config.model_type)
     paths = linear_paths(model, exclude=base.head, outputs=True)

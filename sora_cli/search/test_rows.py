@@ -158,7 +158,7 @@ class TestRows:
         """Return the rows encoded for a model."""
         if self.answers is None:
             return encode(self.task, base, self.rows, self.origin)
-        self.task.check_model(base.model, base.processor)
+        self.task.adapt_model(base.model, base.processor)
         encoded = encode(self.task, base, self.rows, self.origin, may_lack=True)
         if self.answers.next_tokens:
             with locating(self.origin):

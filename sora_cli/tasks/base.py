@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
@@ -20,6 +21,9 @@ from sora_cli.data.repeats import list_hashes
 from sora_cli.recipe.families import TaskOptions, main_metric
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks.row_scores import RowScores, row_scores
+
+if TYPE_CHECKING:
+    from sora_cli.tasks.learned import LearnedHead
 
 
 @dataclass(frozen=True)
@@ -144,8 +148,6 @@ class Task(ABC):
     """PEFT's task_type, written into adapters; None if PEFT has none for this family."""
     unscored_inputs: ClassVar[tuple[str, ...]] = ()
     """Names in a batch that are removed before the model is scored."""
-    rows_apart: ClassVar[bool] = True
-    """False if a row's loss depends on the other rows of its micro-batch."""
     one_label: ClassVar[bool] = True
     """True if each encoded row has a single label."""
     answered_by: ClassVar[tuple[str, ...]] = ("prediction",)
@@ -166,6 +168,8 @@ class Task(ABC):
     """The label's column; None if the label is part of the input. Set by `bind`."""
     reference: ReferenceModel | None = None
     """For tasks that need one; set where the recipe is known."""
+    learned: LearnedHead | None = None
+    """The model's head at learned places, of families with `CHUNKS_LOSS`; set by `adapt_model`."""
 
     def __init__(self, task: TaskBlock, data: DataBlock) -> None:
         self.name = task.name
@@ -195,7 +199,7 @@ class Task(ABC):
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
         """Turn checked rows into the model's inputs and labels.
 
-        `sora init` calls this without a model, and so without `check_model` before it.
+        `sora init` calls this without a model, and so without `adapt_model` before it.
 
         Args:
             training: True if the rows are trained on, False if they are scored.
@@ -252,7 +256,7 @@ class Task(ABC):
         """Return configuration values of the head (num_labels, id2label, ...)."""
         return {}
 
-    def check_model(self, model: nn.Module, processor: Any) -> None:
+    def adapt_model(self, model: nn.Module, processor: Any) -> None:
         """Adapt a loaded model and its processor to each other and to the task, in place.
 
         A model that cannot be used for the task is an error.
@@ -283,10 +287,28 @@ class Task(ABC):
         loss: Tensor = outputs["loss"]
         return loss
 
+    def before_step(
+        self, model: nn.Module, micro_batches: Sequence[Mapping[str, Any]]
+    ) -> Sequence[Mapping[str, Any]]:
+        """Return a step's micro-batches with what a loss over the whole step needs besides.
+
+        Called before the passes of a step by families whose loss compares the rows of a step
+        (`LOSS_COMPARES`): without gradients, on the model in training mode, in every process with
+        its own micro-batches, which may be none. A family that runs the model runs each micro-batch
+        once, in this order: the step's passes then drop the same numbers.
+        """
+        return micro_batches
+
     def batch_loss(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Any]:
-        """Return a batch's loss and the model's outputs, as training and its forecasts have it."""
+        """Return a micro-batch's loss and the model's outputs, after `before_step`."""
         outputs = model(**self.inputs_of(batch))
         return self.loss_of(outputs, batch), outputs
+
+    def step_loss(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Any]:
+        """Return the loss of a step of one batch, and the outputs: for trials and forecasts."""
+        with torch.no_grad():
+            (whole,) = self.before_step(model, [batch])
+        return self.batch_loss(model, whole)
 
     def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the model's inputs for scoring: the batch without `unscored_inputs`."""

@@ -28,9 +28,9 @@ from sora_cli.tasks.dialogues import (
 from sora_cli.tasks.language import Writing, generate_texts
 from sora_cli.tasks.learned import (
     LEARNED,
+    LearnedHead,
     learned_labels,
     learned_logits,
-    score_learned_only,
 )
 from sora_cli.tasks.prompts import (
     Dialogue,
@@ -160,13 +160,13 @@ class CausalLm(Writing):
             return "the tokenizer's chat template"
         return "### headings" if prompt in ("auto", "plain") else repr(prompt)
 
-    def check_model(self, model: nn.Module, processor: Any) -> None:
-        super().check_model(model, processor)
+    def adapt_model(self, model: nn.Module, processor: Any) -> None:
+        super().adapt_model(model, processor)
         check_causal(model, str(model.config.name_or_path))  # type: ignore[union-attr]
         if self.options.packing:
             keep_packed_apart(model)
             check_packing(model)
-        score_learned_only(model)
+        self.learned = LearnedHead.of(model)
 
     def collator(self, processor: Any) -> Any:
         return Padding(processor.pad_token_id)

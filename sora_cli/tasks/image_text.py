@@ -78,9 +78,8 @@ class ImageText(Task):
     answered_by = ("similarity",)
     answered_together = 256  # the image files of these rows are in memory
     one_label = False
-    rows_apart = False
     options: ImageTextOptions
-    _positions: int | None = None  # set by check_model
+    _positions: int | None = None  # set by adapt_model
 
     def bind(self, train: Dataset) -> None:
         columns = self.require_columns(train.column_names, ["image", "text"])
@@ -129,7 +128,7 @@ class ImageText(Task):
     def token_lengths(self, rows: Dataset, processor: Any) -> Lengths:
         return Lengths(np.array(list(map(len, self._token_ids(rows, processor)))))
 
-    def check_model(self, model: nn.Module, processor: Any) -> None:
+    def adapt_model(self, model: nn.Module, processor: Any) -> None:
         config: Any = model.config
         texts = getattr(config, "text_config", None)
         scale, bias = (getattr(model, name, None) for name in ("logit_scale", "logit_bias"))

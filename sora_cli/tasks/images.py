@@ -51,7 +51,7 @@ class ImageClassification(OneClass):
     unscored_inputs = ("labels",)
     answered_together = 256  # the image files of these rows are in memory
     options: ImageClassificationOptions
-    _form = ImageFormat("RGB", torch.float32)  # set by check_model
+    _form = ImageFormat("RGB", torch.float32)  # set by adapt_model
 
     def bind(self, train: Dataset) -> None:
         self._image = self.require_columns(train.column_names, ["image"])["image"]
@@ -72,7 +72,7 @@ class ImageClassification(OneClass):
         kept = stored_images(rows.select_columns([self._image, self._label]), self._image)
         return Encoded(kept, np.ones(len(kept), dtype=np.int64), truncated=0)
 
-    def check_model(self, model: nn.Module, processor: Any) -> None:
+    def adapt_model(self, model: nn.Module, processor: Any) -> None:
         self._form = fit_images(model, processor)
 
     def collator(self, processor: Any) -> Any:

@@ -18,11 +18,9 @@ head.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
+from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -65,38 +63,11 @@ def learned_logits(logits: Tensor, labels: Tensor, places: Tensor) -> Tensor:
     return rows[places] if logits.shape[:2] == labels.shape else rows
 
 
-class Reduction(ABC):
-    """Turns the losses of a batch's learned tokens into the batch's loss.
-
-    Attributes:
-        INPUTS: names in a batch that it needs besides; the model does not get them.
-    """
-
-    INPUTS: ClassVar[tuple[str, ...]] = ()
-
-    @abstractmethod
-    def __call__(self, losses: Tensor, rows: Tensor, further: Mapping[str, Tensor]) -> Tensor:
-        """Return the loss of a batch.
-
-        Args:
-            losses: (n,) cross-entropy of each learned token, in nats.
-            rows: (n,) the row of each token.
-            further: the batch's `INPUTS`.
-        """
-
-
-class Mean(Reduction):
-    """The mean over all tokens, as the models of transformers have it."""
-
-    def __call__(self, losses: Tensor, rows: Tensor, further: Mapping[str, Tensor]) -> Tensor:
-        return losses.sum() / len(losses)
-
-
 def losses_in_chunks(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
     """Return the cross-entropy (n,) of a head's logits, with one chunk of them in memory at a time.
 
     Args:
-        head: (n, features) to (n, words), with the hook of `_LearnedOnly`.
+        head: (n, features) to (n, words), with the hook of `LearnedHead`.
         hidden: (n, features).
         labels: (n,), token ids.
     """
@@ -113,125 +84,119 @@ def losses_in_chunks(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
     return torch.cat([checkpoint(losses, *part, use_reentrant=False) for part in parts])
 
 
-@dataclass
-class _LearnedOnly:
-    """The hooks of one model, and their state during a forward pass.
+class LearnedHead:
+    """A model's head that runs at the learned places of a batch alone; a family keeps it.
+
+    A trial on a few tokens decides whether it may. A model with another loss (a mixture of experts
+    may add a term), or one that needs the logits of all places, accepts `learned` and ignores it.
 
     Attributes:
-        whole: True: the head gets all places nevertheless.
-        chunked: True: a batch with labels makes no logits; its losses are `losses_in_chunks`.
-        reduction: None: the model's own loss, or the mean.
-        head: the module that carries the hook `handle`.
-        places, labels, further, losses: of the current pass.
+        alone: True if the head runs at these places only.
+        reduced: False: a batch's loss is left as the losses (n,) of its learned tokens, and further
+            terms of the model's own loss are left out. The family makes the loss of them.
     """
 
-    whole: bool = False
-    chunked: bool = False
-    reduction: Reduction | None = None
-    head: nn.Module | None = None
-    handle: RemovableHandle | None = None
-    places: Tensor | None = None
-    labels: Tensor | None = None
-    further: dict[str, Tensor] = field(default_factory=dict)
-    losses: Tensor | None = None
+    def __init__(self, model: Any) -> None:
+        self.reduced = True
+        self._whole, self._chunked = False, False
+        self._made_for: ref[Any] = ref(model)  # it belongs to the model, not the other way round
+        self._head: ref[nn.Module] | None = None
+        self._handle: RemovableHandle | None = None
+        # of the current pass
+        self._places: Tensor | None = None
+        self._labels: Tensor | None = None
+        self._losses: Tensor | None = None
+        model.register_forward_pre_hook(self._begin, with_kwargs=True)
+        model.register_forward_hook(self._end)
+        self._whole = not _gives_the_same(model)
 
-    def begin(self, model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    @classmethod
+    def of(cls, model: Any) -> LearnedHead:
+        """Return the head of a model, which has one only; from now on the model takes `learned`."""
+        if model not in _HEADS:
+            _HEADS[model] = cls(model)
+        return _HEADS[model]
+
+    @property
+    def _model(self) -> Any:
+        return self._made_for()
+
+    @property
+    def alone(self) -> bool:
+        """True if the head runs at the learned places only."""
+        return not self._whole
+
+    def chunk(self) -> None:
+        """Compute the loss in chunks from now on, for batches with `learned`.
+
+        A model whose loss is more than the cross-entropy of its head's outputs is an error.
+        """
+        if why := self._needs_all_logits():
+            kind = self._model.config.model_type
+            raise SoraError(
+                f"{KEY}=chunked is not possible with a {kind} model: {why}",
+                hint=f"{KEY}=logits",
+                key=KEY,
+            )
+        self._chunked = True
+
+    def chunk_if_frozen(self) -> None:
+        """Compute the loss in chunks if the head is frozen: it saves memory and takes no longer."""
+        if is_frozen_linear(self._model.get_output_embeddings(), own_hooks=_OWN_HOOKS):
+            self._chunked = self._needs_all_logits() is None
+
+    def _needs_all_logits(self) -> str | None:
+        """Return the reason why the loss needs all logits at once; None if it does not."""
+        if self._whole:
+            return "its loss has further terms, or needs the logits of all tokens"
+        if _changes_logits(self._model):
+            return "it scales or caps the logits of its head, and then needs all of them"
+        return None
+
+    def _begin(self, model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Take `learned` (and the labels) out of a model's inputs."""
         places = kwargs.pop(LEARNED, None)
-        self.places = None if self.whole and self.reduction is None else places
+        self._places = None if self._whole and self.reduced else places
         # without labels the model computes no loss of its own, for which it would need all logits
-        self.labels = None if self.places is None else kwargs.pop("labels", None)
-        names = () if self.reduction is None else self.reduction.INPUTS
-        self.further = {name: kwargs.pop(name) for name in names if name in kwargs}
+        self._labels = None if self._places is None else kwargs.pop("labels", None)
         self._follow(model.get_output_embeddings())
         return args, kwargs
 
     def _follow(self, head: nn.Module) -> None:
         """Move the hook to the present head: an adapter may have wrapped it meanwhile."""
-        if head is not self.head:
-            if self.handle is not None:
-                self.handle.remove()
-            self.head, self.handle = head, head.register_forward_pre_hook(self.choose)
+        if self._head is None or head is not self._head():
+            if self._handle is not None:
+                self._handle.remove()
+            self._head, self._handle = ref(head), head.register_forward_pre_hook(self._choose)
 
-    def choose(self, head: nn.Module, args: tuple[Tensor, ...]) -> Any:
+    def _choose(self, head: nn.Module, args: tuple[Tensor, ...]) -> Any:
         """Reduce the head's input (rows, tokens, features) to (1, n, features), or to nothing."""
-        if self.places is None or self.whole:
+        if self._places is None or self._whole:
             return None
         hidden = args[0].flatten(0, 1)
-        hidden = hidden.index_select(0, self.places.to(hidden.device))
-        if self.chunked and self.labels is not None:
-            wanted = learned_labels(self.labels, self.places).to(hidden.device)
-            places, self.places = self.places, None  # the chunks pass through this hook as they are
-            self.losses = losses_in_chunks(head, hidden, wanted)  # here: inside autocast
-            self.places, hidden = places, hidden[:0]
+        hidden = hidden.index_select(0, self._places.to(hidden.device))
+        if self._chunked and self._labels is not None:
+            wanted = learned_labels(self._labels, self._places).to(hidden.device)
+            places, self._places = self._places, None  # chunks pass through this hook as they are
+            self._losses = losses_in_chunks(head, hidden, wanted)  # here: inside autocast
+            self._places, hidden = places, hidden[:0]
         return (hidden[None], *args[1:])
 
-    def end(self, _model: nn.Module, _args: Any, outputs: Any) -> None:
+    def _end(self, _model: nn.Module, _args: Any, outputs: Any) -> None:
         """Add the loss to a model's outputs."""
-        places, labels, losses, further = self.places, self.labels, self.losses, self.further
-        self.places = self.labels = self.losses = None
-        self.further = {}
+        places, labels, losses = self._places, self._labels, self._losses
+        self._places = self._labels = self._losses = None
         if places is None or labels is None:
             return
         if losses is None:
             logits = learned_logits(outputs["logits"], labels, places).float()
             wanted = learned_labels(labels, places).to(logits.device)
             losses = cross_entropy(logits, wanted, reduction="none")
-        rows = (places // labels.shape[1]).to(losses.device)
-        outputs["loss"] = (self.reduction or Mean())(losses, rows, further)
+        # the mean over all tokens, as the models of transformers have it
+        outputs["loss"] = losses.sum() / len(losses) if self.reduced else losses
 
 
-_MODELS: WeakKeyDictionary[nn.Module, _LearnedOnly] = WeakKeyDictionary()
-
-
-def score_learned_only(model: Any, reduction: Reduction | None = None) -> bool:
-    """Make a model accept `learned`, in place; return True if its head runs at these places only.
-
-    A trial on a few tokens decides this. A model with another loss (a mixture of experts may add a
-    term), or one that needs the logits of all places, accepts the input and ignores it.
-
-    Args:
-        reduction: makes the loss of such batches; the model's further terms are then left out.
-    """
-    if model not in _MODELS:
-        hooks = _MODELS[model] = _LearnedOnly()
-        model.register_forward_pre_hook(hooks.begin, with_kwargs=True)
-        model.register_forward_hook(hooks.end)
-        hooks.whole = not _gives_the_same(model)
-    _MODELS[model].reduction = reduction
-    return not _MODELS[model].whole
-
-
-def chunk_loss(model: Any) -> None:
-    """Compute a model's loss in chunks from now on, for batches with `learned`.
-
-    A model whose loss is more than the cross-entropy of its head's outputs is an error.
-
-    Args:
-        model: must have been passed to `score_learned_only` before.
-    """
-    if why := _needs_all_logits(model):
-        raise SoraError(
-            f"{KEY}=chunked is not possible with a {model.config.model_type} model: {why}",
-            hint=f"{KEY}=logits",
-            key=KEY,
-        )
-    _MODELS[model].chunked = True
-
-
-def chunk_loss_of_frozen(model: Any) -> None:
-    """Compute the loss in chunks if the head is frozen: this saves memory and takes no longer."""
-    if is_frozen_linear(model.get_output_embeddings(), own_hooks=_OWN_HOOKS):
-        _MODELS[model].chunked = _needs_all_logits(model) is None
-
-
-def _needs_all_logits(model: Any) -> str | None:
-    """Return the reason why a model's loss needs all logits at once; None if it does not."""
-    if _MODELS[model].whole:
-        return "its loss has further terms, or needs the logits of all tokens"
-    if _changes_logits(model):
-        return "it scales or caps the logits of its head, and then needs all of them"
-    return None
+_HEADS: WeakKeyDictionary[nn.Module, LearnedHead] = WeakKeyDictionary()
 
 
 _LARGE = 100.0  # a logit that a soft cap (tanh) clearly bends

@@ -22,10 +22,9 @@ from sora_cli.tasks.dialogues import Padding, Row, learned_tokens, prompt_hashes
 from sora_cli.tasks.language import token_sums
 from sora_cli.tasks.learned import (
     LEARNED,
-    Reduction,
+    LearnedHead,
     learned_labels,
     learned_logits,
-    score_learned_only,
 )
 from sora_cli.tasks.pair_losses import pair_losses, rewards
 from sora_cli.tasks.pairs import (
@@ -150,17 +149,33 @@ class Preference(Task):
             return None
         return "the tokenizer's chat template" if self._chats(processor) else self._form
 
-    def check_model(self, model: nn.Module, processor: Any) -> None:
-        super().check_model(model, processor)
+    def adapt_model(self, model: nn.Module, processor: Any) -> None:
+        super().adapt_model(model, processor)
         check_causal(model, str(model.config.name_or_path))  # type: ignore[union-attr]
-        model.register_forward_pre_hook(_side_by_side, with_kwargs=True)
-        score_learned_only(model, PairLoss(self.options))
+        self.learned = LearnedHead.of(model)
+        self.learned.reduced = False
 
     def collator(self, processor: Any) -> Any:
         return PairPadding(processor.pad_token_id)
 
     def loss_items(self, batch: Mapping[str, Any]) -> int:
         return len(batch[REFERENCE])
+
+    def inputs_of(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        return _side_by_side({name: v for name, v in batch.items() if name != REFERENCE})
+
+    def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        return _side_by_side(super().scored_inputs(batch))
+
+    def loss_of(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+        """Return the mean over the pairs, from the losses (n,) of the learned tokens."""
+        losses, labels = outputs["loss"], batch["labels"]
+        rows = (batch[LEARNED] // labels.shape[-1]).to(losses.device)
+        reference = batch[REFERENCE].to(losses)
+        sums = losses.new_zeros(2, reference.numel())  # (log-probabilities, tokens) of each answer
+        both = torch.stack([-losses, torch.ones_like(losses)])
+        logps, tokens = sums.index_add(1, rows, both).view(2, *reference.shape)
+        return pair_losses(self.options, logps, tokens, reference).mean()
 
     def outputs_to_keep(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         """Return (pairs, 2, 3): each answer's `token_sums` (loss, tokens, right tokens)."""
@@ -283,26 +298,6 @@ class Preference(Task):
         return Dataset.from_dict(columns)
 
 
-class PairLoss(Reduction):
-    """The loss of a batch of pairs: the mean over the pairs.
-
-    Args:
-        options: the loss and its settings.
-    """
-
-    INPUTS = (REFERENCE,)
-
-    def __init__(self, options: PreferenceOptions) -> None:
-        self.options = options
-
-    def __call__(self, losses: Tensor, rows: Tensor, further: Mapping[str, Tensor]) -> Tensor:
-        reference = further[REFERENCE].to(losses)
-        sums = losses.new_zeros(2, reference.numel())  # (log-probabilities, tokens) of each answer
-        both = torch.stack([-losses, torch.ones_like(losses)])
-        logps, tokens = sums.index_add(1, rows, both).view(2, *reference.shape)
-        return pair_losses(self.options, logps, tokens, reference).mean()
-
-
 class PairPadding(Padding):
     """The collator of pairs: (pairs, 2, tokens), so that a micro-batch has its number of pairs."""
 
@@ -314,14 +309,12 @@ class PairPadding(Padding):
         return {**batch, **paired, REFERENCE: reference}
 
 
-def _side_by_side(_model: nn.Module, args: Any, inputs: dict[str, Any]) -> Any:
-    """Give a model the answers of (pairs, 2, tokens) as rows, (2 pairs, tokens)."""
-    flat = {
-        name: value.flatten(0, 1)
-        for name, value in inputs.items()
-        if isinstance(value, Tensor) and value.ndim == 3
+def _side_by_side(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a batch with the answers of (pairs, 2, tokens) as rows, (2 pairs, tokens)."""
+    return {
+        name: value.flatten(0, 1) if isinstance(value, Tensor) and value.ndim == 3 else value
+        for name, value in batch.items()
     }
-    return args, {**inputs, **flat}
 
 
 def _cut(pair: tuple[Row, Row], limit: int) -> tuple[Row, Row]:

@@ -153,8 +153,8 @@ class Seq2Seq(Writing):
         made = [] if self._source in self.input_columns else [repr(self._source)]
         return " of ".join([*map(repr, filter(None, [self.options.prefix])), *made]) or None
 
-    def check_model(self, model: nn.Module, processor: Any) -> None:
-        super().check_model(model, processor)
+    def adapt_model(self, model: nn.Module, processor: Any) -> None:
+        super().adapt_model(model, processor)
         check_start(model)
         processor.padding_side = "right"  # the decoder gets no mask, so padding must come last
         self._model, self._room = model, room_of(model)

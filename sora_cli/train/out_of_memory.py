@@ -50,7 +50,9 @@ def in_dry_run(recipe: Recipe, place: str) -> AbstractContextManager[None]:
 def _smaller_steps(trainer: Any) -> str:
     block, words = trainer.recipe.training, []
     parts, rows = block.gradient_accumulation, trainer.args.per_device_train_batch_size
-    if rows > 1 and trainer.task.rows_apart:  # the same steps, in smaller parts
+    if (
+        rows > 1 and trainer.task.options.LOSS_COMPARES != "micro-batch"
+    ):  # the same steps, in smaller parts
         smaller = f"training.micro_batch=null training.gradient_accumulation={2 * parts}"
         words.append(smaller if trainer.micro_batch else "training.micro_batch=auto")
     words += [*_checkpointing(trainer.recipe), _fewer_tokens(trainer.recipe)]

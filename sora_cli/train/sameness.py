@@ -90,7 +90,7 @@ def _gradient(trainer: AdapterTrainer) -> tuple[float, Tensor]:
     model.eval()  # without dropout both ways compute the same
     try:
         with autocast(block.precision, device.type):
-            loss, _ = trainer.task.batch_loss(model, inputs)
+            loss, _ = trainer.task.step_loss(model, inputs)
         gradients = torch.autograd.grad(loss * _SCALE, trained, allow_unused=True)
     finally:
         model.train(before)

@@ -107,10 +107,27 @@ class AdapterTrainer(ResumingTrainer):
         # not before they are counted: reading a number back would wait for the device
         pinned = self.args.dataloader_pin_memory
         batches = send_to_device(batches, self.args.device, non_blocking=pinned)
+        if self.task.options.LOSS_COMPARES == "step":
+            batches = self._before_step(batches)
         items = torch.tensor(sum(counts))  # stays on the CPU: an upload would wait for the device
         if self.args.world_size > 1:
             items = self.accelerator.gather(items.to(self.args.device)).sum()
         return batches, items
+
+    def _before_step(self, batches: Sequence[Any]) -> list[Any]:
+        """Let the task look at all rows of a step, without those that only fill it up."""
+        real = [number for number, items in enumerate(self._counts) if items]
+        model, random = self.model, generators.torch_states()
+        model.train()
+        with (
+            torch.no_grad(),
+            self.compute_loss_context_manager(),
+            switches.in_loss(self.recipe, model, self.args.device.type),
+        ):
+            made = self.task.before_step(model, [batches[number] for number in real])
+        generators.restore_torch(random)  # for the step's passes: dropout drops the same numbers
+        whole = dict(zip(real, made, strict=True))
+        return [whole.get(number, batch) for number, batch in enumerate(batches)]
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Compute one micro-batch's loss and gradients, with the recipe's switches."""
@@ -140,13 +157,22 @@ class AdapterTrainer(ResumingTrainer):
         """Return a micro-batch's mean loss; in training weighted to give the step's mean."""
         device = self.args.device.type
         with switches.in_loss(self.recipe, model, device) if model.training else nullcontext():
-            loss, outputs = self.task.batch_loss(model, inputs)
+            loss, outputs = self._batch_loss(model, inputs)
         if model.training and num_items_in_batch is not None:
             # Trainer divides by the number of micro-batches, and gradients are averaged over the
             # processes. The factor undoes both, so that every loss item of the step weighs the same
             share = self._counts.popleft() * self.args.world_size / num_items_in_batch
             loss = loss * share * self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
+
+    def _batch_loss(self, model: nn.Module, inputs: Any) -> tuple[Tensor, Any]:
+        fills = bool(self._counts) and not self._counts[0]
+        if not (model.training and fills and self.task.options.LOSS_COMPARES == "step"):
+            return self.task.batch_loss(model, inputs)
+        # `before_step` did not see these rows, which have no weight; but each process needs a loss
+        outputs = model(**self.task.inputs_of(inputs))
+        floats = [t for t in outputs.values() if isinstance(t, Tensor) and t.is_floating_point()]
+        return torch.stack([t.sum() for t in floats]).sum() * 0, outputs
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return micro-batches from our own sampler, in the CPU's memory."""

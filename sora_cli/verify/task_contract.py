@@ -6,6 +6,7 @@ with the fault. `CHECKS` holds them all.
 
 from __future__ import annotations
 
+import operator
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,28 +33,27 @@ _CLOSE = 1e-4
 def micro_batches_add_up(recipe: Recipe) -> None:
     """Check that the loss of a batch is the mean over the items of its two halves.
 
-    A family whose rows are compared with each other says so (`rows_apart`), and is not checked.
+    A family that compares the rows of a micro-batch says so (`LOSS_COMPARES`), and is not checked.
     """
     with _loaded(recipe) as (task, trainer, rows):
-        if not task.rows_apart:
+        if task.options.LOSS_COMPARES == "micro-batch":
             return
         half = len(rows.lengths) // 2
-        whole, *halves = (_loss(task, trainer, rows, part) for part in (
-            range(2 * half), range(half), range(half, 2 * half)
-        ))  # fmt: skip
-        items = sum(number for _, number in halves)
-        mean = sum(loss * number for loss, number in halves) / items
-        assert whole[1] == items, f"a batch has {whole[1]} items, its halves {items}: loss_items"
-        assert _close(whole[0], mean), f"a batch has the loss {whole[0]:g}, its halves {mean:g}"
+        (whole, items), (mean, of_halves) = (
+            _loss(task, trainer, rows, parts)
+            for parts in ([range(2 * half)], [range(half), range(half, 2 * half)])
+        )
+        assert items == of_halves, f"a batch has {items} items, its halves {of_halves}: loss_items"
+        assert _close(whole, mean), f"a batch has the loss {whole:g}, its halves {mean:g}"
 
 
 def the_loss_is_that_of_training(recipe: Recipe) -> None:
     """Check that `loss` of a split is the loss that training has on these rows."""
     with _loaded(recipe) as (task, trainer, rows):
-        if not task.rows_apart:
+        if task.options.LOSS_COMPARES == "micro-batch":
             return
         scored = task.loss(trainer.predictions_of(rows, []))
-        trained, _ = _loss(task, trainer, rows, range(len(rows.lengths)))
+        trained, _ = _loss(task, trainer, rows, [range(len(rows.lengths))])
         assert _close(scored, trained), f"loss is {scored:g} of a split, {trained:g} in training"
 
 
@@ -130,14 +130,16 @@ def _loaded(
 
 
 def _loss(
-    task: Task, trainer: AdapterTrainer, rows: Encoded, numbers: Sequence[int]
+    task: Task, trainer: AdapterTrainer, rows: Encoded, parts: Sequence[Sequence[int]]
 ) -> tuple[float, int]:
-    """Return the loss of a batch in training, without dropout, and its number of items."""
-    batch: dict[str, Any] = trainer.data_collator([rows.dataset[i] for i in numbers])
+    """Return the loss of a step of micro-batches, without dropout, and its number of items."""
+    batches = [trainer.data_collator([rows.dataset[i] for i in part]) for part in parts]
     trainer.model.eval()
     with torch.no_grad():
-        loss, _ = task.batch_loss(trainer.model, batch)
-    return float(loss), task.loss_items(batch)
+        made = task.before_step(trainer.model, batches)
+        losses = [float(task.batch_loss(trainer.model, batch)[0]) for batch in made]
+    items = [task.loss_items(batch) for batch in batches]
+    return sum(map(operator.mul, losses, items)) / sum(items), sum(items)
 
 
 def _close(first: float, second: float) -> bool:

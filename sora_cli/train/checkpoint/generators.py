@@ -33,11 +33,16 @@ def other_states() -> dict[str, Any]:
     }
 
 
-def restore(states: dict[str, Tensor], others: dict[str, Any]) -> None:
-    """Set all generators to the states returned by `torch_states` and `other_states`."""
+def restore_torch(states: dict[str, Tensor]) -> None:
+    """Set torch's generators to the states returned by `torch_states`."""
     torch.set_rng_state(states[_CPU])
     if device_type() in states:
         device_module().set_rng_state(states[device_type()])
+
+
+def restore(states: dict[str, Tensor], others: dict[str, Any]) -> None:
+    """Set all generators to the states returned by `torch_states` and `other_states`."""
+    restore_torch(states)
     name, keys, *rest = others["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
     version, numbers, next_gauss = others["python"]

@@ -24,7 +24,7 @@ from sora_cli.model.activation_offload import offloaded, to_host
 from sora_cli.model.gradient_checkpointing import checkpointed
 from sora_cli.recipe.load import load_recipe
 from sora_cli.recipe.recipe import Recipe
-from sora_cli.tasks.learned import LEARNED, chunk_loss, learned_places, score_learned_only
+from sora_cli.tasks.learned import LEARNED, LearnedHead, learned_places
 from sora_cli.train.switches import ActivationOffload
 from tests.helpers_device import computing_on
 from tests.helpers_errors import refused
@@ -109,9 +109,9 @@ def test_gradients_have_the_same_bits(
 @pytest.mark.parametrize("chunked", [False, True])
 def test_of_a_decoders_loss(chunked: bool) -> None:
     model = adapted(tiny_llama, "lora")
-    assert score_learned_only(model)
+    assert LearnedHead.of(model).alone
     if chunked:
-        chunk_loss(model)
+        LearnedHead.of(model).chunk()
     ids = model_inputs(model)["input_ids"]
     inputs = {"input_ids": ids, "labels": ids, LEARNED: learned_places(ids), "use_cache": False}
     expected = gradients(model, kept_as_they_are(), **inputs)

@@ -30,7 +30,7 @@ from sora_cli.run.memory_trace import Passes, StorageTracker, Trace
 from sora_cli.tasks import create_task, learned
 from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.dialogues import Padding
-from sora_cli.tasks.learned import score_learned_only
+from sora_cli.tasks.learned import LearnedHead
 from tests.helpers_models import tiny_bert, tiny_deberta, tiny_gpt2, tiny_llama
 from tests.helpers_runs import WORDS, tiny_tokenizer, write_rows
 from tests.methods.support import generator
@@ -104,7 +104,7 @@ def _of_words(*, checkpointing: bool = False) -> tuple[Passes, Encoded]:
     task = create_task(TaskBlock(name="causal-lm"), DataBlock(path="unused"))
     model = tiny_llama()
     model.resize_token_embeddings(4096, mean_resizing=False)
-    assert score_learned_only(model)
+    assert LearnedHead.of(model).alone
     made = {"task": task, "collate": Padding(0), "checkpointing": checkpointing}
     work = replace(_work(model), **made)
     row = {"input_ids": [3] * 24, "labels": [-100] * 12 + [3] * 12}
@@ -132,7 +132,7 @@ def test_chunks_of_a_decoders_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learned, "_FEWEST", 1)
     work, rows = _of_words()
     at_once, _ = work.trace(rows, 1)
-    learned.chunk_loss(work.model)
+    LearnedHead.of(work.model).chunk()
     traced, exact = work.trace(rows, 1)
     real = work._run(work._batch(rows, 8), 1, lambda t: t.detach())
     assert exact

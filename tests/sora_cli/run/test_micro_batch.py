@@ -16,14 +16,13 @@ from datasets import Dataset
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
 from sora_cli.model.base import Base
+from sora_cli.recipe.families import ImageTextOptions, SequenceClassificationOptions
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import read_report
 from sora_cli.run import micro_batch
 from sora_cli.run.micro_batch import Machine, settle, step_fits
 from sora_cli.run.prepare import Prepared
 from sora_cli.tasks import create_task
-from sora_cli.tasks.image_text import ImageText
-from sora_cli.tasks.sequence import SequenceClassification
 from tests.helpers_errors import refusal, refused
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import (
@@ -59,7 +58,7 @@ class Fake:
 
 
 def _settled(machine: Fake, **options: Any) -> tuple[Recipe, Any]:
-    ready: Any = SimpleNamespace(task=SequenceClassification)
+    ready: Any = SimpleNamespace(task=SimpleNamespace(options=SequenceClassificationOptions()))
     return settle(_recipe(), ready, machine=machine.probe, **options)
 
 
@@ -109,7 +108,7 @@ def test_a_recipe_that_does_not_ask() -> None:
 
 def test_a_loss_that_compares_rows() -> None:
     ready: Any = SimpleNamespace(
-        task=SimpleNamespace(name="image-text", rows_apart=ImageText.rows_apart)
+        task=SimpleNamespace(name="image-text", options=ImageTextOptions())
     )
     with pytest.raises(SoraError, match="the loss of image-text compares the rows"):
         settle(_recipe(), ready)

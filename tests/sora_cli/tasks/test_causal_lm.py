@@ -212,7 +212,7 @@ def test_next_tokens_are_the_likeliest_at_each_place_of_the_loss(head: str) -> N
         expected.append(best[learned_here].tolist())
     if head == "learned places":
         model.config.name_or_path = "tiny"
-        task.check_model(model, chat_tokenizer())
+        task.adapt_model(model, chat_tokenizer())
     batch = _batch(task, encoded.dataset)
     with torch.no_grad():
         tokens = task.next_tokens(model(**task.scored_inputs(batch)), batch)
@@ -249,7 +249,7 @@ def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(make: Any) -> No
     rows = instruct_rows(9)
     padded, packing = _task(rows), _task(rows, packing=True, data={"max_length": 40})
     model = make().double()
-    packing.check_model(model, chat_tokenizer())
+    packing.adapt_model(model, chat_tokenizer())
     found = []
     for task in (padded, packing):
         encoded = _encoded(task, rows, training=True)
@@ -271,8 +271,8 @@ def test_a_model_that_would_mix_packed_rows_is_refused() -> None:
     config = transformers.BloomConfig(vocab_size=40, hidden_size=16, n_layer=2, n_head=2)
     model = transformers.BloomForCausalLM(config)
     with refusal():
-        _task(ROWS, packing=True).check_model(model, chat_tokenizer())
-    _task(ROWS).check_model(model, chat_tokenizer())
+        _task(ROWS, packing=True).adapt_model(model, chat_tokenizer())
+    _task(ROWS).adapt_model(model, chat_tokenizer())
 
 
 def test_a_model_that_sees_what_it_is_to_predict_is_refused() -> None:
@@ -281,10 +281,10 @@ def test_a_model_that_sees_what_it_is_to_predict_is_refused() -> None:
         config.is_decoder = decoder
         model = transformers.BertLMHeadModel(config)
         if decoder:
-            _task(ROWS).check_model(model, chat_tokenizer())
+            _task(ROWS).adapt_model(model, chat_tokenizer())
         else:
             with pytest.raises(SoraError, match="reads text in both directions"):
-                _task(ROWS).check_model(model, chat_tokenizer())
+                _task(ROWS).adapt_model(model, chat_tokenizer())
 
 
 def test_what_is_written_is_the_likeliest_token_each_time() -> None:

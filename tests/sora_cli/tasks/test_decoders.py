@@ -9,7 +9,7 @@ import torch
 
 from sora_cli.tasks.decoders import keep_packed_apart
 from sora_cli.tasks.dialogues import Padding, packed
-from sora_cli.tasks.learned import LEARNED, score_learned_only
+from sora_cli.tasks.learned import LEARNED, LearnedHead
 from tests import flash_attention
 from tests.helpers_models import tiny_llama
 
@@ -42,7 +42,7 @@ def test_packed_rows_are_apart_without_a_mask(
     flash_attention.stand_in(monkeypatch)
     model, rows = tiny_llama(), _rows()
     keep_packed_apart(model)
-    assert not learned_only or score_learned_only(model)
+    assert not learned_only or LearnedHead.of(model).alone
     size = 12 if in_batch > 1 else sum(LENGTHS)
     together = Padding(0)(packed(rows, size))
     assert (len(together["input_ids"]) > 1) == (in_batch > 1)

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from sora_cli.tasks import learned
 from sora_cli.tasks.frozen_head import frozen_head_losses, is_frozen_linear
-from sora_cli.tasks.learned import LEARNED, chunk_loss, learned_places, score_learned_only
+from sora_cli.tasks.learned import LEARNED, LearnedHead, learned_places
 from tests.helpers_models import tiny_llama, token_ids
 from tests.methods.support import generator
 
@@ -89,7 +89,7 @@ def test_a_model_takes_it_where_its_head_is_frozen(
     monkeypatch.setattr(learned, "frozen_head_losses", noted)
     model, ids = tiny_llama(), token_ids(2, 6)
     model.get_output_embeddings().requires_grad_(not frozen)
-    assert score_learned_only(model)
-    chunk_loss(model)
+    assert LearnedHead.of(model).alone
+    LearnedHead.of(model).chunk()
     model(input_ids=ids, labels=ids, **{LEARNED: learned_places(ids)}).loss.backward()
     assert len(taken) == frozen

@@ -31,7 +31,7 @@ def _task(rows: Dataset, *, model: Any = None, data: Any = None, **options: Any)
     task = create_task(TaskBlock(name="image-text", **options), block)
     assert isinstance(task, ImageText)
     task.bind(rows)
-    task.check_model(tiny_clip() if model is None else model, pair_processor())
+    task.adapt_model(tiny_clip() if model is None else model, pair_processor())
     return task
 
 

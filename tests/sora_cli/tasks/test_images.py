@@ -49,7 +49,7 @@ def _task(rows: Dataset, *, model: Any = None, **data: Any) -> ImageClassificati
     task = create_task(TaskBlock(name="image-classification"), block)
     assert isinstance(task, ImageClassification)
     task.bind(rows)
-    task.check_model(tiny_vit(num_labels=4) if model is None else model, tiny_image_processor())
+    task.adapt_model(tiny_vit(num_labels=4) if model is None else model, tiny_image_processor())
     return task
 
 
@@ -104,7 +104,7 @@ def test_images_get_the_models_channels(channels: int) -> None:
     model = transformers.ViTForImageClassification(config)
     processor = tiny_image_processor(channels=channels)
     task = _task(rows)
-    task.check_model(model, processor)
+    task.adapt_model(model, processor)
     pixels = _batch(task, rows, processor)["pixel_values"]
     assert pixels.shape == (2, channels, SIDE, SIDE)
     back = (pixels * 127.5 + 127.5).round()
@@ -174,7 +174,7 @@ def test_an_image_processor_of_another_model_is_refused() -> None:
         tiny_image_processor(size={"height": 16, "width": 16}),
     ):
         with pytest.raises(SoraError, match="does not accept the output of its image processor"):
-            task.check_model(tiny_vit(num_labels=4), processor)
+            task.adapt_model(tiny_vit(num_labels=4), processor)
 
 
 def test_a_model_without_an_image_processor_is_refused(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_averages_of_the_frozen_model_stay() -> None:
     )  # fmt: skip
     model = transformers.MobileViTForImageClassification(config)
     task = _task(corner_rows(4))
-    task.check_model(model, tiny_image_processor(channels=3, size={"height": 64, "width": 64}))
+    task.adapt_model(model, tiny_image_processor(channels=3, size={"height": 64, "width": 64}))
     before = {name: value.clone() for name, value in model.named_buffers()}
     assert len(before) > 50
     pixels = torch.randn(4, 3, 64, 64)

@@ -25,7 +25,7 @@ def opened(path: Path) -> tuple[Task, Base, Dataset]:
     recipe = load_recipe(path).recipe
     task, rows = load_task(recipe)
     base = load_base(recipe.model, task)
-    task.check_model(base.model, base.processor)
+    task.adapt_model(base.model, base.processor)
     return task, base, rows.train
 
 

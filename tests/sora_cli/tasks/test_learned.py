@@ -16,12 +16,10 @@ from sora_cli.tasks import learned
 from sora_cli.tasks.language import IGNORED, token_sums
 from sora_cli.tasks.learned import (
     LEARNED,
-    chunk_loss,
-    chunk_loss_of_frozen,
+    LearnedHead,
     learned_labels,
     learned_logits,
     learned_places,
-    score_learned_only,
 )
 from tests.helpers_models import tiny_gpt2, tiny_llama, token_ids
 from tests.methods.support import generator
@@ -89,8 +87,8 @@ def test_loss_and_gradients_are_the_models_own(make: Make) -> None:
     places = learned_places(batch["labels"])
     wanted = model(**batch).loss
     gradients = torch.autograd.grad(wanted, list(model.parameters()), allow_unused=True)
-    assert score_learned_only(model)
-    assert score_learned_only(model)  # once and no more
+    assert LearnedHead.of(model).alone
+    assert LearnedHead.of(model).alone  # once and no more
     shapes = _seen(model)
     found = model(**batch, **{LEARNED: places}).loss
     assert [tuple(shape[:2]) for shape in shapes] == [(1, len(places))]
@@ -116,7 +114,7 @@ def test_scores_come_from_the_same_logits(make: Make, alone: bool) -> None:
     places = learned_places(labels)
     with torch.no_grad():
         whole = model(**batch).logits
-        score_learned_only(model)
+        LearnedHead.of(model)
         given = {LEARNED: places} if alone else {}
         logits = learned_logits(model(**batch, **given).logits, labels, places)
     torch.testing.assert_close(logits, whole.flatten(0, 1)[places])
@@ -130,7 +128,7 @@ def test_scores_come_from_the_same_logits(make: Make, alone: bool) -> None:
 def test_a_model_with_a_loss_of_its_own_keeps_it(make: Make, alone: bool) -> None:
     model, batch = make(), _batch()
     wanted = model(**batch).loss
-    assert score_learned_only(model) is alone
+    assert LearnedHead.of(model).alone is alone
     found = model(**batch, **{LEARNED: learned_places(batch["labels"])}).loss
     torch.testing.assert_close(found, wanted)
 
@@ -150,12 +148,12 @@ def _both(
     model: Any, *, bf16: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Losses and gradients of the logits at once, and in chunks."""
-    assert score_learned_only(model)
+    assert LearnedHead.of(model).alone
     batch, found = _batch(), []
     batch[LEARNED] = learned_places(batch["labels"])
     for chunked in (False, True):
         if chunked:
-            chunk_loss(model)
+            LearnedHead.of(model).chunk()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = model(**batch).loss
         found += [loss.detach(), _gradients(model, loss)]
@@ -174,7 +172,7 @@ def test_chunks_give_the_same_loss_and_gradients(make: Make, train: str, kind: s
     if train == "all but the head":
         model.get_output_embeddings().requires_grad_(False)
     elif train == "an adapted head" and not tied:  # a tied one cannot have an adapter
-        assert score_learned_only(model)  # a run tries the model before it has adapters
+        assert LearnedHead.of(model).alone  # a run tries the model before it has adapters
         method = create("sora", targets=["lm_head", "*"])
         layers = inject(model, method, generator=generator())
         assert "lm_head" in layers
@@ -191,8 +189,7 @@ def test_chunks_give_the_same_loss_and_gradients(make: Make, train: str, kind: s
 def test_chunks_are_what_the_head_makes() -> None:
     model, batch = tiny_llama(), _batch()
     places = learned_places(batch["labels"])
-    score_learned_only(model)
-    chunk_loss(model)
+    LearnedHead.of(model).chunk()
     shapes = _seen(model)
     logits = model(**batch, **{LEARNED: places}).logits
     assert logits.shape[:2] == (1, 0)
@@ -213,9 +210,8 @@ def test_chunks_are_what_the_head_makes() -> None:
 def test_chunks_are_refused_where_they_would_be_wrong(make: Make, why: str) -> None:
     model, batch = make(), _batch()
     wanted = model(**batch).loss
-    score_learned_only(model)
     with pytest.raises(SoraError, match=why) as refused:
-        chunk_loss(model)
+        LearnedHead.of(model).chunk()
     assert (refused.value.key, refused.value.hint) == (learned.KEY, "training.loss=logits")
     places = learned_places(batch["labels"])
     torch.testing.assert_close(model(**batch, **{LEARNED: places}).loss, wanted)
@@ -236,8 +232,7 @@ def test_chunks_by_themselves_where_they_cost_nothing(
     model, batch = make(), _batch()
     model.get_output_embeddings().requires_grad_(not frozen)
     wanted = model(**batch).loss
-    score_learned_only(model)
-    chunk_loss_of_frozen(model)
+    LearnedHead.of(model).chunk_if_frozen()
     places = learned_places(batch["labels"])
     found = model(**batch, **{LEARNED: places})
     torch.testing.assert_close(found.loss, wanted)
@@ -252,7 +247,7 @@ def test_a_scale_of_one_changes_nothing() -> None:
 
 def test_a_head_that_is_adapted_after_the_trial() -> None:
     model, batch = tiny_llama(), _batch()
-    assert score_learned_only(model)
+    assert LearnedHead.of(model).alone
     layers = inject(model, create("lora", targets=["lm_head"]), generator=generator())
     torch.nn.init.normal_(layers["lm_head"].B)
     wanted = model(**batch).loss

@@ -20,7 +20,7 @@ from sora_cli.recipe.families import PreferenceOptions
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task, learned
 from sora_cli.tasks.language import IGNORED
-from sora_cli.tasks.learned import LEARNED, chunk_loss
+from sora_cli.tasks.learned import LEARNED, LearnedHead
 from sora_cli.tasks.pair_losses import pair_losses
 from sora_cli.tasks.pairs import SIDES
 from sora_cli.tasks.preference import REFERENCE
@@ -198,14 +198,14 @@ def _through_a_model(
     if trained == "a trained head":
         model.get_output_embeddings().weight.requires_grad_(True)
     plain = copy.deepcopy(model)
-    task.check_model(model, tokenizer)
+    task.adapt_model(model, tokenizer)
     if chunked:
-        chunk_loss(model)
+        LearnedHead.of(model).chunk()
     encoded = [*task.encode(rows, tokenizer, training=True).dataset]
     for row, noise in zip(encoded, torch.randn(len(encoded), 2, generator=generator(7)),
                           strict=True):  # fmt: skip
         row[REFERENCE] = (-20 + 3 * noise).tolist()
-    return model, task.collator(tokenizer)(encoded), plain, encoded
+    return task, model, task.collator(tokenizer)(encoded), plain, encoded
 
 
 def _as_theirs(row: Given) -> Given:
@@ -244,14 +244,14 @@ def test_a_model_has_dpo_trainers_loss_and_gradient(
     monkeypatch.setattr(learned, "CHUNK", 1)
     monkeypatch.setattr(learned, "_FEWEST", 7)
     given = {"loss": loss}
-    model, batch, plain, encoded = _through_a_model(given, trained=trained, chunked=chunked)
+    task, model, batch, plain, encoded = _through_a_model(given, trained=trained, chunked=chunked)
     model.double(), plain.double()  # in float32 the gradient's own rounding is near 1e-6
     inputs = trl.collator(pad_token_id=0)([_as_theirs(row) for row in encoded])
     sizes = inputs["attention_mask"].sum(1)
     assert sizes.max() == LIMIT
     assert sizes.min() < LIMIT / 2
     theirs = _dpo(trl, _as_trl_calls(plain, trl), inputs, PreferenceOptions(**given))
-    ours = model(**batch)["loss"]
+    ours, _ = task.batch_loss(model, batch)
     assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-6)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     assert ("lm_head.weight" in names) is (trained == "a trained head")
@@ -298,7 +298,9 @@ def test_extremes_are_finite(settings: Callable[[], Given], dtype: torch.dtype) 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_model_that_is_certain_has_a_finite_gradient(loss: str, bf16: bool) -> None:
     """With logits as large as these every answer's probability is exactly 1, or exactly 0."""
-    model, batch, _, _ = _through_a_model({"loss": loss}, trained="a frozen head", chunked=True)
+    task, model, batch, _, _ = _through_a_model(
+        {"loss": loss}, trained="a frozen head", chunked=True
+    )
     head = model.get_output_embeddings()
     with torch.no_grad():
         head.weight.mul_(1e4)
@@ -308,7 +310,7 @@ def test_a_model_that_is_certain_has_a_finite_gradient(loss: str, bf16: bool) ->
     chosen, learned_here = batch["labels"][:, 0, 1:], batch["labels"][:, 0, 1:] != IGNORED
     chosen[learned_here] = likeliest[:, 0, :-1][learned_here]
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        value = model(**batch)["loss"]
+        value, _ = task.batch_loss(model, batch)
     assert value.dtype == torch.float32
     assert value.isfinite()
     assert LEARNED in batch

@@ -304,7 +304,7 @@ def test_the_loss_is_the_models_own_of_each_window_alone(make: Any) -> None:
         assert len(set(encoded.lengths)) > 2
         padded = float(model(**batch).loss)
         assert padded != pytest.approx(np.mean(alone), rel=1e-3)
-        task.check_model(model, tokenizer)
+        task.adapt_model(model, tokenizer)
         loss, _ = task.batch_loss(model, batch)
         assert float(loss) == pytest.approx(np.mean(alone), rel=1e-5)
         kept = task.outputs_to_keep(model(**task.scored_inputs(batch)), batch)

@@ -134,7 +134,7 @@ def test_the_loss_is_the_models_own_over_all_tokens(make: Any, shifted: bool) ->
     task, model = _task(metrics=["loss", "perplexity", "token_accuracy"]), make()
     tokenizer = text_tokenizer()
     if shifted:  # else as models that shift labels themselves
-        task.check_model(model, tokenizer)
+        task.adapt_model(model, tokenizer)
     encoded, collate = _encoded(task), task.collator(tokenizer)
     features = list(encoded.dataset)
     with torch.no_grad():
@@ -168,7 +168,7 @@ def test_padding_of_targets_is_at_their_ends() -> None:
     tokenizer = text_tokenizer()
     tokenizer.padding_side = "left"
     task = _task()
-    task.check_model(tiny_t5(), tokenizer)
+    task.adapt_model(tiny_t5(), tokenizer)
     batch = task.collator(tokenizer)(list(_encoded(task, tokenizer=tokenizer).dataset))
     assert batch["labels"][2].tolist()[2:] == [-100] * 4
     assert batch["decoder_input_ids"][2].tolist()[:2] == [0, batch["labels"][2][0]]
@@ -178,7 +178,7 @@ def test_padding_of_targets_is_at_their_ends() -> None:
 def test_what_is_written_is_the_likeliest_token_each_time(make: Any) -> None:
     task, model = _task(max_new_tokens=4, generation_batch_size=2), make()
     tokenizer = text_tokenizer()
-    task.check_model(model, tokenizer)
+    task.adapt_model(model, tokenizer)
     encoded = _encoded(task)
     written = task.write(model, tokenizer, encoded.raw)
     for source, text in zip(encoded.dataset["input_ids"][:], written, strict=True):
@@ -236,7 +236,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> N
 @pytest.mark.parametrize(("key", "limit"), [("source", 6), ("target", 5)])
 def test_texts_that_the_model_has_no_positions_for_are_refused(key: str, limit: int) -> None:
     task, model = _task(), _short_bart(limit - 1)
-    task.check_model(model, text_tokenizer())
+    task.adapt_model(model, text_tokenizer())
     with refusal():
         _encoded(task, ROWS[:1] if key == "source" else ROWS[1:])
 
@@ -244,7 +244,7 @@ def test_texts_that_the_model_has_no_positions_for_are_refused(key: str, limit: 
 def test_writing_ends_where_the_positions_do() -> None:
     model = _short_bart(7)
     task = _task(max_new_tokens=64)
-    task.check_model(model, text_tokenizer())
+    task.adapt_model(model, text_tokenizer())
     assert len(task.write(model, text_tokenizer(), _encoded(task).raw)) == 3
 
 
@@ -252,7 +252,7 @@ def test_a_model_that_names_no_first_token_is_refused() -> None:
     model = tiny_t5()
     model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = None
     with pytest.raises(SoraError, match="the first token of its texts"):
-        _task().check_model(model, text_tokenizer())
+        _task().adapt_model(model, text_tokenizer())
     model.generation_config.decoder_start_token_id = 0
-    _task().check_model(model, text_tokenizer())
+    _task().adapt_model(model, text_tokenizer())
     assert model.config.decoder_start_token_id == 0

@@ -29,7 +29,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.model import activation_offload
 from sora_cli.model.activation_offload import offloaded
 from sora_cli.model.gradient_checkpointing import checkpointed
-from sora_cli.tasks.learned import LEARNED, chunk_loss, learned_places, score_learned_only
+from sora_cli.tasks.learned import LEARNED, LearnedHead, learned_places
 from sora_cli.train.kernels import KEY, Kernels, LigerKernels, check_family
 from tests.helpers_models import HIDDEN, VOCABULARY, model_inputs, tiny_bert, tiny_llama
 from tests.helpers_runs import train, write_recipe
@@ -97,7 +97,7 @@ def adapted(model: Any, name: str, exclude: tuple[str, ...] = ("lm_head",)) -> A
 def learning(model: Any) -> dict[str, Any]:
     ids = model_inputs(model)["input_ids"][:2]
     inputs = {"input_ids": ids, "labels": ids, "use_cache": False}
-    return {**inputs, LEARNED: learned_places(ids)} if score_learned_only(model) else inputs
+    return {**inputs, LEARNED: learned_places(ids)} if LearnedHead.of(model).alone else inputs
 
 
 def gradients(model: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
@@ -162,7 +162,7 @@ def test_with_other_switches(
     assert LEARNED in inputs
     plain = gradients(model, inputs)
     if chunked:
-        chunk_loss(model)
+        LearnedHead.of(model).chunk()
     with Kernels(model).running(), how(model):
         assert_same(gradients(model, inputs), plain)
 

@@ -20,6 +20,7 @@ from sora_cli.model.base import Base
 from sora_cli.recipe.recipe import Recipe, TrainingBlock
 from sora_cli.tasks import create_task, learned
 from sora_cli.tasks.base import Encoded
+from sora_cli.tasks.learned import LearnedHead
 from sora_cli.tasks.sequence import SequenceClassification
 from sora_cli.train import switches
 from sora_cli.train.callback import attach
@@ -91,8 +92,8 @@ def _setup(kind: str, method: str, tmp_path: Path, rows: int, **training: Any) -
     encoded: Encoded = task.encode(raw, tokenizer)
     base = Base(model.double(), tokenizer, "tiny", "tiny", None, (), ("classifier",))
     if recipe.training.loss == "chunked":
-        assert learned.score_learned_only(model)
-        learned.chunk_loss(model)
+        assert LearnedHead.of(model).alone
+        LearnedHead.of(model).chunk()
     return build_trainer(recipe, task, base, tmp_path, train=encoded, select=encoded)
 
 
