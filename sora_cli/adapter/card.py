@@ -20,7 +20,8 @@ from sora_cli.core.atomic import write_bytes_atomic
 from sora_cli.core.markdown import code, escaped
 from sora_cli.core.table import Column, Table, markdown
 from sora_cli.model.files import CARD
-from sora_cli.recipe.families import TaskOptions, families
+from sora_cli.recipe.families import families
+from sora_cli.recipe.task_options import TaskOptions
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult

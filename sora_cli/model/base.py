@@ -103,7 +103,7 @@ def load_base(
             add_rows(model, new)
     # by name, for a fixed order: transformers reports missing keys as a set
     missing = tuple(sorted(info["missing_keys"]))
-    head = head_modules(model, missing, new_head=task.trains_head)
+    head = head_modules(model, missing, new_head=task.options.TRAINS_HEAD)
     prepare_quantised(model, block.path, head)
     with usual_attention(model, on_gpus=True):
         task.adapt_model(model, processor)  # it may run the model, on this device
@@ -210,7 +210,7 @@ def _packing(block: ModelBlock, task: Task, config: Any, precision: str) -> dict
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         shape = getattr(transformers, task.options.MODEL_CLASS).from_config(config, **code)
     output = output_embedding(shape)
-    plain = head_modules(shape, (), new_head=task.trains_head)
+    plain = head_modules(shape, (), new_head=task.options.TRAINS_HEAD)
     plain += tuple(path for path, module in shape.named_modules() if module is output)
     return quantised_options(block, precision=precision, config=config, plain=plain)
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from methods.words import closest
 from sora_cli.core.errors import SoraError
-from sora_cli.recipe.families import TaskOptions
+from sora_cli.recipe.task_options import TaskOptions
 
 _ONE_WORD = re.compile(r"[A-Za-z0-9_-]+")
 

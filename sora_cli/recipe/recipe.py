@@ -20,10 +20,11 @@ from methods.registry import builtin_names, config_class
 from methods.schedules import steps_of
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.auto import AutoBlock
-from sora_cli.recipe.families import BASE_MODEL, NAMED, TaskOptions, options_class, task_names
+from sora_cli.recipe.families import NAMED, options_class, task_names
 from sora_cli.recipe.output import OutputBlock
 from sora_cli.recipe.schedule import PathBlock
 from sora_cli.recipe.start import StartBlock
+from sora_cli.recipe.task_options import BASE_MODEL, TaskOptions
 from sora_cli.recipe.types import (
     Attention,
     Block,

@@ -43,7 +43,7 @@ def count_classes(task: Task, parts: Mapping[str, Encoded]) -> dict[str, dict[st
 def raw_class_counts(task: Task, rows: Dataset) -> dict[str, int]:
     """Count the rows of each class before they are encoded; {} for a task without classes."""
     names, column = task.label_names, task.label_column
-    if names is None or column is None or not task.one_label:
+    if names is None or column is None or not task.options.ONE_LABEL:
         return {}
     counts = Counter(encode_classes(rows[column][:], names, column=column))
     return {name: counts[number] for number, name in enumerate(names)}

@@ -16,16 +16,10 @@ from sora_cli.core.errors import SoraError
 from sora_cli.data.source import find_source
 from sora_cli.model.files import check_source
 from sora_cli.model.references import resolve_model_path
-from sora_cli.recipe.families import (
-    BASE_MODEL,
-    FROM_START,
-    NO_REFERENCE,
-    PreferenceOptions,
-    check_columns,
-    main_metric,
-)
+from sora_cli.recipe.families import check_columns, main_metric
 from sora_cli.recipe.metric_names import check_metric, from_the_hub
 from sora_cli.recipe.recipe import Recipe
+from sora_cli.recipe.task_options import BASE_MODEL, FROM_START, NO_REFERENCE, PreferenceOptions
 from sora_cli.train import switches
 from sora_cli.train.checkpoint.fork import describe_fork
 

@@ -33,8 +33,8 @@ from sora_cli.core.shell import quote
 from sora_cli.core.words import listed
 from sora_cli.data.content import data_fingerprint
 from sora_cli.model.base import Base, load_base
-from sora_cli.recipe.families import BASE_MODEL
 from sora_cli.recipe.recipe import Recipe
+from sora_cli.recipe.task_options import BASE_MODEL
 from sora_cli.run.output import REFERENCE
 from sora_cli.run.stored import check_base
 from sora_cli.tasks.base import Encoded, ReferenceModel, Task

@@ -203,7 +203,7 @@ def run_adapter(ready: Prepared, recipe: Mapping[str, Any], base: BaseReference)
         ready.method,
         ready.layers,
         head=ready.base.head,
-        task_type=ready.task.peft_type,
+        task_type=ready.task.options.PEFT_TYPE,
         base=base,
         meta=run_meta(ready, recipe),
     )

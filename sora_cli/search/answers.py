@@ -141,13 +141,13 @@ def _check_comparable(task: Task, tolerance: float | None, *, next_tokens: bool)
             hint="leave out --next-tokens: its answers are compared",
             key="auto.next_tokens",
         )
-    if task.answers_numbers and tolerance is None:
+    if task.options.ANSWERS_NUMBERS and tolerance is None:
         raise SoraError(
             f"task {task.name} answers with numbers: two models never give the same one",
             hint="--tolerance 0.1: numbers that are no further apart count as the same",
             key="auto.max_differ",
         )
-    if tolerance is not None and not task.answers_numbers:
+    if tolerance is not None and not task.options.ANSWERS_NUMBERS:
         raise SoraError(
             f"--tolerance is for answers that are numbers, and task {task.name} gives none",
             hint="leave out --tolerance",

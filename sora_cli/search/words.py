@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sora_cli.core.console import count
 from sora_cli.core.table import Cell, Column, Table
 from sora_cli.core.words import first_few, shown_value
-from sora_cli.recipe.families import BASE_MODEL
+from sora_cli.recipe.task_options import BASE_MODEL
 from sora_cli.search.constant import nothing_promised
 from sora_cli.search.promise import SMALLEST, rounded_up
 from sora_cli.search.row_set import TEST

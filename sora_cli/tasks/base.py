@@ -18,8 +18,9 @@ from sora_cli.data.overlap import input_hashes
 from sora_cli.data.places import RowError
 from sora_cli.data.processor import set_padding
 from sora_cli.data.repeats import list_hashes
-from sora_cli.recipe.families import TaskOptions, main_metric
+from sora_cli.recipe.families import main_metric
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
+from sora_cli.recipe.task_options import TaskOptions
 from sora_cli.tasks.row_scores import RowScores, row_scores
 
 if TYPE_CHECKING:
@@ -113,6 +114,11 @@ class Predictions:
         return self.labels
 
 
+def without(batch: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return a batch without these inputs."""
+    return {name: value for name, value in batch.items() if name not in names}
+
+
 class ReferenceModel(ABC):
     """The model that a family's loss and scores compare the trained model with."""
 
@@ -144,24 +150,6 @@ class Task(ABC):
 
     OPTIONS: ClassVar[type[TaskOptions]]
     """The class of its options; only for families that are not ours."""
-    peft_type: ClassVar[str | None]
-    """PEFT's task_type, written into adapters; None if PEFT has none for this family."""
-    unscored_inputs: ClassVar[tuple[str, ...]] = ()
-    """Names in a batch that are removed before the model is scored."""
-    one_label: ClassVar[bool] = True
-    """True if each encoded row has a single label."""
-    answered_by: ClassVar[tuple[str, ...]] = ("prediction",)
-    """Names of the columns that hold a model's answers."""
-    writes_answers: ClassVar[bool] = False
-    """True if the answers are generated texts, which need no outputs of the model."""
-    can_speak: ClassVar[bool] = False
-    """True if its models continue prompts, for `sora chat` and `sora generate`."""
-    answered_together: ClassVar[int] = 4096
-    """Number of rows in memory at a time for `sora predict`."""
-    answers_numbers: ClassVar[bool] = False
-    """True if an answer is a number, so that two models' answers are equal by chance alone."""
-    trains_head: ClassVar[bool] = True
-    """True if the model's output head is new and trained in full."""
     input_columns: tuple[str, ...]
     """Columns of the model's input in raw rows; set by `bind`."""
     label_column: str | None
@@ -311,8 +299,8 @@ class Task(ABC):
         return self.batch_loss(model, whole)
 
     def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the model's inputs for scoring: the batch without `unscored_inputs`."""
-        return {name: value for name, value in batch.items() if name not in self.unscored_inputs}
+        """Return the part of a batch that the model gets in scoring."""
+        return batch
 
     def outputs_to_keep(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         """Return the part of the outputs that scores need, (rows, ...).
@@ -361,7 +349,7 @@ class Task(ABC):
 
     def labels(self, rows: Encoded) -> np.ndarray | None:
         """Return each row's label, (rows,); None for families without one label per row."""
-        return np.asarray(rows.dataset["labels"][:]) if self.one_label else None
+        return np.asarray(rows.dataset["labels"][:]) if self.options.ONE_LABEL else None
 
     def class_counts(self, rows: Encoded) -> np.ndarray | None:
         """Count the rows of each class, (classes,); None if there are no classes."""
@@ -379,7 +367,7 @@ class Task(ABC):
         if counts is not None:
             shares = counts[counts > 0] / counts.sum()
             return float(-(shares * np.log(shares)).sum())
-        return float(np.var(rows.dataset["labels"][:])) if self.answers_numbers else None
+        return float(np.var(rows.dataset["labels"][:])) if self.options.ANSWERS_NUMBERS else None
 
     def answers(self, predictions: Predictions) -> np.ndarray | None:
         """Return each row's predicted class number or value, (rows,); None for other families."""
@@ -387,7 +375,7 @@ class Task(ABC):
 
     @abstractmethod
     def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
-        """Return the model's answers: one column per name in `answered_by`, (rows,) each.
+        """Return the model's answers: one column per name in `ANSWERED_BY`, (rows,) each.
 
         Outputs that are not finite are a `RowError`.
         """

@@ -12,8 +12,8 @@ from torch import Size, Tensor, nn
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import listed
 from sora_cli.data.places import RowError
-from sora_cli.recipe.families import CausalLmOptions
-from sora_cli.tasks.base import Encoded
+from sora_cli.recipe.task_options import CausalLmOptions
+from sora_cli.tasks.base import Encoded, without
 from sora_cli.tasks.decoders import check_causal, check_packing, keep_packed_apart
 from sora_cli.tasks.dialogues import (
     Padding,
@@ -51,8 +51,6 @@ _FORMS = (("messages",), ("instruction", "input", "output"), ("text",))
 class CausalLm(Writing):
     """Next-token prediction; for instructions and chats the loss covers the answers only."""
 
-    peft_type = "CAUSAL_LM"
-    unscored_inputs = ("labels",)
     answer_part = "output"
     options: CausalLmOptions
     _continues = False
@@ -173,6 +171,9 @@ class CausalLm(Writing):
 
     def loss_items(self, batch: Mapping[str, Any]) -> int:
         return len(batch[LEARNED])
+
+    def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        return without(batch, "labels")
 
     def predicted(
         self, outputs: Any, batch: Mapping[str, Any]

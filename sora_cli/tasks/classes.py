@@ -66,7 +66,6 @@ class OneNumber(Task):
 class OneClass(OneNumber):
     """A family with one class per row, for texts or images."""
 
-    answered_by = ("prediction", "probability")
     _names: list[str]
     """Names of the classes in label order; set by `bind`."""
     _trained: Labels

@@ -24,8 +24,8 @@ from sora_cli.core.words import shown_value
 from sora_cli.data.overlap import input_hashes
 from sora_cli.data.processor import set_padding
 from sora_cli.data.tokens import unread_rows
-from sora_cli.recipe.families import ImageTextOptions
-from sora_cli.tasks.base import Encoded, Lengths, Predictions, Task
+from sora_cli.recipe.task_options import ImageTextOptions
+from sora_cli.tasks.base import Encoded, Lengths, Predictions, Task, without
 from sora_cli.tasks.pixels import (
     ImageFormat,
     check_images,
@@ -72,12 +72,6 @@ class ImageText(Task):
     CLIP's; in the scores they count as right.
     """
 
-    peft_type = None
-    trains_head = False
-    unscored_inputs = ("return_loss",)
-    answered_by = ("similarity",)
-    answered_together = 256  # the image files of these rows are in memory
-    one_label = False
     options: ImageTextOptions
     _positions: int | None = None  # set by adapt_model
 
@@ -148,6 +142,9 @@ class ImageText(Task):
 
     def loss_items(self, batch: Mapping[str, Any]) -> int:
         return len(batch["input_ids"])
+
+    def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        return without(batch, "return_loss")
 
     def outputs_to_keep(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         """Return (rows, 2 d + 1): the unit vectors of text and image, and the temperature.

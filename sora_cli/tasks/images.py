@@ -12,8 +12,8 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from sora_cli.data.overlap import input_hashes
-from sora_cli.recipe.families import ImageClassificationOptions
-from sora_cli.tasks.base import Encoded, Predictions
+from sora_cli.recipe.task_options import ImageClassificationOptions
+from sora_cli.tasks.base import Encoded, Predictions, without
 from sora_cli.tasks.classes import OneClass
 from sora_cli.tasks.labels import encode_classes
 from sora_cli.tasks.pixels import (
@@ -47,9 +47,6 @@ class ImageBatches:
 class ImageClassification(OneClass):
     """One class per image; cross-entropy. Images are decoded batch by batch (see `pixels`)."""
 
-    peft_type = None
-    unscored_inputs = ("labels",)
-    answered_together = 256  # the image files of these rows are in memory
     options: ImageClassificationOptions
     _form = ImageFormat("RGB", torch.float32)  # set by adapt_model
 
@@ -74,6 +71,9 @@ class ImageClassification(OneClass):
 
     def adapt_model(self, model: nn.Module, processor: Any) -> None:
         self._form = fit_images(model, processor)
+
+    def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        return without(batch, "labels")
 
     def collator(self, processor: Any) -> Any:
         return ImageBatches(processor, self._form, self._image, self._label, self._names)

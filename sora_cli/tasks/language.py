@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from sora_cli.core.errors import SoraError
-from sora_cli.recipe.families import ROUGE
+from sora_cli.recipe.task_options import ROUGE
 from sora_cli.tasks.base import Predictions, Task
 from sora_cli.tasks.stand_ins import check_finite
 
@@ -34,11 +34,6 @@ _LARGEST = 700.0  # nats per token; e to a larger power overflows a float
 class Writing(Task):
     """A family that learns texts; its examples have source and reference."""
 
-    trains_head = False
-    one_label = False
-    writes_answers = True
-    can_speak = True
-    answered_together = 256  # generation is slow, so results are saved often
     answer_part: ClassVar[str]
     """The part of the columns that holds the given answers; see `find_columns`."""
 

@@ -24,10 +24,6 @@ _ALIKE = "have only identical choices within data.max_length"
 class MultipleChoice(OneNumber):
     """The model reads each choice after the context and scores it; cross-entropy over a row."""
 
-    peft_type = None
-    answered_by = ("prediction", "choice", "probability")
-    one_label = False  # models do not see a choice's place, so the place is no class
-
     def bind(self, train: Dataset) -> None:
         columns = train.column_names
         parts = self.find_columns(columns, ("context", "question", "choices"))

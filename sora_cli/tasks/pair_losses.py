@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from sora_cli.recipe.families import NO_REFERENCE, PreferenceOptions
+from sora_cli.recipe.task_options import NO_REFERENCE, PreferenceOptions
 
 _GAMMA = 1.0  # Meng et al.: gamma / beta of 0.5, with a beta of 2
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from sora_cli.data.overlap import input_hashes
 from sora_cli.data.places import RowError
-from sora_cli.recipe.families import NO_REFERENCE, PreferenceOptions
-from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.recipe.task_options import NO_REFERENCE, PreferenceOptions
+from sora_cli.tasks.base import Encoded, Predictions, Task, without
 from sora_cli.tasks.causal_lm import check_template, for_row
 from sora_cli.tasks.decoders import check_causal
 from sora_cli.tasks.dialogues import Padding, Row, learned_tokens, prompt_hashes, rows_of
@@ -54,12 +54,6 @@ INPUTS = ("input_ids", "labels")
 class Preference(Task):
     """A model reads both answers to each prompt; its loss compares their log-probabilities."""
 
-    peft_type = "CAUSAL_LM"
-    unscored_inputs = ("labels", REFERENCE)
-    answered_by = ("prefers", "reward_chosen", "reward_rejected")
-    one_label = False
-    trains_head = False
-    can_speak = True
     label_column = None
     options: PreferenceOptions
 
@@ -162,10 +156,10 @@ class Preference(Task):
         return len(batch[REFERENCE])
 
     def inputs_of(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        return _side_by_side({name: v for name, v in batch.items() if name != REFERENCE})
+        return _side_by_side(without(batch, REFERENCE))
 
     def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        return _side_by_side(super().scored_inputs(batch))
+        return _side_by_side(without(batch, "labels", REFERENCE))
 
     def loss_of(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         """Return the mean over the pairs, from the losses (n,) of the learned tokens."""

@@ -17,9 +17,9 @@ from sora_cli.data.overlap import input_hashes
 from sora_cli.data.places import RowError
 from sora_cli.data.processor import pad_inputs
 from sora_cli.data.repeats import hashes_of
-from sora_cli.recipe.families import QuestionAnsweringOptions
+from sora_cli.recipe.task_options import QuestionAnsweringOptions
 from sora_cli.tasks.answers import Answers, read_answers, read_texts
-from sora_cli.tasks.base import Encoded, Lengths, Predictions, Task
+from sora_cli.tasks.base import Encoded, Lengths, Predictions, Task, without
 from sora_cli.tasks.stand_ins import TEXT, with_column
 from sora_cli.tasks.windows import best_span, make_windows, window_losses
 
@@ -42,10 +42,6 @@ _POSITIONS = ("start_positions", "end_positions")
 class QuestionAnswering(Task):
     """The model scores each token as the answer's first and last; cross-entropy over a window."""
 
-    peft_type = "QUESTION_ANS"
-    unscored_inputs = _POSITIONS
-    answered_by = ("prediction", "start", "end", "score")
-    one_label = False
     options: QuestionAnsweringOptions
 
     def bind(self, train: Dataset) -> None:
@@ -133,6 +129,9 @@ class QuestionAnswering(Task):
 
     def loss_items(self, batch: Mapping[str, Any]) -> int:
         return len(batch["start_positions"])
+
+    def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        return without(batch, *_POSITIONS)
 
     def outputs_to_keep(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         """Return the logits (windows, tokens, 2)."""

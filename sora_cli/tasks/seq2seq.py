@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sora_cli.core.errors import SoraError
 from sora_cli.data.repeats import list_hashes
 from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise, unread_rows
-from sora_cli.recipe.families import Seq2SeqOptions
+from sora_cli.recipe.task_options import Seq2SeqOptions
 from sora_cli.tasks.base import Encoded, Lengths
 from sora_cli.tasks.language import IGNORED, Writing, generate_texts
 from sora_cli.tasks.stand_ins import TEXT, with_column
@@ -79,7 +79,6 @@ def check_start(model: Any) -> None:
 class Seq2Seq(Writing):
     """The encoder reads the source; the decoder learns the target, token by token."""
 
-    peft_type = "SEQ_2_SEQ_LM"
     answer_part = "target"
     options: Seq2SeqOptions
     _model: nn.Module | None = None

@@ -35,8 +35,6 @@ USUAL_COLUMNS = (
 class _Sequence(OneNumber):
     """Shared part of both families: text columns, tokenising, padding, one label per row."""
 
-    peft_type = "SEQ_CLS"
-
     def bind(self, train: Dataset) -> None:
         columns = train.column_names
         named_label = "label_column" in self.data.model_fields_set
@@ -132,8 +130,6 @@ class SequenceClassification(OneClass, _Sequence):
 
 class SequenceRegression(_Sequence):
     """One number per text or pair; squared error."""
-
-    answers_numbers = True
 
     @classmethod
     def is_for(cls, config: Any) -> bool:

@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy
 
 from sora_cli.core.errors import SoraError
 from sora_cli.data.processor import pad_column, pad_inputs
-from sora_cli.recipe.families import TokenClassificationOptions
-from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.recipe.task_options import TokenClassificationOptions
+from sora_cli.tasks.base import Encoded, Predictions, Task, without
 from sora_cli.tasks.classes import class_options
 from sora_cli.tasks.language import IGNORED
 from sora_cli.tasks.stand_ins import check_finite, first_class, with_column
@@ -37,9 +37,6 @@ _UNREAD = -1  # a word without a token
 class TokenClassification(Task):
     """Each word gets the tag of its first token; cross-entropy."""
 
-    peft_type = "TOKEN_CLS"
-    unscored_inputs = ("labels",)
-    one_label = False
     options: TokenClassificationOptions
 
     def bind(self, train: Dataset) -> None:
@@ -110,6 +107,9 @@ class TokenClassification(Task):
 
     def loss_items(self, batch: Mapping[str, Any]) -> int:
         return int((batch["labels"] != IGNORED).sum())
+
+    def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        return without(batch, "labels")
 
     def outputs_to_keep(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         """Return predicted tags and losses, (rows, tokens, 2); NaN if a logit is not finite."""

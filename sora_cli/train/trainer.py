@@ -245,7 +245,7 @@ class AdapterTrainer(ResumingTrainer):
 
     def answers_of(self, rows: Encoded) -> Predictions:
         """Return the source of the model's answers: its outputs, or the texts that it writes."""
-        if self.task.writes_answers:
+        if self.task.options.WRITES_ANSWERS:
             return Predictions(np.empty((len(rows.raw), 0)), None, rows, self.write(rows.raw))
         outputs = self.predict(SortedByLength(rows)).predictions
         return Predictions(outputs, None, rows, reference=self._reference(rows))

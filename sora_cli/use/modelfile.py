@@ -48,7 +48,7 @@ def write_modelfile(
     try:
         loaded, meta = recipe_for_rows(place, on=base)
         task = create_task(loaded.recipe.task, loaded.recipe.data)
-        if not task.can_speak:
+        if not task.options.CAN_SPEAK:
             return None, []
         reference = read_sora_file(place / SORA_FILE)[1]
         block = loaded.recipe.model  # of another tool's adapter: it has the base already

@@ -79,7 +79,7 @@ class Predictor:
             check_columns(self.recipe.task.name, self.recipe.data.columns)
             self.task: Task = create_task(self.recipe.task, self.recipe.data)
             self.task.reference = reference_of(self.recipe, self.task)
-            self.size = request.together or self.task.answered_together
+            self.size = request.together or self.task.options.ANSWERED_TOGETHER
             first = min(self.size, len(source))
             with locating(source.origin_of(0, first)):
                 self._bind(source.rows(0, first))
@@ -169,7 +169,7 @@ class Predictor:
         classes = self.task.label_names if self.request.probabilities else []
         if classes is None:
             raise SoraError(f"--probabilities needs classes, and task {self.task.name} has none")
-        return [*self.task.answered_by, *(f"{_PROBABILITY}_{name}" for name in classes)]
+        return [*self.task.options.ANSWERED_BY, *(f"{_PROBABILITY}_{name}" for name in classes)]
 
     def _check_names(self) -> None:
         for name in self.adds:

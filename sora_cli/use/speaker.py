@@ -196,7 +196,7 @@ def load_speaker(
     recipe = loaded.recipe
     with recipe.placing():
         task = create_task(recipe.task, recipe.data)
-        if not task.can_speak:
+        if not task.options.CAN_SPEAK:
             raise SoraError(
                 f"{target} does not write texts: its task is {task.name}",
                 where="chat and generate are for causal-lm, preference and seq2seq",

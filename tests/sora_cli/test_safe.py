@@ -19,9 +19,9 @@ from sora_cli.core.errors import SoraError
 from sora_cli.data.rows import load_rows
 from sora_cli.model.base import load_base
 from sora_cli.recipe import yaml_lines
-from sora_cli.recipe.families import ONE_NUMBER
 from sora_cli.recipe.metric_names import check_metric
 from sora_cli.recipe.recipe import DataBlock, ModelBlock
+from sora_cli.recipe.task_options import ONE_NUMBER
 from sora_cli.tasks import create_task
 from sora_cli.tasks.metrics import _OFFLINE, load_metric
 from tests.helpers_models import tiny_bert

@@ -197,7 +197,7 @@ def _as_answers(
 ) -> TestRows:
     """Write rows to a file, and read it as `--unlabelled` does; repeated rows are left out."""
     part.rows.to_parquet(file)
-    needed = tolerance if task.answers_numbers else None
+    needed = tolerance if task.options.ANSWERS_NUMBERS else None
     return read_answer_rows(recipe, file, trained=task, tolerance=needed)
 
 

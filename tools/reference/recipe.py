@@ -8,8 +8,9 @@ from pydantic import BaseModel
 
 from methods.configs import MethodConfig, MethodOptions
 from methods.registry import builtin_names, config_class
-from sora_cli.recipe.families import TaskOptions, options_class, task_names
+from sora_cli.recipe.families import options_class, task_names
 from sora_cli.recipe.recipe import MethodBlock, Recipe, TaskBlock
+from sora_cli.recipe.task_options import TaskOptions
 from tools.reference.fields import key_table, nested
 from tools.reference.markdown import code
 from tools.reference.markdown import page as make_page

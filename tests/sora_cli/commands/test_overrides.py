@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from sora_cli.app import run
-from sora_cli.recipe.families import TaskOptions, options_class, task_names
+from sora_cli.recipe.families import options_class, task_names
 from sora_cli.recipe.reading import EVAL, PREDICT
 from sora_cli.recipe.recipe import Recipe
+from sora_cli.recipe.task_options import TaskOptions
 from sora_cli.train import trainer
 from tests.helpers_errors import refused
 from tests.helpers_families import FAMILIES, whole_model

@@ -8,12 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from sora_cli.core.errors import SoraError
-from sora_cli.recipe.families import (
-    check_columns,
-    main_metric,
-    options_class,
-    task_names,
-)
+from sora_cli.recipe.families import check_columns, main_metric, options_class, task_names
 from sora_cli.recipe.metric_facts import METRICS, facts_of
 from sora_cli.recipe.metric_names import check_metric, from_the_hub
 from sora_cli.recipe.recipe import DataBlock, TaskBlock

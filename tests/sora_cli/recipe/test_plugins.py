@@ -154,7 +154,7 @@ def test_missing_and_foreign_files(file):
 FAMILY = """\
 from typing import ClassVar
 
-from sora_cli.recipe.families import SequenceRegressionOptions
+from sora_cli.recipe.task_options import SequenceRegressionOptions
 from sora_cli.tasks.sequence import SequenceRegression
 
 

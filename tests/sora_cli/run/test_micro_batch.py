@@ -16,8 +16,8 @@ from datasets import Dataset
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
 from sora_cli.model.base import Base
-from sora_cli.recipe.families import ImageTextOptions, SequenceClassificationOptions
 from sora_cli.recipe.recipe import Recipe
+from sora_cli.recipe.task_options import ImageTextOptions, SequenceClassificationOptions
 from sora_cli.report import read_report
 from sora_cli.run import micro_batch
 from sora_cli.run.micro_batch import Machine, settle, step_fits

@@ -206,7 +206,7 @@ def test_every_family_answers_and_is_compared(tmp_path: Path, family: str) -> No
     part = rows.select
     name = tmp_path / "rows.parquet"
     part.select_columns(list(task.input_columns)).to_parquet(str(name))
-    if task.answers_numbers:
+    if task.options.ANSWERS_NUMBERS:
         with pytest.raises(SoraError, match="two models never give the same one"):
             read_answer_rows(recipe, name, trained=task)
         return

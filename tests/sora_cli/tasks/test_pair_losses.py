@@ -16,8 +16,8 @@ from torch.nn.functional import logsigmoid
 
 from methods.inject import inject
 from methods.registry import create
-from sora_cli.recipe.families import PreferenceOptions
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
+from sora_cli.recipe.task_options import PreferenceOptions
 from sora_cli.tasks import create_task, learned
 from sora_cli.tasks.language import IGNORED
 from sora_cli.tasks.learned import LEARNED, LearnedHead
