@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sora_cli.tasks.base import Predictions, Task
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Predictions
 
 
 def assert_rows_add_up(task: Task, predictions: Predictions, rows: int) -> None:

@@ -17,7 +17,8 @@ from sora_cli.propose.text import in_yaml
 from sora_cli.run.class_counts import absent_remarks, class_lines, count_classes
 from sora_cli.run.preview import WIDTH, indented, rows_lines, wrapped
 from sora_cli.run.remarks import counted_remarks, overlap_remark, unknown_remark
-from sora_cli.tasks.base import Encoded, Task
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Encoded
 
 _KEY, _VALUE = 28, 24  # columns
 

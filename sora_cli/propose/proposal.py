@@ -41,7 +41,8 @@ from sora_cli.recipe.recipe import DataBlock
 from sora_cli.run.preflight import check_recipe
 from sora_cli.run.prepare import check_rows, load_task
 from sora_cli.run.rates.rule import rule_of_thumb
-from sora_cli.tasks.base import Lengths, Task
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Lengths
 
 _ONE_CLASS = ("sequence-classification", "image-classification")
 """Families whose rows have one class each, in a column of the rows."""

@@ -10,7 +10,8 @@ from datasets import Dataset
 from sora_cli.core.console import count, printable
 from sora_cli.core.words import first_few
 from sora_cli.run.prepare import Prepared
-from sora_cli.tasks.base import Encoded, Task
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Encoded
 from sora_cli.tasks.labels import encode_classes
 
 _FEW = 8  # up to this many classes are listed one by one

@@ -9,7 +9,8 @@ from torch import nn
 from sora_cli.core.errors import SoraError
 from sora_cli.data.places import Origin, RowError, locating
 from sora_cli.model.base import Base
-from sora_cli.tasks.base import Encoded, Task
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Encoded
 
 
 def encode(

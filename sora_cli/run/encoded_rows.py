@@ -8,7 +8,8 @@ from typing import Any
 
 from sora_cli.core.console import count, printable
 from sora_cli.core.words import shown_value
-from sora_cli.tasks.base import Encoded, Task
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Encoded
 from sora_cli.tasks.language import IGNORED
 from sora_cli.tasks.pairs import SIDES
 

@@ -8,7 +8,8 @@ from sora_cli.adapter.apply import switched_off
 from sora_cli.report import RunReport
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.remarks import adapters_remark, prediction_remark
-from sora_cli.tasks.base import Encoded, Task
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Encoded
 from sora_cli.train.trainer import AdapterTrainer
 
 NONE_ALIVE = "no live component is left: every score comes from the head alone"
@@ -27,7 +28,7 @@ def evaluate_run(report: RunReport, trainer: AdapterTrainer, ready: Prepared) ->
         return  # a baseline has no adapters to switch off
     if not any(ready.method.factors(m).drop_zeros().rank for m in ready.layers.values()):
         _add_event(report, NONE_ALIVE)
-    elif ready.task.needs_reference:
+    elif ready.task.options.needs_reference:
         return  # its scores are a distance from the reference, not from the base model
     elif ready.task.best in report.metrics[next(iter(ready.report))]:
         _score_without(report, trainer, ready)

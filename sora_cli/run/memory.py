@@ -38,7 +38,7 @@ from sora_cli.model.attention import usual_attention
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.memory_trace import Passes, Trace
 from sora_cli.run.prepare import Prepared
-from sora_cli.tasks.base import Encoded
+from sora_cli.tasks.encoded import Encoded
 from sora_cli.train.optimizers import moment_bytes
 
 CPU_RUNTIME = 75_000_000  # bytes, measured on a run with batches of two rows

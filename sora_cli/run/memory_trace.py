@@ -27,7 +27,8 @@ from methods.torch_internals import (
 )
 from sora_cli.model.activation_offload import offloaded
 from sora_cli.model.gradient_checkpointing import checkpointed
-from sora_cli.tasks.base import Encoded, Task
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Encoded
 from sora_cli.train.precision import autocast
 
 MMAP_LIMIT = 1 << 30  # bytes: glibc maps larger blocks separately (`core.allocator`)

@@ -37,7 +37,8 @@ from sora_cli.run.reference import reference_of
 from sora_cli.run.start import start_from_adapter
 from sora_cli.run.trial import Trial, try_base
 from sora_cli.tasks import create_task
-from sora_cli.tasks.base import Encoded, Task
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Encoded
 from sora_cli.train import switches
 from sora_cli.train.machine import check_machine
 from sora_cli.train.out_of_memory import SMALLER_MODEL

@@ -11,7 +11,8 @@ from sora_cli.core.words import listed
 from sora_cli.data.columns import read_columns
 from sora_cli.run.class_counts import class_counts, class_lines
 from sora_cli.run.encoded_rows import length_of, row_lines
-from sora_cli.tasks.base import Encoded, Task
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Encoded
 
 if TYPE_CHECKING:
     from sora_cli.run.prepare import Prepared

@@ -37,7 +37,9 @@ from sora_cli.recipe.recipe import Recipe
 from sora_cli.recipe.task_options import BASE_MODEL
 from sora_cli.run.output import REFERENCE
 from sora_cli.run.stored import check_base
-from sora_cli.tasks.base import Encoded, ReferenceModel, Task
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Encoded
+from sora_cli.tasks.family.head import ReferenceModel
 from sora_cli.tasks.preference import INPUTS
 from sora_cli.train.trainer import AdapterTrainer, build_scorer
 
@@ -146,7 +148,7 @@ class Reference(ReferenceModel):
 def reference_of(recipe: Recipe, task: Task) -> Reference | None:
     """Return the reference model of a recipe; None for tasks without one."""
     with recipe.placing(KEY):
-        return Reference(recipe) if task.needs_reference else None
+        return Reference(recipe) if task.options.needs_reference else None
 
 
 def hold_reference(

@@ -17,7 +17,8 @@ from sora_cli.recipe.metric_facts import facts_of
 from sora_cli.run.class_counts import absent_remarks, class_counts
 from sora_cli.run.encode import flat_column
 from sora_cli.run.prepare import Prepared
-from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Encoded, Predictions
 
 _FEW = 5  # classes named in a remark
 _SELECTION = "the selection rows"

@@ -30,7 +30,7 @@ from sora_cli.run.prepare import Prepared
 from sora_cli.run.rates.settle import settle_rate
 from sora_cli.run.reference import hold_reference
 from sora_cli.run.results import record_result, record_setup, save_results
-from sora_cli.tasks.base import Encoded
+from sora_cli.tasks.encoded import Encoded
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.checkpoint.beginning import Beginning, find_beginning
 from sora_cli.train.checkpoint.files import load_trained, trained_tensors

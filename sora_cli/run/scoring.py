@@ -21,7 +21,8 @@ from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.encode import encode
 from sora_cli.run.prepare import check_rows, load_task
 from sora_cli.run.stored import check_classes, load_adapted, load_delta
-from sora_cli.tasks.base import Predictions, Task
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Predictions
 from sora_cli.train.out_of_memory import FEWER_BITS
 from sora_cli.train.trainer import build_trainer
 

@@ -27,7 +27,7 @@ from sora_cli.core.console import say_notes
 from sora_cli.core.errors import first_line
 from sora_cli.model.attention import usual_attention
 from sora_cli.model.base import Base
-from sora_cli.tasks.base import Encoded
+from sora_cli.tasks.encoded import Encoded
 
 _BY_WEIGHT = "used only by its weight, so an adapter has no effect"
 _IN_KERNELS = (

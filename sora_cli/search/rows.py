@@ -32,7 +32,8 @@ from sora_cli.search.screening import part_rows
 from sora_cli.search.statistic import BoundMethod
 from sora_cli.search.statistics import statistic_of
 from sora_cli.search.test_rows import EncodedRows, TestRows
-from sora_cli.tasks.base import Encoded, Task
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Encoded
 from sora_cli.tasks.row_scores import RowScores, answer_scores
 from sora_cli.train.trainer import build_scorer
 

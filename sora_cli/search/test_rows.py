@@ -25,7 +25,8 @@ from sora_cli.model.base import Base
 from sora_cli.run.class_counts import raw_class_counts
 from sora_cli.run.encode import encode
 from sora_cli.search.row_set import SCREENING, TEST, RowSet
-from sora_cli.tasks.base import Encoded, Task
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Encoded
 from sora_cli.tasks.language import IGNORED, Writing, token_choices
 from sora_cli.tasks.row_scores import RowScores, answer_scores
 from sora_cli.train.trainer import AdapterTrainer

@@ -13,7 +13,6 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.words import listed
 from sora_cli.data.places import RowError
 from sora_cli.recipe.task_options import CausalLmOptions
-from sora_cli.tasks.base import Encoded, without
 from sora_cli.tasks.decoders import check_causal, check_packing, keep_packed_apart
 from sora_cli.tasks.dialogues import (
     Padding,
@@ -25,6 +24,8 @@ from sora_cli.tasks.dialogues import (
     prompts_of,
     rows_of,
 )
+from sora_cli.tasks.encoded import Encoded
+from sora_cli.tasks.family.head import without
 from sora_cli.tasks.language import Writing, generate_texts
 from sora_cli.tasks.learned import (
     LEARNED,

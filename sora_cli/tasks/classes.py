@@ -10,7 +10,8 @@ import numpy as np
 from datasets import Dataset
 
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
-from sora_cli.tasks.base import Predictions, Task
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Encoded, Predictions
 from sora_cli.tasks.labels import Labels, encode_classes, find_class_names
 from sora_cli.tasks.metrics import Scorer, number_parts
 from sora_cli.tasks.stand_ins import check_finite, first_class, softmax, with_column
@@ -53,6 +54,9 @@ def class_parts(metric: str, predictions: Predictions) -> tuple[Any, ...]:
 def chosen_classes(predictions: Predictions) -> np.ndarray:
     """Return the classes (rows,) with the largest logits."""
     return np.asarray(predictions.outputs.argmax(axis=-1))
+
+
+_RARE = 1e-9  # share of a class without rows: its logit stays finite
 
 
 class OneNumber(Task):
@@ -98,6 +102,13 @@ class OneClass(OneNumber):
 
     def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
         return class_parts(self.best, predictions)
+
+    def constant_loss(self, rows: Encoded) -> float | None:
+        """Return the loss of one answer to all rows, which knows how frequent each class is."""
+        counts = np.bincount(rows.dataset["labels"][:], minlength=len(self._names))
+        logits = np.log(np.maximum(counts / counts.sum(), _RARE))
+        given = np.broadcast_to(logits, (counts.sum(), len(logits)))
+        return self.loss(Predictions(given, self.labels(rows), rows))
 
     def answers(self, predictions: Predictions) -> np.ndarray:
         return chosen_classes(predictions)

@@ -25,7 +25,9 @@ from sora_cli.data.overlap import input_hashes
 from sora_cli.data.processor import set_padding
 from sora_cli.data.tokens import unread_rows
 from sora_cli.recipe.task_options import ImageTextOptions
-from sora_cli.tasks.base import Encoded, Lengths, Predictions, Task, without
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Encoded, Lengths, Predictions
+from sora_cli.tasks.family.head import without
 from sora_cli.tasks.pixels import (
     ImageFormat,
     check_images,

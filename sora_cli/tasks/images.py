@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from sora_cli.data.overlap import input_hashes
 from sora_cli.recipe.task_options import ImageClassificationOptions
-from sora_cli.tasks.base import Encoded, Predictions, without
 from sora_cli.tasks.classes import OneClass
+from sora_cli.tasks.encoded import Encoded, Predictions
+from sora_cli.tasks.family.head import without
 from sora_cli.tasks.labels import encode_classes
 from sora_cli.tasks.pixels import (
     ImageFormat,

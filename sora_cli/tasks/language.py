@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.task_options import ROUGE
-from sora_cli.tasks.base import Predictions, Task
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Predictions
 from sora_cli.tasks.stand_ins import check_finite
 
 IGNORED = -100

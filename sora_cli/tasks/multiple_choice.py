@@ -10,9 +10,9 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset
 
 from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise
-from sora_cli.tasks.base import Encoded, Predictions
 from sora_cli.tasks.choices import Choices, find_form, read_choices, right_places
 from sora_cli.tasks.classes import OneNumber, chosen_classes, class_loss, class_parts, class_scores
+from sora_cli.tasks.encoded import Encoded, Predictions
 from sora_cli.tasks.stand_ins import check_finite, softmax, with_column
 from sora_cli.tasks.texts import require_column
 

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from sora_cli.data.overlap import input_hashes
 from sora_cli.data.places import RowError
-from sora_cli.recipe.task_options import NO_REFERENCE, PreferenceOptions
-from sora_cli.tasks.base import Encoded, Predictions, Task, without
+from sora_cli.recipe.task_options import PreferenceOptions
+from sora_cli.tasks.base import Task
 from sora_cli.tasks.causal_lm import check_template, for_row
 from sora_cli.tasks.decoders import check_causal
 from sora_cli.tasks.dialogues import Padding, Row, learned_tokens, prompt_hashes, rows_of
+from sora_cli.tasks.encoded import Encoded, Predictions
+from sora_cli.tasks.family.head import without
 from sora_cli.tasks.language import token_sums
 from sora_cli.tasks.learned import (
     LEARNED,
@@ -56,10 +58,6 @@ class Preference(Task):
 
     label_column = None
     options: PreferenceOptions
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.options.loss not in NO_REFERENCE
 
     def bind(self, train: Dataset) -> None:
         columns = train.column_names
@@ -119,7 +117,7 @@ class Preference(Task):
         )
         longest = [max(len(side["input_ids"]) for side in pair) for pair in whole]
         kept = [pair for pair, same in zip(cut, equal, strict=True) if not (same and training)]
-        unknown = [math.nan, math.nan] if self.needs_reference else [0.0, 0.0]
+        unknown = [math.nan, math.nan] if self.options.needs_reference else [0.0, 0.0]
         same = sum(a == b for a, b in whole)
         alike = {
             "have two equal answers": same,
@@ -188,7 +186,7 @@ class Preference(Task):
 
     def constant_loss(self, rows: Encoded) -> float | None:
         """Return the loss of the reference model itself: both answers have the reward 0."""
-        if not self.needs_reference or self.options.sft_weight:
+        if not self.options.needs_reference or self.options.sft_weight:
             return None
         same = torch.zeros(1, 2)
         return float(pair_losses(self.options, same, same + 1, same))

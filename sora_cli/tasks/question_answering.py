@@ -19,7 +19,9 @@ from sora_cli.data.processor import pad_inputs
 from sora_cli.data.repeats import hashes_of
 from sora_cli.recipe.task_options import QuestionAnsweringOptions
 from sora_cli.tasks.answers import Answers, read_answers, read_texts
-from sora_cli.tasks.base import Encoded, Lengths, Predictions, Task, without
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Encoded, Lengths, Predictions
+from sora_cli.tasks.family.head import without
 from sora_cli.tasks.stand_ins import TEXT, with_column
 from sora_cli.tasks.windows import best_span, make_windows, window_losses
 

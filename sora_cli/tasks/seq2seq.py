@@ -20,7 +20,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.data.repeats import list_hashes
 from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise, unread_rows
 from sora_cli.recipe.task_options import Seq2SeqOptions
-from sora_cli.tasks.base import Encoded, Lengths
+from sora_cli.tasks.encoded import Encoded, Lengths
 from sora_cli.tasks.language import IGNORED, Writing, generate_texts
 from sora_cli.tasks.stand_ins import TEXT, with_column
 from sora_cli.tasks.texts import columns_in, require_column, texts_of

@@ -15,8 +15,8 @@ from sora_cli.core.words import listed, shown_value
 from sora_cli.data.columns import have_decimal_commas
 from sora_cli.data.places import RowError
 from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise, unread_rows
-from sora_cli.tasks.base import Encoded, Predictions
 from sora_cli.tasks.classes import OneClass, OneNumber
+from sora_cli.tasks.encoded import Encoded, Predictions
 from sora_cli.tasks.labels import encode_classes
 from sora_cli.tasks.metrics import number_parts
 from sora_cli.tasks.stand_ins import check_finite, with_column
@@ -162,6 +162,13 @@ class SequenceRegression(_Sequence):
                 f"column '{column}' holds a number that is NaN or infinite", bad, key=key
             )
         return labels
+
+    def constant_loss(self, rows: Encoded) -> float | None:
+        """Return the loss of the mean label as the answer to all rows."""
+        labels = self.labels(rows)
+        assert labels is not None
+        mean = np.full(len(labels), labels.mean())
+        return self.loss(Predictions(mean, labels, rows))
 
     def loss(self, predictions: Predictions) -> float:
         given = predictions.outputs.reshape(-1).astype(np.float64)

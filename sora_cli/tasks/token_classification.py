@@ -16,8 +16,10 @@ from torch.nn.functional import cross_entropy
 from sora_cli.core.errors import SoraError
 from sora_cli.data.processor import pad_column, pad_inputs
 from sora_cli.recipe.task_options import TokenClassificationOptions
-from sora_cli.tasks.base import Encoded, Predictions, Task, without
+from sora_cli.tasks.base import Task
 from sora_cli.tasks.classes import class_options
+from sora_cli.tasks.encoded import Encoded, Predictions
+from sora_cli.tasks.family.head import without
 from sora_cli.tasks.language import IGNORED
 from sora_cli.tasks.stand_ins import check_finite, first_class, with_column
 from sora_cli.tasks.tags import (

@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
-from sora_cli.tasks.base import Encoded
+from sora_cli.tasks.encoded import Encoded
 
 _POOL = 50  # steps sorted together: enough to group by length, few enough to stay random
 

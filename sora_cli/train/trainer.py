@@ -29,7 +29,8 @@ from sora_cli.core.out_of_memory import telling
 from sora_cli.model.base import Base
 from sora_cli.recipe.recipe import Cadence, Recipe
 from sora_cli.report import MicroBatchChoice
-from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Encoded, Predictions
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train import switches
 from sora_cli.train.batches import GroupedBatchSampler, SortedByLength

@@ -22,7 +22,8 @@ from sora_cli.model.base import load_base
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.encode import encode
 from sora_cli.run.prepare import check_rows, load_task
-from sora_cli.tasks.base import Encoded, Task
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Encoded
 from sora_cli.train.trainer import AdapterTrainer, build_scorer
 
 _ROWS = 6

@@ -23,7 +23,7 @@ from sora_cli.run.evaluate import evaluate_all
 from sora_cli.run.output import clear_run
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.runner import Runner
-from sora_cli.tasks.base import Encoded
+from sora_cli.tasks.encoded import Encoded
 from sora_cli.train.trainer import AdapterTrainer
 
 Factors = dict[str, LowRankFactors]

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from sora_cli.data.tokens import TRUNCATED, tokenise, unread_rows
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
-from sora_cli.tasks.base import Encoded
+from sora_cli.tasks.encoded import Encoded
 from tests.helpers_runs import glue_rows, pair_rows, tiny_tokenizer, write_glue, write_rows
 from tests.shared_files import ROOT, glue_folder
 

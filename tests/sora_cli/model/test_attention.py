@@ -29,7 +29,7 @@ from sora_cli.model.transformers_internals import attention_of
 from sora_cli.recipe.recipe import DataBlock, ModelBlock, TaskBlock
 from sora_cli.run.trial import try_base
 from sora_cli.tasks import create_task
-from sora_cli.tasks.base import Encoded
+from sora_cli.tasks.encoded import Encoded
 from tests.helpers_device import computing_on
 from tests.helpers_errors import refusal, refused
 from tests.helpers_models import tiny_bert, tiny_deberta, tiny_llama

@@ -11,7 +11,7 @@ from sora_cli.data.places import Origin
 from sora_cli.propose.proposal import token_lengths
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
-from sora_cli.tasks.base import Lengths
+from sora_cli.tasks.encoded import Lengths
 from tests.helpers_images import corner_rows, pair_processor, tiny_image_processor
 from tests.helpers_runs import tiny_tokenizer
 

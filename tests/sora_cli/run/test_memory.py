@@ -28,8 +28,8 @@ from sora_cli.run import memory
 from sora_cli.run.memory import MemoryPrediction
 from sora_cli.run.memory_trace import Passes, StorageTracker, Trace
 from sora_cli.tasks import create_task, learned
-from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.dialogues import Padding
+from sora_cli.tasks.encoded import Encoded
 from sora_cli.tasks.learned import LearnedHead
 from tests.helpers_models import tiny_bert, tiny_deberta, tiny_gpt2, tiny_llama
 from tests.helpers_runs import WORDS, tiny_tokenizer, write_rows

@@ -15,7 +15,7 @@ from sora_cli.app import run
 from sora_cli.recipe.recipe import ModelBlock, TrainingBlock
 from sora_cli.run.encoded_rows import length_of, row_lines
 from sora_cli.run.step_time import measure_step
-from sora_cli.tasks.base import Encoded
+from sora_cli.tasks.encoded import Encoded
 from sora_cli.tasks.language import IGNORED
 from tests.helpers_chat import write_chat_recipe
 from tests.helpers_errors import refused
@@ -156,7 +156,7 @@ def test_a_step_is_scaled_from_what_is_measured(monkeypatch: pytest.MonkeyPatch)
     model = _Scaled().eval()
     task = SimpleNamespace(
         collator=lambda _: lambda rows: {"x": torch.ones(len(rows))},
-        batch_loss=lambda model, batch: (model(**batch)["loss"], None),
+        step_loss=lambda model, batch: (model(**batch)["loss"], None),
     )
     train_rows = SimpleNamespace(lengths=lengths, dataset=[None] * 101)
     ready: Any = SimpleNamespace(

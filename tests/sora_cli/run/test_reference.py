@@ -26,7 +26,7 @@ from sora_cli.recipe.load import load_recipe
 from sora_cli.run.output import REFERENCE
 from sora_cli.run.prepare import Prepared, prepare
 from sora_cli.run.reference import Reference, hold_reference
-from sora_cli.tasks.base import Encoded
+from sora_cli.tasks.encoded import Encoded
 from sora_cli.train.trainer import AdapterTrainer, build_trainer
 from tests.helpers_adapters import forget_base_weights
 from tests.helpers_chat import chat_tokenizer, write_chat_recipe

@@ -36,7 +36,8 @@ from sora_cli.run.remarks import (
 )
 from sora_cli.run.results import record_setup
 from sora_cli.tasks import create_task
-from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Encoded, Predictions
 from sora_cli.train.trainer import AdapterTrainer, build_trainer
 from tests.golden import told
 from tests.helpers_families import write_preference_recipe

@@ -15,8 +15,8 @@ from datasets import Dataset
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task, learned
-from sora_cli.tasks.base import Predictions
 from sora_cli.tasks.causal_lm import CausalLm
+from sora_cli.tasks.encoded import Predictions
 from sora_cli.tasks.language import IGNORED, token_choices
 from tests.helpers_chat import CHATML, chat_tokenizer, instruct_rows, write_chat_recipe
 from tests.helpers_errors import refusal

@@ -17,7 +17,7 @@ from sora_cli.model.base import load_base
 from sora_cli.recipe.recipe import DataBlock, ModelBlock, TaskBlock
 from sora_cli.run.memory import longest_rows
 from sora_cli.tasks import create_task, image_text
-from sora_cli.tasks.base import Predictions
+from sora_cli.tasks.encoded import Predictions
 from sora_cli.tasks.image_text import ImageText
 from tests.helpers_errors import refusal
 from tests.helpers_images import corner_rows, pair_processor

@@ -22,7 +22,7 @@ from sora_cli.data.rows import load_rows
 from sora_cli.model.base import Base, load_base
 from sora_cli.recipe.recipe import DataBlock, ModelBlock, Recipe, TaskBlock
 from sora_cli.tasks import create_task
-from sora_cli.tasks.base import Predictions
+from sora_cli.tasks.encoded import Predictions
 from sora_cli.tasks.images import ImageClassification
 from sora_cli.train.callback import attach
 from sora_cli.train.trainer import build_trainer

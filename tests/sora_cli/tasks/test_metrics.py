@@ -14,7 +14,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.recipe.families import main_metric
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
-from sora_cli.tasks.base import Predictions
+from sora_cli.tasks.encoded import Predictions
 from sora_cli.tasks.metrics import Scorer, load_metric
 from tests.helpers_errors import refusal
 from tests.helpers_rows import assert_rows_add_up

@@ -14,7 +14,7 @@ from datasets import Dataset
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
-from sora_cli.tasks.base import Predictions
+from sora_cli.tasks.encoded import Predictions
 from sora_cli.tasks.multiple_choice import MultipleChoice
 from tests.helpers_families import choice_rows, step_gradients
 from tests.helpers_models import tiny_bert_for

@@ -13,7 +13,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.data.places import RowError
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
-from sora_cli.tasks.base import Encoded, Predictions
+from sora_cli.tasks.encoded import Encoded, Predictions
 from sora_cli.tasks.language import IGNORED
 from sora_cli.tasks.preference import Preference
 from tests.helpers_chat import chat_tokenizer

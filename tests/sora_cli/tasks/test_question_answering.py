@@ -27,7 +27,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.data.places import RowError
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
-from sora_cli.tasks.base import Encoded, Predictions
+from sora_cli.tasks.encoded import Encoded, Predictions
 from sora_cli.tasks.question_answering import QuestionAnswering
 from sora_cli.tasks.windows import best_span
 from tests.helpers_errors import refusal

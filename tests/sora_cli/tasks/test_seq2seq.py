@@ -15,7 +15,7 @@ from datasets import Dataset
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
-from sora_cli.tasks.base import Predictions
+from sora_cli.tasks.encoded import Predictions
 from sora_cli.tasks.language import token_choices
 from sora_cli.tasks.seq2seq import Seq2Seq
 from tests.helpers_errors import refusal

@@ -14,7 +14,8 @@ from sora_cli.data.places import RowError
 from sora_cli.recipe.families import task_names
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
-from sora_cli.tasks.base import Predictions, Task
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Predictions
 from tests.helpers_errors import refusal
 from tests.helpers_runs import GLUE, glue_rows, pair_rows, tiny_tokenizer
 

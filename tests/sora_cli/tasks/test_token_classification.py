@@ -18,7 +18,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.data.places import RowError
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
-from sora_cli.tasks.base import Encoded, Predictions
+from sora_cli.tasks.encoded import Encoded, Predictions
 from sora_cli.tasks.tags import tags_inside
 from sora_cli.tasks.token_classification import TokenClassification
 from tests.helpers_errors import refusal

@@ -16,7 +16,7 @@ from methods.registry import create
 from sora_cli.model.base import Base
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.tasks import create_task
-from sora_cli.tasks.base import Encoded
+from sora_cli.tasks.encoded import Encoded
 from sora_cli.train.batches import GroupedBatchSampler, SortedByLength
 from sora_cli.train.callback import attach
 from sora_cli.train.trainer import build_trainer

@@ -9,26 +9,41 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
-from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Encoded
+from sora_cli.tasks.sequence import SequenceRegression
 from sora_cli.train.progress import RunProgress
 from tests.helpers_runs import tiny_bert, train, write_recipe
 
-ROWS: Any = SimpleNamespace(dataset={"labels": [1.0, 2.0, 3.0]})
+ROWS: Any = SimpleNamespace(dataset={})
 
 
-def family(counts: list[int] | None, *, numbers: bool = False) -> Any:
-    found = None if counts is None else np.array(counts)
-    return SimpleNamespace(class_counts=lambda _: found, answers_numbers=numbers)
+def constant_loss(name: str, labels: list[Any], classes: int = 0) -> float | None:
+    """The loss of the best constant answer to rows with these labels."""
+    rows = Dataset.from_dict({"labels": labels})
+    data = DataBlock(path="rows", label_names=[f"class {i}" for i in range(classes)] or None)
+    task = create_task(TaskBlock(name=name), data)
+    if classes:
+        named = [f"class {i}" for i in labels]
+        task.bind(Dataset.from_dict({"text": named, "label": named}))
+    return task.constant_loss(Encoded(rows, np.ones(len(rows)), 0))
 
 
 def test_the_loss_of_a_constant_answer() -> None:
-    assert Task.constant_loss(family([50, 50]), ROWS) == pytest.approx(math.log(2))
-    assert Task.constant_loss(family([30, 70, 0]), ROWS) == pytest.approx(0.6109, abs=1e-4)
-    assert Task.constant_loss(family(None, numbers=True), ROWS) == pytest.approx(2 / 3)
-    assert Task.constant_loss(family(None), ROWS) is None
+    both, three = [0] * 50 + [1] * 50, [0] * 30 + [1] * 70
+    assert constant_loss("sequence-classification", both, 2) == pytest.approx(math.log(2))
+    found = constant_loss("sequence-classification", three, 3)
+    assert found == pytest.approx(0.6109, abs=1e-4)
+    assert constant_loss("sequence-regression", [1.0, 2.0, 3.0]) == pytest.approx(2 / 3)
+    assert constant_loss("question-answering", [0, 1]) is None
+
+
+def test_it_is_the_familys_own_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SequenceRegression, "loss", lambda _, p: float(np.ptp(p.outputs)) + 7)
+    assert constant_loss("sequence-regression", [1.0, 2.0, 3.0]) == 7
 
 
 @pytest.mark.parametrize(("loss", "constant"), [("sigmoid", math.log(2)), ("hinge", 1),

@@ -19,7 +19,7 @@ from sora_cli.model import activation_offload
 from sora_cli.model.base import Base
 from sora_cli.recipe.recipe import Recipe, TrainingBlock
 from sora_cli.tasks import create_task, learned
-from sora_cli.tasks.base import Encoded
+from sora_cli.tasks.encoded import Encoded
 from sora_cli.tasks.learned import LearnedHead
 from sora_cli.tasks.sequence import SequenceClassification
 from sora_cli.train import switches

@@ -1,0 +1,42 @@
+"""The answers of a model to rows, for `predict`, and for the comparison of two models."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sora_cli.tasks.encoded import Predictions
+from sora_cli.tasks.family.bound import Bound
+
+
+class FamilyAnswers(Bound):
+    """The answers of a family, from a model's outputs on rows."""
+
+    def answers(self, predictions: Predictions) -> np.ndarray | None:
+        """Return each row's predicted class number or value, (rows,); None for other families."""
+        return None
+
+    @abstractmethod
+    def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
+        """Return the model's answers: one column per name in `ANSWERED_BY`, (rows,) each.
+
+        Outputs that are not finite are a `RowError`.
+        """
+
+    def compared_answers(self, predictions: Predictions) -> Sequence[Any]:
+        """Return the answer to each raw row in the form in which two models are compared.
+
+        Scores and probabilities are left out: they differ where the answers are the same.
+        """
+        return self.answer_columns(predictions)[0]
+
+    def probabilities(self, predictions: Predictions) -> np.ndarray | None:
+        """Return the probability of each class, (rows, classes); None if there are no classes."""
+        return None
+
+    @abstractmethod
+    def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
+        """Return one mapping per scored raw row, for `sora eval --predictions`."""

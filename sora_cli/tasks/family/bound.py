@@ -1,0 +1,24 @@
+"""What all sides of a task family share: the recipe's options and data."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import ClassVar
+
+from sora_cli.recipe.families import main_metric
+from sora_cli.recipe.recipe import DataBlock, TaskBlock
+from sora_cli.recipe.task_options import TaskOptions
+
+
+class Bound(ABC):
+    """A family with a recipe's options for one set of data."""
+
+    OPTIONS: ClassVar[type[TaskOptions]]
+    """The class of its options; only for families that are not ours."""
+
+    def __init__(self, task: TaskBlock, data: DataBlock) -> None:
+        self.name = task.name
+        self.data = data
+        self.options: TaskOptions = task.options
+        self.metric_names: list[str] = list(self.options.metrics)
+        self.best = main_metric(self.metric_names, self.options.best_metric)

@@ -1,0 +1,54 @@
+"""The scores of a model on a split: loss, metrics, and the main metric by row."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, final
+
+from sora_cli.tasks.encoded import Encoded, Predictions
+from sora_cli.tasks.family.bound import Bound
+from sora_cli.tasks.row_scores import RowScores, row_scores
+
+
+class FamilyScores(Bound):
+    """The scores of a family, from a model's outputs on rows."""
+
+    @abstractmethod
+    def loss(self, predictions: Predictions) -> float:
+        """Return the exact mean loss over a whole split, from the model's outputs."""
+
+    @abstractmethod
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        """Return the recipe's metrics on a split; metrics of texts only if texts were generated."""
+
+    @final
+    def scores(self, predictions: Predictions) -> dict[str, float]:
+        """Return the metrics of a split and its exact loss."""
+        return {**self.metrics(predictions), "loss": self.loss(predictions)}
+
+    @final
+    def row_scores(self, predictions: Predictions) -> RowScores:
+        """Return the main metric (`best`) by row, so that it can be computed on any subset of rows.
+
+        `row_scores(p).value` equals `metrics(p)[best]`. There is one row per raw row, in order. A
+        metric that compares all rows with each other has no scores by row and raises `SoraError`.
+        """
+        formula, *parts = self.row_parts(predictions)
+        better, alone = self.options.greater_is_better, self.options.ROWS_ALONE
+        return row_scores(self.best, formula, *parts, greater_is_better=better, rows_alone=alone)
+
+    @abstractmethod
+    def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
+        """Return a formula's name (see `row_scores.FORMULAS`) and its parts, (rows,) each.
+
+        Parts are NaN if the metric is NaN.
+        """
+
+    def needs_texts(self, metrics: Sequence[str]) -> bool:
+        """Return True if any of these metrics needs generated texts."""
+        return any(name in self.options.TEXT_METRICS for name in metrics)
+
+    def constant_loss(self, rows: Encoded) -> float | None:
+        """Return the loss of the best constant answer to training rows; None: there is none."""
+        return None
