@@ -159,6 +159,14 @@ class Passes:
         except Exception:  # a model that reads its tensors' values may raise anything
             return self._extrapolated(rows, passes), False
 
+    def measure(self, rows: Encoded, passes: int) -> Trace:
+        """Trace a batch of rows with its data, where the model is; see `trace`."""
+        return self._run(self._batch(rows, len(rows.lengths)), passes, self._there())
+
+    def _there(self) -> Callable[[Tensor], Tensor]:
+        device = next(self.model.parameters()).device
+        return lambda tensor: tensor.detach().to(device)
+
     def _without_data(self, batch: Tensors, passes: int) -> Trace:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
 
@@ -172,13 +180,9 @@ class Passes:
 
     def _extrapolated(self, rows: Encoded, passes: int) -> Trace:
         """Extrapolate linearly from batches of one and two rows, run where the model is."""
-        n, device = len(rows.lengths), next(self.model.parameters()).device
-
-        def there(tensor: Tensor) -> Tensor:
-            return tensor.detach().to(device)
-
+        n = len(rows.lengths)
         one, two = (
-            self._run(self._batch(rows, k), passes, there, small=MMAP_LIMIT * k / n)
+            self._run(self._batch(rows, k), passes, self._there(), small=MMAP_LIMIT * k / n)
             for k in (min(1, n), min(2, n))
         )
 

@@ -24,7 +24,7 @@ from sora_cli.tasks.dialogues import (
     prompts_of,
     rows_of,
 )
-from sora_cli.tasks.encoded import Encoded
+from sora_cli.tasks.encoded import NO_EXAMPLES, Encoded
 from sora_cli.tasks.family.head import without
 from sora_cli.tasks.language import Writing, generate_texts
 from sora_cli.tasks.learned import (
@@ -125,7 +125,7 @@ class CausalLm(Writing):
         made = [cut(row, limit) for row in made]
         after = [learned_tokens(row) for row in made]
         learned = [row for row, tokens in zip(made, after, strict=True) if tokens]
-        examples = None if training else self._examples(dialogues, processor)
+        examples = NO_EXAMPLES if training else self._examples(dialogues, processor)
         if not learned:
             raise SoraError(
                 f"there is nothing to learn: no row has an answer within {limit} tokens",

@@ -105,7 +105,8 @@ class OneClass(OneNumber):
 
     def constant_loss(self, rows: Encoded) -> float | None:
         """Return the loss of one answer to all rows, which knows how frequent each class is."""
-        counts = np.bincount(rows.dataset["labels"][:], minlength=len(self._names))
+        counts = self.class_counts(rows)
+        assert counts is not None
         logits = np.log(np.maximum(counts / counts.sum(), _RARE))
         given = np.broadcast_to(logits, (counts.sum(), len(logits)))
         return self.loss(Predictions(given, self.labels(rows), rows))

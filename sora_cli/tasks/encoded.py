@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from datasets import Dataset
 
+NO_EXAMPLES = Dataset.from_dict({})
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -19,7 +21,7 @@ class Encoded:
         lengths: (rows,) tokens of each row, by which rows are grouped into batches.
         truncated: number of rows cut at max_length.
         longest: tokens of the longest row before the cut; 0: unknown.
-        examples: further data for scoring, one row per raw row.
+        examples: further data for scoring, one row per raw row; families that need none have none.
         lacking: number of raw rows without anything to learn, by remark ("have no text"); each row
             is counted once.
         notes: number of raw rows by any other remark.
@@ -31,7 +33,7 @@ class Encoded:
     lengths: np.ndarray
     truncated: int
     longest: int = 0
-    examples: Dataset | None = None
+    examples: Dataset = NO_EXAMPLES
     lacking: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[str, int] = field(default_factory=dict)
     tokens: np.ndarray | None = None
@@ -40,12 +42,6 @@ class Encoded:
     def sizes(self) -> np.ndarray:
         """The tokens of each row, which decide its memory, (rows,)."""
         return self.lengths if self.tokens is None else self.tokens
-
-    @property
-    def raw(self) -> Dataset:
-        """The examples; only for families that define them."""
-        assert self.examples is not None
-        return self.examples
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ class ImageText(Task):
         return [input_hashes(rows, [column]) for column in self.input_columns]
 
     def input_keys(self, rows: Encoded, *, answers: bool = False) -> list[np.ndarray]:
-        return [input_hashes(rows.dataset, [self._image]), np.asarray(rows.raw[_TEXT_KEY][:])]
+        return [input_hashes(rows.dataset, [self._image]), np.asarray(rows.examples[_TEXT_KEY][:])]
 
     def check(self, rows: Dataset) -> None:
         for column in (self._image, self._text):

@@ -62,7 +62,7 @@ class Writing(Task):
         scores = token_scores(predictions.outputs)
         broken = not math.isfinite(scores["loss"])
         if predictions.texts is not None:
-            wanted = predictions.encoded.raw["reference"][:]
+            wanted = predictions.encoded.examples["reference"][:]
             of_texts = text_scores(predictions.texts, wanted, self.metric_names)
             scores |= {name: math.nan if broken else value for name, value in of_texts.items()}
         return {name: scores[name] for name in self.metric_names if name in scores}
@@ -76,13 +76,13 @@ class Writing(Task):
         if self.best == "token_accuracy":
             return "ratio", right, tokens
         assert predictions.texts is not None
-        wanted = predictions.encoded.raw["reference"][:]
+        wanted = predictions.encoded.examples["reference"][:]
         kind = "right" if self.best == "exact_match" else "mean"
         return kind, row_text_scores(predictions.texts, wanted, [self.best])[self.best]
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         records = []
-        rows = zip(predictions.encoded.raw, predictions.outputs, strict=True)
+        rows = zip(predictions.encoded.examples, predictions.outputs, strict=True)
         for i, (row, sums) in enumerate(rows):
             written = {} if predictions.texts is None else {"prediction": predictions.texts[i]}
             loss = float(sums[0] / sums[1]) if sums[1] else None

@@ -12,7 +12,7 @@ from datasets import Dataset
 from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise
 from sora_cli.tasks.choices import Choices, find_form, read_choices, right_places
 from sora_cli.tasks.classes import OneNumber, chosen_classes, class_loss, class_parts, class_scores
-from sora_cli.tasks.encoded import Encoded, Predictions
+from sora_cli.tasks.encoded import NO_EXAMPLES, Encoded, Predictions
 from sora_cli.tasks.stand_ins import check_finite, softmax, with_column
 from sora_cli.tasks.texts import require_column
 
@@ -49,7 +49,7 @@ class MultipleChoice(OneNumber):
             lengths,
             truncated=int(cut.sum()),
             longest=longest,
-            examples=None if training else Dataset.from_dict({"choices": choices.texts}),
+            examples=NO_EXAMPLES if training else Dataset.from_dict({"choices": choices.texts}),
             lacking={_ALIKE: _alike(features, np.flatnonzero(cut))},
         )
 
@@ -72,7 +72,7 @@ class MultipleChoice(OneNumber):
     def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
         check_finite(predictions.outputs)
         chosen, shares = chosen_classes(predictions), softmax(predictions.outputs)
-        rows = list(zip(predictions.encoded.raw["choices"][:], chosen, shares, strict=True))
+        rows = list(zip(predictions.encoded.examples["choices"][:], chosen, shares, strict=True))
         return [
             [texts[place] for texts, place, _ in rows],
             [int(place) for place in chosen],
@@ -84,7 +84,7 @@ class MultipleChoice(OneNumber):
         return self.answer_columns(predictions)[1]
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
-        texts = predictions.encoded.raw["choices"][:]
+        texts = predictions.encoded.examples["choices"][:]
         right = _labelled(predictions).true_labels
         return [
             {

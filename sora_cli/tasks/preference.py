@@ -19,7 +19,7 @@ from sora_cli.tasks.base import Task
 from sora_cli.tasks.causal_lm import check_template, for_row
 from sora_cli.tasks.decoders import check_causal
 from sora_cli.tasks.dialogues import Padding, Row, learned_tokens, prompt_hashes, rows_of
-from sora_cli.tasks.encoded import Encoded, Predictions
+from sora_cli.tasks.encoded import NO_EXAMPLES, Encoded, Predictions
 from sora_cli.tasks.family.head import without
 from sora_cli.tasks.language import token_sums
 from sora_cli.tasks.learned import (
@@ -131,7 +131,7 @@ class Preference(Task):
             np.array([max(len(side["input_ids"]) for side in pair) for pair in kept or cut]),
             truncated=sum(n > limit for n in longest),
             longest=max(longest),
-            examples=None if training else self._examples(pairs),
+            examples=NO_EXAMPLES if training else self._examples(pairs),
             lacking=lacking,
             notes={**notes, f"answers lose their ends at data.max_length={limit}": shorter},
         )
@@ -215,7 +215,7 @@ class Preference(Task):
         return [prefers, *reward.T.tolist()]
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
-        reward, texts = self._rewards(predictions), predictions.encoded.raw
+        reward, texts = self._rewards(predictions), predictions.encoded.examples
         prefers = self._prefers_chosen(predictions)
         return [
             {

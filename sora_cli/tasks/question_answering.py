@@ -67,7 +67,7 @@ class QuestionAnswering(Task):
         return [hashes_of(pa.ListArray.from_arrays(offsets, pa.array(windows.view(np.int64))))]
 
     def shared_part(self, rows: Encoded) -> tuple[str, np.ndarray]:
-        return "context", input_hashes(rows.raw, ["context"])
+        return "context", input_hashes(rows.examples, ["context"])
 
     def check(self, rows: Dataset) -> None:
         _, _, answers = self._read(rows)
@@ -154,14 +154,14 @@ class QuestionAnswering(Task):
     def metrics(self, predictions: Predictions) -> dict[str, float]:
         if not _finite(predictions):
             return dict.fromkeys(self.metric_names, math.nan)
-        wanted = predictions.encoded.raw["answers"][:]
+        wanted = predictions.encoded.examples["answers"][:]
         given = [answer.text for answer in self._answers(predictions)]
         scores = _squad(given, wanted)
         return {name: scores[name] for name in self.metric_names}
 
     def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
         kind = "right" if self.best == "exact_match" else "mean"
-        wanted = predictions.encoded.raw["answers"][:]
+        wanted = predictions.encoded.examples["answers"][:]
         if not _finite(predictions):
             return kind, np.full(len(wanted), math.nan)
         pairs = zip(self._answers(predictions), wanted, strict=True)
@@ -171,11 +171,11 @@ class QuestionAnswering(Task):
         """Count rows without any answer in their context: they have no right span."""
         remarks = []
         for name, part in parts.items():
-            lost = len(part.raw) - sum(part.raw["usable"][:])
+            lost = len(part.examples) - sum(part.examples["usable"][:])
             if lost:
-                scored = "context" in part.raw.column_names
+                scored = "context" in part.examples.column_names
                 remarks.append(
-                    f"{lost:,} of {len(part.raw):,} rows of {name} "
+                    f"{lost:,} of {len(part.examples):,} rows of {name} "
                     f"{'count as wrong' if scored else 'are left out'}: none of their answers "
                     "occurs in the context"
                 )
@@ -199,7 +199,7 @@ class QuestionAnswering(Task):
         return [
             {**({"id": row["id"]} if "id" in row else {}), "question": row["question"],
              "prediction": span.text, "label": row["answers"], "score": span.score}
-            for row, span in zip(predictions.encoded.raw, answers, strict=True)
+            for row, span in zip(predictions.encoded.examples, answers, strict=True)
         ]  # fmt: skip
 
     def _read(self, rows: Dataset) -> tuple[list[str], list[str], list[Answers]]:
@@ -223,7 +223,7 @@ class QuestionAnswering(Task):
         in the window in which the null place scores least.
         """
         rows = predictions.encoded
-        contexts = rows.raw["context"][:]
+        contexts = rows.examples["context"][:]
         spans = [Span()] * len(contexts)
         nulls = np.full(len(contexts), np.inf)
         for window, logits in zip(rows.dataset, predictions.outputs, strict=True):

@@ -146,7 +146,7 @@ class Seq2Seq(Writing):
 
     def token_lengths(self, rows: Dataset, processor: Any) -> Lengths:
         encoded = self.encode(rows, processor, training=True)
-        return Lengths(encoded.lengths, targets=np.asarray(encoded.raw[_TARGET_TOKENS][:]))
+        return Lengths(encoded.lengths, targets=np.asarray(encoded.examples[_TARGET_TOKENS][:]))
 
     def template(self, processor: Any) -> str | None:
         made = [] if self._source in self.input_columns else [repr(self._source)]
@@ -197,7 +197,7 @@ class Seq2Seq(Writing):
         """Count the targets that were cut, for each split."""
         limit, counts, longest = self.options.max_target_length, [], 0
         for name, part in parts.items():
-            tokens = np.asarray(part.raw[_TARGET_TOKENS][:])
+            tokens = np.asarray(part.examples[_TARGET_TOKENS][:])
             if cut := int((tokens > limit).sum()):
                 counts.append(f"{cut:,} of {len(tokens):,} of {name}")
                 longest = max(longest, int(tokens.max()))

@@ -18,7 +18,7 @@ from sora_cli.data.processor import pad_column, pad_inputs
 from sora_cli.recipe.task_options import TokenClassificationOptions
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.classes import class_options
-from sora_cli.tasks.encoded import Encoded, Predictions
+from sora_cli.tasks.encoded import NO_EXAMPLES, Encoded, Predictions
 from sora_cli.tasks.family.head import without
 from sora_cli.tasks.language import IGNORED
 from sora_cli.tasks.stand_ins import check_finite, first_class, with_column
@@ -79,7 +79,7 @@ class TokenClassification(Task):
             np.array([len(ids) for ids in made["input_ids"]]),
             truncated=int((tokens > limit).sum()),
             longest=int(tokens.max()),
-            examples=None if training else Dataset.from_dict({"words": words, "tags": tags}),
+            examples=NO_EXAMPLES if training else Dataset.from_dict({"words": words, "tags": tags}),
             lacking={"have no word within data.max_length": sum(unread)},
         )
 
@@ -133,7 +133,7 @@ class TokenClassification(Task):
     def metrics(self, predictions: Predictions) -> dict[str, float]:
         if not math.isfinite(self.loss(predictions)):
             return dict.fromkeys(self.metric_names, math.nan)
-        wanted = predictions.encoded.raw["tags"][:]
+        wanted = predictions.encoded.examples["tags"][:]
         given = self._tags(predictions)
         scores = {"accuracy": _accuracy(wanted, given)}
         if set(self.metric_names) - {"accuracy"}:
@@ -141,7 +141,7 @@ class TokenClassification(Task):
         return {name: scores[name] for name in self.metric_names}
 
     def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
-        wanted = predictions.encoded.raw["tags"][:]
+        wanted = predictions.encoded.examples["tags"][:]
         words = [len(tags) for tags in wanted]
         if not math.isfinite(self.loss(predictions)):
             return "ratio", np.full(len(wanted), math.nan), words
@@ -159,9 +159,9 @@ class TokenClassification(Task):
         """Count the words that are scored but have no token."""
         remarks = []
         for name, part in parts.items():
-            if part.examples is None:
+            if part.examples is NO_EXAMPLES:
                 continue
-            words = sum(len(tags) for tags in part.raw["tags"][:])
+            words = sum(len(tags) for tags in part.examples["tags"][:])
             read = sum(p != IGNORED for places in part.dataset["places"][:] for p in places)
             if read < words:
                 lost = f"{words - read:,} of {words:,} words of {name} count as missed"
@@ -178,7 +178,7 @@ class TokenClassification(Task):
         ]
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
-        rows = zip(predictions.encoded.raw, self._tags(predictions), strict=True)
+        rows = zip(predictions.encoded.examples, self._tags(predictions), strict=True)
         return [
             {
                 "tokens": row["words"],
@@ -205,7 +205,7 @@ class TokenClassification(Task):
         """Return the predicted tag of each word in each row; _UNREAD if the word was cut off."""
         given = []
         rows = predictions.encoded
-        texts = zip(rows.raw["tags"], rows.dataset["places"], predictions.outputs, strict=True)
+        texts = zip(rows.examples["tags"], rows.dataset["places"], predictions.outputs, strict=True)
         for own, listed, kept in texts:
             places = np.array(listed)
             tags, firsts = np.full(len(own), _UNREAD), places != IGNORED

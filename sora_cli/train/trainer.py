@@ -247,7 +247,9 @@ class AdapterTrainer(ResumingTrainer):
     def answers_of(self, rows: Encoded) -> Predictions:
         """Return the source of the model's answers: its outputs, or the texts that it writes."""
         if self.task.options.WRITES_ANSWERS:
-            return Predictions(np.empty((len(rows.raw), 0)), None, rows, self.write(rows.raw))
+            return Predictions(
+                np.empty((len(rows.examples), 0)), None, rows, self.write(rows.examples)
+            )
         outputs = self.predict(SortedByLength(rows)).predictions
         return Predictions(outputs, None, rows, reference=self._reference(rows))
 
@@ -279,7 +281,7 @@ class AdapterTrainer(ResumingTrainer):
         return [parts[i % world][i // world] for i in range(len(examples))]
 
     def _completed(self, rows: Encoded, outputs: np.ndarray, metrics: Sequence[str]) -> Predictions:
-        texts = self.write(rows.raw) if self.task.needs_texts(metrics) else None
+        texts = self.write(rows.examples) if self.task.needs_texts(metrics) else None
         return Predictions(outputs, self.task.labels(rows), rows, texts, self._reference(rows))
 
     def _reference(self, rows: Encoded) -> np.ndarray | None:

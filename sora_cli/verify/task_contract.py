@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import operator
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset, concatenate_datasets
 
 from sora_cli.core.errors import SoraError
 from sora_cli.data.places import RowError
@@ -26,7 +27,8 @@ from sora_cli.tasks.base import Task
 from sora_cli.tasks.encoded import Encoded
 from sora_cli.train.trainer import AdapterTrainer, build_scorer
 
-_ROWS = 6
+_ROWS, _BAD = 6, 2
+Reference = Callable[[Sequence[Sequence[Any]], Dataset], Mapping[str, float]]
 _CLOSE = 1e-4
 """Relative difference of losses in float32 whose sums are in another order."""
 
@@ -102,23 +104,58 @@ def a_missing_column_is_named(recipe: Recipe) -> None:
         assert column in told, f"the column '{column}' is missing, but not named: {told}"
 
 
+def a_bad_row_has_its_place(recipe: Recipe) -> None:
+    """Check that a row without a value in a column of the input is refused by its number."""
+    task, rows = load_task(recipe)
+    for column in task.input_columns:
+        part, bad = rows.select, {**rows.select[_BAD], column: None}
+        empty = Dataset.from_list([bad], features=part.features)
+        before, after = part.select(range(_BAD)), part.select(range(_BAD + 1, len(part)))
+        broken = concatenate_datasets([before, empty, after])
+        told: RowError | None = None
+        try:
+            task.check(broken)
+        except RowError as error:
+            told = error
+        assert told is not None, f"check takes row {_BAD}, which has nothing in '{column}'"
+        assert told.row == _BAD, f"'{column}' is empty in row {_BAD}; told: row {told.row}"
+
+
+def check_scores(recipe: Recipe, reference: Reference) -> None:
+    """Check that the recipe's metrics equal those of a reference.
+
+    Args:
+        reference: columns of answers, and the raw rows -> the metrics by name; further ones are
+            ignored.
+    """
+    with _loaded(recipe, whole=True) as (task, trainer, rows):
+        found = task.metrics(trainer.predictions_of(rows, task.metric_names))
+        answers = task.answer_columns(trainer.answers_of(rows))
+    wanted = reference(answers, load_task(recipe)[1].select)
+    for name in found.keys() & wanted.keys():
+        same = np.isclose(found[name], wanted[name], rtol=1e-6, atol=1e-9, equal_nan=True)
+        assert same, f"{name} is {found[name]:g}, and {wanted[name]:g} by the reference"
+    assert found.keys() & wanted.keys(), f"the reference has none of {sorted(found)}"
+
+
 CHECKS = (
     micro_batches_add_up,
     the_loss_is_that_of_training,
     rows_score_as_the_split,
     answers_follow_their_rows,
     a_missing_column_is_named,
+    a_bad_row_has_its_place,
 )
 
 
 @contextmanager
 def _loaded(
-    recipe: Recipe, *, turned: bool = False
+    recipe: Recipe, *, turned: bool = False, whole: bool = False
 ) -> Iterator[tuple[Task, AdapterTrainer, Encoded]]:
-    """Load a recipe's model and its first rows to score, without dropout."""
+    """Load a recipe's model and its first rows to score, or all of them, without dropout."""
     task, rows = load_task(recipe)
     check_rows(task, rows, (rows.train, rows.select))
-    numbers = [*range(_ROWS)][:: -1 if turned else 1]
+    numbers = [*range(len(rows.select) if whole else _ROWS)][:: -1 if turned else 1]
     torch.manual_seed(0)  # a new head is drawn
     base = load_base(recipe.model, task, dropout=0.0)
     origin = rows.origin(rows.select).of(numbers)

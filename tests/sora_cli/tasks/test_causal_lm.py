@@ -98,8 +98,8 @@ def test_every_answer_of_a_chat_is_learned(keys: tuple[str, str]) -> None:
     rows = [{"conversations": chat}]
     encoded = _encoded(_task(rows), rows)
     assert _learned(encoded.dataset[0]) == ["old dog <|im_end|>", "no fish <|im_end|>"]
-    assert encoded.raw["reference"][:] == ["no fish"]
-    prompt = chat_tokenizer().convert_ids_to_tokens(encoded.raw["prompt"][0])
+    assert encoded.examples["reference"][:] == ["no fish"]
+    prompt = chat_tokenizer().convert_ids_to_tokens(encoded.examples["prompt"][0])
     assert " ".join(prompt).endswith("dog <|im_end|> <|im_start|> user a bird <|im_end|> "
                                      "<|im_start|> assistant")  # fmt: skip
 
@@ -292,8 +292,8 @@ def test_what_is_written_is_the_likeliest_token_each_time() -> None:
     task, model, tokenizer = _task(rows, max_new_tokens=4), _model(), chat_tokenizer()
     model.config.name_or_path = "tiny"
     encoded = _encoded(task, rows)
-    written = task.write(model, tokenizer, encoded.raw)
-    for prompt, text in zip(encoded.raw["prompt"][:], written, strict=True):
+    written = task.write(model, tokenizer, encoded.examples)
+    for prompt, text in zip(encoded.examples["prompt"][:], written, strict=True):
         ids = list(prompt)
         for _ in range(4):
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))

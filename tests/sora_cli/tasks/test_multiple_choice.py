@@ -14,7 +14,7 @@ from datasets import Dataset
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
-from sora_cli.tasks.encoded import Predictions
+from sora_cli.tasks.encoded import NO_EXAMPLES, Predictions
 from sora_cli.tasks.multiple_choice import MultipleChoice
 from tests.helpers_families import choice_rows, step_gradients
 from tests.helpers_models import tiny_bert_for
@@ -200,4 +200,4 @@ def test_readable_records_show_the_texts() -> None:
         {"prediction": "blue", "label": "blue", "places": {"prediction": 1, "label": 1},
          "logits": [0.0, 2.0]},
     ]  # fmt: skip
-    assert _encoded(task, [PIQA], training=True).examples is None
+    assert _encoded(task, [PIQA], training=True).examples is NO_EXAMPLES

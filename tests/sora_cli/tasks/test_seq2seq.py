@@ -70,9 +70,9 @@ def test_sources_are_read_and_targets_learned_to_their_ends() -> None:
         "old cat </s>", "a blue fish not new </s>", "no </s>",
     ]  # fmt: skip
     assert encoded.lengths.tolist() == [7, 3, 4]
-    assert encoded.raw["source"][0] == "not the cat sees a dog"
-    assert encoded.raw["prompt"][:] == encoded.dataset["input_ids"][:]
-    assert "prompt" not in _encoded(_task(), training=True).raw.column_names
+    assert encoded.examples["source"][0] == "not the cat sees a dog"
+    assert encoded.examples["prompt"][:] == encoded.dataset["input_ids"][:]
+    assert "prompt" not in _encoded(_task(), training=True).examples.column_names
 
 
 def test_a_tokenizer_that_ends_nothing_does_not_keep_the_model_from_learning_to_stop() -> None:
@@ -125,7 +125,7 @@ def test_a_template_makes_a_source_of_several_columns() -> None:
     assert task.input_columns == ("question", "context")
     encoded = _encoded(task, rows)
     assert _words(encoded.dataset["input_ids"][0]) == "the cat not a dog </s>"
-    assert encoded.raw["reference"][:] == ["7"]
+    assert encoded.examples["reference"][:] == ["7"]
 
 
 @pytest.mark.parametrize("make", [tiny_t5, _bart])
@@ -180,7 +180,7 @@ def test_what_is_written_is_the_likeliest_token_each_time(make: Any) -> None:
     tokenizer = text_tokenizer()
     task.adapt_model(model, tokenizer)
     encoded = _encoded(task)
-    written = task.write(model, tokenizer, encoded.raw)
+    written = task.write(model, tokenizer, encoded.examples)
     for source, text in zip(encoded.dataset["input_ids"][:], written, strict=True):
         ids = [0]
         while len(ids) < 5 and ids[-1] != 1:
@@ -245,7 +245,7 @@ def test_writing_ends_where_the_positions_do() -> None:
     model = _short_bart(7)
     task = _task(max_new_tokens=64)
     task.adapt_model(model, text_tokenizer())
-    assert len(task.write(model, text_tokenizer(), _encoded(task).raw)) == 3
+    assert len(task.write(model, text_tokenizer(), _encoded(task).examples)) == 3
 
 
 def test_a_model_that_names_no_first_token_is_refused() -> None:
