@@ -56,9 +56,9 @@ def a_resumed_run_is_the_same(recipe: Recipe) -> None:
         steps = recipe.training.total_steps(len(whole.train.lengths))
         assert steps > 1, "the run has one step: it cannot be stopped half-way"
         try:
-            _train(recipe, _prepared(recipe), folder / "cut", stop=_Stop(steps // 2))
+            _train(recipe, _prepared(recipe), folder / "stopped", stop=_Stop(steps // 2))
         except _StoppedError:
-            resumed, _ = _train(recipe, _prepared(recipe), folder / "cut")
+            resumed, _ = _train(recipe, _prepared(recipe), folder / "stopped")
     wanted, found = (trained_tensors(run.base.model, run.method) for run in (whole, resumed))
     other = [name for name in wanted if not torch.equal(wanted[name], found[name])]
     assert not other, f"{len(other)} of {len(wanted)} tensors differ after a resume: {other[0]}"
