@@ -9,6 +9,7 @@ from typing import Any
 
 from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
+from sora_cli.recipe.metric_facts import add_facts
 from sora_cli.recipe.task_options import (
     CausalLmOptions,
     ImageClassificationOptions,
@@ -57,6 +58,7 @@ def add_family(family: Any, options: type[TaskOptions]) -> None:
     known = _ADDED.get(options.NAME)
     if options.NAME in FAMILIES or (known is not None and known[1] is not options):
         raise SoraError(f"there is a task family '{options.NAME}' already: use another NAME")
+    add_facts(options.METRIC_FACTS)
     _ADDED[options.NAME] = family, options
 
 

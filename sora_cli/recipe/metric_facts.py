@@ -1,8 +1,11 @@
-"""What kind of number each built-in metric is: the one place that says so."""
+"""What kind of number each metric is: the built-in ones, and those of families that were added."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from sora_cli.core.errors import SoraError
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,17 @@ METRICS: dict[str, MetricFacts] = {
     **dict.fromkeys(("loss", "perplexity"), _LOSS),
 }
 _OTHER = MetricFacts()
+_ADDED: dict[str, MetricFacts] = {}
+
+
+def add_facts(facts: Mapping[str, MetricFacts]) -> None:
+    """Add the metrics of a family of somebody else's; a name means the same in all families."""
+    for name, kind in facts.items():
+        if {**METRICS, **_ADDED}.get(name, kind) != kind:
+            raise SoraError(f"there is a metric '{name}' of another kind already: use another name")
+    _ADDED.update(facts)
 
 
 def facts_of(metric: str) -> MetricFacts:
     """Return the kind of a metric."""
-    return METRICS.get(metric, _OTHER)
+    return METRICS.get(metric) or _ADDED.get(metric, _OTHER)

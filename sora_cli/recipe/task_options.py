@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from sora_cli.recipe.metric_facts import facts_of
+from sora_cli.recipe.metric_facts import MetricFacts, facts_of
 from sora_cli.recipe.types import Block, Count, SomeNames
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -60,6 +60,8 @@ class TaskOptions(Block):
     FAMILY: ClassVar[str]
     """Place of the family's class, "module:Class"; only for families of packages."""
     METRICS: ClassVar[tuple[str, ...]] = ()
+    METRIC_FACTS: ClassVar[Mapping[str, MetricFacts]] = {}
+    """What kind of number a metric is; only for those of families that are not ours."""
     TEXT_METRICS: ClassVar[tuple[str, ...]] = ()
     """Metrics that need generated texts."""
     FROM_THE_HUB: ClassVar[bool] = False

@@ -9,6 +9,7 @@ from sora_cli.app import run
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe import families, plugins
 from sora_cli.recipe.load import load_recipe
+from sora_cli.recipe.metric_facts import facts_of
 from sora_cli.recipe.plugins import load_code
 from sora_cli.tasks import task_class
 from sora_cli.verify.task_contract import CHECKS
@@ -154,6 +155,7 @@ def test_missing_and_foreign_files(file):
 FAMILY = """\
 from typing import ClassVar
 
+from sora_cli.recipe.metric_facts import MetricFacts
 from sora_cli.recipe.task_options import SequenceRegressionOptions
 from sora_cli.tasks.sequence import SequenceRegression
 
@@ -162,6 +164,7 @@ class SteepOptions(SequenceRegressionOptions):
     NAME: ClassVar[str] = "steep"
 
     power: int = 4
+    METRIC_FACTS = {"within_a_tenth": MetricFacts(ends_at_1=True, right_or_wrong=True)}
 
 
 class Steep(SequenceRegression):
@@ -189,6 +192,7 @@ def test_a_family_of_a_file_keeps_the_contract(file, tmp_path):
     assert loaded.recipe.task.options.power == 2
     for check in CHECKS:
         check(loaded.recipe)
+    assert facts_of("within_a_tenth").right_or_wrong
     with pytest.raises(SoraError, match="powr"):
         load_recipe(str(recipe), ["task.name=steep", "task.powr=2"])
 
@@ -217,6 +221,7 @@ def test_a_family_of_a_file_from_training_to_a_certificate(file, tmp_path, capsy
     [
         (('NAME: ClassVar[str] = "steep"', "other: ClassVar[int] = 1"), "no OPTIONS with a NAME"),
         (('"steep"', '"seq2seq"'), "there is a task family 'seq2seq' already"),
+        (("power: int = 4", "METRIC_FACTS = {'accuracy': MetricFacts()}"), "another kind already"),
     ],
 )
 def test_families_that_cannot_be_added(file, change, fault):
