@@ -136,7 +136,7 @@ def test_a_decoder_is_tried_without_being_packed_for_evaluation(
         seen.extend(getattr(m, "support_avx512bf16_for_cpu", False) for m in model.modules())
         check(task, model, processor)
 
-    monkeypatch.setattr(CausalLm, "check_model", noted)
+    monkeypatch.setattr(CausalLm, "adapt_model", noted)
     task = create_task(TaskBlock(name="causal-lm"), DataBlock(path="unused"))
     block = ModelBlock(path=str(write_chat_base(tmp_path / "base")), quantise="4bit")
     model = load_base(block, task).model

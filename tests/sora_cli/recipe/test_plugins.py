@@ -221,7 +221,7 @@ def test_a_family_of_a_file_from_training_to_a_certificate(file, tmp_path, capsy
     [
         (('NAME: ClassVar[str] = "steep"', "other: ClassVar[int] = 1"), "no OPTIONS with a NAME"),
         (('"steep"', '"seq2seq"'), "there is a task family 'seq2seq' already"),
-        (("power: int = 4", "METRIC_FACTS = {'accuracy': MetricFacts()}"), "another kind already"),
+        (('"within_a_tenth"', '"accuracy"'), "another kind already"),
     ],
 )
 def test_families_that_cannot_be_added(file, change, fault):
