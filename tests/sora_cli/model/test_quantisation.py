@@ -130,7 +130,7 @@ def test_a_decoder_is_tried_without_being_packed_for_evaluation(
 ) -> None:
     """On a CPU with bf16 instructions that form lets no gradient through."""
     monkeypatch.setattr(bnb.nn.modules, "has_avx512bf16", lambda: True)
-    seen, check = [], CausalLm.check_model
+    seen, check = [], CausalLm.adapt_model
 
     def noted(task: CausalLm, model: nn.Module, processor: Any) -> None:
         seen.extend(getattr(m, "support_avx512bf16_for_cpu", False) for m in model.modules())
