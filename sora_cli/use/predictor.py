@@ -169,7 +169,7 @@ class Predictor:
         classes = self.task.label_names if self.request.probabilities else []
         if classes is None:
             raise SoraError(f"--probabilities needs classes, and task {self.task.name} has none")
-        return [*self.task.options.ANSWERED_BY, *(f"{_PROBABILITY}_{name}" for name in classes)]
+        return [*self.task.answered_by, *(f"{_PROBABILITY}_{name}" for name in classes)]
 
     def _check_names(self) -> None:
         for name in self.adds:

@@ -80,7 +80,7 @@ def answers_follow_their_rows(recipe: Recipe) -> None:
         with _loaded(recipe, turned=turned) as (task, trainer, rows):
             predictions = trainer.answers_of(rows)
             columns = task.answer_columns(predictions)
-            names = task.options.ANSWERED_BY
+            names = task.answered_by
             assert len(columns) == len(names), f"{len(columns)} columns of answers for {names}"
             lengths = {len(column) for column in columns}
             assert lengths == {_ROWS}, f"{_ROWS} rows have {lengths} answers"

@@ -15,13 +15,18 @@ from sora_cli.tasks.family.bound import Bound
 class FamilyAnswers(Bound):
     """The answers of a family, from a model's outputs on rows."""
 
+    @property
+    def answered_by(self) -> Sequence[str]:
+        """Names of the columns of answers, after `stand_in` has seen the rows."""
+        return self.options.ANSWERED_BY
+
     def answers(self, predictions: Predictions) -> np.ndarray | None:
         """Return each row's predicted class number or value, (rows,); None for other families."""
         return None
 
     @abstractmethod
     def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
-        """Return the model's answers: one column per name in `ANSWERED_BY`, (rows,) each.
+        """Return the model's answers: one column per name in `answered_by`, (rows,) each.
 
         Outputs that are not finite are a `RowError`.
         """

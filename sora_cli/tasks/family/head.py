@@ -115,7 +115,6 @@ class FamilyHead(Bound):
         """
         return micro_batches
 
-    @final
     def batch_loss(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Any]:
         """Return a micro-batch's loss and the model's outputs, after `before_step`."""
         outputs = model(**self.inputs_of(batch))
