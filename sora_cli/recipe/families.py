@@ -16,8 +16,10 @@ from pydantic import Field, model_validator
 
 from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
-from sora_cli.recipe.metric_facts import facts_of
-from sora_cli.recipe.types import Block, Count, SomeNames
+from sora_cli.recipe.embedding_options import EmbeddingOptions
+from sora_cli.recipe.task_options import Columns, metrics_field
+from sora_cli.recipe.task_options import TaskOptions as TaskOptions
+from sora_cli.recipe.types import Count, SomeNames
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 WRITTEN = ("exact_match", *ROUGE)
@@ -27,9 +29,6 @@ _CLASSES = ("accuracy", "f1", "matthews_correlation")
 _NUMBERS = ("pearson", "spearman", "pearson_spearman")
 ONE_NUMBER = (*_CLASSES, *_NUMBERS)
 """Metrics of families that predict one number per row."""
-
-Columns = Mapping[str, tuple[str, ...]]
-
 
 _OF_PAIRS = (
     "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected",
@@ -43,64 +42,6 @@ FROM_START, BASE_MODEL = "start", "base"
 _OR_THE_HUBS = ", or a metric of the Hub's own collection (evaluate-metric), whose code is then run"
 
 
-def _metrics(*default: str, known: str = "") -> Any:
-    about = f": {known}" if known else "; the first one chooses the checkpoint"
-    return Field(list(default), description=f"metrics to report{about}")
-
-
-def _greater(values: dict[str, Any]) -> bool:
-    best = values.get("best_metric") or (values.get("metrics") or ("",))[0]
-    return not facts_of(best).smaller_is_better
-
-
-class TaskOptions(Block):
-    """Options of every family: its metrics, and the metric that chooses the checkpoint."""
-
-    NAME: ClassVar[str]
-    """The family's name in recipes; only for families that are not ours."""
-    FAMILY: ClassVar[str]
-    """Place of the family's class, "module:Class"; only for families of packages."""
-    METRICS: ClassVar[tuple[str, ...]] = ()
-    TEXT_METRICS: ClassVar[tuple[str, ...]] = ()
-    """Metrics that need generated texts."""
-    FROM_THE_HUB: ClassVar[bool] = False
-    """True: other names are metrics of the Hub's own collection, and their code is run."""
-    COUNTS_ROWS: ClassVar[bool] = True
-    """True if accuracy counts whole rows, each right or wrong."""
-    ROWS_ALONE: ClassVar[bool] = True
-    """True if the answer to a row does not depend on the other rows."""
-    LOSS_COMPARES: ClassVar[Literal["nothing", "micro-batch", "step"]] = "nothing"
-    """The rows that a row's loss depends on: of its micro-batch, of its step, or no other rows."""
-    CHUNKS_LOSS: ClassVar[bool] = False
-    """True: the loss can be computed in chunks of logits (training.loss)."""
-    COLUMNS: ClassVar[Columns] = {}
-    WHOLE_TEXTS: ClassVar[tuple[str, ...]] = ()
-    """Parts of a row that hold a whole text: beside them there is no prompt to put into a form."""
-    MODEL_CLASS: ClassVar[str]
-    """The Auto class of transformers that loads the family's models."""
-    PROCESSOR_CLASS: ClassVar[str] = "AutoTokenizer"
-    HUB_TASK: ClassVar[str]
-    """The Hub's name for the task."""
-
-    metrics: SomeNames = _metrics("accuracy")
-    best_metric: str | None = Field(
-        None, description="metric that chooses the best checkpoint. Default: the first of metrics"
-    )
-    greater_is_better: bool = Field(
-        default_factory=_greater,
-        description="whether a larger best_metric is better. Default: false for loss and "
-        "perplexity, else true",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _unset(cls, values: Any) -> Any:
-        """Drop `metrics: null`, by which earlier versions meant the family's defaults."""
-        if isinstance(values, Mapping) and values.get("metrics", ()) is None:
-            return {key: value for key, value in values.items() if key != "metrics"}
-        return values
-
-
 class SequenceClassificationOptions(TaskOptions):
     """One class for each text or pair of texts."""
 
@@ -109,7 +50,7 @@ class SequenceClassificationOptions(TaskOptions):
     HUB_TASK = "text-classification"
     FROM_THE_HUB = True
 
-    metrics: SomeNames = _metrics("accuracy", known=f"{', '.join(_CLASSES)}{_OR_THE_HUBS}")
+    metrics: SomeNames = metrics_field("accuracy", known=f"{', '.join(_CLASSES)}{_OR_THE_HUBS}")
 
 
 class SequenceRegressionOptions(TaskOptions):
@@ -120,7 +61,7 @@ class SequenceRegressionOptions(TaskOptions):
     HUB_TASK = "text-classification"
     FROM_THE_HUB = True
 
-    metrics: SomeNames = _metrics(
+    metrics: SomeNames = metrics_field(
         "pearson_spearman",
         "pearson",
         "spearman",
@@ -161,7 +102,7 @@ class CausalLmOptions(_Writing):
     }
     WHOLE_TEXTS = ("text",)
 
-    metrics: SomeNames = _metrics(
+    metrics: SomeNames = metrics_field(
         *_TOKENS, known=f"{', '.join(_TOKENS)}; {', '.join(WRITTEN)} of generated answers"
     )
     prompt: str = _PROMPT
@@ -187,7 +128,7 @@ class PreferenceOptions(TaskOptions):
     }
     WHOLE_TEXTS = ("chosen", "rejected")
 
-    metrics: SomeNames = _metrics(*_OF_PAIRS, known=", ".join((*_OF_PAIRS, "loss")))
+    metrics: SomeNames = metrics_field(*_OF_PAIRS, known=", ".join((*_OF_PAIRS, "loss")))
     prompt: str = _PROMPT
     system: str | None = _SYSTEM
     loss: Literal["sigmoid", "hinge", "ipo", "robust", "orpo", "simpo"] = Field(
@@ -246,7 +187,7 @@ class Seq2SeqOptions(_Writing):
         "target": ("target", "output", "summary", "highlights", "answer"),
     }
 
-    metrics: SomeNames = _metrics(
+    metrics: SomeNames = metrics_field(
         "rougeL",
         "exact_match",
         "token_accuracy",
@@ -274,7 +215,7 @@ class QuestionAnsweringOptions(TaskOptions):
         "answers": ("answers",),
     }
 
-    metrics: SomeNames = _metrics("f1", "exact_match")
+    metrics: SomeNames = metrics_field("f1", "exact_match")
     stride: Count = Field(
         64, description="number of tokens that two neighbouring windows of a context share"
     )
@@ -298,7 +239,7 @@ class TokenClassificationOptions(TaskOptions):
         "tags": ("tags", "ner_tags", "pos_tags", "chunk_tags", "labels"),
     }
 
-    metrics: SomeNames = _metrics(
+    metrics: SomeNames = metrics_field(
         *METRICS, known="f1, precision, recall of entities (seqeval), accuracy of words"
     )
     label_all_pieces: bool = Field(
@@ -319,7 +260,7 @@ class MultipleChoiceOptions(TaskOptions):
         "choices": ("choices", "endings", "options"),
     }
 
-    metrics: SomeNames = _metrics("accuracy")
+    metrics: SomeNames = metrics_field("accuracy")
 
 
 class ImageClassificationOptions(TaskOptions):
@@ -331,7 +272,7 @@ class ImageClassificationOptions(TaskOptions):
     HUB_TASK = "image-classification"
     COLUMNS: ClassVar[Columns] = {"image": ("image", "img", "pixel_values")}
 
-    metrics: SomeNames = _metrics("accuracy")
+    metrics: SomeNames = metrics_field("accuracy")
 
 
 class ImageTextOptions(TaskOptions):
@@ -345,7 +286,7 @@ class ImageTextOptions(TaskOptions):
     HUB_TASK = "zero-shot-image-classification"
     COLUMNS: ClassVar[Columns] = {"image": ("image", "img"), "text": ("text", "caption")}
 
-    metrics: SomeNames = _metrics("recall_at_1", "text_recall_at_1")
+    metrics: SomeNames = metrics_field("recall_at_1", "text_recall_at_1")
 
 
 FAMILIES: dict[str, tuple[str, type[TaskOptions]]] = {
@@ -359,6 +300,7 @@ FAMILIES: dict[str, tuple[str, type[TaskOptions]]] = {
     "multiple-choice": ("multiple_choice", MultipleChoiceOptions),
     "image-classification": ("images", ImageClassificationOptions),
     "image-text": ("image_text", ImageTextOptions),
+    "embedding": ("embedding", EmbeddingOptions),
 }
 """Task families by name: module in `sora_cli.tasks`, and options class.
 
