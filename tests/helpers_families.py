@@ -229,7 +229,7 @@ def step_gradients(
     """
     training = {
         "epochs": 1, "batch_size": 8, "max_grad_norm": 0, "evaluate": "no", "checkpoint": "no",
-        "gradient_accumulation": accumulation,
+        "gradient_accumulation": accumulation, **blocks.pop("training", {}),
     }  # fmt: skip
     recipe = Recipe(
         **{"model": {"path": "unused"}, "data": {"path": "unused"}, **blocks},
