@@ -29,12 +29,10 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
         model={"path": str(save_base(tiny_bert(), tmp_path / "base"))},
         task={"name": "embedding"},
         data={"files": files},
-        method={"name": "lora", "r": 4, "threshold": None, "r_max": None},
         training={"batch_size": 16, "max_steps": 14, "model_dropout": 0, "evaluate": "no"},
     )
-    text = recipe.read_text().replace("  threshold: null\n", "").replace("  r_max: null\n", "")
-    recipe.write_text(text)
-    words = ["train", str(recipe), "--no-verify", "training.logging_steps=1"]
+    words = ["train", str(recipe), "--no-verify", "method={name: lora, r: 4}"]
+    words += ["training.logging_steps=1"]
     assert run([*words, f"output.dir={tmp_path}/one"]) == 0
     launch_commands(tmp_path, [{"words": [*words, f"output.dir={tmp_path}/two"], "stop": None}])
     one, two = (
@@ -43,8 +41,11 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-4)
-    reports = [read_report(tmp_path / name) for name in ("one", "two")]
-    assert all(reports)
-    first, second = (report.scores for report in reports if report is not None)
-    for split, scores in first.items():
-        assert second[split] == pytest.approx(scores, rel=1e-4)
+    first, second = (read_report(tmp_path / name) for name in ("one", "two"))
+    assert first is not None
+    assert second is not None
+    for split, scores in first.metrics.items():
+        assert second.metrics[split] == pytest.approx(scores, rel=1e-4)
+    losses = [[e["loss"] for e in r.history if "loss" in e] for r in (first, second)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert len(losses[0]) == 14
