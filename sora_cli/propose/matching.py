@@ -130,6 +130,8 @@ def _pairs(columns: Columns, given: Given, task: str | None) -> Match | None:
 
 
 def _search(columns: Columns, given: Given, task: str | None) -> Match | None:
+    if task is None and given.get("label_column"):
+        return None
     # unless the task is given: `question` with `answer` are instructions, `premise` has classes
     names = None if task else {"query": ("query", "anchor"), "positive": ("positive", "pos")}
     wanted = {"query": READ, "positive": READ}
