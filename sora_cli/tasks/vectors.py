@@ -137,8 +137,8 @@ def vector_form(source: str, revision: str | None = None, pooling: str = "auto")
             key="task.pooling",
         )
     made = made or ("mean" if pooling == "auto" else pooling)
-    layers = layers if modules else [None]
-    return VectorForm(made, layers, *prompts, max_length=length, listed=bool(modules))
+    after = tuple(layers) if modules else (None,)
+    return VectorForm(made, after, *prompts, max_length=length, listed=bool(modules))
 
 
 def _prompts(settings: Mapping[str, Any]) -> tuple[str, str]:
