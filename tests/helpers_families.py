@@ -229,7 +229,7 @@ def step_gradients(
     """
     training = {
         "epochs": 1, "batch_size": 8, "max_grad_norm": 0, "evaluate": "no", "checkpoint": "no",
-        "gradient_accumulation": accumulation,
+        "gradient_accumulation": accumulation, **blocks.pop("training", {}),
     }  # fmt: skip
     recipe = Recipe(
         **{"model": {"path": "unused"}, "data": {"path": "unused"}, **blocks},
@@ -258,6 +258,30 @@ def _regression(folder: Path) -> Path:
     return write_recipe(folder, tiny_bert(num_labels=1), training=TRAINING, task=task)
 
 
+def retrieval_rows(rows: int, *, seed: int = 0, negatives: int = 1) -> list[dict[str, Any]]:
+    """A document begins with the words of its query, a wrong one with others; some repeat."""
+    rng = random.Random(seed)
+    made: list[dict[str, Any]] = []
+    for row in range(rows):
+        query = rng.choices(WORDS, k=rng.randint(2, 4))
+        texts = [[*query, *rng.choices(WORDS, k=rng.randint(0, 9))]]
+        texts += [rng.choices(WORDS, k=rng.randint(3, 9)) for _ in range(negatives)]
+        names = ["query", "positive", "negative", *(f"negative_{i}" for i in range(2, 9))]
+        made.append(dict(zip(names, (" ".join(t) for t in (query, *texts)), strict=False)))
+        if row % 8 == 7:
+            made[-1]["positive"] = made[-2]["positive"]
+    return made
+
+
+def _embedding(folder: Path) -> Path:
+    return write_family_recipe(
+        folder,
+        model={"path": str(save_base(tiny_bert(), folder / "base"))},
+        task={"name": "embedding"},
+        data={"files": _files(folder, retrieval_rows)},
+    )
+
+
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "causal-lm": _causal_lm,
     "causal-lm, packed": _packed_lm,
@@ -269,6 +293,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "question-answering": _question_answering,
     "token-classification": _token_classification,
     "image-classification": lambda folder: write_image_recipe(folder, training=TRAINING),
+    "embedding": _embedding,
     "image-text": lambda folder: write_pair_recipe(folder, training=TRAINING),
 }
 """By family, what writes a recipe into an empty directory."""

@@ -30,6 +30,7 @@ from tests.helpers_families import (
     choice_rows,
     preference_rows,
     question_rows,
+    retrieval_rows,
     tagged_rows,
     text_tokenizer,
 )
@@ -275,7 +276,15 @@ def flickr(rows: int, seed: int) -> Dataset:
     return made.rename_column("text", "caption_0").add_column("caption_1", ["a"] * rows)
 
 
+def nli(rows: int, seed: int) -> Dataset:
+    made = Dataset.from_list(retrieval_rows(rows, seed=seed))
+    return made.rename_column("query", "anchor")
+
+
 STAND_INS = {
+    "families/all-nli": StandIn(
+        lambda folder: save_base(tiny_bert(), folder), nli, splits=("dev",)
+    ),
     "families/cifar10": StandIn(
         with_processor(tiny_vit, tiny_image_processor), cifar, splits=("test",)
     ),

@@ -102,7 +102,8 @@ def load_base(
         if new:
             add_rows(model, new)
     # by name, for a fixed order: transformers reports missing keys as a set
-    missing = tuple(sorted(info["missing_keys"]))
+    unread = task.options.UNREAD
+    missing = tuple(sorted(k for k in info["missing_keys"] if k.partition(".")[0] not in unread))
     head = head_modules(model, missing, new_head=task.options.TRAINS_HEAD)
     prepare_quantised(model, block.path, head)
     with usual_attention(model, on_gpus=True):

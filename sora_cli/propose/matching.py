@@ -129,6 +129,25 @@ def _pairs(columns: Columns, given: Given, task: str | None) -> Match | None:
     return _of_parts("preference", "a chosen and a rejected answer in each row", parts)
 
 
+def _search(columns: Columns, given: Given, task: str | None) -> Match | None:
+    if task is None and given.get("label_column"):
+        return None
+    # unless the task is given: `question` with `answer` are instructions, `premise` has classes
+    names = None if task else {"query": ("query", "anchor"), "positive": ("positive", "pos")}
+    wanted = {"query": READ, "positive": READ}
+    parts = _parts("embedding", columns, given, wanted, names=names)
+    if len(parts) < 2:
+        return None
+    numbers: tuple[Kind, ...] = ("number", "whole", "class")
+    scored = _parts("embedding", columns, given, {"score": numbers}) if task else {}
+    wrong = options_class("embedding").COLUMNS["negative"]
+    further = {n: "negative" for n in columns if not scored and re.sub(r"_?\d+$", "", n) in wrong}
+    what = "pairs of texts with a score" if scored else "queries with their documents"
+    found = _of_parts("embedding", what, {**parts, **scored})
+    options = {"loss": "cosent"} if scored else {}
+    return replace(found, options=options, taken={**found.taken, **further})
+
+
 def _chat(columns: Columns, given: Given, task: str | None) -> Match | None:
     del task
     parts = _parts("causal-lm", columns, given, {"messages": ("chat",)})
@@ -259,6 +278,7 @@ _FAMILIES: tuple[tuple[str, Callable[[Columns, Given, str | None], Match | None]
     ("image-classification", _image),
     ("image-text", _image_text),
     ("preference", _pairs),
+    ("embedding", _search),
     ("causal-lm", _chat),
     ("token-classification", _tags),
     ("question-answering", _spans),

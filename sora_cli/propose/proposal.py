@@ -201,7 +201,8 @@ def _look(source: str, draft: _Draft) -> tuple[Match, dict[str, Column]]:
     draft.put("model", "path", model)
     draft.put("task", "name", Proposed(matched.task, matched.why))
     for key, value in matched.options.items():
-        draft.put("task", key, Proposed(value, "the tags mark no entities"))
+        why = "the tags mark no entities" if key == "metrics" else matched.why
+        draft.put("task", key, Proposed(value, why))
     for key, proposed in place.items():
         draft.blocks.setdefault("data", {})[key] = proposed
     _splits(draft, splits, train, matched.data.get("label_column"))

@@ -98,6 +98,14 @@ USUAL: Mapping[str, Usual] = {
     "image-classification": Usual(
         "google/vit-base-patch16-224-in21k", builtin="builtin://tiny-vit"
     ),
+    "embedding": Usual(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        _MINILM,
+        multilingual="sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2",
+        largest_batch=32,  # a step's other rows are the wrong answers
+        epochs=(1, 10),
+        texts=2,
+    ),
     "image-text": Usual("openai/clip-vit-large-patch14", builtin="builtin://tiny-clip"),
 }
 """One line per task family, with the models of its recipes."""

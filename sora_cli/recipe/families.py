@@ -9,6 +9,7 @@ from typing import Any
 
 from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
+from sora_cli.recipe.embedding_options import EmbeddingOptions
 from sora_cli.recipe.metric_facts import add_facts
 from sora_cli.recipe.task_options import (
     CausalLmOptions,
@@ -35,6 +36,7 @@ FAMILIES: dict[str, tuple[str, type[TaskOptions]]] = {
     "multiple-choice": ("multiple_choice", MultipleChoiceOptions),
     "image-classification": ("images", ImageClassificationOptions),
     "image-text": ("image_text", ImageTextOptions),
+    "embedding": ("embedding", EmbeddingOptions),
 }
 """Task families by name: module in `sora_cli.tasks`, and options class.
 

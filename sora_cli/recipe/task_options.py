@@ -42,7 +42,8 @@ FROM_START, BASE_MODEL = "start", "base"
 _OR_THE_HUBS = ", or a metric of the Hub's own collection (evaluate-metric), whose code is then run"
 
 
-def _metrics(*default: str, known: str = "") -> Any:
+def metrics_field(*default: str, known: str = "") -> Any:
+    """Return the field of a family's metrics, with its default and what is known of them."""
     about = f": {known}" if known else "; the first one chooses the checkpoint"
     return Field(list(default), description=f"metrics to report{about}")
 
@@ -79,6 +80,8 @@ class TaskOptions(Block):
     """Parts of a row that hold a whole text: beside them there is no prompt to put into a form."""
     MODEL_CLASS: ClassVar[str]
     """The Auto class of transformers that loads the family's models."""
+    UNREAD: ClassVar[tuple[str, ...]] = ()
+    """Modules of the model that the family does not read: they may be missing."""
     PROCESSOR_CLASS: ClassVar[str] = "AutoTokenizer"
     HUB_TASK: ClassVar[str]
     """The Hub's name for the task."""
@@ -99,7 +102,7 @@ class TaskOptions(Block):
     ANSWERED_TOGETHER: ClassVar[int] = 4096
     """Number of rows in memory at a time for `sora predict`."""
 
-    metrics: SomeNames = _metrics("accuracy")
+    metrics: SomeNames = metrics_field("accuracy")
     best_metric: str | None = Field(
         None, description="metric that chooses the best checkpoint. Default: the first of metrics"
     )
@@ -133,7 +136,7 @@ class SequenceClassificationOptions(TaskOptions):
     HUB_TASK = "text-classification"
     FROM_THE_HUB = True
 
-    metrics: SomeNames = _metrics("accuracy", known=f"{', '.join(_CLASSES)}{_OR_THE_HUBS}")
+    metrics: SomeNames = metrics_field("accuracy", known=f"{', '.join(_CLASSES)}{_OR_THE_HUBS}")
 
 
 class SequenceRegressionOptions(TaskOptions):
@@ -146,7 +149,7 @@ class SequenceRegressionOptions(TaskOptions):
     HUB_TASK = "text-classification"
     FROM_THE_HUB = True
 
-    metrics: SomeNames = _metrics(
+    metrics: SomeNames = metrics_field(
         "pearson_spearman",
         "pearson",
         "spearman",
@@ -194,7 +197,7 @@ class CausalLmOptions(_Writing):
     }
     WHOLE_TEXTS = ("text",)
 
-    metrics: SomeNames = _metrics(
+    metrics: SomeNames = metrics_field(
         *_TOKENS, known=f"{', '.join(_TOKENS)}; {', '.join(WRITTEN)} of generated answers"
     )
     prompt: str = _PROMPT
@@ -225,7 +228,7 @@ class PreferenceOptions(TaskOptions):
     }
     WHOLE_TEXTS = ("chosen", "rejected")
 
-    metrics: SomeNames = _metrics(*_OF_PAIRS, known=", ".join((*_OF_PAIRS, "loss")))
+    metrics: SomeNames = metrics_field(*_OF_PAIRS, known=", ".join((*_OF_PAIRS, "loss")))
     prompt: str = _PROMPT
     system: str | None = _SYSTEM
     loss: Literal["sigmoid", "hinge", "ipo", "robust", "orpo", "simpo"] = Field(
@@ -290,7 +293,7 @@ class Seq2SeqOptions(_Writing):
         "target": ("target", "output", "summary", "highlights", "answer"),
     }
 
-    metrics: SomeNames = _metrics(
+    metrics: SomeNames = metrics_field(
         "rougeL",
         "exact_match",
         "token_accuracy",
@@ -321,7 +324,7 @@ class QuestionAnsweringOptions(TaskOptions):
         "answers": ("answers",),
     }
 
-    metrics: SomeNames = _metrics("f1", "exact_match")
+    metrics: SomeNames = metrics_field("f1", "exact_match")
     stride: Count = Field(
         64, description="number of tokens that two neighbouring windows of a context share"
     )
@@ -347,7 +350,7 @@ class TokenClassificationOptions(TaskOptions):
         "tags": ("tags", "ner_tags", "pos_tags", "chunk_tags", "labels"),
     }
 
-    metrics: SomeNames = _metrics(
+    metrics: SomeNames = metrics_field(
         *METRICS, known="f1, precision, recall of entities (seqeval), accuracy of words"
     )
     label_all_pieces: bool = Field(
@@ -370,7 +373,7 @@ class MultipleChoiceOptions(TaskOptions):
         "choices": ("choices", "endings", "options"),
     }
 
-    metrics: SomeNames = _metrics("accuracy")
+    metrics: SomeNames = metrics_field("accuracy")
 
 
 class ImageClassificationOptions(TaskOptions):
@@ -384,7 +387,7 @@ class ImageClassificationOptions(TaskOptions):
     HUB_TASK = "image-classification"
     COLUMNS: ClassVar[Columns] = {"image": ("image", "img", "pixel_values")}
 
-    metrics: SomeNames = _metrics("accuracy")
+    metrics: SomeNames = metrics_field("accuracy")
 
 
 class ImageTextOptions(TaskOptions):
@@ -402,4 +405,4 @@ class ImageTextOptions(TaskOptions):
     HUB_TASK = "zero-shot-image-classification"
     COLUMNS: ClassVar[Columns] = {"image": ("image", "img"), "text": ("text", "caption")}
 
-    metrics: SomeNames = _metrics("recall_at_1", "text_recall_at_1")
+    metrics: SomeNames = metrics_field("recall_at_1", "text_recall_at_1")

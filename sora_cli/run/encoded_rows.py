@@ -30,15 +30,17 @@ def row_lines(task: Task, processor: Any, rows: Encoded, number: int) -> Iterato
         yield from (f"{name}: {_short(value)}" for name, value in _column_texts(row, task))
         return
     tokenizer = getattr(processor, "tokenizer", processor)
-    if ids and isinstance(ids[0], list) and isinstance(row["labels"], list):
-        yield from _pair(tokenizer, ids, row["labels"])
+    labels = row.get("labels")
+    if ids and isinstance(ids[0], list) and isinstance(labels, list):
+        yield from _pair(tokenizer, ids, labels)
         return
     if ids and isinstance(ids[0], list):
+        parts = list(task.options.COLUMNS)
         for place, choice in enumerate(ids[:_CHOICES]):
-            mark = "right" if place == row["labels"] else "choice"
+            mark = "right" if place == labels else "choice"
+            mark = parts[min(place, 2)] if labels is None else mark  # the last are all alike
             yield f"{mark:<8} {_short(_tokens(tokenizer, choice))}"
         return
-    labels = row.get("labels")
     if isinstance(labels, list) and len(labels) == len(ids) and task.label_names is None:
         yield from _learned(tokenizer, ids, labels)
         return

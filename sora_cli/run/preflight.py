@@ -89,6 +89,12 @@ def _check_loss(recipe: Recipe) -> None:
             hint="training.loss=logits",
             key="training.loss",
         )
+    if recipe.task.options.LOSS_COMPARES != "nothing" and recipe.training.batch_size == 1:
+        raise SoraError(
+            f"the loss of {name} compares the rows of a step, and a step of one row has no others",
+            hint="training.batch_size=32",
+            key="training.batch_size",
+        )
 
 
 def _check_new_tokens(recipe: Recipe) -> None:

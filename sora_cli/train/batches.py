@@ -28,6 +28,8 @@ class GroupedBatchSampler(Sampler[list[int]]):
 
     Args:
         lengths: (rows,) tokens of each row; None: random order, not grouped by length.
+        pool: number of steps whose rows are sorted together; 1: each step has random rows, and its
+            micro-batches have rows of similar length.
         batch_size: rows in an optimiser step.
         rows_per_pass: rows in a micro-batch.
         seed: together with the epoch, the only source of randomness.
@@ -44,6 +46,7 @@ class GroupedBatchSampler(Sampler[list[int]]):
         seed: int,
         process: int = 0,
         processes: int = 1,
+        pool: int = _POOL,
     ) -> None:
         if batch_size % (rows_per_pass * processes):
             raise ValueError(
@@ -52,7 +55,7 @@ class GroupedBatchSampler(Sampler[list[int]]):
             )
         self.rows, self.lengths, self.seed, self.epoch = rows, lengths, seed, 0
         self.global_batch, self.batch_size = batch_size, rows_per_pass
-        self.process, self.processes = process, processes
+        self.process, self.processes, self.pool = process, processes, pool
 
     def set_epoch(self, epoch: int) -> None:
         """Set the number of the epoch; the trainer calls this when an epoch begins."""
@@ -91,7 +94,7 @@ class GroupedBatchSampler(Sampler[list[int]]):
         full, rest = order[:cut], order[cut:]
         if self.lengths is not None:
             # sorting all rows would give every epoch the same batches; pools differ by epoch
-            pool = _POOL * self.global_batch
+            pool = self.pool * self.global_batch
             pools = [full[i : i + pool] for i in range(0, cut, pool)]
             by_length = [p[np.argsort(-self.lengths[p], kind="stable")] for p in pools]
             full = np.concatenate([full[:0], *by_length])

@@ -73,6 +73,8 @@ class AdapterTrainer(ResumingTrainer):
         self.sampler: GroupedBatchSampler | None = None
         self.loggers: list[TrainerCallback] = []  # of a training that has ended
         self._counts: deque[int] = deque()  # loss items of the step's remaining micro-batches
+        self._compared: list[Any] = []  # micro-batches of a step that its loss has yet to look at
+        self._seen: deque[Any] = deque()  # the remaining ones, when it has
         self.last: Predictions | None = None  # outputs of the evaluation after the last step
         self._keep: OutputsToKeep = task.outputs_to_keep
         self.step_contexts: Sequence[Callable[[], Context]] = ()
@@ -108,15 +110,17 @@ class AdapterTrainer(ResumingTrainer):
         # not before they are counted: reading a number back would wait for the device
         pinned = self.args.dataloader_pin_memory
         batches = send_to_device(batches, self.args.device, non_blocking=pinned)
-        if self.task.options.LOSS_COMPARES == "step":
-            batches = self._before_step(batches)
+        self._compared = list(batches) if self.task.options.LOSS_COMPARES == "step" else []
         items = torch.tensor(sum(counts))  # stays on the CPU: an upload would wait for the device
         if self.args.world_size > 1:
             items = self.accelerator.gather(items.to(self.args.device)).sum()
         return batches, items
 
-    def _before_step(self, batches: Sequence[Any]) -> list[Any]:
-        """Let the task look at all rows of a step, without those that only fill it up."""
+    def _before_step(self, batches: Sequence[Any]) -> deque[Any]:
+        """Let the task look at all rows of a step, without those that only fill it up.
+
+        In the first pass of the step, as a resumed run sets its random numbers right before it.
+        """
         real = [number for number, items in enumerate(self._counts) if items]
         model, random = self.model, generators.torch_states()
         model.train()
@@ -128,11 +132,12 @@ class AdapterTrainer(ResumingTrainer):
             made = self.task.before_step(model, [batches[number] for number in real])
         generators.restore_torch(random)  # for the step's passes: dropout drops the same numbers
         whole = dict(zip(real, made, strict=True))
-        return [whole.get(number, batch) for number, batch in enumerate(batches)]
+        return deque(whole.get(number, batch) for number, batch in enumerate(batches))
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Compute one micro-batch's loss and gradients, with the recipe's switches."""
         # A whole step, in order; lines in brackets are transformers' (5.24, `_run_epoch`).
+        #   a loss that compares all rows of the step looks at them (`_before_step`)
         #   for each micro-batch, here:
         #     [loss, under autocast], weighted by its rows (`compute_loss`), plus the method's
         #     penalty (callback.py); [backward]
@@ -140,6 +145,10 @@ class AdapterTrainer(ResumingTrainer):
         #   [optimiser]; the method's hook, which sees gradients and moments (callback.py)
         #   [learning rate; zero_grad]; remove dead components, write a checkpoint, show progress
         #   [log, evaluate]
+        if self._compared:
+            self._seen, self._compared = self._before_step(self._compared), []
+        if self._seen:
+            inputs = self._seen.popleft()
         random = generators.torch_states()
         with ExitStack() as stack:
             for context in self.step_contexts:
@@ -179,6 +188,8 @@ class AdapterTrainer(ResumingTrainer):
         """Return micro-batches from our own sampler, in the CPU's memory."""
         assert self.train_rows is not None
         block = self.recipe.training
+        # rows that are compared with each other must not be alike in length
+        pool = {"pool": 1} if self.task.options.LOSS_COMPARES == "step" else {}
         self.sampler = GroupedBatchSampler(
             len(self.train_rows.lengths),
             self.train_rows.lengths if block.length_grouping else None,
@@ -187,6 +198,7 @@ class AdapterTrainer(ResumingTrainer):
             seed=block.seed,
             process=self.args.process_index,
             processes=self.args.world_size,
+            **pool,
         )
         loader = self._loader(self.train_rows.dataset, batch_sampler=self.sampler)
         return _unshared(loader)  # the sampler has already dealt out the rows

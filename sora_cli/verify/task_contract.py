@@ -38,7 +38,7 @@ def micro_batches_add_up(recipe: Recipe) -> None:
 
     A family that compares the rows of a micro-batch says so (`LOSS_COMPARES`), and is not checked.
     """
-    with _loaded(recipe) as (task, trainer, rows):
+    with _loaded(recipe, training=True) as (task, trainer, rows):
         if task.options.LOSS_COMPARES == "micro-batch":
             return
         half = len(rows.lengths) // 2
@@ -56,6 +56,7 @@ def the_loss_is_that_of_training(recipe: Recipe) -> None:
         if task.options.LOSS_COMPARES == "micro-batch":
             return
         scored = task.loss(trainer.predictions_of(rows, []))
+    with _loaded(recipe, training=True) as (task, trainer, rows):
         trained, _ = _loss(task, trainer, rows, [range(len(rows.lengths))])
         assert _close(scored, trained), f"loss is {scored:g} of a split, {trained:g} in training"
 
@@ -150,16 +151,21 @@ CHECKS = (
 
 @contextmanager
 def _loaded(
-    recipe: Recipe, *, turned: bool = False, whole: bool = False
+    recipe: Recipe, *, turned: bool = False, whole: bool = False, training: bool = False
 ) -> Iterator[tuple[Task, AdapterTrainer, Encoded]]:
-    """Load a recipe's model and its first rows to score, or all of them, without dropout."""
+    """Load a recipe's model and its first rows to score, without dropout.
+
+    Args:
+        whole: all rows to score.
+        training: these rows as they are trained on.
+    """
     task, rows = load_task(recipe)
     check_rows(task, rows, (rows.train, rows.select))
     numbers = [*range(len(rows.select) if whole else _ROWS)][:: -1 if turned else 1]
     torch.manual_seed(0)  # a new head is drawn
     base = load_base(recipe.model, task, dropout=0.0)
     origin = rows.origin(rows.select).of(numbers)
-    encoded = encode(task, base, rows.select.select(numbers), origin)
+    encoded = encode(task, base, rows.select.select(numbers), origin, training=training)
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_scorer(recipe, task, base, Path(folder))
         if task.reference is not None:

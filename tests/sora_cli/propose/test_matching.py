@@ -71,6 +71,11 @@ CASES: dict[str, tuple[str, str, dict[str, str]]] = {
         {"dialogue": "source", "summary": "target"}),
     "images": ("img:image label:class", "image-classification",
         {"img": "image", "label": "label"}),
+    "search": ("id:identifier query:text positive:text negative_1:text negative_2:text",
+        "embedding", {"query": "query", "positive": "positive", "negative_1": "negative",
+        "negative_2": "negative"}),
+    "triplets": ("anchor:text positive:text negative:text", "embedding",
+        {"anchor": "query", "positive": "positive", "negative": "negative"}),
     "captions": ("image:image caption:text", "image-text",
         {"image": "image", "caption": "text"}),
 }  # fmt: skip
@@ -81,6 +86,20 @@ def test_families(name: str) -> None:
     columns, task, taken = CASES[name]
     found = _match(columns)
     assert (found.task, found.taken) == (task, taken)
+
+
+def test_texts_with_a_score_are_compared_if_the_task_is_given() -> None:
+    found = _match("sentence1:text sentence2:text score:number", task="embedding")
+    assert found.options == {"loss": "cosent"}
+    assert found.taken == {"sentence1": "query", "sentence2": "positive", "score": "score"}
+    found = _match("question:text answer:text", task="embedding")
+    assert (found.options, found.data) == ({}, {})
+    found = _match("q:text d:text bad:text", columns={"query": "q", "positive": "d"})
+    assert (found.task, found.taken) == ("embedding", {"q": "query", "d": "positive"})
+    found = _match(
+        "query:text positive:text kind:class", label_column="kind", text_columns=["query"]
+    )
+    assert found.task == "sequence-classification"
 
 
 def test_columns_are_named_in_the_recipe_only_if_they_need_it() -> None:

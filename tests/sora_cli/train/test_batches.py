@@ -54,6 +54,15 @@ def test_steps_are_the_same_for_any_micro_batch(micro: int, lengths: np.ndarray 
         assert len(list(whole)) == len(whole)
 
 
+def test_steps_of_random_rows_have_micro_batches_of_similar_length() -> None:
+    """For a loss that compares the rows of a step."""
+    plain, sorted_ = _sampler(lengths=None), _sampler(rows_per_pass=4, pool=1)
+    steps = _steps(list(sorted_)[: ROWS // 16 * 4], 4)
+    assert sorted(map(sorted, steps)) == sorted(map(sorted, list(plain)[:-1]))
+    for step in steps:
+        assert list(LENGTHS[step]) == sorted(LENGTHS[step], reverse=True)
+
+
 @pytest.mark.parametrize("rows", [992, ROWS, 992 + 1, 992 + 7, 3])
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_take_the_same_steps_together(processes: int, rows: int) -> None:

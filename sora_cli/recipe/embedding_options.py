@@ -1,0 +1,85 @@
+"""Options of the family `embedding`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from sora_cli.recipe.task_options import Columns, TaskOptions, metrics_field
+from sora_cli.recipe.types import SomeNames
+
+_FOUND = ("ndcg_at_10", "mrr_at_10", "recall_at_1", "recall_at_10")
+_ALIKE = ("spearman", "pearson")
+
+
+class EmbeddingOptions(TaskOptions):
+    """One vector for each text: finding documents, or the similarity of two texts."""
+
+    METRICS = (*_FOUND, *_ALIKE, "loss")
+    COUNTS_ROWS = False  # a query may have several documents, of which some are found
+    ROWS_ALONE = False  # each query chooses among all documents
+    LOSS_COMPARES = "step"
+    COLUMNS: ClassVar[Columns] = {
+        "query": ("query", "anchor", "question", "sentence1", "sentence_A", "premise", "text1"),
+        "positive": (
+            "positive", "pos", "document", "passage", "answer", "sentence2", "sentence_B",
+            "hypothesis", "text2", "context",
+        ),
+        "negative": ("negative", "neg", "hard_negative"),
+        "score": ("score", "similarity_score", "similarity", "relatedness_score", "label"),
+    }  # fmt: skip
+    MODEL_CLASS = "AutoModel"
+    UNREAD = ("pooler",)
+    HUB_TASK = "sentence-similarity"
+    PEFT_TYPE = "FEATURE_EXTRACTION"
+    ONE_LABEL = False
+    TRAINS_HEAD = False
+    ANSWERED_BY = ("query_vector", "document_vector")
+    ANSWERED_TOGETHER = 1024
+
+    metrics: SomeNames = metrics_field(
+        "ndcg_at_10",
+        "mrr_at_10",
+        "recall_at_1",
+        known=f"{', '.join(_FOUND)} of each query among all documents of the split; of pairs with "
+        f"a score (loss cosent) {', '.join(_ALIKE)}",
+    )
+    loss: Literal["infonce", "cosent"] = Field(
+        "infonce",
+        description="infonce: rows of a query, its document and further columns of wrong "
+        "documents; the documents of a step's other rows are wrong, too. cosent: pairs of texts "
+        "with a score, whose order the cosines learn",
+    )
+    scale: float = Field(20.0, gt=0, description="factor of the cosines in the loss: 1/temperature")
+    pooling: Literal["auto", "mean", "cls", "last"] = Field(
+        "auto",
+        description="how a text's vector is made of its tokens' vectors. auto: as the base model's "
+        "modules.json says, or else mean. Another value is for base models without that file",
+    )
+    query_prompt: str | None = Field(
+        None, description="text before each query. Default: the base model's own, if it has one"
+    )
+    document_prompt: str | None = Field(
+        None, description="text before each document. Default: the base model's own, if it has one"
+    )
+    query_max_length: int | None = Field(
+        None, ge=2, le=2**24, description="largest number of tokens in a query, with its prompt. "
+        "Default: data.max_length"
+    )  # fmt: skip
+
+    @model_validator(mode="before")
+    @classmethod
+    def _metrics_of_pairs(cls, values: Any) -> Any:
+        pairs = isinstance(values, Mapping) and values.get("loss") == "cosent"
+        unset = pairs and values.get("metrics") is None
+        return {**values, "metrics": list(_ALIKE)} if unset else values
+
+    @model_validator(mode="after")
+    def _metrics_fit(self) -> EmbeddingOptions:
+        wrong = _FOUND if self.loss == "cosent" else _ALIKE
+        for name in self.metrics:
+            if name in wrong:
+                raise ValueError(f"{name} is no metric of rows with loss {self.loss}")
+        return self
