@@ -9,8 +9,6 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from functools import cache
-from importlib import metadata
 from typing import Any
 
 # a shell starts what it puts into the background with SIGINT ignored, and so would be all that
@@ -73,10 +71,9 @@ def _forked() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cheap_runs() -> Iterator[None]:
-    """Draw no map of a run's ranks, and read each package's version once: a report has dozens."""
+    """Do without what costs much and shows little."""
     with pytest.MonkeyPatch.context() as patch:
         blank.install(patch.setattr)
-        patch.setattr(metadata, "version", cache(metadata.version))
         yield
 
 
@@ -101,3 +98,4 @@ def _second_opinion() -> Iterator[None]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw the map of a run's ranks all the same."""
     monkeypatch.setattr(blank.plot, "save_figure", blank.draw)
+    monkeypatch.setattr(blank.plot, "draw_rank_map", blank.lay_out)
