@@ -9,9 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from functools import cache
-from importlib import metadata
-from pathlib import Path
+from typing import Any
 
 # a shell starts what it puts into the background with SIGINT ignored, and so would be all that
 # tests start
@@ -19,15 +17,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ["HF_HUB_OFFLINE"] = "1"
-_CACHE = tempfile.TemporaryDirectory(prefix="sora-tests-")  # removed when the process ends
-os.environ["HF_HOME"] = _CACHE.name
-os.environ["HF_DATASETS_CACHE"] = f"{_CACHE.name}/datasets"
+if "PYTEST_XDIST_WORKER" not in os.environ:  # else the processes of the run share one
+    _CACHE = tempfile.TemporaryDirectory(prefix="sora-tests-")  # removed when the process ends
+    os.environ["HF_HOME"] = _CACHE.name
+    os.environ["HF_DATASETS_CACHE"] = f"{_CACHE.name}/datasets"
 
 import pytest  # noqa: E402
 import torch  # noqa: E402 (reads the variables above)
 
 from tests import blank, second_opinion, warm  # noqa: E402
-from tests.run_folder import run_folder  # noqa: E402
 
 torch.set_num_threads(1)
 pytest_plugins = ["tests.durations", "tests.golden"]
@@ -35,12 +33,14 @@ pytest_plugins = ["tests.durations", "tests.golden"]
 
 _MANY = 100  # modules
 _frozen: set[str] = set()
+gc.disable()  # until all is imported: nothing of it is garbage
 
 
 def pytest_collection_finish() -> None:
     """Let no collection of garbage look at what was imported: Trainer asks for one in each run."""
     gc.collect()
     gc.freeze()
+    gc.enable()
     _frozen.update(sys.modules)
 
 
@@ -48,6 +48,13 @@ def pytest_runtest_setup() -> None:
     """Do so again where tests have imported much since."""
     if len(sys.modules) > len(_frozen) + _MANY:
         pytest_collection_finish()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs: list[Any]) -> None:
+    """Fork the processes of the run from one that has imported what takes seconds."""
+    for spec in specs:
+        spec.python = warm.worker()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,19 +70,10 @@ def _forked() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _built_models(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Make each built-in model once for all processes of the run: one takes 20 s."""
-    shared = run_folder(tmp_path_factory) / "sora-models"
-    shared.mkdir(exist_ok=True)
-    Path(_CACHE.name, shared.name).symlink_to(shared)
-
-
-@pytest.fixture(scope="session", autouse=True)
 def _cheap_runs() -> Iterator[None]:
-    """Draw no map of a run's ranks, and read each package's version once: a report has dozens."""
+    """Do without what costs much and shows little."""
     with pytest.MonkeyPatch.context() as patch:
         blank.install(patch.setattr)
-        patch.setattr(metadata, "version", cache(metadata.version))
         yield
 
 
@@ -100,3 +98,4 @@ def _second_opinion() -> Iterator[None]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw the map of a run's ranks all the same."""
     monkeypatch.setattr(blank.plot, "save_figure", blank.draw)
+    monkeypatch.setattr(blank.plot, "draw_rank_map", blank.lay_out)

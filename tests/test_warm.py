@@ -55,6 +55,16 @@ def test_what_a_server_imports_that_another_one_forked() -> None:
     assert said(warm.python(warm.OURS), "-c", again) == (0, "[True, True]\n", [])
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="nothing is forked beside a GPU")
+def test_pytests_own_processes_have_forks_of_their_own() -> None:
+    """They start new processes of Python, and find the servers of the process that started them."""
+    code = "import sys; print('torch' in sys.modules, sys.executable); "
+    again = "from tests import warm; print(warm.python())"
+    assert said(warm.worker(), "-c", code + again) == (
+        0, f"True {sys.executable}\n{warm.python()}\n", [],
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("words", [["probe.py"], ["-u", "-m", "probe"], ["-c", PROBE]])
 def test_where_it_finds_itself(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "probe.py").write_text(PROBE)

@@ -18,13 +18,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.adapter.metadata import read_json
 from sora_cli.adapter.peft.parameters import experts_apart
 from sora_cli.adapter.peft.refused import refused_today
 from sora_cli.adapter.programs import PROGRAMS, Program
+from sora_cli.core.environment import installed
 from sora_cli.core.errors import SoraError
 from sora_cli.core.shell import quote
 from sora_cli.core.words import first_few
@@ -218,7 +218,7 @@ def _objections(program: Program, facts: _Facts) -> Iterator[tuple[str, str]]:
         yield refuse("", form)
     if program.takes not in ("types", "pairs", config.peft_type):
         yield program.other_types, form
-    if program.broken and _installed(program.name).startswith(program.broken):
+    if program.broken and (installed(program.name) or "").startswith(program.broken):
         yield program.broken_note, ""
     if program.conv1d and config.fan_in_fan_out:
         yield refuse(f"its converter {program.conv1d}", form)
@@ -277,14 +277,6 @@ def _refusal(facts: _Facts, reason: str, step: str, rank: int = 0) -> tuple[str,
     """Return the advice on an objection, which ends with the command to run first, and the step."""
     command = filled(_STEPS[step], {"DIR": facts.directory, "RANK": str(rank)})
     return f"{reason}: {command}" if reason else command, step
-
-
-def _installed(package: str) -> str:
-    """Return the installed version of a package; "": there is none."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def _is_misread(program: Program, facts: _Facts) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from importlib.metadata import version
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +12,13 @@ from methods.init import linear_shape
 from methods.updates import Rescaled, Update
 from sora_cli.adapter.parts.form import LINEAR, Form
 from sora_cli.adapter.todays_names import todays_names
+from sora_cli.core.environment import installed
 from sora_cli.core.errors import SoraError
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _OTHER_BASE = (
     "is it the right base model and the right task, and is transformers as new as "
-    f"the adapter's (here {version('transformers')})?"
+    f"the adapter's (here {installed('transformers')})?"
 )
 Sides = tuple[int, int]
 """(out, in) of an update as a matrix."""

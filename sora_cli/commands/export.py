@@ -223,12 +223,14 @@ def _export_gguf(
     check_gguf_place(output, force=force)
     with uncollected():
         from sora_cli.adapter.gguf_lora import export_gguf
+        from sora_cli.gguf.package import parsed_once
         from sora_cli.use.modelfile import write_modelfile
 
     keep_freed_memory()
     kind = type or GGUF_TYPES[0]
-    done = export_gguf(directory, output, type=kind, base=base, force=force)
-    modelfile, notes = write_modelfile(read, output, base=base, merged=False)
+    with parsed_once(base or "", *map(str, with_base(read))):
+        done = export_gguf(directory, output, type=kind, base=base, force=force)
+        modelfile, notes = write_modelfile(read, output, base=base, merged=False)
     say_notes([*done.notes, *notes])
     command = f"llama-server -m BASE.gguf --lora {quote(str(output))}"
     if as_json:

@@ -185,14 +185,17 @@ def _merge_gguf(
             )
         check_apart(output, place, source)
         from sora_cli.adapter.survival import ENOUGH
+        from sora_cli.gguf.package import parsed_once
         from sora_cli.merge.rounding import shown_survival
         from sora_cli.merge.to_gguf import merge_to_gguf, ways_out_gguf
         from sora_cli.use.modelfile import write_modelfile
 
         say_notes(adapter.source.notes)
-        done = merge_to_gguf(
-            adapter, source, output, type=type, accept_loss=accept_loss, force=force
-        )
+        with parsed_once(str(source)):
+            done = merge_to_gguf(
+                adapter, source, output, type=type, accept_loss=accept_loss, force=force
+            )
+            modelfile, notes = write_modelfile(place, output, base=base, merged=True)
         lossy = done.survival.share < ENOUGH
         ways = "; ".join(ways_out_gguf(adapter, source, done.stored)) if lossy else ""
     if done.base_note is not None:
@@ -202,7 +205,6 @@ def _merge_gguf(
     say(f"{'warning: ' if lossy else ''}{shown_survival(done.survival, done.stored)}")
     if lossy:
         say(f"  to lose less: {ways}")
-    modelfile, notes = write_modelfile(place, output, base=base, merged=True)
     say_notes(notes)
     emit(f"  {printable(f'llama-server -m {quote(str(output))}')}")
     if modelfile is not None:

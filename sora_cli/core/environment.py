@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def environment() -> dict[str, Any]:
     return {
         "sora": __version__,
         "python": platform.python_version(),
-        **{name: _version(name) for name in _PACKAGES},
+        **{name: installed(name) for name in _PACKAGES},
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "cpus": os.cpu_count(),
@@ -35,6 +35,18 @@ def environment() -> dict[str, Any]:
         "gpu": gpu,
         "git_commit": _git_commit(),
     }
+
+
+@cache
+def installed(package: str) -> str | None:
+    """Return a package's installed version; None: it is not installed.
+
+    Each is read once: for a version Python parses the package's whole description.
+    """
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def peak_memory() -> int | None:
@@ -62,14 +74,6 @@ def process_memory(field: str) -> int | None:
     except OSError:
         return None
     return next((int(x.split()[1]) * 1024 for x in lines if x.startswith(f"{field}:")), None)
-
-
-@cache
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 @cache

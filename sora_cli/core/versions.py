@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib import metadata
 
 from packaging.requirements import Requirement
@@ -14,6 +15,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from sora_cli import __version__
+from sora_cli.core.environment import installed
 from sora_cli.core.errors import SoraError, first_line
 
 DISTRIBUTION = "sora-cli"
@@ -21,6 +23,7 @@ _Package = tuple[Requirement, str | None]
 """A requirement and its installed version; None: not installed."""
 
 
+@cache
 def requirements() -> list[Requirement]:
     """Return the requirements of the installed package; empty if it is not installed."""
     try:
@@ -45,7 +48,7 @@ def check_versions() -> None:
 
     Call it before the packages are imported. The error names the command that installs a newer one.
     """
-    needed = [(r, _installed(r)) for r in requirements() if not _is_of_extra(r)]
+    needed = [(r, installed(r.name)) for r in requirements() if not _is_of_extra(r)]
     old = [(r, version) for r, version in needed if version is not None and too_old(r, version)]
     if old:
         raise _error(old)
@@ -68,7 +71,7 @@ def version_error(error: BaseException) -> SoraError | None:
 
 def _outside(known: list[Requirement]) -> Iterator[_Package]:
     for requirement in known:
-        version = _installed(requirement)
+        version = installed(requirement.name)
         if _is_of_extra(requirement) and requirement.name.replace("-", "_") not in sys.modules:
             continue
         if version is None or too_old(requirement, version) or too_new(requirement, version):
@@ -99,8 +102,7 @@ def _broken_import(error: ImportError, known: list[Requirement]) -> SoraError | 
     needs = f"needs {bounds[0]}" if bounds else "does not ask for it itself"
     return SoraError(
         first_line(error),
-        where=f"{package} {metadata.version(package)} is installed; "
-        f"{DISTRIBUTION} {__version__} {needs}",
+        where=f"{package} {installed(package)} is installed; {DISTRIBUTION} {__version__} {needs}",
         hint=f"another version may have it: pip install --upgrade {DISTRIBUTION} {package}",
     )
 
@@ -109,13 +111,6 @@ def shown(requirement: Requirement) -> str:
     """Format a requirement with its lower bound first: "transformers>=5.4,<6"."""
     bounds = sorted(map(str, requirement.specifier), key=lambda part: not part.startswith(">"))
     return f"{requirement.name}{','.join(bounds)}"
-
-
-def _installed(requirement: Requirement) -> str | None:
-    try:
-        return metadata.version(requirement.name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _is_of_extra(requirement: Requirement) -> bool:

@@ -23,7 +23,6 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ import numpy as np
 from datasets import Dataset
 
 from sora_cli.core.atomic import new_file
+from sora_cli.core.environment import installed
 
 _FOLDER = "sora-tokens"  # inside the cache of `datasets`
 _FORMAT = 2
@@ -127,7 +127,7 @@ def _key(texts: Dataset, tokenizer: Any, max_length: int) -> str | None:
     state = _content(tokenizer)
     if state is None:
         return None
-    facts = [_FORMAT, {name: version(name) for name in _LIBRARIES}, max_length, len(texts)]
+    facts = [_FORMAT, {name: installed(name) for name in _LIBRARIES}, max_length, len(texts)]
     digest = hashlib.sha256(json.dumps([facts, state]).encode())
     for batch in texts.iter(batch_size=1000):
         digest.update(json.dumps(list(batch.values()), default=str).encode())

@@ -51,7 +51,9 @@ def parsed_once(*sources: str) -> Iterator[None]:
         yield
         return
     reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader, gguf.get_tensor_name_map = cache(reader), cache(names)
+    parsed = cache(reader)
+    gguf.GGUFReader = lambda file: parsed(str(file))  # transformers names files by texts
+    gguf.get_tensor_name_map = cache(names)
     try:
         yield
     finally:

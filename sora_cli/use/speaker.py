@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from methods.base import Layers
 from methods.inject import adapted_layers
 from sora_cli.adapter.apply import switched_off
 from sora_cli.adapter.metadata import AdapterMeta
+from sora_cli.adapter.places import with_base
 from sora_cli.core.console import say
 from sora_cli.core.device import device_type
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import Deferral, Interrupted, deferred
 from sora_cli.core.out_of_memory import telling
 from sora_cli.core.shell import quote
+from sora_cli.gguf.package import parsed_once
 from sora_cli.run.scoring import load_target
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Task
@@ -192,9 +194,11 @@ def load_speaker(
         raw: continue prompts as they are, without a template or headings.
     """
     words = [] if dtype is None else [f"model.dtype={dtype}"]
-    loaded, meta = recipe_for_rows(place, words, on=on)
-    recipe = loaded.recipe
-    with recipe.placing():
+    with ExitStack() as stack:
+        stack.enter_context(parsed_once(on or "", *map(str, with_base(place))))
+        loaded, meta = recipe_for_rows(place, words, on=on)
+        recipe = loaded.recipe
+        stack.enter_context(recipe.placing())
         task = create_task(recipe.task, recipe.data)
         if not task.options.CAN_SPEAK:
             raise SoraError(

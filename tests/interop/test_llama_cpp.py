@@ -11,6 +11,7 @@ sums is left.
 from __future__ import annotations
 
 import io
+import json
 import math
 import sys
 from collections.abc import Iterator
@@ -38,9 +39,10 @@ from tests.interop.helpers_llama_cpp import (
     same_tokens,
     write_with,
 )
+from tests.run_folder import made_once
 from tests.shared_files import ROOT, data_folder
 
-TOKENS = 6
+TOKENS, ADAPTER = 6, "adapter"
 PROMPTS = (
     "The capital of France is", "def add(a, b):", "Water boils at a temperature of", "1, 2, 3, 4,",
 )  # fmt: skip
@@ -55,12 +57,12 @@ DIALOGUES: list[list[Message]] = [
 Texts = list[list[Step]]
 
 
-def random(folder: Path) -> Path:
+def random(folder: Path) -> None:
     """An adapter of SmolLM2 whose modules have 0 to 4 components."""
-    return smollm2.write_adapter(folder, strength=0.05)
+    smollm2.write_adapter(folder / ADAPTER, strength=0.05)
 
 
-def trained(folder: Path) -> Path:
+def trained(folder: Path) -> None:
     """An adapter of SmolLM2, trained for 8 steps and cut to 1.2 components a module."""
     rows = data_folder("instruct")
     files = f"{{train: {rows / 'train.jsonl'}, validation: {rows / 'validation.jsonl'}}}"
@@ -72,7 +74,13 @@ def trained(folder: Path) -> Path:
         f"output.dir={folder}", "--no-verify",
     ]  # fmt: skip
     assert run(words) == 0
-    return folder / "adapter"
+
+
+def texts(file: Path) -> Texts:
+    """Texts that a process of this run has stored."""
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    return [[(token, {int(t): p for t, p in likely.items()}) for token, likely in text]
+            for text in stored]  # fmt: skip
 
 
 def rms(a: Texts, b: Texts) -> float:
@@ -112,10 +120,16 @@ class Written:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     pytest.importorskip("xllamacpp", reason=NEEDS)
-    model, tokenizer = smollm2.model(), smollm2.tokenizer()
+    tokenizer = smollm2.tokenizer()
     prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
-    float32 = smollm2.rewritten(tmp_path_factory.mktemp("smollm") / "float32.gguf", float32=True)
-    return Base(float32, prompts, [write_with(model, ids, TOKENS) for ids in prompts])
+
+    def write(folder: Path) -> None:
+        smollm2.rewritten(folder / "float32.gguf", float32=True)
+        plain = [write_with(smollm2.model(), ids, TOKENS) for ids in prompts]
+        (folder / "plain.json").write_text(json.dumps(plain), encoding="utf-8")
+
+    folder = made_once(tmp_path_factory, "smollm2-float32", write)
+    return Base(folder / "float32.gguf", prompts, texts(folder / "plain.json"))
 
 
 ADAPTERS = {"random": (random, 5.0), "trained": (trained, 1.5)}
@@ -125,12 +139,17 @@ ADAPTERS = {"random": (random, 5.0), "trained": (trained, 1.5)}
 def written(
     base: Base, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Written:
-    """Each test takes one of both adapters: no outcome depends on which."""
+    """Each test takes one of both adapters, made once a run: no outcome depends on which."""
     make, least = ADAPTERS[request.param]
-    adapter = make(tmp_path_factory.mktemp(request.param) / "adapter")
-    model = PeftModel.from_pretrained(smollm2.model(), adapter).eval()
-    adapted = [write_with(model, ids, TOKENS) for ids in base.prompts]
-    return Written(adapter, least, base, adapted)
+
+    def write(folder: Path) -> None:
+        make(folder)
+        model = PeftModel.from_pretrained(smollm2.model(), folder / ADAPTER).eval()
+        adapted = [write_with(model, ids, TOKENS) for ids in base.prompts]
+        (folder / "adapted.json").write_text(json.dumps(adapted), encoding="utf-8")
+
+    folder = made_once(tmp_path_factory, f"smollm2-{request.param}", write)
+    return Written(folder / ADAPTER, least, base, texts(folder / "adapted.json"))
 
 
 def taken(*cases: tuple[str, object], name: str) -> pytest.MarkDecorator:

@@ -3,7 +3,9 @@
 `python()` is called in place of `sys.executable`. Each call of it is a process of its own, forked
 from a server (`server.py`) in which other people's packages are imported and nothing of this
 project is: ours are imported anew, in the order of the command. Between caller and process stands
-`client.py`: it sends signals on, and ends as the process does, by a signal, too.
+`client.py`: it sends signals on, and ends as the process does, by a signal, too. pytest's own
+processes are forked from the same server (`worker()`), and all of them have their forks from the
+servers that one of them has started.
 
 Where a fork could differ from a new process (other variables that packages read when they are
 imported, options of Python, a terminal, a GPU), a new process is started instead. But what decides
@@ -23,6 +25,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 _HERE = Path(__file__).parent
 OURS = "tests.warm.ours"
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -35,6 +39,10 @@ sys.path.insert(0, {here!r})
 from client import main
 main(*{facts}, *sys.argv[1:])
 """
+_SHARED = "PYTEST_WARM"
+"""The variable with the folder of the servers, in all processes of a run of the tests."""
+_ALIVE = "alive"
+_kept: list[Any] = []
 
 
 class Sys:
@@ -45,8 +53,14 @@ class Sys:
 
 
 @cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="sora-warm-")  # removed when the process ends
+def _folder() -> Path:
+    """Return the folder of the servers, which end with the process that has made it."""
+    if named := os.environ.get(_SHARED):
+        return Path(named)
+    made = tempfile.TemporaryDirectory(prefix="sora-warm-")  # removed when the process ends
+    os.mkfifo(alive := Path(made.name, _ALIVE))
+    _kept.extend((made, os.open(alive, os.O_RDWR)))  # closed when the process ends
+    return Path(made.name)
 
 
 @cache
@@ -57,21 +71,43 @@ def python(module: str = "", path: str = "") -> str:
         module: what is imported there as well.
         path: where that is found before all other places.
     """
-    folder = Path(_folder().name, module or "packages")
-    folder.mkdir()
+    folder = _folder() / (module or "packages")
     program, address = folder / "python", folder / "socket"
-    facts = [str(each) for each in (address, sys.executable, program)]
+    with FileLock(f"{folder}.lock"):
+        if program.exists():
+            return str(program)
+        folder.mkdir()
+        _write(program, address, program)
+        with (
+            socket.socket(socket.AF_UNIX) as listening,
+            folder.with_name(_ALIVE).open("rb") as alive,
+        ):
+            listening.bind(str(address))
+            listening.listen(64)
+            subprocess.Popen(
+                [python() if module else sys.executable, str(_HERE / "server.py"), module],
+                stdin=alive,
+                stdout=listening,
+                env=ENVIRONMENT | ({"PYTHONPATH": path} if path else {}),
+                start_new_session=True,
+            )
+        subprocess.run([program, "-c", ""], check=True, capture_output=True)
+    return str(program)
+
+
+def worker() -> str:
+    """The path of a program for pytest's own processes, whose `sys.executable` is Python itself.
+
+    They find this process's servers.
+    """
+    folder = Path(python()).parent
+    os.environ[_SHARED] = str(folder.parent)
+    _write(program := folder / "worker", folder / "socket", Path(sys.executable))
+    return str(program)
+
+
+def _write(program: Path, address: Path, name: Path) -> None:
+    """Write a program that is called `name` where it says who it is."""
+    facts = [str(each) for each in (address, sys.executable, name)]
     program.write_text(_CLIENT.format(python=sys.executable, here=str(_HERE), facts=facts))
     program.chmod(0o755)
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(address))
-        listening.listen(64)
-        subprocess.Popen(
-            [python() if module else sys.executable, str(_HERE / "server.py"), module],
-            stdin=subprocess.PIPE,  # closed when this process ends, and that ends the server
-            stdout=listening,
-            env=ENVIRONMENT | ({"PYTHONPATH": path} if path else {}),
-            start_new_session=True,
-        )
-    subprocess.run([program, "-c", ""], check=True, capture_output=True)
-    return str(program)

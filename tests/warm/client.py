@@ -23,7 +23,9 @@ def main(address: str, python: str, program: str, *words: str) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
     connection = socket.socket(socket.AF_UNIX)
     answers = connection.makefile("r", encoding="utf-8")
-    pid = _ask(connection, answers, address, program, words) if _can_be_forked(words) else 0
+    shown = (0, 1) if program == python else (0, 1, 2)  # pytest's processes print no progress
+    forked = _can_be_forked(words) and not any(os.isatty(descriptor) for descriptor in shown)
+    pid = _ask(connection, answers, address, program, words) if forked else 0
     if not pid:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.execv(python, [python, *words])
@@ -48,15 +50,14 @@ def _pass_on(pid: int, number: int) -> None:
 
 
 def _can_be_forked(words: tuple[str, ...]) -> bool:
-    """Tell whether a module, code or a file is to be run, with streams that are no terminals."""
+    """Tell whether a module, code or a file is to be run, with open streams."""
     try:
         for descriptor in (0, 1, 2):
             os.fstat(descriptor)
     except OSError:  # closed
         return False
     first = words[1:2] if words[:1] == ("-u",) else words[:1]
-    known = len(first) > 0 and (first[0] in ("-m", "-c") or not first[0].startswith("-"))
-    return known and not any(os.isatty(descriptor) for descriptor in (0, 1, 2))
+    return len(first) > 0 and (first[0] in ("-m", "-c") or not first[0].startswith("-"))
 
 
 def _ask(

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
+
+from sora_cli.core.environment import installed
 
 COMPARED = {"peft": "0.21.", "transformers": "5.24."}
 """The first digits of the versions that a test has compared the table with."""
@@ -62,11 +63,10 @@ def refused_today(model_type: str, paths: Iterable[str]) -> dict[str, str]:
     """Return {path: its fate}, by the installed PEFT if there is one, else by the table."""
     paths = tuple(paths)
     known = refused(model_type, paths)
-    try:
-        compared = all(version(name).startswith(start) for name, start in COMPARED.items())
-    except PackageNotFoundError:
+    found = [(installed(name), start) for name, start in COMPARED.items()]
+    if not all(version for version, _ in found):
         return known
-    if compared and not known:
+    if not known and all(str(version).startswith(start) for version, start in found):
         return known
     by_peft = refused_by_peft(model_type, paths)
     return known if by_peft is None else by_peft

@@ -327,7 +327,7 @@ def test_transformers_that_lose_the_prefix(
     installed: str, loads: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of 5.4 and 5.5 fail on every plain LoRA: tests/interop/test_export.py."""
-    monkeypatch.setattr("sora_cli.adapter.consumers.version", lambda _: installed)
+    monkeypatch.setattr("sora_cli.adapter.consumers.installed", lambda _: installed)
     found = verdicts()["transformers"]
     assert found.loads == loads
     assert "5.6" in found.advice

@@ -14,6 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from sora_cli import __version__
+from sora_cli.core import versions
 from sora_cli.core.boundary import guarded
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
@@ -36,16 +37,13 @@ def bounds() -> dict[str, str]:
 
 
 def _install(monkeypatch: pytest.MonkeyPatch, **fakes: str | None) -> None:
-    """Have the packages' metadata tell other versions; None: it is not installed."""
-    real = metadata.version
+    """Have other versions installed; None: a package is not."""
+    real = versions.installed
 
-    def version(package: str) -> str:
-        found = fakes.get(package, "") if package in fakes else real(package)
-        if found is None:
-            raise metadata.PackageNotFoundError(package)
-        return found
+    def installed(package: str) -> str | None:
+        return fakes[package] if package in fakes else real(package)
 
-    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(versions, "installed", installed)
 
 
 def _fail(error: Exception) -> Any:

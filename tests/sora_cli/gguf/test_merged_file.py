@@ -136,6 +136,25 @@ def test_disk_that_fills_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert {place.name for place in tmp_path.iterdir()} == {"base.gguf", "a"}
 
 
+@pytest.mark.parametrize("command", ["merge", "export"])
+def test_the_base_is_parsed_once(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For names, weights and the Modelfile: to parse a vocabulary takes seconds."""
+    source, parsed = base_file(tmp_path / "base.gguf"), []
+    adapter_for(tmp_path / "a", source)
+
+    class Reader(gguf.GGUFReader):
+        def __init__(self, file: Path | str) -> None:
+            parsed.append(str(file))
+            super().__init__(file)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Reader)
+    assert run([command, *merging(tmp_path)[1:]]) == 0
+    assert parsed[0] == str(source)
+    assert len({*parsed}) == len(parsed) == 2  # and the written file, to be compared
+
+
 @pytest.mark.parametrize(("type", "tolerance"), [("f32", 1e-6), ("f16", 1e-3), ("q8_0", 1e-2)])
 def test_the_numbers(
     tmp_path: Path, type: str, tolerance: float, capsys: pytest.CaptureFixture[str]

@@ -28,7 +28,7 @@ def test_a_file_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert gguf.GGUFReader is reader
     with parsed_once(source):
         with parsed_once(source):
-            assert gguf.GGUFReader(source) is calls
+            assert gguf.GGUFReader(Path(source)) is calls
         assert gguf.GGUFReader(source) is calls
         table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
         assert gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2) is table
