@@ -37,8 +37,11 @@ def write_text_atomic(path: Path, text: str) -> None:
     write_bytes_atomic(path, text.encode("utf-8"))
 
 
-def write_bytes_atomic(path: Path, content: bytes) -> None:
+def write_bytes_atomic(path: Path, content: bytes, *, private: bool = False) -> None:
     """Write a file and read it back; readers see either the old content or the new content.
+
+    Args:
+        private: only its owner may read it.
 
     Raises:
         OSError: the system cannot write, for example to a full disk.
@@ -48,6 +51,7 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
         real.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(real)
         try:
+            temporary.touch(mode=0o600 if private else 0o666)
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()

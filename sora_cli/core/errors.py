@@ -98,6 +98,10 @@ class DiscontinuedError(SoraError):
     exit_code = NO_VERDICT
 
 
+class WaitingError(Exception):
+    """Work that stops until a person has done their part; the same command goes on."""
+
+
 def _in_one_line(text: str) -> str:
     quoted = re.sub(r"'([^']*\n[^']*)'", r"$'\1'", text)
     return quoted.replace("\n", "\\n")

@@ -19,6 +19,7 @@ from sora_cli.data.processor import set_padding
 from sora_cli.data.repeats import list_hashes
 from sora_cli.recipe.families import TaskOptions, main_metric
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
+from sora_cli.tasks.questions import Questions
 from sora_cli.tasks.row_scores import RowScores, row_scores
 
 
@@ -244,6 +245,10 @@ class Task(ABC):
         missing input column is a `RowError`.
         """
 
+    def unlabelled(self, rows: Dataset) -> Dataset:
+        """Return raw rows of which nobody has said the label, with the columns of the input."""
+        return rows
+
     def template(self, processor: Any) -> str | None:
         """Describe the template of a row's text; None if the columns are used unchanged."""
         return None
@@ -369,6 +374,18 @@ class Task(ABC):
 
         Outputs that are not finite are a `RowError`.
         """
+
+    def questions(self, rows: Dataset, order: np.random.Generator) -> Questions | None:
+        """Return raw rows as a person sees them to label them.
+
+        Args:
+            order: draws the order of what is shown, where that could tell the answer.
+
+        Returns:
+            None: the labels of this family are no short list.
+        """
+        del rows, order
+        return None
 
     def compared_answers(self, predictions: Predictions) -> Sequence[Any]:
         """Return the answer to each raw row in the form in which two models are compared.
