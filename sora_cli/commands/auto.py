@@ -170,7 +170,9 @@ def auto(
         try:
             certificate, ready, log = run(plan, record, began=began, force=force, table=table)
         except WaitingError as wanted:
-            say(f"\n{wanted}")
+            say()
+            for line in wanted.lines:
+                say(line, always=True)
             return LABELS_WANTED
         exit_code = OK if certificate.certified else NO_VERDICT
         if not no_verify and is_main():

@@ -156,15 +156,14 @@ def _conclude(plan: SweepPlan, source: Source, *, as_json: bool) -> int:
     records = list(source.records.values())
     bad = [record for record in records if record.state in ("failed", "blocked")]
     waiting = [record for record in records if record.state == "unfinished"]
+    left = len(bad) + len(waiting)
     good = sum(record.state == "finished" for record in records)
     spent = sum(record.seconds or 0 for record in records)
     say()
     if as_json:
         emit((plan.directory / FILE_NAME).read_text(encoding="utf-8").rstrip("\n"))
     else:
-        emit(
-            f"{good} of {len(records)} runs finished, {len(bad) + len(waiting)} not; {duration(spent)} of runs"
-        )
+        emit(f"{good} of {len(records)} runs finished, {left} not; {duration(spent)} of runs")
         if bad or waiting:
             rows = [[r.name, r.state, r.error] for r in (*bad, *waiting)]
             emit_table(Table(None, ["not finished", "", "why"], rows))

@@ -139,7 +139,7 @@ def planned_rows(
         drop, sure = min(promise.max_drop, _NEARLY_ALL), promise.confidence
         rows = [(rows_needed(drop, differing=share, confidence=sure), share) for share in shares]
         needed = [n for n, share in rows if n * share <= labels] or needed
-    return max(min(int(max(needed)), available), 1)
+    return max(min(round(max(needed)), available), 1)
 
 
 class AskedSearch(AutoSearch):

@@ -112,14 +112,13 @@ class AskTable:
         write_guide(self.path, allowed, same_command())
         keep_rows(self.run, rows)
 
-    def lines(self, wanted: Wanted) -> Iterator[str]:
-        """Yield what a person is to do."""
-        yield (
-            f"{wanted.open:,} labels are wanted: fill in the column 'label' of "
-            f"{shown_path(self.path)} (see {guide_of(self.path).name}; an empty label counts as "
-            "lost)"
-        )
-        yield f"then the same command:\n  {same_command()}"
+    def told(self, wanted: Wanted) -> tuple[str, list[str]]:
+        """Return what is missing, and what a person is to do."""
+        table = shown_path(self.path)
+        plural = "labels are" if wanted.open > 1 else "label is"
+        what = f"{wanted.open:,} {plural} wanted: fill in the column 'label' of {table}"
+        guide = f"{what} (how: {shown_path(guide_of(self.path))})"
+        return what, [guide, "then the same command:", f"  {same_command()}"]
 
 
 def same_command() -> str:

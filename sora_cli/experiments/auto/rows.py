@@ -26,6 +26,7 @@ from sora_cli.search.rows import count_rows, training_rows, unlabelled_rows
 from sora_cli.search.test_rows import TestRows
 
 Notes = tuple[str, ...]
+_NONE_HELD = "auto.rows is not used: no labelled row is held out"
 
 
 def planned_rows(
@@ -42,7 +43,8 @@ def planned_rows(
         return plan, plan.row_plan(total, len(rows)), rows.notes
     if plan.promise.basis == "asked":
         rows = _askable_rows(plan)
-        return plan.on_basis("asked"), plan.row_plan(total, len(rows)), rows.notes
+        notes = rows.notes if plan.block.rows is None else (*rows.notes, _NONE_HELD)
+        return plan.on_basis("asked"), plan.row_plan(total, len(rows)), notes
     if plan.block.unlabelled is None:
         return plan, held_out_rows(plan, total, inputs), ()
     if record is not None and record.basis is not None:
@@ -79,7 +81,7 @@ def _on_best_basis(plan: AutoPlan, total: int, inputs: int) -> tuple[AutoPlan, R
     chosen = choose_basis(plan.promise, numbers)
     notes = (*notes, basis_line(chosen, plan.promise, numbers))
     if plan.block.rows is not None and chosen == "answers":
-        notes = (*notes, "auto.rows is not used: no labelled row is held out")
+        notes = (*notes, _NONE_HELD)
     return plan.on_basis(chosen), plans[chosen], notes
 
 

@@ -39,7 +39,7 @@ def ask(search: AskedSearch, table: AskTable) -> None:
     if wanted.open and (table.lacks(wanted) or not wanted.answered):
         if is_main() and table.lacks(wanted):
             table.write(wanted)
-        raise WaitingError("\n".join(table.lines(wanted)))
+        raise WaitingError(*table.told(wanted))
 
 
 def run(

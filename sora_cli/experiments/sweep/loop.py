@@ -124,7 +124,7 @@ class Loop:
         state = self._state(name, code)
         if state == "unfinished":
             report = report_of(self.settings.kind, ready.directory)
-            record.error = (report and report.error or "").partition("\n")[0] or None
+            record.error = ((report and report.error) or "").partition("\n")[0] or None
         if state == "failed":
             record.error = reason(self.settings.kind, ready.directory, self.log_of(name))
             if _was_killed(code):
