@@ -205,10 +205,10 @@ def more_labels(counts: Labelled, rows: int, promise: Promise) -> int | None:
     given = counts.lost + counts.won + counts.neither
 
     def certified(more: int) -> bool:
-        lost, won = (round(more * n / given) for n in (counts.lost, counts.won))
+        won, neither = (more * n // given for n in (counts.won, counts.neither))
         shares = {
-            "lost": counts.lost + lost,
-            "won": counts.won + min(won, more - lost),
+            "lost": counts.lost + more - won - neither,
+            "won": counts.won + won,
             "missing": counts.missing - more,
         }
         bound = bound_of(counts.model_copy(update=shares), rows, promise.confidence)

@@ -55,8 +55,8 @@ class AskTable:
         for file in (self.path, guide_of(self.path)):
             if os.path.lexists(file):
                 raise SoraError(
-                    f"{shown_path(file)} is there already, and was not written by this run",
-                    where="it may hold labels that somebody gave",
+                    f"{shown_path(file)} is there already, and is not replaced",
+                    where="a search that begins asks anew; the file may hold labels",
                     hint="move it away, or name another place: --ask FILE",
                 )
 

@@ -151,9 +151,9 @@ def test_how_many_more_labels_certify() -> None:
     assert more is not None
 
     def bound(more: int) -> float:
-        lost = round(more * 6 / 11)
+        won = more * 5 // 11
         filled = counts.model_copy(
-            update={"lost": 6 + lost, "won": 5 + more - lost, "missing": 30 - more}
+            update={"lost": 6 + more - won, "won": 5 + won, "missing": 30 - more}
         )
         return bound_of(filled, rows, 0.95)
 
