@@ -10,7 +10,7 @@ import pytest
 from sora_cli.search.evidence import Evidence
 from sora_cli.search.promise import Promise
 from sora_cli.search.rows import method_on
-from sora_cli.search.statistic import Bound
+from sora_cli.search.statistic import Bound, Labelled
 from sora_cli.search.statistics import drop_bound, statistic_of
 from sora_cli.tasks.row_scores import ASKED, UNLABELLED, RowScores, answer_scores, row_scores
 from sora_cli.verify.tolerances import TOLERANCES, Comparison, _known, _leaves, compare
@@ -276,7 +276,9 @@ def test_the_cut_size_that_is_written_is_another_one_then() -> None:
 
 def test_each_figure_of_the_table_is_a_field_of_a_certificate() -> None:
     document = certificate().model_dump()
-    document["candidates"][0]["test"]["every"] = 0.1
+    test = document["candidates"][0]["test"]
+    test["every"] = 0.1
+    test["labelled"] = Labelled(lost=0, won=0, neither=0, missing=0, strict=0.1).model_dump()
     found = {name for name, tolerance in map(_known, _leaves(document)) if tolerance is not None}
     assert found == {name for name, _ in TOLERANCES.values()}
 
