@@ -29,15 +29,18 @@ def share(differing: int, rows: int, error: float) -> float:
 
 
 @cache
-def drop(lost: int, won: int, rows: int, error: float) -> float:
-    """Buehler's bound: outcomes in the order of Tango's score, up to the one that was seen."""
+def drop(lost: int, won: int, rows: int, error: float, unknown: int = 0) -> float:
+    """Buehler's bound: outcomes in the order of Tango's score, up to the one that was seen.
+
+    So many of the lost rows have no label, and may have been won.
+    """
     a, b = (n.ravel() for n in np.mgrid[0 : rows + 1, 0 : rows + 1])
     a, b = a[a + b <= rows], b[a + b <= rows]
     limits = _limits(a, b, rows, error)
     seen = limits[(a == lost) & (b == won)][0]
     a, b = a[limits <= seen + 1e-9], b[limits <= seen + 1e-9]
     little, error = error * _NUISANCE / 2, error * (1 - _NUISANCE)
-    least, most = 1 - share(rows - won, rows, little), share(won, rows, little)
+    least, most = 1 - share(rows - won, rows, little), share(won + unknown, rows, little)
     factorial = np.cumsum(np.log(np.maximum(np.arange(rows + 1), 1)))
     ways = factorial[rows] - factorial[a] - factorial[b] - factorial[rows - a - b]
     low, high = (lost - won) / rows, 1.0
@@ -89,6 +92,8 @@ def check(document: dict[str, Any]) -> None:
                 assert math.isclose(upper, share(differing, rows, error), abs_tol=1e-6)
             elif name == "right or wrong":
                 assert abs(upper - drop(lost, differing - lost, rows, error)) <= _NEAR
+            elif name == "asked labels":
+                _check_asked(test, rows, error)
         kept = upper <= promise["max_drop"]
         assert test["kept"] is kept
         assert ended is None or test["refused"], "a size was tested after a failure"
@@ -96,5 +101,20 @@ def check(document: dict[str, Any]) -> None:
             passed = number
         elif not kept and not test["passed_over"]:
             ended = number if ended is None else ended
-    assert (document["status"] == "certified") is (passed is not None or document["chosen"] is None)
+    if (document.get("asked") or {}).get("changed"):
+        assert document["status"] == "not certified"
+    else:
+        certified = passed is not None or document["chosen"] is None
+        assert (document["status"] == "certified") is certified
     assert passed is None or document["chosen"] == passed
+
+
+def _check_asked(test: dict[str, Any], rows: int, error: float) -> None:
+    counts = test["labelled"]
+    unknown, won = counts["missing"] + counts["disagree"], counts["won"]
+    lost, neither = counts["lost"] + unknown, counts["neither"]
+    assert lost + won + neither == test["differing"] == round((1 - test["score"]) * rows)
+    assert math.isclose(test["drop"], (lost - won) / rows, abs_tol=1e-9)
+    assert abs(test["upper"] - drop(lost, won, rows, error, unknown)) <= _NEAR
+    strict = drop(lost + neither, won, rows, error, unknown + neither)
+    assert abs(counts["strict"] - strict) <= _NEAR

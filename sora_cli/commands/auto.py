@@ -13,13 +13,14 @@ from sora_cli.commands import completion, options
 from sora_cli.commands._flags import Asked, spliced
 from sora_cli.core.checks import check_exclusive, check_requires
 from sora_cli.core.console import emit, say, say_notes
-from sora_cli.core.errors import SoraError
-from sora_cli.core.exit_codes import NO_VERDICT, OK
+from sora_cli.core.errors import SoraError, WaitingError
+from sora_cli.core.exit_codes import LABELS_WANTED, NO_VERDICT, OK
 from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
 from sora_cli.core.shell import quote
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import command_start, importing
+from sora_cli.experiments.auto.asking import AskTable
 from sora_cli.experiments.auto.beginning import open_record
 from sora_cli.experiments.auto.plan import AutoPlan, placed, plan_auto, unused
 from sora_cli.experiments.auto.tables import (
@@ -43,7 +44,7 @@ from sora_cli.search.evidence import (
 )
 from sora_cli.search.former_design import check_design
 from sora_cli.search.record import FILE_NAME as RECORD
-from sora_cli.search.record import read_auto
+from sora_cli.search.record import AutoRecord, read_auto
 from sora_cli.search.words import size_table, untrained_line
 
 if TYPE_CHECKING:
@@ -79,6 +80,25 @@ def auto(
         ),
     ] = None,
     asked: Asked,
+    ask: Annotated[
+        str | None,
+        typer.Option(
+            "--ask",
+            help="With --max-drop and --unlabelled: write this table with the rows on which the "
+            "sizes answer otherwise than full rank, for people to label; the same command reads "
+            "their labels. Exits with 4 until then. With --force, labels that were changed later "
+            "count, and nothing is promised.",
+        ),
+    ] = None,
+    labels: Annotated[
+        int | None,
+        typer.Option(
+            "--labels",
+            min=1,
+            help="With --ask: the largest number of rows to label. Default: 60.",
+            show_default=False,
+        ),
+    ] = None,
     serve: Annotated[
         str | None,
         typer.Option(
@@ -103,8 +123,8 @@ def auto(
     """Search for the smallest adapter within the accepted drop, or continue such a search.
 
     Returns:
-        Exit code: 3 if the promise is not certified, 1 if the saved files give other outputs than
-        the trained model.
+        Exit code: 3 if the promise is not certified, 4 if labels are wanted, 1 if the saved files
+        give other outputs than the trained model.
     """
     began = command_start()
     options.load_plugins(code)
@@ -120,7 +140,8 @@ def auto(
     if recipe is None:
         raise SoraError("no recipe is given", hint="sora auto RECIPE, or sora auto --data FILE")
     words = [*_without_other(asked.max_drop, asked.max_differ), *asked.words()]
-    words += [] if serve is None else [f"auto.serve={serve}"]
+    asks = {"ask": ask, "labels": labels, "serve": serve}
+    words += [f"auto.{key}={value}" for key, value in asks.items() if value is not None]
     if preview is not None and not dry_run:
         raise SoraError("--preview goes with --dry-run", hint="add --dry-run")
     plan = plan_auto(load_recipe(recipe, [*given, *words]))
@@ -130,6 +151,9 @@ def auto(
     if begun is not None and not force:
         plan = replace(plan, loaded=plan.loaded.continuing(begun.recipe))
     loaded = plan.loaded
+    table = AskTable.of(plan)
+    if table is not None:
+        force = _check_table(table, begun, force=force)
     check_settled(loaded.recipe, "sora auto")
     check_recipe(loaded.recipe)
     say_notes([*loaded.notes, *unused(plan)])
@@ -139,10 +163,17 @@ def auto(
         _show_plan(plan, preview)
         return OK
     with locked(plan.output):
-        record = open_record(plan, force=force)
+        reread = table is not None and bool(table.accepted)
+        record = open_record(plan, force=force, reread=reread)
         with importing():
             from sora_cli.experiments.auto.run import run
-        certificate, ready, log = run(plan, record, began=began, force=force)
+        try:
+            certificate, ready, log = run(plan, record, began=began, force=force, table=table)
+        except WaitingError as wanted:
+            say()
+            for line in wanted.lines:
+                say(line, always=True)
+            return LABELS_WANTED
         exit_code = OK if certificate.certified else NO_VERDICT
         if not no_verify and is_main():
             from sora_cli.verify.run_check import check_run
@@ -154,11 +185,25 @@ def auto(
     return exit_code
 
 
+def _check_table(table: AskTable, begun: AutoRecord | None, *, force: bool) -> bool:
+    """Check the table in which labels are asked for; return whether to start the search again.
+
+    With `--force`, labels that were changed are accepted, and nothing is deleted.
+    """
+    if begun is not None and force:
+        table.accepted = table.changed()
+        force = not table.accepted
+    if begun is None or force:
+        table.check_free()
+    table.check_unchanged()
+    return force
+
+
 def _without_other(max_drop: str | None, max_differ: str | None) -> list[str]:
     """Return overrides that take the recipe's own promise out, if an option gives the other one."""
     check_exclusive([n for n, v in (("--max-drop", max_drop), ("--max-differ", max_differ)) if v])
     if max_differ is not None:
-        return ["auto.max_drop=null"]
+        return ["auto.max_drop=null", "auto.ask=null", "auto.labels=null"]
     # rows without labels can test a drop, too
     differ = ["auto.max_differ=null", "auto.tolerance=null", "auto.next_tokens=false"]
     return [] if max_drop is None else differ

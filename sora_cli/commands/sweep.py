@@ -13,7 +13,7 @@ from sora_cli.commands import completion, options
 from sora_cli.core.atomic import tidy
 from sora_cli.core.checks import check_excludes
 from sora_cli.core.console import duration, emit, say
-from sora_cli.core.exit_codes import FAILED, OK
+from sora_cli.core.exit_codes import FAILED, LABELS_WANTED, OK
 from sora_cli.core.interruption import Interrupted
 from sora_cli.core.lock import check_directory, locked
 from sora_cli.core.outputs import check_apart
@@ -90,7 +90,7 @@ def sweep(
     """Train the runs of a sweep file; finished runs are kept.
 
     Returns:
-        Exit code: 1 if a run failed.
+        Exit code: 1 if a run failed, else 4 if a run waits for labels.
     """
     options.load_plugins(code)
     plugins = code or []  # each run is a process of its own and loads them again
@@ -155,18 +155,20 @@ def _conclude(plan: SweepPlan, source: Source, *, as_json: bool) -> int:
     """Print the results of the runs and the next command; return the exit code."""
     records = list(source.records.values())
     bad = [record for record in records if record.state in ("failed", "blocked")]
+    waiting = [record for record in records if record.state == "unfinished"]
+    left = len(bad) + len(waiting)
     good = sum(record.state == "finished" for record in records)
     spent = sum(record.seconds or 0 for record in records)
     say()
     if as_json:
         emit((plan.directory / FILE_NAME).read_text(encoding="utf-8").rstrip("\n"))
     else:
-        emit(f"{good} of {len(records)} runs finished, {len(bad)} not; {duration(spent)} of runs")
-        if bad:
-            rows = [[r.name, r.state, r.error] for r in bad]
+        emit(f"{good} of {len(records)} runs finished, {left} not; {duration(spent)} of runs")
+        if bad or waiting:
+            rows = [[r.name, r.state, r.error] for r in (*bad, *waiting)]
             emit_table(Table(None, ["not finished", "", "why"], rows))
         source.conclude()
     if good:
         say("next:")
         say(f"  sora compare {quote(str(plan.directory))}")
-    return FAILED if bad else OK
+    return FAILED if bad else LABELS_WANTED if waiting else OK

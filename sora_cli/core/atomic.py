@@ -37,8 +37,11 @@ def write_text_atomic(path: Path, text: str) -> None:
     write_bytes_atomic(path, text.encode("utf-8"))
 
 
-def write_bytes_atomic(path: Path, content: bytes) -> None:
+def write_bytes_atomic(path: Path, content: bytes, *, private: bool = False) -> None:
     """Write a file and read it back; readers see either the old content or the new content.
+
+    Args:
+        private: only its owner may read it.
 
     Raises:
         OSError: the system cannot write, for example to a full disk.
@@ -49,6 +52,8 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
         temporary = _beside(real)
         try:
             with temporary.open("wb") as file:
+                if private:
+                    os.fchmod(file.fileno(), 0o600)  # before there is anything to read
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())  # before the rename: else a crash may leave an empty file

@@ -6,6 +6,7 @@ Almost every public function raises it for bad input, so that docstrings do not 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,6 +97,19 @@ class DiscontinuedError(SoraError):
     """Work of an earlier version that this version can read, but not continue or test again."""
 
     exit_code = NO_VERDICT
+
+
+class WaitingError(Exception):
+    """Work that stops until a person has done their part; the same command goes on.
+
+    Args:
+        what: what is missing, in one line.
+        lines: what to do, for the user.
+    """
+
+    def __init__(self, what: str, lines: Sequence[str]) -> None:
+        super().__init__(what)
+        self.lines = lines
 
 
 def _in_one_line(text: str) -> str:

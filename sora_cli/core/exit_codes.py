@@ -6,6 +6,7 @@ OK = 0
 FAILED = 1
 USER_ERROR = 2
 NO_VERDICT = 3
+LABELS_WANTED = 4
 INTERRUPTED = 130
 TERMINATED = 143
 
@@ -26,9 +27,13 @@ MEANINGS = {
     "`sora verify`, `sora export` and `sora merge` end with it; `sora train` prints `not verified` "
     "and ends with 0, and a run of `sora sweep` that ends with 3 counts as finished. Also: `sora "
     "auto`, and `sora prune` and `sora extract` with `--max-drop` or `--max-differ`, wrote an "
-    "adapter, but could not certify the promise; `sora verify --certificate` misses what the "
+    "adapter, but could not certify the promise; `sora auto --ask` would have to ask for more "
+    "labels than `--labels` allows; `sora verify --certificate` misses what the "
     "certificate compares with; and work of an earlier version that used a "
     "setting which is gone cannot be continued or tested again.",
+    LABELS_WANTED: "Labels wanted: `sora auto --ask` has written a table, and waits for the labels "
+    "that a person fills in. The same command reads them and goes on. A run of `sora sweep` that "
+    "ends with 4 counts as unfinished, and the sweep ends with 4, too, if nothing failed.",
     INTERRUPTED: "Interrupted (SIGINT, Ctrl-C). `sora train` finishes its step, writes a "
     "checkpoint and prints the command that resumes the run; a second signal stops it at once. "
     "`sora path`, `sora auto`, `sora sweep` and `sora predict` keep finished work, and the same "

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from sora_cli.recipe.types import Block, Count, Seed
 
 Serve = Literal["vllm", "llama.cpp"]
-Basis = Literal["labels", "answers"]
+Basis = Literal["labels", "answers", "asked"]
 
 
 class AutoBlock(Block):
@@ -42,7 +42,17 @@ class AutoBlock(Block):
         description="with max_drop and `unlabelled`, the rows that test the promise: labels: rows "
         "held out of the training split; answers: the unlabelled rows, since the loss is at most "
         "the share of them that is answered differently; unset: planned before training, whichever "
-        "certifies more",
+        "certifies more; asked: the unlabelled rows, with the labels of `ask`, which sets it",
+    )
+    ask: str | None = Field(
+        None,
+        description="with max_drop and `unlabelled`: the table (csv) to write, with the rows on "
+        "which the sizes answer otherwise than full rank; a person fills in their labels, and the "
+        "same command reads them and tests the promise",
+    )
+    labels: Count | None = Field(
+        None,
+        description="with `ask`: the largest number of rows to label. Default: 60",
     )
     tolerance: float | None = Field(
         None,

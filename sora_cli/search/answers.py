@@ -37,6 +37,7 @@ def read_answer_rows(
     columns: Sequence[str] = (),
     tolerance: float | None = None,
     next_tokens: bool = False,
+    asked: bool = False,
     by_prompt: bool = False,
 ) -> TestRows:
     """Read a file of rows without labels; `TestRows.unseen` leaves out its training rows.
@@ -48,7 +49,7 @@ def read_answer_rows(
             data block names them.
         columns: the inputs that the model was trained on, if it comes without training rows and
             they are known: other columns are left out, if the file has all of these.
-        tolerance, next_tokens: see `Answers`.
+        tolerance, next_tokens, asked: see `Answers`.
         by_prompt: also with `next_tokens`, rows with the same prompt are the same input, as in
             searches of versions without `data.repeats`.
     """
@@ -60,7 +61,8 @@ def read_answer_rows(
     task = blank = create_task(recipe.task, data)
     _check_comparable(task, tolerance, next_tokens=next_tokens)
     with recipe.placing(), locating(part.origin):
-        given, there = part.rows, part.rows.column_names
+        given = part.rows if trained is None else trained.unlabelled(part.rows)
+        there = given.column_names
         if trained is not None:
             for column in trained.input_columns:
                 require_column(column, there)
@@ -96,6 +98,7 @@ def read_answer_rows(
         tolerance=tolerance,
         next_tokens=next_tokens,
         with_answers=with_answers,
+        asked=asked,
     )
     return TestRows(
         task,

@@ -17,6 +17,7 @@ from sora_cli.search.record import AutoRecord
 from sora_cli.search.search import in_fixed_order
 from sora_cli.search.statistic import Bound, BoundMethod
 from sora_cli.search.statistics import drop_bound
+from sora_cli.search.test_rows import TestRows
 from sora_cli.tasks.row_scores import RowScores
 
 Made = tuple[Candidate, RowScores | None]
@@ -45,6 +46,14 @@ class Maker(ABC):
         """
 
     @abstractmethod
+    def scored(self, number: int, named: Screened) -> RowScores:
+        """Return the scores of a size that was made before, on the test rows."""
+
+    @abstractmethod
+    def draw(self, rows: int) -> TestRows:
+        """Draw test rows from the pool of rows without labels, and return them."""
+
+    @abstractmethod
     def scores_at_full_rank(self) -> RowScores:
         """Return full rank's scores on the test rows."""
 
@@ -68,6 +77,7 @@ class AutoSearch:
     Attributes:
         promise: the promise, as a number even for `smallest`.
         bound: the method of the test.
+        rows: number of test rows.
     """
 
     def __init__(
@@ -79,13 +89,18 @@ class AutoSearch:
         rows: int,
         seeds: Mapping[str, int],
     ) -> None:
-        self._maker, self.record, self.bound, self._seeds = maker, record, bound, dict(seeds)
-        self.promise = asked.settled(bound, rows)
+        self.maker, self.record, self.bound, self.seeds = maker, record, bound, dict(seeds)
+        self.promise, self.rows = asked.settled(bound, rows), rows
 
     @property
     def chosen(self) -> int:
         """Number of the size to write."""
         return choose(self.record.candidates)
+
+    @property
+    def tested(self) -> list[Candidate]:
+        """The sizes of the certificate, in the order of their tests."""
+        return list(self.record.candidates)
 
     def run(self) -> Iterator[Candidate | None]:
         """Do all parts that the record does not have yet.
@@ -93,26 +108,31 @@ class AutoSearch:
         Yields:
             After each part, to save the record: the size that was made, or None for another part.
         """
-        record, maker = self.record, self._maker
+        yield from self.beginning()
+        record = self.record
+        sizes = in_fixed_order(record.waiting(), self._made, self._test, self.promise.max_drop)
+        for made, test in sizes:
+            record.add(made[0].model_copy(update={"test": test}))
+            yield record.candidates[-1]
+
+    def beginning(self) -> Iterator[None]:
+        """Train at full rank and screen, if the record does not have it yet."""
+        record, maker = self.record, self.maker
         if record.full is None:
             record.full = from_first_process(maker.full_rank())
             yield None
         if not record.screened:
             record.screened = from_first_process(maker.screened(self.promise, self.bound))
             yield None
-        sizes = in_fixed_order(record.waiting(), self._made, self._test, self.promise.max_drop)
-        for made, test in sizes:
-            record.add(made[0].model_copy(update={"test": test}))
-            yield record.candidates[-1]
 
     def _made(self, named: Screened) -> Made | None:
         scored = self.bound.may_pass(self.promise.max_drop)
-        return self._maker.size(len(self.record.candidates), named, scored=scored)
+        return self.maker.size(len(self.record.candidates), named, scored=scored)
 
     def _test(self, made: Made) -> Bound | None:
         if made[1] is None:
             return None
-        return self._maker.test(made[1], self.promise, self._seeds["rows"])
+        return self.maker.test(made[1], self.promise, self.seeds["rows"])
 
     def certificate(self, reported: Mapping[str, float], base: BaseFacts) -> Evidence:
         """Return the certificate, after `run`.
@@ -123,7 +143,7 @@ class AutoSearch:
         """
         record, promise = self.record, self.promise
         assert record.full is not None
-        full, candidates = record.full, list(record.candidates)
+        full, candidates = record.full, self.tested
         measured = {
             split: Measured(score=score, drop=promise.drop(full.reported[split], score))
             for split, score in reported.items()
@@ -140,6 +160,7 @@ class AutoSearch:
             screened=record.screened,
             candidates=candidates,
             rows=record.rows,
-            seeds=self._seeds,
+            seeds=self.seeds,
             base=base,
+            asked=record.asked,
         )

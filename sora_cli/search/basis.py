@@ -12,7 +12,7 @@ The choice depends on the promise and the numbers of rows alone, and is made bef
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,14 +20,15 @@ from sora_cli.core.errors import SoraError
 from sora_cli.recipe.auto import Basis
 from sora_cli.search.promise import Promise, rounded_up, rows_are_right_or_wrong
 from sora_cli.search.statistics import statistic_on
+from sora_cli.tasks.base import Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sora_cli.recipe.recipe import Recipe
 
-BASES: tuple[Basis, ...] = get_args(Basis)
-"""All bases; of equally good ones the first is chosen."""
+BASES: tuple[Basis, ...] = ("labels", "answers")
+"""The bases that are chosen among; of equally good ones the first is chosen."""
 DIFFERING_SHARES = (0.0025, 0.005, 0.01, 0.025, 0.05)
 """Shares of rows on which the sizes to be tested may differ: the chance is a mean over them."""
 _DIGITS = 3  # of chances that are compared: a smaller difference is no reason
@@ -55,6 +56,24 @@ def against_answers(recipe: Recipe, metric: str, basis: Basis | None) -> str | N
             hint="auto.basis=labels, or --max-differ 1%",
         )
     return reason or ("auto.basis=labels" if basis == "labels" else None)
+
+
+def check_asking(recipe: Recipe, task: Task, metric: str) -> None:
+    """Raise `SoraError` if a person cannot label rows for a metric with a label of a short list."""
+    reason = None
+    if not rows_are_right_or_wrong(recipe):
+        reason = f"{metric} is no share of right rows: lost and won rows do not tell its drop"
+    elif not recipe.task.options.ROWS_ALONE:
+        reason = f"of {metric} each row chooses among all others"
+    elif type(task).questions is Task.questions:
+        reason = f"{metric} compares texts: a slip of the pen would make both models wrong"
+    if reason is not None:
+        raise SoraError(
+            f"no labels can be asked for: {reason}",
+            where="labels of a short list are needed: accuracy of classes, of choices or of pairs",
+            hint="leave out --ask",
+            key="auto.ask",
+        )
 
 
 def choose_basis(promise: Promise, rows: Mapping[Basis, int]) -> Basis:

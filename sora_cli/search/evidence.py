@@ -26,6 +26,7 @@ from sora_cli.core.records import read_record
 from sora_cli.model.files import CERTIFICATE
 from sora_cli.report import BaseFacts, Score
 from sora_cli.search import words
+from sora_cli.search.asked import Asked
 from sora_cli.search.former_design import check_design, former_design
 from sora_cli.search.promise import Promise
 from sora_cli.search.row_set import SCREENING, TEST, TRAIN, RowSet
@@ -166,6 +167,9 @@ class Evidence(BaseModel):
         description="by part: train, screening, test, and the reported splits; of a finished "
         "adapter those that test"
     )
+    asked: Asked | None = Field(
+        None, description="the labels that were asked for; null: the test asked for none"
+    )
     seeds: dict[str, int] = Field(
         description="training: seed of all runs; rows: seed that chooses screening and test rows"
     )
@@ -263,6 +267,8 @@ def conclude(evidence: Evidence) -> None:
     evidence.chosen = _chosen(evidence)
     written, passed = evidence.written, last_passed(map(_passed, evidence.candidates)) is not None
     evidence.status = "certified" if passed or written is None else "not certified"
+    if evidence.asked is not None and evidence.asked.changed:
+        evidence.status = "not certified"
     evidence.statement, evidence.scope = words.statement(evidence), words.scope(evidence)
     evidence.next_smaller = failed(evidence.candidates) if passed else None
     evidence.saved = saving(written or evidence.full, evidence.full, evidence.promise.serve)

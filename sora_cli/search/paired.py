@@ -11,6 +11,13 @@ approximated, so the coverage is at least `confidence` for any number of rows an
 and no smaller bound in this order keeps the confidence. p_won is searched only within a confidence
 interval of p_won, whose error probability is subtracted from the level (Berger and Boos).
 
+Rows that differ and have no label count as lost. Alone that would not be safe: the interval of
+p_won moves with `won`, so a bound can rise when a lost row becomes a won one. Therefore p_won is
+searched in all intervals that some labels could give, from the lower limit at `won` to the upper
+limit at `won + unknown`. In the order every other outcome that labels could give comes before the
+one with all of them lost, so the region contains theirs, too: the bound is at least theirs
+(docs/explanation/certificate.md has the proof).
+
 Sources: Buehler 1957, JASA 52, 482-493; Lloyd and Moldovan 2007, Statistics in Medicine 26,
 3369-3384 (this order for this problem); Tango 1998, Statistics in Medicine 17, 891-908; Berger and
 Boos 1994, JASA 89, 1012-1016; Sidik 2003, Statistics in Medicine 22, 265-278 (the score's regions
@@ -19,6 +26,7 @@ are convex, so the bound is on the safe side for larger drops, too).
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -29,29 +37,39 @@ from scipy.stats import beta
 _NUISANCE = 1e-3  # share of the level that is spent on the interval of p_won
 _TAIL = 8.0  # outcomes beyond these standard deviations are left out: less than 1e-14 of them
 _GRID = 25  # values of p_won that are tried, and as many again around the best
+_ROUNDS = 3  # of finer steps, where labels are missing: no bound that some labels give is above
 _CLOSE = 1e-8  # accuracy of the bound; it is added, so that the bound stays on the safe side
 _HALVINGS = 40  # of an interval of width at most 2: to 2e-12
 
 
 @lru_cache(maxsize=2**16)
-def exact_bound(lost: int, won: int, rows: int, confidence: float) -> float:
+def exact_bound(lost: int, won: int, rows: int, confidence: float, unknown: int = 0) -> float:
     """Return the one-sided upper bound of the drop, from -1 to 1.
 
     Args:
-        lost: rows that the first model alone gets right.
+        lost: rows that the first model alone gets right, those without a label included.
         won: rows that the second model alone gets right.
         rows: number of rows, with those on which the models agree.
         confidence: at least 0.5 and below 1.
+        unknown: of the lost rows, those on which the models differ and that have no label.
     """
     if min(lost, won) < 0 or lost + won > rows or rows < 1:
         raise ValueError(f"{lost} rows lost and {won} won of {rows}")
+    if not 0 <= unknown <= lost:
+        raise ValueError(f"{unknown} of {lost} lost rows without a label")
     if not 0.5 <= confidence < 1:
         raise ValueError(f"a confidence of {confidence}")
     level = 1 - confidence
     nuisance = level * _NUISANCE
     shares = _interval(won, rows, nuisance)
+    search = _GRID, 1
+    if unknown:
+        wide = shares[0], _interval(won + unknown, rows, nuisance)[1]
+        # steps as small as in one interval, of the square roots (see the region)
+        search = math.ceil((_GRID - 1) * _width(wide) / _width(shares)) + 1, _ROUNDS
+        shares = wide
     limit = float(score_limit(np.array([lost]), np.array([won]), rows, confidence)[0])
-    region = _Region.below(limit, lost, won, rows, shares, confidence)
+    region = _Region.below(limit, lost, won, rows, shares, confidence, search)
 
     def excess(drop: float) -> float:
         return region.largest_probability(drop) - (level - nuisance)
@@ -105,13 +123,23 @@ def _interval(won: int, rows: int, error: float) -> tuple[float, float]:
     return low, high
 
 
+def _width(shares: tuple[float, float]) -> float:
+    return math.sqrt(shares[1]) - math.sqrt(shares[0])
+
+
 class _Region:
     """The outcomes up to a place in the order: for each number `won`, the largest `lost`."""
 
     def __init__(
-        self, won: np.ndarray, most: np.ndarray, rows: int, shares: tuple[float, float]
+        self,
+        won: np.ndarray,
+        most: np.ndarray,
+        rows: int,
+        shares: tuple[float, float],
+        search: tuple[int, int],
     ) -> None:
         self.won, self.most, self.rows, self.shares = won, most, rows, shares
+        self.points, self.rounds = search
 
     @classmethod
     def below(
@@ -122,6 +150,7 @@ class _Region:
         rows: int,
         shares: tuple[float, float],
         confidence: float,
+        search: tuple[int, int],
     ) -> _Region:
         """Return the outcomes with a score limit of at most `limit`, and the observed outcome."""
         z = float(ndtri(confidence))
@@ -138,7 +167,7 @@ class _Region:
             low, high = np.where(inside, middle, low), np.where(outside, middle, high)
         # rounding must not exclude the observed outcome, nor those with the same lost and more won
         low = np.where(wons >= won, np.maximum(low, lost), low)
-        return cls(wons, np.minimum(low, rows - wons), rows, shares)
+        return cls(wons, np.minimum(low, rows - wons), rows, shares, search)
 
     def largest_probability(self, drop: float) -> float:
         """Return the region's largest probability at a drop, over all p_won in the interval."""
@@ -147,11 +176,24 @@ class _Region:
         if high < low:  # no p_won in the interval is possible with this drop
             return 0.0
         # even steps in sqrt(p_won): the standard deviation of `won` grows with it
-        grid = np.linspace(np.sqrt(low), np.sqrt(high), _GRID)
+        grid = np.linspace(np.sqrt(low), np.sqrt(high), self.points)
         coarse = self._probability(grid**2, drop)
-        best = int(coarse.argmax())
-        near = np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)], _GRID)
-        return float(max(coarse.max(), self._probability(near**2, drop).max()))
+        if self.rounds == 1:
+            return self._around(grid, coarse, int(coarse.argmax()), drop)
+        # two values may be about equally likely, as long as the finer steps are not taken
+        before, after = np.r_[-1, coarse[:-1]], np.r_[coarse[1:], -1]
+        tops = np.flatnonzero((coarse >= before) & (coarse >= after) & (coarse >= coarse.max() / 2))
+        return max(self._around(grid, coarse, int(top), drop) for top in tops)
+
+    def _around(self, grid: np.ndarray, found: np.ndarray, best: int, drop: float) -> float:
+        """Return the largest probability near a place of a grid, in finer steps."""
+        largest = found[best]
+        for _ in range(self.rounds):
+            grid = np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)], _GRID)
+            found = self._probability(grid**2, drop)
+            best = int(found.argmax())
+            largest = max(largest, found[best])
+        return float(largest)
 
     def _probability(self, shares: np.ndarray, drop: float) -> np.ndarray:
         """Return the region's probability for each p_won, (shares,)."""

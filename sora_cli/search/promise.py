@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 SMALLEST = "smallest"
 """Value of `--max-drop` for the smallest drop that the test rows can be expected to certify."""
+LABELS = 60
+"""Rows that are labelled at most, if the user names no number."""
 _STEP = 0.005
 """Half a point: the smallest drop is rounded up to a multiple of this."""
 
@@ -49,12 +51,16 @@ class Promise(BaseModel):
     basis: Basis = Field(
         "labels",
         description="labels: the metric on labelled rows is tested; answers: the share of rows "
-        "without labels that are answered differently",
+        "without labels that are answered differently; asked: the metric on rows that get a label "
+        "where answers differ",
     )
     next_tokens: bool = Field(
         False,
         description="true: of models that write, the next-token choices on given texts are "
         "compared; false: the texts that they write, and the answers of other models",
+    )
+    labels: int | None = Field(
+        None, description="of asked labels: the largest number of rows that are labelled"
     )
     tolerance: float | None = Field(
         None,
@@ -100,6 +106,11 @@ class Promise(BaseModel):
         return self.kind == "differ" or self.basis == "answers"
 
     @property
+    def unlabelled(self) -> bool:
+        """True if rows without labels are tested."""
+        return self.by_answers or self.basis == "asked"
+
+    @property
     def rule(self) -> dict[str, float]:
         """The option that gave the promise, with its number."""
         return {f"max_{self.kind}": self.max_drop}
@@ -133,6 +144,8 @@ class PromiseOptions:
         basis: rows that test a drop; None: labelled ones, until this is planned.
         tolerance: largest distance of two numbers that count as the same answer.
         next_tokens: next-token choices on given texts are compared, not written texts.
+        ask: the table in which labels are asked for; None: none are.
+        labels: largest number of rows to label.
         recipe: recipe that measures the drop; None: none was given.
         overrides: overrides of that recipe.
         confidence: confidence of the bound.
@@ -147,6 +160,8 @@ class PromiseOptions:
     tolerance: float | None = None
     next_tokens: bool = False
     basis: Basis | None = None
+    ask: str | None = None
+    labels: int | None = None
 
     @property
     def reads_files(self) -> bool:
@@ -155,7 +170,8 @@ class PromiseOptions:
 
     def block(self) -> dict[str, Any]:
         """Return an `auto` block with this promise alone, as it is stored."""
-        names = ("max_drop", "max_differ", "tolerance", "next_tokens", "confidence", "basis")
+        names = ("max_drop", "max_differ", "tolerance", "next_tokens", "confidence", "basis", "ask",
+                 "labels")  # fmt: skip
         asked = {name: getattr(self, name) for name in names}
         unlabelled = None if self.unlabelled is None else str(self.unlabelled)
         return AutoBlock(**asked, unlabelled=unlabelled).model_dump(mode="json")
@@ -168,6 +184,7 @@ class PromiseOptions:
                 hint="--max-drop 1pt, or --max-differ 1% --unlabelled FILE",
                 key="auto.max_differ",
             )
+        self._check_asked()
         if self.max_differ is None:
             self._check_drop()
         else:
@@ -176,6 +193,37 @@ class PromiseOptions:
             raise SoraError(
                 f"--confidence must be at least 0.5 and below 1, not {self.confidence:g}",
                 hint="--confidence 0.95",
+            )
+
+    def _check_asked(self) -> None:
+        """Check that labels are asked for on rows without labels, to test a drop."""
+        if self.ask is None:
+            given = {"labels": self.labels is not None, "basis=asked": self.basis == "asked"}
+            for name in (name for name, is_given in given.items() if is_given):
+                raise SoraError(
+                    f"auto.{name} goes with the table in which labels are asked for",
+                    hint="--max-drop 1pt --unlabelled FILE --ask ask.csv",
+                    key=f"auto.{name.split('=')[0]}",
+                )
+            return
+        if self.max_drop is None or self.unlabelled is None:
+            raise SoraError(
+                "--ask goes with --max-drop and --unlabelled: labels are asked for on rows that "
+                "have none",
+                hint=f"--max-drop 1pt --unlabelled FILE --ask {quote(self.ask)}",
+                key="auto.ask",
+            )
+        if not self.ask.lower().endswith(".csv"):
+            raise SoraError(
+                f"the table in which labels are asked for is a csv file, not {self.ask}",
+                hint="--ask ask.csv",
+                key="auto.ask",
+            )
+        if self.basis not in (None, "asked"):
+            raise SoraError(
+                f"auto.basis={self.basis} asks for no label, and --ask for some",
+                hint="leave out --ask, or auto.basis",
+                key="auto.basis",
             )
 
     def _check_drop(self) -> None:
@@ -252,7 +300,8 @@ class PromiseOptions:
             number = parse_drop(self.max_drop, metric, name=name)
         return Promise(
             kind="drop" if self.max_differ is None else "differ",
-            basis=(self.basis or "labels") if self.max_differ is None else "answers",
+            basis=self._tested_by,
+            labels=None if self.ask is None else self.labels or LABELS,
             next_tokens=self.next_tokens,
             tolerance=self.tolerance,
             max_drop=number,
@@ -262,6 +311,12 @@ class PromiseOptions:
             greater_is_better=options.greater_is_better,
             serve=serve,
         )
+
+    @property
+    def _tested_by(self) -> Basis:
+        if self.max_differ is not None:
+            return "answers"
+        return "asked" if self.ask is not None else self.basis or "labels"
 
     def on(self, loaded: LoadedRecipe) -> Promise:
         """Return the promise in the unit of a recipe's metric, on the basis of an override."""
@@ -300,6 +355,8 @@ def options_of(block: AutoBlock) -> PromiseOptions:
         tolerance=block.tolerance,
         next_tokens=block.next_tokens,
         basis=block.basis,
+        ask=block.ask,
+        labels=block.labels,
     )
 
 

@@ -15,9 +15,10 @@ from sora_cli.core.records import read_record
 from sora_cli.recipe.auto import Basis
 from sora_cli.report import MOVE_AWAY, Report
 from sora_cli.run.opening import ELSEWHERE
+from sora_cli.search.asked import Asked
 from sora_cli.search.evidence import Candidate, Reference, Screened
 from sora_cli.search.former_design import BOTH
-from sora_cli.search.row_set import RowSet
+from sora_cli.search.row_set import POOL, TEST, RowSet
 
 FILE_NAME = "auto.json"
 
@@ -28,6 +29,12 @@ class AutoRecord(Report):
     basis: Basis | None = Field(
         None,
         description="auto.basis as planned before training; null: there was nothing to choose",
+    )
+    asked: Asked | None = Field(
+        None, description="the labels that were asked for; null: none, or none yet"
+    )
+    open: int = Field(
+        0, description="rows whose label is missing and may change the outcome: it can be continued"
     )
     rows: dict[str, RowSet] = Field(
         default_factory=dict,
@@ -50,6 +57,8 @@ class AutoRecord(Report):
 
     def set_rows(self, rows: Mapping[str, RowSet], output: Path) -> None:
         """Record the rows by part; if the search was begun on other rows, raise `SoraError`."""
+        if POOL in rows and TEST in self.rows:  # they are drawn later
+            rows = {TEST: self.rows[TEST], **rows}
         for name in {**self.rows, **rows} if self.rows else ():
             before, now = self.rows.get(name), rows.get(name)
             if before != now:
@@ -61,6 +70,11 @@ class AutoRecord(Report):
                     hint=f"restore them, or {ELSEWHERE}",
                 )
         self.rows = dict(rows)
+
+    def set_drawn(self, rows: RowSet, output: Path) -> None:
+        """Record the test rows that were drawn from the pool."""
+        self.set_rows({**self.rows, TEST: rows} if TEST in self.rows else self.rows, output)
+        self.rows[TEST] = rows
 
     def named(self) -> list[Screened]:
         """Return the sizes chosen for training, from the largest to the smallest."""

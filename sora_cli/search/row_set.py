@@ -6,11 +6,13 @@ from pydantic import BaseModel, Field
 
 TRAIN, SCREENING, TEST = "train", "screening", "test"
 """Names of the parts whose rows decide; `part_of` names the reported splits."""
+POOL = "pool"
+"""With asked labels: the rows from which the test rows are drawn, once sizes were screened."""
 
 
 def part_of(split: str) -> str:
     """Return the name of a reported split in `rows`, distinct from the parts that decide."""
-    return f"reported {split}" if split in {TRAIN, SCREENING, TEST} else split
+    return f"reported {split}" if split in {TRAIN, SCREENING, TEST, POOL} else split
 
 
 class RowSet(BaseModel):

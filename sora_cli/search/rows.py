@@ -27,14 +27,14 @@ from sora_cli.run.prepare import Prepared, check_rows, load_task, raw_keys
 from sora_cli.search.answers import read_answer_rows
 from sora_cli.search.basis import BASES, basis_line, choose_basis
 from sora_cli.search.promise import Promise, promise_of
-from sora_cli.search.row_set import SCREENING, TEST, TRAIN, RowSet, part_of
+from sora_cli.search.row_set import POOL, SCREENING, TEST, TRAIN, RowSet, part_of
 from sora_cli.search.screening import part_rows
 from sora_cli.search.statistic import BoundMethod
 from sora_cli.search.statistics import statistic_of
 from sora_cli.search.test_rows import EncodedRows, TestRows
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.encoded import Encoded
-from sora_cli.tasks.row_scores import RowScores, answer_scores
+from sora_cli.tasks.row_scores import RowScores, answer_scores, asked_scores
 from sora_cli.train.trainer import build_scorer
 
 _FEW = 8  # rows that are scored to see if rows are right or wrong by the metric
@@ -59,9 +59,11 @@ def deciding_rows(
     """
     block, promise = recipe.auto, promise_of(recipe)
     assert block is not None
-    if promise.by_answers:
+    if promise.unlabelled:
         unseen = unlabelled_rows(recipe, task).unseen([training_rows(task, rows)])
-        return unseen.parts(screening, test, block.seed)
+        parts = unseen.parts(screening, test, block.seed)
+        # which rows of the pool test is known once sizes were screened
+        return {POOL if p == TEST and promise.basis == "asked" else p: parts[p] for p in parts}
     return choosing_rows(task, screening / (screening + test), block.seed, inputs)
 
 
@@ -84,6 +86,7 @@ def unlabelled_rows(recipe: Recipe, task: Task) -> TestRows:
             trained=task,
             tolerance=block.tolerance,
             next_tokens=block.next_tokens,
+            asked=block.ask is not None,
             by_prompt=recipe.data.repeats == "separate",
         )
 
@@ -131,7 +134,7 @@ class DecidingParts:
 
     Attributes:
         screening: rows that choose the sizes.
-        test: rows that test them.
+        test: rows that test them; with asked labels, the pool from which they are drawn.
         sets: number and digest of the rows of every part.
     """
 
@@ -153,14 +156,15 @@ def deciding_parts(
     assert recipe.auto is not None
     own, sets = held[SCREENING], row_sets(rows, held)
     screening = own.all_on(base)
+    name = POOL if POOL in held else TEST
     if recipe.data.repeats == "separate":
-        return DecidingParts(screening, held[TEST].all_on(base), sets)
+        return DecidingParts(screening, held[name].all_on(base), sets)
     # the task that encoded each of the parts that test rows must not repeat
     seen = [(task, train), (own.task, screening.rows)]
-    test = held[TEST].distinct_on(base, seen, recipe.auto.seed)
+    test = held[name].distinct_on(base, seen, recipe.auto.seed)
     different = count_inputs(own.raw_keys())
     sets[SCREENING] = sets[SCREENING].model_copy(update={"inputs": different})
-    sets[TEST] = test.row_set()
+    sets[name] = test.row_set()
     return DecidingParts(screening, test, sets)
 
 
@@ -188,6 +192,8 @@ def method_by(recipe: Recipe, ready: Prepared, rows: int, promise: Promise) -> B
     Args:
         recipe: recipe of the run at full rank.
     """
+    if promise.basis == "asked":
+        return method_on(asked_scores([]), rows, promise)
     if promise.by_answers:
         return method_on(
             answer_scores([], rows_alone=recipe.task.options.ROWS_ALONE), rows, promise
@@ -201,7 +207,8 @@ def method_by(recipe: Recipe, ready: Prepared, rows: int, promise: Promise) -> B
 
 def method_on(scores: RowScores, rows: int, promise: Promise) -> BoundMethod:
     """Return the method of a test, by some scores: only their metric is used."""
-    return statistic_of(scores).method_on(rows, promise.confidence, rows_alone=scores.rows_alone)
+    statistic = statistic_of(scores).about(promise)
+    return statistic.method_on(rows, promise.confidence, rows_alone=scores.rows_alone)
 
 
 def selection_rows(recipe: Recipe) -> TestRows:

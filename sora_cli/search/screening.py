@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -83,15 +83,19 @@ def planned_sizes(values: Values, cost: Mapping[str, int], full: int) -> list[Pl
     return sizes
 
 
-def screen(cuts: Cuts, *, test_rows: int, confidence: float) -> list[Screened]:
+def screen(
+    cuts: Cuts, *, test_rows: int, confidence: float, statistic: Statistic | None = None
+) -> list[Screened]:
     """Return the screening results of all cuts, from largest to smallest; none is named yet.
 
     Args:
         test_rows: number of rows that will test a size.
         confidence: confidence of that test.
+        statistic: of that test; None: by the scores.
     """
+    test: dict[str, Any] = {"test_rows": test_rows, "confidence": confidence}
     return [
-        measured(planned, size, cuts.whole, small, test_rows=test_rows, confidence=confidence)
+        measured(planned, size, cuts.whole, small, **test, statistic=statistic)
         for planned, size, small in zip(cuts.planned, cuts.sizes, cuts.scores, strict=True)
     ]
 
@@ -104,14 +108,15 @@ def measured(
     *,
     test_rows: int,
     confidence: float,
+    statistic: Statistic | None = None,
 ) -> Screened:
     """Return the screening result of one cut, not named yet.
 
     Args:
         whole, small: scores of the uncut checkpoint and of the cut on the same rows.
-        test_rows, confidence: as of `screen`.
+        test_rows, confidence, statistic: as of `screen`.
     """
-    statistic = statistic_of(whole)
+    statistic = statistic or statistic_of(whole)
     score, drop = statistic.score(whole, small), statistic.drop(whole, small)
     expected = statistic.expected(planned.share, whole, small, test_rows, confidence)
     return Screened(

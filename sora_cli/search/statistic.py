@@ -43,6 +43,36 @@ _BEFOREHAND = 20
 """Weight of the drop that is expected before screening, in right-or-wrong rows."""
 
 
+class Labelled(BaseModel):
+    """The rows that two models answer differently, by the labels that people gave them."""
+
+    lost: int = Field(description="rows whose label is the reference's answer")
+    won: int = Field(description="rows whose label is the size's answer")
+    neither: int = Field(description="rows whose label is the answer of neither")
+    missing: int = Field(
+        description="rows without a label, which count as lost; if a tenth of the labels or more "
+        "are the answer of neither, with those of them that have no second label"
+    )
+    alone: int = Field(
+        0, description="of the missing: rows that have a label and need a second one"
+    )
+    disagree: int = Field(0, description="rows with two labels that disagree, which count as lost")
+    strict: Score = Field(
+        math.nan,
+        description="upper bound of the drop with the rows of `neither` counted as lost, too",
+    )
+
+    @property
+    def differing(self) -> int:
+        """Number of the rows."""
+        return self.lost + self.won + self.neither + self.missing + self.disagree
+
+    @property
+    def strictly(self) -> Self:
+        """The counts with the labels of neither model taken for none."""
+        return self.model_copy(update={"missing": self.missing + self.neither, "neither": 0})
+
+
 class Bound(BaseModel):
     """The drop from one model to another on the test rows, with its upper confidence bound."""
 
@@ -65,6 +95,9 @@ class Bound(BaseModel):
         None,
         description="where few rows differ: the bound of a model that differs on none, the "
         "smallest possible here; null: enough rows differ, or there is no bound",
+    )
+    labelled: Labelled | None = Field(
+        None, description="with asked labels: the rows that differ, by their labels"
     )
     passed_over: bool = Field(
         False,
@@ -209,6 +242,11 @@ class Statistic(ABC):
     metric: ClassVar[str | None] = None
     counts_rows: ClassVar[bool] = False
 
+    def about(self, promise: Promise) -> Self:
+        """Return the statistic with what a promise says of it."""
+        del promise
+        return self
+
     @abstractmethod
     def measures(self, scores: RowScores) -> bool:
         """Return True for scores that this statistic compares."""
@@ -322,7 +360,24 @@ class Statistic(ABC):
         del drop, differing, rows, confidence
         return None
 
+    def followed(self, test: Bound, full: float, rows: int, promise: Promise) -> Bound:
+        """Return a test with drop, differing rows and bound as they follow from other figures.
+
+        Args:
+            full: the reference's score.
+        """
+        drop = self.drop_between(full, test.score, promise)
+        differing = self.differing(drop, test.differing or 0, rows)
+        upper = self.following(drop, differing, rows, promise.confidence)
+        upper = test.upper if upper is None else upper
+        return test.model_copy(update={"drop": drop, "differing": differing, "upper": upper})
+
     # words
+
+    def remark(self, test: Bound, promise: Promise) -> str:
+        """Return the end of a sentence on a test; "": there is nothing to add."""
+        del test, promise
+        return ""
 
     def method_on(self, rows: int, confidence: float, *, rows_alone: bool = True) -> BoundMethod:
         """Return the method of the bound on a number of rows, and what they can certify.

@@ -11,6 +11,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.words import listed
 from sora_cli.recipe.tolerance import CONFIDENCE
 from sora_cli.search.any_metric import AnyMetric
+from sora_cli.search.asked_labels import AskedLabels
 from sora_cli.search.differing_answers import DifferingAnswers
 from sora_cli.search.right_or_wrong import RightOrWrong
 from sora_cli.search.statistic import RESAMPLES, Bound, BoundMethod, OfRows, Statistic
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from sora_cli.search.promise import Promise
     from sora_cli.tasks.row_scores import RowScores
 
-STATISTICS: list[Statistic] = [DifferingAnswers(), RightOrWrong(), AnyMetric()]
+STATISTICS: list[Statistic] = [DifferingAnswers(), AskedLabels(), RightOrWrong(), AnyMetric()]
 """The first that measures the scores of the test rows is taken."""
 
 
@@ -30,8 +31,13 @@ def statistic_of(scores: RowScores) -> Statistic:
 
 
 def statistic_on(basis: Basis) -> OfRows:
-    """Return the statistic of rows that are right or wrong, tested by labels or by answers."""
-    return DifferingAnswers() if basis == "answers" else RightOrWrong()
+    """Return the statistic of rows that are right or wrong, by what tests them."""
+    tested: dict[Basis, OfRows] = {
+        "labels": RightOrWrong(),
+        "answers": DifferingAnswers(),
+        "asked": AskedLabels(),
+    }
+    return tested[basis]
 
 
 def statistic_in(bound: BoundMethod, promise: Promise) -> Statistic:
@@ -49,7 +55,7 @@ def statistic_in(bound: BoundMethod, promise: Promise) -> Statistic:
             where=f"it knows {listed(list(known))}",
             hint="load the file that has it: --code FILE",
         )
-    return known[name]
+    return known[name].about(promise)
 
 
 def drop_bound(

@@ -28,7 +28,7 @@ from sora_cli.search.row_set import SCREENING, TEST, RowSet
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.encoded import Encoded
 from sora_cli.tasks.language import IGNORED, Writing, token_choices
-from sora_cli.tasks.row_scores import RowScores, answer_scores
+from sora_cli.tasks.row_scores import RowScores, answer_scores, asked_scores
 from sora_cli.train.trainer import AdapterTrainer
 
 SEED = 0
@@ -48,6 +48,7 @@ class Answers:
             are no numbers.
         next_tokens: the next-token choices on the rows' own texts are compared.
         with_answers: a given answer belongs to the input, as for `next_tokens`.
+        asked: labels of a person may stand beside the answers.
     """
 
     blank: Task
@@ -57,6 +58,7 @@ class Answers:
     tolerance: float | None = None
     next_tokens: bool = False
     with_answers: bool = False
+    asked: bool = False
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,8 @@ class TestRows:
                 answers = token_choices(trainer.outputs_of(encoded, self.task.next_tokens))
             else:
                 answers = self.task.compared_answers(trainer.answers_of(encoded))
+        if self.answers.asked:
+            return asked_scores(answers)
         alone = self.task.options.ROWS_ALONE
         return answer_scores(answers, self.answers.tolerance, rows_alone=alone)
 
@@ -264,6 +268,15 @@ class EncodedRows:
     def __len__(self) -> int:
         """Return the number of rows that test."""
         return len(self.part) if self.counted is None else len(self.counted)
+
+    def drawn(self, number: int, base: Base, seed: int) -> EncodedRows:
+        """Draw some of the rows that test at random, and return these alone."""
+        counted = np.arange(len(self.part)) if self.counted is None else self.counted
+        # not the stream that dealt the parts: a draw of the same length would be in its order
+        order = np.random.default_rng((seed, 1)).permutation(counted)
+        part = self.part.take(np.sort(order[:number]))
+        every = np.arange(len(part))
+        return replace(self, part=part, rows=part.encoded(base), counted=every, seen=0, repeated=0)
 
     def on(self, base: Base) -> EncodedRows:
         """Return the same rows, encoded for another model of the same base."""

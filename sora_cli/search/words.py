@@ -20,6 +20,7 @@ from sora_cli.search.row_set import TEST
 from sora_cli.search.statistic import DIFFERING, POWER
 
 if TYPE_CHECKING:
+    from sora_cli.search.asked import Asked
     from sora_cli.search.evidence import Evidence
     from sora_cli.search.promise import Promise
     from sora_cli.search.row_set import RowSet
@@ -35,7 +36,11 @@ NOT_ALONE = (
 _NOT_APART = "rows that repeat an input were not kept apart from those that test"
 UNLABELLED = "unlabelled"
 """Split of rows without labels."""
-_TEST_ROWS = {"labels": "the test rows", "answers": "the unlabelled ones"}
+_TEST_ROWS = {
+    "labels": "the test rows",
+    "answers": "the unlabelled ones",
+    "asked": "the unlabelled ones",
+}
 """The rows that a promise is about, by its basis."""
 _NEXT_TOKENS = (
     "the next-token choices on given texts (a row differs if any of its choices does), not the "
@@ -59,11 +64,32 @@ def statement(evidence: Evidence) -> str:
         much = f"{'loses' if test.drop > 0 else 'gains'} {nouns.amount(abs(test.drop))} on"
         much = f"differs on {nouns.amount(test.drop)} of" if nouns.counts else much
         text += f"; the written size {much} these rows"
+    told = test if test is not None and test.kept else first
+    text += "" if told is None else evidence.statistic.remark(told, promise)
+    text += _agreement(evidence.asked)
     text += as_they_come(promise, nouns, rows, None if test is None else test.every)
     if test is not None and test.kept:
         classes = rows.classes or {}
         text += kept_by_constant(promise, nouns, classes, evidence.full.test)
+    text = f"{_changed(evidence.asked)}{text}"
     return text if evidence.bound.rows_alone else f"{text}; {NOT_ALONE}"
+
+
+def _agreement(asked: Asked | None) -> str:
+    """Return words on the rows that two people labelled; "" if there are none."""
+    if asked is None or not asked.twice:
+        return ""
+    return f"; two people labelled {asked.twice} rows and agree on {asked.agreed} of them"
+
+
+def _changed(asked: Asked | None) -> str:
+    """Return the reason why nothing is promised, where labels were changed; else ""."""
+    if asked is None or not asked.changed:
+        return ""
+    rows = (
+        f"the label of {len(asked.changed)} rows was" if len(asked.changed) > 1 else "a label was"
+    )
+    return f"{rows} changed after it had been read, so nothing is promised; otherwise: "
 
 
 def _sentence(evidence: Evidence, nouns: Nouns, test: Bound | None) -> str:

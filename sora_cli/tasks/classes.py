@@ -14,6 +14,7 @@ from sora_cli.tasks.base import Task
 from sora_cli.tasks.encoded import Encoded, Predictions
 from sora_cli.tasks.labels import Labels, encode_classes, find_class_names
 from sora_cli.tasks.metrics import Scorer, number_parts
+from sora_cli.tasks.questions import Questions
 from sora_cli.tasks.stand_ins import check_finite, first_class, softmax, with_column
 
 
@@ -93,6 +94,11 @@ class OneClass(OneNumber):
     @property
     def label_names(self) -> list[str]:
         return self._names
+
+    def questions(self, rows: Dataset, order: np.random.Generator) -> Questions | None:
+        del order  # the classes have their own
+        shown = {column: [str(value) for value in rows[column][:]] for column in self.input_columns}
+        return Questions(shown, [{name: name for name in self._names}] * len(rows))
 
     def loss(self, predictions: Predictions) -> float:
         return class_loss(predictions)

@@ -12,6 +12,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from sora_cli.data.overlap import input_hashes
+from sora_cli.data.places import RowError
 from sora_cli.recipe.task_options import ImageClassificationOptions
 from sora_cli.tasks.classes import OneClass
 from sora_cli.tasks.encoded import Encoded, Predictions
@@ -25,6 +26,7 @@ from sora_cli.tasks.pixels import (
     model_pixels,
     stored_images,
 )
+from sora_cli.tasks.questions import Questions
 from sora_cli.tasks.texts import require_column
 
 
@@ -78,6 +80,19 @@ class ImageClassification(OneClass):
 
     def collator(self, processor: Any) -> Any:
         return ImageBatches(processor, self._form, self._image, self._label, self._names)
+
+    def questions(self, rows: Dataset, order: np.random.Generator) -> Questions:
+        del order  # the classes have their own
+        names = image_names(stored_images(rows.select_columns([self._image]), self._image),
+                            self._image)  # fmt: skip
+        if None in names:
+            raise RowError(
+                "this image has no file name, by which a person could find it",
+                names.index(None),
+                hint="give a table with a column of paths: --unlabelled FILE.csv",
+            )
+        shown = {self._image: [name or "" for name in names]}
+        return Questions(shown, [{name: name for name in self._names}] * len(rows))
 
     def labels(self, rows: Encoded) -> np.ndarray:
         values = rows.dataset[self._label][:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise
 from sora_cli.tasks.choices import Choices, find_form, read_choices, right_places
 from sora_cli.tasks.classes import OneNumber, chosen_classes, class_loss, class_parts, class_scores
 from sora_cli.tasks.encoded import NO_EXAMPLES, Encoded, Predictions
+from sora_cli.tasks.questions import Questions
 from sora_cli.tasks.stand_ins import check_finite, softmax, with_column
 from sora_cli.tasks.texts import require_column
 
@@ -82,6 +84,19 @@ class MultipleChoice(OneNumber):
     def compared_answers(self, predictions: Predictions) -> Sequence[Any]:
         """Return the number of each choice: two choices may have one text."""
         return self.answer_columns(predictions)[1]
+
+    def questions(self, rows: Dataset, order: np.random.Generator) -> Questions | None:
+        del order  # models do not see a choice's place
+        choices = read_choices(rows, self._form)
+        letters = ascii_lowercase[: choices.number]
+        shown = {} if choices.contexts is None else {"context": choices.contexts}
+        shown |= {} if choices.lead is None else {"beginning": choices.lead}
+        shown |= {
+            a: list(texts)
+            for a, texts in zip(letters, zip(*choices.texts, strict=True), strict=True)
+        }
+        places = {letter: place for place, letter in enumerate(letters)}
+        return Questions(shown, [places] * len(rows)) if len(places) == choices.number else None
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         texts = predictions.encoded.examples["choices"][:]

@@ -40,6 +40,7 @@ from sora_cli.tasks.pairs import (
     unpaired,
 )
 from sora_cli.tasks.prompts import uses_template
+from sora_cli.tasks.questions import Questions
 from sora_cli.tasks.stand_ins import check_finite
 from sora_cli.tasks.texts import columns_in, require_column
 
@@ -49,6 +50,8 @@ _ROUNDING = 64 * float(np.finfo(np.float32).eps)
 """Relative error of a log-probability in float32. The same model's differ by 20 eps in batches of
 64 and of 1 rows (SmolLM2-135M, 8 tokens), so no smaller margin of rewards is a preference."""
 _PARTS = ("prompt", *SIDES)
+_SHOWN = (("answer_a", "a"), ("answer_b", "b"))
+"""Columns of the two answers where nobody has said which is the better one, and their labels."""
 INPUTS = ("input_ids", "labels")
 """Columns of encoded rows that the model reads, one list for each answer."""
 
@@ -214,6 +217,29 @@ class Preference(Task):
         prefers = [SIDES[int(not right)] for right in self._prefers_chosen(predictions)]
         return [prefers, *reward.T.tolist()]
 
+    def questions(self, rows: Dataset, order: np.random.Generator) -> Questions | None:
+        columns = [self._columns[part] for part in _PARTS if part in self._columns]
+        texts = {column: [_as_text(value) for value in rows[column][:]] for column in columns}
+        first = order.integers(2, size=len(rows))  # the side that stands first
+        shown = {c: texts[c] for c in columns if c not in map(self._columns.get, SIDES)}
+        sides = list(zip(*(texts[self._columns[side]] for side in SIDES), strict=True))
+        for i, (column, _) in enumerate(_SHOWN):
+            shown[column] = [both[at ^ i] for both, at in zip(sides, first, strict=True)]
+        labels = [label for _, label in _SHOWN]
+        answers = [{label: SIDES[at ^ i] for i, label in enumerate(labels)} for at in first]
+        return Questions(shown, answers)
+
+    def unlabelled(self, rows: Dataset) -> Dataset:
+        named = {
+            column: self._columns[side] for (column, _), side in zip(_SHOWN, SIDES, strict=True)
+        }
+        there = set(rows.column_names)
+        return (
+            rows.rename_columns(named)
+            if {*named} <= there and not {*named.values()} & there
+            else rows
+        )
+
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         reward, texts = self._rewards(predictions), predictions.encoded.examples
         prefers = self._prefers_chosen(predictions)
@@ -288,6 +314,13 @@ class Preference(Task):
         columns = {"source": ["".join(first.prompt) for first, _ in pairs]}
         columns |= {side: [pair[i].reference for pair in pairs] for i, side in enumerate(SIDES)}
         return Dataset.from_dict(columns)
+
+
+def _as_text(value: Any) -> str:
+    """Return a text, or the messages of a list, as a person reads them."""
+    if not is_chat(value):
+        return str(value)
+    return "\n\n".join(f"{one.get('role', '')}: {one.get('content', '')}" for one in value)
 
 
 class PairPadding(Padding):

@@ -23,6 +23,10 @@ Formula = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Parts (rows, k) and weights (sets, rows) -> the metric for each set of weights, (sets,)."""
 SAME, WITHIN = "same", "within"
 """Formulas of answers: equal, and numbers that are no further apart than a tolerance."""
+ASKED = "asked"
+"""Formula of answers beside the labels of a person: parts are the answer and two labels."""
+UNLABELLED = -1.0
+"""The place of a label that is not given, in the parts of `ASKED`."""
 _ROUNDING = 1e-12  # relative to a sum of squares; a smaller variance is rounding, and counts as 0
 _LARGEST = 700.0  # nats per token; e to a larger power overflows a float
 
@@ -111,10 +115,25 @@ def answer_scores(
         column = np.asarray(answers, dtype=np.float64)
         within = np.full(len(column), tolerance)
         return row_scores(AGREEMENT, WITHIN, column, within, rows_alone=rows_alone)
+    return row_scores(AGREEMENT, SAME, answer_codes(answers), rows_alone=rows_alone)
+
+
+def asked_scores(answers: Sequence[Any]) -> RowScores:
+    """Return one model's answers as scores, on rows that a person may label.
+
+    Args:
+        answers: one per raw row, of plain values.
+    """
+    none = np.full(len(answers), UNLABELLED)
+    return row_scores(AGREEMENT, ASKED, answer_codes(answers), none, none)
+
+
+def answer_codes(answers: Sequence[Any]) -> np.ndarray:
+    """Return a number for each answer, (rows,); equal answers have equal numbers."""
     # 52 bits of a digest are exact in float64; two answers of one row collide once in 4e15
     codes = [int.from_bytes(blake2b(repr(one).encode(), digest_size=8).digest()) >> 12
              for one in answers]  # fmt: skip
-    return row_scores(AGREEMENT, SAME, np.array(codes, dtype=np.float64), rows_alone=rows_alone)
+    return np.array(codes, dtype=np.float64)
 
 
 def row_scores(
@@ -255,6 +274,7 @@ FORMULAS: dict[str, Formula] = {
     "right": _mean,
     SAME: _all,
     WITHIN: _all,
+    ASKED: _all,
     "mean": _mean,
     "ratio": _ratio,
     "perplexity": _perplexity,

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from sora_cli.core.atomic import remove_file, write_text_atomic
 from sora_cli.core.environment import environment, peak_memory
+from sora_cli.core.errors import WaitingError
 from sora_cli.core.interruption import Interrupted
 from sora_cli.core.json_text import readable_json
 from sora_cli.core.processes import is_main
@@ -55,6 +56,9 @@ class ReportLog(Generic[R]):
             yield self.report
         except (KeyboardInterrupt, Interrupted) as end:
             self._fail("interrupted", str(end) or "interrupted by the user")
+            raise
+        except WaitingError as end:
+            self._end("interrupted", str(end))
             raise
         except BaseException as error:
             self._fail("failed", f"{type(error).__name__}: {error}")

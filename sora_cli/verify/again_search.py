@@ -21,19 +21,22 @@ from sora_cli.report import FILE_NAME as REPORT
 from sora_cli.report import RunReport, read_report
 from sora_cli.run.encode import encode
 from sora_cli.run.results import task_meta
+from sora_cli.search.ask_table import NONE
+from sora_cli.search.asked_search import AskedSearch, planned_rows
 from sora_cli.search.auto_search import AutoSearch, Made, Maker
 from sora_cli.search.cut import loaded_to_score
 from sora_cli.search.evidence import Candidate, Evidence, Reference, Screened, directory_of
+from sora_cli.search.kept_answers import kept_answers
 from sora_cli.search.promise import Promise, promise_of
 from sora_cli.search.record import FILE_NAME as RECORD
 from sora_cli.search.record import read_auto
-from sora_cli.search.row_set import SCREENING, TEST, RowSet
+from sora_cli.search.row_set import POOL, SCREENING, TEST, RowSet
 from sora_cli.search.rows import deciding_parts, deciding_rows, method_on, row_sets
 from sora_cli.search.size import Size, size_of
 from sora_cli.search.statistic import BoundMethod
 from sora_cli.search.statistics import statistic_of
-from sora_cli.search.test_rows import EncodedRows
-from sora_cli.tasks.row_scores import RowScores
+from sora_cli.search.test_rows import EncodedRows, TestRows
+from sora_cli.tasks.row_scores import RowScores, asked_scores
 from sora_cli.verify.again import Again, if_moved, loaded_again, rows_again
 from sora_cli.verify.tolerances import close
 
@@ -55,7 +58,8 @@ class SearchAgain:
         if self.recipe.auto is None:
             raise SoraError(f"{run / REPORT} is not the report of a sora auto run")
         self.task, self.rows = rows_again(self.recipe)
-        screening, test = (self._recorded(name) for name in (SCREENING, TEST))
+        pool = POOL if promise_of(self.recipe).basis == "asked" else TEST
+        screening, test = (self._recorded(name) for name in (SCREENING, pool))
         with if_moved("auto.unlabelled=FILE"):
             self.held = deciding_rows(
                 self.recipe, self.task, self.rows, screening.rows, test.held or test.rows,
@@ -74,18 +78,14 @@ class SearchAgain:
         found.differs += self._other_files(certificate)
         if found.differs:
             return found
-        maker, asked, block = StoredRuns(self), promise_of(self.recipe), self.recipe.auto
-        assert block is not None
+        maker = StoredRuns(self)
         full = maker.scores_at_full_rank()
-        unmade: dict[str, Any] = {"full": None, "screened": [], "candidates": [], "stopped": False}
-        record = self.record.model_copy(update={**unmade, "rows": maker.sets})
-        search = AutoSearch(
-            maker, record, asked, method_on(full, len(full), asked), len(full),
-            {"training": self.recipe.training.seed, "rows": block.seed},
-        )  # fmt: skip
+        search = self._search(maker, full)
         for _ in search.run():
             pass
-        if not record.candidates:
+        if search.record.asked is not None:  # those of other rows are answers, too
+            search.record.asked = search.record.asked.with_answers(kept_answers(self.run))
+        if not search.record.candidates:
             found.differs.append(f"{self.run / directory_of(0)} is missing: no size was trained")
             return found
         written = maker.read(".", test=False, reported=True).reported
@@ -94,6 +94,38 @@ class SearchAgain:
         found.scores, found.reported = full, maker.reported
         found.differs += self._unlike_report(certificate)
         return found
+
+    def _search(self, maker: StoredRuns, full: RowScores) -> AutoSearch:
+        """Return the search from its beginning, by what is stored.
+
+        Args:
+            full: full rank's scores on the test rows.
+        """
+        promise, block, asked = promise_of(self.recipe), self.recipe.auto, self.record.asked
+        assert block is not None
+        unmade: dict[str, Any] = {"full": None, "screened": [], "candidates": [], "stopped": False}
+        record = self.record.model_copy(update={**unmade, "rows": maker.sets})
+        seeds = {"training": self.recipe.training.seed, "rows": block.seed}
+        if asked is None:
+            bound = method_on(full, len(full), promise)
+            return AutoSearch(maker, record, promise, bound, len(full), seeds)
+        record.asked = asked.model_copy()
+        rows, first = maker.sets[POOL].rows, asked.first(promise)
+        search = AskedSearch(maker, record, promise, method_on(full, rows, first), rows, seeds)
+        kept = kept_answers(self.run)
+        search.read = lambda rows: {key: kept.get(key, NONE) for key in rows}
+        search.enters = asked.sizes
+        return search
+
+    def planned(self, pool: int) -> int:
+        """Return how many rows of a pool were planned to test."""
+        promise, asked = promise_of(self.recipe), self.record.asked
+        if asked is None:
+            raise SoraError(f"{self.run / RECORD} does not say which labels were asked for")
+        first = asked.first(promise)
+        promise = first.settled(method_on(asked_scores([]), pool, first), pool)
+        screening = self._recorded(SCREENING).rows
+        return planned_rows(self.record.screened, screening, promise, pool)
 
     def _other_files(self, certificate: Evidence) -> Iterator[str]:
         """Yield which rows, adapters and reports are not those of a certificate."""
@@ -191,6 +223,19 @@ class StoredRuns(Maker):
         )
         return made, read.test
 
+    def scored(self, number: int, named: Screened) -> RowScores:
+        """Return the scores of a stored size."""
+        del named
+        scores = self.read(directory_of(number)).test
+        assert scores is not None
+        return scores
+
+    def draw(self, rows: int) -> TestRows:
+        """Return the test rows: they were drawn when the first adapter was scored."""
+        del rows
+        assert self._test is not None
+        return self._test.part
+
     def scores_at_full_rank(self) -> RowScores:
         """Return the scores of the stored run at full rank; the first time, on all splits."""
         if self._full is None:
@@ -227,7 +272,12 @@ class StoredRuns(Maker):
         train = encode(search.task, base, search.rows.train, origin, training=True)
         parts = deciding_parts(search.recipe, search.task, base, search.rows, train, search.held)
         self._test, self.sets = parts.test, parts.sets
-        return parts.test
+        if POOL in parts.sets:
+            assert search.recipe.auto is not None
+            rows = search.planned(parts.sets[POOL].rows)
+            self._test = parts.test.drawn(rows, base, search.recipe.auto.seed)
+            self.sets[TEST] = self._test.row_set()
+        return self._test
 
     def _report(self, number: int | None) -> RunReport:
         place = self._search.run / directory_of(number)
@@ -262,6 +312,8 @@ def _left_at(report: RunReport) -> int:
 
 def _changed_rows(stored: Mapping[str, RowSet], here: Mapping[str, RowSet]) -> Iterator[str]:
     for name in {**stored, **here}:
+        if name == TEST and POOL in here:  # they are drawn later
+            continue
         rows, now = stored.get(name), here.get(name)
         if now is None:
             yield f"there are no {name} rows any more"

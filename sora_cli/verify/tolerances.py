@@ -161,6 +161,8 @@ TOLERANCES: Mapping[tuple[str, ...], tuple[str, Tolerance]] = {
     ("candidates", "*", "test", "drop"): ("{of}, drop", _of_two_models),
     ("candidates", "*", "test", "upper"): ("{of}, bound", _bound),
     ("candidates", "*", "test", "differing"): ("{of}, rows that differ", _differing),
+    ("candidates", "*", "test", "labelled", "strict"): ("{of}, bound with neither's", _bound),
+    ("candidates", "*", "test", "labelled", "*"): ("{of}, rows {key}", _differing),
     ("candidates", "*", "test", "every"): ("{of}, drop on all rows", _on_all_rows),
     ("candidates", "*", "reported", "*", "score"): ("{of}, {split}", _of_a_model),
 }
@@ -279,15 +281,18 @@ def _follow(document: dict[str, Any], number: int, place: Place) -> None:
     """Let drop, number of differing rows and bound be those that follow from the other figures."""
     assert place.was is not None
     test, rows = document["candidates"][number]["test"], len(place.scores)
-    statistic, promise = statistic_of(place.scores), place.promise
-    drop = statistic.drop_between(document["full"]["test"], test["score"], promise)
-    differing = statistic.differing(drop, test["differing"] or 0, rows)
-    following = statistic.following(drop, differing, rows, promise.confidence)
-    test["drop"] = place.was.drop if close(place.was.drop, drop) else drop
-    test["differing"] = differing
+    follows = statistic_of(place.scores).followed(
+        Bound.model_validate(test), document["full"]["test"], rows, place.promise
+    )
+    test["drop"] = place.was.drop if close(place.was.drop, follows.drop) else follows.drop
+    test["differing"] = follows.differing
     taken = test["upper"] == place.was.upper
-    if taken and following is not None and not close(test["upper"], following):
-        test["upper"] = following
+    if taken and not close(test["upper"], follows.upper):
+        test["upper"] = follows.upper
+    if test["labelled"] is not None and follows.labelled is not None:
+        if close(test["labelled"]["strict"], follows.labelled.strict):
+            follows.labelled.strict = test["labelled"]["strict"]
+        test["labelled"] = follows.labelled.model_dump()
 
 
 def _judge(figures: Comparison, here: Evidence, number: int, place: Place) -> None:

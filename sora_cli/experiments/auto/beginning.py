@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from sora_cli.core.atomic import remove_file
 from sora_cli.core.console import say
@@ -14,12 +16,18 @@ from sora_cli.run.opening import Opening, Work, open_work
 from sora_cli.run.output import check_own, clear_run
 from sora_cli.search.evidence import FILE_NAME, FULL, PICTURE, SIZES, directory_of
 from sora_cli.search.former_design import FORMER_FOLDER
+from sora_cli.search.kept_answers import forget_asked
+from sora_cli.search.promise import LABELS
 from sora_cli.search.record import FILE_NAME as RECORD
 from sora_cli.search.record import AutoRecord, read_auto
 
 
-def open_record(plan: AutoPlan, *, force: bool) -> AutoRecord:
-    """Return the record of an unfinished search in the output directory, or a new record."""
+def open_record(plan: AutoPlan, *, force: bool, reread: bool = False) -> AutoRecord:
+    """Return the record of an unfinished search in the output directory, or a new record.
+
+    Args:
+        reread: go on with a finished search, whose labels were changed.
+    """
     output, loaded = plan.output, plan.loaded
     record = read_auto(output)
     check_own(output, resume=record is not None)
@@ -28,14 +36,23 @@ def open_record(plan: AutoPlan, *, force: bool) -> AutoRecord:
     work = None
     if record is not None:
         usage = f"sora inspect {quote(str(output))}"
-        work = Work("run", record.status == "completed", record.recipe, usage=usage)
+        finished = record.status == "completed" and not (record.open or reread)
+        work = Work("run", finished, _with_limit(record, plan), usage=usage)
     opening = open_work(output, work, loaded.resolved(), force=force, resume=None)
     if record is None or opening is Opening.NEW:
         if record is not None and is_main():
             clear(output)
         return _new_record(plan)
     say(f"continuing in {output}: {progress(record)}")
+    record.recipe = loaded.resolved()  # it has the same values, but for a raised limit of labels
     return record
+
+
+def _with_limit(record: AutoRecord, plan: AutoPlan) -> Mapping[str, Any]:
+    """Return the recipe of a search; it may ask for more labels than it began with."""
+    auto, now = record.recipe.get("auto") or {}, plan.block.labels or LABELS
+    raised = plan.block.ask is not None and now > (auto.get("labels") or LABELS)
+    return {**record.recipe, "auto": {**auto, "labels": now}} if raised else record.recipe
 
 
 def clear(output: Path) -> None:
@@ -52,6 +69,7 @@ def clear(output: Path) -> None:
             folder.rmdir()
     for name in (PICTURE, FILE_NAME):
         remove_file(output / name)
+    forget_asked(output)
     clear_run(output)
     remove_file(output / RECORD)  # last: it marks the other files as ours
 

@@ -19,6 +19,7 @@ from sora_cli.run.evaluate import evaluate_all, evaluate_run
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.results import save_results
 from sora_cli.run.runner import Runner
+from sora_cli.search.asked_search import AskedSearch
 from sora_cli.search.auto_search import AutoSearch, Made, Maker
 from sora_cli.search.evidence import Candidate, Reference, Screened, directory_of
 from sora_cli.search.promise import Promise
@@ -28,6 +29,7 @@ from sora_cli.search.screening import expected_drop, name_sizes, screen
 from sora_cli.search.size import Size, size_of
 from sora_cli.search.statistic import Bound, BoundMethod
 from sora_cli.search.statistics import statistic_in
+from sora_cli.search.test_rows import TestRows
 from sora_cli.search.words import expected_line
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.log import ReportLog, RunLog
@@ -79,6 +81,7 @@ class TrainingMaker(Maker):
             tell(f"note: {note}")
         log.report.set_rows(parts.sets, plan.output)
         self._screening, self._test = parts.screening, parts.test
+        self._asks = plan.promise.basis == "asked"  # then `_test` is the pool until they are drawn
         self.rows = rows.counted(len(parts.test))
         self.runner = Runner(ready, self.full, plan.output)
         self._cost = costs_of(ready.layers)
@@ -86,10 +89,30 @@ class TrainingMaker(Maker):
 
     def search(self) -> AutoSearch:
         """Return the search that this maker is for."""
-        plan, rows = self.plan, self.rows.test
-        bound = method_by(self.full.recipe, self.ready, rows, plan.promise)
+        plan, rows, record = self.plan, self.rows.test, self._log.report
         seeds = {"training": plan.loaded.recipe.training.seed, "rows": plan.block.seed}
-        return AutoSearch(self, self._log.report, plan.promise, bound, rows, seeds)
+        first = plan.promise if record.asked is None else record.asked.first(plan.promise)
+        bound = method_by(self.full.recipe, self.ready, rows, first)
+        kind = AskedSearch if self._asks else AutoSearch
+        return kind(self, record, plan.promise, bound, rows, seeds)
+
+    def draw(self, rows: int) -> TestRows:
+        """Draw test rows from the pool, and return them."""
+        most = self.plan.promise.labels or 0
+        self._tell(
+            f"{rows:,} of {len(self._test):,} rows are drawn to test: as many as the promise needs "
+            f"and {most:,} labels reach"
+        )
+        self._test = self._test.drawn(rows, self.ready.base, self.plan.block.seed)
+        self._log.report.set_drawn(self._test.row_set(), self.plan.output)
+        self._reference = None
+        return self._test.part
+
+    def scored(self, number: int, named: Screened) -> RowScores:
+        """Restore a size into the model, and score it."""
+        self.runner.restore(self._candidate(number, named.max_params))
+        with self._log.phase("score"):
+            return self._scores()
 
     def _scores(self) -> RowScores:
         return self._test.scores(self.runner.scorer())
@@ -112,7 +135,10 @@ class TrainingMaker(Maker):
         with self._log.phase("score"):
             # reported scores are taken now, as long as the full run is in the model
             metrics = evaluate_all(self.runner.scorer(), ready.task, ready.report)
-            self._reference = self._scores()
+            value = 1.0  # a model agrees with itself, on the rows that are not drawn yet
+            if not self._asks:
+                self._reference = self._scores()
+                value = self._reference.value
         (cut_at,) = self.full.recipe.training.kept_steps(report.steps or 0)
         return Reference(
             **self._size({path: layer.rank for path, layer in ready.layers.items()}).model_dump(),
@@ -121,7 +147,7 @@ class TrainingMaker(Maker):
             digest=report.digests.get("adapter", ""),  # the first process has written it
             steps=report.steps or 0,
             cut_at=cut_at,
-            test=self._reference.value,
+            test=value,
             reported={split: scores[ready.task.best] for split, scores in metrics.items()},
         )
 
@@ -136,7 +162,9 @@ class TrainingMaker(Maker):
                 lambda: self._screening.scores(self.runner.scorer()),
                 block.serve,
             )
-            sizes = screen(cuts, test_rows=rows.test, confidence=promise.confidence)
+            sizes = screen(
+                cuts, test_rows=rows.test, confidence=promise.confidence, statistic=statistic
+            )
             for number in name_sizes(
                 sizes,
                 cuts.full,

@@ -6,17 +6,28 @@ whichever is planned to certify more (`search.basis`).
 
 from __future__ import annotations
 
+import numpy as np
+
 from sora_cli.core.errors import SoraError
+from sora_cli.data.places import locating
 from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.plan import AutoPlan
 from sora_cli.recipe.auto import Basis
 from sora_cli.run.prepare import load_task
-from sora_cli.search.basis import BASES, against_answers, basis_line, choose_basis
+from sora_cli.search.basis import (
+    BASES,
+    against_answers,
+    basis_line,
+    check_asking,
+    choose_basis,
+)
 from sora_cli.search.record import AutoRecord
 from sora_cli.search.rows import count_rows, training_rows, unlabelled_rows
 from sora_cli.search.test_rows import TestRows
+from sora_cli.tasks import create_task
 
 Notes = tuple[str, ...]
+_NONE_HELD = "auto.rows is not used: no labelled row is held out"
 
 
 def planned_rows(
@@ -31,6 +42,10 @@ def planned_rows(
     if plan.promise.kind == "differ":
         rows = _unseen_rows(plan)
         return plan, plan.row_plan(total, len(rows)), rows.notes
+    if plan.promise.basis == "asked":
+        rows = _askable_rows(plan)
+        notes = rows.notes if plan.block.rows is None else (*rows.notes, _NONE_HELD)
+        return plan.on_basis("asked"), plan.row_plan(total, len(rows)), notes
     if plan.block.unlabelled is None:
         return plan, held_out_rows(plan, total, inputs), ()
     if record is not None and record.basis is not None:
@@ -67,8 +82,19 @@ def _on_best_basis(plan: AutoPlan, total: int, inputs: int) -> tuple[AutoPlan, R
     chosen = choose_basis(plan.promise, numbers)
     notes = (*notes, basis_line(chosen, plan.promise, numbers))
     if plan.block.rows is not None and chosen == "answers":
-        notes = (*notes, "auto.rows is not used: no labelled row is held out")
+        notes = (*notes, _NONE_HELD)
     return plan.on_basis(chosen), plans[chosen], notes
+
+
+def _askable_rows(plan: AutoPlan) -> TestRows:
+    """Read the rows without labels, which a person must be able to label."""
+    recipe = plan.loaded.recipe
+    with recipe.placing("auto.ask"):
+        check_asking(recipe, create_task(recipe.task, recipe.data), plan.promise.metric)
+    rows = _unseen_rows(plan)
+    with recipe.placing("auto.unlabelled"), locating(rows.origin):
+        rows.task.questions(rows.rows, np.random.default_rng(0))
+    return rows
 
 
 def _unseen_rows(plan: AutoPlan) -> TestRows:

@@ -6,7 +6,9 @@ from sora_cli.adapter.card import rewrite_card
 from sora_cli.adapter.places import ADAPTER
 from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.console import say, say_notes
-from sora_cli.core.processes import is_main
+from sora_cli.core.errors import WaitingError
+from sora_cli.core.processes import from_first_process, is_main
+from sora_cli.experiments.auto.asking import AskTable, notes_on
 from sora_cli.experiments.auto.beginning import progress
 from sora_cli.experiments.auto.maker import TrainingMaker
 from sora_cli.experiments.auto.plan import AutoPlan
@@ -16,6 +18,7 @@ from sora_cli.experiments.auto.tables import constant_lines, cost_lines, promise
 from sora_cli.run.opening import resumable
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.prologue import begin, tell_start
+from sora_cli.search.asked_search import AskedSearch
 from sora_cli.search.evidence import FILE_NAME, PICTURE, Evidence
 from sora_cli.search.record import FILE_NAME as RECORD
 from sora_cli.search.record import AutoRecord
@@ -24,10 +27,38 @@ from sora_cli.search.words import tested_line
 from sora_cli.train.log import ReportLog, RunLog
 
 
+def ask(search: AskedSearch, table: AskTable) -> None:
+    """Write the table, if an answer can change the outcome and nobody was asked for it.
+
+    Raises:
+        WaitingError: labels are wanted.
+    """
+    wanted, asked = search.wanted, search.record.asked
+    assert asked is not None
+    asked.changed = sorted({*asked.changed, *table.accepted})
+    lacks = from_first_process(table.lacks(wanted))
+    if wanted.open and (lacks or not wanted.answered):
+        if lacks and is_main():
+            table.write(wanted)
+        raise WaitingError(*table.told(wanted))
+
+
 def run(
-    plan: AutoPlan, record: AutoRecord, *, began: float, force: bool
+    plan: AutoPlan,
+    record: AutoRecord,
+    *,
+    began: float,
+    force: bool,
+    table: AskTable | None = None,
 ) -> tuple[Evidence, Prepared, RunLog]:
-    """Run the search, or its remaining steps; return certificate, chosen model and log."""
+    """Run the search, or its remaining steps; return certificate, chosen model and log.
+
+    Args:
+        table: of a search that asks for labels.
+
+    Raises:
+        WaitingError: labels are wanted.
+    """
     log = ReportLog(plan.output / RECORD, record)
     log.note_import(began)
     plan, rows, notes = planned_rows(plan, record)
@@ -38,6 +69,8 @@ def run(
     with log.phase("set up"):
         maker = TrainingMaker(plan, rows, ready, log, say)
         search = maker.search()
+        if isinstance(search, AskedSearch) and table is not None:
+            search.read = table.read
     tell_start(full.recipe, ready, maker.runner.setup)
     for line in [
         *cost_lines(plan, maker.rows),
@@ -48,9 +81,14 @@ def run(
     with resumable(lambda: progress(record), force=force), log.running():
         nouns = statistic_in(search.bound, search.promise).nouns(search.promise)
         for size in search.run():
-            if size is not None and size.test is not None:
+            if size is not None and size.test is not None and table is None:
                 say(tested_line(size.test, nouns, search.promise))
             log.save()
+        if isinstance(search, AskedSearch) and table is not None:
+            ask(search, table)
+            for size in search.tested:  # only now: a label that is wanted is no failure
+                if size.test is not None:
+                    say(tested_line(size.test, nouns, search.promise))
         with log.phase("conclude"):
             trained, final = maker.write(search.chosen)
             metric = search.promise.metric
@@ -61,5 +99,8 @@ def run(
                 plot_curve(certificate, plan.output / PICTURE)
                 rewrite_card(plan.output / ADAPTER, certificate.lines())
     # only now: until the certificate is written, an interrupted search continues from these states
-    maker.forget()
+    if isinstance(search, AskedSearch):  # other labels may still be read
+        say_notes(notes_on(search.wanted, certificate))
+    else:
+        maker.forget()
     return certificate, trained, final

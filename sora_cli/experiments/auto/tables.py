@@ -16,6 +16,7 @@ from sora_cli.run.dry_run import DryRun
 from sora_cli.search.constant import BALANCED, nothing_promised
 from sora_cli.search.promise import Promise
 from sora_cli.search.sizes import SHARES
+from sora_cli.search.statistic import DIFFERING
 from sora_cli.search.statistics import statistic_in
 from sora_cli.search.words import promise_lines
 
@@ -33,9 +34,12 @@ def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
         f"of its steps, and healed for the other {plan.heal:.1%}"
     )
     source = "rows without labels" if rows.unlabelled else "rows held out of the training split"
+    tests = f"{count(rows.test)} test them"
+    if plan.promise.basis == "asked":
+        tests = f"of {count(rows.test)} others as many test as the promise needs"
     yield (
-        f"{source}: {count(rows.screening)} screen the sizes, "
-        f"{count(rows.test)} test them; {count(rows.trained)} are trained on"
+        f"{source}: {count(rows.screening)} screen the sizes, {tests}; "
+        f"{count(rows.trained)} are trained on"
     )
     yield (
         f"extra work: at most {_extra(plan, rows):.0%} of the full run's: healing "
@@ -49,6 +53,22 @@ def promised(promise: Promise, rows: RowPlan, bound: BoundMethod) -> Iterator[st
     few = bound.smallest_drop is not None and bound.smallest_drop > promise.max_drop
     more = _more_rows(promise, rows) if few and promise.basis == "labels" else ""
     yield from promise_lines(promise, statistic, bound, rows.test, more=more)
+    if promise.basis == "asked" and promise.max_drop > 0:
+        yield _labels_line(promise, rows.test)
+
+
+def _labels_line(promise: Promise, available: int) -> str:
+    """Return a line on the labels that a promise will take, as far as it is known by now."""
+    from sora_cli.search.certifiable import rows_needed  # scipy
+
+    most = promise.labels or 0
+    needed = rows_needed(min(promise.max_drop, 0.99), confidence=promise.confidence)
+    tested = min(needed, available, int(most / DIFFERING))
+    return (
+        "labels are asked for where answers differ: of about "
+        f"{math.ceil(tested * DIFFERING)} rows, "
+        f"if {DIFFERING:.1%} of {count(tested)} test rows do; of at most {most} (--labels)"
+    )
 
 
 def constant_lines(promise: Promise, ready: Prepared) -> Iterator[str]:

@@ -25,7 +25,9 @@ from sora_cli.search.record import FILE_NAME as AUTO
 from sora_cli.search.record import read_auto
 from sora_cli.train.checkpoint.places import FOLDER, MARK_FILE, checkpoint_paths
 
-State = Literal["finished", "running", "interrupted", "failed", "pruned", "blocked", "damaged"]
+State = Literal[
+    "finished", "unfinished", "running", "interrupted", "failed", "pruned", "blocked", "damaged"
+]
 STATES: tuple[str, ...] = get_args(State)
 _DAMAGED = "move it away"
 
@@ -111,7 +113,8 @@ def _sweep(directory: Path, at_work: bool) -> Entry:
     record = read_sweep(directory)
     assert record is not None
     counts = record.counts()
-    state: State = "failed" if counts.keys() & {"failed", "blocked"} else "finished"
+    state: State = "unfinished" if "unfinished" in counts else "finished"
+    state = "failed" if counts.keys() & {"failed", "blocked"} else state
     if record.finished is None or not counts.keys() <= set(OVER):
         state = "running" if at_work or is_locked(directory) else "interrupted"
     return Entry(
@@ -121,7 +124,7 @@ def _sweep(directory: Path, at_work: bool) -> Entry:
         name=Path(record.file).stem,
         started=record.started,
         finished=record.finished,
-        resumable=state == "interrupted",
+        resumable=state in ("interrupted", "unfinished"),
         notes=[f"{counts.get('finished', 0)} of {len(record.runs)} runs finished"],
     )
 

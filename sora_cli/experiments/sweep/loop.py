@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
-from sora_cli.core.exit_codes import BY_SIGNAL, FINISHED
+from sora_cli.core.exit_codes import BY_SIGNAL, FINISHED, LABELS_WANTED
 from sora_cli.core.interruption import Interrupted
 from sora_cli.experiments.sweep.engine import Engine, Job, code_options
-from sora_cli.experiments.sweep.outcome import reason
+from sora_cli.experiments.sweep.outcome import reason, report_of
 from sora_cli.experiments.sweep.record import RunRecord, State, SweepRecord
 from sora_cli.experiments.sweep.source import Ready, Source
 from sora_cli.report import now
@@ -122,6 +122,9 @@ class Loop:
         record, ready = self.source.records[name], self._ready[name]
         record.seconds = round(time.monotonic() - self._began[name], 1)
         state = self._state(name, code)
+        if state == "unfinished":
+            report = report_of(self.settings.kind, ready.directory)
+            record.error = ((report and report.error) or "").partition("\n")[0] or None
         if state == "failed":
             record.error = reason(self.settings.kind, ready.directory, self.log_of(name))
             if _was_killed(code):
@@ -137,6 +140,8 @@ class Loop:
             return "finished" if code in FINISHED else "pruned"
         if code in FINISHED:
             return "finished"
+        if code == LABELS_WANTED:
+            return "unfinished"
         if _was_killed(code) and self.source.records[name].attempts <= self.settings.retries:
             return "waiting"
         return "failed"

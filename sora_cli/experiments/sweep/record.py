@@ -11,8 +11,11 @@ from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.errors import SoraError
 
 FILE_NAME = "sweep.json"
-State = Literal["waiting", "running", "finished", "failed", "pruned", "blocked", "interrupted"]
-OVER: tuple[State, ...] = ("finished", "failed", "pruned", "blocked")
+State = Literal[
+    "waiting", "running", "finished", "unfinished", "failed", "pruned", "blocked", "interrupted"
+]
+OVER: tuple[State, ...] = ("finished", "unfinished", "failed", "pruned", "blocked")
+"""States in which nothing more happens in this call; an unfinished run waits for a person."""
 
 
 class RunRecord(BaseModel):

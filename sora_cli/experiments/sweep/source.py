@@ -109,7 +109,8 @@ class PlanSource(Source):
         for other, state in states.items():
             if state in OVER and state != "finished":
                 record = self.records[run.name]
-                record.state, record.error = "blocked", f"it needs {other}: {state}"
+                record.state = "unfinished" if state == "unfinished" else "blocked"
+                record.error = f"it needs {other}: {state}"
                 return False
         return all(state == "finished" for state in states.values())
 

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
 from sora_cli.tasks.encoded import Predictions
 from sora_cli.tasks.family.bound import Bound
+from sora_cli.tasks.questions import Questions
 
 
 class FamilyAnswers(Bound):
@@ -30,6 +32,17 @@ class FamilyAnswers(Bound):
 
         Outputs that are not finite are a `RowError`.
         """
+
+    def questions(self, rows: Dataset, order: np.random.Generator) -> Questions | None:
+        """Return raw rows as a person sees them to label them.
+
+        Args:
+            order: draws the order of what is shown, where that could tell the answer.
+
+        Returns:
+            None: the labels of this family are no short list.
+        """
+        return None
 
     def compared_answers(self, predictions: Predictions) -> Sequence[Any]:
         """Return the answer to each raw row in the form in which two models are compared.

@@ -60,6 +60,10 @@ class FamilyRows(Bound):
         missing input column is a `RowError`.
         """
 
+    def unlabelled(self, rows: Dataset) -> Dataset:
+        """Return raw rows of which nobody has said the label, with the columns of the input."""
+        return rows
+
     def token_lengths(self, rows: Dataset, processor: Any) -> Lengths | None:
         """Count the tokens of checked rows; None for rows without tokens.
 

@@ -110,6 +110,70 @@ def test_extremes() -> None:
             exact_bound(*bad)
 
 
+def test_without_unknown_rows_it_is_what_it_was() -> None:
+    """The digits are those of the version before there were rows without a label."""
+    known = {
+        (7, 7, 50, 0.95): 0.13086115777708687,
+        (
+            7,
+            8,
+            50,
+            0.95,
+        ): 0.1315025306786947,  # more than with 7 won: the interval of p_won has moved
+        (21, 20, 1640, 0.95): 0.007243444875423729,
+        (3, 0, 12, 0.9): 0.475348185527838,
+        (14, 14, 5000, 0.99): 0.0026559432523287894,
+    }
+    for outcome, bound in known.items():
+        assert exact_bound(*outcome) == pytest.approx(bound, abs=1e-13)
+
+
+def _short_of_completions(lost: int, won: int, rows: int, confidence: float, unknown: int) -> float:
+    """Return by how much the bound with unknown rows is below that of some way to label them."""
+    bound = exact_bound(lost, won, rows, confidence, unknown)
+    filled = (
+        exact_bound(lost - found, won + gained, rows, confidence)
+        for found in range(unknown + 1)
+        for gained in range(found + 1)
+    )
+    return max(filled) - bound
+
+
+@pytest.mark.parametrize(
+    "rows", [5, *(pytest.param(n, marks=pytest.mark.long) for n in (8, 20, 30))]
+)
+def test_no_way_to_label_the_unknown_rows_has_a_larger_bound(rows: int) -> None:
+    for lost in range(1, rows + 1):
+        for won in range(rows - lost + 1):
+            for unknown in range(1, lost + 1):
+                assert _short_of_completions(lost, won, rows, 0.95, unknown) <= 1e-7
+
+
+@pytest.mark.long
+def test_nor_has_one_of_many_rows() -> None:
+    rng = np.random.default_rng(7)
+    for _ in range(200):
+        rows = int(rng.integers(41, 5001))
+        differing = int(rng.integers(1, min(rows, 41)))
+        lost = int(rng.integers(1, differing + 1))
+        unknown = int(rng.integers(1, min(lost, 12) + 1))
+        confidence = float(rng.choice([0.9, 0.95, 0.99]))
+        outcome = (lost, differing - lost, rows, confidence, unknown)
+        assert _short_of_completions(*outcome) <= 1e-7, outcome
+
+
+def test_a_label_makes_the_bound_smaller_and_no_label_can_be_worth_more_than_a_loss() -> None:
+    """41 of 1,640 rows differ, as in the documentation: 21 lost, and so on."""
+    none, half = (exact_bound(41 - won, won, 1640, 0.95, 41 - won) for won in (0, 10))
+    full = exact_bound(21, 20, 1640, 0.95)
+    assert none == pytest.approx(0.0323, abs=1e-4)
+    assert full == pytest.approx(0.0072, abs=1e-4)
+    assert full < half < none
+    for lost, unknown in ((3, 4), (3, -1)):
+        with pytest.raises(ValueError, match="without a label"):
+            exact_bound(lost, 0, 50, 0.95, unknown)
+
+
 @pytest.mark.parametrize("drop", [0.3, 0.02, -0.1])
 def test_the_statistic_takes_the_likeliest_share_of_gains(drop: float) -> None:
     lost, won, n = 7, 4, 50

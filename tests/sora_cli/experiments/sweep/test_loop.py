@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sora_cli.core.errors import SoraError
-from sora_cli.core.exit_codes import NO_VERDICT
+from sora_cli.core.exit_codes import LABELS_WANTED, NO_VERDICT
 from sora_cli.core.interruption import Interrupted
 from sora_cli.experiments.sweep import loop as loop_module
 from sora_cli.experiments.sweep.engine import LOST, Job
@@ -143,3 +143,20 @@ def test_another_run_in_its_place_is_refused(tmp_path: Path) -> None:
     carry_out(source_of(tmp_path, grid={"training.seed": [0]}), good, tmp_path / "out")
     with pytest.raises(SoraError, match=r"holds another run: there training\.epochs is 3"):
         source_of(tmp_path, grid={"training.seed": [0]}, set={"training.epochs": 4})
+
+
+def test_a_run_that_waits_for_labels_is_unfinished_and_started_by_the_next_sweep(
+    tmp_path: Path,
+) -> None:
+    source = source_of(tmp_path, grid={"training.seed": [0, 1]}, cases=CASES)
+
+    def script(job: Job) -> int:
+        return LABELS_WANTED if job.name == "sora-s0" else good(job)
+
+    carry_out(source, script, tmp_path / "out")
+    assert states(source) == ["unfinished", "unfinished", "finished", "finished"]
+    assert source.records["adalora-s0"].error == "it needs sora-s0: unfinished"
+    again = source_of(tmp_path, grid={"training.seed": [0, 1]}, cases=CASES)
+    engine = carry_out(again, good, tmp_path / "out")
+    assert [job.name for job in engine.started] == ["sora-s0", "adalora-s0"]
+    assert states(again) == ["finished"] * 4
