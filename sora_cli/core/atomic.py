@@ -51,8 +51,9 @@ def write_bytes_atomic(path: Path, content: bytes, *, private: bool = False) -> 
         real.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(real)
         try:
-            temporary.touch(mode=0o600 if private else 0o666)
             with temporary.open("wb") as file:
+                if private:
+                    os.fchmod(file.fileno(), 0o600)  # before there is anything to read
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())  # before the rename: else a crash may leave an empty file

@@ -27,7 +27,8 @@ MEANINGS = {
     "`sora verify`, `sora export` and `sora merge` end with it; `sora train` prints `not verified` "
     "and ends with 0, and a run of `sora sweep` that ends with 3 counts as finished. Also: `sora "
     "auto`, and `sora prune` and `sora extract` with `--max-drop` or `--max-differ`, wrote an "
-    "adapter, but could not certify the promise; `sora verify --certificate` misses what the "
+    "adapter, but could not certify the promise; `sora auto --ask` would have to ask for more "
+    "labels than `--labels` allows; `sora verify --certificate` misses what the "
     "certificate compares with; and work of an earlier version that used a "
     "setting which is gone cannot be continued or tested again.",
     LABELS_WANTED: "Labels wanted: `sora auto --ask` has written a table, and waits for the labels "

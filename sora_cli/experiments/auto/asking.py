@@ -108,9 +108,9 @@ class AskTable:
         """Write the table with the labels that are known, and its guide."""
         rows = [wanted.rows[key] for key in sorted(wanted.rows)]  # ids are in no order of the rows
         allowed = list(dict.fromkeys(label for row in rows for label in row.allowed))
-        write_table(self.path, rows, wanted.given)
+        keep_rows(self.run, rows)  # first: a table that the run does not know would be replaced
         write_guide(self.path, allowed, same_command())
-        keep_rows(self.run, rows)
+        write_table(self.path, rows, wanted.given)
 
     def told(self, wanted: Wanted) -> tuple[str, list[str]]:
         """Return what is missing, and what a person is to do."""

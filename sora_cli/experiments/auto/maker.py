@@ -98,6 +98,11 @@ class TrainingMaker(Maker):
 
     def draw(self, rows: int) -> TestRows:
         """Draw test rows from the pool, and return them."""
+        most = self.plan.promise.labels or 0
+        self._tell(
+            f"{rows:,} of {len(self._test):,} rows are drawn to test: as many as the promise needs, "
+            f"or as {most:,} labels are expected to reach"
+        )
         self._test = self._test.drawn(rows, self.ready.base, self.plan.block.seed)
         self._log.report.set_drawn(self._test.row_set(), self.plan.output)
         self._reference = None

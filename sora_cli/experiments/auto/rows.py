@@ -24,6 +24,7 @@ from sora_cli.search.basis import (
 from sora_cli.search.record import AutoRecord
 from sora_cli.search.rows import count_rows, training_rows, unlabelled_rows
 from sora_cli.search.test_rows import TestRows
+from sora_cli.tasks import create_task
 
 Notes = tuple[str, ...]
 _NONE_HELD = "auto.rows is not used: no labelled row is held out"
@@ -87,9 +88,10 @@ def _on_best_basis(plan: AutoPlan, total: int, inputs: int) -> tuple[AutoPlan, R
 
 def _askable_rows(plan: AutoPlan) -> TestRows:
     """Read the rows without labels, which a person must be able to label."""
-    rows, recipe = _unseen_rows(plan), plan.loaded.recipe
+    recipe = plan.loaded.recipe
     with recipe.placing("auto.ask"):
-        check_asking(recipe, rows.task, plan.promise.metric)
+        check_asking(recipe, create_task(recipe.task, recipe.data), plan.promise.metric)
+    rows = _unseen_rows(plan)
     with recipe.placing("auto.unlabelled"), locating(rows.origin):
         rows.task.questions(rows.rows, np.random.default_rng(0))
     return rows

@@ -7,7 +7,7 @@ from sora_cli.adapter.places import ADAPTER
 from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.console import say, say_notes
 from sora_cli.core.errors import WaitingError
-from sora_cli.core.processes import is_main
+from sora_cli.core.processes import from_first_process, is_main
 from sora_cli.experiments.auto.asking import AskTable, notes_on
 from sora_cli.experiments.auto.beginning import progress
 from sora_cli.experiments.auto.maker import TrainingMaker
@@ -36,8 +36,9 @@ def ask(search: AskedSearch, table: AskTable) -> None:
     wanted, asked = search.wanted, search.record.asked
     assert asked is not None
     asked.changed = sorted({*asked.changed, *table.accepted})
-    if wanted.open and (table.lacks(wanted) or not wanted.answered):
-        if is_main() and table.lacks(wanted):
+    lacks = from_first_process(table.lacks(wanted))
+    if wanted.open and (lacks or not wanted.answered):
+        if lacks and is_main():
             table.write(wanted)
         raise WaitingError(*table.told(wanted))
 

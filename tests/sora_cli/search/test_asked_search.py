@@ -33,7 +33,7 @@ LOST, WON = "full", "size"
 """Labels: the answer of full rank, and that of a size."""
 
 
-class Made_Up(Maker):  # noqa: N801
+class Invented(Maker):
     """Sizes that differ on the first rows.
 
     Args:
@@ -78,7 +78,7 @@ class Search:
     """A search with its record, which is continued with other labels and limits."""
 
     def __init__(self, *differing: int, max_drop: float = 0.02) -> None:
-        self.maker, self.max_drop = Made_Up(*differing), max_drop
+        self.maker, self.max_drop = Invented(*differing), max_drop
         self.record = AutoRecord(
             name="x", recipe={}, command=[], started="", environment={}, rows={
                 name: RowSet(split="x", rows=ROWS, digest="x") for name in (TRAIN, SCREENING, TEST)
@@ -203,7 +203,7 @@ def test_labels_that_were_changed_promise_nothing() -> None:
 
 
 def test_ids_are_those_of_the_run(tmp_path: Path) -> None:
-    part = Made_Up().draw(3)
+    part = Invented().draw(3)
     one, other = (Questions.of(part, 0, salt) for salt in ("sha256:a", "sha256:b"))
     assert not {row.id for row in one.rows} & {row.id for row in other.rows}
     codes = one.codes(

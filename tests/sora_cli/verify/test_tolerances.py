@@ -10,9 +10,9 @@ import pytest
 from sora_cli.search.evidence import Evidence
 from sora_cli.search.promise import Promise
 from sora_cli.search.rows import method_on
-from sora_cli.search.statistic import Bound
+from sora_cli.search.statistic import Bound, Labelled
 from sora_cli.search.statistics import drop_bound, statistic_of
-from sora_cli.tasks.row_scores import RowScores, answer_scores, row_scores
+from sora_cli.tasks.row_scores import ASKED, UNLABELLED, RowScores, answer_scores, row_scores
 from sora_cli.verify.tolerances import TOLERANCES, Comparison, _known, _leaves, compare
 from tests.sora_cli.search.test_certificate import certificate, certificate_of_answers
 
@@ -276,6 +276,49 @@ def test_the_cut_size_that_is_written_is_another_one_then() -> None:
 
 def test_each_figure_of_the_table_is_a_field_of_a_certificate() -> None:
     document = certificate().model_dump()
-    document["candidates"][0]["test"]["every"] = 0.1
+    test = document["candidates"][0]["test"]
+    test["every"] = 0.1
+    test["labelled"] = Labelled(lost=0, won=0, neither=0, missing=0, strict=0.1).model_dump()
     found = {name for name, tolerance in map(_known, _leaves(document)) if tolerance is not None}
     assert found == {name for name, _ in TOLERANCES.values()}
+
+
+def labelled(lost: int, won: int, missing: int, neither: int = 0) -> tuple[RowScores, RowScores]:
+    """Full rank and a size that differ on rows with these labels."""
+    kinds = [0.0] * lost + [1.0] * won + [2.0] * neither + [UNLABELLED] * missing
+    first, small = np.full(ROWS, UNLABELLED), np.zeros(ROWS)
+    first[: len(kinds)], small[: len(kinds)] = kinds, 1
+    none = np.full(ROWS, UNLABELLED)
+    parts = (np.stack([answers, first, none], axis=1) for answers in (np.zeros(ROWS), small))
+    full, size = (RowScores("agreement", ASKED, part) for part in parts)
+    return full, size
+
+
+def test_asked_labels_must_give_the_figures_beside_them() -> None:
+    """Another row differs here, and has no label."""
+    asked = promise().model_copy(update={"basis": "asked", "labels": 60})
+    full, here = labelled(6, 4, 1, 1)
+    elsewhere = judged(*labelled(6, 4, 0, 1), asked)
+
+    def agreed(stored: Bound) -> Bound:
+        return the_test(beside([stored], [judged(full, here, asked)], full, asked))
+
+    assert agreed(elsewhere) == elsewhere
+    assert elsewhere.labelled is not None
+    counts = elsewhere.labelled
+    for update in (
+        {"upper": elsewhere.upper - 2e-3},
+        {"drop": elsewhere.drop - 1 / ROWS},
+        {"labelled": counts.model_copy(update={"strict": counts.strict - 2e-3})},
+    ):
+        assert agreed(elsewhere.model_copy(update=update)) == elsewhere
+    won = elsewhere.model_copy(update={"labelled": counts.model_copy(update={"won": 5})})
+    assert agreed(won).drop == pytest.approx(elsewhere.drop - 1 / ROWS)  # and not as stored
+    same = judged(full, here, asked)
+    moved = {"lost": 5, "won": 5}
+    assert same.labelled is not None
+    other = same.model_copy(update={"labelled": same.labelled.model_copy(update=moved)})
+    done = beside([other], [same], full, asked)
+    assert {"sizes/1, rows lost", "sizes/1, rows won"} <= {
+        one.name for one in done.compared if not one.agrees
+    }
