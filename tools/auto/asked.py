@@ -1,6 +1,6 @@
 """Replay promises whose labels are asked for: how often certified, by how many labels, broken?
 
-    python -m tools.auto.asked [--splits 1000] [--screenings 10] [--seeds 0 1]
+    python -m tools.auto.asked [--splits 1000] [--screenings 2] [--seeds 0 1]
     python -m tools.auto.asked --table [--splits 200] [--rows 0 10000]
 
 Without an option it replays least favourable promises, each equal to the true drop of one size: on
@@ -30,7 +30,7 @@ from sora_cli.search.promise import LABELS, Promise
 from sora_cli.search.screening import name_sizes
 from sora_cli.search.statistic import Labelled
 from sora_cli.tasks.row_scores import UNLABELLED, RowScores
-from tools.auto.asked_runs import Case, cases, pools
+from tools.auto.asked_runs import RIGHT, Case, cases, pools
 from tools.auto.decide import CONFIDENCE, SIZES, Pool, Setting
 from tools.auto.replay import mean_of, outcome, setting_of
 from tools.auto.stored import FULL, Stored
@@ -103,6 +103,12 @@ class AskedPool(Pool):
         self.sizes = sizes
         self._verdicts: dict[tuple[int, float], Verdicts] = {}
 
+    def drop(self, model: str, rows: np.ndarray | None = None) -> float:
+        """Return the true drop; with labels of one person, `AskedLabels` may count more as lost."""
+        full, small = (self.stored.scores[name].parts[:, 0] == RIGHT for name in (FULL, model))
+        lost = full.astype(float) - small
+        return float(lost.mean() if rows is None else lost[rows].mean())
+
     def screened(self, number: int) -> list[Screened]:
         """Return the screening results of a draw of screening rows."""
         rng = np.random.default_rng((self.stored.seed, number))
@@ -118,8 +124,10 @@ class AskedPool(Pool):
         about = promise_of(max_drop)
         return [*named, planned_rows(sizes, self.setting.screening, about, self.setting.test)]
 
-    def test(self, plan: Sequence[int], max_drop: float, draw: Sequence[int]) -> list[Decision]:
-        """Return the outcome of a draw of test rows for each of `FILLS`; `draw` seeds it."""
+    def test(
+        self, plan: Sequence[int], max_drop: float, draw: Sequence[int], fills: Sequence[Fill]
+    ) -> list[Decision]:
+        """Return the outcome of a draw of test rows for each way to fill in; `draw` seeds it."""
         *named, rows = plan
         rng = np.random.default_rng((self.stored.seed, *draw))
         drawn = rng.integers(self.stored.rows, size=rows)
@@ -127,10 +135,10 @@ class AskedPool(Pool):
         verdicts = self._verdicts.setdefault((rows, max_drop), Verdicts(rows, max_drop))
         entered, asks = self._entered(named, full, drawn, verdicts)
         if not entered:
-            return [Decision(None, None, rows)] * len(FILLS)
+            return [Decision(None, None, rows)] * len(fills)
         truth = full.parts[:, 1]
         found = []
-        for fill in FILLS.values():
+        for fill in fills:
             given = np.where(asks, fill(truth, full.parts[:, 0] == truth, rng), UNLABELLED)
             passed = None
             for number, small in entered:
@@ -207,7 +215,7 @@ def broken(pool: AskedPool, screenings: int, splits: int) -> Iterator[list[float
         for number, sizes in enumerate(screened):
             plan = pool.plan(sizes, promise)
             for split in range(splits // screenings):
-                found = pool.test(plan, promise, (number, split))
+                found = pool.test(plan, promise, (number, split), [*FILLS.values()])
                 # a size whose drop equals the promise must not be certified, either
                 times += [f.size is not None and pool.drops[f.size] >= promise for f in found]
         yield list(times / splits)
@@ -223,11 +231,12 @@ def main() -> None:
     """Replay least favourable promises, or print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--splits", type=int, default=1000, help="splits per pool and promise")
-    parser.add_argument("--screenings", type=int, default=5, help="draws of screening rows")
+    parser.add_argument("--screenings", type=int, default=2, help="draws of screening rows")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the stored runs")
     parser.add_argument(
         "--rows", nargs="+", type=int, default=[0, 10_000], help="0: as many as the pool has"
     )
+    parser.add_argument("--pools", nargs="+", default=[""], help="those that begin with a name")
     parser.add_argument("--table", action="store_true", help="print what is asked and certified")
     options = parser.parse_args()
     if options.table:
@@ -243,9 +252,11 @@ def _show_broken(options: argparse.Namespace) -> None:
     emit("| --- |" + " ---: |" * (3 + len(FILLS)))
     limit = 1 - CONFIDENCE + 2 * math.sqrt(CONFIDENCE * (1 - CONFIDENCE) / options.splits)
     made = [(name, stored, rows) for name, stored in pools() for rows in options.rows if rows]
-    runs = [(f"{c.by_asking.task}, seed {c.by_asking.seed}", c.by_asking, c.by_asking.rows)
-            for c in cases(options.seeds) if 0 in options.rows]  # fmt: skip
+    real = (one.by_asking for one in cases(options.seeds) if 0 in options.rows)
+    runs = [(f"{one.task}, seed {one.seed}", one, one.rows) for one in real]
     for name, stored, rows in [*made, *runs]:
+        if not any(name.startswith(some) for some in options.pools):
+            continue
         say(f"{name}, {rows} rows ...")
         pool = AskedPool(stored, rows, _UNION)
         shares = np.array([*broken(pool, options.screenings, options.splits)])
@@ -281,9 +292,9 @@ def _lines(group: Sequence[Case], rows: int, options: argparse.Namespace) -> Ite
         for draw, screened in enumerate(map(pool.screened, range(draws))):
             for promise in PROMISES:
                 plan = pool.plan(screened, promise)
-                found[promise] += [
-                    (pool.test(plan, promise, (draw, split))[0], stored) for split in range(each)
-                ]
+                for split in range(each):
+                    (decision,) = pool.test(plan, promise, (draw, split), [_all])
+                    found[promise].append((decision, stored))
     numbers = sorted({rows or one.by_asking.rows for one in group})
     for promise, decisions in found.items():
         labels = [decision.asked for decision, _ in decisions if decision.asked is not None]

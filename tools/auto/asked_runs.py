@@ -113,12 +113,14 @@ def _is_of(answered: Stored, scored: Stored) -> bool:
 
 def pools() -> Iterator[tuple[str, Stored]]:
     """Yield made pools: smaller sizes differ on more rows, by exact counts."""
-    for differing in (0.02, 0.06):
-        for won, neither in ((0.0, 0.0), (0.3, 0.0), (0.3, 0.05)):
-            yield (
-                f"up to {differing:.0%} differ, {won:.0%} of them won, {neither:.0%} neither",
-                _made(differing, won, neither),
-            )
+    for differing, won, neither in (
+        (0.02, 0, 0),
+        (0.02, 0.3, 0),
+        (0.06, 0.4, 0),
+        (0.06, 0.35, 0.05),
+    ):
+        name = f"up to {differing:.0%} differ, {won:.0%} of them won, {neither:.0%} neither"
+        yield name, _made(differing, won, neither)
 
 
 def _made(differing: float, won: float, neither: float) -> Stored:
