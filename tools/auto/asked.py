@@ -227,6 +227,19 @@ def _least_favourable(pool: AskedPool) -> list[float]:
     return sorted({min(able, key=lambda drop: abs(drop - usual)) for usual in PROMISES if able})
 
 
+def alone(pool: AskedPool, splits: int) -> Iterator[tuple[float, int, float]]:
+    """Yield least favourable promises with test rows, and how often their size passes alone."""
+    for promise in _least_favourable(pool):
+        number = pool.drops.index(promise)
+        full, small = (pool.stored.scores[name] for name in (FULL, f"healed-{number}"))
+        # about 45 rows differ: seldom more than may be labelled
+        rows = min(pool.setting.test, int(0.75 * LABELS / full.differs(small).mean()))
+        found = [
+            pool.test([number, rows], promise, (split,), [_all])[0].size for split in range(splits)
+        ]
+        yield promise, rows, sum(size is not None for size in found) / splits
+
+
 def main() -> None:
     """Replay least favourable promises, or print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -237,10 +250,13 @@ def main() -> None:
         "--rows", nargs="+", type=int, default=[0, 10_000], help="0: as many as the pool has"
     )
     parser.add_argument("--pools", nargs="+", default=[""], help="those that begin with a name")
+    parser.add_argument("--alone", action="store_true", help="test each such size alone, instead")
     parser.add_argument("--table", action="store_true", help="print what is asked and certified")
     options = parser.parse_args()
     if options.table:
         _show_table(options)
+    elif options.alone:
+        _show_alone(options)
     else:
         _show_broken(options)
 
@@ -250,13 +266,8 @@ def _show_broken(options: argparse.Namespace) -> None:
         f"| pool | rows | promises | {' | '.join(f'{name} filled in' for name in FILLS)} | limit |"
     )
     emit("| --- |" + " ---: |" * (3 + len(FILLS)))
-    limit = 1 - CONFIDENCE + 2 * math.sqrt(CONFIDENCE * (1 - CONFIDENCE) / options.splits)
-    made = [(name, stored, rows) for name, stored in pools() for rows in options.rows if rows]
-    real = (one.by_asking for one in cases(options.seeds) if 0 in options.rows)
-    runs = [(f"{one.task}, seed {one.seed}", one, one.rows) for one in real]
-    for name, stored, rows in [*made, *runs]:
-        if not any(name.startswith(some) for some in options.pools):
-            continue
+    limit = _limit(options.splits)
+    for name, stored, rows in _pools(options):
         say(f"{name}, {rows} rows ...")
         pool = AskedPool(stored, rows, _UNION)
         shares = np.array([*broken(pool, options.screenings, options.splits)])
@@ -265,6 +276,28 @@ def _show_broken(options: argparse.Namespace) -> None:
         promised = ", ".join(f"{100 * drop:.2f}" for drop in _least_favourable(pool))
         cells = " | ".join(f"{share:.1%}" for share in shares.max(axis=0))
         emit(f"| {name} | {rows:,} | {promised} | {cells} | {limit:.1%} |")
+
+
+def _show_alone(options: argparse.Namespace) -> None:
+    emit("| pool | promise | test rows | certified wrongly | limit |\n| --- |" + " ---: |" * 4)
+    for name, stored, rows in _pools(options):
+        say(f"{name}, {rows} rows ...")
+        for promise, tested, share in alone(AskedPool(stored, rows, _UNION), options.splits):
+            limit = _limit(options.splits)
+            emit(f"| {name} | {100 * promise:.2f} | {tested:,} | {share:.1%} | {limit:.1%} |")
+
+
+def _pools(options: argparse.Namespace) -> Iterator[tuple[str, Stored, int]]:
+    """Yield the pools that are asked for, made ones first, with their numbers of rows."""
+    found = [(name, stored, rows) for name, stored in pools() for rows in options.rows if rows]
+    real = (one.by_asking for one in cases(options.seeds) if 0 in options.rows)
+    found += [(f"{one.task}, seed {one.seed}", one, one.rows) for one in real]
+    yield from (one for one in found if one[0].startswith(tuple(options.pools)))
+
+
+def _limit(splits: int) -> float:
+    """Return the share of broken promises that chance explains: two Monte-Carlo errors above."""
+    return 1 - CONFIDENCE + 2 * math.sqrt(CONFIDENCE * (1 - CONFIDENCE) / splits)
 
 
 def _show_table(options: argparse.Namespace) -> None:
