@@ -213,6 +213,12 @@ class PromiseOptions:
                 hint=f"--max-drop 1pt --unlabelled FILE --ask {quote(self.ask)}",
                 key="auto.ask",
             )
+        if not self.ask.lower().endswith(".csv"):
+            raise SoraError(
+                f"the table in which labels are asked for is a csv file, not {self.ask}",
+                hint="--ask ask.csv",
+                key="auto.ask",
+            )
         if self.basis not in (None, "asked"):
             raise SoraError(
                 f"auto.basis={self.basis} asks for no label, and --ask for some",

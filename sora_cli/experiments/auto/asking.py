@@ -118,7 +118,8 @@ class AskTable:
         plural = "labels are" if wanted.open > 1 else "label is"
         what = f"{wanted.open:,} {plural} wanted: fill in the column 'label' of {table}"
         guide = f"{what} (how: {shown_path(guide_of(self.path))})"
-        return what, [guide, "then the same command:", f"  {same_command()}"]
+        more = [] if wanted.left is None else [_for_more(wanted.left)]
+        return what, [guide, *more, "then the same command:", f"  {same_command()}"]
 
 
 def same_command() -> str:
@@ -128,7 +129,6 @@ def same_command() -> str:
 
 def notes_on(wanted: Wanted, evidence: Evidence) -> Iterator[str]:
     """Yield what more labels could change."""
-    most = evidence.promise.labels or 0
     alone = sum(size.test.labelled.alone for size in evidence.candidates
                 if size.test is not None and size.test.labelled is not None)  # fmt: skip
     if alone:
@@ -144,7 +144,11 @@ def notes_on(wanted: Wanted, evidence: Evidence) -> Iterator[str]:
             "and type the same command again"
         )
     if wanted.left is not None:
-        yield (
-            f"a smaller size was not tested: {wanted.left} rows would be labelled in all, and "
-            f"{most} may be: --labels {wanted.left}"
-        )
+        yield _for_more(wanted.left)
+
+
+def _for_more(labels: int) -> str:
+    return (
+        f"the next smaller size is not tested: it takes {labels} labels in all; to test it, too: "
+        f"--labels {labels}"
+    )

@@ -100,8 +100,8 @@ class TrainingMaker(Maker):
         """Draw test rows from the pool, and return them."""
         most = self.plan.promise.labels or 0
         self._tell(
-            f"{rows:,} of {len(self._test):,} rows are drawn to test: as many as the promise needs, "
-            f"or as {most:,} labels are expected to reach"
+            f"{rows:,} of {len(self._test):,} rows are drawn to test: as many as the promise needs "
+            f"and {most:,} labels reach"
         )
         self._test = self._test.drawn(rows, self.ready.base, self.plan.block.seed)
         self._log.report.set_drawn(self._test.row_set(), self.plan.output)

@@ -322,6 +322,8 @@ def test_what_goes_with_a_table_of_rows_to_label(
     assert "--ask goes with" in told("--max-differ", "1%", *inputs, *ask)
     assert "auto.labels goes with the table" in told("--max-drop", "1pt", "--labels", "9")
     assert "asks for no label" in told("--max-drop", "1pt", *inputs, *ask, "auto.basis=answers")
+    text = ["--ask", str(tmp_path / "ask.txt")]
+    assert "is a csv file, not" in told("--max-drop", "1pt", *inputs, *text)
     there = ["--max-drop", "1pt", *inputs, "--ask", str(waiting.table)]
     assert "is there already, and is not replaced" in told(*there)
     labels = waiting.table.read_bytes()

@@ -9,7 +9,15 @@ import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from sora_cli.tasks.metrics import load_metric, number_parts
-from sora_cli.tasks.row_scores import FORMULAS, SAME, WITHIN, RowScores, answer_scores, row_scores
+from sora_cli.tasks.row_scores import (
+    ASKED,
+    FORMULAS,
+    SAME,
+    WITHIN,
+    RowScores,
+    answer_scores,
+    row_scores,
+)
 
 ROWS = 60
 
@@ -32,7 +40,7 @@ def _scores(formula: str, **options: Any) -> RowScores:
     return row_scores("m", formula, *_parts(formula, **options))
 
 
-@pytest.mark.parametrize("formula", sorted(FORMULAS.keys() - {SAME, WITHIN}))
+@pytest.mark.parametrize("formula", sorted(FORMULAS.keys() - {SAME, WITHIN, ASKED}))
 def test_weights_are_repeated_rows(formula: str) -> None:
     scores = _scores(formula)
     if formula in ("ratio", "perplexity"):
