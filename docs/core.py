@@ -2,10 +2,11 @@
 
     python docs/core.py MODEL ROWS.jsonl OUT
 
-MODEL is a decoder that transformers loads; each row has an "instruction" and an "output". OUT is a
-LoRA for PEFT. This is `sora train` with `method: {name: cut}`, without recipes, checks, checkpoints
-and scores: only torch, transformers (with the safetensors that it needs) and this repository's
-`methods`. tests/test_core.py holds that both find the same adapter. Read it from top to bottom.
+The project must be installed. MODEL is a decoder that transformers loads; each row has an
+"instruction" and an "output". OUT is a LoRA for PEFT. This is `sora train` with
+`method: {name: cut}`, without recipes, checks, checkpoints and scores: only torch, transformers
+(with the safetensors that it needs) and this repository's `methods`. tests/test_core.py holds that
+both find the same adapter. Read it from top to bottom.
 """
 
 import json
