@@ -239,9 +239,11 @@ def rendered(
     """
     from jinja2 import TemplateError
 
+    # many templates would write None; transformers leaves such keys out from some 5.x on
+    said = [{key: value for key, value in m.items() if value is not None} for m in messages]
     try:
         text: str = tokenizer.apply_chat_template(
-            list(messages), tools=tools, tokenize=False, add_generation_prompt=prompt
+            said, tools=tools, tokenize=False, add_generation_prompt=prompt
         )
     except (TemplateError, TypeError, ValueError) as error:  # of joined texts, of JSON
         raise RowError(
