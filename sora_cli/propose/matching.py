@@ -31,6 +31,7 @@ from sora_cli.tasks.texts import columns_in
 Given = Mapping[str, Any]
 """The keys of the recipe's data block that the user gave; they are not searched for."""
 
+_EVERY: tuple[Kind, ...] = get_args(Kind)
 _TAG = re.compile(r"O|[BIES]-.+")  # entity tags of the schemes IOB, IOB2 and IOBES
 _SOURCES = ("source", "document", "article", "dialogue", "text")
 _TARGETS = ("target", "summary", "highlights")
@@ -82,8 +83,7 @@ def match(
             if result is not None:
                 return _with_metrics(result if task is None else replace(result, task=task), tags)
     if task is not None and ours is None:
-        every: tuple[Kind, ...] = get_args(Kind)
-        parts = _parts(task, columns, given, dict.fromkeys(options_class(task).COLUMNS, every))
+        parts = _parts(task, columns, given, dict.fromkeys(options_class(task).COLUMNS, _EVERY))
         if parts:
             return _of_parts(task, f"columns of task {task}", parts)
     raise _nothing(columns, task)
@@ -120,8 +120,9 @@ def _image_text(columns: Columns, given: Given, task: str | None) -> Match | Non
 def _pairs(columns: Columns, given: Given, task: str | None) -> Match | None:
     if task is None and given.get("label_column"):
         return None
-    every: tuple[Kind, ...] = get_args(Kind)  # a fault is named with its row, by the task
-    parts = _parts("preference", columns, given, dict.fromkeys(("prompt", *SIDES), every))
+    # of every kind: a fault is named with its row, by the task
+    wanted = dict.fromkeys(("prompt", *SIDES, "tools"), _EVERY)
+    parts = _parts("preference", columns, given, wanted)
     if not {*SIDES} <= set(parts):
         if is_unpaired(columns) and (task or columns["label"].kind == "class"):
             raise unpaired(columns)
@@ -150,12 +151,13 @@ def _search(columns: Columns, given: Given, task: str | None) -> Match | None:
 
 def _chat(columns: Columns, given: Given, task: str | None) -> Match | None:
     del task
-    parts = _parts("causal-lm", columns, given, {"messages": ("chat",)})
-    chats = [parts["messages"]] if parts else of_kinds(columns, "chat")
+    parts = _parts("causal-lm", columns, given, {"messages": ("chat",), "tools": _EVERY})
+    chats = [parts["messages"]] if "messages" in parts else of_kinds(columns, "chat")
     if not chats:
         return None
     chat = one_of(chats, "chat", "data.columns.messages=COLUMN", columns)
-    return _of_parts("causal-lm", "a column of chats", {"messages": chat})
+    why = "a column of chats" + (", with tools" if "tools" in parts else "")
+    return _of_parts("causal-lm", why, {**parts, "messages": chat})
 
 
 def _tags(columns: Columns, given: Given, task: str | None) -> Match | None:

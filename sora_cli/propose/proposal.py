@@ -30,6 +30,7 @@ from sora_cli.data.places import Origin, locating
 from sora_cli.data.rows import Rows
 from sora_cli.model.base import load_inputs
 from sora_cli.propose import rules
+from sora_cli.propose.learned import learned_answers
 from sora_cli.propose.matching import Match, match
 from sora_cli.propose.place import place_of, train_split, validation_splits
 from sora_cli.propose.rules import Proposed
@@ -203,6 +204,10 @@ def _look(source: str, draft: _Draft) -> tuple[Match, dict[str, Column]]:
     for key, value in matched.options.items():
         why = "the tags mark no entities" if key == "metrics" else matched.why
         draft.put("task", key, Proposed(value, why))
+    chats = next((column for column, part in matched.taken.items() if part == "messages"), None)
+    learned = None if chats is None else learned_answers(rows, chats)
+    if learned is not None:
+        draft.put("task", "learn", learned)
     for key, proposed in place.items():
         draft.blocks.setdefault("data", {})[key] = proposed
     _splits(draft, splits, train, matched.data.get("label_column"))

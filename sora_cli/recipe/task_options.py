@@ -190,6 +190,7 @@ class CausalLmOptions(_Writing):
     TEXT_METRICS = WRITTEN
     COLUMNS: ClassVar[Columns] = {
         "messages": ("messages", "conversation", "conversations"),
+        "tools": ("tools",),
         "instruction": ("instruction", "prompt", "question"),
         "input": ("input", "context"),
         "output": ("output", "completion", "response", "answer"),
@@ -202,6 +203,10 @@ class CausalLmOptions(_Writing):
     )
     prompt: str = _PROMPT
     system: str | None = _SYSTEM
+    learn: Literal["all", "last"] = Field(
+        "all",
+        description="the assistant's answers in a chat that are learned: all, or the last one",
+    )
     packing: bool = Field(
         False,
         description="in training, pack several rows into one sequence of max_length tokens; their "
@@ -225,6 +230,7 @@ class PreferenceOptions(TaskOptions):
         "prompt": ("prompt", "question", "instruction"),
         "chosen": ("chosen",),
         "rejected": ("rejected",),
+        "tools": ("tools",),
     }
     WHOLE_TEXTS = ("chosen", "rejected")
 

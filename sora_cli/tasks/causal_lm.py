@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,20 +34,14 @@ from sora_cli.tasks.learned import (
     learned_labels,
     learned_logits,
 )
-from sora_cli.tasks.prompts import (
-    Dialogue,
-    chat_dialogue,
-    has_answer,
-    messages_of,
-    plain_dialogue,
-    uses_template,
-    with_answer,
-)
+from sora_cli.tasks.messages import chat_rows, has_answer, messages_of, tools_of, with_answer
+from sora_cli.tasks.prompts import Dialogue, chat_dialogue, plain_dialogue, uses_template
 from sora_cli.tasks.stand_ins import TEXT, with_column
 from sora_cli.tasks.texts import columns_in, require_column, texts_of
 
 _INPUTS = ("messages", "instruction", "text")
-_FORMS = (("messages",), ("instruction", "input", "output"), ("text",))
+_FORMS = (("messages", "tools"), ("instruction", "input", "output"), ("text",))
+_OPTIONAL = {"input", "tools"}
 
 
 class CausalLm(Writing):
@@ -75,13 +70,21 @@ class CausalLm(Writing):
                 hint="task.metrics=[loss, perplexity]",
                 key="task.metrics",
             )
+        if "text" in self._columns and self.options.learn == "last":
+            raise SoraError(
+                "task.learn=last goes with chats: rows of plain text have no answers",
+                hint="task.learn=all",
+                key="task.learn",
+            )
 
     def stand_in(self, rows: Dataset) -> Dataset:
         columns, named = rows.column_names, self.data.columns
         parts = self.find_columns(columns, [p for p in _INPUTS if not named or p in named])
         if "messages" in parts:
-            chats = [with_answer(value, TEXT) for value in rows[parts["messages"]][:]]
-            return with_column(rows, parts["messages"], chats)
+            column = parts["messages"]
+            chats = [with_answer(value, TEXT) for value in rows[column][:]]
+            # the values need not tell the type: two calls may have arguments of different kinds
+            return with_column(rows, column, chats, feature=rows.features[column])
         self._continues = "instruction" not in parts
         if self._continues:
             return rows
@@ -110,14 +113,18 @@ class CausalLm(Writing):
             if part in columns:
                 texts_of(rows, columns[part], key=f"data.columns.{part}")
         if "messages" in columns:
-            chats = [for_row(i, messages_of, row, columns, None) for i, row in enumerate(rows)]
+            chats = []
+            for i, row in enumerate(chat_rows(rows, columns.values())):
+                chats.append(for_row(i, messages_of, row, columns, None))
+                for_row(i, tools_of, row, columns)
             if not any(has_answer(chat) for chat in chats):
                 raise RowError("there is nothing to learn: the assistant's answers are all empty")
 
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
         self._end = processor.eos_token_id
         check_template(processor, self.options.prompt, needed=self._chats(processor))
-        dialogues = [for_row(i, self._dialogue, row, processor) for i, row in enumerate(rows)]
+        read = chat_rows(rows, self._columns.values())
+        dialogues = [for_row(i, self._dialogue, row, processor) for i, row in enumerate(read)]
         made, limit = rows_of(dialogues, processor), self.data.max_length
         lengths = [len(row["input_ids"]) for row in made]
         before = [learned_tokens(row) for row in made]
@@ -139,6 +146,7 @@ class CausalLm(Writing):
             f"lose the end of their answers at data.max_length={limit}": shorter,
             f"have no answer within data.max_length={limit}: {lost}": len(made) - len(learned),
             "have an empty answer: only the end token is learned": sum(d.empty for d in dialogues),
+            **Counter(remark for dialogue in dialogues for remark in dialogue.remarks),
         }
         if training:
             made = packed(learned, limit) if self.options.packing else learned
@@ -156,7 +164,9 @@ class CausalLm(Writing):
         if "text" in self._columns:
             return None
         if self._chats(processor):
-            return "the tokenizer's chat template"
+            learned = {"all": "; all answers are learned", "last": "; the last answer is learned"}
+            chats = learned[self.options.learn] if "messages" in self._columns else ""
+            return f"the tokenizer's chat template{chats}"
         return "### headings" if prompt in ("auto", "plain") else repr(prompt)
 
     def adapt_model(self, model: nn.Module, processor: Any) -> None:
@@ -201,7 +211,7 @@ class CausalLm(Writing):
         forms = sorted(_FORMS, key=lambda form: not named & set(form))
         for form in forms:
             parts = self.find_columns(columns, form)
-            if set(form) - {"input"} <= set(parts) and named <= set(parts):
+            if set(form) - _OPTIONAL <= set(parts) and named <= set(parts):
                 return parts
         raise RowError(
             f"no instructions, chats or texts found among the columns {listed(columns)}",
@@ -223,7 +233,12 @@ class CausalLm(Writing):
                 return Dialogue(((text, False), (TEXT, True)), "")
             return Dialogue(((text, True),), "")
         if self._chats(tokenizer):
-            return chat_dialogue(messages_of(row, columns, system), tokenizer)
+            return chat_dialogue(
+                messages_of(row, columns, system),
+                tokenizer,
+                tools=tools_of(row, columns),
+                last=self.options.learn == "last",
+            )
         own = None if prompt in ("auto", "plain") else prompt
         start = f"{system}\n\n" if system else ""
         return plain_dialogue(row, columns, own, start=start)

@@ -13,14 +13,14 @@ from typing import Any
 
 from sora_cli.core.words import listed, shown_value
 from sora_cli.data.places import RowError
-from sora_cli.tasks.prompts import (
+from sora_cli.tasks.messages import (
     ASSISTANT,
-    Dialogue,
     Message,
-    chat_dialogue,
     message_list,
-    plain_dialogue,
+    says_something,
+    tools_of,
 )
+from sora_cli.tasks.prompts import Dialogue, chat_dialogue, plain_dialogue
 
 SIDES = ("chosen", "rejected")
 _LEAVE_OUT = "write the missing text, or leave the row out"
@@ -60,7 +60,7 @@ def pair_of(
     """Return the two dialogues of a row that `check_pair` accepts.
 
     Args:
-        columns: by part: "chosen", "rejected", and "prompt" if there is one.
+        columns: by part: "chosen", "rejected", and "prompt" and "tools" if there are such columns.
         chats: True: put messages into the tokenizer's chat template.
         template: the recipe's own form of the prompt, with columns in braces.
         system: message before the messages of each row.
@@ -77,8 +77,12 @@ def pair_of(
         return made[0], made[1]
     first = [] if system is None else [{"role": "system", "content": system}]
     before, answers = _messages(prompt, sides, columns)
-    both = [chat_dialogue([*first, *before, answer], tokenizer) for answer in answers]
-    return _last_only(both[0]), _last_only(both[1])
+    tools = tools_of(row, columns)
+    both = [
+        chat_dialogue([*first, *before, answer], tokenizer, tools=tools, last=True)
+        for answer in answers
+    ]
+    return both[0], both[1]
 
 
 def check_pair(row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
@@ -97,13 +101,14 @@ def check_pair(row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
                 f"column '{columns[side]}' holds {shown_value(value)}, which is no {kind}"
             )
     if is_chat(sides[0]) or is_chat(prompt):
-        texts = [message["content"] for message in _messages(prompt, sides, columns)[1]]
+        answers = _messages(prompt, sides, columns)[1]
+        tools_of(row, columns)
     elif prompt is None:
-        texts = [dialogue.reference for dialogue in _from_texts(*sides)]
+        answers = [_answer(dialogue.reference) for dialogue in _from_texts(*sides)]
     else:
-        texts = sides
-    for side, text in zip(SIDES, texts, strict=True):
-        if not text.strip():
+        answers = [_answer(side) for side in sides]
+    for side, answer in zip(SIDES, answers, strict=True):
+        if not says_something(answer):
             raise RowError(f"column '{columns[side]}' has an empty answer", hint=_LEAVE_OUT)
 
 
@@ -112,7 +117,7 @@ def prompt_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
     sides = [row[columns[side]] for side in SIDES]
     if not is_chat(sides[0]):
         return _from_texts(*sides)[0].pieces[0][0]
-    return str(_messages(None, sides, columns)[0])
+    return str((_messages(None, sides, columns)[0], tools_of(row, columns)))
 
 
 def _messages(
@@ -172,12 +177,3 @@ def _from_texts(chosen: str, rejected: str) -> Pair:
         Dialogue(((text[:at], False), (text[at:], True)), text[at:]) for text in (chosen, rejected)
     ]
     return both[0], both[1]
-
-
-def _last_only(dialogue: Dialogue) -> Dialogue:
-    """Learn the last answer only: the turns before it belong to the prompt of both sides."""
-    last = max(i for i, (_, learned) in enumerate(dialogue.pieces) if learned)
-    before = "".join(text for text, _ in dialogue.pieces[:last])
-    # one piece, so that both sides have the same tokens before the answer
-    pieces = ((before, False), dialogue.pieces[last], *dialogue.pieces[last + 1 :])
-    return Dialogue(pieces, dialogue.reference, dialogue.empty)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, Value
 from torch import Tensor, nn
 
 from sora_cli.data.overlap import input_hashes
@@ -28,6 +29,7 @@ from sora_cli.tasks.learned import (
     learned_labels,
     learned_logits,
 )
+from sora_cli.tasks.messages import chat_rows
 from sora_cli.tasks.pair_losses import pair_losses, rewards
 from sora_cli.tasks.pairs import (
     SIDES,
@@ -49,7 +51,8 @@ REFERENCE = "reference"
 _ROUNDING = 64 * float(np.finfo(np.float32).eps)
 """Relative error of a log-probability in float32. The same model's differ by 20 eps in batches of
 64 and of 1 rows (SmolLM2-135M, 8 tokens), so no smaller margin of rewards is a preference."""
-_PARTS = ("prompt", *SIDES)
+_TEXTS = ("prompt", *SIDES)
+_PARTS = (*_TEXTS, "tools")
 _SHOWN = (("answer_a", "a"), ("answer_b", "b"))
 """Columns of the two answers where nobody has said which is the better one, and their labels."""
 INPUTS = ("input_ids", "labels")
@@ -68,6 +71,9 @@ class Preference(Task):
         if is_unpaired(columns) and not set(SIDES) <= set(parts):
             raise unpaired(columns)
         self._columns = {**parts, **self.require_columns(columns, SIDES)}
+        texts = [self._columns[part] for part in _TEXTS if part in self._columns]
+        if all(isinstance(train.features[column], Value) for column in texts):
+            self._columns.pop("tools", None)  # they go with messages
         inputs = [self._columns[part] for part in _PARTS if part in self._columns]
         if self._own_prompt:
             fields = columns_in(self.options.prompt, columns)
@@ -84,10 +90,12 @@ class Preference(Task):
         if self._own_prompt:
             return [input_hashes(rows, columns_in(self.options.prompt, rows.column_names))]
         if "prompt" in self._columns:
-            return [input_hashes(rows, [self._columns["prompt"]])]
-        for i, row in enumerate(rows):
+            parts = [self._columns[p] for p in ("prompt", "tools") if p in self._columns]
+            return [input_hashes(rows, parts)]
+        prompts = []
+        for i, row in enumerate(chat_rows(rows, self._columns.values())):
             for_row(i, check_pair, row, self._columns)
-        prompts = [for_row(i, prompt_of, row, self._columns) for i, row in enumerate(rows)]
+            prompts.append(for_row(i, prompt_of, row, self._columns))
         return [input_hashes(Dataset.from_dict({"prompt": prompts}), ["prompt"])]
 
     def input_keys(self, rows: Encoded, *, answers: bool = False) -> list[np.ndarray]:
@@ -100,11 +108,12 @@ class Preference(Task):
     def check(self, rows: Dataset) -> None:
         for column in self._columns.values():
             require_column(column, rows.column_names)
-        for i, row in enumerate(rows):
+        for i, row in enumerate(chat_rows(rows, self._columns.values())):
             for_row(i, check_pair, row, self._columns)
 
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
-        pairs = [for_row(i, self._pair, row, processor) for i, row in enumerate(rows)]
+        read = chat_rows(rows, self._columns.values())
+        pairs = [for_row(i, self._pair, row, processor) for i, row in enumerate(read)]
         made = rows_of([dialogue for pair in pairs for dialogue in pair], processor)
         limit = self.data.max_length
         whole = list(zip(made[::2], made[1::2], strict=True))
@@ -136,7 +145,11 @@ class Preference(Task):
             longest=max(longest),
             examples=NO_EXAMPLES if training else self._examples(pairs),
             lacking=lacking,
-            notes={**notes, f"answers lose their ends at data.max_length={limit}": shorter},
+            notes={
+                **notes,
+                f"answers lose their ends at data.max_length={limit}": shorter,
+                **Counter(remark for remarks in map(_remarks, pairs) for remark in remarks),
+            },
         )
 
     def template(self, processor: Any) -> str | None:
@@ -290,7 +303,7 @@ class Preference(Task):
 
     def _pair(self, row: Mapping[str, Any], tokenizer: Any) -> Pair:
         columns, chats = self._columns, self._chats(tokenizer)
-        lists = any(is_chat(row[column]) for column in columns.values())
+        lists = any(is_chat(row[columns[part]]) for part in _TEXTS if part in columns)
         whole = "prompt" not in columns and not lists
         if (self._own_prompt and (lists or whole)) or (self.options.system and whole):
             key = "prompt" if self._own_prompt else "system"
@@ -332,6 +345,11 @@ class PairPadding(Padding):
         reference = torch.tensor([row[REFERENCE] for row in rows], dtype=torch.float32)
         paired = {n: batch[n].unflatten(0, (-1, 2)) for n in (*INPUTS, "attention_mask")}
         return {**batch, **paired, REFERENCE: reference}
+
+
+def _remarks(pair: Pair) -> set[str]:
+    """Return the remarks on a pair: each counts its rows, whether of one answer or of both."""
+    return {remark for dialogue in pair for remark in dialogue.remarks}
 
 
 def _side_by_side(batch: Mapping[str, Any]) -> dict[str, Any]:

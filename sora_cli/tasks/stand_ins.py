@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Features, concatenate_datasets
 
 from sora_cli.core.errors import SoraError
 from sora_cli.data.places import RowError
@@ -16,13 +16,21 @@ TEXT = "-"
 """Placeholder for a text to be generated."""
 
 
-def with_column(rows: Dataset, column: str, values: Sequence[Any]) -> Dataset:
-    """Return rows with a column of these values, replacing a column of this name."""
+def with_column(
+    rows: Dataset, column: str, values: Sequence[Any], *, feature: Any = None
+) -> Dataset:
+    """Return rows with a column of these values, replacing a column of this name.
+
+    Args:
+        feature: type of the values, for `datasets`; None: found in them.
+    """
+    features = None if feature is None else Features({column: feature})
+    made = Dataset.from_dict({column: list(values)}, features)
     if rows.column_names == [column]:  # a data set without columns has no rows
-        return Dataset.from_dict({column: list(values)})
+        return made
     if column in rows.column_names:
         rows = rows.remove_columns(column)
-    return rows.add_column(column, list(values))
+    return concatenate_datasets([rows, made], axis=1)
 
 
 def first_class(data: DataBlock) -> str:

@@ -11,7 +11,7 @@ from itertools import zip_longest
 
 from sora_cli.core.console import printable, say
 from sora_cli.core.interruption import interruptible
-from sora_cli.tasks.prompts import Message
+from sora_cli.tasks.messages import Message
 from sora_cli.use.speaker import Sampling, Speaker
 
 HELP = """\

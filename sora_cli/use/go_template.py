@@ -12,7 +12,7 @@ from typing import Any
 
 from sora_cli.data.places import RowError
 from sora_cli.tasks.dialogues import puts_start
-from sora_cli.tasks.prompts import ASSISTANT, Message
+from sora_cli.tasks.messages import ASSISTANT, Message
 from sora_cli.use.speaker import Form
 
 _SYSTEM, _USER = "system", "user"

@@ -30,7 +30,8 @@ from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.dialogues import prompts_of
 from sora_cli.tasks.language import decoding, room_after
-from sora_cli.tasks.prompts import Dialogue, Message, plain_dialogue, rendered
+from sora_cli.tasks.messages import Message
+from sora_cli.tasks.prompts import Dialogue, plain_dialogue, rendered
 from sora_cli.tasks.stand_ins import TEXT
 from sora_cli.tasks.texts import columns_in
 from sora_cli.use.described import recipe_for_rows

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from sora_cli.tasks.prompts import Message
+from sora_cli.tasks.messages import Message
 
 NEEDS = "llama.cpp is not installed: pip install xllamacpp (a wheel with its own copy)"
 TOP = 20

@@ -28,7 +28,7 @@ from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.app import run
 from sora_cli.tasks.dialogues import prompts_of
-from sora_cli.tasks.prompts import Message
+from sora_cli.tasks.messages import Message
 from sora_cli.use.speaker import Form
 from tests import smollm2
 from tests.interop.helpers_llama_cpp import (

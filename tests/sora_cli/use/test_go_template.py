@@ -12,7 +12,7 @@ import transformers
 from tokenizers.processors import TemplateProcessing
 
 from sora_cli.data.places import RowError
-from sora_cli.tasks.prompts import Message
+from sora_cli.tasks.messages import Message
 from sora_cli.use.go_template import frame_of
 from sora_cli.use.speaker import Form
 from tests.helpers_chat import chat_tokenizer
