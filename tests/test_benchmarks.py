@@ -12,6 +12,7 @@ import pytest
 from benchmarks import busy
 from tests import smollm2, warm
 from tests.helpers_chat import instruct_rows
+from tests.helpers_families import retrieval_rows
 from tests.helpers_runs import write_glue, write_rows
 from tests.shared_files import ROOT
 
@@ -91,6 +92,15 @@ def test_preferences(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -
     for row in ("causal-lm", "preference", "sora train"):
         assert f"\n| {row} | " in shown
     assert ", reference " in shown
+
+
+@pytest.mark.long
+def test_embeddings(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        write_rows(tmp_path / f"{split}.jsonl", retrieval_rows(32))
+    shown = printed("embeddings", "--data", str(tmp_path))
+    for row in ("sora", "MultipleNegativesRankingLoss", "CachedMultipleNegativesRankingLoss"):
+        assert f"\n| {row} | " in shown
 
 
 @pytest.mark.parametrize("program", ["rank", "instructions", "startup"])

@@ -25,7 +25,7 @@ class EmbeddingOptions(TaskOptions):
         "query": ("query", "anchor", "question", "sentence1", "sentence_A", "premise", "text1"),
         "positive": (
             "positive", "pos", "document", "passage", "answer", "sentence2", "sentence_B",
-            "hypothesis", "text2", "context",
+            "hypothesis", "text2", "context", "text",
         ),
         "negative": ("negative", "neg", "hard_negative"),
         "score": ("score", "similarity_score", "similarity", "relatedness_score", "label"),

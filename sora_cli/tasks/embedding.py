@@ -107,7 +107,10 @@ class Embedding(Task):
         negatives = [] if self._scored else list(self._negatives(columns))
         self._texts = tuple(self._columns[part] for part in ("query", "positive"))
         self._texts += tuple(name for name in negatives if name not in self._texts)
-        self.input_columns, self.label_column = self._texts, self._columns.get("score")
+        there = zip(_SIDES, self._texts[:2], strict=True)
+        shown = tuple(column for side, column in there if side in self.answered_by)
+        self.input_columns = (*shown, *self._texts[2:])
+        self.label_column = self._columns.get("score")
 
     def _negatives(self, columns: Sequence[str]) -> Iterator[str]:
         """Yield the columns of wrong documents: negative, negative_1, negative_2, ..."""
@@ -234,9 +237,10 @@ class Embedding(Task):
             return []
         told = []
         if not form.listed:
+            other = "" if form.pooling == "mean" else "; sentence-transformers would take the mean"
             told.append(
                 "the base model has no modules.json: a text's vector is "
-                f"{_POOLINGS[form.pooling]}, of unit length (task.pooling)"
+                f"{_POOLINGS[form.pooling]}, of unit length (task.pooling){other}"
             )
         if form.max_length is not None and form.max_length < limit:
             told.append(
