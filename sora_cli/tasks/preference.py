@@ -231,7 +231,7 @@ class Preference(Task):
         return [prefers, *reward.T.tolist()]
 
     def questions(self, rows: Dataset, order: np.random.Generator) -> Questions | None:
-        columns = [self._columns[part] for part in _PARTS if part in self._columns]
+        columns = [self._columns[part] for part in _TEXTS if part in self._columns]
         texts = {column: [_as_text(value) for value in rows[column][:]] for column in columns}
         first = order.integers(2, size=len(rows))  # the side that stands first
         shown = {c: texts[c] for c in columns if c not in map(self._columns.get, SIDES)}
