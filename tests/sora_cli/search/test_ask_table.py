@@ -17,6 +17,7 @@ from sora_cli.search.ask_table import (
     alike,
     glance,
     guide_of,
+    is_guide,
     id_of,
     read_table,
     write_guide,
@@ -100,6 +101,8 @@ def test_own_columns_with_the_names_of_the_tables(tmp_path: Path) -> None:
     assert "Allowed labels: a, b." in guide.read_text()
     assert guide.read_text().endswith("    sora auto x\n")
     assert stat.S_IMODE(guide.stat().st_mode) == 0o600
+    assert is_guide(guide)
+    assert not is_guide(path)
 
 
 @pytest.mark.parametrize(
