@@ -135,7 +135,8 @@ def _search(columns: Columns, given: Given, task: str | None) -> Match | None:
         return None
     # unless the task is given: `question` with `answer` are instructions, `premise` has classes
     names = None if task else {"query": ("query", "anchor"), "positive": ("positive", "pos")}
-    wanted = {"query": READ, "positive": READ}
+    texts: tuple[Kind, ...] = (*READ, "class", "constant")  # a document may have many queries
+    wanted = {"query": texts, "positive": texts}
     parts = _parts("embedding", columns, given, wanted, names=names)
     if len(parts) < 2:
         return None

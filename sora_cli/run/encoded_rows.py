@@ -35,10 +35,10 @@ def row_lines(task: Task, processor: Any, rows: Encoded, number: int) -> Iterato
         yield from _pair(tokenizer, ids, labels)
         return
     if ids and isinstance(ids[0], list):
-        parts = list(task.options.COLUMNS)
         for place, choice in enumerate(ids[:_CHOICES]):
             mark = "right" if place == labels else "choice"
-            mark = parts[min(place, 2)] if labels is None else mark  # the last are all alike
+            if labels is None:  # a query, its document, and wrong ones
+                mark = list(task.options.COLUMNS)[min(place, 2)]
             yield f"{mark:<8} {_short(_tokens(tokenizer, choice))}"
         return
     if isinstance(labels, list) and len(labels) == len(ids) and task.label_names is None:

@@ -430,8 +430,12 @@ class _Tokens:
 
     def join(self, other: _Tokens) -> _Tokens:
         """Return these texts and others."""
-        both = ((getattr(t, name) for t in (self, other)) for name in ("tokens", "cut", "unread"))
-        return _Tokens(self.ids + other.ids, *(np.concatenate(list(pair)) for pair in both))
+        return _Tokens(
+            self.ids + other.ids,
+            np.concatenate([self.tokens, other.tokens]),
+            np.concatenate([self.cut, other.cut]),
+            np.concatenate([self.unread, other.unread]),
+        )
 
 
 def _tokens(texts: Sequence[str], prompt: str, limit: int, processor: Any) -> _Tokens:

@@ -74,6 +74,8 @@ CASES: dict[str, tuple[str, str, dict[str, str]]] = {
     "search": ("id:identifier query:text positive:text negative_1:text negative_2:text",
         "embedding", {"query": "query", "positive": "positive", "negative_1": "negative",
         "negative_2": "negative"}),
+    "few documents": ("query:text positive:class", "embedding",
+        {"query": "query", "positive": "positive"}),
     "triplets": ("anchor:text positive:text negative:text", "embedding",
         {"anchor": "query", "positive": "positive", "negative": "negative"}),
     "captions": ("image:image caption:text", "image-text",

@@ -49,7 +49,9 @@ def test_whether_greater_is_better(family: str, given: dict[str, Any], greater: 
 @pytest.mark.parametrize("family", task_names())
 def test_only_losses_are_worth_less_where_they_are_greater(family: str) -> None:
     for metric in options_class(family).METRICS:
-        options = TaskBlock(name=family, metrics=[metric]).options
+        pairs = family == "embedding" and metric in ("pearson", "spearman")
+        given = {"loss": "cosent"} if pairs else {}
+        options = TaskBlock(name=family, metrics=[metric], **given).options
         assert options.greater_is_better is (metric not in {"loss", "perplexity"})
         unbounded = metric.startswith(("rewards/", "logps/")) and metric != "rewards/accuracies"
         assert facts_of(metric).ends_at_1 is (options.greater_is_better and not unbounded)

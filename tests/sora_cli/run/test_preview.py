@@ -28,8 +28,9 @@ CAT, DOG, RED = (TOKENIZER.convert_tokens_to_ids(word) for word in ("cat", "dog"
 
 def _lines(names: list[str] | None = None, **row: Any) -> list[str]:
     task: Any = SimpleNamespace(
-        label_names=names, label_column="labels", data=SimpleNamespace(max_length=3)
-    )
+        label_names=names, label_column="labels", data=SimpleNamespace(max_length=3),
+        options=SimpleNamespace(COLUMNS={"query": (), "positive": (), "negative": (), "score": ()}),
+    )  # fmt: skip
     encoded = Encoded(Dataset.from_list([row]), np.array([3]), truncated=1)
     shown = list(row_lines(task, TOKENIZER, encoded, 0))
     return [length_of(task, encoded, 0), *shown]
@@ -57,6 +58,9 @@ def test_what_carries_the_loss_in_each_kind_of_row() -> None:
         "chosen   dog red", "rejected red",
     ]  # fmt: skip
     assert _lines(input_ids=[[CAT], [DOG]], labels=1)[1:] == ["choice   cat", "right    dog"]
+    assert _lines(input_ids=[[CAT], [DOG], [RED], [CAT]], keys=[1, 2, 3, 4])[1:] == [
+        "query    cat", "positive dog", "negative red", "negative cat",
+    ]  # fmt: skip
     assert _lines(pixel_values={"bytes": b""}, labels=1, text="a") == [
         "", "pixel_values: an image", "labels: 1", "text: 'a'",
     ]  # fmt: skip
