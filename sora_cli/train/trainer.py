@@ -167,22 +167,13 @@ class AdapterTrainer(ResumingTrainer):
         """Return a micro-batch's mean loss; in training weighted to give the step's mean."""
         device = self.args.device.type
         with switches.in_loss(self.recipe, model, device) if model.training else nullcontext():
-            loss, outputs = self._batch_loss(model, inputs)
+            loss, outputs = self.task.batch_loss(model, inputs)
         if model.training and num_items_in_batch is not None:
             # Trainer divides by the number of micro-batches, and gradients are averaged over the
             # processes. The factor undoes both, so that every loss item of the step weighs the same
             share = self._counts.popleft() * self.args.world_size / num_items_in_batch
             loss = loss * share * self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
-
-    def _batch_loss(self, model: nn.Module, inputs: Any) -> tuple[Tensor, Any]:
-        fills = bool(self._counts) and not self._counts[0]
-        if not (model.training and fills and self.task.options.LOSS_COMPARES == "step"):
-            return self.task.batch_loss(model, inputs)
-        # `before_step` did not see these rows, which have no weight; but each process needs a loss
-        outputs = model(**self.task.inputs_of(inputs))
-        floats = [t for t in outputs.values() if isinstance(t, Tensor) and t.is_floating_point()]
-        return torch.stack([t.sum() for t in floats]).sum() * 0, outputs
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return micro-batches from our own sampler, in the CPU's memory."""

@@ -116,7 +116,11 @@ class FamilyHead(Bound):
         return micro_batches
 
     def batch_loss(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Any]:
-        """Return a micro-batch's loss and the model's outputs, after `before_step`."""
+        """Return a micro-batch's loss and the model's outputs, after `before_step`.
+
+        A micro-batch that it has not seen only fills up a step of several processes: it has no
+        weight, and any finite loss.
+        """
         outputs = model(**self.inputs_of(batch))
         return self.loss_of(outputs, batch), outputs
 

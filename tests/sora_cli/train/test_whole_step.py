@@ -77,6 +77,8 @@ class Correlation(SequenceRegression):
 
     def loss_of(self, outputs, batch):
         answers = outputs["logits"].reshape(-1).float()
+        if "slopes" not in batch:  # it only fills up the step, and has no weight
+            return answers.sum()
         SEEN.append((batch["given"], answers.detach()))
         steep = (answers * batch["slopes"]).mean()
         return batch["value"] + steep - steep.detach()
