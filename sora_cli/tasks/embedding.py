@@ -89,7 +89,8 @@ class Embedding(Task):
 
     @classmethod
     def is_for(cls, config: Any) -> bool:
-        return not config.is_encoder_decoder
+        # a bare model may be for anything: only sentence-transformers' files tell
+        return vector_form(config.name_or_path, commit_of(config), "auto").listed
 
     @property
     def answered_by(self) -> Sequence[str]:
