@@ -24,6 +24,7 @@ ID, LABEL, SECOND, ALLOWED = "id", "label", "label_2", "allowed"
 Given = tuple[str, str]
 """Two labels of a row; "": none."""
 NONE: Given = ("", "")
+_GUIDE = "Please label the rows of"
 _LETTERS = "bcdfghjkmnpqrstvwxz"  # no vowels: no words; no digits: no numbers and no dates
 _LENGTH = 10
 _NAMED = 12  # allowed labels that are named in each row
@@ -81,6 +82,11 @@ def guide_of(path: Path) -> Path:
     return path.with_suffix(".txt")
 
 
+def is_guide(path: Path) -> bool:
+    """Return True for the guide of a table, which may be replaced."""
+    return path.is_file() and path.read_bytes().startswith(_GUIDE.encode())
+
+
 def write_guide(path: Path, allowed: Sequence[str], command: str) -> None:
     """Write how to fill in a table.
 
@@ -89,7 +95,7 @@ def write_guide(path: Path, allowed: Sequence[str], command: str) -> None:
         allowed: all labels.
         command: reads the table.
     """
-    text = f"""Please label the rows of {path.name}: write the right label into the column
+    text = f"""{_GUIDE} {path.name}: write the right label into the column
 "{LABEL}".
 
 - Allowed labels: {", ".join(allowed)}.

@@ -20,6 +20,7 @@ from sora_cli.search.ask_table import (
     alike,
     glance,
     guide_of,
+    is_guide,
     read_table,
     write_guide,
     write_table,
@@ -53,7 +54,7 @@ class AskTable:
         """Check that a new search can write its table: a file with labels is never replaced."""
         check_writable(self.path)
         for file in (self.path, guide_of(self.path)):
-            if os.path.lexists(file):
+            if os.path.lexists(file) and not is_guide(file):
                 raise SoraError(
                     f"{shown_path(file)} is there already, and is not replaced",
                     where="a search that begins asks anew; the file may hold labels",

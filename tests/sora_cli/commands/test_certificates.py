@@ -100,7 +100,7 @@ def test_it_is_scored_again_where_the_base_has_moved(
 _OTHER = {
     ("status",): {"certified": "not certified", "not certified": "certified"},
     ("promise", "kind"): {"drop": "differ", "differ": "drop"},
-    ("promise", "basis"): {"labels": "answers", "answers": "labels"},
+    ("promise", "basis"): {"labels": "answers", "answers": "labels", "asked": "labels"},
 }
 """Other values of fields that take few."""
 

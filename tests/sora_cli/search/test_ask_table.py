@@ -18,6 +18,7 @@ from sora_cli.search.ask_table import (
     glance,
     guide_of,
     id_of,
+    is_guide,
     read_table,
     write_guide,
     write_table,
@@ -100,6 +101,8 @@ def test_own_columns_with_the_names_of_the_tables(tmp_path: Path) -> None:
     assert "Allowed labels: a, b." in guide.read_text()
     assert guide.read_text().endswith("    sora auto x\n")
     assert stat.S_IMODE(guide.stat().st_mode) == 0o600
+    assert is_guide(guide)
+    assert not is_guide(path)
 
 
 @pytest.mark.parametrize(
