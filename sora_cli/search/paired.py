@@ -11,10 +11,10 @@ approximated, so the coverage is at least `confidence` for any number of rows an
 and no smaller bound in this order keeps the confidence. p_won is searched only within a confidence
 interval of p_won, whose error probability is subtracted from the level (Berger and Boos).
 
-Rows that differ and have no label count as lost. Alone that would not be safe: the interval of
-p_won moves with `won`, so a bound can rise when a lost row becomes a won one. Therefore p_won is
-searched in all intervals that some labels could give, from the lower limit at `won` to the upper
-limit at `won + unknown`. In the order every other outcome that labels could give comes before the
+Rows that differ and have no label count as lost. The usual bound is then not shown to be safe: the
+interval of p_won moves with `won`, and a bound may rise with `won`. Therefore p_won is searched in
+all intervals that some labels could give, from the lower limit at `won` to the upper limit at
+`won + unknown`. In the order every other outcome that labels could give comes before the
 one with all of them lost, so the region contains theirs, too: the bound is at least theirs
 (docs/explanation/certificate.md has the proof).
 

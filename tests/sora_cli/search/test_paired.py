@@ -169,6 +169,9 @@ def test_a_label_makes_the_bound_smaller_and_no_label_can_be_worth_more_than_a_l
     assert none == pytest.approx(0.0323, abs=1e-4)
     assert full == pytest.approx(0.0072, abs=1e-4)
     assert full < half < none
+    # p_won is searched in the intervals of 3 to 10 rows won, and not in that of 3 alone
+    assert exact_bound(7, 3, 50, 0.95) == pytest.approx(0.1978, abs=1e-4)
+    assert exact_bound(7, 3, 50, 0.95, 7) == pytest.approx(0.2092, abs=1e-4)
     for lost, unknown in ((3, 4), (3, -1)):
         with pytest.raises(ValueError, match="without a label"):
             exact_bound(lost, 0, 50, 0.95, unknown)
