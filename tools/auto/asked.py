@@ -306,16 +306,17 @@ def _show_table(options: argparse.Namespace) -> None:
         "by labels | by answers |"
     )
     emit("| --- |" + " ---: |" * 8)
-    runs = [*cases(options.seeds)]
+    runs = [
+        one for one in cases(options.seeds) if one.by_asking.task.startswith(tuple(options.pools))
+    ]
     for task in dict.fromkeys(one.by_asking.task for one in runs):
         group = [one for one in runs if one.by_asking.task == task]
         for rows in options.rows:
-            for line in _lines(group, rows, options):
-                emit(line)
+            _show_lines(group, rows, options)
 
 
-def _lines(group: Sequence[Case], rows: int, options: argparse.Namespace) -> Iterator[str]:
-    """Yield a line for each promise: what is asked, and which sizes are certified how often."""
+def _show_lines(group: Sequence[Case], rows: int, options: argparse.Namespace) -> None:
+    """Print a line for each promise: what is asked, and which sizes are certified how often."""
     found: dict[float, list[tuple[Decision, Stored]]] = {promise: [] for promise in PROMISES}
     draws, each = options.screenings, options.splits // options.screenings
     for one in group:

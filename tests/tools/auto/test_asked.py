@@ -112,12 +112,12 @@ def test_verdicts_are_those_of_the_exact_bound() -> None:
 def test_a_bound_that_says_too_little_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the drop on the test rows itself in place of its bound, many promises are broken."""
     monkeypatch.setattr(asked, "PROMISES", (0.04,))
-    (kept,) = broken(pool_of(0.15, 0.2), 1, 200)
-    assert max(kept) <= 0.05 + 2 * (0.05 * 0.95 / 200) ** 0.5
+    (kept,) = broken(pool_of(0.15, 0.2), 1, 120)
+    assert max(kept) <= 0.05 + 2 * (0.05 * 0.95 / 120) ** 0.5
     monkeypatch.setattr(
         asked, "bound_of", lambda counts, rows, _: (counts.lost - counts.won) / rows
     )
-    (too_often,) = broken(pool_of(0.15, 0.2), 1, 200)
+    (too_often,) = broken(pool_of(0.15, 0.2), 1, 120)
     assert too_often[0] > 0.2
     assert len(too_often) == len(FILLS)
 
