@@ -87,10 +87,11 @@ def files_score_as_the_model(recipe: Recipe) -> None:
 def memory_is_forecast(recipe: Recipe) -> None:
     """Check that the memory of a pass is forecast without data, within a tenth."""
     ready, block = _prepared(recipe), recipe.training
-    rows = longest_rows(ready.train, block.batch_size // block.gradient_accumulation)
     collate = ready.task.collator(ready.base.processor)
     work = Passes(ready.base.model, collate, "cpu", block.precision, ready.task)
-    for passes, what in ((1, "training"), (0, "an evaluation")):
+    pass_rows = block.batch_size // block.gradient_accumulation
+    for passes, what, part in ((1, "training", ready.train), (0, "an evaluation", ready.select)):
+        rows = longest_rows(part, pass_rows)
         forecast, exact = work.trace(rows, passes)
         assert exact, f"{what} cannot be traced without data: its memory is extrapolated"
         real = work.measure(rows, passes).peak
@@ -149,8 +150,10 @@ def _train(
 
 
 def _loss(recipe: Recipe, ready: Prepared, folder: Path) -> float:
-    scorer = build_scorer(recipe, ready.task, ready.base, folder)
-    loss = ready.task.loss(scorer.predictions_of(ready.train, []))
+    """Return the loss of the training rows, encoded as rows that are scored."""
+    scorer, rows = build_scorer(recipe, ready.task, ready.base, folder), ready.rows
+    encoded = encode(ready.task, ready.base, rows.train, rows.origin(rows.train))
+    loss = ready.task.loss(scorer.predictions_of(encoded, []))
     scorer.unprepare()  # training prepares the model anew
     return loss
 
