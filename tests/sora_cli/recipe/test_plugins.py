@@ -15,6 +15,7 @@ from sora_cli.tasks import task_class
 from sora_cli.verify.task_contract import CHECKS
 from tests.helpers_errors import error_of
 from tests.helpers_families import FAMILIES
+from tests.helpers_methods import method_words
 
 METHOD = """\
 from methods.base import AdapterMethod
@@ -198,7 +199,7 @@ def test_a_family_of_a_file_keeps_the_contract(file, tmp_path):
 
 
 def test_a_family_of_a_file_from_training_to_a_certificate(file, tmp_path, capsys):
-    """It trains, resumes, answers, is certified and merged; without the file it is not known."""
+    """It trains by three methods, answers, is certified, merged; not known without the file."""
     code, recipe = file(FAMILY, "steep.py"), str(FAMILIES["sequence-regression"](tmp_path))
     words, out = ["task.name=steep", "--code", str(code)], str(tmp_path / "out")
     assert run(["train", recipe, *words]) == 0
@@ -209,6 +210,9 @@ def test_a_family_of_a_file_from_training_to_a_certificate(file, tmp_path, capsy
     assert run(["merge", out, "-o", str(tmp_path / "merged")]) == 0
     small = ["prune", out, "-o", str(tmp_path / "small"), "--max-drop", "90pt", "--code", str(code)]
     assert run([*small, "--recipe", recipe, "task.name=steep"]) in (0, 3)
+    for method in ("lora", "adalora"):
+        named = [*method_words(method), f"output.dir={tmp_path}/{method}"]
+        assert run(["train", recipe, *words, *named]) == 0
     capsys.readouterr()
     families._ADDED.clear()
     error = error_of(capsys, "eval", out, "--recipe", recipe, "task.name=steep")
