@@ -109,7 +109,9 @@ def files(made: Run) -> None:
     # rewards are measured against the base model, which a merged one does not hold
     answering = out if loaded.task.name == "preference" else merged
     labels = WITHOUT_LABELS[made.case.family]
-    asked, answers = answered(answering, rows, labels, made.folder, *told(made.recipe))
+    words = [word for word in told(made.recipe) if not word.startswith("task.name=")]
+    words += ["--task", loaded.task.name]  # a bare model does not tell
+    asked, answers = answered(answering, rows, labels, made.folder, *words)
     records = read_lines(scored)
     assert len(answers) == len(records) == len(asked)
     for row, record, own in zip(answers, records, asked, strict=True):
