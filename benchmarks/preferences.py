@@ -119,6 +119,7 @@ def _side(name: str, where: Setting) -> Side:
     side = make("LoRA", where, rank=_RANK, dropout=0.0)
     task = create_task(TaskBlock(name=name), DataBlock(path="unused"))
     task.adapt_model(side.model, _TOKENIZER)
+    side.loss = lambda model, batch: task.batch_loss(model, batch)[0]
     LearnedHead.of(side.model).chunk_if_frozen()
     rows: list[dict[str, Any]] = [
         {"input_ids": ids, "labels": [IGNORED] * (len(ids) // 2) + ids[len(ids) // 2 :]}

@@ -26,6 +26,7 @@ class Stepping:
         offload: True moves kept activations to the CPU, like `training.activation_offload`.
         kernels: faster kernels for the model's layers, like `training.kernels`.
         clock: gives seconds; `time.process_time` counts those of processors, for a busy machine.
+        loss: of a batch; a family may make it of the model's outputs.
         penalty: returns a term to add to the loss, or None.
         after: called after the optimiser's step, with the 0-based number of the step.
     """
@@ -39,6 +40,7 @@ class Stepping:
     offload: bool = False
     kernels: Kernels | None = None
     clock: Callable[[], float] = time.perf_counter
+    loss: Callable[[nn.Module, Batch], Any] = lambda model, batch: model(**batch)["loss"]
     taken: int = field(default=0, init=False)
 
     @property
@@ -53,7 +55,7 @@ class Stepping:
         start = self.clock()
         with self.running():
             with autocast(self.device, self.precision), self.moving():
-                loss = self.model(**self.batch)["loss"]
+                loss = self.loss(self.model, self.batch)
                 penalty = self.penalty()
             (loss if penalty is None else loss + penalty).backward()
         if self.optimizer is not None:

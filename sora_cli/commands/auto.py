@@ -20,7 +20,6 @@ from sora_cli.core.processes import is_main
 from sora_cli.core.shell import quote
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import command_start, importing
-from sora_cli.experiments.auto.asking import AskTable
 from sora_cli.experiments.auto.beginning import open_record
 from sora_cli.experiments.auto.plan import AutoPlan, placed, plan_auto, unused
 from sora_cli.experiments.auto.tables import (
@@ -48,6 +47,7 @@ from sora_cli.search.record import AutoRecord, read_auto
 from sora_cli.search.words import size_table, untrained_line
 
 if TYPE_CHECKING:
+    from sora_cli.experiments.auto.asking import AskTable
     from sora_cli.report import RunReport
 
 
@@ -151,7 +151,11 @@ def auto(
     if begun is not None and not force:
         plan = replace(plan, loaded=plan.loaded.continuing(begun.recipe))
     loaded = plan.loaded
-    table = AskTable.of(plan)
+    table: AskTable | None = None
+    if loaded.recipe.auto is not None and loaded.recipe.auto.ask is not None:
+        from sora_cli.experiments.auto.asking import AskTable  # torch
+
+        table = AskTable.of(plan)
     if table is not None:
         force = _check_table(table, begun, force=force)
     check_settled(loaded.recipe, "sora auto")

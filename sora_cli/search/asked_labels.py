@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
-import numpy as np
-
 from sora_cli.recipe.tolerance import AGREEMENT
 from sora_cli.search.promise import LABELS
 from sora_cli.search.statistic import (
@@ -23,9 +21,10 @@ from sora_cli.search.statistic import (
     OfRows,
     mixed,
 )
-from sora_cli.tasks.row_scores import ASKED, UNLABELLED
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from sora_cli.search.promise import Promise
     from sora_cli.tasks.row_scores import RowScores
 
@@ -53,6 +52,8 @@ class AskedLabels(OfRows):
 
     def measures(self, scores: RowScores) -> bool:
         """Return True for answers beside the labels of a person."""
+        from sora_cli.tasks.row_scores import ASKED  # numpy, which help pages do without
+
         return scores.formula == ASKED
 
     def about(self, promise: Promise) -> Self:
@@ -163,6 +164,10 @@ def sorted_rows(full: RowScores, small: RowScores) -> dict[str, np.ndarray]:
 
     Where the labels of neither model are many, only those count that a second person gave, too.
     """
+    import numpy as np
+
+    from sora_cli.tasks.row_scores import UNLABELLED
+
     answer, first, second = full.parts.T
     label = np.where(first == UNLABELLED, second, first)
     twice = (first != UNLABELLED) & (second != UNLABELLED)
