@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import sys
 import tempfile
@@ -33,7 +32,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from benchmarks.measure import in_turns, machine, markdown, spent, timed, timing_rows
+from benchmarks.measure import data_folder, in_turns, machine, markdown, spent, timed, timing_rows
 from benchmarks.memory import tensors
 from benchmarks.sides import ALPHA, method
 from benchmarks.stepping import Stepping
@@ -87,9 +86,7 @@ def main() -> None:
     if device == "cpu":
         keep_freed_memory()
     emit(f"{machine(device)}; medians, ratios with 90 % intervals")
-    place: Path | None = options.data
-    if place is None and "SORA_DATA" in os.environ:
-        place = Path(os.environ["SORA_DATA"]) / "retrieval"
+    place = data_folder(options.data, "retrieval")
     batch, large = (4, 32) if quick else (options.batch, options.large)
     rounds = 1 if quick else options.rounds
     rows = _rows(place, "train", max(large, batch, 0 if quick else options.rows))

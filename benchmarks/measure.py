@@ -21,6 +21,13 @@ INTERVAL = 0.9
 _ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
+def data_folder(given: Path | None, name: str) -> Path | None:
+    """Return the folder of rows that was given, or SORA_DATA/name; None: there is neither."""
+    if given is None and "SORA_DATA" in os.environ:
+        return Path(os.environ["SORA_DATA"]) / name
+    return given
+
+
 def in_turns(work: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Call each side once a round, in random order; return the results by side."""
     order, rng = list(work), random.Random(0)

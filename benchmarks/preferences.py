@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -35,6 +34,7 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.measure import (
+    data_folder,
     in_turns,
     machine,
     markdown,
@@ -85,9 +85,7 @@ def main() -> None:
     if device == "cpu":
         keep_freed_memory()
     emit(f"{machine(device)}; medians, ratios with 90 % intervals")
-    place: Path | None = options.data
-    if place is None and "SORA_DATA" in os.environ:
-        place = Path(os.environ["SORA_DATA"]) / "instruct"
+    place = data_folder(options.data, "instruct")
     if place is not None:
         clock = of_commands if options.processor_time else time.perf_counter
         _runs(place, options.pairs, 1 if quick else options.rounds, clock, quick=quick)

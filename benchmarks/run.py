@@ -17,7 +17,6 @@ validation.jsonl. `--quick` takes one round of two steps, without the peer.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.measure import (
+    data_folder,
     in_turns,
     machine,
     markdown,
@@ -81,9 +81,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two steps, one round")
     options = parser.parse_args()
     task = _TASKS[options.task]
-    place: Path | None = options.data
-    if place is None and "SORA_DATA" in os.environ:
-        place = Path(os.environ["SORA_DATA"]) / task.data
+    place = data_folder(options.data, task.data)
     if place is None:
         parser.error("where are the rows? give --data DIR or set SORA_DATA")
     rounds = 1 if options.quick else options.rounds

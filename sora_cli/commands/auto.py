@@ -155,8 +155,7 @@ def auto(
     if loaded.recipe.auto is not None and loaded.recipe.auto.ask is not None:
         from sora_cli.experiments.auto.asking import AskTable  # torch
 
-        table = AskTable.of(plan)
-    if table is not None:
+        table = AskTable(plan.output, Path(loaded.recipe.auto.ask).expanduser())
         force = _check_table(table, begun, force=force)
     check_settled(loaded.recipe, "sora auto")
     check_recipe(loaded.recipe)

@@ -1,4 +1,4 @@
-"""The task families by name: ours, those of packages, and those of `--code` files."""
+"""The task families by name: ours, and the families of packages and of `--code` files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What kind of number each metric is: the built-in ones, and those of families that were added."""
+"""The kind of number that each metric is: built-in metrics, and metrics of added families."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ _OR_THE_HUBS = ", or a metric of the Hub's own collection (evaluate-metric), who
 
 
 def metrics_field(*default: str, known: str = "") -> Any:
-    """Return the field of a family's metrics, with its default and what is known of them."""
+    """Return the field of a family's metrics, with its default and the names that it takes."""
     about = f": {known}" if known else "; the first one chooses the checkpoint"
     return Field(list(default), description=f"metrics to report{about}")
 

@@ -22,6 +22,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from sora_cli.core.device import process_state
 from sora_cli.core.errors import SoraError
@@ -46,7 +47,7 @@ from sora_cli.tasks.row_scores import row_scores
 from sora_cli.tasks.stand_ins import TEXT, check_finite, with_column
 from sora_cli.tasks.texts import require_column, row_error
 from sora_cli.tasks.transformers_internals import commit_of
-from sora_cli.tasks.vectors import VectorForm, vector_form
+from sora_cli.tasks.vectors import VectorForm, lists_modules, vector_form
 
 IDS, KEYS, SCORE = "input_ids", "keys", "score"
 """Columns of rows that are trained on: tokens of each text, a hash of them, and a pair's score."""
@@ -90,7 +91,7 @@ class Embedding(Task):
     @classmethod
     def is_for(cls, config: Any) -> bool:
         # a bare model may be for anything: only sentence-transformers' files tell
-        return vector_form(config.name_or_path, commit_of(config), "auto").listed
+        return lists_modules(config.name_or_path, commit_of(config))
 
     @property
     def answered_by(self) -> Sequence[str]:
@@ -377,7 +378,7 @@ class Embedding(Task):
     def _nearest(self, predictions: Predictions) -> list[str]:
         queries, documents, places = _split(predictions)
         texts = predictions.encoded.dataset["text"][:][len(queries) :]
-        best = nearest(queries, documents)
+        best = nearest(normalize(queries, dim=-1), normalize(documents, dim=-1))
         return [texts[best[query]] for query in places[:, 0]]
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:

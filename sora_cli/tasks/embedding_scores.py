@@ -121,12 +121,10 @@ def ranks_of(queries: Tensor, documents: Tensor, wanted: np.ndarray) -> np.ndarr
     return torch.cat(ranks).numpy()
 
 
-def nearest(queries: Tensor, documents: Tensor) -> np.ndarray:
-    """Return the number of the document that is most similar to each query, (n,)."""
-    asked, others = normalize(queries, dim=-1), normalize(documents, dim=-1).T
-    return torch.cat(
-        [(block @ others).argmax(dim=1) for block in torch.split(asked, _BLOCK)]
-    ).numpy()
+def nearest(queries: Tensor, others: Tensor) -> np.ndarray:
+    """Return, for each unit vector, the row of the most similar vector in `others`, (rows,)."""
+    rows = [(block @ others.T).argmax(dim=1) for block in torch.split(queries, _BLOCK)]
+    return torch.cat(rows).numpy()
 
 
 def found(ranks: np.ndarray, query: np.ndarray, queries: int) -> dict[str, np.ndarray]:

@@ -26,6 +26,7 @@ from sora_cli.data.processor import set_padding
 from sora_cli.data.tokens import unread_rows
 from sora_cli.recipe.task_options import ImageTextOptions
 from sora_cli.tasks.base import Task
+from sora_cli.tasks.embedding_scores import nearest
 from sora_cli.tasks.encoded import Encoded, Lengths, Predictions
 from sora_cli.tasks.family.head import without
 from sora_cli.tasks.pixels import (
@@ -267,12 +268,6 @@ def contrastive_loss(texts: Tensor, images: Tensor, scale: float) -> float:
         scale: factor on the cosines.
     """
     return (_mean_entropy(texts, images, scale) + _mean_entropy(images, texts, scale)) / 2
-
-
-def nearest(queries: Tensor, others: Tensor) -> np.ndarray:
-    """Return, for each unit vector, the row of the most similar vector in `others`, (rows,)."""
-    rows = [(block @ others.T).argmax(dim=1) for block in torch.split(queries, _BLOCK)]
-    return torch.cat(rows).numpy()
 
 
 def _mean_entropy(queries: Tensor, others: Tensor, scale: float) -> float:

@@ -141,6 +141,11 @@ def vector_form(source: str, revision: str | None = None, pooling: str = "auto")
     return VectorForm(made, after, *prompts, max_length=length, listed=bool(modules))
 
 
+def lists_modules(source: str, revision: str | None = None) -> bool:
+    """Return True if a model has sentence-transformers' list of modules; nothing else is read."""
+    return bool(_read(source, _MODULES, revision))
+
+
 def _prompts(settings: Mapping[str, Any]) -> tuple[str, str]:
     """Return the prompts that `encode_query` and `encode_document` of this model would take."""
     known: Mapping[str, str | None] = settings.get("prompts") or {}

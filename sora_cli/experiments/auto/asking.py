@@ -1,4 +1,4 @@
-"""The table of a search that asks people for labels: when it is written, and what is read of it."""
+"""The table of a search that asks people for labels: write it, and read the labels in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_writable
 from sora_cli.core.processes import is_main
 from sora_cli.core.words import first_few, shown_path
-from sora_cli.experiments.auto.plan import AutoPlan
 from sora_cli.search.ask_table import (
     NONE,
     Given,
@@ -31,7 +30,7 @@ from sora_cli.search.kept_answers import keep_answers, keep_rows, kept_answers, 
 
 
 class AskTable:
-    """The table in the place that the user named, and what the run keeps of it.
+    """The table in the place that the user named, and the run's own copies of rows and labels.
 
     Args:
         run: directory of the search.
@@ -43,12 +42,6 @@ class AskTable:
 
     def __init__(self, run: Path, path: Path) -> None:
         self.run, self.path, self.accepted = run, path, list[str]()
-
-    @classmethod
-    def of(cls, plan: AutoPlan) -> AskTable | None:
-        """Return the table that a plan asks for; None: it asks for no labels."""
-        ask = plan.block.ask
-        return None if ask is None else cls(plan.output, Path(ask).expanduser())
 
     def check_free(self) -> None:
         """Check that a new search can write its table: a file with labels is never replaced."""
@@ -114,7 +107,7 @@ class AskTable:
         write_table(self.path, rows, wanted.given)
 
     def told(self, wanted: Wanted) -> tuple[str, list[str]]:
-        """Return what is missing, and what a person is to do."""
+        """Return the sentence on the missing labels, and lines that tell a person how to go on."""
         table = shown_path(self.path)
         plural = "labels are" if wanted.open > 1 else "label is"
         what = f"{wanted.open:,} {plural} wanted: fill in the column 'label' of {table}"
@@ -129,7 +122,7 @@ def same_command() -> str:
 
 
 def notes_on(wanted: Wanted, evidence: Evidence) -> Iterator[str]:
-    """Yield what more labels could change."""
+    """Yield a note on each result that more labels could change."""
     alone = sum(size.test.labelled.alone for size in evidence.candidates
                 if size.test is not None and size.test.labelled is not None)  # fmt: skip
     if alone:

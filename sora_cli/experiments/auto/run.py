@@ -28,7 +28,7 @@ from sora_cli.train.log import ReportLog, RunLog
 
 
 def ask(search: AskedSearch, table: AskTable) -> None:
-    """Write the table, if an answer can change the outcome and nobody was asked for it.
+    """Write the table if a label can change the outcome and its row was never asked for.
 
     Raises:
         WaitingError: labels are wanted.
