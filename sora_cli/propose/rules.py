@@ -16,7 +16,7 @@ import numpy as np
 
 from sora_cli.core.console import count, size
 from sora_cli.core.errors import SoraError
-from sora_cli.propose.usual import usual_of
+from sora_cli.recipe.families import usual_of
 from sora_cli.run.rates.rule import number_of, parameters_of, width_of
 
 _QUANTILE = 0.95  # rows longer than this quantile are cut

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from sora_cli.recipe.task_options import Columns, TaskOptions, metrics_field
 from sora_cli.recipe.types import SomeNames
+from sora_cli.recipe.usual import MINILM, Usual
 
 _FOUND = ("ndcg_at_10", "mrr_at_10", "recall_at_1", "recall_at_10")
 _ALIKE = ("spearman", "pearson")
@@ -38,6 +39,14 @@ class EmbeddingOptions(TaskOptions):
     TRAINS_HEAD = False
     ANSWERED_BY = ("query_vector", "document_vector")
     ANSWERED_TOGETHER = 1024
+    USUAL = Usual(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        MINILM,
+        multilingual="sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2",
+        largest_batch=32,  # a step's other rows are the wrong answers
+        epochs=(1, 10),
+        texts=2,
+    )
 
     metrics: SomeNames = metrics_field(
         "ndcg_at_10",

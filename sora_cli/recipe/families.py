@@ -24,6 +24,7 @@ from sora_cli.recipe.task_options import (
     TaskOptions,
     TokenClassificationOptions,
 )
+from sora_cli.recipe.usual import READS, Usual
 
 FAMILIES: dict[str, tuple[str, type[TaskOptions]]] = {
     "sequence-classification": ("sequence", SequenceClassificationOptions),
@@ -116,6 +117,13 @@ def options_class(name: str) -> type[TaskOptions]:
     if name not in families():
         raise unknown_task(name)
     return families()[name][1]
+
+
+def usual_of(name: str) -> Usual:
+    """Return what `sora init` proposes for a family; without its own, of the one most like it."""
+    options = options_class(name)
+    alike = (ours for _, ours in FAMILIES.values() if ours.MODEL_CLASS == options.MODEL_CLASS)
+    return options.USUAL or next((ours.USUAL for ours in alike if ours.USUAL), READS)
 
 
 def main_metric(names: Sequence[str], best: str | None) -> str:

@@ -8,12 +8,14 @@ computes itself; some families also accept names of metrics on the Hub.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from sora_cli.recipe.metric_facts import MetricFacts, facts_of
 from sora_cli.recipe.types import Block, Count, SomeNames
+from sora_cli.recipe.usual import READS, SPEAKS, Usual, writes
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 WRITTEN = ("exact_match", *ROUGE)
@@ -101,6 +103,8 @@ class TaskOptions(Block):
     """True if its models continue prompts, for `sora chat` and `sora generate`."""
     ANSWERED_TOGETHER: ClassVar[int] = 4096
     """Number of rows in memory at a time for `sora predict`."""
+    USUAL: ClassVar[Usual | None] = None
+    """What `sora init` proposes; None: that of a family of ours with the same `MODEL_CLASS`."""
 
     metrics: SomeNames = metrics_field("accuracy")
     best_metric: str | None = Field(
@@ -134,6 +138,7 @@ class SequenceClassificationOptions(TaskOptions):
     METRICS = ONE_NUMBER
     MODEL_CLASS = "AutoModelForSequenceClassification"
     HUB_TASK = "text-classification"
+    USUAL = READS
     FROM_THE_HUB = True
 
     metrics: SomeNames = metrics_field("accuracy", known=f"{', '.join(_CLASSES)}{_OR_THE_HUBS}")
@@ -147,6 +152,7 @@ class SequenceRegressionOptions(TaskOptions):
     METRICS = ONE_NUMBER
     MODEL_CLASS = "AutoModelForSequenceClassification"
     HUB_TASK = "text-classification"
+    USUAL = READS
     FROM_THE_HUB = True
 
     metrics: SomeNames = metrics_field(
@@ -187,6 +193,7 @@ class CausalLmOptions(_Writing):
     METRICS = (*_TOKENS, *WRITTEN)
     MODEL_CLASS = "AutoModelForCausalLM"
     HUB_TASK = "text-generation"
+    USUAL = SPEAKS
     TEXT_METRICS = WRITTEN
     COLUMNS: ClassVar[Columns] = {
         "messages": ("messages", "conversation", "conversations"),
@@ -226,6 +233,7 @@ class PreferenceOptions(TaskOptions):
     METRICS = (*_OF_PAIRS, "loss")
     MODEL_CLASS = "AutoModelForCausalLM"
     HUB_TASK = "text-generation"
+    USUAL = replace(SPEAKS, builtin="builtin://tiny-llama", texts=2)
     COLUMNS: ClassVar[Columns] = {
         "prompt": ("prompt", "question", "instruction"),
         "chosen": ("chosen",),
@@ -293,6 +301,7 @@ class Seq2SeqOptions(_Writing):
     METRICS = (*_TOKENS, *WRITTEN)
     MODEL_CLASS = "AutoModelForSeq2SeqLM"
     HUB_TASK = "text2text-generation"
+    USUAL = writes("google/flan-t5-base", "google/mt5-small", builtin="builtin://tiny-t5")
     TEXT_METRICS = WRITTEN
     COLUMNS: ClassVar[Columns] = {
         "source": ("source", "input", "document", "article", "dialogue", "question", "text"),
@@ -323,6 +332,7 @@ class QuestionAnsweringOptions(TaskOptions):
     METRICS = ("f1", "exact_match")
     MODEL_CLASS = "AutoModelForQuestionAnswering"
     HUB_TASK = "question-answering"
+    USUAL = READS
     COLUMNS: ClassVar[Columns] = {
         "id": ("id",),
         "question": ("question", "query"),
@@ -351,6 +361,7 @@ class TokenClassificationOptions(TaskOptions):
     COUNTS_ROWS = False  # but words
     MODEL_CLASS = "AutoModelForTokenClassification"
     HUB_TASK = "token-classification"
+    USUAL = READS
     COLUMNS: ClassVar[Columns] = {
         "tokens": ("tokens", "words"),
         "tags": ("tags", "ner_tags", "pos_tags", "chunk_tags", "labels"),
@@ -373,6 +384,7 @@ class MultipleChoiceOptions(TaskOptions):
     METRICS = _CLASSES
     MODEL_CLASS = "AutoModelForMultipleChoice"
     HUB_TASK = "multiple-choice"
+    USUAL = READS
     COLUMNS: ClassVar[Columns] = {
         "context": ("context", "premise", "sent1", "startphrase", "ctx", "article"),
         "question": ("question", "sent2", "question_stem", "goal"),
@@ -391,6 +403,7 @@ class ImageClassificationOptions(TaskOptions):
     MODEL_CLASS = "AutoModelForImageClassification"
     PROCESSOR_CLASS = "AutoImageProcessor"
     HUB_TASK = "image-classification"
+    USUAL = Usual("google/vit-base-patch16-224-in21k", builtin="builtin://tiny-vit")
     COLUMNS: ClassVar[Columns] = {"image": ("image", "img", "pixel_values")}
 
     metrics: SomeNames = metrics_field("accuracy")
@@ -409,6 +422,7 @@ class ImageTextOptions(TaskOptions):
     MODEL_CLASS = "AutoModel"
     PROCESSOR_CLASS = "AutoProcessor"
     HUB_TASK = "zero-shot-image-classification"
+    USUAL = Usual("openai/clip-vit-large-patch14", builtin="builtin://tiny-clip")
     COLUMNS: ClassVar[Columns] = {"image": ("image", "img"), "text": ("text", "caption")}
 
     metrics: SomeNames = metrics_field("recall_at_1", "text_recall_at_1")

@@ -10,8 +10,7 @@ import pytest
 from sora_cli.core.errors import SoraError
 from sora_cli.data.builtin.models import MODELS
 from sora_cli.propose import rules
-from sora_cli.propose.usual import USUAL
-from sora_cli.recipe.families import task_names
+from sora_cli.recipe.families import FAMILIES, options_class, task_names, usual_of
 
 
 class Config(SimpleNamespace):
@@ -106,12 +105,13 @@ def test_another_base_model_for_other_languages() -> None:
 
 
 def test_every_family_has_its_usual_values() -> None:
-    assert set(USUAL) == set(task_names())
+    assert [name for name in FAMILIES if options_class(name).USUAL is None] == []
+    assert all(usual_of(name) for name in task_names())
 
 
 def test_without_the_hub_a_built_in_model_does_for_a_trial() -> None:
     assert rules.local_model("image-classification").endswith("--model builtin://tiny-vit")
     assert rules.local_model("causal-lm") == "a model on this disk: --model DIR"
     for task in task_names():
-        name = USUAL[task].builtin.removeprefix("builtin://")
+        name = usual_of(task).builtin.removeprefix("builtin://")
         assert name == "" or name in MODELS

