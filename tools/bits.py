@@ -45,7 +45,7 @@ from sora_cli.experiments.compare.stats import difference
 from sora_cli.recipe.load import load_stored
 from sora_cli.recipe.metric_facts import facts_of
 from sora_cli.report import FILE_NAME, RunReport, read_report
-from sora_cli.search.cut import Scores
+from sora_cli.search.cut import Adapted, scored_on
 from sora_cli.search.rows import selection_rows
 
 WAYS = ("32", "16", "int8", "b8", "b4", "b3", "b2", "plain-4", "plain-2", "mixed-3", "mixed-2")
@@ -106,7 +106,9 @@ def score(run: Path, ways: Sequence[str]) -> Iterator[dict[str, Any]]:
     shapes = {path: (f.B.shape[0], f.A.shape[1]) for path, f in layers.items()}
     numbers = sum(f.parameters for f in layers.values())
     with tempfile.TemporaryDirectory() as scratch:
-        scores = Scores(adapter, recipe, selection_rows(recipe), Path(scratch))
+        rows = selection_rows(recipe)
+        model = Adapted(adapter, recipe, rows.task, Path(scratch))
+        scores = scored_on(rows, recipe, model.base, Path(scratch))[1]
         for way in ways:
             kind, _, bits = way.partition("-")
             if way in ("32", "16"):
@@ -126,13 +128,14 @@ def score(run: Path, ways: Sequence[str]) -> Iterator[dict[str, Any]]:
             else:
                 bits = way[1:]
                 made, size = round_layers(layers, int(bits)), factor_bytes(ranks, shapes, int(bits))
+            model.put(made)
             yield {
                 **_about(run, report),
                 "way": way,
                 "bytes": size,
                 **_squeezed(way, layers),
                 "error": _error(layers, made),
-                "score": scores.of(made).value,
+                "score": scores().value,
             }
 
 

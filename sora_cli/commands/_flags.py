@@ -26,6 +26,8 @@ class Asked:
     max_drop: options.MaxDrop = None
     max_differ: options.MaxDiffer = None
     unlabelled: options.Unlabelled = None
+    ask: options.Ask = None
+    labels: options.Labels = None
     tolerance: options.Tolerance = None
     next_tokens: options.NextTokens = False
     confidence: options.Confidence = None
@@ -43,6 +45,8 @@ class Asked:
             given = {
                 "--confidence": self.confidence is not None,
                 "--unlabelled": self.unlabelled is not None,
+                "--ask": self.ask is not None,
+                "--labels": self.labels is not None,
             }
             check_requires("--max-differ or --max-drop", given)
         if differ is None:
@@ -64,6 +68,8 @@ class Asked:
             unlabelled=self.unlabelled,
             tolerance=self.tolerance,
             next_tokens=self.next_tokens,
+            ask=self.ask,
+            labels=self.labels,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,7 +17,9 @@ from sora_cli.search.words import size_table, unseen_rows, verdict_lines
 
 if TYPE_CHECKING:
     from sora_cli.recipe.load import LoadedRecipe
+    from sora_cli.search.asking import AskTable
     from sora_cli.search.evidence import Evidence
+    from sora_cli.search.search import Outcome
 
 Place = TypeVar("Place", str, Path)
 _FAMILY = "task.name="
@@ -62,6 +64,28 @@ def _from_files(options: PromiseOptions, place: Path) -> tuple[LoadedRecipe, Pro
         error.renamed("--task ", _FAMILY)
         raise
     return loaded, options.of(loaded.recipe)
+
+
+def ask_table(options: PromiseOptions, *, force: bool) -> AskTable | None:
+    """Return the table in which labels are asked for, checked; None: none are.
+
+    Args:
+        force: accept labels that were changed.
+    """
+    if options.ask is None:
+        return None
+    with importing():
+        from sora_cli.search.asking import AskTable
+
+    return AskTable.beside(Path(options.ask).expanduser(), force=force)
+
+
+def open_notes(found: Outcome, evidence: Evidence) -> Iterator[str]:
+    """Yield a note on each result that more labels could change."""
+    if found.left is not None:
+        from sora_cli.search.asking import notes_on
+
+        yield from notes_on(found.left, evidence)
 
 
 def show_evidence(evidence: Evidence) -> None:

@@ -13,8 +13,8 @@ from sora_cli.commands import completion, options
 from sora_cli.commands._flags import Asked, spliced
 from sora_cli.core.checks import check_exclusive, check_requires
 from sora_cli.core.console import emit, say, say_notes
-from sora_cli.core.errors import SoraError, WaitingError
-from sora_cli.core.exit_codes import LABELS_WANTED, NO_VERDICT, OK
+from sora_cli.core.errors import SoraError
+from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
 from sora_cli.core.shell import quote
@@ -42,13 +42,14 @@ from sora_cli.search.evidence import (
     Evidence,
 )
 from sora_cli.search.former_design import check_design
+from sora_cli.search.kept_answers import Kept
 from sora_cli.search.record import FILE_NAME as RECORD
-from sora_cli.search.record import AutoRecord, read_auto
+from sora_cli.search.record import read_auto
 from sora_cli.search.words import size_table, untrained_line
 
 if TYPE_CHECKING:
-    from sora_cli.experiments.auto.asking import AskTable
     from sora_cli.report import RunReport
+    from sora_cli.search.asking import AskTable
 
 
 @spliced
@@ -80,25 +81,6 @@ def auto(
         ),
     ] = None,
     asked: Asked,
-    ask: Annotated[
-        str | None,
-        typer.Option(
-            "--ask",
-            help="With --max-drop and --unlabelled: write this table with the rows on which the "
-            "sizes answer otherwise than full rank, for people to label; the same command reads "
-            "their labels. Exits with 4 until then. With --force, labels that were changed later "
-            "count, and nothing is promised.",
-        ),
-    ] = None,
-    labels: Annotated[
-        int | None,
-        typer.Option(
-            "--labels",
-            min=1,
-            help="With --ask: the largest number of rows to label. Default: 60.",
-            show_default=False,
-        ),
-    ] = None,
     serve: Annotated[
         str | None,
         typer.Option(
@@ -140,8 +122,7 @@ def auto(
     if recipe is None:
         raise SoraError("no recipe is given", hint="sora auto RECIPE, or sora auto --data FILE")
     words = [*_without_other(asked.max_drop, asked.max_differ), *asked.words()]
-    asks = {"ask": ask, "labels": labels, "serve": serve}
-    words += [f"auto.{key}={value}" for key, value in asks.items() if value is not None]
+    words += [] if serve is None else [f"auto.serve={serve}"]
     if preview is not None and not dry_run:
         raise SoraError("--preview goes with --dry-run", hint="add --dry-run")
     plan = plan_auto(load_recipe(recipe, [*given, *words]))
@@ -153,10 +134,10 @@ def auto(
     loaded = plan.loaded
     table: AskTable | None = None
     if loaded.recipe.auto is not None and loaded.recipe.auto.ask is not None:
-        from sora_cli.experiments.auto.asking import AskTable  # torch
+        from sora_cli.search.asking import AskTable  # torch
 
-        table = AskTable(plan.output, Path(loaded.recipe.auto.ask).expanduser())
-        force = _check_table(table, begun, force=force)
+        table = AskTable(Path(loaded.recipe.auto.ask).expanduser(), Kept.of(plan.output))
+        force = table.begin(begun=begun is not None, force=force)
     check_settled(loaded.recipe, "sora auto")
     check_recipe(loaded.recipe)
     say_notes([*loaded.notes, *unused(plan)])
@@ -170,13 +151,7 @@ def auto(
         record = open_record(plan, force=force, reread=reread)
         with importing():
             from sora_cli.experiments.auto.run import run
-        try:
-            certificate, ready, log = run(plan, record, began=began, force=force, table=table)
-        except WaitingError as wanted:
-            say()
-            for line in wanted.lines:
-                say(line, always=True)
-            return LABELS_WANTED
+        certificate, ready, log = run(plan, record, began=began, force=force, table=table)
         exit_code = OK if certificate.certified else NO_VERDICT
         if not no_verify and is_main():
             from sora_cli.verify.run_check import check_run
@@ -186,20 +161,6 @@ def auto(
                 exit_code = check_run(placed(loaded, plan), ready, log.report) or exit_code
     conclude(certificate, log.report, plan.output, as_json=as_json)
     return exit_code
-
-
-def _check_table(table: AskTable, begun: AutoRecord | None, *, force: bool) -> bool:
-    """Check the table in which labels are asked for; return whether to start the search again.
-
-    With `--force`, labels that were changed are accepted, and nothing is deleted.
-    """
-    if begun is not None and force:
-        table.accepted = table.changed()
-        force = not table.accepted
-    if begun is None or force:
-        table.check_free()
-    table.check_unchanged()
-    return force
 
 
 def _without_other(max_drop: str | None, max_differ: str | None) -> list[str]:

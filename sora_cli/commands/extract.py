@@ -16,7 +16,7 @@ from sora_cli.adapter.losses import loss_table, module_facts, shown_error
 from sora_cli.adapter.places import baseline_folder, check_adapter_place, is_adapter
 from sora_cli.commands import completion, options
 from sora_cli.commands._flags import Asked, Budget, spliced
-from sora_cli.commands._promise import load_promise, show_evidence
+from sora_cli.commands._promise import ask_table, load_promise, open_notes, show_evidence
 from sora_cli.core.checks import STORED, check_choice, check_requires
 from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
@@ -98,8 +98,9 @@ def extract(
         from sora_cli.merge.extract import prepare_extract
         from sora_cli.search.choosing import choosing_rows, recipe_of
 
-    tests = None
+    tests, table = None, None
     if promise is not None and measured is not None:  # before the long part: it finds mistakes
+        table = ask_table(promise, force=force)
         loaded, (rows, on) = measured[0], choosing_rows(promise, *measured, Path(source))
         tests, recipe_facts = (loaded.recipe, rows, on), recipe_of(promise, loaded.resolved(), on)
     extraction = prepare_extract(source, base, output, biases=not no_biases)
@@ -112,9 +113,11 @@ def extract(
         if promise is not None and tests is not None:
             from sora_cli.search.cut import cut_to, smallest_cut
 
-            search = smallest_cut(extraction.adapter(layers), *tests, say, against=source)
+            adapter = extraction.adapter(layers)
+            search = smallest_cut(adapter, *tests, say, against=source, labels=table)
             place = Path(resolve_model_path(source))
             evidence = search.evidence("extract", place, recipe_facts)
+            say_notes(open_notes(search, evidence))
             layers, _ = cut_to(layers, search.written(evidence.chosen))
             rule = {**evidence.promise.rule, **evidence.lineage()}
         certify = None if evidence is None else evidence.certify

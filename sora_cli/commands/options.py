@@ -115,6 +115,25 @@ Unlabelled = Annotated[
         "rows.",
     ),
 ]
+Ask = Annotated[
+    str | None,
+    typer.Option(
+        "--ask",
+        help="With --max-drop and --unlabelled: write this table with the rows on which the two "
+        "models answer differently, for people to label; the same command reads their labels. "
+        "Exits with 4 until then. With --force, labels that were changed later count, and nothing "
+        "is promised.",
+    ),
+]
+Labels = Annotated[
+    int | None,
+    typer.Option(
+        "--labels",
+        min=1,
+        help="With --ask: the largest number of rows to label. Default: 60.",
+        show_default=False,
+    ),
+]
 Tolerance = Annotated[
     float | None,
     typer.Option(

@@ -15,10 +15,10 @@ from sora_cli.adapter.losses import loss_table
 from sora_cli.adapter.places import ADAPTER, check_adapter_place, locate_adapter, with_base
 from sora_cli.commands import completion, options
 from sora_cli.commands._flags import Asked, Budget, spliced
-from sora_cli.commands._promise import load_promise, show_evidence
+from sora_cli.commands._promise import ask_table, load_promise, open_notes, show_evidence
 from sora_cli.commands._training import train_loaded
 from sora_cli.core.allocator import keep_freed_memory
-from sora_cli.core.atomic import tidy, write_text_atomic
+from sora_cli.core.atomic import tidy
 from sora_cli.core.checks import check_bits, check_requires, option
 from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
@@ -31,7 +31,7 @@ from sora_cli.core.table import emit_table
 from sora_cli.core.timing import command_start, importing, uncollected
 from sora_cli.run.opening import ELSEWHERE, Work, open_work
 from sora_cli.run.output import check_place
-from sora_cli.search.evidence import FILE_NAME, SIZES
+from sora_cli.search.evidence import SIZES
 from sora_cli.search.promise import Promise, PromiseOptions
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sora_cli.adapter.rounding import Rounding
     from sora_cli.recipe.load import LoadedRecipe
     from sora_cli.recipe.recipe import Recipe
+    from sora_cli.search.asking import AskTable
     from sora_cli.search.evidence import Evidence
     from sora_cli.search.shrink import Shrunk
 
@@ -145,7 +146,7 @@ def _prune(
     keep_freed_memory()
     search = None
     if asked is not None and measured is not None:
-        search = partial(_search, asked, read, *measured)
+        search = partial(_search, asked, read, *measured, ask_table(asked, force=force))
     with open_adapter(directory) as file:
         size_before = _file_size(file.source.directory)
         small = shrink(file, keep, bits, head=head, search=search)
@@ -194,18 +195,20 @@ def _heal_sizes(
     read = locate_adapter(directory, missing="there are no ranks to prune")
     say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
+    table = ask_table(asked, force=force)
     runs = healing_runs(directory, output, steps, asked)
     loaded = runs[0][0]
     promise = asked.on(loaded)
     with locked(output):
-        _check_sizes(output, loaded.recipe, force=force, resume=resume)
+        asks_again = table is not None and bool(table.kept.rows())
+        _check_sizes(output, loaded.recipe, force=force, resume=resume or asks_again)
         for place in filter(Path.is_dir, (output, output / SIZES) if is_main() else ()):
             tidy(place)
         with importing():
             from sora_cli.search.choosing import choosing_rows, recipe_of
         try:
             rows, promise = choosing_rows(asked, loaded, promise, read)
-            search = smallest_healed(directory, runs, train, rows, promise, say)
+            search = smallest_healed(directory, runs, train, rows, promise, say, table)
         except NotVerifiedError as error:
             return error.code
         evidence = search.evidence("heal", read, recipe_of(asked, loaded.resolved(), promise))
@@ -214,7 +217,8 @@ def _heal_sizes(
             chosen = directory if written is None else output / str(written.directory)
             publish(output, chosen, directory)
             rewrite_card(output / ADAPTER, evidence.lines())
-            write_text_atomic(output / FILE_NAME, evidence.text())
+            evidence.write(output)
+    say_notes(open_notes(search, evidence))
     show_evidence(evidence)
     say(f"wrote {output}")
     return OK if evidence.certified else NO_VERDICT
@@ -233,6 +237,7 @@ def _search(
     place: Path,
     loaded: LoadedRecipe,
     promise: Promise,
+    table: AskTable | None,
     adapter: Adapter,
     rounding: Rounding | None,
 ) -> tuple[Layers, dict[str, Loss], Evidence]:
@@ -241,8 +246,11 @@ def _search(
         from sora_cli.search.cut import cut_to, smallest_cut
 
     rows, promise = choosing_rows(asked, loaded, promise, place)
-    found = smallest_cut(adapter, loaded.recipe, rows, promise, say, rounding=rounding)
+    found = smallest_cut(
+        adapter, loaded.recipe, rows, promise, say, rounding=rounding, labels=table
+    )
     evidence = found.evidence("prune", place, recipe_of(asked, loaded.resolved(), promise))
+    say_notes(open_notes(found, evidence))
     return *cut_to(adapter.layers, found.written(evidence.chosen)), evidence
 
 

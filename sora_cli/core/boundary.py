@@ -15,8 +15,8 @@ import typer
 
 from methods.errors import MethodError
 from sora_cli.core.console import complain, printable, say
-from sora_cli.core.errors import SoraError, first_mistake
-from sora_cli.core.exit_codes import FAILED, INTERRUPTED, OK, USER_ERROR
+from sora_cli.core.errors import SoraError, WaitingError, first_mistake
+from sora_cli.core.exit_codes import FAILED, INTERRUPTED, LABELS_WANTED, OK, USER_ERROR
 from sora_cli.core.interruption import Interrupted, swallowed
 from sora_cli.core.out_of_memory import describe, ran_out
 from sora_cli.core.processes import is_main
@@ -52,6 +52,11 @@ def guarded(command: Callable[[], object], *, debug: bool = False) -> int:
     except (KeyboardInterrupt, typer.Abort):
         say("interrupted", always=True)
         return INTERRUPTED
+    except WaitingError as wanted:
+        say()
+        for line in wanted.lines:
+            say(line, always=True)
+        return LABELS_WANTED
     except Exception as error:
         signal = swallowed()
         return _report(error, debug=debug) if signal is None else _interrupted(signal)

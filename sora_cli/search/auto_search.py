@@ -13,7 +13,7 @@ from sora_cli.core.processes import from_first_process
 from sora_cli.report import BaseFacts
 from sora_cli.search.evidence import Candidate, Evidence, Measured, Reference, Screened, choose
 from sora_cli.search.promise import Promise
-from sora_cli.search.record import AutoRecord
+from sora_cli.search.record import SearchState
 from sora_cli.search.search import in_fixed_order
 from sora_cli.search.statistic import Bound, BoundMethod
 from sora_cli.search.statistics import drop_bound
@@ -83,7 +83,7 @@ class AutoSearch:
     def __init__(
         self,
         maker: Maker,
-        record: AutoRecord,
+        record: SearchState,
         asked: Promise,
         bound: BoundMethod,
         rows: int,

@@ -18,10 +18,11 @@ from sora_cli.report import FILE_NAME as REPORT
 from sora_cli.report import read_report
 from sora_cli.run.prepare import load_task
 from sora_cli.search.answers import read_answer_rows
-from sora_cli.search.basis import against_answers
+from sora_cli.search.basis import against_answers, check_asking
 from sora_cli.search.promise import Promise, PromiseOptions
 from sora_cli.search.rows import rows_on_best_basis, selection_rows, training_rows
 from sora_cli.search.test_rows import TestRows
+from sora_cli.tasks import create_task
 
 
 def choosing_rows(
@@ -39,7 +40,10 @@ def choosing_rows(
     if options.unlabelled is None:
         return selection_rows(loaded.recipe), promise
     pool = Path(options.unlabelled).expanduser()
-    if promise.kind == "drop":
+    if promise.basis == "asked":
+        recipe = loaded.recipe
+        check_asking(recipe, create_task(recipe.task, recipe.data), promise.metric)
+    elif promise.kind == "drop":
         return _rows_for_drop(options, loaded, promise, pool)
     return _rows_for_answers(options, loaded.recipe, pool, place), promise
 
@@ -73,6 +77,7 @@ def _rows_for_answers(options: PromiseOptions, recipe: Recipe, pool: Path, place
         columns=() if names_columns(options.overrides) else meta.input_columns,
         tolerance=options.tolerance,
         next_tokens=options.next_tokens,
+        asked=options.ask is not None,
     )
     assert answered.answers is not None
     seen = seen or _training_rows(place, answered.answers.columns)

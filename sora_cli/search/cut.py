@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +21,12 @@ from torch import nn
 from methods.base import LowRankLinear
 from methods.budgets import costs_of, strongest
 from methods.factors import LowRankFactors
+from methods.keep import Keep
 from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.apply import prepare
-from sora_cli.adapter.pruning import Loss, survey, truncate_layers
+from sora_cli.adapter.digest import result_digest
+from sora_cli.adapter.modules import Module
+from sora_cli.adapter.pruning import Loss, prune_layers, survey, truncate_layers
 from sora_cli.adapter.reading import read_adapter
 from sora_cli.adapter.rounding import Rounding
 from sora_cli.core.console import duration, say_notes
@@ -31,9 +34,11 @@ from sora_cli.model.base import Base
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.scoring import load_target
 from sora_cli.run.stored import load_adapted
+from sora_cli.search.asking import Labels
 from sora_cli.search.evidence import Candidate, Reference
+from sora_cli.search.finished import Loaded, Model, Planned, asked_outcome
 from sora_cli.search.promise import Promise
-from sora_cli.search.row_set import RowSet
+from sora_cli.search.row_set import TEST, RowSet
 from sora_cli.search.rows import method_on
 from sora_cli.search.search import Outcome, Scored, sizes_tested
 from sora_cli.search.size import Size, size_of
@@ -51,6 +56,7 @@ Ranks = Mapping[str, int]
 Tell = Callable[[str], None]
 UNCUT, UNROUNDED, MODEL = "the uncut adapter", "the unrounded adapter", "the model"
 """Names of the reference."""
+_LEAST_SHARE = 1e-6  # of a cut that keeps nothing
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,8 @@ class Cut(Outcome):
         ranks: of each candidate.
     """
 
-    everything: Ranks
-    ranks: tuple[Ranks, ...]
+    everything: Ranks = field(default_factory=dict)
+    ranks: tuple[Ranks, ...] = ()
 
     def written(self, chosen: int | None) -> Ranks:
         """Return the ranks of a candidate; None: of the reference."""
@@ -79,6 +85,7 @@ def smallest_cut(
     *,
     against: str | None = None,
     rounding: Rounding | None = None,
+    labels: Labels | None = None,
 ) -> Cut:
     """Find the smallest cut of an adapter that is certified to keep a promise.
 
@@ -88,22 +95,37 @@ def smallest_cut(
         tell: prints the smallest drop that these rows can certify, and the scoring ahead.
         against: model that drops are measured against; None: the uncut adapter.
         rounding: test each cut as it will be stored: rounded.
+        labels: of a promise that asks for labels.
+
+    Raises:
+        WaitingError: labels are wanted.
     """
     with tempfile.TemporaryDirectory() as scratch:
         place, reference = Path(scratch), None
+        if labels is not None:
+            model = Adapted(adapter, recipe, rows.task, place)
+            return _asked_cut(
+                model, recipe, rows, promise, labels, tell, against=against, rounding=rounding
+            )
         if against is not None:
-            model = load_target(against, recipe, rows.task)
-            reference = scored_on(rows, recipe, model, place)[1]()
-        scores = Scores(adapter, recipe, rows, place)
-        say_notes(scores.rows.notes())
+            other = load_target(against, recipe, rows.task)
+            reference = scored_on(rows, recipe, other, place)[1]()
+        model = Adapted(adapter, recipe, rows.task, place)
+        encoded, own = scored_on(rows, recipe, model.base, place)
+        say_notes(encoded.notes())
+
+        def scores(factors: Layers, *, as_stored: bool = False) -> RowScores:
+            model.put(factors, rounding if as_stored else None)
+            return own()
+
         return choose_cut(
             adapter.layers,
-            scores.of,
+            scores,
             promise,
-            scores.rows.row_set(),
+            encoded.row_set(),
             tell,
             reference=reference,
-            as_stored=None if rounding is None else partial(scores.rounded, rounding),
+            as_stored=None if rounding is None else partial(scores, as_stored=True),
         )
 
 
@@ -126,42 +148,160 @@ def choose_cut(
         as_stored: scores factors as they will be stored, if that changes them; then the uncut
             adapter is a size to be tested, too. None: `scores`.
     """
-    known = survey(layers)
-    values = {path: module.values for path, module in known.items()}
-    cost = {path: module.cost for path, module in known.items()}
-    everything: Ranks = {path: module.live for path, module in known.items()}
-    ranks: list[Ranks] = []
-
-    def at(wanted: Ranks, scores: Callable[[Layers], RowScores]) -> tuple[Size, RowScores]:
-        factors, losses = truncate_layers(layers, known, wanted)
-        left = {path: loss.after for path, loss in losses.items()}
-        return size_of(left, cost, promise.serve), scores(factors)
+    cuts, ranks = Cuts.of(layers, promise.serve), list[Ranks]()
 
     def made(components: int) -> Scored:
-        ranks.append(strongest(values, components, cost))
-        size, found = at(ranks[-1], as_stored or scores)
-        return Candidate(**size.model_dump(), test=None), found
+        ranks.append(cuts.to(components))
+        size, factors = cuts.at(ranks[-1])
+        return Candidate(**size.model_dump(), test=None), (as_stored or scores)(factors)
 
-    began, took, total = time.perf_counter(), "", sum(everything.values())
+    began, took = time.perf_counter(), ""
     name = UNCUT if as_stored is None else UNROUNDED
     if reference is None:
-        whole, full = at(everything, scores)
+        whole, factors = cuts.at(cuts.everything)
+        full = scores(factors)
         took = f", as the uncut adapter in {duration(time.perf_counter() - began)}"
     else:
-        name, full = MODEL, reference
-        whole = Size(parameters=0, components=total, largest_rank=0, served=0)
+        name, full, whole = MODEL, reference, cuts.of_model
     bound, promise = method_told(full, promise, tell)
-    # a difference of two models has full rank, hence many components: halve them to get small soon
-    ratio = SIZE_RATIO if reference is None else COARSE_RATIO
-    within = name == UNCUT
-    sizes = smaller_sizes(total) if within else [total, *smaller_sizes(total, ratio)][:MAX_SIZES]
+    sizes = cuts.sizes(name)
     tell(f"up to {len(sizes)} sizes are scored, each on {len(full):,} rows{took}")
     candidates, bound = sizes_tested(full, sizes, made, promise, bound)
     score = statistic_of(full).score(full, full)
-    about = Reference(
-        **whole.model_dump(), name=name, within=within, directory="", digest="", test=score
+    about = reference_of(whole, name, score)
+    parts = {TEST: rows}
+    return Cut(promise, bound, about, candidates, parts, full,
+               everything=cuts.everything, ranks=tuple(ranks))  # fmt: skip
+
+
+def reference_of(size: Size, name: str, score: float, digest: str = "") -> Reference:
+    """Return the reference of a search.
+
+    Args:
+        score: on the test rows.
+    """
+    within = name == UNCUT
+    return Reference(
+        **size.model_dump(), name=name, within=within, directory="", digest=digest, test=score
     )
-    return Cut(promise, bound, about, candidates, rows, full, everything, tuple(ranks))
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """The nested cuts of an adapter's layers.
+
+    Attributes:
+        known: ranks and decomposition of each layer.
+        everything: the layers' ranks before any cut.
+        serve: server of the adapter; None: parameters count.
+    """
+
+    layers: Layers
+    known: Mapping[str, Module]
+    everything: Ranks
+    serve: str | None
+
+    @classmethod
+    def of(cls, layers: Layers, serve: str | None) -> Cuts:
+        """Return the cuts of these layers."""
+        known = survey(layers)
+        return cls(layers, known, {path: module.live for path, module in known.items()}, serve)
+
+    @property
+    def of_model(self) -> Size:
+        """The size of a whole model, which has no factors."""
+        total = sum(self.everything.values())
+        return Size(parameters=0, components=total, largest_rank=0, served=0)
+
+    def sizes(self, name: str) -> list[int]:
+        """Return the numbers of components to test, from the largest to the smallest.
+
+        Args:
+            name: of the reference; if it is not the uncut adapter, that is a size, too.
+        """
+        total = sum(self.everything.values())
+        if name == UNCUT:
+            return smaller_sizes(total)
+        # a difference of two models has full rank, hence many components: halve them to get small
+        # soon
+        ratio = COARSE_RATIO if name == MODEL else SIZE_RATIO
+        return [total, *smaller_sizes(total, ratio)][:MAX_SIZES]
+
+    def to(self, components: int) -> Ranks:
+        """Return the ranks of the strongest components."""
+        values = {path: module.values for path, module in self.known.items()}
+        return strongest(values, components, self._cost)
+
+    def at(self, ranks: Ranks) -> tuple[Size, Layers]:
+        """Return the size and the factors of a cut."""
+        factors, losses = truncate_layers(self.layers, self.known, ranks)
+        left = {path: loss.after for path, loss in losses.items()}
+        return size_of(left, self._cost, self.serve), factors
+
+    @property
+    def _cost(self) -> Mapping[str, int]:
+        return {path: module.cost for path, module in self.known.items()}
+
+
+def _asked_cut(
+    model: Adapted,
+    recipe: Recipe,
+    rows: TestRows,
+    promise: Promise,
+    labels: Labels,
+    tell: Tell,
+    *,
+    against: str | None,
+    rounding: Rounding | None,
+) -> Cut:
+    """Find the smallest cut, with labels of the rows that differ; see `smallest_cut`."""
+    adapter = model.adapter
+    cuts = Cuts.of(adapter.layers, promise.serve)
+    name = MODEL if against is not None else UNCUT if rounding is None else UNROUNDED
+
+    def with_cut(ranks: Ranks, rounding: Rounding | None = rounding) -> Model:
+        @contextmanager
+        def loaded() -> Iterator[Loaded]:
+            model.put(cuts.at(ranks)[1], rounding)
+            yield model.base, model.trainer
+
+        return loaded
+
+    @contextmanager
+    def other() -> Iterator[Loaded]:
+        assert against is not None
+        with tempfile.TemporaryDirectory() as scratch:
+            base = load_target(against, recipe, rows.task)
+            yield base, build_scorer(recipe, rows.task, base, Path(scratch))
+
+    whole, _ = cuts.at(cuts.everything)
+    ranks = [cuts.to(components) for components in cuts.sizes(name)]
+    planned = []
+    for each in ranks:
+        size, _ = cuts.at(each)
+        candidate = Candidate(**size.model_dump(), test=None)
+        share = max(size.parameters / max(whole.parameters, 1), _LEAST_SHARE)
+        made = candidate, with_cut(each)
+        planned.append(Planned(size, share, made[1], partial(_same, made)))
+    source = adapter.source.directory if against is None else Path(against)
+    digest = result_digest(source) or ""
+    about = {"reference": digest, "bits": None if rounding is None else rounding.bits}
+    found = asked_outcome(
+        reference_of(whole if against is None else cuts.of_model, name, 1.0, digest),
+        with_cut(cuts.everything, None) if against is None else other,
+        planned,
+        rows,
+        promise,
+        labels,
+        tell,
+        recipe=recipe,
+        about=about,
+    )
+    return Cut(**vars(found), everything=cuts.everything, ranks=tuple(ranks))
+
+
+def _same(made: tuple[Candidate, Model]) -> tuple[Candidate, Model]:
+    return made
 
 
 def cut_to(layers: Layers, ranks: Ranks) -> tuple[Layers, dict[str, Loss]]:
@@ -189,33 +329,36 @@ def scored_on(
     return encoded, lambda: encoded.scores(trainer)
 
 
-class Scores:
-    """Scores an adapter row by row.
+class Adapted:
+    """An adapter on its base model, whose factors can be exchanged, and a trainer that scores it.
 
     Attributes:
-        rows: the rows that test, encoded.
-        own: function that scores the adapter with its present factors.
+        adapter: the whole adapter.
     """
 
-    def __init__(self, adapter: Adapter, recipe: Recipe, rows: TestRows, scratch: Path) -> None:
-        self._base, self.layers = load_adapted(adapter, recipe, rows.task)
-        self._adapter = adapter
-        self.rows, self.own = scored_on(rows, recipe, self._base, scratch)
+    def __init__(self, adapter: Adapter, recipe: Recipe, task: Task, scratch: Path) -> None:
+        self.adapter = adapter
+        self.base, self._layers = load_adapted(adapter, recipe, task)
+        self.trainer = build_scorer(recipe, task, self.base, scratch)
+        self._has_rounded_head = False
 
-    def of(self, factors: Layers) -> RowScores:
-        """Put these factors into the model, and return its scores."""
-        for path, layer in self.layers.items():
-            _set_factors(layer, factors[path])
-        return self.own()
+    def put(self, factors: Layers, rounding: Rounding | None = None) -> None:
+        """Put factors into the model.
 
-    def rounded(self, rounding: Rounding, factors: Layers) -> RowScores:
-        """Put these factors and the head into the model as they will be stored; return its scores.
-
-        From then on the model has the rounded head.
+        Args:
+            rounding: of the factors and of the head, as they will be stored.
         """
-        if rounding.head.error is not None:
-            prepare(self._base.model, self._adapter.with_full(rounding.head.tensors))
-        return self.of(rounding.layers(factors))
+        rounds_head = rounding is not None and rounding.head.error is not None
+        if rounding is not None:
+            factors = rounding.layers(factors)
+        if rounds_head != self._has_rounded_head:
+            whole = self.adapter
+            if rounding is not None and rounds_head:
+                whole = whole.with_full(rounding.head.tensors)
+            prepare(self.base.model, whole)
+            self._has_rounded_head = rounds_head
+        for path, layer in self._layers.items():
+            _set_factors(layer, factors[path])
 
 
 @contextmanager
@@ -234,6 +377,42 @@ def loaded_to_score(
     base, _ = load_adapted(adapter, recipe, task, on=on, strict=True)
     with tempfile.TemporaryDirectory() as scratch:  # a trainer makes its directory
         yield size, base, build_scorer(recipe, task, base, Path(scratch))
+
+
+def stored_size(place: Path, max_params: int | None = None) -> Size:
+    """Return the size of an adapter.
+
+    Args:
+        max_params: number of parameters that it is cut to; None: it is whole.
+    """
+    adapter = _at_most(read_adapter(place), max_params)
+    live = {path: int(f.live_components().sum()) for path, f in adapter.layers.items()}
+    return size_of(live, costs_of(adapter.layers), None)
+
+
+def stored_model(
+    place: Path, recipe: Recipe, task: Task, *, max_params: int | None = None
+) -> Model:
+    """Return a stored adapter as a model that is loaded when it is scored.
+
+    Args:
+        max_params: number of parameters that the adapter is cut to; None: it is whole.
+    """
+
+    @contextmanager
+    def loaded() -> Iterator[Loaded]:
+        adapter = _at_most(read_adapter(place), max_params)
+        base, _ = load_adapted(adapter, recipe, task, strict=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            yield base, build_scorer(recipe, task, base, Path(scratch))
+
+    return loaded
+
+
+def _at_most(adapter: Adapter, max_params: int | None) -> Adapter:
+    if max_params is None:
+        return adapter
+    return adapter.with_layers(prune_layers(adapter.layers, Keep(max_params=max_params))[0])
 
 
 def score_adapter(

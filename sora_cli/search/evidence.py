@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.errors import DiscontinuedError, SoraError
@@ -28,6 +28,7 @@ from sora_cli.report import BaseFacts, Score
 from sora_cli.search import words
 from sora_cli.search.asked import Asked
 from sora_cli.search.former_design import check_design, former_design
+from sora_cli.search.kept_answers import Kept, Memory
 from sora_cli.search.promise import Promise
 from sora_cli.search.row_set import SCREENING, TEST, TRAIN, RowSet
 from sora_cli.search.size import Size, saving
@@ -44,7 +45,7 @@ SIZES = "sizes"
 """Folder in the output directory that holds the directories of all runs."""
 FULL = "full"
 
-Command = Literal["auto", "prune", "heal", "extract"]
+Command = Literal["auto", "prune", "heal", "extract", "verify"]
 
 
 def directory_of(number: int | None) -> str:
@@ -185,6 +186,8 @@ class Evidence(BaseModel):
         "", description="digest of the written adapter: SHA-256, as in report.json"
     )
 
+    _labels: Memory | None = PrivateAttr(None)
+
     @model_validator(mode="after")
     def _conclude(self) -> Self:
         needed = {TRAIN, SCREENING, TEST} if self.command == "auto" else {TEST}
@@ -233,6 +236,17 @@ class Evidence(BaseModel):
             "recipe_digest": recipe_digest(self.recipe or {}),
         }
 
+    def keep_labels(self, memory: Memory | None) -> Self:
+        """Have the labels that were given kept beside the certificate, and return it."""
+        self._labels = memory
+        return self
+
+    def write(self, folder: Path) -> None:
+        """Write the certificate, and the labels beside it."""
+        if self._labels is not None:
+            Kept.of(folder).write(self._labels)
+        write_text_atomic(folder / FILE_NAME, self.text())
+
     def certify(self, folder: Path) -> list[str]:
         """Write the certificate of the adapter in a folder, and return its lines for the card."""
         from sora_cli.adapter.digest import result_digest  # heavier than reading
@@ -241,7 +255,7 @@ class Evidence(BaseModel):
         if self.written is not None:
             self.written.digest = self.adapter
         conclude(self)
-        write_text_atomic(folder / FILE_NAME, self.text())
+        self.write(folder)
         return self.lines()
 
     def lines(self) -> list[str]:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from methods.keep import Keep
 from methods.registry import plain_method
@@ -32,19 +33,21 @@ from sora_cli.recipe.load import LoadedRecipe, load_recipe, load_stored
 from sora_cli.recipe.start import StartBlock
 from sora_cli.report import FILE_NAME, HISTORY_FILE, read_report, recipe_of_run
 from sora_cli.run.output import RANKS_PLOT
-from sora_cli.search.evidence import SIZES, Candidate, Reference
+from sora_cli.search.evidence import SIZES, Candidate
+from sora_cli.search.row_set import TEST
 from sora_cli.search.sizes import healed_budgets
 
 if TYPE_CHECKING:
     from sora_cli.recipe.recipe import Recipe
+    from sora_cli.search.asking import Labels
     from sora_cli.search.cut import Tell
     from sora_cli.search.promise import Promise, PromiseOptions
     from sora_cli.search.search import Outcome
+    from sora_cli.search.size import Size
     from sora_cli.search.test_rows import TestRows
 
 HealingRun = tuple[LoadedRecipe, list[str]]
 """A recipe, and the arguments of the `sora train` command that trains it."""
-Planned = TypeVar("Planned")
 _WARMUP = 0.1  # of the steps: AdamW's second moments are empty at first
 _USUAL_RANK = 8  # if the adapter does not record the rank it began with
 # test rows must not choose a checkpoint: the test would be of the best of many
@@ -176,6 +179,7 @@ def smallest_healed(
     rows: TestRows,
     promise: Promise,
     tell: Tell,
+    labels: Labels | None,
 ) -> Outcome:
     """Find the smallest healed size that is certified to keep a promise.
 
@@ -184,69 +188,135 @@ def smallest_healed(
         train: trains a size from its recipe and arguments; returns an exit code.
         rows: rows that the sizes are scored on.
         tell: prints the smallest drop that the rows can certify.
+        labels: of a promise that asks for labels.
 
     Raises:
         NotVerifiedError: a trained size's files do not reproduce its outputs.
+        WaitingError: labels are wanted.
     """
 
-    def healed(run: HealingRun) -> Path:
+    def healed(number: int) -> Path:
+        run = runs[number]
+        if labels is not None and is_finished(run[0].output_dir):  # before labels were asked for
+            return run[0].output_dir
         # the other processes wait here until the first one has written its files
         code = from_first_process(train(*run))
         if code != OK:
             raise NotVerifiedError(code)
         return run[0].output_dir
 
-    recipe = runs[0][0].recipe
-    return tested_runs(directory, runs, healed, rows, promise, tell, recipe=recipe)
+    recipe, sizes = runs[0][0].recipe, [int(run[0].output_dir.name) for run in runs]
+    return tested_runs(directory, sizes, healed, rows, promise, tell, recipe=recipe, labels=labels)
+
+
+def is_finished(run: Path) -> bool:
+    """Return True for the directory of a run that has ended."""
+    report = read_report(run)
+    return report is not None and report.status == "completed"
 
 
 def tested_runs(
     directory: Path,
-    sizes: Sequence[Planned],
-    made: Callable[[Planned], Path | None],
+    sizes: Sequence[int],
+    made: Callable[[int], Path | None],
     rows: TestRows,
     promise: Promise,
     tell: Tell,
     *,
     recipe: Recipe,
+    labels: Labels | None,
 ) -> Outcome:
     """Test sizes that are runs, from the largest to the smallest, until one fails.
 
     Args:
-        sizes: from the largest to the smallest.
-        made: makes a size, or finds it; returns the run's directory, or None: it is not there.
+        sizes: numbers of parameters, from the largest to the smallest.
+        made: makes a size, or finds it, by its place in `sizes`; returns the run's directory, or
+            None: it is not there.
         recipe: recipe that scores them.
+        labels: of a promise that asks for labels.
     """
     with importing():
-        from sora_cli.search.cut import UNCUT, method_told, score_adapter
+        from sora_cli.search.cut import UNCUT, method_told, reference_of, score_adapter
         from sora_cli.search.search import Outcome, Scored, sizes_tested
         from sora_cli.search.statistics import statistic_of
 
+    if labels is not None:
+        return _asked_runs(directory, sizes, made, rows, promise, tell, labels, recipe)
     size, encoded, full = score_adapter(directory, recipe, rows)
     size, full = from_first_process((size, full))
     say_notes(encoded.notes())
     bound, promise = method_told(full, promise, tell)
 
-    def scored(planned: Planned) -> Scored | None:
-        place = made(planned)
+    def scored(number: int) -> Scored | None:
+        place = made(number)
         if place is None:
             return None
         small, _, scores = score_adapter(place, recipe, rows)
-        report = read_report(place)
-        facts = {
-            "max_params": int(place.name),
-            "directory": str(place.relative_to(place.parent.parent)),
-            "digest": result_digest(locate_adapter(place)),
-            "heal_steps": None if report is None else report.steps,
-        }
-        return Candidate(**small.model_dump(), **facts, test=None), scores
+        return _healed(place, small), scores
 
-    candidates, bound = sizes_tested(full, sizes, scored, promise, bound, further=False)
-    score = statistic_of(full).score(full, full)
-    about = Reference(
-        **size.model_dump(), name=UNCUT, within=True, directory="", digest="", test=score
+    places = range(len(sizes))
+    candidates, bound = sizes_tested(full, places, scored, promise, bound, further=False)
+    about = reference_of(size, UNCUT, statistic_of(full).score(full, full))
+    parts = {TEST: encoded.row_set()}
+    return Outcome(promise, bound, about, candidates, parts, full)
+
+
+def _healed(place: Path, size: Size) -> Candidate:
+    """Return a size by its run."""
+    report = read_report(place)
+    return Candidate(
+        **size.model_dump(),
+        max_params=int(place.name),
+        directory=str(place.relative_to(place.parent.parent)),
+        digest=result_digest(locate_adapter(place)),
+        heal_steps=None if report is None else report.steps,
+        test=None,
     )
-    return Outcome(promise, bound, about, candidates, encoded.row_set(), full)
+
+
+def _asked_runs(
+    directory: Path,
+    sizes: Sequence[int],
+    made: Callable[[int], Path | None],
+    rows: TestRows,
+    promise: Promise,
+    tell: Tell,
+    labels: Labels,
+    recipe: Recipe,
+) -> Outcome:
+    """Test healed sizes with labels of the rows that differ; see `tested_runs`."""
+    from sora_cli.search.cut import UNCUT, reference_of, stored_model, stored_size
+    from sora_cli.search.finished import Model, Planned, asked_outcome
+
+    whole = stored_size(directory)
+
+    def make(number: int) -> tuple[Candidate, Model] | None:
+        place = made(number)
+        if place is None:
+            return None
+        return _healed(place, stored_size(place)), stored_model(place, recipe, rows.task)
+
+    planned = [
+        Planned(
+            stored_size(directory, most),
+            most / max(whole.parameters, 1),
+            stored_model(directory, recipe, rows.task, max_params=most),
+            partial(make, number),
+        )
+        for number, most in enumerate(sizes)
+    ]
+    digest = result_digest(locate_adapter(directory)) or ""
+    return asked_outcome(
+        reference_of(whole, UNCUT, 1.0, digest),
+        stored_model(directory, recipe, rows.task),
+        planned,
+        rows,
+        promise,
+        labels,
+        tell,
+        recipe=recipe,
+        about={"reference": digest, "sizes": list(sizes)},
+    )
 
 
 def publish(output: Path, chosen: Path, whole: Path) -> None:

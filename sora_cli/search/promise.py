@@ -166,7 +166,7 @@ class PromiseOptions:
     @property
     def reads_files(self) -> bool:
         """True if the adapter's own files take the place of a recipe: no labels are needed."""
-        return self.max_differ is not None and self.recipe is None
+        return self.recipe is None and (self.max_differ is not None or self.ask is not None)
 
     def block(self) -> dict[str, Any]:
         """Return an `auto` block with this promise alone, as it is stored."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from sora_cli.core.errors import SoraError
 from sora_cli.core.records import read_record
@@ -23,13 +23,9 @@ from sora_cli.search.row_set import POOL, TEST, RowSet
 FILE_NAME = "auto.json"
 
 
-class AutoRecord(Report):
-    """The content of `auto.json`."""
+class SearchState(BaseModel):
+    """The finished parts of a search whose sizes are tested one after the other."""
 
-    basis: Basis | None = Field(
-        None,
-        description="auto.basis as planned before training; null: there was nothing to choose",
-    )
     asked: Asked | None = Field(
         None, description="the labels that were asked for; null: none, or none yet"
     )
@@ -48,6 +44,28 @@ class AutoRecord(Report):
         default_factory=list, description="sizes trained and tested, in this order"
     )
     stopped: bool = Field(False, description="whether a test has failed: no other size is tested")
+
+    def named(self) -> list[Screened]:
+        """Return the sizes chosen for training, from the largest to the smallest."""
+        return [size for size in self.screened if size.named]
+
+    def waiting(self) -> list[Screened]:
+        """Return the chosen sizes that are not trained yet."""
+        return [] if self.stopped else self.named()[len(self.candidates) :]
+
+    def add(self, candidate: Candidate) -> None:
+        """Record a trained size; after a failed test no other size is trained."""
+        self.candidates = [*self.candidates, candidate]
+        self.stopped = candidate.test is not None and candidate.test.failed
+
+
+class AutoRecord(SearchState, Report):
+    """The content of `auto.json`."""
+
+    basis: Basis | None = Field(
+        None,
+        description="auto.basis as planned before training; null: there was nothing to choose",
+    )
 
     @field_validator("basis", mode="before")
     @classmethod
@@ -75,19 +93,6 @@ class AutoRecord(Report):
         """Record the test rows that were drawn from the pool."""
         self.set_rows({**self.rows, TEST: rows} if TEST in self.rows else self.rows, output)
         self.rows[TEST] = rows
-
-    def named(self) -> list[Screened]:
-        """Return the sizes chosen for training, from the largest to the smallest."""
-        return [size for size in self.screened if size.named]
-
-    def waiting(self) -> list[Screened]:
-        """Return the chosen sizes that are not trained yet."""
-        return [] if self.stopped else self.named()[len(self.candidates) :]
-
-    def add(self, candidate: Candidate) -> None:
-        """Record a trained size; after a failed test no other size is trained."""
-        self.candidates = [*self.candidates, candidate]
-        self.stopped = candidate.test is not None and candidate.test.failed
 
 
 def read_auto(directory: Path) -> AutoRecord | None:

@@ -16,17 +16,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sora_cli.adapter.digest import result_digest
 from sora_cli.core.processes import from_first_process
-from sora_cli.search.evidence import Candidate, Command, Evidence, Reference
+from sora_cli.search.asked import Asked
+from sora_cli.search.evidence import Candidate, Command, Evidence, Reference, Screened
+from sora_cli.search.kept_answers import Memory
 from sora_cli.search.promise import Promise
-from sora_cli.search.row_set import TEST, RowSet
+from sora_cli.search.row_set import RowSet
 from sora_cli.search.statistic import AFTERWARDS, Bound, BoundMethod
 from sora_cli.search.statistics import drop_bound, statistic_of
-from sora_cli.search.test_rows import SEED
+from sora_cli.search.test_rows import SEED, EncodedRows
 from sora_cli.tasks.row_scores import RowScores
+
+if TYPE_CHECKING:
+    from sora_cli.search.asked_search import Wanted
 
 Size = TypeVar("Size")
 Made = TypeVar("Made")
@@ -74,16 +79,24 @@ class Outcome:
         bound: the method of the test.
         reference: what drops are measured against.
         candidates: the sizes that were made, each with its test.
-        rows: the test rows.
-        scores: of the reference on them.
+        rows: the rows by part; those that test are among them.
+        scores: of the reference on the test rows.
+        asked, memory, left, tested: of a search that asks for labels: its record, what its result
+            keeps of the labels, what is still open, and the rows that test.
+        screened: sizes on the screening rows.
     """
 
     promise: Promise
     bound: BoundMethod
     reference: Reference
     candidates: list[Candidate]
-    rows: RowSet
+    rows: Mapping[str, RowSet]
     scores: RowScores
+    asked: Asked | None = None
+    memory: Memory | None = None
+    left: Wanted | None = None
+    tested: EncodedRows | None = None
+    screened: Sequence[Screened] = ()
 
     def evidence(self, command: Command, reference: Path, recipe: Mapping[str, Any]) -> Evidence:
         """Return the certificate of a command.
@@ -99,10 +112,12 @@ class Outcome:
             bound=self.bound,
             full=self.reference.model_copy(update=known),
             candidates=self.candidates,
-            rows={TEST: self.rows},
+            rows=dict(self.rows),
+            screened=list(self.screened),
+            asked=self.asked,
             seeds={"rows": SEED},
             recipe=dict(recipe),
-        )
+        ).keep_labels(self.memory)
 
 
 def sizes_tested(

@@ -340,7 +340,7 @@ def size_table(evidence: Evidence) -> Table:
             figures = [test.score, test.drop, upper]
         own = size.components / max(full.components, 1)
         own = size.parameters / full.parameters if full.parameters else own
-        share = shares.get(size.max_params or 0, own)
+        share = own if size.max_params is None else shares.get(size.max_params, own)
         lines.append([f"{share:.1%}", *_size(size), *figures, size_verdict(evidence, number)])
     sure = f"at most: with {promise.confidence:.0%} confidence"
     split = "test rows" if evidence.command == "auto" else _of_split(rows.split)
@@ -396,8 +396,9 @@ def unseen_rows(evidence: Evidence) -> str | None:
             f"the size was chosen on {split} rows, so the share of answers that differ there "
             f"({written.test.drop:.2%}) is a little too small; the bound holds all the same"
         )
+    named = _of_split(split) if split == UNLABELLED else split
     return (
-        f"the size was chosen on {split}, so its score there is too good: report a "
+        f"the size was chosen on {named}, so its score there is too good: report a "
         "score on other rows"
     )
 

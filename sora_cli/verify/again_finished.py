@@ -18,10 +18,12 @@ from sora_cli.merge.extract import prepare_extract
 from sora_cli.model.files import SORA_FILE
 from sora_cli.recipe.auto import AutoBlock
 from sora_cli.report import read_report
+from sora_cli.search.asking import KeptLabels, Labels
 from sora_cli.search.choosing import choosing_rows, recipe_of
-from sora_cli.search.cut import score_adapter, smallest_cut
+from sora_cli.search.cut import score_adapter, smallest_cut, stored_model, stored_size
 from sora_cli.search.evidence import FILE_NAME, SIZES, Evidence, recipe_digest
 from sora_cli.search.heal import healing_budgets, tested_runs
+from sora_cli.search.kept_answers import Kept
 from sora_cli.search.promise import Promise, options_of, promise_of
 from sora_cli.search.search import Outcome
 from sora_cli.search.sizes import NEARLY_ALL
@@ -114,8 +116,10 @@ class FinishedAgain:
             if entry.get("bits"):
                 head = entry.get("head_bits") is not None
                 rounding = Rounding.of(file, int(entry["bits"]), head=head)
-            adapter = file
-            return smallest_cut(adapter, recipe, rows, promise, _quiet, rounding=rounding)
+            return smallest_cut(
+                file, recipe, rows, promise, _quiet,
+                rounding=rounding, labels=self._labels(promise),
+            )  # fmt: skip
 
     def _extracted(self, rows: TestRows, promise: Promise, place: Path) -> Outcome:
         base = read_sora_file(place / SORA_FILE)[1]
@@ -129,22 +133,39 @@ class FinishedAgain:
             found = prepare_extract(source, base.here or base.resolved, output, biases=biases)
             with found.cut(output, Keep(energy=NEARLY_ALL), lambda _: None) as layers:
                 adapter = found.adapter(layers)
-                return smallest_cut(adapter, recipe, rows, promise, _quiet, against=source)
+                return smallest_cut(
+                    adapter, recipe, rows, promise, _quiet,
+                    against=source, labels=self._labels(promise),
+                )  # fmt: skip
 
     def _healed(self, rows: TestRows, promise: Promise) -> Outcome:
-        def stored(budget: int) -> Path | None:
-            place = self.run / SIZES / str(budget)
+        sizes, recipe = healing_budgets(self.reference), self.loaded.recipe
+
+        def stored(number: int) -> Path | None:
+            place = self.run / SIZES / str(sizes[number])
             return None if read_report(place) is None else place
 
-        sizes, recipe = healing_budgets(self.reference), self.loaded.recipe
-        return tested_runs(self.reference, sizes, stored, rows, promise, _quiet, recipe=recipe)
+        labels = self._labels(promise)
+        return tested_runs(
+            self.reference, sizes, stored, rows, promise, _quiet, recipe=recipe, labels=labels
+        )
+
+    def _labels(self, promise: Promise) -> Labels | None:
+        """Return the labels that the result has kept; None: none were asked for."""
+        return KeptLabels(Kept.of(self.run)) if promise.basis == "asked" else None
 
     def _unlike_written(
         self, place: Path, rows: TestRows, evidence: Evidence, outcome: Outcome
     ) -> Iterator[str]:
         """Yield how the written adapter is not the size that was tested."""
-        size, _, scores = score_adapter(place, self.loaded.recipe, rows)
+        recipe = self.loaded.recipe
         tested = evidence.written or evidence.full
+        if outcome.tested is None:
+            size, _, scores = score_adapter(place, recipe, rows)
+        else:
+            size = stored_size(place)
+            with stored_model(place, recipe, rows.task)() as (base, trainer):
+                scores = outcome.tested.on(base).scores(trainer)
         if size.components != tested.components:
             yield (
                 f"{place} has {size.components:,} components, and the size that was chosen "
@@ -152,6 +173,14 @@ class FinishedAgain:
             )
         statistic = statistic_of(outcome.scores)
         if evidence.written is None or evidence.written.test is None:
+            return
+        if outcome.tested is not None:  # labels do not belong to an adapter
+            differing = int(outcome.scores.differs(scores).sum())
+            if abs(differing - (evidence.written.test.differing or 0)) > tolerated(len(scores)):
+                yield (
+                    f"{place} answers {differing:,} rows differently, and the size that was tested "
+                    f"{evidence.written.test.differing:,}"
+                )
             return
         drop = statistic.drop(outcome.scores, scores)
         rows_apart = abs(drop - evidence.written.test.drop) * len(scores)

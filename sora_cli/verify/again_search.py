@@ -26,7 +26,7 @@ from sora_cli.search.asked_search import AskedSearch, planned_rows
 from sora_cli.search.auto_search import AutoSearch, Made, Maker
 from sora_cli.search.cut import loaded_to_score
 from sora_cli.search.evidence import Candidate, Evidence, Reference, Screened, directory_of
-from sora_cli.search.kept_answers import kept_answers
+from sora_cli.search.kept_answers import Kept
 from sora_cli.search.promise import Promise, promise_of
 from sora_cli.search.record import FILE_NAME as RECORD
 from sora_cli.search.record import read_auto
@@ -84,7 +84,7 @@ class SearchAgain:
         for _ in search.run():
             pass
         if search.record.asked is not None:  # those of other rows are answers, too
-            search.record.asked = search.record.asked.with_answers(kept_answers(self.run))
+            search.record.asked = search.record.asked.with_answers(Kept.of(self.run).answers())
         if not search.record.candidates:
             found.differs.append(f"{self.run / directory_of(0)} is missing: no size was trained")
             return found
@@ -112,7 +112,7 @@ class SearchAgain:
         record.asked = asked.model_copy()
         rows, first = maker.sets[POOL].rows, asked.first(promise)
         search = AskedSearch(maker, record, promise, method_on(full, rows, first), rows, seeds)
-        kept = kept_answers(self.run)
+        kept = Kept.of(self.run).answers()
         search.read = lambda rows: {key: kept.get(key, NONE) for key in rows}
         search.enters = asked.sizes
         return search

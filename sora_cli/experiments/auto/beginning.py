@@ -16,7 +16,7 @@ from sora_cli.run.opening import Opening, Work, open_work
 from sora_cli.run.output import check_own, clear_run
 from sora_cli.search.evidence import FILE_NAME, FULL, PICTURE, SIZES, directory_of
 from sora_cli.search.former_design import FORMER_FOLDER
-from sora_cli.search.kept_answers import forget_asked
+from sora_cli.search.kept_answers import Kept
 from sora_cli.search.promise import LABELS
 from sora_cli.search.record import FILE_NAME as RECORD
 from sora_cli.search.record import AutoRecord, read_auto
@@ -69,7 +69,7 @@ def clear(output: Path) -> None:
             folder.rmdir()
     for name in (PICTURE, FILE_NAME):
         remove_file(output / name)
-    forget_asked(output)
+    Kept.of(output).forget()
     clear_run(output)
     remove_file(output / RECORD)  # last: it marks the other files as ours
 

@@ -6,9 +6,7 @@ from sora_cli.adapter.card import rewrite_card
 from sora_cli.adapter.places import ADAPTER
 from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.console import say, say_notes
-from sora_cli.core.errors import WaitingError
-from sora_cli.core.processes import from_first_process, is_main
-from sora_cli.experiments.auto.asking import AskTable, notes_on
+from sora_cli.core.processes import is_main
 from sora_cli.experiments.auto.beginning import progress
 from sora_cli.experiments.auto.maker import TrainingMaker
 from sora_cli.experiments.auto.plan import AutoPlan
@@ -19,28 +17,13 @@ from sora_cli.run.opening import resumable
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.prologue import begin, tell_start
 from sora_cli.search.asked_search import AskedSearch
+from sora_cli.search.asking import AskTable, notes_on
 from sora_cli.search.evidence import FILE_NAME, PICTURE, Evidence
 from sora_cli.search.record import FILE_NAME as RECORD
 from sora_cli.search.record import AutoRecord
 from sora_cli.search.statistics import statistic_in
 from sora_cli.search.words import tested_line
 from sora_cli.train.log import ReportLog, RunLog
-
-
-def ask(search: AskedSearch, table: AskTable) -> None:
-    """Write the table if a label can change the outcome and its row was never asked for.
-
-    Raises:
-        WaitingError: labels are wanted.
-    """
-    wanted, asked = search.wanted, search.record.asked
-    assert asked is not None
-    asked.changed = sorted({*asked.changed, *table.accepted})
-    lacks = from_first_process(table.lacks(wanted))
-    if wanted.open and (lacks or not wanted.answered):
-        if lacks and is_main():
-            table.write(wanted)
-        raise WaitingError(*table.told(wanted))
 
 
 def run(
@@ -85,7 +68,7 @@ def run(
                 say(tested_line(size.test, nouns, search.promise))
             log.save()
         if isinstance(search, AskedSearch) and table is not None:
-            ask(search, table)
+            table.ask(search)
             for size in search.tested:  # only now: a label that is wanted is no failure
                 if size.test is not None:
                     say(tested_line(size.test, nouns, search.promise))

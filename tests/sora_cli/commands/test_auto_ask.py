@@ -18,7 +18,7 @@ import pytest
 from sora_cli.app import run
 from sora_cli.core.exit_codes import LABELS_WANTED, NO_VERDICT, OK
 from sora_cli.report import read_report
-from sora_cli.search.kept_answers import FOLDER, kept_answers
+from sora_cli.search.kept_answers import Kept
 from sora_cli.search.record import read_auto
 from tests.helpers_errors import refused
 from tests.helpers_runs import pair_rows, write_rows
@@ -116,7 +116,7 @@ def test_labels_are_asked_for_read_and_checked_again(
     assert {row["allowed"] for row in rows} == {"0 | 1"}
     assert {row["label"] for row in rows} == {""}
     assert [row["id"] for row in rows] == sorted(row["id"] for row in rows)
-    private = [waiting.table, waiting.folder / "ask.txt", *(waiting.out / FOLDER).iterdir()]
+    private = [waiting.table, waiting.folder / "ask.txt", Kept.of(waiting.out).path]
     assert {mode(path) for path in private} == {0o600}
     assert not (waiting.out / "certificate.json").exists()
     record = read_auto(waiting.out)
@@ -141,8 +141,8 @@ def test_labels_are_asked_for_read_and_checked_again(
     for name in ("certificate.json", "auto.json", "report.json"):
         assert not [text for text in texts if text in (way.out / name).read_text()]
     assert way.verify() == OK
-    kept = way.out / FOLDER / "answers.csv"
-    kept.write_text(re.sub(r",([01]),", lambda m: f",{1 - int(m[1])},", kept.read_text()))
+    kept = Kept.of(way.out)
+    kept.keep_answers({key: (str(1 - int(a)), b) for key, (a, b) in kept.answers().items()})
     assert way.verify() == 1
     assert "asked.answers" in capsys.readouterr().out
 
@@ -237,7 +237,7 @@ def test_a_table_that_is_not_right_is_refused_and_nothing_lost(
     right = way.rows()
     way.write(change(right))
     assert what in way.error(capsys)[0]
-    assert not kept_answers(way.out)
+    assert not Kept.of(way.out).answers()
     way.write(right)
     assert way.run() == OK
 
