@@ -47,7 +47,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *words: object) -> list[str]:
     assert called([str(word) for word in words]) == 2
     out, err = capsys.readouterr()
     assert out == "" or "--dry-run" in words  # which shows what it knows before
-    assert "Traceback" not in err
+    assert "Traceback" not in err, err
     lines = err.splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("error: "))
     assert len(lines) - first <= 3, err

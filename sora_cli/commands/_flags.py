@@ -9,7 +9,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from sora_cli.commands import options
-from sora_cli.core.checks import check_keep, check_requires
+from sora_cli.core.checks import check_keep, check_requires, option
 from sora_cli.recipe.tolerance import CONFIDENCE
 
 if TYPE_CHECKING:
@@ -71,6 +71,41 @@ class Asked:
             ask=self.ask,
             labels=self.labels,
         )
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The options of a promise about two models, as typed."""
+
+    max_drop: options.NoWorse = None
+    max_differ: options.NoOther = None
+    unlabelled: options.Unlabelled = None
+    ask: options.Ask = None
+    labels: options.Labels = None
+    next_tokens: options.NextTokens = False
+    confidence: options.Confidence = None
+    recipe: options.RecipeOfRows = None
+    output: options.CertificateFile = None
+    force: options.Force = False
+
+    @property
+    def is_asked(self) -> bool:
+        """True if a promise is asked for."""
+        return self.max_drop is not None or self.max_differ is not None
+
+    def check_alone(self) -> None:
+        """Check that no option of a promise is given without one."""
+        given = {option(field.name): bool(getattr(self, field.name)) for field in fields(self)}
+        check_requires("--max-drop or --max-differ", given)
+
+    def options(self, overrides: Sequence[str], tolerance: float | None) -> PromiseOptions:
+        """Return the promise."""
+        promised = {"max_drop", "max_differ", "unlabelled", "ask", "labels", "next_tokens",
+                    "confidence"}  # fmt: skip
+        asked = Asked(**{name: getattr(self, name) for name in promised}, tolerance=tolerance)
+        found = asked.options(self.recipe, overrides)
+        assert found is not None  # see `is_asked`
+        return found
 
 
 @dataclass(frozen=True)

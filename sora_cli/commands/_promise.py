@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from sora_cli.adapter.places import adapter_folder
 from sora_cli.core.console import emit, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import importing
 from sora_cli.recipe.reading import NEXT_TOKENS, PREDICT
+from sora_cli.report import FILE_NAME as REPORT
 from sora_cli.report import recipe_of_run
 from sora_cli.search.promise import Promise, PromiseOptions
 from sora_cli.search.words import size_table, unseen_rows, verdict_lines
@@ -50,7 +54,9 @@ def load_promise(
     return place, measured
 
 
-def _from_files(options: PromiseOptions, place: Path) -> tuple[LoadedRecipe, Promise]:
+def _from_files(
+    options: PromiseOptions, place: Path, on: str | None = None
+) -> tuple[LoadedRecipe, Promise]:
     options.check()
     with importing():
         from sora_cli.use.described import recipe_for_rows
@@ -59,11 +65,49 @@ def _from_files(options: PromiseOptions, place: Path) -> tuple[LoadedRecipe, Pro
     try:
         reading = NEXT_TOKENS if options.next_tokens else PREDICT
         family = next(names, None)
-        loaded, _ = recipe_for_rows(place, options.overrides, task=family, reading=reading)
+        folder = adapter_folder(place) or place
+        loaded, _ = recipe_for_rows(folder, options.overrides, on=on, task=family, reading=reading)
     except SoraError as error:  # `recipe_for_rows` names the option of sora predict
         error.renamed("--task ", _FAMILY)
         raise
     return loaded, options.of(loaded.recipe)
+
+
+def load_gate(
+    options: PromiseOptions, *references: str, base: str | None
+) -> tuple[LoadedRecipe, Promise]:
+    """Load the recipe of the rows on which two models are compared, with the promise.
+
+    It is the recipe that the user named, that of a run, or what the files of the first model say.
+
+    Args:
+        base: base model of the adapters; None: what they record.
+    """
+    options.check()
+    if options.recipe is not None:
+        return options.load()
+    if options.unlabelled is not None:
+        if options.max_drop is not None and options.ask is None:
+            options = replace(options, basis="answers")
+        return _from_files(options, Path(references[0]).expanduser(), on=base)
+    with importing():
+        from sora_cli.recipe.load import load_stored
+        from sora_cli.recipe.reading import MAX_DROP, load_read
+
+    for reference in references:
+        run = Path(reference).expanduser()
+        for place in (run, run.parent):
+            recipe = recipe_of_run(place)
+            if recipe is not None:
+                load = partial(load_stored, recipe, place / REPORT, place.name)
+                loaded = load_read(load, options.overrides, MAX_DROP)
+                loaded = replace(loaded, recipe=loaded.recipe.to_score())
+                return loaded, options.on(loaded)
+    raise SoraError(
+        "--max-drop needs rows with labels, or labels for some rows",
+        where="neither A nor B is a run, which would name its own rows",
+        hint="--recipe R; or --unlabelled FILE --ask ask.csv",
+    )
 
 
 def ask_table(options: PromiseOptions, *, force: bool) -> AskTable | None:

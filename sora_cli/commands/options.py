@@ -106,6 +106,39 @@ MaxDiffer = Annotated[
         "adapter's on at most this share of rows, such as 1%. No labels are needed.",
     ),
 ]
+NoWorse = Annotated[
+    str | None,
+    typer.Option(
+        "--max-drop",
+        help="Test on rows whether B is no worse than A by more than this: 0.01 in the unit of the "
+        "main metric, or 1pt for one point. Exits with 0 if that is certified, 1 if B is shown to "
+        "be worse, 3 if neither is.",
+    ),
+]
+NoOther = Annotated[
+    str | None,
+    typer.Option(
+        "--max-differ",
+        help="Test whether B answers at most this share of rows differently from A, such as 1%. "
+        "No labels are needed.",
+    ),
+]
+RecipeOfRows = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        "-r",
+        help="With --max-drop or --max-differ: the recipe with the task and the rows. Default: the "
+        "recipe of A's run, or of B's; with --unlabelled, what A's directory says.",
+        autocompletion=completion.recipes,
+    ),
+]
+CertificateFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="With --max-drop or --max-differ: write the certificate here."
+    ),
+]
 Unlabelled = Annotated[
     str | None,
     typer.Option(

@@ -12,13 +12,19 @@ import typer
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import adapter_folder, check_target, is_packed, refuse_baseline
 from sora_cli.commands import completion, options
+from sora_cli.commands._flags import Gate, spliced
+from sora_cli.commands._promise import ask_table, load_gate, open_notes
+from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.checks import COMPUTE, check_comparison, check_excludes, check_requires
-from sora_cli.core.console import count, emit, printable, say_notes
+from sora_cli.core.console import count, emit, printable, say, say_notes
 from sora_cli.core.errors import SoraError
+from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
+from sora_cli.core.outputs import check_new_file
 from sora_cli.core.table import Column, Table, emit_table
 from sora_cli.core.timing import importing
 from sora_cli.search.evidence import required_certificate
 from sora_cli.search.row_set import TEST
+from sora_cli.search.words import gate_table
 from sora_cli.verify.server import Server
 
 if TYPE_CHECKING:
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
     from sora_cli.verify.verification import Verification
 
 
+@spliced
 def verify(
     a: Annotated[
         str,
@@ -53,7 +60,8 @@ def verify(
             "--tolerance",
             help="Largest accepted difference of the outputs, relative to the largest output, such "
             "as 1e-4. If it is given, nothing else is checked. Default: 1e-5 (16-bit weights: 8 "
-            "roundings), and the adapter's effect must be the same, too.",
+            "roundings), and the adapter's effect must be the same, too. With --max-differ: the "
+            "largest distance of two answers that are numbers and count as the same.",
         ),
     ] = None,
     dtype: Annotated[
@@ -85,20 +93,28 @@ def verify(
         str | None,
         typer.Option("--model", help="With --server: the model's name there, if it has several."),
     ] = None,
+    gate: Gate,
     as_json: options.Json = False,
     code: options.Code = None,
 ) -> int:
-    """Compare the outputs of two adapters or models on fixed inputs.
+    """Compare the outputs of two adapters or models on fixed inputs, or their answers on rows.
 
     Returns:
-        Exit code: 1 if the outputs differ, 3 if the comparison cannot tell.
+        Exit code: 1 if the outputs differ, or B is shown to be worse; 3 if the comparison cannot
+        tell; 4 if labels are wanted.
     """
     options.load_plugins(code)
+    if gate.is_asked:
+        words = {"--server": server, "--certificate": certificate,
+                 "--dtype": dtype != COMPUTE[0]}  # fmt: skip
+        check_excludes("--max-drop or --max-differ", [n for n, value in words.items() if value])
+        return _gate(a, b, overrides or [], gate, tolerance, base=base, as_json=as_json)
+    gate.check_alone()
     check_requires("--server", {"--model": model is not None and server is None})
     if server is not None:
         check_comparison(dtype, tolerance)
-        words = {"--tolerance": tolerance, "--certificate": certificate, "B": b}
-        check_excludes("--server", [name for name, value in words.items() if value])
+        others = {"--tolerance": tolerance, "--certificate": certificate, "B": b}
+        check_excludes("--server", [name for name, value in others.items() if value])
         return _verify_server(a, server, model, base=base, dtype=dtype, as_json=as_json)
     if certificate:
         given = {"--base": base, "--tolerance": tolerance}
@@ -119,6 +135,49 @@ def verify(
     else:
         _show(done)
     return done.judgement.exit_code
+
+
+def _gate(
+    a: str,
+    b: str | None,
+    overrides: list[str],
+    gate: Gate,
+    tolerance: float | None,
+    *,
+    base: str | None,
+    as_json: bool,
+) -> int:
+    """Tell whether B is no worse than A by more than a promise; return the exit code."""
+    if b is None:
+        raise SoraError("--max-drop and --max-differ compare two models", hint="sora verify A B")
+    promise = gate.options(overrides, tolerance)
+    for reference in (a, b):
+        say_notes(result_remarks(check_target(reference, "sora verify {}")))
+    check_new_file("-o", gate.output, force=gate.force)
+    loaded, on = load_gate(promise, a, b, base=base)
+    table = ask_table(promise, force=gate.force)
+    with importing():
+        from sora_cli.search.choosing import choosing_rows, recipe_of
+        from sora_cli.verify.gate import Side
+        from sora_cli.verify.gate import gate as compare
+    sides = Side.of(a, base), Side.of(b, base)
+    if sides[0].is_same(sides[1]) and gate.output is None:
+        emit("verdict:    certified: A and B are the same adapter")
+        return OK
+    rows, on = choosing_rows(promise, loaded, on, *(side.place for side in sides))
+    found = compare(*sides, loaded.recipe, rows, on, table, say)
+    evidence = found.evidence("verify", sides[0].place, recipe_of(promise, loaded.resolved(), on))
+    say_notes(open_notes(found, evidence))
+    if gate.output is not None:
+        write_text_atomic(gate.output, evidence.text())
+    code = OK if evidence.certified else FAILED if evidence.worse else NO_VERDICT
+    if as_json:
+        emit(evidence.text().rstrip())
+        return code
+    emit_table(gate_table(evidence, (printable(a), printable(b))))
+    emit(f"about:      {evidence.scope}")
+    emit(f"verdict:    {evidence.status}: {evidence.statement}")
+    return code
 
 
 def _check_place(reference: str) -> None:

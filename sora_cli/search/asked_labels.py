@@ -6,6 +6,7 @@ without a label count as lost; the bound is exact for any number of them (`searc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
@@ -78,6 +79,16 @@ class AskedLabels(OfRows):
         upper = bound_of(counts, len(full), confidence)
         counts = counts.model_copy(update={"strict": strict})
         return self.result(full, small, upper, labelled=counts)
+
+    def lower(
+        self, test: Bound, rows: int, confidence: float, exchanged: Callable[[], Bound]
+    ) -> float | None:
+        """Return the lower bound of the drop; rows without a label count as won."""
+        del exchanged
+        counts = test.labelled
+        assert counts is not None
+        turned = counts.model_copy(update={"lost": counts.won, "won": counts.lost})
+        return -bound_of(turned, rows, confidence)
 
     def best_case(self, rows: int, confidence: float) -> float | None:
         """Return the drop that is certified if no row differs."""

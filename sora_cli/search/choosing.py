@@ -26,26 +26,36 @@ from sora_cli.tasks import create_task
 
 
 def choosing_rows(
-    options: PromiseOptions, loaded: LoadedRecipe, promise: Promise, place: Path
+    options: PromiseOptions, loaded: LoadedRecipe, promise: Promise, *places: Path
 ) -> tuple[TestRows, Promise]:
     """Load the rows on which sizes are compared, and print the remarks on them.
 
     Args:
         loaded: recipe of `load_promise`, or the one that heals.
-        place: directory of the adapter or model.
+        places: directories of the adapters or models; their training rows do not test, as far as
+            they are known.
 
     Returns:
         The rows, and the promise with the basis that their numbers certify most by.
     """
+    recipe = loaded.recipe
     if options.unlabelled is None:
-        return selection_rows(loaded.recipe), promise
+        rows = selection_rows(recipe)
+        seen = _rows_of_all(places[1:], rows.task.input_columns)  # the recipe is of the first
+        return replace(rows, seen=(*rows.seen, *seen)), promise
     pool = Path(options.unlabelled).expanduser()
     if promise.basis == "asked":
-        recipe = loaded.recipe
         check_asking(recipe, create_task(recipe.task, recipe.data), promise.metric)
-    elif promise.kind == "drop":
+    elif promise.kind == "drop" and has_data(recipe):
         return _rows_for_drop(options, loaded, promise, pool)
-    return _rows_for_answers(options, loaded.recipe, pool, place), promise
+    elif promise.kind == "drop":
+        against_answers(recipe, promise.metric, "answers")
+    return _rows_for_answers(options, recipe, pool, places), promise
+
+
+def has_data(recipe: Recipe) -> bool:
+    """Return True for a recipe that trains, which knows its training rows."""
+    return bool(recipe.data.path or recipe.data.files)
 
 
 def _rows_for_drop(
@@ -64,12 +74,14 @@ def _rows_for_drop(
     return rows, promise
 
 
-def _rows_for_answers(options: PromiseOptions, recipe: Recipe, pool: Path, place: Path) -> TestRows:
-    task, seen = None, list[Any]()
-    if recipe.data.path or recipe.data.files:  # a recipe that trains knows its training rows
+def _rows_for_answers(
+    options: PromiseOptions, recipe: Recipe, pool: Path, places: Sequence[Path]
+) -> TestRows:
+    task, seen = None, list[TestRows]()
+    if has_data(recipe):
         task, rows = load_task(recipe)
         seen = [training_rows(task, rows)]
-    meta, _ = read_sora_file(place / SORA_FILE)
+    meta, _ = read_sora_file(places[0] / SORA_FILE)
     answered = read_answer_rows(
         recipe,
         pool,
@@ -80,7 +92,8 @@ def _rows_for_answers(options: PromiseOptions, recipe: Recipe, pool: Path, place
         asked=options.ask is not None,
     )
     assert answered.answers is not None
-    seen = seen or _training_rows(place, answered.answers.columns)
+    others = places[1:] if seen else places
+    seen += _rows_of_all(others, answered.answers.columns)
     notes = [] if seen else [
         f"training rows in {answered.answers.file} are not left out: they are not known here "
         "(--recipe R names them), and the promise is about rows that the adapter has not seen"
@@ -100,6 +113,10 @@ def recipe_of(
     """
     basis = promise.basis if promise.kind == "drop" and options.unlabelled else None
     return {**recipe, "auto": replace(options, basis=basis).block()}
+
+
+def _rows_of_all(places: Sequence[Path], columns: Sequence[str]) -> list[TestRows]:
+    return [rows for place in places for rows in _training_rows(place, columns)]
 
 
 def _training_rows(place: Path, columns: Sequence[str]) -> list[TestRows]:

@@ -8,7 +8,7 @@ before and after, count as lost all the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -62,6 +62,15 @@ class DifferingAnswers(OfRows):
         del seed, resamples
         differing = int(full.differs(small).sum())
         return self.result(full, small, share_bound(differing, len(full), confidence))
+
+    def lower(
+        self, test: Bound, rows: int, confidence: float, exchanged: Callable[[], Bound]
+    ) -> float | None:
+        """Return the lower bound of the share: 1 less the upper bound of the rows that agree."""
+        from sora_cli.search.binomial import share_bound
+
+        del exchanged  # the share is the same
+        return 1 - share_bound(rows - (test.differing or 0), rows, confidence)
 
     def best_case(self, rows: int, confidence: float) -> float | None:
         """Return the share that is certified if no row differs."""

@@ -204,6 +204,12 @@ class Evidence(BaseModel):
         return self.status == "certified"
 
     @property
+    def worse(self) -> bool:
+        """True if one of two compared models is shown to break the promise."""
+        test = self.candidates[0].test if self.command == "verify" else None
+        return test is not None and test.breaks(self.promise.max_drop)
+
+    @property
     def written(self) -> Candidate | None:
         """The candidate that was written; None: the reference."""
         return None if self.chosen is None else self.candidates[self.chosen]

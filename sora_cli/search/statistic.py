@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -79,6 +79,11 @@ class Bound(BaseModel):
     score: Score = Field(description="the metric; of answers, the share on which both agree")
     drop: Score = Field(description="drop against the reference; negative: better")
     upper: Score = Field(description="upper bound of the drop at the promise's confidence")
+    lower: Score | None = Field(
+        None,
+        description="of two models that sora verify compares: lower bound of the drop, at the same "
+        "confidence; null: not computed",
+    )
     kept: bool = Field(False, description="whether the bound is within the promise")
     differing: int | None = Field(
         None, description="number of rows whose score differs from the reference's"
@@ -124,6 +129,10 @@ class Bound(BaseModel):
     def keeps(self, max_drop: float) -> bool:
         """Return True if the bound is within a promise."""
         return self.upper <= max_drop  # NaN is not
+
+    def breaks(self, max_drop: float) -> bool:
+        """Return True if the drop is shown to be above a promise."""
+        return self.lower is not None and self.lower > max_drop  # NaN is not
 
     @property
     def verdict(self) -> str:
@@ -220,6 +229,11 @@ class Nouns:
     differ: str = "differ"
     labels: bool = True
 
+    @property
+    def broken(self) -> str:
+        """The opposite of the promise."""
+        return self.promised.replace("at most", "more than")
+
     def amount(self, drop: float) -> str:
         """Return a drop or a bound in its unit."""
         return f"{100 * drop:.2f} %" if self.percent else f"{drop:.4f}"
@@ -285,6 +299,23 @@ class Statistic(ABC):
             differing=int(full.differs(small).sum()),
             **more,
         )
+
+    def lower(
+        self, test: Bound, rows: int, confidence: float, exchanged: Callable[[], Bound]
+    ) -> float | None:
+        """Return the lower bound of a drop: minus the bound with the two models exchanged.
+
+        Args:
+            test: the drop.
+            rows: number of test rows.
+            exchanged: returns the bound of the drop from the other model to the reference.
+
+        Returns:
+            None: there is no bound.
+        """
+        del test, rows, confidence
+        bound = exchanged()
+        return None if bound.refused is not None else -bound.upper
 
     # what rows can certify, computed without a look at any drop
 

@@ -7,7 +7,7 @@ here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.core.console import count
@@ -117,8 +117,14 @@ def _sentence(evidence: Evidence, nouns: Nouns, test: Bound | None) -> str:
         return f"{sure} {nouns.promised}{nouns.end}{because} ({seen})"
     if test.refused is not None:
         return f"no bound of the {nouns.loss} can be computed: {test.refused} ({seen})"
+    gates = evidence.command == "verify"
+    if evidence.worse and test.lower is not None:
+        sure = f"with {promise.confidence:.0%} confidence"
+        shown = f"at least {nouns.amount(test.lower)}, {seen}"
+        return f"B is shown to be worse: {sure} {nouns.broken}{nouns.end} ({shown})"
+    start = "it is not shown" if gates else "no size passed its test: of the largest"
     return (
-        f"no size passed its test: of the largest, {nouns.may.format(nouns.amount(test.upper))}"
+        f"{start}{': ' if gates else ', '}{nouns.may.format(nouns.amount(test.upper))}"
         f"{nouns.end}{because}, and {nouns.tolerated} is tolerated ({seen})"
     )
 
@@ -126,14 +132,15 @@ def _sentence(evidence: Evidence, nouns: Nouns, test: Bound | None) -> str:
 def scope(evidence: Evidence) -> str:
     """Return the adapter, run and rows that a certificate is about."""
     promise, test = evidence.promise, evidence.rows[TEST]
-    about = "the written adapter"
+    about = "B" if evidence.command == "verify" else "the written adapter"
     if promise.kind == "differ":
         answers = _NEXT_TOKENS if promise.next_tokens else "answers, whether they are right or not,"
-        about = f"{answers} of the written adapter"
+        about = f"{answers} of {about}"
     against = "this training run" if evidence.command == "auto" else evidence.full.name
     rows = "rows" if test.held is None else "distinct inputs"
+    pair = f"{about} beside A" if evidence.command == "verify" else f"{about}, {against}"
     text = (
-        f"{about}, {against}, and {rows} drawn like {_TEST_ROWS[promise.basis]}; not another seed, "
+        f"{pair}, and {rows} drawn like {_TEST_ROWS[promise.basis]}; not another seed, "
         "other data, or rows of another kind"
     )
     text = text if test.held is not None else f"{text}; {_NOT_APART}"
@@ -234,7 +241,7 @@ def _lines_on_drops(
     if smallest > promise.max_drop:
         yield (
             "WARNING: too few test rows to certify this drop, unless the two models almost always "
-            "agree: the adapter may be written without a certificate (exit code 3)"
+            "agree: there may be no certificate (exit code 3)"
         )
         fits = f"--max-drop {SMALLEST} ({rounded_up(smallest):g})"
         yield f"these rows can be expected to certify {fits}{more and f'; {more}'}"
@@ -262,7 +269,7 @@ def _lines_on_counts(
         option = "--max-differ" if promise.kind == "differ" else "a drop of"
         takes += (
             f", and these can certify {option} {math.ceil(10 * least) / 10:g}% at best: the "
-            "adapter will be written without a certificate (exit code 3)"
+            "adapter will have no certificate (exit code 3)"
         )
         yield f"WARNING: {tested} cannot certify this, even if no answer differs; {takes}"
     if promise.kind == "drop" and bound.smallest_drop is not None:
@@ -345,6 +352,33 @@ def size_table(evidence: Evidence) -> Table:
     sure = f"at most: with {promise.confidence:.0%} confidence"
     split = "test rows" if evidence.command == "auto" else _of_split(rows.split)
     return Table(f"{metric} on {rows.rows:,} {split}; {sure}", columns, lines)
+
+
+def gate_table(evidence: Evidence, names: Sequence[str]) -> Table:
+    """Return a table of two models that were compared.
+
+    Args:
+        names: the user's names for them.
+    """
+    promise, rows, nouns = evidence.promise, evidence.rows[TEST], evidence.nouns
+    metric = evidence.statistic.metric or promise.metric
+    columns: list[Column | str] = [
+        "model", Column(metric, ".4f"), Column(nouns.column, nouns.form),
+        Column("at least", nouns.form), Column("at most", nouns.form),
+    ]  # fmt: skip
+    (b,) = evidence.candidates
+    figures: list[float | Cell | None] = [None, None, None, None]
+    if b.test is not None:
+        none = Cell(None, "-")
+        upper = none if math.isnan(b.test.upper) else b.test.upper
+        lower = none if b.test.lower is None else b.test.lower
+        figures = [b.test.score, b.test.drop, lower, upper]
+    lines: list[list[Any]] = [
+        [f"A: {names[0]}", evidence.full.test, None, None, None],
+        [f"B: {names[1]}", *figures],
+    ]
+    sure = f"at least, at most: each with {promise.confidence:.0%} confidence"
+    return Table(f"{metric} on {rows.rows:,} {_of_split(rows.split)}; {sure}", columns, lines)
 
 
 def _of_split(split: str) -> str:

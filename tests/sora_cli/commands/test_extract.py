@@ -156,7 +156,9 @@ def test_shards_and_16_bits(tmp_path: Path, capsys: Any) -> None:
     assert run(["merge", str(out), "-o", str(merged), "--no-verify"]) == 0
     back = loaded(model, merged).state_dict()
     for name, tensor in tuned.state_dict().items():
-        assert torch.equal(back[name], tensor), name
+        # the factors are rounded, so a number that lies between two of bfloat16 may take the other
+        torch.testing.assert_close(back[name], tensor, rtol=2**-7, atol=1e-6, msg=name)
+        assert (back[name] != tensor).float().mean() < 0.01, name
 
 
 def test_what_does_not_belong_together(tmp_path: Path, capsys: Any) -> None:
