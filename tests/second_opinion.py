@@ -49,7 +49,7 @@ def drop(lost: int, won: int, rows: int, error: float, unknown: int = 0) -> floa
         ends = max(-middle, least, 0) + 1e-9, min((1 - middle) / 2, most) - 1e-9
         p = np.linspace(*ends, 200)[:, None]
         rest = np.log(np.maximum(1 - 2 * p - middle, 1e-300))
-        log = ways + a * np.log(np.maximum(p + middle, 1e-300)) + b * np.log(p)
+        log = ways + a * np.log(np.maximum(p + middle, 1e-300)) + b * np.log(np.maximum(p, 1e-300))
         likely = np.exp(log + (rows - a - b) * rest).sum(axis=1).max()
         low, high = (middle, high) if likely > error else (low, middle)
     return high

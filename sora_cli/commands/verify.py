@@ -154,8 +154,6 @@ def _gate(
     for reference in (a, b):
         say_notes(result_remarks(check_target(reference, "sora verify {}")))
     check_new_file("-o", gate.output, force=gate.force)
-    loaded, on = load_gate(promise, a, b, base=base)
-    table = ask_table(promise, force=gate.force)
     with importing():
         from sora_cli.search.choosing import choosing_rows, recipe_of
         from sora_cli.verify.gate import Side
@@ -164,6 +162,8 @@ def _gate(
     if sides[0].is_same(sides[1]) and gate.output is None:
         emit("verdict:    certified: A and B are the same adapter")
         return OK
+    loaded, on = load_gate(promise, a, b, base=base)
+    table = ask_table(promise, force=gate.force)
     rows, on = choosing_rows(promise, loaded, on, *(side.place for side in sides))
     found = compare(*sides, loaded.recipe, rows, on, table, say)
     evidence = found.evidence("verify", sides[0].place, recipe_of(promise, loaded.resolved(), on))

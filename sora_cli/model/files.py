@@ -31,6 +31,8 @@ CARD = "README.md"
 """The model card."""
 CERTIFICATE = "certificate.json"
 """The promise about an adapter; it names places of this machine, so it is not uploaded."""
+ASKED = "asked.json"
+"""Labels that people gave for a promise; no command copies it."""
 TEMPLATES = "additional_chat_templates"
 """A folder with a tokenizer's further chat templates."""
 PROCESSOR_FILES = (
@@ -62,8 +64,8 @@ def adapter_files(directory: Path) -> tuple[str, ...]:
     try:
         text = (directory / CARD).read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return (*ADAPTER_FILES, CERTIFICATE)
-    mine = (*ADAPTER_FILES, CERTIFICATE)
+        return (*ADAPTER_FILES, CERTIFICATE, ASKED)
+    mine = (*ADAPTER_FILES, CERTIFICATE, ASKED)
     return mine if _CARD_STARTS.match(text) else tuple(name for name in mine if name != CARD)
 
 

@@ -115,7 +115,11 @@ class Wanted:
 
 
 def planned_rows(
-    screened: Sequence[Screened], screening: int, promise: Promise, available: int
+    screened: Sequence[Screened],
+    screening: int,
+    promise: Promise,
+    available: int,
+    expected: Callable[[Screened, int], float] | None = None,
 ) -> int:
     """Return how many rows test: as many as the promise needs in four of five draws.
 
@@ -125,15 +129,14 @@ def planned_rows(
     Args:
         screening: number of screening rows.
         available: rows that could test.
+        expected: returns the share on which a size is expected to differ, by the number of
+            screening rows; None: that of a cut before healing.
     """
     from sora_cli.search.certifiable import rows_needed  # scipy
 
     labels = promise.labels or 0
-    shares = [
-        expected_share(size.share, size.screening.drop, screening)
-        for size in screened
-        if size.named
-    ]
+    share_of = expected or (lambda size, n: expected_share(size.share, size.screening.drop, n))
+    shares = [share_of(size, screening) for size in screened if size.named]
     needed = [labels / shares[0]]
     if promise.max_drop > 0:
         drop, sure = min(promise.max_drop, _NEARLY_ALL), promise.confidence
@@ -148,10 +151,14 @@ class AskedSearch(AutoSearch):
     Attributes:
         read: returns the labels that people gave; it must be set before `run`.
         enters: number of sizes that are known to have gone in; None: the answers tell.
+        expected: see `planned_rows`.
+        largest: name of the largest size.
     """
 
     read: Read
     enters: int | None = None
+    expected: Callable[[Screened, int], float] | None = None
+    largest: str = "the largest size"
     wanted: Wanted
 
     @property
@@ -160,7 +167,8 @@ class AskedSearch(AutoSearch):
         record, promise = self.record, self.promise
         if record.asked is not None:  # a limit that was raised since draws no other rows
             promise = record.asked.first(promise)
-        return planned_rows(record.screened, record.rows[SCREENING].rows, promise, self.rows)
+        screening = record.rows[SCREENING].rows
+        return planned_rows(record.screened, screening, promise, self.rows, self.expected)
 
     @property
     def tested(self) -> list[Candidate]:
@@ -223,8 +231,9 @@ class AskedSearch(AutoSearch):
             if state == "failed":
                 break
         if not entered and self.wanted.left is not None:
+            assert record.full is not None
             raise TooManyLabelsError(
-                "nothing is asked: the largest size differs from full rank on "
+                f"nothing is asked: {self.largest} differs from {record.full.name} on "
                 f"{self.wanted.left:,} of {rows:,} test rows, and {most:,} may be labelled",
                 hint=f"the same command with --labels {self.wanted.left}; or a larger promise",
             )

@@ -249,8 +249,8 @@ class Evidence(BaseModel):
 
     def write(self, folder: Path) -> None:
         """Write the certificate, and the labels beside it."""
-        if self._labels is not None:
-            Kept.of(folder).write(self._labels)
+        kept = Kept.of(folder)
+        kept.forget() if self._labels is None else kept.write(self._labels)
         write_text_atomic(folder / FILE_NAME, self.text())
 
     def certify(self, folder: Path) -> list[str]:

@@ -164,6 +164,11 @@ class FinishedMaker(Maker):
             return from_first_process(rows.on(base).scores(trainer))
 
 
+def _seen_share(size: Screened, rows: int) -> float:
+    """Return the share on which a model differs, as if one more row had been seen to differ."""
+    return (size.screening.drop * rows + 1) / (rows + 1)
+
+
 def asked_outcome(
     reference: Reference,
     model: Model,
@@ -175,12 +180,14 @@ def asked_outcome(
     *,
     recipe: Recipe,
     about: dict[str, Any],
+    of_two: bool = False,
 ) -> Outcome:
     """Ask for labels of the rows on which sizes differ, and test the sizes with what is known.
 
     Args:
         reference, model, sizes, rows, recipe: see `FinishedMaker`.
         about: what the labels are asked for, beside the promise and the rows.
+        of_two: the only size is another model, B, of which nothing is expected beforehand.
 
     Raises:
         WaitingError: labels are wanted.
@@ -199,6 +206,8 @@ def asked_outcome(
     bound = method_on(asked_scores([]), pool, first)
     search = AskedSearch(maker, state, promise, bound, pool, {"rows": SEED})
     search.read, search.enters = labels.read, labels.entered
+    if of_two:
+        search.expected, search.largest = _seen_share, "B"
     statistic = statistic_in(bound, promise)
     for line in promise_lines(search.promise, statistic, bound, pool):
         tell(line)

@@ -17,9 +17,10 @@ from pydantic import BaseModel, Field, ValidationError
 from sora_cli.core.atomic import remove_file, write_bytes_atomic
 from sora_cli.core.errors import SoraError
 from sora_cli.core.json_text import readable_json
+from sora_cli.model.files import ASKED
 from sora_cli.search.ask_table import Given, Question
 
-FILE_NAME = "asked.json"
+FILE_NAME = ASKED
 """In the directory of a run or of an adapter."""
 
 

@@ -27,7 +27,8 @@ are convex, so the bound is on the safe side for larger drops, too).
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import numpy as np
 from scipy.optimize import brentq
@@ -36,8 +37,10 @@ from scipy.stats import beta
 
 _NUISANCE = 1e-3  # share of the level that is spent on the interval of p_won
 _TAIL = 8.0  # outcomes beyond these standard deviations are left out: less than 1e-14 of them
-_GRID = 25  # values of p_won that are tried, and as many again around the best
-_ROUNDS = 3  # of finer steps, where labels are missing: no bound that some labels give is above
+_GRID = 25  # values of p_won that are tried
+# of finer steps, at the end around all values that may be the best: around one of them alone the
+# bound of 8 lost and 8 won rows of 50 was 0.00044 too small
+_ROUNDS, _FINER = 5, 9
 _CLOSE = 1e-8  # accuracy of the bound; it is added, so that the bound stays on the safe side
 _HALVINGS = 40  # of an interval of width at most 2: to 2e-12
 
@@ -62,17 +65,17 @@ def exact_bound(lost: int, won: int, rows: int, confidence: float, unknown: int 
     level = 1 - confidence
     nuisance = level * _NUISANCE
     shares = _interval(won, rows, nuisance)
-    search = _GRID, 1
+    points = _GRID
     if unknown:
         wide = shares[0], _interval(won + unknown, rows, nuisance)[1]
         # steps as small as in one interval, of the square roots (see the region)
-        search = math.ceil((_GRID - 1) * _width(wide) / _width(shares)) + 1, _ROUNDS
+        points = math.ceil((_GRID - 1) * _width(wide) / _width(shares)) + 1
         shares = wide
     limit = float(score_limit(np.array([lost]), np.array([won]), rows, confidence)[0])
-    region = _Region.below(limit, lost, won, rows, shares, confidence, search)
+    region = _Region.below(limit, lost, won, rows, shares, confidence, points)
 
-    def excess(drop: float) -> float:
-        return region.largest_probability(drop) - (level - nuisance)
+    def excess(drop: float, *, everywhere: bool = False) -> float:
+        return region.largest_probability(drop, everywhere=everywhere) - (level - nuisance)
 
     # bracket the root, starting from the score limit: the bound is near it, and usually above it
     low = high = limit
@@ -81,6 +84,16 @@ def exact_bound(lost: int, won: int, rows: int, confidence: float, unknown: int 
         low, step = max(low - step, -1.0), step * 2
     if excess(low) <= 0:
         return low
+    bound = _root(excess, low, high, step)
+    # nearly always that is all; else another p_won, which is less likely where it is coarsely
+    # searched, leaves a larger drop possible
+    if bound < 1 and excess(bound, everywhere=True) > 0:
+        bound = _root(partial(excess, everywhere=True), bound, bound, 1e-4)
+    return bound
+
+
+def _root(excess: Callable[[float], float], low: float, high: float, step: float) -> float:
+    """Return the drop above which nothing is in excess; at `low` something is."""
     while excess(high) > 0:
         if high == 1:
             return 1.0
@@ -136,10 +149,11 @@ class _Region:
         most: np.ndarray,
         rows: int,
         shares: tuple[float, float],
-        search: tuple[int, int],
+        points: int,
     ) -> None:
         self.won, self.most, self.rows, self.shares = won, most, rows, shares
-        self.points, self.rounds = search
+        self.points = points
+        self._ways = gammaln(rows + 1) - gammaln(won + 1) - gammaln(rows - won + 1)
 
     @classmethod
     def below(
@@ -150,7 +164,7 @@ class _Region:
         rows: int,
         shares: tuple[float, float],
         confidence: float,
-        search: tuple[int, int],
+        points: int,
     ) -> _Region:
         """Return the outcomes with a score limit of at most `limit`, and the observed outcome."""
         z = float(ndtri(confidence))
@@ -167,10 +181,14 @@ class _Region:
             low, high = np.where(inside, middle, low), np.where(outside, middle, high)
         # rounding must not exclude the observed outcome, nor those with the same lost and more won
         low = np.where(wons >= won, np.maximum(low, lost), low)
-        return cls(wons, np.minimum(low, rows - wons), rows, shares, search)
+        return cls(wons, np.minimum(low, rows - wons), rows, shares, points)
 
-    def largest_probability(self, drop: float) -> float:
-        """Return the region's largest probability at a drop, over all p_won in the interval."""
+    def largest_probability(self, drop: float, *, everywhere: bool) -> float:
+        """Return the region's largest probability at a drop, over all p_won in the interval.
+
+        Args:
+            everywhere: take finer steps around all values that may be the best, not around one.
+        """
         low = max(self.shares[0], -drop, 0.0)
         high = min(self.shares[1], (1 - drop) / 2)
         if high < low:  # no p_won in the interval is possible with this drop
@@ -178,9 +196,8 @@ class _Region:
         # even steps in sqrt(p_won): the standard deviation of `won` grows with it
         grid = np.linspace(np.sqrt(low), np.sqrt(high), self.points)
         coarse = self._probability(grid**2, drop)
-        if self.rounds == 1:
+        if not everywhere:
             return self._around(grid, coarse, int(coarse.argmax()), drop)
-        # two values may be about equally likely, as long as the finer steps are not taken
         before, after = np.r_[-1, coarse[:-1]], np.r_[coarse[1:], -1]
         tops = np.flatnonzero((coarse >= before) & (coarse >= after) & (coarse >= coarse.max() / 2))
         return max(self._around(grid, coarse, int(top), drop) for top in tops)
@@ -188,8 +205,8 @@ class _Region:
     def _around(self, grid: np.ndarray, found: np.ndarray, best: int, drop: float) -> float:
         """Return the largest probability near a place of a grid, in finer steps."""
         largest = found[best]
-        for _ in range(self.rounds):
-            grid = np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)], _GRID)
+        for _ in range(_ROUNDS):
+            grid = np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)], _FINER)
             found = self._probability(grid**2, drop)
             best = int(found.argmax())
             largest = max(largest, found[best])
@@ -200,8 +217,7 @@ class _Region:
         p = shares[:, None]
         rest = np.clip((p + drop) / np.maximum(1 - p, 1e-300), 0, 1)  # p_lost of rows not won
         rows, won = self.rows, self.won
-        ways = gammaln(rows + 1) - gammaln(won + 1) - gammaln(rows - won + 1)
-        weights = np.exp(ways + xlogy(won, p) + xlog1py(rows - won, -p))
+        weights = np.exp(self._ways + xlogy(won, p) + xlog1py(rows - won, -p))
         # P(at most `most` of the rows - won others are lost), binomial, by the incomplete beta
         # function; it is 1 where `most` is all of them, which `betainc` does not return
         beyond = rows - won - self.most

@@ -135,6 +135,7 @@ def _by_labels(
         tell,
         recipe=recipe,
         about={"a": a.digest or a.reference, "b": b.digest or b.reference},
+        of_two=True,
     )
     (tested,) = found.candidates
     if tested.test is None:

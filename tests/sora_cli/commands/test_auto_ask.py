@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shutil
@@ -20,6 +19,7 @@ from sora_cli.core.exit_codes import LABELS_WANTED, NO_VERDICT, OK
 from sora_cli.report import read_report
 from sora_cli.search.kept_answers import Kept
 from sora_cli.search.record import read_auto
+from tests.helpers_asking import Row, fill, rows_of, truth, write
 from tests.helpers_errors import refused
 from tests.helpers_runs import pair_rows, write_rows
 from tests.sora_cli.experiments.auto.support import auto_recipe, certificate_of
@@ -60,25 +60,17 @@ class Way:
             # an id depends on what was trained
             return refused(capsys, *self.words(*more), hide="[bcdfghjkmnpqrstvwxz]{10}")
 
-    def rows(self) -> list[dict[str, str]]:
-        with self.table.open(encoding="utf-8-sig", newline="") as file:
-            return list(csv.DictReader(file))
+    def rows(self) -> list[Row]:
+        return rows_of(self.table)
 
-    def write(self, rows: Sequence[dict[str, str]]) -> None:
-        with self.table.open("w", encoding="utf-8", newline="") as file:
-            table = csv.DictWriter(file, list(rows[0]))
-            table.writeheader()
-            table.writerows(rows)
+    def write(self, rows: Sequence[Row]) -> None:
+        write(self.table, rows)
 
     def label(
         self, number: int | None = None, *, wrong: bool = False, column: str = "label"
     ) -> None:
         """Fill in the truth, or its opposite, of the first rows or of all."""
-        rows = self.rows()
-        for row in rows[:number]:
-            same = row["sentence1"].split()[0] == row["sentence2"].split()[0]
-            row[column] = str(int(same != wrong))
-        self.write(rows)
+        fill(self.table, lambda row: str(int(truth(row)) ^ wrong), number, column)
 
 
 def small(folder: Path) -> Path:
