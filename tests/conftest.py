@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import signal
 import sys
@@ -48,6 +49,14 @@ def pytest_runtest_setup() -> None:
     """Do so again where tests have imported much since."""
     if len(sys.modules) > len(_frozen) + _MANY:
         pytest_collection_finish()
+
+
+def pytest_runtest_teardown() -> None:
+    """Take away the handler of `--verbose`: its stream is closed when a test's output is read.
+
+    Where CI is set, transformers' messages reach it, and each one is then a traceback.
+    """
+    logging.getLogger().handlers.clear()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import json
 import multiprocessing
 import platform
@@ -123,6 +124,8 @@ def _forked(work: Callable[[str], Any], name: str) -> Any:
     receiver, sender = context.Pipe(duplex=False)
 
     def child() -> None:
+        # garbage of the parent may own threads that are not here, such as a process group's
+        gc.freeze()
         try:
             sender.send(work(name))
         except BaseException:
