@@ -194,7 +194,7 @@ def test_what_goes_with_a_gate(trained: Path, capsys: Output) -> None:
         refused(capsys, "verify", "run", "flipped", "--max-drop", "1pt", "--dtype", "float64")
         refused(capsys, "verify", "run", "flipped", "--max-drop", "1pt", "--tolerance", "0.1")
         refused(capsys, "verify", "run", "flipped", "--max-drop", "1pt", "--certificate")
-        refused(capsys, "verify", "flipped", "whole/model", "--max-drop", "1pt")
+        refused(capsys, "verify", "flipped", "base", "--max-drop", "1pt")
         refused(capsys, "verify", "run", "flipped", "--max-drop", "1pt", "--ask", "ask.csv")
         refused(capsys, "verify", "run", "base", "--max-differ", "5%", *ROWS)
         refused(capsys, "verify", "run", "nowhere", "--max-drop", "1pt")
