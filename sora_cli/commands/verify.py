@@ -105,10 +105,13 @@ def verify(
     """
     options.load_plugins(code)
     if gate.is_asked:
-        words = {"--server": server, "--certificate": certificate,
-                 "--dtype": dtype != COMPUTE[0]}  # fmt: skip
+        words = {"--certificate": certificate, "--dtype": dtype != COMPUTE[0]}
         check_excludes("--max-drop or --max-differ", [n for n, value in words.items() if value])
-        return _gate(a, b, overrides or [], gate, tolerance, base=base, as_json=as_json)
+        asked = None if server is None else Server(server)
+        return _gate(
+            a, b, overrides or [], gate, tolerance, base=base, as_json=as_json,
+            server=asked, model=model,
+        )  # fmt: skip
     gate.check_alone()
     check_requires("--server", {"--model": model is not None and server is None})
     if server is not None:
@@ -146,26 +149,49 @@ def _gate(
     *,
     base: str | None,
     as_json: bool,
+    server: Server | None,
+    model: str | None,
 ) -> int:
-    """Tell whether B is no worse than A by more than a promise; return the exit code."""
-    if b is None:
-        raise SoraError("--max-drop and --max-differ compare two models", hint="sora verify A B")
+    """Tell whether B is no worse than A by more than a promise; return the exit code.
+
+    Args:
+        server: what B is, in place of a model; `model` is its name there.
+    """
+    if server is not None and b is not None and "=" in b:
+        overrides, b = [b, *overrides], None
+    if (b is None) is (server is None):
+        raise SoraError(
+            "--max-drop and --max-differ compare two models",
+            hint="sora verify A B, or sora verify A --server URL",
+        )
     promise = gate.options(overrides, tolerance)
-    for reference in (a, b):
+    if server is not None:
+        given = {"--ask": gate.ask, "--next-tokens": gate.next_tokens}
+        check_excludes("--server", [name for name, value in given.items() if value])
+    references = (a,) if b is None else (a, b)
+    for reference in references:
         say_notes(result_remarks(check_target(reference, "sora verify {}")))
     check_new_file("-o", gate.output, force=gate.force)
+    if server is not None:
+        place = Path(a).expanduser()
+        server.choose(model, adapter_folder(place) or place)  # before anything slow
     with importing():
         from sora_cli.search.choosing import choosing_rows, recipe_of
-        from sora_cli.verify.gate import Side
+        from sora_cli.verify.gate import Served, Side, gate_server
         from sora_cli.verify.gate import gate as compare
-    sides = Side.of(a, base), Side.of(b, base)
-    if sides[0].is_same(sides[1]) and gate.output is None:
+    sides = [Side.of(reference, base) for reference in references]
+    if sides[0].is_same(sides[-1]) and server is None and gate.output is None:
         emit("verdict:    certified: A and B are the same adapter")
         return OK
-    loaded, on = load_gate(promise, a, b, base=base)
+    loaded, on = load_gate(promise, *references, base=base)
     table = ask_table(promise, force=gate.force)
     rows, on = choosing_rows(promise, loaded, on, *(side.place for side in sides))
-    found = compare(*sides, loaded.recipe, rows, on, table, say)
+    if server is None:
+        found = compare(sides[0], sides[1], loaded.recipe, rows, on, table, say)
+    else:
+        served = Served(server)
+        references = (a, served.reference)
+        found = gate_server(sides[0], served, loaded.recipe, rows, on, say)
     evidence = found.evidence("verify", sides[0].place, recipe_of(promise, loaded.resolved(), on))
     say_notes(open_notes(found, evidence))
     if gate.output is not None:
@@ -174,7 +200,7 @@ def _gate(
     if as_json:
         emit(evidence.text().rstrip())
         return code
-    emit_table(gate_table(evidence, (printable(a), printable(b))))
+    emit_table(gate_table(evidence, [printable(name) for name in references]))
     emit(f"about:      {evidence.scope}")
     emit(f"verdict:    {evidence.status}: {evidence.statement}")
     return code

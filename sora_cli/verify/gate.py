@@ -13,10 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from tqdm import tqdm
+
 from sora_cli.adapter.digest import deciding, result_digest
 from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.adapter.places import adapter_folder, baseline_folder
-from sora_cli.core.console import say_notes
+from sora_cli.core.console import say, say_notes
+from sora_cli.core.errors import SoraError
+from sora_cli.model.base import Base
 from sora_cli.model.files import SORA_FILE
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.scoring import load_target
@@ -30,12 +35,18 @@ from sora_cli.search.search import Outcome
 from sora_cli.search.size import Size
 from sora_cli.search.statistic import Bound
 from sora_cli.search.statistics import drop_bound, statistic_of
-from sora_cli.search.test_rows import TestRows
+from sora_cli.search.test_rows import EncodedRows, TestRows
 from sora_cli.tasks.base import Task
-from sora_cli.train.trainer import build_scorer
+from sora_cli.tasks.language import Writing, room_after, row_text_scores
+from sora_cli.tasks.row_scores import RowScores, answer_scores, row_scores
+from sora_cli.train.trainer import AdapterTrainer, build_scorer
+from sora_cli.verify.server import Server
 
 NAME = "A"
 """Name of the reference in sentences."""
+_OF_MODEL = Size(parameters=0, components=0, largest_rank=0, served=0)
+_EXACT = "exact_match"
+_ASKED_TWICE = 20  # rows at most, of a server: whether it answers as it did
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ class Side:
     def size(self) -> Size:
         """The size of an adapter; a model has no factors."""
         if adapter_folder(self.place) is None:
-            return Size(parameters=0, components=0, largest_rank=0, served=0)
+            return _OF_MODEL
         return stored_size(self.place)
 
     def model(self, recipe: Recipe, task: Task) -> Model:
@@ -87,6 +98,83 @@ class Side:
         facts = (deciding(read_sora_file(side.place / SORA_FILE)[0]) for side in (self, other))
         one, two = facts
         return bool(self.digest) and self.digest == other.digest and one == two
+
+
+class Served:
+    """A server as the second model: the texts that it writes after the prompts of the rows.
+
+    Args:
+        server: with its model chosen.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self.server, self.reference = server, server.shown(f"{server.url}, model {server.model}")
+
+    def scores(self, rows: EncodedRows, base: Base, best: str) -> RowScores:
+        """Return what the server writes as scores: whole texts, or whether they are exact.
+
+        Args:
+            base: the model A, whose tokenizer has made the prompts.
+            best: metric of a promise about a drop; "": answers are compared.
+        """
+        new: int = rows.part.task.options.model_dump()["max_new_tokens"]
+        numbers = np.arange(len(rows.part)) if rows.counted is None else rows.counted
+        examples = rows.rows.examples.select(numbers.tolist())
+        prompts: list[list[int]] = examples["prompt"][:]
+        texts = [str(base.processor.decode(prompt)) for prompt in prompts]
+        self.server.find_writing(texts[0], prompts[0])
+        if not self.server.way.ids:
+            read = base.processor(texts, add_special_tokens=False).input_ids
+            other = sum(one != prompt for one, prompt in zip(read, prompts, strict=True))
+            say_notes([
+                "the server takes prompts as texts only, and may add a first token; "
+                f"{other} of {len(prompts)} are other tokens when they are read again"
+            ])  # fmt: skip
+
+        def answer(row: int) -> str:
+            room = room_after(base.model, len(prompts[row]), new)
+            return self.server.write(texts[row], prompts[row], room)
+
+        say(f"asking {self.server.shown(self.server.url)} for the answers to {len(prompts)} rows")
+        answers = [answer(row) for row in tqdm(range(len(prompts)), desc="asking", leave=False)]
+        again = range(0, len(prompts), -(-len(prompts) // _ASKED_TWICE))
+        apart = sum(answer(row) != answers[row] for row in again)
+        say_notes([f"asked twice, the server answers {apart} of {len(again)} rows otherwise"])
+        if not best:
+            return answer_scores(answers)
+        right = row_text_scores(answers, examples["reference"][:], [best])[best]
+        return row_scores(best, "right", right)
+
+
+def gate_server(
+    a: Side,
+    server: Served,
+    recipe: Recipe,
+    rows: TestRows,
+    promise: Promise,
+    tell: Callable[[str], None],
+) -> Outcome:
+    """Test whether a server answers as an adapter or a model does; see `gate`."""
+    task, best = rows.task, "" if promise.by_answers else promise.metric
+    if not isinstance(task, Writing):
+        raise SoraError(
+            f"--server with a promise is for models that write, and task {task.name} writes none",
+            hint="without --max-drop or --max-differ a server's next tokens are compared",
+        )
+    if best not in ("", _EXACT):
+        raise SoraError(
+            f"a server's texts show no {best}",
+            hint=f"task.metrics=[{_EXACT}], or --max-differ 1% --unlabelled FILE",
+        )
+    with a.model(recipe, task)() as (base, trainer):
+        if base.model.config.is_encoder_decoder:
+            raise SoraError(f"{a.reference} has an encoder, and such servers have none")
+        encoded, full = _first(rows, recipe, base, trainer)
+        small = server.scores(encoded, base, best)
+    candidate = Candidate(
+        **_OF_MODEL.model_dump(), directory=server.reference, digest="", test=None
+    )
+    return _tested(a, candidate, encoded, full, small, promise, tell)
 
 
 def gate(
@@ -156,21 +244,42 @@ def _by_scores(
     tell: Callable[[str], None],
 ) -> Outcome:
     with a.model(recipe, rows.task)() as (base, trainer):
-        with recipe.placing():
-            encoded = rows.distinct_on(base)
-        say_notes(encoded.notes())
-        full = encoded.scores(trainer)
-    bound, promise = method_told(full, promise, tell)
+        encoded, full = _first(rows, recipe, base, trainer)
     with b.model(recipe, rows.task)() as (base, trainer):
         small = encoded.on(base).scores(trainer)
+    return _tested(a, _candidate(b, b.size), encoded, full, small, promise, tell)
+
+
+def _first(
+    rows: TestRows, recipe: Recipe, base: Base, trainer: AdapterTrainer
+) -> tuple[EncodedRows, RowScores]:
+    """Return the rows that test, and the scores of A on them."""
+    with recipe.placing():
+        encoded = rows.distinct_on(base)
+    say_notes(encoded.notes())
+    return encoded, encoded.scores(trainer)
+
+
+def _tested(
+    a: Side,
+    b: Candidate,
+    rows: EncodedRows,
+    full: RowScores,
+    small: RowScores,
+    promise: Promise,
+    tell: Callable[[str], None],
+) -> Outcome:
+    """Return the test of B by both models' scores."""
+    bound, promise = method_told(full, promise, tell)
     test = drop_bound(full, small, promise.confidence).judged(promise.max_drop)
     statistic = statistic_of(full)
     if bound.smallest_drop is None and test.is_of_many:
         smallest = statistic.beside(full, small, len(full), promise.confidence)
         bound = bound.model_copy(update={"smallest_drop": smallest})
     about = reference_of(a.size, NAME, statistic.score(full, full), a.digest)
-    candidate = _candidate(b, b.size).model_copy(update={"test": test})
-    found = Outcome(promise, bound, about, [candidate], {TEST: encoded.row_set()}, full)
+    found = Outcome(
+        promise, bound, about, [b.model_copy(update={"test": test})], {TEST: rows.row_set()}, full
+    )
     return _with_lower(found, test, lambda: drop_bound(small, full, promise.confidence))
 
 

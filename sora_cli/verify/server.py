@@ -73,9 +73,9 @@ class Way:
         """True if the server puts the text into its chat template."""
         return "chat" in self.path
 
-    def body(self, text: str, ids: Sequence[int]) -> dict[str, Any]:
-        """Return the request for one next token, the likeliest."""
-        body: dict[str, Any] = {"max_tokens": 1, "temperature": 0}
+    def body(self, text: str, ids: Sequence[int], tokens: int = 1) -> dict[str, Any]:
+        """Return the request for the next tokens, the likeliest ones."""
+        body: dict[str, Any] = {"max_tokens": tokens, "temperature": 0}
         if self.uncached:
             body["cache_prompt"] = False
         if self.chat:
@@ -92,6 +92,11 @@ _WAYS = tuple(
     for logprobs, uncached in ((True, True), (True, False), (False, False))
     if logprobs or not ids  # without log-probabilities, ids say no more than a text
 )
+
+_WRITING = tuple(
+    Way(COMPLETIONS, ids, uncached=uncached) for ids in (True, False) for uncached in (True, False)
+)
+"""Forms of a request for a whole text: the prompt is rendered here, so no chat is asked for."""
 
 
 @dataclass(frozen=True)
@@ -189,22 +194,40 @@ class Server:
         Args:
             chats: the chat template is known here, too.
         """
-        ways = [way for way in _WAYS if chats or not way.chat]
-        for way in ways:
+        token = self._first_of([way for way in _WAYS if chats or not way.chat], text, ids)
+        if self.way.logprobs and not token.likely:  # it left our wish aside
+            self.way = Way(self.way.path)
+
+    def find_writing(self, text: str, ids: Sequence[int]) -> None:
+        """Choose the first form of request for a whole text that the server takes."""
+        self._first_of(_WRITING, text, ids)
+
+    def _first_of(self, ways: Sequence[Way], text: str, ids: Sequence[int]) -> NextToken:
+        """Choose the first form of request that the server takes, and return its answer."""
+        for way in ways[:-1]:
             self.way = way
             try:
-                token = self.ask(text, ids)
+                return self.ask(text, ids)
             except ServerError as error:
-                if error.status not in _OTHER_FORM or way is ways[-1]:
+                if error.status not in _OTHER_FORM:
                     raise
-            else:
-                if way.logprobs and not token.likely:  # it left our wish aside
-                    self.way = Way(way.path)
-                return
+        self.way = ways[-1]
+        return self.ask(text, ids)
 
-    def ask(self, text: str, ids: Sequence[int], *, base: bool = False) -> NextToken:
-        """Return the token that the model, or its bare base, writes after a text."""
-        body = {"model": self.model, **self.way.body(text, ids), **(self.base if base else {})}
+    def write(self, text: str, ids: Sequence[int], tokens: int) -> str:
+        """Return the text that the model writes after a prompt, without outer white space.
+
+        Args:
+            tokens: the largest number of new tokens.
+        """
+        return self.ask(text, ids, tokens=tokens).text.strip()
+
+    def ask(
+        self, text: str, ids: Sequence[int], *, base: bool = False, tokens: int = 1
+    ) -> NextToken:
+        """Return the token, or the text, that the model or its bare base writes after a text."""
+        body = {"model": self.model, **self.way.body(text, ids, tokens),
+                **(self.base if base else {})}  # fmt: skip
         reply = self._reply(self.way.path, body)
         try:
             choice = reply["choices"][0]
