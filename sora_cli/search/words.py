@@ -121,7 +121,8 @@ def _sentence(evidence: Evidence, nouns: Nouns, test: Bound | None) -> str:
     if evidence.worse and test.lower is not None:
         sure = f"with {promise.confidence:.0%} confidence"
         shown = f"at least {nouns.amount(test.lower)}, {seen}"
-        return f"B is shown to be worse: {sure} {nouns.broken}{nouns.end} ({shown})"
+        fault = "differ more" if promise.kind == "differ" else "be worse"
+        return f"B is shown to {fault}: {sure} {nouns.broken}{nouns.end} ({shown})"
     start = "it is not shown" if gates else "no size passed its test: of the largest"
     return (
         f"{start}{': ' if gates else ', '}{nouns.may.format(nouns.amount(test.upper))}"
