@@ -84,7 +84,7 @@ class FinishedMaker(Maker):
         tell: Tell,
     ) -> None:
         self._reference, self._model, self._sizes = reference, model, sizes
-        self._state, self._tell, self._recipe = state, tell, recipe
+        self._state, self._tell = state, tell
         number = min(max(len(rows) // _PART, 1), _MOST)
         parts = rows.parts(number, len(rows) - number, SEED)
         with model() as (base, trainer), recipe.placing():
@@ -95,7 +95,6 @@ class FinishedMaker(Maker):
             self._screened = self._screening.scores(trainer)
         self._test = replace(pool, known=bool(rows.seen))
         self._scores: dict[int | None, RowScores] = {}
-        self._models: list[Model] = []
         state.rows = {SCREENING: self._screening.row_set(), POOL: self._test.row_set()}
 
     @property
@@ -109,22 +108,19 @@ class FinishedMaker(Maker):
 
     def screened(self, promise: Promise, bound: BoundMethod) -> list[Screened]:
         """Return all sizes, with the share of the screening rows on which they differ."""
-        del bound
+        del promise, bound
         found = []
         for planned in self._sizes:
             scores = self._of(planned.before, self._screening)
             differ = float(self._screened.differs(scores).mean())
-            known = planned.size.model_dump()
-            found.append(
-                Screened(
-                    **known,
-                    share=planned.share,
-                    max_params=planned.size.parameters,
-                    screening=Measured(score=1 - differ, drop=differ),
-                    named=True,
-                )
+            size = Screened(
+                **planned.size.model_dump(),
+                share=planned.share,
+                max_params=planned.size.parameters,
+                screening=Measured(score=1 - differ, drop=differ),
+                named=True,
             )
-        del promise
+            found.append(size)
         return found
 
     def size(self, number: int, named: Screened, *, scored: bool) -> Made | None:

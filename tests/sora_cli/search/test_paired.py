@@ -143,16 +143,21 @@ def _short_of_completions(lost: int, won: int, rows: int, confidence: float, unk
     "rows", [5, *(pytest.param(n, marks=pytest.mark.long) for n in (8, 20, 30))]
 )
 def test_no_way_to_label_the_unknown_rows_has_a_larger_bound(rows: int) -> None:
-    for lost in range(1, rows + 1):
-        for won in range(rows - lost + 1):
-            for unknown in range(1, lost + 1):
-                assert _short_of_completions(lost, won, rows, 0.95, unknown) <= 1e-7
+    """Of 30 rows every ninth count: all of them hold, too, and take two minutes."""
+    counts = [
+        (lost, won, unknown)
+        for lost in range(1, rows + 1)
+        for won in range(rows - lost + 1)
+        for unknown in range(1, lost + 1)
+    ]
+    for lost, won, unknown in counts[:: 9 if rows > 20 else 1]:
+        assert _short_of_completions(lost, won, rows, 0.95, unknown) <= 1e-7
 
 
 @pytest.mark.long
 def test_nor_has_one_of_many_rows() -> None:
     rng = np.random.default_rng(7)
-    for _ in range(200):
+    for _ in range(60):
         rows = int(rng.integers(41, 5001))
         differing = int(rng.integers(1, min(rows, 41)))
         lost = int(rng.integers(1, differing + 1))
