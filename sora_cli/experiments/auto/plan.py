@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from methods.configs import MethodConfig
 from methods.registry import plain_method, size_keys, sized_method
+from methods.schedules import steps_of
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.auto.budget import RowPlan, plan_rows
 from sora_cli.recipe.auto import AutoBlock, Basis
@@ -86,7 +88,7 @@ class AutoPlan:
         """
         recipe, healing = self.loaded.recipe, self.heal * self.block.sizes
         with recipe.placing("auto.rows"):
-            return plan_rows(
+            rows = plan_rows(
                 self.block,
                 recipe.training,
                 wanted=self.wanted(total),
@@ -94,6 +96,21 @@ class AutoPlan:
                 healing=healing,
                 unlabelled=unlabelled,
             )
+        self._check_steps(recipe.training.total_steps(rows.trained))
+        return rows
+
+    def _check_steps(self, steps: int) -> None:
+        """Raise `SoraError` if a size would have no step left after its cut."""
+        if 0 < steps_of(self.cut_at, steps) < steps:
+            return
+        least = next(n for n in count(2) if 0 < steps_of(self.cut_at, n) < n)
+        raise SoraError(
+            f"the run has {steps} {'steps' if steps > 1 else 'step'}: none is left to heal a size "
+            f"that is cut after {self.cut_at:.0%} of them",
+            where=self.loaded.recipe.place("training.max_steps"),
+            hint=f"train for {least} steps at least: training.max_steps={least}",
+            key="training.max_steps",
+        )
 
     def full(self, rows: RowPlan) -> LoadedRecipe:
         """Return the recipe of the run at full rank; it keeps its checkpoint at the cut."""

@@ -15,7 +15,7 @@ from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from sora_cli.search import auto_search
 from sora_cli.search.evidence import read_certificate
 from sora_cli.search.record import read_auto
-from tests.helpers_errors import error_of
+from tests.helpers_errors import error_of, refused
 from tests.helpers_runs import files_of, train
 from tests.sora_cli.commands.promises import LABELS, Makers, labelled, same_end
 from tests.sora_cli.experiments.auto.support import auto_recipe
@@ -159,3 +159,13 @@ def test_data_without_a_recipe(
     assert run([*words, "auto.rows=40", "training.max_steps=16", "--no-verify"]) == 0
     assert (tmp_path / "train.yaml").is_file()
     assert read_certificate(tmp_path / "runs" / "train-auto-s0") is not None
+
+
+def test_too_few_steps_to_heal_are_told_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = auto_recipe(tmp_path)
+    refused(capsys, "auto", recipe, "training.max_steps=4")
+    refused(capsys, "auto", recipe, "training.max_steps=1", "--dry-run")
+    assert not (tmp_path / "out").exists()
+    assert run(["auto", str(recipe), "training.max_steps=8", "--dry-run"]) == OK
