@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 STREAM = "-"
 _STREAMED = {"jsonl": "json", "csv": "csv"}
-_WRITTEN = (".csv", ".tsv", ".jsonl", ".parquet")
+_WRITTEN = (".csv", ".tsv", ".jsonl", ".parquet", ".npy")
 
 
 def predict(
@@ -48,7 +48,8 @@ def predict(
         typer.Option(
             "--output",
             "-o",
-            help="The file to write (.csv, .tsv, .jsonl or .parquet); - is stdout.",
+            help="The file to write (.csv, .tsv, .jsonl or .parquet; of vectors .npy, too); - is "
+            "stdout.",
         ),
     ],
     overrides: options.ReadOverrides = None,
@@ -135,7 +136,7 @@ def _check_output(to: Path | None, stream: str | None, *, as_json: bool, force: 
             f"-o {to}: the file must end in one of {', '.join(_WRITTEN)}",
             hint=f"-o {quote(str(to.with_suffix('.jsonl')))}",
         )
-    return file_kind(to)
+    return "npy" if to.suffix.lower() == ".npy" else file_kind(to)
 
 
 @contextmanager

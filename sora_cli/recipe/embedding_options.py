@@ -13,6 +13,8 @@ from sora_cli.recipe.usual import MINILM, Usual
 
 _FOUND = ("ndcg_at_10", "mrr_at_10", "recall_at_1", "recall_at_10")
 _ALIKE = ("spearman", "pearson")
+VECTOR = "_vector"
+"""End of the names of answers that are vectors."""
 
 
 class EmbeddingOptions(TaskOptions):
@@ -37,7 +39,7 @@ class EmbeddingOptions(TaskOptions):
     PEFT_TYPE = "FEATURE_EXTRACTION"
     ONE_LABEL = False
     TRAINS_HEAD = False
-    ANSWERED_BY = ("query_vector", "document_vector")
+    ANSWERED_BY = (f"query{VECTOR}", f"document{VECTOR}")
     ANSWERED_TOGETHER = 1024
     USUAL = Usual(
         "sentence-transformers/all-MiniLM-L6-v2",

@@ -1,4 +1,4 @@
-"""Rows with their answers as CSV, JSON lines or Parquet: written in parts, then joined."""
+"""Rows with their answers as CSV, JSON lines or Parquet, or vectors: in parts, then joined."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from datasets import Dataset
 
 from sora_cli.core.errors import SoraError
+from sora_cli.core.words import listed
+from sora_cli.recipe.embedding_options import VECTOR
 from sora_cli.use.source import plain_rows
 
+VECTORS = "npy"
 Answers = Mapping[str, Sequence[Any]]
 """New columns: name -> values."""
 
 
 class Format:
-    """An output format: the rows' own columns first, then the answers.
+    """An output format: the rows' own columns first, then the answers; of "npy" vectors alone.
 
     Attributes:
-        kind: "csv", "json" or "parquet".
+        kind: "csv", "json", "parquet" or "npy".
         header: names of the rows' own columns.
         line_end: line break of CSV and JSON lines.
     """
@@ -50,6 +54,8 @@ class Format:
         """
         if self.kind == "parquet":
             return _parquet(rows, answers)
+        if self.kind == VECTORS:
+            return _vectors(answers)
         own = plain_rows(rows) if as_is is None else list(islice(as_is, len(rows)))
         added = zip(*answers.values(), strict=True)
         if self.kind == "csv":
@@ -62,8 +68,8 @@ class Format:
 
     def join(self, parts: Sequence[Path], file: Path, answers: Sequence[str]) -> None:
         """Join the parts into one file."""
-        if self.kind == "parquet":
-            _join_parquet(parts, file)
+        if self.kind in ("parquet", VECTORS):
+            (_join_parquet if self.kind == "parquet" else _join_vectors)(parts, file)
             return
         with file.open("wb") as out:
             out.write(self.start(answers).encode())
@@ -92,6 +98,33 @@ def _as_json(value: Any) -> str:
         raise SoraError("the rows have bytes, which a text file cannot hold",
                         hint="write Parquet: -o FILE.parquet")  # fmt: skip
     return str(value)
+
+
+def check_vectors(names: Sequence[str]) -> None:
+    """Raise `SoraError` unless the answers are one vector a row, as a .npy file holds them."""
+    if len(names) != 1 or not names[0].endswith(VECTOR):
+        raise SoraError(
+            f"a .npy file holds one vector for each row, and the answers are {listed(names)}",
+            hint="write Parquet: -o FILE.parquet; or give a file with the texts of one side only",
+        )
+
+
+def _vectors(answers: Answers) -> bytes:
+    """Return a part as an array of (rows, d), float32."""
+    (values,) = answers.values()
+    out = io.BytesIO()
+    np.save(out, np.asarray(list(values), dtype=np.float32), allow_pickle=False)
+    return out.getvalue()
+
+
+def _join_vectors(parts: Sequence[Path], file: Path) -> None:
+    arrays = [np.load(part, mmap_mode="r", allow_pickle=False) for part in parts]
+    shape = sum(map(len, arrays)), arrays[0].shape[1]
+    with file.open("wb") as out:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(out, header)
+        for array in arrays:
+            out.write(array.tobytes())
 
 
 def _parquet(rows: Dataset, answers: Answers) -> bytes:

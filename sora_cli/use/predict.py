@@ -20,7 +20,7 @@ from sora_cli.data.content import data_fingerprint
 from sora_cli.data.csv_form import csv_form
 from sora_cli.data.places import line_end_in
 from sora_cli.run.opening import continued_by
-from sora_cli.use.formats import Format
+from sora_cli.use.formats import VECTORS, Format, check_vectors
 from sora_cli.use.parts import Parts, opened
 from sora_cli.use.predictor import Predictor, Request
 from sora_cli.use.source import Source
@@ -51,7 +51,7 @@ def predict_file(
     continue an interrupted call.
 
     Args:
-        kind: format of the output: "csv", "json" or "parquet".
+        kind: format of the output: "csv", "json", "parquet" or "npy".
         separator: of a CSV output; None means the separator of the input.
         force: start from the first row, and replace the output.
 
@@ -62,6 +62,8 @@ def predict_file(
     with tempfile.TemporaryDirectory(dir=_make_parent(output), prefix=".sora-rows-") as scratch:
         source = Source(file, Path(scratch))
         predictor = Predictor(request, source)
+        if kind == VECTORS:
+            check_vectors(predictor.adds)
         form = _format(kind, source, separator)
         with opened(output, {**predictor.made_with(), "format": kind}, force=force) as parts:
             parts.check(predictor.digest)
