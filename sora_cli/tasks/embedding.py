@@ -127,7 +127,8 @@ class Embedding(Task):
     def stand_in(self, rows: Dataset) -> Dataset:
         """Return rows with both texts; a file for `predict` may have queries or documents only."""
         columns = rows.column_names
-        there = self.find_columns(columns, ["query", "positive"])
+        named = {part: self.part_column(columns, part) for part in ("query", "positive")}
+        there = {part: column for part, column in named.items() if column in columns}
         if not there:
             self.require_columns(columns, ["query"])
         both = zip(_SIDES, ("query", "positive"), strict=True)

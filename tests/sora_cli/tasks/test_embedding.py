@@ -316,6 +316,10 @@ def test_rows_for_predict_may_have_one_text() -> None:
         assert task.answered_by == (name,)
         task.bind(alone)
         assert task.input_columns == (part,)
+    own = [{"q": row["query"], "d": row["positive"]} for row in rows]
+    task = bound_task(own, data={"columns": {"query": "q", "positive": "d"}})
+    task.bind(task.stand_in(Dataset.from_list([{"d": row["d"]} for row in own])))
+    assert (task.answered_by, task.input_columns) == (("document_vector",), ("d",))
     task = bound_task(rows)
     assert task.stand_in(Dataset.from_list(rows)).column_names == ["query", "positive"]
     with refusal():
