@@ -19,6 +19,7 @@ from methods.factors import LowRankFactors
 from sora_cli.experiments.path.plan import StagePlan, varied_option
 from sora_cli.experiments.path.record import SELECTION, TRAIN_SUBSET, PathReport, Stage, relative_to
 from sora_cli.report import RunReport
+from sora_cli.run.encode import encode
 from sora_cli.run.evaluate import evaluate_all
 from sora_cli.run.output import clear_run
 from sora_cli.run.prepare import Prepared
@@ -169,17 +170,21 @@ def _scored_splits(ready: Prepared, plan: StagePlan) -> dict[str, Encoded]:
     """Return the splits to score: training subset, reported splits, selection rows if separate."""
     block = plan.recipe.path
     assert block is not None
-    splits = {TRAIN_SUBSET: _subset(ready.train, block.memorisation_rows, block.memorisation_seed)}
+    splits = {TRAIN_SUBSET: _subset(ready, block.memorisation_rows, block.memorisation_seed)}
     splits.update(ready.report)
     if plan.recipe.data.selection != "validation":
         splits[SELECTION] = ready.select
     return splits
 
 
-def _subset(rows: Encoded, limit: int, seed: int) -> Encoded:
-    """Draw a random subset of the rows by a seed, in the data set's order."""
-    n = len(rows.lengths)
-    if limit >= n:
-        return rows
-    chosen = np.sort(np.random.default_rng(seed).choice(n, limit, replace=False))
-    return Encoded(rows.dataset.select(chosen), rows.lengths[chosen], rows.truncated)
+def _subset(ready: Prepared, limit: int, seed: int) -> Encoded:
+    """Draw a random subset of the training rows by a seed, in the data set's order.
+
+    They are encoded anew, as rows that are scored: training may pack rows, or read them in pairs.
+    """
+    rows = ready.rows.train
+    chosen = np.arange(len(rows))
+    if limit < len(rows):
+        chosen = np.sort(np.random.default_rng(seed).choice(len(rows), limit, replace=False))
+    origin = ready.rows.origin(rows).of(chosen.tolist())
+    return encode(ready.task, ready.base, rows.select(chosen.tolist()), origin)

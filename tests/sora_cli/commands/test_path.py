@@ -21,6 +21,7 @@ from sora_cli.experiments.path.record import PathReport, read_path
 from sora_cli.experiments.path.stages import Stages
 from sora_cli.report import read_report
 from tests.helpers_errors import refused
+from tests.helpers_families import FAMILIES
 from tests.matrix import rest_is_long
 from tests.sora_cli.experiments.path.support import THRESHOLDS, path_recipe, train_path
 
@@ -368,3 +369,18 @@ class HardPath(AdapterMethod):
         for layer in layers.values():
             layer.d.masked_fill_(layer.d.abs() < self.config.cut, 0.0)
 '''
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["question-answering", "causal-lm, packed", "embedding"])
+def test_training_rows_are_scored_as_rows_that_are_scored(tmp_path: Path, kind: str) -> None:
+    """In training these are windows, packed, or pairs."""
+    recipe = FAMILIES[kind](tmp_path)
+    block = {"vary": "method.threshold", "epochs": 1, "memorisation_rows": 6,
+             "schedule": {"kind": "linear", "start": 0, "stop": 0.02, "num": 2}}  # fmt: skip
+    words = ["path", str(recipe), f"path={json.dumps(block)}", f"output.dir={tmp_path / 'path'}"]
+    assert run([*words, "--no-verify"]) == 0
+    found = json.loads((tmp_path / "path" / "path.json").read_text())
+    assert [set(stage["metrics"]) for stage in found["stages"]] == [
+        {"train-subset", "validation"}
+    ] * 2
