@@ -282,6 +282,10 @@ def _embedding(folder: Path) -> Path:
     )
 
 
+def _reward(folder: Path) -> Path:
+    return write_preference_recipe(folder, task={"name": "reward"})
+
+
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "causal-lm": _causal_lm,
     "causal-lm, packed": _packed_lm,
@@ -289,6 +293,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "sequence-regression": _regression,
     "multiple-choice": _multiple_choice,
     "preference": write_preference_recipe,
+    "reward": _reward,
     "seq2seq": _seq2seq,
     "question-answering": _question_answering,
     "token-classification": _token_classification,

@@ -130,6 +130,10 @@ def _pairs(columns: Columns, given: Given, task: str | None) -> Match | None:
     return _of_parts("preference", "a chosen and a rejected answer in each row", parts)
 
 
+def _rewarded(columns: Columns, given: Given, task: str | None) -> Match | None:
+    return None if task is None else _pairs(columns, given, task)  # else they are preferences
+
+
 def _search(columns: Columns, given: Given, task: str | None) -> Match | None:
     if task is None and given.get("label_column"):
         return None
@@ -281,6 +285,7 @@ _FAMILIES: tuple[tuple[str, Callable[[Columns, Given, str | None], Match | None]
     ("image-classification", _image),
     ("image-text", _image_text),
     ("preference", _pairs),
+    ("reward", _rewarded),
     ("embedding", _search),
     ("causal-lm", _chat),
     ("token-classification", _tags),

@@ -11,6 +11,7 @@ from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.embedding_options import EmbeddingOptions
 from sora_cli.recipe.metric_facts import add_facts
+from sora_cli.recipe.reward_options import RewardOptions
 from sora_cli.recipe.task_options import (
     CausalLmOptions,
     ImageClassificationOptions,
@@ -31,6 +32,7 @@ FAMILIES: dict[str, tuple[str, type[TaskOptions]]] = {
     "sequence-regression": ("sequence", SequenceRegressionOptions),
     "causal-lm": ("causal_lm", CausalLmOptions),
     "preference": ("preference", PreferenceOptions),
+    "reward": ("reward", RewardOptions),
     "seq2seq": ("seq2seq", Seq2SeqOptions),
     "question-answering": ("question_answering", QuestionAnsweringOptions),
     "token-classification": ("token_classification", TokenClassificationOptions),

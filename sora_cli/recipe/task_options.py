@@ -32,10 +32,8 @@ _IMAGES = 256  # rows whose image files are in memory together
 Columns = Mapping[str, tuple[str, ...]]
 
 
-_OF_PAIRS = (
-    "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected",
-    "logps/chosen", "logps/rejected",
-)  # fmt: skip
+OF_REWARDS = ("rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected")
+_OF_PAIRS = (*OF_REWARDS, "logps/chosen", "logps/rejected")
 NO_REFERENCE = ("orpo", "simpo")
 _BETAS = {"simpo": 2.0}  # Meng et al. 2024 (arXiv 2405.14734), section 3
 FROM_START, BASE_MODEL = "start", "base"
@@ -221,19 +219,11 @@ class CausalLmOptions(_Writing):
     )
 
 
-class PreferenceOptions(TaskOptions):
-    """Preferring one of two answers to a prompt: DPO, and its relatives without a reference."""
+class PairOptions(TaskOptions):
+    """Rows of a chosen and a rejected answer to a prompt."""
 
-    PEFT_TYPE = "CAUSAL_LM"
     ANSWERED_BY = ("prefers", "reward_chosen", "reward_rejected")
     ONE_LABEL = False
-    TRAINS_HEAD = False
-    CAN_SPEAK = True
-    CHUNKS_LOSS = True
-    METRICS = (*_OF_PAIRS, "loss")
-    MODEL_CLASS = "AutoModelForCausalLM"
-    HUB_TASK = "text-generation"
-    USUAL = replace(SPEAKS, builtin="builtin://tiny-llama", texts=2)
     COLUMNS: ClassVar[Columns] = {
         "prompt": ("prompt", "question", "instruction"),
         "chosen": ("chosen",),
@@ -242,9 +232,23 @@ class PreferenceOptions(TaskOptions):
     }
     WHOLE_TEXTS = ("chosen", "rejected")
 
-    metrics: SomeNames = metrics_field(*_OF_PAIRS, known=", ".join((*_OF_PAIRS, "loss")))
     prompt: str = _PROMPT
     system: str | None = _SYSTEM
+
+
+class PreferenceOptions(PairOptions):
+    """Preferring one of two answers to a prompt: DPO, and its relatives without a reference."""
+
+    PEFT_TYPE = "CAUSAL_LM"
+    TRAINS_HEAD = False
+    CAN_SPEAK = True
+    CHUNKS_LOSS = True
+    METRICS = (*_OF_PAIRS, "loss")
+    MODEL_CLASS = "AutoModelForCausalLM"
+    HUB_TASK = "text-generation"
+    USUAL = replace(SPEAKS, builtin="builtin://tiny-llama", texts=2)
+
+    metrics: SomeNames = metrics_field(*_OF_PAIRS, known=", ".join((*_OF_PAIRS, "loss")))
     loss: Literal["sigmoid", "hinge", "ipo", "robust", "orpo", "simpo"] = Field(
         "sigmoid",
         description="sigmoid (DPO), hinge (SLiC), ipo, robust: beside a reference model. orpo, "

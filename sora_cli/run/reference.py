@@ -40,7 +40,7 @@ from sora_cli.run.stored import check_base
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.encoded import Encoded
 from sora_cli.tasks.family.head import ReferenceModel
-from sora_cli.tasks.preference import INPUTS
+from sora_cli.tasks.pair_rows import INPUTS
 from sora_cli.train.trainer import AdapterTrainer, build_scorer
 
 KEY = "task.reference"

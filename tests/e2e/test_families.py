@@ -27,6 +27,7 @@ WITHOUT_LABELS = {
     "sequence-regression": {"label"},
     "multiple-choice": {"label"},
     "preference": set(),
+    "reward": set(),
     "seq2seq": {"output"},
     "question-answering": {"answers"},
     "token-classification": {"tags"},
@@ -206,7 +207,7 @@ def check(kind: str, row: dict[str, Any], record: dict[str, Any]) -> None:
         cosine = np.dot(row["query_vector"], row["document_vector"])  # of unit length
         assert cosine == pytest.approx(record["cosine"], abs=1e-5)
         return
-    if kind == "preference":
+    if kind in ("preference", "reward"):
         assert row[row["prefers"]] == record["prediction"]
         for side, reward in record["rewards"].items():
             assert row[f"reward_{side}"] == pytest.approx(reward, abs=1e-4)

@@ -1,0 +1,234 @@
+"""Rows of a chosen and a rejected answer to a prompt, as tokens of both."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Value
+
+from sora_cli.data.overlap import input_hashes
+from sora_cli.data.places import RowError
+from sora_cli.recipe.task_options import PairOptions
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.causal_lm import check_template, for_row
+from sora_cli.tasks.dialogues import Row, learned_tokens, prompt_hashes, rows_of
+from sora_cli.tasks.encoded import NO_EXAMPLES, Encoded
+from sora_cli.tasks.messages import chat_rows
+from sora_cli.tasks.pairs import (
+    SIDES,
+    Pair,
+    check_pair,
+    is_chat,
+    is_unpaired,
+    pair_of,
+    prompt_of,
+    unpaired,
+)
+from sora_cli.tasks.prompts import uses_template
+from sora_cli.tasks.questions import Questions
+from sora_cli.tasks.texts import columns_in, require_column
+
+_TEXTS = ("prompt", *SIDES)
+_PARTS = (*_TEXTS, "tools")
+_SHOWN = (("answer_a", "a"), ("answer_b", "b"))
+"""Columns of the two answers where nobody has said which is the better one, and their labels."""
+INPUTS = ("input_ids", "labels")
+"""Columns of encoded rows that the model reads, one list for each answer."""
+
+
+class PairRows(Task):
+    """The rows of a family that learns from a chosen and a rejected answer."""
+
+    label_column = None
+    options: PairOptions
+
+    def bind(self, train: Dataset) -> None:
+        columns = train.column_names
+        parts = self.find_columns(columns, _PARTS)
+        if is_unpaired(columns) and not set(SIDES) <= set(parts):
+            raise unpaired(columns)
+        self._columns = {**parts, **self.require_columns(columns, SIDES)}
+        texts = [self._columns[part] for part in _TEXTS if part in self._columns]
+        if all(isinstance(train.features[column], Value) for column in texts):
+            self._columns.pop("tools", None)  # they go with messages
+        inputs = [self._columns[part] for part in _PARTS if part in self._columns]
+        if self._own_prompt:
+            fields = columns_in(self.options.prompt, columns)
+            for column in fields:
+                require_column(column, columns, key="task.prompt")
+            inputs = list(dict.fromkeys([*fields, *inputs]))
+        self.input_columns = tuple(inputs)
+
+    def stand_in(self, rows: Dataset) -> Dataset:
+        return rows
+
+    def raw_keys(self, rows: Dataset) -> list[np.ndarray]:
+        """Return a key of the prompt: pairs of one prompt are the same input, in either order."""
+        if self._own_prompt:
+            return [input_hashes(rows, columns_in(self.options.prompt, rows.column_names))]
+        if "prompt" in self._columns:
+            parts = [self._columns[p] for p in ("prompt", "tools") if p in self._columns]
+            return [input_hashes(rows, parts)]
+        prompts = []
+        for i, row in enumerate(chat_rows(rows, self._columns.values())):
+            for_row(i, check_pair, row, self._columns)
+            prompts.append(for_row(i, prompt_of, row, self._columns))
+        return [input_hashes(Dataset.from_dict({"prompt": prompts}), ["prompt"])]
+
+    def input_keys(self, rows: Encoded, *, answers: bool = False) -> list[np.ndarray]:
+        """Return a key of the prompt's tokens, as the chosen answer follows them."""
+        table = rows.dataset.select_columns(list(INPUTS)).with_format("arrow")[:]
+        chosen = np.arange(0, 2 * len(rows.dataset), 2)
+        ids, labels = (table[n].combine_chunks().flatten().take(chosen) for n in INPUTS)
+        return [prompt_hashes(ids, labels)]
+
+    def check(self, rows: Dataset) -> None:
+        for column in self._columns.values():
+            require_column(column, rows.column_names)
+        for i, row in enumerate(chat_rows(rows, self._columns.values())):
+            for_row(i, check_pair, row, self._columns)
+
+    def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
+        read = chat_rows(rows, self._columns.values())
+        pairs = [for_row(i, self._pair, row, processor) for i, row in enumerate(read)]
+        made = rows_of([dialogue for pair in pairs for dialogue in pair], processor)
+        limit = self.data.max_length
+        whole = list(zip(made[::2], made[1::2], strict=True))
+        cut = [_cut(pair, limit) for pair in whole]
+        equal = [a == b for a, b in cut]
+        for i, pair in enumerate(cut):
+            if not all(map(learned_tokens, pair)):
+                raise RowError("an answer has no token", i)
+        shorter = sum(
+            learned_tokens(a) < learned_tokens(b)
+            for before, after in zip(whole, cut, strict=True)
+            for a, b in zip(after, before, strict=True)
+        )
+        longest = [max(len(side["input_ids"]) for side in pair) for pair in whole]
+        kept = [pair for pair, same in zip(cut, equal, strict=True) if not (same and training)]
+        same = sum(a == b for a, b in whole)
+        alike = {
+            "have two equal answers": same,
+            f"have two answers that are equal within data.max_length={limit}": sum(equal) - same,
+        }
+        effect = "and are left out" if training else "so that neither is preferred"
+        remarks = {f"{what}, {effect}": rows for what, rows in alike.items()}
+        lacking, notes = (remarks, {}) if training else ({}, remarks)
+        return Encoded(
+            Dataset.from_list([_both(pair) | self.unknown for pair in kept or cut]),
+            np.array([max(len(side["input_ids"]) for side in pair) for pair in kept or cut]),
+            truncated=sum(n > limit for n in longest),
+            longest=max(longest),
+            examples=NO_EXAMPLES if training else self._examples(pairs),
+            lacking=lacking,
+            notes={
+                **notes,
+                f"answers lose their ends at data.max_length={limit}": shorter,
+                **Counter(remark for remarks in map(_remarks, pairs) for remark in remarks),
+            },
+        )
+
+    @property
+    def unknown(self) -> dict[str, Any]:
+        """Further columns of encoded rows, whose values are not known yet."""
+        return {}
+
+    def template(self, processor: Any) -> str | None:
+        if "prompt" not in self._columns:
+            return None
+        return "the tokenizer's chat template" if self._chats(processor) else self._form
+
+    def questions(self, rows: Dataset, order: np.random.Generator) -> Questions | None:
+        columns = [self._columns[part] for part in _TEXTS if part in self._columns]
+        texts = {column: [_as_text(value) for value in rows[column][:]] for column in columns}
+        first = order.integers(2, size=len(rows))  # the side that stands first
+        shown = {c: texts[c] for c in columns if c not in map(self._columns.get, SIDES)}
+        sides = list(zip(*(texts[self._columns[side]] for side in SIDES), strict=True))
+        for i, (column, _) in enumerate(_SHOWN):
+            shown[column] = [both[at ^ i] for both, at in zip(sides, first, strict=True)]
+        labels = [label for _, label in _SHOWN]
+        answers = [{label: SIDES[at ^ i] for i, label in enumerate(labels)} for at in first]
+        return Questions(shown, answers)
+
+    def unlabelled(self, rows: Dataset) -> Dataset:
+        named = {
+            column: self._columns[side] for (column, _), side in zip(_SHOWN, SIDES, strict=True)
+        }
+        there = set(rows.column_names)
+        return (
+            rows.rename_columns(named)
+            if {*named} <= there and not {*named.values()} & there
+            else rows
+        )
+
+    @property
+    def _own_prompt(self) -> bool:
+        return self.options.prompt not in ("auto", "chat", "plain")
+
+    @property
+    def _form(self) -> str:
+        return repr(self.options.prompt) if self._own_prompt else "### headings"
+
+    def _chats(self, tokenizer: Any) -> bool:
+        return uses_template(self.options.prompt, tokenizer)
+
+    def _pair(self, row: Mapping[str, Any], tokenizer: Any) -> Pair:
+        columns, chats = self._columns, self._chats(tokenizer)
+        lists = any(is_chat(row[columns[part]]) for part in _TEXTS if part in columns)
+        whole = "prompt" not in columns and not lists
+        if (self._own_prompt and (lists or whole)) or (self.options.system and whole):
+            key = "prompt" if self._own_prompt else "system"
+            raise RowError(
+                f"task.{key} has no effect on these pairs: it goes with a column of prompts",
+                hint=f"leave task.{key} out, or name the column: data.columns.prompt=COLUMN",
+                key=f"task.{key}",
+            )
+        needed = lists or (chats and "prompt" in columns)
+        check_template(tokenizer, self.options.prompt, needed=needed)
+        return pair_of(
+            row,
+            columns,
+            tokenizer,
+            chats=chats,
+            template=self.options.prompt if self._own_prompt else None,
+            system=self.options.system,
+        )
+
+    def _examples(self, pairs: Sequence[Pair]) -> Dataset:
+        columns = {"source": ["".join(first.prompt) for first, _ in pairs]}
+        columns |= {side: [pair[i].reference for pair in pairs] for i, side in enumerate(SIDES)}
+        return Dataset.from_dict(columns)
+
+
+def _as_text(value: Any) -> str:
+    """Return a text, or the messages of a list, as a person reads them."""
+    if not is_chat(value):
+        return str(value)
+    return "\n\n".join(f"{one.get('role', '')}: {one.get('content', '')}" for one in value)
+
+
+def _remarks(pair: Pair) -> set[str]:
+    """Return the remarks on a pair: each counts its rows, whether of one answer or of both."""
+    return {remark for dialogue in pair for remark in dialogue.remarks}
+
+
+def _cut(pair: tuple[Row, Row], limit: int) -> tuple[Row, Row]:
+    """Shorten both answers of a pair to at most `limit` tokens, with the same prompt.
+
+    The ends of the answers are cut off. A prompt that would leave less than half of the tokens to
+    the longer answer loses its beginning first.
+    """
+    longest = max(len(row["input_ids"]) for row in pair)
+    if longest <= limit:
+        return pair
+    learned = max(map(learned_tokens, pair))
+    front = max(longest - learned + min(learned, limit // 2) - limit, 0)
+    both = [{name: row[name][front : front + limit] for name in INPUTS} for row in pair]
+    return both[0], both[1]
+
+
+def _both(pair: tuple[Row, Row]) -> dict[str, Any]:
+    return {name: [row[name] for row in pair] for name in INPUTS}
