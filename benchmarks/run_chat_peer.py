@@ -4,7 +4,7 @@
 
 One epoch of a directory's instructions on SmolLM2-135M from its GGUF file, or STEPS steps if STEPS
 is above 0, without a loss on prompts, with an evaluation at the end and the adapter saved. Rows,
-length, rank, targets, learning rate, schedule and batches are those of `sora train`'s side.
+length, rank, targets, learning rate, schedule, batches and tokens are those of `sora train`'s side.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from datasets import load_dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoModelForCausalLM, GgufConfig
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
+
+from sora_cli.data.gguf_tokenizer import load_tokenizer
 
 FROM = "SmolLM2-135M-Instruct.Q4_1.gguf"
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
@@ -69,7 +71,7 @@ def smollm2() -> tuple[Any, Any]:
     model = AutoModelForCausalLM.from_pretrained(
         base, gguf_file=FROM, dtype=torch.float32, quantization_config=whole
     )
-    return model, AutoTokenizer.from_pretrained(base, gguf_file=FROM)
+    return model, load_tokenizer(str(base), gguf_file=FROM)
 
 
 def _as_chat(row: dict[str, Any]) -> dict[str, Any]:

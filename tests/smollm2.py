@@ -20,6 +20,7 @@ import transformers
 
 from methods import inject, registry
 from sora_cli.adapter.saving import save_adapter
+from sora_cli.data.gguf_tokenizer import load_tokenizer
 from sora_cli.gguf.package import parsed_once
 from sora_cli.model.loading import split_gguf, weights_options
 from tests.helpers_adapters import R_MAX, randomise
@@ -114,7 +115,7 @@ def _model() -> Any:
 def tokenizer() -> Any:
     """The model's tokenizer."""
     with read(), parsed_once(str(file())):
-        return transformers.AutoTokenizer.from_pretrained(file().parent, gguf_file=NAME)
+        return load_tokenizer(str(file().parent), gguf_file=NAME)
 
 
 def write_adapter(folder: Path, *, strength: float, seed: int = 0) -> Path:

@@ -52,6 +52,10 @@ def load_processor(auto: str, source: str, options: Mapping[str, Any]) -> Any:
                 raise SoraError(
                     f"the model directory {source} holds no {what}", hint=hint, key="model.path"
                 )
+    if auto == "AutoTokenizer":
+        from sora_cli.data.gguf_tokenizer import load_tokenizer
+
+        return load_tokenizer(source, **options)
     return _auto_class(auto).from_pretrained(source, **options)
 
 

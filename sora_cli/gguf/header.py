@@ -31,15 +31,7 @@ def check_gguf(reference: str, file: Path) -> None:
     Args:
         reference: the file as the user named it.
     """
-    with file.open("rb") as stream:
-        if stream.read(len(MAGIC)) != MAGIC:
-            raise _refused(f"{reference} is not a GGUF file, despite its name")
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            try:
-                header = _Header(data)
-            except (struct.error, ValueError, OverflowError, KeyError) as error:
-                raise _refused(f"the GGUF file {reference} is cut off or damaged",
-                               "copy or download it again") from error  # fmt: skip
+    header = _read(reference, file)
     if header.version not in _VERSIONS:
         raise _refused(f"the GGUF file {reference} is of version {header.version}, not 2 or 3",
                        "convert the model again with a current llama.cpp")  # fmt: skip
@@ -56,6 +48,23 @@ def check_gguf(reference: str, file: Path) -> None:
     if not header.tensors or layers not in header.fields:
         lacks = "weights" if not header.tensors else f"number of layers ({layers})"
         raise _refused(f"the GGUF file {reference} holds no model: it has no {lacks}")
+
+
+def gguf_fields(file: Path) -> dict[str, Any]:
+    """Return the keys and values of a GGUF file's header; lists are left out."""
+    return _read(str(file), file).fields
+
+
+def _read(reference: str, file: Path) -> _Header:
+    with file.open("rb") as stream:
+        if stream.read(len(MAGIC)) != MAGIC:
+            raise _refused(f"{reference} is not a GGUF file, despite its name")
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            try:
+                return _Header(data)
+            except (struct.error, ValueError, OverflowError, KeyError) as error:
+                raise _refused(f"the GGUF file {reference} is cut off or damaged",
+                               "copy or download it again") from error  # fmt: skip
 
 
 def check_gguf_place(output: Path, *, force: bool) -> None:

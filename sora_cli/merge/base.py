@@ -256,13 +256,15 @@ def _write_unpacked(source: str, target: Path) -> None:
     import torch
     import transformers
 
+    from sora_cli.data.gguf_tokenizer import load_tokenizer
+
     name, options = split_gguf(source)
     config = transformers.AutoConfig.from_pretrained(name, **options)
     # a narrower dtype would round dequantised numbers
     model = _auto_class(config).from_pretrained(
         name, dtype=torch.float32, **options, **weights_options(options)
     )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
+    tokenizer = load_tokenizer(name, **options)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
 

@@ -20,6 +20,7 @@ from sora_cli.adapter.reading import open_adapter, read_adapter
 from sora_cli.core.errors import SoraError
 from sora_cli.core.hub import quiet_hub, quiet_loading
 from sora_cli.core.words import first_few
+from sora_cli.data.gguf_tokenizer import load_tokenizer as read_tokenizer
 from sora_cli.data.processor import lacks_tokenizer
 from sora_cli.model.files import ADAPTER_WEIGHTS
 from sora_cli.model.fingerprint import StoredTensor, read_header, stored_tensors
@@ -134,14 +135,12 @@ def load_subject(subject: Subject, config: Any, auto: str, dtype: torch.dtype) -
 
 def load_tokenizer(subject: Subject) -> Any | None:
     """Load the tokenizer beside the model; None if there is none."""
-    import transformers
-
     name, options = _options(subject)
     if "gguf_file" not in options and lacks_tokenizer(Path(name)):
         return None
     try:
         with quiet_loading():
-            return transformers.AutoTokenizer.from_pretrained(name, **options)
+            return read_tokenizer(name, **options)
     except (OSError, ValueError, ImportError, KeyError):
         return None
 

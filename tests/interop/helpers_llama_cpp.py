@@ -77,6 +77,11 @@ class LlamaCpp:
         ids: list[int] = made["tokens"]
         return ids
 
+    def ids_of(self, text: str) -> list[int]:
+        """Return the tokens of a text."""
+        made: list[int] = self._post("tokenize", content=text, parse_special=True)["tokens"]
+        return made
+
     def _post(self, path: str, **content: Any) -> Any:
         request = urllib.request.Request(
             f"{self._server.listening_address}/{path}",
