@@ -306,8 +306,9 @@ STAND_INS = {
         tiny=("data.max_length=20", "task.stride=6"),
     ),
     "families/swag": StandIn(encoder("MultipleChoice"), swag),
-    "families/ultrafeedback": StandIn(
-        write_chat_base, pairs, splits=("test_prefs",), tiny=("data.max_length=32",)
+    **dict.fromkeys(
+        ("families/ultrafeedback", "families/ultrafeedback-rewards"),
+        StandIn(write_chat_base, pairs, splits=("test_prefs",), tiny=("data.max_length=32",)),
     ),
 }  # fmt: skip
 
