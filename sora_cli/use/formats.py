@@ -118,7 +118,7 @@ def _vectors(answers: Answers) -> bytes:
 
 
 def _join_vectors(parts: Sequence[Path], file: Path) -> None:
-    arrays = [np.load(part, mmap_mode="r", allow_pickle=False) for part in parts]
+    arrays = [np.lib.format.open_memmap(part, mode="r") for part in parts]
     shape = sum(map(len, arrays)), arrays[0].shape[1]
     with file.open("wb") as out:
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
