@@ -10,11 +10,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from sora_cli.adapter.digest import deciding, result_digest
 from sora_cli.adapter.metadata import read_sora_file
@@ -46,6 +48,7 @@ NAME = "A"
 """Name of the reference in sentences."""
 _OF_MODEL = Size(parameters=0, components=0, largest_rank=0, served=0)
 _EXACT = "exact_match"
+_TEXT = "The quick brown fox counts 1,234 na\u00efve dogs."
 _ASKED_TWICE = 20  # rows at most, of a server: whether it answers as it did
 
 
@@ -57,11 +60,13 @@ class Side:
         reference: the user's name for it.
         place: its adapter, delta or model; of a model of the Hub the name.
         base: the base model of an adapter, as the user named it.
+        read: what its tokenizer knows, and makes of a text, once the model was loaded.
     """
 
     reference: str
     place: Path
     base: str | None = None
+    read: list[Any] = field(default_factory=list, compare=False)
 
     @classmethod
     def of(cls, reference: str, base: str | None = None) -> Side:
@@ -88,6 +93,9 @@ class Side:
         @contextmanager
         def loaded() -> Iterator[Loaded]:
             base = load_target(str(self.place), recipe, task, on=on)
+            if isinstance(base.processor, PreTrainedTokenizerBase):
+                known = frozenset(base.processor.get_vocab().items())
+                self.read[:] = [hash(known), *base.processor(_TEXT).input_ids]
             with tempfile.TemporaryDirectory() as scratch:
                 yield base, build_scorer(recipe, task, base, Path(scratch))
 
@@ -197,9 +205,13 @@ def gate(
     Raises:
         WaitingError: labels are wanted.
     """
-    if labels is None:
-        return _by_scores(a, b, recipe, rows, promise, tell)
-    return _by_labels(a, b, recipe, rows, promise, tell, labels)
+    try:
+        if labels is None:
+            return _by_scores(a, b, recipe, rows, promise, tell)
+        return _by_labels(a, b, recipe, rows, promise, tell, labels)
+    finally:
+        if a.read and b.read and a.read != b.read:
+            say_notes(["A and B have other tokenizers: each reads the texts as its own tokens"])
 
 
 def _by_labels(

@@ -187,6 +187,23 @@ def test_a_gate_on_the_rows_of_a_run(capsys: Output) -> None:
     assert run(["verify", "merged", "run", "--max-drop", "40pt"]) == OK  # the recipe is B's
 
 
+@pytest.mark.long
+def test_other_classes_are_refused_and_other_tokenizers_told(here: Path, capsys: Output) -> None:
+    shutil.copytree(here / "flipped", here / "named")
+    facts = json.loads((here / "named" / "sora.json").read_text())
+    (here / "named" / "sora.json").write_text(json.dumps({**facts, "labels": ["no", "yes"]}))
+    refused(capsys, "verify", "run", "named", "--max-differ", "5%", *ROWS)
+    assert run(["merge", "run", "-o", "merged", "--no-verify"]) == OK
+    words = json.loads((here / "merged" / "tokenizer.json").read_text())
+    known = words["model"]["vocab"]
+    first, last = sorted(known, key=lambda word: known[word])[-2:]
+    known[first], known[last] = known[last], known[first]
+    (here / "merged" / "tokenizer.json").write_text(json.dumps(words))
+    capsys.readouterr()
+    assert run(["verify", "run", "merged", "--max-differ", "99%", *ROWS]) in (OK, NO_VERDICT)
+    assert "A and B have other tokenizers" in capsys.readouterr().err
+
+
 def test_what_goes_with_a_gate(trained: Path, capsys: Output) -> None:
     with chdir(trained):
         refused(capsys, "verify", "run", "--max-drop", "1pt")
