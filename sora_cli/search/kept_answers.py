@@ -94,5 +94,6 @@ class Kept:
         write_bytes_atomic(self.path, text.encode(), private=True)
 
     def forget(self) -> None:
-        """Delete the file."""
-        remove_file(self.path)
+        """Delete the file, if there is one."""
+        if self.path.is_file():
+            remove_file(self.path)
