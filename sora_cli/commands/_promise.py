@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from sora_cli.adapter.places import adapter_folder
+from sora_cli.adapter.places import adapter_folder, baseline_folder
 from sora_cli.core.console import emit, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.table import emit_table
@@ -65,7 +65,7 @@ def _from_files(
     try:
         reading = NEXT_TOKENS if options.next_tokens else PREDICT
         family = next(names, None)
-        folder = adapter_folder(place) or place
+        folder = adapter_folder(place) or baseline_folder(place) or place
         loaded, _ = recipe_for_rows(folder, options.overrides, on=on, task=family, reading=reading)
     except SoraError as error:  # `recipe_for_rows` names the option of sora predict
         error.renamed("--task ", _FAMILY)
