@@ -276,20 +276,20 @@ def _asked_cut(
 
     whole, _ = cuts.at(cuts.everything)
     ranks = [cuts.to(components) for components in cuts.sizes(name)]
-    planned = []
-    for each in ranks:
+
+    def plan(each: Ranks) -> Planned:
         size, _ = cuts.at(each)
-        candidate = Candidate(**size.model_dump(), test=None)
+        made = Candidate(**size.model_dump(), test=None), with_cut(each)
         share = max(size.parameters / max(whole.parameters, 1), _LEAST_SHARE)
-        made = candidate, with_cut(each)
-        planned.append(Planned(size, share, made[1], partial(_same, made)))
+        return Planned(size, share, made[1], lambda: made)
+
     source = adapter.source.directory if against is None else Path(against)
     digest = result_digest(source) or ""
     about = {"reference": digest, "bits": None if rounding is None else rounding.bits}
     found = asked_outcome(
         reference_of(whole if against is None else cuts.of_model, name, 1.0, digest),
         with_cut(cuts.everything, None) if against is None else other,
-        planned,
+        [plan(each) for each in ranks],
         rows,
         promise,
         labels,
@@ -298,10 +298,6 @@ def _asked_cut(
         about=about,
     )
     return Cut(**vars(found), everything=cuts.everything, ranks=tuple(ranks))
-
-
-def _same(made: tuple[Candidate, Model]) -> tuple[Candidate, Model]:
-    return made
 
 
 def cut_to(layers: Layers, ranks: Ranks) -> tuple[Layers, dict[str, Loss]]:

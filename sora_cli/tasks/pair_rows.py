@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +17,7 @@ from sora_cli.recipe.task_options import PairOptions
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.causal_lm import check_template, for_row
 from sora_cli.tasks.dialogues import Row, learned_tokens, prompt_hashes, rows_of
-from sora_cli.tasks.encoded import NO_EXAMPLES, Encoded
+from sora_cli.tasks.encoded import NO_EXAMPLES, Encoded, Predictions
 from sora_cli.tasks.messages import chat_rows
 from sora_cli.tasks.pairs import (
     SIDES,
@@ -29,10 +31,14 @@ from sora_cli.tasks.pairs import (
 )
 from sora_cli.tasks.prompts import uses_template
 from sora_cli.tasks.questions import Questions
+from sora_cli.tasks.stand_ins import check_finite
 from sora_cli.tasks.texts import columns_in, require_column
 
 _TEXTS = ("prompt", *SIDES)
 _PARTS = (*_TEXTS, "tools")
+_ROUNDING = 64 * float(np.finfo(np.float32).eps)
+"""Relative error of a log-probability or a reward in float32. The same model's differ by 20 eps in
+batches of 64 and of 1 rows (SmolLM2-135M, 8 tokens), so no smaller margin is a preference."""
 _SHOWN = (("answer_a", "a"), ("answer_b", "b"))
 """Columns of the two answers where nobody has said which is the better one, and their labels."""
 INPUTS = ("input_ids", "labels")
@@ -163,6 +169,57 @@ class PairRows(Task):
             if {*named} <= there and not {*named.values()} & there
             else rows
         )
+
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        columns = self._by_row(predictions)
+        return {
+            name: float(values.mean()) if np.isfinite(columns["loss"]).all() else math.nan
+            for name, values in columns.items()
+            if name in self.metric_names
+        }
+
+    def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
+        columns = self._by_row(predictions)
+        values, broken = columns[self.best], not np.isfinite(columns["loss"]).all()
+        kind = "right" if self.best == "rewards/accuracies" else "mean"
+        return kind, np.full(len(values), math.nan) if broken else values
+
+    def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
+        check_finite(predictions.outputs)
+        prefers = [SIDES[int(not right)] for right in self._prefers_chosen(predictions)]
+        return [prefers, *self._rewards(predictions).T.tolist()]
+
+    def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
+        reward, texts = self._rewards(predictions), predictions.encoded.examples
+        prefers = self._prefers_chosen(predictions)
+        return [
+            {
+                "source": row["source"],
+                "prediction": row[SIDES[int(not preferred)]],
+                "label": row["chosen"],
+                "rejected": row["rejected"],
+                "rewards": {"chosen": float(right), "rejected": float(wrong)},
+                "margin": float(right - wrong),
+            }
+            for row, (right, wrong), preferred in zip(texts, reward, prefers, strict=True)
+        ]
+
+    def _prefers_chosen(self, predictions: Predictions) -> np.ndarray:
+        """Return whether the chosen answer's reward is larger by more than rounding, (rows,)."""
+        reward, sizes = self._rewards(predictions), self._magnitudes(predictions)
+        return np.asarray(reward[:, 0] - reward[:, 1] > _ROUNDING * sizes.sum(axis=1))
+
+    @abstractmethod
+    def _by_row(self, predictions: Predictions) -> dict[str, np.ndarray]:
+        """Return every metric by row, (rows,) each; a row is right if its answer is preferred."""
+
+    @abstractmethod
+    def _rewards(self, predictions: Predictions) -> np.ndarray:
+        """Return the reward of each answer, (rows, 2)."""
+
+    @abstractmethod
+    def _magnitudes(self, predictions: Predictions) -> np.ndarray:
+        """Return the sizes of what each reward is computed from, (rows, 2): they round it."""
 
     @property
     def _own_prompt(self) -> bool:

@@ -25,16 +25,10 @@ from sora_cli.tasks.learned import (
 )
 from sora_cli.tasks.pair_losses import pair_losses, rewards
 from sora_cli.tasks.pair_rows import INPUTS, PairRows
-from sora_cli.tasks.pairs import (
-    SIDES,
-)
-from sora_cli.tasks.stand_ins import check_finite
+from sora_cli.tasks.pairs import SIDES
 
 REFERENCE = "reference"
 """Column of training rows, and name in a batch: log-probabilities by the reference model."""
-_ROUNDING = 64 * float(np.finfo(np.float32).eps)
-"""Relative error of a log-probability in float32. The same model's differ by 20 eps in batches of
-64 and of 1 rows (SmolLM2-135M, 8 tokens), so no smaller margin of rewards is a preference."""
 
 
 class Preference(PairRows):
@@ -100,43 +94,7 @@ class Preference(PairRows):
     def loss(self, predictions: Predictions) -> float:
         return float(pair_losses(self.options, *_terms(predictions)).mean())
 
-    def metrics(self, predictions: Predictions) -> dict[str, float]:
-        columns = self._by_row(predictions)
-        return {
-            name: float(values.mean()) if np.isfinite(columns["loss"]).all() else math.nan
-            for name, values in columns.items()
-            if name in self.metric_names
-        }
-
-    def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
-        columns = self._by_row(predictions)
-        values, broken = columns[self.best], not np.isfinite(columns["loss"]).all()
-        kind = "right" if self.best == "rewards/accuracies" else "mean"
-        return kind, np.full(len(values), math.nan) if broken else values
-
-    def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
-        check_finite(predictions.outputs)
-        reward = self._rewards(predictions)
-        prefers = [SIDES[int(not right)] for right in self._prefers_chosen(predictions)]
-        return [prefers, *reward.T.tolist()]
-
-    def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
-        reward, texts = self._rewards(predictions), predictions.encoded.examples
-        prefers = self._prefers_chosen(predictions)
-        return [
-            {
-                "source": row["source"],
-                "prediction": row[SIDES[int(not preferred)]],
-                "label": row["chosen"],
-                "rejected": row["rejected"],
-                "rewards": {"chosen": float(right), "rejected": float(wrong)},
-                "margin": float(right - wrong),
-            }
-            for row, (right, wrong), preferred in zip(texts, reward, prefers, strict=True)
-        ]
-
     def _by_row(self, predictions: Predictions) -> dict[str, np.ndarray]:
-        """Return every metric by row, (rows,) each; a row is right if its answer is preferred."""
         reward, logps = self._rewards(predictions), -predictions.outputs[..., 0]
         return {
             "rewards/accuracies": self._prefers_chosen(predictions).astype(float),
@@ -149,13 +107,10 @@ class Preference(PairRows):
     def _rewards(self, predictions: Predictions) -> np.ndarray:
         return rewards(self.options, *_terms(predictions)).numpy()
 
-    def _prefers_chosen(self, predictions: Predictions) -> np.ndarray:
-        """Return whether the chosen answer's reward is larger by more than rounding, (rows,)."""
-        logps, tokens, reference = _terms(predictions)
+    def _magnitudes(self, predictions: Predictions) -> np.ndarray:
         # a reward is a difference: its error is that of the two log-probabilities
-        sizes = rewards(self.options, logps.abs(), tokens, -reference.abs()).numpy()
-        reward = self._rewards(predictions)
-        return np.asarray(reward[:, 0] - reward[:, 1] > _ROUNDING * sizes.sum(axis=1))
+        logps, tokens, reference = _terms(predictions)
+        return rewards(self.options, logps.abs(), tokens, -reference.abs()).numpy()
 
 
 class PairPadding(Padding):

@@ -31,8 +31,6 @@ from sora_cli.tasks.texts import require_column
 REWARD = "reward"
 """Column of the answers to rows of single answers."""
 _IDS = "input_ids"
-_ROUNDING = 64 * float(np.finfo(np.float32).eps)
-"""Relative error of a reward in float32: no smaller margin is a preference."""
 
 
 class Answers:
@@ -162,67 +160,29 @@ class Reward(PairRows):
         return math.log(2)
 
     def loss(self, predictions: Predictions) -> float:
-        return float(self._losses(_rewards(predictions)).mean())
-
-    def metrics(self, predictions: Predictions) -> dict[str, float]:
-        columns = self._by_row(predictions)
-        return {
-            name: float(values.mean()) if np.isfinite(columns["loss"]).all() else math.nan
-            for name, values in columns.items()
-            if name in self.metric_names
-        }
-
-    def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
-        columns = self._by_row(predictions)
-        values, broken = columns[self.best], not np.isfinite(columns["loss"]).all()
-        kind = "right" if self.best == "rewards/accuracies" else "mean"
-        return kind, np.full(len(values), math.nan) if broken else values
+        return float(self._losses(torch.from_numpy(self._rewards(predictions))).mean())
 
     def _by_row(self, predictions: Predictions) -> dict[str, np.ndarray]:
-        """Return every metric by row, (rows,) each; a row is right if its answer is preferred."""
-        rewards = _rewards(predictions)
-        both = rewards.numpy()
+        rewards = self._rewards(predictions)
         return {
-            "rewards/accuracies": _preferred(both).astype(float),
-            "rewards/margins": both[:, 0] - both[:, 1],
-            **{f"rewards/{side}": both[:, i] for i, side in enumerate(SIDES)},
-            "loss": self._losses(rewards).numpy(),
+            "rewards/accuracies": self._prefers_chosen(predictions).astype(float),
+            "rewards/margins": rewards[:, 0] - rewards[:, 1],
+            **{f"rewards/{side}": rewards[:, i] for i, side in enumerate(SIDES)},
+            "loss": self._losses(torch.from_numpy(rewards)).numpy(),
         }
 
+    def _rewards(self, predictions: Predictions) -> np.ndarray:
+        return np.asarray(predictions.outputs, dtype=np.float64)
+
+    def _magnitudes(self, predictions: Predictions) -> np.ndarray:
+        return np.asarray(np.abs(self._rewards(predictions)))
+
     def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
+        if not self._single:
+            return super().answer_columns(predictions)
         check_finite(predictions.outputs)
-        columns = _rewards(predictions).T.tolist()
-        if self._single:
-            return columns
-        prefers = [SIDES[int(not right)] for right in _preferred(predictions.outputs)]
-        return [prefers, *columns]
+        return [*self._rewards(predictions).T.tolist()]
 
     def compared_answers(self, predictions: Predictions) -> Sequence[Any]:
         self._check_pairs()
         return super().compared_answers(predictions)
-
-    def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
-        rewards, texts = predictions.outputs, predictions.encoded.examples
-        return [
-            {
-                "source": row["source"],
-                "prediction": row[SIDES[int(not preferred)]],
-                "label": row["chosen"],
-                "rejected": row["rejected"],
-                "rewards": {"chosen": float(right), "rejected": float(wrong)},
-                "margin": float(right - wrong),
-            }
-            for row, (right, wrong), preferred in zip(
-                texts, rewards, _preferred(rewards), strict=True
-            )
-        ]
-
-
-def _rewards(predictions: Predictions) -> Tensor:
-    return torch.from_numpy(np.asarray(predictions.outputs, dtype=np.float64))
-
-
-def _preferred(rewards: np.ndarray) -> np.ndarray:
-    """Return whether the chosen answer's reward is larger by more than rounding, (rows,)."""
-    sizes = _ROUNDING * np.abs(rewards).sum(axis=1)
-    return np.asarray(rewards[:, 0] - rewards[:, 1] > sizes)
