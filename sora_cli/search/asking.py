@@ -39,10 +39,10 @@ class Labels(ABC):
 
     @abstractmethod
     def remembered(self, about: Mapping[str, Any]) -> Memory:
-        """Return what is known of a search.
+        """Return the questions and labels that a search has had before.
 
         Args:
-            about: what its labels are asked for.
+            about: the reference and the promise that its labels are for.
         """
 
     @abstractmethod
@@ -51,7 +51,7 @@ class Labels(ABC):
 
     @abstractmethod
     def conclude(self, search: AskedSearch, memory: Memory) -> None:
-        """End a search with what is to be remembered of it.
+        """End a search: keep its questions and labels, and ask for the labels that it wants.
 
         Raises:
             WaitingError: labels are wanted.
@@ -79,11 +79,11 @@ class KeptLabels(Labels):
 
 
 class AskTable(Labels):
-    """The table in the place that the user named, and what is remembered of rows and labels.
+    """The table in the place that the user named, and the memory of its rows and labels.
 
     Args:
         path: of the table.
-        kept: what is remembered.
+        kept: the memory.
         anew: `--force` starts the search again, unless labels were changed.
 
     Attributes:

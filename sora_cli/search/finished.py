@@ -99,7 +99,7 @@ class FinishedMaker(Maker):
 
     @property
     def pool(self) -> EncodedRows:
-        """The rows that can test, or those of them that were drawn."""
+        """The rows that can test, or a sample of them."""
         return self._test
 
     def full_rank(self) -> Reference:
@@ -178,7 +178,7 @@ def asked_outcome(
     about: dict[str, Any],
     of_two: bool = False,
 ) -> Outcome:
-    """Ask for labels of the rows on which sizes differ, and test the sizes with what is known.
+    """Ask for labels of the rows on which sizes differ, and test the sizes with all labels.
 
     Args:
         reference, model, sizes, rows, recipe: see `FinishedMaker`.
