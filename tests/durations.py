@@ -158,7 +158,9 @@ def main() -> None:
     stored = Durations()
     lines = [f"{seconds:8.1f} s  {file}" for file, seconds in stored.files().most_common(_SHOWN)]
     lines += ["", "folder: seconds, budget"]
-    lines += [f"{s:8.1f} s  {stored.budget[k]:8.1f} s  {k}" for k, s in stored.folders().items()]
+    lines += [
+        f"{s:8.1f} s  {stored.budget.get(k, 0):8.1f} s  {k}" for k, s in stored.folders().items()
+    ]
     print("\n".join(lines))  # noqa: T201
 
 
