@@ -1,7 +1,9 @@
 """The sides of a measurement: our methods, their peers, and the floor.
 
 - `floor`: forward and backward pass with all weights frozen except the head; the output of the
-  embedding requires a gradient, so that the backward pass goes through every layer.
+  embedding requires a gradient, so that the backward pass goes through every layer. Each product of
+  a frozen layer takes the faster of torch's two matrix libraries (`benchmarks/faster.py`).
+- `torch floor`: the same with torch's own choice, which every side but ours takes for all products.
 - `PEFT LoRA`, `PEFT AdaLoRA`: PEFT's methods on the same linear layers. AdaLoRA's allocator is
   called after every step; its penalty is part of the model's loss.
 - `plain SoRA`: a direct implementation of the paper's layer under plain autograd, with the same
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from benchmarks.faster import use_faster_products
 from benchmarks.models import DECODER, Setting, batch, head, load
 from benchmarks.stepping import Stepping
 from methods.base import AdapterMethod, LowRankLinear, StepInfo
@@ -32,7 +35,7 @@ THRESHOLD = 1e-5  # SoRA's; so small that no gate dies during the measurement
 STEPS = 1_000_000  # of AdaLoRA's schedule, so that its budget falls in every measured step
 OURS = ("LoRA", "SoRA", "AdaLoRA")
 PEER = {"LoRA": "PEFT LoRA", "SoRA": "plain SoRA", "AdaLoRA": "PEFT AdaLoRA"}
-ALL = ("floor", *PEER.values(), *OURS)
+ALL = ("floor", "torch floor", *PEER.values(), *OURS)
 
 
 class Side(Stepping):
@@ -57,8 +60,8 @@ class Side(Stepping):
 
 def make(name: str, where: Setting, *, rank: int, dropout: float) -> Side:
     """Make a side by its name in `ALL`."""
-    if name == "floor":
-        return _floor(where)
+    if name in ("floor", "torch floor"):
+        return _floor(where, faster=name == "floor")
     if name in OURS:
         return ours(where, method(name, rank=rank, dropout=dropout))
     if name == PEER["SoRA"]:
@@ -103,8 +106,10 @@ def ours(where: Setting, method: AdapterMethod, *, steps: int = STEPS) -> Side:
     return side
 
 
-def _floor(where: Setting) -> Side:
+def _floor(where: Setting, *, faster: bool) -> Side:
     model: Any = load(where)
+    if faster:
+        use_faster_products(model)
     embedding = model.bert.embeddings if head(where) else model.get_input_embeddings()
     embedding.register_forward_hook(lambda _module, _args, output: output.requires_grad_())
     return Side(where, model)

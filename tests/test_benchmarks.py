@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from benchmarks import busy
+from benchmarks.faster import use_faster_products
+from benchmarks.sides import ALL
 from tests import smollm2, warm
 from tests.helpers_chat import instruct_rows
 from tests.helpers_families import retrieval_rows
@@ -29,9 +34,39 @@ def printed(program: str, *words: str, path: Path | None = None) -> str:
 
 def test_steps() -> None:
     shown = printed("step", "--model", "encoder", "--dropout", "0")
-    for side in ("floor", "PEFT LoRA", "plain SoRA", "PEFT AdaLoRA", "LoRA", "SoRA", "AdaLoRA"):
+    for side in ALL:
         assert f"\n| {side} | " in shown
     assert "PEFT AdaLoRA: " in shown
+
+
+def test_parts_of_a_step() -> None:
+    """The floor has all parts but the factors' products; the parts add up to the step."""
+    shown = printed("parts", "--model", "encoder", "--sides", "floor", "LoRA")
+    rows = [line.strip("| ").split(" | ") for line in shown.splitlines() if line.startswith("| ")]
+    floor, lora = ({row[0]: float(row[i]) for row in rows[2:]} for i in (1, 2))
+    assert floor["products of the factors"] == 0 < lora["products of the factors"]
+    assert floor["products of frozen layers"] > 0 < lora["products of frozen layers"]
+    for parts in (floor, lora):
+        assert abs(2 * parts["all"] - sum(parts.values())) <= len(parts)
+
+
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_the_floors_layers_compute_what_linear_layers_do(contiguous: bool) -> None:
+    """Whichever library is taken, and with a gradient for the input alone."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(96, 64), nn.Tanh(), nn.Linear(64, 8, bias=False))
+    faster = copy.deepcopy(model.requires_grad_(False))
+    use_faster_products(faster)
+    x = torch.randn(5, 96, 7).mT if not contiguous else torch.randn(5, 7, 96)
+    outputs = []
+    for side in (model, faster):
+        inputs = x.clone().requires_grad_()
+        y = side(inputs)
+        y.square().sum().backward()
+        outputs.append((y, inputs.grad))
+    for expected, found in zip(*outputs, strict=True):
+        torch.testing.assert_close(found, expected)
+    assert not any(isinstance(layer, nn.Linear) for layer in faster)
 
 
 @pytest.mark.long
