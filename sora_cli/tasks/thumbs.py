@@ -129,8 +129,7 @@ class Thumbs(Referenced, AnswerRows):
         require_column(column, rows.column_names)
         feature, thumbs = rows.features[column], list[bool]()
         for row, value in enumerate(rows[column][:]):
-            named = feature.int2str(value) if isinstance(feature, ClassLabel) and value else value
-            thumb = _WORDS.get(str(named).strip().casefold())
+            thumb = _WORDS.get(_word(value, feature))
             if thumb is None:
                 raise row_error(
                     f"column '{column}' holds {shown_value(value)}, which is no thumb", row,
@@ -143,8 +142,8 @@ class Thumbs(Referenced, AnswerRows):
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
         if training and len(rows) == 1:
             raise RowError(
-                "there is one row: its prompt has no other answer, by which KTO measures how far "
-                "the model is from the reference"
+                "there is one row: KTO mixes its prompt with the answer of another one",
+                hint="give more rows, each with a prompt, an answer and a label",
             )
         read = chat_rows(rows, self._columns.values())
         dialogues = [for_row(i, self._dialogues, row, processor)[0] for i, row in enumerate(read)]
@@ -331,6 +330,12 @@ class Thumbs(Referenced, AnswerRows):
     def token_lengths(self, rows: Dataset, processor: Any) -> Lengths | None:
         """Count the tokens of rows, however few: a single one has no mixed text."""
         return Lengths(self.encode(rows, processor).lengths)
+
+
+def _word(value: Any, feature: Any) -> str:
+    if isinstance(feature, ClassLabel) and value in range(feature.num_classes):
+        value = feature.names[value]
+    return f"{value:g}" if isinstance(value, float) else str(value).strip().casefold()
 
 
 def _mixed(row: Row, other: Row) -> Row:
