@@ -189,8 +189,7 @@ class LearnedHead:
         if places is None or labels is None:
             return
         if losses is None:
-            logits = learned_logits(outputs["logits"], labels, places)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            logits = learned_logits(outputs["logits"], labels, places).float()
             wanted = learned_labels(labels, places).to(logits.device)
             losses = cross_entropy(logits, wanted, reduction="none")
         # the mean over all tokens, as the models of transformers have it

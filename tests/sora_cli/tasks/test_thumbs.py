@@ -93,7 +93,7 @@ def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
     ("seed", "estimate", "options"),
     [
         (0, True, {}),
-        (2, True, {"beta": 0.4, "desirable_weight": 0.7, "undesirable_weight": 1.9}),
+        (4, True, {"beta": 0.4, "desirable_weight": 0.7, "undesirable_weight": 1.9}),
         (1, False, {}),
     ],
 )
