@@ -55,7 +55,7 @@ from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
 from sora_cli.tasks.language import IGNORED
 from sora_cli.tasks.learned import LearnedHead
-from sora_cli.tasks.preference import REFERENCE
+from sora_cli.tasks.referenced import REFERENCE
 
 SFT, DPO = "causal-lm", "preference"
 _RANK = 8

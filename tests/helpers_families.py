@@ -286,6 +286,24 @@ def _reward(folder: Path) -> Path:
     return write_preference_recipe(folder, task={"name": "reward"})
 
 
+def thumb_rows(rows: int, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Each pair gives one of its answers; of five rows three are good."""
+    return [
+        {
+            "prompt": row["prompt"],
+            "completion": row["chosen" if number % 5 < 3 else "rejected"],
+            "label": number % 5 < 3,
+        }
+        for number, row in enumerate(preference_rows(rows, seed=seed))
+    ]
+
+
+def _thumbs(folder: Path) -> Path:
+    recipe = write_preference_recipe(folder, task={"name": "thumbs"})
+    _files(folder, thumb_rows)
+    return recipe
+
+
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "causal-lm": _causal_lm,
     "causal-lm, packed": _packed_lm,
@@ -294,6 +312,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "multiple-choice": _multiple_choice,
     "preference": write_preference_recipe,
     "reward": _reward,
+    "thumbs": _thumbs,
     "seq2seq": _seq2seq,
     "question-answering": _question_answering,
     "token-classification": _token_classification,

@@ -33,6 +33,7 @@ from tests.helpers_families import (
     retrieval_rows,
     tagged_rows,
     text_tokenizer,
+    thumb_rows,
 )
 from tests.helpers_images import corner_rows, pair_processor, tiny_image_processor
 from tests.helpers_models import (
@@ -281,6 +282,15 @@ def nli(rows: int, seed: int) -> Dataset:
     return made.rename_column("query", "anchor")
 
 
+def feedback(rows: int, seed: int) -> Dataset:
+    made = []
+    for row in thumb_rows(rows, seed=seed):
+        said = [("prompt", "user"), ("completion", "assistant")]
+        lists = {name: [{"role": role, "content": row[name]}] for name, role in said}
+        made.append({**lists, "label": row["label"]})
+    return Dataset.from_list(made)
+
+
 STAND_INS = {
     "families/all-nli": StandIn(
         lambda folder: save_base(tiny_bert(), folder), nli, splits=("dev",)
@@ -291,6 +301,9 @@ STAND_INS = {
     "families/conll2003": StandIn(encoder("TokenClassification"), conll),
     "families/flickr8k": StandIn(
         with_processor(tiny_clip, pair_processor), flickr, tiny=("data.max_length=16",)
+    ),
+    "families/kto-mix": StandIn(
+        write_chat_base, feedback, splits=("test",), tiny=("data.max_length=32",)
     ),
     "families/no-robots": StandIn(
         write_chat_base, chats, splits=("test",), tiny=("data.max_length=32",)

@@ -24,6 +24,7 @@ from sora_cli.propose.roles import (
     usual_label,
 )
 from sora_cli.recipe.families import built_on, options_class
+from sora_cli.recipe.thumbs_options import COMPLETION, LABEL
 from sora_cli.tasks.choices import find_form
 from sora_cli.tasks.pairs import SIDES, is_unpaired, unpaired
 from sora_cli.tasks.texts import columns_in
@@ -124,7 +125,7 @@ def _pairs(columns: Columns, given: Given, task: str | None) -> Match | None:
     wanted = dict.fromkeys(("prompt", *SIDES, "tools"), _EVERY)
     parts = _parts("preference", columns, given, wanted)
     if not {*SIDES} <= set(parts):
-        if is_unpaired(columns) and (task or columns["label"].kind == "class"):
+        if task is not None and is_unpaired(columns):
             raise unpaired(columns)
         return None
     return _of_parts("preference", "a chosen and a rejected answer in each row", parts)
@@ -132,6 +133,19 @@ def _pairs(columns: Columns, given: Given, task: str | None) -> Match | None:
 
 def _rewarded(columns: Columns, given: Given, task: str | None) -> Match | None:
     return None if task is None else _pairs(columns, given, task)  # else they are preferences
+
+
+def _thumbs(columns: Columns, given: Given, task: str | None) -> Match | None:
+    if task is None and (given.get("label_column") or not is_unpaired(columns)):
+        return None
+    wanted = dict.fromkeys(options_class("thumbs").COLUMNS, _EVERY)
+    parts = _parts("thumbs", columns, given, wanted)
+    if not {COMPLETION, LABEL} <= set(parts):
+        return None
+    # other labels have more values, and then these are texts with a class
+    if task is None and not columns[parts[LABEL]].distinct <= 2:
+        return None
+    return _of_parts("thumbs", "an answer with a thumb, up or down, in each row", parts)
 
 
 def _search(columns: Columns, given: Given, task: str | None) -> Match | None:
@@ -286,6 +300,7 @@ _FAMILIES: tuple[tuple[str, Callable[[Columns, Given, str | None], Match | None]
     ("image-text", _image_text),
     ("preference", _pairs),
     ("reward", _rewarded),
+    ("thumbs", _thumbs),
     ("embedding", _search),
     ("causal-lm", _chat),
     ("token-classification", _tags),

@@ -25,6 +25,7 @@ from sora_cli.recipe.task_options import (
     TaskOptions,
     TokenClassificationOptions,
 )
+from sora_cli.recipe.thumbs_options import ThumbsOptions
 from sora_cli.recipe.usual import READS, Usual
 
 FAMILIES: dict[str, tuple[str, type[TaskOptions]]] = {
@@ -33,6 +34,7 @@ FAMILIES: dict[str, tuple[str, type[TaskOptions]]] = {
     "causal-lm": ("causal_lm", CausalLmOptions),
     "preference": ("preference", PreferenceOptions),
     "reward": ("reward", RewardOptions),
+    "thumbs": ("thumbs", ThumbsOptions),
     "seq2seq": ("seq2seq", Seq2SeqOptions),
     "question-answering": ("question_answering", QuestionAnsweringOptions),
     "token-classification": ("token_classification", TokenClassificationOptions),

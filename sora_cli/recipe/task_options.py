@@ -33,7 +33,7 @@ Columns = Mapping[str, tuple[str, ...]]
 
 
 OF_REWARDS = ("rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected")
-_OF_PAIRS = (*OF_REWARDS, "logps/chosen", "logps/rejected")
+OF_LOGPS = (*OF_REWARDS, "logps/chosen", "logps/rejected")
 NO_REFERENCE = ("orpo", "simpo")
 _BETAS = {"simpo": 2.0}  # Meng et al. 2024 (arXiv 2405.14734), section 3
 FROM_START, BASE_MODEL = "start", "base"
@@ -219,21 +219,40 @@ class CausalLmOptions(_Writing):
     )
 
 
-class PairOptions(TaskOptions):
-    """Rows of a chosen and a rejected answer to a prompt."""
+class AnswerOptions(TaskOptions):
+    """Rows of a prompt and of answers to it."""
 
-    ANSWERED_BY = ("prefers", "reward_chosen", "reward_rejected")
     ONE_LABEL = False
     COLUMNS: ClassVar[Columns] = {
         "prompt": ("prompt", "question", "instruction"),
-        "chosen": ("chosen",),
-        "rejected": ("rejected",),
         "tools": ("tools",),
     }
-    WHOLE_TEXTS = ("chosen", "rejected")
 
     prompt: str = _PROMPT
     system: str | None = _SYSTEM
+
+
+def reference_field() -> Any:
+    """Return the field of the model that rewards are measured against."""
+    return Field(
+        FROM_START,
+        min_length=1,
+        description="the model that rewards are measured against: start (the base model with "
+        "start.adapter, if the run has one), base (the base model alone), or an adapter directory",
+    )
+
+
+class PairOptions(AnswerOptions):
+    """Rows of a chosen and a rejected answer to a prompt."""
+
+    ANSWERED_BY = ("prefers", "reward_chosen", "reward_rejected")
+    COLUMNS: ClassVar[Columns] = {
+        "prompt": AnswerOptions.COLUMNS["prompt"],
+        "chosen": ("chosen",),
+        "rejected": ("rejected",),
+        "tools": AnswerOptions.COLUMNS["tools"],
+    }
+    WHOLE_TEXTS = ("chosen", "rejected")
 
 
 class PreferenceOptions(PairOptions):
@@ -243,12 +262,12 @@ class PreferenceOptions(PairOptions):
     TRAINS_HEAD = False
     CAN_SPEAK = True
     CHUNKS_LOSS = True
-    METRICS = (*_OF_PAIRS, "loss")
+    METRICS = (*OF_LOGPS, "loss")
     MODEL_CLASS = "AutoModelForCausalLM"
     HUB_TASK = "text-generation"
     USUAL = replace(SPEAKS, builtin="builtin://tiny-llama", texts=2)
 
-    metrics: SomeNames = metrics_field(*_OF_PAIRS, known=", ".join((*_OF_PAIRS, "loss")))
+    metrics: SomeNames = metrics_field(*OF_LOGPS, known=", ".join((*OF_LOGPS, "loss")))
     loss: Literal["sigmoid", "hinge", "ipo", "robust", "orpo", "simpo"] = Field(
         "sigmoid",
         description="sigmoid (DPO), hinge (SLiC), ipo, robust: beside a reference model. orpo, "
@@ -275,12 +294,7 @@ class PreferenceOptions(PairOptions):
         ge=0,
         description="weight of a further term: the mean loss per token of the chosen answer",
     )
-    reference: str = Field(
-        FROM_START,
-        min_length=1,
-        description="the model that rewards are measured against: start (the base model with "
-        "start.adapter, if the run has one), base (the base model alone), or an adapter directory",
-    )
+    reference: str = reference_field()
 
     @property
     def needs_reference(self) -> bool:

@@ -43,6 +43,7 @@ def row_lines(task: Task, processor: Any, rows: Encoded, number: int) -> Iterato
         return
     if isinstance(labels, list) and len(labels) == len(ids) and task.label_names is None:
         yield from _learned(tokenizer, ids, labels)
+        yield from (f"{n:<8} {str(v).lower()}" for n, v in row.items() if isinstance(v, bool))
         return
     names = task.label_names
     if isinstance(labels, list) and len(labels) == len(ids) and names is not None:

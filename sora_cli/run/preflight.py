@@ -19,7 +19,7 @@ from sora_cli.model.references import resolve_model_path
 from sora_cli.recipe.families import check_columns, main_metric
 from sora_cli.recipe.metric_names import check_metric, from_the_hub
 from sora_cli.recipe.recipe import Recipe
-from sora_cli.recipe.task_options import BASE_MODEL, FROM_START, NO_REFERENCE, PreferenceOptions
+from sora_cli.recipe.task_options import BASE_MODEL, FROM_START
 from sora_cli.train import switches
 from sora_cli.train.checkpoint.fork import describe_fork
 
@@ -103,8 +103,8 @@ def _check_new_tokens(recipe: Recipe) -> None:
         why = f"method {recipe.method.name} writes no adapter, which would hold their rows"
     elif options.PROCESSOR_CLASS != "AutoTokenizer":
         why = f"the models of task {recipe.task.name} read no plain text"
-    elif isinstance(options, PreferenceOptions) and options.loss not in NO_REFERENCE:
-        why = f"loss {options.loss} compares with a model that does not know them: use orpo, simpo"
+    elif options.needs_reference:
+        why = "the loss compares with a model that does not know them (orpo and simpo do not)"
     if recipe.model.new_tokens and why is not None:
         raise SoraError(
             f"no new tokens here: {why}", hint="model.new_tokens=[]", key="model.new_tokens"

@@ -37,10 +37,10 @@ from sora_cli.recipe.recipe import Recipe
 from sora_cli.recipe.task_options import BASE_MODEL
 from sora_cli.run.output import REFERENCE
 from sora_cli.run.stored import check_base
+from sora_cli.tasks.answer_rows import INPUTS
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.encoded import Encoded
 from sora_cli.tasks.family.head import ReferenceModel
-from sora_cli.tasks.pair_rows import INPUTS
 from sora_cli.train.trainer import AdapterTrainer, build_scorer
 
 KEY = "task.reference"

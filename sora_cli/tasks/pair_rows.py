@@ -5,84 +5,42 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Value
+from datasets import Dataset
 
-from sora_cli.data.overlap import input_hashes
 from sora_cli.data.places import RowError
 from sora_cli.recipe.task_options import PairOptions
-from sora_cli.tasks.base import Task
-from sora_cli.tasks.causal_lm import check_template, for_row
+from sora_cli.tasks.answer_rows import INPUTS, ROUNDING, AnswerRows, as_text
+from sora_cli.tasks.causal_lm import for_row
 from sora_cli.tasks.dialogues import Row, learned_tokens, prompt_hashes, rows_of
 from sora_cli.tasks.encoded import NO_EXAMPLES, Encoded, Predictions
 from sora_cli.tasks.messages import chat_rows
-from sora_cli.tasks.pairs import (
-    SIDES,
-    Pair,
-    check_pair,
-    is_chat,
-    is_unpaired,
-    pair_of,
-    prompt_of,
-    unpaired,
-)
-from sora_cli.tasks.prompts import uses_template
+from sora_cli.tasks.pairs import SIDES, is_unpaired, unpaired
+from sora_cli.tasks.prompts import Dialogue
 from sora_cli.tasks.questions import Questions
 from sora_cli.tasks.stand_ins import check_finite
-from sora_cli.tasks.texts import columns_in, require_column
 
-_TEXTS = ("prompt", *SIDES)
-_PARTS = (*_TEXTS, "tools")
-_ROUNDING = 64 * float(np.finfo(np.float32).eps)
-"""Relative error of a log-probability or a reward in float32. The same model's differ by 20 eps in
-batches of 64 and of 1 rows (SmolLM2-135M, 8 tokens), so no smaller margin is a preference."""
 _SHOWN = (("answer_a", "a"), ("answer_b", "b"))
 """Columns of the two answers where nobody has said which is the better one, and their labels."""
-INPUTS = ("input_ids", "labels")
-"""Columns of encoded rows that the model reads, one list for each answer."""
 
 
-class PairRows(Task):
+class PairRows(AnswerRows):
     """The rows of a family that learns from a chosen and a rejected answer."""
 
-    label_column = None
+    sides = SIDES
     options: PairOptions
 
     def bind(self, train: Dataset) -> None:
         columns = train.column_names
-        parts = self.find_columns(columns, _PARTS)
-        if is_unpaired(columns) and not set(SIDES) <= set(parts):
+        if is_unpaired(columns) and not set(SIDES) <= set(self.find_columns(columns, SIDES)):
             raise unpaired(columns)
-        self._columns = {**parts, **self.require_columns(columns, SIDES)}
-        texts = [self._columns[part] for part in _TEXTS if part in self._columns]
-        if all(isinstance(train.features[column], Value) for column in texts):
-            self._columns.pop("tools", None)  # they go with messages
-        inputs = [self._columns[part] for part in _PARTS if part in self._columns]
-        if self._own_prompt:
-            fields = columns_in(self.options.prompt, columns)
-            for column in fields:
-                require_column(column, columns, key="task.prompt")
-            inputs = list(dict.fromkeys([*fields, *inputs]))
-        self.input_columns = tuple(inputs)
+        super().bind(train)
 
     def stand_in(self, rows: Dataset) -> Dataset:
         return rows
-
-    def raw_keys(self, rows: Dataset) -> list[np.ndarray]:
-        """Return a key of the prompt: pairs of one prompt are the same input, in either order."""
-        if self._own_prompt:
-            return [input_hashes(rows, columns_in(self.options.prompt, rows.column_names))]
-        if "prompt" in self._columns:
-            parts = [self._columns[p] for p in ("prompt", "tools") if p in self._columns]
-            return [input_hashes(rows, parts)]
-        prompts = []
-        for i, row in enumerate(chat_rows(rows, self._columns.values())):
-            for_row(i, check_pair, row, self._columns)
-            prompts.append(for_row(i, prompt_of, row, self._columns))
-        return [input_hashes(Dataset.from_dict({"prompt": prompts}), ["prompt"])]
 
     def input_keys(self, rows: Encoded, *, answers: bool = False) -> list[np.ndarray]:
         """Return a key of the prompt's tokens, as the chosen answer follows them."""
@@ -91,15 +49,9 @@ class PairRows(Task):
         ids, labels = (table[n].combine_chunks().flatten().take(chosen) for n in INPUTS)
         return [prompt_hashes(ids, labels)]
 
-    def check(self, rows: Dataset) -> None:
-        for column in self._columns.values():
-            require_column(column, rows.column_names)
-        for i, row in enumerate(chat_rows(rows, self._columns.values())):
-            for_row(i, check_pair, row, self._columns)
-
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
         read = chat_rows(rows, self._columns.values())
-        pairs = [for_row(i, self._pair, row, processor) for i, row in enumerate(read)]
+        pairs = [for_row(i, self._dialogues, row, processor) for i, row in enumerate(read)]
         made = rows_of([dialogue for pair in pairs for dialogue in pair], processor)
         limit = self.data.max_length
         whole = list(zip(made[::2], made[1::2], strict=True))
@@ -142,14 +94,9 @@ class PairRows(Task):
         """Further columns of encoded rows, whose values are not known yet."""
         return {}
 
-    def template(self, processor: Any) -> str | None:
-        if "prompt" not in self._columns:
-            return None
-        return "the tokenizer's chat template" if self._chats(processor) else self._form
-
     def questions(self, rows: Dataset, order: np.random.Generator) -> Questions | None:
-        columns = [self._columns[part] for part in _TEXTS if part in self._columns]
-        texts = {column: [_as_text(value) for value in rows[column][:]] for column in columns}
+        columns = [self._columns[part] for part in self._texts]
+        texts = {column: [as_text(value) for value in rows[column][:]] for column in columns}
         first = order.integers(2, size=len(rows))  # the side that stands first
         shown = {c: texts[c] for c in columns if c not in map(self._columns.get, SIDES)}
         sides = list(zip(*(texts[self._columns[side]] for side in SIDES), strict=True))
@@ -207,7 +154,7 @@ class PairRows(Task):
     def _prefers_chosen(self, predictions: Predictions) -> np.ndarray:
         """Return whether the chosen answer's reward is larger by more than rounding, (rows,)."""
         reward, sizes = self._rewards(predictions), self._magnitudes(predictions)
-        return np.asarray(reward[:, 0] - reward[:, 1] > _ROUNDING * sizes.sum(axis=1))
+        return np.asarray(reward[:, 0] - reward[:, 1] > ROUNDING * sizes.sum(axis=1))
 
     @abstractmethod
     def _by_row(self, predictions: Predictions) -> dict[str, np.ndarray]:
@@ -221,53 +168,13 @@ class PairRows(Task):
     def _magnitudes(self, predictions: Predictions) -> np.ndarray:
         """Return the sizes of what each reward is computed from, (rows, 2): they round it."""
 
-    @property
-    def _own_prompt(self) -> bool:
-        return self.options.prompt not in ("auto", "chat", "plain")
-
-    @property
-    def _form(self) -> str:
-        return repr(self.options.prompt) if self._own_prompt else "### headings"
-
-    def _chats(self, tokenizer: Any) -> bool:
-        return uses_template(self.options.prompt, tokenizer)
-
-    def _pair(self, row: Mapping[str, Any], tokenizer: Any) -> Pair:
-        columns, chats = self._columns, self._chats(tokenizer)
-        lists = any(is_chat(row[columns[part]]) for part in _TEXTS if part in columns)
-        whole = "prompt" not in columns and not lists
-        if (self._own_prompt and (lists or whole)) or (self.options.system and whole):
-            key = "prompt" if self._own_prompt else "system"
-            raise RowError(
-                f"task.{key} has no effect on these pairs: it goes with a column of prompts",
-                hint=f"leave task.{key} out, or name the column: data.columns.prompt=COLUMN",
-                key=f"task.{key}",
-            )
-        needed = lists or (chats and "prompt" in columns)
-        check_template(tokenizer, self.options.prompt, needed=needed)
-        return pair_of(
-            row,
-            columns,
-            tokenizer,
-            chats=chats,
-            template=self.options.prompt if self._own_prompt else None,
-            system=self.options.system,
-        )
-
-    def _examples(self, pairs: Sequence[Pair]) -> Dataset:
+    def _examples(self, pairs: Sequence[Sequence[Dialogue]]) -> Dataset:
         columns = {"source": ["".join(first.prompt) for first, _ in pairs]}
         columns |= {side: [pair[i].reference for pair in pairs] for i, side in enumerate(SIDES)}
         return Dataset.from_dict(columns)
 
 
-def _as_text(value: Any) -> str:
-    """Return a text, or the messages of a list, as a person reads them."""
-    if not is_chat(value):
-        return str(value)
-    return "\n\n".join(f"{one.get('role', '')}: {one.get('content', '')}" for one in value)
-
-
-def _remarks(pair: Pair) -> set[str]:
+def _remarks(pair: Sequence[Dialogue]) -> set[str]:
     """Return the remarks on a pair: each counts its rows, whether of one answer or of both."""
     return {remark for dialogue in pair for remark in dialogue.remarks}
 

@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sora_cli.recipe.task_options import PreferenceOptions
-from sora_cli.tasks.decoders import check_causal
+from sora_cli.tasks.answer_rows import INPUTS
 from sora_cli.tasks.dialogues import Padding
 from sora_cli.tasks.encoded import Encoded, Predictions
 from sora_cli.tasks.family.head import without
 from sora_cli.tasks.language import token_sums
-from sora_cli.tasks.learned import (
-    LEARNED,
-    LearnedHead,
-    learned_labels,
-    learned_logits,
-)
+from sora_cli.tasks.learned import LEARNED, learned_labels, learned_logits
 from sora_cli.tasks.pair_losses import pair_losses, rewards
-from sora_cli.tasks.pair_rows import INPUTS, PairRows
+from sora_cli.tasks.pair_rows import PairRows
 from sora_cli.tasks.pairs import SIDES
-
-REFERENCE = "reference"
-"""Column of training rows, and name in a batch: log-probabilities by the reference model."""
+from sora_cli.tasks.referenced import REFERENCE, Referenced
 
 
-class Preference(PairRows):
+class Preference(Referenced, PairRows):
     """A model reads both answers to each prompt; its loss compares their log-probabilities."""
 
     options: PreferenceOptions
@@ -40,12 +32,6 @@ class Preference(PairRows):
     def unknown(self) -> dict[str, Any]:
         """The log-probabilities by the reference model, which are computed once."""
         return {REFERENCE: [math.nan if self.options.needs_reference else 0.0] * 2}
-
-    def adapt_model(self, model: nn.Module, processor: Any) -> None:
-        super().adapt_model(model, processor)
-        check_causal(model, str(model.config.name_or_path))  # type: ignore[union-attr]
-        self.learned = LearnedHead.of(model)
-        self.learned.reduced = False
 
     def collator(self, processor: Any) -> Any:
         return PairPadding(processor.pad_token_id)
@@ -75,14 +61,6 @@ class Preference(PairRows):
         logits = learned_logits(outputs["logits"], labels, places)
         sums = token_sums(logits, learned_labels(labels, places), places, labels.shape)
         return sums.view(-1, 2, 3)
-
-    def measured(self, outputs: np.ndarray) -> np.ndarray:
-        """Return the log-probability of each answer, (rows, 2)."""
-        return np.ascontiguousarray(-outputs[..., 0])
-
-    def with_reference(self, rows: Encoded, reference: np.ndarray) -> Encoded:
-        dataset = rows.dataset.remove_columns(REFERENCE)
-        return replace(rows, dataset=dataset.add_column(REFERENCE, list(reference)))
 
     def constant_loss(self, rows: Encoded) -> float | None:
         """Return the loss of the reference model itself: both answers have the reward 0."""

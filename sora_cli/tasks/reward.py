@@ -22,8 +22,9 @@ from torch.nn.utils.rnn import pad_sequence
 from sora_cli.core.errors import SoraError
 from sora_cli.data.places import RowError
 from sora_cli.recipe.reward_options import ANSWER, RewardOptions
+from sora_cli.tasks.answer_rows import INPUTS
 from sora_cli.tasks.encoded import Encoded, Predictions
-from sora_cli.tasks.pair_rows import INPUTS, PairRows
+from sora_cli.tasks.pair_rows import PairRows
 from sora_cli.tasks.pairs import SIDES
 from sora_cli.tasks.stand_ins import check_finite
 from sora_cli.tasks.texts import require_column

@@ -204,7 +204,7 @@ def load_speaker(
         if not task.options.CAN_SPEAK:
             raise SoraError(
                 f"{target} does not write texts: its task is {task.name}",
-                where="chat and generate are for causal-lm, preference and seq2seq",
+                where="chat and generate are for causal-lm, preference, thumbs and seq2seq",
                 hint=f"to answer rows with it: sora predict {quote(target)} FILE -o OUT",
             )
         with telling(lambda: "load model", hint="--dtype bfloat16"):

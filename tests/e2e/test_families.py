@@ -28,6 +28,7 @@ WITHOUT_LABELS = {
     "multiple-choice": {"label"},
     "preference": set(),
     "reward": set(),
+    "thumbs": {"label"},
     "seq2seq": {"output"},
     "question-answering": {"answers"},
     "token-classification": {"tags"},
@@ -108,7 +109,7 @@ def files(made: Run) -> None:
     (merged / "sora.json").unlink()
     _close(made.eval(merged, "--predictions", str(scored), "--force"), report.metrics)
     # rewards are measured against the base model, which a merged one does not hold
-    answering = out if loaded.task.name == "preference" else merged
+    answering = out if loaded.task.options.needs_reference else merged
     labels = WITHOUT_LABELS[made.case.family]
     words = [word for word in told(made.recipe) if not word.startswith("task.name=")]
     words += ["--task", loaded.task.name]  # a bare model does not tell

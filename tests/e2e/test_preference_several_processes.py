@@ -9,14 +9,18 @@ import torch
 from safetensors.torch import load_file
 
 from sora_cli.app import run
-from tests.helpers_families import write_preference_recipe
+from tests.helpers_families import FAMILIES, thumb_rows
+from tests.helpers_runs import write_rows
 from tests.launched import launch_commands
 
 pytestmark = pytest.mark.long
 
 
-def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    recipe = write_preference_recipe(tmp_path)
+@pytest.mark.parametrize("kind", ["preference", "thumbs"])
+def test_two_processes_give_what_one_gives(tmp_path: Path, kind: str) -> None:
+    recipe = FAMILIES[kind](tmp_path)
+    if kind == "thumbs":  # a last step of 5 rows fills no two micro-batches on either process
+        write_rows(tmp_path / "train.jsonl", thumb_rows(45))
     words = ["train", str(recipe), "--no-verify", "method={name: lora, r: 4}"]
     words += ["training.max_steps=6", "training.model_dropout=0", "training.evaluate=no"]
     assert run([*words, f"output.dir={tmp_path}/one"]) == 0

@@ -59,6 +59,22 @@ def _preferences() -> DatasetDict:
     return _rows(load_preferences())
 
 
+def _thumbs() -> DatasetDict:
+    """Each answer of `preferences` by itself, in the order of the pairs."""
+    from sora_cli.data.builtin.preferences import load_preferences
+
+    return _rows(
+        {
+            split: [
+                {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+                for pair in pairs
+                for side in ("chosen", "rejected")
+            ]
+            for split, pairs in load_preferences().items()
+        }
+    )
+
+
 def _digits() -> DatasetDict:
     from datasets import ClassLabel, Image
 
@@ -82,6 +98,7 @@ BUILTINS: dict[str, Callable[[], DatasetDict]] = {
     "numbers": _numbers,
     "endings": _endings,
     "preferences": _preferences,
+    "thumbs": _thumbs,
     "digits": _digits,
     "captions": _captions,
 }

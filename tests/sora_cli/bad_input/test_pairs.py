@@ -71,6 +71,33 @@ def test_bad_pairs(rows: Rows, checked: Callable[[Case], object]) -> None:
     checked(bad(r=PAIRS, **{"pairs.jsonl": lines(rows)}))
 
 
+THUMBS: Rows = [
+    {"prompt": row["prompt"], "completion": row["chosen"], "label": i % 2 == 0}
+    for i, row in enumerate(TEXTS)
+]
+SAID: Rows = [
+    {"messages": [said("user", row["prompt"]), said("assistant", "no")], "label": "good"}
+    for row in THUMBS
+]
+OF_THUMBS: dict[str, Rows] = {
+    "no thumb": [row | {"label": "maybe" if i == 3 else "yes"} for i, row in enumerate(THUMBS)],
+    "a rating": [row | {"label": i} for i, row in enumerate(THUMBS)],
+    "a label that is missing": fourth(THUMBS, label=None),
+    "an empty completion": fourth(THUMBS, completion=" "),
+    "no completion": fourth(THUMBS, completion=None),
+    "no column of labels": each(prompt="prompt", completion="chosen"),
+    "a chat without an answer": fourth(SAID, messages=[said("user", "a")]),
+    "texts without a prompt": [{"completion": "no", "label": "good"}] * 4,
+    "a single row": THUMBS[:1],
+}
+
+
+@pytest.mark.parametrize("rows", OF_THUMBS.values(), ids=OF_THUMBS)
+def test_bad_thumbs(rows: Rows, checked: Callable[[Case], object]) -> None:
+    recipe = PAIRS.replace("preference", "thumbs")
+    checked(bad(r=recipe, **{"pairs.jsonl": lines(rows)}))
+
+
 def without_a_template(folder: Path) -> None:
     write_chat_base(folder)
     (folder / "chat_template.jinja").unlink()

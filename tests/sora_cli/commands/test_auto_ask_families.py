@@ -17,6 +17,7 @@ from tests.helpers_errors import refused
 from tests.helpers_families import (
     choice_rows,
     preference_rows,
+    thumb_rows,
     write_family_recipe,
     write_preference_recipe,
 )
@@ -54,6 +55,16 @@ def pairs(folder: Path) -> Path:
     return write_preference_recipe(folder, **BLOCKS)
 
 
+def thumbs(folder: Path) -> Path:
+    write_rows(folder / "inputs.jsonl", [
+        {k: v for k, v in row.items() if k != "label"} for row in thumb_rows(90, seed=2)
+    ])  # fmt: skip
+    recipe = write_preference_recipe(folder, **BLOCKS, task={"name": "thumbs"})
+    write_rows(folder / "train.jsonl", thumb_rows(96))
+    write_rows(folder / "validation.jsonl", thumb_rows(16, seed=1))
+    return recipe
+
+
 def _right_choice(row: dict[str, str]) -> str:
     first = row["context"].split()[0]
     return next(letter for letter in "abc" if row[letter].split()[0] == first)
@@ -64,12 +75,18 @@ def _better_answer(row: dict[str, str]) -> str:
     return "a" if row["answer_a"].strip() == end else "b"
 
 
+def _thumb(row: dict[str, str]) -> str:
+    right = row["completion"].strip() == " ".join(row["prompt"].split()[-2:])
+    return "up" if right else "down"
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("write", "shown", "truth"),
     [
         (choices, ["context", "a", "b", "c"], _right_choice),
         (pairs, ["prompt", "answer_a", "answer_b"], _better_answer),
+        (thumbs, ["prompt", "completion"], _thumb),
     ],
 )
 def test_choices_and_pairs_are_labelled(

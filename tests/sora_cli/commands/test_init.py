@@ -14,7 +14,7 @@ from sora_cli.app import run
 from sora_cli.recipe.load import load_recipe
 from tests.golden import told
 from tests.helpers_chat import write_chat_base
-from tests.helpers_families import preference_rows
+from tests.helpers_families import preference_rows, thumb_rows
 from tests.helpers_first_data import (
     many_classes,
     own_words,
@@ -191,10 +191,19 @@ def test_pairs_of_answers_become_a_recipe_that_trains(
     assert "\n    chosen   " in capsys.readouterr().out
 
 
-def test_unpaired_answers_are_refused(init: Init, tmp_path: Path) -> None:
-    rows = [{"prompt": "a", "completion": f"b {i}", "label": i % 2 == 0} for i in range(8)]
+@pytest.mark.parametrize("thumb", [bool, int, ("down", "up").__getitem__])
+def test_single_answers_with_a_thumb_become_a_recipe_that_trains(
+    init: Init, tmp_path: Path, thumb: Callable[[bool], Any]
+) -> None:
+    rows = [{**row, "label": thumb(row["label"])} for row in thumb_rows(20)]
     write_rows(tmp_path / "kto.jsonl", rows)
-    told(init("kto.jsonl", code=2))
+    written = init("kto.jsonl", model=write_chat_base(tmp_path / "chat"))
+    if thumb is bool:
+        told(written)
+    recipe = load_recipe("kto.yaml").recipe
+    assert recipe.task.name == "thumbs"
+    if thumb is bool:
+        assert train("kto.yaml", "training.epochs=1").data.rows["train"] == 16
 
 
 def _proposed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, list[list[str]]]:

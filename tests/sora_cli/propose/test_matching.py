@@ -146,6 +146,24 @@ def test_what_is_given_decides() -> None:
     assert (found.task, found.taken) == ("causal-lm", {"en": "instruction", "de": "output"})
 
 
+def test_an_answer_with_one_of_two_labels_has_a_thumb() -> None:
+    texts = {name: Column(name, "text", 20, 7.0) for name in ("prompt", "completion")}
+    for kind, labels in (("class", 2), ("class", 3), ("number", 20)):
+        columns = {**texts, "label": Column("label", _kind(kind), labels)}
+        if labels == 2:
+            found = match(columns, {})
+            assert (found.task, found.data) == ("thumbs", {})
+            assert found.taken == {name: name for name in columns}
+        else:
+            with pytest.raises(SoraError, match="2 columns could be the text"):
+                match(columns, {})
+    found = _match("question:text response:text thumb:word", task="thumbs")
+    assert found.taken == {"question": "prompt", "response": "completion", "thumb": "label"}
+    named = {"completion": "said", "label": "fine"}
+    found = _match("prompt:text said:text fine:class", task="thumbs", columns=named)
+    assert found.data["columns"] == {"prompt": "prompt", **named}
+
+
 @pytest.mark.parametrize(("columns", "task"), [
 ("subject:text story:text team:class", None),
 ("text:text a:class b:class", None),

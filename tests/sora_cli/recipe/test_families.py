@@ -53,7 +53,9 @@ def test_only_losses_are_worth_less_where_they_are_greater(family: str) -> None:
         given = {"loss": "cosent"} if pairs else {}
         options = TaskBlock(name=family, metrics=[metric], **given).options
         assert options.greater_is_better is (metric not in {"loss", "perplexity"})
-        unbounded = metric.startswith(("rewards/", "logps/")) and metric != "rewards/accuracies"
+        unbounded = (
+            metric.startswith(("rewards/", "logps/", "kl")) and metric != "rewards/accuracies"
+        )
         assert facts_of(metric).ends_at_1 is (options.greater_is_better and not unbounded)
     assert not facts_of("mcc").ends_at_1
     assert {m for m in METRICS if METRICS[m].smaller_is_better} == {"loss", "perplexity"}

@@ -23,7 +23,7 @@ from sora_cli.tasks.language import IGNORED
 from sora_cli.tasks.learned import LEARNED, LearnedHead
 from sora_cli.tasks.pair_losses import pair_losses
 from sora_cli.tasks.pairs import SIDES
-from sora_cli.tasks.preference import REFERENCE
+from sora_cli.tasks.referenced import REFERENCE
 from tests.helpers_chat import chat_tokenizer
 from tests.helpers_models import tiny_llama
 from tests.helpers_runs import WORDS

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sora_cli.data.places import RowError
-from sora_cli.tasks.pairs import check_pair, pair_of
+from sora_cli.tasks.pairs import check_answers, dialogues_of
 from tests.helpers_chat import chat_tokenizer
 
 PROMPTED = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
@@ -35,8 +35,10 @@ def pieces(
     system: str | None = None,
 ) -> list[tuple[str, str]]:
     """Return (text that is read, text that is learned) of both answers."""
-    check_pair(row, columns)
-    pair = pair_of(row, columns, chat_tokenizer(), chats=chats, template=template, system=system)
+    check_answers(row, columns)
+    pair = dialogues_of(
+        row, columns, chat_tokenizer(), chats=chats, template=template, system=system
+    )
     made = []
     for dialogue in pair:
         learned = [i for i, (_, learned) in enumerate(dialogue.pieces) if learned]
@@ -108,4 +110,4 @@ def test_columns_may_have_other_names() -> None:
     made = pieces(row, {"prompt": "ask", "chosen": "good", "rejected": "bad"}, chats=False)
     assert [learned for _, learned in made] == ["old dog", "no"]
     with pytest.raises(RowError, match="column 'bad' has an empty answer"):
-        check_pair({**row, "bad": "\n"}, {"prompt": "ask", "chosen": "good", "rejected": "bad"})
+        check_answers({**row, "bad": "\n"}, {"prompt": "ask", "chosen": "good", "rejected": "bad"})

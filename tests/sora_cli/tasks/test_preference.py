@@ -142,7 +142,7 @@ def test_without_a_chat_template_prompts_have_headings() -> None:
     ],
 )  # fmt: skip
 def test_a_form_that_has_no_effect_is_refused(row: dict[str, Any], options: dict[str, str]) -> None:
-    with pytest.raises(SoraError, match="has no effect on these pairs") as caught:
+    with pytest.raises(SoraError, match="has no effect on these rows") as caught:
         encoded([row], **options)
     assert caught.value.key == f"task.{next(iter(options))}"
 
