@@ -282,6 +282,48 @@ def _embedding(folder: Path) -> Path:
     )
 
 
+def ranking_rows(rows: int, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Relevant documents begin with the words of their query; some queries have none."""
+    rng = random.Random(seed)
+    made = []
+    for row in range(rows):
+        query = rng.sample(WORDS, rng.randint(2, 4))
+        labels = [float(rng.random() < 0.4) for _ in range(rng.randint(2, 5))]
+        labels[0] = float(row % 8 != 7)
+        starts = (query if label else rng.choices(WORDS, k=3) for label in labels)
+        documents = [" ".join([*own, *rng.choices(WORDS, k=rng.randint(0, 4))]) for own in starts]
+        made.append({"query": " ".join(query), "documents": documents, "labels": labels})
+    return made
+
+
+def single_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same documents, one a row."""
+    return [
+        {"query": row["query"], "passage": document, "label": label}
+        for row in rows
+        for document, label in zip(row["documents"], row["labels"], strict=True)
+    ]
+
+
+def _reranking(folder: Path) -> Path:
+    return write_family_recipe(
+        folder,
+        model={"path": str(save_base(tiny_bert(num_labels=1), folder / "base"))},
+        task={"name": "reranking"},
+        data={"files": _files(folder, ranking_rows), "max_length": 16},
+    )
+
+
+def _single_reranking(folder: Path) -> Path:
+    """One document a row, a loss that compares those of a query, and a decoder."""
+    return write_family_recipe(
+        folder,
+        model={"path": str(save_base(tiny_llama(num_labels=1), folder / "base"))},
+        task={"name": "reranking", "loss": "lambda"},
+        data={"files": _files(folder, lambda n, **more: single_rows(ranking_rows(n // 3, **more)))},
+    )
+
+
 def _reward(folder: Path) -> Path:
     return write_preference_recipe(folder, task={"name": "reward"})
 
@@ -318,6 +360,8 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "token-classification": _token_classification,
     "image-classification": lambda folder: write_image_recipe(folder, training=TRAINING),
     "embedding": _embedding,
+    "reranking": _reranking,
+    "reranking, single": _single_reranking,
     "image-text": lambda folder: write_pair_recipe(folder, training=TRAINING),
 }
 """By family, what writes a recipe into an empty directory."""

@@ -29,7 +29,7 @@ from sora_cli.verify.server import Server
 
 if TYPE_CHECKING:
     from sora_cli.verify.difference import Difference
-    from sora_cli.verify.served import Finding
+    from sora_cli.verify.finding import Finding
     from sora_cli.verify.verification import Verification
 
 
@@ -85,8 +85,9 @@ def verify(
         typer.Option(
             "--server",
             metavar="URL",
-            help="Ask an OpenAI-style server for next tokens, and tell whether it uses the adapter "
-            "A, its bare base, or neither. A key is read from SORA_SERVER_KEY in the environment.",
+            help="Ask an OpenAI-style server for next tokens, or for vectors, and tell whether it "
+            "uses the adapter A, its bare base, or neither. A key is read from SORA_SERVER_KEY in "
+            "the environment.",
         ),
     ] = None,
     model: Annotated[
@@ -233,6 +234,9 @@ def _verify_server(
     if done.share is not None and done.residual is not None:
         emit(f"effect:     {done.share:.1%} of the adapter's effect is there "
              f"(residual {done.residual:.1%})")  # fmt: skip
+    if done.cosine is not None:
+        emit(f"change:     its cosine with the adapter's is {done.cosine:.3f} in the mean, "
+             f"{done.least_cosine:.3f} at least")  # fmt: skip
     if done.reason:
         emit(f"reason:     {done.reason}")
     emit(f"verdict:    {done.verdict.value}")
@@ -242,7 +246,10 @@ def _verify_server(
 def _show_distances(server: Server, done: Finding) -> None:
     places = f"next tokens of {done.texts} texts"
     columns: tuple[str, Column]
-    if done.tokens is None:
+    if done.cosine is not None:
+        columns = ("compared", Column("vectors differ by", ".4f"))
+        places = f"vectors of {done.texts} texts, of unit length (rms)"
+    elif done.tokens is None:
         columns = ("compared", Column("other next token", lambda n: f"{n:.0f} of {done.texts}"))
     else:
         columns = ("compared", Column("log-probabilities differ by", ".3f"))

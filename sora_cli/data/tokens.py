@@ -28,6 +28,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset
 
 from sora_cli.core.atomic import new_file
@@ -120,6 +121,21 @@ def token_counts(features: Dataset) -> np.ndarray:
     """Return the number of tokens (rows,) of each row in the result of `tokenise`."""
     chunks = features.data.column("input_ids").chunks
     return np.concatenate([chunk.value_lengths().to_numpy() for chunk in chunks]).astype(np.int64)
+
+
+def grouped(flat: Dataset, ends: np.ndarray) -> Dataset:
+    """Join neighbouring rows: each column then holds lists, with an item for each joined row.
+
+    Args:
+        ends: (groups,) number of the row after the last one of each group.
+    """
+    offsets = np.concatenate([[0], ends]).astype(np.int32)
+    table = flat.with_format("arrow")[:]
+    columns = {
+        name: pa.ListArray.from_arrays(offsets, table[name].combine_chunks())
+        for name in table.column_names
+    }
+    return Dataset(pa.table(columns))
 
 
 def _key(texts: Dataset, tokenizer: Any, max_length: int) -> str | None:

@@ -168,6 +168,33 @@ def _search(columns: Columns, given: Given, task: str | None) -> Match | None:
     return replace(found, options=options, taken={**found.taken, **further})
 
 
+def _rankings(columns: Columns, given: Given, task: str | None) -> Match | None:
+    texts: tuple[Kind, ...] = (*READ, "class", "constant")
+    kinds: dict[str, tuple[Kind, ...]] = {
+        "query": texts,
+        "documents": (*READ, "words"),
+        "labels": ("class", "whole", "number", "numbers", "other"),
+    }
+    # unless the task is given: `question` with `passage` has classes
+    usual = options_class("reranking").COLUMNS
+    names = None if task else {**usual, "query": ("query",), "documents": _RANKED}
+    parts = _parts("reranking", columns, given, kinds, names=names)
+    if len(parts) < 3:
+        return None
+    query, documents = (columns[parts[part]] for part in ("query", "documents"))
+    lists = documents.kind == "words"
+    # pairs of texts with a class, unless a query has several documents
+    if task is None and not lists and documents.distinct <= query.distinct:
+        return None
+    if task is None and (given.get("label_column") or given.get("text_columns")):
+        return None
+    what = "lists of documents" if lists else "documents, of which a query has several,"
+    return _of_parts("reranking", f"queries with {what} and their relevance", parts)
+
+
+_RANKED = ("documents", "docs", "passages", "document", "doc", "passage")
+
+
 def _chat(columns: Columns, given: Given, task: str | None) -> Match | None:
     del task
     parts = _parts("causal-lm", columns, given, {"messages": ("chat",), "tools": _EVERY})
@@ -302,6 +329,7 @@ _FAMILIES: tuple[tuple[str, Callable[[Columns, Given, str | None], Match | None]
     ("reward", _rewarded),
     ("thumbs", _thumbs),
     ("embedding", _search),
+    ("reranking", _rankings),
     ("causal-lm", _chat),
     ("token-classification", _tags),
     ("question-answering", _spans),

@@ -11,6 +11,7 @@ from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.embedding_options import EmbeddingOptions
 from sora_cli.recipe.metric_facts import add_facts
+from sora_cli.recipe.reranking_options import RerankingOptions
 from sora_cli.recipe.reward_options import RewardOptions
 from sora_cli.recipe.task_options import (
     CausalLmOptions,
@@ -42,6 +43,7 @@ FAMILIES: dict[str, tuple[str, type[TaskOptions]]] = {
     "image-classification": ("images", ImageClassificationOptions),
     "image-text": ("image_text", ImageTextOptions),
     "embedding": ("embedding", EmbeddingOptions),
+    "reranking": ("reranking", RerankingOptions),
 }
 """Task families by name: module in `sora_cli.tasks`, and options class.
 

@@ -31,12 +31,14 @@ def row_lines(task: Task, processor: Any, rows: Encoded, number: int) -> Iterato
         return
     tokenizer = getattr(processor, "tokenizer", processor)
     labels = row.get("labels")
-    if ids and isinstance(ids[0], list) and isinstance(labels, list):
+    if ids and isinstance(ids[0], list) and _of_tokens(labels):
         yield from _pair(tokenizer, ids, labels)
         return
     if ids and isinstance(ids[0], list):
         for place, choice in enumerate(ids[:_CHOICES]):
             mark = "right" if place == labels else "choice"
+            if isinstance(labels, list):
+                mark = f"label {labels[place]:g}"
             if labels is None:  # a query, its document, and wrong ones
                 mark = list(task.options.COLUMNS)[min(place, 2)]
             yield f"{mark:<8} {_short(_tokens(tokenizer, choice))}"
@@ -66,13 +68,20 @@ def length_of(task: Task, rows: Encoded, number: int) -> str:
         return ""
     text = f"{count(tokens)} tokens"
     labels = row.get("labels")
-    if isinstance(labels, list):
-        texts = labels if labels and isinstance(labels[0], list) else [labels]
+    if isinstance(labels, list) and (
+        _of_tokens(labels) or not isinstance(row["input_ids"][0], list)
+    ):
+        texts = labels if _of_tokens(labels) else [labels]
         learned = [count(sum(label != IGNORED for label in part)) for part in texts]
         text += f", {' + '.join(learned)} carry the loss"
     if rows.truncated and tokens >= task.data.max_length:
         text += ", cut at data.max_length"
     return text
+
+
+def _of_tokens(labels: Any) -> bool:
+    """Return True if these are lists of labels of tokens, one for each text of a row."""
+    return isinstance(labels, list) and bool(labels) and isinstance(labels[0], list)
 
 
 def _learned(tokenizer: Any, ids: Sequence[int], labels: Sequence[int]) -> Iterator[str]:

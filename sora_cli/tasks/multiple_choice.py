@@ -7,10 +7,9 @@ from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset
 
-from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise
+from sora_cli.data.tokens import TOKENS, TRUNCATED, grouped, token_counts, tokenise
 from sora_cli.tasks.choices import Choices, find_form, read_choices, right_places
 from sora_cli.tasks.classes import OneNumber, chosen_classes, class_loss, class_parts, class_scores
 from sora_cli.tasks.encoded import NO_EXAMPLES, Encoded, Predictions
@@ -45,7 +44,8 @@ class MultipleChoice(OneNumber):
         shape = (len(right), choices.number)
         cut = np.asarray(flat[TRUNCATED][:]).reshape(shape).any(axis=1)
         lengths, longest = token_counts(flat).reshape(shape).max(axis=1), max(flat[TOKENS][:])
-        features = _grouped(flat.remove_columns([TRUNCATED, TOKENS]), choices.number)
+        ends = np.arange(choices.number, len(flat) + 1, choices.number)
+        features = grouped(flat.remove_columns([TRUNCATED, TOKENS]), ends)
         return Encoded(
             features.add_column("labels", np.asarray(right)),
             lengths,
@@ -146,14 +146,3 @@ def _alike(features: Dataset, rows: np.ndarray) -> int:
     """
     choices = features.select(rows)["input_ids"][:] if len(rows) else []
     return sum(all(ids == row[0] for ids in row) for row in choices)
-
-
-def _grouped(flat: Dataset, number: int) -> Dataset:
-    """Group (rows * number) features into (rows), each column a list with one item per choice."""
-    offsets = np.arange(0, len(flat) + 1, number, dtype=np.int32)
-    table = flat.with_format("arrow")[:]
-    columns = {
-        name: pa.ListArray.from_arrays(offsets, table[name].combine_chunks())
-        for name in table.column_names
-    }
-    return Dataset(pa.table(columns))

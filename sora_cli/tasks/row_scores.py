@@ -27,6 +27,8 @@ ASKED = "asked"
 """Formula of answers beside the labels of a person: parts are the answer and two labels."""
 UNLABELLED = -1.0
 """The place of a label that is not given, in the parts of `ASKED`."""
+GROUPS = "group_mean"
+"""Formula of rows that share the score of their group, such as the documents of one query."""
 _ROUNDING = 1e-12  # relative to a sum of squares; a smaller variance is rounding, and counts as 0
 _LARGEST = 700.0  # nats per token; e to a larger power overflows a float
 
@@ -158,6 +160,16 @@ def _mean(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.asarray(weights @ parts[:, 0] / weights.sum(axis=1))
 
 
+def _group_mean(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the mean over groups of rows: parts are a row's score, its group, and its number.
+
+    The number keeps rows of a group apart where equal rows are counted together.
+    """
+    _, group, rows = np.unique(parts[:, 1], return_inverse=True, return_counts=True)
+    shares = weights / rows[group]
+    return np.asarray(shares @ parts[:, 0] / shares.sum(axis=1))
+
+
 def _ratio(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the ratio of two sums (losses over tokens); NaN if the second sum is 0."""
     sums = weights @ parts  # (sets, 2)
@@ -276,6 +288,7 @@ FORMULAS: dict[str, Formula] = {
     WITHIN: _all,
     ASKED: _all,
     "mean": _mean,
+    GROUPS: _group_mean,
     "ratio": _ratio,
     "perplexity": _perplexity,
     "entity_f1": _entity_f1,

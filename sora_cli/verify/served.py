@@ -11,11 +11,9 @@ and distances are numbers of texts.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from operator import ne
 from typing import Any
 
@@ -23,15 +21,16 @@ import torch
 from torch import Tensor
 
 from sora_cli.adapter.apply import apply_adapter
-from sora_cli.adapter.classes import auto_class_for
+from sora_cli.adapter.classes import BARE, auto_class_for
 from sora_cli.core.console import say
 from sora_cli.core.errors import SoraError
-from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from sora_cli.gguf.package import parsed_once
 from sora_cli.tasks.prompts import rendered
 from sora_cli.verify.effect import measure_one
+from sora_cli.verify.finding import TEXTS, Finding, Served, judge, rms
 from sora_cli.verify.outputs import check_finite
 from sora_cli.verify.probes import SENTENCES, longest
+from sora_cli.verify.served_vectors import find_vectors
 from sora_cli.verify.server import TOP, NextToken, Server
 from sora_cli.verify.subjects import (
     Subject,
@@ -42,64 +41,16 @@ from sora_cli.verify.subjects import (
     load_tokenizer,
 )
 
-_TEXTS, _FEWEST = 24, 6
-"""Texts that are put to a server, at most and at least."""
+_FEWEST = 6
+"""Texts that are put to a server, at least."""
 _FLOOR = 0.05
 """The smallest effect on log-probabilities that is measured: 16 bits move them by about 0.02."""
-_NOISES, _OWN = 1.5, 0.03
-"""A distance is explained up to so many times the noise and this part of the adapter's effect, for
-the rounding of its own numbers. With 4-bit weights in llama.cpp (SmolLM2) adapters of effects from
-0.16 to 1.3 were 1.1 to 1.3 times as far away as the base, others of the same recipe 1.9 to 13."""
-_FAR = 1.5
-"""A distance is not explained from so many times that on; what lies between is unclear."""
 _COARSE, _COARSE_TEXTS = 0.15, 0.1
 """The largest noise of a server without a base to ask, in log-probabilities (4-bit weights: 0.08 to
 0.12) and as share of the texts: it may exclude the adapter, but not confirm it."""
 _CLEAR = 0.1
 """The next token's lead over the second in log-probability: nearer ties are left out."""
 _CAUSAL = "AutoModelForCausalLM"
-
-
-class Served(Enum):
-    """The outcome of a comparison; its value is shown to the user."""
-
-    ADAPTER = "this adapter"
-    BASE = "the bare base"
-    ANOTHER = "another adapter"
-    NEITHER = "neither"
-    UNKNOWN = "cannot tell"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A verdict on a server, with its measurements.
-
-    Attributes:
-        texts: number of texts that were put to the server.
-        tokens: number of compared log-probabilities; None: the server gives none.
-        to_adapter, to_base: distance from the server to each: the root mean square difference of
-            log-probabilities, or with `tokens` None the number of texts with another next token.
-        effect: the same distance from the adapter to its base.
-        noise: the same distance from the server's bare base to ours; None: it cannot be asked.
-        share, residual: of the adapter's effect (`effect.Effect`); None without log-probabilities.
-        reason: in words; empty if the numbers say it.
-    """
-
-    verdict: Served
-    reason: str = ""
-    texts: int = 0
-    tokens: int | None = None
-    to_adapter: float | None = None
-    to_base: float | None = None
-    effect: float | None = None
-    noise: float | None = None
-    share: float | None = None
-    residual: float | None = None
-
-    @property
-    def exit_code(self) -> int:
-        """The exit code of a command that ends with this verdict."""
-        return {Served.ADAPTER: OK, Served.UNKNOWN: NO_VERDICT}.get(self.verdict, FAILED)
 
 
 @dataclass(frozen=True)
@@ -137,14 +88,20 @@ def check_server(
                         hint="name the run or the adapter that the server should use")  # fmt: skip
     with parsed_once(subject.source):
         config, tokenizer = load_config(subject), load_tokenizer(subject)
-        if auto_class_for(subject.adapter, config) != _CAUSAL or tokenizer is None:
-            lacks = "its base has no tokenizer" if tokenizer is None else "it writes no text"
+        auto, known = auto_class_for(subject.adapter, config), subject.adapter.base
+        names = {subject.source, known.path, known.hub_id or known.path}
+        if auto not in (_CAUSAL, BARE) or tokenizer is None or config.is_encoder_decoder:
+            lacks = "it makes no text and no vector"
+            lacks = "its base has no tokenizer" if tokenizer is None else lacks
             raise SoraError(f"{run} cannot be compared with a server: {lacks}")
+        if auto == BARE:
+            server.find_base(names)
+            found = find_vectors(server, subject, config, tokenizer, getattr(torch, dtype))
+            return found, check_bases([subject], force=False)
         text = SENTENCES[1]
         chats = tokenizer.chat_template is not None
         server.find_way(text, tokenizer(text).input_ids, chats=chats)
-        known = subject.adapter.base
-        server.find_base({subject.source, known.path, known.hub_id or known.path})
+        server.find_base(names)
         rows = list(_rows(tokenizer, longest(config), chat=server.way.chat))
         computed = compute(subject, config, rows, getattr(torch, dtype))
     return find(server, computed, tokenizer), check_bases([subject], force=False)
@@ -234,7 +191,7 @@ def _most_apart(computed: Computed) -> tuple[Computed, float]:
     sides = (computed.adapter, computed.base)
     on_sides = [apart.gather(1, side.topk(TOP).indices).mean(1) for side in sides]
     # the smaller one: the server may turn out to be either
-    largest = torch.minimum(*on_sides).topk(min(_TEXTS, len(apart)))
+    largest = torch.minimum(*on_sides).topk(min(TEXTS, len(apart)))
     chosen = largest.indices.tolist()
     prompts = tuple(computed.prompts[i] for i in chosen)
     most = Computed(prompts, computed.adapter[chosen], computed.base[chosen])
@@ -247,7 +204,7 @@ def _clear_choices(computed: Computed, adapter: Sequence[str], base: Sequence[st
     gaps = (best[..., 0] - best[..., 1]).amin(0).tolist()
     usable = [i for i, (a, b) in enumerate(zip(adapter, base, strict=True))
               if a != b and "\ufffd" not in a + b and gaps[i] > _CLEAR]  # fmt: skip
-    return sorted(usable, key=lambda i: -gaps[i])[:_TEXTS]
+    return sorted(usable, key=lambda i: -gaps[i])[:TEXTS]
 
 
 def judge_logprobs(
@@ -270,9 +227,9 @@ def judge_logprobs(
         reason = f"{asked - len(given)} of {asked} tokens are not in the base's vocabulary"
         return Finding(Served.NEITHER, reason, **counts)
     theirs, _, ours = _aligned(computed, bare, known)
-    noise = _rms(theirs - ours) if len(theirs) else None
+    noise = rms(theirs - ours) if len(theirs) else None
     effect = measure_one("log-probabilities", base, adapter, given)
-    to_adapter, to_base, size = map(_rms, (given - adapter, given - base, adapter - base))
+    to_adapter, to_base, size = map(rms, (given - adapter, given - base, adapter - base))
     most = _COARSE if noise is None else noise
     verdict, reason = judge(to_adapter, to_base, size, noise, most=most)
     return Finding(verdict, reason, **counts, to_adapter=to_adapter, to_base=to_base, effect=size,
@@ -311,31 +268,6 @@ def judge_texts(
                    effect=total, noise=noise)  # fmt: skip
 
 
-def judge(
-    to_adapter: float, to_base: float, size: float, noise: float | None, *, most: float
-) -> tuple[Served, str]:
-    """Judge by distances, with the reason of a verdict that the distances alone do not give.
-
-    Args:
-        to_adapter, to_base: from the server's model to ours.
-        size: from our adapter to our base.
-        noise: from the server's base to ours; None: not known.
-        most: the largest that it can be.
-    """
-    limits = [_NOISES * rounding + _OWN * size for rounding in (0.0, noise or 0.0, most)]
-    if any(to_adapter <= limit < to_base / _FAR for limit in limits[:2]):
-        return Served.ADAPTER, ""
-    if any(to_base <= limit < to_adapter / _FAR for limit in limits):
-        return Served.BASE, ""
-    if to_adapter > _FAR * limits[2]:
-        if noise is None:
-            return Served.NEITHER, "another adapter or strength, or another base model"
-        return Served.ANOTHER, f"its base differs from ours by {noise:.2g} only"
-    which = "not the bare base; " if to_base > limits[2] else ""
-    told = "unknown: it has no base to ask" if noise is None else f"{noise:.2g} on its base"
-    return Served.UNKNOWN, f"{which}rounding ({told}) or another adapter explains the distance"
-
-
 def _ids_by_text(tokenizer: Any, width: int) -> dict[str, list[int]]:
     """Return the ids of each token's text, in the three forms that servers give."""
     numbers = range(min(width, len(tokenizer)))
@@ -346,7 +278,3 @@ def _ids_by_text(tokenizer: Any, width: int) -> dict[str, list[int]]:
         for form in {piece, piece.replace("\u2581", " "), text}:
             known[form].append(number)
     return known
-
-
-def _rms(values: Tensor) -> float:
-    return math.sqrt(float(values.square().mean()))

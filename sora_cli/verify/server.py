@@ -1,4 +1,4 @@
-"""A client of OpenAI-style servers: one next token at a time, with its log-probabilities if given.
+"""A client of OpenAI-style servers: next tokens with log-probabilities, texts, and vectors.
 
 A server may be anybody's: one deadline holds for the whole exchange, answers are limited in size,
 neither a redirect nor a proxy gets the key, and it is taken out of every text that is shown.
@@ -7,11 +7,13 @@ neither a redirect nor a proxy gets the key, and it is taken out of every text t
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from http.client import HTTPException
+from itertools import chain
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -86,6 +88,7 @@ class Way:
 
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+EMBEDDINGS = "/v1/embeddings"
 _WAYS = tuple(
     Way(path, ids, logprobs, uncached)
     for path, ids in ((COMPLETIONS, True), (COMPLETIONS, False), (CHAT, False))
@@ -235,6 +238,23 @@ class Server:
             return NextToken(str(written or ""), _likely(choice.get("logprobs") or {}))
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise self._unreadable(self.way.path) from error
+
+    def vectors(self, texts: Sequence[str], *, base: bool = False) -> list[list[float]]:
+        """Return the vector of each text by the model or its bare base, all of one length."""
+        self.way = Way(EMBEDDINGS)
+        body = {"model": self.model, "input": list(texts), "encoding_format": "float",
+                **(self.base if base else {})}  # fmt: skip
+        reply = self._reply(EMBEDDINGS, body)
+        try:
+            made = {int(one["index"]): list(map(float, one["embedding"])) for one in reply["data"]}
+            vectors = [made[i] for i in range(len(texts))]
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
+            raise self._unreadable(EMBEDDINGS) from error
+        if not vectors[0] or not all(map(math.isfinite, chain(*vectors))) or (
+            len({len(vector) for vector in vectors}) > 1
+        ):  # fmt: skip
+            raise self._unreadable(EMBEDDINGS)
+        return vectors
 
     def _reply(self, path: str, body: dict[str, Any] | None = None) -> Any:
         headers = {"Content-Type": "application/json", "User-Agent": "sora"}

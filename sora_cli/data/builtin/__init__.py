@@ -41,6 +41,12 @@ def _passages() -> DatasetDict:
     return _rows(load_passages())
 
 
+def _rankings() -> DatasetDict:
+    from sora_cli.data.builtin.rankings import load_rankings
+
+    return _rows(load_rankings())
+
+
 def _numbers() -> DatasetDict:
     from sora_cli.data.builtin.numbers import load_numbers
 
@@ -95,6 +101,7 @@ BUILTINS: dict[str, Callable[[], DatasetDict]] = {
     "entailment": _entailment,
     "entities": _entities,
     "passages": _passages,
+    "rankings": _rankings,
     "numbers": _numbers,
     "endings": _endings,
     "preferences": _preferences,

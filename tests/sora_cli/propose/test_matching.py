@@ -78,6 +78,10 @@ CASES: dict[str, tuple[str, str, dict[str, str]]] = {
         {"query": "query", "positive": "positive"}),
     "triplets": ("anchor:text positive:text negative:text", "embedding",
         {"anchor": "query", "positive": "positive", "negative": "negative"}),
+    "lists of documents": ("id:identifier query:text documents:words labels:other", "reranking",
+        {"query": "query", "documents": "documents", "labels": "labels"}),
+    "documents of equal number": ("query:text document:text label:class",
+        "sequence-classification", {"query": "text", "document": "text", "label": "label"}),
     "captions": ("image:image caption:text", "image-text",
         {"image": "image", "caption": "text"}),
 }  # fmt: skip
@@ -102,6 +106,15 @@ def test_texts_with_a_score_are_compared_if_the_task_is_given() -> None:
         "query:text positive:text kind:class", label_column="kind", text_columns=["query"]
     )
     assert found.task == "sequence-classification"
+
+
+def test_queries_with_several_documents_are_ranked() -> None:
+    kinds = {"query": ("text", 10), "passage": ("text", 40), "label": ("class", 2)}
+    columns = {n: Column(n, _kind(kind), many, 7.0) for n, (kind, many) in kinds.items()}
+    assert match(columns, {}).task == "reranking"
+    assert match(columns, {"label_column": "label"}).task == "sequence-classification"
+    found = _match("question:text answer:text score:whole", task="reranking")
+    assert found.taken == {"question": "query", "answer": "documents", "score": "labels"}
 
 
 def test_columns_are_named_in_the_recipe_only_if_they_need_it() -> None:
