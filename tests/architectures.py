@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +23,13 @@ class Architecture:
         options: its configuration, beside `_SHAPE`.
         tasks: that it has a class for.
         refused: tasks that it has a class for and cannot do.
+        whole: the class of a published model, if that has more than a decoder.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
     tasks: tuple[str, ...] = (CAUSAL, CLASSES)
     refused: tuple[str, ...] = ()
+    whole: str | None = None
 
 
 _SHAPE: dict[str, Any] = {
@@ -48,6 +51,15 @@ _GPT = {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 2, "n_positions": 64}
 _T5 = {"d_model": HIDDEN, "d_kv": 16, "d_ff": 2 * HIDDEN, "num_layers": LAYERS, "num_heads": 2,
        "decoder_start_token_id": 0}  # fmt: skip
 _STATE = {"state_size": 8, "conv_kernel": 4, "expand": 2}
+_GATED_DELTA = {**_HEADS, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+                "linear_num_key_heads": 2, "linear_num_value_heads": 2,
+                "layer_types": ["linear_attention", "full_attention"]}  # fmt: skip
+# the last two of four layers take the keys and values of the first two
+_PER_LAYER = {**_HEADS, "global_head_dim": 16, "sliding_window": 8, "num_hidden_layers": 4,
+              "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2,
+              "hidden_size_per_layer_input": 8,
+              "vocab_size_per_layer_input": VOCABULARY}  # fmt: skip
+_IMAGES = {"hidden_size": 16, "intermediate_size": 32, "patch_size": 2}
 _MAMBA = {"mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_expand": 2,
           "mamba_chunk_size": 8, "mamba_n_groups": 1}  # fmt: skip
 _ENCODER = (CLASSES,)
@@ -89,10 +101,21 @@ ARCHITECTURES = {
     "falcon_mamba": Architecture({**_STATE, "time_step_rank": 4}, _DECODER),
     "gemma2": Architecture({**_HEADS, "query_pre_attn_scalar": 16, "sliding_window": 8}),
     "gemma3_text": Architecture({**_HEADS, "query_pre_attn_scalar": 16, "sliding_window": 8}),
+    "gemma4": Architecture(
+        {"text_config": {**_SHAPE, **_PER_LAYER}, "audio_config": None,
+         "vision_config": {**_IMAGES, "num_hidden_layers": 1, "num_attention_heads": 2,
+                           "num_key_value_heads": 2, "head_dim": 8, "position_embedding_size": 16}},
+        _DECODER, whole="Gemma4ForConditionalGeneration",
+    ),
+    "gemma4_text": Architecture(_PER_LAYER, _DECODER),
+    "glm4": Architecture(_HEADS),
     "gpt2": Architecture(_GPT),
     "gpt_neo": Architecture({"num_layers": 2, "num_heads": 2,
                              "attention_types": [[["global", "local"], 1]], "window_size": 8}),
     "gpt_neox": Architecture(),
+    "gpt_oss": Architecture(
+        {**_HEADS, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8}
+    ),
     "gptj": Architecture({**_GPT, "rotary_dim": 8}),
     "granite": Architecture(_GROUPED, _DECODER),
     "granitemoe": Architecture({**_GROUPED, "num_local_experts": 4}, _DECODER),
@@ -104,6 +127,10 @@ ARCHITECTURES = {
         {**_GROUPED, "num_experts": 2, "num_experts_per_tok": 1, "mamba_d_state": 8,
          "mamba_dt_rank": 4, "use_mamba_kernels": False, "attn_layer_period": 2,
          "attn_layer_offset": 1},
+    ),
+    "lfm2": Architecture(
+        {**_GROUPED, "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+        _DECODER,
     ),
     "llama": Architecture(_GROUPED),
     "longformer": Architecture({"attention_window": 8, "sep_token_id": 3}, _ENCODER),
@@ -135,12 +162,19 @@ ARCHITECTURES = {
         {**_GROUPED, **_EXPERTS, "shared_expert_intermediate_size": 16},
     ),
     "qwen3": Architecture(_HEADS),
+    "qwen3_5": Architecture(
+        {"text_config": {**_SHAPE, **_GATED_DELTA},
+         "vision_config": {**_IMAGES, "depth": 1, "num_heads": 2, "out_hidden_size": HIDDEN,
+                           "num_position_embeddings": 16}},
+        _DECODER, whole="Qwen3_5ForConditionalGeneration",
+    ),
+    "qwen3_5_moe_text": Architecture(
+        {**_GATED_DELTA, **_EXPERTS, "shared_expert_intermediate_size": 16}, _DECODER
+    ),
+    "qwen3_5_text": Architecture(_GATED_DELTA),
     "qwen3_moe": Architecture({**_HEADS, **_EXPERTS, "mlp_only_layers": [0]}),
     "qwen3_next": Architecture(
-        {**_HEADS, **_EXPERTS, "shared_expert_intermediate_size": 16,
-         "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2,
-         "linear_num_value_heads": 2,
-         "layer_types": ["linear_attention", "full_attention"]},
+        {**_GATED_DELTA, **_EXPERTS, "shared_expert_intermediate_size": 16},
     ),
     "roberta": Architecture({"pad_token_id": 0, "type_vocab_size": 1}, _ENCODER),
     "rwkv": Architecture({"attention_hidden_size": HIDDEN, "context_length": 64}, _DECODER),
@@ -157,7 +191,8 @@ ARCHITECTURES = {
 
 def options_of(model_type: str) -> dict[str, Any]:
     """The options of a tiny model's configuration."""
-    options = {**_SHAPE, **ARCHITECTURES[model_type].options}
+    options = ARCHITECTURES[model_type].options
+    options = options if "text_config" in options else {**_SHAPE, **options}
     if model_type == "xlnet":
         del options["max_position_embeddings"]  # it refuses a limit
     return options
@@ -166,11 +201,17 @@ def options_of(model_type: str) -> dict[str, Any]:
 def tiny(model_type: str, task: str, *, seed: int = 0) -> Any:
     """The model of a task, in evaluation mode; the global random state is left as it was."""
     config = transformers.AutoConfig.for_model(model_type, **options_of(model_type))
+    if (whole := ARCHITECTURES[model_type].whole) is not None:
+        return _drawn(getattr(transformers, whole), config, seed)
     kind = (
         transformers.AutoModelForCausalLM
         if task == CAUSAL
         else transformers.AutoModelForSequenceClassification
     )
+    return _drawn(kind.from_config, config, seed)
+
+
+def _drawn(make: Callable[[Any], Any], config: Any, seed: int) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return kind.from_config(config).eval()
+        return make(config).eval()

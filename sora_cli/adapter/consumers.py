@@ -89,6 +89,12 @@ class _Facts:
         return {str(name) for name in named} if isinstance(named, list) else set()
 
     @property
+    def is_whole(self) -> bool:
+        """The base is a model for text and images, whose decoder can be run by itself."""
+        whole = any(name.endswith("ForConditionalGeneration") for name in self.classes)
+        return whole and "text_config" in self.base_config
+
+    @property
     def largest_rank(self) -> int:
         """The rank that servers compare with their option: r counts even if no module has it."""
         return max((self.config.r, *self.ranks.values()))
@@ -252,9 +258,14 @@ def _beside_pairs(program: Program, facts: _Facts) -> Iterator[tuple[str, str]]:
 
 
 def _about_whole_layers(facts: _Facts) -> Iterator[tuple[str, str]]:
-    """Yield vLLM's objections to a bias in the configuration, and to experts that lack factors."""
+    """Yield vLLM's objections to a bias in the configuration, to names, and to experts."""
     if facts.config.bias != "none":  # the file holds none if the model has none
         yield f"refuses bias: {facts.config.bias}", "exact"
+    # its decoder has longer names there, and names without a module are dropped without a word:
+    # vllm-project/vllm#48019
+    bare = next((path for path in facts.ranks if path.startswith("model.layers.")), None)
+    if bare is not None and facts.is_whole:
+        yield f"runs the base with its image part, where it finds no {bare}", "merge"
     keys = ("num_local_experts", "num_experts", "n_routed_experts")
     number = next((facts.base_config[key] for key in keys if key in facts.base_config), None)
     for layer, by_name in experts_apart(facts.ranks).items():

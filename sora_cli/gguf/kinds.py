@@ -38,8 +38,8 @@ KINDS: Mapping[str, Kind] = {
     "bloom": Kind("bloom", "joint"),
     "gpt_neox": Kind("gptneox", "joint"),
     **{name: Kind(name) for name in (
-        "apertus", "exaone4", "gemma", "gemma2", "glm4", "gpt2", "mpt", "nemotron", "olmo2", "phi3",
-        "qwen2", "qwen3", "stablelm", "starcoder2", "t5",
+        "apertus", "exaone4", "gemma", "gemma2", "glm4", "gpt2", "lfm2", "mpt", "nemotron", "olmo2",
+        "phi3", "qwen2", "qwen3", "stablelm", "starcoder2", "t5",
     )},
     **{name: Kind("bert") for name in (
         "bert", "camembert", "distilbert", "roberta", "xlm-roberta",
@@ -49,6 +49,7 @@ KINDS: Mapping[str, Kind] = {
     "ernie4_5": Kind("ernie4_5"),
     "gemma3_text": Kind("gemma3"),
     "gpt_bigcode": Kind("starcoder"),
+    "gpt_oss": Kind("gpt-oss"),
     "hunyuan_v1_dense": Kind("hunyuan-dense"),
     "mt5": Kind("t5"),
     "olmo3": Kind("olmo2"),
@@ -62,7 +63,7 @@ KINDS: Mapping[str, Kind] = {
 
 _TIED = frozenset((
     "bloom", "cohere", "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3_text", "gpt2",
-    "gpt_bigcode", "mpt", "mt5", "smollm3", "starcoder2", "t5", "umt5",
+    "gpt_bigcode", "lfm2", "mpt", "mt5", "smollm3", "starcoder2", "t5", "umt5",
 ))  # fmt: skip
 """Model types whose output layer is the embedding, unless their configuration says otherwise."""
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ from sora_cli.merge.card import (
 )
 from sora_cli.merge.incoming import Incoming, incoming
 from sora_cli.merge.match import Match, match, read_stored, tied_part
-from sora_cli.merge.names import build_runtime
+from sora_cli.merge.names import Runtime, build_runtime
 from sora_cli.merge.plan import Plan, plan_weights
 from sora_cli.merge.rounding import AS_IN_BASE, Storing, check_survival
 from sora_cli.merge.write import Progress, threads, weights_bytes, write_weights
@@ -209,7 +210,10 @@ def prepare_merge(
     # again, now that the names to write are known
     check_replaceable(output, force=force, markers=(MODEL_CONFIG,), names=folder.merged_names)
     matched, tied, config = _match(new, folder, untie=untie)
-    config |= {MERGED_KEY: adapters, "architectures": [matched.runtime.class_name]}
+    named = folder.raw.get("architectures")
+    if not (named and _is_part(matched.runtime, config)):
+        config["architectures"] = [matched.runtime.class_name]
+    config |= {MERGED_KEY: adapters}
     if storing.dtype != "base":
         config = config_in(storing.dtype, config)
     plan = plan_weights(
@@ -218,7 +222,7 @@ def prepare_merge(
         folder.weights,
         folder.source,
         tied=tied,
-        other_class=folder.raw.get("architectures") not in (None, [], config["architectures"]),
+        other_class=named not in (None, [], config["architectures"]),
         force=force,
         dtype=storing.dtype,
     )
@@ -236,6 +240,11 @@ def prepare_merge(
         new, output, reference, folder, config, plan, merged, storing, force, disk, free, memory,
         tokenizer,
     )  # fmt: skip
+
+
+def _is_part(runtime: Runtime, config: Mapping[str, Any]) -> bool:
+    """Return True if the model is the decoder of a model for text and images, which stays whole."""
+    return bool(runtime.model.config.model_type != config["model_type"])
 
 
 def _merged(

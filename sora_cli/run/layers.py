@@ -13,11 +13,15 @@ from methods.init import linear_shape
 from methods.inject import output_embedding
 from sora_cli.core.console import count
 from sora_cli.core.processes import world_size
+from sora_cli.core.words import first_few
 
 if TYPE_CHECKING:
     from sora_cli.recipe.recipe import Recipe
     from sora_cli.report import Parameters
     from sora_cli.run.prepare import Prepared
+
+_FEW = 0.1
+"""Share of a model's parameters below which a run does not name weights outside linear layers."""
 
 
 @dataclass(frozen=True)
@@ -79,21 +83,50 @@ def other_weights(model: nn.Module) -> list[LayerGroup]:
     Examples are the fused experts of a mixture, convolutions, and attention without linear layers.
     The remark is the class name of the module that holds the weight.
     """
-    weights = {}
-    for path, module in model.named_modules():
-        if linear_shape(module) is not None or isinstance(module, nn.Embedding | LowRankLinear):
-            continue
-        for name, parameter in module.named_parameters(recurse=False):
-            if sum(n > 1 for n in parameter.shape) > 1:
-                shape = " x ".join(count(n) for n in parameter.shape)
-                weights[f"{path}.{name}" if path else name] = (shape, type(module).__name__)
-    return _group(weights)
+    return _group({
+        path: (" x ".join(count(n) for n in weight.shape), type(module).__name__)
+        for path, (weight, module) in _other_weights(model).items()
+    })  # fmt: skip
+
+
+def _other_weights(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Module]]:
+    """Return {path: (weight, module that holds it)}."""
+    return {
+        f"{path}.{name}" if path else name: (parameter, module)
+        for path, module in model.named_modules()
+        if linear_shape(module) is None and not isinstance(module, nn.Embedding | LowRankLinear)
+        for name, parameter in module.named_parameters(recurse=False)
+        if sum(n > 1 for n in parameter.shape) > 1
+    }
+
+
+def other_weights_lines(model: nn.Module, parameters: int) -> list[str]:
+    """Return a line on the weights that no method can adapt, unless they are few.
+
+    Args:
+        parameters: of the base model.
+    """
+    others = _other_weights(model)
+    share = sum(weight.numel() for weight, _ in others.values()) / parameters
+    if share < _FEW:
+        return []
+    patterns = first_few(group.pattern for group in other_weights(model))
+    return [
+        f"no adapter on {patterns} ({len(others)}): no linear layers; they hold {share:.0%} of the "
+        "base model's parameters"
+    ]
 
 
 def left_out_lines(left_out: Mapping[str, str], model: nn.Module) -> list[str]:
-    """Return a line for each group of layers that the targets name but that get no adapter."""
-    layers = {p: (_shape(model.get_submodule(p)), why) for p, why in left_out.items()}
-    return [f"no adapter on {g.pattern} ({g.count}): {g.remark}" for g in _group(layers)]
+    """Return a line for each reason why layers that the targets name get no adapter."""
+    reasons: dict[str, list[LayerGroup]] = {}
+    for g in _group({p: (_shape(model.get_submodule(p)), why) for p, why in left_out.items()}):
+        reasons.setdefault(g.remark, []).append(g)
+    return [
+        f"no adapter on {first_few(g.pattern for g in groups)} ({sum(g.count for g in groups)}): "
+        f"{why}"
+        for why, groups in reasons.items()
+    ]
 
 
 def _shape(module: nn.Module) -> str:

@@ -8,6 +8,8 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from methods.configs import MethodConfig
+from methods.inject import ALL_LINEAR
 from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.card import write_card
 from sora_cli.adapter.companions import save_processor
@@ -32,7 +34,7 @@ from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import Recipe, TrainingBlock
 from sora_cli.report import BaseFacts, DataFacts, Parameters, Ranks, RunReport
 from sora_cli.run.class_counts import class_counts
-from sora_cli.run.layers import left_out_lines
+from sora_cli.run.layers import left_out_lines, other_weights_lines
 from sora_cli.run.output import RANKS_PLOT, clear_results
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.remarks import data_remarks, overlaps_of, skip_remark
@@ -68,11 +70,15 @@ def record_setup(report: RunReport, ready: Prepared, training: TrainingBlock) ->
         selection=training.choice(rows.rule),
         revision=rows.revision,
     )
-    report.events = left_out_lines(ready.left_out, base.model) + data_remarks(ready, overlaps)
+    report.parameters = count_parameters(ready)
+    report.events = left_out_lines(ready.left_out, base.model)
+    config = ready.method.config
+    if isinstance(config, MethodConfig) and config.targets == ALL_LINEAR:
+        report.events += other_weights_lines(base.model, report.parameters.base)
+    report.events += data_remarks(ready, overlaps)
     report.main_metric = ready.task.best
     report.start = ready.start
     report.ranks = {p: Ranks(start=m.rank, end=m.rank) for p, m in ready.layers.items()}
-    report.parameters = count_parameters(ready)
 
 
 def record_result(report: RunReport, ready: Prepared, result: Fit) -> None:

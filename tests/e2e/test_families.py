@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from sora_cli.app import run
 from sora_cli.data.rows import load_rows
 from sora_cli.recipe.load import load_recipe
 from sora_cli.report import RunReport, read_report
+from tests.architectures import CAUSAL, tiny
 from tests.helpers_families import FAMILIES
 from tests.helpers_methods import set_method
 from tests.helpers_runs import resumes_as_if_whole
@@ -165,6 +166,8 @@ def small(made: Run) -> None:
 
 VERBS = {"files": files, "resume": resume, "dry run": dry_run, "small": small}
 VERSIONS = ("files", "resume")
+KINDS = ("gemma4_text", "glm4", "gpt_oss", "lfm2", "qwen3_5_text")
+"""Kinds of models with layers of their own: `tests/interop/test_architectures.py` has many more."""
 
 
 def _marked(at: int, case: Case) -> Any:
@@ -182,6 +185,19 @@ def test_a_family_a_method_and_a_verb(
     set_method(recipe, case.method, dropout=0.1)
     (tmp_path / "made").mkdir()
     VERBS[case.verb](Run(case, recipe, tmp_path / "made", capsys, monkeypatch))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", cover(all_cases(families=KINDS)), ids=str)
+def test_a_kind_of_model_a_method_and_a_verb(
+    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = FAMILIES["causal-lm"](tmp_path)
+    tiny(case.family, CAUSAL).save_pretrained(tmp_path / "base")
+    set_method(recipe, case.method, dropout=0.1)
+    (tmp_path / "made").mkdir()
+    own = replace(case, family="causal-lm")
+    VERBS[case.verb](Run(own, recipe, tmp_path / "made", capsys, monkeypatch))
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:

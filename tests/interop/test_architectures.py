@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 import transformers
 import yaml
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
 
 from methods.inject import remove
@@ -102,6 +104,12 @@ def _logits(model: Any) -> Tensor:
     return given
 
 
+def _stored(directory: Path) -> tuple[Any, set[str]]:
+    """The class that a checkpoint names, and its tensors."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return config["architectures"], set(load_file(directory / "model.safetensors"))
+
+
 def _off(actual: Tensor, expected: Tensor) -> float:
     """The largest difference, as a share of the largest logit."""
     assert actual.shape == expected.shape
@@ -151,6 +159,8 @@ def test_trained_loaded_by_peft_and_merged(
     shown = " | ".join(f"{value:.1e}" for value in off.values())
     emit(f"| {model_type} | {task} | {shown} | {len(ready.layers)} | {len(ready.left_out)} |")
     assert max(off.values()) <= 1e-5, off
+    if task == CAUSAL:
+        assert _stored(tmp_path / "merged") == _stored(base), "whatever the base holds, too"
     assert row in PAGE.read_text(encoding="utf-8").splitlines(), row
 
 

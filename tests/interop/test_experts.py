@@ -31,7 +31,6 @@ from sora_cli.core.errors import SoraError
 from sora_cli.merge.merge import merge_adapter
 from tests.architectures import options_of
 from tests.helpers_adapters import assert_same, fill_peft, logits
-from tests.helpers_models import HIDDEN
 
 torch.set_num_threads(1)
 
@@ -69,18 +68,9 @@ def load(place: Path) -> Any:
 
 
 def make(kind: str, place: Path) -> Made:
-    if kind == "gpt_oss":
-        config = transformers.GptOssConfig(
-            vocab_size=64, hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=1,
-            num_attention_heads=2, num_key_value_heads=1, head_dim=16, num_local_experts=4,
-        )  # fmt: skip
-        model = transformers.GptOssForCausalLM(config)
-    else:
-        # no expert is square: the shapes alone tell inputs from outputs
-        config = transformers.AutoConfig.for_model(
-            kind, **{**options_of(kind), **SIZES.get(kind, {})}
-        )
-        model = transformers.AutoModelForCausalLM.from_config(config)
+    # no expert is square: the shapes alone tell inputs from outputs
+    config = transformers.AutoConfig.for_model(kind, **{**options_of(kind), **SIZES.get(kind, {})})
+    model = transformers.AutoModelForCausalLM.from_config(config)
     model.save_pretrained(place / "base")
     config = LoraConfig(r=3, lora_alpha=7, task_type="CAUSAL_LM", **TARGETS[kind])
     with torch.no_grad():

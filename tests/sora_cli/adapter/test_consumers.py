@@ -17,6 +17,7 @@ from sora_cli.adapter.parts.kinds import peft_types
 from sora_cli.adapter.peft.config import parse_config
 from sora_cli.adapter.programs import program
 from sora_cli.adapter.reading import open_adapter
+from tests.golden import told
 
 PATHS = "layers.0.q", "layers.0.v", "layers.1.q"
 
@@ -283,6 +284,18 @@ def test_llama_cpp_must_know_the_layers(
     verdict = verdicts(ranks, base_config=base_config)["llama.cpp"]
     assert words in verdict.advice
     assert verdict.loads == ("convert" in words)
+
+
+def test_vllm_runs_a_model_for_text_and_images_whole() -> None:
+    """An adapter of its decoder alone has names that vLLM does not find, and drops."""
+    whole = {"model_type": "qwen3_5", "text_config": {},
+             "architectures": ["Qwen3_5ForConditionalGeneration"]}  # fmt: skip
+    verdict = verdicts(LLAMA, base_config=whole)["vLLM"]
+    assert not verdict.loads
+    told(verdict.advice)
+    inside = {f"model.language_model.{path.removeprefix('model.')}": 16 for path in LLAMA}
+    assert verdicts(inside, base_config=whole)["vLLM"].loads
+    assert verdicts(LLAMA, base_config={"model_type": "qwen3_5_text"})["vLLM"].loads
 
 
 MLP = {"model.layers.0.mlp.gate_proj": 16, "model.layers.0.mlp.up_proj": 16}

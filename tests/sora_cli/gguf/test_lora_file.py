@@ -33,6 +33,10 @@ LLAMA = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.down_p
 LAYERS = {
     "llama": [f"model.layers.{i}.{name}" for i in (0, 11) for name in LLAMA],
     "qwen3": [f"model.layers.0.{name}" for name in LLAMA],
+    "glm4": ["model.layers.0.mlp.gate_up_proj", "model.layers.0.mlp.down_proj"],
+    "gpt_oss": [f"model.layers.0.self_attn.{name}_proj" for name in "qkvo"],
+    "lfm2": ["model.layers.0.conv.in_proj", "model.layers.0.conv.out_proj",
+             "model.layers.1.self_attn.out_proj", "model.layers.1.feed_forward.w2"],
     "gpt2": [f"transformer.h.0.{name}" for name in ("attn.c_attn", "mlp.c_fc", "mlp.c_proj")],
     "gpt_neox": [f"gpt_neox.layers.1.attention.{name}" for name in ("query_key_value", "dense")],
     "bloom": [f"transformer.h.0.self_attention.{name}" for name in ("query_key_value", "dense")],
@@ -40,6 +44,9 @@ LAYERS = {
     "bert": ["bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.0.output.dense"],
 }  # fmt: skip
 NAMES = {
+    "model.layers.0.mlp.gate_up_proj": "blk.0.ffn_up",
+    "model.layers.0.conv.in_proj": "blk.0.shortconv.in_proj",
+    "model.layers.1.feed_forward.w2": "blk.1.ffn_down",
     "model.layers.11.self_attn.k_proj": "blk.11.attn_k", "transformer.h.0.mlp.c_fc": "blk.0.ffn_up",
     "transformer.h.0.attn.c_attn": "blk.0.attn_qkv",
     "gpt_neox.layers.1.attention.query_key_value": "blk.1.attn_qkv",

@@ -13,6 +13,7 @@ from sora_cli.run.layers import (
     layers_without_adapter,
     left_out_lines,
     other_weights,
+    other_weights_lines,
 )
 from tests.architectures import CAUSAL, CLASSES, tiny
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama
@@ -73,6 +74,10 @@ def test_layers_that_the_targets_do_not_reach() -> None:
     key = "bert.encoder.layer.{0-1}.attention.self.key"
     assert missed["of no use"] == LayerGroup(key, "32 -> 32", 2, "of no use")
     assert left_out_lines(left_out, bert) == [f"no adapter on {key} (2): of no use"]
+    left_out |= {path.replace("key", "value"): "of no use" for path in left_out}
+    left_out |= {"classifier": "a head"}
+    both = f"no adapter on {key}, {key.replace('key', 'value')} (4): of no use"
+    assert left_out_lines(left_out, bert) == [both, "no adapter on classifier (1): a head"]
 
 
 def test_weights_that_are_no_linear_layers() -> None:
@@ -82,3 +87,15 @@ def test_weights_that_are_no_linear_layers() -> None:
     assert experts["model.layers.{0-1}.mlp.experts.down_proj", "4 x 32 x 64", 2] == "MixtralExperts"
     assert {g.pattern.split(".")[-1] for g in other_weights(tiny("xlnet", CLASSES))} >= set("qkvor")
     assert other_weights(tiny_bert()) == other_weights(tiny_gpt2()) == []
+
+
+def test_weights_that_are_no_linear_layers_are_named_if_they_are_many() -> None:
+    model = tiny("gpt_oss", CAUSAL)
+    parameters = sum(p.numel() for p in model.parameters())
+    experts = sum(p.numel() for n, p in model.named_parameters() if ".mlp." in n)
+    (line,) = other_weights_lines(model, parameters)
+    router = sum(p.numel() for n, p in model.named_parameters() if n.endswith("router.bias"))
+    assert f"they hold {(experts - router) / parameters:.0%} of the base model" in line
+    assert line.startswith("no adapter on model.layers.{0-1}.mlp.")
+    lfm2 = tiny("lfm2", CAUSAL)  # a few convolutions
+    assert other_weights_lines(lfm2, sum(p.numel() for p in lfm2.parameters())) == []
