@@ -78,6 +78,10 @@ CASES: dict[str, tuple[str, str, dict[str, str]]] = {
         {"query": "query", "positive": "positive"}),
     "triplets": ("anchor:text positive:text negative:text", "embedding",
         {"anchor": "query", "positive": "positive", "negative": "negative"}),
+    "lists of documents": ("query:text pos:words neg:words", "embedding",
+        {"query": "query", "pos": "positive", "neg": "negative"}),
+    "lists of wrong documents": ("anchor:text positive:text hard_negatives:words", "embedding",
+        {"anchor": "query", "positive": "positive", "hard_negatives": "negative"}),
     "captions": ("image:image caption:text", "image-text",
         {"image": "image", "caption": "text"}),
 }  # fmt: skip
