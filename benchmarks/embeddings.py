@@ -1,6 +1,7 @@
 """Sentence embeddings: a step and a whole run against sentence-transformers with PEFT.
 
     python -m benchmarks.embeddings [--data DIR] [--rounds 5] [--rows 512] [--batch 32]
+                                    [--only {steps,runs}]
 
 The step: LoRA r 8 on all-MiniLM-L6-v2, on queries and documents of a directory's train.jsonl
 (`--data`, or SORA_DATA/retrieval: query, positive; without one, made of random words). In every
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=512, help="training rows of a run")
     parser.add_argument("--batch", type=int, default=32, help="rows of a step in one pass")
     parser.add_argument("--large", type=int, default=256, help="rows of a step in micro-batches")
+    parser.add_argument("--only", choices=("steps", "runs"), help="leave the other one out")
     parser.add_argument("--quick", action="store_true", help="small batches, two steps")
     options = parser.parse_args()
     device, quick = device_type(), options.quick
@@ -90,10 +92,11 @@ def main() -> None:
     batch, large = (4, 32) if quick else (options.batch, options.large)
     rounds = 1 if quick else options.rounds
     rows = _rows(place, "train", max(large, batch, 0 if quick else options.rows))
-    _steps(rows[:batch], {_OURS: batch, _PEER: batch}, _PEER, rounds)
-    sides = {_OURS: MICRO_BATCH, _CACHED: MICRO_BATCH, _PEER: large}
-    _steps(rows[:large], sides, _CACHED, rounds)
-    if not quick:
+    if options.only != "runs":
+        _steps(rows[:batch], {_OURS: batch, _PEER: batch}, _PEER, rounds)
+        sides = {_OURS: MICRO_BATCH, _CACHED: MICRO_BATCH, _PEER: large}
+        _steps(rows[:large], sides, _CACHED, rounds)
+    if not quick and options.only != "steps":
         _runs(rows[: options.rows], _rows(place, "validation", _HELD_OUT), rounds)
 
 

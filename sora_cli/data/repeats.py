@@ -1,7 +1,8 @@
 """Rows with the same input: their groups, and the division of rows into parts that share no input.
 
 Each row has one or more keys, such as a hash of its input (`overlap.input_hashes`). Two rows are
-the same input if they agree in any key, as two pairs of image and text with the same image.
+the same input if they agree in any key, as two pairs of image and text with the same image. A key
+may have several values, such as a query's documents: rows agree in it if they share a value.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset
 
 Keys = Sequence[np.ndarray]
-"""Keys of rows, (rows,) each."""
+"""Keys of rows, (rows,) or (rows, values) each."""
 KeysOf = Callable[[Dataset], Keys]
 """Returns the keys of raw rows."""
 _SLICE = 50_000  # rows that are hashed at a time
@@ -27,8 +28,8 @@ def groups_of(keys: Keys) -> np.ndarray:
     Groups are numbered by their first rows, so that without repeats each row has its own number.
     """
     labels = keys[0]
-    if len(keys) > 1:
-        labels = _connected([np.unique(key, return_inverse=True)[1] for key in keys])
+    if len(keys) > 1 or labels.ndim > 1:
+        labels = _connected([np.unique(key, return_inverse=True)[1] for key in map(_wide, keys)])
     _, first, group = np.unique(labels, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[group]
 
@@ -38,17 +39,27 @@ def count_inputs(keys: Keys) -> int:
     return int(groups_of(keys).max()) + 1
 
 
+def _wide(key: np.ndarray) -> np.ndarray:
+    """Return a key as (rows, values)."""
+    return key.reshape(len(key), -1)
+
+
 def _connected(keys: Sequence[np.ndarray]) -> np.ndarray:
-    """Return a label for all rows that are linked by equal keys, directly or by other rows."""
+    """Return a label for all rows that are linked by equal keys, directly or by other rows.
+
+    Args:
+        keys: (rows, values) each, numbers from 0.
+    """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     rows = len(keys[0])
     values, total = [], rows
     for key in keys:  # a graph of rows and of the values of their keys
-        values.append(key + total)
+        values.append(key.T.flatten() + total)
         total += int(key.max()) + 1
-    ends = np.tile(np.arange(rows), len(keys)), np.concatenate(values)
+    width = sum(key.shape[1] for key in keys)
+    ends = np.tile(np.arange(rows), width), np.concatenate(values)
     graph = coo_array((np.ones(len(ends[0]), dtype=bool), ends), shape=(total, total))
     return np.asarray(connected_components(graph, directed=False)[1][:rows])
 
@@ -88,18 +99,18 @@ def first_of_each(keys: Keys, seen: Sequence[Keys], seed: int) -> tuple[np.ndarr
     known = np.zeros(len(keys[0]), dtype=bool)
     for place, key in enumerate(keys):
         for other in seen:
-            known |= np.isin(key, other[place])
+            known |= np.isin(_wide(key), other[place]).any(axis=1)
     order = np.random.default_rng(seed).permutation(len(known))
     order = order[~known[order]]
-    if len(keys) == 1:
+    if len(keys) == 1 and keys[0].ndim == 1:
         return np.sort(order[np.unique(keys[0][order], return_index=True)[1]]), known
     taken, used = [], [set[int]() for _ in keys]
     for row in order.tolist():
-        own = [int(key[row]) for key in keys]
-        if not any(value in values for value, values in zip(own, used, strict=True)):
+        own = [set(key[row].tolist()) for key in map(_wide, keys)]
+        if not any(values & others for values, others in zip(own, used, strict=True)):
             taken.append(row)
-            for value, values in zip(own, used, strict=True):
-                values.add(value)
+            for values, others in zip(own, used, strict=True):
+                others |= values
     return np.sort(np.array(taken, dtype=np.int64)), known
 
 

@@ -152,9 +152,10 @@ def _search(columns: Columns, given: Given, task: str | None) -> Match | None:
     if task is None and given.get("label_column"):
         return None
     # unless the task is given: `question` with `answer` are instructions, `premise` has classes
-    names = None if task else {"query": ("query", "anchor"), "positive": ("positive", "pos")}
+    documents = ("positive", "positives", "pos")
+    names = None if task else {"query": ("query", "anchor"), "positive": documents}
     texts: tuple[Kind, ...] = (*READ, "class", "constant")  # a document may have many queries
-    wanted = {"query": texts, "positive": texts}
+    wanted: dict[str, tuple[Kind, ...]] = {"query": texts, "positive": (*texts, "words")}
     parts = _parts("embedding", columns, given, wanted, names=names)
     if len(parts) < 2:
         return None

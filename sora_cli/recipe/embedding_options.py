@@ -27,10 +27,12 @@ class EmbeddingOptions(TaskOptions):
     COLUMNS: ClassVar[Columns] = {
         "query": ("query", "anchor", "question", "sentence1", "sentence_A", "premise", "text1"),
         "positive": (
-            "positive", "pos", "document", "passage", "answer", "sentence2", "sentence_B",
-            "hypothesis", "text2", "context", "text",
+            "positive", "positives", "pos", "document", "passage", "answer", "sentence2",
+            "sentence_B", "hypothesis", "text2", "context", "text",
         ),
-        "negative": ("negative", "neg", "hard_negative"),
+        "negative": (
+            "negative", "neg", "hard_negative", "negatives", "negs", "hard_negatives",
+        ),
         "score": ("score", "similarity_score", "similarity", "relatedness_score", "label"),
     }  # fmt: skip
     MODEL_CLASS = "AutoModel"

@@ -5,8 +5,9 @@ The loss compares the rows of a whole step, as one batch, whatever its micro-bat
 by them; each micro-batch then passes on the part of it that belongs to its own vectors (GradCache:
 Gao et al. 2021, arXiv 2101.06983). A step of one micro-batch needs no second pass.
 
-Rows that are trained on hold all their texts. Rows that are scored are single texts, each once:
-queries, then documents; the raw rows (`Encoded.examples`) say which texts are theirs.
+Rows that are trained on hold all their texts: a query, one right document, and wrong ones. Rows
+that are scored are single texts, each once: queries, then documents; the raw rows
+(`Encoded.examples`) say which texts are theirs.
 """
 
 from __future__ import annotations
@@ -14,12 +15,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -29,11 +28,30 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_value
 from sora_cli.data.overlap import input_hashes
 from sora_cli.data.places import RowError
-from sora_cli.data.processor import pad_inputs
-from sora_cli.data.tokens import TOKENS, tokenise, unread_rows
 from sora_cli.recipe.embedding_options import EmbeddingOptions
 from sora_cli.tasks.base import Task
+from sora_cli.tasks.embedding_batch import (
+    DOCUMENTS,
+    KEYS,
+    QUERIES,
+    SCORE,
+    TextBatches,
+    by_side,
+    in_rows,
+    inputs_of,
+    of_all_processes,
+    passed_back,
+)
+from sora_cli.tasks.embedding_rows import (
+    IDS,
+    padded_keys,
+    pairs_of,
+    read_rows,
+    texts_in,
+    tokens_of,
+)
 from sora_cli.tasks.embedding_scores import (
+    NO_TEXT,
     found,
     mean_loss,
     nearest,
@@ -49,36 +67,9 @@ from sora_cli.tasks.texts import require_column, row_error
 from sora_cli.tasks.transformers_internals import commit_of
 from sora_cli.tasks.vectors import VectorForm, lists_modules, vector_form
 
-IDS, KEYS, SCORE = "input_ids", "keys", "score"
-"""Columns of rows that are trained on: tokens of each text, a hash of them, and a pair's score."""
-_QUERY, _DOCUMENTS = "query", "documents"  # beginnings of names in a batch
 _PULL, _VALUE = "pull", "value"  # in a batch: what `before_step` adds
-_SIDES = EmbeddingOptions.ANSWERED_BY
+_PARTS = ("query", "positive")
 _NUMBER = r"_?\d+"  # ends the names of further columns of negatives
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The collator: pads the queries of rows and their documents apart, or single texts."""
-
-    tokenizer: Any
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Return `query_...` (n, tokens) and `documents_...` (n, k, tokens), or (texts, tokens)."""
-        if KEYS not in rows[0]:
-            return self._padded([row[IDS] for row in rows])
-        queries = self._padded([row[IDS][0] for row in rows])
-        documents = self._padded([ids for row in rows for ids in row[IDS][1:]])
-        batch = {f"{_QUERY}_{name}": tensor for name, tensor in queries.items()}
-        for name, tensor in documents.items():
-            batch[f"{_DOCUMENTS}_{name}"] = tensor.view(len(rows), -1, tensor.shape[-1])
-        batch[KEYS] = torch.tensor([row[KEYS] for row in rows])
-        if SCORE in rows[0]:
-            batch[SCORE] = torch.tensor([row[SCORE] for row in rows])
-        return batch
-
-    def _padded(self, ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-        return pad_inputs(self.tokenizer, [{IDS: own} for own in ids])
 
 
 class Embedding(Task):
@@ -86,7 +77,8 @@ class Embedding(Task):
 
     options: EmbeddingOptions
     _form: VectorForm | None = None  # set by adapt_model
-    _sides: tuple[str, ...] = _SIDES  # of answers: the texts that rows have
+    _there: tuple[str, ...] = _PARTS  # of a row: the texts that are answered
+    _several = False  # the right documents are in lists
 
     @classmethod
     def is_for(cls, config: Any) -> bool:
@@ -95,7 +87,9 @@ class Embedding(Task):
 
     @property
     def answered_by(self) -> Sequence[str]:
-        return self._sides
+        names = zip(_PARTS, self.options.ANSWERED_BY, strict=True)
+        ends = {"query": "", "positive": "s" if self._several else ""}
+        return tuple(f"{name}{ends[part]}" for part, name in names if part in self._there)
 
     @property
     def _scored(self) -> bool:
@@ -107,11 +101,10 @@ class Embedding(Task):
         parts = ("query", "positive", *(("score",) if self._scored else ()))
         self._columns = self.require_columns(columns, parts)
         negatives = [] if self._scored else list(self._negatives(columns))
-        self._texts = tuple(self._columns[part] for part in ("query", "positive"))
+        self._texts = tuple(self._columns[part] for part in _PARTS)
+        self._several = any(isinstance(cell, list) for cell in train[:1][self._texts[1]])
         self._texts += tuple(name for name in negatives if name not in self._texts)
-        there = zip(_SIDES, self._texts[:2], strict=True)
-        shown = tuple(column for side, column in there if side in self.answered_by)
-        self.input_columns = (*shown, *self._texts[2:])
+        self.input_columns = (*(self._columns[p] for p in self._there), *self._texts[2:])
         self.label_column = self._columns.get("score")
 
     def _negatives(self, columns: Sequence[str]) -> Iterator[str]:
@@ -127,13 +120,12 @@ class Embedding(Task):
     def stand_in(self, rows: Dataset) -> Dataset:
         """Return rows with both texts; a file for `predict` may have queries or documents only."""
         columns = rows.column_names
-        named = {part: self.part_column(columns, part) for part in ("query", "positive")}
+        named = {part: self.part_column(columns, part) for part in _PARTS}
         there = {part: column for part, column in named.items() if column in columns}
         if not there:
             self.require_columns(columns, ["query"])
-        both = zip(_SIDES, ("query", "positive"), strict=True)
-        self._sides = tuple(name for name, part in both if part in there)
-        for part in ("query", "positive"):
+        self._there = tuple(there)
+        for part in _PARTS:
             if part not in there:
                 rows = with_column(rows, self.part_column(columns, part), [TEXT] * len(rows))
         rows = rows.remove_columns([n for n in self._negatives(columns) if n not in there.values()])
@@ -142,60 +134,74 @@ class Embedding(Task):
         return rows
 
     def raw_keys(self, rows: Dataset) -> list[np.ndarray]:
-        """Return a key of the query and one of the document; of a pair with a score one of both."""
+        """Return a key of the query and those of its documents; of a scored pair one of both."""
         query, document = self._texts[:2]
-        parts = [[query, document]] if self._scored else [[query], [document]]
-        return [input_hashes(rows, columns) for columns in parts]
+        if self._scored:
+            return [input_hashes(rows, [query, document])]
+        keys = [
+            [hash((str(text),)) for text in texts_in(cell) or [""]] for cell in rows[document][:]
+        ]
+        return [input_hashes(rows, [query]), padded_keys(keys)]
 
     def input_keys(self, rows: Encoded, *, answers: bool = False) -> list[np.ndarray]:
-        keys = np.asarray(rows.examples[KEYS][:], dtype=np.int64)[:, :2]
-        if not self._scored:
-            return list(keys.T)
-        return [np.array([hash(tuple(pair)) for pair in keys.tolist()], dtype=np.int64)]
+        keys = [row[: 1 + right] for row, right in _rows(rows, KEYS)]
+        if self._scored:
+            return [np.array([hash(tuple(pair)) for pair in keys], dtype=np.int64)]
+        queries = np.array([row[0] for row in keys], dtype=np.int64)
+        return [queries, padded_keys([row[1:] for row in keys])]
 
     def check(self, rows: Dataset) -> None:
         for column in (*self._texts, *([self.label_column] if self.label_column else ())):
             require_column(column, rows.column_names)
         for place, column in enumerate(self._texts):
-            part = ("query", "positive", "negative")[min(place, 2)]
-            for row, text in enumerate(rows[column][:]):
-                if not isinstance(text, str) or not text.strip():
-                    nothing = text is None or isinstance(text, str)
-                    holds = "has no text" if nothing else f"holds {shown_value(text)}, no text"
-                    raise row_error(f"column '{column}' {holds}", row, key=f"data.columns.{part}")
+            part = (*_PARTS, "negative")[min(place, 2)]
+            lists = part != "query" and not self._scored
+            for row, cell in enumerate(rows[column][:]):
+                # without wrong documents a row has those of the other rows
+                enough = cell or part == "negative"
+                for text in cell if lists and isinstance(cell, list) and enough else [cell]:
+                    if not isinstance(text, str) or not text.strip():
+                        nothing = text is None or isinstance(text, str)
+                        holds = "has no text" if nothing else f"holds {shown_value(text)}, no text"
+                        what = f"column '{column}' {holds}"
+                        raise row_error(what, row, key=f"data.columns.{part}")
         if self.label_column is not None:
             self._scores(rows)
 
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
         form, limit = self._form or self._form_of(processor), self.data.max_length
-        asked, asking = _distinct(rows[self._texts[0]][:])
-        columns = [rows[column][:] for column in self._texts[1:]]
-        read, reading = _distinct([text for row in zip(*columns, strict=True) for text in row])
+        texts = read_rows(rows, self._texts)
         own = self._prompt(form, query=True)
-        queries = _tokens(asked, own, self.options.query_max_length or limit, processor)
-        documents = _tokens(read, self._prompt(form, query=False), limit, processor)
-        places = np.column_stack([asking, len(asked) + reading.reshape(len(rows), -1)])
-        texts = queries.join(documents)
-        keys = np.array([hash(tuple(ids)) for ids in texts.ids], dtype=np.int64)[places]
-        raw = {"places": places.tolist(), KEYS: keys.tolist()}
+        queries = tokens_of(texts.queries, own, self.options.query_max_length or limit, processor)
+        own = self._prompt(form, query=False)
+        read = queries.join(tokens_of(texts.documents, own, limit, processor))
+        keys = [hash(tuple(ids)) for ids in read.ids]
+        raw = {"places": texts.places, "right": texts.right}
+        raw[KEYS] = [[keys[place] for place in row] for row in texts.places]
         scores = {SCORE: self._scores(rows)} if self._scored else {}
+        lengths = np.array([len(ids) for ids in read.ids], dtype=np.int64)
+        pairs = pairs_of(texts.places, texts.right)
         if training:
-            self._check_comparable(keys, scores.get(SCORE))
-            ids = [[texts.ids[i] for i in row] for row in raw["places"]]
-            dataset = Dataset.from_dict({IDS: ids, KEYS: raw[KEYS], **scores})
+            own_keys = _at(np.array(keys), pairs, NO_TEXT)
+            self._check_comparable(own_keys, scores.get(SCORE))
+            ids = [[read.ids[i] for i in row if i != NO_TEXT] for row in pairs.tolist()]
+            dataset = Dataset.from_dict({IDS: ids, KEYS: own_keys.tolist(), **scores})
         else:
-            dataset = Dataset.from_dict({IDS: texts.ids, "text": [*asked, *read]})
-        tokens = texts.tokens[places].max(axis=1)
-        lengths = np.array([len(ids) for ids in texts.ids], dtype=np.int64)
+            dataset = Dataset.from_dict({IDS: read.ids, "text": [*texts.queries, *texts.documents]})
+        own_lengths, ragged = _at(lengths, pairs, 0), bool((pairs == NO_TEXT).any())
         return Encoded(
             dataset,
-            lengths[places].max(axis=1) if training else lengths,
-            truncated=int((texts.cut[places].any(axis=1) if training else texts.cut).sum()),
-            longest=int(tokens.max()),
+            own_lengths.max(axis=1) if training else lengths,
+            truncated=int((_at(read.cut, pairs, 0).any(axis=1) if training else read.cut).sum()),
+            longest=int(read.tokens.max()),
             examples=Dataset.from_dict({**raw, **scores}),
             lacking={
-                "have no text within data.max_length": int(texts.unread[places].any(axis=1).sum())
+                "have no text within data.max_length": sum(
+                    bool(read.unread[row].any()) for row in texts.places
+                )
             },
+            # a row of many texts needs more memory than a row with a longer one
+            tokens=own_lengths.sum(axis=1) if training and ragged else None,
         )
 
     def _check_comparable(self, keys: np.ndarray, scores: Sequence[float] | None) -> None:
@@ -206,10 +212,15 @@ class Embedding(Task):
                 hint="give pairs of different scores: data.columns.score=COLUMN",
                 key="data.columns.score",
             )
-        if scores is None and len(np.unique(keys[:, 1:])) == 1:
+        alike = None
+        if len(np.setdiff1d(keys[:, 1:], [NO_TEXT])) == 1:
+            alike = self._texts[1]
+        elif keys.shape[1] == 2 and len(np.unique(keys[:, 0])) == 1:
+            alike = self._texts[0]
+        if scores is None and alike is not None:
             rows = "there is one row" if len(keys) == 1 else f"all {len(keys):,} rows have one text"
             raise RowError(
-                f"{rows} in column '{self._texts[1]}': no query has another document to reject",
+                f"{rows} in column '{alike}': no query has another document to reject",
                 hint="give different documents, or wrong ones: data.columns.negative=COLUMN",
                 key="data.columns.positive",
             )
@@ -253,14 +264,14 @@ class Embedding(Task):
         return told
 
     def collator(self, processor: Any) -> Any:
-        return Texts(processor)
+        return TextBatches(processor)
 
     def loss_items(self, batch: Mapping[str, Any]) -> int:
         return len(batch[KEYS])
 
     def inputs_of(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the documents, which the model reads after the queries: see `batch_loss`."""
-        return _inputs(batch, _DOCUMENTS)
+        return inputs_of(batch, DOCUMENTS)
 
     def before_step(
         self, model: nn.Module, micro_batches: Sequence[Mapping[str, Any]]
@@ -270,7 +281,7 @@ class Embedding(Task):
         made = [self._vectors(model, batch) for batch in micro_batches]
         names = (KEYS, *((SCORE,) if self._scored else ()))
         parts = [made, *([batch[name] for batch in micro_batches] for name in names)]
-        (vectors, keys, *pairs), first = _of_all_processes(parts)
+        (vectors, keys, *pairs), first = of_all_processes(parts)
         scores = pairs[0] if pairs else None
         losses, pull = step_loss(vectors, keys, scores, self.options.scale)
         steps = []
@@ -283,32 +294,36 @@ class Embedding(Task):
         return steps
 
     def batch_loss(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Any]:
-        """Return the loss of a micro-batch; queries and documents are padded, and read, apart."""
-        outputs = {"vectors": self._vectors(model, batch)}
-        return self.loss_of(outputs, batch), outputs
+        """Return the loss of a micro-batch, whose queries and documents are read apart.
+
+        Of a part of a step it is the part's own loss, with the gradient of the whole step's.
+        """
+        if _PULL not in batch:
+            outputs = {"vectors": self._vectors(model, batch)}
+            return self.loss_of(outputs, batch), outputs
+        asked, read = by_side(batch[_PULL], batch)
+        pulled = (self._side(model, batch, QUERIES) * asked).sum()
+        pulled = passed_back(pulled, model) + (self._side(model, batch, DOCUMENTS) * read).sum()
+        return pulled - pulled.detach() + batch[_VALUE], {}
 
     def loss_of(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
-        """Return the loss; of a part of a step its value, with the gradient of the whole step's.
+        """Return the loss of a whole step.
 
         Args:
             outputs: "vectors" (n, 1 + k, d) of a query and its documents.
         """
-        vectors = outputs["vectors"]
-        if _PULL not in batch:
-            scale, scores = self.options.scale, batch.get(SCORE)
-            return row_losses(vectors, batch[KEYS], scores, scale).mean()
-        pulled = (vectors * batch[_PULL]).sum()
-        loss: Tensor = pulled - pulled.detach() + batch[_VALUE]
-        return loss
+        scale, scores = self.options.scale, batch.get(SCORE)
+        return row_losses(outputs["vectors"], batch[KEYS], scores, scale).mean()
 
     def _vectors(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """Return the vectors of each row's query and documents, (n, 1 + k, d)."""
-        sides = []
-        for side in (_QUERY, _DOCUMENTS):
-            inputs = _inputs(batch, side)
-            vectors = self._pooled(model(**inputs), inputs)
-            sides.append(vectors.view(len(batch[KEYS]), -1, vectors.shape[-1]))
-        return torch.cat(sides, dim=1)
+        queries, documents = (self._side(model, batch, side) for side in (QUERIES, DOCUMENTS))
+        return in_rows(queries, documents, batch)
+
+    def _side(self, model: nn.Module, batch: Mapping[str, Any], side: str) -> Tensor:
+        """Return the vectors of all queries or documents of a batch, (texts, d)."""
+        inputs = inputs_of(batch, side)
+        return self._pooled(model(**inputs), inputs)
 
     def _pooled(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         assert self._form is not None
@@ -320,10 +335,10 @@ class Embedding(Task):
         return self._pooled(outputs, batch)
 
     def loss(self, predictions: Predictions) -> float:
-        raw, vectors = predictions.encoded.examples, _tensor(predictions).double()
-        scores = torch.tensor(raw[SCORE][:]) if self._scored else None
-        rows = vectors[torch.tensor(raw["places"][:])]
-        return mean_loss(rows, torch.tensor(raw[KEYS][:]), scores, self.options.scale)
+        rows, vectors = predictions.encoded, _tensor(predictions).double()
+        scores = torch.tensor(rows.examples[SCORE][:]) if self._scored else None
+        places, keys = (torch.from_numpy(_pairs(rows, column)) for column in ("places", KEYS))
+        return mean_loss(vectors[places], keys, scores, self.options.scale)
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
         return {
@@ -351,7 +366,8 @@ class Embedding(Task):
             return number_parts(metric, self._cosines(predictions), np.asarray(raw[SCORE][:]))
         queries, documents, places = _split(predictions)
         # a query's right documents are those of all rows with this query
-        wanted = np.unique(places[:, :2], axis=0)
+        pairs = _pairs(predictions.encoded, "places")[:, :2]
+        wanted = np.unique(pairs - [0, len(queries)], axis=0)
         ranks = ranks_of(queries, documents, wanted)
         return "mean", found(ranks, wanted[:, 0], len(queries))[metric][places[:, 0]]
 
@@ -362,13 +378,16 @@ class Embedding(Task):
 
     def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
         check_finite(predictions.outputs)
-        places = np.asarray(predictions.encoded.examples["places"][:])
-        return [predictions.outputs[places[:, _SIDES.index(name)]].tolist() for name in self._sides]
+        rows, vectors = list(_rows(predictions.encoded, "places")), predictions.outputs
+        answers: dict[str, Sequence[Any]] = {"query": vectors[[row[0] for row, _ in rows]].tolist()}
+        documents = [vectors[row[1 : 1 + right]].tolist() for row, right in rows]
+        answers["positive"] = documents if self._several else [only for (only,) in documents]
+        return [answers[part] for part in self._there]
 
     def compared_answers(self, predictions: Predictions) -> Sequence[Any]:
         """Return the text of the document that is nearest to each query."""
         check_finite(predictions.outputs)
-        if self._sides != _SIDES:
+        if self._there != _PARTS:
             raise RowError(
                 "models are compared by the document that they find for each query",
                 hint="give rows of queries and documents: data.columns.positive=COLUMN",
@@ -422,57 +441,19 @@ _POOLINGS = {
 }
 
 
-@dataclass(frozen=True)
-class _Tokens:
-    """Tokenised texts: the tokens that are kept, and facts of each text, (texts,) each."""
-
-    ids: list[list[int]]
-    tokens: np.ndarray
-    cut: np.ndarray
-    unread: np.ndarray
-
-    def join(self, other: _Tokens) -> _Tokens:
-        """Return these texts and others."""
-        return _Tokens(
-            self.ids + other.ids,
-            np.concatenate([self.tokens, other.tokens]),
-            np.concatenate([self.cut, other.cut]),
-            np.concatenate([self.unread, other.unread]),
-        )
+def _rows(rows: Encoded, column: str) -> Iterator[tuple[list[int], int]]:
+    """Yield each raw row's numbers of its texts, and how many right documents it has."""
+    yield from zip(rows.examples[column][:], rows.examples["right"][:], strict=True)
 
 
-def _tokens(texts: Sequence[str], prompt: str, limit: int, processor: Any) -> _Tokens:
-    rows = Dataset.from_dict({"text": [f"{prompt}{text}" for text in texts]})
-    features = tokenise(rows, processor, max_length=limit)
-    tokens = np.asarray(features[TOKENS][:], dtype=np.int64)
-    unread = unread_rows(tokens.tolist(), processor, max_length=limit, prefix=prompt)
-    return _Tokens(features[IDS][:], tokens, tokens > limit, unread)
+def _pairs(rows: Encoded, column: str) -> np.ndarray:
+    return pairs_of(rows.examples[column][:], rows.examples["right"][:])
 
 
-def _distinct(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Return each text once, in order, and the place of every text among them, (texts,)."""
-    known: dict[str, int] = {}
-    places = [known.setdefault(text, len(known)) for text in texts]
-    return list(known), np.asarray(places, dtype=np.int64)
-
-
-def _inputs(batch: Mapping[str, Any], side: str) -> dict[str, Tensor]:
-    """Return the model's inputs for the queries or the documents of a batch, (texts, tokens)."""
-    named = {n.removeprefix(f"{side}_"): t for n, t in batch.items() if n.startswith(f"{side}_")}
-    return {name: tensor.flatten(0, -2) for name, tensor in named.items()}
-
-
-def _of_all_processes(parts: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], int]:
-    """Join each list over micro-batches and processes; also return this process's first row."""
-    state = process_state()
-    if state.num_processes == 1:
-        return [torch.cat(list(part)) for part in parts], 0
-    own = [torch.cat(list(part)).cpu() if part else None for part in parts]
-    every = gather_object([own])
-    rows = [0 if one[0] is None else len(one[0]) for one in every]
-    whole = ([one[i] for one in every if one[i] is not None] for i in range(len(parts)))
-    joined = [torch.cat(part).to(state.device) for part in whole]
-    return joined, sum(rows[: state.process_index])
+def _at(values: np.ndarray, places: np.ndarray, other: int) -> np.ndarray:
+    """Return the values at places, and another one where there is no text."""
+    made: np.ndarray = np.append(values, np.array([other], dtype=values.dtype))[places]
+    return made
 
 
 def _tensor(predictions: Predictions) -> Tensor:
@@ -480,8 +461,8 @@ def _tensor(predictions: Predictions) -> Tensor:
 
 
 def _split(predictions: Predictions) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Return the vectors of queries and of documents, and each row's places among them."""
+    """Return vectors of queries and of documents; each row's places of one and its first other."""
     vectors = _tensor(predictions)
-    places = np.asarray(predictions.encoded.examples["places"][:], dtype=np.int64)
+    places = np.array([row[:2] for row, _ in _rows(predictions.encoded, "places")], dtype=np.int64)
     queries = int(places[:, 0].max()) + 1
-    return vectors[:queries], vectors[queries:], places - [0, *[queries] * (places.shape[1] - 1)]
+    return vectors[:queries], vectors[queries:], places - [0, queries]

@@ -14,17 +14,19 @@ from torch.nn.functional import cross_entropy, normalize
 
 _BLOCK = 1024  # rows that are compared with all others at a time
 _AT = 10  # places that are looked at
+NO_TEXT = -1
+"""Key of a text that is not there, in rows with fewer documents than others; no hash is -1."""
 
 
 def infonce(vectors: Tensor, keys: Tensor, rows: Tensor, scale: float) -> Tensor:
     """Return the losses of some rows, each of which chooses its document among all, (n,).
 
     A document is no wrong answer to a query if it has the text of the query or of its own document,
-    or if it is the document of a row with the same query.
+    or if it is the document of a row with the same query; nor is a document that is not there.
 
     Args:
         vectors: (N, 1 + k, d) of a query, its document and k - 1 wrong documents.
-        keys: (N, 1 + k), equal for equal texts.
+        keys: (N, 1 + k), equal for equal texts; `NO_TEXT` for none.
         rows: (n,) numbers of rows.
         scale: factor of the cosines.
     """
@@ -32,7 +34,7 @@ def infonce(vectors: Tensor, keys: Tensor, rows: Tensor, scale: float) -> Tensor
     documents = units[:, 1:].transpose(0, 1).flatten(0, 1)  # (k N, d), each row's own first
     texts = keys[:, 1:].T.flatten()
     asked, own = (keys[rows, column, None] for column in (0, 1))  # (n, 1) each
-    right = (texts == own) | (texts == asked)
+    right = (texts == own) | (texts == asked) | (texts == NO_TEXT)
     right[:, : len(keys)] |= keys[:, 0] == asked
     right[torch.arange(len(rows), device=rows.device), rows] = False  # the one to be chosen
     cosines = units[rows, 0] @ documents.T

@@ -14,16 +14,21 @@ from tests.helpers_families import retrieval_rows, write_family_recipe
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import save_base, write_rows
 from tests.launched import launch_commands
+from tests.sora_cli.tasks.test_embedding_rows import in_lists
 
 pytestmark = pytest.mark.long
 
 
-def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lists", [False, True])
+def test_two_processes_give_what_one_gives(tmp_path: Path, lists: bool) -> None:
     # 83 rows in steps of 16: the last step has 3, which fill no two micro-batches on either process
-    files = {
-        "train": write_rows(tmp_path / "train.jsonl", retrieval_rows(83)),
-        "validation": write_rows(tmp_path / "validation.jsonl", retrieval_rows(17, seed=1)),
+    rows = {
+        "train": retrieval_rows(83, negatives=3),
+        "validation": retrieval_rows(17, seed=1, negatives=3),
     }
+    if lists:
+        rows = {split: in_lists(part, [1, 0, 3]) for split, part in rows.items()}
+    files = {split: write_rows(tmp_path / f"{split}.jsonl", part) for split, part in rows.items()}
     recipe = write_family_recipe(
         tmp_path,
         model={"path": str(save_base(tiny_bert(), tmp_path / "base"))},

@@ -18,6 +18,11 @@ FAULTS: dict[str, Rows] = {
     "a blank wrong document": [
         row | {"negative": " "} if i == 3 else row for i, row in enumerate(TEXTS)
     ],
+    "an empty list of documents": [
+        {"query": row["query"], "pos": [row["positive"]] if i != 3 else [], "neg": []}
+        for i, row in enumerate(TEXTS)
+    ],
+    "a list of numbers": [{**row, "negative": [i]} for i, row in enumerate(TEXTS)],
     "one row": [{"query": "cat", "positive": "dog"}],
     "one document": [{"query": row["query"], "positive": "dog"} for row in TEXTS],
     "no document": [{"query": row["query"]} for row in TEXTS],

@@ -82,6 +82,10 @@ CASES: dict[str, tuple[str, str, dict[str, str]]] = {
         {"query": "query", "documents": "documents", "labels": "labels"}),
     "documents of equal number": ("query:text document:text label:class",
         "sequence-classification", {"query": "text", "document": "text", "label": "label"}),
+    "lists of right documents": ("query:text pos:words neg:words", "embedding",
+        {"query": "query", "pos": "positive", "neg": "negative"}),
+    "lists of wrong documents": ("anchor:text positive:text hard_negatives:words", "embedding",
+        {"anchor": "query", "positive": "positive", "hard_negatives": "negative"}),
     "captions": ("image:image caption:text", "image-text",
         {"image": "image", "caption": "text"}),
 }  # fmt: skip

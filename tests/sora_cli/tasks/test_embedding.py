@@ -199,19 +199,21 @@ def test_equal_texts_are_no_wrong_answers(tmp_path: Path) -> None:
     assert value == pytest.approx(np.mean(expected), rel=1e-9)
 
 
-def _steps(folder: Path, rows: int, parts: int, dropout: float) -> list[dict[str, Tensor]]:
+def _steps(folder: Path, rows: Rows, parts: int, dropout: float) -> list[dict[str, Tensor]]:
     """The gradients of a step of 32 rows in that many micro-batches."""
     model = tiny_bert(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout).bert
     replace_dropouts(model)  # as a run on a CPU does
     return step_gradients(
-        folder, model, tiny_tokenizer(), distinct_rows(rows), accumulation=parts,
+        folder, model, tiny_tokenizer(), [dict(row) for row in rows], accumulation=parts,
         training={"batch_size": 32}, task={"name": "embedding"},
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("rows", [32, 30])
 def test_micro_batches_of_4_have_the_gradient_of_32_rows(tmp_path: Path, rows: int) -> None:
-    (whole,), (split,) = (_steps(tmp_path / str(parts), rows, parts, 0.0) for parts in (1, 8))
+    (whole,), (split,) = (
+        _steps(tmp_path / str(parts), distinct_rows(rows), parts, 0.0) for parts in (1, 8)
+    )
     scale = max(float(g.abs().max()) for g in whole.values())
     near = 1e-9 if rows == 32 else 1e-7  # the trainer's share of 4 in 30 rows has 32 bits
     for name, gradient in whole.items():
@@ -221,19 +223,19 @@ def test_micro_batches_of_4_have_the_gradient_of_32_rows(tmp_path: Path, rows: i
 def test_the_second_pass_drops_the_same_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, vectors = list[Tensor](), Embedding._vectors
+    made, vectors = list[Tensor](), Embedding._side
 
-    def recorded(task: Embedding, model: Any, batch: Any) -> Tensor:
-        made.append(vectors(task, model, batch))
+    def recorded(task: Embedding, *inputs: Any) -> Tensor:
+        made.append(vectors(task, *inputs))
         return made[-1]
 
-    monkeypatch.setattr(Embedding, "_vectors", recorded)
-    _steps(tmp_path, 32, 2, 0.3)
-    assert len(made) == 4
-    for first, second in zip(made[:2], made[2:], strict=True):
+    monkeypatch.setattr(Embedding, "_side", recorded)
+    _steps(tmp_path, distinct_rows(32), 2, 0.3)
+    assert len(made) == 8  # of each micro-batch its queries, then its documents
+    for first, second in zip(made[:4], made[4:], strict=True):
         assert not first.requires_grad
         assert torch.equal(first, second)
-    assert not torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])
 
 
 def test_the_loss_is_computed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
