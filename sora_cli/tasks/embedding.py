@@ -11,7 +11,6 @@ queries, then documents; the raw rows (`Encoded.examples`) say which texts are t
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from sora_cli.core.device import process_state
 from sora_cli.core.errors import SoraError
@@ -31,29 +29,18 @@ from sora_cli.data.overlap import input_hashes
 from sora_cli.data.places import RowError
 from sora_cli.data.processor import pad_inputs
 from sora_cli.data.tokens import TOKENS, tokenise, unread_rows
-from sora_cli.recipe.embedding_options import EmbeddingOptions
-from sora_cli.tasks.base import Task
-from sora_cli.tasks.embedding_scores import (
-    found,
-    mean_loss,
-    nearest,
-    ranks_of,
-    row_losses,
-    step_loss,
-)
+from sora_cli.tasks.embedding_scores import mean_loss, row_losses, step_loss
 from sora_cli.tasks.encoded import Encoded, Predictions
-from sora_cli.tasks.metrics import number_parts
-from sora_cli.tasks.row_scores import row_scores
-from sora_cli.tasks.stand_ins import TEXT, check_finite, with_column
+from sora_cli.tasks.retrieval import SCORE, SIDES, Retrieval, as_tensor
+from sora_cli.tasks.stand_ins import TEXT, with_column
 from sora_cli.tasks.texts import require_column, row_error
 from sora_cli.tasks.transformers_internals import commit_of
 from sora_cli.tasks.vectors import VectorForm, lists_modules, vector_form
 
-IDS, KEYS, SCORE = "input_ids", "keys", "score"
-"""Columns of rows that are trained on: tokens of each text, a hash of them, and a pair's score."""
+IDS, KEYS = "input_ids", "keys"
+"""Columns of rows that are trained on: tokens of each text, and a hash of them."""
 _QUERY, _DOCUMENTS = "query", "documents"  # beginnings of names in a batch
 _PULL, _VALUE = "pull", "value"  # in a batch: what `before_step` adds
-_SIDES = EmbeddingOptions.ANSWERED_BY
 _NUMBER = r"_?\d+"  # ends the names of further columns of negatives
 
 
@@ -81,36 +68,25 @@ class Texts:
         return pad_inputs(self.tokenizer, [{IDS: own} for own in ids])
 
 
-class Embedding(Task):
+class Embedding(Retrieval):
     """A text's vector is made as sentence-transformers makes it from the base model's files."""
 
-    options: EmbeddingOptions
     _form: VectorForm | None = None  # set by adapt_model
-    _sides: tuple[str, ...] = _SIDES  # of answers: the texts that rows have
 
     @classmethod
     def is_for(cls, config: Any) -> bool:
         # a bare model may be for anything: only sentence-transformers' files tell
         return lists_modules(config.name_or_path, commit_of(config))
 
-    @property
-    def answered_by(self) -> Sequence[str]:
-        return self._sides
-
-    @property
-    def _scored(self) -> bool:
-        """True if rows are pairs of texts with a score."""
-        return self.options.loss == "cosent"
-
     def bind(self, train: Dataset) -> None:
         columns = train.column_names
         parts = ("query", "positive", *(("score",) if self._scored else ()))
-        self._columns = self.require_columns(columns, parts)
+        self._columns = self.require_columns(columns, parts) | self.grade_column(columns)
         negatives = [] if self._scored else list(self._negatives(columns))
         self._texts = tuple(self._columns[part] for part in ("query", "positive"))
         self._texts += tuple(name for name in negatives if name not in self._texts)
-        there = zip(_SIDES, self._texts[:2], strict=True)
-        shown = tuple(column for side, column in there if side in self.answered_by)
+        there = zip(SIDES, self._texts[:2], strict=True)
+        shown = tuple(column for side, column in there if side in self._sides)
         self.input_columns = (*shown, *self._texts[2:])
         self.label_column = self._columns.get("score")
 
@@ -129,10 +105,13 @@ class Embedding(Task):
         columns = rows.column_names
         named = {part: self.part_column(columns, part) for part in ("query", "positive")}
         there = {part: column for part, column in named.items() if column in columns}
+        if self.corpus is not None:
+            there = {part: column for part, column in there.items() if part == "query"}
         if not there:
             self.require_columns(columns, ["query"])
-        both = zip(_SIDES, ("query", "positive"), strict=True)
+        both = zip(SIDES, ("query", "positive"), strict=True)
         self._sides = tuple(name for name, part in both if part in there)
+        self._answers = True
         for part in ("query", "positive"):
             if part not in there:
                 rows = with_column(rows, self.part_column(columns, part), [TEXT] * len(rows))
@@ -156,6 +135,7 @@ class Embedding(Task):
     def check(self, rows: Dataset) -> None:
         for column in (*self._texts, *([self.label_column] if self.label_column else ())):
             require_column(column, rows.column_names)
+        rows = self.in_texts(rows)
         for place, column in enumerate(self._texts):
             part = ("query", "positive", "negative")[min(place, 2)]
             for row, text in enumerate(rows[column][:]):
@@ -168,6 +148,8 @@ class Embedding(Task):
 
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
         form, limit = self._form or self._form_of(processor), self.data.max_length
+        wanted = {} if training else self.wanted(rows)
+        rows = self.in_texts(rows)
         asked, asking = _distinct(rows[self._texts[0]][:])
         columns = [rows[column][:] for column in self._texts[1:]]
         read, reading = _distinct([text for row in zip(*columns, strict=True) for text in row])
@@ -177,7 +159,7 @@ class Embedding(Task):
         places = np.column_stack([asking, len(asked) + reading.reshape(len(rows), -1)])
         texts = queries.join(documents)
         keys = np.array([hash(tuple(ids)) for ids in texts.ids], dtype=np.int64)[places]
-        raw = {"places": places.tolist(), KEYS: keys.tolist()}
+        raw = {"places": places.tolist(), KEYS: keys.tolist(), **wanted}
         scores = {SCORE: self._scores(rows)} if self._scored else {}
         if training:
             self._check_comparable(keys, scores.get(SCORE))
@@ -197,6 +179,13 @@ class Embedding(Task):
                 "have no text within data.max_length": int(texts.unread[places].any(axis=1).sum())
             },
         )
+
+    def documents(self, texts: Sequence[str], processor: Any) -> Encoded:
+        form = self._form or self._form_of(processor)
+        made = _tokens(texts, self._prompt(form, query=False), self.data.max_length, processor)
+        lengths = np.array([len(ids) for ids in made.ids], dtype=np.int64)
+        rows = Dataset.from_dict({IDS: made.ids})
+        return Encoded(rows, lengths, int(made.cut.sum()), longest=int(made.tokens.max()))
 
     def _check_comparable(self, keys: np.ndarray, scores: Sequence[float] | None) -> None:
         """Refuse training rows that have nothing to tell apart."""
@@ -320,80 +309,10 @@ class Embedding(Task):
         return self._pooled(outputs, batch)
 
     def loss(self, predictions: Predictions) -> float:
-        raw, vectors = predictions.encoded.examples, _tensor(predictions).double()
+        raw, vectors = predictions.encoded.examples, as_tensor(predictions.outputs).double()
         scores = torch.tensor(raw[SCORE][:]) if self._scored else None
         rows = vectors[torch.tensor(raw["places"][:])]
         return mean_loss(rows, torch.tensor(raw[KEYS][:]), scores, self.options.scale)
-
-    def metrics(self, predictions: Predictions) -> dict[str, float]:
-        return {
-            name: self.loss(predictions)
-            if name == "loss"
-            else row_scores(name, *self._parts(predictions, name)).value
-            for name in self.metric_names
-        }
-
-    def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
-        """Return the main metric by row; each query chooses among all documents of the split."""
-        if self.best == "loss":
-            raise SoraError(
-                "the loss compares all rows: a single row has no loss",
-                hint=f"task.best_metric={self.options.METRICS[4 if self._scored else 0]}",
-                key="task.best_metric",
-            )
-        return self._parts(predictions, self.best)
-
-    def _parts(self, predictions: Predictions, metric: str) -> tuple[Any, ...]:
-        raw = predictions.encoded.examples
-        if not np.isfinite(predictions.outputs).all():
-            return "mean", np.full(len(raw), math.nan)
-        if self._scored:
-            return number_parts(metric, self._cosines(predictions), np.asarray(raw[SCORE][:]))
-        queries, documents, places = _split(predictions)
-        # a query's right documents are those of all rows with this query
-        wanted = np.unique(places[:, :2], axis=0)
-        ranks = ranks_of(queries, documents, wanted)
-        return "mean", found(ranks, wanted[:, 0], len(queries))[metric][places[:, 0]]
-
-    def _cosines(self, predictions: Predictions) -> np.ndarray:
-        queries, documents, places = _split(predictions)
-        pairs = queries[places[:, 0]], documents[places[:, 1]]
-        return torch.cosine_similarity(*pairs, dim=1).numpy()
-
-    def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
-        check_finite(predictions.outputs)
-        places = np.asarray(predictions.encoded.examples["places"][:])
-        return [predictions.outputs[places[:, _SIDES.index(name)]].tolist() for name in self._sides]
-
-    def compared_answers(self, predictions: Predictions) -> Sequence[Any]:
-        """Return the text of the document that is nearest to each query."""
-        check_finite(predictions.outputs)
-        if self._sides != _SIDES:
-            raise RowError(
-                "models are compared by the document that they find for each query",
-                hint="give rows of queries and documents: data.columns.positive=COLUMN",
-                key="data.columns.positive",
-            )
-        return self._nearest(predictions)
-
-    def _nearest(self, predictions: Predictions) -> list[str]:
-        queries, documents, places = _split(predictions)
-        texts = predictions.encoded.dataset["text"][:][len(queries) :]
-        best = nearest(normalize(queries, dim=-1), normalize(documents, dim=-1))
-        return [texts[best[query]] for query in places[:, 0]]
-
-    def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
-        texts, raw = predictions.encoded.dataset["text"][:], predictions.encoded.examples
-        cosines = self._cosines(predictions).tolist()
-        pairs = [(texts[row[0]], texts[row[1]]) for row in raw["places"][:]]
-        if self._scored:
-            rows = zip(pairs, cosines, raw[SCORE][:], strict=True)
-            return [{"source": list(p), "prediction": c, "label": y} for p, c, y in rows]
-        chosen = self._nearest(predictions)
-        return [
-            {"source": query, "prediction": best, "label": document, "cosine": cosine}
-            for (query, document), best, cosine in zip(pairs, chosen, cosines, strict=True)
-        ]
 
     def _form_of(self, processor: Any) -> VectorForm:
         """Return the form before a model is loaded: its tokenizer knows the place."""
@@ -473,15 +392,3 @@ def _of_all_processes(parts: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], 
     whole = ([one[i] for one in every if one[i] is not None] for i in range(len(parts)))
     joined = [torch.cat(part).to(state.device) for part in whole]
     return joined, sum(rows[: state.process_index])
-
-
-def _tensor(predictions: Predictions) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(predictions.outputs))
-
-
-def _split(predictions: Predictions) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Return the vectors of queries and of documents, and each row's places among them."""
-    vectors = _tensor(predictions)
-    places = np.asarray(predictions.encoded.examples["places"][:], dtype=np.int64)
-    queries = int(places[:, 0].max()) + 1
-    return vectors[:queries], vectors[queries:], places - [0, *[queries] * (places.shape[1] - 1)]
