@@ -69,8 +69,12 @@ class Corpus:
                 )
             columns[column] = name
         rows = rows.select_columns(list(columns)).rename_columns(columns)
-        with locating(part.origin):
-            ids, hashes = _read(rows, part.origin)
+        try:
+            with locating(part.origin):
+                ids, hashes = _read(rows, part.origin)
+        except RowError as error:  # else the rows that are scored would be named as its place
+            where, hint = error.shown_where, error.hint
+            raise SoraError(error.what, where=where, hint=hint, key=KEY) from None
         order = sorted(range(len(ids)), key=ids.__getitem__)
         self.ids = [ids[row] for row in order]
         self._rows = rows if order == list(range(len(ids))) else rows.select(order)
@@ -108,7 +112,8 @@ class Corpus:
             return None
         if None in numbers:
             row = numbers.index(None)
-            raise self._missing(values[row], column, row, "the rows name documents by id")
+            what = f"has no document {shown_value(values[row])}"
+            raise self._missing(f"{what}, and column '{column}' names documents by id", row)
         return self.texts([number for number in numbers if number is not None])
 
     def numbers(self, values: Sequence[Any], column: str) -> np.ndarray:
@@ -132,9 +137,9 @@ class Corpus:
             found[row] = numbers[0] if numbers else -1
         lacking = np.flatnonzero(found < 0)
         if len(lacking):
-            row = int(lacking[0])
-            share = f"as for {len(lacking):,} of {len(values):,} rows"
-            raise self._missing(values[row], column, row, share)
+            row, share = int(lacking[0]), f"{len(lacking):,} of {len(values):,} rows"
+            first = f"the first is {shown_value(values[row])}"
+            raise self._missing(f"lacks the documents of {share} (column '{column}'): {first}", row)
         return found
 
     def _with_text(self, text: Any) -> list[int]:
@@ -146,14 +151,9 @@ class Corpus:
         numbers = self._by_hash[first:last].tolist()
         return [n for n, own in zip(numbers, self.texts(numbers), strict=True) if own == text]
 
-    def _missing(self, value: Any, column: str, row: int, about: str) -> RowError:
-        return RowError(
-            f"{self.path.name} has no document with the id or the text {shown_value(value)} of "
-            f"column '{column}', {about}",
-            row,
-            hint=f"add it, or name the file that has it: {KEY}=FILE",
-            key=KEY,
-        )
+    def _missing(self, what: str, row: int) -> RowError:
+        hint = f"add it, or name the file that has it: {KEY}=FILE"
+        return RowError(f"{self.path.name} {what}", row, hint=hint, key=KEY)
 
 
 @lru_cache(maxsize=2)

@@ -123,13 +123,15 @@ class Embedding(Retrieval):
     def raw_keys(self, rows: Dataset) -> list[np.ndarray]:
         """Return a key of the query and one of the document; of a pair with a score one of both."""
         query, document = self._texts[:2]
+        if self.searches_alone:
+            document = query
         parts = [[query, document]] if self._scored else [[query], [document]]
         return [input_hashes(rows, columns) for columns in parts]
 
     def input_keys(self, rows: Encoded, *, answers: bool = False) -> list[np.ndarray]:
         keys = np.asarray(rows.examples[KEYS][:], dtype=np.int64)[:, :2]
         if not self._scored:
-            return list(keys.T)
+            return list((keys[:, [0, 0]] if self.searches_alone else keys).T)
         return [np.array([hash(tuple(pair)) for pair in keys.tolist()], dtype=np.int64)]
 
     def check(self, rows: Dataset) -> None:

@@ -59,6 +59,15 @@ class Retrieval(Task):
         return self._sides if self.data.corpus is None else FOUND
 
     @property
+    def answered_columns(self) -> tuple[str, ...]:
+        return self.input_columns if self.corpus is None else self._texts[:1]
+
+    @property
+    def searches_alone(self) -> bool:
+        """True for queries without documents: the corpus has them, and rows have stand-ins."""
+        return self._answers and self.corpus is not None
+
+    @property
     def _scored(self) -> bool:
         """True if rows are pairs of texts with a score."""
         return self.options.loss == "cosent"
@@ -92,7 +101,7 @@ class Retrieval(Task):
 
     def in_texts(self, rows: Dataset) -> Dataset:
         """Return rows with the texts of the documents that they name by id."""
-        corpus = None if self._answers else self.corpus
+        corpus = None if self.searches_alone else self.corpus
         if corpus is None:
             return rows
         for column in self._texts[1:]:
@@ -104,7 +113,7 @@ class Retrieval(Task):
 
     def wanted(self, rows: Dataset) -> dict[str, Any]:
         """Return the number and the grade of each scored row's document in the corpus, if any."""
-        corpus = None if self._answers else self.corpus
+        corpus = None if self.searches_alone else self.corpus
         if corpus is None:
             return {}
         column = self._columns.get(_GRADE)

@@ -27,7 +27,7 @@ ASKED = "asked"
 """Formula of answers beside the labels of a person: parts are the answer and two labels."""
 UNLABELLED = -1.0
 """The place of a label that is not given, in the parts of `ASKED`."""
-_PLAIN = {"right by query": "right", "mean by query": "mean"}
+BY_QUERY = {"right by query": "right", "mean by query": "mean"}
 """Formulas that count each query once, whose rows may repeat a query; parts are the value, the
 row's share of its query, and the query's number. Without repeats they are plain ones."""
 _ROUNDING = 1e-12  # relative to a sum of squares; a smaller variance is rounding, and counts as 0
@@ -98,12 +98,12 @@ class RowScores:
 
     def by_query(self) -> RowScores:
         """Return the same scores with the rows of each query as one, for formulas by query."""
-        if self.formula not in _PLAIN:
+        if self.formula not in BY_QUERY:
             return self
         values, _, queries = self.parts.T
         _, which, rows = np.unique(queries, return_inverse=True, return_counts=True)
         if (rows == 1).all():
-            return replace(self, formula=_PLAIN[self.formula], parts=self.parts[:, :1])
+            return replace(self, formula=BY_QUERY[self.formula], parts=self.parts[:, :1])
         return replace(self, parts=np.stack([values, 1 / rows[which], queries], axis=1))
 
     def weighted(self, weights: np.ndarray) -> np.ndarray:
@@ -294,7 +294,7 @@ FORMULAS: dict[str, Formula] = {
     WITHIN: _all,
     ASKED: _all,
     "mean": _mean,
-    **dict.fromkeys(_PLAIN, _by_query),
+    **dict.fromkeys(BY_QUERY, _by_query),
     "ratio": _ratio,
     "perplexity": _perplexity,
     "entity_f1": _entity_f1,

@@ -63,6 +63,11 @@ class FamilyRows(Bound):
         missing input column is a `RowError`.
         """
 
+    @property
+    def answered_columns(self) -> tuple[str, ...]:
+        """The columns of the input that an answer to a row needs."""
+        return self.input_columns
+
     def unlabelled(self, rows: Dataset) -> Dataset:
         """Return raw rows of which nobody has said the label, with the columns of the input."""
         return rows
