@@ -18,18 +18,28 @@ from tests.launched import launch_commands
 pytestmark = pytest.mark.long
 
 
-def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
+@pytest.mark.parametrize("corpus", [False, True])
+def test_two_processes_give_what_one_gives(tmp_path: Path, corpus: bool) -> None:
     # 83 rows in steps of 16: the last step has 3, which fill no two micro-batches on either process
     files = {
         "train": write_rows(tmp_path / "train.jsonl", retrieval_rows(83)),
         "validation": write_rows(tmp_path / "validation.jsonl", retrieval_rows(17, seed=1)),
     }
+    texts = sorted({row["positive"] for seed, n in ((0, 83), (1, 17)) for row in retrieval_rows(
+        n, seed=seed)})  # fmt: skip
+    held = [{"id": f"{i}", "text": text} for i, text in enumerate(texts)]
+    among = {"corpus": write_rows(tmp_path / "corpus.jsonl", held)} if corpus else {}
     recipe = write_family_recipe(
         tmp_path,
         model={"path": str(save_base(tiny_bert(), tmp_path / "base"))},
         task={"name": "embedding"},
-        data={"files": files},
-        training={"batch_size": 16, "max_steps": 14, "model_dropout": 0, "evaluate": "no"},
+        data={"files": files, **among},
+        training={
+            "batch_size": 16,
+            "max_steps": 14,
+            "model_dropout": 0,
+            "evaluate": 7 if corpus else "no",
+        },
     )
     words = ["train", str(recipe), "--no-verify", "method={name: lora, r: 4}"]
     words += ["training.logging_steps=1"]
