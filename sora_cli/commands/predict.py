@@ -58,6 +58,25 @@ def predict(
         bool,
         typer.Option("--probabilities", help="Add a column with the probability of each class."),
     ] = False,
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            "--corpus",
+            metavar="FILE",
+            help="Of queries: write the ids and scores of the best documents of this file (columns "
+            "id and text) in place of vectors.",
+            show_default=False,
+        ),
+    ] = None,
+    k: Annotated[
+        int | None,
+        typer.Option(
+            "--k",
+            min=1,
+            help="Number of documents for each query, with --corpus. Default: 10.",
+            show_default=False,
+        ),
+    ] = None,
     prefix: Annotated[
         str,
         typer.Option(
@@ -92,7 +111,7 @@ def predict(
 ) -> None:
     """Write the rows of a file with a model's answers in new columns."""
     options.load_plugins(code)
-    given = overrides or []
+    given = [*(overrides or []), *_search(corpus, k)]
     check_choice("--format", stream or "jsonl", _STREAMED)
     if stream is not None and STREAM not in (file, output):
         raise SoraError(
@@ -105,7 +124,8 @@ def predict(
     place = check_target(target, f"sora predict {{}} {quote(file)} -o {quote(output)}")
     check_named_base(base, [place])
     if to is not None:
-        read = [*with_base(place), *([] if file == STREAM else [Path(file).expanduser()])]
+        files = [name for name in (file, corpus) if name not in (STREAM, None)]
+        read = [*with_base(place), *(Path(name).expanduser() for name in files)]
         check_apart(to, *read)
     say_notes(result_remarks(place))
     with importing():
@@ -122,6 +142,14 @@ def predict(
         separator = "\t" if to.suffix.lower() == ".tsv" else None
         summary = predict_file(request, path, to, kind, separator=separator, force=force)
     _show(summary, output, as_json=as_json)
+
+
+def _search(corpus: str | None, k: int | None) -> list[str]:
+    """Return the overrides that the flags of a search stand for."""
+    if corpus is None and k is not None:
+        raise SoraError("--k is for a search in a corpus", hint="add --corpus FILE")
+    words = [] if corpus is None else [f"data.corpus={json.dumps(corpus)}"]
+    return words if k is None else [*words, f"task.top_k={k}"]
 
 
 def _check_output(to: Path | None, stream: str | None, *, as_json: bool, force: bool) -> str:

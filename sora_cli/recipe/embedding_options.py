@@ -8,13 +8,17 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from sora_cli.recipe.task_options import Columns, TaskOptions, metrics_field
-from sora_cli.recipe.types import SomeNames
+from sora_cli.recipe.types import Count, SomeNames
 from sora_cli.recipe.usual import MINILM, Usual
 
-_FOUND = ("ndcg_at_10", "mrr_at_10", "recall_at_1", "recall_at_10")
+_FOUND = (
+    "ndcg_at_10", "mrr_at_10", "recall_at_1", "recall_at_10", "accuracy_at_1", "accuracy_at_10"
+)  # fmt: skip
 _ALIKE = ("spearman", "pearson")
 VECTOR = "_vector"
 """End of the names of answers that are vectors."""
+FOUND = ("document_ids", "document_scores")
+"""Names of answers from a corpus: the best documents of each query, the best first."""
 
 
 class EmbeddingOptions(TaskOptions):
@@ -34,6 +38,7 @@ class EmbeddingOptions(TaskOptions):
             "negative", "neg", "hard_negative", "negatives", "negs", "hard_negatives",
         ),
         "score": ("score", "similarity_score", "similarity", "relatedness_score", "label"),
+        "grade": ("grade", "relevance"),
     }  # fmt: skip
     MODEL_CLASS = "AutoModel"
     UNREAD = ("pooler",)
@@ -56,8 +61,8 @@ class EmbeddingOptions(TaskOptions):
         "ndcg_at_10",
         "mrr_at_10",
         "recall_at_1",
-        known=f"{', '.join(_FOUND)} of each query among all documents of the split; of pairs with "
-        f"a score (loss cosent) {', '.join(_ALIKE)}",
+        known=f"{', '.join(_FOUND)} of each query among all documents of the split, or of "
+        f"data.corpus; of pairs with a score (loss cosent) {', '.join(_ALIKE)}",
     )
     loss: Literal["infonce", "cosent"] = Field(
         "infonce",
@@ -77,10 +82,18 @@ class EmbeddingOptions(TaskOptions):
     document_prompt: str | None = Field(
         None, description="text before each document. Default: the base model's own, if it has one"
     )
+    top_k: Count = Field(
+        10, description="number of documents of a corpus that sora predict names for each query"
+    )
     query_max_length: int | None = Field(
         None, ge=2, le=2**24, description="largest number of tokens in a query, with its prompt. "
         "Default: data.max_length"
     )  # fmt: skip
+
+    @property
+    def searches(self) -> bool:
+        """True unless rows are pairs of texts with a score."""
+        return self.loss == "infonce"
 
     @model_validator(mode="before")
     @classmethod

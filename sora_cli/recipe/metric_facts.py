@@ -38,6 +38,7 @@ METRICS: dict[str, MetricFacts] = {
     **dict.fromkeys(("rouge1", "rouge2", "rougeL", "token_accuracy"), _SHARE),
     **dict.fromkeys(("precision", "recall"), _SHARE),
     **dict.fromkeys(("ndcg_at_10", "mrr_at_10", "recall_at_10"), _SHARE),
+    **dict.fromkeys(("accuracy_at_1", "accuracy_at_10"), _SHARE),
     **dict.fromkeys(("loss", "perplexity"), _LOSS),
 }
 _OTHER = MetricFacts()

@@ -61,7 +61,9 @@ EVAL = Reading(
 MAX_DROP = Reading("--max-drop", ("data", "task", "auto.basis", *_LOADING, *_PASSES), _TRAINED_ON)
 _OF_ROWS = ("task", *(f"data.{name}" for name in _ROWS), *_LOADING, *_PASSES)
 _NOT_OF_ROWS = ("task.metrics", *_CHOICE, "task.packing", "task.label_all_pieces")
-PREDICT = Reading("sora predict", _OF_ROWS, (*_NOT_OF_ROWS, "task.max_target_length"))
+PREDICT = Reading(
+    "sora predict", (*_OF_ROWS, "data.corpus"), (*_NOT_OF_ROWS, "task.max_target_length")
+)
 NEXT_TOKENS = Reading(
     "--next-tokens",
     _OF_ROWS,
@@ -70,7 +72,8 @@ NEXT_TOKENS = Reading(
 CERTIFICATE = Reading(
     "sora verify --certificate",
     (
-        *("data.path", "data.name", "data.revision", "data.files", "auto.unlabelled"),
+        *("data.path", "data.name", "data.revision", "data.files", "data.corpus"),
+        "auto.unlabelled",
         *("model.path", _TRUST),
     ),
 )

@@ -30,6 +30,7 @@ from sora_cli.recipe.types import (
     Block,
     Checkpointing,
     Compile,
+    Corpus,
     Count,
     Kernels,
     Loss,
@@ -192,6 +193,7 @@ class DataBlock(Block):
         "on. The split gets the first name in data.validation, which the data set must not have",
     )
     held_out_seed: Seed = Field(42, description="seed of the split for data.held_out_rows")
+    corpus: Corpus = None
 
     @model_validator(mode="after")
     def _distinct(self) -> DataBlock:

@@ -119,6 +119,11 @@ class TaskOptions(Block):
         """True if scores and loss compare the model with a reference model."""
         return False
 
+    @property
+    def searches(self) -> bool:
+        """True if queries find documents, which may lie in a fixed corpus (data.corpus)."""
+        return False
+
     @model_validator(mode="before")
     @classmethod
     def _unset(cls, values: Any) -> Any:

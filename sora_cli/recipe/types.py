@@ -142,6 +142,14 @@ RareClasses = Annotated[
         "is an error unless the classes are named"
     ),
 ]
+Corpus = Annotated[
+    str | None,
+    Field(
+        description="of queries that find documents: csv, tsv, json, jsonl or parquet file with "
+        "the columns id and text. Every query is scored among these documents, and rows name "
+        "theirs by id or by text. Default: the documents of the split that is scored"
+    ),
+]
 Repeats = Annotated[
     Literal["together", "separate"],
     Field(

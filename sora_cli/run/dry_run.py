@@ -63,7 +63,7 @@ def dry_run(loaded: LoadedRecipe, *, rows: int | None = None) -> DryRun:
         from sora_cli.run.prepare import prepare
         from sora_cli.run.preview import ROWS, column_lines, rows_lines
         from sora_cli.run.rates.settle import settle_rate
-        from sora_cli.run.step_time import measure_step
+        from sora_cli.run.step_time import measure_corpus, measure_step
         from sora_cli.train.checkpoint.fork import describe_fork, read_fork
         from sora_cli.train.checkpoint.resume import rate_of
         from sora_cli.train.out_of_memory import in_dry_run
@@ -106,7 +106,8 @@ def dry_run(loaded: LoadedRecipe, *, rows: int | None = None) -> DryRun:
     emit_section("output", output_lines(loaded))
     with in_dry_run(recipe, "timing a step"):
         time = measure_step(ready, loaded.recipe)
-    emit_section("in short", short_lines(loaded, ready, rate, steps, time, memory))
+        reading = measure_corpus(ready, loaded.recipe)
+    emit_section("in short", short_lines(loaded, ready, rate, steps, time, memory, reading))
     return DryRun(ready, time.seconds * steps.total, memory.peak)
 
 
@@ -217,6 +218,10 @@ def data_lines(ready: Prepared, training: TrainingBlock) -> Iterator[str]:
     for name, part in parts.items():
         longest = part.longest or int(part.lengths.max())  # 0: of a family that cuts no row
         yield f"{name:<32} {count(len(part.lengths)):>10} {longest:>10} {count(part.truncated):>10}"
+    corpus = ready.task.corpus_tokens(ready.base.processor)
+    if corpus is not None:
+        total, cut = count(len(corpus.lengths)), count(corpus.truncated)
+        yield f"{'corpus':<32} {total:>10} {corpus.longest:>10} {cut:>10}"
     yield training.choice(ready.rows.rule)
     notes = (f"note: {remark}" for remark in data_remarks(ready, overlaps_of(ready)))
     for line in (*class_lines(class_counts(ready)), *notes):
@@ -257,6 +262,8 @@ def memory_lines(m: MemoryPrediction) -> Iterator[str]:
         f"peak while training {size(m.training_peak)}, while evaluating "
         f"{size(m.evaluation_peak)} ({_batch(m.evaluation_shape)})"
     )
+    if m.search:
+        yield f"of it for the search in the corpus, part by part, {size(m.search)}"
     if not m.exact:
         yield "activations extrapolated from batches of one and two rows"
 
@@ -268,8 +275,13 @@ def short_lines(
     steps: Steps,
     time: StepTime,
     memory: MemoryPrediction,
+    reading: float | None,
 ) -> Iterator[str]:
-    """Yield rank, learning rate, steps, time and memory, each with its origin."""
+    """Yield rank, learning rate, steps, time and memory, each with its origin.
+
+    Args:
+        reading: seconds in which the model reads the corpus; None: there is none.
+    """
     block, seconds = loaded.recipe.training, time.seconds * steps.total
     ranks = sorted({layer.rank for layer in ready.layers.values()})
     if ranks:
@@ -288,6 +300,9 @@ def short_lines(
     about = f"for training alone; measured on {measured}"
     about += ", not compiled" if block.compile else ""
     yield _short_line("time", f"about {duration(max(seconds, 1))}", about)
+    if reading is not None:
+        corpus = f"{count(len(ready.task.corpus or ()))} documents are read in each evaluation"
+        yield _short_line("corpus", f"about {duration(max(reading, 1))}", corpus)
     predicted = "predicted" if block.kernels is None else "predicted for the model's own layers"
     yield _short_line("memory", size(memory.peak), predicted)
 

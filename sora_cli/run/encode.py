@@ -45,6 +45,10 @@ def encode(
     if "input_ids" in encoded.dataset.column_names:
         _check_positions(base.model, int(encoded.lengths.max()), task.data.max_length)
         _check_tokens(base, encoded, pooled=task.options.PEFT_TYPE == "SEQ_CLS")
+    corpus = None if training else task.corpus_tokens(base.processor)
+    if corpus is not None:
+        _check_positions(base.model, int(corpus.lengths.max()), task.data.max_length)
+        _check_largest(base, corpus.largest)
     return encoded
 
 
@@ -92,13 +96,7 @@ def _check_tokens(base: Base, encoded: Encoded, *, pooled: bool) -> None:
             token, so every row must have the same number of them, and at least one.
     """
     ids = flat_column(encoded.dataset, "input_ids")
-    words, largest = base.model.get_input_embeddings().num_embeddings, int(ids.max(initial=0))
-    if largest >= words:
-        raise SoraError(
-            f"the tokenizer gives token {largest}, but the model has only {words} tokens",
-            hint="it is another model's tokenizer: put the model's own into the model's directory",
-            key="model.path",
-        )
+    _check_largest(base, int(ids.max(initial=0)))
     if not (pooled and base.model.config.is_encoder_decoder):
         return
     last = base.model.config.eos_token_id
@@ -110,6 +108,16 @@ def _check_tokens(base: Base, encoded: Encoded, *, pooled: bool) -> None:
             f"model '{base.reference}' answers at the end-of-text token, but not all rows have the "
             "same number of these tokens",
             hint="use the model's own tokenizer, or an encoder or a decoder",
+            key="model.path",
+        )
+
+
+def _check_largest(base: Base, largest: int) -> None:
+    words = base.model.get_input_embeddings().num_embeddings
+    if largest >= words:
+        raise SoraError(
+            f"the tokenizer gives token {largest}, but the model has only {words} tokens",
+            hint="it is another model's tokenizer: put the model's own into the model's directory",
             key="model.path",
         )
 

@@ -20,10 +20,11 @@ def evaluate_run(report: RunReport, trainer: AdapterTrainer, ready: Prepared) ->
 
     Fills the report's `metrics` and `without_adapters`; remarks on the scores go to `events`.
     """
-    for split, rows in ready.report.items():
-        predictions = trainer.final_predictions(rows, ready.task.metric_names)
-        report.metrics[split] = ready.task.scores(predictions)
-        _add_event(report, prediction_remark(ready.task, split, predictions))
+    with trainer.reader.kept():
+        for split, rows in ready.report.items():
+            predictions = trainer.final_predictions(rows, ready.task.metric_names)
+            report.metrics[split] = ready.task.scores(predictions)
+            _add_event(report, prediction_remark(ready.task, split, predictions))
     if ready.baseline is not None:
         return  # a baseline has no adapters to switch off
     if not any(ready.method.factors(m).drop_zeros().rank for m in ready.layers.values()):
@@ -59,7 +60,8 @@ def evaluate_all(
     trainer: AdapterTrainer, task: Task, splits: Mapping[str, Encoded]
 ) -> dict[str, dict[str, float]]:
     """Return the trained model's scores and exact loss on every reported split."""
-    return {
-        name: task.scores(trainer.predictions_of(rows, task.metric_names))
-        for name, rows in splits.items()
-    }
+    with trainer.reader.kept():
+        return {
+            name: task.scores(trainer.predictions_of(rows, task.metric_names))
+            for name, rows in splits.items()
+        }

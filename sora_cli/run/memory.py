@@ -25,7 +25,7 @@ of its factors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,6 +38,7 @@ from sora_cli.model.attention import usual_attention
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.memory_trace import Passes, Trace
 from sora_cli.run.prepare import Prepared
+from sora_cli.tasks.corpus import search_bytes
 from sora_cli.tasks.encoded import Encoded
 from sora_cli.train.optimizers import moment_bytes
 
@@ -59,6 +60,7 @@ class MemoryPrediction:
         training_shape, evaluation_shape: (rows, tokens) of these batches.
         exact: False if extrapolated from small batches.
         loading: peak of the process before the first step (on a GPU: not counted).
+        search: of an evaluation in a corpus: the vectors of a part, and its cosines.
     """
 
     device: str
@@ -73,6 +75,7 @@ class MemoryPrediction:
     exact: bool
     loading: float = 0.0
     averages: float = 0.0
+    search: float = 0.0
 
     @property
     def activations(self) -> float:
@@ -102,7 +105,7 @@ class MemoryPrediction:
     @property
     def evaluation_peak(self) -> float:
         """The peak during an evaluation."""
-        return self.fixed + self.evaluation.peak + self.slack(self.evaluation)
+        return self.fixed + self.evaluation.peak + self.slack(self.evaluation) + self.search
 
     @property
     def peak(self) -> float:
@@ -129,13 +132,9 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, rows_per_pass: int) -> Me
     loading = float(peak_memory() or 0) if device == "cpu" else 0.0
     collate = ready.task.collator(ready.base.processor)
     training = longest_rows(ready.train, rows_per_pass)
-    evaluation = max(
-        (
-            longest_rows(part, recipe.training.eval_batch_size)
-            for part in (ready.select, *ready.report.values())
-        ),
-        key=lambda rows: _cells(rows),
-    )
+    rows = recipe.training.eval_batch_size
+    scored = [ready.select, *ready.report.values(), *_longest_documents(ready, rows)]
+    evaluation = max((longest_rows(part, rows) for part in scored), key=lambda part: _cells(part))
     # in the second pass of a step the gradients of the first are alive
     passes = 2 if recipe.training.gradient_accumulation > 1 else 1
     block = recipe.training
@@ -168,7 +167,26 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, rows_per_pass: int) -> Me
         exact=exact and exact_too,
         loading=loading,
         averages=ready.method.averages * factors,
+        search=_search(ready) if device == "cpu" else 0.0,
     )
+
+
+def _longest_documents(ready: Prepared, n: int) -> Iterator[Encoded]:
+    """Yield the longest documents of the corpus, if there is one."""
+    processor = ready.base.processor
+    corpus = ready.task.corpus_tokens(processor)
+    if corpus is not None:
+        longest = np.argsort(-corpus.lengths, kind="stable")[:n]
+        documents = ready.task.some_documents(processor, longest)
+        assert documents is not None
+        yield documents
+
+
+def _search(ready: Prepared) -> int:
+    """Return the bytes of a search in the corpus; 0: there is none."""
+    corpus, width = ready.task.corpus, getattr(ready.base.model.config, "hidden_size", 0)
+    queries = max(len(part.lengths) for part in (ready.select, *ready.report.values()))
+    return 0 if corpus is None else search_bytes(queries, len(corpus), width)
 
 
 def resident_memory() -> float:

@@ -13,7 +13,7 @@ from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError
-from sora_cli.data.source import find_source
+from sora_cli.data.source import check_file, find_source
 from sora_cli.model.files import check_source
 from sora_cli.model.references import resolve_model_path
 from sora_cli.recipe.families import check_columns, main_metric
@@ -40,6 +40,7 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
         main_metric(options.metrics, options.best_metric)
         check_columns(recipe.task.name, recipe.data.columns)
         find_source(recipe.data)
+        check_corpus(recipe)
     _check_start(recipe)
     if model:
         with recipe.placing("model.path"):
@@ -47,6 +48,23 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
         with recipe.placing():
             switches.check_recipe(recipe)
     say_notes(code_notes(recipe))
+
+
+def check_corpus(recipe: Recipe) -> None:
+    """Refuse a corpus that is no file, or that the task does not search."""
+    corpus, options = recipe.data.corpus, recipe.task.options
+    if corpus is None:
+        return
+    if not options.searches:
+        loss = getattr(options, "loss", None)
+        about = f" with task.loss={loss}" if loss is not None else ""
+        raise SoraError(
+            f"data.corpus is for queries that find documents, not for {recipe.task.name}{about}",
+            hint="data.corpus=null",
+            key="data.corpus",
+        )
+    with recipe.placing("data.corpus"):
+        check_file(Path(corpus).expanduser())
 
 
 def check_precision(recipe: Recipe, command: str) -> None:

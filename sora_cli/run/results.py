@@ -56,12 +56,15 @@ def record_setup(report: RunReport, ready: Prepared, training: TrainingBlock) ->
         reference_digest=ready.task.reference and ready.task.reference.digest,
     )
     parts = {"train": rows.train, "select": rows.select, **rows.report}
+    fingerprints = {name: data_fingerprint(part) for name, part in parts.items()}
+    if ready.task.corpus is not None:
+        fingerprints["corpus"] = ready.task.corpus.digest
     overlaps = overlaps_of(ready)
     encoded = {"train": ready.train, "select": ready.select, **ready.report}
     report.data = DataFacts(
         rows={name: len(part) for name, part in parts.items()},
         encoded={name: len(part.lengths) for name, part in encoded.items()},
-        fingerprints={name: data_fingerprint(part) for name, part in parts.items()},
+        fingerprints=fingerprints,
         truncated={name: part.truncated for name, part in encoded.items()},
         longest={name: part.longest for name, part in encoded.items()},
         in_training={name: found.rows for name, found in overlaps.items()},

@@ -60,6 +60,36 @@ def measure_step(ready: Prepared, recipe: Recipe) -> StepTime:
     return StepTime(seconds * step_tokens / tokens, len(chosen), tokens)
 
 
+def measure_corpus(ready: Prepared, recipe: Recipe) -> float | None:
+    """Time the reading of a few documents of median length; return the seconds of a whole corpus.
+
+    None: there is no corpus.
+    """
+    processor = ready.base.processor
+    corpus = ready.task.corpus_tokens(processor)
+    if corpus is None:
+        return None
+    order = np.argsort(corpus.lengths, kind="stable")
+    start = max(len(order) // 2 - _ROWS // 2, 0)
+    some = ready.task.some_documents(processor, order[start : start + _ROWS])
+    assert some is not None
+    batch, device = ready.task.collator(processor)(list(some.dataset)), device_type()
+    model = ready.base.model.to(device)
+    inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+    before, seconds = model.training, list[float]()
+    model.eval()
+    try:
+        for _ in range(_PASSES):
+            began = time.perf_counter()
+            with torch.no_grad(), autocast(recipe.training.precision, device):
+                model(**ready.task.scored_inputs(inputs))
+            device_module().synchronize()
+            seconds.append(time.perf_counter() - began)
+    finally:
+        model.train(before)
+    return min(seconds) * float(corpus.lengths.sum()) / float(some.lengths.sum())
+
+
 def run_passes(
     ready: Prepared, recipe: Recipe, batch: dict[str, torch.Tensor], passes: int = 1
 ) -> float:

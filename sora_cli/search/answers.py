@@ -64,9 +64,9 @@ def read_answer_rows(
         given = part.rows if trained is None else trained.unlabelled(part.rows)
         there = given.column_names
         if trained is not None:
-            for column in trained.input_columns:
+            columns = trained.answered_columns
+            for column in columns:
                 require_column(column, there)
-            columns = trained.input_columns
         if columns and set(columns) <= set(there):
             given = given.select_columns(list(columns))
         rows = stood_in = blank.stand_in(given)

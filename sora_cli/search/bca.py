@@ -16,7 +16,7 @@ Source: Efron 1987, JASA 82, 171-185; Efron and Tibshirani 1993, chapter 14 (equ
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -158,7 +158,9 @@ class _Kinds:
         )
         if len(first) > rows / 2:
             return cls(full, small, np.ones(rows), np.arange(rows))
-        return cls(full.take(first), small.take(first), times.astype(np.float64), kind.ravel())
+        # not `take`: the rows of a kind keep their shares of a query
+        one, other = (replace(scores, parts=scores.parts[first]) for scores in (full, small))
+        return cls(one, other, times.astype(np.float64), kind.ravel())
 
     def drops(self, weights: np.ndarray) -> np.ndarray:
         """Return the drop for each set of weights over kinds, (sets,)."""

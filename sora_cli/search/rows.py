@@ -195,9 +195,10 @@ def method_by(recipe: Recipe, ready: Prepared, rows: int, promise: Promise) -> B
     if promise.basis == "asked":
         return method_on(asked_scores([]), rows, promise)
     if promise.by_answers:
-        return method_on(
-            answer_scores([], rows_alone=recipe.task.options.ROWS_ALONE), rows, promise
-        )
+        return method_on(answer_scores([], rows_alone=ready.task.rows_alone), rows, promise)
+    blank = ready.task.blank_scores(ready.select)
+    if blank is not None:
+        return method_on(blank, rows, promise)
     few = ready.rows.select.select(range(min(_FEW, len(ready.rows.select))))
     encoded = encode(ready.task, ready.base, few, ready.rows.origin(ready.rows.select))
     with tempfile.TemporaryDirectory() as scratch:  # a trainer makes its directory

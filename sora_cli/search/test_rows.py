@@ -9,6 +9,7 @@ Of test rows with one input, one is drawn at random, since their labels may disa
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -184,15 +185,21 @@ class TestRows:
                 answers = self.task.compared_answers(trainer.answers_of(encoded))
         if self.answers.asked:
             return asked_scores(answers)
-        alone = self.task.options.ROWS_ALONE
+        alone = self.task.rows_alone
         return answer_scores(answers, self.answers.tolerance, rows_alone=alone)
 
     def row_set(self) -> RowSet:
-        """Return split, number and digest of the rows; without labels, of what is read of them."""
+        """Return split, number and digest of the rows; without labels, of what is read of them.
+
+        A fixed corpus belongs to the digest.
+        """
         read = self.rows
         if self.answers is not None:
             read = read.select_columns(list(self.answers.read))
-        return RowSet(split=self.split, rows=len(self), digest=data_fingerprint(read))
+        digest = data_fingerprint(read)
+        if self.task.corpus is not None:  # other documents give other scores
+            digest = hashlib.sha256(f"{digest} {self.task.corpus.digest}".encode()).hexdigest()
+        return RowSet(split=self.split, rows=len(self), digest=digest)
 
     def all_on(self, base: Base) -> EncodedRows:
         """Return the rows encoded for a model; all of them count, whatever they repeat."""
@@ -226,7 +233,7 @@ class TestRows:
         if left > len(counted):
             alike = max(count_inputs([key[~known] for key in self.raw_keys()]) - len(counted), 0)
         alone = None
-        if not self.task.options.ROWS_ALONE and len(counted) < len(self):
+        if not self.task.rows_alone and len(counted) < len(self):
             alone = self.take(counted).all_on(base)
         return EncodedRows(
             self,

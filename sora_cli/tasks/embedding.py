@@ -12,7 +12,6 @@ that are scored are single texts, each once: queries, then documents; the raw ro
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,15 +20,12 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from sora_cli.core.device import process_state
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_value
 from sora_cli.data.overlap import input_hashes
 from sora_cli.data.places import RowError
-from sora_cli.recipe.embedding_options import EmbeddingOptions
-from sora_cli.tasks.base import Task
 from sora_cli.tasks.embedding_batch import (
     DOCUMENTS,
     KEYS,
@@ -50,58 +46,34 @@ from sora_cli.tasks.embedding_rows import (
     texts_in,
     tokens_of,
 )
-from sora_cli.tasks.embedding_scores import (
-    NO_TEXT,
-    found,
-    mean_loss,
-    nearest,
-    ranks_of,
-    row_losses,
-    step_loss,
-)
+from sora_cli.tasks.embedding_scores import NO_TEXT, mean_loss, row_losses, step_loss
 from sora_cli.tasks.encoded import Encoded, Predictions
-from sora_cli.tasks.metrics import number_parts
-from sora_cli.tasks.row_scores import row_scores
-from sora_cli.tasks.stand_ins import TEXT, check_finite, with_column
+from sora_cli.tasks.retrieval import PARTS, Retrieval, as_tensor, pairs_in, rows_in
+from sora_cli.tasks.stand_ins import TEXT, with_column
 from sora_cli.tasks.texts import require_column, row_error
 from sora_cli.tasks.transformers_internals import commit_of
 from sora_cli.tasks.vectors import VectorForm, lists_modules, vector_form
 
 _PULL, _VALUE = "pull", "value"  # in a batch: what `before_step` adds
-_PARTS = ("query", "positive")
 _NUMBER = r"_?\d+"  # ends the names of further columns of negatives
 
 
-class Embedding(Task):
+class Embedding(Retrieval):
     """A text's vector is made as sentence-transformers makes it from the base model's files."""
 
-    options: EmbeddingOptions
     _form: VectorForm | None = None  # set by adapt_model
-    _there: tuple[str, ...] = _PARTS  # of a row: the texts that are answered
-    _several = False  # the right documents are in lists
 
     @classmethod
     def is_for(cls, config: Any) -> bool:
         # a bare model may be for anything: only sentence-transformers' files tell
         return lists_modules(config.name_or_path, commit_of(config))
 
-    @property
-    def answered_by(self) -> Sequence[str]:
-        names = zip(_PARTS, self.options.ANSWERED_BY, strict=True)
-        ends = {"query": "", "positive": "s" if self._several else ""}
-        return tuple(f"{name}{ends[part]}" for part, name in names if part in self._there)
-
-    @property
-    def _scored(self) -> bool:
-        """True if rows are pairs of texts with a score."""
-        return self.options.loss == "cosent"
-
     def bind(self, train: Dataset) -> None:
         columns = train.column_names
         parts = ("query", "positive", *(("score",) if self._scored else ()))
-        self._columns = self.require_columns(columns, parts)
+        self._columns = self.require_columns(columns, parts) | self.grade_column(columns)
         negatives = [] if self._scored else list(self._negatives(columns))
-        self._texts = tuple(self._columns[part] for part in _PARTS)
+        self._texts = tuple(self._columns[part] for part in PARTS)
         self._several = any(isinstance(cell, list) for cell in train[:1][self._texts[1]])
         self._texts += tuple(name for name in negatives if name not in self._texts)
         self.input_columns = (*(self._columns[p] for p in self._there), *self._texts[2:])
@@ -120,12 +92,14 @@ class Embedding(Task):
     def stand_in(self, rows: Dataset) -> Dataset:
         """Return rows with both texts; a file for `predict` may have queries or documents only."""
         columns = rows.column_names
-        named = {part: self.part_column(columns, part) for part in _PARTS}
+        named = {part: self.part_column(columns, part) for part in PARTS}
         there = {part: column for part, column in named.items() if column in columns}
+        if self.corpus is not None:
+            there = {part: column for part, column in there.items() if part == "query"}
         if not there:
             self.require_columns(columns, ["query"])
-        self._there = tuple(there)
-        for part in _PARTS:
+        self._there, self._answers = tuple(there), True
+        for part in PARTS:
             if part not in there:
                 rows = with_column(rows, self.part_column(columns, part), [TEXT] * len(rows))
         rows = rows.remove_columns([n for n in self._negatives(columns) if n not in there.values()])
@@ -138,23 +112,27 @@ class Embedding(Task):
         query, document = self._texts[:2]
         if self._scored:
             return [input_hashes(rows, [query, document])]
+        if self.searches_alone:
+            return [input_hashes(rows, [query])] * 2
         keys = [
             [hash((str(text),)) for text in texts_in(cell) or [""]] for cell in rows[document][:]
         ]
         return [input_hashes(rows, [query]), padded_keys(keys)]
 
     def input_keys(self, rows: Encoded, *, answers: bool = False) -> list[np.ndarray]:
-        keys = [row[: 1 + right] for row, right in _rows(rows, KEYS)]
+        keys = [row[: 1 + right] for row, right in rows_in(rows, KEYS)]
         if self._scored:
             return [np.array([hash(tuple(pair)) for pair in keys], dtype=np.int64)]
         queries = np.array([row[0] for row in keys], dtype=np.int64)
-        return [queries, padded_keys([row[1:] for row in keys])]
+        documents = padded_keys([row[1:] for row in keys])
+        return [queries, queries if self.searches_alone else documents]
 
     def check(self, rows: Dataset) -> None:
         for column in (*self._texts, *([self.label_column] if self.label_column else ())):
             require_column(column, rows.column_names)
+        rows = self.in_texts(rows)
         for place, column in enumerate(self._texts):
-            part = (*_PARTS, "negative")[min(place, 2)]
+            part = (*PARTS, "negative")[min(place, 2)]
             lists = part != "query" and not self._scored
             for row, cell in enumerate(rows[column][:]):
                 # without wrong documents a row has those of the other rows
@@ -170,13 +148,14 @@ class Embedding(Task):
 
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
         form, limit = self._form or self._form_of(processor), self.data.max_length
-        texts = read_rows(rows, self._texts)
+        wanted = {} if training else self.wanted(rows)
+        texts = read_rows(self.in_texts(rows), self._texts)
         own = self._prompt(form, query=True)
         queries = tokens_of(texts.queries, own, self.options.query_max_length or limit, processor)
         own = self._prompt(form, query=False)
         read = queries.join(tokens_of(texts.documents, own, limit, processor))
         keys = [hash(tuple(ids)) for ids in read.ids]
-        raw = {"places": texts.places, "right": texts.right}
+        raw = {"places": texts.places, "right": texts.right, **wanted}
         raw[KEYS] = [[keys[place] for place in row] for row in texts.places]
         scores = {SCORE: self._scores(rows)} if self._scored else {}
         lengths = np.array([len(ids) for ids in read.ids], dtype=np.int64)
@@ -203,6 +182,13 @@ class Embedding(Task):
             # a row of many texts needs more memory than a row with a longer one
             tokens=own_lengths.sum(axis=1) if training and ragged else None,
         )
+
+    def documents(self, texts: Sequence[str], processor: Any) -> Encoded:
+        form = self._form or self._form_of(processor)
+        made = tokens_of(texts, self._prompt(form, query=False), self.data.max_length, processor)
+        lengths = np.array([len(ids) for ids in made.ids], dtype=np.int64)
+        rows = Dataset.from_dict({IDS: made.ids})
+        return Encoded(rows, lengths, int(made.cut.sum()), longest=int(made.tokens.max()))
 
     def _check_comparable(self, keys: np.ndarray, scores: Sequence[float] | None) -> None:
         """Refuse training rows that have nothing to tell apart."""
@@ -335,84 +321,10 @@ class Embedding(Task):
         return self._pooled(outputs, batch)
 
     def loss(self, predictions: Predictions) -> float:
-        rows, vectors = predictions.encoded, _tensor(predictions).double()
+        rows, vectors = predictions.encoded, as_tensor(predictions.outputs).double()
         scores = torch.tensor(rows.examples[SCORE][:]) if self._scored else None
-        places, keys = (torch.from_numpy(_pairs(rows, column)) for column in ("places", KEYS))
+        places, keys = (torch.from_numpy(pairs_in(rows, column)) for column in ("places", KEYS))
         return mean_loss(vectors[places], keys, scores, self.options.scale)
-
-    def metrics(self, predictions: Predictions) -> dict[str, float]:
-        return {
-            name: self.loss(predictions)
-            if name == "loss"
-            else row_scores(name, *self._parts(predictions, name)).value
-            for name in self.metric_names
-        }
-
-    def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
-        """Return the main metric by row; each query chooses among all documents of the split."""
-        if self.best == "loss":
-            raise SoraError(
-                "the loss compares all rows: a single row has no loss",
-                hint=f"task.best_metric={self.options.METRICS[4 if self._scored else 0]}",
-                key="task.best_metric",
-            )
-        return self._parts(predictions, self.best)
-
-    def _parts(self, predictions: Predictions, metric: str) -> tuple[Any, ...]:
-        raw = predictions.encoded.examples
-        if not np.isfinite(predictions.outputs).all():
-            return "mean", np.full(len(raw), math.nan)
-        if self._scored:
-            return number_parts(metric, self._cosines(predictions), np.asarray(raw[SCORE][:]))
-        queries, documents, places = _split(predictions)
-        # a query's right documents are those of all rows with this query
-        pairs = _pairs(predictions.encoded, "places")[:, :2]
-        wanted = np.unique(pairs - [0, len(queries)], axis=0)
-        ranks = ranks_of(queries, documents, wanted)
-        return "mean", found(ranks, wanted[:, 0], len(queries))[metric][places[:, 0]]
-
-    def _cosines(self, predictions: Predictions) -> np.ndarray:
-        queries, documents, places = _split(predictions)
-        pairs = queries[places[:, 0]], documents[places[:, 1]]
-        return torch.cosine_similarity(*pairs, dim=1).numpy()
-
-    def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
-        check_finite(predictions.outputs)
-        rows, vectors = list(_rows(predictions.encoded, "places")), predictions.outputs
-        answers: dict[str, Sequence[Any]] = {"query": vectors[[row[0] for row, _ in rows]].tolist()}
-        documents = [vectors[row[1 : 1 + right]].tolist() for row, right in rows]
-        answers["positive"] = documents if self._several else [only for (only,) in documents]
-        return [answers[part] for part in self._there]
-
-    def compared_answers(self, predictions: Predictions) -> Sequence[Any]:
-        """Return the text of the document that is nearest to each query."""
-        check_finite(predictions.outputs)
-        if self._there != _PARTS:
-            raise RowError(
-                "models are compared by the document that they find for each query",
-                hint="give rows of queries and documents: data.columns.positive=COLUMN",
-                key="data.columns.positive",
-            )
-        return self._nearest(predictions)
-
-    def _nearest(self, predictions: Predictions) -> list[str]:
-        queries, documents, places = _split(predictions)
-        texts = predictions.encoded.dataset["text"][:][len(queries) :]
-        best = nearest(normalize(queries, dim=-1), normalize(documents, dim=-1))
-        return [texts[best[query]] for query in places[:, 0]]
-
-    def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
-        texts, raw = predictions.encoded.dataset["text"][:], predictions.encoded.examples
-        cosines = self._cosines(predictions).tolist()
-        pairs = [(texts[row[0]], texts[row[1]]) for row in raw["places"][:]]
-        if self._scored:
-            rows = zip(pairs, cosines, raw[SCORE][:], strict=True)
-            return [{"source": list(p), "prediction": c, "label": y} for p, c, y in rows]
-        chosen = self._nearest(predictions)
-        return [
-            {"source": query, "prediction": best, "label": document, "cosine": cosine}
-            for (query, document), best, cosine in zip(pairs, chosen, cosines, strict=True)
-        ]
 
     def _form_of(self, processor: Any) -> VectorForm:
         """Return the form before a model is loaded: its tokenizer knows the place."""
@@ -441,28 +353,7 @@ _POOLINGS = {
 }
 
 
-def _rows(rows: Encoded, column: str) -> Iterator[tuple[list[int], int]]:
-    """Yield each raw row's numbers of its texts, and how many right documents it has."""
-    yield from zip(rows.examples[column][:], rows.examples["right"][:], strict=True)
-
-
-def _pairs(rows: Encoded, column: str) -> np.ndarray:
-    return pairs_of(rows.examples[column][:], rows.examples["right"][:])
-
-
 def _at(values: np.ndarray, places: np.ndarray, other: int) -> np.ndarray:
     """Return the values at places, and another one where there is no text."""
     made: np.ndarray = np.append(values, np.array([other], dtype=values.dtype))[places]
     return made
-
-
-def _tensor(predictions: Predictions) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(predictions.outputs))
-
-
-def _split(predictions: Predictions) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Return vectors of queries and of documents; each row's places of one and its first other."""
-    vectors = _tensor(predictions)
-    places = np.array([row[:2] for row, _ in _rows(predictions.encoded, "places")], dtype=np.int64)
-    queries = int(places[:, 0].max()) + 1
-    return vectors[:queries], vectors[queries:], places - [0, queries]

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 _BLOCK = 1024  # rows that are compared with all others at a time
-_AT = 10  # places that are looked at
+AT = 10
+"""Places that are looked at."""
 NO_TEXT = -1
 """Key of a text that is not there, in rows with fewer documents than others; no hash is -1."""
 
@@ -129,22 +130,33 @@ def nearest(queries: Tensor, others: Tensor) -> np.ndarray:
     return torch.cat(rows).numpy()
 
 
-def found(ranks: np.ndarray, query: np.ndarray, queries: int) -> dict[str, np.ndarray]:
+def found(
+    ranks: np.ndarray, query: np.ndarray, queries: int, grades: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Return each score of finding by query, (queries,) each.
 
+    A document's gain is its grade / log2(1 + place): linear, as trec_eval has it (Jarvelin and
+    Kekalainen 2002, with the discount from the first place on).
+
     Args:
-        ranks: (pairs,) places of the documents that belong to a query.
+        ranks: (pairs,) places, from 1, of the documents that belong to a query.
         query: (pairs,) number of that query.
+        grades: (pairs,) above 0; None: all 1.
     """
+    grades = np.ones(len(ranks)) if grades is None else grades
     right = np.bincount(query, minlength=queries)
-    near = ranks <= _AT
-    gains = np.where(near, 1 / np.log2(ranks + 1), 0.0)
-    ideal = np.cumsum(1 / np.log2(np.arange(_AT) + 2))[np.minimum(right, _AT) - 1]
+    near = ranks <= AT
+    gains = np.where(near, grades / np.log2(ranks + 1.0), 0.0)
+    best = np.lexsort((-grades, query))  # each query's documents, those of the best grade first
+    place = np.arange(len(ranks)) - (np.cumsum(right) - right)[query[best]]
+    ideal = np.where(place < AT, grades[best] / np.log2(place + 2), 0.0)
     first = np.zeros(queries)
     np.maximum.at(first, query, np.where(near, 1 / ranks, 0.0))
     return {
-        "ndcg_at_10": np.bincount(query, gains, queries) / ideal,
+        "ndcg_at_10": np.bincount(query, gains, queries) / np.bincount(query[best], ideal, queries),
         "mrr_at_10": first,
         "recall_at_1": np.bincount(query, ranks == 1, queries) / right,
         "recall_at_10": np.bincount(query, near, queries) / right,
+        "accuracy_at_1": (first == 1).astype(np.float64),
+        "accuracy_at_10": (first > 0).astype(np.float64),
     }

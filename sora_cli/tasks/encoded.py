@@ -61,6 +61,19 @@ class Lengths:
 
 
 @dataclass(frozen=True)
+class Found:
+    """The documents of a corpus that are most similar to each query, the best first.
+
+    Attributes:
+        places: (queries, k) int64, numbers of documents.
+        scores: (queries, k), their cosines.
+    """
+
+    places: np.ndarray
+    scores: np.ndarray
+
+
+@dataclass(frozen=True)
 class Predictions:
     """A model's outputs on encoded rows.
 
@@ -71,6 +84,7 @@ class Predictions:
         texts: generated texts, one per example; None if nothing was generated.
         reference: (rows, ...) float64, the part of the reference model's outputs that rewards are
             measured against; None for families without one.
+        found: the documents of a fixed corpus that the queries find; None: there is no corpus.
     """
 
     outputs: np.ndarray
@@ -78,6 +92,7 @@ class Predictions:
     rows: Encoded | None = None
     texts: Sequence[str] | None = None
     reference: np.ndarray | None = None
+    found: Found | None = None
 
     @property
     def encoded(self) -> Encoded:

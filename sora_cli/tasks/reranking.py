@@ -33,7 +33,6 @@ from sora_cli.tasks.base import Task
 from sora_cli.tasks.encoded import Encoded, Predictions
 from sora_cli.tasks.family.head import without
 from sora_cli.tasks.ranking_scores import PADDED, compared, lambda_sum, ranked
-from sora_cli.tasks.row_scores import GROUPS
 from sora_cli.tasks.stand_ins import check_finite, with_column
 from sora_cli.tasks.texts import check_text, require_column, row_error
 
@@ -296,7 +295,7 @@ class Reranking(Task):
         found = _scores(predictions)[self.best][rankings]
         if self._listed:
             return "mean", found
-        return GROUPS, found, rankings, np.arange(len(rankings))
+        return "mean by query", found, np.ones(len(rankings)), rankings
 
     def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
         rows = self._checked(predictions)

@@ -27,8 +27,9 @@ ASKED = "asked"
 """Formula of answers beside the labels of a person: parts are the answer and two labels."""
 UNLABELLED = -1.0
 """The place of a label that is not given, in the parts of `ASKED`."""
-GROUPS = "group_mean"
-"""Formula of rows that share the score of their group, such as the documents of one query."""
+BY_QUERY = {"right by query": "right", "mean by query": "mean"}
+"""Formulas that count each query once, whose rows may repeat a query; parts are the value, the
+row's share of its query, and the query's number. Without repeats they are plain ones."""
 _ROUNDING = 1e-12  # relative to a sum of squares; a smaller variance is rounding, and counts as 0
 _LARGEST = 700.0  # nats per token; e to a larger power overflows a float
 
@@ -89,11 +90,21 @@ class RowScores:
         Args:
             rows: their numbers.
         """
-        return replace(self, parts=self.parts[rows], every=None)
+        return replace(self, parts=self.parts[rows], every=None).by_query()
 
     def of_these(self, rows: np.ndarray) -> RowScores:
         """Return the scores of these rows, with those of all rows as `every`."""
-        return replace(self, parts=self.parts[rows], every=self)
+        return replace(self, parts=self.parts[rows], every=self).by_query()
+
+    def by_query(self) -> RowScores:
+        """Return the same scores with the rows of each query as one, for formulas by query."""
+        if self.formula not in BY_QUERY:
+            return self
+        values, _, queries = self.parts.T
+        _, which, rows = np.unique(queries, return_inverse=True, return_counts=True)
+        if (rows == 1).all():
+            return replace(self, formula=BY_QUERY[self.formula], parts=self.parts[:, :1])
+        return replace(self, parts=np.stack([values, 1 / rows[which], queries], axis=1))
 
     def weighted(self, weights: np.ndarray) -> np.ndarray:
         """Return the metric for each set of weights, integers (sets, rows) -> (sets,)."""
@@ -146,8 +157,8 @@ def row_scores(
     rows_alone: bool = True,
 ) -> RowScores:
     """Return the scores with these parts, each (rows,)."""
-    columns = [np.asarray(part, dtype=np.float64) for part in parts]
-    return RowScores(metric, formula, np.stack(columns, axis=1), greater_is_better, rows_alone)
+    columns = np.stack([np.asarray(part, dtype=np.float64) for part in parts], axis=1)
+    return RowScores(metric, formula, columns, greater_is_better, rows_alone).by_query()
 
 
 def _all(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -160,14 +171,9 @@ def _mean(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.asarray(weights @ parts[:, 0] / weights.sum(axis=1))
 
 
-def _group_mean(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the mean over groups of rows: parts are a row's score, its group, and its number.
-
-    The number keeps rows of a group apart where equal rows are counted together.
-    """
-    _, group, rows = np.unique(parts[:, 1], return_inverse=True, return_counts=True)
-    shares = weights / rows[group]
-    return np.asarray(shares @ parts[:, 0] / shares.sum(axis=1))
+def _by_query(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    values, shares, _ = parts.T
+    return np.asarray(weights @ (values * shares) / (weights @ shares))
 
 
 def _ratio(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -288,7 +294,7 @@ FORMULAS: dict[str, Formula] = {
     WITHIN: _all,
     ASKED: _all,
     "mean": _mean,
-    GROUPS: _group_mean,
+    **dict.fromkeys(BY_QUERY, _by_query),
     "ratio": _ratio,
     "perplexity": _perplexity,
     "entity_f1": _entity_f1,

@@ -30,6 +30,7 @@ from sora_cli.model.base import Base
 from sora_cli.recipe.recipe import Cadence, Recipe
 from sora_cli.report import MicroBatchChoice
 from sora_cli.tasks.base import Task
+from sora_cli.tasks.corpus import Reader
 from sora_cli.tasks.encoded import Encoded, Predictions
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train import switches
@@ -60,6 +61,7 @@ class AdapterTrainer(ResumingTrainer):
 
     Attributes:
         predicts: for `sora predict`, whose option sets the rows per batch.
+        reader: the model as it reads a corpus.
     """
 
     predicts = False
@@ -80,6 +82,9 @@ class AdapterTrainer(ResumingTrainer):
         self.step_contexts: Sequence[Callable[[], Context]] = ()
         self.note_pass: Callable[[Pass], None] = lambda _: None
         self.micro_batch: MicroBatchChoice | None = None  # with the forecast of a step's memory
+        self.reader = Reader(
+            base.processor, lambda rows: self.outputs_of(rows, task.outputs_to_keep)
+        )
 
     @property
     def is_untrained(self) -> bool:
@@ -243,7 +248,7 @@ class AdapterTrainer(ResumingTrainer):
         """
         if self.last is None or self.last.rows is not rows:
             return self.predictions_of(rows, metrics)
-        if self.last.texts is None:
+        if self.last.texts is None and self.task.needs_texts(metrics):
             return self._completed(rows, self.last.outputs, metrics)
         return self.last
 
@@ -254,7 +259,8 @@ class AdapterTrainer(ResumingTrainer):
                 np.empty((len(rows.examples), 0)), None, rows, self.write(rows.examples)
             )
         outputs = self.predict(SortedByLength(rows)).predictions
-        return Predictions(outputs, None, rows, reference=self._reference(rows))
+        found = self.task.found(rows, outputs, self.reader)
+        return Predictions(outputs, None, rows, reference=self._reference(rows), found=found)
 
     def outputs_of(self, rows: Encoded, keep: OutputsToKeep) -> np.ndarray:
         """Return the parts of the model's outputs on rows that `keep` takes, (rows, ...)."""
@@ -285,7 +291,9 @@ class AdapterTrainer(ResumingTrainer):
 
     def _completed(self, rows: Encoded, outputs: np.ndarray, metrics: Sequence[str]) -> Predictions:
         texts = self.write(rows.examples) if self.task.needs_texts(metrics) else None
-        return Predictions(outputs, self.task.labels(rows), rows, texts, self._reference(rows))
+        found = self.task.found(rows, outputs, self.reader)
+        labels, reference = self.task.labels(rows), self._reference(rows)
+        return Predictions(outputs, labels, rows, texts, reference, found)
 
     def _reference(self, rows: Encoded) -> np.ndarray | None:
         """Return the reference model's outputs on rows; None for tasks without a reference."""

@@ -28,6 +28,7 @@ from sora_cli.model.base import Base
 from sora_cli.recipe.families import check_columns
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.run.encode import encode
+from sora_cli.run.preflight import check_corpus
 from sora_cli.run.reference import reference_of
 from sora_cli.run.scoring import load_target
 from sora_cli.tasks import create_task
@@ -77,6 +78,7 @@ class Predictor:
         self.recipe = request.recipe.recipe
         with self.recipe.placing():
             check_columns(self.recipe.task.name, self.recipe.data.columns)
+            check_corpus(self.recipe)
             self.task: Task = create_task(self.recipe.task, self.recipe.data)
             self.task.reference = reference_of(self.recipe, self.task)
             self.size = request.together or self.task.options.ANSWERED_TOGETHER
@@ -97,7 +99,7 @@ class Predictor:
 
     def made_with(self) -> dict[str, Any]:
         """Return all settings that influence the answers, except the rows."""
-        recipe = self.recipe.resolved()
+        recipe, corpus = self.recipe.resolved(), self.task.corpus
         return {
             "model": result_digest(self.request.place) or str(self.request.place),
             "base model": self.request.on,
@@ -108,6 +110,7 @@ class Predictor:
             "attention": recipe["model"]["attention"],
             "reading of columns": list(self.task.input_columns),
             "set of new columns": self.adds,
+            **({} if corpus is None else {"corpus": corpus.digest}),
         }
 
     def check(self, first: int, bar: Any) -> None:
@@ -128,8 +131,9 @@ class Predictor:
             with self.recipe.placing():
                 trainer = build_scorer(self.recipe, self.task, base, Path(scratch))
             trainer.predicts = True
-            for start, end in self._spans(first):
-                yield self._answers(trainer, base, start, end)
+            with trainer.reader.kept():
+                for start, end in self._spans(first):
+                    yield self._answers(trainer, base, start, end)
 
     def digest(self, first: int, last: int) -> str | None:
         """Return the digest of a span of rows; None if there are not that many rows."""

@@ -85,7 +85,7 @@ def answers_follow_their_rows(recipe: Recipe) -> None:
             assert len(columns) == len(names), f"{len(columns)} columns of answers for {names}"
             lengths = {len(column) for column in columns}
             assert lengths == {_ROWS}, f"{_ROWS} rows have {lengths} answers"
-            alone = task.options.ROWS_ALONE
+            alone = task.rows_alone
             answers.append(list(task.compared_answers(predictions)))
     if alone:
         first, second = answers[0], answers[1][::-1]

@@ -19,22 +19,32 @@ from tests.sora_cli.tasks.test_embedding_rows import in_lists
 pytestmark = pytest.mark.long
 
 
-@pytest.mark.parametrize("lists", [False, True])
-def test_two_processes_give_what_one_gives(tmp_path: Path, lists: bool) -> None:
+@pytest.mark.parametrize("form", ["columns", "lists", "corpus"])
+def test_two_processes_give_what_one_gives(tmp_path: Path, form: str) -> None:
     # 83 rows in steps of 16: the last step has 3, which fill no two micro-batches on either process
     rows = {
         "train": retrieval_rows(83, negatives=3),
         "validation": retrieval_rows(17, seed=1, negatives=3),
     }
-    if lists:
+    if form == "lists":
         rows = {split: in_lists(part, [1, 0, 3]) for split, part in rows.items()}
     files = {split: write_rows(tmp_path / f"{split}.jsonl", part) for split, part in rows.items()}
+    among = {}
+    if form == "corpus":
+        texts = sorted({row["positive"] for part in rows.values() for row in part})
+        held = [{"id": f"{i}", "text": text} for i, text in enumerate(texts)]
+        among = {"corpus": write_rows(tmp_path / "corpus.jsonl", held)}
     recipe = write_family_recipe(
         tmp_path,
         model={"path": str(save_base(tiny_bert(), tmp_path / "base"))},
         task={"name": "embedding"},
-        data={"files": files},
-        training={"batch_size": 16, "max_steps": 14, "model_dropout": 0, "evaluate": "no"},
+        data={"files": files, **among},
+        training={
+            "batch_size": 16,
+            "max_steps": 14,
+            "model_dropout": 0,
+            "evaluate": 7 if form == "corpus" else "no",
+        },
     )
     words = ["train", str(recipe), "--no-verify", "method={name: lora, r: 4}"]
     words += ["training.logging_steps=1"]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from sora_cli.recipe.families import main_metric
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.recipe.task_options import TaskOptions
+
+if TYPE_CHECKING:
+    from sora_cli.tasks.corpus import Corpus
 
 
 class Bound(ABC):
@@ -22,3 +25,8 @@ class Bound(ABC):
         self.options: TaskOptions = task.options
         self.metric_names: list[str] = list(self.options.metrics)
         self.best = main_metric(self.metric_names, self.options.best_metric)
+
+    @property
+    def corpus(self) -> Corpus | None:
+        """The fixed corpus in which queries are searched; None: there is none."""
+        return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset
@@ -16,6 +16,9 @@ from sora_cli.data.places import RowError
 from sora_cli.data.repeats import list_hashes
 from sora_cli.tasks.encoded import Encoded, Lengths
 from sora_cli.tasks.family.bound import Bound
+
+if TYPE_CHECKING:
+    from sora_cli.tasks.corpus import Measured
 
 
 class FamilyRows(Bound):
@@ -60,6 +63,11 @@ class FamilyRows(Bound):
         missing input column is a `RowError`.
         """
 
+    @property
+    def answered_columns(self) -> tuple[str, ...]:
+        """The columns of the input that an answer to a row needs."""
+        return self.input_columns
+
     def unlabelled(self, rows: Dataset) -> Dataset:
         """Return raw rows of which nobody has said the label, with the columns of the input."""
         return rows
@@ -92,6 +100,14 @@ class FamilyRows(Bound):
 
         None: the family has no such part, and rows with different inputs count as independent.
         """
+        return None
+
+    def corpus_tokens(self, processor: Any) -> Measured | None:
+        """Return the tokens of the corpus; None: there is none."""
+        return None
+
+    def some_documents(self, processor: Any, numbers: np.ndarray) -> Encoded | None:
+        """Return documents of the corpus as the model reads them; None: there is no corpus."""
         return None
 
     def template(self, processor: Any) -> str | None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
-from sora_cli.tasks.encoded import Encoded, Predictions
+import numpy as np
+
+from sora_cli.tasks.encoded import Encoded, Found, Predictions
 from sora_cli.tasks.family.bound import Bound
 from sora_cli.tasks.row_scores import RowScores, row_scores
+
+if TYPE_CHECKING:
+    from sora_cli.tasks.corpus import Reader
 
 
 class FamilyScores(Bound):
@@ -35,8 +40,29 @@ class FamilyScores(Bound):
         metric that compares all rows with each other has no scores by row and raises `SoraError`.
         """
         formula, *parts = self.row_parts(predictions)
-        better, alone = self.options.greater_is_better, self.options.ROWS_ALONE
+        better, alone = self.options.greater_is_better, self.rows_alone
         return row_scores(self.best, formula, *parts, greater_is_better=better, rows_alone=alone)
+
+    @property
+    def rows_alone(self) -> bool:
+        """True if the score of a row does not depend on the other rows."""
+        return self.options.ROWS_ALONE or self.corpus is not None
+
+    def found(self, rows: Encoded, outputs: np.ndarray, reader: Reader) -> Found | None:
+        """Return the documents of the corpus that rows find; None without a corpus.
+
+        Args:
+            outputs: the model's on these rows.
+            reader: the model, which reads the corpus.
+        """
+        return None
+
+    def blank_scores(self, rows: Encoded) -> RowScores | None:
+        """Return the scores of a model that is always wrong, where those of a real one take long.
+
+        They show the kind of the rows' scores. None: a few rows are scored instead.
+        """
+        return None
 
     @abstractmethod
     def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 from sora_cli.tasks.metrics import load_metric, number_parts
 from sora_cli.tasks.row_scores import (
     ASKED,
+    BY_QUERY,
     FORMULAS,
     SAME,
     WITHIN,
@@ -40,7 +41,7 @@ def _scores(formula: str, **options: Any) -> RowScores:
     return row_scores("m", formula, *_parts(formula, **options))
 
 
-@pytest.mark.parametrize("formula", sorted(FORMULAS.keys() - {SAME, WITHIN, ASKED}))
+@pytest.mark.parametrize("formula", sorted(FORMULAS.keys() - {SAME, WITHIN, ASKED, *BY_QUERY}))
 def test_weights_are_repeated_rows(formula: str) -> None:
     scores = _scores(formula)
     if formula in ("ratio", "perplexity"):
