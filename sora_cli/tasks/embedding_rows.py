@@ -104,7 +104,8 @@ def pairs_of(rows: Iterable[Sequence[int]], right: Iterable[int]) -> np.ndarray:
 
 
 def padded_keys(rows: Sequence[Sequence[int]]) -> np.ndarray:
-    """Return each row's keys, (rows, most keys), filled up with the row's first one."""
+    """Return each row's keys, (rows, most keys), filled up with its first one; (rows,) of one."""
     width = max(map(len, rows), default=1)
     filled = [[*row, *[row[0]] * (width - len(row))] for row in rows]
-    return np.array(filled, dtype=np.int64).reshape(-1, width)
+    made = np.array(filled, dtype=np.int64).reshape(-1, width)
+    return made if width > 1 else made[:, 0]
