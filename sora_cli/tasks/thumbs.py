@@ -272,10 +272,9 @@ class Thumbs(Referenced, AnswerRows):
         return {**found, "loss": float(each.mean())}
 
     def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
-        finite = np.isfinite(predictions.outputs).all()
+        broken = 0.0 if np.isfinite(predictions.outputs).all() else math.nan
         if self.best == "rewards/accuracies":
-            right = self._right(predictions).astype(float)
-            return "right", right if finite else np.full(len(right), math.nan)
+            return "right", self._right(predictions) + broken
         kind, _, side = self.best.rpartition("/")
         if side not in ("chosen", "rejected"):
             raise SoraError(
@@ -285,7 +284,7 @@ class Thumbs(Referenced, AnswerRows):
             )
         values = self._rewards(predictions) if kind == "rewards" else _logps(predictions)[:, 0]
         counted = self._good(predictions) == (side == "chosen")
-        return "ratio", np.where(counted, values, 0.0), counted.astype(float)
+        return "ratio", np.where(counted, values, 0.0) + broken, counted + broken
 
     def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
         check_finite(predictions.outputs)

@@ -16,9 +16,10 @@ from trl import KTOConfig, KTOTrainer
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import OK
-from sora_cli.data.places import RowError
+from sora_cli.data.places import Origin, RowError
 from sora_cli.model.base import load_base
 from sora_cli.recipe.recipe import DataBlock, ModelBlock, TaskBlock
+from sora_cli.run.encode import encode
 from sora_cli.tasks import create_task
 from sora_cli.tasks.encoded import Encoded, Predictions
 from sora_cli.tasks.language import IGNORED
@@ -27,6 +28,7 @@ from sora_cli.tasks.thumbs import GOOD, KL, MIXED, Thumbs, losses, mixed_with
 from tests.helpers_chat import chat_tokenizer, write_chat_base
 from tests.helpers_errors import refusal, refused
 from tests.helpers_families import FAMILIES, thumb_rows
+from tests.helpers_models import tiny_gpt2
 from tests.helpers_runs import train, write_rows
 
 LIMIT = 24
@@ -52,10 +54,12 @@ def chats(rows: int) -> list[dict[str, Any]]:
     ]
 
 
-def bound(rows: list[dict[str, Any]] | Dataset, **options: Any) -> tuple[Thumbs, Dataset]:
+def bound(
+    rows: list[dict[str, Any]] | Dataset, *, limit: int = LIMIT, **options: Any
+) -> tuple[Thumbs, Dataset]:
     data = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
     task = create_task(
-        TaskBlock(name="thumbs", **options), DataBlock(path="unused", max_length=LIMIT)
+        TaskBlock(name="thumbs", **options), DataBlock(path="unused", max_length=limit)
     )
     assert isinstance(task, Thumbs)
     task.bind(data)
@@ -93,7 +97,7 @@ def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
     ("seed", "estimate", "options"),
     [
         (0, True, {}),
-        (4, True, {"beta": 0.4, "desirable_weight": 0.7, "undesirable_weight": 1.9}),
+        (4, True, {"beta": 0.2, "desirable_weight": 0.7, "undesirable_weight": 1.9}),
         (1, False, {}),
     ],
 )
@@ -207,6 +211,20 @@ def test_rows_and_mixed_rows_are_cut_as_any_others() -> None:
         assert own[: len(other)] == other[: len(own)]
         start = row["labels"].index(next(t for t in row["labels"] if t != IGNORED))
         assert row[f"{MIXED}_input_ids"][:start] == row["input_ids"][:start]
+
+
+def test_mixed_rows_must_fit_the_model_s_positions(tmp_path: Path) -> None:
+    """A long prompt and a long answer fit; together they have more tokens than positions."""
+    tiny_gpt2().save_pretrained(tmp_path)
+    chat_tokenizer().save_pretrained(tmp_path)
+    rows = [
+        {"prompt": " ".join(["red"] * 50), "completion": "no", "label": True},
+        {"prompt": "red", "completion": " ".join(["no"] * 50), "label": False},
+    ]
+    task, data = bound(rows, limit=200)
+    base = load_base(ModelBlock(path=str(tmp_path)), task)
+    with pytest.raises(SoraError, match="do not fit the model, which has 64 positions"):
+        encode(task, base, data, Origin("rows"), training=True)
 
 
 def test_weights_and_the_paper_s_formula() -> None:
