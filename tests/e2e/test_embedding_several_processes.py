@@ -1,8 +1,10 @@
-"""Two gloo processes train embeddings as one process does: the loss compares all rows of a step."""
+"""Two gloo processes train as one does where a loss compares texts: embeddings, and rerankers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from safetensors.torch import load_file
 
 from sora_cli.app import run
 from sora_cli.report import read_report
-from tests.helpers_families import retrieval_rows, write_family_recipe
+from tests.helpers_families import ranking_rows, retrieval_rows, write_family_recipe
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import save_base, write_rows
 from tests.launched import launch_commands
@@ -18,16 +20,25 @@ from tests.launched import launch_commands
 pytestmark = pytest.mark.long
 
 
-def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
+CASES: dict[str, tuple[dict[str, Any], Callable[..., Any], Any]] = {
+    "embedding": ({"name": "embedding"}, retrieval_rows, tiny_bert()),
+    # micro-batches have different numbers of compared documents
+    "reranking": ({"name": "reranking", "loss": "lambda"}, ranking_rows, tiny_bert(num_labels=1)),
+}
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_two_processes_give_what_one_gives(family: str, tmp_path: Path) -> None:
+    task, rows, model = CASES[family]
     # 83 rows in steps of 16: the last step has 3, which fill no two micro-batches on either process
     files = {
-        "train": write_rows(tmp_path / "train.jsonl", retrieval_rows(83)),
-        "validation": write_rows(tmp_path / "validation.jsonl", retrieval_rows(17, seed=1)),
+        "train": write_rows(tmp_path / "train.jsonl", rows(83)),
+        "validation": write_rows(tmp_path / "validation.jsonl", rows(17, seed=1)),
     }
     recipe = write_family_recipe(
         tmp_path,
-        model={"path": str(save_base(tiny_bert(), tmp_path / "base"))},
-        task={"name": "embedding"},
+        model={"path": str(save_base(model, tmp_path / "base"))},
+        task=task,
         data={"files": files},
         training={"batch_size": 16, "max_steps": 14, "model_dropout": 0, "evaluate": "no"},
     )
