@@ -211,6 +211,9 @@ def _objections(program: Program, facts: _Facts) -> Iterator[tuple[str, str]]:
         yield why, ""
     for kind in program.without & {facts.kind} or program.classes & facts.classes:
         yield refuse(f"takes no adapters for {kind} models", "merge")
+    names = program.layers.get(facts.kind or "", frozenset())
+    if (path := next((p for p in facts.ranks if p.rpartition(".")[2] in names), None)) is not None:
+        yield refuse(f"refuses factors of {path} in {facts.kind} models", "merge")
     if program.takes == "pairs":
         yield from _beside_pairs(program, facts)
     elif facts.lost:

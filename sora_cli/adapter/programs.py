@@ -27,6 +27,7 @@ class Program:
         without: model types that it serves without adapters, or not at all.
         classes: model classes that it serves without adapters, of other types; a base's
             config.json names its class under `architectures`.
+        layers: model type -> last parts of paths of layers whose factors it refuses.
         takes: "types": all types of PEFT's, with all their parts, but no layer that the installed
             PEFT loses; "LORA": the same of that type alone, see `other_types`; "pairs":
             LoRA's pairs of factors alone, without magnitudes, biases or modules stored in full.
@@ -67,6 +68,7 @@ class Program:
     no_task: Mapping[str, str] = field(default_factory=dict)
     without: frozenset[str] = frozenset()
     classes: frozenset[str] = frozenset()
+    layers: Mapping[str, frozenset[str]] = field(default_factory=dict)
     takes: str = "pairs"
     other_types: str = ""
     heads: frozenset[str] = frozenset()
@@ -165,6 +167,8 @@ _VLLM = Program(
         "BertForMaskedLM", "BertForSequenceClassification", "BertForTokenClassification",
         "Gemma3TextModel", "RobertaForTokenClassification", "XLMRobertaForTokenClassification",
     )),
+    # fused in its checkpoints; tried
+    layers={"glm4": frozenset(("gate_up_proj",))},
     # of decoders; `classifier` of BERT's and RoBERTa's classes is refused
     heads=frozenset(("score",)),
     heads_note="before 0.31 refuses a classifier's head (later ones take it with "

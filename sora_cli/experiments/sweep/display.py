@@ -65,12 +65,19 @@ class Display:
                 say(f"{self._count()}  {record.name}: started{again}")
             return
         spent = "" if record.seconds is None else f" in {duration(record.seconds)}"
-        texts = {"waiting": f"was killed after {spent.removeprefix(' in ')}; starting it again"}
-        text = texts.get(record.state, f"{record.state}{spent}")
-        line = f"{self._count()}  {record.name}: {text}"
-        if record.error:
-            line += f": {record.error}"
-        lines = [line, f"         see {self._log_of(record.name)}"] if record.error else [line]
+        begin = f"{self._count()}  {record.name}: "
+        if record.state == "waiting":
+            after = f"after {spent.removeprefix(' in ')}"
+            lines = [
+                f"{begin}was killed {after}; starting it again"
+                if record.error is None
+                else f"{begin}{record.error} {after}; it goes on where there is room"
+            ]
+        elif record.error:
+            lines = [f"{begin}{record.state}{spent}: {record.error}",
+                     f"         see {self._log_of(record.name)}"]  # fmt: skip
+        else:
+            lines = [f"{begin}{record.state}{spent}"]
         for line in lines:
             if self._live is None:
                 say(line)

@@ -81,6 +81,10 @@ class Engine(ABC):
         """Return the jobs that ended since the last call, with exit codes; negative: a signal."""
 
     @abstractmethod
+    def place(self, name: str) -> str | None:
+        """Return the machine on which an ended job was lost; None: it was not, or on this one."""
+
+    @abstractmethod
     def stop(self, name: str) -> None:
         """Ask a job to end: it writes a checkpoint first, and `poll` reports its end later."""
 
@@ -131,6 +135,10 @@ class LocalEngine(Engine):
             if name in self._held:
                 self._gpus.append(self._held.pop(name))
         return ended
+
+    def place(self, name: str) -> str | None:
+        """Return None: no other machine can be lost."""
+        return None
 
     def stop(self, name: str) -> None:
         """Send SIGTERM to the job's process."""

@@ -96,7 +96,7 @@ class Loop:
     def _start(self, ready: Ready) -> None:
         record = self.source.records[ready.name]
         arguments = self._arguments(ready)
-        record.arguments, record.state = list(arguments), "running"
+        record.arguments, record.state, record.error = list(arguments), "running", None
         record.attempts += 1
         self._ready[ready.name] = ready
         self._began[ready.name] = time.monotonic()
@@ -121,14 +121,17 @@ class Loop:
     def _end(self, name: str, code: int) -> None:
         record, ready = self.source.records[name], self._ready[name]
         record.seconds = round(time.monotonic() - self._began[name], 1)
-        state = self._state(name, code)
+        state, place = self._state(name, code), self.engine.place(name)
+        if state == "waiting" and place is not None:
+            record.error = f"lost on {place}"
         if state == "unfinished":
             report = report_of(self.settings.kind, ready.directory)
             record.error = ((report and report.error) or "").partition("\n")[0] or None
         if state == "failed":
             record.error = reason(self.settings.kind, ready.directory, self.log_of(name))
             if _was_killed(code):
-                record.error = f"killed {record.attempts} times ({_signal(code)})"
+                where = "" if place is None else f", now on {place}"
+                record.error = f"killed {record.attempts} times ({_signal(code)}){where}"
         self.source.ended(name, state)
         record.state = self.source.records[name].state
         self.tell(record)

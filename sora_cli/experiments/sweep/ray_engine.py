@@ -14,13 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
-from sora_cli.core.atomic import remove_file
+from sora_cli.core.atomic import remove_file, write_text_atomic
 from sora_cli.core.environment import PACKAGE
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.experiments.sweep.engine import LOST, Engine, Job, end_processes, start_process
 
 _STOP = ".stop"
 """Suffix of the stop file beside a log: if the file exists, the run must end."""
+_NODE = ".node"
+"""Suffix of the file beside a log that holds the id of the node on which the run is."""
 _LOOK = 0.5
 """Seconds between two checks for the stop file."""
 
@@ -53,6 +55,7 @@ class RayEngine(Engine):
         self._slots = slots or max(int(self._cpus), 1)
         self._tasks: dict[str, Any] = {}
         self._logs: dict[str, Path] = {}
+        self._places: dict[str, str] = {}
 
     @property
     def running(self) -> list[str]:
@@ -73,6 +76,7 @@ class RayEngine(Engine):
         # max_retries=0: the loop of the sweep counts restarts, Ray must not start a run by itself
         gpus = float(self._has_gpus) if job.gpus is None else job.gpus
         remove_file(_stop_file(job.log))
+        remove_file(_node_file(job.log))
         task = self._ray.remote(_carry_out).options(
             num_cpus=job.cpus, num_gpus=gpus, max_retries=0, name=job.name
         )
@@ -86,10 +90,26 @@ class RayEngine(Engine):
         names = {task: name for name, task in self._tasks.items()}
         done, _ = self._ray.wait(list(names), num_returns=len(names), timeout=0)
         ended = [(names[task], self._exit_code(task)) for task in done]
-        for name, _code in ended:
+        for name, code in ended:
+            if code == LOST:
+                self._places[name] = self._node(_node_file(self._logs[name]))
             del self._tasks[name]
             remove_file(_stop_file(self._logs[name]))
+            remove_file(_node_file(self._logs[name]))
         return ended
+
+    def place(self, name: str) -> str | None:
+        """Return the node on which an ended task was lost; None: it was not lost."""
+        return self._places.pop(name, None)
+
+    def _node(self, file: Path) -> str:
+        """Return the name, address and id of the node in a task's file."""
+        own = file.read_text(encoding="utf-8") if file.is_file() else ""
+        for node in self._ray.nodes():
+            if node["NodeID"] == own:
+                host, address = node["NodeManagerHostname"], node["NodeManagerAddress"]
+                return f"node {own[:8]} ({host}, {address})"
+        return "a node that is not known"
 
     def stop(self, name: str) -> None:
         """Ask a task to stop its process."""
@@ -106,6 +126,7 @@ class RayEngine(Engine):
             self._ray.wait(list(self._tasks.values()), num_returns=len(self._tasks), timeout=150)
             for name in self._tasks:
                 remove_file(_stop_file(self._logs[name]))
+                remove_file(_node_file(self._logs[name]))
         self._tasks.clear()
         self._ray.shutdown()
 
@@ -124,7 +145,11 @@ def _carry_out(job: Job, directory: str, paths: list[str]) -> int:
     """Run the job's process on a machine of the cluster, until it ends or a stop file appears."""
     import subprocess
 
+    import ray
+
     os.chdir(directory)
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(_node_file(job.log), ray.get_runtime_context().get_node_id())
     known = os.environ.get("PYTHONPATH")
     variables = {**os.environ, **job.environment()}
     variables["PYTHONPATH"] = os.pathsep.join([*paths, *([known] if known else [])])
@@ -165,6 +190,10 @@ def _stop_file(log: Path) -> Path:
     return log.with_name(log.name + _STOP)
 
 
+def _node_file(log: Path) -> Path:
+    return log.with_name(log.name + _NODE)
+
+
 def _ray() -> Any:
     try:
         import ray
@@ -172,4 +201,9 @@ def _ray() -> Any:
         raise SoraError(
             "--engine ray needs Ray, which is not installed", hint="pip install 'sora-cli[ray]'"
         ) from error
+    from ray._private import worker
+
+    # A thread of Ray's prints what is said of a lost machine to stdout, with the last lines of its
+    # raylet's log. No option of `ray.init` prevents it, and Ray's own files keep it.
+    worker.print_to_stdstream = lambda *_arguments, **_options: None
     return ray

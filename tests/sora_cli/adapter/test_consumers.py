@@ -286,6 +286,15 @@ def test_llama_cpp_must_know_the_layers(
     assert verdict.loads == ("convert" in words)
 
 
+def test_vllm_refuses_fused_layers_of_glm4() -> None:
+    ranks = {"model.layers.0.mlp.gate_up_proj": 16, **LLAMA}
+    verdict = verdicts(ranks, base_config={"model_type": "glm4"})["vLLM"]
+    assert not verdict.loads
+    told(verdict.advice)
+    assert verdicts(LLAMA, base_config={"model_type": "glm4"})["vLLM"].loads
+    assert verdicts(ranks, base_config={"model_type": "phi3"})["vLLM"].loads
+
+
 def test_vllm_runs_a_model_for_text_and_images_whole() -> None:
     """An adapter of its decoder alone has names that vLLM does not find, and drops."""
     whole = {"model_type": "qwen3_5", "text_config": {},

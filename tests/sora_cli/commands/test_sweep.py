@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -184,6 +185,54 @@ def test_lost_and_interrupted(folder: Path, tmp_path: Path) -> None:
     words = [f"{key}={value}" for key, value in steps.items()]
     straight = train(folder / "tiny.yaml", *words, "training.seed=3", f"output.dir={folder / 'st'}")
     assert timeless(report) == timeless(straight)
+
+
+@pytest.mark.long
+def test_a_lost_machine(folder: Path, tmp_path: Path) -> None:
+    """A node of a Ray cluster dies: its run goes on from the checkpoint on the other node."""
+    import psutil
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    code = tmp_path / "waits.py"
+    code.write_text(WAITS, encoding="utf-8")
+    steps = {"training.max_steps": 12, "training.checkpoint": 4, "training.evaluate": "no"}
+    path, directory = write(folder, grid={"training.seed": [3, 4]}, set=steps)
+    try:
+        cluster.add_node(num_cpus=1, include_dashboard=False)
+        node = cluster.add_node(num_cpus=1)
+        command = [warm.python(), "-m", "sora_cli", "sweep", str(path), f"output.dir={directory}",
+                   "--engine", "ray", "--address", cluster.address, "--threads", "1",
+                   "--no-verify", "--code", str(code)]  # fmt: skip
+        with subprocess.Popen(
+            command, env=warm.ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            runs = {wait_for(lambda s=s: process_of(directory / s)): s for s in ("s3", "s4")}
+            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+            # its agents stay, which tell the driver the last lines of the raylet's log
+            ours = [p for p in raylet.children(recursive=True) if not p.name().endswith("Agent")]
+            (lost,) = {runs[p.pid] for p in ours if p.pid in runs}
+            for each in (raylet, *ours):
+                each.kill()
+            for step in (5, 9):
+                (tmp_path / f"passed-{step}").touch()
+            printed, told = process.communicate(timeout=_PATIENCE)
+    finally:
+        cluster.shutdown()
+    assert process.returncode == 0
+    assert states(directory) == {"s3": "finished", "s4": "finished"}
+    for name in ("s3", "s4"):
+        report = read_report(directory / name)
+        assert report is not None
+        assert [each.step for each in report.resumed] == ([4] if name == lost else [])
+    (line,) = [line for line in told.splitlines() if "lost" in line]
+    assert re.fullmatch(
+        rf"\[\d/2\]  {lost}: lost on node {node.node_id[:8]} \(\S+, {node.node_ip_address}\) after "
+        r".+; it goes on where there is room", line,
+    )  # fmt: skip
+    assert "raylet" not in printed + told
+    assert printed.startswith("2 of 2 runs finished")
+    assert not [p for p in (directory / "logs").iterdir() if p.suffix != ".log"]
 
 
 @pytest.mark.long

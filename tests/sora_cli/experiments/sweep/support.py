@@ -56,10 +56,13 @@ class ScriptedEngine(Engine):
     Args:
         script: called with each started job; its exit code; None: it works on until it is stopped.
         slots: jobs at the same time.
+        place: where jobs are lost.
     """
 
-    def __init__(self, script: Callable[[Job], int | None], slots: int = 2) -> None:
-        self.script, self.slots = script, slots
+    def __init__(
+        self, script: Callable[[Job], int | None], slots: int = 2, *, place: str | None = None
+    ) -> None:
+        self.script, self.slots, self._place = script, slots, place
         self.jobs: dict[str, Job] = {}
         self.started: list[Job] = []
         self.most = 0
@@ -87,6 +90,9 @@ class ScriptedEngine(Engine):
                 ended.append((name, code))
                 del self.jobs[name]
         return ended
+
+    def place(self, name: str) -> str | None:
+        return self._place
 
     def stop(self, name: str) -> None:
         self._stopped.add(name)

@@ -36,12 +36,18 @@ def test_lines_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[
     with Display(records, lambda name: tmp_path / f"{name}.log") as display:
         records["a"].state, records["a"].attempts = "running", 2
         display.tell(records["a"])
+        records["b"].seconds = 9.0
+        display.tell(records["b"])
+        records["b"].error = "lost on node a (gpu-3, 10.0.0.3)"
+        display.tell(records["b"])
         records["a"].state, records["a"].seconds = "failed", 61.0
         records["a"].error = "no room"
         display.tell(records["a"])
         display.show()
     assert capsys.readouterr().err.splitlines() == [
         "[0/2]  a: started (start 2)",
+        "[0/2]  b: was killed after 9 s; starting it again",
+        "[0/2]  b: lost on node a (gpu-3, 10.0.0.3) after 9 s; it goes on where there is room",
         "[1/2]  a: failed in 1 min 01 s: no room",
         f"         see {tmp_path / 'a.log'}",
     ]

@@ -34,9 +34,14 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def carry_out(
-    source: Source, script: Callable[[Job], int | None], folder: Path, *, retries: int = 2
+    source: Source,
+    script: Callable[[Job], int | None],
+    folder: Path,
+    *,
+    retries: int = 2,
+    place: str | None = None,
 ) -> ScriptedEngine:
-    engine = ScriptedEngine(script)
+    engine = ScriptedEngine(script, place=place)
     folder.mkdir(parents=True, exist_ok=True)
     record = SweepRecord(file="f", command=["sora"], kind="train", started="", engine="scripted")
     settings = Settings("train", 1, retries)
@@ -118,12 +123,21 @@ def test_a_killed_run_is_started_again(tmp_path: Path, code: int) -> None:
     assert len(engine.started) == source.records["s0"].attempts == 3
 
 
-def test_it_is_given_up_in_the_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("place", "words"), [(None, ""), ("node a", ", now on node a")])
+def test_it_is_given_up_in_the_end(tmp_path: Path, place: str | None, words: str) -> None:
     source = source_of(tmp_path, grid={"training.seed": [0]})
-    engine = carry_out(source, lambda _: LOST, tmp_path / "out", retries=1)
+    engine = carry_out(source, lambda _: LOST, tmp_path / "out", retries=1, place=place)
     assert states(source) == ["failed"]
-    assert source.records["s0"].error == "killed 2 times (SIGKILL)"
+    assert source.records["s0"].error == f"killed 2 times (SIGKILL){words}"
     assert len(engine.started) == 2
+
+
+def test_the_machine_of_a_lost_run_is_forgotten_when_it_goes_on(tmp_path: Path) -> None:
+    codes = [LOST, 0]
+    source = source_of(tmp_path, grid={"training.seed": [0]})
+    carry_out(source, lambda job: codes.pop(0) or good(job), tmp_path / "out", place="node a")
+    assert states(source) == ["finished"]
+    assert source.records["s0"].error is None
 
 
 def test_an_interruption_is_recorded(tmp_path: Path) -> None:
