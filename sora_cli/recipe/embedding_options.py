@@ -68,6 +68,11 @@ class EmbeddingOptions(TaskOptions):
         "documents; the documents of a step's other rows are wrong, too. cosent: pairs of texts "
         "with a score, whose order the cosines learn",
     )
+    adapt: Literal["both", "query"] = Field(
+        "both",
+        description="texts that the adapter is for. query: documents are embedded by the base "
+        "model alone, so that an index of its vectors stays valid; steps read queries only",
+    )
     scale: float = Field(20.0, gt=0, description="factor of the cosines in the loss: 1/temperature")
     pooling: Literal["auto", "mean", "cls", "last"] = Field(
         "auto",
@@ -106,4 +111,6 @@ class EmbeddingOptions(TaskOptions):
         for name in self.metrics:
             if name in wrong:
                 raise ValueError(f"{name} is no metric of rows with loss {self.loss}")
+        if self.adapt == "query" and not self.searches:
+            raise ValueError("adapt query goes with loss infonce: pairs have no document")
         return self

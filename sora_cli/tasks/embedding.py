@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor, nn
 
+from methods.inject import adapted_layers, switched_off
 from sora_cli.core.device import process_state
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_value
@@ -29,6 +31,7 @@ from sora_cli.data.overlap import input_hashes
 from sora_cli.data.places import RowError
 from sora_cli.data.processor import pad_inputs
 from sora_cli.data.tokens import TOKENS, tokenise, unread_rows
+from sora_cli.tasks.corpus import Reader
 from sora_cli.tasks.embedding_scores import mean_loss, row_losses, step_loss
 from sora_cli.tasks.encoded import Encoded, Predictions
 from sora_cli.tasks.retrieval import SCORE, SIDES, Retrieval, as_tensor
@@ -40,6 +43,7 @@ from sora_cli.tasks.vectors import VectorForm, lists_modules, vector_form
 IDS, KEYS = "input_ids", "keys"
 """Columns of rows that are trained on: tokens of each text, and a hash of them."""
 _QUERY, _DOCUMENTS = "query", "documents"  # beginnings of names in a batch
+_HELD = "held"  # numbers of documents whose vectors the base model has made
 _PULL, _VALUE = "pull", "value"  # in a batch: what `before_step` adds
 _NUMBER = r"_?\d+"  # ends the names of further columns of negatives
 
@@ -55,11 +59,14 @@ class Texts:
         if KEYS not in rows[0]:
             return self._padded([row[IDS] for row in rows])
         queries = self._padded([row[IDS][0] for row in rows])
-        documents = self._padded([ids for row in rows for ids in row[IDS][1:]])
+        held = _HELD in rows[0]
+        documents = {} if held else self._padded([i for row in rows for i in row[IDS][1:]])
         batch = {f"{_QUERY}_{name}": tensor for name, tensor in queries.items()}
         for name, tensor in documents.items():
             batch[f"{_DOCUMENTS}_{name}"] = tensor.view(len(rows), -1, tensor.shape[-1])
         batch[KEYS] = torch.tensor([row[KEYS] for row in rows])
+        if held:
+            batch[_HELD] = torch.tensor([row[_HELD] for row in rows])
         if SCORE in rows[0]:
             batch[SCORE] = torch.tensor([row[SCORE] for row in rows])
         return batch
@@ -72,6 +79,7 @@ class Embedding(Retrieval):
     """A text's vector is made as sentence-transformers makes it from the base model's files."""
 
     _form: VectorForm | None = None  # set by adapt_model
+    _held: Tensor | None = None  # (documents, d) of the base model, for training rows
 
     @classmethod
     def is_for(cls, config: Any) -> bool:
@@ -236,6 +244,8 @@ class Embedding(Retrieval):
                 "the base model has no modules.json: a text's vector is "
                 f"{_POOLINGS[form.pooling]}, of unit length (task.pooling){other}"
             )
+        if self.bare_documents:
+            told.append("the base model alone embeds documents: the adapter is for queries")
         if form.max_length is not None and form.max_length < limit:
             told.append(
                 f"sentence-transformers cuts this model's texts at {form.max_length} tokens, not "
@@ -251,7 +261,7 @@ class Embedding(Retrieval):
 
     def inputs_of(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the documents, which the model reads after the queries: see `batch_loss`."""
-        return _inputs(batch, _DOCUMENTS)
+        return _inputs(batch, _QUERY if _HELD in batch else _DOCUMENTS)
 
     def before_step(
         self, model: nn.Module, micro_batches: Sequence[Mapping[str, Any]]
@@ -294,12 +304,37 @@ class Embedding(Retrieval):
 
     def _vectors(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """Return the vectors of each row's query and documents, (n, 1 + k, d)."""
-        sides = []
-        for side in (_QUERY, _DOCUMENTS):
-            inputs = _inputs(batch, side)
-            vectors = self._pooled(model(**inputs), inputs)
-            sides.append(vectors.view(len(batch[KEYS]), -1, vectors.shape[-1]))
-        return torch.cat(sides, dim=1)
+        queries = self._side(model, batch, _QUERY)
+        if _HELD in batch:
+            assert self._held is not None
+            self._held = self._held.to(queries.device)
+            documents = self._held[batch[_HELD]]
+        elif self.bare_documents:
+            with torch.no_grad(), switched_off(adapted_layers(model)), _scoring(model):
+                documents = self._side(model, batch, _DOCUMENTS)
+        else:
+            documents = self._side(model, batch, _DOCUMENTS)
+        return torch.cat([queries, documents], dim=1)
+
+    def _side(self, model: nn.Module, batch: Mapping[str, Any], side: str) -> Tensor:
+        """Return the vectors of the queries or of the documents, (n, 1 or k, d)."""
+        inputs = _inputs(batch, side)
+        vectors = self._pooled(model(**inputs), inputs)
+        return vectors.view(len(batch[KEYS]), -1, vectors.shape[-1])
+
+    def with_documents(self, rows: Encoded, reader: Reader) -> Encoded | None:
+        if not self.bare_documents:
+            return None
+        known: dict[tuple[int, ...], int] = {}
+        held = [
+            [known.setdefault(tuple(ids), len(known)) for ids in texts[1:]]
+            for texts in rows.dataset[IDS][:]
+        ]
+        ids = [list(own) for own in known]
+        lengths = np.array([len(own) for own in ids], dtype=np.int64)
+        documents = Encoded(Dataset.from_dict({IDS: ids}), lengths, truncated=0)
+        self._held = as_tensor(reader.bare(rows, lambda: documents))
+        return replace(rows, dataset=rows.dataset.add_column(_HELD, held))
 
     def _pooled(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         assert self._form is not None
@@ -360,6 +395,17 @@ class _Tokens:
             np.concatenate([self.cut, other.cut]),
             np.concatenate([self.unread, other.unread]),
         )
+
+
+@contextmanager
+def _scoring(model: nn.Module) -> Iterator[None]:
+    """Take a model out of training inside the `with` block: nothing is dropped."""
+    before = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(before)
 
 
 def _tokens(texts: Sequence[str], prompt: str, limit: int, processor: Any) -> _Tokens:

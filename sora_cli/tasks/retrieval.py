@@ -125,12 +125,32 @@ class Retrieval(Task):
         numbers = corpus.numbers(rows[self._texts[1]][:], self._texts[1])
         return {_WANTED: numbers.tolist(), _GRADE: [float(grade) for grade in grades]}
 
+    @property
+    def bare_documents(self) -> bool:
+        """True if the base model alone embeds documents."""
+        return self.options.adapt == "query"
+
+    def settled(self, rows: Encoded, outputs: np.ndarray, reader: Reader) -> np.ndarray:
+        if not self.bare_documents:
+            return outputs
+        first = _queries(rows)
+
+        def documents() -> Encoded:
+            places = range(first, len(rows.dataset))
+            return Encoded(rows.dataset.select(places), rows.lengths[first:], truncated=0)
+
+        return np.concatenate([outputs[:first], reader.bare(rows, documents)])
+
     def found(self, rows: Encoded, outputs: np.ndarray, reader: Reader) -> Found | None:
         corpus = self.corpus
         if corpus is None:
             return None
         queries = as_tensor(outputs)[: _queries(rows)]
-        parts = reader.vectors(corpus, lambda texts: self.documents(texts, reader.processor))
+        parts = reader.vectors(
+            corpus,
+            lambda texts: self.documents(texts, reader.processor),
+            bare=self.bare_documents,
+        )
         return best_documents(queries, parts, max(AT, self.options.top_k))
 
     def blank_scores(self, rows: Encoded) -> RowScores | None:
