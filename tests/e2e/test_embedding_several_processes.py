@@ -19,7 +19,8 @@ pytestmark = pytest.mark.long
 
 
 @pytest.mark.parametrize("corpus", [False, True])
-def test_two_processes_give_what_one_gives(tmp_path: Path, corpus: bool) -> None:
+@pytest.mark.parametrize("adapt", ["both", "query"])
+def test_two_processes_give_what_one_gives(tmp_path: Path, corpus: bool, adapt: str) -> None:
     # 83 rows in steps of 16: the last step has 3, which fill no two micro-batches on either process
     files = {
         "train": write_rows(tmp_path / "train.jsonl", retrieval_rows(83)),
@@ -32,7 +33,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, corpus: bool) -> None
     recipe = write_family_recipe(
         tmp_path,
         model={"path": str(save_base(tiny_bert(), tmp_path / "base"))},
-        task={"name": "embedding"},
+        task={"name": "embedding", "adapt": adapt},
         data={"files": files, **among},
         training={
             "batch_size": 16,
