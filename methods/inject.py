@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import torch
@@ -67,6 +68,23 @@ def inject(
 def adapted_layers(model: nn.Module) -> dict[str, LowRankLinear]:
     """Return the adapters in a model, by module path."""
     return {path: m for path, m in model.named_modules() if isinstance(m, LowRankLinear)}
+
+
+@contextmanager
+def switched_off(layers: Layers) -> Iterator[None]:
+    """Set every factor to zero inside the `with` block, so each layer computes only its base layer.
+
+    Afterwards the very same tensors are back, bit for bit. Not for training.
+    """
+    parameters = [p for layer in layers.values() for _, p in layer.named_factors()]
+    tensors = [p.data for p in parameters]
+    try:
+        for parameter in parameters:  # A, B and gates: 0 x NaN is NaN
+            parameter.data = torch.zeros_like(parameter.data)
+        yield
+    finally:
+        for parameter, tensor in zip(parameters, tensors, strict=True):
+            parameter.data = tensor
 
 
 def remove(model: nn.Module, layers: Layers) -> None:

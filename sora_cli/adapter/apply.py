@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from methods.base import Layers, LowRankLinear
+from methods.base import LowRankLinear
 from methods.init import factor_options
 from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.in_model import linear_of
@@ -74,20 +74,3 @@ def added(model: nn.Module, adapter: Adapter) -> Iterator[None]:
 
 def _with_update(A: Tensor, B: Tensor, _layer: nn.Module, args: Any, out: Tensor) -> Tensor:
     return out + linear(linear(args[0].to(A.dtype), A), B).to(out.dtype)
-
-
-@contextmanager
-def switched_off(layers: Layers) -> Iterator[None]:
-    """Set every factor to zero inside the `with` block, so each layer computes only its base layer.
-
-    Afterwards the very same tensors are back, bit for bit. Not for training.
-    """
-    parameters = [p for layer in layers.values() for _, p in layer.named_factors()]
-    tensors = [p.data for p in parameters]
-    try:
-        for parameter in parameters:  # A, B and gates: 0 x NaN is NaN
-            parameter.data = torch.zeros_like(parameter.data)
-        yield
-    finally:
-        for parameter, tensor in zip(parameters, tensors, strict=True):
-            parameter.data = tensor

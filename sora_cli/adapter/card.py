@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 from sora_cli import __version__
 from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.consumers import GROW, consumers_of
-from sora_cli.adapter.metadata import AdapterMeta, BaseReference, Training, step_words
+from sora_cli.adapter.metadata import (
+    QUERIES_ALONE,
+    AdapterMeta,
+    BaseReference,
+    Training,
+    step_words,
+)
 from sora_cli.adapter.peft.layout import AUTO_CLASSES
 from sora_cli.adapter.ranks import rank_map
 from sora_cli.adapter.reading import open_adapter
@@ -183,6 +189,8 @@ def _introduction(adapter: Adapter) -> str:
         rows.append(("Rows", counts))
     if meta.task:
         rows.append(("Task", escaped(meta.task)))
+    if meta.adapts is not None:
+        rows.append(("For", escaped(QUERIES_ALONE)))
     if meta.labels:
         rows.append(("Labels", ", ".join(map(escaped, meta.labels))))
     extracted = any(entry.get("command") == "extract" for entry in meta.lineage)

@@ -117,6 +117,7 @@ class Facts:
     prunable: bool
     parts: Section
     new_tokens: Sequence[str]
+    adapts: str | None
     fan_in_fan_out: bool
     consumers: list[Consumer]
     servers: list[Server]
@@ -180,6 +181,7 @@ def facts_of(adapter: Adapter, *, certificate: str | None = None) -> Facts:
         prunable=prunable,
         parts=sections(adapter.parts),
         new_tokens=meta.new_tokens,
+        adapts=meta.adapts,
         fan_in_fan_out=adapter.fan_in_fan_out,
         consumers=[*verdicts],
         servers=[

@@ -143,6 +143,25 @@ class AdapterMeta(BaseModel):
         """The tokens that the run added to its base model."""
         return list(self.row_recipe.get("model", {}).get("new_tokens") or [])
 
+    @property
+    def adapts(self) -> str | None:
+        """The only texts that the adapter is for: "query"; None: all."""
+        adapts = self.row_recipe.get("task", {}).get("adapt")
+        return None if adapts == "both" else adapts
+
+    def check_whole(self) -> None:
+        """Raise `SoraError` if a merged model would change texts that the adapter is not for."""
+        if self.adapts is not None:
+            raise SoraError(
+                "the adapter is for queries alone (task.adapt=query): in a merged model documents "
+                "would change, too, and an index of the base model's vectors would be void",
+                hint="serve it as an adapter: queries with it, documents with the base model alone",
+            )
+
+
+QUERIES_ALONE = "queries alone; the base model embeds documents, without this adapter"
+"""What an adapter with `adapts` is for."""
+
 
 class _SoraFile(AdapterMeta):
     base: BaseReference | None = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sora_cli.adapter.digest import result_remarks
-from sora_cli.adapter.metadata import step_words
+from sora_cli.adapter.metadata import QUERIES_ALONE, step_words
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.adapter.programs import old_rules
 from sora_cli.adapter.ranks import RankMap, rank_map
@@ -220,6 +220,8 @@ def _lines(facts: Facts) -> list[tuple[str, str]]:
     if task:
         labels = f" ({', '.join(facts.labels)})" if facts.labels else ""
         lines.append(("task", f"{task}{labels}"))
+    if facts.adapts is not None:
+        lines.append(("for", QUERIES_ALONE))
     if facts.consumers:
         lines += [("note", note) for note in old_rules(date.today())]
     lines += [(c.name, ("" if c.loads else "no: ") + c.advice) for c in facts.consumers]

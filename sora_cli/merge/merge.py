@@ -202,6 +202,7 @@ def prepare_merge(
             `tie_word_embeddings` is set to false.
         storing: dtype and rounding of the merged weights.
     """
+    adapter.meta.check_whole()
     if adapter.opened is not None:
         check_apart(output, adapter.opened.directory)
     check_replaceable(output, force=force, markers=(MODEL_CONFIG,))

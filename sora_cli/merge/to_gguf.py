@@ -58,6 +58,7 @@ def merge_to_gguf(
         force: accept a base with other weights than the adapter was trained on.
     """
     check_choice("type", type, MERGED_GGUF)
+    adapter.meta.check_whole()
     adapter.check_all_in_factors()
     check_parts(adapter)
     _, places = places_in_file(source, adapter.shapes)

@@ -70,6 +70,11 @@ class EmbeddingOptions(TaskOptions):
         "documents; the documents of a step's other rows are wrong, too. cosent: pairs of texts "
         "with a score, whose order the cosines learn",
     )
+    adapt: Literal["both", "query"] = Field(
+        "both",
+        description="texts that the adapter is for. query: documents are embedded by the base "
+        "model alone, so that an index of its vectors stays valid; steps read queries only",
+    )
     scale: float = Field(20.0, gt=0, description="factor of the cosines in the loss: 1/temperature")
     pooling: Literal["auto", "mean", "cls", "last"] = Field(
         "auto",
@@ -95,6 +100,11 @@ class EmbeddingOptions(TaskOptions):
         """True unless rows are pairs of texts with a score."""
         return self.loss == "infonce"
 
+    @property
+    def queries_alone(self) -> bool:
+        """True if the base model reads documents, and the adapter is for queries."""
+        return self.adapt == "query"
+
     @model_validator(mode="before")
     @classmethod
     def _metrics_of_pairs(cls, values: Any) -> Any:
@@ -108,4 +118,6 @@ class EmbeddingOptions(TaskOptions):
         for name in self.metrics:
             if name in wrong:
                 raise ValueError(f"{name} is no metric of rows with loss {self.loss}")
+        if self.queries_alone and not self.searches:
+            raise ValueError("adapt query goes with loss infonce: pairs have no document")
         return self

@@ -124,6 +124,11 @@ class TaskOptions(Block):
         """True if queries find documents, which may lie in a fixed corpus (data.corpus)."""
         return False
 
+    @property
+    def queries_alone(self) -> bool:
+        """True if the base model reads documents, and the adapter is for queries."""
+        return False
+
     @model_validator(mode="before")
     @classmethod
     def _unset(cls, values: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sora_cli.adapter.apply import switched_off
+from methods.inject import switched_off
 from sora_cli.report import RunReport
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.remarks import adapters_remark, prediction_remark

@@ -41,6 +41,7 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
         check_columns(recipe.task.name, recipe.data.columns)
         find_source(recipe.data)
         check_corpus(recipe)
+        _check_sides(recipe)
     _check_start(recipe)
     if model:
         with recipe.placing("model.path"):
@@ -48,6 +49,23 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
         with recipe.placing():
             switches.check_recipe(recipe)
     say_notes(code_notes(recipe))
+
+
+def _check_sides(recipe: Recipe) -> None:
+    """Refuse to adapt queries alone where the bare base model cannot be had beside the adapter."""
+    if not recipe.task.options.queries_alone:
+        return
+    why = None
+    if not config_class(recipe.method.name).low_rank:
+        why = f"method {recipe.method.name} trains the model itself"
+    elif recipe.model.new_tokens:
+        why = "model.new_tokens change how the base model reads documents"
+    if why is not None:
+        raise SoraError(
+            f"task.adapt=query needs the base model beside an adapter: {why}",
+            hint="task.adapt=both",
+            key="task.adapt",
+        )
 
 
 def check_corpus(recipe: Recipe) -> None:

@@ -20,8 +20,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from methods.inject import adapted_layers
-from sora_cli.adapter.apply import added, switched_off
+from methods.inject import adapted_layers, switched_off
+from sora_cli.adapter.apply import added
 from sora_cli.adapter.digest import result_digest
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.adapter.reading import read_adapter
@@ -167,6 +167,15 @@ def hold_reference(
         train = task.with_reference(parts["train"], task.reference.outputs(parts["train"], trainer))
         trainer.train_rows = train
         trainer.train_dataset = train.dataset
+
+
+def hold_documents(trainer: AdapterTrainer) -> None:
+    """Give a trainer its documents' vectors before the first step, where the base makes them."""
+    assert trainer.train_rows is not None
+    train = trainer.task.with_documents(trainer.train_rows, trainer.reader)
+    if train is not None:
+        trainer.unprepare()
+        trainer.train_rows, trainer.train_dataset = train, train.dataset
 
 
 def _measured(rows: Encoded, trainer: AdapterTrainer) -> np.ndarray:

@@ -28,7 +28,7 @@ from sora_cli.run.micro_batch import settle
 from sora_cli.run.output import RANKS_PLOT
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.rates.settle import settle_rate
-from sora_cli.run.reference import hold_reference
+from sora_cli.run.reference import hold_documents, hold_reference
 from sora_cli.run.results import record_result, record_setup, save_results
 from sora_cli.tasks.encoded import Encoded
 from sora_cli.tasks.row_scores import RowScores
@@ -169,6 +169,7 @@ class Runner:
                     parts = {"train": ready.train, "select": ready.select, **ready.report}
                     resumed = run.begin.resumed is not None
                     hold_reference(run.trainer, parts, output, resumed=resumed)
+            hold_documents(run.trainer)
             with log.phase("train"), following(log, run.trainer):
                 result = fit(
                     run.trainer,

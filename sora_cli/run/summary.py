@@ -55,11 +55,12 @@ def next_commands(report: RunReport, output: Path, words: Sequence[str]) -> list
         return _of_baseline(folder, words)
     _, family = families().get(report.recipe.get("task", {}).get("name"), (None, None))
     writes = family is not None and family.HUB_TASK == "text-generation"
+    whole = report.recipe.get("task", {}).get("adapt", "both") == "both"
     return [
         *([f"sora chat {quote(str(output))}"] if writes else []),
         f"sora inspect {quote(str(output))}",
         f"sora prune {quote(str(output))} -o {quote(f'{output}/pruned')} --energy 0.99",
-        f"sora merge {quote(str(output))} -o {quote(f'{output}/merged')}",
+        *([f"sora merge {quote(str(output))} -o {quote(f'{output}/merged')}"] if whole else []),
     ]
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 import torch
@@ -257,11 +258,31 @@ class Reader:
     Args:
         processor: the model's tokenizer.
         outputs: returns the model's outputs on encoded documents, (documents, d).
+        bare: the same of the base model without adapters, which no training changes.
     """
 
-    def __init__(self, processor: Any, outputs: Callable[[Encoded], np.ndarray]) -> None:
-        self.processor, self._outputs = processor, outputs
+    def __init__(
+        self,
+        processor: Any,
+        outputs: Callable[[Encoded], np.ndarray],
+        bare: Callable[[Encoded], np.ndarray],
+    ) -> None:
+        self.processor, self._outputs, self._bare = processor, outputs, bare
         self._folder: Path | None = None
+        self._lasting: tempfile.TemporaryDirectory[str] | None = None
+        self._known: dict[int, np.ndarray] = {}
+
+    def bare(self, rows: Encoded, documents: Callable[[], Encoded]) -> np.ndarray:
+        """Return the base model's outputs on the documents of rows, computed once.
+
+        Args:
+            rows: the outputs are kept as long as these live.
+            documents: returns them as inputs of the model.
+        """
+        if id(rows) not in self._known:
+            self._known[id(rows)] = self._bare(documents())
+            finalize(rows, self._known.pop, id(rows), None)
+        return self._known[id(rows)]
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -274,19 +295,25 @@ class Reader:
                 self._folder = None
 
     def vectors(
-        self, corpus: Corpus, encoded: Callable[[Sequence[str]], Encoded]
+        self, corpus: Corpus, encoded: Callable[[Sequence[str]], Encoded], *, bare: bool = False
     ) -> Iterator[Tensor]:
         """Yield the vectors of the documents in parts, (documents of a part, d).
 
         Args:
             encoded: returns texts as inputs of the model.
+            bare: those of the base model alone, which are computed once.
         """
+        folder, outputs = self._folder, self._outputs
+        if bare:
+            if self._lasting is None:
+                self._lasting = tempfile.TemporaryDirectory(prefix="sora-corpus-")
+            folder, outputs = Path(self._lasting.name), self._bare
         for number, texts in enumerate(corpus.parts()):
-            file = None if self._folder is None else self._folder / f"{number}.safetensors"
+            file = None if folder is None else folder / f"{number}.safetensors"
             if file is not None and file.is_file():
                 made = load_tensors(file)[_VECTORS]
             else:
-                made = np.ascontiguousarray(self._outputs(encoded(texts)))
+                made = np.ascontiguousarray(outputs(encoded(texts)))
                 if file is not None:
                     write_bytes_atomic(file, save({_VECTORS: made}))
             yield torch.from_numpy(made)

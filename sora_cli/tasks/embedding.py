@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,13 +23,16 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
+from methods.inject import adapted_layers, switched_off
 from sora_cli.core.device import process_state
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_value
 from sora_cli.data.overlap import input_hashes
 from sora_cli.data.places import RowError
+from sora_cli.tasks.corpus import Reader
 from sora_cli.tasks.embedding_batch import (
     DOCUMENTS,
+    HELD,
     KEYS,
     QUERIES,
     SCORE,
@@ -62,6 +67,7 @@ class Embedding(Retrieval):
     """A text's vector is made as sentence-transformers makes it from the base model's files."""
 
     _form: VectorForm | None = None  # set by adapt_model
+    _held: Tensor | None = None  # (documents, d) of the base model, for training rows
 
     @classmethod
     def is_for(cls, config: Any) -> bool:
@@ -242,6 +248,8 @@ class Embedding(Retrieval):
                 "the base model has no modules.json: a text's vector is "
                 f"{_POOLINGS[form.pooling]}, of unit length (task.pooling){other}"
             )
+        if self.options.queries_alone:
+            told.append("the base model alone embeds documents: the adapter is for queries")
         if form.max_length is not None and form.max_length < limit:
             told.append(
                 f"sentence-transformers cuts this model's texts at {form.max_length} tokens, not "
@@ -257,7 +265,7 @@ class Embedding(Retrieval):
 
     def inputs_of(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the documents, which the model reads after the queries: see `batch_loss`."""
-        return inputs_of(batch, DOCUMENTS)
+        return inputs_of(batch, QUERIES if HELD in batch else DOCUMENTS)
 
     def before_step(
         self, model: nn.Module, micro_batches: Sequence[Mapping[str, Any]]
@@ -289,7 +297,8 @@ class Embedding(Retrieval):
             return self.loss_of(outputs, batch), outputs
         asked, read = by_side(batch[_PULL], batch)
         pulled = (self._side(model, batch, QUERIES) * asked).sum()
-        pulled = passed_back(pulled, model) + (self._side(model, batch, DOCUMENTS) * read).sum()
+        if not self.options.queries_alone:
+            pulled = passed_back(pulled, model) + (self._side(model, batch, DOCUMENTS) * read).sum()
         return pulled - pulled.detach() + batch[_VALUE], {}
 
     def loss_of(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
@@ -303,8 +312,33 @@ class Embedding(Retrieval):
 
     def _vectors(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """Return the vectors of each row's query and documents, (n, 1 + k, d)."""
-        queries, documents = (self._side(model, batch, side) for side in (QUERIES, DOCUMENTS))
-        return in_rows(queries, documents, batch)
+        queries = self._side(model, batch, QUERIES)
+        return in_rows(queries, self._documents(model, batch), batch)
+
+    def _documents(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """Return the vectors of a batch's documents, (texts, d)."""
+        if HELD in batch:
+            assert self._held is not None
+            self._held = self._held.to(batch[HELD].device)
+            return self._held[batch[HELD]]
+        if not self.options.queries_alone:
+            return self._side(model, batch, DOCUMENTS)
+        with torch.no_grad(), switched_off(adapted_layers(model)), _scoring(model):
+            return self._side(model, batch, DOCUMENTS)
+
+    def with_documents(self, rows: Encoded, reader: Reader) -> Encoded | None:
+        if not self.options.queries_alone:
+            return None
+        known: dict[tuple[int, ...], int] = {}
+        held = [
+            [known.setdefault(tuple(ids), len(known)) for ids in texts[1:]]
+            for texts in rows.dataset[IDS][:]
+        ]
+        ids = [list(own) for own in known]
+        lengths = np.array([len(own) for own in ids], dtype=np.int64)
+        documents = Encoded(Dataset.from_dict({IDS: ids}), lengths, truncated=0)
+        self._held = as_tensor(reader.bare(rows, lambda: documents))
+        return replace(rows, dataset=rows.dataset.add_column(HELD, held))
 
     def _side(self, model: nn.Module, batch: Mapping[str, Any], side: str) -> Tensor:
         """Return the vectors of all queries or documents of a batch, (texts, d)."""
@@ -351,6 +385,17 @@ _POOLINGS = {
     "cls": "its first token's vector",
     "last": "its last token's vector",
 }
+
+
+@contextmanager
+def _scoring(model: nn.Module) -> Iterator[None]:
+    """Take a model out of training inside the `with` block: nothing is dropped."""
+    before = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(before)
 
 
 def _at(values: np.ndarray, places: np.ndarray, other: int) -> np.ndarray:

@@ -19,6 +19,8 @@ KEYS, SCORE = "keys", "score"
 """Columns of rows that are trained on, beside tokens: a hash of each text's, and a pair's score."""
 QUERIES, DOCUMENTS = "query", "documents"
 """Beginnings of names in a batch: the two sides, which are padded, and read, apart."""
+HELD = "held"
+"""Column and name in a batch: numbers of documents whose vectors the base model has made."""
 _SLOTS = "slots"  # the place of each document in a table of (rows, k)
 
 
@@ -31,14 +33,18 @@ class TextBatches:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return `query_...` (n, tokens), `documents_...` (texts, tokens) and `keys` (n, 1 + k).
 
-        A row may have fewer than k documents. Of single texts the batch is (texts, tokens).
+        A row may have fewer than k documents. In place of documents whose vectors are there, a
+        batch has their numbers (texts,). Of single texts the batch is (texts, tokens).
         """
         if KEYS not in rows[0]:
             return self._padded([row[IDS] for row in rows])
         queries = self._padded([row[IDS][0] for row in rows])
-        documents = self._padded([ids for row in rows for ids in row[IDS][1:]])
         batch = {f"{QUERIES}_{name}": tensor for name, tensor in queries.items()}
-        batch |= {f"{DOCUMENTS}_{name}": tensor for name, tensor in documents.items()}
+        if HELD in rows[0]:
+            batch[HELD] = torch.tensor([number for row in rows for number in row[HELD]])
+        else:
+            documents = self._padded([ids for row in rows for ids in row[IDS][1:]])
+            batch |= {f"{DOCUMENTS}_{name}": tensor for name, tensor in documents.items()}
         batch[KEYS] = torch.tensor([row[KEYS] for row in rows])
         batch[_SLOTS] = (batch[KEYS][:, 1:] != NO_TEXT).flatten().nonzero()[:, 0]
         if SCORE in rows[0]:

@@ -141,12 +141,27 @@ class Retrieval(Task):
             made.append([float(grade) for grade in grades])
         return made
 
+    def settled(self, rows: Encoded, outputs: np.ndarray, reader: Reader) -> np.ndarray:
+        if not self.options.queries_alone:
+            return outputs
+        first = _queries(rows)
+
+        def documents() -> Encoded:
+            places = range(first, len(rows.dataset))
+            return Encoded(rows.dataset.select(places), rows.lengths[first:], truncated=0)
+
+        return np.concatenate([outputs[:first], reader.bare(rows, documents)])
+
     def found(self, rows: Encoded, outputs: np.ndarray, reader: Reader) -> Found | None:
         corpus = self.corpus
         if corpus is None:
             return None
         queries = as_tensor(outputs)[: _queries(rows)]
-        parts = reader.vectors(corpus, lambda texts: self.documents(texts, reader.processor))
+        parts = reader.vectors(
+            corpus,
+            lambda texts: self.documents(texts, reader.processor),
+            bare=self.options.queries_alone,
+        )
         return best_documents(queries, parts, max(AT, self.options.top_k))
 
     def blank_scores(self, rows: Encoded) -> RowScores | None:

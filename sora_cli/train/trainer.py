@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from transformers import ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from methods.inject import adapted_layers, switched_off
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.device import is_accelerated, is_cuda, process_state
 from sora_cli.core.errors import SoraError
@@ -82,9 +83,7 @@ class AdapterTrainer(ResumingTrainer):
         self.step_contexts: Sequence[Callable[[], Context]] = ()
         self.note_pass: Callable[[Pass], None] = lambda _: None
         self.micro_batch: MicroBatchChoice | None = None  # with the forecast of a step's memory
-        self.reader = Reader(
-            base.processor, lambda rows: self.outputs_of(rows, task.outputs_to_keep)
-        )
+        self.reader = Reader(base.processor, self._outputs, self._bare_outputs)
 
     @property
     def is_untrained(self) -> bool:
@@ -259,6 +258,7 @@ class AdapterTrainer(ResumingTrainer):
                 np.empty((len(rows.examples), 0)), None, rows, self.write(rows.examples)
             )
         outputs = self.predict(SortedByLength(rows)).predictions
+        outputs = self.task.settled(rows, outputs, self.reader)
         found = self.task.found(rows, outputs, self.reader)
         return Predictions(outputs, None, rows, reference=self._reference(rows), found=found)
 
@@ -270,6 +270,14 @@ class AdapterTrainer(ResumingTrainer):
         finally:
             self._keep = self.task.outputs_to_keep
         return outputs
+
+    def _outputs(self, rows: Encoded) -> np.ndarray:
+        return self.outputs_of(rows, self.task.outputs_to_keep)
+
+    def _bare_outputs(self, rows: Encoded) -> np.ndarray:
+        """Return the outputs of the base model without its adapters."""
+        with switched_off(adapted_layers(self.base.model)):
+            return self._outputs(rows)
 
     def row_scores(self, rows: Encoded) -> RowScores:
         """Return the task's main metric for each row of a split; the same on all processes."""
@@ -291,6 +299,7 @@ class AdapterTrainer(ResumingTrainer):
 
     def _completed(self, rows: Encoded, outputs: np.ndarray, metrics: Sequence[str]) -> Predictions:
         texts = self.write(rows.examples) if self.task.needs_texts(metrics) else None
+        outputs = self.task.settled(rows, outputs, self.reader)
         found = self.task.found(rows, outputs, self.reader)
         labels, reference = self.task.labels(rows), self._reference(rows)
         return Predictions(outputs, labels, rows, texts, reference, found)

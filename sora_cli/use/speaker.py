@@ -14,8 +14,7 @@ import transformers
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from methods.base import Layers
-from methods.inject import adapted_layers
-from sora_cli.adapter.apply import switched_off
+from methods.inject import adapted_layers, switched_off
 from sora_cli.adapter.metadata import AdapterMeta
 from sora_cli.adapter.places import with_base
 from sora_cli.core.console import say

@@ -25,6 +25,8 @@ CASES: dict[str, tuple[dict[str, Any], Callable[..., Any], Any]] = {
     "embedding": ({"name": "embedding"}, retrieval_rows, tiny_bert()),
     "embedding, lists": ({"name": "embedding"}, retrieval_rows, tiny_bert()),
     "embedding, corpus": ({"name": "embedding"}, retrieval_rows, tiny_bert()),
+    "queries": ({"name": "embedding", "adapt": "query"}, retrieval_rows, tiny_bert()),
+    "queries, corpus": ({"name": "embedding", "adapt": "query"}, retrieval_rows, tiny_bert()),
     # micro-batches have different numbers of compared documents
     "reranking": ({"name": "reranking", "loss": "lambda"}, ranking_rows, tiny_bert(num_labels=1)),
 }

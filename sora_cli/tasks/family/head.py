@@ -16,6 +16,7 @@ from sora_cli.tasks.encoded import Encoded
 from sora_cli.tasks.family.bound import Bound
 
 if TYPE_CHECKING:
+    from sora_cli.tasks.corpus import Reader
     from sora_cli.tasks.learned import LearnedHead
 
 
@@ -151,6 +152,10 @@ class FamilyHead(Bound):
         """Return training rows with the reference model's outputs."""
         del reference
         return rows
+
+    def with_documents(self, rows: Encoded, reader: Reader) -> Encoded | None:
+        """Return training rows whose documents the base model alone has read; None: it need not."""
+        return None
 
     def write(self, model: Any, processor: Any, examples: Dataset) -> list[str] | None:
         """Generate a text for each example; None if the family generates no texts."""

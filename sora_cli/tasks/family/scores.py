@@ -48,6 +48,10 @@ class FamilyScores(Bound):
         """True if the score of a row does not depend on the other rows."""
         return self.options.ROWS_ALONE or self.corpus is not None
 
+    def settled(self, rows: Encoded, outputs: np.ndarray, reader: Reader) -> np.ndarray:
+        """Return the outputs on rows, with those that the base model alone makes in their place."""
+        return outputs
+
     def found(self, rows: Encoded, outputs: np.ndarray, reader: Reader) -> Found | None:
         """Return the documents of the corpus that rows find; None without a corpus.
 

@@ -79,12 +79,12 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made, inner = list[int](), corpora.Reader.vectors
     monkeypatch.setattr(corpora, "PART", DOCUMENTS // PARTS)
 
-    def counted(self: Any, corpus: Any, encoded: Callable[[Any], Any]) -> Any:
+    def counted(self: Any, corpus: Any, encoded: Callable[[Any], Any], **options: Any) -> Any:
         def noted(texts: Any) -> Any:
             made.append(len(texts))
             return encoded(texts)
 
-        return inner(self, corpus, noted)
+        return inner(self, corpus, noted, **options)
 
     monkeypatch.setattr(corpora.Reader, "vectors", counted)
     return made

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 
 from methods.base import LowRankLinear
-from sora_cli.adapter.apply import switched_off
+from methods.inject import switched_off
 from sora_cli.app import run
 from sora_cli.data.overlap import Overlap
 from sora_cli.recipe.load import load_recipe

@@ -15,6 +15,7 @@ from datasets import Dataset
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from sklearn.metrics import ndcg_score
 
+from methods.inject import adapted_layers, switched_off
 from sora_cli.model.base import Base
 from sora_cli.recipe.metric_facts import facts_of
 from sora_cli.search.statistics import drop_bound, statistic_of
@@ -76,7 +77,11 @@ def read_by(task: Embedding, base: Base) -> Reader:
                 kept.append(task.outputs_to_keep(base.model(**task.scored_inputs(batch)), batch))
         return torch.cat(kept).numpy()
 
-    return Reader(base.processor, outputs)
+    def bare(encoded: Encoded) -> np.ndarray:
+        with switched_off(adapted_layers(base.model)):
+            return outputs(encoded)
+
+    return Reader(base.processor, outputs, bare)
 
 
 def predicted(task: Embedding, base: Base, rows: Rows) -> Predictions:
@@ -106,7 +111,7 @@ def test_scores_are_those_of_the_information_retrieval_evaluator(
     rows = queries(held, 20, several=several)
     for row in rows:
         row.pop("grade")
-    task, base, made = prepared(tmp_path, rows, held, metrics=METRICS)
+    task, _, made = prepared(tmp_path, rows, held, metrics=METRICS)
     relevant: dict[str, set[str]] = {}
     for row in rows:
         relevant.setdefault(row["query"], set()).add(row["positive"])
