@@ -178,8 +178,11 @@ def test_documents_are_named_by_id_or_by_text(tmp_path: Path) -> None:
     corpus = open_corpus(str(write_rows(tmp_path / "corpus.jsonl", held)))
     assert corpus.ids == ["10", "7", "9"]
     assert corpus.texts([2, 0]) == ["c d", "a b"]
-    assert corpus.numbers([10, "9", "e", "c d"], "positive").tolist() == [0, 2, 1, 2]
+    assert corpus.numbers([10, "9", "e", "c d"], "positive") == [[0], [2], [1], [2]]
+    assert corpus.numbers([[10, "e"], "9"], "positive") == [[0, 1], [2]]
     assert corpus.named([7, "9"], "positive") == ["e", "c d"]
+    assert corpus.named([["e", "c d"], ["a b"]], "positive") is None
+    assert corpus.named([[7, 9], ["10"]], "positive") == [["e", "c d"], ["a b"]]
     assert corpus.named(["c d", "not there"], "positive") is None
     by_id = [{"query": "q", "positive": 9}, {"query": "p", "positive": 10}]
     by_text = [{"query": "q", "positive": "c d"}, {"query": "p", "positive": "a b"}]
@@ -189,7 +192,29 @@ def test_documents_are_named_by_id_or_by_text(tmp_path: Path) -> None:
         task = bound_task(rows, data=data)
         task.check(read)
         assert task.in_texts(read)["positive"][:] == ["c d", "a b"]
-        assert task.wanted(read)["wanted"] == [2, 0]
+        assert task.wanted(read)["wanted"] == [[2], [0]]
+
+
+@pytest.mark.usefixtures("small")
+def test_lists_of_documents_score_as_a_row_for_each(tmp_path: Path) -> None:
+    held = documents(40)
+    rows = queries(held, 12, several=3)
+    lists: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        made = lists.setdefault(row["query"], {"query": row["query"], "pos": [], "grade": []})
+        made["pos"].append(row["positive"])
+        made["grade"].append(row["grade"])
+    task, _, made = prepared(tmp_path / "rows", rows, held, metrics=METRICS)
+    other, base, listed = prepared(tmp_path / "lists", list(lists.values()), held, metrics=METRICS)
+    assert other.metrics(listed) == pytest.approx(task.metrics(made), rel=1e-12)
+    alike = [{**row, "grade": 1} for row in lists.values()]  # a number is the grade of all
+    plain = [{**row, "grade": 1} for row in rows]
+    assert other.metrics(predicted(other, base, alike)) == pytest.approx(
+        task.metrics(predicted(task, base, plain)), rel=1e-12
+    )
+    wrong = [{**row, "grade": [1, 1, 1, 1]} for row in alike]
+    with refusal():
+        other.wanted(Dataset.from_list(wrong))
 
 
 def test_a_changed_corpus_is_read_again(tmp_path: Path) -> None:

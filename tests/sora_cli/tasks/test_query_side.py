@@ -23,6 +23,7 @@ from sora_cli.core.exit_codes import OK
 from sora_cli.model.base import Base
 from sora_cli.report import read_report
 from sora_cli.tasks.embedding import Embedding
+from sora_cli.tasks.embedding_batch import in_rows
 from sora_cli.tasks.embedding_scores import row_losses
 from tests.golden import told
 from tests.helpers_errors import refused
@@ -31,13 +32,14 @@ from tests.helpers_vectors import bound_task, opened_base, write_sentence_model
 from tests.sora_cli.commands.test_corpus import write_search
 from tests.sora_cli.tasks.test_corpus import read_by
 from tests.sora_cli.tasks.test_embedding import distinct_rows
+from tests.sora_cli.tasks.test_embedding_rows import Rows, in_lists
 
 ROWS = distinct_rows(12, negatives=2)
 
 
-def adapted(folder: Path) -> tuple[Embedding, Base, Any]:
+def adapted(folder: Path, rows: Rows = ROWS) -> tuple[Embedding, Base, Any]:
     """A model with adapters that change it, and its base without them, in 64 bits."""
-    task = bound_task(ROWS, adapt="query")
+    task = bound_task(rows, adapt="query")
     base = opened_base(task, write_sentence_model(folder))
     plain = deepcopy(base.model)
     generator = torch.Generator().manual_seed(0)
@@ -54,16 +56,18 @@ def gradients(base: Base, loss: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("held", [True, False])
-@pytest.mark.parametrize("size", [12, 5])
-def test_a_step_is_that_of_the_disabled_adapter(tmp_path: Path, size: int, held: bool) -> None:
-    task, base, plain = adapted(tmp_path)
-    rows = task.encode(Dataset.from_list([dict(r) for r in ROWS]), base.processor, training=True)
+@pytest.mark.parametrize(("size", "own"), [(12, ROWS), (5, ROWS), (5, in_lists(ROWS, [2, 0, 1]))])
+def test_a_step_is_that_of_the_disabled_adapter(
+    tmp_path: Path, size: int, own: Rows, held: bool
+) -> None:
+    task, base, plain = adapted(tmp_path, own)
+    rows = task.encode(Dataset.from_list([dict(r) for r in own]), base.processor, training=True)
     collate = task.collator(base.processor)
     whole = collate(list(rows.dataset))
     queries = task._side(base.model, whole, "query")
     with torch.no_grad():
         documents = task._side(plain, whole, "documents")
-    vectors = torch.cat([queries, documents], dim=1)
+    vectors = in_rows(queries, documents, whole)
     expected = row_losses(vectors, whole["keys"], None, task.options.scale).mean()
     theirs = gradients(base, expected)
     if held:
