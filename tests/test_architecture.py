@@ -225,6 +225,7 @@ def test_nothing_is_pickled() -> None:
 
 INTERNALS = {
     "methods/torch_internals.py",
+    "sora_cli/experiments/sweep/ray_internals.py",
     "sora_cli/model/transformers_internals.py",
     "sora_cli/tasks/transformers_internals.py",
     "sora_cli/train/checkpoint/trainer_internals.py",

@@ -18,6 +18,7 @@ from sora_cli.core.atomic import remove_file, write_text_atomic
 from sora_cli.core.environment import PACKAGE
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.experiments.sweep.engine import LOST, Engine, Job, end_processes, start_process
+from sora_cli.experiments.sweep.ray_internals import keep_off_the_terminal
 
 _STOP = ".stop"
 """Suffix of the stop file beside a log: if the file exists, the run must end."""
@@ -201,9 +202,5 @@ def _ray() -> Any:
         raise SoraError(
             "--engine ray needs Ray, which is not installed", hint="pip install 'sora-cli[ray]'"
         ) from error
-    from ray._private import worker
-
-    # A thread of Ray's prints what is said of a lost machine to stdout, with the last lines of its
-    # raylet's log. No option of `ray.init` prevents it, and Ray's own files keep it.
-    worker.print_to_stdstream = lambda *_arguments, **_options: None
+    keep_off_the_terminal()
     return ray

@@ -1,0 +1,14 @@
+"""Private names of Ray; adapt this file to its new versions."""
+
+from __future__ import annotations
+
+
+def keep_off_the_terminal() -> None:
+    """Drop what Ray's driver prints of its cluster to stdout.
+
+    A thread prints there what is said of a lost machine, with the last lines of its raylet's log.
+    No option of `ray.init` prevents it (`listen_error_messages` of Ray 2.60). Ray's files hold it.
+    """
+    from ray._private import worker
+
+    worker.print_to_stdstream = lambda *_arguments, **_options: None
