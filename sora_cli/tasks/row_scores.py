@@ -163,7 +163,8 @@ def _mean(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def _group_mean(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the mean over groups of rows: parts are a row's score, its group, and its number.
 
-    The number keeps rows of a group apart where equal rows are counted together.
+    A row has an equal share of its group among these rows: all of it where each group has one row,
+    as among rows that test. The number keeps rows apart where equal ones are counted together.
     """
     _, group, rows = np.unique(parts[:, 1], return_inverse=True, return_counts=True)
     shares = weights / rows[group]
