@@ -148,7 +148,7 @@ def test_verify_of_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         f"vllm serve {base} --runner pooling --enable-lora --max-loras 2 --max-lora-rank 8 "
         f"--lora-modules one={one} other={other} --dtype float32 --enforce-eager"
     )
-    with served(line, tmp_path) as server:
+    with served(line, tmp_path, seconds=800) as server:
         for adapter, model, verdict, code in (
             (one, "one", "this adapter", 0),
             (other, "other", "this adapter", 0),
