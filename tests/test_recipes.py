@@ -15,7 +15,7 @@ SUPERGLUE = [
 ]
 PATHS = ["path/rte", "path/sst2-minilm", "path/stsb-minilm"]
 PAPERS = ["quickstart", *GLUE, *[f"official/{name}" for name in GLUE], *PATHS, *SUPERGLUE]
-CUT = ["quickstart", "offline/search"]
+CUT = ["quickstart", "offline/reranking", "offline/search"]
 HUB, HERE = "families/", "offline/"
 """Recipes of the other task families: with models and data of the Hub, and without a network."""
 RUNS = recipe_names()

@@ -30,7 +30,9 @@ from tests.helpers_families import (
     choice_rows,
     preference_rows,
     question_rows,
+    ranking_rows,
     retrieval_rows,
+    single_rows,
     tagged_rows,
     text_tokenizer,
     thumb_rows,
@@ -282,6 +284,11 @@ def nli(rows: int, seed: int) -> Dataset:
     return made.rename_column("query", "anchor")
 
 
+def sentences(rows: int, seed: int) -> Dataset:
+    made = Dataset.from_list(single_rows(ranking_rows(rows, seed=seed))[:rows])
+    return made.rename_columns({"query": "question", "passage": "answer"})
+
+
 def feedback(rows: int, seed: int) -> Dataset:
     made = []
     for row in thumb_rows(rows, seed=seed):
@@ -323,6 +330,10 @@ STAND_INS = {
         ("families/ultrafeedback", "families/ultrafeedback-rewards"),
         StandIn(write_chat_base, pairs, splits=("test_prefs",), tiny=("data.max_length=32",)),
     ),
+    "families/wiki-qa": StandIn(
+        lambda folder: save_base(tiny_bert(num_labels=1), folder), sentences,
+        tiny=("data.max_length=64",),
+    ),
 }  # fmt: skip
 
 
@@ -354,8 +365,9 @@ def test_family_recipe(tmp_path: Path, name: str) -> None:
     rows = report.data.rows
     held_out = 8 if recipe.data.selection == "train-rows" else 0
     if recipe.task.name not in ("causal-lm", "question-answering"):  # packed rows, windows
-        # a part has whole groups of rows with the same image or text, so about as many as asked
-        held_out = rows["select"] if recipe.task.name == "image-text" and held_out else held_out
+        # a part has whole groups of rows of one image, text or query, so about as many as asked
+        grouped = recipe.task.name in ("image-text", "reranking")
+        held_out = rows["select"] if grouped and held_out else held_out
         assert rows["train"] == 24 - held_out
     assert read_adapter(tmp_path / "out").ranks()
 

@@ -43,7 +43,7 @@ def encode(
             raise
         _check_not_empty(encoded, len(rows), may_lack=may_lack)
     if "input_ids" in encoded.dataset.column_names:
-        _check_positions(base.model, int(encoded.sizes.max()), task.data.max_length)
+        _check_positions(base.model, int(encoded.lengths.max()), task.data.max_length)
         _check_tokens(base, encoded, pooled=task.options.PEFT_TYPE == "SEQ_CLS")
     corpus = None if training else task.corpus_tokens(base.processor)
     if corpus is not None:

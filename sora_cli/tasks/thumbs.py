@@ -153,7 +153,7 @@ class Thumbs(Referenced, AnswerRows):
             if not learned_tokens(row):
                 raise RowError("an answer has no token", i)
         columns: dict[str, Any] = {name: [row[name] for row in made] for name in INPUTS}
-        lengths = sizes = _lengths(made)
+        lengths = _lengths(made)
         thumbs = self._thumbs(rows)
         if self._judged:
             others = mixed_with(len(whole)).tolist()
@@ -162,7 +162,7 @@ class Thumbs(Referenced, AnswerRows):
             ]
             columns |= {f"{MIXED}_{name}": [row[name] for row in mixed] for name in INPUTS}
             columns |= {GOOD: thumbs, REFERENCE: [[math.nan] * 2] * len(made)}
-            sizes = np.maximum(lengths, _lengths(mixed))
+            lengths = np.maximum(lengths, _lengths(mixed))
         before, after = (map(learned_tokens, each) for each in (whole, made))
         return Encoded(
             Dataset.from_dict(columns),
@@ -176,7 +176,6 @@ class Thumbs(Referenced, AnswerRows):
                 ),
                 **Counter(remark for dialogue in dialogues for remark in dialogue.remarks),
             },
-            tokens=sizes,
         )
 
     def input_keys(self, rows: Encoded, *, answers: bool = False) -> list[np.ndarray]:

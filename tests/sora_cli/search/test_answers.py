@@ -179,18 +179,32 @@ def test_a_chat_is_compared_without_its_own_answer(tmp_path: Path) -> None:
         assert any("4 of 7 rows" in note for note in found.notes)
 
 
+class Unmoved:
+    """The reference model: the base as it was."""
+
+    def __init__(self, outputs: np.ndarray) -> None:
+        self._outputs = outputs
+
+    def outputs(self, *_: Any) -> np.ndarray:
+        return self._outputs
+
+
 def answers(rows: TestRows, recipe: Recipe, folder: Path, change: float = 0.0) -> RowScores:
     """The answers of a base model, whose parameters may be moved at random."""
     task, _ = load_task(recipe)
     torch.manual_seed(0)  # of a new head
     base = load_base(recipe.model, task)
+    encoded = rows.encoded(base)
+    scorer = build_scorer(recipe, rows.task, base, folder)
+    if rows.task.options.needs_reference:
+        outputs = scorer.outputs_of(encoded, rows.task.outputs_to_keep)
+        rows.task.reference = Unmoved(rows.task.measured(outputs))
     rng = np.random.default_rng(0)
     for parameter in base.model.parameters():
         noise = rng.normal(size=tuple(parameter.shape)) * change
         parameter.data += parameter.data.new_tensor(noise)
-    encoded = rows.encoded(base)
     base.model.train()  # as training leaves it
-    found = rows.scores(build_scorer(recipe, rows.task, base, folder), encoded)
+    found = rows.scores(scorer, encoded)
     assert not base.model.training  # dropout must not answer
     return found
 

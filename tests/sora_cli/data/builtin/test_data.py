@@ -18,6 +18,7 @@ INPUTS = {
     "numbers": ("source",),
     "endings": ("context",),
     "preferences": ("prompt",),
+    "thumbs": ("prompt", "completion"),
     "digits": ("image",),
     "captions": ("image",),
 }
@@ -30,6 +31,7 @@ ROWS = {
     "numbers": (1500, 200),
     "endings": (1200, 240),
     "preferences": (1000, 200),
+    "thumbs": (2000, 400),
     "digits": (1437, 360),
     "captions": (1437, 360),
 }
