@@ -52,13 +52,18 @@ _PASSES = ("training.eval_batch_size", "training.workers")
 _ROWS = ("text_columns", "label_column", "columns", "label_names", "max_length")
 _TRAINED_ON = ("data.max_train_rows", "task.packing")
 _CHOICE = ("task.best_metric", "task.greater_is_better")
+_NAMED = "task.top_k"  # the documents that `sora predict` names; scores look at ten
 
 EVAL = Reading(
     "sora eval",
     ("data", "task", "model.path", *_LOADING, *_PASSES),
-    (*_TRAINED_ON, "data.selection_rows", *_CHOICE),
+    (*_TRAINED_ON, "data.selection_rows", *_CHOICE, _NAMED),
 )
-MAX_DROP = Reading("--max-drop", ("data", "task", "auto.basis", *_LOADING, *_PASSES), _TRAINED_ON)
+MAX_DROP = Reading(
+    "--max-drop",
+    ("data", "task", "auto.basis", *_LOADING, *_PASSES),
+    (*_TRAINED_ON, _NAMED),
+)
 _OF_ROWS = ("task", *(f"data.{name}" for name in _ROWS), *_LOADING, *_PASSES)
 _NOT_OF_ROWS = ("task.metrics", *_CHOICE, "task.packing", "task.label_all_pieces")
 PREDICT = Reading(
