@@ -20,7 +20,6 @@ from tests.helpers_families import retrieval_rows
 from tests.helpers_runs import write_glue, write_rows
 from tests.shared_files import ROOT
 
-
 OURS = ("LoRA", "SoRA", "AdaLoRA")
 
 
