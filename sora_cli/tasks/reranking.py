@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, LargeList, List
+from datasets import Dataset, Value
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -340,7 +340,8 @@ class Reranking(Task):
 
 
 def _has_lists(rows: Dataset, column: str) -> bool:
-    return isinstance(rows.features[column], List | LargeList)
+    # datasets names the features of lists otherwise in each version
+    return not isinstance(rows.features[column], Value)
 
 
 def _is_relevance(value: Any) -> bool:
