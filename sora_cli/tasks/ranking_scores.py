@@ -71,4 +71,5 @@ def lambda_sum(numbers: Tensor, labels: Tensor) -> Tensor:
     weights = _MU * deltas + (shares[:, None] - shares).abs()
     weights = weights * (gains[:, :, None] - gains[:, None, :]).abs()
     likely = logsigmoid((numbers[:, :, None] - numbers[:, None, :]).clamp(-1e8, 1e8)) / math.log(2)
-    return -(weights * likely)[compared(sorted_labels)].sum()
+    # an index by a mask would wait for the device
+    return -torch.where(compared(sorted_labels), weights * likely, 0).sum()
