@@ -83,9 +83,13 @@ def other_weights(model: nn.Module) -> list[LayerGroup]:
     Examples are the fused experts of a mixture, convolutions, and attention without linear layers.
     The remark is the class name of the module that holds the weight.
     """
+    return _group_weights(_other_weights(model))
+
+
+def _group_weights(weights: Mapping[str, tuple[nn.Parameter, nn.Module]]) -> list[LayerGroup]:
     return _group({
         path: (" x ".join(count(n) for n in weight.shape), type(module).__name__)
-        for path, (weight, module) in _other_weights(model).items()
+        for path, (weight, module) in weights.items()
     })  # fmt: skip
 
 
@@ -110,7 +114,7 @@ def other_weights_lines(model: nn.Module, parameters: int) -> list[str]:
     share = sum(weight.numel() for weight, _ in others.values()) / parameters
     if share < _FEW:
         return []
-    patterns = first_few(group.pattern for group in other_weights(model))
+    patterns = first_few(group.pattern for group in _group_weights(others))
     return [
         f"no adapter on {patterns} ({len(others)}): no linear layers; they hold {share:.0%} of the "
         "base model's parameters"

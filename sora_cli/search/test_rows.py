@@ -189,7 +189,7 @@ class TestRows:
         return answer_scores(answers, self.answers.tolerance, rows_alone=alone)
 
     def row_set(self) -> RowSet:
-        """Return split, number and digest of the rows; without labels, of what is read of them.
+        """Return split, number and digest of the rows; without labels, of the columns read.
 
         A fixed corpus belongs to the digest.
         """

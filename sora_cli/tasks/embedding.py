@@ -114,7 +114,7 @@ class Embedding(Retrieval):
         return rows
 
     def raw_keys(self, rows: Dataset) -> list[np.ndarray]:
-        """Return a key of the query and those of its documents; of a scored pair one of both."""
+        """Return keys of the query and of its documents; of a scored pair one key of both."""
         query, document = self._texts[:2]
         if self._scored:
             return [input_hashes(rows, [query, document])]

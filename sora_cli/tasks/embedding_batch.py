@@ -1,4 +1,4 @@
-"""Batches of queries and documents, and what a step does with them a part at a time."""
+"""Batches of queries and documents, and a step's passes over parts of them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def in_rows(queries: Tensor, documents: Tensor, batch: Mapping[str, Any]) -> Ten
 
 
 def by_side(rows: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return what `in_rows` has put together: (n, d) of the queries, (texts, d) of documents."""
+    """Undo `in_rows`: return the queries' numbers (n, d) and the documents' (texts, d)."""
     return rows[:, 0], rows[:, 1:].flatten(0, 1).index_select(0, batch[_SLOTS])
 
 

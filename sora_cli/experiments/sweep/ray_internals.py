@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 def keep_off_the_terminal() -> None:
-    """Drop what Ray's driver prints of its cluster to stdout.
+    """Drop the messages of the cluster that Ray's driver prints to stdout.
 
-    A thread prints there what is said of a lost machine, with the last lines of its raylet's log.
+    A thread prints the news of a lost machine there, with the last lines of its raylet's log.
     No option of `ray.init` prevents it (`listen_error_messages` of Ray 2.60). Ray's files hold it.
     """
     from ray._private import worker

@@ -49,7 +49,7 @@ class FamilyScores(Bound):
         return self.options.ROWS_ALONE or self.corpus is not None
 
     def settled(self, rows: Encoded, outputs: np.ndarray, reader: Reader) -> np.ndarray:
-        """Return the outputs on rows, with those that the base model alone makes in their place."""
+        """Return the outputs on rows, with the base model's own where the adapter has no part."""
         return outputs
 
     def found(self, rows: Encoded, outputs: np.ndarray, reader: Reader) -> Found | None:
@@ -62,7 +62,7 @@ class FamilyScores(Bound):
         return None
 
     def blank_scores(self, rows: Encoded) -> RowScores | None:
-        """Return the scores of a model that is always wrong, where those of a real one take long.
+        """Return the scores of a model that is always wrong, where a real one would take long.
 
         They show the kind of the rows' scores. None: a few rows are scored instead.
         """
