@@ -172,7 +172,7 @@ def _ours(rows: Rows, size: int) -> Step:
             loss, _ = task.batch_loss(model, batch)
             torch.autograd.backward(loss * (task.loss_items(batch) / len(rows)))
 
-    known = {"input_ids": batches[0]["query_input_ids"]}
+    known = {"input_ids": batches[0]["query_0_input_ids"]}
     return Step(model, known, optimizer=_optimizer(model), passes=passes)
 
 

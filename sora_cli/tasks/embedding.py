@@ -38,6 +38,7 @@ from sora_cli.tasks.embedding_batch import (
     SCORE,
     TextBatches,
     by_side,
+    in_order,
     in_rows,
     inputs_of,
     of_all_processes,
@@ -264,8 +265,8 @@ class Embedding(Retrieval):
         return len(batch[KEYS])
 
     def inputs_of(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the documents, which the model reads after the queries: see `batch_loss`."""
-        return inputs_of(batch, QUERIES if HELD in batch else DOCUMENTS)
+        """Return some documents, which the model reads after the queries: see `batch_loss`."""
+        return inputs_of(batch, QUERIES if HELD in batch else DOCUMENTS)[0]
 
     def before_step(
         self, model: nn.Module, micro_batches: Sequence[Mapping[str, Any]]
@@ -342,8 +343,8 @@ class Embedding(Retrieval):
 
     def _side(self, model: nn.Module, batch: Mapping[str, Any], side: str) -> Tensor:
         """Return the vectors of all queries or documents of a batch, (texts, d)."""
-        inputs = inputs_of(batch, side)
-        return self._pooled(model(**inputs), inputs)
+        parts = inputs_of(batch, side)
+        return in_order([self._pooled(model(**part), part) for part in parts], batch, side)
 
     def _pooled(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         assert self._form is not None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from sora_cli.core.device import process_state
+from sora_cli.core.device import device_type, process_state
 from sora_cli.data.processor import pad_inputs
 from sora_cli.tasks.embedding_rows import IDS
 from sora_cli.tasks.embedding_scores import NO_TEXT
@@ -19,9 +20,15 @@ KEYS, SCORE = "keys", "score"
 """Columns of rows that are trained on, beside tokens: a hash of each text's, and a pair's score."""
 QUERIES, DOCUMENTS = "query", "documents"
 """Beginnings of names in a batch: the two sides, which are padded, and read, apart."""
+PASS = 64
+"""Tokens of padding for which texts of one side are read apart, on a CPU.
+
+A pass costs an accelerator far more of its tokens: there each side is one part.
+"""
 HELD = "held"
 """Column and name in a batch: numbers of documents whose vectors the base model has made."""
 _SLOTS = "slots"  # the place of each document in a table of (rows, k)
+_ORDER = "order"  # ends the name of the places of a side's texts, as the parts hold them
 
 
 @dataclass(frozen=True)
@@ -31,33 +38,67 @@ class TextBatches:
     tokenizer: Any
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Return `query_...` (n, tokens), `documents_...` (texts, tokens) and `keys` (n, 1 + k).
+        """Return the inputs of queries and documents (see `inputs_of`) and `keys` (n, 1 + k).
 
         A row may have fewer than k documents. In place of documents whose vectors are there, a
         batch has their numbers (texts,). Of single texts the batch is (texts, tokens).
         """
         if KEYS not in rows[0]:
             return self._padded([row[IDS] for row in rows])
-        queries = self._padded([row[IDS][0] for row in rows])
-        batch = {f"{QUERIES}_{name}": tensor for name, tensor in queries.items()}
+        batch = self._parts(QUERIES, [row[IDS][0] for row in rows])
         if HELD in rows[0]:
             batch[HELD] = torch.tensor([number for row in rows for number in row[HELD]])
         else:
-            documents = self._padded([ids for row in rows for ids in row[IDS][1:]])
-            batch |= {f"{DOCUMENTS}_{name}": tensor for name, tensor in documents.items()}
+            batch |= self._parts(DOCUMENTS, [ids for row in rows for ids in row[IDS][1:]])
         batch[KEYS] = torch.tensor([row[KEYS] for row in rows])
         batch[_SLOTS] = (batch[KEYS][:, 1:] != NO_TEXT).flatten().nonzero()[:, 0]
         if SCORE in rows[0]:
             batch[SCORE] = torch.tensor([row[SCORE] for row in rows])
         return batch
 
+    def _parts(self, side: str, ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        lengths = np.array([len(own) for own in ids])
+        if device_type() == "cpu":
+            parts = list(of_like_length(lengths, np.argsort(-lengths, kind="stable")))
+        else:
+            parts = [np.arange(len(ids))]
+        batch = {f"{side}_{_ORDER}": torch.from_numpy(np.argsort(np.concatenate(parts)))}
+        for number, part in enumerate(parts):
+            padded = self._padded([ids[place] for place in part])
+            batch |= {f"{side}_{number}_{name}": tensor for name, tensor in padded.items()}
+        return batch
+
     def _padded(self, ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         return pad_inputs(self.tokenizer, [{IDS: own} for own in ids])
 
 
-def inputs_of(batch: Mapping[str, Any], side: str) -> dict[str, Tensor]:
-    """Return the model's inputs for the queries or the documents of a batch, (texts, tokens)."""
-    return {n.removeprefix(f"{side}_"): t for n, t in batch.items() if n.startswith(f"{side}_")}
+def of_like_length(lengths: np.ndarray, order: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the parts of texts that are read together: apart where that saves `PASS` tokens.
+
+    Args:
+        lengths: tokens of each text. order: numbers of texts, the longest first.
+    """
+    longest = lengths[order]
+    saved = np.arange(len(order), 0, -1) * (longest[:1] - longest)  # by a cut before each text
+    cut = int(saved.argmax())
+    if saved[cut] <= PASS:
+        yield order
+    else:
+        yield from of_like_length(lengths, order[:cut])
+        yield from of_like_length(lengths, order[cut:])
+
+
+def inputs_of(batch: Mapping[str, Any], side: str) -> list[dict[str, Tensor]]:
+    """Return the model's inputs, (texts, tokens), for each part of a batch's texts of one side."""
+    found: list[dict[str, Tensor]] = []
+    while named := [name for name in batch if name.startswith(f"{side}_{len(found)}_")]:
+        found.append({n.removeprefix(f"{side}_{len(found)}_"): batch[n] for n in named})
+    return found
+
+
+def in_order(parts: Sequence[Tensor], batch: Mapping[str, Any], side: str) -> Tensor:
+    """Return the vectors of all texts of one side, (texts, d), in the order of the rows."""
+    return torch.cat(list(parts)).index_select(0, batch[f"{side}_{_ORDER}"])
 
 
 def in_rows(queries: Tensor, documents: Tensor, batch: Mapping[str, Any]) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from methods.dropout import replace_dropouts
 from sora_cli.model.base import Base
-from sora_cli.tasks import embedding_scores
+from sora_cli.tasks import embedding_batch, embedding_scores
 from sora_cli.tasks.embedding import Embedding
 from sora_cli.tasks.encoded import Encoded, Predictions
 from tests.helpers_errors import refusal
@@ -36,6 +36,12 @@ from tests.helpers_vectors import (
 Rows = Sequence[Mapping[str, Any]]
 NEAR = {"rtol": 1e-9, "atol": 1e-12}
 SHAPES = ["mean", "cls, dense", "lasttoken, decoder", "lasttoken, padded left", "prompts", "long"]
+
+
+@pytest.fixture(autouse=True)
+def _read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts this short would be read in one pass."""
+    monkeypatch.setattr(embedding_batch, "PASS", 2)
 
 
 def distinct_rows(rows: int, *, negatives: int = 1, seed: int = 0) -> list[dict[str, str]]:
