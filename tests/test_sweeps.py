@@ -167,7 +167,7 @@ def test_every_other_family_is_compared_at_equal_budgets() -> None:
     runs = {each.name: each for each in plan.runs}
     # sweeps of their own
     apart = {"causal-lm", "preference", "sequence-classification", "sequence-regression"}
-    apart |= {"embedding", "reranking", "reward", "thumbs"}  # not compared yet
+    apart |= {"embedding", "reranking", "reward", "thumbs"}  # of their own, or not compared yet
     assert of(plan, "task.name") == set(task_names()) - apart
     taking = [each for each in plan.runs if each.takes]
     assert len(taking) == 6 * 3
