@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -225,22 +225,27 @@ class Passes:
 
             def step() -> None:
                 nonlocal kept
-                before = tracker.live
-                with self._offloaded(known, tracker):
-                    loss = self._loss(inputs)
-                kept = tracker.live - before
-                loss.backward()
+                for batch in self._compared([inputs] * passes):
+                    before = tracker.live
+                    with self._offloaded(known, tracker):
+                        loss = self._loss(batch)
+                    kept = tracker.live - before
+                    loss.backward()
 
             # around both passes: a checkpoint runs its part of the model again in the backward pass
             replaced = {f"model.{name}": tensor for name, tensor in state.items()}
-            for _ in range(passes):
+            if passes:
                 torch.func.functional_call(_Around(self.model), replaced, (step,))
         return Trace(tracker.peak, tracker.small_at_peak, kept, tracker.moved_peak)
 
-    def _loss(self, inputs: Tensors) -> Any:
+    @torch.no_grad()
+    def _compared(self, batches: list[Tensors]) -> Sequence[Tensors]:
+        return batches if self.task is None else self.task.before_step(self.model, batches)
+
+    def _loss(self, batch: Tensors) -> Any:
         if self.task is not None:
-            return self.task.step_loss(self.model, inputs)[0]
-        return self.model(**inputs)["loss"]
+            return self.task.batch_loss(self.model, batch)[0]
+        return self.model(**batch)["loss"]
 
     def _offloaded(
         self, stays: list[Tensor], tracker: StorageTracker

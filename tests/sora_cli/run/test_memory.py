@@ -33,6 +33,7 @@ from sora_cli.tasks.encoded import Encoded
 from sora_cli.tasks.learned import LearnedHead
 from tests.helpers_models import tiny_bert, tiny_deberta, tiny_gpt2, tiny_llama
 from tests.helpers_runs import WORDS, tiny_tokenizer, write_rows
+from tests.helpers_vectors import bound_task, opened_base, write_sentence_model
 from tests.methods.support import generator
 from tests.shared_files import ROOT
 
@@ -243,6 +244,27 @@ def test_tracing_leaves_the_model_as_it_was() -> None:
     assert not model.training
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_a_loss_of_the_whole_step_holds_one_side_at_a_time(tmp_path: Path) -> None:
+    """Of several micro-batches of queries and documents; of one, it holds both."""
+    texts = [{"query": f"{'the ' * 40}{w}", "positive": f"{'a ' * 40}{w}"} for w in WORDS[:8]]
+    task = bound_task(texts)
+    base = opened_base(task, write_sentence_model(tmp_path))
+    base.model.float().requires_grad_(False)
+    inject(base.model, create("lora"), generator=generator())
+    rows = task.encode(Dataset.from_list(texts), base.processor, training=True)
+    collate = task.collator(base.processor)
+    work = Passes(base.model, collate, "cpu", "fp32", task)
+    peaks = []
+    for passes in (1, 2):
+        traced, exact = work.trace(rows, passes)
+        real = work._run(work._batch(rows, 8), passes, lambda t: t.detach())
+        assert exact
+        # with data the model sees that its mask is all ones, and skips it
+        assert traced.peak == pytest.approx(real.peak, rel=0.15)
+        peaks.append(traced.peak)
+    assert peaks[1] < 0.75 * peaks[0]
 
 
 def test_an_evaluation_keeps_no_activations() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,7 @@ def test_a_part_saves_what_a_pass_costs(monkeypatch: pytest.MonkeyPatch, worth: 
     parts = list(of_like_length(lengths, np.argsort(-lengths, kind="stable")))
     assert sorted(np.concatenate(parts)) == list(range(64))
     cost = [len(part) * lengths[part].max() for part in parts]
-    for first, second in zip(parts, parts[1:], strict=False):
+    for first, second in pairwise(parts):
         assert lengths[first].min() > lengths[second].max()
     apart = 64 * lengths.max() - sum(cost)
     assert apart > worth * (len(parts) - 1) or len(parts) == 1
