@@ -141,16 +141,19 @@ class Retrieval(Task):
             made.append([float(grade) for grade in grades])
         return made
 
+    def adapted_rows(self, rows: Encoded) -> int | None:
+        return _queries(rows) if self.options.queries_alone else None
+
     def settled(self, rows: Encoded, outputs: np.ndarray, reader: Reader) -> np.ndarray:
-        if not self.options.queries_alone:
+        first = self.adapted_rows(rows)
+        if first is None:
             return outputs
-        first = _queries(rows)
 
         def documents() -> Encoded:
             places = range(first, len(rows.dataset))
             return Encoded(rows.dataset.select(places), rows.lengths[first:], truncated=0)
 
-        return np.concatenate([outputs[:first], reader.bare(rows, documents)])
+        return np.concatenate([outputs, reader.bare(rows, documents)])
 
     def found(self, rows: Encoded, outputs: np.ndarray, reader: Reader) -> Found | None:
         corpus = self.corpus

@@ -108,13 +108,16 @@ class GroupedBatchSampler(Sampler[list[int]]):
 class SortedByLength(TorchDataset[dict[str, Any]]):
     """A view of rows from longest to shortest, for evaluation with little padding.
 
+    Args:
+        first: number of rows in the view, the first ones; None: all.
+
     Attributes:
         order: (rows,) index into the data set for each position in the view.
     """
 
-    def __init__(self, rows: Encoded) -> None:
+    def __init__(self, rows: Encoded, first: int | None = None) -> None:
         self.rows, self.dataset = rows, rows.dataset
-        self.order = np.argsort(-rows.lengths, kind="stable")
+        self.order = np.argsort(-rows.lengths[:first], kind="stable")
 
     def __len__(self) -> int:
         return len(self.order)

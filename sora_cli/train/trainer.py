@@ -236,7 +236,7 @@ class AdapterTrainer(ResumingTrainer):
 
     def predictions_of(self, rows: Encoded, metrics: Sequence[str]) -> Predictions:
         """Return the model's outputs on a split, and its texts if these metrics need texts."""
-        out = self.predict(SortedByLength(rows))
+        out = self.predict(_adapted(self.task, rows))
         return self._completed(rows, out.predictions, metrics)
 
     def final_predictions(self, rows: Encoded, metrics: Sequence[str]) -> Predictions:
@@ -257,7 +257,7 @@ class AdapterTrainer(ResumingTrainer):
             return Predictions(
                 np.empty((len(rows.examples), 0)), None, rows, self.write(rows.examples)
             )
-        outputs = self.predict(SortedByLength(rows)).predictions
+        outputs = self.predict(_adapted(self.task, rows)).predictions
         outputs = self.task.settled(rows, outputs, self.reader)
         found = self.task.found(rows, outputs, self.reader)
         return Predictions(outputs, None, rows, reference=self._reference(rows), found=found)
@@ -321,6 +321,10 @@ class AdapterTrainer(ResumingTrainer):
         )
 
 
+def _adapted(task: Task, rows: Encoded) -> SortedByLength:
+    return SortedByLength(rows, task.adapted_rows(rows))
+
+
 def worker_context(workers: int) -> BaseContext | None:
     """Return the multiprocessing context for DataLoader workers; None: the default.
 
@@ -376,7 +380,7 @@ def build_trainer(
             train=train,
             base=base,
             args=training_arguments(recipe, output, task.best, evaluates=select is not None),
-            eval_dataset=None if select is None else SortedByLength(select),
+            eval_dataset=None if select is None else _adapted(task, select),
             data_collator=task.collator(base.processor),
             callbacks=split_loggers(recipe.training.loggers)[1],
         )

@@ -48,8 +48,12 @@ class FamilyScores(Bound):
         """True if the score of a row does not depend on the other rows."""
         return self.options.ROWS_ALONE or self.corpus is not None
 
+    def adapted_rows(self, rows: Encoded) -> int | None:
+        """Return how many of the rows, the first ones, the adapter has a part in; None: all."""
+        return None
+
     def settled(self, rows: Encoded, outputs: np.ndarray, reader: Reader) -> np.ndarray:
-        """Return the outputs on rows, with the base model's own where the adapter has no part."""
+        """Return the outputs on rows, with the base model's own after those of `adapted_rows`."""
         return outputs
 
     def found(self, rows: Encoded, outputs: np.ndarray, reader: Reader) -> Found | None:

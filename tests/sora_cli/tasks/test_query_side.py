@@ -95,7 +95,8 @@ def test_scores_take_the_bases_documents(tmp_path: Path) -> None:
     rows = task.encode(Dataset.from_list([dict(r) for r in ROWS]), base.processor)
     reader = read_by(task, base)
     outputs = reader._outputs(rows)
-    settled = task.settled(rows, outputs, reader)
+    assert task.adapted_rows(rows) == 12
+    settled = task.settled(rows, outputs[:12], reader)
     bare = read_by(task, replace(base, model=plain))._outputs(rows)
     np.testing.assert_allclose(settled[:12], outputs[:12], rtol=1e-12)
     np.testing.assert_allclose(settled[12:], bare[12:], rtol=1e-9)
