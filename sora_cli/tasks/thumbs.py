@@ -297,7 +297,6 @@ class Thumbs(Referenced, AnswerRows):
                 "prediction": verdict,
                 "label": UP if row[GOOD] else DOWN,
                 "reward": float(reward),
-                "margin": float(reward if row[GOOD] else -reward),
             }
             for row, verdict, reward in zip(rows, verdicts, self._rewards(predictions), strict=True)
         ]

@@ -2,8 +2,8 @@
 
 They come from the file of `sora eval --predictions`, of any task family. The fields of a record
 decide how it is judged: a class or text is right or wrong (with logits, ordered by probability), a
-pair of answers is won or lost by the margin of its rewards, a number is ordered by its distance to
-the label, a record without a prediction by its loss.
+pair of answers is won or lost by the margin of its rewards, a thumb is ordered by its reward, a
+number by its distance to the label, a record without a prediction by its loss.
 """
 
 from __future__ import annotations
@@ -146,6 +146,9 @@ def judge(record: Record) -> Judged:
     margin = record.get("margin")
     if isinstance(margin, int | float):
         return Judged(record, margin > 0, abs(margin), "margin of the rewards")
+    reward = record.get("reward")
+    if isinstance(reward, int | float):
+        return Judged(record, prediction == label, abs(reward), "distance of the reward from 0")
     if isinstance(prediction, int | float) and isinstance(label, int | float):
         return Judged(record, None, abs(prediction - label), "distance to the label")
     if "prediction" not in record:

@@ -44,6 +44,8 @@ def test_probabilities() -> None:
         ({"prediction": "Rome", "label": {"text": []}}, False),
         ({"prediction": ["O", "B-PER"], "label": ["O", "B-PER"]}, True),
         ({"prediction": ["O", None], "label": ["O", "B-PER"]}, False),
+        ({"prediction": "up", "label": "down", "reward": 0.3}, False),
+        ({"prediction": "down", "label": "down", "reward": -0.3}, True),
         ({"label": "a text", "loss": 0.5}, None),
     ],
 )
