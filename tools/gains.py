@@ -1,11 +1,12 @@
 """What an adapter gains over its base model on rows like those that trained it, and on others.
 
-    python -m tools.gains RUN... --rows FILE...
+    python -m tools.gains RUN... [--rows FILE...] [--most N]
 
 The first group are the rows that each run held out of its training split (data.selection:
-train-rows). Each file is a further group, of as many rows, among whose own documents, or labels,
-its rows are scored in the same way. Printed are the main score of the base model alone and with the
-adapter, times 100, and the mean gain of a row with its 95 % bootstrap interval, over all runs.
+train-rows), N of them. Each file is a further group, of as many rows, among whose own documents, or
+labels, its rows are scored in the same way. Printed are the main score of the base model alone and
+with the adapter, times 100, and the mean gain of a row with its 95 % bootstrap interval, over all
+runs.
 """
 
 from __future__ import annotations
@@ -37,21 +38,25 @@ def main() -> None:
     """Score and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--rows", nargs="+", type=Path, required=True)
+    parser.add_argument("--rows", nargs="+", type=Path, default=[])
+    parser.add_argument("--most", type=int, help="rows of a group; default: the recipe's")
     options = parser.parse_args()
     groups: dict[str, list[Pair]] = {}
     for run in options.runs:
         say(f"scoring {run} ...")
-        for name, pair in score(run, options.rows).items():
+        for name, pair in score(run, options.rows, options.most).items():
             groups.setdefault(name, []).append(pair)
     emit(table(groups))
 
 
-def score(run: Path, files: Sequence[Path]) -> dict[str, Pair]:
+def score(run: Path, files: Sequence[Path], most: int | None = None) -> dict[str, Pair]:
     """Return the scores of a run's base model and adapter on each group of rows."""
     report = read_report(run)
     assert report is not None
     recipe = load_stored(report.recipe, run / FILE_NAME, report.name).recipe.to_score()
+    if most is not None:
+        data = recipe.data.model_copy(update={"max_validation_rows": most})
+        recipe = recipe.model_copy(update={"data": data})
     given = recipe.data.files
     assert given is not None
     held = _pair(run, recipe)
