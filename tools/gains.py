@@ -64,7 +64,7 @@ def score(run: Path, files: Sequence[Path], most: int | None = None) -> dict[str
     for file in files:
         blocks = recipe.data.model_dump()
         blocks |= {"selection": "validation", "validation": ["validation"]}
-        blocks["files"] = {"train": given["train"], "validation": str(file)}
+        blocks["files"] = {"train": given["train"], "validation": [str(file)]}
         data = recipe.data.model_copy(update=blocks | {"max_validation_rows": len(held[0])})
         made[file.stem] = _pair(run, recipe.model_copy(update={"data": data}))
     return made
