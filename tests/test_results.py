@@ -239,3 +239,22 @@ def test_the_language_models_table_is_what_its_command_prints(capsys: Output) ->
     for share, label, loss, apart in rows:
         (line,) = {line for line in told.splitlines() if line.startswith(f"| {label} |")}
         assert all(cell in line for cell in (share.replace(" ", ""), loss, apart)), line
+
+
+def test_the_smallest_retrieval_adapters_are_what_the_command_prints(capsys: Output) -> None:
+    """Each row: an adapter, its bytes and their share, and both sides: score and difference."""
+    base, sized = commands("retrieval.md")[:2]
+    found = rows(base, capsys)
+    alone = rows([*base[:2], "--baseline", "query-lora-r8"], capsys)
+    told = printed([*sized, "--format", "markdown"], capsys)
+    lines = re.findall(r"^\| `([^`]+)` \| (.*) \|$", section("retrieval.md", "Sizes"), re.MULTILINE)
+    assert len(lines) == 13
+    for name, cells in lines:
+        n_bytes, share, score, apart, *queries = (cell.strip() for cell in cells.split("|"))
+        assert score == f"{100 * found[name]['metric']:.2f}"
+        assert apart == ("" if name == "lora-r8" else points(found[name]))
+        if name != "full":
+            of = alone[f"query-{name}"]
+            expected = "" if name == "lora-r8" else points(of)
+            assert queries == [f"{100 * of['metric']:.2f}", expected]
+            assert f"| {name} | 2 | {float(share.rstrip(' %')):g}% | {n_bytes} |" in told
