@@ -78,6 +78,10 @@ class Cut(AdapterMethod):
         self._due, self._record = self._steps_before(total_steps), None
 
     def _steps_before(self, total_steps: int) -> int:
+        if total_steps == 0:
+            raise MethodError(
+                "cut: a run of no steps has no cut: name lora, which keeps an adapter as it is"
+            )
         before = steps_of(self.config.cut_at, total_steps)
         if self.config.cut_at < 1:
             before = min(before, total_steps - 1)  # 0.8 of two steps, rounded, would be both

@@ -201,6 +201,7 @@ def test_a_share_leaves_a_step_to_heal_in_the_shortest_run() -> None:
         ({"cut_at": 20}, 20, "after 20 of 20 steps leaves no step"),
         ({"cut_at": 0.01}, 20, "after 0 of 20 steps leaves no step"),
         ({}, 1, "leaves no step"),
+        ({}, 0, "a run of no steps has no cut"),
     ],
 )
 def test_a_schedule_that_does_not_fit(options: dict[str, object], steps: int, message: str) -> None:
