@@ -258,3 +258,18 @@ def test_the_smallest_retrieval_adapters_are_what_the_command_prints(capsys: Out
             expected = "" if name == "lora-r8" else points(of)
             assert queries == [f"{100 * of['metric']:.2f}", expected]
             assert f"| {name} | 2 | {float(share.rstrip(' %')):g}% | {n_bytes} |" in told
+
+
+def test_the_scores_of_a_cut_are_what_the_command_prints(capsys: Output) -> None:
+    """Each row: a score, and its mean difference to LoRA r 8 at each size, or at 15 % by task."""
+    words = [*commands("scores.md")[0], "--format", "json"]
+    found = {(r["label"], r["task"]): r for r in json.loads(printed(words, capsys))["rows"]}
+    text = (RESULTS / "scores.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| `(\w+)` \| ([+-].*) \|$", text, re.MULTILINE)
+    assert len(lines) == 2 * 4
+    for name, cells in lines[:4]:
+        sizes = [points(found[f"{name}-{size}", None]) for size in (30, 15, 8, 4)]
+        assert cells.split(" | ") == sizes
+    for name, cells in lines[4:]:
+        apart = [found[f"{name}-15", task]["difference"] for task in GLUE]
+        assert cells.split(" | ") == [f"{100 * value:+.2f}" for value in apart]
