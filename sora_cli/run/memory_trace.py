@@ -231,6 +231,7 @@ class Passes:
                         loss = self._loss(batch)
                     kept = tracker.live - before
                     loss.backward()
+                    del loss  # the next pass would count it
 
             # around both passes: a checkpoint runs its part of the model again in the backward pass
             replaced = {f"model.{name}": tensor for name, tensor in state.items()}

@@ -25,7 +25,10 @@ from tests.docs.pages import DOCS, PAGES, Block, blocks, name_of
 from tests.run_folder import made_once
 from tests.shared_files import ROOT
 
-RUNS = tuple(f"docs/results/{name}.jsonl" for name in ("runs", "arena", "precision", "preferences"))
+RUNS = tuple(
+    f"docs/results/{name}.jsonl"
+    for name in ("runs", "arena", "precision", "preferences", "retrieval", "scores")
+)
 COLD = DOCS / "tutorials" / "first-run.md"
 LANGUAGES = {"sh", "python", "text", "yaml", "json", "csv", "toml"}
 """What fences may name: a block in another language would be neither run nor excused."""
