@@ -21,9 +21,10 @@ KEYS, SCORE = "keys", "score"
 QUERIES, DOCUMENTS = "query", "documents"
 """Beginnings of names in a batch: the two sides, which are padded, and read, apart."""
 PASS = 64
-"""Tokens of padding for which texts of one side are read apart, on a CPU.
+"""Tokens of padding for which texts of one side are read apart, by one process on a CPU.
 
-A pass costs an accelerator far more of its tokens: there each side is one part.
+A pass costs an accelerator far more of its tokens: there each side is one part. So it is in several
+processes, which must run the model equally often: DDP shares its buffers in each pass.
 """
 HELD = "held"
 """Column and name in a batch: numbers of documents whose vectors the base model has made."""
@@ -58,7 +59,7 @@ class TextBatches:
 
     def _parts(self, side: str, ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         lengths = np.array([len(own) for own in ids])
-        if device_type() == "cpu":
+        if device_type() == "cpu" and process_state().num_processes == 1:
             parts = list(of_like_length(lengths, np.argsort(-lengths, kind="stable")))
         else:
             parts = [np.arange(len(ids))]

@@ -71,7 +71,7 @@ def test_two_processes_give_what_one_gives(case: str, tmp_path: Path) -> None:
     for name, tensor in one.items():
         if case == "reranking" and name.endswith("classifier.bias"):
             continue  # it moves all numbers alike: its gradient is rounding, which Adam enlarges
-        # the processes read texts in other parts: rounding, which Adam enlarges
+        # one process reads texts in parts of like length: rounding, which Adam enlarges
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=5e-4)
     first, second = (read_report(tmp_path / name) for name in ("one", "two"))
     assert first is not None

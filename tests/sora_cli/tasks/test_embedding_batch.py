@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,18 +37,20 @@ def test_a_part_saves_what_a_pass_costs(monkeypatch: pytest.MonkeyPatch, worth: 
         assert sum(cost) == lengths.sum()
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(("device", "processes"), [("cpu", 1), ("cpu", 2), ("cuda", 1)])
 def test_parts_come_back_in_the_order_of_the_rows(
-    monkeypatch: pytest.MonkeyPatch, device: str
+    monkeypatch: pytest.MonkeyPatch, device: str, processes: int
 ) -> None:
     monkeypatch.setattr(embedding_batch, "PASS", 3)
     monkeypatch.setattr(embedding_batch, "device_type", lambda: device)
+    state = SimpleNamespace(num_processes=processes)
+    monkeypatch.setattr(embedding_batch, "process_state", lambda: state)
     texts = [[5] * 2, [6] * 9, [7], [8] * 9, [9] * 3]
     rows = [{"input_ids": [own, [own[0]]], "keys": [own[0], own[0]]} for own in texts]
     batch = TextBatches(tiny_tokenizer())(rows)
     parts = inputs_of(batch, QUERIES)
     widths = [part["input_ids"].shape[1] for part in parts]
-    assert widths == ([9, 3] if device == "cpu" else [9])
+    assert widths == ([9, 3] if (device, processes) == ("cpu", 1) else [9])
     vectors = in_order([part["input_ids"][:, :1] for part in parts], batch, QUERIES)
     assert vectors[:, 0].tolist() == [5, 6, 7, 8, 9]
     assert len(inputs_of(batch, DOCUMENTS)) == 1
