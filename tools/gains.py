@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.measure import markdown
+from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.reading import read_adapter
 from sora_cli.core.console import emit, say
 from sora_cli.experiments.compare.stats import difference
@@ -59,19 +60,19 @@ def score(run: Path, files: Sequence[Path], most: int | None = None) -> dict[str
         recipe = recipe.model_copy(update={"data": data})
     given = recipe.data.files
     assert given is not None
-    held = _pair(run, recipe)
+    adapter = read_adapter(run)
+    held = _pair(adapter, recipe)
     made = {HELD_OUT: held}
     for file in files:
         blocks = recipe.data.model_dump()
         blocks |= {"selection": "validation", "validation": ["validation"]}
         blocks["files"] = {"train": given["train"], "validation": [str(file)]}
         data = recipe.data.model_copy(update=blocks | {"max_validation_rows": len(held[0])})
-        made[file.stem] = _pair(run, recipe.model_copy(update={"data": data}))
+        made[file.stem] = _pair(adapter, recipe.model_copy(update={"data": data}))
     return made
 
 
-def _pair(run: Path, recipe: Recipe) -> Pair:
-    adapter = read_adapter(run)
+def _pair(adapter: Adapter, recipe: Recipe) -> Pair:
     with tempfile.TemporaryDirectory() as scratch:
         rows = selection_rows(recipe)
         model = Adapted(adapter, recipe, rows.task, Path(scratch))

@@ -137,11 +137,6 @@ class Scored(Cut):
             for path, sums in self._inputs.items():
                 sums.copy_(state[_INPUTS + path])
 
-    def take_over(self, layers: Layers, info: StepInfo) -> None:
-        """Go on from another run; a cut by inputs needs steps before it."""
-        self._next = info.step + 1
-        super().take_over(layers, info)
-
 
 @torch.no_grad()
 def weighted_basis(layer: LowRankLinear, inputs: Tensor) -> tuple[SingularBasis, Tensor]:

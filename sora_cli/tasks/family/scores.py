@@ -53,7 +53,7 @@ class FamilyScores(Bound):
         return None
 
     def settled(self, rows: Encoded, outputs: np.ndarray, reader: Reader) -> np.ndarray:
-        """Return the outputs on rows, with the base model's own after those of `adapted_rows`."""
+        """Append the base model's outputs on the other rows to the outputs on `adapted_rows`."""
         return outputs
 
     def found(self, rows: Encoded, outputs: np.ndarray, reader: Reader) -> Found | None:
