@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from sora_cli.core.openmp import CHOSEN_BY, wait_briefly
+from sora_cli.core.openmp import CHOSEN_BY, TURNS, wait_briefly
 from tests.shared_files import ROOT
 
 _PROGRAM = """
@@ -31,12 +31,12 @@ def test_each_way_to_start(way: str) -> None:
         [sys.executable, "-c", _PROGRAM.replace("__WAY__", repr(way))], capture_output=True,
         text=True, env=inherited, cwd=ROOT, check=True,
     )  # fmt: skip
-    assert json.loads(done.stdout) == ["1000", False]
+    assert json.loads(done.stdout) == [str(TURNS), False]
 
 
 @pytest.mark.parametrize(
     ("own", "found"),
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    [({}, str(TURNS)), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
 )
 def test_a_choice_of_the_users_stays(
     own: dict[str, str], found: str | None, monkeypatch: pytest.MonkeyPatch
