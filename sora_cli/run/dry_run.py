@@ -105,7 +105,7 @@ def dry_run(loaded: LoadedRecipe, *, rows: int | None = None) -> DryRun:
     emit_section("memory", memory_lines(memory))
     emit_section("output", output_lines(loaded))
     with in_dry_run(recipe, "timing a step"):
-        time = measure_step(ready, loaded.recipe)
+        time = measure_step(ready, recipe)
         reading = measure_corpus(ready, loaded.recipe)
     emit_section("in short", short_lines(loaded, ready, rate, steps, time, memory, reading))
     return DryRun(ready, time.seconds * steps.total, memory.peak)

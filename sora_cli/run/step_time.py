@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from sora_cli.core.device import device_module, device_type, forked_random
 from sora_cli.recipe.recipe import Recipe
@@ -37,8 +40,12 @@ class StepTime:
 def measure_step(ready: Prepared, recipe: Recipe) -> StepTime:
     """Time forward and backward passes over rows of median length; scale the fastest to a step.
 
-    Model, gradients and torch's random numbers are restored afterwards.
+    Where a loss compares the rows of a step and the step has several micro-batches, two of them are
+    run: what the loss must know of all rows takes passes of its own. Model, gradients and torch's
+    random numbers are restored afterwards.
     """
+    several = recipe.training.gradient_accumulation > 1
+    parts = 2 if several and ready.task.options.LOSS_COMPARES == "step" else 1
     lengths, batch_size = ready.train.lengths, recipe.training.batch_size
     order = np.argsort(lengths, kind="stable")
     middle = int(lengths[order[len(order) // 2]])
@@ -49,12 +56,12 @@ def measure_step(ready: Prepared, recipe: Recipe) -> StepTime:
     collate = ready.task.collator(ready.base.processor)
     rows = [ready.train.dataset[int(row)] for row in chosen]
     with forked_random():
-        passes = [run_passes(ready, recipe, collate(rows))]  # the first pass also warms up
+        passes = [run_passes(ready, recipe, collate(rows), parts)]  # the first pass also warms up
         while passes[0] < _VERY_LONG and len(passes) < _PASSES:
             if len(passes) > 1 and sum(passes) > _LONG:
                 break
-            passes.append(run_passes(ready, recipe, collate(rows)))
-    seconds = min(passes)  # other work on the machine makes a pass longer, never shorter
+            passes.append(run_passes(ready, recipe, collate(rows), parts))
+    seconds = min(passes) / parts  # other work on the machine makes a pass longer, never shorter
     step_tokens = float(lengths.mean()) * min(batch_size, len(lengths))
     # taken as linear in the tokens: the quadratic part of attention is not modelled
     return StepTime(seconds * step_tokens / tokens, len(chosen), tokens)
@@ -93,9 +100,12 @@ def measure_corpus(ready: Prepared, recipe: Recipe) -> float | None:
 def run_passes(
     ready: Prepared, recipe: Recipe, batch: dict[str, torch.Tensor], passes: int = 1
 ) -> float:
-    """Run forward and backward passes, and return their seconds.
+    """Run a step whose micro-batches are all this one, and return its seconds.
 
     Gradients add up over the passes, as in a step, and are removed at the end.
+
+    Args:
+        passes: number of micro-batches.
     """
     model = ready.base.model
     device = device_type()
@@ -107,12 +117,20 @@ def run_passes(
     try:
         began = time.perf_counter()
         with in_passes(recipe, model):
-            for _ in range(passes):
-                with autocast(recipe.training.precision, device), in_loss(recipe, model, device):
-                    loss, _ = ready.task.step_loss(model, inputs)
+            with torch.no_grad(), _computing(recipe, model, device):
+                micro_batches = ready.task.before_step(model, [inputs] * passes)
+            for each in micro_batches:
+                with _computing(recipe, model, device):
+                    loss, _ = ready.task.batch_loss(model, each)
                 torch.autograd.backward(loss)
         device_module().synchronize()
         return time.perf_counter() - began
     finally:
         model.zero_grad(set_to_none=True)
         model.train(before)
+
+
+@contextmanager
+def _computing(recipe: Recipe, model: nn.Module, device: str) -> Iterator[None]:
+    with autocast(recipe.training.precision, device), in_loss(recipe, model, device):
+        yield

@@ -153,6 +153,13 @@ class _Scaled(torch.nn.Module):
         return {"loss": (self.weight * x).sum()}
 
 
+def _looks_at_all(model: Any, batches: list[Any]) -> list[Any]:
+    """Run the model on each of several micro-batches, as a loss over a whole step does."""
+    for batch in batches if len(batches) > 1 else []:
+        assert not model(**batch)["loss"].requires_grad
+    return batches
+
+
 def test_a_step_is_scaled_from_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 16 rows of 100 tokens on average two of the middle are measured, 200 tokens."""
     clock = iter([0.0, 40.0])
@@ -160,7 +167,9 @@ def test_a_step_is_scaled_from_what_is_measured(monkeypatch: pytest.MonkeyPatch)
     model = _Scaled().eval()
     task = SimpleNamespace(
         collator=lambda _: lambda rows: {"x": torch.ones(len(rows))},
-        step_loss=lambda model, batch: (model(**batch)["loss"], None),
+        options=SimpleNamespace(LOSS_COMPARES="nothing"),
+        before_step=_looks_at_all,
+        batch_loss=lambda model, batch: (model(**batch)["loss"], None),
     )
     train_rows = SimpleNamespace(lengths=lengths, dataset=[None] * 101)
     ready: Any = SimpleNamespace(
@@ -181,3 +190,13 @@ def test_a_step_is_scaled_from_what_is_measured(monkeypatch: pytest.MonkeyPatch)
     clock = iter([0, 1, 0, 0.25, 0, 0.5, 0, 0.5])
     assert measure_step(ready, recipe).seconds == pytest.approx(0.25 * lengths.mean() * 16 / 200)
     assert model.passes == 1 + 2 + 4
+    task.options.LOSS_COMPARES = "step"
+    clock = iter([0, 40])
+    assert measure_step(ready, recipe).seconds == pytest.approx(40 * lengths.mean() * 16 / 200)
+    parted: Any = SimpleNamespace(
+        training=TrainingBlock(batch_size=16, gradient_accumulation=2), model=recipe.model
+    )
+    clock, model.passes = iter([0, 40]), 0
+    half = 20 * lengths.mean() * 16 / 200  # two micro-batches of these rows are timed
+    assert measure_step(ready, parted).seconds == pytest.approx(half)
+    assert model.passes == 4

@@ -1,0 +1,133 @@
+"""What LoRA's alpha does that the learning rate does not: the tables of docs/results/alpha.md.
+
+    python -m tools.alpha [RUNS]
+
+RUNS is a directory of `recipes/sweeps/cpu/alpha.yaml` or the stored file. Rates and alphas are
+chosen on the rows held out of training, tasks apart; what is printed is the reported rows' score,
+times 100. The second table is the mean of both tasks at each alpha and rate, on the rows that
+choose. The third has the share of its variance, over alpha and rate, that a curve in their product
+alone explains, with the same degree as curves in alpha alone and in the rate alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from benchmarks.measure import markdown
+from sora_cli.core.console import emit
+from sora_cli.experiments.compare.finding import find_runs
+from sora_cli.experiments.compare.runs import Run, selection_score
+
+RUNS = Path("docs/results/alpha.jsonl")
+_DEGREE = 4
+Place = tuple[float, float]
+"""An alpha and a rate."""
+Scores = Mapping[Place, tuple[float, float]]
+"""By place: the score on the rows that choose, and on the reported rows; both times 100."""
+Grid = Mapping[int, Mapping[str, Scores]]
+"""By rank, then by task."""
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("runs", nargs="?", type=Path, default=RUNS)
+    grid = read_grid(find_runs([parser.parse_args().runs]).runs)
+    emit(chosen_table(grid))
+    for rank, tasks in grid.items():
+        emit(f"\nr {rank}, mean of {', '.join(tasks)} on the rows that choose")
+        emit(mean_table(means(tasks)))
+    emit("")
+    emit(explained_table(grid))
+
+
+def read_grid(runs: Sequence[Run]) -> Grid:
+    """Sort runs by rank, task, alpha and rate."""
+    grid: dict[int, dict[str, dict[Place, tuple[float, float]]]] = defaultdict(dict)
+    for run in runs:
+        chosen = selection_score(run.report)
+        assert chosen is not None
+        place = run.settings["method.alpha"], run.settings["training.learning_rate"]
+        scores = 100 * chosen, 100 * run.metric
+        grid[run.settings["method.r"]].setdefault(run.task, {})[place] = scores
+    return dict(sorted(grid.items()))
+
+
+def best(scores: Scores, alpha: float | None = None) -> Place:
+    """Return the place, of one alpha or of all, with the best score on the rows that choose."""
+    places = [place for place in scores if alpha in (None, place[0])]
+    return max(places, key=lambda place: scores[place][0])
+
+
+def chosen_table(grid: Grid) -> str:
+    """Return the reported score at the rate chosen for each alpha, and at the best of all."""
+    alphas = sorted({alpha for tasks in grid.values() for s in tasks.values() for alpha, _ in s})
+    rows = []
+    for rank, tasks in grid.items():
+        reported: dict[str, list[float]] = defaultdict(list)
+        for task, scores in tasks.items():
+            places = {f"{alpha:g}": best(scores, alpha) for alpha in alphas}
+            places["best"] = best(scores)
+            for name, place in places.items():
+                reported[name].append(scores[place][1])
+            cells = [f"{scores[p][1]:.2f} ({p[1]:g})" for p in list(places.values())[:-1]]
+            of_all = places["best"]
+            last = f"{scores[of_all][1]:.2f} ({of_all[0]:g}, {of_all[1]:g})"
+            rows.append([f"r {rank}", task, *cells, last])
+        both = [f"{fmean(reported[f'{a:g}']):.2f}" for a in alphas]
+        rows.append([f"r {rank}", "mean", *both, f"{fmean(reported['best']):.2f}"])
+    heads = [f"alpha {alpha:g} (rate)" for alpha in alphas]
+    return markdown(["rank", "task", *heads, "best (alpha, rate)"], rows)
+
+
+def means(tasks: Mapping[str, Scores]) -> dict[Place, float]:
+    """Return the mean over tasks on the rows that choose, at each alpha and rate."""
+    places = sorted(set.intersection(*(set(scores) for scores in tasks.values())))
+    return {place: fmean(scores[place][0] for scores in tasks.values()) for place in places}
+
+
+def mean_table(mean: Mapping[Place, float]) -> str:
+    """Return means by alpha (rows) and rate (columns)."""
+    rates = sorted({rate for _, rate in mean})
+    alphas = sorted({alpha for alpha, _ in mean})
+    rows = [[f"{a:g}", *(f"{mean[a, r]:.1f}" if (a, r) in mean else "" for r in rates)]
+            for a in alphas]  # fmt: skip
+    return markdown(["alpha", *(f"{rate:g}" for rate in rates)], rows)
+
+
+def explained(mean: Mapping[Place, float], of: Callable[[float, float], float]) -> float:
+    """Return the share of the variance that a polynomial in log10 of something explains.
+
+    Args:
+        of: alpha and rate to that something.
+    """
+    x = np.log10([of(*place) for place in mean])
+    y = np.array(list(mean.values()))
+    degree = min(_DEGREE, len(set(np.round(x, 6))) - 1)
+    left = y - np.polyval(np.polyfit(x, y, degree), x)
+    return float(1 - left.var() / y.var())
+
+
+def explained_table(grid: Grid) -> str:
+    """Return the shares of the variance that products, rates and alphas explain."""
+    ways: dict[str, Callable[[float, float], float]] = {
+        "alpha x rate": lambda alpha, rate: alpha * rate,
+        "sqrt(alpha) x rate": lambda alpha, rate: alpha**0.5 * rate,
+        "rate": lambda _, rate: rate,
+        "alpha": lambda alpha, _: alpha,
+    }
+    rows = []
+    for rank, tasks in grid.items():
+        mean = means(tasks)
+        rows.append([f"r {rank}", *(f"{100 * explained(mean, of):.0f} %" for of in ways.values())])
+    return markdown(["rank", *ways], rows)
+
+
+if __name__ == "__main__":
+    main()
