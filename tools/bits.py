@@ -299,13 +299,18 @@ def table(lines: list[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def points(line: dict[str, Any], other: dict[str, Any]) -> float:
+    """Return by how much one score is better than another, times 100."""
+    sign = -1 if facts_of(line["metric"]).smaller_is_better else 1
+    return float(100 * sign * (line["score"] - other["score"]))
+
+
 def _points(lines: list[dict[str, Any]], others: Sequence[dict[str, Any] | None]) -> str:
     """Return the mean difference in points, with its 95 % bootstrap interval over the pairs."""
     by_task: dict[str, list[float]] = defaultdict(list)
     for line, other in zip(lines, others, strict=True):
         if other is not None:
-            sign = -1 if facts_of(line["metric"]).smaller_is_better else 1
-            by_task[line["task"]].append(100 * sign * (line["score"] - other["score"]))
+            by_task[line["task"]].append(points(line, other))
     known = difference(list(by_task.values())) if by_task else None
     if known is None:
         return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ import torch
 from methods.factors import LowRankFactors
 from methods.grid import GROUP, round_factors
 from sora_cli.adapter.rounding import factor_bytes
+from sora_cli.core.figures import save_figure
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import train, write_recipe
 from tests.shared_files import ROOT
+from tools import bits_picture
 from tools.bits import WAYS, mixed, score, table
 
 RESULTS = ROOT / "docs" / "results"
@@ -24,6 +27,18 @@ def test_the_page_has_the_tables_that_are_printed(steps: int) -> None:
     lines = (RESULTS / "bytes.jsonl").read_text(encoding="utf-8").splitlines()
     of_steps = [line for line in map(json.loads, lines) if line["steps"] == steps]
     assert table(of_steps) in (RESULTS / "arena-bytes.md").read_text(encoding="utf-8")
+
+
+def test_the_picture_shows_what_nothing_smaller_beats(tmp_path: Path) -> None:
+    lines = (RESULTS / "bytes.jsonl").read_text(encoding="utf-8").splitlines()
+    found = bits_picture.read([x for x in map(json.loads, lines) if x["steps"] == 150])
+    assert {p.way for p in found} == {*bits_picture.WAYS}
+    assert not {p.label for p in found if "unilora" in p.label}  # it has one seed
+    kept = bits_picture.front(found)
+    assert [(p.text, p.way) for p in kept[-3:]] == [("15 %", "b4"), ("r 2", "b4"), ("r 8", "b4")]
+    assert all(a.share < b.share and a.lost < b.lost for a, b in pairwise(kept))
+    save_figure(bits_picture.draw(found), tmp_path / "bytes.png")
+    assert (tmp_path / "bytes.png").stat().st_size > 20_000
 
 
 def test_mixed_bits_keep_their_budget_and_lose_less_than_equal_bits() -> None:
