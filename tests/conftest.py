@@ -25,6 +25,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # else the processes of the run sha
 
 import pytest  # noqa: E402
 import torch  # noqa: E402 (reads the variables above)
+from tqdm import tqdm  # noqa: E402
 
 from tests import blank, second_opinion, warm  # noqa: E402
 
@@ -54,9 +55,11 @@ def pytest_runtest_setup() -> None:
 def pytest_runtest_teardown() -> None:
     """Take away the handler of `--verbose`: its stream is closed when a test's output is read.
 
-    Where CI is set, transformers' messages reach it, and each one is then a traceback.
+    Where CI is set, transformers' messages reach it, and each one is then a traceback. Bars of runs
+    that ended with an error go, too, before they are collected: the next bar would stand below.
     """
     logging.getLogger().handlers.clear()
+    tqdm._instances.clear()
 
 
 @pytest.hookimpl(optionalhook=True)

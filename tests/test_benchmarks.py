@@ -163,11 +163,12 @@ def test_a_busy_machine(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each way beside each number of loops, in turns; the loops run only meanwhile."""
-    seen: list[tuple[str, int]] = []
+    seen: list[tuple[dict[str, str], int]] = []
+    one = {"OMP_NUM_THREADS": "1"}
 
-    def train(_run: Path, way: str, _steps: int) -> tuple[float, str]:
+    def train(_run: Path, way: dict[str, str], _steps: int) -> tuple[float, str]:
         seen.append((way, len(loops)))
-        return 2.0 + len(loops), str(way == "one thread")
+        return 2.0 + len(loops), str(way == one)
 
     loops: list[object] = []
     monkeypatch.setattr(busy.subprocess, "Popen", lambda *_: loops.append(0) or Loop())
@@ -180,9 +181,11 @@ def test_a_busy_machine(
             pass
 
     monkeypatch.setattr(busy, "train", train)
-    monkeypatch.setattr(sys, "argv", ["busy", "--rounds", "2", "--loops", "0", "2"])
+    words = ["--rounds", "2", "--loops", "0", "2", "--turns", "3000"]
+    monkeypatch.setattr(sys, "argv", ["busy", *words])
     busy.main()
-    assert seen == [*((way, n) for n in (0, 2) for way in busy.WAYS)] * 2
+    ways = [*busy.WAYS.values(), {"GOMP_SPINCOUNT": "3000"}]
+    assert seen == [*((way, n) for n in (0, 2) for way in ways)] * 2
     shown = capsys.readouterr().out
     assert "\n| one thread | 2.0 (2.0 to 2.0) | 4.0 (4.0 to 4.0) |" in shown
     assert "1 with all threads, 1 with one, 2 together." in shown
