@@ -1,12 +1,12 @@
 """What LoRA's alpha does that the learning rate does not: the tables of docs/results/alpha.md.
 
-    python -m tools.alpha [RUNS]
+    python -m tools.alpha [RUNS...]
 
-RUNS is a directory of `recipes/sweeps/cpu/alpha.yaml` or the stored file. Rates and alphas are
-chosen on the rows held out of training, tasks apart; what is printed is the reported rows' score,
-times 100. The second table is the mean of both tasks at each alpha and rate, on the rows that
-choose. The third has the share of its variance, over alpha and rate, that a curve in their product
-alone explains, with the same degree as curves in alpha alone and in the rate alone.
+RUNS are directories of `recipes/sweeps/cpu/alpha.yaml` and `alpha-small.yaml`, or the stored file.
+Rates and alphas are chosen on the rows held out of training, tasks apart; what is printed is the
+reported rows' score, times 100. The second table is the mean of both tasks at each alpha and rate,
+on the rows that choose. The third has the share of its variance, over alpha and rate, that a curve
+in their product alone explains, beside curves of the same degree in other quantities.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from sora_cli.core.console import emit
 from sora_cli.experiments.compare.finding import find_runs
 from sora_cli.experiments.compare.runs import Run, selection_score
 
-RUNS = Path("docs/results/alpha.jsonl")
+RUNS = (
+    Path("docs/results/alpha.jsonl/cpu-alpha"),
+    Path("docs/results/alpha.jsonl/cpu-alpha-small"),
+)
 _DEGREE = 4
 Place = tuple[float, float]
 """An alpha and a rate."""
@@ -37,8 +40,8 @@ Grid = Mapping[int, Mapping[str, Scores]]
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("runs", nargs="?", type=Path, default=RUNS)
-    grid = read_grid(find_runs([parser.parse_args().runs]).runs)
+    parser.add_argument("runs", nargs="*", type=Path, default=RUNS)
+    grid = read_grid(find_runs(parser.parse_args().runs).runs)
     emit(chosen_table(grid))
     for rank, tasks in grid.items():
         emit(f"\nr {rank}, mean of {', '.join(tasks)} on the rows that choose")
@@ -72,16 +75,23 @@ def chosen_table(grid: Grid) -> str:
     for rank, tasks in grid.items():
         reported: dict[str, list[float]] = defaultdict(list)
         for task, scores in tasks.items():
-            places = {f"{alpha:g}": best(scores, alpha) for alpha in alphas}
-            places["best"] = best(scores)
-            for name, place in places.items():
-                reported[name].append(scores[place][1])
-            cells = [f"{scores[p][1]:.2f} ({p[1]:g})" for p in list(places.values())[:-1]]
-            of_all = places["best"]
-            last = f"{scores[of_all][1]:.2f} ({of_all[0]:g}, {of_all[1]:g})"
+            cells = []
+            for alpha in alphas:
+                if any(place[0] == alpha for place in scores):
+                    _, rate = place = best(scores, alpha)
+                    reported[f"{alpha:g}"].append(scores[place][1])
+                    cells.append(f"{scores[place][1]:.2f} ({rate:g})")
+                else:
+                    cells.append("")
+            alpha, rate = of_all = best(scores)
+            reported["best"].append(scores[of_all][1])
+            last = f"{scores[of_all][1]:.2f} ({alpha:g}, {rate:g})"
             rows.append([f"r {rank}", task, *cells, last])
-        both = [f"{fmean(reported[f'{a:g}']):.2f}" for a in alphas]
-        rows.append([f"r {rank}", "mean", *both, f"{fmean(reported['best']):.2f}"])
+        names = [*(f"{alpha:g}" for alpha in alphas), "best"]
+        both = [
+            f"{fmean(reported[n]):.2f}" if len(reported[n]) == len(tasks) else "" for n in names
+        ]
+        rows.append([f"r {rank}", "mean", *both])
     heads = [f"alpha {alpha:g} (rate)" for alpha in alphas]
     return markdown(["rank", "task", *heads, "best (alpha, rate)"], rows)
 
