@@ -201,6 +201,31 @@ def test_the_arena_prints_its_runs(
     assert sorted(shown) == sorted(found)
 
 
+def test_alphas_page_prints_the_arenas_runs(capsys: Output) -> None:
+    """Its tables of short and of long runs, like the arena's, and the differences to the cut."""
+    text = (RESULTS / "alpha.md").read_text(encoding="utf-8")
+    for words, title in zip(commands("alpha.md"), ("Short runs:", "Long runs:"), strict=True):
+        found: dict[str, dict[str | None, dict[str, Any]]] = {}
+        for row in json.loads(printed([*words, "--format", "json"], capsys))["rows"]:
+            found.setdefault(row["label"], {})[row["task"]] = row
+        table = text.partition(title)[2].split("\n\n")[1]
+        lines = re.findall(r"^\| [\d.]+ % \| `.*$", table, flags=re.MULTILINE)
+        assert len(lines) == 4
+        for line in lines:
+            share, name, runs, apart, *each = (cell.strip() for cell in line.strip("|").split("|"))
+            of, whole = found[name.strip("`")], found["lora-r8"]
+            assert share == f"{100 * of[None]['parameters'] / whole[None]['parameters']:.1f} %"
+            assert (runs, apart) == (str(of[None]["n"]), points(of[None]))
+            assert each == [f"{100 * of[task]['difference']:+.2f}" for task in GLUE]
+        words[words.index("lora-r8")] = "cut-15"
+        rows = json.loads(printed([*words, "--format", "json"], capsys))["rows"]
+        by = {row["task"]: row for row in rows if row["label"] == "lora-r1-alpha4"}
+        told = [points(by[None]), *(f"{100 * by[task]['difference']:+.2f}" for task in GLUE)]
+        plain = re.sub(r"\s+", " ", text.partition("\n## ")[0])
+        for figure in [told[0].split()[0].lstrip("+"), told[0].partition(" ")[2], *told[1:]]:
+            assert figure in plain
+
+
 def test_the_arenas_other_tasks_are_what_its_command_prints(capsys: Output) -> None:
     """Each row: smallest and largest share, label, mean difference to LoRA r 8, and each task's."""
     tasks = ("passages", "entities", "endings", "numbers", "digits", "captions")

@@ -5,19 +5,16 @@
 RUNS are directories of `recipes/sweeps/cpu/alpha.yaml` and `alpha-small.yaml`, or the stored file.
 Rates and alphas are chosen on the rows held out of training, tasks apart; what is printed is the
 reported rows' score, times 100. The second table is the mean of both tasks at each alpha and rate,
-on the rows that choose. The third has the share of its variance, over alpha and rate, that a curve
-in their product alone explains, beside curves of the same degree in other quantities.
+on the rows that choose.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-
-import numpy as np
 
 from benchmarks.measure import markdown
 from sora_cli.core.console import emit
@@ -28,7 +25,6 @@ RUNS = (
     Path("docs/results/alpha.jsonl/cpu-alpha"),
     Path("docs/results/alpha.jsonl/cpu-alpha-small"),
 )
-_DEGREE = 4
 Place = tuple[float, float]
 """An alpha and a rate."""
 Scores = Mapping[Place, tuple[float, float]]
@@ -44,10 +40,8 @@ def main() -> None:
     grid = read_grid(find_runs(parser.parse_args().runs).runs)
     emit(chosen_table(grid))
     for rank, tasks in grid.items():
-        emit(f"\nr {rank}, mean of {', '.join(tasks)} on the rows that choose")
+        emit(f"\nr {rank}, mean of {', '.join(tasks)} on the rows that choose:\n")
         emit(mean_table(means(tasks)))
-    emit("")
-    emit(explained_table(grid))
 
 
 def read_grid(runs: Sequence[Run]) -> Grid:
@@ -109,34 +103,6 @@ def mean_table(mean: Mapping[Place, float]) -> str:
     rows = [[f"{a:g}", *(f"{mean[a, r]:.1f}" if (a, r) in mean else "" for r in rates)]
             for a in alphas]  # fmt: skip
     return markdown(["alpha", *(f"{rate:g}" for rate in rates)], rows)
-
-
-def explained(mean: Mapping[Place, float], of: Callable[[float, float], float]) -> float:
-    """Return the share of the variance that a polynomial in log10 of something explains.
-
-    Args:
-        of: alpha and rate to that something.
-    """
-    x = np.log10([of(*place) for place in mean])
-    y = np.array(list(mean.values()))
-    degree = min(_DEGREE, len(set(np.round(x, 6))) - 1)
-    left = y - np.polyval(np.polyfit(x, y, degree), x)
-    return float(1 - left.var() / y.var())
-
-
-def explained_table(grid: Grid) -> str:
-    """Return the shares of the variance that products, rates and alphas explain."""
-    ways: dict[str, Callable[[float, float], float]] = {
-        "alpha x rate": lambda alpha, rate: alpha * rate,
-        "sqrt(alpha) x rate": lambda alpha, rate: alpha**0.5 * rate,
-        "rate": lambda _, rate: rate,
-        "alpha": lambda alpha, _: alpha,
-    }
-    rows = []
-    for rank, tasks in grid.items():
-        mean = means(tasks)
-        rows.append([f"r {rank}", *(f"{100 * explained(mean, of):.0f} %" for of in ways.values())])
-    return markdown(["rank", *ways], rows)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from tests.shared_files import ROOT
 
 RUNS = tuple(
     f"docs/results/{name}.jsonl"
-    for name in ("runs", "arena", "precision", "preferences", "retrieval", "scores")
+    for name in ("runs", "alpha", "arena", "precision", "preferences", "retrieval", "scores")
 )
 COLD = DOCS / "tutorials" / "first-run.md"
 LANGUAGES = {"sh", "python", "text", "yaml", "json", "csv", "toml"}

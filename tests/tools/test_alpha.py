@@ -1,33 +1,20 @@
-"""The tables of alphas and rates: who chooses, what is reported, and what a product explains."""
+"""The tables of alphas and rates: who chooses, what is reported, and what the page shows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import product
 
 import pytest
 
+from tests.shared_files import ROOT
 from tools.alpha import (
-    Grid,
     Scores,
     best,
     chosen_table,
-    explained,
-    explained_table,
+    main,
     mean_table,
     means,
 )
-
-ALPHAS, RATES = (4.0, 16.0, 64.0, 256.0), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-
-
-def grid() -> Grid:
-    """One task, whose scores depend on alpha x rate alone."""
-    scores = {}
-    for alpha, rate in product(ALPHAS, RATES):
-        away = abs(alpha * rate - 0.016)
-        scores[alpha, rate] = (90 - away, 80 - away)
-    return {8: {"stsb": scores}}
 
 
 def test_rows_held_out_choose_and_reported_rows_are_shown() -> None:
@@ -48,12 +35,11 @@ def test_means_are_of_places_that_all_tasks_have() -> None:
     assert mean_table(means(tasks)).splitlines()[2] == "| 4 | 85.0 |"
 
 
-def test_a_score_of_the_product_is_explained_by_it() -> None:
-    mean = means(grid()[8])
-    right = explained(mean, lambda alpha, rate: alpha * rate)
-    assert right > 0.95
-    assert right > explained(mean, lambda alpha, rate: rate) + 0.2  # noqa: ARG005
-    assert explained(mean, lambda alpha, rate: alpha) < 0.9  # noqa: ARG005
-    assert explained_table(grid()).splitlines()[2].startswith(f"| r 8 | {100 * right:.0f} %")
-    straight = {(1.0, rate): rate for rate in RATES}
-    assert explained(straight, lambda _, rate: 10**rate) == pytest.approx(1)
+def test_the_page_has_the_tables_that_are_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", ["alpha"])
+    main()
+    printed = capsys.readouterr().out.strip()
+    assert printed in (ROOT / "docs" / "results" / "alpha.md").read_text(encoding="utf-8")
