@@ -14,10 +14,11 @@ from methods.factors import LowRankFactors
 from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.card import rewrite_card, write_card
 from sora_cli.adapter.directory import write_adapter
-from sora_cli.adapter.metadata import AdapterMeta, BaseReference, Training
+from sora_cli.adapter.metadata import AdapterMeta, BaseReference, Training, step_words
 from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from sora_cli.core.console import printable
+from sora_cli.recipe.tolerance import AGREEMENT
 from tests.golden import NUMBER, told
 from tests.helpers_markdown import HOSTILE, tokens
 
@@ -116,6 +117,15 @@ def test_what_others_named_does_no_harm(name: str, lineage: bool, tmp_path: Path
     assert sum(part.type == "heading_open" for part in parts) == 6
     cells = ["".join(inner.content for inner in part.children or ()) for part in parts]
     assert f"{printable(' '.join(name.split()))}, no" in cells
+
+
+def test_a_step_of_the_lineage_in_words() -> None:
+    promise = {"command": "prune", "max_differ": 0.01, "given": "1%", "drop": 0.004}
+    assert step_words({**promise, "metric": AGREEMENT, "bits": None}) == (
+        f"prune: max differ 1%, share that differs 0.004, metric {AGREEMENT}"
+    )
+    assert step_words({**promise, "metric": "f1"}) == "prune: max differ 1%, drop 0.004, metric f1"
+    assert step_words({"command": "merge"}) == "merge"
 
 
 def test_equal_adapters_have_equal_cards(tmp_path: Path) -> None:

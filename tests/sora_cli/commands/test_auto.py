@@ -169,3 +169,8 @@ def test_too_few_steps_to_heal_are_told_before_training(
     refused(capsys, "auto", recipe, "training.max_steps=1", "--dry-run")
     assert not (tmp_path / "out").exists()
     assert run(["auto", str(recipe), "training.max_steps=8", "--dry-run"]) == OK
+
+
+def test_rows_are_shown_in_a_dry_run_only(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = error_of(capsys, "auto", recipe, "--max-drop", "60pt", "--preview", "2")
+    assert lines == ["error: --preview goes with --dry-run", "add --dry-run"]

@@ -56,11 +56,11 @@ def test_nothing_is_left(tmp_path: Path) -> None:
 
 
 def test_a_lock_of_another_program_stays(tmp_path: Path) -> None:
-    for content in ("x", "5", "[]", '{"name": "package-lock"}'):
-        (tmp_path / FILE_NAME).write_text(content)
+    for content in (b"x", b"5", b"[]", b'{"name": "package-lock"}', b"\xff\xfe"):
+        (tmp_path / FILE_NAME).write_bytes(content)
         with pytest.raises(SoraError, match=r"\.lock' was not written by this"), locked(tmp_path):
             pytest.fail("taken")
-        assert (tmp_path / FILE_NAME).read_text() == content
+        assert (tmp_path / FILE_NAME).read_bytes() == content
 
 
 def test_a_file_in_its_place(tmp_path: Path) -> None:

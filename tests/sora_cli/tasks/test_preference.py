@@ -158,3 +158,15 @@ def test_rounding_is_no_preference() -> None:
     assert task.metrics(made)["rewards/accuracies"] == 0.25
     assert task.answer_columns(made)[0] == ["rejected", "rejected", "chosen", "rejected"]
     assert task.metrics(made)["rewards/margins"] > 0  # margins themselves are shown as they are
+
+
+def test_without_a_reference_rewards_are_the_log_probabilities() -> None:
+    task, _ = encoded(ROWS, loss="simpo")
+    logps = np.array([[-10.0, -20.0], [-30.0, -12.0]])
+    sums = np.stack([-logps, np.full_like(logps, 4.0), np.zeros_like(logps)], axis=-1)
+    alone, beside = (
+        task.metrics(Predictions(sums, None, reference=reference))
+        for reference in (None, np.zeros_like(logps))
+    )
+    assert alone == beside
+    assert alone["rewards/accuracies"] == 0.5

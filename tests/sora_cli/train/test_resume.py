@@ -193,6 +193,10 @@ def test_a_finished_run_has_nothing_left_to_do(
     before = files_of(runs.whole)
     assert run(["train", str(runs.recipe), f"output.dir={runs.whole}", "--resume"]) == 0
     assert "already holds this run, finished" in capsys.readouterr().err
+    assert run(["train", str(runs.recipe), f"output.dir={runs.whole}", "--resume", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(
+        (runs.whole / "report.json").read_text(encoding="utf-8")
+    )
     assert files_of(runs.whole) == before
 
 

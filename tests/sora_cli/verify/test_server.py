@@ -22,7 +22,7 @@ from sora_cli.app import run
 from sora_cli.verify import server as client
 from sora_cli.verify.served import Served, judge, judge_texts
 from tests.golden import NUMBER, told
-from tests.helpers_errors import refused
+from tests.helpers_errors import error_of, refused
 from tests.helpers_models import tiny_llama
 from tests.helpers_verify import Made, letter_tokenizer
 
@@ -529,3 +529,26 @@ def test_what_does_not_go_together(made: Made, capsys: pytest.CaptureFixture[str
     refused(capsys, "verify", adapter, "--model", "x")
     for words in ([made.merged], ["--tolerance", "1e-3"], ["--certificate"]):
         refused(capsys, "verify", adapter, *words, "--server", url)
+
+
+def test_a_server_that_takes_no_form_of_request_is_asked_in_each() -> None:
+    with serving(lambda *_: plain({"error": {"message": "no such form"}}, 400)) as (url, paths):
+        server = client.Server(url)
+        with pytest.raises(client.ServerError, match="no such form"):
+            server.find_writing("a", [1])
+    assert len(paths) == len(client._WRITING)
+    assert server.way == client._WRITING[-1]
+
+
+def test_what_cannot_be_compared_with_a_server(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(made.base, tmp_path / "mute", ignore=shutil.ignore_patterns("token*"))
+    with serving(lambda *_: models("x")) as (url, paths):
+        (line, *_) = error_of(
+            capsys, "verify", made.adapter, "--server", url, "--base", tmp_path / "mute"
+        )
+        assert line.endswith("cannot be compared with a server: its base has no tokenizer")
+        (line, *_) = error_of(capsys, "verify", made.merged, "--server", url)
+        assert line.endswith("has no adapter that changes its base")
+    assert not [path for path in paths if "completions" in path]

@@ -225,6 +225,9 @@ def test_class_of_an_adapter_without_a_task() -> None:
     )  # fmt: skip
     assert auto_class_for(bare, bert.config) == "AutoModel"
     assert auto_class_for(bare, bert.config, [CLASSIFIER]) == "AutoModel"
+    nowhere = {f"no.{path}": f for path, f in adapter.layers.items()}
+    foreign = Adapter.of(nowhere, {}, (), None, adapter.base)
+    assert auto_class_for(foreign, bert.config, [CLASSIFIER]) == "AutoModel"  # its error is clear
 
 
 # memory

@@ -217,6 +217,12 @@ def test_a_certificate(tmp_path: Path) -> None:
     page = page_of(run)
     assert "Not certified:" in page.section("certificate")
     assert "not the adapter that the certificate is for" in page.text
+    assert "screening, unhealed" in said
+    alone = known.model_copy(update={**update, "screened": []})  # cut, or healed one by one
+    (run / "certificate.json").write_text(alone.model_dump_json())
+    said = page_of(run).section("certificate")
+    assert "screening" not in said
+    assert "40 44% 4 0.8000 (drop +0.0000) +0.0040 0.8000 passed, written" in said
 
 
 def test_the_rank_map_has_totals() -> None:
