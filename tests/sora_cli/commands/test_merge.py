@@ -216,6 +216,9 @@ def test_damaged_base_is_refused(tmp_path: Path, made: tuple[Path, Adapter]) -> 
     file = made[0] / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     _refused(tmp_path, made[1], "truncated or corrupt")
+    _refused(tmp_path, made[1], "is a file, not a model directory", base=str(file))
+    (made[0] / "config.json").write_text("[]", encoding="utf-8")
+    _refused(tmp_path, made[1], "is not a configuration: no JSON object")
 
 
 def test_base_without_tokenizer_is_said(

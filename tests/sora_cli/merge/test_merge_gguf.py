@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ import transformers
 from peft import PeftModel
 
 from sora_cli.app import run
+from sora_cli.core.errors import SoraError
+from sora_cli.merge import base
 from tests import smollm2
 
 PROMPTS = ("The capital of France is", "def add(a, b):")
@@ -24,6 +27,22 @@ def written(model: Any, tokenizer: Any, prompt: str) -> list[int]:
         ids = model.generate(**inputs, do_sample=False, max_new_tokens=16)
     tokens: list[int] = ids[0].tolist()
     return tokens
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("short", ["memory", "disk"])
+def test_a_gguf_file_too_large_is_refused_before_it_is_loaded(
+    short: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = smollm2.small(tmp_path_factory)
+    usage = SimpleNamespace(free=10 if short == "disk" else 10**15)
+    monkeypatch.setattr(base.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(base, "free_memory", lambda: 10 if short == "memory" else None)
+    monkeypatch.setattr(base, "_write_unpacked", None)
+    with smollm2.read(file), pytest.raises(SoraError) as caught:
+        base.open_base(str(file), None)
+    assert f" of {short} as float32, 10 B are free" in caught.value.what
+    assert (caught.value.hint == "set TMPDIR to a larger disk") == (short == "disk")
 
 
 @pytest.mark.long
