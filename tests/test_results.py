@@ -171,6 +171,34 @@ def points(row: dict[str, Any]) -> str:
     return f"{100 * row['difference']:+.2f} [{low}, {high}]"
 
 
+Found = dict[str, dict[str | None, dict[str, Any]]]
+"""Label -> task -> row; None: the mean over tasks."""
+
+
+def by_label(words: Sequence[str], capsys: Output) -> Found:
+    """What a comparison prints."""
+    found: Found = {}
+    for row in json.loads(printed([*words, "--format", "json"], capsys))["rows"]:
+        found.setdefault(row["label"], {})[row["task"]] = row
+    return found
+
+
+def told_beside_lora(text: str, found: Found, tasks: Sequence[str]) -> list[str]:
+    """Hold a table's rows against what is printed; return their labels.
+
+    Each row: share, label, runs, mean difference to LoRA r 8, and that of each task.
+    """
+    whole, shown = found["lora-r8"], []
+    for line in re.findall(r"^\| [\d.]+ % \| `.*$", text, flags=re.MULTILINE):
+        share, name, runs, apart, *each = (cell.strip() for cell in line.strip("|").split("|"))
+        of = found[label := name.strip("`")]
+        shown.append(label)
+        assert share == f"{100 * of[None]['parameters'] / whole[None]['parameters']:.1f} %"
+        assert (runs, apart) == (str(of[None]["n"]), points(of[None]))
+        assert each == [f"{100 * of[task]['difference']:+.2f}" for task in tasks]
+    return shown
+
+
 @pytest.mark.parametrize(
     ("title", "sweeps", "tasks"),
     [
@@ -182,44 +210,22 @@ def points(row: dict[str, Any]) -> str:
 def test_the_arena_prints_its_runs(
     title: str, sweeps: list[str], tasks: Sequence[str], capsys: Output
 ) -> None:
-    """Each row: share, label, runs, mean difference to LoRA r 8, and that of each task."""
     files = [f"{ARENA}/{name}" for name in sweeps]
-    text = printed(["compare", *files, "--baseline", "lora-r8", "--format", "json"], capsys)
-    found: dict[str, dict[str | None, dict[str, Any]]] = {}
-    for row in json.loads(text)["rows"]:
-        found.setdefault(row["label"], {})[row["task"]] = row
+    found = by_label(["compare", *files, "--baseline", "lora-r8"], capsys)
     for of in found.values():
         of.setdefault(None, of[tasks[0]])  # of one task there is no mean
-    whole, shown = found.pop("lora-r8"), []
-    for line in re.findall(r"^\| [\d.]+ % \| `.*$", section("arena.md", title), flags=re.MULTILINE):
-        share, name, runs, apart, *each = (cell.strip() for cell in line.strip("|").split("|"))
-        of = found[label := name.strip("`")]
-        shown.append(label)
-        assert share == f"{100 * of[None]['parameters'] / whole[None]['parameters']:.1f} %"
-        assert (runs, apart) == (str(of[None]["n"]), points(of[None]))
-        assert each == [f"{100 * of[task]['difference']:+.2f}" for task in tasks]
-    assert sorted(shown) == sorted(found)
+    shown = told_beside_lora(section("arena.md", title), found, tasks)
+    assert sorted([*shown, "lora-r8"]) == sorted(found)
 
 
 def test_alphas_page_prints_the_arenas_runs(capsys: Output) -> None:
     """Its tables of short and of long runs, like the arena's, and the differences to the cut."""
     text = (RESULTS / "alpha.md").read_text(encoding="utf-8")
     for words, title in zip(commands("alpha.md"), ("Short runs:", "Long runs:"), strict=True):
-        found: dict[str, dict[str | None, dict[str, Any]]] = {}
-        for row in json.loads(printed([*words, "--format", "json"], capsys))["rows"]:
-            found.setdefault(row["label"], {})[row["task"]] = row
         table = text.partition(title)[2].split("\n\n")[1]
-        lines = re.findall(r"^\| [\d.]+ % \| `.*$", table, flags=re.MULTILINE)
-        assert len(lines) == 4
-        for line in lines:
-            share, name, runs, apart, *each = (cell.strip() for cell in line.strip("|").split("|"))
-            of, whole = found[name.strip("`")], found["lora-r8"]
-            assert share == f"{100 * of[None]['parameters'] / whole[None]['parameters']:.1f} %"
-            assert (runs, apart) == (str(of[None]["n"]), points(of[None]))
-            assert each == [f"{100 * of[task]['difference']:+.2f}" for task in GLUE]
+        assert len(told_beside_lora(table, by_label(words, capsys), GLUE)) == 4
         words[words.index("lora-r8")] = "cut-15"
-        rows = json.loads(printed([*words, "--format", "json"], capsys))["rows"]
-        by = {row["task"]: row for row in rows if row["label"] == "lora-r1-alpha4"}
+        by = by_label(words, capsys)["lora-r1-alpha4"]
         told = [points(by[None]), *(f"{100 * by[task]['difference']:+.2f}" for task in GLUE)]
         plain = re.sub(r"\s+", " ", text.partition("\n## ")[0])
         for figure in [told[0].split()[0].lstrip("+"), told[0].partition(" ")[2], *told[1:]]:
