@@ -43,10 +43,10 @@ def draw_curve(axes: Any, certificate: Evidence) -> None:
     """
     whole = certificate.full.parameters
     shares = [100 * size.parameters / whole for size in certificate.screened]
-    axes.plot(
-        shares, [size.screening.drop for size in certificate.screened], color=QUIET, marker=".",
-        linewidth=1.0, label=f"cut, not healed ({_rows(certificate, 'screening')} screening rows)",
-    )  # fmt: skip
+    if certificate.screened:
+        drops = [size.screening.drop for size in certificate.screened]
+        label = f"cut, not healed ({_rows(certificate, 'screening')} screening rows)"
+        axes.plot(shares, drops, color=QUIET, marker=".", linewidth=1.0, label=label)
     for index, size in enumerate(certificate.candidates):
         _draw_candidate(axes, certificate, index, size)
     axes.axhline(0, color=INK, linewidth=0.6)

@@ -218,10 +218,11 @@ def test_a_certificate(tmp_path: Path) -> None:
     assert "Not certified:" in page.section("certificate")
     assert "not the adapter that the certificate is for" in page.text
     assert "screening, unhealed" in said
+    assert "cut, not healed (900 screening rows)" in said
     alone = known.model_copy(update={**update, "screened": []})  # cut, or healed one by one
     (run / "certificate.json").write_text(alone.model_dump_json())
     said = page_of(run).section("certificate")
-    assert "screening" not in said
+    assert "healed" not in said, "neither a column nor a curve of them"
     assert "40 44% 4 0.8000 (drop +0.0000) +0.0040 0.8000 passed, written" in said
 
 
