@@ -100,15 +100,15 @@ def load(source: Path) -> Any:
         ).eval()
 
 
-def model() -> Any:
-    """A copy of the model in float32."""
-    return copy.deepcopy(_model())
+def model(source: Path | None = None) -> Any:
+    """A copy of the model in float32, or of the one in another file."""
+    return copy.deepcopy(_model(source or file()))
 
 
 @cache
-def _model() -> Any:
-    with read():
-        return load(file())
+def _model(source: Path) -> Any:
+    with read(source):
+        return load(source)
 
 
 @cache
@@ -118,19 +118,22 @@ def tokenizer() -> Any:
         return load_tokenizer(str(file().parent), gguf_file=NAME)
 
 
-def write_adapter(folder: Path, *, strength: float, seed: int = 0) -> Path:
+def write_adapter(
+    folder: Path, *, strength: float, seed: int = 0, base: Path | None = None
+) -> Path:
     """Write an adapter of random factors, whose modules have 0 to 4 components.
 
     Args:
         strength: 0.01 to 0.05 changes about as much as a trained adapter does.
+        base: another file than the package's.
     """
-    adapted, generator = model(), torch.Generator().manual_seed(seed)
+    adapted, generator = model(base), torch.Generator().manual_seed(seed)
     method = registry.create("sora", r_max=R_MAX)
     layers = inject.inject(adapted, method, generator=generator)
     randomise(adapted, layers, (), ranks="mixed", generator=generator)
     for layer in layers.values():
         layer.B.data.mul_(strength)
-    save_adapter(adapted, method, folder, base_model=REFERENCE)
+    save_adapter(adapted, method, folder, base_model=str(base) if base else REFERENCE)
     return folder
 
 

@@ -69,7 +69,7 @@ def trained(folder: Path) -> None:
     words = [
         "train", str(ROOT / "recipes/offline/own-instructions.yaml"), f"data.files={files}",
         "data.max_length=128", "method={name: cut, r_max: 8, target_r: 1.2}",
-        "training.max_steps=8", "training.batch_size=4", "training.gradient_accumulation=1",
+        "training.max_steps=8", "training.batch_size=2", "training.gradient_accumulation=1",
         "training.learning_rate=2e-3", "training.evaluate=no", "data.max_validation_rows=4",
         f"output.dir={folder}", "--no-verify",
     ]  # fmt: skip

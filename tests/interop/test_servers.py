@@ -1,6 +1,6 @@
 """`sora verify --server` with real servers: llama.cpp's, and that of transformers.
 
-SmolLM2-135M-Instruct and two adapters of random factors.
+The first layers of SmolLM2-135M-Instruct and two adapters of random factors.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ from tests import smollm2
 from tests.interop.helpers_llama_cpp import NEEDS, LlamaCpp
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _read_once() -> Iterator[None]:
-    with smollm2.read():
-        yield
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    file = smollm2.small(tmp_path_factory)
+    with smollm2.read(file):
+        yield file
 
 
 @pytest.fixture(scope="module")
-def adapters(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("served")
-    one, other = (smollm2.write_adapter(folder / str(i), strength=0.05, seed=i) for i in (0, 1))
+    one, other = (
+        smollm2.write_adapter(folder / str(i), strength=0.05, seed=i, base=base) for i in (0, 1)
+    )
     return one, other
 
 
@@ -41,13 +44,13 @@ def verdict(capsys: pytest.CaptureFixture[str], adapter: Path, url: str) -> tupl
 
 @pytest.mark.long
 def test_llama_cpp(
-    adapters: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base: Path, adapters: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The adapter on, off, at half its strength; another adapter."""
     pytest.importorskip("xllamacpp", reason=NEEDS)
     lora = tmp_path / "lora.gguf"
     assert run(["export", str(adapters[0]), "-o", str(lora), "--format", "gguf"]) == 0
-    llama = LlamaCpp(smollm2.file(), lora)
+    llama = LlamaCpp(base, lora)
     assert verdict(capsys, adapters[0], llama.address) == (0, "this adapter")
     assert verdict(capsys, adapters[1], llama.address) == (1, "another adapter")
     for scale, word in ((0.0, "the bare base"), (0.5, "another adapter")):
@@ -76,18 +79,18 @@ def transformers_serve(model: Path) -> Iterator[str]:
 
 @pytest.mark.long
 def test_transformers_serve(
-    adapters: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base: Path, adapters: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It serves merged models and gives no log-probabilities: the texts decide."""
     for name in ("fastapi", "uvicorn", "openai"):
         pytest.importorskip(name, reason="needs pip install 'transformers[serving]'")
-    merged, base = tmp_path / "merged", tmp_path / "base"
+    merged, plain = tmp_path / "merged", tmp_path / "base"
     assert run(["merge", str(adapters[0]), "-o", str(merged)]) == 0
     with transformers_serve(merged) as url:
         assert verdict(capsys, adapters[0], url) == (0, "this adapter")
         assert verdict(capsys, adapters[1], url)[0] != 0
-    smollm2.model().save_pretrained(base)
+    smollm2.model(base).save_pretrained(plain)
     for file in merged.glob("*token*"):
-        (base / file.name).write_bytes(file.read_bytes())
-    with transformers_serve(base) as url:
+        (plain / file.name).write_bytes(file.read_bytes())
+    with transformers_serve(plain) as url:
         assert verdict(capsys, adapters[0], url) == (1, "the bare base")

@@ -134,6 +134,21 @@ def test_an_existing_file_stays(init: Init) -> None:
     assert Path("reviews.yaml").read_text() != "mine"
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("data.train=other", "there are no rows in split 'other'\n  splits: train\n"),
+        ("seed=3", "seed is no key of a recipe\n  write block.key=value\n"),
+        ("data.path=3", "data: path: Input should be a valid string\n"),
+        ("data.files.validation=b.csv", "no data file 'b.csv' (split validation)\n"),
+    ],
+)
+def test_a_wrong_value_leaves_no_recipe(value: str, said: str, init: Init) -> None:
+    Path("reviews.csv").write_text(_csv())
+    assert f"error: {said}" in init("reviews.csv", value, code=2)
+    assert not Path("reviews.yaml").exists()
+
+
 @pytest.mark.usefixtures("init")
 def test_files_take_the_place_of_a_recipes_path() -> None:
     Path("a.csv").write_text(_csv())

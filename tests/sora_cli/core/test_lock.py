@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sora_cli.core import lock
 from sora_cli.core.errors import SoraError
 from sora_cli.core.lock import FILE_NAME, locked
 
@@ -55,6 +56,27 @@ def test_nothing_is_left(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["report.json"]
 
 
+@pytest.mark.parametrize("times", [4, 99])
+def test_a_directory_that_others_remove_meanwhile_is_made_again(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that ends removes its empty directory: between our mkdir and our lock, too."""
+    real, left = lock._acquire, iter(range(times))
+
+    def acquire(directory: Path, elsewhere: str) -> object:
+        if next(left, None) is not None:
+            raise FileNotFoundError(directory)
+        return real(directory, elsewhere)
+
+    monkeypatch.setattr(lock, "_acquire", acquire)
+    if times > 5:  # it is told then, and not tried for ever
+        with pytest.raises(FileNotFoundError), locked(tmp_path / "out"):
+            pytest.fail("no lock")
+        return
+    with locked(tmp_path / "out"):
+        assert (tmp_path / "out" / FILE_NAME).exists()
+
+
 def test_a_lock_of_another_program_stays(tmp_path: Path) -> None:
     for content in (b"x", b"5", b"[]", b'{"name": "package-lock"}', b"\xff\xfe"):
         (tmp_path / FILE_NAME).write_bytes(content)
@@ -81,6 +103,7 @@ def test_many_at_once_take_turns(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
+from sora_cli.core import lock
 from sora_cli.core.errors import SoraError
 from sora_cli.core.lock import locked
 folder, alone = Path(sys.argv[1]), Path(sys.argv[2])

@@ -47,12 +47,16 @@ def test_a_gguf_file_too_large_is_refused_before_it_is_loaded(
 
 @pytest.mark.long
 def test_the_merged_model_writes_what_the_adapted_one_does(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On real weights: from a GGUF base to safetensors, the same tokens, and the tie kept."""
-    out, tokenizer = tmp_path / "merged", smollm2.tokenizer()
-    adapter = smollm2.write_adapter(tmp_path / "adapter", strength=0.01)
-    model = smollm2.model()
+    file, out = smollm2.small(tmp_path_factory), tmp_path / "merged"
+    tokenizer = smollm2.tokenizer()
+    adapter = smollm2.write_adapter(tmp_path / "adapter", strength=0.05, base=file)
+    model = smollm2.model(file)
     plain = [written(model, tokenizer, prompt) for prompt in PROMPTS]
     adapted = PeftModel.from_pretrained(model, adapter).eval()
     expected = [written(adapted, tokenizer, prompt) for prompt in PROMPTS]
@@ -60,7 +64,7 @@ def test_the_merged_model_writes_what_the_adapted_one_does(
     del adapted, model
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
-    with smollm2.read():
+    with smollm2.read(file):
         assert run(["merge", str(adapter), "-o", str(out)]) == 0
     assert not list((tmp_path / "scratch").iterdir())
     said = capsys.readouterr().err

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from sora_cli.core.errors import SoraError
 from sora_cli.data.columns import Column, Kind
 from sora_cli.propose.matching import Match, match
+from sora_cli.recipe import families
+from sora_cli.recipe.task_options import TaskOptions
 from tests.helpers_errors import refusal
 
 
@@ -203,3 +205,23 @@ def test_what_cannot_be_told_names_the_key(
 def test_a_label_that_is_not_there() -> None:
     with pytest.raises(SoraError, match="no column 'starz'"):
         _match("text:text stars:class", label_column="starz")
+
+
+class _LinesOptions(TaskOptions):
+    """A family that extends none of ours."""
+
+    NAME: ClassVar[str] = "lines"
+    COLUMNS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "text": ("text", "line"), "mark": ("mark",),
+    }  # fmt: skip
+    METRICS: ClassVar[tuple[str, ...]] = ("loss",)
+
+
+def test_a_family_that_stands_alone_takes_its_own_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(families._ADDED, "lines", (None, _LinesOptions))
+    found = _match("line:text mark:numbers other:text", task="lines")
+    assert (found.task, found.why) == ("lines", "columns of task lines")
+    assert found.taken == {"line": "text", "mark": "mark"}
+    assert _match("line:text a:class", task="lines").taken == {"line": "text"}
+    with refusal():
+        _match("other:text a:class", task="lines")

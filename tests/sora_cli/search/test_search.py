@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import numpy as np
+import pytest
 
-from sora_cli.search.search import in_fixed_order
+from sora_cli.search.evidence import Candidate
+from sora_cli.search.promise import Promise
+from sora_cli.search.search import Scored, in_fixed_order, sizes_tested
+from sora_cli.search.size import Size
 from sora_cli.search.sizes import last_passed
-from sora_cli.search.statistic import Bound
-from sora_cli.search.statistics import drop_bound
+from sora_cli.search.statistic import AFTERWARDS, Bound
+from sora_cli.search.statistics import drop_bound, statistic_of
 from sora_cli.tasks.row_scores import RowScores, row_scores
 
 ROWS = 300
@@ -73,6 +77,45 @@ def test_nothing_may_be_certified_and_everything() -> None:
     assert stricter.chosen is None
 
 
+def _sized(size: Size, scores: RowScores) -> Scored:
+    return Candidate(**size.model_dump(), test=None), scores
+
+
+def _promise(metric: str, drop: float) -> Promise:
+    return Promise(
+        metric=metric, max_drop=drop, given=f"{drop}", confidence=0.95, greater_is_better=True,
+        serve=None,
+    )  # fmt: skip
+
+
+def _sizes(number: int) -> list[Size]:
+    counts = range(number, 0, -1)
+    return [Size(parameters=n, components=n, largest_rank=n, served=n) for n in counts]
+
+
+@pytest.mark.parametrize(("there", "made"), [(9, 4), (3, 3)])
+def test_if_none_passes_smaller_ones_are_scored_to_the_first_that_breaks_the_promise(
+    there: int, made: int
+) -> None:
+    """Or to the first that is not there. 300 rows certify no drop below 0.01."""
+    wrong = iter([0, 0, 1, 9, 9])
+    full, promise = _with_wrong(0), _promise("accuracy", 0.005)
+    asked: list[int] = []
+
+    def make(size: Size) -> Scored | None:
+        if len(asked) == there:
+            return None
+        asked.append(size.parameters)
+        return _sized(size, _with_wrong(next(wrong)))
+
+    bound = statistic_of(full).method_on(ROWS, promise.confidence)
+    found, _ = sizes_tested(full, _sizes(5), make, promise, bound)
+    assert [size.parameters for size in found] == asked == [5, 4, 3, 2][:made]
+    tests = [size.test for size in found if size.test is not None]
+    assert [test.failed for test in tests] == [True, *(False for _ in tests[1:])]
+    assert [test.refused for test in tests[1:]] == [AFTERWARDS] * (made - 1)
+
+
 def test_a_size_that_hardly_differs_passes_or_is_passed_over() -> None:
     wanted = np.arange(ROWS) % 2
 
@@ -90,6 +133,15 @@ def test_a_size_that_hardly_differs_passes_or_is_passed_over() -> None:
     assert [bound.passed_over for bound in outcome.bounds] == [True, False]
     assert outcome.failed == [False, True]  # it ends there, as ever
     assert outcome.chosen is None
+    # the first size on which enough rows differ says what these rows can be expected to certify
+    full, promise, turned = scores(0), _promise("matthews_correlation", 0.2), iter([4, 15, 60])
+    bound = statistic_of(full).method_on(ROWS, promise.confidence)
+    assert bound.smallest_drop is None
+    found, method = sizes_tested(
+        full, _sizes(3), lambda size: _sized(size, scores(next(turned))), promise, bound
+    )
+    assert [size.test.is_of_many for size in found if size.test] == [False, True, True]
+    assert method.smallest_drop == statistic_of(full).beside(full, scores(15), ROWS, 0.95)
 
 
 def test_the_error_of_the_whole_sequence_is_that_of_one_test() -> None:

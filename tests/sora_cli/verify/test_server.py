@@ -274,6 +274,10 @@ def test_a_small_effect_and_rounding(
     code, facts = ask_of(capsys, small, OpenAI(on(coarse, merged, base), "vLLM", coarse))
     assert (code, facts["verdict"]) == (3, "cannot tell")
     assert "not the bare base" in facts["reason"]
+    # by texts alone: hardly a next token is another one
+    code, facts = ask_of(capsys, weaker(small, tmp_path / "tiny", 0.1), OpenAI(merged, "texts"))
+    assert (code, facts["verdict"]) == (3, "cannot tell")
+    assert "tell the adapter from its base" in facts["reason"]
 
 
 def test_a_server_that_heeds_no_name(
