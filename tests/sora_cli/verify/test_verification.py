@@ -48,6 +48,7 @@ from tests.helpers_models import (
     tiny_vit,
 )
 from tests.helpers_runs import tiny_tokenizer
+from tests.helpers_verify import letter_tokenizer
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 CAUSAL = "AutoModelForCausalLM"
@@ -195,6 +196,20 @@ def test_short_models_get_short_rows() -> None:
 def test_ids_that_both_vocabularies_have() -> None:
     configs = [transformers.BertConfig(vocab_size=size) for size in (5000, 40)]
     assert int(make_probe(configs, CLASSIFIER, None).inputs["input_ids"].max()) < 40
+
+
+@pytest.mark.parametrize("end", ["z", None])
+def test_tokenizer_without_a_padding_token_pads_with_its_end(end: str | None) -> None:
+    """Or is not used, if it has neither."""
+    tokenizer = letter_tokenizer()
+    tokenizer.pad_token, tokenizer.eos_token = None, end
+    probe = make_probe([tiny_gpt2().config], CLASSIFIER, tokenizer)
+    assert ("random" in probe.what) == (end is None)
+
+
+def test_sounds_are_made_for_whisper_alone() -> None:
+    with refusal():
+        make_probe([transformers.SpeechT5Config()], CLASSIFIER, None)
 
 
 def test_tokenizer_that_knows_none_of_the_words_is_not_used() -> None:
