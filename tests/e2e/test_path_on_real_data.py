@@ -13,13 +13,13 @@ from sora_cli.experiments.path.record import read_path
 from tests.shared_files import ROOT, glue_folder
 
 SHORT = [
-    "data.max_train_rows=96",
-    "data.max_validation_rows=40",
+    "data.max_train_rows=48",
+    "data.max_validation_rows=24",
     "data.max_length=48",
     "training.batch_size=16",
     "training.epochs=1",
     "path.epochs=1",
-    "path.memorisation_rows=32",
+    "path.memorisation_rows=16",
     "path.schedule.stop=0.1",
     "path.schedule.num=3",
 ]

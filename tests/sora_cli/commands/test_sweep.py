@@ -157,7 +157,7 @@ def test_lost_and_interrupted(folder: Path, tmp_path: Path) -> None:
     steps = {"training.max_steps": 12, "training.checkpoint": 4, "training.evaluate": "no"}
     path, directory = write(folder, grid={"training.seed": [3]}, set=steps)
     command = [warm.python(), "-m", "sora_cli", "sweep", str(path), f"output.dir={directory}"]
-    command += ["--no-verify", "--code", str(code)]
+    command += ["--no-verify", "--code", str(code), "--threads", "1"]
     with subprocess.Popen(command, env=warm.ENVIRONMENT) as process:
         first = wait_for(lambda: process_of(directory / "s3"))
         os.kill(first, signal.SIGKILL)
