@@ -124,6 +124,18 @@ def test_several_processes_take_the_smallest(monkeypatch: pytest.MonkeyPatch) ->
         _settled(Fake(1000.0))
 
 
+def test_memory_that_processes_share_and_what_a_process_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(micro_batch, "is_accelerated", lambda: False)
+    monkeypatch.setattr(micro_batch, "resident_memory", lambda: 5.0)
+    monkeypatch.setattr(micro_batch, "world_size", lambda: 2)
+    monkeypatch.setattr(micro_batch, "free_memory", lambda: 90)
+    assert micro_batch.available_memory() == 50.0
+    monkeypatch.setattr(micro_batch, "free_memory", lambda: None)
+    assert micro_batch.available_memory() is None
+
+
 def _ready() -> Prepared:
     recipe = _recipe()
     task = create_task(recipe.task, recipe.data)
