@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 from sora_cli.core.processes import is_main
@@ -20,6 +20,8 @@ from sora_cli.core.processes import is_main
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SWALLOWING = ("datasets/fingerprint.py", "dill/_dill.py")
 """Library files whose bare `except:` would swallow `Interrupted` and go on."""
+_NO_IMPORT = "_handle_fromlist"
+"""What `from package import name` also calls where the package was imported long ago."""
 _raised: list[int] = []
 """Signals that have raised `Interrupted` in this process (see `raise_on_signals`)."""
 _last_steps: list[Callable[[], None]] = []
@@ -129,20 +131,21 @@ def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (Python 
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
-    files = list(_files(frame))
-    # an import is running: C++ code of the module would abort on an exception
-    if any(file.startswith("<frozen importlib") for file in files):
+    running = list(_running(frame))
+    # an import: C++ code of the module would abort on an exception
+    if any(c.co_filename.startswith("<frozen importlib") and c.co_name != _NO_IMPORT
+           for c in running):  # fmt: skip
         _end(number, frame)
-    if any(file.endswith(_SWALLOWING) for file in files):
+    if any(c.co_filename.endswith(_SWALLOWING) for c in running):
         _send_again(number)
         return
     _raised.append(number)
     raise Interrupted(number)
 
 
-def _files(frame: FrameType | None) -> Iterator[str]:
+def _running(frame: FrameType | None) -> Iterator[CodeType]:
     while frame is not None:
-        yield frame.f_code.co_filename
+        yield frame.f_code
         frame = frame.f_back
 
 

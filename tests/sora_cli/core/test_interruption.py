@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -248,6 +250,24 @@ def test_while_datasets_makes_a_hash() -> None:
     assert done.returncode == 130, done.stderr
     assert "hashed" not in done.stderr
     assert "interrupted by SIGINT" in done.stderr
+
+
+def test_a_name_in_a_package_that_is_there_is_no_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It calls Python's import system, which loads nothing: the program may say what is kept."""
+
+    def get(name: str) -> None:
+        if name == "name":
+            interruption._raise(signal.SIGTERM, sys._getframe())
+
+    package = ModuleType("package")
+    vars(package).update(__path__=[], __getattr__=get)
+    monkeypatch.setitem(sys.modules, "package", package)
+    monkeypatch.setattr(interruption, "_raised", [])
+    monkeypatch.setattr(interruption, "_end", lambda *_: pytest.fail("at once"))
+    with pytest.raises(Interrupted) as caught:
+        exec("from package import name")
+    calls = traceback.extract_tb(caught.tb)
+    assert "_handle_fromlist" in [call.name for call in calls]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Error calling __set_name__"), SoraError("x")])
