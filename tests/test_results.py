@@ -221,7 +221,8 @@ def test_the_arena_prints_its_runs(
 def test_alphas_page_prints_the_arenas_runs(capsys: Output) -> None:
     """Its tables of short and of long runs, like the arena's, and the differences to the cut."""
     text = (RESULTS / "alpha.md").read_text(encoding="utf-8")
-    for words, title in zip(commands("alpha.md"), ("Short runs:", "Long runs:"), strict=True):
+    arena = commands("alpha.md")[1:]
+    for words, title in zip(arena, ("Short runs:", "Long runs:"), strict=True):
         table = text.partition(title)[2].split("\n\n")[1]
         assert len(told_beside_lora(table, by_label(words, capsys), GLUE)) == 4
         words[words.index("lora-r8")] = "cut-15"
@@ -230,6 +231,19 @@ def test_alphas_page_prints_the_arenas_runs(capsys: Output) -> None:
         plain = re.sub(r"\s+", " ", text.partition("\n## ")[0])
         for figure in [told[0].split()[0].lstrip("+"), told[0].partition(" ")[2], *told[1:]]:
             assert figure in plain
+
+
+def test_alphas_page_prints_the_runs_of_healing(capsys: Output) -> None:
+    words, text = commands("alpha.md")[0], section("alpha.md", "Healing after a cut")
+    by = by_label(words, capsys)
+    found = {label: f"{100 * of[None]['metric']:.2f}" for label, of in by.items()}
+    assert f"itself has {found.pop('lora-r8')} there" in text.replace("\n", " ")
+    table = re.findall(r"^\| (\d+) \| (.*) \|$", text, flags=re.MULTILINE)
+    assert found == {
+        f"alpha{alpha}-{rate}": score
+        for alpha, scores in table
+        for rate, score in zip(("5e-4", "1.5e-3", "4.5e-3"), scores.split(" | "), strict=True)
+    }
 
 
 def test_the_arenas_other_tasks_are_what_its_command_prints(capsys: Output) -> None:

@@ -15,8 +15,8 @@ from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows, tiny_tokenizer, write_rows
 from tests.shared_files import ROOT
 
-ROWS = 60_000
-"""Rows to be answered in 15 parts: seconds pass between the second part and the end."""
+ROWS = 40_000
+"""Rows to be answered in 10 parts: seconds pass between the second part and the end."""
 
 
 def started(*words: str) -> subprocess.Popen[str]:
