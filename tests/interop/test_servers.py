@@ -31,7 +31,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("served")
     one, other = (
-        smollm2.write_adapter(folder / str(i), strength=0.05, seed=i, base=base) for i in (0, 1)
+        smollm2.write_adapter(folder / str(i), strength=0.3, seed=i, base=base) for i in (0, 1)
     )
     return one, other
 
