@@ -286,23 +286,32 @@ def test_the_language_models_table_is_what_its_command_prints(capsys: Output) ->
         assert all(cell in line for cell in (share.replace(" ", ""), loss, apart)), line
 
 
-def test_the_smallest_retrieval_adapters_are_what_the_command_prints(capsys: Output) -> None:
-    """Each row: an adapter, its bytes and their share, and both sides: score and difference."""
-    base, sized = commands("retrieval.md")[:2]
-    found = rows(base, capsys)
-    alone = rows([*base[:2], "--baseline", "query-lora-r8"], capsys)
+@pytest.mark.parametrize(
+    ("title", "place", "number"), [("Sizes", 0, 14), ("Long runs", 2, 13), ("A second task", 3, 14)]
+)
+def test_the_smallest_retrieval_adapters_are_what_the_command_prints(
+    title: str, place: int, number: int, capsys: Output
+) -> None:
+    """Each row: an adapter and, with both sides and with queries alone, score and difference.
+
+    The first table has bytes and their share before them.
+    """
+    words, sized = commands("retrieval.md")[place], commands("retrieval.md")[1]
+    found = rows(words, capsys)
+    alone = rows([*words[:2], "--baseline", "query-lora-r8"], capsys)
     told = printed([*sized, "--format", "markdown"], capsys)
-    lines = re.findall(r"^\| `([^`]+)` \| (.*) \|$", section("retrieval.md", "Sizes"), re.MULTILINE)
-    assert len(lines) == 13
+    lines = re.findall(r"^\| `([^`]+)` \| (.*) \|$", section("retrieval.md", title), re.MULTILINE)
+    assert len(lines) == number
     for name, cells in lines:
-        n_bytes, share, score, apart, *queries = (cell.strip() for cell in cells.split("|"))
+        *size, score, apart, query_score, query_apart = (c.strip() for c in cells.split("|"))
         assert score == f"{100 * found[name]['metric']:.2f}"
         assert apart == ("" if name == "lora-r8" else points(found[name]))
         if name != "full":
             of = alone[f"query-{name}"]
-            expected = "" if name == "lora-r8" else points(of)
-            assert queries == [f"{100 * of['metric']:.2f}", expected]
-            assert f"| {name} | 2 | {float(share.rstrip(' %')):g}% | {n_bytes} |" in told
+            assert query_score == f"{100 * of['metric']:.2f}"
+            assert query_apart == ("" if name == "lora-r8" else points(of))
+        if size and name != "full":
+            assert f"| {name} | 2 | {float(size[1].rstrip(' %')):g}% | {size[0]} |" in told
 
 
 def test_the_scores_of_a_cut_are_what_the_command_prints(capsys: Output) -> None:
