@@ -286,32 +286,40 @@ def test_the_language_models_table_is_what_its_command_prints(capsys: Output) ->
         assert all(cell in line for cell in (share.replace(" ", ""), loss, apart)), line
 
 
+def retrieval_rows(title: str) -> list[tuple[str, list[str]]]:
+    """The adapters of a table, each with its cells."""
+    text = section("retrieval.md", title)
+    found = re.findall(r"^\| `([^`]+)` \| (.*) \|$", text, re.MULTILINE)
+    return [(name, [cell.strip() for cell in cells.split("|")]) for name, cells in found]
+
+
 @pytest.mark.parametrize(
     ("title", "place", "number"), [("Sizes", 0, 14), ("Long runs", 2, 13), ("A second task", 3, 14)]
 )
 def test_the_smallest_retrieval_adapters_are_what_the_command_prints(
     title: str, place: int, number: int, capsys: Output
 ) -> None:
-    """Each row: an adapter and, with both sides and with queries alone, score and difference.
-
-    The first table has bytes and their share before them.
-    """
-    words, sized = commands("retrieval.md")[place], commands("retrieval.md")[1]
+    """Each row ends with score and difference, of both sides and of queries alone."""
+    words = commands("retrieval.md")[place]
     found = rows(words, capsys)
     alone = rows([*words[:2], "--baseline", "query-lora-r8"], capsys)
-    told = printed([*sized, "--format", "markdown"], capsys)
-    lines = re.findall(r"^\| `([^`]+)` \| (.*) \|$", section("retrieval.md", title), re.MULTILINE)
+    lines = retrieval_rows(title)
     assert len(lines) == number
     for name, cells in lines:
-        *size, score, apart, query_score, query_apart = (c.strip() for c in cells.split("|"))
+        score, apart, query_score, query_apart = cells[-4:]
         assert score == f"{100 * found[name]['metric']:.2f}"
         assert apart == ("" if name == "lora-r8" else points(found[name]))
         if name != "full":
             of = alone[f"query-{name}"]
             assert query_score == f"{100 * of['metric']:.2f}"
             assert query_apart == ("" if name == "lora-r8" else points(of))
-        if size and name != "full":
-            assert f"| {name} | 2 | {float(size[1].rstrip(' %')):g}% | {size[0]} |" in told
+
+
+def test_the_bytes_of_retrieval_adapters_are_what_the_command_prints(capsys: Output) -> None:
+    told = printed([*commands("retrieval.md")[1], "--format", "markdown"], capsys)
+    for name, (n_bytes, share, *_) in retrieval_rows("Sizes"):
+        if name != "full":
+            assert f"| {name} | 2 | {float(share.rstrip(' %')):g}% | {n_bytes} |" in told
 
 
 def test_the_scores_of_a_cut_are_what_the_command_prints(capsys: Output) -> None:
