@@ -6,12 +6,11 @@ import random
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.helpers_models import tiny_llama
-from tests.helpers_runs import WORDS, write_rows
+from tests.helpers_runs import WORDS, save_recipe, write_rows
 
 CHATML = (
     "{% for m in messages %}<|im_start|> {{ m['role'] }} {{ m['content'] }} <|im_end|> "
@@ -58,7 +57,7 @@ def write_chat_base(folder: Path, *, tied: bool = True) -> Path:
 
 def write_chat_recipe(folder: Path, *, rows: int = 48, **blocks: dict[str, Any]) -> Path:
     """A recipe that trains for seconds; keyword arguments are merged into its blocks."""
-    recipe: dict[str, Any] = {
+    recipe = {
         "model": {"path": str(write_chat_base(folder / "base"))},
         "task": {"name": "causal-lm", "max_new_tokens": 6},
         "data": {
@@ -68,12 +67,5 @@ def write_chat_recipe(folder: Path, *, rows: int = 48, **blocks: dict[str, Any])
             },
             "max_length": 32,
         },
-        "method": {"name": "sora", "r_max": 4, "threshold": 0.01},
-        "training": {"epochs": 2, "batch_size": 8, "learning_rate": 0.01},
-        "output": {"dir": str(folder / "out")},
     }
-    for block, values in blocks.items():
-        recipe[block] = {**recipe.get(block, {}), **values}
-    path = folder / "chat.yaml"
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-    return path
+    return save_recipe(folder / "chat.yaml", recipe, blocks)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, TrainerCallback
@@ -25,9 +24,9 @@ from sora_cli.train.trainer import build_trainer
 from tests.helpers_chat import instruct_rows, write_chat_base, write_chat_recipe
 from tests.helpers_images import write_image_recipe, write_pair_recipe
 from tests.helpers_models import tiny_bert, tiny_bert_for, tiny_llama, tiny_t5
-from tests.helpers_runs import WORDS, save_base, write_recipe, write_rows
+from tests.helpers_runs import WORDS, save_base, save_recipe, write_recipe, write_rows
 
-TRAINING = {"epochs": 2, "batch_size": 8, "gradient_accumulation": 2, "learning_rate": 0.01}
+TRAINING = {"gradient_accumulation": 2}
 
 
 def _causal_lm(folder: Path) -> Path:
@@ -76,16 +75,7 @@ def _decoder_classification(folder: Path) -> Path:
 
 def write_family_recipe(folder: Path, **blocks: Any) -> Path:
     """A recipe from its blocks, which trains with SoRA for seconds."""
-    recipe: dict[str, Any] = {
-        "method": {"name": "sora", "r_max": 4, "threshold": 0.01},
-        "training": dict(TRAINING),
-        "output": {"dir": str(folder / "out")},
-    }
-    for block, values in blocks.items():
-        recipe[block] = {**recipe.get(block, {}), **values}
-    path = folder / "family.yaml"
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-    return path
+    return save_recipe(folder / "family.yaml", {}, blocks, **TRAINING)
 
 
 def choice_rows(rows: int, *, seed: int = 0, choices: int = 3) -> list[dict[str, Any]]:

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import yaml
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPProcessor, PreTrainedTokenizerFast
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from tests.helpers_models import VOCABULARY, tiny_clip, tiny_vit
+from tests.helpers_runs import save_recipe
 
 CORNERS = ("north west", "north east", "south west", "south east")
 SIDE = 8
@@ -110,16 +110,9 @@ def _write(folder: Path, task: str, base: Path, rows: int, blocks: dict[str, Any
     for number, (split, n) in enumerate({"train": rows, "validation": 16}.items()):
         files[split] = str(folder / f"{split}.parquet")
         corner_rows(n, seed=number).to_parquet(files[split])
-    recipe: dict[str, Any] = {
+    recipe = {
         "model": {"path": str(base)},
         "task": {"name": task},
         "data": {"files": files},
-        "method": {"name": "sora", "r_max": 4, "threshold": 0.01},
-        "training": {"epochs": 2, "batch_size": 8, "learning_rate": 0.01},
-        "output": {"dir": str(folder / "out")},
     }
-    for block, values in blocks.items():
-        recipe[block] = {**recipe.get(block, {}), **values}
-    path = folder / "images.yaml"
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-    return path
+    return save_recipe(folder / "images.yaml", recipe, blocks)

@@ -20,6 +20,7 @@ from sora_cli.report import RunReport, read_report
 from sora_cli.tasks.sequence import SequenceClassification
 from sora_cli.train.callback import MethodCallback
 from tests.helpers_models import tiny_bert
+from tests.present import present
 
 WORDS = [
     "cat", "dog", "bird", "fish", "sees", "hears", "likes", "knows", "red", "blue", "old", "new",
@@ -89,10 +90,30 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
+def save_recipe(
+    path: Path, recipe: dict[str, Any], changes: dict[str, dict[str, Any]], **training: Any
+) -> Path:
+    """A recipe that trains with SoRA for seconds; changes are merged into its blocks.
+
+    A method of another name takes the place of the whole block.
+    """
+    made = {
+        **recipe,
+        "method": {"name": "sora", "r_max": 4, "threshold": 0.01},
+        "training": {"epochs": 2, "batch_size": 8, "learning_rate": 0.01, **training},
+        "output": {"dir": str(path.parent / "out")},
+    }
+    for block, values in changes.items():
+        other = block == "method" and values.get("name", "sora") != "sora"
+        made[block] = dict(values) if other else {**made.get(block, {}), **values}
+    path.write_text(yaml.safe_dump(made, sort_keys=False), encoding="utf-8")
+    return path
+
+
 def write_recipe(folder: Path, model: Any, *, rows: int = 48, **blocks: dict[str, Any]) -> Path:
     """A recipe that trains for seconds; keyword arguments are merged into its blocks."""
     regression = blocks.get("task", {}).get("name") == "sequence-regression"
-    recipe: dict[str, Any] = {
+    recipe = {
         "model": {"path": str(save_base(model, folder / "base"))},
         "task": {"name": "sequence-classification"},
         "data": {
@@ -103,23 +124,14 @@ def write_recipe(folder: Path, model: Any, *, rows: int = 48, **blocks: dict[str
                 ),
             }
         },
-        "method": {"name": "sora", "r_max": 4, "threshold": 0.01},
-        "training": {"epochs": 2, "batch_size": 8, "learning_rate": 0.01},
-        "output": {"dir": str(folder / "out")},
     }
-    for block, values in blocks.items():
-        recipe[block] = {**recipe.get(block, {}), **values}
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-    return path
+    return save_recipe(folder / "tiny.yaml", recipe, blocks)
 
 
 def train(recipe: Path | str, *words: str) -> RunReport:
     """`sora train` in this process, which must end well; its report."""
     assert run(["train", str(recipe), "--no-verify", *words]) == 0
-    report = read_report(output_of(recipe, *words))
-    assert report is not None
-    return report
+    return present(read_report(output_of(recipe, *words)))
 
 
 class Trained:
@@ -214,8 +226,7 @@ def resumes_as_if_whole(
     if whole is None:
         whole = folder / "whole"
         train(recipe, f"output.dir={whole}")
-    expected = read_report(whole)
-    assert expected is not None
+    expected = present(read_report(whole))
     words = [f"output.dir={folder}/cut"]
     with monkeypatch.context() as patched:
         signal_at(patched, step, signal.SIGTERM)

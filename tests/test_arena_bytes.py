@@ -18,6 +18,7 @@ from methods.errors import MethodError
 from methods.grid import nearest, recognised
 from sora_cli.recipe.library import recipes_dir
 from sora_cli.recipe.plugins import load_code
+from tests.present import present
 from tests.test_arena_nested import IN_A_TRAINER
 
 CUT = 16
@@ -107,8 +108,7 @@ def test_the_result_is_on_the_grid_and_the_start_is_not(code: dict[str, Any], bi
         for layer in run.layers.values():
             stored = run.method.factors(layer).drop_zeros()
             for matrix in (stored.A, stored.B.T):
-                on_grid = recognised(matrix)
-                assert on_grid is not None
+                on_grid = present(recognised(matrix))
                 assert on_grid.bits <= bits
                 assert torch.equal(on_grid.values(), matrix)
 

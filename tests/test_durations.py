@@ -9,6 +9,7 @@ import pytest
 
 from tests import durations
 from tests.durations import COLLECTED, Durations, exceeded
+from tests.present import present
 
 
 @pytest.fixture
@@ -68,8 +69,7 @@ def test_a_test_stops_at_twenty_times_its_seconds(request: pytest.FixtureRequest
     known = Durations()
     assert request.config.stash[COLLECTED]
     for item in request.config.stash[COLLECTED]:
-        marker = item.get_closest_marker("timeout")
-        assert marker is not None
+        marker = present(item.get_closest_marker("timeout"))
         assert marker.args[0] >= 600
         assert marker.args[0] >= 20 * known.of(item.nodeid)
 

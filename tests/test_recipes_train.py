@@ -49,6 +49,7 @@ from tests.helpers_models import (
 )
 from tests.helpers_runs import GLUE, WORDS, save_base, train, write_glue
 from tests.matrix import rest_is_long
+from tests.present import present
 from tests.test_sweeps import GRIDS, planned_sweep, plugin
 
 SMALL = ["training.max_steps=2", "training.checkpoint=no", "data.max_validation_rows=16"]
@@ -157,8 +158,7 @@ def test_path_recipe(tmp_path: Path, small: list[str], name: str) -> None:
     if recipe.data.selection == "train-rows":
         words.append("data.selection_rows=8")
     assert run(["path", name, *words]) == 0
-    report = read_path(tmp_path / "out")
-    assert report is not None
+    report = present(read_path(tmp_path / "out"))
     assert [stage.total for stage in report.stages] == [96, 96]
     assert list(report.rows) == ["train-subset", "validation", "selection"]
     assert report.main_metric == recipe.task.options.metrics[0]
@@ -499,11 +499,9 @@ def test_a_few_steps(file: str, tmp_path: Path, deberta: Path, data: dict[str, P
         with plugin(file):
             assert run([plan.kind, planned.recipe, *flags, *words]) == 0, name
         if plan.kind == "path":
-            record = read_path(out)
-            assert record is not None
+            record = present(read_path(out))
             assert record.status == "completed"
             continue
-        report = read_report(out)
-        assert report is not None
+        report = present(read_report(out))
         check_run(report, planned.recipe, list(report.metrics))
         assert report.data.truncated == dict.fromkeys(report.data.rows, 0)

@@ -12,6 +12,7 @@ from sora_cli.report import read_report
 from tests.docs.pages import DOCS, blocks
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import write_recipe
+from tests.present import present
 
 PAGE = DOCS / "how-to" / "your-own-method.md"
 
@@ -29,7 +30,6 @@ def test_method_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     recipe.write_text("\n".join(lines), encoding="utf-8")
     assert run(["train", str(recipe), *options]) == 0
     assert run(["inspect", str(tmp_path / "out"), "--json"]) == 0
-    report = read_report(tmp_path / "out")
-    assert report is not None
+    report = present(read_report(tmp_path / "out"))
     end = sum(module.end for module in report.ranks.values())
     assert 0 < end < sum(module.start for module in report.ranks.values())

@@ -14,6 +14,7 @@ from sora_cli.search.evidence import Evidence, read_certificate
 from tests.helpers_chat import instruct_rows, write_chat_recipe
 from tests.helpers_runs import files_of, pair_rows, write_rows
 from tests.launched import launch_commands
+from tests.present import present
 from tests.sora_cli.experiments.auto.support import auto_recipe
 
 pytestmark = pytest.mark.long
@@ -57,9 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _certificate(run: Path) -> Evidence:
-    found = read_certificate(run)
-    assert found is not None
-    return found
+    return present(read_certificate(run))
 
 
 @pytest.mark.parametrize("kind", ["", "-alike", "-tokens"])

@@ -20,6 +20,7 @@ from tests.helpers_families import FAMILIES
 from tests.helpers_methods import set_method
 from tests.helpers_runs import resumes_as_if_whole
 from tests.pairs import Case, all_cases, cover
+from tests.present import present
 
 WITHOUT_LABELS = {
     "causal-lm": {"output"},
@@ -79,9 +80,7 @@ class Run:
         return self.recipe.parent / "out"
 
     def report(self) -> RunReport:
-        report = read_report(self.out)
-        assert report is not None
-        return report
+        return present(read_report(self.out))
 
     def train(self, *words: str) -> None:
         assert run(["train", str(self.recipe), *words]) == 0

@@ -10,6 +10,7 @@ import pytest
 from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from sora_cli.experiments.path.record import read_path
+from tests.present import present
 from tests.shared_files import ROOT, glue_folder
 
 SHORT = [
@@ -32,8 +33,7 @@ def test_path_then_pick(task: str, tmp_path: Path, capsys: pytest.CaptureFixture
     recipe = ROOT / "recipes" / "path" / f"{task}-minilm.yaml"
     words = [f"data.path={glue_folder()}", *SHORT, f"output.dir={out}"]
     assert run(["path", str(recipe), *words, "--controls"]) == 0
-    report = read_path(out)
-    assert report is not None
+    report = present(read_path(out))
     live = [stage.live for stage in report.stages]
     assert live[0] == 288
     assert live[0] > live[1] > live[2]

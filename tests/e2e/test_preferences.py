@@ -16,6 +16,7 @@ from sora_cli.search.evidence import required_certificate
 from tests.helpers_chat import instruct_rows, write_chat_recipe
 from tests.helpers_errors import refused
 from tests.helpers_runs import write_rows
+from tests.present import present
 
 
 def _pairs(rows: int, *, seed: int) -> list[dict[str, Any]]:
@@ -51,8 +52,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_reference_is_recorded(tuned: Path) -> None:
-    report = read_report(tuned / "dpo")
-    assert report is not None
+    report = present(read_report(tuned / "dpo"))
     assert report.base.reference == str(tuned / "sft")
     assert (tuned / "dpo" / "reference.safetensors").is_file()
     meta, _ = read_sora_file(tuned / "dpo" / "adapter" / "sora.json")
@@ -62,8 +62,7 @@ def test_the_reference_is_recorded(tuned: Path) -> None:
 def test_a_scored_adapter_and_a_merged_model_have_the_runs_scores(
     tuned: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = read_report(tuned / "dpo")
-    assert report is not None
+    report = present(read_report(tuned / "dpo"))
     merged = str(tuned / "merged")
     assert run(["merge", str(tuned / "dpo"), "-o", merged]) == 0
     for target in (str(tuned / "dpo"), merged):
@@ -77,8 +76,7 @@ def test_predictions_say_which_answer_is_preferred(tuned: Path) -> None:
     rows, out = tuned / "held.jsonl", tuned / "answers.jsonl"
     assert run(["predict", str(tuned / "dpo"), str(rows), "-o", str(out)]) == 0
     answers = [json.loads(line) for line in out.read_text().splitlines()]
-    report = read_report(tuned / "dpo")
-    assert report is not None
+    report = present(read_report(tuned / "dpo"))
     chosen = [a["prefers"] == "chosen" for a in answers]
     assert all((a["reward_chosen"] > a["reward_rejected"]) == c
                for a, c in zip(answers, chosen, strict=True))  # fmt: skip
@@ -103,8 +101,7 @@ def test_healing_keeps_the_reference(tuned: Path) -> None:
     healed = tuned / "healed"
     words = ["prune", str(tuned / "dpo"), "-o", str(healed), "--energy", "0.6", "--heal", "2"]
     assert run(words) == 0
-    report = read_report(healed)
-    assert report is not None
+    report = present(read_report(healed))
     assert report.base.reference == str(tuned / "sft")  # and not the cut adapter it starts from
     assert report.start is not None
     assert report.start.directory == str(tuned / "dpo")

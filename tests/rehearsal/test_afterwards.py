@@ -17,6 +17,7 @@ from sora_cli.report import read_report
 from tests.helpers_families import FAMILIES
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows, train, write_recipe, write_rows
+from tests.present import present
 from tests.rehearsal.test_commands import recipe_of
 from tests.rehearsal.watch import LOOSER, Watch, computing, on_cpu
 from tests.sora_cli.experiments.auto.support import auto_recipe, certificate_of
@@ -62,8 +63,7 @@ def test_a_finished_run(tmp_path: Path, said: Said) -> None:
             rows = [json.loads(x) for x in (folder / "p.jsonl").read_text().splitlines()]
             words = ["--mean-rank", "2", "--no-verify"]
             assert run(["prune", str(out), "-o", f"{folder}/healed", *words, "--heal", "2"]) == 0
-            healed = read_report(folder / "healed")
-            assert healed is not None
+            healed = present(read_report(folder / "healed"))
             assert run(["merge", str(out), "-o", f"{folder}/merged"]) == 0
             assert run(["verify", str(out), f"{folder}/merged"]) == 0
             assert run(["train", str(recipe), "--dry-run", f"output.dir={folder}/new"]) == 0
@@ -114,8 +114,7 @@ def test_a_search(tmp_path: Path, watch: Watch) -> None:
         out = tmp_path / place
         with device:
             assert run(["auto", str(recipe), "--no-verify", f"output.dir={out}"]) == 0
-        found = read_report(out)
-        assert found is not None
+        found = present(read_report(out))
         results.append([found.metrics, found.live_components, certificate_of(out).statement])
     close(*results)
     for device in (computing(), on_cpu()):

@@ -22,6 +22,7 @@ from sora_cli.run.prepare import prepare
 from sora_cli.train.trainer import AdapterTrainer
 from tests.helpers_families import FAMILIES
 from tests.helpers_runs import train
+from tests.present import present
 from tests.rehearsal import fake
 from tests.rehearsal.test_commands import METHODS, recipe_of
 
@@ -109,8 +110,7 @@ def test_a_step(
         "  training.micro_batch=auto, or training.gradient_checkpointing=true, or "
         "a data.max_length below 128, or a smaller training.batch_size"
     )
-    report = read_report(tmp_path / "out")
-    assert report is not None
+    report = present(read_report(tmp_path / "out"))
     assert (report.status, report.steps) == ("failed", 2)
     assert {file.name for file in (tmp_path / "out").iterdir()} <= {
         "report.json", "history.json", "checkpoints", ".lock",

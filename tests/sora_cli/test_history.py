@@ -19,6 +19,7 @@ from sora_cli.train.log import ReportLog, RunLog
 from tests.helpers_models import tiny_bert
 from tests.helpers_reports import write_report
 from tests.helpers_runs import files_of, train, write_recipe
+from tests.present import present
 
 OLD = Path(__file__).with_name("old_reports")
 """Real reports of version 1, without the blanks and line breaks between their values."""
@@ -76,8 +77,7 @@ def test_a_history_of_another_start_is_not_this_run_s(tmp_path: Path) -> None:
     _write(tmp_path, started="2026-01-02")
     assert not (tmp_path / "history.json").exists()
     (tmp_path / "history.json").write_text(history)
-    report = read_report(tmp_path)
-    assert report is not None
+    report = present(read_report(tmp_path))
     assert (report.started, report.live_components) == ("2026-01-02", [])
 
 
@@ -87,8 +87,7 @@ def test_a_finished_run_is_one_without_its_history(tmp_path: Path, content: str 
     (tmp_path / "history.json").unlink()
     if content is not None:
         (tmp_path / "history.json").write_text(content)
-    report = read_report(tmp_path)
-    assert report is not None
+    report = present(read_report(tmp_path))
     assert (report.status, report.live_components) == ("completed", [])
 
 
@@ -103,25 +102,21 @@ def test_killed_between_the_two_files(tmp_path: Path, monkeypatch: pytest.Monkey
         patched.setattr(ReportLog, "write", die)
         with pytest.raises(KeyboardInterrupt):
             log.save()
-    report = read_report(tmp_path)
-    assert report is not None
+    report = present(read_report(tmp_path))
     assert (report.status, report.live_components) == ("running", [4, 3])
 
 
 def test_old_reports_are_read_everywhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = read_report(OLD / "digits-sora-s0")
-    assert report is not None
+    report = present(read_report(OLD / "digits-sora-s0"))
     assert (report.schema_version, report.status) == (1, "completed")
     assert len(report.live_components) == report.steps == 540
     assert report.method_details["last_died"]
-    cost = Cost.of(report)
-    assert cost is not None
+    cost = present(Cost.of(report))
     assert 0 < cost.step < 1
     assert selection_scores(report) == {}
-    path = read_path(OLD / "rising-s0")
-    assert path is not None
+    path = present(read_path(OLD / "rising-s0"))
     assert path.stages[-1].live == sum(map(len, path.stages[-1].alive.values()))
     runs = find_runs([OLD]).runs
     assert [(run.task, run.seed, len(run.report.history) > 0) for run in runs] == [

@@ -25,6 +25,7 @@ from sora_cli.train.log import RunLog
 from sora_cli.train.trainer import AdapterTrainer
 from tests.helpers_models import HIDDEN, LAYERS, tiny_bert
 from tests.helpers_runs import Trained, glue_rows, pair_rows, train, write_recipe, write_rows
+from tests.present import present
 from tests.shared_files import ROOT
 
 RANK = 4
@@ -63,8 +64,7 @@ def test_the_seconds_are_those_of_the_process(tmp_path: Path) -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     whole = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     assert done.returncode == 0, done.stderr
-    report = read_report(tmp_path / "out")
-    assert report is not None
+    report = present(read_report(tmp_path / "out"))
     assert report.status == "completed"
     assert set(report.seconds) == PHASES
     told = sum(report.seconds.values())
@@ -95,8 +95,7 @@ def test_a_check_that_fails_is_timed_and_changes_nothing_else(
 
     monkeypatch.setattr("sora_cli.verify.run_check.self_check", broken)
     assert run(["train", str(_recipe(tmp_path, training={"max_steps": 1}))]) == 2
-    report = read_report(tmp_path / "out")
-    assert report is not None
+    report = present(read_report(tmp_path / "out"))
     assert report.status == "completed"
     assert report.error is None
     assert "verify" in report.seconds
@@ -156,8 +155,7 @@ def test_a_run_that_does_not_end_well(
                 run(["train", str(recipe)])
         else:
             assert run(["train", str(recipe)]) == code
-    report = read_report(tmp_path / "out")
-    assert report is not None
+    report = present(read_report(tmp_path / "out"))
     assert report.status == status
     assert said in str(report.error)
     assert report.finished is not None
@@ -282,8 +280,7 @@ def test_not_a_number_survives_and_later_versions_can_be_read(tmp_path: Path) ->
     path = tmp_path / "report.json"
     text = json.loads(path.read_text(), parse_constant=pytest.fail)  # strict JSON
     path.write_text(json.dumps({**text, "schema_version": 3, "new": [1]}))
-    back = read_report(tmp_path)
-    assert back is not None
+    back = present(read_report(tmp_path))
     assert back.status == "completed"
     assert math.isnan(back.metrics["validation"]["accuracy"])
     assert back.metrics["validation"]["loss"] == 0.5

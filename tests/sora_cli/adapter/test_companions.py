@@ -17,6 +17,7 @@ from sora_cli.adapter.metadata import BaseReference
 from sora_cli.app import run
 from sora_cli.data.processor import load_processor
 from tests.helpers_runs import files_of, tiny_tokenizer
+from tests.present import present
 
 AUTO = "AutoTokenizer"
 
@@ -48,8 +49,7 @@ def test_one_that_reads_back_differently_is_not_kept(
         return tokenizer
 
     monkeypatch.setattr("sora_cli.adapter.companions.load_processor", other)
-    said = save_processor(tiny_tokenizer(), AUTO, tmp_path)
-    assert said is not None
+    said = present(save_processor(tiny_tokenizer(), AUTO, tmp_path))
     assert "once loaded it gives other inputs" in said
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

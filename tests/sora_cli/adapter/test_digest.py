@@ -18,6 +18,7 @@ from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from sora_cli.report import FILE_NAME, read_report
 from tests.helpers_errors import refusal
 from tests.helpers_reports import write_report
+from tests.present import present
 
 UNKNOWN = "so it cannot be compared with the run's report"
 SAYS = "adapter has changed since the run: its report describes another adapter"
@@ -84,8 +85,7 @@ def test_what_counts(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_reports_without_a_digest_say_nothing(place: Path) -> None:
     write_report(place)
-    report = read_report(place)
-    assert report is not None
+    report = present(read_report(place))
     assert report.digests == {}
     assert result_remarks(place / "adapter") == []
 

@@ -19,6 +19,7 @@ from sora_cli.search.kept_answers import FILE_NAME, Kept
 from tests.helpers_asking import Row, fill, rows_of, truth
 from tests.helpers_errors import refused
 from tests.helpers_runs import train
+from tests.present import present
 from tests.sora_cli.commands.test_auto_ask import small
 
 Output = pytest.CaptureFixture[str]
@@ -56,9 +57,7 @@ def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def certificate(place: Path) -> Evidence:
-    found = read_certificate(place)
-    assert found is not None
-    return found
+    return present(read_certificate(place))
 
 
 @pytest.mark.long

@@ -17,6 +17,7 @@ from sora_cli.search.evidence import read_certificate
 from sora_cli.search.record import read_auto
 from tests.helpers_errors import error_of, refused
 from tests.helpers_runs import files_of, train
+from tests.present import present
 from tests.sora_cli.commands.promises import LABELS, Makers, labelled, same_end
 from tests.sora_cli.experiments.auto.support import auto_recipe
 
@@ -59,8 +60,7 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(
     told = capsys.readouterr().err
     assert "1 of the smaller sizes" not in told
     assert "the same command, without --force, continues from there" in told
-    record = read_auto(out)
-    assert record is not None
+    record = present(read_auto(out))
     assert record.full is not None
     assert record.candidates == []
     assert run(words) == 0
@@ -126,8 +126,7 @@ def test_a_metric_that_is_not_right_or_wrong_by_row(
     path = auto_recipe(tmp_path, task=task, auto=auto)
     assert run(["auto", str(path), "--no-verify"]) in (0, NO_VERDICT)
     assert "test rows can be expected to certify" in capsys.readouterr().err
-    found = read_certificate(tmp_path / "out")
-    assert found is not None
+    found = present(read_certificate(tmp_path / "out"))
     assert not found.bound.exact
     assert found.bound.method.startswith("approximate")
     first = next(size for size in found.screened if size.named)

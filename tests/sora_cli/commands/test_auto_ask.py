@@ -22,6 +22,7 @@ from sora_cli.search.record import read_auto
 from tests.helpers_asking import Row, fill, rows_of, truth, write
 from tests.helpers_errors import refused
 from tests.helpers_runs import pair_rows, write_rows
+from tests.present import present
 from tests.sora_cli.experiments.auto.support import auto_recipe, certificate_of
 
 Output = pytest.CaptureFixture[str]
@@ -111,8 +112,7 @@ def test_labels_are_asked_for_read_and_checked_again(
     private = [waiting.table, waiting.folder / "ask.txt", Kept.of(waiting.out).path]
     assert {mode(path) for path in private} == {0o600}
     assert not (waiting.out / "certificate.json").exists()
-    record = read_auto(waiting.out)
-    assert record is not None
+    record = present(read_auto(waiting.out))
     assert record.status == "interrupted"
     assert record.error is not None
     assert f"{len(rows)} labels are wanted" in record.error
@@ -250,11 +250,11 @@ def test_the_limit_of_labels_can_be_raised(tmp_path: Path, capsys: Output) -> No
     small(way.folder)
     assert way.run("--labels", "1") == NO_VERDICT
     told = " ".join(capsys.readouterr().err.split())
-    need = re.search(r"nothing is asked: the largest size differs .* with --labels (\d+)", told)
-    assert need is not None
+    need = present(
+        re.search(r"nothing is asked: the largest size differs .* with --labels (\d+)", told)
+    )
     assert not way.table.exists()
-    record = read_auto(way.out)
-    assert record is not None
+    record = present(read_auto(way.out))
     rows = record.rows["test"]
     assert way.run("--labels", need[1]) == LABELS_WANTED
     assert len(way.rows()) == int(need[1])
@@ -262,8 +262,7 @@ def test_the_limit_of_labels_can_be_raised(tmp_path: Path, capsys: Output) -> No
     assert way.run("--labels", str(int(need[1]) + 20)) == LABELS_WANTED
     labelled = [row for row in way.rows() if row["label"]]
     assert len(labelled) == int(need[1]) < len(way.rows())
-    record = read_auto(way.out)
-    assert record is not None
+    record = present(read_auto(way.out))
     assert record.rows["test"] == rows
     way.label(wrong=True)
     assert way.run("--labels", str(int(need[1]) + 20)) in (OK, NO_VERDICT)

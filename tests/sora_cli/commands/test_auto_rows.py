@@ -27,6 +27,7 @@ from tests.helpers_errors import error_of
 from tests.helpers_images import corner_rows, write_pair_recipe
 from tests.helpers_runs import pair_rows, signal_at, write_rows
 from tests.matrix import rest_is_long
+from tests.present import present
 from tests.sora_cli.commands.promises import REPEATS, Makers, repeated, with_inputs
 from tests.sora_cli.experiments.auto.support import ROWS, auto_recipe, certificate_of
 
@@ -83,8 +84,7 @@ def test_numbers_are_compared_within_a_tolerance(
     command = differ(path, tmp_path / "out")
     assert "two models never give the same one" in error_of(capsys, *command)[0]
     assert run([*command, "--tolerance", "2"]) == OK
-    found = read_certificate(tmp_path / "out")
-    assert found is not None
+    found = present(read_certificate(tmp_path / "out"))
     assert found.bound.exact
     assert found.written.test is not None
     assert found.promise.tolerance == 2
@@ -203,8 +203,7 @@ def test_it_is_not_continued_on_other_rows(
     with monkeypatch.context() as patched:
         signal_at(patched, 3)
         assert run(command) == 128 + signal.SIGTERM
-    record = read_auto(out)
-    assert record is not None
+    record = present(read_auto(out))
     assert (record.basis, record.rows["test"].rows) == ("answers", 75)
     inputs.write_text("".join(rows[:30]), encoding="utf-8")
     error = error_of(capsys, *command)
@@ -256,8 +255,7 @@ def test_a_search_of_an_earlier_version_is_checked_as_it_was_made(
 ) -> None:
     out = shutil.copytree(row_by_row, tmp_path / "earlier")
     as_earlier(out)
-    stored = read_report(out)
-    assert stored is not None
+    stored = present(read_report(out))
     assert "repeats" not in stored.recipe["data"]
     rows = load_task(load_stored(stored.recipe, out / "report.json", "x").recipe)[1]
     assert set(texts(rows.train)) & set(texts(rows.select))  # dealt row by row
@@ -278,8 +276,7 @@ def test_a_search_of_an_earlier_version_goes_on_as_it_began(
     assert code == 128 + signal.SIGTERM
     as_earlier(part)
     assert run([*command, f"output.dir={part}"]) in (0, 3)
-    record = read_auto(part)
-    assert record is not None
+    record = present(read_auto(part))
     assert record.rows["test"].held is None
     for name in (".", "sizes/full", "sizes/1"):
         assert result_digest(part / name / "adapter") == result_digest(whole / name / "adapter")

@@ -26,6 +26,7 @@ from sora_cli.verify import certificate as recheck
 from tests.helpers_errors import error_of, error_text
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows, save_base, write_rows
+from tests.present import present
 from tests.sora_cli.commands.promises import (
     ANSWERS,
     BY_ANSWERS,
@@ -294,8 +295,7 @@ def test_what_follows_from_the_figures_is_not_believed(
     document = json.loads(file.read_text(encoding="utf-8"))
     _not_tested(document)
     file.write_text(json.dumps(document), encoding="utf-8")
-    found = read_certificate(copy)
-    assert found is not None
+    found = present(read_certificate(copy))
     assert not found.certified
     assert "cannot show that accuracy is at most 0.5 worse" in found.statement
     assert run(["verify", str(copy), "--certificate"]) == FAILED

@@ -16,6 +16,7 @@ from sora_cli.search.heal import healing_recipe
 from tests.helpers_errors import refused
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import train, write_recipe
+from tests.present import present
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +37,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _heal(origin: Path, out: Path, *words: str) -> RunReport:
     command = ["prune", str(origin), "-o", str(out), "--mean-rank", "1.5", "--heal", "4", *words]
     assert run(command) == 0
-    report = read_report(out)
-    assert report is not None
-    return report
+    return present(read_report(out))
 
 
 def test_a_finished_run_is_cut_and_trained_on(

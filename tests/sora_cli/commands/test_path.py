@@ -23,6 +23,7 @@ from sora_cli.report import read_report
 from tests.helpers_errors import refused
 from tests.helpers_families import FAMILIES
 from tests.matrix import rest_is_long
+from tests.present import present
 from tests.sora_cli.experiments.path.support import THRESHOLDS, path_recipe, train_path
 
 
@@ -86,8 +87,7 @@ def test_every_stage_is_a_run_with_its_own_adapter(report: PathReport, folder: P
         assert adapter.parameters == stage.parameters or stage.live == 0
         norm = sum(f.norm() ** 2 for f in adapter.layers.values()) ** 0.5
         assert norm == pytest.approx(stage.norm, rel=1e-5)
-        own = read_report(directory)
-        assert own is not None
+        own = present(read_report(directory))
         assert own.status == "completed"
         assert own.recipe["method"]["threshold"] == stage.value
         assert own.metrics == stage.metrics
@@ -130,8 +130,7 @@ def test_stage_adapters_load_in_peft(report: PathReport, folder: Path) -> None:
 
 
 def test_controls(report: PathReport) -> None:
-    controls = report.controls
-    assert controls is not None
+    controls = present(report.controls)
     assert [p.stage for p in controls.points] == [1, 2, 3]
     first = report.stages[0]
     for point, stage in zip(controls.points, report.stages[1:], strict=True):
@@ -151,18 +150,14 @@ def test_a_method_that_turns_the_basis(tmp_path: Path) -> None:
     """Component i of one stage is another in the next: nothing is said by their numbers."""
     method = {"name": "cut", "r_max": 4, "cut_at": 4}
     path = {"vary": "method.target_r", "schedule": {"kind": "list", "values": [3, 1, 0.5]}}
-    recipe = path_recipe(tmp_path, method=method, path=path)
-    text = recipe.read_text(encoding="utf-8").replace("  threshold: 0.01\n", "")
-    recipe.write_text(text, encoding="utf-8")
-    report = train_path(recipe, "--controls")
+    report = train_path(path_recipe(tmp_path, method=method, path=path), "--controls")
     assert [stage.live for stage in report.stages] == [36, 12, 6]
     assert [stage.total for stage in report.stages] == [48] * 3
     assert [stage.energy_removed for stage in report.stages] == [None] * 3
     for stage in report.stages:
         adapter = read_adapter(tmp_path / "out" / stage.directory)
         assert sum(adapter.ranks().values()) == stage.live
-        own = read_report(tmp_path / "out" / stage.directory)
-        assert own is not None
+        own = present(read_report(tmp_path / "out" / stage.directory))
         assert own.method_details["cut"]["components"] == stage.live
     assert report.controls is not None
     assert list(report.controls.rules) == ["smallest norm", "chance"]
@@ -250,8 +245,7 @@ def test_an_interrupted_path_goes_on_bit_equal(
     assert run(["path", str(recipe), f"output.dir={out}", "--force"]) in {1, 130}
     kept = "2 of 4 stages are kept; the same command, without --force, continues from there"
     assert kept in capsys.readouterr().err
-    halted = read_path(out)
-    assert halted is not None
+    halted = present(read_path(out))
     assert halted.status == ("interrupted" if signal is KeyboardInterrupt else "failed")
     assert len(halted.stages) == 2
 

@@ -24,6 +24,7 @@ from sora_cli.search.evidence import Evidence
 from sora_cli.search.paired import exact_bound
 from tests.helpers_errors import error_text
 from tests.helpers_runs import pair_rows, signal_at, write_rows
+from tests.present import present
 from tests.sora_cli.commands.promises import (
     ANSWERS,
     BY_ANSWERS,
@@ -163,13 +164,11 @@ def test_healed_sizes_are_runs(made: Made, record: Record) -> None:
     assert len(sizes) == 3
     for share, size in zip((2, 4, 8), sizes, strict=True):
         assert 0 < size.parameters <= whole.parameters // share
-    report = read_report(made.out)
-    assert report is not None
+    report = present(read_report(made.out))
     assert report.start is not None
     assert report.start.digest == result_digest(made.recipe.parent / "out" / "adapter")
     assert report.recipe["training"]["evaluate"] == "no"  # the rows that test choose nothing
-    whole_report = read_report(made.recipe.parent / "out")
-    assert whole_report is not None
+    whole_report = present(read_report(made.recipe.parent / "out"))
     if made.kind.promise[3] == LABELS:
         before, after = (r.metrics["validation"]["accuracy"] for r in (whole_report, report))
         assert before - after == pytest.approx(sizes[-1].drop)

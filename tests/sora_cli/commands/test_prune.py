@@ -27,6 +27,7 @@ from tests.golden import NUMBER, told
 from tests.helpers_errors import refused
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import train, write_recipe
+from tests.present import present
 from tests.sora_cli.commands.promises import Makers, finished
 from tests.sora_cli.experiments.auto.support import certificate_of
 
@@ -231,8 +232,7 @@ def test_bits_are_tested_as_they_are_stored(
     for target in (trained.parent / "out", tmp_path / "p"):
         assert run(["eval", str(target), "--recipe", str(trained), "--json"]) == 0
         scores.append(json.loads(capsys.readouterr().out)["validation"]["accuracy"])
-    written = certificate_of(tmp_path / "p").written
-    assert written is not None
+    written = present(certificate_of(tmp_path / "p").written)
     assert written.test is not None
     assert scores[0] - scores[1] == pytest.approx(written.test.drop, abs=1e-9)
 

@@ -23,6 +23,7 @@ from sora_cli.report import read_report
 from tests import warm
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import timeless, train, write_recipe
+from tests.present import present
 from tests.sora_cli.recipe.test_plugins import METHOD
 
 _PATIENCE = 240.0
@@ -179,8 +180,7 @@ def test_lost_and_interrupted(folder: Path, tmp_path: Path) -> None:
         os.kill(second, 0)
     assert subprocess.run(command, check=False, env=warm.ENVIRONMENT).returncode == 0
     assert states(directory) == {"s3": "finished"}
-    report = read_report(directory / "s3")
-    assert report is not None
+    report = present(read_report(directory / "s3"))
     assert len(report.resumed) == 2
     words = [f"{key}={value}" for key, value in steps.items()]
     straight = train(folder / "tiny.yaml", *words, "training.seed=3", f"output.dir={folder / 'st'}")
@@ -222,8 +222,7 @@ def test_a_lost_machine(folder: Path, tmp_path: Path) -> None:
     assert process.returncode == 0
     assert states(directory) == {"s3": "finished", "s4": "finished"}
     for name in ("s3", "s4"):
-        report = read_report(directory / name)
-        assert report is not None
+        report = present(read_report(directory / name))
         assert [each.step for each in report.resumed] == ([4] if name == lost else [])
     (line,) = [line for line in told.splitlines() if "lost" in line]
     assert re.fullmatch(

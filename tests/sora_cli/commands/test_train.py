@@ -30,6 +30,7 @@ from tests.helpers_methods import EXAMPLES, method_words
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import glue_rows, script_scores, train, write_recipe
 from tests.matrix import rest_is_long
+from tests.present import present
 
 KINDS = {"classification": 2, "regression": 1}
 METRICS = {
@@ -259,8 +260,7 @@ def test_a_run_whose_check_cannot_tell_says_so_and_ends_with_0(
     code, told = _train_in_full(_recipe(tmp_path), capsys, *words)
     assert code == 0
     assert "not verified, cannot tell: the adapter changes the " in told
-    report = read_report(tmp_path / "out")
-    assert report is not None
+    report = present(read_report(tmp_path / "out"))
     assert report.verification.verdict == "cannot tell"
     assert 0 < report.verification.effects[0]["size"] < 1e-5
 

@@ -21,6 +21,7 @@ from tests import warm
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, train, write_recipe
 from tests.matrix import rest_is_long
+from tests.present import present
 from tests.shared_files import ROOT
 
 PROGRAM = """
@@ -197,8 +198,7 @@ def test_inputs_deleted_on_the_way(
     said = capsys.readouterr().err
     assert "Traceback" not in said
     assert code in (0, 2)
-    report = read_report(tmp_path / "out")
-    assert report is not None
+    report = present(read_report(tmp_path / "out"))
     assert report.status == "completed"
     assert report.metrics == expected.metrics
     written, whole = (files_of(tmp_path / name / "adapter") for name in ("out", "whole/out"))

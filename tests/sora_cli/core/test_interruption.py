@@ -21,6 +21,7 @@ from sora_cli.report import read_report
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import write_recipe
 from tests.matrix import rest_is_long
+from tests.present import present
 from tests.shared_files import ROOT
 from tests.sora_cli.adapter.test_spectra import SHAPES, write_peft
 
@@ -68,8 +69,7 @@ def test_while_training(tmp_path: Path, number: signal.Signals) -> None:
     threading.Timer(1.0, process.send_signal, [number]).start()
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 128 + number
-    report = read_report(tmp_path / "out")
-    assert report is not None
+    report = present(read_report(tmp_path / "out"))
     assert report.status == "interrupted"
     assert report.error == f"interrupted by {number.name}"
     if report.steps:

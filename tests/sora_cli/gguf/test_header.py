@@ -14,6 +14,7 @@ from sora_cli.report import read_report
 from tests import smollm2
 from tests.helpers_errors import refusal
 from tests.helpers_runs import pair_rows, write_rows
+from tests.present import present
 from tests.sora_cli.gguf.test_merged_file import Writer, adapter_for, base_file, odd_metadata
 
 RECIPE = """
@@ -37,8 +38,7 @@ def test_a_gguf_base_trains_and_its_adapter_scores_the_same_from_files(
     recipe.write_text(RECIPE.format(model=model, rows=rows, out=tmp_path / "out"))
     with smollm2.read(model):
         assert run(["train", str(recipe)]) == 0
-        report = read_report(tmp_path / "out")
-        assert report is not None
+        report = present(read_report(tmp_path / "out"))
         assert len(report.ranks) == 4  # two layers, two of their modules
         assert report.base.head == ["score"]
         assert report.base.fingerprint

@@ -14,6 +14,7 @@ from sora_cli.tasks import create_task
 from sora_cli.tasks.encoded import Lengths
 from tests.helpers_images import corner_rows, pair_processor, tiny_image_processor
 from tests.helpers_runs import tiny_tokenizer
+from tests.present import present
 
 _UNCUT = 10**6
 PAIRS = [{"source": "the cat", "target": "a"}, {"source": "the", "target": "the cat sees"}]
@@ -30,8 +31,7 @@ def _counted(name: str, rows: Dataset, processor: Any, **options: Any) -> Length
 def test_images_have_no_tokens_and_their_texts_have() -> None:
     rows = corner_rows(4)
     assert _counted("image-classification", rows, tiny_image_processor()) is None
-    found = _counted("image-text", rows, pair_processor())
-    assert found is not None
+    found = present(_counted("image-text", rows, pair_processor()))
     assert (found.tokens.tolist(), found.targets, found.window) == ([5] * 4, None, None)
 
 
@@ -42,8 +42,7 @@ def test_images_have_no_tokens_and_their_texts_have() -> None:
 def test_what_is_written_or_read_in_windows_is_said(
     name: str, rows: list[dict[str, Any]], options: dict[str, Any]
 ) -> None:
-    found = _counted(name, Dataset.from_list(rows), tiny_tokenizer(), **options)
-    assert found is not None
+    found = present(_counted(name, Dataset.from_list(rows), tiny_tokenizer(), **options))
     if name == "seq2seq":
         assert found.targets is not None
         assert (found.tokens.tolist(), found.targets.tolist()) == ([4, 3], [3, 5])

@@ -35,6 +35,7 @@ from tests.helpers_models import tiny_bert, tiny_deberta, tiny_gpt2, tiny_llama
 from tests.helpers_runs import WORDS, tiny_tokenizer, write_rows
 from tests.helpers_vectors import bound_task, opened_base, write_sentence_model
 from tests.methods.support import generator
+from tests.present import present
 from tests.shared_files import ROOT
 
 PREDICT = """
@@ -84,10 +85,8 @@ def test_prediction_is_within_a_fifth_of_a_real_run(
         recipe.write_text(yaml.safe_dump(blocks), encoding="utf-8")
     predicted = json.loads(_python("-c", PREDICT, str(recipe)))
     _python("-m", "sora_cli", "train", str(recipe), "--no-verify")
-    report = read_report(tmp_path / "out")
-    assert report is not None
-    measured = report.peak_memory_bytes
-    assert measured is not None
+    report = present(read_report(tmp_path / "out"))
+    measured = present(report.peak_memory_bytes)
     hole = 4 * batch * tokens * 16_384 if model == "words, checkpointed" else 0
     errors = [predicted["peak"] / (measured - lost) - 1 for lost in (0, hole)]
     error = min(errors, key=abs)

@@ -33,6 +33,7 @@ from tests.helpers_runs import (
     train,
     write_recipe,
 )
+from tests.present import present
 
 
 def _recipe(batch: int = 12, **training: Any) -> Recipe:
@@ -218,8 +219,7 @@ def test_a_run_equals_the_one_told_its_number(
     assert (report.micro_batch.rows, report.micro_batch.parts) == (2, 4)
     assert files_of(tmp_path / "out" / "adapter") == files_of(tmp_path / "told" / "adapter")
     assert told.micro_batch is None
-    kept = read_report(tmp_path / "out")
-    assert kept is not None
+    kept = present(read_report(tmp_path / "out"))
     assert kept.recipe["training"]["micro_batch"] == "auto"
 
 

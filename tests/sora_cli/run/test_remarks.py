@@ -50,6 +50,7 @@ from tests.helpers_runs import (
     write_recipe,
     write_rows,
 )
+from tests.present import present
 
 NAMES = ["entailment", "not_entailment"]
 
@@ -226,8 +227,7 @@ def test_data_are_told_of_before_training_and_after(
     assert run(["train", str(recipe), "--no-verify"]) == 0
     said = capsys.readouterr().err
     before, _, after = said.partition("components alive")
-    report = read_report(tmp_path / "out")
-    assert report is not None
+    report = present(read_report(tmp_path / "out"))
     for start in ("every training row is 'not_entailment'", "rows cut at 16 tokens: ", "2 of 27 "):
         (event,) = [event for event in report.events if event.startswith(start)]
         assert f"note: {event}\n" in before
@@ -288,10 +288,7 @@ def _factors(layer: LowRankLinear) -> list[torch.Tensor]:
 
 def _lora(folder: Path, **method: Any) -> Path:
     """A recipe for the method without gates."""
-    recipe = write_recipe(folder, tiny_bert(num_labels=2), method={"name": "lora", **method})
-    text = recipe.read_text(encoding="utf-8")
-    recipe.write_text(text.replace("  r_max: 4\n", "").replace("  threshold: 0.01\n", ""))
-    return recipe
+    return write_recipe(folder, tiny_bert(num_labels=2), method={"name": "lora", **method})
 
 
 def test_a_head_that_does_the_work_alone(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from sora_cli.app import run
 from sora_cli.report import read_report
 from tests.helpers_models import tiny_llama
 from tests.helpers_runs import write_recipe
+from tests.present import present
 
 
 @pytest.mark.parametrize(
@@ -28,8 +29,7 @@ def test_a_decoder(words: list[str], tmp_path: Path) -> None:
     options = {"epochs": 4, "logging_steps": 1, "evaluate": "no", "keep_best": False}
     recipe = write_recipe(tmp_path, tiny_llama(num_labels=2), training=options)
     assert run(["train", str(recipe), *words]) == 0
-    report = read_report(tmp_path / "out")
-    assert report is not None
+    report = present(read_report(tmp_path / "out"))
     losses = [entry["loss"] for entry in report.history if "loss" in entry]
     assert all(map(math.isfinite, losses))
     assert sum(losses[-6:]) < sum(losses[:6])

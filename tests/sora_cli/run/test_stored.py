@@ -32,6 +32,7 @@ from tests.helpers_runs import (
     train,
     write_recipe,
 )
+from tests.present import present
 
 BASELINES = [name for name in method_names() if name not in low_rank_names()]
 FOLDERS = {"head": "delta", "bitfit": "delta", "full": "model"}
@@ -58,9 +59,7 @@ class Runs:
         return [str(self.recipe), f"method.name={name}", f"output.dir={self.place(name)}"]
 
     def report(self, name: str) -> RunReport:
-        found = read_report(self.place(name))
-        assert found is not None
-        return found
+        return present(read_report(self.place(name)))
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from sora_cli.search.binomial import (
     rows_for_none,
     share_bound,
 )
+from tests.present import present
 
 
 @pytest.mark.parametrize("rows", [1, 20, 277, 4000])
@@ -33,8 +34,7 @@ def test_the_bound_is_below_the_truth_no_more_often_than_it_may(rows: int, share
 
 @pytest.mark.parametrize(("promised", "rows"), [(0.01, 1000), (0.02, 400), (0.3, 20)])
 def test_as_many_rows_may_differ_as_the_bound_allows(promised: float, rows: int) -> None:
-    most = allowed_rows(promised, rows, 0.95)
-    assert most is not None
+    most = present(allowed_rows(promised, rows, 0.95))
     assert share_bound(most, rows, 0.95) <= promised < share_bound(most + 1, rows, 0.95)
 
 

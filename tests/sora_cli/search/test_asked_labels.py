@@ -20,6 +20,7 @@ from sora_cli.search.statistic import Bound, Labelled
 from sora_cli.search.statistics import drop_bound, statistic_in, statistic_of
 from sora_cli.tasks.row_scores import ASKED, UNLABELLED, RowScores
 from sora_cli.verify.tolerances import close
+from tests.present import present
 from tests.sora_cli.experiments.auto.support import screened
 
 ROWS = 60
@@ -46,8 +47,7 @@ def bound_by(labels: Sequence[float], second: Sequence[float] = (), rows: int = 
 
 def test_labels_tell_which_rows_are_lost_and_won() -> None:
     found = bound_by([0, 0, 0, 1, 1, NO, NO])
-    counts = found.labelled
-    assert counts is not None
+    counts = present(found.labelled)
     assert (counts.lost, counts.won, counts.missing, counts.neither) == (3, 2, 2, 0)
     assert found.drop == pytest.approx((3 + 2 - 2) / ROWS)  # rows without a label count as lost
     assert found.score == pytest.approx(1 - 7 / ROWS)
@@ -68,8 +68,7 @@ def test_a_label_on_rows_that_do_not_differ_changes_nothing() -> None:
 def test_labels_of_neither_model_have_a_second_bound() -> None:
     """One of 11 labels is neither model's: fewer than a tenth."""
     found = bound_by([*[0.0] * 5, *[1.0] * 5, 2])
-    counts = found.labelled
-    assert counts is not None
+    counts = present(found.labelled)
     assert (counts.neither, counts.alone, counts.missing) == (1, 0, 0)
     assert found.upper == exact_bound(5, 5, ROWS, 0.95)
     assert counts.strict == exact_bound(6, 5, ROWS, 0.95, 1) > found.upper
@@ -97,8 +96,7 @@ def test_many_labels_of_neither_model_need_a_second_person() -> None:
 
 def test_two_labels_that_disagree_count_as_lost_whatever_they_are() -> None:
     found = bound_by([0, 1, 1, NO], [0, 1, 0, 1])
-    counts = found.labelled
-    assert counts is not None
+    counts = present(found.labelled)
     # the last row has its label from the second person alone
     assert (counts.lost, counts.won, counts.disagree, counts.missing) == (1, 2, 1, 0)
     assert found.upper == exact_bound(2, 2, ROWS, 0.95, 1)
@@ -147,8 +145,7 @@ def test_the_bound_of_a_number_of_labels_beforehand() -> None:
 
 def test_how_many_more_labels_certify() -> None:
     rows, counts = 1640, Labelled(lost=6, won=5, neither=0, missing=30)
-    more = more_labels(counts, rows, promise())
-    assert more is not None
+    more = present(more_labels(counts, rows, promise()))
 
     def bound(more: int) -> float:
         won = more * 5 // 11

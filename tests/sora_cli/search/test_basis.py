@@ -15,6 +15,7 @@ from sora_cli.search.binomial import allowed_rows, chance_by_answers
 from sora_cli.search.certifiable import certifiable_drop, chance_by_labels
 from sora_cli.search.paired import exact_bound
 from sora_cli.search.promise import Promise
+from tests.present import present
 
 
 def promise(max_drop: float) -> Promise:
@@ -70,8 +71,7 @@ def test_the_chances_are_those_of_draws(rows: int, differing: float) -> None:
     assert planned == pytest.approx(passed / 600, abs=0.05)
     assert planned >= 0.78  # the drop that is certified four times in five
     share = 1.5 * differing + 3 / rows
-    allowed = allowed_rows(share, rows, 0.95)
-    assert allowed is not None
+    allowed = present(allowed_rows(share, rows, 0.95))
     planned = chance_by_answers(share, rows, differing, 0.95)
     assert planned == pytest.approx((lost + won <= allowed).mean(), abs=0.03)
     assert chance_by_answers(1 / rows, rows, differing, 0.95) == 0.0

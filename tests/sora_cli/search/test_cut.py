@@ -22,6 +22,7 @@ from sora_cli.search.sizes import smaller_sizes
 from sora_cli.search.statistic import AFTERWARDS
 from sora_cli.search.words import NOT_ALONE, size_table, unseen_rows, verdict_lines
 from sora_cli.tasks.row_scores import RowScores, answer_scores, row_scores
+from tests.present import present
 
 ROWS = 300
 Wrong = Callable[[int], int]
@@ -112,8 +113,7 @@ def test_the_smallest_that_passed_is_kept_and_nothing_is_tested_after_a_failure(
     assert asked == [16, 12, 9, 6, 4]
     assert (search.certified, written(search).components) == (True, 6)
     assert passed(search) == [True] * 3 + [False]
-    last = search.candidates[-1].test
-    assert last is not None
+    last = present(search.candidates[-1].test)
     assert last.drop == pytest.approx(0.1)
     assert written(search).parameters == 6 * 16
     assert search.rows["test"].rows == ROWS
@@ -213,8 +213,7 @@ def test_where_the_bound_is_refused_nothing_is_certified(
         return row_scores("log_likelihood", "mean", values)
 
     search = searched(layers, scores, promise_of(0.0042, "log_likelihood"))
-    first = search.candidates[0].test
-    assert first is not None
+    first = present(search.candidates[0].test)
     assert math.isnan(first.upper)
     assert first.refused == "the models differ on fewer than 20 rows"
     assert (search.certified, written(search).components) == (False, 4)

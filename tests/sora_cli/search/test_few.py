@@ -10,6 +10,7 @@ from sora_cli.search.few import few_rows_bound
 from sora_cli.search.statistics import drop_bound
 from sora_cli.search.worst import has_worst
 from sora_cli.tasks.row_scores import RowScores, row_scores
+from tests.present import present
 
 ROWS = 200
 
@@ -40,8 +41,7 @@ def test_the_rows_that_matter_most_are_lost_first() -> None:
     assert few_rows_bound(full, 0, 0.95) == pytest.approx(lost / (ROWS - 3 + 15))
     rare = np.arange(ROWS) < 10  # of two classes, losing the rare one costs more
     full = _classes(rare, rare)
-    few = few_rows_bound(full, 0, 0.95)
-    assert few is not None
+    few = present(few_rows_bound(full, 0, 0.95))
     gone = np.where(np.arange(ROWS) < 2, 0, rare)
     assert (
         1 - _classes(gone, rare).value

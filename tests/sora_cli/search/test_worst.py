@@ -13,6 +13,7 @@ from scipy.stats import beta
 from sora_cli.search.few import few_rows_bound
 from sora_cli.search.worst import worst_value
 from sora_cli.tasks.row_scores import RowScores, row_scores
+from tests.present import present
 
 Draw = Callable[[np.random.Generator], RowScores]
 EXACT = 2e-4
@@ -133,8 +134,7 @@ def test_the_bound_is_at_least_the_drop_of_the_worst_rows(
     rng = np.random.default_rng(1)
     for _ in range(seeds):
         full = draw(rng)
-        bound = few_rows_bound(full, 3, 0.95, rows=_rows_for(lost, len(full)))
-        assert bound is not None
+        bound = present(few_rows_bound(full, 3, 0.95, rows=_rows_for(lost, len(full))))
         assert bound >= full.value - smallest(full, lost) - 1e-9
 
 
@@ -158,7 +158,6 @@ def test_tables_with_a_single_class_have_a_worst_value(
 ) -> None:
     full = row_scores("m", formula, np.array(given), np.array(wanted))
     for lost in (1, 2, 3):
-        found = worst_value(full, lost)
-        assert found is not None
+        found = present(worst_value(full, lost))
         assert found <= smallest(full, lost) + 1e-9
         assert found >= -1

@@ -27,6 +27,7 @@ from sora_cli.tasks.row_scores import row_scores
 from tests.helpers_errors import refusal
 from tests.helpers_runs import WORDS, write_rows
 from tests.helpers_vectors import bound_task, opened_base, sentence_model, write_sentence_model
+from tests.present import present
 
 METRICS = [
     "ndcg_at_10", "mrr_at_10", "recall_at_1", "recall_at_10", "accuracy_at_1", "accuracy_at_10"
@@ -142,8 +143,7 @@ def test_grades_give_linear_gains(tmp_path: Path) -> None:
     assert corpus is not None
     wanted = np.zeros((len(asked), len(corpus)))
     for row in rows:
-        number = corpus.number(row["positive"])
-        assert number is not None
+        number = present(corpus.number(row["positive"]))
         wanted[asked.index(row["query"]), number] = row["grade"]
     every = best_documents(
         torch.from_numpy(made.outputs)[: len(asked)],

@@ -19,6 +19,7 @@ from tests.helpers_chat import write_chat_recipe
 from tests.helpers_families import FAMILIES, write_preference_recipe
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import save_base, tiny_tokenizer, write_recipe
+from tests.present import present
 
 
 def opened(path: Path) -> tuple[Task, Base, Dataset]:
@@ -155,7 +156,6 @@ def test_packed_texts_are_taken_apart(tmp_path: Path) -> None:
 def test_rows_of_one_context_depend_on_each_other(tmp_path: Path) -> None:
     task, base, rows = opened(FAMILIES["question-answering"](tmp_path))
     encoded = task.encode(concatenate_datasets([rows, rows]), base.processor)
-    shared = task.shared_part(encoded)
-    assert shared is not None
+    shared = present(task.shared_part(encoded))
     assert shared[0] == "context"
     assert len(set(shared[1].tolist())) == len(set(rows["context"][:]))

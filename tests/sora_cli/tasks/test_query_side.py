@@ -29,6 +29,7 @@ from tests.golden import told
 from tests.helpers_errors import refused
 from tests.helpers_runs import resumes_as_if_whole, train
 from tests.helpers_vectors import bound_task, opened_base, write_sentence_model
+from tests.present import present
 from tests.sora_cli.commands.test_corpus import write_search
 from tests.sora_cli.tasks.test_corpus import read_by
 from tests.sora_cli.tasks.test_embedding import distinct_rows
@@ -71,8 +72,7 @@ def test_a_step_is_that_of_the_disabled_adapter(
     expected = row_losses(vectors, whole["keys"], None, task.options.scale).mean()
     theirs = gradients(base, expected)
     if held:
-        read = task.with_documents(rows, read_by(task, base))
-        assert read is not None
+        read = present(task.with_documents(rows, read_by(task, base)))
         rows = replace(read, dataset=read.dataset)
     parts = [range(i, min(i + size, len(ROWS))) for i in range(0, len(ROWS), size)]
     batches = [collate([rows.dataset[i] for i in part]) for part in parts]
@@ -130,8 +130,7 @@ def test_scores_are_those_of_two_models_of_sentence_transformers(recipe: Path) -
     theirs = evaluator.compute_all_metrics(mine, corpus_model=base) if (
         evaluator.score_functions
     ) else evaluator(mine, corpus_model=base)  # fmt: skip
-    report = read_report(folder / "out")
-    assert report is not None
+    report = present(read_report(folder / "out"))
     ours = report.metrics["validation"]
     assert ours["recall_at_10"] == pytest.approx(theirs["cosine_recall@10"])
     assert ours["ndcg_at_10"] == pytest.approx(theirs["cosine_ndcg@10"], abs=1e-6)

@@ -18,6 +18,7 @@ from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.questions import Questions
 from tests.helpers_images import corner_rows
+from tests.present import present
 
 
 def bound(name: str, rows: Dataset, **data: Any) -> Task:
@@ -27,9 +28,7 @@ def bound(name: str, rows: Dataset, **data: Any) -> Task:
 
 
 def asked(task: Task, rows: Dataset, seed: int = 0) -> Questions:
-    found = task.questions(rows, np.random.default_rng(seed))
-    assert found is not None
-    return found
+    return present(task.questions(rows, np.random.default_rng(seed)))
 
 
 def test_texts_are_shown_with_the_names_of_the_classes() -> None:

@@ -16,6 +16,7 @@ from tests.helpers_errors import refusal
 from tests.helpers_families import FAMILIES
 from tests.helpers_models import tiny_bert
 from tests.helpers_vectors import write_sentence_model
+from tests.present import present
 
 MODULES = ("Transformer", "Pooling", "Normalize")
 
@@ -110,8 +111,7 @@ def test_a_base_model_without_a_pooler_gets_no_head(tmp_path: Path) -> None:
     model.pooler = None
     model.save_pretrained(tmp_path / "base")
     assert run(["train", str(recipe), "training.max_steps=1"]) == 0
-    report = read_report(tmp_path / "out")
-    assert report is not None
+    report = present(read_report(tmp_path / "out"))
     assert report.parameters.head == 0
     config = json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())
     assert not config["modules_to_save"]

@@ -14,6 +14,7 @@ from sora_cli.report import RunReport
 from tests.helpers_errors import refused
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, script_scores, signal_at, train, write_recipe
+from tests.present import present
 
 DYING = {"threshold": 0.08, "gate_lr": 1e-4}  # gates die and stay dead
 RESTLESS = {"threshold": 0.02, "gate_lr": 0.05}  # some come back
@@ -32,8 +33,7 @@ def _losses(report: RunReport) -> list[float]:
 def test_a_run_without_revivals_is_the_same_but_smaller(tmp_path: Path) -> None:
     plain = train(_recipe(tmp_path / "a", DYING))
     cut = train(_recipe(tmp_path / "b", DYING, compact_every=3))
-    record = cut.compaction
-    assert record is not None
+    record = present(cut.compaction)
     assert record.removed > 0
     total = sum(ranks.start for ranks in cut.ranks.values())
     assert record.removals[-1].left == total - record.removed
@@ -64,8 +64,7 @@ def test_counting_only_changes_nothing(tmp_path: Path) -> None:
     options = {"keep_best": False, "compact_every": 1, "compact_only_count": True}
     counted = train(_recipe(tmp_path / "b", RESTLESS, **options))
     assert _losses(counted) == _losses(plain)
-    record = counted.compaction
-    assert record is not None
+    record = present(counted.compaction)
     assert plain.method_details["revivals"] > 0
     assert record.would_have_revived is not None
     assert 0 < record.would_have_revived <= plain.method_details["revivals"]
@@ -77,10 +76,7 @@ CUT = {"name": "cut", "r_max": 4, "target_r": 1, "cut_at": 9}
 
 
 def _cut(folder: Path, **training: Any) -> Path:
-    recipe = _recipe(folder, CUT, keep_best=False, **training)
-    text = recipe.read_text(encoding="utf-8").replace("  threshold: 0.01\n", "")
-    recipe.write_text(text, encoding="utf-8")
-    return recipe
+    return _recipe(folder, CUT, keep_best=False, **training)
 
 
 def test_components_without_gates_that_were_cut(

@@ -31,6 +31,7 @@ from tests.helpers_methods import EXAMPLES, method_block
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows, tiny_tokenizer, write_recipe
 from tests.matrix import rest_is_long
+from tests.present import present
 
 LAYER = "bert.encoder.layer.1.attention.self.value"
 CHECKPOINT = Path("somewhere/checkpoints/step-000001")
@@ -375,8 +376,7 @@ def test_the_command_stops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert what.startswith("error: step 2: the loss is nan, first in the output of ")
     assert where.strip() == f"last checkpoint: {tmp_path / 'out/checkpoints/step-000001'}"
     assert "training.learning_rate=5e+34, or leave such steps out" in hint
-    report = read_report(tmp_path / "out")
-    assert report is not None
+    report = present(read_report(tmp_path / "out"))
     assert report.status == "failed"
     assert "step 2: the loss is nan" in str(report.error)
 
@@ -394,8 +394,7 @@ def test_the_command_counts_what_it_skips(
     monkeypatch.setattr(AdapterTrainer, "compute_loss", compute_loss)
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2))
     assert run(["train", str(recipe), "--no-verify", "training.non_finite=skip"]) == 0
-    report = read_report(tmp_path / "out")
-    assert report is not None
+    report = present(read_report(tmp_path / "out"))
     assert report.non_finite_steps == [3, 7]
     assert report.skipped_steps == 2
     event = "2 of 12 steps were left out because their loss or gradient was not finite: 3, 7"

@@ -29,6 +29,7 @@ from tests.helpers_runs import (
     write_rows,
 )
 from tests.matrix import rest_is_long
+from tests.present import present
 
 STEPS = 6  # an epoch of 48 rows in steps of 8, or of 43
 
@@ -73,8 +74,7 @@ class Runs:
 
     def assert_end(self, folder: Path, report: RunReport) -> None:
         """A run in that directory ended as the one that was not stopped."""
-        expected = read_report(self.whole)
-        assert expected is not None
+        expected = present(read_report(self.whole))
         assert files_of(folder / "adapter") == files_of(self.whole / "adapter")
         assert timeless(report) == timeless(expected)
 
@@ -108,8 +108,7 @@ def _assert_same_end(
     for step in steps:
         _stopped(monkeypatch, recipe, *words, *resume, step=step, number=signal.SIGTERM)
         resume = ["--resume"]
-        report = read_report(place)
-        assert report is not None
+        report = present(read_report(place))
         assert (report.status, report.steps) == ("interrupted", step)
     report = train(recipe, *words, "--resume")
     assert [r.step for r in report.resumed] == list(steps)

@@ -16,6 +16,7 @@ from sora_cli.tasks.messages import Message
 from sora_cli.use.go_template import frame_of
 from sora_cli.use.speaker import Form
 from tests.helpers_chat import chat_tokenizer
+from tests.present import present
 
 DEFAULT_SYSTEM = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe {{ '{{' }}good.<|im_end|>\n"
@@ -101,8 +102,7 @@ def prompts(form: Form, tokenizer: transformers.PreTrainedTokenizerFast) -> list
 def test_other_dialogues_are_rendered_as_the_tokenizer_does(kind: str) -> None:
     form, template = FORMS[kind]
     tokenizer = tokenizer_with(template)
-    frame = frame_of(form, tokenizer)
-    assert frame is not None
+    frame = present(frame_of(form, tokenizer))
     assert (frame.system is None) == (kind == "no system")
     expected = prompts(form, tokenizer)
     assert sum(text is not None for text in expected) >= 2
@@ -117,14 +117,12 @@ def test_a_template_that_does_more_gives_none(template: str) -> None:
 
 def test_the_start_token_is_left_to_llama_cpp() -> None:
     tokenizer = tokenizer_with(SYSTEM_IN_FIRST_USER)
-    frame = frame_of(Form(template=True), tokenizer)
-    assert frame is not None
+    frame = present(frame_of(Form(template=True), tokenizer))
     assert frame.render([USER]) == "<pad>[user] Hello[end] [model] "
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<pad> $A", special_tokens=[("<pad>", 0)]
     )
-    frame = frame_of(Form(template=True), tokenizer)
-    assert frame is not None
+    frame = present(frame_of(Form(template=True), tokenizer))
     assert frame.render([USER]) == "[user] Hello[end] [model] "
 
 
@@ -134,8 +132,7 @@ def test_go_renders_the_same(tmp_path: Path) -> None:
     cases, expected = [], []
     for form, template in FORMS.values():
         tokenizer = tokenizer_with(template)
-        frame = frame_of(form, tokenizer)
-        assert frame is not None
+        frame = present(frame_of(form, tokenizer))
         for messages, text in zip(DIALOGUES, prompts(form, tokenizer), strict=True):
             if text is not None:
                 cases.append({"Template": frame.in_go(), "Messages": messages})

@@ -16,6 +16,7 @@ from sora_cli.app import run
 from sora_cli.report import read_report
 from tests.helpers_runs import Trained
 from tests.helpers_verify import facts_of
+from tests.present import present
 
 
 def edited(file: Path, **values: Any) -> None:
@@ -98,8 +99,7 @@ def test_what_else_decides_answers(
     code, facts = facts_of(capsys, changed)
     assert code == 1
     assert said in facts["reason"]
-    report = read_report(changed)
-    assert report is not None
+    report = present(read_report(changed))
     assert has_changed(changed, report)
 
 
@@ -115,8 +115,7 @@ def test_what_decides_nothing_may_change(
 
 
 def test_digests_are_of_the_result_and_of_files_beside_it(classifier: Trained) -> None:
-    report = read_report(classifier.run)
-    assert report is not None
+    report = present(read_report(classifier.run))
     assert report.digests == result_digests(classifier.run / "adapter")
     names = {"adapter", "adapter/sora.json", "adapter/tokenizer.json"}
     assert names <= report.digests.keys()

@@ -10,6 +10,7 @@ from sora_cli.search.asked_labels import AskedLabels
 from sora_cli.search.statistic import Bound
 from sora_cli.search.statistics import drop_bound, statistic_of
 from sora_cli.tasks.row_scores import RowScores, answer_scores, asked_scores, row_scores
+from tests.present import present
 
 SURE, DRAWS = 0.95, 2000
 _AIR = 2 * np.sqrt(0.05 * 0.95 / DRAWS)
@@ -17,8 +18,9 @@ _AIR = 2 * np.sqrt(0.05 * 0.95 / DRAWS)
 
 def lower_of(full: RowScores, small: RowScores) -> tuple[Bound, float]:
     test = drop_bound(full, small, SURE)
-    lower = statistic_of(full).lower(test, len(full), SURE, lambda: drop_bound(small, full, SURE))
-    assert lower is not None
+    lower = present(
+        statistic_of(full).lower(test, len(full), SURE, lambda: drop_bound(small, full, SURE))
+    )
     return test, lower
 
 

@@ -10,6 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from sora_cli.adapter.peft import refused as rules
 from sora_cli.adapter.peft.refused import COMPARED, REFUSED, refused, refused_by_peft, refused_today
+from tests.present import present
 
 OTHERS = ("q_proj", "k_proj", "o_proj", "in_proj", "x_proj", "dt_proj", "dense", "gate", "fc1")
 NAMES = sorted({*OTHERS, *(name for names in REFUSED.values() for name in names)})
@@ -19,8 +20,7 @@ PATHS.append("model.layers.0.mlp.experts.3.gate_proj")  # as it was before trans
 
 def _compare(model_types: Iterable[str]) -> None:
     for model_type in model_types:
-        asked = refused_by_peft(model_type, PATHS)
-        assert asked is not None
+        asked = present(refused_by_peft(model_type, PATHS))
         assert set(refused(model_type, PATHS)) == set(asked), model_type
 
 

@@ -8,18 +8,16 @@ from typing import Any
 from sora_cli.search.evidence import Evidence, Measured, Reference, Screened, read_certificate
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows, write_recipe, write_rows
+from tests.present import present
 
 
 def auto_recipe(folder: Path, **blocks: Any) -> Path:
     """A recipe of 16 steps whose rows can certify a promise of half of everything."""
     blocks["auto"] = {"max_drop": "50pt", "rows": 60, "sizes": 3, **blocks.get("auto", {})}
-    blocks["method"] = {"name": "lora", "r": 4, "threshold": None, **blocks.get("method", {})}
+    blocks["method"] = {"name": "lora", "r": 4, **blocks.get("method", {})}
     training = {"epochs": 2, "batch_size": 8, "checkpoint": 5, "learning_rate": 0.02}
     blocks["training"] = {**training, **blocks.get("training", {})}
-    path = write_recipe(folder, tiny_bert(num_labels=2), rows=124, **blocks)
-    text = path.read_text(encoding="utf-8").replace("  threshold: null\n", "")
-    path.write_text(text.replace("  r_max: 4\n", ""), encoding="utf-8")
-    return path
+    return write_recipe(folder, tiny_bert(num_labels=2), rows=124, **blocks)
 
 
 ROWS = 100
@@ -36,9 +34,7 @@ def recipe_with_inputs(folder: Path) -> Path:
 
 def certificate_of(run: Path) -> Evidence:
     """The certificate of a run, which has one."""
-    certificate = read_certificate(run)
-    assert certificate is not None
-    return certificate
+    return present(read_certificate(run))
 
 
 def full(*, parameters: int = 1000, largest_rank: int = 8, served: int | None = None) -> Reference:

@@ -22,6 +22,7 @@ from sora_cli.search.record import AutoRecord
 from sora_cli.search.row_set import RowSet
 from sora_cli.search.statistic import Bound
 from sora_cli.search.words import size_table, untrained_line
+from tests.present import present
 from tests.sora_cli.experiments.auto.support import auto_recipe, full, screened
 from tests.sora_cli.search.test_certificate import certificate
 
@@ -75,8 +76,7 @@ def test_a_size_that_hardly_differs_ends_nothing() -> None:
 def test_layers_that_keep_all_are_named() -> None:
     report = RunReport(name="r", recipe={})
     report.ranks = {"a": Ranks(start=8, end=8), "b": Ranks(start=8, end=7)}
-    said = full_layers(report)
-    assert said is not None
+    said = present(full_layers(report))
     assert "1 layer keeps all 8 components (a)" in said
     assert said.endswith("auto.r_max=16")
     report.ranks["a"].end = 3

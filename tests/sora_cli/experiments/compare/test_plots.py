@@ -23,6 +23,7 @@ from sora_cli.experiments.compare.plot_style import Scale, Spread
 from sora_cli.experiments.compare.plots import plot_comparison
 from sora_cli.experiments.compare.runs import Group, Run
 from tests.helpers_reports import KINDS, report_of, write_study
+from tests.present import present
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +160,7 @@ def test_foreign_text_is_no_formula(tmp_path: Path) -> None:
 def test_mean_ranks_over_seeds(study: Sequence[Group]) -> None:
     (group,) = groups(*({"method": "sora", "seed": s, "ranks": dict.fromkeys(KINDS, r)}
                         for s, r in enumerate((2, 3))))  # fmt: skip
-    ranks = MeanRanks.of(group)
-    assert ranks is not None
+    ranks = present(MeanRanks.of(group))
     assert set(ranks.live.values()) == {2.5}
     assert ranks.largest == 8
     assert ranks.kept == Spread(pytest.approx(2.5 / 8), pytest.approx(math.sqrt(0.5) / 8))

@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import bootstrap
 
 from sora_cli.experiments.compare.stats import RESAMPLES, Summary, difference, pairs, summary
+from tests.present import present
 
 
 def test_summary() -> None:
@@ -23,8 +24,7 @@ def test_what_is_no_number_shows() -> None:
     found = summary([0.5, math.nan])
     assert found.n == 2
     assert all(math.isnan(x or 0) for x in (found.mean, found.std, found.best, found.median))
-    alone = difference([[math.nan, 1.0]])
-    assert alone is not None
+    alone = present(difference([[math.nan, 1.0]]))
     assert math.isnan(alone.mean)
     assert alone.low is None
 
@@ -67,11 +67,9 @@ def test_it_is_the_same_each_time() -> None:
 
 
 def test_without_two_pairs_there_is_no_interval() -> None:
-    found = difference([[0.5]])
-    assert found is not None
+    found = present(difference([[0.5]]))
     assert (found.n, found.mean, found.low, found.high) == (1, 0.5, None, None)
-    found = difference([[0.5], [0.25, 0.75]])
-    assert found is not None
+    found = present(difference([[0.5], [0.25, 0.75]]))
     assert (found.n, found.low) == (3, None)
 
 

@@ -10,6 +10,7 @@ from sora_cli.app import run
 from sora_cli.experiments.path.record import PathReport, Stage, read_path
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import write_recipe
+from tests.present import present
 
 THRESHOLDS = [0, 0.02, 0.06, 0.12]
 
@@ -30,9 +31,7 @@ def train_path(recipe: Path, *words: str, out: Path | None = None) -> PathReport
     """`sora path` in this process, which must end well; its record."""
     output = out or recipe.parent / "out"
     assert run(["path", str(recipe), *words, f"output.dir={output}"]) == 0
-    report = read_path(output)
-    assert report is not None
-    return report
+    return present(read_path(output))
 
 
 SPLITS = ("train-subset", "validation", "selection")

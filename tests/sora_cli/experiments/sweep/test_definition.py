@@ -9,6 +9,7 @@ import pytest
 
 from sora_cli.experiments.sweep.definition import load_sweep
 from tests.helpers_errors import refusal
+from tests.present import present
 from tests.sora_cli.experiments.sweep.support import write_sweep
 
 RANGE = {"low": 1e-4, "high": 1e-2, "log": True}
@@ -65,7 +66,6 @@ def test_no_such_file(tmp_path: Path) -> None:
 
 def test_whole_numbers_stay_whole(tmp_path: Path) -> None:
     space = {"method.r_max": {"low": 2, "high": 8}, "method.threshold": RANGE}
-    search = load_sweep(write_sweep(tmp_path, search={"space": space})).sweep.search
-    assert search is not None
+    search = present(load_sweep(write_sweep(tmp_path, search={"space": space})).sweep.search)
     assert search.space["method.r_max"].whole
     assert not search.space["method.threshold"].whole

@@ -10,6 +10,7 @@ from sora_cli.experiments.sweep.cost import Cost, Costs
 from sora_cli.recipe.load import load_recipe
 from sora_cli.report import Resumption, Start
 from tests.helpers_reports import report_of, write_report
+from tests.present import present
 from tests.sora_cli.experiments.sweep.support import write_sweep
 
 SECONDS = {"import": 5.0, "train": 80.0, "evaluate in training": 6.0, "evaluate": 4.0, "save": 1.0}
@@ -24,16 +25,14 @@ def test_parts_of_a_run() -> None:
 def test_a_resumed_run_counts_its_own_steps() -> None:
     report = report_of(steps=40, more={"seconds": SECONDS})
     report.resumed = [Resumption(step=30, started="")]
-    cost = Cost.of(report)
-    assert cost is not None
+    cost = present(Cost.of(report))
     assert cost.step == 8.0
 
 
 def test_a_forked_run_counts_its_own_steps() -> None:
     report = report_of(steps=40, more={"seconds": SECONDS})
     report.start = Start(directory="x", digest="", step=30)
-    cost = Cost.of(report)
-    assert cost is not None
+    cost = present(Cost.of(report))
     assert cost.step == 8.0
 
 
@@ -73,7 +72,6 @@ def test_kinds_of_runs(tmp_path: Path) -> None:
     other_method = report_of(method="sora").recipe
     unknown = report_of(method="lora", task="sst2").recipe
     for recipe in (same, other_method):
-        cost = costs.find(recipe)
-        assert cost is not None
+        cost = present(costs.find(recipe))
         assert cost.step == 60.0 / 40
     assert costs.find(unknown) is None

@@ -19,6 +19,7 @@ from sora_cli.experiments.sweep.plan import plan_sweep
 from sora_cli.experiments.sweep.record import FILE_NAME, SweepRecord
 from sora_cli.experiments.sweep.source import PlanSource, Source
 from sora_cli.report import read_report
+from tests.present import present
 from tests.sora_cli.experiments.sweep.support import (
     ScriptedEngine,
     finish,
@@ -80,8 +81,7 @@ def test_a_value_is_taken_from_the_finished_run(tmp_path: Path) -> None:
     blocks = {"grid": {"training.seed": [0, 1]}, "cases": CASES}
     source = source_of(tmp_path, **blocks)
     engine = carry_out(source, good, tmp_path / "out")
-    report = read_report(run_directory(engine.started[-1]))
-    assert report is not None
+    report = present(read_report(run_directory(engine.started[-1])))
     assert report.recipe["method"]["target_r"] == 3
     assert report.recipe["output"]["derived"] == ["method.target_r"]
     again = source_of(tmp_path, **blocks)

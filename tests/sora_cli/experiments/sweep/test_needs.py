@@ -14,6 +14,7 @@ from sora_cli.experiments.sweep.plan import PlannedRun, plan_sweep
 from sora_cli.experiments.sweep.source import PlanSource
 from sora_cli.report import read_report
 from tests.helpers_errors import refusal
+from tests.present import present
 from tests.sora_cli.experiments.sweep.support import run_directory, write_sweep
 from tests.sora_cli.experiments.sweep.test_loop import carry_out, good, source_of, states
 
@@ -49,11 +50,9 @@ def test_a_run_begins_with_its_own_point_of_the_sweep(tmp_path: Path) -> None:
     cut, healed, forked = (runs[f"{name}-s1"] for name in ("cut", "healed", "forked"))
     assert cut.needs == ["lora-s1"]
     assert healed.needs == ["cut-s1"]
-    start = cut.loaded.recipe.start
-    assert start is not None
+    start = present(cut.loaded.recipe.start)
     assert (start.adapter, start.keep().given()) == ("out/lora-s1", {"mean_rank": 1.2})
-    start = forked.loaded.recipe.start
-    assert start is not None
+    start = present(forked.loaded.recipe.start)
     assert (start.checkpoint, start.step) == ("out/lora-s1", 0.8)
     assert forked.loaded.recipe.output.derived == ["start.checkpoint"]
     assert runs["lora-s1"].loaded.recipe.start is None
@@ -155,7 +154,6 @@ def test_a_rule_may_be_another_runs_mean_rank(tmp_path: Path) -> None:
     source = source_of(tmp_path, cases=cases)
     assert isinstance(source, PlanSource)
     engine = carry_out(source, good, tmp_path / "out")
-    report = read_report(run_directory(engine.started[-1]))
-    assert report is not None
+    report = present(read_report(run_directory(engine.started[-1])))
     assert report.recipe["start"]["mean_rank"] == 3
     assert report.recipe["output"]["derived"] == ["start.adapter", "start.mean_rank"]

@@ -13,6 +13,7 @@ from sora_cli.experiments.sweep.engine import Job
 from sora_cli.experiments.sweep.plan import plan_sweep
 from sora_cli.experiments.sweep.search import SearchSource
 from sora_cli.recipe.load import load_recipe
+from tests.present import present
 from tests.sora_cli.experiments.sweep.support import finish, write_sweep
 from tests.sora_cli.experiments.sweep.test_loop import carry_out, no_pauses, states  # noqa: F401
 
@@ -70,10 +71,8 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 def test_an_interrupted_trial_keeps_its_values(tmp_path: Path) -> None:
     source = source_of(tmp_path, trials=1)
-    ready = source.next()
-    assert ready is not None
-    again = source_of(tmp_path, trials=1).next()
-    assert again is not None
+    ready = present(source.next())
+    again = present(source_of(tmp_path, trials=1).next())
     assert again.words == ready.words
 
 

@@ -19,6 +19,7 @@ from sora_cli.run.rates.settle import settle_rate
 from tests.helpers_errors import refused
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, signal_at, train, write_recipe
+from tests.present import present
 from tests.sora_cli.experiments.auto.support import auto_recipe
 from tests.sora_cli.experiments.path.support import path_recipe, train_path
 from tests.sora_cli.run.rates.test_rule import BERT
@@ -64,8 +65,7 @@ def _never(*_: Any) -> RateChoice:
 
 
 def _rate(directory: Path) -> float | None:
-    report = read_report(directory)
-    assert report is not None
+    report = present(read_report(directory))
     assert report.recipe["training"]["learning_rate"] == "auto"
     return None if report.learning_rate is None else report.learning_rate.chosen
 
