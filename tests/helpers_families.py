@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -241,6 +242,28 @@ def step_gradients(
     trainer.add_callback(gradients)
     trainer.train()
     return gradients.steps
+
+
+def check_accumulation(
+    folder: Path, model: Any, processor: Any, rows: list[dict[str, Any]], *, steps: int,
+    near: float = 1e-6, **blocks: dict[str, Any],
+) -> None:  # fmt: skip
+    """Check that steps in four micro-batches have the gradients of whole ones.
+
+    Args:
+        steps: of one pass over the rows.
+        near: by how much a number may differ, relative to the largest one of its factor.
+    """
+    whole, parts = (
+        step_gradients(folder, copy.deepcopy(model), processor, rows, accumulation=n, **blocks)
+        for n in (1, 4)
+    )
+    assert (len(whole), len(parts)) == (steps, steps)
+    for one, four in zip(whole, parts, strict=True):
+        for name, gradient in one.items():
+            within = float(near * gradient.abs().max()) + 1e-12
+            torch.testing.assert_close(four[name], gradient, rtol=0, atol=within)
+        assert all(gradient.abs().max() > 0 for gradient in one.values())
 
 
 def _regression(folder: Path) -> Path:

@@ -32,8 +32,8 @@ from tests.helpers_adapters import forget_base_weights
 from tests.helpers_chat import chat_tokenizer, write_chat_recipe
 from tests.helpers_errors import refused
 from tests.helpers_families import (
+    check_accumulation,
     preference_rows,
-    step_gradients,
     write_preference_recipe,
 )
 from tests.helpers_models import tiny_llama
@@ -267,18 +267,9 @@ def test_an_adapter_with_parts_in_full_is_refused(
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
     """A micro-batch weighs by its pairs, whatever the lengths of their answers."""
-    task = {"name": "preference", "loss": "orpo"}
-    whole, parts = (
-        step_gradients(tmp_path, tiny_llama(eos_token_id=3, bos_token_id=2), chat_tokenizer(),
-                       preference_rows(22), task=task, accumulation=accumulation)
-        for accumulation in (1, 4)
-    )  # fmt: skip
-    assert len(whole) == len(parts) == 3
-    for one, four in zip(whole, parts, strict=True):
-        for name, gradient in one.items():
-            near = float(1e-5 * gradient.abs().max()) + 1e-12
-            torch.testing.assert_close(four[name], gradient, rtol=0, atol=near)
-        assert all(gradient.abs().max() > 0 for gradient in one.values())
+    model, task = tiny_llama(eos_token_id=3, bos_token_id=2), {"name": "preference", "loss": "orpo"}
+    rows = preference_rows(22)
+    check_accumulation(tmp_path, model, chat_tokenizer(), rows, steps=3, near=1e-5, task=task)
 
 
 def test_accumulated_steps_are_those_of_the_whole_batch(origin: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from sora_cli.tasks.encoded import Encoded, Predictions
 from sora_cli.tasks.question_answering import QuestionAnswering
 from sora_cli.tasks.windows import best_span
 from tests.helpers_errors import refusal
-from tests.helpers_families import question_rows, step_gradients
+from tests.helpers_families import check_accumulation, question_rows
 from tests.helpers_models import tiny_bert_for, tiny_llama
 from tests.helpers_rows import assert_rows_add_up
 from tests.helpers_runs import tiny_tokenizer
@@ -316,20 +316,11 @@ def test_the_loss_is_the_models_own_of_each_window_alone(make: Any) -> None:
 
 
 def test_accumulated_gradients_are_those_of_whole_steps(tmp_path: Path) -> None:
-    found = [
-        step_gradients(
-            tmp_path, _bert(), tiny_tokenizer(), question_rows(15), accumulation=accumulation,
-            task={"name": "question-answering", "stride": 4},
-            data={"path": "unused", "max_length": 20},
-        )
-        for accumulation in (1, 4)
-    ]  # fmt: skip
-    assert len(found[0]) == len(found[1]) > 2
-    for one, four in zip(*found, strict=True):
-        for name, gradient in one.items():
-            near = float(1e-6 * gradient.abs().max()) + 1e-12
-            torch.testing.assert_close(four[name], gradient, rtol=0, atol=near)
-        assert any(gradient.abs().max() > 0 for gradient in one.values())
+    check_accumulation(
+        tmp_path, _bert(), tiny_tokenizer(), question_rows(15), steps=4,
+        task={"name": "question-answering", "stride": 4},
+        data={"path": "unused", "max_length": 20},
+    )  # fmt: skip
 
 
 # --- scores
