@@ -16,6 +16,7 @@ import torch
 import transformers
 import yaml
 from datasets import Dataset
+from packaging.version import Version
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -180,7 +181,7 @@ def test_what_is_moved_elsewhere_counts_there(monkeypatch: pytest.MonkeyPatch) -
 
 
 class _Mixture(nn.Module):
-    """Does what torch cannot follow without data: experts of 32 bits in one operation."""
+    """Does what torch 2.13 cannot follow without data: experts of 32 bits in one operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -197,7 +198,8 @@ def test_no_traceback_where_a_trace_needs_data(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(log, "handle", told.append)
     work, rows = _work(tiny_bert(num_labels=2)), _rows(3, 24)
     _, exact = replace(work, model=_Mixture()).trace(rows, 1)
-    assert (exact, told, log.disabled) == (False, [], False)
+    assert (told, log.disabled) == ([], False)
+    assert not exact or Version(torch.__version__).release > (2, 13, 0)
 
 
 @pytest.mark.parametrize("where", [(), (slice(None),)])
