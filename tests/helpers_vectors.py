@@ -15,6 +15,7 @@ from sora_cli.model.base import Base, load_base
 from sora_cli.recipe.recipe import DataBlock, ModelBlock, TaskBlock
 from sora_cli.tasks import create_task
 from sora_cli.tasks.embedding import Embedding
+from sora_cli.tasks.encoded import Encoded
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import save_base
 
@@ -79,3 +80,13 @@ def batches_of(
     collate = task.collator(base.processor)
     places = [range(i, min(i + size, len(rows))) for i in range(0, len(rows), size)]
     return [collate([encoded[i] for i in part]) for part in places]
+
+
+@torch.no_grad()
+def vectors_of(task: Embedding, base: Base, encoded: Encoded) -> torch.Tensor:
+    """Every text's vector, by batches of different lengths."""
+    collate, kept, rows = task.collator(base.processor), [], encoded.dataset
+    for first in range(0, len(rows), 5):
+        batch = collate([rows[i] for i in range(first, min(first + 5, len(rows)))])
+        kept.append(task.outputs_to_keep(base.model(**task.scored_inputs(batch)), batch))
+    return torch.cat(kept)

@@ -26,7 +26,13 @@ from sora_cli.tasks.encoded import Encoded, Predictions
 from sora_cli.tasks.row_scores import row_scores
 from tests.helpers_errors import refusal
 from tests.helpers_runs import WORDS, write_rows
-from tests.helpers_vectors import bound_task, opened_base, sentence_model, write_sentence_model
+from tests.helpers_vectors import (
+    bound_task,
+    opened_base,
+    sentence_model,
+    vectors_of,
+    write_sentence_model,
+)
 from tests.present import present
 
 METRICS = [
@@ -70,13 +76,7 @@ def read_by(task: Embedding, base: Base) -> Reader:
     """The model as it reads rows, in the order of the data set."""
 
     def outputs(encoded: Encoded) -> np.ndarray:
-        collate, kept = task.collator(base.processor), []
-        for first in range(0, len(encoded.dataset), 5):
-            rows = range(first, min(first + 5, len(encoded.dataset)))
-            batch = collate([encoded.dataset[i] for i in rows])
-            with torch.no_grad():
-                kept.append(task.outputs_to_keep(base.model(**task.scored_inputs(batch)), batch))
-        return torch.cat(kept).numpy()
+        return vectors_of(task, base, encoded).numpy()
 
     def bare(encoded: Encoded) -> np.ndarray:
         with switched_off(adapted_layers(base.model)):

@@ -20,7 +20,7 @@ from methods.dropout import replace_dropouts
 from sora_cli.model.base import Base
 from sora_cli.tasks import embedding_batch, embedding_scores
 from sora_cli.tasks.embedding import Embedding
-from sora_cli.tasks.encoded import Encoded, Predictions
+from sora_cli.tasks.encoded import Predictions
 from tests.helpers_errors import refusal
 from tests.helpers_families import retrieval_rows, step_gradients
 from tests.helpers_models import tiny_bert, tiny_llama, tiny_t5
@@ -30,6 +30,7 @@ from tests.helpers_vectors import (
     bound_task,
     opened_base,
     sentence_model,
+    vectors_of,
     write_sentence_model,
 )
 
@@ -79,24 +80,13 @@ def written(folder: Path, shape: str) -> Path:
     return write_sentence_model(folder, pooling=pooling, dense=12 * ("dense" in shape), unit=False)
 
 
-def _vectors(task: Embedding, base: Base, encoded: Encoded) -> Tensor:
-    """Every text's vector, by batches of different lengths."""
-    collate, kept = task.collator(base.processor), []
-    for first in range(0, len(encoded.dataset), 5):
-        rows = range(first, min(first + 5, len(encoded.dataset)))
-        batch = collate([encoded.dataset[i] for i in rows])
-        with torch.no_grad():
-            kept.append(task.outputs_to_keep(base.model(**task.scored_inputs(batch)), batch))
-    return torch.cat(kept)
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 def test_vectors_are_those_of_sentence_transformers(tmp_path: Path, shape: str) -> None:
     folder, rows = written(tmp_path, shape), retrieval_rows(12)
     task = bound_task(rows)
     base, real = opened_base(task, folder), sentence_model(folder)
     encoded = task.encode(Dataset.from_list(rows), base.processor)
-    ours = _vectors(task, base, encoded)
+    ours = vectors_of(task, base, encoded)
     texts, queries = encoded.dataset["text"][:], len({row["query"] for row in rows})
     theirs = torch.cat([
         real.encode_query(texts[:queries], convert_to_tensor=True, batch_size=4),
@@ -258,7 +248,7 @@ def test_the_loss_is_computed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None
 
 def predicted(task: Embedding, base: Base, rows: Rows) -> Predictions:
     encoded = task.encode(Dataset.from_list([dict(r) for r in rows]), base.processor)
-    return Predictions(_vectors(task, base, encoded).numpy(), None, encoded)
+    return Predictions(vectors_of(task, base, encoded).numpy(), None, encoded)
 
 
 METRICS = ["ndcg_at_10", "mrr_at_10", "recall_at_1", "recall_at_10"]
