@@ -294,7 +294,7 @@ def retrieval_rows(title: str) -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize(
-    ("title", "place", "number"), [("Sizes", 0, 14), ("Long runs", 2, 13), ("A second task", 3, 14)]
+    ("title", "place", "number"), [("Sizes", 0, 14), ("Long runs", 2, 14), ("A second task", 3, 14)]
 )
 def test_the_smallest_retrieval_adapters_are_what_the_command_prints(
     title: str, place: int, number: int, capsys: Output
