@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 
-NAMES = ("index-url", "extra-index-url", "find-links", "constraint")
+NAMES = ("constraint", "extra-index-url", "find-links", "index-url")
 """Of settings that are options of the same name in uv."""
 _SECTIONS = ("global", "install", ":env:")
 """Of `pip config list`; a later one wins."""
@@ -19,15 +19,10 @@ _SECTIONS = ("global", "install", ":env:")
 
 def uv_options(lines: Iterable[str]) -> Iterator[str]:
     """Yield the words of the options for what `pip config list` has printed."""
-    settings: dict[str, tuple[int, str]] = {}
-    for line in lines:
-        key, _, value = line.partition("=")
-        section, _, name = key.rpartition(".")
-        if name in NAMES and section in _SECTIONS:
-            found = (_SECTIONS.index(section), str(ast.literal_eval(value)))
-            settings[name] = max(settings.get(name, found), found, key=lambda pair: pair[0])
-    for name, (_, value) in sorted(settings.items()):
-        for one in value.split():
+    settings = dict(line.split("=", 1) for line in lines if "=" in line)
+    for name in NAMES:
+        given = [settings[key] for s in _SECTIONS if (key := f"{s}.{name}") in settings]
+        for one in ast.literal_eval(given[-1]).split() if given else ():
             yield from (f"--{name}", one)
 
 

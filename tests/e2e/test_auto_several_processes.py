@@ -10,12 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from sora_cli.app import run
-from sora_cli.search.evidence import Evidence, read_certificate
 from tests.helpers_chat import instruct_rows, write_chat_recipe
 from tests.helpers_runs import files_of, pair_rows, write_rows
 from tests.launched import launch_commands
-from tests.present import present
-from tests.sora_cli.experiments.auto.support import auto_recipe
+from tests.sora_cli.experiments.auto.support import auto_recipe, certificate_of
 
 pytestmark = pytest.mark.long
 
@@ -57,13 +55,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _certificate(run: Path) -> Evidence:
-    return present(read_certificate(run))
-
-
 @pytest.mark.parametrize("kind", ["", "-alike", "-tokens"])
 def test_two_processes_find_what_one_finds(folder: Path, kind: str) -> None:
-    one, two = _certificate(folder / f"one{kind}"), _certificate(folder / f"two{kind}")
+    one, two = certificate_of(folder / f"one{kind}"), certificate_of(folder / f"two{kind}")
     assert one.promise == two.promise
     assert one.rows == two.rows
     for mine, theirs in zip(one.screened, two.screened, strict=True):

@@ -13,9 +13,8 @@ from safetensors.torch import load_file
 
 from sora_cli.app import run
 from sora_cli.core.exit_codes import OK
-from sora_cli.search.evidence import read_certificate
 from tests.helpers_runs import write_rows
-from tests.present import present
+from tests.sora_cli.experiments.auto.support import certificate_of
 from tests.stored.make import COMMANDS, KILLED, ROOT, machine
 
 FOLDERS = sorted(path.parent for path in Path(__file__).parents[1].glob("stored/*/machine.json"))
@@ -58,7 +57,7 @@ def same_adapter(one: str, other: str) -> None:
 
 def figures(name: str) -> dict[str, Any]:
     """A certificate without its layout's number and keys, and without the words of a version."""
-    certificate = present(read_certificate(Path("runs", name)))
+    certificate = certificate_of(Path("runs", name))
     later = {"schema_version": True, "scope": True, "bound": {"statistic", "best_case"}}
     return certificate.model_dump(exclude=later)
 

@@ -22,13 +22,12 @@ import torch
 from safetensors.torch import load_file
 
 from sora_cli.core.exit_codes import NO_VERDICT, OK
-from sora_cli.search.evidence import read_certificate
 from tests.helpers_runs import files_of
 from tests.machine.place import EXACT, Tensors, adapter_in, apart, stored_update
 from tests.machine.runs import Runs
 from tests.machine.shop import TOLD
 from tests.machine.thing import NARROW, Thing, check_kept
-from tests.present import present
+from tests.sora_cli.experiments.auto.support import certificate_of
 
 
 class Steps(Runs):
@@ -69,7 +68,7 @@ class Steps(Runs):
 
     def _check_drop(self, thing: Thing, small: Thing, code: int) -> None:
         """The drop that the promise is about is that of the two adapters' answers."""
-        found = present(read_certificate(self._at(small.name)))
+        found = certificate_of(self._at(small.name))
         assert (code == OK) == found.certified
         drop = self._accuracy(thing) - self._accuracy(small)
         test = None if found.written is None else found.written.test

@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from sora_cli.app import run
 from sora_cli.core.exit_codes import FAILED, LABELS_WANTED, NO_VERDICT, OK
-from sora_cli.search.evidence import Evidence, read_certificate
+from sora_cli.search.evidence import Evidence
 from sora_cli.search.kept_answers import FILE_NAME, Kept
 from tests.helpers_asking import Row, fill, rows_of, truth
 from tests.helpers_errors import refused
 from tests.helpers_runs import train
-from tests.present import present
 from tests.sora_cli.commands.test_auto_ask import small
+from tests.sora_cli.experiments.auto.support import certificate_of
 
 Output = pytest.CaptureFixture[str]
 ROWS = ["--unlabelled", "inputs.jsonl"]
@@ -56,10 +56,6 @@ def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path
 
 
-def certificate(place: Path) -> Evidence:
-    return present(read_certificate(place))
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("words", FINISHED.values(), ids=FINISHED)
 def test_a_finished_adapter_asks_for_labels_and_is_checked_again(
@@ -76,7 +72,7 @@ def test_a_finished_adapter_asks_for_labels_and_is_checked_again(
     assert "wanted: fill in the column 'label' of ask.csv" in told
     fill(here / "ask.csv", truth)
     assert run(words) in (OK, NO_VERDICT)
-    found = certificate(here / "out")
+    found = certificate_of(here / "out")
     assert found.asked is not None
     assert found.asked.answered == found.asked.wanted == len(rows_of(here / "ask.csv"))
     assert found.promise.basis == "asked"
@@ -104,11 +100,11 @@ def test_another_promise_changed_labels_and_what_is_pushed(here: Path, capsys: O
                     hide="[bcdfghjkmnpqrstvwxz]{10}")  # fmt: skip
     assert "1 label was changed in ask.csv" in lines[0]
     assert run([*words, "--max-drop", "30pt", "--force"]) in (OK, NO_VERDICT)
-    found = certificate(here / "out")
+    found = certificate_of(here / "out")
     assert found.statement.startswith("a label was changed after it had been read")
     assert not found.certified
     assert run([*words, "--max-drop", "30pt", "--force"]) in (OK, NO_VERDICT)
-    assert not certificate(here / "out").certified  # it is remembered
+    assert not certificate_of(here / "out").certified  # it is remembered
     capsys.readouterr()
     assert run(["push", "out", "me/it", "--dry-run", "--base-id", "me/base", "--json"]) == OK
     assert FILE_NAME not in json.loads(capsys.readouterr().out)["files"]

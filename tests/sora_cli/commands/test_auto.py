@@ -19,7 +19,7 @@ from tests.helpers_errors import error_of, refused
 from tests.helpers_runs import files_of, train
 from tests.present import present
 from tests.sora_cli.commands.promises import LABELS, Makers, labelled, same_end
-from tests.sora_cli.experiments.auto.support import auto_recipe
+from tests.sora_cli.experiments.auto.support import auto_recipe, certificate_of
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_metric_that_is_not_right_or_wrong_by_row(
     path = auto_recipe(tmp_path, task=task, auto=auto)
     assert run(["auto", str(path), "--no-verify"]) in (0, NO_VERDICT)
     assert "test rows can be expected to certify" in capsys.readouterr().err
-    found = present(read_certificate(tmp_path / "out"))
+    found = certificate_of(tmp_path / "out")
     assert not found.bound.exact
     assert found.bound.method.startswith("approximate")
     first = next(size for size in found.screened if size.named)

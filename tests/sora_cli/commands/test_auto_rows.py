@@ -21,7 +21,6 @@ from sora_cli.recipe.auto import Basis
 from sora_cli.recipe.load import load_recipe, load_stored
 from sora_cli.report import read_report
 from sora_cli.run.prepare import load_task
-from sora_cli.search.evidence import read_certificate
 from sora_cli.search.record import AutoRecord, read_auto
 from tests.helpers_errors import error_of
 from tests.helpers_images import corner_rows, write_pair_recipe
@@ -84,7 +83,7 @@ def test_numbers_are_compared_within_a_tolerance(
     command = differ(path, tmp_path / "out")
     assert "two models never give the same one" in error_of(capsys, *command)[0]
     assert run([*command, "--tolerance", "2"]) == OK
-    found = present(read_certificate(tmp_path / "out"))
+    found = certificate_of(tmp_path / "out")
     assert found.bound.exact
     assert found.written.test is not None
     assert found.promise.tolerance == 2

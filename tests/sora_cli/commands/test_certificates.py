@@ -19,14 +19,13 @@ from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from sora_cli.run import stored
 from sora_cli.search.binomial import share_bound
 from sora_cli.search.differing_answers import DifferingAnswers
-from sora_cli.search.evidence import Evidence, read_certificate
+from sora_cli.search.evidence import Evidence
 from sora_cli.search.paired import exact_bound
 from sora_cli.verify import again, again_finished, again_search
 from sora_cli.verify import certificate as recheck
 from tests.helpers_errors import error_of, error_text
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows, save_base, write_rows
-from tests.present import present
 from tests.sora_cli.commands.promises import (
     ANSWERS,
     BY_ANSWERS,
@@ -36,6 +35,7 @@ from tests.sora_cli.commands.promises import (
     Made,
     Makers,
 )
+from tests.sora_cli.experiments.auto.support import certificate_of
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -295,7 +295,7 @@ def test_what_follows_from_the_figures_is_not_believed(
     document = json.loads(file.read_text(encoding="utf-8"))
     _not_tested(document)
     file.write_text(json.dumps(document), encoding="utf-8")
-    found = present(read_certificate(copy))
+    found = certificate_of(copy)
     assert not found.certified
     assert "cannot show that accuracy is at most 0.5 worse" in found.statement
     assert run(["verify", str(copy), "--certificate"]) == FAILED

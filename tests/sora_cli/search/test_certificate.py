@@ -22,7 +22,7 @@ from sora_cli.search.evidence import (
 from sora_cli.search.promise import Promise
 from sora_cli.search.row_set import SCREENING, TEST, TRAIN, RowSet
 from sora_cli.search.statistic import Bound, BoundMethod
-from tests.present import present
+from tests.sora_cli.experiments.auto.support import certificate_of
 
 
 def certificate() -> Evidence:
@@ -87,7 +87,7 @@ def certificate() -> Evidence:
 def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
     written = certificate()
     (tmp_path / FILE_NAME).write_text(written.model_dump_json())
-    read = present(read_certificate(tmp_path))
+    read = certificate_of(tmp_path)
     assert math.isnan(read.screened[0].screening.score)  # NaN is null in JSON
     assert read.model_dump_json() == written.model_dump_json()
     assert read.certified

@@ -10,12 +10,10 @@ import pytest
 
 from sora_cli.app import run
 from sora_cli.core.exit_codes import NO_VERDICT, OK
-from sora_cli.search.evidence import read_certificate
 from sora_cli.search.former_design import former_design
 from sora_cli.search.record import AutoRecord, read_auto
 from tests.helpers_reports import write_report
-from tests.present import present
-from tests.sora_cli.experiments.auto.support import auto_recipe
+from tests.sora_cli.experiments.auto.support import auto_recipe, certificate_of
 from tests.sora_cli.search.test_certificate import certificate
 
 ROW_SET = {"split": "train", "rows": 54, "digest": "d"}
@@ -39,7 +37,7 @@ def test_the_same_design_is_read_as_before(tmp_path: Path) -> None:
     values["candidates"][0]["test"]["parts"] = []
     file = write(tmp_path, "certificate.json", values)
     assert former_design(file) is None
-    found = present(read_certificate(tmp_path))
+    found = certificate_of(tmp_path)
     assert found.model_dump_json() == certificate().model_dump_json()
 
 
