@@ -114,7 +114,7 @@ class OneClass(OneNumber):
         counts = self.class_counts(rows)
         assert counts is not None
         logits = np.log(np.maximum(counts / counts.sum(), _RARE))
-        given = np.broadcast_to(logits, (counts.sum(), len(logits)))
+        given = np.tile(logits, (counts.sum(), 1))
         return self.loss(Predictions(given, self.labels(rows), rows))
 
     def answers(self, predictions: Predictions) -> np.ndarray:
