@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,8 +46,10 @@ class Point:
     @property
     def text(self) -> str:
         """What stands beside the point."""
-        number = self.label.rpartition("-")[2]
-        return number.replace("r", "r ") if self.trained else f"{number} %"
+        _, number, *alpha = self.label.split("-")
+        if not self.trained:
+            return f"{number} %"
+        return re.sub(r"(?<=[a-z])(?=\d)", " ", ", ".join((number, *alpha)))
 
 
 def main() -> None:

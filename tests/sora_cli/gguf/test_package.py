@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sora_cli.core.errors import SoraError
@@ -34,6 +35,22 @@ def test_a_file_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2) is table
     assert gguf.GGUFReader is reader
     assert calls == [source]
+
+
+@pytest.mark.versions
+def test_its_parts_are_plain_arrays_with_the_same_numbers(tmp_path: Path) -> None:
+    gguf, file = pytest.importorskip("gguf"), base_file(tmp_path / "base.gguf")
+    slow = gguf.GGUFReader(file)
+    with parsed_once(str(file)):
+        fast = gguf.GGUFReader(file)
+    assert (type(slow.data), type(fast.data)) == (np.memmap, np.ndarray)
+    assert fast.fields.keys() == slow.fields.keys()
+    for name, field in slow.fields.items():
+        for part, other in zip(field.parts, fast.fields[name].parts, strict=True):
+            np.testing.assert_array_equal(part, other)
+    for tensor, other in zip(slow.tensors, fast.tensors, strict=True):
+        assert tensor.name == other.name
+        np.testing.assert_array_equal(tensor.data, other.data)
 
 
 def test_a_package_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
