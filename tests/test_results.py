@@ -322,16 +322,31 @@ def test_the_bytes_of_retrieval_adapters_are_what_the_command_prints(capsys: Out
             assert f"| {name} | 2 | {float(share.rstrip(' %')):g}% | {n_bytes} |" in told
 
 
-def test_the_scores_of_a_cut_are_what_the_command_prints(capsys: Output) -> None:
-    """Each row: a score, and its mean difference to LoRA r 8 at each size, or at 15 % by task."""
-    words = [*commands("scores.md")[0], "--format", "json"]
-    found = {(r["label"], r["task"]): r for r in json.loads(printed(words, capsys))["rows"]}
-    text = (RESULTS / "scores.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^\| `(\w+)` \| ([+-].*) \|$", text, re.MULTILINE)
-    assert len(lines) == 2 * 4
-    for name, cells in lines[:4]:
-        sizes = [points(found[f"{name}-{size}", None]) for size in (30, 15, 8, 4)]
-        assert cells.split(" | ") == sizes
-    for name, cells in lines[4:]:
-        apart = [found[f"{name}-15", task]["difference"] for task in GLUE]
-        assert cells.split(" | ") == [f"{100 * value:+.2f}" for value in apart]
+def test_the_scores_of_a_cut_are_what_the_commands_print(capsys: Output) -> None:
+    """Short runs: a row a score, its mean difference to LoRA r 8 at each size, or at 15 % by task.
+
+    Then that to the singular values with more seeds, and both of long runs.
+    """
+    short, seeds, long = (by_label(words, capsys) for words in commands("scores.md"))
+
+    def cells(title: str) -> list[tuple[str, list[str]]]:
+        lines = re.findall(r"^\| `(\w+)` \| (.*) \|$", section("scores.md", title), re.MULTILINE)
+        return [(name, line.split(" | ")) for name, line in lines]
+
+    def by_task(of: dict[str | None, dict[str, Any]]) -> list[str]:
+        return [f"{100 * of[task]['difference']:+.2f}" for task in GLUE]
+
+    lines = cells("Short runs")
+    assert len(lines) == 2 * 4 + 1
+    for name, found in lines[:4]:
+        assert found == [points(short[f"{name}-{size}"][None]) for size in (30, 15, 8, 4)]
+    for name, found in lines[4:8]:
+        assert found == by_task(short[f"{name}-15"])
+    (name, found), of = lines[8], seeds["activation-15"]
+    assert (name, found) == ("activation", [str(of[None]["n"]), points(of[None]), *by_task(of)])
+    lines = cells("Long runs")
+    assert len(lines) == 4
+    for name, found in lines:
+        sizes = [long[f"{name}-{size}"] for size in (15, 8) if f"{name}-{size}" in long]
+        told = [cell for of in sizes for cell in (points(of[None]), *by_task(of))]
+        assert [cell for cell in found if cell.strip()] == told

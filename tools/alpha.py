@@ -2,10 +2,11 @@
 
     python -m tools.alpha [RUNS...]
 
-RUNS are directories of `recipes/sweeps/cpu/alpha.yaml` and `alpha-small.yaml`, or the stored file.
-Rates and alphas are chosen on the rows held out of training, tasks apart; what is printed is the
-reported rows' score, times 100. The second table is the mean of both tasks at each alpha and rate,
-on the rows that choose.
+RUNS are directories of `recipes/sweeps/cpu/alpha.yaml`, `alpha-small.yaml` and `alpha-ranks.yaml`,
+or of `alpha-long.yaml`; the default are the stored ones of the first three. Rates and alphas are
+chosen on the rows held out of training, tasks apart; what is printed is the reported rows' score,
+times 100. The other tables are the mean of both tasks at each alpha and rate, on the rows that
+choose.
 """
 
 from __future__ import annotations
@@ -21,10 +22,7 @@ from sora_cli.core.console import emit
 from sora_cli.experiments.compare.finding import find_runs
 from sora_cli.experiments.compare.runs import Run, selection_score
 
-RUNS = (
-    Path("docs/results/alpha.jsonl/cpu-alpha"),
-    Path("docs/results/alpha.jsonl/cpu-alpha-small"),
-)
+RUNS = tuple(Path(f"docs/results/alpha.jsonl/cpu-alpha{kind}") for kind in ("", "-small", "-ranks"))
 Place = tuple[float, float]
 """An alpha and a rate."""
 Scores = Mapping[Place, tuple[float, float]]
