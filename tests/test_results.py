@@ -221,10 +221,10 @@ def test_the_arena_prints_its_runs(
 def test_alphas_page_prints_the_arenas_runs(capsys: Output) -> None:
     """Its tables of short and of long runs, like the arena's, and the differences to the cut."""
     text = (RESULTS / "alpha.md").read_text(encoding="utf-8")
-    arena = commands("alpha.md")[1:]
-    for words, title in zip(arena, ("Short runs:", "Long runs:"), strict=True):
+    arena = commands("alpha.md")[2:]
+    for words, title, size in zip(arena, ("Short runs:", "Long runs:"), (6, 4), strict=True):
         table = text.partition(title)[2].split("\n\n")[1]
-        assert len(told_beside_lora(table, by_label(words, capsys), GLUE)) == 4
+        assert len(told_beside_lora(table, by_label(words, capsys), GLUE)) == size
         words[words.index("lora-r8")] = "cut-15"
         by = by_label(words, capsys)["lora-r1-alpha4"]
         told = [points(by[None]), *(f"{100 * by[task]['difference']:+.2f}" for task in GLUE)]
@@ -244,6 +244,17 @@ def test_alphas_page_prints_the_runs_of_healing(capsys: Output) -> None:
         for alpha, scores in table
         for rate, score in zip(("5e-4", "1.5e-3", "4.5e-3"), scores.split(" | "), strict=True)
     }
+
+
+def test_alphas_page_prints_the_runs_with_another_rate_of_the_head(capsys: Output) -> None:
+    """Each row: a label, its score on the rows that choose, and the difference to alpha 4."""
+    found, text = by_label(commands("alpha.md")[1], capsys), section("alpha.md", "Is it the head?")
+    table = re.findall(r"^\| `(\S+)` \| (\S+) \|(.*)\|$", text, flags=re.MULTILINE)
+    assert len(table) == len(found) == 6
+    for label, score, apart in table:
+        of = found[label]
+        assert score == f"{100 * of[None]['metric']:.2f}"
+        assert apart.strip() == ("" if label == "r1-alpha4" else points(of[None]))
 
 
 def test_the_arenas_other_tasks_are_what_its_command_prints(capsys: Output) -> None:

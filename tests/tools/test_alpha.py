@@ -35,11 +35,12 @@ def test_means_are_of_places_that_all_tasks_have() -> None:
     assert mean_table(means(tasks)).splitlines()[2] == "| 4 | 85.0 |"
 
 
+@pytest.mark.parametrize("runs", [[], ["docs/results/alpha.jsonl/cpu-alpha-long"]])
 def test_the_page_has_the_tables_that_are_printed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runs: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("sys.argv", ["alpha"])
+    monkeypatch.setattr("sys.argv", ["alpha", *runs])
     main()
     printed = capsys.readouterr().out.strip()
     assert printed in (ROOT / "docs" / "results" / "alpha.md").read_text(encoding="utf-8")

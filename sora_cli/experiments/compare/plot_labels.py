@@ -10,7 +10,7 @@ from typing import Any
 from sora_cli.core.figures import INK, QUIET
 
 _SIZE = 7.0  # points
-_DISTANCES = (4.0, 9.0, 16.0, 25.0, 36.0, 50.0)  # points
+_DISTANCES = (6.0, 10.0, 16.0, 25.0, 36.0, 50.0)  # points
 _ANGLES = (0, 180, 90, 270, 45, 135, 315, 225, 20, 160, 340, 200, 65, 115, 245, 295)
 _CROWD = 14
 """If there are more labels, all stay close to their points: that many leader lines would tangle."""
