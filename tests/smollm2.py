@@ -21,7 +21,7 @@ import transformers
 from methods import inject, registry
 from sora_cli.adapter.saving import save_adapter
 from sora_cli.data.gguf_tokenizer import load_tokenizer
-from sora_cli.gguf.package import parsed_once
+from sora_cli.gguf.package import in_plain_arrays, parsed_once
 from sora_cli.model.loading import split_gguf, weights_options
 from tests.helpers_adapters import R_MAX, randomise
 from tests.present import present
@@ -84,7 +84,7 @@ def reader(source: Path) -> Any:
     from gguf.gguf_reader import GGUFReader
     from transformers.integrations.ggml import _gguf_parse_value
 
-    made = GGUFReader(source)
+    made = in_plain_arrays(GGUFReader)(source)
     for field in made.fields.values():
         for i in field.data:
             _values[id(field.parts[i])] = _gguf_parse_value(field.parts[i], field.types)

@@ -54,7 +54,7 @@ def parsed_once(*sources: str) -> Iterator[None]:
         yield
         return
     reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
-    parsed = cache(_in_plain_arrays(reader))
+    parsed = cache(in_plain_arrays(reader))
     gguf.GGUFReader = lambda file: parsed(str(file))  # transformers names files by texts
     gguf.get_tensor_name_map = cache(names)
     try:
@@ -63,7 +63,7 @@ def parsed_once(*sources: str) -> Iterator[None]:
         gguf.GGUFReader, gguf.get_tensor_name_map = reader, names
 
 
-def _in_plain_arrays(reader: Any) -> Any:
+def in_plain_arrays(reader: Any) -> Any:
     """Return a reader of GGUF files whose parts are plain arrays of the same mapped memory.
 
     Every string of a vocabulary is a slice, and a slice of `np.memmap` takes three times as long.

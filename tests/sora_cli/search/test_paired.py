@@ -131,17 +131,17 @@ def test_without_unknown_rows_it_is_what_it_was() -> None:
 
 
 def _short_of_completions(
-    lost: int, won: int, rows: int, confidence: float, unknown: int, most: int | None = None
+    lost: int, won: int, rows: int, confidence: float, unknown: int, drawn: int | None = None
 ) -> float:
     """Return by how much the bound with unknown rows is below that of some way to label them.
 
     Args:
-        most: try the ways that label all rows as one, and so many more that are drawn; None: all.
+        drawn: try so many ways, and those that label all rows alike; None: try all ways.
     """
     bound = exact_bound(lost, won, rows, confidence, unknown)
     ways = [(found, gained) for found in range(unknown + 1) for gained in range(found + 1)]
-    if most is not None:
-        ways = [(0, 0), (unknown, 0), (unknown, unknown), *random.Random(0).choices(ways, k=most)]
+    if drawn is not None:
+        ways = [(0, 0), (unknown, 0), (unknown, unknown), *random.Random(0).choices(ways, k=drawn)]
     filled = (exact_bound(lost - f, won + g, rows, confidence) for f, g in ways)
     return max(filled) - bound
 
@@ -171,7 +171,7 @@ def test_nor_has_one_of_many_rows() -> None:
         unknown = int(rng.integers(1, min(lost, 12) + 1))
         confidence = float(rng.choice([0.9, 0.95, 0.99]))
         outcome = (lost, differing - lost, rows, confidence, unknown)
-        assert _short_of_completions(*outcome, most=9) <= 1e-7, outcome
+        assert _short_of_completions(*outcome, drawn=9) <= 1e-7, outcome
 
 
 def test_a_label_makes_the_bound_smaller_and_no_label_can_be_worth_more_than_a_loss() -> None:
