@@ -240,11 +240,12 @@ def _unpack(source: str) -> _Unpacked:
     if not file.is_file():
         raise SoraError(f"there is no file {source}", hint="give the base model with --base")
     check_package(f"{file.name}: to read GGUF files the package gguf is needed")
-    with reading(file, "is it complete, and does transformers know its kind?"):
+    hint = "is it complete, and does transformers know its kind?"
+    with reading(file, hint), parsed_once(source):
         _check_room(file)
         unpacked = _Unpacked()
         try:
-            with quiet_loading(), parsed_once(source):
+            with quiet_loading():
                 _write_unpacked(source, unpacked.folder)
         except Exception:
             unpacked.remove()
