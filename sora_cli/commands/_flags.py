@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 from sora_cli.commands import options
 from sora_cli.core.checks import check_keep, check_requires, option
 from sora_cli.recipe.tolerance import CONFIDENCE
+from sora_cli.use.sampling import SamplingOptions
 
 if TYPE_CHECKING:
     from methods.keep import Keep
@@ -125,6 +126,19 @@ class Budget:
         """
         drop, differ = (None, None) if asked is None else (asked.max_drop, asked.max_differ)
         return check_keep(max_drop=drop, max_differ=differ, **vars(self))
+
+
+@dataclass(frozen=True)
+class Sampled(SamplingOptions):
+    """The options of drawn answers, as typed."""
+
+    temperature: options.Temperature = None
+    top_p: options.TopP = None
+    top_k: options.TopK = None
+    max_new_tokens: options.NewTokens = 256
+    repetition_penalty: options.Penalty = None
+    seed: options.Seed = None
+    greedy: options.Greedy = False
 
 
 def spliced(command: Callable[..., Result]) -> Callable[..., Result]:

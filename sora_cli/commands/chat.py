@@ -11,11 +11,13 @@ import typer
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_named_base, check_target, takes_base
 from sora_cli.commands import completion, options
+from sora_cli.commands._flags import Sampled, spliced
 from sora_cli.core.console import say, say_notes
 from sora_cli.core.timing import importing
-from sora_cli.use.sampling import SamplingOptions, check_sampling, sampling_of
+from sora_cli.use.sampling import check_sampling, sampling_of
 
 
+@spliced
 def chat(
     target: options.Target,
     other: Annotated[
@@ -28,22 +30,13 @@ def chat(
     ] = None,
     *,
     system: options.System = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    max_new_tokens: options.NewTokens = 256,
-    repetition_penalty: options.Penalty = None,
-    seed: options.Seed = None,
-    greedy: options.Greedy = False,
+    sampled: Sampled,
     base: options.BaseModel = None,
     dtype: options.ComputeDtype = None,
 ) -> None:
     """Answer typed lines, or the lines of stdin, until the end of input."""
     targets = [target] if other is None else [target, other]
-    given = SamplingOptions(
-        temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed, greedy
-    )
-    check_sampling(given, dtype)
+    check_sampling(sampled, dtype)
     places = [check_target(target, "sora chat {}") for target in targets]
     check_named_base(base, places)
     for place in places:
@@ -63,4 +56,4 @@ def chat(
     width = shutil.get_terminal_size().columns if terminal else None
     if terminal and sys.stdin.isatty():
         say("/help shows what can be typed; Ctrl-D leaves")
-    Chat(speakers, sampling_of(given), system, to_stdout, width).run(typed_lines())
+    Chat(speakers, sampling_of(sampled), system, to_stdout, width).run(typed_lines())

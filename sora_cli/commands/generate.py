@@ -12,15 +12,17 @@ import typer
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_named_base, check_target
 from sora_cli.commands import options
+from sora_cli.commands._flags import Sampled, spliced
 from sora_cli.core.console import emit, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import interruptible
 from sora_cli.core.timing import importing
-from sora_cli.use.sampling import SamplingOptions, check_sampling, sampling_of
+from sora_cli.use.sampling import check_sampling, sampling_of
 
 STDIN = "-"
 
 
+@spliced
 def generate(
     target: options.Target,
     prompt: Annotated[
@@ -34,22 +36,13 @@ def generate(
             "--raw", help="Continue the prompt itself, without chat template or headings."
         ),
     ] = False,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    max_new_tokens: options.NewTokens = 256,
-    repetition_penalty: options.Penalty = None,
-    seed: options.Seed = None,
-    greedy: options.Greedy = False,
+    sampled: Sampled,
     base: options.BaseModel = None,
     dtype: options.ComputeDtype = None,
     as_json: options.Json = False,
 ) -> None:
     """Print a model's answer to a prompt, token by token."""
-    given = SamplingOptions(
-        temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed, greedy
-    )
-    check_sampling(given, dtype)
+    check_sampling(sampled, dtype)
     if raw and system is not None:
         raise SoraError("--system does not go with --raw: nothing is put around the prompt")
     place = check_target(target, "sora generate {} --prompt TEXT")
@@ -68,7 +61,7 @@ def generate(
     system = trained_with if system is None and not raw else system
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text if raw else text.strip()})
-    sampling, began = sampling_of(given), time.perf_counter()
+    sampling, began = sampling_of(sampled), time.perf_counter()
     answer = speaker.answer(messages, sampling, (lambda _: None) if as_json else to_stdout)
     if not as_json:
         emit("")
