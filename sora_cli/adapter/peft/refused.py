@@ -117,7 +117,7 @@ def _lost(model_type: str, names: list[str]) -> list[str]:
     model.layer = nn.Module()
     targets = [*names, "of no rule"]  # PEFT fails where it is left without a target
     for name in targets:
-        model.layer.add_module(name, nn.Linear(1, 1, device="meta"))
+        model.layer.add_module(name, nn.Linear(1, 1))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on fused experts, which this model has not
         inject_adapter_in_model(LoraConfig(r=1, target_modules=targets), model)
