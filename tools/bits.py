@@ -26,7 +26,6 @@ import argparse
 import heapq
 import json
 import statistics
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -105,38 +104,37 @@ def score(run: Path, ways: Sequence[str]) -> Iterator[dict[str, Any]]:
     ranks = {path: f.rank for path, f in layers.items()}
     shapes = {path: (f.B.shape[0], f.A.shape[1]) for path, f in layers.items()}
     numbers = sum(f.parameters for f in layers.values())
-    with tempfile.TemporaryDirectory() as scratch:
-        rows = selection_rows(recipe)
-        model = Adapted(adapter, recipe, rows.task, Path(scratch))
-        scores = scored_on(rows, recipe, model.base, Path(scratch))[1]
-        for way in ways:
-            kind, _, bits = way.partition("-")
-            if way in ("32", "16"):
-                made: Layers = layers if way == "32" else _each(layers, _bfloat16)
-                size = numbers * int(way) // 8
-            elif way == "int8":
-                made, size = _each(layers, _int8), numbers + 4 * sum(ranks.values())
-            elif kind == "plain":
-                made, size = (
-                    _each(layers, _plain(int(bits))),
-                    factor_bytes(ranks, shapes, int(bits)),
-                )
-            elif kind == "at":
-                made, size = mixed(layers, int(bits))
-            elif kind == "mixed":
-                made, size = mixed(layers, factor_bytes(ranks, shapes, int(bits)))
-            else:
-                bits = way[1:]
-                made, size = round_layers(layers, int(bits)), factor_bytes(ranks, shapes, int(bits))
-            model.put(made)
-            yield {
-                **_about(run, report),
-                "way": way,
-                "bytes": size,
-                **_squeezed(way, layers),
-                "error": _error(layers, made),
-                "score": scores().value,
-            }
+    rows = selection_rows(recipe)
+    model = Adapted(adapter, recipe, rows.task)
+    scores = scored_on(rows, recipe, model.base)[1]
+    for way in ways:
+        kind, _, bits = way.partition("-")
+        if way in ("32", "16"):
+            made: Layers = layers if way == "32" else _each(layers, _bfloat16)
+            size = numbers * int(way) // 8
+        elif way == "int8":
+            made, size = _each(layers, _int8), numbers + 4 * sum(ranks.values())
+        elif kind == "plain":
+            made, size = (
+                _each(layers, _plain(int(bits))),
+                factor_bytes(ranks, shapes, int(bits)),
+            )
+        elif kind == "at":
+            made, size = mixed(layers, int(bits))
+        elif kind == "mixed":
+            made, size = mixed(layers, factor_bytes(ranks, shapes, int(bits)))
+        else:
+            bits = way[1:]
+            made, size = round_layers(layers, int(bits)), factor_bytes(ranks, shapes, int(bits))
+        model.put(made)
+        yield {
+            **_about(run, report),
+            "way": way,
+            "bytes": size,
+            **_squeezed(way, layers),
+            "error": _error(layers, made),
+            "score": scores().value,
+        }
 
 
 def _about(run: Path, report: RunReport) -> dict[str, Any]:

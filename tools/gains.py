@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -73,13 +72,12 @@ def score(run: Path, files: Sequence[Path], most: int | None = None) -> dict[str
 
 
 def _pair(adapter: Adapter, recipe: Recipe) -> Pair:
-    with tempfile.TemporaryDirectory() as scratch:
-        rows = selection_rows(recipe)
-        model = Adapted(adapter, recipe, rows.task, Path(scratch))
-        scores = scored_on(rows, recipe, model.base, Path(scratch))[1]
-        with_adapter = scores()
-        model.put({path: replace(f, B=f.B * 0) for path, f in adapter.layers.items()})
-        return scores(), with_adapter
+    rows = selection_rows(recipe)
+    model = Adapted(adapter, recipe, rows.task)
+    scores = scored_on(rows, recipe, model.base)[1]
+    with_adapter = scores()
+    model.put({path: replace(f, B=f.B * 0) for path, f in adapter.layers.items()})
+    return scores(), with_adapter
 
 
 def table(groups: dict[str, list[Pair]]) -> str:

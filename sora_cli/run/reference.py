@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,8 +117,8 @@ class Reference(ReferenceModel):
         # the weights themselves may have changed: a merged model, or a baseline's result
         task, block = trainer.task, self._recipe.model
         base = load_base(block, task, precision=self._recipe.training.precision)
-        with tempfile.TemporaryDirectory() as scratch, self._added(base):
-            return _measured(rows, build_scorer(self._recipe, task, base, Path(scratch)))
+        with self._added(base):
+            return _measured(rows, build_scorer(self._recipe, task, base))
 
     @contextmanager
     def _added(self, base: Base) -> Iterator[None]:

@@ -225,7 +225,7 @@ class Runner:
         """Return a trainer that only scores."""
         if self._scorer is None:
             base, recipe = self.ready.base, self._first.recipe
-            self._scorer = build_scorer(recipe, self.ready.task, base, self.output)
+            self._scorer = build_scorer(recipe, self.ready.task, base)
         return self._scorer
 
 

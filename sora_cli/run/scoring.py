@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,9 +58,8 @@ def score_target(
     with telling(lambda: "load model", hint=FEWER_BITS):
         base = load_target(target, recipe, task, on=on)
     metrics = [*task.metric_names, *(task.options.TEXT_METRICS if records else ())]
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as kept:
-        trainer = build_trainer(recipe, task, base, Path(scratch))
-        kept.enter_context(trainer.reader.kept())
+    trainer = build_trainer(recipe, task, base)
+    with trainer.reader.kept():
         for split, part in rows.report.items():
             with recipe.placing():
                 encoded = encode(task, base, part, rows.origin(part))

@@ -7,10 +7,8 @@ and is fixed before a row is scored.
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,7 +34,7 @@ from sora_cli.run.scoring import load_target
 from sora_cli.run.stored import load_adapted
 from sora_cli.search.asking import Labels
 from sora_cli.search.evidence import Candidate, Reference
-from sora_cli.search.finished import Loaded, Model, Planned, asked_outcome
+from sora_cli.search.finished import Model, Planned, asked_outcome
 from sora_cli.search.promise import Promise
 from sora_cli.search.row_set import TEST, RowSet
 from sora_cli.search.rows import method_on
@@ -100,33 +98,31 @@ def smallest_cut(
     Raises:
         WaitingError: labels are wanted.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        place, reference = Path(scratch), None
-        if labels is not None:
-            model = Adapted(adapter, recipe, rows.task, place)
-            return _asked_cut(
-                model, recipe, rows, promise, labels, tell, against=against, rounding=rounding
-            )
-        if against is not None:
-            other = load_target(against, recipe, rows.task)
-            reference = scored_on(rows, recipe, other, place)[1]()
-        model = Adapted(adapter, recipe, rows.task, place)
-        encoded, own = scored_on(rows, recipe, model.base, place)
-        say_notes(encoded.notes())
-
-        def scores(factors: Layers, *, as_stored: bool = False) -> RowScores:
-            model.put(factors, rounding if as_stored else None)
-            return own()
-
-        return choose_cut(
-            adapter.layers,
-            scores,
-            promise,
-            encoded.row_set(),
-            tell,
-            reference=reference,
-            as_stored=None if rounding is None else partial(scores, as_stored=True),
+    if labels is not None:
+        model = Adapted(adapter, recipe, rows.task)
+        return _asked_cut(
+            model, recipe, rows, promise, labels, tell, against=against, rounding=rounding
         )
+    reference = None
+    if against is not None:
+        reference = scored_on(rows, recipe, load_target(against, recipe, rows.task))[1]()
+    model = Adapted(adapter, recipe, rows.task)
+    encoded, own = scored_on(rows, recipe, model.base)
+    say_notes(encoded.notes())
+
+    def scores(factors: Layers, *, as_stored: bool = False) -> RowScores:
+        model.put(factors, rounding if as_stored else None)
+        return own()
+
+    return choose_cut(
+        adapter.layers,
+        scores,
+        promise,
+        encoded.row_set(),
+        tell,
+        reference=reference,
+        as_stored=None if rounding is None else partial(scores, as_stored=True),
+    )
 
 
 def choose_cut(
@@ -260,19 +256,15 @@ def _asked_cut(
     name = MODEL if against is not None else UNCUT if rounding is None else UNROUNDED
 
     def with_cut(ranks: Ranks, rounding: Rounding | None = rounding) -> Model:
-        @contextmanager
-        def loaded() -> Iterator[Loaded]:
+        def loaded() -> AdapterTrainer:
             model.put(cuts.at(ranks)[1], rounding)
-            yield model.base, model.trainer
+            return model.trainer
 
         return loaded
 
-    @contextmanager
-    def other() -> Iterator[Loaded]:
+    def other() -> AdapterTrainer:
         assert against is not None
-        with tempfile.TemporaryDirectory() as scratch:
-            base = load_target(against, recipe, rows.task)
-            yield base, build_scorer(recipe, rows.task, base, Path(scratch))
+        return build_scorer(recipe, rows.task, load_target(against, recipe, rows.task))
 
     whole, _ = cuts.at(cuts.everything)
     ranks = [cuts.to(components) for components in cuts.sizes(name)]
@@ -316,12 +308,12 @@ def method_told(scores: RowScores, promise: Promise, tell: Tell) -> tuple[BoundM
 
 
 def scored_on(
-    rows: TestRows, recipe: Recipe, base: Base, scratch: Path
+    rows: TestRows, recipe: Recipe, base: Base
 ) -> tuple[EncodedRows, Callable[[], RowScores]]:
     """Return the rows encoded for a model, and a function that scores the model as it is then."""
     with recipe.placing():
         encoded = rows.distinct_on(base)
-    trainer = build_scorer(recipe, rows.task, base, scratch)
+    trainer = build_scorer(recipe, rows.task, base)
     return encoded, lambda: encoded.scores(trainer)
 
 
@@ -332,10 +324,10 @@ class Adapted:
         adapter: the whole adapter.
     """
 
-    def __init__(self, adapter: Adapter, recipe: Recipe, task: Task, scratch: Path) -> None:
+    def __init__(self, adapter: Adapter, recipe: Recipe, task: Task) -> None:
         self.adapter = adapter
         self.base, self._layers = load_adapted(adapter, recipe, task)
-        self.trainer = build_scorer(recipe, task, self.base, scratch)
+        self.trainer = build_scorer(recipe, task, self.base)
         self._has_rounded_head = False
 
     def put(self, factors: Layers, rounding: Rounding | None = None) -> None:
@@ -357,11 +349,10 @@ class Adapted:
             _set_factors(layer, factors[path])
 
 
-@contextmanager
-def loaded_to_score(
+def load_to_score(
     place: Path, recipe: Recipe, task: Task, *, serve: str | None = None, on: str | None = None
-) -> Iterator[tuple[Size, Base, AdapterTrainer]]:
-    """Load an adapter; yield its size, the model with it, and a trainer that scores the model.
+) -> tuple[Size, AdapterTrainer]:
+    """Load an adapter; return its size, and a trainer that scores the model with it.
 
     Args:
         serve: server of the adapter; None: parameters count.
@@ -371,8 +362,7 @@ def loaded_to_score(
     live = {path: int(f.live_components().sum()) for path, f in adapter.layers.items()}
     size = size_of(live, costs_of(adapter.layers), serve)
     base, _ = load_adapted(adapter, recipe, task, on=on, strict=True)
-    with tempfile.TemporaryDirectory() as scratch:  # a trainer makes its directory
-        yield size, base, build_scorer(recipe, task, base, Path(scratch))
+    return size, build_scorer(recipe, task, base)
 
 
 def stored_size(place: Path, max_params: int | None = None) -> Size:
@@ -395,12 +385,10 @@ def stored_model(
         max_params: number of parameters that the adapter is cut to; None: it is whole.
     """
 
-    @contextmanager
-    def loaded() -> Iterator[Loaded]:
+    def loaded() -> AdapterTrainer:
         adapter = _at_most(read_adapter(place), max_params)
         base, _ = load_adapted(adapter, recipe, task, strict=True)
-        with tempfile.TemporaryDirectory() as scratch:
-            yield base, build_scorer(recipe, task, base, Path(scratch))
+        return build_scorer(recipe, task, base)
 
     return loaded
 
@@ -415,10 +403,10 @@ def score_adapter(
     place: Path, recipe: Recipe, rows: TestRows
 ) -> tuple[Size, EncodedRows, RowScores]:
     """Return an adapter's size, the rows encoded for it, and its scores."""
-    with loaded_to_score(place, recipe, rows.task) as (size, base, trainer):
-        with recipe.placing():
-            encoded = rows.distinct_on(base)
-        return size, encoded, encoded.scores(trainer)
+    size, trainer = load_to_score(place, recipe, rows.task)
+    with recipe.placing():
+        encoded = rows.distinct_on(trainer.base)
+    return size, encoded, encoded.scores(trainer)
 
 
 @torch.no_grad()

@@ -9,13 +9,11 @@ planned; the others are the pool from which these are drawn.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sora_cli.core.console import say_notes
 from sora_cli.core.processes import from_first_process
-from sora_cli.model.base import Base
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.search.asked import Asked
 from sora_cli.search.asked_search import AskedSearch
@@ -36,10 +34,8 @@ from sora_cli.search.words import promise_lines, tested_line
 from sora_cli.tasks.row_scores import RowScores, asked_scores
 from sora_cli.train.trainer import AdapterTrainer
 
-Loaded = tuple[Base, AdapterTrainer]
-"""A model in memory, and the trainer that scores it."""
-Model = Callable[[], AbstractContextManager[Loaded]]
-"""Puts a model into memory, for the length of a `with` block."""
+Model = Callable[[], AdapterTrainer]
+"""Puts a model into memory; returns the trainer that scores it."""
 Tell = Callable[[str], None]
 _PART = 4  # one row in so many screens
 _MOST = 500  # rows that screen: the share that differs need not be known better
@@ -87,7 +83,9 @@ class FinishedMaker(Maker):
         self._state, self._tell = state, tell
         number = min(max(len(rows) // _PART, 1), _MOST)
         parts = rows.parts(number, len(rows) - number, SEED)
-        with model() as (base, trainer), recipe.placing():
+        trainer = model()
+        base = trainer.base
+        with recipe.placing():
             self._screening = parts[SCREENING].all_on(base)
             known = [*rows.seen, parts[SCREENING]]
             seen = [(part.task, part.encoded(base)) for part in known]
@@ -144,9 +142,9 @@ class FinishedMaker(Maker):
             f"{rows:,} of {len(self._test):,} rows are drawn to test: as many as the promise needs "
             "and the labels reach"
         )
-        with self._model() as (base, trainer):
-            self._test = self._test.drawn(rows, base, SEED)
-            self._scores[None] = self._test.scores(trainer)
+        trainer = self._model()
+        self._test = self._test.drawn(rows, trainer.base, SEED)
+        self._scores[None] = self._test.scores(trainer)
         self._state.rows[TEST] = self._test.row_set()
         return self._test.part
 
@@ -156,8 +154,8 @@ class FinishedMaker(Maker):
 
     @staticmethod
     def _of(model: Model, rows: EncodedRows) -> RowScores:
-        with model() as (base, trainer):
-            return from_first_process(rows.on(base).scores(trainer))
+        trainer = model()
+        return from_first_process(rows.on(trainer.base).scores(trainer))
 
 
 def _seen_share(size: Screened, rows: int) -> float:

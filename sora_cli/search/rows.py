@@ -8,7 +8,6 @@ checkpoints.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,8 +200,7 @@ def method_by(recipe: Recipe, ready: Prepared, rows: int, promise: Promise) -> B
         return method_on(blank, rows, promise)
     few = ready.rows.select.select(range(min(_FEW, len(ready.rows.select))))
     encoded = encode(ready.task, ready.base, few, ready.rows.origin(ready.rows.select))
-    with tempfile.TemporaryDirectory() as scratch:  # a trainer makes its directory
-        scores = build_scorer(recipe, ready.task, ready.base, Path(scratch)).row_scores(encoded)
+    scores = build_scorer(recipe, ready.task, ready.base).row_scores(encoded)
     return method_on(scores, rows, promise)
 
 

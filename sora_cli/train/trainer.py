@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import tempfile
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -361,12 +362,19 @@ def build_trainer(
     recipe: Recipe,
     task: Task,
     base: Base,
-    output: Path,
+    output: Path | None = None,
     *,
     train: Encoded | None = None,
     select: Encoded | None = None,
 ) -> AdapterTrainer:
-    """Build a trainer for a recipe; without training rows it can only evaluate."""
+    """Build a trainer for a recipe; without training rows it can only evaluate.
+
+    Args:
+        output: directory of the run; None: nothing will be written.
+    """
+    if output is None:
+        with tempfile.TemporaryDirectory() as made:  # Trainer makes its directory in any case
+            return build_trainer(recipe, task, base, Path(made), train=train, select=select)
     if not is_accelerated():
         keep_freed_memory()
     recipe = _scoring(recipe) if train is None else recipe
@@ -405,9 +413,9 @@ def _scoring(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=only)})
 
 
-def build_scorer(recipe: Recipe, task: Task, base: Base, output: Path) -> AdapterTrainer:
+def build_scorer(recipe: Recipe, task: Task, base: Base) -> AdapterTrainer:
     """Build a trainer that only scores, without a progress bar for each pass."""
-    trainer = build_trainer(recipe, task, base, output)
+    trainer = build_trainer(recipe, task, base)
     trainer.remove_callback(ProgressCallback)
     return trainer
 

@@ -6,7 +6,6 @@ checked, encoded and put through the model in the same way, sorted by length wit
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,9 +126,9 @@ class Predictor:
         """Load the model; yield the rows from index `first` on in parts, with answers by column."""
         say("load model ...")
         base = self._base()
-        with tempfile.TemporaryDirectory() as scratch, no_token_cache():
+        with no_token_cache():
             with self.recipe.placing():
-                trainer = build_scorer(self.recipe, self.task, base, Path(scratch))
+                trainer = build_scorer(self.recipe, self.task, base)
             trainer.predicts = True
             with trainer.reader.kept():
                 for start, end in self._spans(first):

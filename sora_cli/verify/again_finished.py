@@ -164,8 +164,8 @@ class FinishedAgain:
             size, _, scores = score_adapter(place, recipe, rows)
         else:
             size = stored_size(place)
-            with stored_model(place, recipe, rows.task)() as (base, trainer):
-                scores = outcome.tested.on(base).scores(trainer)
+            trainer = stored_model(place, recipe, rows.task)()
+            scores = outcome.tested.on(trainer.base).scores(trainer)
         if size.components != tested.components:
             yield (
                 f"{place} has {size.components:,} components, and the size that was chosen "

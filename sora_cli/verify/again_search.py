@@ -24,7 +24,7 @@ from sora_cli.run.results import task_meta
 from sora_cli.search.ask_table import NONE
 from sora_cli.search.asked_search import AskedSearch, planned_rows
 from sora_cli.search.auto_search import AutoSearch, Made, Maker
-from sora_cli.search.cut import loaded_to_score
+from sora_cli.search.cut import load_to_score
 from sora_cli.search.evidence import Candidate, Evidence, Reference, Screened, directory_of
 from sora_cli.search.kept_answers import Kept
 from sora_cli.search.promise import Promise, promise_of
@@ -254,13 +254,13 @@ class StoredRuns(Maker):
         search, folder = self._search, self._search.run / place / ADAPTER
         recipe, task, rows, on = search.recipe, search.task, search.rows, search.on
         splits = rows.report.items() if reported else ()
-        with loaded_to_score(folder, recipe, task, serve=self._serve, on=on) as loaded:
-            size, base, trainer = loaded
-            tested = self._rows_on(base).scores(trainer) if test else None
-            own = {
-                name: trainer.row_scores(encode(task, base, part, rows.origin(part)))
-                for name, part in splits
-            }
+        size, trainer = load_to_score(folder, recipe, task, serve=self._serve, on=on)
+        base = trainer.base
+        tested = self._rows_on(base).scores(trainer) if test else None
+        own = {
+            name: trainer.row_scores(encode(task, base, part, rows.origin(part)))
+            for name, part in splits
+        }
         return Read(size, tested, own)
 
     def _rows_on(self, base: Base) -> EncodedRows:

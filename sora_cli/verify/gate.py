@@ -7,9 +7,7 @@ within the promise, and shown to be worse if the lower one is above it.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from sora_cli.run.scoring import load_target
 from sora_cli.search.asking import Labels
 from sora_cli.search.cut import method_told, reference_of, stored_size
 from sora_cli.search.evidence import Candidate
-from sora_cli.search.finished import Loaded, Model, Planned, asked_outcome
+from sora_cli.search.finished import Model, Planned, asked_outcome
 from sora_cli.search.promise import Promise
 from sora_cli.search.row_set import TEST
 from sora_cli.search.search import Outcome
@@ -90,14 +88,12 @@ class Side:
         """Return the model, which is loaded when it is scored."""
         on = self.base if adapter_folder(self.place) is not None else None
 
-        @contextmanager
-        def loaded() -> Iterator[Loaded]:
+        def loaded() -> AdapterTrainer:
             base = load_target(str(self.place), recipe, task, on=on)
             if isinstance(base.processor, PreTrainedTokenizerBase):
                 known = frozenset(base.processor.get_vocab().items())
                 self.read[:] = [hash(known), *base.processor(_TEXT).input_ids]
-            with tempfile.TemporaryDirectory() as scratch:
-                yield base, build_scorer(recipe, task, base, Path(scratch))
+            return build_scorer(recipe, task, base)
 
         return loaded
 
@@ -174,11 +170,11 @@ def gate_server(
             f"a server's texts show no {best}",
             hint=f"task.metrics=[{_EXACT}], or --max-differ 1% --unlabelled FILE",
         )
-    with a.model(recipe, task)() as (base, trainer):
-        if base.model.config.is_encoder_decoder:
-            raise SoraError(f"{a.reference} has an encoder, and such servers have none")
-        encoded, full = _first(rows, recipe, base, trainer)
-        small = server.scores(encoded, base, best)
+    trainer = a.model(recipe, task)()
+    if trainer.base.model.config.is_encoder_decoder:
+        raise SoraError(f"{a.reference} has an encoder, and such servers have none")
+    encoded, full = _first(rows, recipe, trainer)
+    small = server.scores(encoded, trainer.base, best)
     candidate = Candidate(
         **_OF_MODEL.model_dump(), directory=server.reference, digest="", test=None
     )
@@ -255,19 +251,18 @@ def _by_scores(
     promise: Promise,
     tell: Callable[[str], None],
 ) -> Outcome:
-    with a.model(recipe, rows.task)() as (base, trainer):
-        encoded, full = _first(rows, recipe, base, trainer)
-    with b.model(recipe, rows.task)() as (base, trainer):
-        small = encoded.on(base).scores(trainer)
+    encoded, full = _first(rows, recipe, a.model(recipe, rows.task)())
+    other = b.model(recipe, rows.task)()
+    small = encoded.on(other.base).scores(other)
     return _tested(a, _candidate(b, b.size), encoded, full, small, promise, tell)
 
 
 def _first(
-    rows: TestRows, recipe: Recipe, base: Base, trainer: AdapterTrainer
+    rows: TestRows, recipe: Recipe, trainer: AdapterTrainer
 ) -> tuple[EncodedRows, RowScores]:
     """Return the rows that test, and the scores of A on them."""
     with recipe.placing():
-        encoded = rows.distinct_on(base)
+        encoded = rows.distinct_on(trainer.base)
     say_notes(encoded.notes())
     return encoded, encoded.scores(trainer)
 

@@ -7,10 +7,7 @@ with the fault. `CHECKS` holds them all.
 from __future__ import annotations
 
 import operator
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,55 +35,55 @@ def micro_batches_add_up(recipe: Recipe) -> None:
 
     A family that compares the rows of a micro-batch says so (`LOSS_COMPARES`), and is not checked.
     """
-    with _loaded(recipe, training=True) as (task, trainer, rows):
-        if task.options.LOSS_COMPARES == "micro-batch":
-            return
-        half = len(rows.lengths) // 2
-        (whole, items), (mean, of_halves) = (
-            _loss(task, trainer, rows, parts)
-            for parts in ([range(2 * half)], [range(half), range(half, 2 * half)])
-        )
-        assert items == of_halves, f"a batch has {items} items, its halves {of_halves}: loss_items"
-        assert _close(whole, mean), f"a batch has the loss {whole:g}, its halves {mean:g}"
+    task, trainer, rows = _loaded(recipe, training=True)
+    if task.options.LOSS_COMPARES == "micro-batch":
+        return
+    half = len(rows.lengths) // 2
+    (whole, items), (mean, of_halves) = (
+        _loss(task, trainer, rows, parts)
+        for parts in ([range(2 * half)], [range(half), range(half, 2 * half)])
+    )
+    assert items == of_halves, f"a batch has {items} items, its halves {of_halves}: loss_items"
+    assert _close(whole, mean), f"a batch has the loss {whole:g}, its halves {mean:g}"
 
 
 def the_loss_is_that_of_training(recipe: Recipe) -> None:
     """Check that `loss` of a split is the loss that training has on these rows."""
-    with _loaded(recipe) as (task, trainer, rows):
-        if task.options.LOSS_COMPARES == "micro-batch":
-            return
-        scored = task.loss(trainer.predictions_of(rows, []))
-    with _loaded(recipe, training=True) as (task, trainer, rows):
-        trained, _ = _loss(task, trainer, rows, [range(len(rows.lengths))])
-        assert _close(scored, trained), f"loss is {scored:g} of a split, {trained:g} in training"
+    task, trainer, rows = _loaded(recipe)
+    if task.options.LOSS_COMPARES == "micro-batch":
+        return
+    scored = task.loss(trainer.predictions_of(rows, []))
+    task, trainer, rows = _loaded(recipe, training=True)
+    trained, _ = _loss(task, trainer, rows, [range(len(rows.lengths))])
+    assert _close(scored, trained), f"loss is {scored:g} of a split, {trained:g} in training"
 
 
 def rows_score_as_the_split(recipe: Recipe) -> None:
     """Check that the main metric by row gives the metric of the split."""
-    with _loaded(recipe) as (task, trainer, rows):
-        predictions = trainer.predictions_of(rows, [task.best])
-        metric = task.metrics(predictions)[task.best]
-        try:
-            scores = task.row_scores(predictions)
-        except SoraError:  # it compares all rows with each other, and says so
-            return
-        same = np.isclose(scores.value, metric, rtol=1e-6, atol=1e-9, equal_nan=True)
-        assert same, f"{task.best} is {metric:g} of a split, {scores.value:g} by its rows"
+    task, trainer, rows = _loaded(recipe)
+    predictions = trainer.predictions_of(rows, [task.best])
+    metric = task.metrics(predictions)[task.best]
+    try:
+        scores = task.row_scores(predictions)
+    except SoraError:  # it compares all rows with each other, and says so
+        return
+    same = np.isclose(scores.value, metric, rtol=1e-6, atol=1e-9, equal_nan=True)
+    assert same, f"{task.best} is {metric:g} of a split, {scores.value:g} by its rows"
 
 
 def answers_follow_their_rows(recipe: Recipe) -> None:
     """Check that each row has an answer in each column, the same one in any order of the rows."""
     answers = []
     for turned in (False, True):
-        with _loaded(recipe, turned=turned) as (task, trainer, rows):
-            predictions = trainer.answers_of(rows)
-            columns = task.answer_columns(predictions)
-            names = task.answered_by
-            assert len(columns) == len(names), f"{len(columns)} columns of answers for {names}"
-            lengths = {len(column) for column in columns}
-            assert lengths == {_ROWS}, f"{_ROWS} rows have {lengths} answers"
-            alone = task.rows_alone
-            answers.append(list(task.compared_answers(predictions)))
+        task, trainer, rows = _loaded(recipe, turned=turned)
+        predictions = trainer.answers_of(rows)
+        columns = task.answer_columns(predictions)
+        names = task.answered_by
+        assert len(columns) == len(names), f"{len(columns)} columns of answers for {names}"
+        lengths = {len(column) for column in columns}
+        assert lengths == {_ROWS}, f"{_ROWS} rows have {lengths} answers"
+        alone = task.rows_alone
+        answers.append(list(task.compared_answers(predictions)))
     if alone:
         first, second = answers[0], answers[1][::-1]
         assert _alike(first, second), f"in another order rows have other answers: {first}, {second}"
@@ -129,9 +126,9 @@ def check_scores(recipe: Recipe, reference: Reference) -> None:
         reference: columns of answers, and the raw rows -> the metrics by name; further ones are
             ignored.
     """
-    with _loaded(recipe, whole=True) as (task, trainer, rows):
-        found = task.metrics(trainer.predictions_of(rows, task.metric_names))
-        answers = task.answer_columns(trainer.answers_of(rows))
+    task, trainer, rows = _loaded(recipe, whole=True)
+    found = task.metrics(trainer.predictions_of(rows, task.metric_names))
+    answers = task.answer_columns(trainer.answers_of(rows))
     wanted = reference(answers, load_task(recipe)[1].select)
     for name in found.keys() & wanted.keys():
         same = np.isclose(found[name], wanted[name], rtol=1e-6, atol=1e-9, equal_nan=True)
@@ -149,10 +146,9 @@ CHECKS = (
 )
 
 
-@contextmanager
 def _loaded(
     recipe: Recipe, *, turned: bool = False, whole: bool = False, training: bool = False
-) -> Iterator[tuple[Task, AdapterTrainer, Encoded]]:
+) -> tuple[Task, AdapterTrainer, Encoded]:
     """Load a recipe's model and its first rows to score, without dropout.
 
     Args:
@@ -166,11 +162,10 @@ def _loaded(
     base = load_base(recipe.model, task, dropout=0.0)
     origin = rows.origin(rows.select).of(numbers)
     encoded = encode(task, base, rows.select.select(numbers), origin, training=training)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = build_scorer(recipe, task, base, Path(folder))
-        if task.reference is not None:
-            encoded = task.with_reference(encoded, task.reference.outputs(encoded, trainer))
-        yield task, trainer, encoded
+    trainer = build_scorer(recipe, task, base)
+    if task.reference is not None:
+        encoded = task.with_reference(encoded, task.reference.outputs(encoded, trainer))
+    return task, trainer, encoded
 
 
 def _loss(

@@ -41,9 +41,9 @@ def the_loss_falls(recipe: Recipe) -> None:
     """Check that training lowers the loss of the rows that are trained on."""
     with _folder() as folder:
         ready = _prepared(recipe)
-        before = _loss(recipe, ready, folder)
+        before = _loss(recipe, ready)
         _train(recipe, ready, folder / "run")
-        after = _loss(recipe, ready, folder)
+        after = _loss(recipe, ready)
     assert after < before, f"training leaves the loss at {after:g}; it was {before:g}"
 
 
@@ -149,9 +149,9 @@ def _train(
     return ready, report.metrics
 
 
-def _loss(recipe: Recipe, ready: Prepared, folder: Path) -> float:
+def _loss(recipe: Recipe, ready: Prepared) -> float:
     """Return the loss of the training rows, encoded as rows that are scored."""
-    scorer, rows = build_scorer(recipe, ready.task, ready.base, folder), ready.rows
+    scorer, rows = build_scorer(recipe, ready.task, ready.base), ready.rows
     encoded = encode(ready.task, ready.base, rows.train, rows.origin(rows.train))
     loss = ready.task.loss(scorer.predictions_of(encoded, []))
     scorer.unprepare()  # training prepares the model anew
@@ -183,6 +183,5 @@ def _answers(adapter: Path, recipe: Recipe, *, without_labels: bool) -> list[lis
         task.bind(part)
     base = load_target(str(adapter), recipe, task)
     encoded = encode(task, base, part, rows.origin(rows.select), may_lack=True)
-    with _folder() as scratch:
-        outputs = build_scorer(recipe, task, base, scratch).answers_of(encoded)
+    outputs = build_scorer(recipe, task, base).answers_of(encoded)
     return [list(column) for column in task.answer_columns(outputs)]

@@ -43,7 +43,7 @@ def run_controls(stages: Stages, say: Callable[[str], None]) -> Controls:
     # more, as a path does; no two seeds share a draw
     draws = [_shuffled(everything, seed * DRAWS + draw) for draw in range(DRAWS)]
     ready = stages.ready
-    trainer = build_scorer(stages.plans[0].recipe, ready.task, ready.base, stages.output)
+    trainer = build_scorer(stages.plans[0].recipe, ready.task, ready.base)
 
     def without(components: Sequence[Component]) -> float:
         return _score_without(stages, trainer, components)

@@ -189,13 +189,13 @@ class Unmoved:
         return self._outputs
 
 
-def answers(rows: TestRows, recipe: Recipe, folder: Path, change: float = 0.0) -> RowScores:
+def answers(rows: TestRows, recipe: Recipe, change: float = 0.0) -> RowScores:
     """The answers of a base model, whose parameters may be moved at random."""
     task, _ = load_task(recipe)
     torch.manual_seed(0)  # of a new head
     base = load_base(recipe.model, task)
     encoded = rows.encoded(base)
-    scorer = build_scorer(recipe, rows.task, base, folder)
+    scorer = build_scorer(recipe, rows.task, base)
     if rows.task.options.needs_reference:
         outputs = scorer.outputs_of(encoded, rows.task.outputs_to_keep)
         rows.task.reference = Unmoved(rows.task.measured(outputs))
@@ -225,10 +225,10 @@ def test_every_family_answers_and_is_compared(tmp_path: Path, family: str) -> No
             read_answer_rows(recipe, name, trained=task)
         return
     found = read_answer_rows(recipe, name, trained=task)
-    full = answers(found, recipe, tmp_path)
+    full = answers(found, recipe)
     assert len(full) == len(found)
-    again = answers(found, recipe, tmp_path)
+    again = answers(found, recipe)
     assert full.differs(again).sum() == 0
     assert again.beside(full) == 1.0
-    other = answers(found, recipe, tmp_path, change=3.0)
+    other = answers(found, recipe, change=3.0)
     assert 0 < full.differs(other).sum() <= len(found)

@@ -152,10 +152,10 @@ def changed_base(recipe: Recipe, task: Task, longer: float) -> Base:
     return base
 
 
-def choices(recipe: Recipe, rows: TestRows, folder: Path, longer: float = 1.0) -> RowScores:
+def choices(recipe: Recipe, rows: TestRows, longer: float = 1.0) -> RowScores:
     base = changed_base(recipe, rows.task, longer)
     encoded = rows.encoded(base)
-    trainer = build_scorer(recipe, rows.task, base, folder)
+    trainer = build_scorer(recipe, rows.task, base)
     before = trainer.row_scores(encoded).value
     scores = rows.scores(trainer, encoded)
     assert trainer.row_scores(encoded).value == before  # scores get their own outputs again
@@ -175,9 +175,9 @@ def test_a_row_differs_if_any_of_its_tokens_does(
         rows = [chat(**row) for row in NEW]
     path = write_rows(tmp_path / "rows.jsonl", rows)
     found = read_answer_rows(recipe, Path(path), next_tokens=True)
-    whole = choices(recipe, found, tmp_path)
+    whole = choices(recipe, found)
     assert whole.is_agreement
-    assert not whole.differs(choices(recipe, found, tmp_path)).any()
+    assert not whole.differs(choices(recipe, found)).any()
     models = [changed_base(recipe, found.task, factor).model for factor in (1.0, longer)]
     expected = []
     for row in found.encoded(load_base(recipe.model, found.task)).dataset:
@@ -187,7 +187,7 @@ def test_a_row_differs_if_any_of_its_tokens_does(
         one, other = (model(input_ids=ids).logits[0, :-1].argmax(-1)[counted] for model in models)
         expected.append(not torch.equal(one, other))
     assert 0 < sum(expected) < len(expected)
-    assert whole.differs(choices(recipe, found, tmp_path, longer)).tolist() == expected
+    assert whole.differs(choices(recipe, found, longer)).tolist() == expected
 
 
 def test_a_text_without_a_next_token_is_named(recipe: Recipe, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_rows_that_choose_a_finished_adapters_size(tmp_path: Path) -> None:
     part_of(tmp_path, [*new, new[1], ROWS[3]])
     recipe = load_recipe(tmp_path / "tiny.yaml").recipe
     rows = selection_rows(recipe)
-    found, score = scored_on(rows, recipe, load_base(recipe.model, rows.task), tmp_path / "scratch")
+    found, score = scored_on(rows, recipe, load_base(recipe.model, rows.task))
     assert (len(score()), len(score().every or [])) == (9, 11)
     assert list(found.notes()) == [
         "1 of 11 rows of validation are training or screening rows as the model reads them: they "
