@@ -359,10 +359,8 @@ def load_to_score(
         on: the base model named by the user, which must hold the same weights.
     """
     adapter = read_adapter(place)
-    live = {path: int(f.live_components().sum()) for path, f in adapter.layers.items()}
-    size = size_of(live, costs_of(adapter.layers), serve)
     base, _ = load_adapted(adapter, recipe, task, on=on, strict=True)
-    return size, build_scorer(recipe, task, base)
+    return _size(adapter, serve), build_scorer(recipe, task, base)
 
 
 def stored_size(place: Path, max_params: int | None = None) -> Size:
@@ -371,9 +369,7 @@ def stored_size(place: Path, max_params: int | None = None) -> Size:
     Args:
         max_params: number of parameters that it is cut to; None: it is whole.
     """
-    adapter = _at_most(read_adapter(place), max_params)
-    live = {path: int(f.live_components().sum()) for path, f in adapter.layers.items()}
-    return size_of(live, costs_of(adapter.layers), None)
+    return _size(_at_most(read_adapter(place), max_params), None)
 
 
 def stored_model(
@@ -391,6 +387,11 @@ def stored_model(
         return build_scorer(recipe, task, base)
 
     return loaded
+
+
+def _size(adapter: Adapter, serve: str | None) -> Size:
+    ranks = adapter.ranks()
+    return size_of({path: ranks[path] for path in adapter.layers}, costs_of(adapter.layers), serve)
 
 
 def _at_most(adapter: Adapter, max_params: int | None) -> Adapter:
