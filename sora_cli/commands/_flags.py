@@ -129,7 +129,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Sampled(SamplingOptions):
+class Sampling(SamplingOptions):
     """The options of drawn answers, as typed."""
 
     temperature: options.Temperature = None

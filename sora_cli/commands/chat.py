@@ -11,7 +11,7 @@ import typer
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_named_base, check_target, takes_base
 from sora_cli.commands import completion, options
-from sora_cli.commands._flags import Sampled, spliced
+from sora_cli.commands._flags import Sampling, spliced
 from sora_cli.core.console import say, say_notes
 from sora_cli.core.timing import importing
 from sora_cli.use.sampling import check_sampling, sampling_of
@@ -30,13 +30,13 @@ def chat(
     ] = None,
     *,
     system: options.System = None,
-    sampled: Sampled,
+    sampling: Sampling,
     base: options.BaseModel = None,
     dtype: options.ComputeDtype = None,
 ) -> None:
     """Answer typed lines, or the lines of stdin, until the end of input."""
     targets = [target] if other is None else [target, other]
-    check_sampling(sampled, dtype)
+    check_sampling(sampling, dtype)
     places = [check_target(target, "sora chat {}") for target in targets]
     check_named_base(base, places)
     for place in places:
@@ -56,4 +56,4 @@ def chat(
     width = shutil.get_terminal_size().columns if terminal else None
     if terminal and sys.stdin.isatty():
         say("/help shows what can be typed; Ctrl-D leaves")
-    Chat(speakers, sampling_of(sampled), system, to_stdout, width).run(typed_lines())
+    Chat(speakers, sampling_of(sampling), system, to_stdout, width).run(typed_lines())

@@ -12,7 +12,7 @@ import typer
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_named_base, check_target
 from sora_cli.commands import options
-from sora_cli.commands._flags import Sampled, spliced
+from sora_cli.commands._flags import Sampling, spliced
 from sora_cli.core.console import emit, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import interruptible
@@ -36,13 +36,13 @@ def generate(
             "--raw", help="Continue the prompt itself, without chat template or headings."
         ),
     ] = False,
-    sampled: Sampled,
+    sampling: Sampling,
     base: options.BaseModel = None,
     dtype: options.ComputeDtype = None,
     as_json: options.Json = False,
 ) -> None:
     """Print a model's answer to a prompt, token by token."""
-    check_sampling(sampled, dtype)
+    check_sampling(sampling, dtype)
     if raw and system is not None:
         raise SoraError("--system does not go with --raw: nothing is put around the prompt")
     place = check_target(target, "sora generate {} --prompt TEXT")
@@ -61,12 +61,12 @@ def generate(
     system = trained_with if system is None and not raw else system
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text if raw else text.strip()})
-    sampling, began = sampling_of(sampled), time.perf_counter()
-    answer = speaker.answer(messages, sampling, (lambda _: None) if as_json else to_stdout)
+    settings, began = sampling_of(sampling), time.perf_counter()
+    answer = speaker.answer(messages, settings, (lambda _: None) if as_json else to_stdout)
     if not as_json:
         emit("")
         return
     facts = {"model": target, "prompt": text, "system": system, "text": answer,
-             "seed": sampling.seed, "seconds": time.perf_counter() - began,
+             "seed": settings.seed, "seconds": time.perf_counter() - began,
              "notes": speaker.notes}  # fmt: skip
     emit(json.dumps(facts, indent=2, ensure_ascii=False))
