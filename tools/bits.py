@@ -106,7 +106,7 @@ def score(run: Path, ways: Sequence[str]) -> Iterator[dict[str, Any]]:
     numbers = sum(f.parameters for f in layers.values())
     rows = selection_rows(recipe)
     model = Adapted(adapter, recipe, rows.task)
-    scores = scored_on(rows, recipe, model.base)[1]
+    scores = scored_on(rows, recipe, model.trainer)[1]
     for way in ways:
         kind, _, bits = way.partition("-")
         if way in ("32", "16"):

@@ -74,7 +74,7 @@ def score(run: Path, files: Sequence[Path], most: int | None = None) -> dict[str
 def _pair(adapter: Adapter, recipe: Recipe) -> Pair:
     rows = selection_rows(recipe)
     model = Adapted(adapter, recipe, rows.task)
-    scores = scored_on(rows, recipe, model.base)[1]
+    scores = scored_on(rows, recipe, model.trainer)[1]
     with_adapter = scores()
     model.put({path: replace(f, B=f.B * 0) for path, f in adapter.layers.items()})
     return scores(), with_adapter

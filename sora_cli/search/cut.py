@@ -28,7 +28,6 @@ from sora_cli.adapter.pruning import Loss, prune_layers, survey, truncate_layers
 from sora_cli.adapter.reading import read_adapter
 from sora_cli.adapter.rounding import Rounding
 from sora_cli.core.console import duration, say_notes
-from sora_cli.model.base import Base
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.scoring import load_target
 from sora_cli.run.stored import load_adapted
@@ -105,9 +104,10 @@ def smallest_cut(
         )
     reference = None
     if against is not None:
-        reference = scored_on(rows, recipe, load_target(against, recipe, rows.task))[1]()
+        other = build_scorer(recipe, rows.task, load_target(against, recipe, rows.task))
+        reference = scored_on(rows, recipe, other)[1]()
     model = Adapted(adapter, recipe, rows.task)
-    encoded, own = scored_on(rows, recipe, model.base)
+    encoded, own = scored_on(rows, recipe, model.trainer)
     say_notes(encoded.notes())
 
     def scores(factors: Layers, *, as_stored: bool = False) -> RowScores:
@@ -308,12 +308,11 @@ def method_told(scores: RowScores, promise: Promise, tell: Tell) -> tuple[BoundM
 
 
 def scored_on(
-    rows: TestRows, recipe: Recipe, base: Base
+    rows: TestRows, recipe: Recipe, trainer: AdapterTrainer
 ) -> tuple[EncodedRows, Callable[[], RowScores]]:
     """Return the rows encoded for a model, and a function that scores the model as it is then."""
     with recipe.placing():
-        encoded = rows.distinct_on(base)
-    trainer = build_scorer(recipe, rows.task, base)
+        encoded = rows.distinct_on(trainer.base)
     return encoded, lambda: encoded.scores(trainer)
 
 
@@ -405,9 +404,8 @@ def score_adapter(
 ) -> tuple[Size, EncodedRows, RowScores]:
     """Return an adapter's size, the rows encoded for it, and its scores."""
     size, trainer = load_to_score(place, recipe, rows.task)
-    with recipe.placing():
-        encoded = rows.distinct_on(trainer.base)
-    return size, encoded, encoded.scores(trainer)
+    encoded, scores = scored_on(rows, recipe, trainer)
+    return size, encoded, scores()
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from sora_cli.model.files import SORA_FILE
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.scoring import load_target
 from sora_cli.search.asking import Labels
-from sora_cli.search.cut import method_told, reference_of, stored_size
+from sora_cli.search.cut import method_told, reference_of, scored_on, stored_size
 from sora_cli.search.evidence import Candidate
 from sora_cli.search.finished import Model, Planned, asked_outcome
 from sora_cli.search.promise import Promise
@@ -261,10 +261,9 @@ def _first(
     rows: TestRows, recipe: Recipe, trainer: AdapterTrainer
 ) -> tuple[EncodedRows, RowScores]:
     """Return the rows that test, and the scores of A on them."""
-    with recipe.placing():
-        encoded = rows.distinct_on(trainer.base)
+    encoded, scores = scored_on(rows, recipe, trainer)
     say_notes(encoded.notes())
-    return encoded, encoded.scores(trainer)
+    return encoded, scores()
 
 
 def _tested(

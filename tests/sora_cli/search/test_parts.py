@@ -18,6 +18,7 @@ from sora_cli.search.rows import deciding_parts, selection_rows
 from sora_cli.search.statistics import drop_bound
 from sora_cli.search.test_rows import EncodedRows, TestRows
 from sora_cli.tasks.row_scores import row_scores
+from sora_cli.train.trainer import build_scorer
 from tests.helpers_errors import refusal
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows, write_recipe, write_rows
@@ -116,7 +117,8 @@ def test_rows_that_choose_a_finished_adapters_size(tmp_path: Path) -> None:
     part_of(tmp_path, [*new, new[1], ROWS[3]])
     recipe = load_recipe(tmp_path / "tiny.yaml").recipe
     rows = selection_rows(recipe)
-    found, score = scored_on(rows, recipe, load_base(recipe.model, rows.task))
+    trainer = build_scorer(recipe, rows.task, load_base(recipe.model, rows.task))
+    found, score = scored_on(rows, recipe, trainer)
     assert (len(score()), len(score().every or [])) == (9, 11)
     assert list(found.notes()) == [
         "1 of 11 rows of validation are training or screening rows as the model reads them: they "
