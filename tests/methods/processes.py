@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
 from methods.base import AdapterMethod, LowRankLinear, StepInfo
@@ -19,6 +21,7 @@ from methods.errors import MethodError
 from methods.inject import inject
 from methods.registry import create
 from tests.helpers_methods import EXAMPLES
+from tests.launched import launch
 
 WORLD = 2
 STEPS = 12
@@ -184,19 +187,15 @@ def my_part(batch: Tensor) -> Tensor:
 
 
 def in_processes(work: Callable[[Path], None], folder: Path) -> None:
-    """Run a function of the folder in two processes that are a group.
-
-    Raises:
-        ProcessRaisedException: with the traceback of the process that failed first.
-    """
-    multiprocessing.spawn(_process, (work, folder), nprocs=WORLD)
+    """Run a function (of a module, by its name) of the folder in two processes that are a group."""
+    done = launch("-m", __name__, work.__module__, work.__name__, str(folder))
+    assert done.returncode == 0, done.stderr[-6000:]
 
 
-def _process(rank: int, work: Callable[[Path], None], folder: Path) -> None:
+def _process(module: str, name: str, folder: str) -> None:
     torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD)
-    work(folder)
+    distributed.init_process_group("gloo")
+    getattr(importlib.import_module(module), name)(Path(folder))
     distributed.destroy_process_group()
 
 
@@ -240,3 +239,7 @@ def alive(layer: LowRankLinear) -> list[bool]:
 
 def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+if __name__ == "__main__":
+    _process(*sys.argv[1:])

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from methods.inject import inject
 from methods.registry import create
-
-WORLD = 2
+from tests.methods.processes import WORLD, in_processes, my_part
 
 
 def net() -> nn.Module:
@@ -36,18 +35,14 @@ def batch() -> Tensor:
     return torch.randn(8, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD)
-    half = batch().chunk(WORLD)[rank]
-    found = gradients(DistributedDataParallel(net()), half)
-    save_file({n: g.contiguous() for n, g in found.items()}, Path(folder) / f"{rank}.safetensors")
-    distributed.destroy_process_group()
+def work(folder: Path) -> None:
+    found = gradients(DistributedDataParallel(net()), my_part(batch()))
+    file = folder / f"{distributed.get_rank()}.safetensors"
+    save_file({n: g.contiguous() for n, g in found.items()}, file)
 
 
 def test_gradients_of_two_processes_are_those_of_the_whole_batch(tmp_path: Path) -> None:
-    multiprocessing.spawn(work, (str(tmp_path),), nprocs=WORLD)
+    in_processes(work, tmp_path)
     expected = gradients(net(), batch())
     assert len(expected) == 9
     for rank in range(WORLD):
