@@ -42,7 +42,8 @@ def chat(
     for place in places:
         say_notes(result_remarks(place))
     with importing():
-        from sora_cli.use.chat import Chat, to_stdout, typed_lines
+        from sora_cli.core.typed_lines import typed_lines
+        from sora_cli.use.chat import Chat, to_stdout
         from sora_cli.use.speaker import load_speaker, say_form
     speakers = []
     for target, place in zip(targets, places, strict=True):

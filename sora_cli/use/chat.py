@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import zip_longest
 
 from sora_cli.core.console import printable, say
-from sora_cli.core.interruption import interruptible
 from sora_cli.tasks.messages import Message
 from sora_cli.use.speaker import Sampling, Speaker
 
@@ -165,19 +162,3 @@ def to_stdout(piece: str) -> None:
 
 def _title(speaker: Speaker) -> str:
     return f"{speaker.name}{' (adapter off)' if speaker.muted else ''}"
-
-
-def typed_lines() -> Iterator[str]:
-    """Yield the lines typed after a prompt; without a terminal, yield the lines of stdin."""
-    read: Callable[[], str] = partial(next, sys.stdin)
-    if sys.stdin.isatty() and sys.stdout.isatty():
-        with suppress(ImportError):
-            import readline  # noqa: F401 (gives `input` a history and keys that edit)
-        read = partial(input, "> ")
-    while True:
-        try:
-            with interruptible():
-                line = read()
-        except (EOFError, StopIteration):
-            return
-        yield line

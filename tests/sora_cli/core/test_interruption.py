@@ -18,6 +18,7 @@ from sora_cli.core.boundary import guarded
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import Deferral, Interrupted, deferred
 from sora_cli.report import read_report
+from tests import warm
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import write_recipe
 from tests.matrix import rest_is_long
@@ -39,10 +40,10 @@ def _python(code: str, *words: str, cwd: Path | None = None) -> subprocess.Compl
     )
 
 
-def _start(*words: str, code: str = "") -> subprocess.Popen[str]:
+def _start(*words: str, code: str = "", python: str = sys.executable) -> subprocess.Popen[str]:
     program = f"{code}\nfrom sora_cli.app import main\nmain()"
     return subprocess.Popen(
-        [sys.executable, "-c", program, *words],
+        [python, "-c", program, *words],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -64,7 +65,8 @@ def _read_until(process: subprocess.Popen[str], words: str) -> str:
 def test_while_training(tmp_path: Path, number: signal.Signals) -> None:
     """A checkpoint of the step at hand, a report, the command to go on, the shell's exit code."""
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2), training={"max_steps": 100_000})
-    process = _start("train", str(recipe), "training.evaluate=no", "training.logging_steps=5")
+    words = ["train", str(recipe), "training.evaluate=no", "training.logging_steps=5"]
+    process = _start(*words, python=warm.python())
     _read_until(process, "sora on ")
     threading.Timer(1.0, process.send_signal, [number]).start()
     said = process.communicate(timeout=300)[0]
@@ -292,9 +294,11 @@ def test_workers_that_prepare_batches(tmp_path: Path, number: signal.Signals) ->
     """Ctrl-C reaches them, too: they leave it to the run, which writes its checkpoint."""
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2), training={"max_steps": 100_000})
     process = _start("train", str(recipe), "training.evaluate=no", "training.workers=2",
-                     code="import os; os.setsid()")  # fmt: skip
+                     code="import os; os.setsid(); print('group', os.getpid(), flush=True)",
+                     python=warm.python())  # fmt: skip
+    group = int(_read_until(process, "group").split()[-1])
     _read_until(process, "sora on ")
-    threading.Timer(4.0, os.killpg, [process.pid, number]).start()
+    threading.Timer(4.0, os.killpg, [group, number]).start()
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 128 + number
     assert "kept: " in said

@@ -19,7 +19,7 @@ from tests.shared_files import ROOT
 READING = """
 import readline, sys
 from sora_cli.core.interruption import Interrupted, raise_on_signals
-from sora_cli.use.chat import typed_lines
+from sora_cli.core.typed_lines import typed_lines
 
 raise_on_signals()
 while True:
@@ -91,7 +91,6 @@ def test_a_signal_right_before_the_read_is_not_lost(terminal: Reader) -> None:
         terminal.read_to("answer")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("pipe", [False, True])
 def test_a_signal_that_does_not_interrupt_the_read_is_not_lost(pipe: bool) -> None:
     with closing(Reader(pipe=pipe, code=ELSEWHERE)) as reader:
