@@ -203,10 +203,7 @@ def test_a_merged_model(
     written: Written, type: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All in float32: the same tokens. Else near the adapted model, as the base is to its own."""
-    base, out = (
-        written.base.float32 if type == "f32" else written.base.file,
-        tmp_path / "merged.gguf",
-    )
+    base, out = written.base.of(exact=type == "f32"), tmp_path / "merged.gguf"
     words = ["merge", str(written.adapter), "-o", str(out), "--format", "gguf", "--type", type]
     assert run([*words, "--base", str(base), "--force"]) == 0
     assert "the merged weights hold 100.0% of" in capsys.readouterr().err
@@ -217,7 +214,8 @@ def test_a_merged_model(
     tokens = same(theirs, written.adapted)
     told(capsys, f"merged, {type}, into {base.name}: to PEFT {found:.5f}, to the base "
                  f"{effect:.3f}; same tokens of {TOKENS}: {tokens}")  # fmt: skip
-    assert found < (0.01 if type == "f32" else 0.25)  # 0.14: the base alone, in Q4_1
+    # 0.14: the base alone, in Q4_1; two layers round less
+    assert found < {"f32": 0.01, "f16": 0.1, "q8_0": 0.25}[type]
     assert effect > 0.2
     assert type != "f32" or same(theirs, written.adapted) == [TOKENS] * len(PROMPTS)
 
