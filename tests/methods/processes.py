@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -187,7 +188,10 @@ def my_part(batch: Tensor) -> Tensor:
 
 
 def in_processes(work: Callable[[Path], None], folder: Path) -> None:
-    """Run a function (of a module, by its name) of the folder in two processes that are a group."""
+    """Run a function (of a module, by its name) of the folder in two processes that are a group.
+
+    Their texts have different hashes, as those of two machines: no order may depend on them.
+    """
     done = launch("-m", __name__, work.__module__, work.__name__, str(folder))
     assert done.returncode == 0, done.stderr[-6000:]
 
@@ -242,4 +246,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
+    if os.environ["RANK"] == "1" and "PYTHONHASHSEED" not in os.environ:
+        os.environ["PYTHONHASHSEED"] = "1"  # with it, `tests.warm` starts a new process
+        os.execv(sys.executable, [sys.executable, "-m", "tests.methods.processes", *sys.argv[1:]])
     _process(*sys.argv[1:])
