@@ -40,7 +40,8 @@ _TAIL = 8.0  # outcomes beyond these standard deviations are left out: less than
 _GRID = 25  # values of p_won that are tried
 # of finer steps, at the end around all values that may be the best: around one of them alone the
 # bound of 8 lost and 8 won rows of 50 was 0.00044 too small
-_ROUNDS, _FINER = 5, 9
+_ROUNDS, _FINER = 4, 9
+_NOTHING = 1e-24  # outcomes less likely are not looked at: a million of them change no digit
 _CLOSE = 1e-8  # accuracy of the bound; it is added, so that the bound stays on the safe side
 _HALVINGS = 40  # of an interval of width at most 2: to 2e-12
 
@@ -154,6 +155,8 @@ class _Region:
         self.won, self.most, self.rows, self.shares = won, most, rows, shares
         self.points = points
         self._ways = gammaln(rows + 1) - gammaln(won + 1) - gammaln(rows - won + 1)
+        self._others = (rows - won).astype(float)
+        self._beyond = self._others - most  # 0 where `most` is all of them
 
     @classmethod
     def below(
@@ -181,7 +184,8 @@ class _Region:
             low, high = np.where(inside, middle, low), np.where(outside, middle, high)
         # rounding must not exclude the observed outcome, nor those with the same lost and more won
         low = np.where(wons >= won, np.maximum(low, lost), low)
-        return cls(wons, np.minimum(low, rows - wons), rows, shares, points)
+        some = low >= 0
+        return cls(wons[some], np.minimum(low, rows - wons)[some], rows, shares, points)
 
     def largest_probability(self, drop: float, *, everywhere: bool) -> float:
         """Return the region's largest probability at a drop, over all p_won in the interval.
@@ -204,23 +208,27 @@ class _Region:
 
     def _around(self, grid: np.ndarray, found: np.ndarray, best: int, drop: float) -> float:
         """Return the largest probability near a place of a grid, in finer steps."""
-        largest = found[best]
         for _ in range(_ROUNDS):
-            grid = np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)], _FINER)
-            found = self._probability(grid**2, drop)
+            first, last = max(best - 1, 0), min(best + 1, len(grid) - 1)
+            grid = np.linspace(grid[first], grid[last], _FINER)
+            inner = self._probability(grid[1:-1] ** 2, drop)
+            found = np.concatenate([found[[first]], inner, found[[last]]])
             best = int(found.argmax())
-            largest = max(largest, found[best])
-        return float(largest)
+        if not 0 < best < len(grid) - 1:
+            return float(found[best])
+        before, largest, after = found[best - 1 : best + 2]
+        bend = 2 * largest - before - after  # of the parabola through the three
+        return float(largest + (after - before) ** 2 / (8 * bend) if bend > 0 else largest)
 
     def _probability(self, shares: np.ndarray, drop: float) -> np.ndarray:
         """Return the region's probability for each p_won, (shares,)."""
         p = shares[:, None]
         rest = np.clip((p + drop) / np.maximum(1 - p, 1e-300), 0, 1)  # p_lost of rows not won
-        rows, won = self.rows, self.won
-        weights = np.exp(self._ways + xlogy(won, p) + xlog1py(rows - won, -p))
+        weights = np.exp(self._ways + xlogy(self.won, p) + xlog1py(self._others, -p))
         # P(at most `most` of the rows - won others are lost), binomial, by the incomplete beta
         # function; it is 1 where `most` is all of them, which `betainc` does not return
-        beyond = rows - won - self.most
-        inside = betainc(np.maximum(beyond, 1), self.most + 1.0, 1 - rest)
-        inside = np.where(beyond > 0, inside, 1.0)
-        return np.asarray(np.where(self.most < 0, 0.0, weights * inside).sum(axis=1))
+        slow = (weights > _NOTHING) & (self._beyond > 0)
+        weights *= betainc(
+            self._beyond, self.most + 1.0, 1 - rest, where=slow, out=np.ones_like(weights)
+        )
+        return np.asarray(weights.sum(axis=1))

@@ -13,6 +13,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.stats import beta, multinomial
 
+from sora_cli.search import paired
 from sora_cli.search.paired import exact_bound, score, score_limit
 
 
@@ -128,6 +129,15 @@ def test_without_unknown_rows_it_is_what_it_was() -> None:
     }
     for outcome, bound in known.items():
         assert exact_bound(*outcome) == pytest.approx(bound, abs=1e-6)
+
+
+@pytest.mark.parametrize("rows", [12, 60, 277, 4000])
+def test_finer_steps_find_no_other_bound(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = [(5, 5, 0), (8, 0, 0), (1, 9, 1), (6, 2, 4)]
+    bounds = [exact_bound(a, b, rows, 0.95, unknown) for a, b, unknown in outcomes]
+    monkeypatch.setattr(paired, "_ROUNDS", 10)
+    finer = [exact_bound.__wrapped__(a, b, rows, 0.95, unknown) for a, b, unknown in outcomes]
+    assert bounds == pytest.approx(finer, abs=1e-9)
 
 
 def _short_of_completions(
