@@ -29,7 +29,7 @@ MODULE = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
 def launch(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """Call torchrun with two processes, on its own free port."""
     environment = {**warm.ENVIRONMENT, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [warm.python(), *MODULE, *arguments]
+    command = [warm.python(warm.OURS), *MODULE, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
 
 

@@ -489,7 +489,7 @@ def test_a_real_kill(cases: Cases, name: str, kind: str, number: int) -> None:
     expected = case.result()
     build(root, states[0])
     done: Any = subprocess.run(
-        [warm.python(), "-m", "tests.replay", kind, str(number), *case.words],
+        [warm.python(warm.OURS), "-m", "tests.replay", kind, str(number), *case.words],
         env={**warm.ENVIRONMENT, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         check=False,

@@ -31,11 +31,13 @@ from typing import Any, TextIO
 PACKAGES = (
     "numpy.random", "torch", "transformers.trainer", "transformers.models.auto.modeling_auto",
     "transformers.models.bert.modeling_bert", "transformers.models.llama.modeling_llama",
-    "datasets", "evaluate", "safetensors.torch", "scipy.stats", "sklearn.metrics",
+    "datasets", "evaluate", "safetensors.torch", "scipy.io", "scipy.stats", "sklearn.datasets",
+    "sklearn.metrics", "sklearn.model_selection",
     "matplotlib.figure", "matplotlib.backends.backend_agg", "torch.distributed.tensor",
     "torch.distributed.run", "typer", "yaml", "pydantic.dataclasses", "pydantic.json_schema",
     "pydantic.types", "jinja2", "packaging.requirements", "PIL.PngImagePlugin",
 )  # fmt: skip
+RENDEZVOUS = "torch.distributed.elastic.rendezvous.dynamic_rendezvous"
 FREE = re.compile(
     "(PATH|PYTHONPATH|PWD|OLDPWD|SHLVL|_|COLUMNS|LINES|NO_COLOR|PYTEST_.*|SORA_.*|MASTER_(ADDR|PORT)"
     "|(GROUP_|LOCAL_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|TORCHELASTIC_.*"
@@ -188,6 +190,10 @@ def main() -> None:
     os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # pyarrow's would be a thread
     for package in filter(None, (*PACKAGES, sys.argv[1])):
         importlib.import_module(package)
+    # the first model that a process loads has some hundred patterns compiled
+    importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("")
+    # torchrun's records of its events name the method, and look through all modules for it
+    vars(importlib.import_module(RENDEZVOUS))["get_method_name"] = str
     del os.environ["JE_ARROW_MALLOC_CONF"]
     gc.freeze()
     gc.enable()

@@ -157,8 +157,8 @@ def test_lost_and_interrupted(folder: Path, tmp_path: Path) -> None:
     code.write_text(WAITS, encoding="utf-8")
     steps = {"training.max_steps": 12, "training.checkpoint": 4, "training.evaluate": "no"}
     path, directory = write(folder, grid={"training.seed": [3]}, set=steps)
-    command = [warm.python(), "-m", "sora_cli", "sweep", str(path), f"output.dir={directory}"]
-    command += ["--no-verify", "--code", str(code), "--threads", "1"]
+    command = [warm.python(warm.OURS), "-m", "sora_cli", "sweep", str(path)]
+    command += [f"output.dir={directory}", "--no-verify", "--code", str(code), "--threads", "1"]
     with subprocess.Popen(command, env=warm.ENVIRONMENT) as process:
         first = wait_for(lambda: process_of(directory / "s3"))
         os.kill(first, signal.SIGKILL)
@@ -201,9 +201,9 @@ def test_a_lost_machine(folder: Path, tmp_path: Path) -> None:
     try:
         cluster.add_node(num_cpus=1, include_dashboard=False)
         node = cluster.add_node(num_cpus=1)
-        command = [warm.python(), "-m", "sora_cli", "sweep", str(path), f"output.dir={directory}",
-                   "--engine", "ray", "--address", cluster.address, "--threads", "1",
-                   "--no-verify", "--code", str(code)]  # fmt: skip
+        command = [warm.python(warm.OURS), "-m", "sora_cli", "sweep", str(path),
+                   f"output.dir={directory}", "--engine", "ray", "--address", cluster.address,
+                   "--threads", "1", "--no-verify", "--code", str(code)]  # fmt: skip
         with subprocess.Popen(
             command, env=warm.ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:
