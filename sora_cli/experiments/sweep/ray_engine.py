@@ -42,7 +42,7 @@ class RayEngine(Engine):
         try:
             with _same_handlers():
                 self._ray.init(
-                    address=address,
+                    address=address or "local",  # Ray's own default joins a cluster that it finds
                     log_to_driver=False,
                     logging_level="ERROR",
                     include_dashboard=False if address is None else None,

@@ -243,7 +243,11 @@ def test_a_plugins_option_varies(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """`--code` is loaded for the plan, for measuring, and by each run's process."""
+    """`--code` is loaded for the plan, for measuring, and by each run's process.
+
+    Without an address no cluster is joined, whatever Ray would find.
+    """
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # none is there
     monkeypatch.setattr(registry, "_REGISTERED", {})
     code = tmp_path / "mine.py"
     code.write_text(METHOD, encoding="utf-8")
