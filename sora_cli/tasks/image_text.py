@@ -30,11 +30,10 @@ from sora_cli.tasks.embedding_scores import nearest
 from sora_cli.tasks.encoded import Encoded, Lengths, Predictions
 from sora_cli.tasks.family.head import without
 from sora_cli.tasks.pixels import (
-    ImageFormat,
+    Pixels,
     check_images,
     fit_images,
     image_names,
-    model_pixels,
     stored_images,
 )
 from sora_cli.tasks.stand_ins import check_finite
@@ -48,23 +47,22 @@ _TEXT_KEY = "text key"
 class PairBatches:
     """The collator: turns rows with stored images and texts into the model's inputs."""
 
-    processor: Any
-    form: ImageFormat
+    tokenizer: Any
+    pixels: Pixels
     image: str
     text: str
     max_length: int
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return `input_ids`, `attention_mask` (rows, tokens) and `pixel_values` (rows, ...)."""
-        texts = self.processor.tokenizer(
+        texts = self.tokenizer(
             [str(row[self.text]) for row in rows],
             padding=True,
             truncation=True,
             max_length=self.max_length,
             return_tensors="pt",
         )
-        images = [row[self.image] for row in rows]
-        pixels = model_pixels(images, self.processor.image_processor, self.form)
+        pixels = self.pixels([row[self.image] for row in rows])
         return {**texts, "pixel_values": pixels, "return_loss": True}
 
 
@@ -141,7 +139,8 @@ class ImageText(Task):
         self._scale, self._positions = scale, texts.max_position_embeddings
 
     def collator(self, processor: Any) -> Any:
-        return PairBatches(processor, self._form, self._image, self._text, self.data.max_length)
+        pixels, length = Pixels(processor.image_processor, self._form), self.data.max_length
+        return PairBatches(processor.tokenizer, pixels, self._image, self._text, length)
 
     def loss_items(self, batch: Mapping[str, Any]) -> int:
         return len(batch["input_ids"])

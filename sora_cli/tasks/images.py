@@ -20,10 +20,10 @@ from sora_cli.tasks.family.head import without
 from sora_cli.tasks.labels import encode_classes
 from sora_cli.tasks.pixels import (
     ImageFormat,
+    Pixels,
     check_images,
     fit_images,
     image_names,
-    model_pixels,
     stored_images,
 )
 from sora_cli.tasks.questions import Questions
@@ -34,15 +34,14 @@ from sora_cli.tasks.texts import require_column
 class ImageBatches:
     """The collator: turns rows with stored images and labels into the model's inputs."""
 
-    processor: Any
-    form: ImageFormat
+    pixels: Pixels
     image: str
     label: str
     names: Sequence[str]
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return `pixel_values` (rows, channels, height, width) and `labels` (rows,)."""
-        pixels = model_pixels([row[self.image] for row in rows], self.processor, self.form)
+        pixels = self.pixels([row[self.image] for row in rows])
         labels = encode_classes([row[self.label] for row in rows], self.names, column=self.label)
         return {"pixel_values": pixels, "labels": torch.tensor(labels)}
 
@@ -79,7 +78,8 @@ class ImageClassification(OneClass):
         return without(batch, "labels")
 
     def collator(self, processor: Any) -> Any:
-        return ImageBatches(processor, self._form, self._image, self._label, self._names)
+        pixels = Pixels(processor, self._form)
+        return ImageBatches(pixels, self._image, self._label, self._names)
 
     def questions(self, rows: Dataset, order: np.random.Generator) -> Questions:
         del order  # the classes have their own

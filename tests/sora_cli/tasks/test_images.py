@@ -21,7 +21,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.data.rows import load_rows
 from sora_cli.model.base import Base, load_base
 from sora_cli.recipe.recipe import DataBlock, ModelBlock, Recipe, TaskBlock
-from sora_cli.tasks import create_task
+from sora_cli.tasks import create_task, pixels
 from sora_cli.tasks.encoded import Predictions
 from sora_cli.tasks.images import ImageClassification
 from sora_cli.train.callback import attach
@@ -114,6 +114,38 @@ def test_images_get_the_models_channels(channels: int) -> None:
     else:
         weighted = colour @ np.array([0.299, 0.587, 0.114])
         np.testing.assert_allclose(back[1, 0].numpy(), weighted, atol=1)
+
+
+@pytest.mark.parametrize(
+    "room, pads, decoded",
+    [
+        pytest.param(2**20, False, 4, id="kept"),
+        pytest.param(4 * 3 * SIDE * SIDE * 4 - 1, False, 7, id="three"),
+        pytest.param(2**20, True, 12, id="pads"),
+    ],
+)
+def test_small_images_are_decoded_once(
+    room: int, pads: bool, decoded: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever batch they come; there is room for all four, or for three of them."""
+    read: list[Any] = []
+    opened = pixels._open
+
+    def count(image: Any) -> PIL.Image.Image:
+        read.append(image)
+        return opened(image)
+
+    monkeypatch.setattr(pixels, "_open", count)
+    monkeypatch.setattr(pixels, "_KEPT", room)
+    processor = tiny_image_processor(channels=3)
+    monkeypatch.setattr(processor, "do_pad", pads, raising=False)
+    arrays = [corner_array(i, np.random.default_rng(i)) for i in range(4)]
+    images = [{"bytes": encoded(array), "path": None} for array in arrays]
+    made = pixels.Pixels(processor, pixels.ImageFormat("RGB", torch.float32))
+    for order in ([0, 1], [2, 3], [3, 1], [2, 0], [0, 2, 1, 3]):
+        expected = np.stack([arrays[i] for i in order]) / 127.5 - 1
+        np.testing.assert_allclose(made([images[i] for i in order])[:, 0], expected, atol=1e-6)
+    assert len(read) == decoded
 
 
 def _damaged(kind: str) -> tuple[Any, str]:
