@@ -117,7 +117,7 @@ def test_images_get_the_models_channels(channels: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "room, pads, decoded",
+    ("room", "pads", "decoded"),
     [
         pytest.param(2**20, False, 4, id="kept"),
         pytest.param(4 * 3 * SIDE * SIDE * 4 - 1, False, 7, id="three"),
