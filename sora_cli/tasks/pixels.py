@@ -99,7 +99,8 @@ class Pixels:
     """Turns stored images into a model's input: decoded, turned upright, resized, normalised.
 
     The first 64 MiB of pixels are kept, so that a set of small images is decoded once, and not
-    once an epoch. (A third of the time of `offline/digits` was that.)
+    once an epoch. (A third of the time of `offline/digits` was that.) Processes of
+    `training.workers` begin anew in each epoch, and gain nothing.
     """
 
     def __init__(self, processor: Any, form: ImageFormat) -> None:
