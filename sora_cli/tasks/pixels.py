@@ -1,8 +1,8 @@
 """Images of a data set, decoded batch by batch, and a model's image format.
 
 The pixels of 50,000 images do not fit into memory, and on a disk they need more space than the
-original files. So rows keep images in their stored form, and each batch decodes its own. Those
-of small images fit: the first of them are kept.
+original files. So rows keep images in their stored form, and each batch decodes its own. The
+pixels of small images fit, and are kept.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def _in_evaluation(module: nn.Module, inputs: Any) -> None:
 
 
 def _key(image: Stored) -> str | bytes:
-    """Return what tells an image from others: a digest of its bytes, or its path."""
+    """Return a digest of an image's bytes, or the image's path; equal keys have equal pixels."""
     content = image["bytes"]
     return str(image["path"]) if content is None else blake2b(content, digest_size=16).digest()
 
