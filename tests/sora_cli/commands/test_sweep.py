@@ -46,6 +46,19 @@ def _same_variables() -> Iterator[None]:
     os.environ.update(before)
 
 
+@pytest.fixture
+def forking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have Ray's workers fork the runs' processes, too: they are processes of Python's own."""
+    file = tmp_path / "site" / "sitecustomize.py"
+    file.parent.mkdir()
+    file.write_text(f"""\
+import sys
+if any(word.endswith("/default_worker.py") for word in sys.orig_argv):
+    sys.executable = {warm.python(warm.OURS)!r}
+""")
+    monkeypatch.setenv("PYTHONPATH", str(file.parent))
+
+
 def write(folder: Path, **blocks: Any) -> tuple[Path, Path]:
     """A sweep file, and the directory of its runs."""
     path = folder / f"sweep{len(list(folder.glob('sweep*.yaml')))}.yaml"
@@ -188,6 +201,7 @@ def test_lost_and_interrupted(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("forking")
 def test_a_lost_machine(folder: Path, tmp_path: Path) -> None:
     """A node of a Ray cluster dies: its run goes on from the checkpoint on the other node."""
     import psutil
@@ -207,11 +221,13 @@ def test_a_lost_machine(folder: Path, tmp_path: Path) -> None:
         with subprocess.Popen(
             command, env=warm.ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:
-            runs = {wait_for(lambda s=s: process_of(directory / s)): s for s in ("s3", "s4")}
+            for name in ("s3", "s4"):
+                wait_for(lambda name=name: process_of(directory / name))
             raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
             # its agents stay, which tell the driver the last lines of the raylet's log
             ours = [p for p in raylet.children(recursive=True) if not p.name().endswith("Agent")]
-            (lost,) = {runs[p.pid] for p in ours if p.pid in runs}
+            words = [word for p in ours for word in p.cmdline()]
+            (lost,) = {n for n in ("s3", "s4") if f"output.dir={directory / n}" in words}
             for each in (raylet, *ours):
                 each.kill()
             for step in (5, 9):
@@ -235,6 +251,7 @@ def test_a_lost_machine(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("forking")
 @pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.versions)])
 def test_a_plugins_option_varies(
     folder: Path,
