@@ -48,7 +48,8 @@ FREE = re.compile(
 )
 """Variables (and values) that may differ from the server's.
 
-They are read later than in an import, or say how much is shown.
+They are read later than in an import, or say how much is shown; or TRL or Ray, which is not
+imported here, sets them.
 """
 
 
