@@ -1,6 +1,6 @@
 """`sora inspect` against dense SVDs, and its time and memory on a 7B-class adapter.
 
-    python benchmarks/inspect.py [--quick] [--rounds N] [--threads N]
+    python -m benchmarks.inspect [--quick] [--rounds N] [--threads N]
 
 Two measurements on a synthetic bf16 adapter (32 layers x 7 modules of Llama 2 7B's shapes, r = 64):
 

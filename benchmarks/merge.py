@@ -1,6 +1,6 @@
 """`sora merge` against `cp -r` of the same base model: wall time and memory.
 
-    python benchmarks/merge.py [--gb 2 8] [--dtype bf16 fp32] [--shards 0 1] [--rounds N] [--quick]
+    python -m benchmarks.merge [--gb 2 8] [--dtype bf16 fp32] [--shards 0 1] [--rounds N] [--quick]
 
 The base is a synthetic Llama with random weights, in one file (`--shards 0`) or in shards of the
 given size in GB. The adapter has r = 16 on every linear layer of every block, in float32, with a

@@ -1,6 +1,6 @@
 """Start-up times of commands against bare imports of their packages.
 
-    python benchmarks/startup.py [--rounds N] [--quick]
+    python -m benchmarks.startup [--rounds N] [--quick]
 
 Each line compares a command in a process of its own with a peer, `python -c "import ..."`. They run
 in turns, first the peer, then the command, round after round. Printed are medians and quartiles of
