@@ -30,7 +30,7 @@ from tqdm import tqdm  # noqa: E402
 from tests import blank, second_opinion, warm  # noqa: E402
 
 torch.set_num_threads(1)
-pytest_plugins = ["tests.durations", "tests.golden"]
+pytest_plugins = ["tests.durations", "tests.golden", "tests.leftovers"]
 
 
 _MANY = 100  # modules
@@ -111,3 +111,11 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw the map of a run's ranks all the same."""
     monkeypatch.setattr(blank.plot, "save_figure", blank.draw)
     monkeypatch.setattr(blank.plot, "draw_rank_map", blank.lay_out)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Torch has two threads, as on a user's machine."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)

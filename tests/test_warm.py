@@ -95,7 +95,12 @@ def test_unbuffered() -> None:
 
 
 def test_signals_reach_it() -> None:
-    code = "import signal; signal.signal(15, lambda *_: exit(7)); print(flush=True); signal.pause()"
+    # not `signal.pause`: a signal that comes just before it is seen only after it
+    code = """import signal, time
+signal.signal(15, lambda *_: exit(7))
+print(flush=True)
+while True:
+    time.sleep(0.1)"""
     with subprocess.Popen([warm.python(), "-c", code], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -70,9 +69,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.long
-def test_files_of_any_table(base: Path, tmp_path: Path) -> None:
+def test_files_of_any_table(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written is a valid recipe; what cannot be is told in three lines."""
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     written = 0
 
     @cases(60)

@@ -34,8 +34,6 @@ from tests.helpers_chat import chat_tokenizer, instruct_rows
 from tests.helpers_runs import pair_rows, save_base, write_rows
 from tests.shared_files import ROOT
 
-torch.set_num_threads(1)
-
 SHORT = {
     ("falcon_h1", CAUSAL),  # PEFT refuses some of it, its configuration holds an infinity
     ("longformer", CLASSES),  # changes what a layer gave it

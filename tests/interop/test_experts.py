@@ -32,8 +32,6 @@ from sora_cli.merge.merge import merge_adapter
 from tests.architectures import options_of
 from tests.helpers_adapters import assert_same, fill_peft, logits
 
-torch.set_num_threads(1)
-
 PARAMETERS = ["experts.gate_up_proj", "experts.down_proj"]
 TARGETS: dict[str, dict[str, Any]] = {
     # its names before transformers 5, which PEFT turns into parameters of twice the rank

@@ -35,7 +35,6 @@ from tests.helpers_models import (
     tiny_vit,
 )
 
-torch.set_num_threads(1)
 INIT_R = 4
 
 Make = Callable[[], Any]

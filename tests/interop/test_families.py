@@ -41,8 +41,6 @@ from tests.helpers_models import (
 )
 from tests.helpers_verify import one_number_changed
 
-torch.set_num_threads(1)
-
 
 @dataclass(frozen=True)
 class Family:

@@ -27,8 +27,6 @@ from tests.helpers_models import (
     token_ids,
 )
 
-torch.set_num_threads(1)
-
 
 def _adapter(model: Any, directory: Path, **options: Any) -> Any:
     """A PEFT adapter with random numbers; the adapted model."""

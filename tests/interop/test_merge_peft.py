@@ -29,8 +29,6 @@ from tests.helpers_models import (
     tiny_vit,
 )
 
-torch.set_num_threads(1)
-
 
 @dataclass(frozen=True)
 class Case:

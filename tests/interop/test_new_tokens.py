@@ -27,8 +27,6 @@ from tests.helpers_errors import refused
 from tests.helpers_models import VOCABULARY, tiny_llama
 from tests.helpers_runs import resumes_as_if_whole, train, write_rows
 
-torch.set_num_threads(1)
-
 NEW = ["<tool>", "red cat"]
 """A token whose pieces the tokenizer does not know, and one of two known words."""
 FIRST = len(chat_tokenizer())

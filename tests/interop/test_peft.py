@@ -31,8 +31,6 @@ from tests.helpers_adapters import (
 )
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama
 
-torch.set_num_threads(1)
-
 
 def _load(directory: Path, adapter: Adapter) -> Any:
     """The base or merged model as anybody would load it; a head that is not there is random."""

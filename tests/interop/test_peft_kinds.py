@@ -30,8 +30,6 @@ from tests.helpers_adapters import assert_same, logits
 from tests.helpers_errors import refusal
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama, tiny_vit
 
-torch.set_num_threads(1)
-
 LLAMA = ["q_proj", "v_proj", "down_proj"]
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tools.corpus import process
+from tests import warm
+from tests.shared_files import ROOT
 from tools.corpus.__main__ import compare
 from tools.corpus.compare import report
 
@@ -17,14 +20,20 @@ KINDS = "own/random-causal-llama,own/packed-4,peft-*/case-dora,damaged/nan,refus
 VERBS = "inspect,prune/rank,export/packed*,merge/plain"
 
 
+def corpus(*words: str) -> None:
+    """Call it in a process of its own: it forks, and pytest's process may have threads."""
+    command = [warm.python(warm.OURS), "-m", "tools.corpus", *words, "--kinds", KINDS]
+    subprocess.run([*command, "--jobs", "2"], cwd=ROOT, check=True)
+
+
 def record(folder: Path, name: str) -> Path:
     out = folder / name
-    assert process.run(folder / "corpus", out, KINDS, VERBS, 2) == 0
+    corpus("run", str(folder / "corpus"), "--verbs", VERBS, "--out", str(out))
     return out
 
 
 def test_a_difference_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert process.make(tmp_path / "corpus", KINDS, 2) == 0
+    corpus("make", str(tmp_path / "corpus"))
     first = record(tmp_path, "first.json")
     rows: dict[str, dict[str, Any]] = json.loads(first.read_text())["rows"]
     assert len(rows) == 5
@@ -47,6 +56,39 @@ def test_a_difference_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "merge/plain: 1 kinds differ\n  own/random-causal-llama\n" in told
     assert "merge-plain/model.safetensors differs" in told
     assert "dora" not in told
+
+
+ENDS = """
+import os, signal, threading, time
+from tools.corpus.forks import in_forks
+
+def work(name):
+    if name == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == "fails":
+        raise ValueError(name)
+    while name == "hangs":
+        time.sleep(1)
+    return f"{name} in {threading.current_thread().name}"
+
+for names, limit in ((["a", "dies", "b", "fails", "c"], 900), (["hangs"], 0.1)):
+    for name, got in in_forks(names, work, 2, limit):
+        print(name + ":", getattr(got, "text", got).splitlines()[-1])
+"""
+
+
+def test_processes_are_forks_of_this_thread_however_they_end() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [
+        "a: a in MainThread",
+        "dies: the process ended with -9",
+        "b: b in MainThread",
+        "fails: ValueError: fails",
+        "c: c in MainThread",
+        "hangs: took over 0.1 s",
+    ]
 
 
 def test_rows_that_are_gone_and_files_of_one_side() -> None:

@@ -9,9 +9,10 @@ servers that one of them has started.
 
 Where a fork could differ from a new process (other variables that packages read when they are
 imported, options of Python, a terminal, a GPU), a new process is started instead. But what decides
-how much packages show (`--quiet`) comes too late for them. Tests of that, of the start itself and
-of imports need `sys.executable`, and so does one process of several that must agree whatever their
-hash seeds are, and one run whose memory is measured: a fork shares some of its own.
+how much packages show (`--quiet`), and how (the format of bars), comes too late for them. Tests of
+that, of the start itself and of imports need `sys.executable`, and so does one process of several
+that must agree whatever their hash seeds are, and one run whose memory is measured: a fork shares
+some of its own.
 """
 
 from __future__ import annotations

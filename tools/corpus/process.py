@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import datetime
-import gc
 import json
-import multiprocessing
 import platform
 import shutil
-import traceback
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import peft
 import torch
@@ -25,6 +19,7 @@ import sora_cli.verify.verification  # noqa: F401 (imported once, for all proces
 from sora_cli.app import run as run_command
 from sora_cli.commands import inspect
 from sora_cli.core.console import say
+from tools.corpus.forks import Failure, in_forks
 from tools.corpus.kinds import chosen, write, written
 from tools.corpus.record import Places, Row, captured, recorded, scratch
 from tools.corpus.verbs import PICKS, STEPS, Step, command, matches
@@ -44,8 +39,8 @@ class _Today(datetime.date):
 def make(folder: Path, kinds: str, jobs: int) -> int:
     """Write kinds into a folder; name those that the installed PEFT cannot write."""
     failed = 0
-    for name, error in _each(chosen(kinds), lambda name: _write(name, folder), jobs):
-        if isinstance(error, _Failure):
+    for name, error in in_forks(chosen(kinds), lambda name: _write(name, folder), jobs, _LIMIT):
+        if isinstance(error, Failure):
             failed += 1
             shutil.rmtree(folder / name, ignore_errors=True)
             say(f"left out: {name}: {error.text.splitlines()[-1][:200]}")
@@ -67,8 +62,8 @@ def run(folder: Path, out: Path, kinds: str, verbs: str, jobs: int) -> int:
     def work(name: str) -> dict[str, Row]:
         return _rows(places[name], folder, [s for s in steps if matches(name, s.kinds)])
 
-    for name, found in _each(places, work, jobs):
-        rows[name] = {"process": {"stderr": found.text}} if isinstance(found, _Failure) else found
+    for name, found in in_forks(places, work, jobs, _LIMIT):
+        rows[name] = {"process": {"stderr": found.text}} if isinstance(found, Failure) else found
         say(f"{name}: {len(rows[name])} rows")
     about = {
         "torch": torch.__version__,
@@ -103,42 +98,3 @@ def _rows(places: dict[str, Path], folder: Path, steps: list[Step]) -> dict[str,
             if out is not None and out.exists():
                 done[step.name] = out
     return rows
-
-
-class _Failure:
-    """The end of a process that gave no result."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-
-def _each(names: Iterable[str], work: Callable[[str], Any], jobs: int) -> Iterator[tuple[str, Any]]:
-    """Yield each name with what `work` gives for it in a process of its own, in their order."""
-    names = list(names)
-    with ThreadPoolExecutor(jobs) as threads:
-        yield from zip(names, threads.map(lambda name: _forked(work, name), names), strict=True)
-
-
-def _forked(work: Callable[[str], Any], name: str) -> Any:
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-
-    def child() -> None:
-        # garbage of the parent may own threads that are not here, such as a process group's
-        gc.freeze()
-        try:
-            sender.send(work(name))
-        except BaseException:
-            sender.send(_Failure(traceback.format_exc()))
-
-    process = context.Process(target=child)
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv() if receiver.poll(_LIMIT) else _Failure(f"took over {_LIMIT} s")
-    except EOFError:
-        process.join()
-        return _Failure(f"the process ended with {process.exitcode}")
-    finally:
-        process.kill()
-        process.join()

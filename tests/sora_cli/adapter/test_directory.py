@@ -83,6 +83,7 @@ def test_what_is_written_comes_back(written: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_each_layer_is_asked_for_twice(tmp_path: Path) -> None:
     """Once for its live terms, once to be written; what is read back is compared by digests."""
     layers = {path: LowRankFactors(torch.ones(2, 4), torch.ones(3, 2)) for path in "ab"}
@@ -95,13 +96,8 @@ def test_each_layer_is_asked_for_twice(tmp_path: Path) -> None:
 
     base = BaseReference(path="", resolved="")
     adapter = Adapter.of(OnDemand(list(layers), make), {}, (), None, base)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        write_adapter(tmp_path / "out", adapter, dtype="bfloat16")
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    write_adapter(tmp_path / "out", adapter, dtype="bfloat16")
+    assert torch.get_num_threads() == 2
     assert asked == ["a", "b", "a", "b"]
 
 

@@ -33,16 +33,12 @@ def test_the_first_error_is_raised() -> None:
     assert by_cores("", work) == {}
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_threads_are_given_back() -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with one_thread():
-            assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 2
-        with pytest.raises(ZeroDivisionError), one_thread():
-            raise ZeroDivisionError
-        by_cores("ab", len)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    with one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
+    with pytest.raises(ZeroDivisionError), one_thread():
+        raise ZeroDivisionError
+    by_cores("ab", len)
+    assert torch.get_num_threads() == 2

@@ -75,13 +75,13 @@ def test_which_runs_are_watched(
     assert (trainer.note_pass is print) != watched
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_a_run_says_it_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The clock is read twice a step, and goes three times as fast after 25 steps."""
     ticks = iter([*range(50), *range(50, 200, 3)])
     monkeypatch.setattr(fit, "Pace", lambda tell: Pace(tell, lambda: next(ticks)))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     training = {"max_steps": 45, "batch_size": 2, "evaluate": "no"}
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2), training=training)
     words = ["train", str(recipe), "--no-verify"]

@@ -123,7 +123,9 @@ def test_a_bound_that_says_too_little_is_seen(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_answers_with_labels_have_the_drop_of_right_or_wrong_rows() -> None:
-    for one in cases([0]):
+    found = [*cases([0])]
+    assert found
+    for one in found:
         full, right = one.by_asking.scores[FULL], one.by_labels.scores[FULL]
         assert (full.parts[:, 1] == RIGHT).all()
         for name, scores in one.by_asking.scores.items():
