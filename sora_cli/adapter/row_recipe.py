@@ -16,6 +16,8 @@ from sora_cli.report import read_report
 _OF_MODEL = ("dtype", "attention", "quantise", "new_tokens")
 _OF_ROWS = ("text_columns", "label_column", "columns", "label_names", "max_length")
 _OF_TRAINING = ("precision",)
+UNKNOWN = "unknown"
+"""The base model's name in such a recipe: an adapter itself names its own."""
 OF_SCORES = ("metrics", "best_metric", "greater_is_better")
 """Options of a task that change scores but not answers."""
 

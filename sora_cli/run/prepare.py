@@ -33,7 +33,7 @@ from sora_cli.model.quantisation import check_selected
 from sora_cli.recipe.recipe import Recipe, TrainingBlock
 from sora_cli.report import Start
 from sora_cli.run.encode import encode
-from sora_cli.run.reference import reference_of
+from sora_cli.run.reference import referenced_task
 from sora_cli.run.start import start_from_adapter
 from sora_cli.run.trial import Trial, try_base
 from sora_cli.tasks import create_task
@@ -178,8 +178,7 @@ def load_task(recipe: Recipe, rows: Rows | None = None) -> tuple[Task, Rows]:
         rows: the rows, if they are already loaded.
     """
     with recipe.placing():
-        task = create_task(recipe.task, recipe.data)
-        task.reference = reference_of(recipe, task)
+        task = referenced_task(recipe)
         rows = load_rows(recipe.data, partial(raw_keys, recipe)) if rows is None else rows
         with locating(rows.origin(rows.train)):
             task.bind(rows.train)

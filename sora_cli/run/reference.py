@@ -32,10 +32,11 @@ from sora_cli.core.shell import quote
 from sora_cli.core.words import listed
 from sora_cli.data.content import data_fingerprint
 from sora_cli.model.base import Base, load_base
-from sora_cli.recipe.recipe import Recipe
+from sora_cli.recipe.recipe import DataBlock, Recipe
 from sora_cli.recipe.task_options import BASE_MODEL
 from sora_cli.run.output import REFERENCE
 from sora_cli.run.stored import check_base
+from sora_cli.tasks import create_task
 from sora_cli.tasks.answer_rows import INPUTS
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.encoded import Encoded
@@ -144,10 +145,17 @@ class Reference(ReferenceModel):
             yield
 
 
-def reference_of(recipe: Recipe, task: Task) -> Reference | None:
-    """Return the reference model of a recipe; None for tasks without one."""
-    with recipe.placing(KEY):
-        return Reference(recipe) if task.options.needs_reference else None
+def referenced_task(recipe: Recipe, data: DataBlock | None = None) -> Task:
+    """Create a recipe's task with its reference model, without which its answers are others.
+
+    Args:
+        data: in place of the recipe's data block.
+    """
+    task = create_task(recipe.task, data or recipe.data)
+    if task.options.needs_reference:
+        with recipe.placing(KEY):
+            task.reference = Reference(recipe)
+    return task
 
 
 def hold_reference(

@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from sora_cli.adapter.places import adapter_folder, baseline_folder
 from sora_cli.adapter.reading import read_adapter
+from sora_cli.adapter.row_recipe import UNKNOWN
 from sora_cli.core.errors import SoraError
 from sora_cli.core.out_of_memory import telling
 from sora_cli.core.words import first_few
@@ -78,6 +79,12 @@ def load_target(target: str, recipe: Recipe, task: Task, *, on: str | None = Non
     """
     place = Path(target).expanduser()
     folder, baseline = adapter_folder(place), baseline_folder(place)
+    if folder is None and task.reference is not None and recipe.model.path == UNKNOWN:
+        raise SoraError(
+            f"{target} is a whole model: the base model that its rewards are measured against is "
+            "not known here",
+            hint="name its run or adapter; sora eval and sora verify A B also take --recipe RECIPE",
+        )
     if folder is None and baseline is not None and (baseline / DELTA_FILE).is_file():
         return load_delta(baseline, recipe, task, on=on)
     if folder is None:

@@ -21,6 +21,7 @@ from sora_cli.data.overlap import input_hashes
 from sora_cli.data.places import RowError, locating
 from sora_cli.data.source import check_file
 from sora_cli.recipe.recipe import Recipe
+from sora_cli.run.reference import referenced_task
 from sora_cli.search.test_rows import Answers, TestRows
 from sora_cli.search.words import UNLABELLED
 from sora_cli.tasks import create_task
@@ -58,7 +59,7 @@ def read_answer_rows(
     names = None if trained is None else trained.label_names
     named = {} if names is None else {"label_names": names}
     data = recipe.data.model_copy(update=named)
-    task = blank = create_task(recipe.task, data)
+    task = blank = referenced_task(recipe, data)
     _check_comparable(task, tolerance, next_tokens=next_tokens)
     with recipe.placing(), locating(part.origin):
         given = part.rows if trained is None else trained.unlabelled(part.rows)

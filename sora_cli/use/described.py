@@ -18,7 +18,7 @@ from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.classes import BARE, auto_class_for, auto_class_of, number_of_labels
 from sora_cli.adapter.metadata import AdapterMeta, read_sora_file
 from sora_cli.adapter.reading import read_adapter
-from sora_cli.adapter.row_recipe import OF_SCORES, recorded_row_recipe
+from sora_cli.adapter.row_recipe import OF_SCORES, UNKNOWN, recorded_row_recipe
 from sora_cli.core.errors import SoraError
 from sora_cli.model.base import load_config
 from sora_cli.model.files import ADAPTER_CONFIG, SORA_FILE
@@ -29,8 +29,6 @@ from sora_cli.recipe.recipe import ModelBlock
 from sora_cli.run.precision import settle_precision
 from sora_cli.tasks import task_class
 
-_UNKNOWN = {"path": "unknown"}
-"""Placeholder: the adapter itself names its base model."""
 _PLAIN_SCORE = "accuracy"
 _WRITTEN_TOGETHER = "generation_batch_size"
 _OF_GGUF = "AutoModelForCausalLM"
@@ -60,7 +58,7 @@ def recipe_for_rows(
     meta = read_sora_file(place / SORA_FILE)[0]
     values = recorded_row_recipe(place, meta)
     if values is not None:
-        values["model"] |= _UNKNOWN
+        values["model"] |= {"path": UNKNOWN}
     else:
         values = _of_metadata(meta) if meta.task else _of_files(place, on, task)
     if meta.labels and len(meta.labels) > 1:
@@ -75,7 +73,7 @@ def recipe_for_rows(
 
 def _of_metadata(meta: AdapterMeta) -> dict[str, Any]:
     length = {} if meta.max_length is None else {"max_length": meta.max_length}
-    return {"model": {**_UNKNOWN}, "task": {"name": meta.task}, "data": length}
+    return {"model": {"path": UNKNOWN}, "task": {"name": meta.task}, "data": length}
 
 
 def _of_files(place: Path, on: str | None, task: str | None) -> dict[str, Any]:
@@ -92,9 +90,12 @@ def _of_files(place: Path, on: str | None, task: str | None) -> dict[str, Any]:
     if auto == BARE and source.lower().endswith(".gguf"):
         auto = _OF_GGUF
     data = {} if not auto.endswith("Classification") else _classes(config, adapter)
+    name = task or _family(auto, config, place)
+    if source == str(place) and "reference" in options_class(name).model_fields:
+        source = UNKNOWN  # no model is its own reference
     return {
         "model": {"path": source, "revision": revision},
-        "task": {"name": task or _family(auto, config, place)},
+        "task": {"name": name},
         "data": data,
     }
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from datasets import Dataset
 
-from methods.inject import adapted_layers
 from sora_cli.adapter.digest import result_digest
 from sora_cli.adapter.metadata import AdapterMeta
 from sora_cli.core.console import say
@@ -28,9 +27,8 @@ from sora_cli.recipe.families import check_columns
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.run.encode import encode
 from sora_cli.run.preflight import check_corpus
-from sora_cli.run.reference import reference_of
+from sora_cli.run.reference import referenced_task
 from sora_cli.run.scoring import load_target
-from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Task
 from sora_cli.train.out_of_memory import FEWER_BITS
 from sora_cli.train.trainer import AdapterTrainer, build_scorer
@@ -78,8 +76,7 @@ class Predictor:
         with self.recipe.placing():
             check_columns(self.recipe.task.name, self.recipe.data.columns)
             check_corpus(self.recipe)
-            self.task: Task = create_task(self.recipe.task, self.recipe.data)
-            self.task.reference = reference_of(self.recipe, self.task)
+            self.task: Task = referenced_task(self.recipe)
             self.size = request.together or self.task.options.ANSWERED_TOGETHER
             first = min(self.size, len(source))
             with locating(source.origin_of(0, first)):
@@ -143,12 +140,6 @@ class Predictor:
     def _base(self) -> Base:
         with self.recipe.placing(), telling(lambda: "load model", hint=FEWER_BITS):
             base = load_target(self.request.target, self.recipe, self.task, on=self.request.on)
-            if self.task.reference is not None and not adapted_layers(base.model):
-                raise SoraError(
-                    f"{self.request.target} is a whole model: the base model that its rewards are "
-                    "measured against is not known here",
-                    hint="name its run or adapter; or score it: sora eval MODEL --recipe RECIPE",
-                )
         base.model.eval()
         self.notes += base.notes
         return base

@@ -26,10 +26,9 @@ from sora_cli.run.evaluate import evaluate_run
 from sora_cli.run.memory import longest_rows
 from sora_cli.run.memory_trace import Passes
 from sora_cli.run.prepare import Prepared, load_task, prepare
-from sora_cli.run.reference import reference_of
+from sora_cli.run.reference import referenced_task
 from sora_cli.run.runner import Runner
 from sora_cli.run.scoring import load_target, score_target
-from sora_cli.tasks import create_task
 from sora_cli.train.checkpoint.files import trained_tensors
 from sora_cli.train.trainer import build_scorer
 
@@ -177,8 +176,7 @@ def _answers(adapter: Path, recipe: Recipe, *, without_labels: bool) -> list[lis
         names = read_adapter(adapter).meta.labels
         data = recipe.data.model_copy(update={"label_names": names and list(names)})
         label = [] if task.label_column is None else [task.label_column]
-        task = create_task(recipe.task, data)
-        task.reference = reference_of(recipe, task)
+        task = referenced_task(recipe, data)
         part = task.stand_in(part.remove_columns(label))
         task.bind(part)
     base = load_target(str(adapter), recipe, task)
