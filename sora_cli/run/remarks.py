@@ -19,6 +19,7 @@ from sora_cli.run.encode import flat_column
 from sora_cli.run.prepare import Prepared
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.encoded import Encoded, Predictions
+from sora_cli.tasks.stand_ins import finite_rows
 
 _FEW = 5  # classes named in a remark
 _SELECTION = "the selection rows"
@@ -160,7 +161,7 @@ def overlap_remark(part: str, overlap: Overlap, rows: int) -> str | None:
 def prediction_remark(task: Task, split: str, predictions: Predictions) -> str | None:
     """Remark on predictions that are all the same, or no better than a constant."""
     outputs, labels = predictions.outputs, predictions.labels
-    finite = np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
+    finite = finite_rows(outputs)
     if not finite.all():
         return f"{(~finite).sum():,} of {len(finite):,} predictions on {split} are not finite"
     answers = task.answers(predictions)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sora_cli.core.errors import SoraError
+from sora_cli.tasks.stand_ins import NOT_FINITE, OVERFLOW
 from sora_cli.tasks.transformers_internals import parts_by_lengths
 
 _EACH_TOKEN = ("input_ids", "position_ids", "labels")  # (rows, tokens)
@@ -27,6 +28,8 @@ def check_causal(model: Any, name: str) -> None:
     changed = ids.clone()
     changed[:, _FIRST:] = ids[:, _FIRST:].flip(1)
     before, after = (_logits(model, x)[:, :_FIRST] for x in (ids, changed))
+    if not bool(before.isfinite().all()):
+        raise SoraError(NOT_FINITE, where="on a made-up text", hint=OVERFLOW)
     if not _nearly_equal(model, before, after):
         raise SoraError(
             f"model '{name}' reads text in both directions: it is no causal language model",

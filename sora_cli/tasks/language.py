@@ -28,6 +28,7 @@ from sora_cli.tasks.stand_ins import check_finite
 IGNORED = -100
 """Label of tokens without a loss."""
 _BROKEN = -1  # in place of a chosen token, where the logits are not finite
+_NO_TEXT = "\0"  # in place of a written text, where the logits are not finite
 _TOGETHER = 256  # tokens scored at a time
 _LARGEST = 700.0  # nats per token; e to a larger power overflows a float
 
@@ -39,8 +40,10 @@ class Writing(Task):
     """The part of the columns that holds the given answers; see `find_columns`."""
 
     def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
-        assert predictions.texts is not None
-        return [predictions.texts]
+        texts = predictions.texts
+        assert texts is not None
+        check_finite(np.array([math.nan if text == _NO_TEXT else 0.0 for text in texts]))
+        return [texts]
 
     @abstractmethod
     def predicted(
@@ -84,7 +87,8 @@ class Writing(Task):
         records = []
         rows = zip(predictions.encoded.examples, predictions.outputs, strict=True)
         for i, (row, sums) in enumerate(rows):
-            written = {} if predictions.texts is None else {"prediction": predictions.texts[i]}
+            texts = predictions.texts
+            written = {} if texts is None else {"prediction": texts[i].strip(_NO_TEXT)}
             loss = float(sums[0] / sums[1]) if sums[1] else None
             about = {"label": row["reference"], "loss": loss, "tokens": int(sums[1])}
             records.append({"source": row["source"], **written, **about})
@@ -204,16 +208,32 @@ def generate_texts(
         ids = _padded([prompts[i] for i in rows], tokenizer.pad_token_id, left=decoder)
         mask = _padded([[1] * len(prompts[i]) for i in rows], 0, left=decoder)
         room = room_after(model, ids.shape[1], new) if decoder else new
+        watch = _Watch()
         out = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=decoding(model, tokenizer, room),
+            logits_processor=[watch],
         )
         answers = out[:, ids.shape[1] :] if decoder else out
         decoded = tokenizer.batch_decode(answers, skip_special_tokens=True)
-        for i, text in zip(rows, decoded, strict=True):
-            texts[i] = text.strip()
+        for i, text, broken in zip(rows, decoded, watch.broken.tolist(), strict=True):
+            texts[i] = _NO_TEXT if broken else text.strip()
     return texts
+
+
+class _Watch:
+    """A logits processor that notes the rows whose logits are not finite.
+
+    The largest logit of such a row is still some token, often the end of the text.
+    """
+
+    broken: Tensor
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        broken = ~scores.amax(dim=-1).isfinite()  # a token that is ruled out has minus infinity
+        self.broken = broken | self.broken if "broken" in vars(self) else broken
+        return scores
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> Tensor:

@@ -22,7 +22,7 @@ from sora_cli.tasks.answers import Answers, read_answers, read_texts
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.encoded import Encoded, Lengths, Predictions
 from sora_cli.tasks.family.head import without
-from sora_cli.tasks.stand_ins import TEXT, with_column
+from sora_cli.tasks.stand_ins import TEXT, check_finite, with_column
 from sora_cli.tasks.windows import best_span, make_windows, window_losses
 
 
@@ -183,9 +183,10 @@ class QuestionAnswering(Task):
 
     def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
         broken = ~(np.isfinite(predictions.outputs) | ~_not_padding(predictions)[..., None])
-        rows = np.asarray(predictions.encoded.dataset["example"][:])[broken.any(axis=(1, 2))]
-        if len(rows):
-            raise RowError("the model's outputs are not finite", int(rows.min()))
+        sound = np.zeros(len(predictions.encoded.examples))
+        windows = np.asarray(predictions.encoded.dataset["example"][:])
+        sound[windows[broken.any(axis=(1, 2))]] = math.nan
+        check_finite(sound)
         answers = self._answers(predictions)
         return [[getattr(answer, name) for answer in answers] for name in _SPAN]
 

@@ -14,6 +14,9 @@ from sora_cli.recipe.recipe import DataBlock
 
 TEXT = "-"
 """Placeholder for a text to be generated."""
+OUTPUTS = "the model's outputs"
+NOT_FINITE = f"{OUTPUTS} are not finite"
+OVERFLOW = "try model.dtype=float32: 16 bits may overflow, here or in training"
 
 
 def with_column(
@@ -44,19 +47,20 @@ def first_class(data: DataBlock) -> str:
     return data.label_names[0]
 
 
+def finite_rows(outputs: np.ndarray) -> np.ndarray:
+    """Return True for each row whose outputs (rows, ...) are all finite, (rows,)."""
+    return np.asarray(np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1))
+
+
 def check_finite(outputs: np.ndarray) -> None:
     """Check that a model's outputs are finite: NaN and infinite values predict nothing.
 
     Args:
         outputs: (rows, ...).
     """
-    finite = np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
+    finite = finite_rows(outputs)
     if not finite.all():
-        raise RowError(
-            "the model's outputs are not finite",
-            int(finite.argmin()),
-            hint="try model.dtype=float32: 16 bits may overflow, here or in training",
-        )
+        raise RowError(NOT_FINITE, int(finite.argmin()), hint=OVERFLOW)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -7,7 +7,8 @@ within the promise, and shown to be worse if the lower one is above it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from sora_cli.search.test_rows import EncodedRows, TestRows
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.language import Writing, room_after, row_text_scores
 from sora_cli.tasks.row_scores import RowScores, answer_scores, row_scores
+from sora_cli.tasks.stand_ins import NOT_FINITE, OUTPUTS, OVERFLOW, finite_rows
 from sora_cli.train.trainer import AdapterTrainer, build_scorer
 from sora_cli.verify.server import Server
 
@@ -84,11 +86,17 @@ class Side:
             return _OF_MODEL
         return stored_size(self.place)
 
-    def model(self, recipe: Recipe, task: Task) -> Model:
-        """Return the model, which is loaded when it is scored."""
+    def model(self, recipe: Recipe, task: Task, last: list[str] | None = None) -> Model:
+        """Return the model, which is loaded when it is scored.
+
+        Args:
+            last: gets the user's name for the model that was loaded last.
+        """
         on = self.base if adapter_folder(self.place) is not None else None
 
         def loaded() -> AdapterTrainer:
+            if last is not None:
+                last[:] = [self.reference]
             base = load_target(str(self.place), recipe, task, on=on)
             if isinstance(base.processor, PreTrainedTokenizerBase):
                 known = frozenset(base.processor.get_vocab().items())
@@ -170,10 +178,11 @@ def gate_server(
             f"a server's texts show no {best}",
             hint=f"task.metrics=[{_EXACT}], or --max-differ 1% --unlabelled FILE",
         )
-    trainer = a.model(recipe, task)()
-    if trainer.base.model.config.is_encoder_decoder:
-        raise SoraError(f"{a.reference} has an encoder, and such servers have none")
-    encoded, full = _first(rows, recipe, trainer)
+    with _naming() as last:
+        trainer = a.model(recipe, task, last)()
+        if trainer.base.model.config.is_encoder_decoder:
+            raise SoraError(f"{a.reference} has an encoder, and such servers have none")
+        encoded, full = _first(rows, recipe, trainer)
     small = server.scores(encoded, trainer.base, best)
     candidate = Candidate(
         **_OF_MODEL.model_dump(), directory=server.reference, digest="", test=None
@@ -202,28 +211,43 @@ def gate(
         WaitingError: labels are wanted.
     """
     try:
-        if labels is None:
-            return _by_scores(a, b, recipe, rows, promise, tell)
-        return _by_labels(a, b, recipe, rows, promise, tell, labels)
+        with _naming() as last:
+            models = a.model(recipe, rows.task, last), b.model(recipe, rows.task, last)
+            if labels is None:
+                return _by_scores(a, b, models, recipe, rows, promise, tell)
+            return _by_labels(a, b, models, recipe, rows, promise, tell, labels)
     finally:
         if a.read and b.read and a.read != b.read:
             say_notes(["A and B have other tokenizers: each reads the texts as its own tokens"])
 
 
+@contextmanager
+def _naming() -> Iterator[list[str]]:
+    """Yield a list for the name of the model that was loaded last, and name it in an error."""
+    last: list[str] = []
+    try:
+        yield last
+    except SoraError as error:
+        for name in last:
+            error.renamed(OUTPUTS, f"the outputs of {name}")
+        raise
+
+
 def _by_labels(
     a: Side,
     b: Side,
+    models: tuple[Model, Model],
     recipe: Recipe,
     rows: TestRows,
     promise: Promise,
     tell: Callable[[str], None],
     labels: Labels,
 ) -> Outcome:
-    size, model = b.size, b.model(recipe, rows.task)
+    size, (first, model) = b.size, models
     made = _candidate(b, size), model
     found = asked_outcome(
         reference_of(a.size, NAME, 1.0, a.digest),
-        a.model(recipe, rows.task),
+        first,
         [Planned(size, 1.0, model, lambda: made)],
         rows,
         promise,
@@ -246,14 +270,16 @@ def _by_labels(
 def _by_scores(
     a: Side,
     b: Side,
+    models: tuple[Model, Model],
     recipe: Recipe,
     rows: TestRows,
     promise: Promise,
     tell: Callable[[str], None],
 ) -> Outcome:
-    encoded, full = _first(rows, recipe, a.model(recipe, rows.task)())
-    other = b.model(recipe, rows.task)()
-    small = encoded.on(other.base).scores(other)
+    first, second = models
+    encoded, full = _first(rows, recipe, first())
+    other = second()
+    small = _scores(encoded.on(other.base), other)
     return _tested(a, _candidate(b, b.size), encoded, full, small, promise, tell)
 
 
@@ -261,9 +287,19 @@ def _first(
     rows: TestRows, recipe: Recipe, trainer: AdapterTrainer
 ) -> tuple[EncodedRows, RowScores]:
     """Return the rows that test, and the scores of A on them."""
-    encoded, scores = scored_on(rows, recipe, trainer)
+    encoded = scored_on(rows, recipe, trainer)[0]
     say_notes(encoded.notes())
-    return encoded, scores()
+    return encoded, _scores(encoded, trainer)
+
+
+def _scores(rows: EncodedRows, trainer: AdapterTrainer) -> RowScores:
+    """Return the scores of a model; outputs that are not finite are an error, as of answers."""
+    scores = rows.scores(trainer)
+    if not np.isfinite(scores.parts).all():
+        finite = finite_rows(trainer.outputs_of(rows.rows, trainer.task.outputs_to_keep))
+        where = f"{(~finite).sum():,} of {len(finite):,} predictions on {rows.part.name}"
+        raise SoraError(NOT_FINITE, where=where, hint=OVERFLOW)
+    return scores
 
 
 def _tested(

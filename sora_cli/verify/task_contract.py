@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,25 @@ def rows_score_as_the_split(recipe: Recipe) -> None:
         return
     same = np.isclose(scores.value, metric, rtol=1e-6, atol=1e-9, equal_nan=True)
     assert same, f"{task.best} is {metric:g} of a split, {scores.value:g} by its rows"
+
+
+def a_broken_model_scores_nan(recipe: Recipe) -> None:
+    """Check that outputs that are not finite have no score, in the form of a sound model's.
+
+    Two models are compared by one formula, and NaN compares as better with nothing.
+    """
+    task, trainer, rows = _loaded(recipe)
+    predictions = trainer.predictions_of(rows, [task.best])
+    try:
+        sound = task.row_scores(predictions)
+    except SoraError:  # it compares all rows with each other, and says so
+        return
+    outputs = np.array(predictions.outputs)
+    outputs[-1] = np.nan
+    broken = task.row_scores(replace(predictions, outputs=outputs))
+    assert np.isnan(broken.value), f"{task.best} is {broken.value:g} of outputs with NaN"
+    forms = [(one.formula, one.parts.shape) for one in (sound, broken)]
+    assert forms[0] == forms[1], f"outputs with NaN have other scores by row: {forms}"
 
 
 def answers_follow_their_rows(recipe: Recipe) -> None:
@@ -140,6 +160,7 @@ CHECKS = (
     micro_batches_add_up,
     the_loss_is_that_of_training,
     rows_score_as_the_split,
+    a_broken_model_scores_nan,
     answers_follow_their_rows,
     a_missing_column_is_named,
     a_bad_row_has_its_place,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -39,6 +40,16 @@ class FamilyScores(Bound):
         `row_scores(p).value` equals `metrics(p)[best]`. There is one row per raw row, in order. A
         metric that compares all rows with each other has no scores by row and raises `SoraError`.
         """
+        scores = self._by_formula(predictions)
+        if np.isfinite(scores.parts).all():
+            return scores
+        # a family may return another formula for a broken model, which no other model's fits
+        found, outputs = predictions.found, _finite(predictions.outputs)
+        found = found and replace(found, scores=_finite(found.scores))
+        sound = self._by_formula(replace(predictions, outputs=outputs, found=found))
+        return replace(sound, parts=np.full_like(sound.parts, np.nan))
+
+    def _by_formula(self, predictions: Predictions) -> RowScores:
         formula, *parts = self.row_parts(predictions)
         better, alone = self.options.greater_is_better, self.rows_alone
         return row_scores(self.best, formula, *parts, greater_is_better=better, rows_alone=alone)
@@ -86,3 +97,7 @@ class FamilyScores(Bound):
     def constant_loss(self, rows: Encoded) -> float | None:
         """Return the loss of the best constant answer to training rows; None: there is none."""
         return None
+
+
+def _finite(outputs: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(outputs), outputs, 0)

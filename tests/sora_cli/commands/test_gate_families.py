@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from sora_cli.app import run
 from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from tests.helpers_errors import refused
-from tests.helpers_families import preference_rows, thumb_rows, write_preference_recipe
+from tests.helpers_families import (
+    FAMILIES,
+    preference_rows,
+    thumb_rows,
+    write_preference_recipe,
+)
 from tests.helpers_runs import train, write_rows
 
 
@@ -57,3 +64,35 @@ def test_answers_without_labels_are_measured_against_the_reference(
     refused(capsys, *words[:-2])
     (tmp_path / "merged" / "sora.json").unlink()
     refused(capsys, *words[:-2], f"task.name={task}")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("kind", "promise"),
+    [
+        ("causal-lm", ["--max-drop", "50pt", "task.best_metric=exact_match"]),
+        ("token-classification", ["--max-drop", "50pt"]),
+        # the text of a broken model is empty
+        ("seq2seq", ["--max-differ", "50%", "--unlabelled", "validation.jsonl"]),
+        (
+            "multiple-choice",
+            ["--max-drop", "30pt", "--unlabelled", "validation.jsonl", "--ask", "ask.csv"],
+        ),
+    ],
+)
+def test_a_model_whose_outputs_are_not_finite_is_refused(
+    kind: str,
+    promise: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = FAMILIES[kind](tmp_path)
+    train(recipe, "output.dir=sound", "training.max_steps=2", "method.name=lora")
+    shutil.copytree("sound/adapter", "broken")
+    file = tmp_path / "broken" / "adapter_model.safetensors"
+    large = {name: t + 1e38 if "lora" in name else t for name, t in load_file(file).items()}
+    save_file(large, file, {"format": "pt"})
+    for pair in (["sound", "broken"], ["broken", "sound"]):
+        refused(capsys, "verify", *pair, *promise, "--recipe", recipe.name)

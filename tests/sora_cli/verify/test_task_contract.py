@@ -91,6 +91,11 @@ FAULTS: dict[str, tuple[str, Any, str]] = {
         lambda _, p: ("pearson_spearman", p.outputs.reshape(-1)[::-1], p.true_labels),
         "rows_score_as_the_split",
     ),
+    "NaN is a number": (
+        "row_parts",
+        lambda _, p: ("pearson_spearman", np.nan_to_num(p.outputs.reshape(-1)), p.true_labels),
+        "a_broken_model_scores_nan",
+    ),
     "any row": ("check", lambda *_: None, "a_bad_row_has_its_place"),
     "uphill": ("loss_of", _worse, "the_loss_falls"),
     "a state of its own": ("loss_of", _by_calls, "a_resumed_run_is_the_same"),
