@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from sora_cli.core.console import emit, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import importing
+from sora_cli.core.words import listed
 from sora_cli.recipe.reading import NEXT_TOKENS, PREDICT
 from sora_cli.report import FILE_NAME as REPORT
 from sora_cli.report import recipe_of_run
@@ -55,7 +56,7 @@ def load_promise(
 
 
 def _from_files(
-    options: PromiseOptions, place: Path, on: str | None = None
+    options: PromiseOptions, place: Path, on: str | None = None, beside: Sequence[str] = ()
 ) -> tuple[LoadedRecipe, Promise]:
     options.check()
     with importing():
@@ -65,12 +66,17 @@ def _from_files(
     try:
         reading = NEXT_TOKENS if options.next_tokens else PREDICT
         family = next(names, None)
-        folder = adapter_folder(place) or baseline_folder(place) or place
-        loaded, _ = recipe_for_rows(folder, options.overrides, on=on, task=family, reading=reading)
+        loaded, _ = recipe_for_rows(
+            _folder(place), options.overrides, on=on, task=family, reading=reading, beside=beside
+        )
     except SoraError as error:  # `recipe_for_rows` names the option of sora predict
         error.renamed("--task ", _FAMILY)
         raise
     return loaded, options.of(loaded.recipe)
+
+
+def _folder(place: Path) -> Path:
+    return adapter_folder(place) or baseline_folder(place) or place
 
 
 def load_gate(
@@ -84,18 +90,29 @@ def load_gate(
         base: base model of the adapters; None: what they record.
     """
     options.check()
+    places = [Path(reference).expanduser() for reference in references]
+    with importing():
+        from sora_cli.model.base import names_agree, telling_names
+        from sora_cli.verify.described import class_names
+    known = [names for place in places if (names := class_names(_folder(place)))]
+    named = [names for names in known if telling_names(names)]
+    if known[1:] and not names_agree(*known):
+        raise SoraError(
+            f"A and B have other classes: {listed(known[0])}, and {listed(known[1])}",
+            where=f"{references[0]}, {references[1]}",
+            hint="if they mean the same in this order, write A's into B's sora.json or config.json",
+        )
     if options.recipe is not None:
         return options.load()
     if options.unlabelled is not None:
         if options.max_drop is not None and options.ask is None:
             options = replace(options, basis="answers")
-        return _from_files(options, Path(references[0]).expanduser(), on=base)
+        return _from_files(options, places[0], on=base, beside=named[0] if named else ())
     with importing():
         from sora_cli.recipe.load import load_stored
         from sora_cli.recipe.reading import MAX_DROP, load_read
 
-    for reference in references:
-        run = Path(reference).expanduser()
+    for run in places:
         for place in (run, run.parent):
             recipe = recipe_of_run(place)
             if recipe is not None:

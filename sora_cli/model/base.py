@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,12 +191,33 @@ def head_modules(
     return tuple(path for path, _ in model.named_modules() if path in heads)
 
 
+def telling_names(names: Iterable[Any]) -> tuple[str, ...]:
+    """Return the names of classes, in label order; () if they tell no more than the numbers do.
+
+    transformers writes LABEL_0, LABEL_1, ... for classes without names, and data sets with numbers
+    for labels have 0, 1, ...
+    """
+    found = tuple(map(str, names))
+    numbers = [str(number) for number in range(len(found))]
+    return () if [name.removeprefix("LABEL_") for name in found] == numbers else found
+
+
+def names_agree(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Return True if classes are the same, or the names of one of them tell nothing.
+
+    The same names in another order do not agree: 1, 0 exchanges the classes of 0, 1.
+    """
+    first, second = list(map(str, one)), list(map(str, other))
+    if first == second:
+        return True
+    telling = telling_names(first) and telling_names(second)
+    return not telling and len(first) == len(second) and sorted(first) != sorted(second)
+
+
 def _named_classes(config: Any) -> tuple[str, ...] | None:
-    """Return the class names in a configuration; None if they are transformers' placeholders."""
+    """Return the class names in a configuration; None if they tell nothing."""
     names = getattr(config, "id2label", None) or {}
-    if all(name == f"LABEL_{number}" for number, name in names.items()):
-        return None
-    return tuple(str(names[number]) for number in sorted(names))
+    return telling_names(names[number] for number in sorted(names)) or None
 
 
 def _packing(block: ModelBlock, task: Task, config: Any, precision: str) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from sora_cli.core.hub import quiet_loading
 from sora_cli.core.processes import is_main
 from sora_cli.core.shell import quote
 from sora_cli.core.words import first_few, listed
-from sora_cli.model.base import Base, load_base
+from sora_cli.model.base import Base, load_base, names_agree, telling_names
 from sora_cli.model.files import DELTA_FILE, MODEL_CONFIG, SORA_FILE
 from sora_cli.model.references import local_checkpoint
 from sora_cli.model.tensors import load_tensors
@@ -219,11 +219,22 @@ def base_block(recipe: Recipe, reference: BaseReference, on: str | None) -> Mode
 
 
 def check_classes(what: str, known: Sequence[str] | None, task: Task) -> None:
-    """Refuse classes other than the task's: names and order must be the same."""
-    if known is not None and list(known) != task.label_names:
-        words = quote(f"data.label_names={json.dumps(list(known), ensure_ascii=False)}")
-        raise SoraError(
-            f"the {what}'s classes are {listed(known)}",
-            where=f"the recipe's: {listed(task.label_names or ['none'])}",
-            hint=f"if the data's labels mean these: {words}" if task.label_names else None,
-        )
+    """Refuse classes other than the task's: names and order must be the same.
+
+    Classes of a model whose names tell nothing (see `telling_names`) are the task's by their order.
+    """
+    own = task.label_names or []
+    if known is None or list(known) == own:
+        return
+    if names_agree(known, own) and not telling_names(known):
+        return
+    # labels that are numbers can get any names, and texts can be put in any order
+    words = quote(f"data.label_names={json.dumps(list(known), ensure_ascii=False)}")
+    hint = f"if the data's labels mean these: {words}"
+    if telling_names(own) and len(known) == len(own) and sorted(known) != sorted(own):
+        hint = f"if they mean the same in this order, write the recipe's into the {what}'s files"
+    raise SoraError(
+        f"the {what}'s classes are {listed(known)}",
+        where=f"the recipe's: {listed(own or ['none'])}",
+        hint=hint if own else None,
+    )

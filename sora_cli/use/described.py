@@ -20,7 +20,7 @@ from sora_cli.adapter.metadata import AdapterMeta, read_sora_file
 from sora_cli.adapter.reading import read_adapter
 from sora_cli.adapter.row_recipe import OF_SCORES, UNKNOWN, recorded_row_recipe
 from sora_cli.core.errors import SoraError
-from sora_cli.model.base import load_config
+from sora_cli.model.base import load_config, telling_names
 from sora_cli.model.files import ADAPTER_CONFIG, SORA_FILE
 from sora_cli.recipe.families import options_class, task_names
 from sora_cli.recipe.load import LoadedRecipe, load_stored
@@ -43,6 +43,7 @@ def recipe_for_rows(
     task: str | None = None,
     batch: int | None = None,
     reading: Reading = PREDICT,
+    beside: Sequence[str] = (),
 ) -> tuple[LoadedRecipe, AdapterMeta]:
     """Return the recipe for reading new rows, and the metadata of `sora.json`.
 
@@ -54,6 +55,7 @@ def recipe_for_rows(
         task: task family; None means the family by the files, and an error if they do not tell it.
         batch: rows per batch; None means the recipe's own number.
         reading: keys that overrides may change.
+        beside: the names of another model's classes, for a model whose own tell nothing.
     """
     meta = read_sora_file(place / SORA_FILE)[0]
     values = recorded_row_recipe(place, meta)
@@ -61,8 +63,10 @@ def recipe_for_rows(
         values["model"] |= {"path": UNKNOWN}
     else:
         values = _of_metadata(meta) if meta.task else _of_files(place, on, task)
-    if meta.labels and len(meta.labels) > 1:
-        values["data"]["label_names"] = list(meta.labels)
+    names = meta.labels or values["data"].get("label_names") or ()
+    if len(names) > 1:  # a base model's names may be those of other classes than an adapter's
+        named = telling_names(meta.labels or ()) or beside or telling_names(names)
+        values["data"]["label_names"] = list(named or _numbers(names))
     if on is not None:
         values["model"] |= {"path": on, "revision": None}
     values["method"] = {"name": builtin_names()[0]}  # a recipe needs one, but nothing is trained
@@ -114,14 +118,15 @@ def _family(auto: str, config: Any, place: Path) -> str:
 
 
 def _classes(config: Any, adapter: Adapter | None) -> dict[str, Any]:
-    """Return the names of the classes; their numbers if the files hold no names."""
+    """Return the names of the classes."""
     names = [str(config.id2label[number]) for number in sorted(config.id2label)]
     if adapter is not None and adapter.meta.labels:
         names = list(adapter.meta.labels)
-    # the placeholders that transformers makes up for classes without names
-    if names == [f"LABEL_{number}" for number in range(len(names))]:
-        names = [str(number) for number in range(len(names))]
     return {"label_names": names} if len(names) > 1 else {}
+
+
+def _numbers(names: Sequence[str]) -> list[str]:
+    return [str(number) for number in range(len(names))]
 
 
 def _for_answers(loaded: LoadedRecipe, batch: int | None) -> LoadedRecipe:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sora_cli.adapter.digest import deciding, differing_facts, result_remarks
 from sora_cli.adapter.metadata import read_json, read_sora_file
+from sora_cli.model.base import names_agree
 from sora_cli.model.files import MODEL_CONFIG, SORA_FILE
 from sora_cli.model.references import local_checkpoint
 from sora_cli.verify.subjects import Subject
@@ -29,7 +30,10 @@ def described_apart(subjects: Sequence[Subject]) -> list[str]:
         for line in (*result_remarks(place, weights=alone), *_inconsistent(place))
     ]
     for one, other in combinations(subjects, 2):
-        differences += differing_facts(_facts(one), _facts(other), (one.reference, other.reference))
+        facts = _facts(one), _facts(other)
+        if names_agree(*(each.get("labels", ()) for each in facts)):
+            facts[1].pop("labels", None)
+        differences += differing_facts(*facts, (one.reference, other.reference))
     return differences
 
 
@@ -41,6 +45,11 @@ def _facts(subject: Subject) -> dict[str, Any]:
     """Return the facts that decide answers: of a model's configuration, else of `sora.json`."""
     place = _place(subject)
     return {} if place is None else {**_recorded(place), **_configured(place)}
+
+
+def class_names(place: Path) -> list[str]:
+    """Return the names of a model's classes by its own files; []: they have none."""
+    return list({**_recorded(place), **_configured(place)}.get("labels", ()))
 
 
 def _inconsistent(place: Path) -> Iterator[str]:

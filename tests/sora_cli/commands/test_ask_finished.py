@@ -187,7 +187,7 @@ def test_a_gate_on_the_rows_of_a_run(capsys: Output) -> None:
 def test_other_classes_are_refused_and_other_tokenizers_told(here: Path, capsys: Output) -> None:
     shutil.copytree(here / "flipped", here / "named")
     facts = json.loads((here / "named" / "sora.json").read_text())
-    (here / "named" / "sora.json").write_text(json.dumps({**facts, "labels": ["no", "yes"]}))
+    (here / "named" / "sora.json").write_text(json.dumps({**facts, "labels": ["1", "0"]}))
     refused(capsys, "verify", "run", "named", "--max-differ", "5%", *ROWS)
     assert run(["merge", "run", "-o", "merged", "--no-verify"]) == OK
     words = json.loads((here / "merged" / "tokenizer.json").read_text())

@@ -162,7 +162,7 @@ def test_model_with_unnamed_classes(
 
 
 @pytest.mark.parametrize("place", ["run", "merged"])
-@pytest.mark.parametrize("names", ["[yes,no]", "['1','0']", "['0','1','2']"])
+@pytest.mark.parametrize("names", ["['1','0']", "['0','1','2']"])
 def test_other_classes(
     classifier: Trained, capsys: pytest.CaptureFixture[str], place: str, names: str
 ) -> None:

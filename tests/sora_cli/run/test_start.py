@@ -246,7 +246,7 @@ def test_a_rank_that_the_adapter_replaces_is_said(origin: Path, tmp_path: Path) 
         ["start.adapter=HERE", "method={name: sora}"],
         ["start.adapter=HERE", "method={name: bitfit}"],
         ["start.adapter=HERE", "method.targets=[query]"],
-        ["start.adapter=HERE", "data.label_names=[a, b]"],
+        ["start.adapter=HERE", "data.label_names=[a, b, c]"],
         ["start.adapter=HERE", "output.dir=HERE"],
     ],
     ids=" ".join,
