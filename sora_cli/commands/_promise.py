@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from sora_cli.adapter.places import adapter_folder, baseline_folder
+from sora_cli.commands._files import Output, check_files, table_files
 from sora_cli.core.console import emit, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.table import emit_table
@@ -127,12 +128,25 @@ def load_gate(
     )
 
 
-def ask_table(options: PromiseOptions, *, force: bool) -> AskTable | None:
-    """Return the table in which labels are asked for, checked; None: none are.
+def ask_table(
+    options: PromiseOptions,
+    loaded: LoadedRecipe,
+    outputs: Sequence[Output],
+    read: Sequence[Path | str | None],
+    *,
+    force: bool,
+) -> AskTable | None:
+    """Check the files of a command with a promise; return the table in which labels are asked for.
 
     Args:
+        outputs: what the command writes besides the table.
+        read: what it reads besides the recipe and its rows.
         force: accept labels that were changed.
+
+    Returns:
+        None if no labels are asked for.
     """
+    check_files([*outputs, *table_files(options.ask)], [*read, options.unlabelled], loaded)
     if options.ask is None:
         return None
     with importing():

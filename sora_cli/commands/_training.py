@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sora_cli.commands._files import check_files, run_files
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.exit_codes import OK
 from sora_cli.core.interruption import Interrupted
@@ -46,6 +47,7 @@ def train_loaded(
     say_notes(loaded.notes)
     check_recipe(loaded.recipe)
     output, code = loaded.output_dir, OK
+    check_files(run_files(output), [], loaded)
     with locked(output):
         if resume:  # before check_output, which compares this recipe with the stored one
             loaded = loaded.continuing(recipe_of_run(output))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sora_cli.commands import completion, options
+from sora_cli.commands._files import check_files, run_files, table_files
 from sora_cli.commands._flags import Asked, spliced
 from sora_cli.core.checks import check_exclusive, check_requires
 from sora_cli.core.console import emit, say, say_notes
@@ -132,11 +133,14 @@ def auto(
     if begun is not None and not force:
         plan = replace(plan, loaded=plan.loaded.continuing(begun.recipe))
     loaded = plan.loaded
+    ask = None if loaded.recipe.auto is None else loaded.recipe.auto.ask
+    written = [*run_files(plan.output), *table_files(ask, beside=False)]
+    check_files(written, [], loaded)
     table: AskTable | None = None
-    if loaded.recipe.auto is not None and loaded.recipe.auto.ask is not None:
+    if ask is not None:
         from sora_cli.search.asking import AskTable  # torch
 
-        table = AskTable(Path(loaded.recipe.auto.ask).expanduser(), Kept.of(plan.output))
+        table = AskTable(Path(ask).expanduser(), Kept.of(plan.output))
         force = table.begin(begun=begun is not None, force=force)
     check_settled(loaded.recipe, "sora auto")
     check_recipe(loaded.recipe)

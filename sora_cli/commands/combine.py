@@ -12,13 +12,13 @@ import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.losses import loss_table, module_facts, shown_error
-from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
+from sora_cli.adapter.places import check_adapter_place, locate_adapter
 from sora_cli.commands import completion, options
+from sora_cli.commands._files import check_files, of_results, output_folder
 from sora_cli.commands._flags import Budget, spliced
 from sora_cli.core.checks import COMBINATIONS, STORED, check_choice, check_requires
 from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
-from sora_cli.core.outputs import check_apart
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import uncollected
 from sora_cli.model.files import ADAPTER_WEIGHTS
@@ -91,7 +91,7 @@ def combine(
     places = [locate_adapter(place, missing="there is no adapter in it") for place in adapters]
     for place in places:
         say_notes(result_remarks(place))
-        check_apart(output, *with_base(place))
+    check_files(output_folder("-o", output), of_results(*places))
     check_adapter_place(output, force=force)
     with uncollected():
         from sora_cli.adapter.combine import DENSITIES, Combination, Mixing

@@ -12,11 +12,12 @@ import typer
 
 from sora_cli.adapter.digest import changed_results
 from sora_cli.commands import completion, options
+from sora_cli.commands._files import Output, check_files, output_file
 from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.checks import check_exclusive, check_requires
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
-from sora_cli.core.outputs import check_apart, check_new_file
+from sora_cli.core.outputs import check_new_file
 from sora_cli.experiments.compare.agreement import emit_ranks
 from sora_cli.experiments.compare.archive import write_lines
 from sora_cli.experiments.compare.budget_table import (
@@ -140,7 +141,7 @@ def compare(
         return
     check_requires("--budgets", {"--bytes": in_bytes and budgets is None})
     shares = _shares(budgets, baseline, paper=paper, min_gain=min_gain)
-    finished = _find(runs, output, *pictures)
+    finished = _find(runs, [*output_file("-o", output), *output_file("--plot", *pictures)])
     groups = _groups(finished, metric, selection=selection)
     sizes = None
     if baseline is not None and shares:
@@ -192,7 +193,7 @@ def _write_lines(places: Sequence[Path], output: Path | None, chosen: Sequence[s
             f"{chosen[0]} goes with a table, and the format {LINES} holds the runs themselves",
             hint=f"compare the file that holds them: sora compare FILE {chosen[0]}",
         )
-    runs = _find(places, output)
+    runs = _find(places, output_file("-o", output))
     text = write_lines(runs)
     if output is None:
         emit(text.removesuffix("\n"))
@@ -201,11 +202,10 @@ def _write_lines(places: Sequence[Path], output: Path | None, chosen: Sequence[s
         say(f"wrote {output}: {len(runs)} runs")
 
 
-def _find(places: Sequence[Path], *outputs: Path | None) -> Sequence[Run]:
+def _find(places: Sequence[Path], outputs: Sequence[Output]) -> Sequence[Run]:
     """Return all finished runs; print notes on the reports that are left out."""
     reports = find_runs(places)
-    for output in filter(None, outputs):
-        check_apart(output, *reports.read, hint="name another file")
+    check_files(outputs, reports.read)
     changed = (changed_results(run.directory, run.report) for run in reports.runs)
     say_notes(chain.from_iterable(changed), "warning")
     say_notes(reports.left_out, "left out")

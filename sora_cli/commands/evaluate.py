@@ -5,27 +5,25 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from sora_cli.adapter.digest import result_remarks
-from sora_cli.adapter.places import check_target, takes_base, with_base
+from sora_cli.adapter.places import check_target, takes_base
 from sora_cli.commands import completion, options
+from sora_cli.commands._files import check_files, of_results, output_file
 from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.console import emit, printable, say, say_notes
-from sora_cli.core.outputs import check_apart, check_new_file
+from sora_cli.core.outputs import check_new_file
 from sora_cli.core.shell import quote
 from sora_cli.core.table import Column, Table, emit_table
 from sora_cli.core.timing import importing
 from sora_cli.recipe.load import load_recipe
 from sora_cli.recipe.reading import EVAL, load_read, named_base
-from sora_cli.report import FILE_NAME, HISTORY_FILE, recipe_of_run
+from sora_cli.report import recipe_of_run
 from sora_cli.run.precision import settle_precision
 from sora_cli.run.preflight import check_recipe
-
-if TYPE_CHECKING:
-    from sora_cli.recipe.recipe import Recipe
 
 
 def evaluate(
@@ -66,10 +64,7 @@ def evaluate(
     read = check_target(target, f"sora eval {{}} --recipe {quote(recipe)}")
     loaded = loaded.continuing(recipe_of_run(read.parent))
     say_notes(result_remarks(read))
-    if predictions is not None:
-        of_run = (read.parent / FILE_NAME, read.parent / HISTORY_FILE)
-        read_too = (*with_base(read), *of_run, loaded.path, *_data_files(loaded.recipe))
-        check_apart(predictions, *read_too, hint="name another file")
+    check_files(output_file("--predictions", predictions), of_results(read), loaded)
     with importing():
         from sora_cli.run.scoring import score_target
     scores: dict[str, dict[str, float]] = {}
@@ -83,13 +78,6 @@ def evaluate(
     if predictions is not None:
         _write_lines(predictions, records)
     _show(target, scores, notes, as_json=as_json)
-
-
-def _data_files(recipe: Recipe) -> list[Path]:
-    """Return the data files of a recipe, or their directory."""
-    files = recipe.data.files or {}
-    named = [name for names in files.values() for name in names]
-    return [Path(name).expanduser() for name in (*named, recipe.data.path) if name]
 
 
 def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:

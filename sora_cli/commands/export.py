@@ -21,6 +21,7 @@ from sora_cli.adapter.places import (
     with_base,
 )
 from sora_cli.commands import options
+from sora_cli.commands._files import check_files, of_results, output_file, output_folder
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.checks import (
     FORMATS,
@@ -35,11 +36,11 @@ from sora_cli.core.checks import (
 from sora_cli.core.console import emit, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import OK
-from sora_cli.core.outputs import check_apart, check_new_file
+from sora_cli.core.outputs import check_new_file
 from sora_cli.core.shell import quote
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import uncollected
-from sora_cli.gguf.header import check_gguf_place
+from sora_cli.gguf.header import check_gguf_place, modelfile_of
 from sora_cli.model.files import ADAPTER_WEIGHTS
 
 
@@ -121,7 +122,7 @@ def export(
         return _unpack(directory, output, force=force, as_json=as_json)
     read = locate_adapter(directory, missing="there is no adapter to export")
     say_notes(result_remarks(read))
-    check_apart(output, *with_base(read))
+    check_files(output_folder("-o", output), of_results(read))
     check_adapter_place(output, force=force)
     with uncollected():
         from sora_cli.adapter.export import export_adapter
@@ -165,7 +166,7 @@ def export(
 def _export_packed(directory: Path, output: Path, *, force: bool, as_json: bool) -> int:
     read = locate_adapter(directory, missing="there is no adapter to export")
     say_notes(result_remarks(read))
-    check_apart(output, *with_base(read))
+    check_files(output_file("-o", output), of_results(read))
     if output.suffix != ".safetensors":
         raise SoraError(f"a packed adapter is a .safetensors file, and {output} is not",
                         hint=f"-o {quote(str(output))}.safetensors")  # fmt: skip
@@ -191,19 +192,19 @@ def _export_packed(directory: Path, output: Path, *, force: bool, as_json: bool)
     return OK
 
 
-def _unpack(file: Path, output: Path, *, force: bool, as_json: bool) -> int:
-    check_apart(output, file)
+def _unpack(packed: Path, output: Path, *, force: bool, as_json: bool) -> int:
+    check_files(output_folder("-o", output), [packed])
     check_adapter_place(output, force=force)
     with uncollected():
         from sora_cli.adapter.packing import unpack
 
-    missing = unpack(file, output, force=force)
+    missing = unpack(packed, output, force=force)
     if as_json:
         emit(json.dumps({"directory": str(output), "missing": missing}, indent=2))
     elif missing:
         emit(not_made_again(missing))
     say(f"wrote {output}: {size((output / ADAPTER_WEIGHTS).stat().st_size)}, was "
-        f"{size(file.stat().st_size)}")  # fmt: skip
+        f"{size(packed.stat().st_size)}")  # fmt: skip
     return OK
 
 
@@ -219,7 +220,7 @@ def _export_gguf(
     check_choice("type", type or GGUF_TYPES[0], GGUF_TYPES)
     read = locate_adapter(directory, missing="there is no adapter to export")
     say_notes(result_remarks(read))
-    check_apart(output, *with_base(read), *([Path(base)] if base else []))
+    check_files(output_file("-o", output, modelfile_of(output)), [*of_results(read), base])
     check_gguf_place(output, force=force)
     with uncollected():
         from sora_cli.adapter.gguf_lora import export_gguf

@@ -15,13 +15,13 @@ from methods.keep import Keep
 from sora_cli.adapter.losses import loss_table, module_facts, shown_error
 from sora_cli.adapter.places import baseline_folder, check_adapter_place, is_adapter
 from sora_cli.commands import completion, options
+from sora_cli.commands._files import check_files, of_results, output_folder
 from sora_cli.commands._flags import Asked, Budget, spliced
 from sora_cli.commands._promise import ask_table, load_promise, open_notes, show_evidence
 from sora_cli.core.checks import STORED, check_choice, check_requires
 from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
-from sora_cli.core.outputs import check_apart
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import importing
 from sora_cli.core.words import first_few
@@ -91,16 +91,21 @@ def extract(
         )
     check_choice("dtype", dtype, STORED)
     source, measured = load_promise(promise, partial(_source, model))
-    check_apart(output, *(Path(resolve_model_path(name)) for name in (source, base)))
+    resolved = (Path(resolve_model_path(name)) for name in (source, base))
+    read = [*of_results(Path(source)), *resolved]
+    written, table = output_folder("-o", output), None
+    if promise is not None and measured is not None:
+        table = ask_table(promise, measured[0], written, read, force=force)
+    else:
+        check_files(written, read)
     check_adapter_place(output, force=force)
     with importing():
         from sora_cli.adapter.dense import module_progress
         from sora_cli.merge.extract import prepare_extract
         from sora_cli.search.choosing import choosing_rows, recipe_of
 
-    tests, table = None, None
+    tests = None
     if promise is not None and measured is not None:  # before the long part: it finds mistakes
-        table = ask_table(promise, force=force)
         loaded, (rows, on) = measured[0], choosing_rows(promise, *measured, Path(source))
         tests, recipe_facts = (loaded.recipe, rows, on), recipe_of(promise, loaded.resolved(), on)
     extraction = prepare_extract(source, base, output, biases=not no_biases)

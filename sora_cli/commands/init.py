@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from sora_cli.commands import options
+from sora_cli.commands._files import check_files, output_file
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_new_file
@@ -52,6 +53,8 @@ def init(
         raise SoraError(
             f"a recipe's name ends in .yaml, unlike '{file}'", hint=f"-o {quote(str(file))}.yaml"
         )
+    rows = [source] if Path(source).expanduser().is_file() else []
+    check_files(output_file("-o", file), [*rows, model])
     proposal = write_proposal(
         source,
         file,

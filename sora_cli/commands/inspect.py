@@ -17,10 +17,11 @@ from sora_cli.adapter.programs import old_rules
 from sora_cli.adapter.ranks import RankMap, rank_map
 from sora_cli.adapter.side_by_side import short_names, summary_table
 from sora_cli.commands import completion, options
+from sora_cli.commands._files import check_files, of_results, output_file
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.console import count, emit, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError
-from sora_cli.core.outputs import check_apart, check_new_file
+from sora_cli.core.outputs import check_new_file
 from sora_cli.core.shell import quote
 from sora_cli.core.table import Column, Table, emit_table
 from sora_cli.core.timing import uncollected
@@ -63,8 +64,7 @@ def inspect(
     missing = "there are no ranks to inspect"
     located = [locate_adapter(place, missing=missing, tokenizer=False) for place in directories]
     say_notes(remark for directory in located for remark in result_remarks(directory))
-    if plot is not None:
-        check_apart(plot, *located, hint="name another file: --plot FILE.png")
+    check_files(output_file("--plot", plot), of_results(*located))
     if serve:
         _serve(located, as_json=as_json)
     elif len(located) == 1:

@@ -12,6 +12,7 @@ import typer
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.commands import options
+from sora_cli.commands._files import check_files, of_results, output_file, output_folder
 from sora_cli.core.checks import (
     MERGED,
     MERGED_GGUF,
@@ -24,11 +25,10 @@ from sora_cli.core.checks import (
 from sora_cli.core.console import count, emit, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, OK
-from sora_cli.core.outputs import check_apart
 from sora_cli.core.shell import quote
 from sora_cli.core.timing import uncollected
 from sora_cli.core.words import first_few
-from sora_cli.gguf.header import check_gguf_place
+from sora_cli.gguf.header import check_gguf_place, modelfile_of
 from sora_cli.model.references import resolve_model_path
 
 if TYPE_CHECKING:
@@ -119,9 +119,9 @@ def merge(
         raise SoraError("--seed is for stochastic rounding", hint="add --round stochastic")
     missing = "there is no adapter to merge"
     adapter_place = locate_adapter(directory, missing=missing)  # fails before torch is imported
-    read = [adapter_place] if base is None else [adapter_place, Path(resolve_model_path(base))]
+    on = None if base is None else resolve_model_path(base)
     say_notes(result_remarks(adapter_place))
-    check_apart(output, *read)
+    check_files(output_folder("-o", output), [*of_results(adapter_place), on])
     with uncollected():
         from sora_cli.adapter.parts.kinds import words
         from sora_cli.adapter.reading import open_adapter
@@ -183,7 +183,8 @@ def _merge_gguf(
                 f"--format gguf merges into a base model in a GGUF file, not into {source}",
                 hint="name it with --base BASE.gguf; or merge without --format and convert it",
             )
-        check_apart(output, place, source)
+        written = output_file("-o", output, modelfile_of(output))
+        check_files(written, [*of_results(place), source])
         from sora_cli.adapter.survival import ENOUGH
         from sora_cli.gguf.package import parsed_once
         from sora_cli.merge.rounding import shown_survival

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sora_cli.commands import options
+from sora_cli.commands._files import check_files, run_files
 from sora_cli.core.atomic import remove_file
 from sora_cli.core.checks import check_excludes
 from sora_cli.core.console import emit, say, say_notes
@@ -68,6 +69,7 @@ def path(
     say_notes([*loaded.notes, *unused(loaded)])
     output = path_directory(loaded)
     is_there = begun is not None
+    check_files(run_files(output), [], loaded)
     check_place(output, loaded.recipe, STAGES, is_there=is_there, work="path")
     if dry_run:
         check_excludes("--dry-run", ["--json"] if as_json else [])

@@ -12,12 +12,12 @@ import typer
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_adapter_place, new_adapter_place
 from sora_cli.commands import completion, options
+from sora_cli.commands._files import RECORDS, check_files, output_folder
 from sora_cli.core.console import emit, printable, say, say_notes
 from sora_cli.core.errors import SoraError
-from sora_cli.core.outputs import check_apart
 from sora_cli.core.table import emit_table
 from sora_cli.experiments.path.pick import at_least, within_drop, within_parameters, within_share
-from sora_cli.experiments.path.record import FILE_NAME, STAGES, PathReport, Stage, read_path
+from sora_cli.experiments.path.record import FILE_NAME, PathReport, Stage, read_path
 from sora_cli.experiments.path.table import stage_table
 from sora_cli.model.files import ADAPTER_CONFIG
 from sora_cli.recipe.tolerance import parse_drop
@@ -66,7 +66,8 @@ def pick(
     """Choose a stage of a path, and print the path's table; with `output`, copy its adapter."""
     report = _finished_stages(directory)
     if output is not None:
-        check_apart(output, directory / STAGES)
+        read = [directory / name for name in RECORDS]
+        check_files(output_folder("-o", output), read)
         check_adapter_place(output, force=force)
     stage = choose(
         report, keep=keep, max_params=max_params, min_metric=min_metric, max_drop=max_drop

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sora_cli.adapter.digest import result_remarks
-from sora_cli.adapter.places import check_named_base, check_target, with_base
+from sora_cli.adapter.places import check_named_base, check_target
 from sora_cli.commands import options
+from sora_cli.commands._files import check_files, of_results, output_file
 from sora_cli.core.checks import check_choice, check_excludes
 from sora_cli.core.console import count, duration, emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import interruptible
-from sora_cli.core.outputs import check_apart, check_new_file, output_path
+from sora_cli.core.outputs import check_new_file, output_path
 from sora_cli.core.shell import quote
 from sora_cli.core.timing import importing
 from sora_cli.data.source import check_file, file_kind
@@ -123,16 +124,14 @@ def predict(
         check_file(Path(file).expanduser())
     place = check_target(target, f"sora predict {{}} {quote(file)} -o {quote(output)}")
     check_named_base(base, [place])
-    if to is not None:
-        files = [name for name in (file, corpus) if name not in (STREAM, None)]
-        read = [*with_base(place), *(Path(name).expanduser() for name in files)]
-        check_apart(to, *read)
     say_notes(result_remarks(place))
     with importing():
         from sora_cli.use.described import recipe_for_rows
         from sora_cli.use.predict import predict_file, predict_stream
         from sora_cli.use.predictor import Request
     recipe, meta = recipe_for_rows(place, given, on=base, task=task, batch=batch_size)
+    rows = [] if file == STREAM else [file]
+    check_files(output_file("-o", to), [*of_results(place), *rows, base], recipe)
     chosen = names_columns(given)
     request = Request(target, place, recipe, meta, base, probabilities, prefix, chosen)
     with _rows(file, stream) as path:

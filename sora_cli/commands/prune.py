@@ -12,8 +12,9 @@ import typer
 from methods.keep import RULES, Keep
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.losses import loss_table
-from sora_cli.adapter.places import ADAPTER, check_adapter_place, locate_adapter, with_base
+from sora_cli.adapter.places import ADAPTER, check_adapter_place, locate_adapter
 from sora_cli.commands import completion, options
+from sora_cli.commands._files import check_files, of_results, output_folder
 from sora_cli.commands._flags import Asked, Budget, spliced
 from sora_cli.commands._promise import ask_table, load_promise, open_notes, show_evidence
 from sora_cli.commands._training import train_loaded
@@ -24,7 +25,6 @@ from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.lock import locked
-from sora_cli.core.outputs import check_apart
 from sora_cli.core.processes import is_main
 from sora_cli.core.shell import quote
 from sora_cli.core.table import emit_table
@@ -137,7 +137,11 @@ def _prune(
     find = partial(locate_adapter, directory, missing="there are no ranks to prune")
     read, measured = load_promise(asked, find)
     say_notes(result_remarks(read))
-    check_apart(output, *with_base(read))
+    written, table = output_folder("-o", output), None
+    if asked is not None and measured is not None:
+        table = ask_table(asked, measured[0], written, of_results(read), force=force)
+    else:
+        check_files(written, of_results(read))
     check_adapter_place(output, force=force)
     with uncollected():
         from sora_cli.adapter.reading import open_adapter
@@ -146,7 +150,7 @@ def _prune(
     keep_freed_memory()
     search = None
     if asked is not None and measured is not None:
-        search = partial(_search, asked, read, *measured, ask_table(asked, force=force))
+        search = partial(_search, asked, read, *measured, table)
     with open_adapter(directory) as file:
         size_before = _file_size(file.source.directory)
         small = shrink(file, keep, bits, head=head, search=search)
@@ -194,10 +198,9 @@ def _heal_sizes(
     asked.check()
     read = locate_adapter(directory, missing="there are no ranks to prune")
     say_notes(result_remarks(read))
-    check_apart(output, *with_base(read))
-    table = ask_table(asked, force=force)
     runs = healing_runs(directory, output, steps, asked)
     loaded = runs[0][0]
+    table = ask_table(asked, loaded, output_folder("-o", output), of_results(read), force=force)
     promise = asked.on(loaded)
     with locked(output):
         asks_again = table is not None and bool(table.kept.rows())

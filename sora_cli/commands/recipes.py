@@ -11,11 +11,12 @@ import typer
 
 from methods.words import did_you_mean
 from sora_cli.commands import completion, options
+from sora_cli.commands._files import check_files, output_folder
 from sora_cli.core.atomic import write_bytes_atomic
 from sora_cli.core.console import emit, say
 from sora_cli.core.errors import SoraError, reason
 from sora_cli.core.shell import quote
-from sora_cli.recipe.layers import extended_files
+from sora_cli.recipe.layers import file_layers
 from sora_cli.recipe.library import (
     SCHEMA_FILE,
     find_recipe,
@@ -83,6 +84,8 @@ def copy_recipes(
     sweeps = [] if names else [*sweep_files(), *sweep_code()]
     sources = [*_with_bases(chosen), *sweeps, root / SCHEMA_FILE]
     pairs = [(source, to / source.resolve().relative_to(root)) for source in sources]
+    written = [output for _, target in pairs for output in output_folder("--to", target)]
+    check_files(written, [root])
     if not force:
         for source, target in pairs:
             _check_free(source, target)
@@ -106,7 +109,7 @@ def _packaged(name: str) -> Path:
 def _with_bases(recipes: Iterable[Path]) -> list[Path]:
     files: dict[Path, None] = {}
     for recipe in recipes:
-        for file in extended_files(recipe):
+        for file, _ in file_layers(recipe):
             files[file.resolve()] = None
     return list(files)
 

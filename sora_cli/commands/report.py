@@ -10,12 +10,13 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from sora_cli.adapter.places import ADAPTER, DELTA, MODEL, check_target, is_adapter
+from sora_cli.adapter.places import check_target, is_adapter
 from sora_cli.commands import completion, options
+from sora_cli.commands._files import RECORDS, check_files, output_file
 from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.console import say, say_notes, size
 from sora_cli.core.errors import SoraError, first_mistake, reason
-from sora_cli.core.outputs import check_apart, check_new_file
+from sora_cli.core.outputs import check_new_file
 from sora_cli.core.shell import quote
 from sora_cli.core.timing import importing
 from sora_cli.core.words import first_few
@@ -24,13 +25,11 @@ from sora_cli.experiments.path.record import FILE_NAME as PATH_FILE
 from sora_cli.experiments.path.record import STAGES, PathReport, read_path
 from sora_cli.experiments.report.examples import FILE_NAME as PREDICTIONS_FILE
 from sora_cli.experiments.report.examples import read_records
-from sora_cli.report import FILE_NAME, HISTORY_FILE, PAGE_FILE, RunReport, load_report
+from sora_cli.report import FILE_NAME, PAGE_FILE, RunReport, load_report
 from sora_cli.search.evidence import FILE_NAME as CERTIFICATE_FILE
-from sora_cli.search.evidence import SIZES, read_certificate
+from sora_cli.search.evidence import read_certificate
 from sora_cli.search.former_design import former_design
-from sora_cli.search.record import FILE_NAME as AUTO_FILE
 from sora_cli.search.record import read_auto
-from sora_cli.train.checkpoint.places import FOLDER
 
 
 def report(
@@ -77,7 +76,7 @@ def report(
         certificate, design = read_certificate(run), former_design(run / CERTIFICATE_FILE)
         if design is not None:
             say_notes([f"{run / CERTIFICATE_FILE} is left out: the search was {design}"])
-        records = _records(content, run, examples, predictions)
+        records = _records(content, run, examples, predictions, page)
         from sora_cli.experiments.report.page import FEW, run_page
 
         html = run_page(
@@ -127,12 +126,9 @@ def _no_run(run: Path) -> SoraError:
 
 def _check_page(page: Path, run: Path, predictions: Path | None, *, force: bool) -> None:
     """Raise `SoraError` if the page would overwrite an input or a file of another program."""
-    hint = "name another file: -o FILE.html"
-    check_new_file("--output", page, force=force, hint=hint)
-    names = (FILE_NAME, HISTORY_FILE, PATH_FILE, AUTO_FILE, CERTIFICATE_FILE, PREDICTIONS_FILE,
-             ADAPTER, DELTA, MODEL, FOLDER, STAGES, SIZES)  # fmt: skip
-    read = [run / name for name in names]
-    check_apart(page, *read, *filter(None, [predictions]), hint=hint)
+    check_new_file("--output", page, force=force, hint="name another file: -o FILE.html")
+    read = (run / name for name in (*RECORDS, PREDICTIONS_FILE))
+    check_files(output_file("-o", page), [*read, predictions])
 
 
 def _check_no_rows(
@@ -150,16 +146,16 @@ def _check_no_rows(
 
 
 def _records(
-    report: RunReport, run: Path, examples: int | None, predictions: Path | None
+    report: RunReport, run: Path, examples: int | None, predictions: Path | None, page: Path
 ) -> Sequence[dict[str, Any]]:
     """Return stored predictions; without stored ones, score the rows anew if `examples` is set."""
     stored = predictions or run / PREDICTIONS_FILE
     if predictions is not None or stored.is_file():
         return read_records(stored)
-    return [] if examples is None else _scored(report, run)
+    return [] if examples is None else _scored(report, run, page)
 
 
-def _scored(report: RunReport, run: Path) -> list[dict[str, Any]]:
+def _scored(report: RunReport, run: Path, page: Path) -> list[dict[str, Any]]:
     """Return the predictions of a finished run for the rows of its recipe, computed anew."""
     from sora_cli.recipe.load import load_stored
     from sora_cli.run.preflight import check_recipe
@@ -169,7 +165,9 @@ def _scored(report: RunReport, run: Path) -> list[dict[str, Any]]:
             f"--examples needs a finished run, and {run} has not finished",
             hint=f"sora report {quote(str(run))}",
         )
-    recipe = load_stored(report.recipe, run / FILE_NAME, report.name).recipe.to_score()
+    loaded = load_stored(report.recipe, run / FILE_NAME, report.name)
+    check_files(output_file("-o", page), [], loaded)
+    recipe = loaded.recipe.to_score()
     check_recipe(recipe, model=False)
     check_target(str(run), "sora report {} --examples 5")
     with importing():

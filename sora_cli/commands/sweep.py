@@ -10,13 +10,14 @@ from typing import Annotated
 import typer
 
 from sora_cli.commands import completion, options
+from sora_cli.commands._files import check_files, of_recipe, run_files
 from sora_cli.core.atomic import tidy
 from sora_cli.core.checks import check_excludes
 from sora_cli.core.console import duration, emit, say
 from sora_cli.core.exit_codes import FAILED, LABELS_WANTED, OK
 from sora_cli.core.interruption import Interrupted
 from sora_cli.core.lock import check_directory, locked
-from sora_cli.core.outputs import check_apart
+from sora_cli.core.outputs import Overlap, check_apart, overlap
 from sora_cli.core.shell import quote
 from sora_cli.core.table import Table, emit_table
 from sora_cli.experiments.sweep.display import Display
@@ -27,6 +28,7 @@ from sora_cli.experiments.sweep.plan import MAX_RUNS, SweepPlan, plan_sweep
 from sora_cli.experiments.sweep.record import FILE_NAME, SweepRecord, check_record
 from sora_cli.experiments.sweep.source import PlanSource, Source
 from sora_cli.report import now
+from sora_cli.run.opening import ELSEWHERE
 
 
 def sweep(
@@ -98,7 +100,12 @@ def sweep(
     check_directory(plan.directory)
     # runs inside a base model's directory would change the model that they train
     for base in dict.fromkeys(run.loaded.recipe.model.path for run in plan.runs):
-        check_apart(plan.directory, Path(base).expanduser(), hint="train elsewhere: output.dir=DIR")
+        check_apart(plan.directory, Path(base).expanduser(), hint=ELSEWHERE)
+    inputs = dict.fromkeys(place for run in plan.runs for place in of_recipe(run.loaded))
+    inputs[plan.sweep.path] = None
+    inside = [place for place in inputs if overlap(place, plan.directory) is Overlap.INSIDE]
+    for directory in (plan.directory, *(run.directory for run in plan.runs)) if inside else ():
+        check_files(run_files(directory), inside)
     check_record(plan.directory)
     if dry_run or measure:
         check_excludes("--dry-run", ["--json"] if as_json else [])

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from sora_cli.commands import options
+from sora_cli.commands._files import check_files, run_files
 from sora_cli.commands._training import train_loaded
 from sora_cli.core.checks import check_excludes
 from sora_cli.core.console import say, say_notes
@@ -61,6 +62,7 @@ def train(
     if dry_run:
         check_excludes("--dry-run", ["--json"] if as_json else [])
         check_run_place(loaded, force=force)
+        check_files(run_files(loaded.output_dir), [], loaded)
         from sora_cli.run.dry_run import dry_run as show
 
         say_notes(loaded.notes)

@@ -12,6 +12,7 @@ import typer
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import adapter_folder, check_target, is_packed, refuse_baseline
 from sora_cli.commands import completion, options
+from sora_cli.commands._files import of_results, output_file
 from sora_cli.commands._flags import Gate, spliced
 from sora_cli.commands._promise import ask_table, load_gate, open_notes
 from sora_cli.core.atomic import write_text_atomic
@@ -185,7 +186,8 @@ def _gate(
         emit("verdict:    certified: A and B are the same adapter")
         return OK
     loaded, on = load_gate(promise, *references, base=base)
-    table = ask_table(promise, force=gate.force)
+    read = [*of_results(*(side.place for side in sides)), base]
+    table = ask_table(promise, loaded, output_file("-o", gate.output), read, force=gate.force)
     rows, on = choosing_rows(promise, loaded, on, *(side.place for side in sides))
     if server is None:
         found = compare(sides[0], sides[1], loaded.recipe, rows, on, table, say)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 from contextlib import suppress
+from enum import Enum, auto
 from pathlib import Path
 
 from sora_cli.core.errors import SoraError, reason
@@ -91,7 +92,12 @@ def check_writable(path: Path, *, called: Path | None = None) -> None:
         trial.rmdir()
 
 
-def check_apart(output: Path, *read: Path, hint: str = "choose another place: -o OUT") -> None:
+def check_apart(
+    output: Path,
+    *read: Path,
+    hint: str = "choose another place: -o OUT",
+    within: bool = False,
+) -> None:
     """Raise `SoraError` if writing an output would change an input.
 
     Links, `..` and other spellings of the same place make no difference.
@@ -101,18 +107,36 @@ def check_apart(output: Path, *read: Path, hint: str = "choose another place: -o
         read: files and directories that are read; missing ones are skipped. What was unpacked from
             a file is that file.
         hint: the way out.
+        within: accept an output inside a directory that is read.
     """
-    above = _places(output)
     for place in filter(os.path.lexists, (unpacked_from(place) or place for place in read)):
-        around = _places(place)
-        if above[0] == around[0]:
+        how = overlap(output, place)
+        if how is Overlap.SAME:
             raise SoraError(
                 f"{output} is an input of this command and would be overwritten", hint=hint
             )
-        if around[0] in above:
+        if how is Overlap.INSIDE and not within:
             raise SoraError(f"{output} lies inside an input of this command: {place}", hint=hint)
-        if above[0] in around:
+        if how is Overlap.AROUND:
             raise SoraError(f"{output} contains an input of this command: {place}", hint=hint)
+
+
+class Overlap(Enum):
+    """The way in which a place overlaps with another one."""
+
+    SAME = auto()
+    INSIDE = auto()
+    AROUND = auto()
+
+
+def overlap(place: Path, other: Path) -> Overlap | None:
+    """Return how a place overlaps with another one, by any of their names; None: they are apart."""
+    above, around = _places(place), _places(other)
+    if above[0] == around[0]:
+        return Overlap.SAME
+    if around[0] in above:
+        return Overlap.INSIDE
+    return Overlap.AROUND if above[0] in around else None
 
 
 def _places(path: Path) -> list[object]:

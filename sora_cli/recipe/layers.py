@@ -29,14 +29,9 @@ _MAY_LACK = [block for block, field in Recipe.model_fields.items() if field.defa
 """Optional blocks of a recipe: null removes them."""
 
 
-def file_layers(path: Path) -> list[Tree]:
-    """Return a recipe file's layers: first the files that it extends, then the file itself."""
-    return [tree for _, tree in _file_layers(path, None, ())]
-
-
-def extended_files(path: Path) -> list[Path]:
-    """Return a recipe file and all files that it extends, directly or indirectly."""
-    return [file for file, _ in _file_layers(path, None, ())]
+def file_layers(path: Path) -> list[tuple[Path, Tree]]:
+    """Return the files that a recipe extends, directly or indirectly, then the recipe itself."""
+    return list(_file_layers(path, None, ()))
 
 
 def override_layers(overrides: Sequence[str]) -> list[Tree]:

@@ -47,6 +47,7 @@ class LoadedRecipe:
         notes: messages for the user, for example on options dropped with a replaced method.
         path: the recipe file.
         name: part of output directories: the file's stem, or "official-rte" for official/rte.
+        files: the recipe file and the files that it extends.
     """
 
     recipe: Recipe
@@ -54,6 +55,7 @@ class LoadedRecipe:
     notes: tuple[str, ...]
     path: Path
     name: str
+    files: tuple[Path, ...] = ()
 
     @property
     def method_config(self) -> MethodOptions:
@@ -105,7 +107,8 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> LoadedR
         overrides: `block.key=value` words; values are read as YAML.
     """
     path = find_recipe(reference)
-    return _loaded([*file_layers(path), *override_layers(overrides)], path, _name(path))
+    files, layers = zip(*file_layers(path), strict=True)
+    return _loaded([*layers, *override_layers(overrides)], path, _name(path), files)
 
 
 def load_stored(
@@ -127,7 +130,7 @@ def load_stored(
     stored = Tree(copy.deepcopy(values), {path: origin for path, _ in flat(values)})
     for was in used:
         _tell(f"{origin.file}: {was}, and this version has no such setting")
-    return _loaded([stored, *override_layers(overrides)], file, name)
+    return _loaded([stored, *override_layers(overrides)], file, name, (file,))
 
 
 @cache
@@ -147,11 +150,13 @@ def load_text(text: str, path: Path, *, draft: bool = False) -> LoadedRecipe:
     return _loaded([parse_file(text.encode(), file)], path, _name(path))
 
 
-def _loaded(layers: Sequence[Tree], path: Path, name: str) -> LoadedRecipe:
+def _loaded(
+    layers: Sequence[Tree], path: Path, name: str, files: tuple[Path, ...] = ()
+) -> LoadedRecipe:
     tree, notes = combine(layers)
     recipe = _validated(tree, shown_path(path))
     recipe.set_places({".".join(key): origin.place for key, origin in tree.origins.items()})
-    return LoadedRecipe(recipe, tree.origins, notes, path, name)
+    return LoadedRecipe(recipe, tree.origins, notes, path, name, files)
 
 
 def _validated(tree: Tree, file: str) -> Recipe:

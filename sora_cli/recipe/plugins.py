@@ -18,8 +18,15 @@ from sora_cli.core.interruption import Interrupted
 from sora_cli.core.words import near_files
 from sora_cli.recipe.families import add_family
 
+_PREFIX = "sora_code_"  # of the modules' names
 LOGGERS: dict[str, type[Any]] = {}
 """Loggers (Trainer callbacks) of users' files, by their name in `training.loggers`."""
+
+
+def loaded_code() -> list[Path]:
+    """Return the files that were loaded."""
+    loaded = (module for name, module in list(sys.modules.items()) if name.startswith(_PREFIX))
+    return [Path(str(module.__file__)) for module in loaded]
 
 
 def load_code(path: Path) -> ModuleType:
@@ -31,7 +38,7 @@ def load_code(path: Path) -> ModuleType:
         raise SoraError(f"'{path}' is no Python file (--code)", hint="its name must end in .py")
     full = path.resolve()
     # the hash keeps two files of the same name apart in sys.modules
-    name = f"sora_code_{full.stem}_{hashlib.sha256(str(full).encode()).hexdigest()[:8]}"
+    name = f"{_PREFIX}{full.stem}_{hashlib.sha256(str(full).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
     module = _imported(name, full, path)
