@@ -11,7 +11,6 @@ import typer
 
 from methods.words import did_you_mean
 from sora_cli.commands import completion, options
-from sora_cli.commands._files import check_files, output_folder
 from sora_cli.core.atomic import write_bytes_atomic
 from sora_cli.core.console import emit, say
 from sora_cli.core.errors import SoraError, reason
@@ -79,6 +78,8 @@ def copy_recipes(
     force: options.Force = False,
 ) -> None:
     """Copy recipes into a directory of your own."""
+    from sora_cli.commands._files import check_files, output_folder
+
     root = recipes_dir().resolve()
     chosen = [_packaged(name) for name in names or recipe_names()]
     sweeps = [] if names else [*sweep_files(), *sweep_code()]
