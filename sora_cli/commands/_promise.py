@@ -146,7 +146,10 @@ def ask_table(
     Returns:
         None if no labels are asked for.
     """
-    check_files([*outputs, *table_files(options.ask)], [*read, options.unlabelled], loaded)
+    rows = Path(options.unlabelled or "").expanduser()
+    # a directory is no file of rows: that is told when it is read
+    read = [*read, *([rows] if rows.is_file() else [])]
+    check_files([*outputs, *table_files(options.ask)], read, loaded)
     if options.ask is None:
         return None
     with importing():
