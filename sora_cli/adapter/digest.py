@@ -14,7 +14,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from sora_cli.adapter.metadata import AdapterMeta, read_sora_file
+from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_sora_file
+from sora_cli.adapter.moved import located
 from sora_cli.adapter.places import ADAPTER, DELTA, MODEL
 from sora_cli.adapter.row_recipe import row_recipe
 from sora_cli.core.errors import SoraError
@@ -23,12 +24,16 @@ from sora_cli.core.words import listed, shown_value
 from sora_cli.model.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    ASKED,
+    CARD,
+    CERTIFICATE,
     DELTA_FILE,
     MODEL_CONFIG,
     PROCESSOR_FILES,
     SORA_FILE,
 )
 from sora_cli.model.fingerprint import fingerprint
+from sora_cli.model.references import local_checkpoint, resolve_model_path
 from sora_cli.recipe.changes import flat
 from sora_cli.report import FILE_NAME, RunReport, read_report
 
@@ -39,6 +44,9 @@ _DECIDING = {"task", "labels", "num_labels", "problem_type", "max_length", "inpu
 _FEW = 12  # items of a list that are shown
 _BESIDE = (SORA_FILE, MODEL_CONFIG, *PROCESSOR_FILES)
 """Files that decide answers beside the weights."""
+_BASE = ""  # the key of the base model's place: no file has this name
+_NO_ANSWER = {CARD, CERTIFICATE, ASKED, ".gitattributes"}
+"""Files that no answer depends on."""
 
 
 def result_digest(folder: Path) -> str | None:
@@ -59,11 +67,17 @@ def result_digest(folder: Path) -> str | None:
 def _digest(weights: Path, config: Path) -> str:
     with weights.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256")
-    if config.is_file():  # another lora_alpha changes the outputs as other weights do
-        read = json.loads(config.read_bytes())
-        settings = {key: value for key, value in read.items() if key not in _NOT_THE_ADAPTER}
-        digest.update(json.dumps(settings, sort_keys=True).encode())
+    digest.update(_settings(config).encode())
     return f"sha256:{digest.hexdigest()}"
+
+
+def _settings(config: Path) -> str:
+    """Return PEFT's configuration but for the base: another lora_alpha changes the outputs, too."""
+    if not config.is_file():
+        return ""
+    read = json.loads(config.read_bytes())
+    settings = {key: value for key, value in read.items() if key not in _NOT_THE_ADAPTER}
+    return json.dumps(settings, sort_keys=True)
 
 
 def result_digests(folder: Path) -> dict[str, str]:
@@ -75,6 +89,92 @@ def result_digests(folder: Path) -> dict[str, str]:
     digests = {place.relative_to(folder.parent).as_posix(): _digest_at(place)
              for place in (folder, *files)}  # fmt: skip
     return {name: digest for name, digest in digests.items() if digest is not None}
+
+
+def deciding_digests(folder: Path, on: str | None = None) -> dict[str, str] | None:
+    """Return {file name: digest} for every file that decides the answers of a model at a place.
+
+    Two places with equal digests give the same answers. All bytes count, of whole models, too: a
+    fingerprint samples them. The base model of an adapter or a delta is its resolved place; where
+    two places differ, its files are compared: see `same_answers`.
+
+    Args:
+        folder: directory of an adapter, a delta or a model.
+        on: the base model named by the user; None: the recorded one.
+
+    Returns:
+        None if it is not known: a file cannot be read, or the base model is not on this disk.
+    """
+    try:
+        found = _bytes_of(folder)
+        found[_BASE] = "" if _is_whole(folder) else str(_base_place(folder, on))
+        found[ADAPTER_CONFIG] = _settings(folder / ADAPTER_CONFIG)
+        meta = read_sora_file(folder / SORA_FILE)[0]
+        facts = {**deciding(meta), "reference": meta.reference}
+        found[SORA_FILE] = json.dumps(facts, sort_keys=True)
+    except (OSError, ValueError, SoraError):
+        return None
+    return found
+
+
+def same_answers(one: tuple[Path, str | None], other: tuple[Path, str | None]) -> bool:
+    """Return True if the models at two places are known to give the same answers.
+
+    Args:
+        one, other: a place, and the base model named by the user: see `deciding_digests`.
+    """
+    first, second = deciding_digests(*one), deciding_digests(*other)
+    if first is None or second is None:
+        return False
+    bases = [found.pop(_BASE) for found in (first, second)]
+    if first != second or bases[0] == bases[1]:
+        return first == second
+    try:
+        return all(bases) and _bytes_of(Path(bases[0])) == _bytes_of(Path(bases[1]))
+    except (OSError, SoraError):
+        return False
+
+
+def _is_whole(folder: Path) -> bool:
+    return not any((folder / name).is_file() for name in (ADAPTER_CONFIG, DELTA_FILE))
+
+
+def _base_place(folder: Path, on: str | None) -> Path:
+    """Return the place of the base model on this disk."""
+    revision = None
+    if on is None:
+        base = located(_recorded_base(folder))
+        on, revision = base.path if "://" in base.path else base.name(), base.revision
+    place = local_checkpoint(resolve_model_path(on), revision)
+    if place is None:
+        raise SoraError(f"{on} is not on this disk")
+    return place.resolve()
+
+
+def _recorded_base(folder: Path) -> BaseReference:
+    if (folder / ADAPTER_CONFIG).is_file():
+        from sora_cli.adapter.reading import open_adapter  # heavier than the rest
+
+        with open_adapter(folder) as file:
+            return file.base
+    base = read_sora_file(folder / SORA_FILE)[1]
+    if base is None:
+        raise SoraError(f"{folder / SORA_FILE} does not name the base model")
+    return base
+
+
+def _bytes_of(place: Path) -> dict[str, str]:
+    """Return {name: digest} for a model's files, but for those that no answer depends on."""
+    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+    found = {}
+    for file in files:
+        if file.name not in _NO_ANSWER:
+            with file.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            found["." if file == place else file.relative_to(place).as_posix()] = digest
+    if not found:
+        raise SoraError(f"{place} holds no files")
+    return found
 
 
 def _digest_at(place: Path) -> str | None:

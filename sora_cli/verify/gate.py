@@ -17,13 +17,11 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from sora_cli.adapter.digest import deciding, result_digest
-from sora_cli.adapter.metadata import read_sora_file
+from sora_cli.adapter.digest import result_digest, same_answers
 from sora_cli.adapter.places import adapter_folder, baseline_folder
 from sora_cli.core.console import say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.model.base import Base
-from sora_cli.model.files import SORA_FILE
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.scoring import load_target
 from sora_cli.search.asking import Labels
@@ -106,10 +104,10 @@ class Side:
         return loaded
 
     def is_same(self, other: Side) -> bool:
-        """Return True if both are the same files, with the same facts that decide answers."""
-        facts = (deciding(read_sora_file(side.place / SORA_FILE)[0]) for side in (self, other))
-        one, two = facts
-        return bool(self.digest) and self.digest == other.digest and one == two
+        """Return True if every file that decides an answer is known to be the same."""
+        if not self.digest or self.digest != other.digest:
+            return False
+        return same_answers((self.place, self.base), (other.place, other.base))
 
 
 class Served:
