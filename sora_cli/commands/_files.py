@@ -56,10 +56,9 @@ def output_file(option: str, *paths: Path | None) -> list[Output]:
     return [Output(path, f"name another file: {option} FILE") for path in paths if path]
 
 
-def output_folder(option: str, path: Path | None, *, within: bool = True) -> list[Output]:
-    """Name the directory of an adapter or a model; None: the option is not given."""
-    hint = f"choose another place: {option} OUT"
-    return [] if path is None else [Output(path, hint, within=within)]
+def output_folder(option: str, path: Path) -> list[Output]:
+    """Name the directory of an adapter or a model."""
+    return [Output(path, f"choose another place: {option} OUT", within=True)]
 
 
 def table_files(ask: str | Path | None, *, beside: bool = True) -> list[Output]:
