@@ -75,9 +75,13 @@ def table_files(ask: str | Path | None, *, beside: bool = True) -> list[Output]:
     return output_file("--ask", path, guide_of(path), kept)
 
 
-def run_files(directory: Path) -> list[Output]:
-    """Name the files of a run, a path or a search; other files in its directory stay."""
-    names = (*RECORDS, *_DRAWN)
+def run_files(directory: Path, *names: str) -> list[Output]:
+    """Name the files of a run, a path or a search; other files in its directory stay.
+
+    Args:
+        names: the files; none: all that such work writes.
+    """
+    names = names or (*RECORDS, *_DRAWN)
     # an input can only be where something is
     there = (directory / name for name in names if lexists(directory / name))
     return [Output(path, ELSEWHERE, within=True) for path in there]

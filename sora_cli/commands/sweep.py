@@ -102,10 +102,12 @@ def sweep(
     for base in dict.fromkeys(run.loaded.recipe.model.path for run in plan.runs):
         check_apart(plan.directory, Path(base).expanduser(), hint=ELSEWHERE)
     inputs = dict.fromkeys(place for run in plan.runs for place in of_recipe(run.loaded))
-    inputs[plan.sweep.path] = None
-    inside = [place for place in inputs if overlap(place, plan.directory) is Overlap.INSIDE]
-    for directory in (plan.directory, *(run.directory for run in plan.runs)) if inside else ():
-        check_files(run_files(directory), inside)
+    check_files(run_files(plan.directory, FILE_NAME), [plan.sweep.path, *inputs])
+    for run in plan.runs:  # each with its own inputs: a run may begin with another run's result
+        named = (plan.sweep.path, *of_recipe(run.loaded))
+        inside = [place for place in named if overlap(place, run.directory) is Overlap.INSIDE]
+        if inside:
+            check_files(run_files(run.directory), inside)
     check_record(plan.directory)
     if dry_run or measure:
         check_excludes("--dry-run", ["--json"] if as_json else [])
