@@ -433,31 +433,32 @@ class History(BaseModel):
         return whole | {"compaction": {"removals"}, "method_details": set(self.method_details)}
 
 
-def read_report(directory: Path) -> RunReport | None:
+def read_report(directory: str | Path) -> RunReport | None:
     """Return the report of a run directory; None if there is none, or if it is no valid report.
 
     Raises:
         OSError: the file exists and cannot be read.
     """
     try:
-        return load_report(directory / FILE_NAME)
+        return load_report(Path(directory) / FILE_NAME)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
 
 
-def recipe_of_run(directory: Path) -> dict[str, Any] | None:
+def recipe_of_run(directory: str | Path) -> dict[str, Any] | None:
     """Return the resolved recipe of the run in a directory; None if there is no run."""
     report = read_report(directory)
     return None if report is None else report.recipe
 
 
-def load_report(file: Path) -> RunReport:
+def load_report(file: str | Path) -> RunReport:
     """Read a report of any version; add `history.json` beside it if both are of the same run.
 
     Raises:
         OSError: the report cannot be read.
         ValidationError: the file is not a run's report.
     """
+    file = Path(file)
     report = RunReport.model_validate_json(file.read_bytes())
     with suppress(OSError, ValueError):  # a report without its history is still useful
         history = History.model_validate_json(file.with_name(HISTORY_FILE).read_bytes())

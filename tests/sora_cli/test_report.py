@@ -20,7 +20,7 @@ from sora_cli.app import run
 from sora_cli.core.environment import environment
 from sora_cli.core.errors import SoraError
 from sora_cli.data.content import data_fingerprint
-from sora_cli.report import Environment, RunReport, read_report
+from sora_cli.report import Environment, RunReport, load_report, read_report, recipe_of_run
 from sora_cli.train.log import RunLog
 from sora_cli.train.trainer import AdapterTrainer
 from tests.helpers_models import HIDDEN, LAYERS, tiny_bert
@@ -291,6 +291,15 @@ def test_what_is_no_report(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "report.json").write_text(content)
     assert read_report(tmp_path) is None
+
+
+def test_a_place_may_be_a_text(tmp_path: Path) -> None:
+    RunLog(tmp_path, name="x", recipe={"seed": 1}).write()
+    found = present(read_report(tmp_path))
+    assert read_report(str(tmp_path)) == found
+    assert load_report(str(tmp_path / "report.json")) == found
+    assert recipe_of_run(str(tmp_path)) == {"seed": 1}
+    assert read_report(str(tmp_path / "none")) is None
 
 
 def test_environment_and_phases(tmp_path: Path) -> None:
