@@ -9,7 +9,7 @@ planned; the others are the pool from which these are drawn.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sora_cli.core.console import say_notes
@@ -87,11 +87,9 @@ class FinishedMaker(Maker):
         base = trainer.base
         with recipe.placing():
             self._screening = parts[SCREENING].all_on(base)
-            known = [*rows.seen, parts[SCREENING]]
-            seen = [(part.task, part.encoded(base)) for part in known]
-            pool = parts[TEST].distinct_on(base, seen)
+            screened = [(parts[SCREENING].task, self._screening.rows)]
+            self._test = parts[TEST].distinct_on(base, screened=screened)
             self._screened = self._screening.scores(trainer)
-        self._test = replace(pool, known=bool(rows.seen))
         self._scores: dict[int | None, RowScores] = {}
         state.rows = {SCREENING: self._screening.row_set(), POOL: self._test.row_set()}
 

@@ -159,8 +159,8 @@ def deciding_parts(
     if recipe.data.repeats == "separate":
         return DecidingParts(screening, held[name].all_on(base), sets)
     # the task that encoded each of the parts that test rows must not repeat
-    seen = [(task, train), (own.task, screening.rows)]
-    test = held[name].distinct_on(base, seen, recipe.auto.seed)
+    screened = [(own.task, screening.rows)]
+    test = held[name].distinct_on(base, [(task, train)], recipe.auto.seed, screened=screened)
     different = count_inputs(own.raw_keys())
     sets[SCREENING] = sets[SCREENING].model_copy(update={"inputs": different})
     sets[name] = test.row_set()

@@ -206,7 +206,12 @@ class TestRows:
         return EncodedRows(self, self.encoded(base))
 
     def distinct_on(
-        self, base: Base, seen: Sequence[tuple[Task, Encoded]] | None = None, seed: int = SEED
+        self,
+        base: Base,
+        seen: Sequence[tuple[Task, Encoded]] | None = None,
+        seed: int = SEED,
+        *,
+        screened: Sequence[tuple[Task, Encoded]] = (),
     ) -> EncodedRows:
         """Encode the rows for a model, and find those that test.
 
@@ -214,16 +219,22 @@ class TestRows:
             seen: training rows and others that must not be repeated, with their task; None: `seen`
                 of these rows.
             seed: of the draw among rows with one input.
+            screened: screening rows, which must not be repeated either, with their task.
         """
         if seen is None:
             seen = [(part.task, part.encoded(base)) for part in self.seen]
+        trained, seen = len(seen), [*seen, *screened]
         rows, answers = self.encoded(base), self.answers is not None and self.answers.next_tokens
         keys = self.task.input_keys(rows, answers=answers)
         others = [other.input_keys(each, answers=answers) for other, each in seen]
         counted, known = first_of_each(keys, others, seed)
         if not len(counted):
+            labelled = first_of_each(keys, others[:trained], seed)[1]
+            named = "training" if trained < 2 else "labelled"
+            whose = {named: labelled.any(), "screening": not labelled.all()}
+            repeated = " and ".join(f"{name} rows" for name in whose if whose[name])
             raise SoraError(
-                f"none of {len(self):,} rows can test: training has seen all of their inputs",
+                f"none of {len(self):,} rows can test: they repeat {repeated}",
                 where="inputs are compared as the model reads them: "
                 f"data.max_length is {self.task.data.max_length}",
                 hint="give rows with other inputs",
@@ -244,7 +255,7 @@ class TestRows:
             repeated=left - len(counted),
             alike=alike,
             sharing=_sharing(self.task, rows, counted),
-            known=bool(seen),
+            known=trained > 0,
         )
 
 

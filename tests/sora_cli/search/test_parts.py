@@ -84,6 +84,19 @@ def test_rows_that_are_all_known_test_nothing(tmp_path: Path) -> None:
         part_of(tmp_path, ROWS[:3])
 
 
+@pytest.mark.parametrize("trained", [0, 2], ids=["screening", "training and screening"])
+def test_a_refusal_says_which_rows_are_repeated(trained: int, tmp_path: Path) -> None:
+    new = pair_rows(3, seed=8)
+    found = part_of(tmp_path, [*ROWS[:trained], *new])
+    recipe = load_recipe(tmp_path / "tiny.yaml").recipe
+    task, rows = load_task(recipe)
+    base = load_base(recipe.model, task)
+    train = encode(task, base, rows.train, rows.origin(rows.train), training=True)
+    screened = found.part.take(np.arange(trained, trained + 3)).encoded(base)
+    with refusal():
+        found.part.distinct_on(base, [(task, train)], screened=[(found.part.task, screened)])
+
+
 def test_rows_that_screening_has_seen_do_not_test(tmp_path: Path) -> None:
     """They were dealt apart by their texts, and the model reads one of them as it reads another."""
     new = pair_rows(9, seed=8)
