@@ -89,6 +89,11 @@ class _Facts:
         return {str(name) for name in named} if isinstance(named, list) else set()
 
     @property
+    def is_gguf(self) -> bool:
+        """The base model is a GGUF file."""
+        return self.base.lower().endswith(".gguf")
+
+    @property
     def is_whole(self) -> bool:
         """The base is a model for text and images, whose decoder can be run by itself."""
         whole = any(name.endswith("ForConditionalGeneration") for name in self.classes)
@@ -185,7 +190,7 @@ def judge(program: Program, facts: _Facts) -> Consumer:
     for advice, step in _objections(program, facts):
         return Consumer(program.name, False, advice, step)
     config, base = facts.config, quote(facts.base)
-    if program.layout == "gguf" and facts.base.lower().endswith(".gguf"):
+    if program.layout == "gguf" and facts.is_gguf:
         base = "DIR, with the config.json of the model the GGUF file was made from"
     rank = program.rank_option(facts.largest_rank)
     values = {"BASE": base, "DIR": quote(facts.directory), "RANK": str(rank)}
@@ -209,6 +214,8 @@ def _objections(program: Program, facts: _Facts) -> Iterator[tuple[str, str]]:
     config, refuse = facts.config, partial(_refusal, facts)
     if (why := program.no_task.get(config.task_type or "")) is not None:
         yield why, ""
+    if program.gguf_note and facts.is_gguf:
+        yield refuse(program.gguf_note, "merge")
     for kind in program.without & {facts.kind} or program.classes & facts.classes:
         yield refuse(f"takes no adapters for {kind} models", "merge")
     names = program.layers.get(facts.kind or "", frozenset())

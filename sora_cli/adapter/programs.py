@@ -28,6 +28,7 @@ class Program:
         classes: model classes that it serves without adapters, of other types; a base's
             config.json names its class under `architectures`.
         layers: model type -> last parts of paths of layers whose factors it refuses.
+        gguf_note: the objection to a base model in a GGUF file; "": it takes one.
         takes: "types": all types of PEFT's, with all their parts, but no layer that the installed
             PEFT loses; "LORA": the same of that type alone, see `other_types`; "pairs":
             LoRA's pairs of factors alone, without magnitudes, biases or modules stored in full.
@@ -69,6 +70,7 @@ class Program:
     without: frozenset[str] = frozenset()
     classes: frozenset[str] = frozenset()
     layers: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    gguf_note: str = ""
     takes: str = "pairs"
     other_types: str = ""
     heads: frozenset[str] = frozenset()
@@ -149,6 +151,7 @@ _VLLM = Program(
     source="tests/interop/test_vllm.py; lora/peft_helper.py, lora/model_manager.py",
     tried=True,
     no_task={"SEQ_2_SEQ_LM": "serves no text-to-text model, such as T5 or BART"},
+    gguf_note="takes no GGUF file as the base model",
     # its classes without SupportsLoRA, by transformers' table of architectures; from arctic to
     # persimmon: removed from it. A kind that it does not know goes to its Transformers backend,
     # with adapters.

@@ -349,10 +349,11 @@ def _reserved_per_rank(program: Program, group: Sequence[_Member]) -> tuple[int,
 
 
 def _base_bytes(base: BaseReference) -> int | None:
-    """Return the bytes of a base model's weights; None if they are not here."""
+    """Return the bytes of a base model's weights; None if they are not here, or in a GGUF file."""
     place = _place(base)
-    files = [] if place is None else [place] if place.is_file() else weight_files(place)
-    return sum(file.stat().st_size for file in files) or None
+    if place is None or place.is_file():  # a merge writes a GGUF file's numbers out in full
+        return None
+    return sum(file.stat().st_size for file in weight_files(place)) or None
 
 
 def _place(base: BaseReference) -> Path | None:

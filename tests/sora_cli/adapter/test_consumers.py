@@ -331,6 +331,16 @@ def test_a_base_in_a_gguf_file_has_no_config_to_convert_by() -> None:
     assert "config.json of the model the GGUF file was made from" in advice
 
 
+def test_vllm_takes_no_base_in_a_gguf_file() -> None:
+    base = "package://made/model.Q4_1.GGUF"
+    found = verdicts(base_model_name_or_path=base)
+    assert loading(found) == {"PEFT", "transformers", "llama.cpp"}
+    assert found["vLLM"].advice == "takes no GGUF file as the base model: sora merge first"
+    # factors of several strengths, which an export would mend, are no way out
+    uneven = verdicts(base_model_name_or_path=base, alpha_pattern={"q": 5})
+    assert uneven["vLLM"] == found["vLLM"]
+
+
 def test_vllm_serves_no_text_to_text_model() -> None:
     assert loading(verdicts(task_type="SEQ_2_SEQ_LM")) == {"PEFT", "transformers", "llama.cpp"}
 

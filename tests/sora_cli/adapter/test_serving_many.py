@@ -177,6 +177,20 @@ def test_the_price_of_an_export_is_the_size_of_its_file(ten: Path, tmp_path: Pat
     assert server(after, "vLLM").adapters == ["a1", "out"]
 
 
+def test_a_base_in_a_gguf_file_is_served_by_llama_cpp_alone(tmp_path: Path) -> None:
+    base = tmp_path / "base.gguf"
+    base.write_bytes(bytes(1000))  # the bytes of a merged directory are others, and not known
+    for name in ("a1", "a2"):
+        write(tmp_path / name, str(base), tiny_llama())
+    (plan,) = plans(tmp_path, "a1", "a2")
+    vllm, llama = plan.servers
+    assert not vllm.commands
+    assert {o.price() for o in vllm.obstacles} == {
+        "a copy of the whole base model, on a server of its own"
+    }
+    assert llama.commands[-1].startswith(f"llama-server -m {base} --lora-scaled ")
+
+
 def test_names_and_directories_that_break_a_command(ten: Path, tmp_path: Path) -> None:
     model = tiny_llama()
     directories = [tmp_path / "x" / "r=8, b", tmp_path / "y" / "r 8 b", tmp_path / "y" / "r-8-b"]
