@@ -76,6 +76,11 @@ class Survival:
         """The share of all layers together or of all heads together, whichever is smaller."""
         return min(self.all.share, total(self.heads.values()).share)
 
+    @property
+    def is_lossy(self) -> bool:
+        """Less than `ENOUGH` of the update is left, or the noise is larger than the update."""
+        return self.share < ENOUGH or self.all.noise > 1
+
     def worst(self) -> list[tuple[str, float]]:
         """Return modules and parameters with shares far below the total, smallest first."""
         shares = {name: overlap.share for name, overlap in {**self.layers, **self.heads}.items()}
@@ -106,9 +111,14 @@ def shown(survival: Survival, holder: str) -> str:
     overlap = survival.all
     if not overlap.update and not survival.heads:
         return "the adapter's layers change nothing"
-    text = f"{holder} {overlap.share:.1%} of the adapter's update"
+    held = f"{overlap.share:.1%}"
+    # more than all of it is no gain: noise or a coarse grid has made the update stronger
+    text = f"{holder} {held} of the adapter's update"
+    if overlap.share > 1 and held != "100.0%":
+        text = f"{holder} the adapter's update at {held} of its strength"
     if survival.heads:
         text += f", {total(survival.heads.values()).share:.1%} of the parts trained in full"
     worst = ", ".join(f"{name} {share:.1%}" for name, share in survival.worst())
     text += f" (least: {worst})" if worst else ""
-    return text + (f"; rounding noise: {overlap.noise:.1%} of its size" if overlap.change else "")
+    text += f"; rounding noise: {overlap.noise:.1%} of its size" if overlap.change else ""
+    return text + (", larger than the update itself" if overlap.noise > 1 else "")

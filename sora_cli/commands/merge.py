@@ -30,10 +30,11 @@ from sora_cli.core.timing import uncollected
 from sora_cli.core.words import first_few
 from sora_cli.gguf.header import check_gguf_place, modelfile_of
 from sora_cli.model.references import resolve_model_path
+from sora_cli.report import recipe_of_run
 
 if TYPE_CHECKING:
+    from sora_cli.adapter.survival import Survival
     from sora_cli.merge.merge import Merge, Merged
-    from sora_cli.merge.rounding import Storing
     from sora_cli.merge.write import Progress
 
 
@@ -129,7 +130,7 @@ def merge(
     with open_adapter(directory, base=base) as adapter:
         with uncollected():  # imports transformers: after all checks that can fail fast
             from sora_cli.merge.merge import prepare_merge
-            from sora_cli.merge.rounding import Storing
+            from sora_cli.merge.rounding import Storing, ways_out
 
         storing = Storing(dtype, rounding, seed or 0, accept_loss)
         say_notes(adapter.source.notes)
@@ -145,15 +146,18 @@ def merge(
         f"merged {merged.modules} layers{words(adapter.parts)} with the weights of {merged.base}, "
         f"as {merged.dtype}"
     )
-    lossy = _tell_what_is_left(merged, storing)
+    assert merged.survival is not None  # known once the weights are written
+    ways = ways_out(merged.dtype, storing)
+    _tell_what_is_left(merged.survival, merged.dtype, ways, directory, output, base=base)
     say(f"wrote {output}")
     if no_verify or merged.absent:  # absent parameters are random: outputs differ each time
         return OK
     from sora_cli.verify.self_check import self_check
 
     code = self_check(directory, output, base=base, force=force)
-    # rounding that removes more than 5 % of the update also changes the outputs by that much
-    if code == FAILED and lossy and accept_loss:
+    # rounding that removes more than 5 % of the update, or adds as much noise as the update has,
+    # also changes the outputs by that much
+    if code == FAILED and merged.survival.is_lossy and accept_loss:
         say("the loss was accepted with --accept-loss: the difference is no failure")
         return OK
     return code
@@ -185,9 +189,7 @@ def _merge_gguf(
             )
         written = output_file("-o", output, modelfile_of(output))
         check_files(written, [*of_results(place), source])
-        from sora_cli.adapter.survival import ENOUGH
         from sora_cli.gguf.package import parsed_once
-        from sora_cli.merge.rounding import shown_survival
         from sora_cli.merge.to_gguf import merge_to_gguf, ways_out_gguf
         from sora_cli.use.modelfile import write_modelfile
 
@@ -197,15 +199,12 @@ def _merge_gguf(
                 adapter, source, output, type=type, accept_loss=accept_loss, force=force
             )
             modelfile, notes = write_modelfile(place, output, base=base, merged=True)
-        lossy = done.survival.share < ENOUGH
-        ways = "; ".join(ways_out_gguf(adapter, source, done.stored)) if lossy else ""
+        ways = "; ".join(ways_out_gguf(adapter, source, done.stored))
     if done.base_note is not None:
         say(f"note: {done.base_note}")
     say(f"merged {done.modules} layers with the weights of {source}, as {done.stored}; "
         f"tensors copied unchanged: {count(done.copied)}")  # fmt: skip
-    say(f"{'warning: ' if lossy else ''}{shown_survival(done.survival, done.stored)}")
-    if lossy:
-        say(f"  to lose less: {ways}")
+    _tell_what_is_left(done.survival, done.stored, ways, directory, output, base=base)
     say_notes(notes)
     emit(f"  {printable(f'llama-server -m {quote(str(output))}')}")
     if modelfile is not None:
@@ -228,19 +227,27 @@ def _bar(total: int) -> Iterator[Progress]:
         yield lambda written: bar.update(written) and None
 
 
-def _tell_what_is_left(merged: Merged, storing: Storing) -> bool:
-    """Print the share of the update that survives rounding; return True if it is too small."""
-    from sora_cli.adapter.survival import ENOUGH
-    from sora_cli.merge.rounding import shown_survival, ways_out
+def _tell_what_is_left(
+    survival: Survival, stored: str, ways: str, directory: Path, output: Path, *, base: str | None
+) -> None:
+    """Print the share of the update that survives rounding; if it is too small, what to do.
 
-    assert merged.survival is not None  # known once the weights are written
-    text = shown_survival(merged.survival, merged.dtype)
-    if merged.survival.share >= ENOUGH:
+    Args:
+        ways: options that lose less.
+    """
+    from sora_cli.merge.rounding import shown_survival
+
+    text = shown_survival(survival, stored)
+    if not survival.is_lossy:
         say(text)
-        return False
+        return
     say(f"warning: {text}")
-    say(f"  to lose less: {ways_out(merged.dtype, storing)}")
-    return True
+    say(f"  to lose less: {ways}")
+    is_run = any(recipe_of_run(place) for place in (directory, directory.parent))
+    rows = "" if is_run else " --recipe RECIPE"
+    on = "" if base is None else f" --base {quote(base)}"
+    compare = f"sora verify {quote(str(directory))} {quote(str(output))}{on}"
+    say(f"  to test whether its answers are worse: {compare} --max-drop 1pt{rows}")
 
 
 def _notes(merged: Merged) -> None:

@@ -219,6 +219,31 @@ def test_stochastic_rounding_is_the_same_each_time(
     assert not all(torch.equal(other[name], tensor) for name, tensor in one.items())
 
 
+def test_noise_larger_than_the_update_is_a_warning_with_a_way_to_test_it(
+    tmp_path: Path, llamas: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, base = llamas["bfloat16"]
+    write_adapter(tmp_path / "adapter", _adapter(model, base, 4e-4))
+    words = ["merge", str(tmp_path / "adapter"), "-o", str(tmp_path / "out"), "--no-verify"]
+    assert run([*words, "--round", "stochastic"]) == 0
+    told(capsys.readouterr().err, hide=f"{NUMBER}( [kMG]B)?")
+
+
+@pytest.mark.parametrize(
+    ("share", "noise", "said"),
+    [
+        (0.992, 0.118, "hold 99.2% of the adapter's update; rounding noise: 11.8% of its size"),
+        (1.0001, 0.5, "hold 100.0% of the adapter's update; rounding noise: 50.0% of its size"),
+        (1.001, 4.507, "hold the adapter's update at 100.1% of its strength; rounding noise: "
+                       "450.7% of its size, larger than the update itself"),
+    ],
+)  # fmt: skip
+def test_what_share_and_noise_mean(share: float, noise: float, said: str) -> None:
+    survival = Survival({"a": Overlap(1, share, share**2 + noise**2)}, {})
+    assert shown_survival(survival, "q8_0") == f"stored as q8_0, the merged weights {said}"
+    assert survival.is_lossy is (noise > 1)
+
+
 def test_no_update_is_said_to_be_none() -> None:
     nothing = Survival({"a": Overlap()}, {})
     assert (nothing.share, nothing.all.noise, nothing.table()) == (1, 0, {})
