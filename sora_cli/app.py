@@ -19,6 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 from sora_cli import __version__
 from sora_cli.core.boundary import guarded, report_lost_output
 from sora_cli.core.checks import check_exclusive, check_working_directory
+from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import end_on_signals, raise_on_signals
 from sora_cli.core.streams import open_streams
 from sora_cli.core.timing import leave_with, start_with_process
@@ -108,6 +109,12 @@ The command NAME is the function `sora_cli.commands.NAME.NAME`, except for `_FUN
 """
 _FUNCTIONS = {"eval": "evaluate", "list": "list_runs"}
 """Commands whose names are Python's own -> names of their functions and modules."""
+_INSTEAD = {
+    "gate": "sora verify A B --max-drop 1pt",
+    "certify": "a recipe: sora auto RECIPE; an adapter: sora prune DIR -o OUT; two models: "
+    "sora verify A B; each with --max-drop 1pt",
+}
+"""Words of the documentation that are no commands -> the commands that do it."""
 
 
 class Commands(TyperGroup):
@@ -120,6 +127,8 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command named by the first word: its name, the command, the other words."""
+        if args[0] in _INSTEAD and not ctx.resilient_parsing:
+            raise SoraError(f"there is no command '{args[0]}'", hint=_INSTEAD[args[0]])
         name, known, rest = super().resolve_command(ctx, args)
         return name, build(name) if name and known else None, rest
 

@@ -21,6 +21,7 @@ from sora_cli.core.errors import SoraError, reason
 from sora_cli.core.hub import looks_local, offline_error
 from sora_cli.core.shell import quote
 from sora_cli.core.words import first_few
+from sora_cli.data.source import holds_rows
 from sora_cli.model.files import (
     ADAPTER_CONFIG,
     DELTA_FILE,
@@ -231,6 +232,8 @@ def check_target(reference: str, command: str) -> Path:
     hint = command.replace("{}", quote(str(_near_folder(place) or "DIR")))
     if looks_local(reference) and "://" not in reference and not is_there(place):
         raise SoraError(f"there is no model at {reference}, and no adapter", hint=hint)
+    if holds_rows(place):
+        raise SoraError(f"{reference} holds rows, and no model, adapter or run", hint=hint)
     source = Path(model_source(reference))
     if not is_there(source):
         try:

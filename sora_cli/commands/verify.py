@@ -21,8 +21,10 @@ from sora_cli.core.console import count, emit, printable, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from sora_cli.core.outputs import check_new_file
+from sora_cli.core.shell import quote
 from sora_cli.core.table import Column, Table, emit_table
 from sora_cli.core.timing import importing
+from sora_cli.data.source import holds_rows
 from sora_cli.search.evidence import required_certificate
 from sora_cli.search.row_set import TEST
 from sora_cli.search.words import gate_table
@@ -172,7 +174,7 @@ def _gate(
         check_excludes("--server", [name for name, value in given.items() if value])
     references = (a,) if b is None else (a, b)
     for reference in references:
-        say_notes(result_remarks(check_target(reference, "sora verify {}")))
+        _check_target(reference)
     check_new_file("-o", gate.output, force=gate.force)
     if server is not None:
         place = Path(a).expanduser()
@@ -211,7 +213,7 @@ def _gate(
 
 
 def _check_place(reference: str) -> None:
-    say_notes(result_remarks(check_target(reference, "sora verify {}")))
+    _check_target(reference)
     refuse_baseline(Path(reference).expanduser(), "there is no adapter to verify", models=True)
 
 
@@ -323,3 +325,15 @@ def _show(done: Verification) -> None:
 def _cells(d: Difference) -> list[Any]:
     same = None if d.decisions is None else f"{count(d.agree or 0)} of {count(d.decisions)}"
     return [d.name, d.numbers, d.largest, d.mean, d.scale, d.relative, same]
+
+
+def _check_target(reference: str) -> None:
+    if holds_rows(Path(reference).expanduser()):
+        named = quote(reference)
+        raise SoraError(
+            f"{reference} holds rows, and no model: two files of answers cannot be compared yet",
+            where="A and B are models, adapters or runs, whose answers to rows are compared",
+            hint=f"sora verify A B --max-differ 1% --unlabelled {named}; with labels: "
+            f"sora init {named}, then sora verify A B --max-drop 1pt --recipe RECIPE",
+        )
+    say_notes(result_remarks(check_target(reference, "sora verify {}")))

@@ -98,6 +98,11 @@ def file_kind(path: Path) -> str:
     return _FILE_KINDS.get(path.suffix.lower(), "")
 
 
+def holds_rows(path: Path) -> bool:
+    """Return True for a file that can hold rows only; a .json file may be a configuration, too."""
+    return path.is_file() and bool(file_kind(path)) and path.suffix.lower() != ".json"
+
+
 def resaving(path: Path) -> str | None:
     """Return a remedy for a table in a file of another kind, as Excel saves it."""
     if path.suffix.lower() in (".xlsx", ".xls", ".ods"):

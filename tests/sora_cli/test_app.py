@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,6 +51,13 @@ def sora(*arguments, cwd=None, code=None):
 def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SORA_DEBUG", raising=False)
+
+
+def test_words_that_are_no_commands_name_commands():
+    assert not app._INSTEAD.keys() & app.COMMANDS.keys()
+    named = {name for hint in app._INSTEAD.values() for name in re.findall(r"sora (\w+)", hint)}
+    assert named
+    assert named <= app.COMMANDS.keys()
 
 
 def test_help_lists_every_command(capsys):

@@ -11,6 +11,7 @@ import pytest
 from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.directory import write_adapter
 from tests.helpers_adapters import save_backbone
+from tests.helpers_errors import error_of
 from tests.helpers_models import tiny_bert, tiny_llama
 from tests.helpers_verify import (
     Made,
@@ -65,6 +66,20 @@ def test_nothing_there(bert: Made, tmp_path: Path, capsys: pytest.CaptureFixture
     refused(capsys, tmp_path / "empty", bert.merged)
     (tmp_path / "file").write_text("x")
     refused(capsys, tmp_path / "file", bert.merged)
+
+
+def test_two_files_of_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in ("a.csv", "b.jsonl"):
+        Path(file).write_text("text\nx\n")
+    refused(capsys, "a.csv", "b.jsonl")
+    refused(capsys, "b.jsonl", "a.csv", "--max-drop", "1pt")
+    shown_by_eval = error_of(capsys, "eval", "a.csv", "--recipe", "rte")
+    assert shown_by_eval[0] == "error: a.csv holds rows, and no model, adapter or run"
+    Path("c.json").write_text("{}")  # which may be an adapter's configuration
+    assert "name its directory" in error_of(capsys, "eval", "c.json", "--recipe", "rte")[0]
 
 
 def test_unrelated_things(
