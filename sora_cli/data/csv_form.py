@@ -75,6 +75,15 @@ def csv_form(path: Path) -> CsvForm:
         return CsvForm(separator=_usual_separator(path, []))  # the reader reports this fault later
 
 
+def encoding_of_copy(path: Path) -> str:
+    """Return the encoding of a CSV file's copy: the file's own, with its byte order mark if any."""
+    encoding = csv_form(path).encoding
+    if encoding != UTF8:
+        return encoding
+    with path.open("rb") as file:
+        return UTF8 if file.read(3) == codecs.BOM_UTF8 else "utf-8"
+
+
 @lru_cache(maxsize=64)
 def _form(path: Path, size: int, changed: int) -> CsvForm:
     del changed  # of the key only

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from datasets import Dataset
 
 from sora_cli.core.errors import SoraError
-from sora_cli.core.words import listed
+from sora_cli.core.words import listed, shown_value
+from sora_cli.data.csv_form import UTF8
 from sora_cli.recipe.embedding_options import VECTOR
 from sora_cli.use.source import plain_rows
 
@@ -33,13 +34,20 @@ class Format:
         kind: "csv", "json", "parquet" or "npy".
         header: names of the rows' own columns.
         line_end: line break of CSV and JSON lines.
+        encoding: of the joined file; the parts are UTF-8.
     """
 
     def __init__(
-        self, kind: str, header: Sequence[str], *, separator: str = ",", line_end: str = "\n"
+        self,
+        kind: str,
+        header: Sequence[str],
+        *,
+        separator: str = ",",
+        line_end: str = "\n",
+        encoding: str = "utf-8",
     ) -> None:
         self.kind, self.header, self.separator = kind, list(header), separator
-        self.line_end = line_end
+        self.line_end, self.encoding = line_end, encoding
 
     def start(self, answers: Sequence[str]) -> str:
         """Return the head of the file: the header line of CSV, otherwise ""."""
@@ -66,15 +74,34 @@ class Format:
         lines = (_json({**row, **new}) for row, new in zip(own, named, strict=True))
         return "".join(f"{line}{self.line_end}" for line in lines).encode()
 
-    def join(self, parts: Sequence[Path], file: Path, answers: Sequence[str]) -> None:
-        """Join the parts into one file."""
+    def join(self, parts: Sequence[Path], file: Path, answers: Sequence[str]) -> str | None:
+        """Join the parts into one file.
+
+        Returns:
+            A remark if an answer has a letter that the encoding lacks; None: it has all letters.
+        """
         if self.kind in ("parquet", VECTORS):
             (_join_parquet if self.kind == "parquet" else _join_vectors)(parts, file)
-            return
-        with file.open("wb") as out:
-            out.write(self.start(answers).encode())
+            return None
+        try:
+            self._join_texts(parts, file, answers, self.encoding)
+        except UnicodeEncodeError as error:
+            # the byte order mark tells a spreadsheet that it is no longer the input's code page
+            self._join_texts(parts, file, answers, UTF8)
+            lacking = error.object[error.start]
+            return (
+                f"written as UTF-8 with a byte order mark: {self.encoding}, the encoding of the "
+                f"input, has no {shown_value(lacking)}"
+            )
+        return None
+
+    def _join_texts(
+        self, parts: Sequence[Path], file: Path, answers: Sequence[str], encoding: str
+    ) -> None:
+        with file.open("w", encoding=encoding, newline="") as out:
+            out.write(self.start(answers))
             for part in parts:
-                with part.open("rb") as content:
+                with part.open(encoding="utf-8", newline="") as content:
                     shutil.copyfileobj(content, out)
 
     def _lines(self, rows: Iterable[Sequence[Any]]) -> str:

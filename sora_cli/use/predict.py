@@ -17,7 +17,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import Interrupted
 from sora_cli.core.words import first_few, shown_path
 from sora_cli.data.content import data_fingerprint
-from sora_cli.data.csv_form import csv_form
+from sora_cli.data.csv_form import csv_form, encoding_of_copy
 from sora_cli.data.places import line_end_in
 from sora_cli.run.opening import continued_by
 from sora_cli.use.formats import VECTORS, Format, check_vectors
@@ -70,8 +70,9 @@ def predict_file(
             before = parts.rows
             _fill(parts, predictor, form, output, force=force)
             with new_file(output) as temporary:
-                form.join(parts.files, temporary, predictor.adds)
+                remark = form.join(parts.files, temporary, predictor.adds)
             parts.delete()
+    say_notes([] if remark is None else [f"{shown_path(output)}: {remark}"])
     return _summary(predictor, before, began)
 
 
@@ -153,11 +154,13 @@ def _bar(what: str, total: int, first: int) -> Any:
 
 
 def _format(kind: str, source: Source, separator: str | None) -> Format:
-    own = csv_form(source.path).separator if source.kind == "csv" else ","
+    is_csv = source.kind == "csv"
+    own = csv_form(source.path).separator if is_csv else ","
+    encoding = encoding_of_copy(source.path) if is_csv and kind == "csv" else "utf-8"
     header = source.header if kind == source.kind else source.columns
     line_end = "\n" if source.kind == "parquet" else line_end_in(source.path)
     separator = own if separator is None else separator
-    return Format(kind, header, separator=separator, line_end=line_end)
+    return Format(kind, header, separator=separator, line_end=line_end, encoding=encoding)
 
 
 def _make_parent(output: Path) -> Path:

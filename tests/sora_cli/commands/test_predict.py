@@ -50,7 +50,7 @@ def predict(target: Path, file: Path, out: Path, *words: str) -> list[dict[str, 
 def read(file: Path) -> list[dict[str, Any]]:
     if file.suffix == ".parquet":
         return list(pq.read_table(file).to_pylist())
-    text = file.read_text(encoding="utf-8")
+    text = file.read_text(encoding="utf-8-sig")
     if file.suffix == ".jsonl":
         return [json.loads(line) for line in text.splitlines()]
     return list(csv.DictReader(io.StringIO(text)))
@@ -98,7 +98,7 @@ def test_what_a_file_holds_stays_as_it_is(classifier: Trained, tmp_path: Path) -
     table.write_text(text, encoding="utf-8-sig")
     out = tmp_path / "b.csv"
     rows = predict(classifier.run, table, out)
-    header, *lines = out.read_text().splitlines()
+    header, *lines = out.read_text(encoding="utf-8-sig").splitlines()
     assert header == "id;sentence1;price;sentence2;note;prediction;probability"
     assert [line.rsplit(";", 2)[0] for line in lines] == [
         '007;"cat ""sees"" dog";1.50;old;NA', "08;a;2;b;"
@@ -392,5 +392,30 @@ def test_excels_exports_are_answered_and_told(
     path = write_excel(tmp_path, "title", table)
     assert run(["predict", str(classifier.run), str(path), "-o", f"{tmp_path}/out.csv"]) == 0
     assert "the header is taken from below the title" in capsys.readouterr().err
-    written = (tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()
+    written = (tmp_path / "out.csv").read_text(encoding="cp1252").splitlines()
     assert [line.split(";")[0] for line in written] == ["sentence1", "die Tür", "schön"]
+    rows = predict(classifier.run, path, tmp_path / "out.jsonl")  # JSON is UTF-8
+    assert [row["sentence1"] for row in rows] == ["die Tür", "schön"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
+def test_a_table_keeps_its_encoding(
+    classifier: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str], encoding: str
+) -> None:
+    """Of a letter that it lacks, the output is UTF-8 as Excel reads it, and a note says so."""
+    table, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    table.write_bytes("sentence1;sentence2\r\ndie Tür;größer\r\nschön;cat\r\n".encode(encoding))
+    words = ["predict", str(classifier.run), str(table), "-o"]
+    assert run([*words, str(out)]) == 0
+    first, *lines = out.read_bytes().decode(encoding).split("\r\n")
+    assert first == "sentence1;sentence2;prediction;probability"
+    assert [line.rsplit(";", 2)[0] for line in lines] == ["die Tür;größer", "schön;cat", ""]
+    assert "byte order mark" not in capsys.readouterr().err
+    assert run([*words, str(out), "--force", "--prefix", "→"]) == 0
+    lacks = encoding == "cp1252"
+    text = out.read_bytes().decode("utf-8" if lacks else encoding)
+    assert text.startswith("\ufeff" * lacks + "sentence1;sentence2;→prediction;")
+    notes = [line for line in capsys.readouterr().err.splitlines() if "byte order mark" in line]
+    assert [note.partition("out.csv: ")[2] for note in notes] == lacks * [
+        "written as UTF-8 with a byte order mark: cp1252, the encoding of the input, has no '→'"
+    ]
