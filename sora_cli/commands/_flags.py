@@ -29,6 +29,7 @@ class Asked:
     unlabelled: options.Unlabelled = None
     ask: options.Ask = None
     labels: options.Labels = None
+    ask_all: options.AskAll = False
     tolerance: options.Tolerance = None
     next_tokens: options.NextTokens = False
     confidence: options.Confidence = None
@@ -36,7 +37,7 @@ class Asked:
     def words(self) -> list[str]:
         """Return the promise as overrides of a recipe's `auto` block."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
-        given["next_tokens"] = "true" if self.next_tokens else None
+        given |= {key: "true" if given[key] else None for key in ("next_tokens", "ask_all")}
         return [f"auto.{key}={value}" for key, value in given.items() if value is not None]
 
     def options(self, recipe: str | None, overrides: Sequence[str]) -> PromiseOptions | None:
@@ -48,6 +49,7 @@ class Asked:
                 "--unlabelled": self.unlabelled is not None,
                 "--ask": self.ask is not None,
                 "--labels": self.labels is not None,
+                "--ask-all": self.ask_all,
             }
             check_requires("--max-differ or --max-drop", given)
         if differ is None:
@@ -71,6 +73,7 @@ class Asked:
             next_tokens=self.next_tokens,
             ask=self.ask,
             labels=self.labels,
+            ask_all=self.ask_all,
         )
 
 

@@ -171,7 +171,7 @@ def _without_other(max_drop: str | None, max_differ: str | None) -> list[str]:
     """Return overrides that take the recipe's own promise out, if an option gives the other one."""
     check_exclusive([n for n, v in (("--max-drop", max_drop), ("--max-differ", max_differ)) if v])
     if max_differ is not None:
-        return ["auto.max_drop=null", "auto.ask=null", "auto.labels=null"]
+        return ["auto.max_drop=null", "auto.ask=null", "auto.labels=null", "auto.ask_all=false"]
     # rows without labels can test a drop, too
     differ = ["auto.max_differ=null", "auto.tolerance=null", "auto.next_tokens=false"]
     return [] if max_drop is None else differ

@@ -167,6 +167,14 @@ Labels = Annotated[
         show_default=False,
     ),
 ]
+AskAll = Annotated[
+    bool,
+    typer.Option(
+        "--ask-all",
+        help="With --ask: ask for the labels of all sizes in one round. Default: ask for a smaller "
+        "size's only once the larger one is certified, which takes fewer labels.",
+    ),
+]
 Tolerance = Annotated[
     float | None,
     typer.Option(

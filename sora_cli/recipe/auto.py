@@ -54,6 +54,11 @@ class AutoBlock(Block):
         None,
         description="with `ask`: the largest number of rows to label. Default: 60",
     )
+    ask_all: bool = Field(
+        False,
+        description="with `ask`: ask for the labels of all sizes in one round, in place of a "
+        "smaller size's only once the larger one is certified",
+    )
     tolerance: float | None = Field(
         None,
         ge=0,

@@ -21,6 +21,11 @@ class Asked(BaseModel):
     sizes: int = Field(
         0, description="number of the largest sizes whose rows to label are not too many together"
     )
+    by_size: bool = Field(
+        False,
+        description="true: a size's rows are asked once the one before it is certified; false: "
+        "those of all sizes at once (--ask-all, and in earlier versions)",
+    )
     wanted: int = Field(0, description="rows in the table: each has a place for a label")
     answered: int = Field(0, description="rows with a label")
     twice: int = Field(0, description="rows with two labels")

@@ -2,9 +2,15 @@
 
 The number of test rows is planned by the screened sizes, and the rows are drawn before one is
 answered. Then sizes go in, from the largest on, as long as the rows to label are few enough; a size
-needs labels if they can change the outcome of its test. All of this depends on answers, never on a
-label, and only decides where the fixed order of tests ends: no correction is needed, and none if
-the limit is raised later. Rows without a label count as lost, so a test may be read at any time.
+needs labels if they can change the outcome of its test. By default the next size goes in once the
+labels have certified the one before it; with `--ask-all` all go in at once.
+
+No correction is needed, although which rows get a label may depend on earlier labels: the rows and
+the order of the sizes are fixed before, and rows without a label count as lost. So whatever the
+labels that are there, the bound of a size is at least the one that it has with all labels. A wrong
+certificate needs the first size that breaks the promise to pass with all of its labels, too, which
+has a probability of at most 1 - confidence. For the same reason a test may be read at any time, and
+the limit be raised later.
 """
 
 from __future__ import annotations
@@ -99,6 +105,7 @@ class Wanted:
         given: the labels that are known of them.
         open: number of rows whose label may change the outcome.
         more: about so many more labels certify the first size that is open; None: not known.
+        kept: number of sizes that are certified already.
         left: labels that the next size would take, if it did not go in; None: all went in.
     """
 
@@ -106,6 +113,7 @@ class Wanted:
     given: Mapping[str, Given] = field(default_factory=dict)
     open: int = 0
     more: int | None = None
+    kept: int = 0
     left: int | None = None
 
     @property
@@ -160,6 +168,7 @@ class AskedSearch(AutoSearch):
     expected: Callable[[Screened, int], float] | None = None
     largest: str = "the largest size"
     wanted: Wanted
+    _questions: Questions
 
     @property
     def planned(self) -> int:
@@ -185,18 +194,19 @@ class AskedSearch(AutoSearch):
         yield from self.beginning()
         record, rows = self.record, self.planned
         if record.asked is None:
-            record.asked = Asked(planned=self.promise.labels or 0, rows=rows)
+            record.asked = Asked(planned=self.promise.labels or 0, rows=rows, by_size=True)
         record.asked.rows = rows
+        record.asked.by_size &= not self.promise.ask_all
         part = self.maker.draw(rows)
         self.bound = AskedLabels().about(self.promise).method_on(rows, self.promise.confidence)
         yield None
         self.wanted = Wanted()
+        assert record.full is not None
+        self._questions = Questions.of(part, self.seeds["rows"], record.full.digest)
         entered, asked = yield from self._entered(rows)
         record.asked.sizes = len(entered)
         yield None
-        assert record.full is not None
-        questions = Questions.of(part, self.seeds["rows"], record.full.digest)
-        yield from self._tested(entered, questions, asked)
+        yield from self._tested(entered, asked)
 
     def _entered(
         self, rows: int
@@ -221,14 +231,12 @@ class AskedSearch(AutoSearch):
                 scores = made[1]
                 yield record.candidates[-1]
             assert scores is not None
-            full = self.maker.scores_at_full_rank()
-            state = self._state(self._test_of(full, scores), rows)
-            labelled = asked | full.differs(scores) if state == "open" else asked
+            labelled, goes_on = self._with_size(scores, asked)
             if self.enters is None and labelled.sum() > most:
                 self.wanted.left = int(labelled.sum())
                 break
             entered, asked = [*entered, scores], labelled
-            if state == "failed":
+            if not goes_on:
                 break
         if not entered and self.wanted.left is not None:
             assert record.full is not None
@@ -239,16 +247,40 @@ class AskedSearch(AutoSearch):
             )
         return entered, asked
 
+    def _with_size(self, scores: RowScores, asked: np.ndarray) -> tuple[np.ndarray, bool]:
+        """Return the rows that are asked with one more size, and whether the next one may go in.
+
+        Size by size, a size's rows go in if the labels of the others do not decide about it; rows
+        that have a label always do, so that none is ignored.
+
+        Args:
+            asked: the rows that are asked without it, (rows,) of bool.
+        """
+        full = self.maker.scores_at_full_rank()
+        own, codes = asked | full.differs(scores), np.full((len(asked), 2), UNLABELLED)
+        assert self.record.asked is not None
+        by_size = self.record.asked.by_size
+        if by_size:
+            codes = self._questions.codes(self.read(self._rows(own)))
+        asked = asked | (own & (codes != UNLABELLED).any(axis=1))
+        state = self._state(self._test_of(_with(full, codes), _with(scores, codes)), len(full))
+        if state == "open":
+            asked = own
+        return asked, state == "kept" or (state == "open" and not by_size)
+
+    def _rows(self, asked: np.ndarray) -> dict[str, Question]:
+        """Return the rows that are asked, by id."""
+        rows = zip(self._questions.rows, asked, strict=True)
+        return {row.id: row for row, is_asked in rows if is_asked}
+
     def _tested(
-        self, entered: Sequence[RowScores], questions: Questions, asked: np.ndarray
+        self, entered: Sequence[RowScores], asked: np.ndarray
     ) -> Iterator[Candidate | None]:
         """Test the sizes that went in, with the labels that there are."""
         record, wanted = self.record, self.wanted
-        wanted.rows = {
-            row.id: row for row, is_asked in zip(questions.rows, asked, strict=True) if is_asked
-        }
+        wanted.rows = self._rows(asked)
         wanted.given = self.read(wanted.rows)
-        codes, missing = questions.codes(wanted.given), np.zeros_like(asked)
+        codes, missing = self._questions.codes(wanted.given), np.zeros_like(asked)
         full, ended = _with(self.maker.scores_at_full_rank(), codes), False
         record.candidates = [size.model_copy(update={"test": None}) for size in record.candidates]
         for number, scores in enumerate(entered):
@@ -259,6 +291,7 @@ class AskedSearch(AutoSearch):
                 size = record.candidates[number].model_copy(update={"test": test})
                 record.candidates[number] = size
                 yield size
+            wanted.kept += test.kept and not ended
             if state == "open":
                 missing |= sorted_rows(full, small)["missing"]
                 if not ended and test.labelled is not None:

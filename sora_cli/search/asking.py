@@ -188,7 +188,7 @@ class AskTable(Labels):
             self.check_unchanged()
         found = {key: given.get(key, known.get(key, NONE)) for key in rows}
         if is_main() and (any(map(any, found.values())) or known):
-            self.kept.keep_answers(found)
+            self.kept.keep_answers({**known, **found})  # smaller sizes are read later
         return found
 
     def ask(self, search: AskedSearch) -> None:
@@ -200,6 +200,8 @@ class AskTable(Labels):
         wanted, asked = search.wanted, search.record.asked
         assert asked is not None
         asked.changed = sorted({*asked.changed, *self.accepted})
+        if is_main() and self.kept.answers() not in ({}, wanted.given):
+            self.kept.keep_answers(wanted.given)
         lacks = from_first_process(self.lacks(wanted))
         if wanted.open and (lacks or not wanted.answered):
             if lacks and is_main():
@@ -225,6 +227,9 @@ class AskTable(Labels):
         what = f"{wanted.open:,} {plural} wanted: fill in the column 'label' of {table}"
         guide = f"{what} (how: {shown_path(guide_of(self.path))})"
         more = [] if wanted.left is None else [_for_more(wanted.left)]
+        if wanted.kept and wanted.answered:
+            more = ["a larger size is certified already: without these labels, the same command "
+                    "keeps it", *more]  # fmt: skip
         return what, [guide, *more, "then the same command:", f"  {self.same_command()}"]
 
     def same_command(self) -> str:

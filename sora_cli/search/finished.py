@@ -188,12 +188,14 @@ def asked_outcome(
     maker = FinishedMaker(reference, model, sizes, rows, state, recipe, tell)
     pool = len(maker.pool)
     say_notes(maker.pool.notes("rows without labels"))
-    told = promise.model_dump(mode="json", exclude={"labels", "max_drop"})
+    told = promise.model_dump(mode="json", exclude={"labels", "ask_all", "max_drop"})
     facts = {**about, "promise": told, "rows": state.rows[POOL].digest}
     known = labels.remembered(facts)
     first = promise
     if known.planned:
-        state.asked = Asked(planned=known.planned, rows=0, changed=known.changed)
+        state.asked = Asked(
+            planned=known.planned, rows=0, by_size=known.by_size, changed=known.changed
+        )
         first = state.asked.first(promise)
     bound = method_on(asked_scores([]), pool, first)
     search = AskedSearch(maker, state, promise, bound, pool, {"rows": SEED})
@@ -211,6 +213,7 @@ def asked_outcome(
         about=facts,
         planned=asked.planned,
         sizes=asked.sizes,
+        by_size=asked.by_size,
         rows=known.rows,
         answers=dict(search.wanted.given),
         changed=asked.changed,

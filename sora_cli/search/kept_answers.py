@@ -34,6 +34,9 @@ class Memory(BaseModel):
     )
     planned: int = Field(0, description="labels by which the number of test rows was planned")
     sizes: int = Field(0, description="number of the largest sizes whose rows are asked")
+    by_size: bool = Field(
+        False, description="whether sizes are asked about one after the other; see `Asked`"
+    )
     rows: list[str] = Field(default_factory=list, description="ids of the rows that were asked")
     answers: dict[str, Given] = Field(
         default_factory=dict, description="labels as they were read, by id"

@@ -62,6 +62,9 @@ class Promise(BaseModel):
     labels: int | None = Field(
         None, description="of asked labels: the largest number of rows that are labelled"
     )
+    ask_all: bool = Field(
+        False, description="of asked labels: the rows of all sizes are asked for at once"
+    )
     tolerance: float | None = Field(
         None,
         description="of answers that are numbers: two of them differ if they are further apart "
@@ -146,6 +149,7 @@ class PromiseOptions:
         next_tokens: next-token choices on given texts are compared, not written texts.
         ask: the table in which labels are asked for; None: none are.
         labels: largest number of rows to label.
+        ask_all: ask for the labels of all sizes at once.
         recipe: recipe that measures the drop; None: none was given.
         overrides: overrides of that recipe.
         confidence: confidence of the bound.
@@ -162,6 +166,7 @@ class PromiseOptions:
     basis: Basis | None = None
     ask: str | None = None
     labels: int | None = None
+    ask_all: bool = False
 
     @property
     def reads_files(self) -> bool:
@@ -171,7 +176,7 @@ class PromiseOptions:
     def block(self) -> dict[str, Any]:
         """Return an `auto` block with this promise alone, as it is stored."""
         names = ("max_drop", "max_differ", "tolerance", "next_tokens", "confidence", "basis", "ask",
-                 "labels")  # fmt: skip
+                 "labels", "ask_all")  # fmt: skip
         asked = {name: getattr(self, name) for name in names}
         unlabelled = None if self.unlabelled is None else str(self.unlabelled)
         return AutoBlock(**asked, unlabelled=unlabelled).model_dump(mode="json")
@@ -198,7 +203,8 @@ class PromiseOptions:
     def _check_asked(self) -> None:
         """Check that labels are asked for on rows without labels, to test a drop."""
         if self.ask is None:
-            given = {"labels": self.labels is not None, "basis=asked": self.basis == "asked"}
+            given = {"labels": self.labels is not None, "ask_all": self.ask_all,
+                     "basis=asked": self.basis == "asked"}  # fmt: skip
             for name in (name for name, is_given in given.items() if is_given):
                 raise SoraError(
                     f"auto.{name} goes with the table in which labels are asked for",
@@ -302,6 +308,7 @@ class PromiseOptions:
             kind="drop" if self.max_differ is None else "differ",
             basis=self._tested_by,
             labels=None if self.ask is None else self.labels or LABELS,
+            ask_all=self.ask_all,
             next_tokens=self.next_tokens,
             tolerance=self.tolerance,
             max_drop=number,
@@ -357,6 +364,7 @@ def options_of(block: AutoBlock) -> PromiseOptions:
         basis=block.basis,
         ask=block.ask,
         labels=block.labels,
+        ask_all=block.ask_all,
     )
 
 

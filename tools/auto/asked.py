@@ -1,7 +1,7 @@
 """Replay promises whose labels are asked for: how often certified, by how many labels, broken?
 
-    python -m tools.auto.asked [--splits 1000] [--screenings 2] [--seeds 0 1]
-    python -m tools.auto.asked --table [--splits 200] [--rows 0 10000]
+    python -m tools.auto.asked [--splits 1000] [--screenings 2] [--seeds 0 1] [--ask-all]
+    python -m tools.auto.asked --table [--splits 200] [--rows 0 10000] [--ask-all]
 
 Without an option it replays least favourable promises, each equal to the true drop of one size: on
 pools that are made to break them, and on the stored runs whose rows are right or wrong (CoLA by
@@ -10,7 +10,7 @@ those on which the small model is right. Rows are drawn with replacement, so tha
 promise is about. Screening rows are drawn `--screenings` times, and test rows often for each of
 these draws: the plan of the rows takes most of the time. `--table` prints, for one point and half
 a point, the labels that are asked and the sizes that are certified, beside promises by labels alone
-and by answers alone.
+and by answers alone. Labels are asked for size by size, or with `--ask-all` for all sizes at once.
 """
 
 from __future__ import annotations
@@ -61,6 +61,13 @@ class Verdicts:
             return False
         return self._keeps(counts)
 
+    def state(self, counts: Labelled) -> str:
+        """Return what a test is, as in `AskedSearch`: kept, open or failed."""
+        if self.keeps(counts):
+            return "kept"
+        best = counts.model_copy(update={"won": counts.won + counts.missing, "missing": 0})
+        return "open" if counts.missing and self.keeps(best) else "failed"
+
     def _keeps(self, counts: Labelled) -> bool:
         key = counts.won, counts.missing + counts.disagree
         # more lost rows, the others as they are: a larger region for the same p_won
@@ -96,11 +103,12 @@ class AskedPool(Pool):
         stored: its scores are of `ASKED`, with the true labels.
         rows: rows without labels: screening rows, and those that may test.
         sizes: the largest number of sizes to train.
+        ask_all: ask for the labels of all sizes at once.
     """
 
-    def __init__(self, stored: Stored, rows: int, sizes: int) -> None:
+    def __init__(self, stored: Stored, rows: int, sizes: int, *, ask_all: bool = False) -> None:
         super().__init__(stored, setting_for(rows))
-        self.sizes = sizes
+        self.sizes, self.ask_all = sizes, ask_all
         self._verdicts: dict[tuple[int, float], Verdicts] = {}
 
     def drop(self, model: str, rows: np.ndarray | None = None) -> float:
@@ -133,38 +141,40 @@ class AskedPool(Pool):
         drawn = rng.integers(self.stored.rows, size=rows)
         full = self.stored.scores[FULL].take(drawn)
         verdicts = self._verdicts.setdefault((rows, max_drop), Verdicts(rows, max_drop))
-        entered, asks = self._entered(named, full, drawn, verdicts)
-        if not entered:
-            return [Decision(None, None, rows)] * len(fills)
+        models = [(number, self.stored.scores[f"healed-{number}"].take(drawn)) for number in named]
         truth = full.parts[:, 1]
         found = []
         for fill in fills:
-            given = np.where(asks, fill(truth, full.parts[:, 0] == truth, rng), UNLABELLED)
+            labels = fill(truth, full.parts[:, 0] == truth, rng)
+            entered, asks = self._entered(models, full, labels, verdicts)
             passed = None
             for number, small in entered:
-                if not verdicts.keeps(counted(_with(full, given), _with(small, given))):
+                if not verdicts.keeps(_counted(full, small, labels, asks)):
                     break
                 passed = number
-            found.append(Decision(passed, int(asks.sum()), rows))
+            found.append(Decision(passed, int(asks.sum()) if entered else None, rows))
         return found
 
     def _entered(
-        self, named: Sequence[int], full: RowScores, drawn: np.ndarray, verdicts: Verdicts
+        self,
+        models: Sequence[tuple[int, RowScores]],
+        full: RowScores,
+        labels: np.ndarray,
+        verdicts: Verdicts,
     ) -> tuple[list[tuple[int, RowScores]], np.ndarray]:
         """Return the sizes that go in, as in `AskedSearch`, and the rows that are asked."""
-        entered, asked = list[tuple[int, RowScores]](), np.zeros(len(drawn), dtype=bool)
-        for number in named:
-            small = self.stored.scores[f"healed-{number}"].take(drawn)
-            differs = full.differs(small)
-            none = Labelled(lost=0, won=0, neither=0, missing=int(differs.sum()))
-            kept = verdicts.keeps(none)
-            best = none.model_copy(update={"won": none.missing, "missing": 0})
-            able = kept or verdicts.keeps(best)
-            more = asked if kept or not able else asked | differs
+        entered, asked = list[tuple[int, RowScores]](), np.zeros(len(full), dtype=bool)
+        for number, small in models:
+            known = np.zeros_like(asked) if self.ask_all else asked
+            counts = _counted(full, small, labels, known)
+            state = verdicts.state(counts)
+            more = asked | full.differs(small) if state == "open" else asked
             if more.sum() > LABELS:
                 break
             entered, asked = [*entered, (number, small)], more
-            if not able:
+            if state == "open" and not self.ask_all:
+                state = verdicts.state(_counted(full, small, labels, asked))
+            if state == "failed" or (state == "open" and not self.ask_all):
                 break
         return entered, asked
 
@@ -181,6 +191,12 @@ def promise_of(max_drop: float) -> Promise:
         basis="asked", labels=LABELS, max_drop=max_drop, given=f"{max_drop:g}",
         confidence=CONFIDENCE, metric="accuracy", greater_is_better=True, serve=None,
     )  # fmt: skip
+
+
+def _counted(full: RowScores, small: RowScores, labels: np.ndarray, asked: np.ndarray) -> Labelled:
+    """Count the rows that differ by the labels of those that are asked."""
+    given = np.where(asked, labels, UNLABELLED)
+    return counted(_with(full, given), _with(small, given))
 
 
 def _with(scores: RowScores, labels: np.ndarray) -> RowScores:
@@ -251,6 +267,7 @@ def main() -> None:
     )
     parser.add_argument("--pools", nargs="+", default=[""], help="those that begin with a name")
     parser.add_argument("--alone", action="store_true", help="test each such size alone, instead")
+    parser.add_argument("--ask-all", action="store_true", help="ask for all sizes at once")
     parser.add_argument("--table", action="store_true", help="print what is asked and certified")
     options = parser.parse_args()
     if options.table:
@@ -269,7 +286,7 @@ def _show_broken(options: argparse.Namespace) -> None:
     limit = _limit(options.splits)
     for name, stored, rows in _pools(options):
         say(f"{name}, {rows} rows ...")
-        pool = AskedPool(stored, rows, _UNION)
+        pool = AskedPool(stored, rows, _UNION, ask_all=options.ask_all)
         shares = np.array([*broken(pool, options.screenings, options.splits)])
         if not len(shares):  # the rows can certify no drop of a size at all
             continue
@@ -321,7 +338,7 @@ def _show_lines(group: Sequence[Case], rows: int, options: argparse.Namespace) -
     draws, each = options.screenings, options.splits // options.screenings
     for one in group:
         stored = one.by_asking
-        pool = AskedPool(stored, rows or stored.rows, SIZES)
+        pool = AskedPool(stored, rows or stored.rows, SIZES, ask_all=options.ask_all)
         say(f"{stored.task}, seed {stored.seed}, {rows or stored.rows} rows ...")
         for draw, screened in enumerate(map(pool.screened, range(draws))):
             for promise in PROMISES:

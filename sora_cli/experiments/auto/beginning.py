@@ -51,8 +51,13 @@ def open_record(plan: AutoPlan, *, force: bool, reread: bool = False) -> AutoRec
 def _with_limit(record: AutoRecord, plan: AutoPlan) -> Mapping[str, Any]:
     """Return the recipe of a search; it may ask for more labels than it began with."""
     auto, now = record.recipe.get("auto") or {}, plan.block.labels or LABELS
-    raised = plan.block.ask is not None and now > (auto.get("labels") or LABELS)
-    return {**record.recipe, "auto": {**auto, "labels": now}} if raised else record.recipe
+    if plan.block.ask is None:
+        return record.recipe
+    if now > (auto.get("labels") or LABELS):
+        auto = {**auto, "labels": now}
+    if plan.block.ask_all:
+        auto = {**auto, "ask_all": True}
+    return {**record.recipe, "auto": auto}
 
 
 def clear(output: Path) -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _OTHER_BLOCKS = ("method", "start")
 _OF_EVERY_METHOD = tuple(f"method.{name}" for name in MethodConfig.model_fields)
 _RATE = "training.learning_rate"
-_ASKED = "auto.labels"
+_ASKED = ("auto.labels", "auto.ask_all")
 _FIX = "start.checkpoint=RUN start.step=STEP"
 
 
@@ -155,7 +155,7 @@ def check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -
     for key, old, new in changes(before, now):
         free = key.split(".")[0] in _OTHER_BLOCKS and key not in _OF_EVERY_METHOD
         free |= (key, new) == (_RATE, "auto")  # the fork takes the other run's number
-        free |= key == _ASKED  # a limit that was raised lets further sizes fork
+        free |= key in _ASKED  # a limit that was raised lets further sizes fork
         if not free and key not in MAY_CHANGE:
             raise SoraError(
                 f"{name} was trained with another {key}: {shown_value(old)}, not "

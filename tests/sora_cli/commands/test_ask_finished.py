@@ -19,6 +19,7 @@ from sora_cli.search.kept_answers import FILE_NAME, Kept
 from tests.helpers_asking import Row, fill, rows_of, truth
 from tests.helpers_errors import refused
 from tests.helpers_runs import train
+from tests.present import present
 from tests.sora_cli.commands.test_auto_ask import small
 from tests.sora_cli.experiments.auto.support import certificate_of
 
@@ -30,6 +31,13 @@ FINISHED = {
     "heal": ["prune", "run", "-o", "out", "--heal", "4", "training.batch_size=16"],
     "extract": ["extract", "whole", "--base", "base", "-o", "out"],
 }
+
+
+def finish(words: list[str]) -> int:
+    """Fill in the truth, size by size, until no label is wanted; return the exit code."""
+    while (code := run(words)) == LABELS_WANTED:
+        fill(Path("ask.csv"), truth)
+    return code
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +78,7 @@ def test_a_finished_adapter_asks_for_labels_and_is_checked_again(
     }
     told = capsys.readouterr().err
     assert "wanted: fill in the column 'label' of ask.csv" in told
-    fill(here / "ask.csv", truth)
-    assert run(words) in (OK, NO_VERDICT)
+    assert finish(words) in (OK, NO_VERDICT)
     found = certificate_of(here / "out")
     assert found.asked is not None
     assert found.asked.answered == found.asked.wanted == len(rows_of(here / "ask.csv"))
@@ -88,13 +95,34 @@ def test_a_finished_adapter_asks_for_labels_and_is_checked_again(
 
 
 @pytest.mark.long
+def test_a_memory_of_an_earlier_version_goes_on(here: Path) -> None:
+    """It asked for the labels of all sizes at once."""
+    words = [*FINISHED["prune"], "--max-drop", "30pt", *ROWS, "--ask", "ask.csv"]
+    assert run([*words, "--ask-all"]) == LABELS_WANTED
+    memory = Kept.beside(here / "ask.csv").path
+    old = json.loads(memory.read_text())
+    assert old.pop("by_size") is False
+    memory.write_text(json.dumps(old))
+    fill(here / "ask.csv", truth)
+    assert run(words) in (OK, NO_VERDICT)
+    assert not present(certificate_of(here / "out").asked).by_size
+    certificate, kept = here / "out" / "certificate.json", Kept.of(here / "out").path
+    document = json.loads(certificate.read_text())
+    for part, key in (("asked", "by_size"), ("promise", "ask_all")):
+        document[part].pop(key)
+    certificate.write_text(json.dumps(document))
+    kept.write_text(json.dumps({k: v for k, v in json.loads(kept.read_text()).items()
+                                if k != "by_size"}))  # fmt: skip
+    assert run(["verify", "out", "--certificate"]) == OK
+
+
+@pytest.mark.long
 def test_another_promise_changed_labels_and_what_is_pushed(here: Path, capsys: Output) -> None:
     words = [*FINISHED["prune"], *ROWS, "--ask", "ask.csv"]
     assert run([*words, "--max-drop", "30pt"]) == LABELS_WANTED
     refused(capsys, *words, "--max-drop", "25pt")
     refused(capsys, *words, "--max-drop", "30pt", "--bits", "4")
-    fill(here / "ask.csv", truth)
-    assert run([*words, "--max-drop", "30pt"]) in (OK, NO_VERDICT)
+    assert finish([*words, "--max-drop", "30pt"]) in (OK, NO_VERDICT)
     fill(here / "ask.csv", lambda row: str(1 - int(truth(row))), 1)
     lines = refused(capsys, *words[:2], "-o", "other", *words[4:], "--max-drop", "30pt",
                     hide="[bcdfghjkmnpqrstvwxz]{10}")  # fmt: skip

@@ -52,6 +52,13 @@ class Way:
         with chdir(self.folder):  # a copy of the folder goes on with the same command
             return run(self.words(*more))
 
+    def finish(self) -> int:
+        """Fill in the truth, size by size, until no label is wanted; return the exit code."""
+        self.label()
+        while (code := self.run()) == LABELS_WANTED:
+            self.label()
+        return code
+
     def verify(self) -> int:
         with chdir(self.folder):
             return run(["verify", "out", "--certificate"])
@@ -121,12 +128,18 @@ def test_labels_are_asked_for_read_and_checked_again(
     shutil.copytree(waiting.folder, tmp_path, dirs_exist_ok=True)
     way = Way(tmp_path)
     way.label()
-    assert way.run() == OK
+    assert way.run() == LABELS_WANTED  # those of the smaller size
+    more = way.rows()
+    assert {row["id"] for row in rows} < {row["id"] for row in more}
+    assert [row["id"] for row in more if row["label"]] == [row["id"] for row in rows]
+    capsys.readouterr()
+    assert way.finish() == OK
     told = " ".join(capsys.readouterr().out.split())
     found = certificate_of(way.out)
     assert found.certified
     assert found.asked is not None
-    assert (found.asked.wanted, found.asked.answered) == (len(rows), len(rows))
+    assert (found.asked.wanted, found.asked.answered) == (len(more), len(more))
+    assert found.asked.by_size
     assert f"certified: {found.statement}" in told
     assert "lost" in found.statement
     texts = {text for row in rows for text in (row["sentence1"], row["sentence2"])}
@@ -137,6 +150,40 @@ def test_labels_are_asked_for_read_and_checked_again(
     kept.keep_answers({key: (str(1 - int(a)), b) for key, (a, b) in kept.answers().items()})
     assert way.verify() == 1
     assert "asked.answers" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_the_certified_size_is_kept_where_nobody_labels_more(way: Way, capsys: Output) -> None:
+    way.label()
+    assert way.run() == LABELS_WANTED
+    told = " ".join(capsys.readouterr().err.split())
+    assert "a larger size is certified already: without these labels, the same command" in told
+    table = way.table.read_bytes()
+    assert way.run() == OK
+    assert way.table.read_bytes() == table
+    assert certificate_of(way.out).chosen == 0
+    assert "have no label, which may change the outcome" in capsys.readouterr().err
+    assert way.verify() == OK
+    assert way.finish() in (OK, NO_VERDICT)
+    assert len(present(certificate_of(way.out).asked).answers) == 64
+    assert way.verify() == OK
+
+
+@pytest.mark.long
+def test_a_search_that_asked_for_all_sizes_at_once_goes_on(way: Way) -> None:
+    """`--ask-all`, also of a search that began size by size, and the record of an old version."""
+    first = way.rows()
+    assert way.run("--ask-all") == LABELS_WANTED
+    assert len(way.rows()) > len(first)
+    record = way.out / "auto.json"
+    old = json.loads(record.read_text())
+    assert old["asked"].pop("by_size") is False
+    assert old["recipe"]["auto"].pop("ask_all") is True
+    record.write_text(json.dumps(old))
+    way.label()
+    assert way.run() in (OK, NO_VERDICT)
+    assert not present(certificate_of(way.out).asked).by_size
+    assert way.verify() == OK
 
 
 @pytest.mark.long
@@ -157,7 +204,8 @@ def test_a_half_filled_table_gives_a_wider_bound_and_can_be_filled_further(
     way: Way, capsys: Output
 ) -> None:
     way.label(1, wrong=True)
-    assert way.run() in (OK, NO_VERDICT)  # by how many rows differ, which rounding changes
+    if way.run() == LABELS_WANTED:  # by how many rows differ, which rounding changes
+        assert way.run() == OK
     told = " ".join(capsys.readouterr().err.split())
     assert "rows have no label, which may change the outcome" in told
     half = certificate_of(way.out)
@@ -166,7 +214,8 @@ def test_a_half_filled_table_gives_a_wider_bound_and_can_be_filled_further(
     rows = way.rows()
     way.label()
     way.write([rows[0], *way.rows()[1:]])  # the first label stays
-    assert way.run() in (OK, NO_VERDICT)
+    if way.run() == LABELS_WANTED:  # those of the smaller size, which nobody gives
+        assert way.run() == OK
     whole = certificate_of(way.out)
     assert whole.asked is not None
     assert whole.asked.answered == len(rows)
@@ -177,8 +226,7 @@ def test_a_half_filled_table_gives_a_wider_bound_and_can_be_filled_further(
 
 @pytest.mark.long
 def test_a_label_that_was_changed_after_a_look_promises_nothing(way: Way, capsys: Output) -> None:
-    way.label()
-    assert way.run() == OK
+    assert way.finish() == OK
     way.label(1, wrong=True)
     lines = way.error(capsys)
     assert "1 label was changed in" in lines[0]
@@ -231,6 +279,7 @@ def test_a_table_that_is_not_right_is_refused_and_nothing_lost(
     assert what in way.error(capsys)[0]
     assert not Kept.of(way.out).answers()
     way.write(right)
+    assert way.run() == LABELS_WANTED  # those of the smaller size
     assert way.run() == OK
 
 
@@ -275,8 +324,10 @@ def test_two_people_label_and_one_of_them_is_contradicted(way: Way) -> None:
     way.label()
     way.label(column="label_2")
     way.label(1, wrong=True, column="label_2")
-    assert way.run() in (OK, NO_VERDICT)
-    rows, found = len(way.rows()), certificate_of(way.out)
+    rows = len(way.rows())
+    if way.run() == LABELS_WANTED:  # those of the smaller size, which nobody gives
+        assert way.run() == OK
+    found = certificate_of(way.out)
     assert found.asked is not None
     assert (found.asked.twice, found.asked.agreed) == (rows, rows - 1)
     assert f"two people labelled {rows} rows and agree on {rows - 1} of them" in found.statement
@@ -285,8 +336,7 @@ def test_two_people_label_and_one_of_them_is_contradicted(way: Way) -> None:
 
 @pytest.mark.long
 def test_nothing_of_the_rows_is_pushed(way: Way, capsys: Output) -> None:
-    way.label()
-    assert way.run() == OK
+    assert way.finish() == OK
     capsys.readouterr()
     pushed = ["push", str(way.out), "me/it", "--dry-run", "--base-id", "me/base", "--json"]
     assert run(pushed) == OK

@@ -87,8 +87,8 @@ class Search:
         )  # fmt: skip
         self.labels: Mapping[int, str] = {}
 
-    def run(self, labels: int = 60) -> AskedSearch:
-        asked = promise(self.max_drop, labels)
+    def run(self, labels: int = 60, *, ask_all: bool = False) -> AskedSearch:
+        asked = promise(self.max_drop, labels).model_copy(update={"ask_all": ask_all})
         bound = AskedLabels(labels).method_on(ROWS, 0.95)
         seeds = {"training": 0, "rows": 0}
         search = AskedSearch(self.maker, self.record, asked, bound, ROWS, seeds)
@@ -119,9 +119,49 @@ def test_a_size_that_passes_with_all_of_its_rows_lost_asks_for_no_label() -> Non
     assert certificate(found).chosen == 1
 
 
+def test_rows_of_a_size_are_asked_once_the_one_before_it_is_certified() -> None:
+    search = Search(8, 10, 30, 32)
+    found = search.run()
+    assert asked_rows(found) == list(range(8))
+    assert (found.wanted.open, found.wanted.kept) == (8, 0)
+    assert search.maker.trained == [0]
+    # all rows are won: the first size passes, and the second even with its other rows lost
+    search.labels = dict.fromkeys(range(8), WON)
+    found = search.run()
+    assert search.maker.trained == [0, 1, 2]
+    assert asked_rows(found) == list(range(30))
+    assert (found.wanted.open, found.wanted.kept) == (22, 2)
+    assert certificate(found).chosen == 1  # without the new labels
+    search.labels = {**search.labels, **dict.fromkeys(range(8, 30), LOST)}
+    found = search.run()
+    assert found.wanted.open == 0
+    assert search.maker.trained == [0, 1, 2]  # the third failed: the fourth is not made
+    assert certificate(found).chosen == 1
+    assert present(found.record.asked).sizes == 3
+
+
+def test_a_label_of_a_row_that_is_no_longer_needed_counts() -> None:
+    """The second size passes without its own rows; what was labelled in spite of that, counts."""
+    search = Search(8, 10)
+    search.labels = dict.fromkeys(range(8), WON)
+    assert asked_rows(search.run()) == list(range(8))
+    search.labels = {**search.labels, 9: WON}
+    found = search.run()
+    assert asked_rows(found) == [*range(8), 9]
+    assert present(present(found.tested[1].test).labelled).won == 9
+
+
+def test_a_search_goes_on_as_it_began_or_asks_for_all_the_rest() -> None:
+    """Records of earlier versions have asked for all sizes, and go on so."""
+    search = Search(8, 14)
+    assert asked_rows(search.run()) == list(range(8))
+    assert asked_rows(search.run(ask_all=True)) == list(range(14))
+    assert asked_rows(search.run()) == list(range(14))
+
+
 def test_rows_are_asked_of_all_sizes_that_a_label_can_decide() -> None:
     search = Search(2, 8, 10)
-    found = search.run()
+    found = search.run(ask_all=True)
     assert asked_rows(found) == list(range(10))
     assert (found.wanted.open, found.wanted.answered, found.wanted.more) == (10, 0, None)
     assert search.maker.trained == [0, 1, 2]
@@ -162,7 +202,7 @@ def test_a_size_that_no_label_can_save_ends_the_testing() -> None:
 
 def test_sizes_go_in_as_long_as_the_rows_of_all_are_few_enough() -> None:
     search = Search(5, 8, 12, 14)
-    found = search.run(labels=10)
+    found = search.run(labels=10, ask_all=True)
     assert asked_rows(found) == list(range(8))
     assert search.maker.trained == [0, 1, 2]  # the third did not go in, so the fourth is not made
     assert found.wanted.left == 12

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sora_cli.search.ask_table import Given, Question
+from sora_cli.search.ask_table import NONE, Given, Question
 from sora_cli.search.asked_labels import AskedLabels
 from sora_cli.search.asked_search import AskedSearch, TooManyLabelsError
 from sora_cli.search.evidence import Screened
@@ -28,8 +28,9 @@ from tools.auto.synthetic import right_or_wrong
 from tools.auto.train import FILE
 
 
-def pool_of(differing: float, won: float, rows: int = 400) -> AskedPool:
-    return AskedPool(labelled(right_or_wrong(differing, won, rows=2000), None), rows, 3)
+def pool_of(differing: float, won: float, rows: int = 400, *, ask_all: bool = False) -> AskedPool:
+    stored = labelled(right_or_wrong(differing, won, rows=2000), None)
+    return AskedPool(stored, rows, 3, ask_all=ask_all)
 
 
 class Drawn(Invented):
@@ -68,27 +69,36 @@ def searched(pool: AskedPool, screened: list[Screened], named: list[int], drop: 
     maker = Drawn(pool, sizes, named)
     bound = AskedLabels().method_on(most.test, 0.95)
     seeds = {"training": 0, "rows": 0}
-    search = AskedSearch(maker, record, promise_of(drop), bound, most.test, seeds)
+    promise = promise_of(drop).model_copy(update={"ask_all": pool.ask_all})
+    search = AskedSearch(maker, record, promise, bound, most.test, seeds)
+    table: dict[str, Given] = {}
 
     def read(rows: Mapping[str, Question]) -> Mapping[str, Given]:
-        return dict.fromkeys(rows, (str(RIGHT), ""))
+        return {key: table.get(key, NONE) for key in rows}
 
     search.read = read
-    try:
-        for _ in search.run():
-            pass
-    except TooManyLabelsError:
-        return Decision(None, None, len(maker.drawn))
+    while True:  # as long as rows are asked that nobody was asked before
+        try:
+            for _ in search.run():
+                pass
+        except TooManyLabelsError:
+            return Decision(None, None, len(maker.drawn))
+        if search.wanted.rows.keys() <= table.keys():
+            break
+        table |= dict.fromkeys(search.wanted.rows, (str(RIGHT), ""))
     found = certificate(search)
     size = named[found.chosen] if found.certified and found.chosen is not None else None
     return Decision(size, len(search.wanted.rows), len(maker.drawn))
 
 
+@pytest.mark.parametrize("ask_all", [False, True])
 @pytest.mark.parametrize(
     ("differing", "won", "drop"), [(0.06, 0.4, 0.04), (0.03, 0.2, 0.02), (0.9, 0.3, 0.05)]
 )
-def test_a_replay_decides_as_the_search_does(differing: float, won: float, drop: float) -> None:
-    pool = pool_of(differing, won)
+def test_a_replay_decides_as_the_search_does(
+    differing: float, won: float, drop: float, ask_all: bool
+) -> None:
+    pool = pool_of(differing, won, ask_all=ask_all)
     screened = pool.screened(0)
     *named, rows = plan = pool.plan(screened, drop)
     (everything,) = pool.test(plan, drop, (0, 7), [FILLS["all"]])
