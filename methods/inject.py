@@ -70,6 +70,12 @@ def adapted_layers(model: nn.Module) -> dict[str, LowRankLinear]:
     return {path: m for path, m in model.named_modules() if isinstance(m, LowRankLinear)}
 
 
+def has_peft_layers(model: nn.Module) -> bool:
+    """Return True if the model has layers with adapters of the library PEFT."""
+    # by name: no method needs the library
+    return any(type(m).__module__.startswith("peft.tuners.") for m in model.modules())
+
+
 @contextmanager
 def switched_off(layers: Layers) -> Iterator[None]:
     """Set every factor to zero inside the `with` block, so each layer computes only its base layer.
@@ -172,6 +178,11 @@ def _is_pattern(target: str) -> bool:
 
 
 def _check_no_adapters(model: nn.Module) -> None:
+    if has_peft_layers(model):  # their factors are linear layers, which would get adapters
+        raise MethodError(
+            "the model has PEFT's adapters; take them off: model = model.unload(), or "
+            "merge_and_unload() to keep what they have learnt"
+        )
     for path, module in model.named_modules():
         if isinstance(module, LowRankLinear):
             raise MethodError(

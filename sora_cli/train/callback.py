@@ -25,7 +25,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from methods.base import AdapterMethod, Layers, LowRankLinear, StepInfo, optimizer_groups
-from methods.inject import adapted_layers
+from methods.inject import adapted_layers, has_peft_layers
 from sora_cli.model.new_tokens import trained_rows
 from sora_cli.train.checkpoint.resumable import Resumable
 from sora_cli.train.checkpoint.trainer_internals import call_on_resume, plain_optimizer
@@ -34,6 +34,11 @@ from sora_cli.train.optimizers import keep_embeddings
 _log = logging.getLogger(__name__)
 
 STATE_FILE = "adapter_method.safetensors"
+_PEFT = (
+    "the model's adapters are PEFT's, which attach cannot train: train and save them without it, "
+    "then make them smaller: sora prune ADAPTER -o OUT --max-differ 2% --unlabelled FILE; or take "
+    "them off (model = model.unload()), and call methods.inject.inject(model, ...)"
+)
 
 
 def attach(
@@ -50,10 +55,13 @@ def attach(
         head_lr: learning rate of trained parameters outside the adapters; None: the trainer's.
 
     Raises:
-        ValueError: the model has no adapters, or the trainer's own optimiser lacks their groups.
+        ValueError: the model has no adapters, or PEFT's; or the trainer's own optimiser lacks
+            their groups.
     """
     adapted = dict(layers) if layers is not None else adapted_layers(trainer.model)
     if not adapted and method.config.low_rank:
+        if has_peft_layers(trainer.model):
+            raise ValueError(_PEFT)
         raise ValueError("the model has no adapters: call methods.inject.inject(model, ...) first")
     if trainer.optimizer is not None:
         _check_groups(trainer.optimizer, method, adapted)

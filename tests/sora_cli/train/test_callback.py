@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from methods.base import AdapterMethod, LowRankLinear, StepInfo
+from methods.errors import MethodError
 from methods.inject import inject
 from methods.lora import Lora
 from methods.registry import create
@@ -174,6 +176,24 @@ def test_error_if_the_optimiser_steps_twice(tmp_path: Path) -> None:
     trainer.training_step = training_step
     with pytest.raises(RuntimeError, match="2 optimiser steps"):
         trainer.train()
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_adapters_of_peft_are_called_by_their_name(tmp_path: Path, *, wrapped: bool) -> None:
+    trainer, method = _trainer(tmp_path), create("sora", r_max=2)
+    config = LoraConfig(target_modules=["query"])
+    if wrapped:
+        trainer.model = get_peft_model(trainer.model, config)
+    else:
+        inject_adapter_in_model(config, trainer.model)
+    with pytest.raises(ValueError, match=r"are PEFT's.*sora prune ADAPTER .*unload"):
+        attach(trainer, method)
+    with pytest.raises(MethodError, match="unload"):  # or it would adapt PEFT's factors
+        inject(trainer.model, method, generator=torch.Generator())
+    if wrapped:  # the way out that both of them name
+        trainer.model = trainer.model.unload()
+        assert inject(trainer.model, method, generator=torch.Generator())
+        attach(trainer, method)
 
 
 def test_error_without_adapters_or_without_their_groups(tmp_path: Path) -> None:
