@@ -245,8 +245,9 @@ def _tell_what_is_left(
     say(f"  to lose less: {ways}")
     is_run = any(recipe_of_run(place) for place in (directory, directory.parent))
     rows = "" if is_run else " --recipe RECIPE"
-    on = "" if base is None else f" --base {quote(base)}"
-    compare = f"sora verify {quote(str(directory))} {quote(str(output))}{on}"
+    compare = f"sora verify {quote(str(directory))} {quote(str(output))}"
+    if base is not None:
+        compare += f" --base {quote(base)}"
     say(f"  to test whether its answers are worse: {compare} --max-drop 1pt{rows}")
 
 
