@@ -41,6 +41,7 @@ from sora_cli.adapter.pruning import (
     prune_layers,
 )
 from sora_cli.adapter.reading import open_adapter
+from sora_cli.adapter.trained_on import write_united
 from sora_cli.core.checks import COMBINATIONS, check_choice
 from sora_cli.core.errors import SoraError
 from sora_cli.core.unpacked import unpacked_from
@@ -139,6 +140,7 @@ class Combination:
             total = reduce(add, measured["losses"].values())
             _record(folder, self._entry(keep, total.relative_error))
             copy_processor(self._files[0].source.directory, folder)
+            write_united(folder, [file.source.directory for file in self._files])
 
         def finish(layers: Layers) -> None:
             write_adapter(

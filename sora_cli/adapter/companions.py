@@ -1,4 +1,4 @@
-"""The tokenizer or processor beside an adapter: whoever has the adapter can make its inputs."""
+"""Files beside an adapter: its tokenizer or processor, and the record of its training inputs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli.adapter.metadata import BaseReference
+from sora_cli.adapter.trained_on import copy_trained_on
 from sora_cli.core.atomic import remove_directory, remove_file
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import quiet_loading
@@ -60,6 +61,12 @@ def copy_processor(source: Path, folder: Path) -> None:
             shutil.copyfile(place, folder / name)
         elif place.is_dir():
             shutil.copytree(place, folder / name)
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy what lies beside an adapter to a copy of it: its processor, and its training inputs."""
+    copy_processor(source, folder)
+    copy_trained_on(source, folder)
 
 
 def replace_processor(source: Path, folder: Path) -> None:

@@ -31,6 +31,7 @@ from sora_cli.model.files import (
     MODEL_CONFIG,
     PROCESSOR_FILES,
     SORA_FILE,
+    TRAINED_ON,
 )
 from sora_cli.model.fingerprint import fingerprint
 from sora_cli.model.references import local_checkpoint, resolve_model_path
@@ -45,7 +46,7 @@ _FEW = 12  # items of a list that are shown
 _BESIDE = (SORA_FILE, MODEL_CONFIG, *PROCESSOR_FILES)
 """Files that decide answers beside the weights."""
 _BASE = ""  # the key of the base model's place: no file has this name
-_NO_ANSWER = {CARD, CERTIFICATE, ASKED, ".gitattributes"}
+_NO_ANSWER = {CARD, CERTIFICATE, ASKED, TRAINED_ON, ".gitattributes"}
 """Files that no answer depends on."""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from methods.keep import Keep
 from sora_cli.adapter.card import write_card
-from sora_cli.adapter.companions import copy_processor
+from sora_cli.adapter.companions import copy_companions
 from sora_cli.adapter.consumers import Consumer, consumers_of
 from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.parts.kinds import words
@@ -98,7 +98,7 @@ def export_adapter(
             entry |= {"rank": keep.rank, "energy": keep.energy, "relative_error": lost(losses)}
         meta = adapter.meta.model_copy(update={"lineage": (*adapter.meta.lineage, entry)})
         adapter = adapter.with_meta(meta)
-        beside = partial(copy_processor, source.directory)
+        beside = partial(copy_companions, source.directory)
         write_adapter(
             output, adapter, layout=layout, dtype=dtype, force=force, beside=beside,
             describe=write_card,

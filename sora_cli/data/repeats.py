@@ -84,19 +84,22 @@ def share_of(groups: int, rows: int, total: int) -> int:
     return min(max(round(groups * rows / total), 1), groups - 1)
 
 
-def first_of_each(keys: Keys, seen: Sequence[Keys], seed: int) -> tuple[np.ndarray, np.ndarray]:
+def first_of_each(
+    keys: Keys, seen: Sequence[Keys], seed: int, known: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows that repeat no other row, one of each group, and the rows that are seen.
 
     Args:
         keys: of the rows.
         seen: keys of other rows, from the same functions in the same order.
         seed: of the order in which rows are taken.
+        known: a mask (rows,) of rows that are seen, too.
 
     Returns:
         The numbers of the rows that are taken, sorted; and a mask (rows,) of the rows that have
         the same input as one of the other rows.
     """
-    known = np.zeros(len(keys[0]), dtype=bool)
+    known = np.zeros(len(keys[0]), dtype=bool) if known is None else known.copy()
     for place, key in enumerate(keys):
         for other in seen:
             known |= np.isin(_wide(key), other[place]).any(axis=1)

@@ -32,6 +32,7 @@ from sora_cli.model.files import (
     PROCESSOR_FILES,
     SAFE_WEIGHTS,
     SORA_FILE,
+    TRAINED_ON,
     WEIGHTS_INDEX,
     holds_pickles_only,
     pickled,
@@ -41,7 +42,7 @@ from sora_cli.model.loading import LOCAL_COPY, loading, split_gguf, weights_opti
 
 MODEL_CARD = "README.md"
 
-_OWN = (MODEL_CONFIG, MODEL_CARD, MERGE_RECORD, SORA_FILE, WEIGHTS_INDEX)
+_OWN = (MODEL_CONFIG, MODEL_CARD, MERGE_RECORD, SORA_FILE, TRAINED_ON, WEIGHTS_INDEX)
 """Files besides the weights that a merge writes itself."""
 _WEIGHTS = (
     *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.pb", "*.msgpack", "*.ot"),

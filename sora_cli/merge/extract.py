@@ -24,7 +24,7 @@ from methods.keep import Keep
 from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.card import write_card
 from sora_cli.adapter.classes import names_classes, task_type_of
-from sora_cli.adapter.companions import copy_processor
+from sora_cli.adapter.companions import copy_companions
 from sora_cli.adapter.dense import Progress, cut_dense, measure
 from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_sora_file, write_sora_file
@@ -132,7 +132,7 @@ class Extraction:
                 measured["parameters"] = sum(r * sum(back.shapes[p]) for p, r in live.items())
             measured["losses"], measured["error"] = losses, _error(losses, *rest)
             self._record(folder, entry, measured)
-            copy_processor(self.model.folder, folder)
+            copy_companions(self.model.folder, folder)
 
         write_adapter(
             output,

@@ -27,6 +27,7 @@ from sora_cli.adapter.classes import names_classes
 from sora_cli.adapter.companions import replace_processor
 from sora_cli.adapter.metadata import write_json, write_sora_file
 from sora_cli.adapter.survival import Survival
+from sora_cli.adapter.trained_on import write_united
 from sora_cli.core.atomic import check_replaceable, new_directory
 from sora_cli.core.console import size
 from sora_cli.core.environment import process_memory
@@ -150,6 +151,9 @@ class Merge:
                 meta, base = self.incoming.meta, self.incoming.adapter.base
                 if meta.task is not None:
                     write_sora_file(folder / SORA_FILE, meta, base)
+                opened = self.incoming.adapter.opened
+                if opened is not None:
+                    write_united(folder, [opened.directory], self.base.folder)
                 (folder / MODEL_CARD).write_text(self._card(survival), encoding="utf-8")
         except OSError as error:
             raise SoraError(

@@ -33,6 +33,8 @@ CERTIFICATE = "certificate.json"
 """The promise about an adapter; it names places of this machine, so it is not uploaded."""
 ASKED = "asked.json"
 """Labels that people gave for a promise; no command copies it."""
+TRAINED_ON = "trained_on.json"
+"""Hashes of the inputs that a result was trained on; they stay on this machine."""
 TEMPLATES = "additional_chat_templates"
 """A folder with a tokenizer's further chat templates."""
 PROCESSOR_FILES = (
@@ -61,11 +63,11 @@ def adapter_files(directory: Path) -> tuple[str, ...]:
 
     README.md is allowed only if it is a model card by PEFT or this program, not a user's own text.
     """
+    mine = (*ADAPTER_FILES, CERTIFICATE, ASKED, TRAINED_ON)
     try:
         text = (directory / CARD).read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return (*ADAPTER_FILES, CERTIFICATE, ASKED)
-    mine = (*ADAPTER_FILES, CERTIFICATE, ASKED)
+        return mine
     return mine if _CARD_STARTS.match(text) else tuple(name for name in mine if name != CARD)
 
 

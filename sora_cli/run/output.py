@@ -17,6 +17,7 @@ from sora_cli.model.files import (
     MERGE_RECORD,
     MODEL_CONFIG,
     SORA_FILE,
+    TRAINED_ON,
     adapter_files,
 )
 from sora_cli.model.references import resolve_model_path
@@ -150,7 +151,7 @@ def _result_files(place: Path) -> tuple[str, ...] | None:
     """Return the file names allowed in a result's directory; None: any that transformers writes."""
     if place.name == ADAPTER:
         return adapter_files(place)
-    return (DELTA_FILE, SORA_FILE) if place.name == DELTA else None
+    return (DELTA_FILE, SORA_FILE, TRAINED_ON) if place.name == DELTA else None
 
 
 def clear_run(output: Path) -> None:

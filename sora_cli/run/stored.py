@@ -10,7 +10,7 @@ model/  a transformers model directory with its tokenizer, and sora.json
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,11 +50,19 @@ _PUT_BACK = "restore the original base model, or train again"
 
 
 def write_baseline(
-    output: Path, method: Baseline, base: Base, meta: AdapterMeta, reference: BaseReference
+    output: Path,
+    method: Baseline,
+    base: Base,
+    meta: AdapterMeta,
+    reference: BaseReference,
+    beside: Callable[[Path], None],
 ) -> Path:
     """Write a baseline's result into a run's directory, atomically; every process must call it.
 
     Tensors that are not finite are refused, and the written file is read back and compared.
+
+    Args:
+        beside: writes more files into the result's directory.
 
     Returns:
         `output/delta` or `output/model`.
@@ -74,6 +82,7 @@ def write_baseline(
                 save_file(tensors, folder / DELTA_FILE)
                 _check(tensors, load_tensors(folder / DELTA_FILE), directory)
             write_sora_file(folder / SORA_FILE, meta, reference)
+            beside(folder)
     except (OSError, SafetensorError) as error:
         raise SoraError(f"{directory} cannot be written: {first_line(error)}") from error
     return directory

@@ -7,9 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sora_cli.adapter.digest import result_digest
 from sora_cli.adapter.metadata import read_sora_file
+from sora_cli.adapter.places import ADAPTER, DELTA, MODEL
+from sora_cli.adapter.trained_on import NOTHING, UNKNOWN, TrainedOn, read_trained_on, united
 from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError
+from sora_cli.core.words import listed, shown_path
+from sora_cli.data.content import data_fingerprint
 from sora_cli.model.files import SORA_FILE
 from sora_cli.recipe.load import LoadedRecipe, load_stored
 from sora_cli.recipe.reading import named_basis, names_columns
@@ -41,13 +46,14 @@ def choosing_rows(
     recipe = loaded.recipe
     if options.unlabelled is None:
         rows = selection_rows(recipe)
-        seen = _rows_of_all(places[1:], rows.task.input_columns)  # the recipe is of the first
-        return replace(rows, seen=(*rows.seen, *seen)), promise
+        seen, trained = _trained_on(places, rows.task.input_columns)
+        say_notes(_not_known(trained, places, rows.split))
+        return replace(rows, seen=(*rows.seen, *seen), trained=trained), promise
     pool = Path(options.unlabelled).expanduser()
     if promise.basis == "asked":
         check_asking(recipe, create_task(recipe.task, recipe.data), promise.metric)
     elif promise.kind == "drop" and has_data(recipe):
-        return _rows_for_drop(options, loaded, promise, pool)
+        return _rows_for_drop(options, loaded, promise, pool, places)
     elif promise.kind == "drop":
         against_answers(recipe, promise.metric, "answers")
     return _rows_for_answers(options, recipe, pool, places), promise
@@ -59,15 +65,22 @@ def has_data(recipe: Recipe) -> bool:
 
 
 def _rows_for_drop(
-    options: PromiseOptions, loaded: LoadedRecipe, promise: Promise, pool: Path
+    options: PromiseOptions,
+    loaded: LoadedRecipe,
+    promise: Promise,
+    pool: Path,
+    places: Sequence[Path],
 ) -> tuple[TestRows, Promise]:
     recipe, basis = loaded.recipe, options.basis or named_basis(loaded)
     labelled = selection_rows(recipe)
+    seen, trained = _trained_on(places, labelled.task.input_columns)
+    say_notes(_not_known(trained, places, labelled.split))
+    labelled = replace(labelled, seen=(*labelled.seen, *seen), trained=trained)
     unusable = against_answers(recipe, promise.metric, basis)
     if unusable is not None:
         say_notes([f"--unlabelled is not used: {unusable}"])
         return labelled, promise
-    answered = read_answer_rows(recipe, pool, trained=labelled.task)
+    answered = replace(read_answer_rows(recipe, pool, trained=labelled.task), trained=trained)
     answered = answered.unseen([*labelled.seen, labelled])
     rows, promise, line = rows_on_best_basis(promise, labelled, answered, basis)
     say_notes([*answered.notes, line])
@@ -92,14 +105,9 @@ def _rows_for_answers(
         asked=options.ask is not None,
     )
     assert answered.answers is not None
-    others = places[1:] if seen else places
-    seen += _rows_of_all(others, answered.answers.columns)
-    notes = [] if seen else [
-        f"training rows in {answered.answers.file} are not left out: they are not known here "
-        "(--recipe R names them), and the promise is about rows that the adapter has not seen"
-    ]  # fmt: skip
-    answered = answered.unseen(seen)
-    say_notes([*answered.notes, *notes])
+    more, trained = _trained_on(places, answered.answers.columns)
+    answered = replace(answered, trained=trained).unseen([*seen, *more])
+    say_notes([*answered.notes, *_not_known(trained, places, shown_path(pool))])
     return answered
 
 
@@ -115,24 +123,53 @@ def recipe_of(
     return {**recipe, "auto": replace(options, basis=basis).block()}
 
 
-def _rows_of_all(places: Sequence[Path], columns: Sequence[str]) -> list[TestRows]:
-    return [rows for place in places for rows in _training_rows(place, columns)]
-
-
-def _training_rows(place: Path, columns: Sequence[str]) -> list[TestRows]:
-    """Return the training rows of the run that wrote an adapter; empty: they are not known here.
+def _trained_on(places: Sequence[Path], columns: Sequence[str]) -> tuple[list[TestRows], TrainedOn]:
+    """Return what results were trained on: rows that are here, and hashes of inputs.
 
     Args:
-        place: directory of the adapter.
+        places: directories of the adapters, deltas or models.
         columns: inputs that the rows must have.
+    """
+    rows, records = list[TestRows](), list[TrainedOn]()
+    for place in places:
+        record = read_trained_on(place)
+        if record is None:  # written by a version before these records, or by another program
+            former = _former_rows(place, columns)
+            rows += former
+            record = NOTHING if former else UNKNOWN
+        records.append(record)
+    return rows, united(records)
+
+
+def _not_known(trained: TrainedOn, places: Sequence[Path], rows: str) -> list[str]:
+    """Return a note if training rows may be among those that test."""
+    if trained.complete:
+        return []
+    unknown = [p for p in places if not (read_trained_on(p) or UNKNOWN).complete] or places
+    names = listed([shown_path(place) for place in unknown])
+    return [f"nothing records all that {names} was trained on: of such inputs in {rows}, those "
+            "that the recipe does not train on test, too"]  # fmt: skip
+
+
+def _former_rows(place: Path, columns: Sequence[str]) -> list[TestRows]:
+    """Return the training rows of the run that wrote a result; empty: they are not known here.
+
+    The report must be that of this result, and of rows with this content. What a result that the
+    run began with was trained on is not known.
     """
     try:
         report = read_report(place.parent)
-        if report is None:
+        result = place.name in (ADAPTER, DELTA, MODEL)
+        if not result or report is None or report.recipe.get("start") is not None:
+            return []
+        digest = report.digests.get(place.name)
+        if digest is not None and digest != result_digest(place):
             return []
         recipe = load_stored(report.recipe, place.parent / REPORT, report.name).recipe
         task, rows = load_task(recipe.to_score())
     except SoraError:  # the data have moved, or the report is damaged
         return []
+    fingerprint = report.data.fingerprints.get("train", "")
     known = set(columns) <= set(rows.train.column_names)
-    return [training_rows(task, rows)] if known else []
+    same = fingerprint == data_fingerprint(rows.train)
+    return [training_rows(task, rows)] if known and same else []

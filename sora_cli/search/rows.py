@@ -9,7 +9,7 @@ checkpoints.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from sora_cli.model.base import Base
 from sora_cli.recipe.auto import Basis
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.encode import encode
+from sora_cli.run.lineage import inherited
 from sora_cli.run.prepare import Prepared, check_rows, load_task, raw_keys
 from sora_cli.search.answers import read_answer_rows
 from sora_cli.search.basis import BASES, basis_line, choose_basis
@@ -58,12 +59,15 @@ def deciding_rows(
     """
     block, promise = recipe.auto, promise_of(recipe)
     assert block is not None
+    before = inherited(recipe)
     if promise.unlabelled:
-        unseen = unlabelled_rows(recipe, task).unseen([training_rows(task, rows)])
+        unseen = replace(unlabelled_rows(recipe, task), trained=before)
+        unseen = unseen.unseen([training_rows(task, rows)])
         parts = unseen.parts(screening, test, block.seed)
         # which rows of the pool test is known once sizes were screened
         return {POOL if p == TEST and promise.basis == "asked" else p: parts[p] for p in parts}
-    return choosing_rows(task, screening / (screening + test), block.seed, inputs)
+    held = choosing_rows(task, screening / (screening + test), block.seed, inputs)
+    return {name: replace(part, trained=before) for name, part in held.items()}
 
 
 def training_rows(task: Task, rows: Rows) -> TestRows:

@@ -13,7 +13,7 @@ from typing import Any
 from methods.keep import Keep
 from sora_cli.adapter.adapter import Adapter
 from sora_cli.adapter.card import write_card
-from sora_cli.adapter.companions import copy_processor
+from sora_cli.adapter.companions import copy_companions
 from sora_cli.adapter.directory import write_adapter
 from sora_cli.adapter.pruning import Layers, Loss, check_left, check_one_rank, prune_layers
 from sora_cli.adapter.rounding import Rounding
@@ -91,7 +91,7 @@ class Shrunk:
             small,
             dtype="float32" if rounding is not None else self._dtype(),
             force=force,
-            beside=partial(copy_processor, whole.source.directory),
+            beside=partial(copy_companions, whole.source.directory),
             describe=partial(write_card, certify=None if evidence is None else evidence.certify),
         )
 

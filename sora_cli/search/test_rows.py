@@ -17,11 +17,12 @@ from typing import Any, ClassVar
 import numpy as np
 from datasets import Dataset
 
+from sora_cli.adapter.trained_on import ANSWERED, NOTHING, RAW, READ, TrainedOn
 from sora_cli.core.errors import SoraError
 from sora_cli.data.content import data_fingerprint
 from sora_cli.data.overlap import input_hashes
 from sora_cli.data.places import Origin, RowError, locating
-from sora_cli.data.repeats import count_inputs, first_of_each
+from sora_cli.data.repeats import Keys, count_inputs, first_of_each
 from sora_cli.model.base import Base
 from sora_cli.run.class_counts import raw_class_counts
 from sora_cli.run.encode import encode
@@ -73,6 +74,8 @@ class TestRows:
         answers: how answers to them are compared; None: their labels score a model.
         inputs: (rows,) a hash of each row's input, of rows without labels.
         seen: the rows that they must not repeat, as far as they are known.
+        trained: the inputs that the models were trained on; they must not be repeated, either.
+        also_read: the family as another of the models reads rows, if it reads them otherwise.
         notes: remarks for the user: rows that were left out, and labels that are ignored.
     """
 
@@ -85,6 +88,8 @@ class TestRows:
     answers: Answers | None = None
     inputs: np.ndarray | None = None
     seen: tuple[TestRows, ...] = ()
+    trained: TrainedOn = NOTHING
+    also_read: Task | None = None
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -123,7 +128,8 @@ class TestRows:
         answers, inputs = self.answers, self.inputs
         assert answers is not None
         assert inputs is not None
-        known, alike = np.zeros(len(self), dtype=bool), [self.like(part) for part in seen]
+        alike = [self.like(part) for part in seen]
+        known = self._trained_raw()
         for part in alike:
             known |= np.isin(inputs, input_hashes(part.rows, answers.columns))
         repeated = ~known
@@ -153,6 +159,11 @@ class TestRows:
             SCREENING: self.take(np.sort(order[:screening])),
             TEST: self.take(np.sort(order[screening : screening + test])),
         }
+
+    def read_by(self, task: Task) -> TestRows:
+        """Return the same rows for a model that reads them otherwise."""
+        seen = tuple(part.read_by(task) for part in self.seen)
+        return replace(self, task=task, seen=seen)
 
     def raw_keys(self) -> Sequence[np.ndarray]:
         """Return the keys of the raw rows."""
@@ -227,9 +238,10 @@ class TestRows:
         rows, answers = self.encoded(base), self.answers is not None and self.answers.next_tokens
         keys = self.task.input_keys(rows, answers=answers)
         others = [other.input_keys(each, answers=answers) for other, each in seen]
-        counted, known = first_of_each(keys, others, seed)
+        before = self._trained_on(base, rows, keys)
+        counted, known = first_of_each(keys, others, seed, before)
         if not len(counted):
-            labelled = first_of_each(keys, others[:trained], seed)[1]
+            labelled = first_of_each(keys, others[:trained], seed, before)[1]
             named = "training" if trained < 2 else "labelled"
             whose = {named: labelled.any(), "screening": not labelled.all()}
             repeated = " and ".join(f"{name} rows" for name in whose if whose[name])
@@ -255,8 +267,30 @@ class TestRows:
             repeated=left - len(counted),
             alike=alike,
             sharing=_sharing(self.task, rows, counted),
-            known=trained > 0,
+            known=self.trained.knows(self.task.name),
         )
+
+    def _trained_raw(self) -> np.ndarray:
+        if not self.trained.families:
+            return np.zeros(len(self), dtype=bool)
+        return self.trained.repeated(self.task.name, RAW, self.task.raw_keys(self.rows))
+
+    def _trained_on(self, base: Base, rows: Encoded, keys: Keys) -> np.ndarray:
+        """Return a mask of the rows that a model was trained on, (rows,), by all that is recorded.
+
+        Args:
+            keys: of the rows, as `rows` are read.
+        """
+        name, kind = self.task.name, READ
+        if self.answers is not None and self.answers.next_tokens:
+            kind = ANSWERED
+        known = self._trained_raw()
+        known |= self.trained.repeated(name, kind, keys)
+        if self.also_read is not None:
+            read = self.read_by(self.also_read).encoded(base)
+            again = self.also_read.input_keys(read, answers=kind == ANSWERED)
+            known |= self.trained.repeated(name, kind, again)
+        return known
 
 
 @dataclass(frozen=True)
@@ -270,7 +304,7 @@ class EncodedRows:
         repeated: number of other rows that it reads like another row of this part.
         alike: of these, the rows that differ only before the model reads them.
         sharing: number of rows that test and share a part of their input, and its name.
-        known: the training rows are known here.
+        known: all that the models were trained on is known here.
     """
 
     part: TestRows
@@ -296,10 +330,15 @@ class EncodedRows:
         every = np.arange(len(part))
         return replace(self, part=part, rows=part.encoded(base), counted=every, seen=0, repeated=0)
 
-    def on(self, base: Base) -> EncodedRows:
-        """Return the same rows, encoded for another model of the same base."""
-        alone = None if self.alone is None else self.alone.on(base)
-        return replace(self, rows=self.part.encoded(base), alone=alone)
+    def on(self, base: Base, task: Task | None = None) -> EncodedRows:
+        """Return the same rows, encoded for another model.
+
+        Args:
+            task: reads the rows for that model; None: their own.
+        """
+        alone = None if self.alone is None else self.alone.on(base, task)
+        part = self.part if task is None else self.part.read_by(task)
+        return replace(self, part=part, rows=part.encoded(base), alone=alone)
 
     def scores(self, trainer: AdapterTrainer) -> RowScores:
         """Score the trainer's model as it is now on the rows that test.

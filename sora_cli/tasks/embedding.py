@@ -27,7 +27,7 @@ from methods.inject import adapted_layers, switched_off
 from sora_cli.core.device import process_state
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_value
-from sora_cli.data.overlap import input_hashes
+from sora_cli.data.overlap import input_hashes, texts_hash
 from sora_cli.data.places import RowError
 from sora_cli.tasks.corpus import Reader
 from sora_cli.tasks.embedding_batch import (
@@ -122,7 +122,8 @@ class Embedding(Retrieval):
         if self.searches_alone:
             return [input_hashes(rows, [query])] * 2
         keys = [
-            [hash((str(text),)) for text in texts_in(cell) or [""]] for cell in rows[document][:]
+            [texts_hash([str(text)]) for text in texts_in(cell) or [""]]
+            for cell in rows[document][:]
         ]
         return [input_hashes(rows, [query]), padded_keys(keys)]
 
