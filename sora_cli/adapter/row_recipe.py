@@ -15,9 +15,15 @@ from sora_cli.report import read_report
 
 _OF_MODEL = ("dtype", "attention", "quantise", "new_tokens")
 _OF_ROWS = ("text_columns", "label_column", "columns", "label_names", "max_length")
-_OF_TRAINING = ("precision",)
+_OF_COMPUTING = ("precision",)
 UNKNOWN = "unknown"
 """The base model's name in such a recipe: an adapter itself names its own."""
+OF_TRAINING = (
+    "beta", "centring", "desirable_weight", "gamma", "generation_batch_size", "label_all_pieces",
+    "label_smoothing", "learn", "loss", "max_target_length", "packing", "reference", "scale",
+    "sft_weight", "top_k", "undesirable_weight",
+)  # fmt: skip
+"""Options of a task that decide how it is learned or scored, not how a model reads rows."""
 OF_SCORES = ("metrics", "best_metric", "greater_is_better")
 """Options of a task that change scores but not answers."""
 
@@ -28,7 +34,7 @@ def row_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
         "model": _chosen(recipe, "model", _OF_MODEL),
         "task": {k: v for k, v in recipe.get("task", {}).items() if k not in OF_SCORES},
         "data": _chosen(recipe, "data", _OF_ROWS),
-        "training": _chosen(recipe, "training", _OF_TRAINING),
+        "training": _chosen(recipe, "training", _OF_COMPUTING),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -183,6 +183,7 @@ def _gate(
         from sora_cli.search.choosing import choosing_rows, recipe_of
         from sora_cli.verify.gate import Served, Side, gate_server
         from sora_cli.verify.gate import gate as compare
+        from sora_cli.verify.own_reading import reading_notes
     sides = [Side.of(reference, base) for reference in references]
     written = gate.output is not None or as_json  # which needs the figures
     if server is None and not written and sides[0].is_same(sides[1]):
@@ -191,6 +192,10 @@ def _gate(
     loaded, on = load_gate(promise, *references, base=base)
     read = [*of_results(*(side.place for side in sides)), base]
     table = ask_table(promise, loaded, output_file("-o", gate.output), read, force=gate.force)
+    sides = [side.reading(loaded.recipe, overrides) for side in sides]
+    own = {name: side.recipe for name, side in zip("AB", sides, strict=False) if side.recipe}
+    say_notes(reading_notes(own))
+    loaded = replace(loaded, recipe=own["A"])
     rows, on = choosing_rows(promise, loaded, on, *(side.place for side in sides))
     if server is None:
         found = compare(sides[0], sides[1], loaded.recipe, rows, on, table, say)

@@ -153,7 +153,8 @@ class FinishedMaker(Maker):
     @staticmethod
     def _of(model: Model, rows: EncodedRows) -> RowScores:
         trainer = model()
-        return from_first_process(rows.on(trainer.base).scores(trainer))
+        # two finished models may read rows by lengths and templates of their own
+        return from_first_process(rows.on(trainer.base, trainer.task).scores(trainer))
 
 
 def _seen_share(size: Screened, rows: int) -> float:

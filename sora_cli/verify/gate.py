@@ -7,7 +7,7 @@ within the promise, and shown to be worse if the lower one is above it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,6 +40,7 @@ from sora_cli.tasks.language import Writing, room_after, row_text_scores
 from sora_cli.tasks.row_scores import RowScores, answer_scores, row_scores
 from sora_cli.tasks.stand_ins import NOT_FINITE, OUTPUTS, OVERFLOW, finite_rows
 from sora_cli.train.trainer import AdapterTrainer, build_scorer
+from sora_cli.verify.own_reading import own_recipe, read_alike, task_of
 from sora_cli.verify.server import Server
 
 NAME = "A"
@@ -58,12 +59,14 @@ class Side:
         reference: the user's name for it.
         place: its adapter, delta or model; of a model of the Hub the name.
         base: the base model of an adapter, as the user named it.
+        recipe: scores it, and reads rows by its own length and template; None: not known yet.
         read: what its tokenizer knows, and makes of a text, once the model was loaded.
     """
 
     reference: str
     place: Path
     base: str | None = None
+    recipe: Recipe | None = None
     read: list[Any] = field(default_factory=list, compare=False)
 
     @classmethod
@@ -83,6 +86,10 @@ class Side:
         if adapter_folder(self.place) is None:
             return _OF_MODEL
         return stored_size(self.place)
+
+    def reading(self, recipe: Recipe, overrides: Sequence[str]) -> Side:
+        """Return this side with the recipe by which its model reads the rows of another one."""
+        return replace(self, recipe=own_recipe(self.place, recipe, overrides))
 
     def model(self, recipe: Recipe, task: Task, last: list[str] | None = None) -> Model:
         """Return the model, which is loaded when it is scored.
@@ -200,7 +207,7 @@ def gate(
     """Test whether B is no worse than A by more than a promise allows.
 
     Args:
-        recipe: scores both.
+        recipe: scores A, and B if that has no recipe of its own.
         rows: rows that neither was trained on, as far as that is known.
         labels: of a promise that asks for labels.
         tell: prints what the rows can certify.
@@ -210,7 +217,11 @@ def gate(
     """
     try:
         with _naming() as last:
-            models = a.model(recipe, rows.task, last), b.model(recipe, rows.task, last)
+            own, task = b.recipe or recipe, rows.task
+            if not read_alike(recipe, own):
+                task = task_of(own, rows)
+                rows = replace(rows, also_read=task)
+            models = a.model(recipe, rows.task, last), b.model(own, task, last)
             if labels is None:
                 return _by_scores(a, b, models, recipe, rows, promise, tell)
             return _by_labels(a, b, models, recipe, rows, promise, tell, labels)
@@ -277,7 +288,7 @@ def _by_scores(
     first, second = models
     encoded, full = _first(rows, recipe, first())
     other = second()
-    small = _scores(encoded.on(other.base), other)
+    small = _scores(encoded.on(other.base, other.task), other)
     return _tested(a, _candidate(b, b.size), encoded, full, small, promise, tell)
 
 

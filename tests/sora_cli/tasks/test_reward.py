@@ -137,6 +137,8 @@ def test_a_single_answer_gets_the_reward_that_it_has_in_a_pair(
     assert list(single[0]) == ["prompt", "completion", "reward"]
     other = write_rows(tmp_path / "other.jsonl", [{"prompt": "a", "text": "b"}])
     refused(capsys, "predict", trained / "run", other, "-o", tmp_path / "x.jsonl")
+    new = [{**row, "prompt": f"new: {row['prompt']}"} for row in read_lines(Path(alone))]
+    alone = write_rows(tmp_path / "alone.jsonl", new)
     refused(capsys, "prune", trained / "run", "-o", tmp_path / "small", "--max-differ", "5%",
             "--unlabelled", alone)  # fmt: skip
 
