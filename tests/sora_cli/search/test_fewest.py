@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sora_cli.app import run
 from tests.helpers_errors import error_of
 from tests.helpers_families import write_family_recipe
 from tests.helpers_models import tiny_bert
@@ -49,3 +50,17 @@ def test_few_inputs_are_refused_before_training(
     assert "needs 50 test rows with different inputs" in lines[0]
     assert "--max-differ 1% --unlabelled FILE data.corpus=FILE" in lines[-1]
     assert not list(out.glob("sizes/*"))
+
+
+def test_init_counts_inputs_and_names_what_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "pairs.jsonl", three_queries_each(200))
+    base = save_base(tiny_bert(), tmp_path / "base")
+    assert run(["init", "pairs.jsonl", "--model", str(base)]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "sora auto is not proposed: the promise cannot be computed" in said
+    assert "needs 50 test rows with different inputs, and there are 24" in said
+    assert "--max-differ 1% --unlabelled FILE data.corpus=FILE" in said
+    assert "sora auto pairs" not in said
