@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sora_cli.search.statistic import (
     FEWEST_DIFFERING,
+    FEWEST_ROWS,
     POWER,
     STEP,
     Bound,
@@ -32,6 +33,7 @@ class AnyMetric(Statistic):
 
     name = "metric"
     method = ": BCa bootstrap over whole rows (Efron 1987)"
+    fewest = FEWEST_ROWS
 
     def measures(self, scores: RowScores) -> bool:
         """Return True: every metric has scores by row."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
 
-from sora_cli.search.statistic import FEWEST_DIFFERING, RESAMPLES
+from sora_cli.search.statistic import FEWEST_DIFFERING, FEWEST_ROWS, RESAMPLES
 
 if TYPE_CHECKING:
     from sora_cli.tasks.row_scores import RowScores
@@ -37,7 +37,6 @@ REASONS: dict[Refusal, str] = {
     "constant": "the drop is the same in all resamples",
     "extreme": "the drop lies at the edge of its resamples",
 }
-FEWEST_ROWS = 50
 _CELLS = 2**17  # weights made at a time: 1 MiB of float64, small enough for a processor's cache
 
 

@@ -26,6 +26,7 @@ from sora_cli.run.lineage import inherited
 from sora_cli.run.prepare import Prepared, check_rows, load_task, raw_keys
 from sora_cli.search.answers import read_answer_rows
 from sora_cli.search.basis import BASES, basis_line, choose_basis
+from sora_cli.search.fewest import check_number, unlabelled_way
 from sora_cli.search.promise import Promise, promise_of
 from sora_cli.search.row_set import POOL, SCREENING, TEST, TRAIN, RowSet, part_of
 from sora_cli.search.screening import part_rows
@@ -189,23 +190,32 @@ def _row_set(split: str, rows: Dataset) -> RowSet:
 def method_by(recipe: Recipe, ready: Prepared, rows: int, promise: Promise) -> BoundMethod:
     """Return the method of the test, and what a number of rows can certify, before any training.
 
+    Too few rows for any bound are an error.
+
     The untrained model scores a few rows, because only row scores tell if the metric's rows are
     right or wrong. This does not change a run: a trainer seeds all generators when it is made.
 
     Args:
         recipe: recipe of the run at full rank.
     """
+    scores = _blank_scores(recipe, ready, promise)
+    with recipe.placing("auto.rows"):
+        check_number(statistic_of(scores), rows, promise.metric, unlabelled_way(recipe))
+    return method_on(scores, rows, promise)
+
+
+def _blank_scores(recipe: Recipe, ready: Prepared, promise: Promise) -> RowScores:
+    """Return scores that tell the statistic of the test, of a few rows or of none."""
     if promise.basis == "asked":
-        return method_on(asked_scores([]), rows, promise)
+        return asked_scores([])
     if promise.by_answers:
-        return method_on(answer_scores([], rows_alone=ready.task.rows_alone), rows, promise)
+        return answer_scores([], rows_alone=ready.task.rows_alone)
     blank = ready.task.blank_scores(ready.select)
     if blank is not None:
-        return method_on(blank, rows, promise)
+        return blank
     few = ready.rows.select.select(range(min(_FEW, len(ready.rows.select))))
     encoded = encode(ready.task, ready.base, few, ready.rows.origin(ready.rows.select))
-    scores = build_scorer(recipe, ready.task, ready.base).row_scores(encoded)
-    return method_on(scores, rows, promise)
+    return build_scorer(recipe, ready.task, ready.base).row_scores(encoded)
 
 
 def method_on(scores: RowScores, rows: int, promise: Promise) -> BoundMethod:

@@ -36,6 +36,8 @@ RESAMPLES = 5000
 """Of a bootstrap, where a statistic draws one."""
 STEP = 2
 """Places in the list of sizes to the next bolder one."""
+FEWEST_ROWS = 50
+"""Rows of a bootstrap: the number that is asked before training, and by the bound itself."""
 FEWEST_DIFFERING = 20
 """Differing rows of a bootstrap; with fewer, a simulation gave up to 17 % false certificates at a
 level of 5 %."""
@@ -248,6 +250,7 @@ class Statistic(ABC):
         exact: the confidence holds for any number of independent rows.
         metric: name of the number that is compared; None: the recipe's main metric.
         counts_rows: the number is a count of rows, as a share of them.
+        fewest: number of test rows without which there is no bound.
     """
 
     name: ClassVar[str]
@@ -255,6 +258,7 @@ class Statistic(ABC):
     exact: ClassVar[bool] = False
     metric: ClassVar[str | None] = None
     counts_rows: ClassVar[bool] = False
+    fewest: ClassVar[int] = 1
 
     def about(self, promise: Promise) -> Self:
         """Return the statistic with what a promise says of it."""

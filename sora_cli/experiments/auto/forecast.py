@@ -10,14 +10,20 @@ from datasets import Dataset
 from sora_cli.core.errors import SoraError
 from sora_cli.data.columns import some_rows
 from sora_cli.data.repeats import count_inputs
-from sora_cli.experiments.auto.plan import plan_auto
+from sora_cli.experiments.auto.plan import AutoPlan, plan_auto
 from sora_cli.experiments.auto.rows import held_out_rows
 from sora_cli.recipe.auto import AutoBlock
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.run.class_counts import raw_class_counts
+from sora_cli.search.any_metric import AnyMetric
 from sora_cli.search.constant import BALANCED, balanced_drop, nothing_promised
+from sora_cli.search.fewest import check_number, unlabelled_way
 from sora_cli.search.promise import proposed_drop, rounded_up, rows_are_right_or_wrong
 from sora_cli.tasks.base import Task
+
+
+_NOT = "sora auto is not proposed"
+_ENOUGH = 1000  # rows without labels, of a file that is not there yet
 
 
 @dataclass(frozen=True)
@@ -44,9 +50,15 @@ def forecast(loaded: LoadedRecipe, task: Task, train: Dataset) -> Forecast:
     recipe = loaded.recipe.model_copy(update={"auto": block})
     try:
         plan = plan_auto(dataclasses.replace(loaded, recipe=recipe))
-        rows = held_out_rows(plan, len(train), count_inputs(task.raw_keys(train)))
     except SoraError as error:
-        return Forecast(None, (f"sora auto is not proposed: {error.what}",))
+        return Forecast(None, (f"{_NOT}: {error.what}",))
+    try:
+        rows = held_out_rows(plan, len(train), count_inputs(task.raw_keys(train)))
+        if block.unlabelled is None and not rows_are_right_or_wrong(recipe):
+            check_number(AnyMetric(), rows.test, task.best, unlabelled_way(recipe))
+    except SoraError as error:
+        way = f"; {unlabelled_way(recipe)}" if _others_can_test(plan, len(train)) else ""
+        return Forecast(None, (f"{_NOT}: {error.what}{way}",))
     if loaded.recipe.auto is not None or not rows_are_right_or_wrong(recipe):
         return Forecast(("--max-drop", drop) if loaded.recipe.auto is None else ())
     from sora_cli.search.certifiable import certifiable_drop  # scipy
@@ -69,3 +81,12 @@ def forecast(loaded: LoadedRecipe, task: Task, train: Dataset) -> Forecast:
     metrics = f"task.metrics=[{BALANCED},{task.best}]"
     words = ("--max-drop", f"{100 * rounded_up(least):g}pt", metrics)
     return Forecast(words, (promise, f"{little}; {BALANCED} is 0 for every constant answer"))
+
+
+def _others_can_test(plan: AutoPlan, total: int) -> bool:
+    """Return True if `sora auto` would run with rows without labels: none is held out then."""
+    try:
+        plan.row_plan(total, _ENOUGH)
+    except SoraError:
+        return False
+    return True
