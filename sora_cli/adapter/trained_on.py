@@ -12,21 +12,21 @@ import binascii
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sora_cli.adapter.metadata import read_json, write_json
 from sora_cli.core.atomic import write_bytes_atomic
 from sora_cli.core.errors import SoraError
-from sora_cli.data.repeats import Keys
 from sora_cli.model.files import MERGE_RECORD, SORA_FILE, TRAINED_ON
 
 RAW, READ, ANSWERED = "raw", "read", "answered"
 """Kinds of keys: of raw inputs, of inputs as the model reads them, and of these with answers."""
 _LOW = np.uint64(0xFFFFFFFF)
 
-KeysOfKinds = Mapping[str, Keys]
+if TYPE_CHECKING:
+    from sora_cli.data.repeats import Keys  # reading an adapter needs no rows, and starts faster
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TrainedOn:
     complete: bool = True
 
     @classmethod
-    def of(cls, task: str, kinds: KeysOfKinds) -> TrainedOn:
+    def of(cls, task: str, kinds: Mapping[str, Keys]) -> TrainedOn:
         """Return the record of one training."""
         found = {
             kind: tuple(np.unique(_hashes(key)) for key in keys) for kind, keys in kinds.items()

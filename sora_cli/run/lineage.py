@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.adapter.trained_on import (
@@ -21,19 +22,21 @@ from sora_cli.core.errors import SoraError
 from sora_cli.model.references import resolve_model_path
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.recipe.start import StartBlock
-from sora_cli.run.prepare import Prepared
 from sora_cli.tasks.language import Writing
 from sora_cli.train.checkpoint.fork import locate_fork
 from sora_cli.train.checkpoint.places import RUN_FILE
 
+if TYPE_CHECKING:
+    from sora_cli.run.prepare import Prepared
 
-def trained_on(ready: Prepared, recipe: Recipe) -> TrainedOn:
+
+def trained_on(ready: Prepared) -> TrainedOn:
     """Return the inputs that a finished run's result was trained on, its parents' included."""
     task = ready.task
     kinds = {RAW: task.raw_keys(ready.rows.train), READ: task.input_keys(ready.train)}
     if isinstance(task, Writing):
         kinds[ANSWERED] = task.input_keys(ready.train, answers=True)
-    return united([TrainedOn.of(task.name, kinds), inherited(recipe)])
+    return united([TrainedOn.of(task.name, kinds), ready.before])
 
 
 def inherited(recipe: Recipe) -> TrainedOn:

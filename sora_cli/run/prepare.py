@@ -18,6 +18,7 @@ from methods.dropout import replace_dropouts
 from methods.inject import ALL_LINEAR, inject, matches
 from methods.registry import method_class
 from methods.siblings import share_inputs
+from sora_cli.adapter.trained_on import NOTHING, TrainedOn
 from sora_cli.core.console import say
 from sora_cli.core.device import is_accelerated
 from sora_cli.core.environment import process_memory
@@ -33,6 +34,7 @@ from sora_cli.model.quantisation import check_selected
 from sora_cli.recipe.recipe import Recipe, TrainingBlock
 from sora_cli.report import Start
 from sora_cli.run.encode import encode
+from sora_cli.run.lineage import inherited
 from sora_cli.run.reference import referenced_task
 from sora_cli.run.start import start_from_adapter
 from sora_cli.run.trial import Trial, try_base
@@ -54,6 +56,7 @@ class Prepared:
         left_out: module path -> reason why a layer named by `method.targets` has no adapter.
         start: the adapter that the layers started from, if the recipe names one.
         trial_memory: growth of the process during the trial of layers, in bytes; 0 if unknown.
+        before: inputs that the base model and the starting adapter were trained on.
     """
 
     task: Task
@@ -67,6 +70,7 @@ class Prepared:
     left_out: Mapping[str, str] = field(default_factory=dict)
     trial_memory: int = 0
     start: Start | None = None
+    before: TrainedOn = NOTHING
 
     @property
     def selects_apart(self) -> bool:
@@ -139,7 +143,10 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
     left_out = {
         path: why for path, why in trial.unfit.items() if _targets_layer(method.config, path)
     }
-    return Prepared(task, rows, base, train, select, report, method, layers, left_out, grown, start)
+    return Prepared(
+        task, rows, base, train, select, report, method, layers, left_out, grown, start,
+        inherited(recipe),
+    )  # fmt: skip
 
 
 def _choose_loss(recipe: Recipe, task: Task) -> None:

@@ -132,7 +132,7 @@ def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, outpu
     """
     known = BaseReference(**{f.name: getattr(report.base, f.name) for f in fields(BaseReference)})
     recipe = loaded.resolved()
-    trained = trained_on(ready, loaded.recipe)
+    trained = trained_on(ready)
     if ready.baseline is not None:
         written = write_baseline(
             output, ready.baseline, ready.base, run_meta(ready, recipe), known, trained.write

@@ -16,6 +16,7 @@ from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from sora_cli.data.content import data_fingerprint
+from sora_cli.model.files import TRAINED_ON
 from sora_cli.recipe.load import load_stored
 from sora_cli.report import read_report
 from sora_cli.run.prepare import load_task
@@ -213,7 +214,7 @@ def _check_repeats(found: Evidence, held: list[str]) -> None:
 
 
 def test_rows_of_a_finished_adapter_that_are_not_known(makers: Makers, tmp_path: Path) -> None:
-    """Without its data a run does not tell its training rows; then none is left out."""
+    """Moved data do not hide the training rows, since hashes of them lie beside the adapter."""
     made = makers.of(f"prune {ANSWERS}")
     folder = shutil.copytree(made.recipe.parent, tmp_path / "copy")
     report = folder / "out" / "report.json"
@@ -225,12 +226,16 @@ def test_rows_of_a_finished_adapter_that_are_not_known(makers: Makers, tmp_path:
     kind = replace(made.kind, words=words, codes=(OK, NO_VERDICT))
     known = make(kind, folder / "tiny.yaml", tmp_path / "known")
     assert "10 of 100 rows of" in known.told
-    assert "not left out" not in known.told
+    assert "nothing records" not in known.told
     assert record_of(known).rows == 90
     (folder / "train.jsonl").unlink()
+    moved = make(kind, folder / "tiny.yaml", tmp_path / "moved")
+    assert "nothing records" not in moved.told
+    assert record_of(moved).rows == 90
+    (folder / "out" / "adapter" / TRAINED_ON).unlink()
     unknown = make(kind, folder / "tiny.yaml", tmp_path / "unknown")
-    said = "are not left out: they are not known here (--recipe R names them)"
-    assert said in unknown.told
+    assert "nothing records all that" in unknown.told
+    assert "that training has not seen" not in unknown.told
     assert record_of(unknown).rows == 100
 
 
