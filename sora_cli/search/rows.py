@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
+from sora_cli.adapter.trained_on import TrainedOn
 from sora_cli.data.content import data_fingerprint
 from sora_cli.data.repeats import count_inputs, groups_of, rows_in
 from sora_cli.data.rows import Rows, load_rows
@@ -48,6 +49,7 @@ def deciding_rows(
     screening: int,
     test: int,
     inputs: int | None = None,
+    before: TrainedOn | None = None,
 ) -> dict[str, TestRows]:
     """Return the screening and test rows of a run of `sora auto`, by part.
 
@@ -57,10 +59,11 @@ def deciding_rows(
         rows: of that run.
         screening, test: number of rows of each part, as planned.
         inputs: number of different inputs that screen, if it is known from a former search.
+        before: what the run has begun with was trained on; None: what the recipe names.
     """
     block, promise = recipe.auto, promise_of(recipe)
     assert block is not None
-    before = inherited(recipe)
+    before = inherited(recipe) if before is None else before
     if promise.unlabelled:
         unseen = replace(unlabelled_rows(recipe, task), trained=before)
         unseen = unseen.unseen([training_rows(task, rows)])

@@ -17,9 +17,11 @@ from sora_cli.core.errors import SoraError
 from sora_cli.model.base import Base
 from sora_cli.model.files import SORA_FILE
 from sora_cli.recipe.reading import named_base
+from sora_cli.recipe.start import StartBlock
 from sora_cli.report import FILE_NAME as REPORT
 from sora_cli.report import RunReport, read_report
 from sora_cli.run.encode import encode
+from sora_cli.run.lineage import inherited
 from sora_cli.run.results import task_meta
 from sora_cli.search.ask_table import NONE
 from sora_cli.search.asked_search import AskedSearch, planned_rows
@@ -60,10 +62,12 @@ class SearchAgain:
         self.task, self.rows = rows_again(self.recipe)
         pool = POOL if promise_of(self.recipe).basis == "asked" else TEST
         screening, test = (self._recorded(name) for name in (SCREENING, pool))
+        # scoring needs no start, but its training rows do not test
+        start = report.recipe.get("start") and StartBlock.model_validate(report.recipe["start"])
         with if_moved("auto.unlabelled=FILE"):
             self.held = deciding_rows(
                 self.recipe, self.task, self.rows, screening.rows, test.held or test.rows,
-                screening.inputs,
+                screening.inputs, inherited(self.recipe.model_copy(update={"start": start})),
             )  # fmt: skip
 
     def _recorded(self, name: str) -> RowSet:

@@ -99,17 +99,20 @@ def test_choices_and_pairs_are_labelled(
     given = ["--max-drop", "12pt", "--unlabelled", "inputs.jsonl", "--ask", "ask.csv"]
     command = ["auto", recipe.name, *given, "--no-verify", "output.dir=out"]
     with chdir(tmp_path):
-        assert run(command) == LABELS_WANTED
-        with Path("ask.csv").open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-        assert list(rows[0]) == ["id", *shown, "label", "label_2", "allowed"]
-        for row in rows:
-            row["label"] = truth(row)
-        with Path("ask.csv").open("w", encoding="utf-8", newline="") as file:
-            table = csv.DictWriter(file, list(rows[0]))
-            table.writeheader()
-            table.writerows(rows)
-        assert run(command) in (OK, NO_VERDICT)
+        code = run(command)
+        assert code == LABELS_WANTED
+        while code == LABELS_WANTED:  # a round for each size
+            with Path("ask.csv").open(encoding="utf-8-sig", newline="") as file:
+                rows = list(csv.DictReader(file))
+            assert list(rows[0]) == ["id", *shown, "label", "label_2", "allowed"]
+            for row in rows:
+                row["label"] = truth(row)
+            with Path("ask.csv").open("w", encoding="utf-8", newline="") as file:
+                table = csv.DictWriter(file, list(rows[0]))
+                table.writeheader()
+                table.writerows(rows)
+            code = run(command)
+        assert code in (OK, NO_VERDICT)
         assert run(["verify", "out", "--certificate"]) == OK
     found = certificate_of(tmp_path / "out")
     assert found.asked is not None
