@@ -21,7 +21,6 @@ from sora_cli.search.fewest import check_number, unlabelled_way
 from sora_cli.search.promise import proposed_drop, rounded_up, rows_are_right_or_wrong
 from sora_cli.tasks.base import Task
 
-
 _NOT = "sora auto is not proposed"
 _ENOUGH = 1000  # rows without labels, of a file that is not there yet
 
