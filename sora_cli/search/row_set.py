@@ -36,8 +36,8 @@ class RowSet(BaseModel):
     )
     known: bool = Field(
         True,
-        description="of test rows: false: the training rows are not known here, so that these may "
-        "be among them",
+        description="of test rows: false: not all that the models were trained on is recorded, so "
+        "that these may be among it",
     )
     inputs: int | None = Field(
         None, description="of screening rows: number of different raw inputs among them"
