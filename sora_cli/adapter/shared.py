@@ -14,7 +14,14 @@ from sora_cli.adapter.moved import located
 from sora_cli.adapter.reading import open_adapter
 from sora_cli.core.atomic import is_leftover
 from sora_cli.core.errors import SoraError, first_line
-from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_FILES, CARD, MODEL_CONFIG, SORA_FILE
+from sora_cli.model.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILES,
+    CARD,
+    MODEL_CONFIG,
+    SORA_FILE,
+    TRAINED_ON,
+)
 from sora_cli.model.references import is_hub_id, local_checkpoint
 
 Content = Path | bytes
@@ -95,7 +102,8 @@ def shared_model(directory: Path, *, base_id: str | None, license_: str | None) 
     files: dict[str, Content] = {}
     left_out = []
     for entry in sorted(directory.iterdir()):
-        if entry.name.startswith(".") or entry.is_symlink():
+        stays = entry.name.startswith(".") or entry.name == TRAINED_ON
+        if stays or entry.is_symlink():
             left_out.append(entry.name)
         else:
             files |= _files(directory, entry.name)
