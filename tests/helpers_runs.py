@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,13 @@ def train(recipe: Path | str, *words: str) -> RunReport:
     """`sora train` in this process, which must end well; its report."""
     assert run(["train", str(recipe), "--no-verify", *words]) == 0
     return present(read_report(output_of(recipe, *words)))
+
+
+def copied_here(made: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy a module's files into a test's own folder, and work there."""
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    monkeypatch.chdir(folder)
+    return folder
 
 
 class Trained:

@@ -64,7 +64,7 @@ def copy_processor(source: Path, folder: Path) -> None:
 
 
 def copy_companions(source: Path, folder: Path) -> None:
-    """Copy what lies beside an adapter to a copy of it: its processor, and its training inputs."""
+    """Copy the processor beside an adapter, and the record of its training inputs."""
     copy_processor(source, folder)
     copy_trained_on(source, folder)
 

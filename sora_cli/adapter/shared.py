@@ -102,8 +102,7 @@ def shared_model(directory: Path, *, base_id: str | None, license_: str | None) 
     files: dict[str, Content] = {}
     left_out = []
     for entry in sorted(directory.iterdir()):
-        stays = entry.name.startswith(".") or entry.name == TRAINED_ON
-        if stays or entry.is_symlink():
+        if entry.name.startswith(".") or entry.name == TRAINED_ON or entry.is_symlink():
             left_out.append(entry.name)
         else:
             files |= _files(directory, entry.name)

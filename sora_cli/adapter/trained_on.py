@@ -11,6 +11,7 @@ import base64
 import binascii
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from sora_cli.model.files import MERGE_RECORD, SORA_FILE, TRAINED_ON
 RAW, READ, ANSWERED = "raw", "read", "answered"
 """Kinds of keys: of raw inputs, of inputs as the model reads them, and of these with answers."""
 _LOW = np.uint64(0xFFFFFFFF)
+_NO_HASHES = np.zeros(0, dtype=np.uint32)
 
 if TYPE_CHECKING:
     from sora_cli.data.repeats import Keys  # reading an adapter needs no rows, and starts faster
@@ -49,9 +51,16 @@ class TrainedOn:
         }
         return cls({task: found})
 
-    def knows(self, task: str) -> bool:
-        """Return True if all training inputs can be compared with rows of a task family."""
-        return self.complete and all(family == task for family in self.families)
+    def knows(self, task: str, kind: str, keys: Keys) -> bool:
+        """Return True if all training inputs can be compared with rows of a task family.
+
+        Args:
+            keys: of the rows; a family may have other keys for other columns.
+        """
+        return self.complete and all(
+            family == task and len(kinds.get(kind, ())) == len(keys)
+            for family, kinds in self.families.items()
+        )
 
     def repeated(self, task: str, kind: str, keys: Keys) -> np.ndarray:
         """Return a mask of the rows, (rows,), with the same input as a training row.
@@ -78,16 +87,20 @@ UNKNOWN = TrainedOn(complete=False)
 
 
 def united(records: Iterable[TrainedOn]) -> TrainedOn:
-    """Return one record of several trainings; complete if each of them is."""
-    records = list(records)
+    """Return one record of several trainings; complete if each is, and all have the same keys."""
     families: dict[str, dict[str, tuple[np.ndarray, ...]]] = {}
+    complete = True
     for record in records:
+        complete &= record.complete
         for task, kinds in record.families.items():
             own = families.setdefault(task, {})
             for kind, keys in kinds.items():
-                both = zip(own.get(kind, keys), keys, strict=True)
+                before = own.get(kind, keys)
+                # queries with scored documents have one key, and others two: none matches the other
+                complete &= len(before) == len(keys)
+                both = zip_longest(before, keys, fillvalue=_NO_HASHES)
                 own[kind] = tuple(np.union1d(one, other) for one, other in both)
-    return TrainedOn(families, all(record.complete for record in records))
+    return TrainedOn(families, complete)
 
 
 def read_trained_on(folder: Path) -> TrainedOn | None:
@@ -113,7 +126,7 @@ def copy_trained_on(source: Path, folder: Path) -> None:
 
 
 def write_united(folder: Path, results: Iterable[Path], base: Path | None = None) -> None:
-    """Write the record of what was made from several results, where anything is known.
+    """Write the record of a result that was made from others, where anything is known of these.
 
     Args:
         base: the base model that belongs to it, too.
@@ -126,7 +139,7 @@ def write_united(folder: Path, results: Iterable[Path], base: Path | None = None
 
 
 def base_trained_on(folder: Path) -> TrainedOn:
-    """Return what a base model was trained on here; pretraining elsewhere does not count."""
+    """Return the record of a base model; its pretraining elsewhere does not count."""
     made_here = any((folder / name).is_file() for name in (SORA_FILE, MERGE_RECORD))
     return read_trained_on(folder) or (UNKNOWN if made_here else NOTHING)
 

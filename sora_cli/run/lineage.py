@@ -1,10 +1,11 @@
-"""What a run trains on, and what the results that it begins with were trained on."""
+"""The training inputs of a run, and of the results that it begins with."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from datasets import Dataset
 
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.adapter.trained_on import (
@@ -22,25 +23,29 @@ from sora_cli.core.errors import SoraError
 from sora_cli.model.references import resolve_model_path
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.recipe.start import StartBlock
+from sora_cli.tasks.base import Task
+from sora_cli.tasks.encoded import Encoded
 from sora_cli.tasks.language import Writing
 from sora_cli.train.checkpoint.fork import locate_fork
 from sora_cli.train.checkpoint.places import RUN_FILE
 
-if TYPE_CHECKING:
-    from sora_cli.run.prepare import Prepared
 
+def trained_on(recipe: Recipe, task: Task, rows: Dataset, train: Encoded) -> TrainedOn:
+    """Return the inputs that a run trains on, with those of the results that it begins with.
 
-def trained_on(ready: Prepared) -> TrainedOn:
-    """Return the inputs that a finished run's result was trained on, its parents' included."""
-    task = ready.task
-    kinds = {RAW: task.raw_keys(ready.rows.train), READ: task.input_keys(ready.train)}
+    It is made before the first step: files may be gone after the last one.
+
+    Args:
+        rows, train: the training rows, raw and encoded.
+    """
+    kinds = {RAW: task.raw_keys(rows), READ: task.input_keys(train)}
     if isinstance(task, Writing):
-        kinds[ANSWERED] = task.input_keys(ready.train, answers=True)
-    return united([TrainedOn.of(task.name, kinds), ready.before])
+        kinds[ANSWERED] = task.input_keys(train, answers=True)
+    return united([TrainedOn.of(task.name, kinds), inherited(recipe)])
 
 
 def inherited(recipe: Recipe) -> TrainedOn:
-    """Return what a recipe's base model, and the result that it begins with, were trained on."""
+    """Return the training inputs of a recipe's base model and of the result it begins with."""
     base = base_trained_on(Path(resolve_model_path(recipe.model.path)))
     return united([base, NOTHING if recipe.start is None else _of_start(recipe.start)])
 

@@ -34,7 +34,7 @@ from sora_cli.model.quantisation import check_selected
 from sora_cli.recipe.recipe import Recipe, TrainingBlock
 from sora_cli.report import Start
 from sora_cli.run.encode import encode
-from sora_cli.run.lineage import inherited
+from sora_cli.run.lineage import trained_on
 from sora_cli.run.reference import referenced_task
 from sora_cli.run.start import start_from_adapter
 from sora_cli.run.trial import Trial, try_base
@@ -56,7 +56,7 @@ class Prepared:
         left_out: module path -> reason why a layer named by `method.targets` has no adapter.
         start: the adapter that the layers started from, if the recipe names one.
         trial_memory: growth of the process during the trial of layers, in bytes; 0 if unknown.
-        before: inputs that the base model and the starting adapter were trained on.
+        trained: inputs that the result is trained on, its base model and starting adapter included.
     """
 
     task: Task
@@ -70,7 +70,7 @@ class Prepared:
     left_out: Mapping[str, str] = field(default_factory=dict)
     trial_memory: int = 0
     start: Start | None = None
-    before: TrainedOn = NOTHING
+    trained: TrainedOn = NOTHING
 
     @property
     def selects_apart(self) -> bool:
@@ -145,7 +145,7 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
     }
     return Prepared(
         task, rows, base, train, select, report, method, layers, left_out, grown, start,
-        inherited(recipe),
+        trained_on(recipe, task, rows.train, train),
     )  # fmt: skip
 
 

@@ -35,7 +35,6 @@ from sora_cli.recipe.recipe import Recipe, TrainingBlock
 from sora_cli.report import BaseFacts, DataFacts, Parameters, Ranks, RunReport
 from sora_cli.run.class_counts import class_counts
 from sora_cli.run.layers import left_out_lines, other_weights_lines
-from sora_cli.run.lineage import trained_on
 from sora_cli.run.output import RANKS_PLOT, clear_results
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.remarks import data_remarks, overlaps_of, skip_remark
@@ -132,10 +131,9 @@ def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, outpu
     """
     known = BaseReference(**{f.name: getattr(report.base, f.name) for f in fields(BaseReference)})
     recipe = loaded.resolved()
-    trained = trained_on(ready)
     if ready.baseline is not None:
         written = write_baseline(
-            output, ready.baseline, ready.base, run_meta(ready, recipe), known, trained.write
+            output, ready.baseline, ready.base, run_meta(ready, recipe), known, ready.trained.write
         )
         if is_main():
             clear_results(output, kept=written.name)
@@ -152,7 +150,7 @@ def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, outpu
         if why is not None and ready.base.new_tokens:
             raise SoraError(why, hint="leave out model.new_tokens: nobody could use them")
         report.events += [] if why is None else [why]
-        trained.write(folder)
+        ready.trained.write(folder)
 
     adapter = adapter.with_meta(meta)
     write_adapter(output / ADAPTER, adapter, force=True, beside=beside, describe=write_card)

@@ -46,9 +46,7 @@ def choosing_rows(
     recipe = loaded.recipe
     if options.unlabelled is None:
         rows = selection_rows(recipe)
-        seen, trained = _trained_on(places, rows.task.input_columns)
-        say_notes(_not_known(trained, places, rows.split))
-        return replace(rows, seen=(*rows.seen, *seen), trained=trained), promise
+        return _without_trained(rows, places), promise
     pool = Path(options.unlabelled).expanduser()
     if promise.basis == "asked":
         check_asking(recipe, create_task(recipe.task, recipe.data), promise.metric)
@@ -72,16 +70,13 @@ def _rows_for_drop(
     places: Sequence[Path],
 ) -> tuple[TestRows, Promise]:
     recipe, basis = loaded.recipe, options.basis or named_basis(loaded)
-    labelled = selection_rows(recipe)
-    seen, trained = _trained_on(places, labelled.task.input_columns)
-    say_notes(_not_known(trained, places, labelled.split))
-    labelled = replace(labelled, seen=(*labelled.seen, *seen), trained=trained)
+    labelled = _without_trained(selection_rows(recipe), places)
     unusable = against_answers(recipe, promise.metric, basis)
     if unusable is not None:
         say_notes([f"--unlabelled is not used: {unusable}"])
         return labelled, promise
-    answered = replace(read_answer_rows(recipe, pool, trained=labelled.task), trained=trained)
-    answered = answered.unseen([*labelled.seen, labelled])
+    answered = read_answer_rows(recipe, pool, trained=labelled.task)
+    answered = replace(answered, trained=labelled.trained).unseen([*labelled.seen, labelled])
     rows, promise, line = rows_on_best_basis(promise, labelled, answered, basis)
     say_notes([*answered.notes, line])
     return rows, promise
@@ -105,9 +100,9 @@ def _rows_for_answers(
         asked=options.ask is not None,
     )
     assert answered.answers is not None
-    more, trained = _trained_on(places, answered.answers.columns)
+    more, trained, unknown = _trained_on(places, answered.answers.columns)
     answered = replace(answered, trained=trained).unseen([*seen, *more])
-    say_notes([*answered.notes, *_not_known(trained, places, shown_path(pool))])
+    say_notes([*answered.notes, *_not_known(unknown, shown_path(pool))])
     return answered
 
 
@@ -123,12 +118,28 @@ def recipe_of(
     return {**recipe, "auto": replace(options, basis=basis).block()}
 
 
-def _trained_on(places: Sequence[Path], columns: Sequence[str]) -> tuple[list[TestRows], TrainedOn]:
-    """Return what results were trained on: rows that are here, and hashes of inputs.
+def _without_trained(rows: TestRows, places: Sequence[Path]) -> TestRows:
+    """Return labelled rows that do not test results by their training rows; print what is unknown.
+
+    Args:
+        places: directories of the results.
+    """
+    seen, trained, unknown = _trained_on(places, rows.task.input_columns)
+    say_notes(_not_known(unknown, rows.split))
+    return replace(rows, seen=(*rows.seen, *seen), trained=trained)
+
+
+def _trained_on(
+    places: Sequence[Path], columns: Sequence[str]
+) -> tuple[list[TestRows], TrainedOn, list[Path]]:
+    """Return the training inputs of results: rows that are here, and the records of all of them.
 
     Args:
         places: directories of the adapters, deltas or models.
         columns: inputs that the rows must have.
+
+    Returns:
+        The rows, the record, and the places of which not all training is known.
     """
     rows, records = list[TestRows](), list[TrainedOn]()
     for place in places:
@@ -138,14 +149,14 @@ def _trained_on(places: Sequence[Path], columns: Sequence[str]) -> tuple[list[Te
             rows += former
             record = NOTHING if former else UNKNOWN
         records.append(record)
-    return rows, united(records)
+    pairs = zip(places, records, strict=True)
+    return rows, united(records), [place for place, record in pairs if not record.complete]
 
 
-def _not_known(trained: TrainedOn, places: Sequence[Path], rows: str) -> list[str]:
-    """Return a note if training rows may be among those that test."""
-    if trained.complete:
+def _not_known(unknown: Sequence[Path], rows: str) -> list[str]:
+    """Return a note if training rows may be among the rows that test."""
+    if not unknown:
         return []
-    unknown = [p for p in places if not (read_trained_on(p) or UNKNOWN).complete] or places
     names = listed([shown_path(place) for place in unknown])
     return [f"nothing records all that {names} was trained on: of such inputs in {rows}, those "
             "that the recipe does not train on test, too"]  # fmt: skip

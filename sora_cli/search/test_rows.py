@@ -238,7 +238,8 @@ class TestRows:
         rows, answers = self.encoded(base), self.answers is not None and self.answers.next_tokens
         keys = self.task.input_keys(rows, answers=answers)
         others = [other.input_keys(each, answers=answers) for other, each in seen]
-        before = self._trained_on(base, rows, keys)
+        kind = ANSWERED if answers else READ
+        before = self._trained_on(base, keys, kind)
         counted, known = first_of_each(keys, others, seed, before)
         if not len(counted):
             labelled = first_of_each(keys, others[:trained], seed, before)[1]
@@ -267,7 +268,7 @@ class TestRows:
             repeated=left - len(counted),
             alike=alike,
             sharing=_sharing(self.task, rows, counted),
-            known=self.trained.knows(self.task.name),
+            known=self.trained.knows(self.task.name, kind, keys),
         )
 
     def _trained_raw(self) -> np.ndarray:
@@ -275,16 +276,13 @@ class TestRows:
             return np.zeros(len(self), dtype=bool)
         return self.trained.repeated(self.task.name, RAW, self.task.raw_keys(self.rows))
 
-    def _trained_on(self, base: Base, rows: Encoded, keys: Keys) -> np.ndarray:
+    def _trained_on(self, base: Base, keys: Keys, kind: str) -> np.ndarray:
         """Return a mask of the rows that a model was trained on, (rows,), by all that is recorded.
 
         Args:
-            keys: of the rows, as `rows` are read.
+            keys: of the encoded rows, of this kind.
         """
-        name, kind = self.task.name, READ
-        if self.answers is not None and self.answers.next_tokens:
-            kind = ANSWERED
-        known = self._trained_raw()
+        name, known = self.task.name, self._trained_raw()
         known |= self.trained.repeated(name, kind, keys)
         if self.also_read is not None:
             read = self.read_by(self.also_read).encoded(base)

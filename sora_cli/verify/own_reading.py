@@ -35,14 +35,12 @@ def own_recipe(place: Path, recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     named = {word.partition("=")[0] for word in overrides}
     own = {
         key: value for key, value in _reading(recorded).items()
-        if key != _LENGTH and f"task.{key}" not in named
+        if named.isdisjoint({key, key.partition(".")[0]})
     }  # fmt: skip
-    length = _reading(recorded).get(_LENGTH)
-    values = recipe.model_dump()
-    task = type(recipe.task).model_validate({**values["task"], **own})
-    data = recipe.data
-    if length is not None and _LENGTH not in named:
-        data = data.model_copy(update={"max_length": length})
+    length = own.pop(_LENGTH, recipe.data.max_length)
+    options = {key.removeprefix("task."): value for key, value in own.items()}
+    task = type(recipe.task).model_validate({**recipe.task.model_dump(), **options})
+    data = recipe.data.model_copy(update={"max_length": length})
     return recipe.model_copy(update={"task": task, "data": data})
 
 
@@ -57,8 +55,7 @@ def reading_notes(recipes: Mapping[str, Recipe]) -> Iterator[str]:
         values = {name: own.get(key) for name, own in read.items()}
         if len({str(value) for value in values.values()}) > 1:
             shown = listed([f"{name} {shown_value(value)}" for name, value in values.items()])
-            full = key if key == _LENGTH else f"task.{key}"
-            yield f"each model reads rows by its own {full}: {shown} ({full}=... sets both)"
+            yield f"each model reads rows by its own {key}: {shown} ({key}=... sets both)"
 
 
 def read_alike(one: Recipe, other: Recipe) -> bool:
@@ -82,8 +79,8 @@ def task_of(recipe: Recipe, rows: TestRows) -> Task:
 
 
 def _reading(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that decide how rows are read."""
+    """Return the values that decide how rows are read, by their keys, such as task.prompt."""
     others = {"name", *OF_SCORES, *OF_TRAINING}
-    found = {k: v for k, v in recipe.get("task", {}).items() if k not in others}
+    task = {f"task.{k}": v for k, v in recipe.get("task", {}).items() if k not in others}
     length = recipe.get("data", {}).get("max_length")
-    return {**found, **({} if length is None else {_LENGTH: length})}
+    return task if length is None else {**task, _LENGTH: length}

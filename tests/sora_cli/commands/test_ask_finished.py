@@ -18,7 +18,7 @@ from sora_cli.search.evidence import Evidence
 from sora_cli.search.kept_answers import FILE_NAME, Kept
 from tests.helpers_asking import Row, fill, rows_of, truth
 from tests.helpers_errors import refused
-from tests.helpers_runs import train
+from tests.helpers_runs import copied_here, train
 from tests.present import present
 from tests.sora_cli.commands.test_auto_ask import small
 from tests.sora_cli.experiments.auto.support import certificate_of
@@ -59,9 +59,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return copied_here(trained, tmp_path, monkeypatch)
 
 
 @pytest.mark.long

@@ -20,7 +20,7 @@ from sora_cli.app import run
 from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from tests.helpers_errors import refused
 from tests.helpers_models import tiny_bert
-from tests.helpers_runs import pair_rows, train, write_recipe, write_rows
+from tests.helpers_runs import copied_here, pair_rows, train, write_recipe, write_rows
 
 NAMES = ("no", "yes")
 TARGETS = ["query", "value"]
@@ -59,9 +59,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return copied_here(made, tmp_path, monkeypatch)
 
 
 @pytest.mark.long

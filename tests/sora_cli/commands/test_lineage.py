@@ -13,7 +13,7 @@ from sora_cli.app import run
 from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from sora_cli.model.files import TRAINED_ON
 from tests.helpers_models import tiny_bert
-from tests.helpers_runs import pair_rows, train, write_recipe, write_rows
+from tests.helpers_runs import copied_here, pair_rows, train, write_recipe, write_rows
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("here")]
 SEEN, NEW = 30, 40
@@ -40,9 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return copied_here(made, tmp_path, monkeypatch)
 
 
 def rows_that_test(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[dict[str, Any], str]:
@@ -100,7 +98,7 @@ def test_of_a_model_without_a_record_it_is_not_claimed(
 def test_each_model_reads_rows_by_its_own_length(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """B, cut to 4 tokens, answers as it is served: as with A's rows in its first 4 tokens."""
+    """A note names the lengths; a length on the command line holds for both."""
     file = Path("b/adapter/sora.json")
     facts = json.loads(file.read_text())
     facts["max_length"] = facts["row_recipe"]["data"]["max_length"] = 4
