@@ -334,11 +334,10 @@ def _cells(d: Difference) -> list[Any]:
 
 def _check_target(reference: str) -> None:
     if holds_rows(Path(reference).expanduser()):
-        named = quote(reference)
         raise SoraError(
             f"{reference} holds rows, and no model: two files of answers cannot be compared yet",
             where="A and B are models, adapters or runs, whose answers to rows are compared",
-            hint=f"sora verify A B --max-differ 1% --unlabelled {named}; with labels: "
-            f"sora init {named}, then sora verify A B --max-drop 1pt --recipe RECIPE",
+            hint=f"sora verify A B --max-differ 1% --unlabelled {quote(reference)}; with labels: "
+            f"sora init {quote(reference)}, then sora verify A B --max-drop 1pt --recipe RECIPE",
         )
     say_notes(result_remarks(check_target(reference, "sora verify {}")))

@@ -22,7 +22,7 @@ def check_number(statistic: Statistic, rows: int, metric: str, way: str) -> None
         raise SoraError(
             f"the promise cannot be computed: a bound of {metric} needs {statistic.fewest} test "
             f"rows with different inputs, and there are {rows:,}",
-            hint=f"give more rows with other inputs; or {way}",
+            hint=f"give more rows with other inputs, or hold more out (auto.rows); or {way}",
             key="auto.rows",
         )
 

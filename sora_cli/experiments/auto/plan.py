@@ -22,8 +22,9 @@ from sora_cli.recipe.auto import AutoBlock, Basis
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import MethodBlock, Recipe
 from sora_cli.recipe.start import StartBlock
+from sora_cli.search.any_metric import AnyMetric
 from sora_cli.search.evidence import FULL, SIZES
-from sora_cli.search.promise import Promise, promise_of
+from sora_cli.search.promise import Promise, promise_of, rows_are_right_or_wrong
 
 _HEALING = 2 / 3
 """Share of `auto.cost` that healing gets; scoring gets the rest. The steps after the cut matter: on
@@ -94,6 +95,7 @@ class AutoPlan:
                 wanted=self.wanted(total),
                 total=total,
                 healing=healing,
+                fewest=1 if rows_are_right_or_wrong(recipe) else AnyMetric.fewest,
                 unlabelled=unlabelled,
             )
         self._check_steps(recipe.training.total_steps(rows.trained))

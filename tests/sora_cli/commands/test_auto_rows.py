@@ -160,11 +160,24 @@ def test_rows_without_labels_that_are_not_used(
 ) -> None:
     for more, reason in (
         (["auto.basis=labels"], "auto.basis=labels"),
-        (["task.metrics=[f1]"], "f1 can drop by more than the share of answers that differ"),
+        (
+            ["task.metrics=[f1]", "auto.rows=80"],
+            "f1 can drop by more than the share of answers that differ",
+        ),
     ):
         capsys.readouterr()
         assert run([*drop(recipe, tmp_path / "out", *more), "--dry-run"]) == OK
         assert f"auto.unlabelled is not used: {reason}" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_metric_whose_bound_takes_more_rows_holds_more_out(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["auto", recipe, "--max-drop", "60pt", "task.metrics=[f1]"]
+    lines = error_of(capsys, *command, f"output.dir={tmp_path / 'out'}")
+    assert "124 rows, and 198 are needed: 66 held out" in lines[0]
+    assert "auto.rows=67 holds that many out all the same" in lines[-1]
+    assert run([*map(str, command), "auto.rows=67", "--dry-run"]) == OK
 
 
 def test_the_smallest_drop_that_is_planned(
