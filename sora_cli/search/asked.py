@@ -26,6 +26,11 @@ class Asked(BaseModel):
         description="true: a size's rows are asked once the one before it is certified; false: "
         "those of all sizes at once (--ask-all, and in earlier versions)",
     )
+    all_lost: bool = Field(
+        False,
+        description="true: as many rows test as the largest size needs if each row that differs is "
+        "lost; false: if half of them are (of two given models, and in earlier versions)",
+    )
     wanted: int = Field(0, description="rows in the table: each has a place for a label")
     answered: int = Field(0, description="rows with a label")
     twice: int = Field(0, description="rows with two labels")

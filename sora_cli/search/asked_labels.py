@@ -112,10 +112,21 @@ class AskedLabels(OfRows):
     def expected(
         self, share: float, full: RowScores, small: RowScores, rows: int, confidence: float
     ) -> Expected:
-        """Return what is expected if half of the differing rows are lost before healing."""
-        seen = float(full.differs(small).mean())
-        differing = expected_share(share, seen, len(full))
-        return Expected(differing / 2, self.smallest(rows, confidence, differing))
+        """Return what is expected if half of the differing rows are lost before healing.
+
+        Few labels should be spent on a test that nearly surely passes, and most answers that change
+        may be lost ones. So it is planned as if all of them were, of the largest share of rows that
+        is likely to differ.
+        """
+        from scipy.stats import beta
+
+        from sora_cli.search.certifiable import drop_if_lost
+
+        seen, screening = int(full.differs(small).sum()), len(full)
+        drop = expected_share(share, seen / screening, screening) / 2
+        most = 1.0 if seen == screening else float(beta.ppf(_SURE, seen + 1, screening - seen))
+        reached = max(min(rows, int(self.labels / most)), 1)
+        return Expected(drop, drop_if_lost(reached, most, confidence) - drop)
 
     def apart(self, full: RowScores, here: Bound, confidence: float, rows: int) -> float:
         """Return the distance of the bounds with fewer lost or more lost and unlabelled rows."""
@@ -251,6 +262,8 @@ def expected_share(share: float, seen: float, rows: int) -> float:
     return max(mixed(share, seen, seen, rows, worth=2.0)[0], _LEAST)
 
 
+_SURE = 0.8
+"""Probability that a size differs on no larger share than that with which it is planned."""
 _LEAST = 0.005
 """The smallest share that is planned with: a few hundred rows without a difference show no less."""
 

@@ -128,28 +128,51 @@ def planned_rows(
     promise: Promise,
     available: int,
     expected: Callable[[Screened, int], float] | None = None,
+    *,
+    all_lost: bool = False,
 ) -> int:
     """Return how many rows test: as many as the promise needs in four of five draws.
 
-    By the share of rows on which a named size is expected to differ; of several sizes the one that
-    needs most rows, if its labels are few enough.
+    By the share of rows on which a named size is expected to differ; see `rows_for_shares`.
 
     Args:
         screening: number of screening rows.
         available: rows that could test.
         expected: returns the share on which a size is expected to differ, by the number of
             screening rows; None: that of a cut before healing.
+        all_lost: see `rows_for_shares`.
     """
-    from sora_cli.search.certifiable import rows_needed  # scipy
-
-    labels = promise.labels or 0
     share_of = expected or (lambda size, n: expected_share(size.share, size.screening.drop, n))
     shares = [share_of(size, screening) for size in screened if size.named]
+    return rows_for_shares(shares, promise, available, all_lost=all_lost)
+
+
+def rows_for_shares(
+    shares: Sequence[float], promise: Promise, available: int, *, all_lost: bool
+) -> int:
+    """Return how many rows test sizes that differ on these shares of them.
+
+    Of several sizes the one counts that needs most rows if half of the differing rows are lost, if
+    its labels are few enough.
+
+    Args:
+        shares: from the largest size on.
+        all_lost: as many as the first size needs if each row that differs is lost, if these are
+            more, and its labels few enough.
+    """
+    from sora_cli.search.certifiable import rows_if_lost, rows_needed  # scipy
+
+    labels = promise.labels or 0
     needed = [labels / shares[0]]
     if promise.max_drop > 0:
         drop, sure = min(promise.max_drop, _NEARLY_ALL), promise.confidence
         rows = [(rows_needed(drop, differing=share, confidence=sure), share) for share in shares]
         needed = [n for n, share in rows if n * share <= labels] or needed
+        if all_lost:
+            most = min(int(labels / shares[0]), available)
+            reached = rows_if_lost(drop, shares[0], most, sure)
+            # where no number of the rows there is enough, all of them come nearest
+            needed.append(reached or (available if available <= most else 0))
     return max(min(round(max(needed)), available), 1)
 
 
@@ -174,10 +197,12 @@ class AskedSearch(AutoSearch):
     def planned(self) -> int:
         """The number of test rows, once sizes were screened."""
         record, promise = self.record, self.promise
-        if record.asked is not None:  # a limit that was raised since draws no other rows
-            promise = record.asked.first(promise)
-        screening = record.rows[SCREENING].rows
-        return planned_rows(record.screened, screening, promise, self.rows, self.expected)
+        assert record.asked is not None
+        promise = record.asked.first(promise)  # a limit that was raised since draws no other rows
+        screening, all_lost = record.rows[SCREENING].rows, record.asked.all_lost
+        return planned_rows(
+            record.screened, screening, promise, self.rows, self.expected, all_lost=all_lost
+        )
 
     @property
     def tested(self) -> list[Candidate]:
@@ -192,10 +217,12 @@ class AskedSearch(AutoSearch):
             After each part, to save the record: the size that was made, or None for another part.
         """
         yield from self.beginning()
-        record, rows = self.record, self.planned
+        record = self.record
         if record.asked is None:
-            record.asked = Asked(planned=self.promise.labels or 0, rows=rows, by_size=True)
-        record.asked.rows = rows
+            # nothing is known of the sizes of another model: `expected` says what to plan with
+            new = {"by_size": True, "all_lost": self.expected is None}
+            record.asked = Asked(planned=self.promise.labels or 0, rows=0, **new)
+        rows = record.asked.rows = self.planned
         record.asked.by_size &= not self.promise.ask_all
         part = self.maker.draw(rows)
         self.bound = AskedLabels().about(self.promise).method_on(rows, self.promise.confidence)

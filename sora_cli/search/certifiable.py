@@ -1,7 +1,8 @@
 """The smallest drop that a number of right-or-wrong test rows can certify.
 
 It is computed before a test, without a look at any drop: from the number of rows and from the share
-of rows on which the two models may differ, for a small model whose true drop is 0.
+of rows on which the two models may differ, for a small model whose true drop is 0. Where labels are
+few, it is computed for one that loses all of these rows, too.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from functools import lru_cache
 
 import numpy as np
 from scipy.special import ndtr, ndtri
-from scipy.stats import binom
+from scipy.stats import binom, nbinom
 
 from sora_cli.recipe.tolerance import CONFIDENCE
-from sora_cli.search.paired import exact_bound, score_limit
+from sora_cli.search.paired import NUISANCE, exact_bound, score_limit
 from sora_cli.search.statistic import DIFFERING, POWER
 
 # above this many differing rows their outcomes are too many to list; the drop is nearly normal
@@ -99,6 +100,36 @@ def rows_needed(
         middle = (low + high) // 2
         low, high = (middle, high) if too_few(middle) else (low, middle)
     return high
+
+
+def drop_if_lost(
+    rows: int, differing: float, confidence: float = CONFIDENCE, power: float = POWER
+) -> float:
+    """Return the drop that right-or-wrong rows certify if each row that differs is lost."""
+    return exact_bound(int(binom.ppf(power, rows, differing)), 0, rows, confidence)
+
+
+def rows_if_lost(
+    drop: float, differing: float, most: int,
+    confidence: float = CONFIDENCE, power: float = POWER,
+) -> int | None:  # fmt: skip
+    """Return the least number of rows that certify a drop if each row that differs is lost.
+
+    Args:
+        most: the largest number of rows.
+
+    Returns:
+        The number; None: it is larger than `most`.
+    """
+    # `exact_bound` with no won row is Clopper and Pearson's limit, but for 1e-3 of the level
+    sure = confidence + NUISANCE * (1 - confidence)
+    for lost in range(most):
+        rows = lost + 1 + int(nbinom.ppf(sure, lost + 1, drop))
+        if rows > most:
+            break
+        if binom.ppf(power, rows, differing) <= lost:
+            return rows
+    return None
 
 
 def _outcomes(rows: int, differing: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -78,7 +78,8 @@ class Screened(Size):
     certifiable: float | None = Field(
         None,
         description="the smallest drop that the test rows can be expected to certify for this "
-        "size, by the number of screening rows that differ or by the spread of their scores",
+        "size, by the number of screening rows that differ or by the spread of their scores; of "
+        "labels that are asked for, the drop if each row that differs is lost, less `expected`",
     )
     differing: float | None = Field(
         None,

@@ -194,9 +194,8 @@ def asked_outcome(
     known = labels.remembered(facts)
     first = promise
     if known.planned:
-        state.asked = Asked(
-            planned=known.planned, rows=0, by_size=known.by_size, changed=known.changed
-        )
+        before = known.model_dump(include={"planned", "by_size", "all_lost", "changed"})
+        state.asked = Asked(rows=0, **before)
         first = state.asked.first(promise)
     bound = method_on(asked_scores([]), pool, first)
     search = AskedSearch(maker, state, promise, bound, pool, {"rows": SEED})
@@ -215,6 +214,7 @@ def asked_outcome(
         planned=asked.planned,
         sizes=asked.sizes,
         by_size=asked.by_size,
+        all_lost=asked.all_lost,
         rows=known.rows,
         answers=dict(search.wanted.given),
         changed=asked.changed,

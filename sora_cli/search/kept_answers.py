@@ -37,6 +37,7 @@ class Memory(BaseModel):
     by_size: bool = Field(
         False, description="whether sizes are asked about one after the other; see `Asked`"
     )
+    all_lost: bool = Field(False, description="how the test rows were planned; see `Asked`")
     rows: list[str] = Field(default_factory=list, description="ids of the rows that were asked")
     answers: dict[str, Given] = Field(
         default_factory=dict, description="labels as they were read, by id"

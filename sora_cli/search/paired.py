@@ -35,7 +35,7 @@ from scipy.optimize import brentq
 from scipy.special import betainc, gammaln, ndtri, xlog1py, xlogy
 from scipy.stats import beta
 
-_NUISANCE = 1e-3  # share of the level that is spent on the interval of p_won
+NUISANCE = 1e-3  # share of the level that is spent on the interval of p_won
 _TAIL = 8.0  # outcomes beyond these standard deviations are left out: less than 1e-14 of them
 _GRID = 25  # values of p_won that are tried
 # of finer steps, at the end around all values that may be the best: around one of them alone the
@@ -64,7 +64,7 @@ def exact_bound(lost: int, won: int, rows: int, confidence: float, unknown: int 
     if not 0.5 <= confidence < 1:
         raise ValueError(f"a confidence of {confidence}")
     level = 1 - confidence
-    nuisance = level * _NUISANCE
+    nuisance = level * NUISANCE
     shares = _interval(won, rows, nuisance)
     points = _GRID
     if unknown:

@@ -292,6 +292,11 @@ def expected_line(nouns: Nouns, rows: int, drop: float, certifiable: float) -> s
             f"{100 * drop:.2f} % of the {nouns.things} are expected to {nouns.differ} before "
             f"healing; {rows:,} test rows could then certify {100 * (drop + certifiable):.2f} %"
         )
+    if not nouns.labels:
+        return (
+            f"a drop of {drop:+.4f} is expected before healing; if each row that differs is lost, "
+            f"{drop + certifiable:.4f} can still be certified"
+        )
     return (
         f"a drop of {drop:+.4f} is expected before healing; {rows:,} test rows can be expected to "
         f"certify {certifiable:.4f}"

@@ -129,7 +129,7 @@ class SearchAgain:
         first = asked.first(promise)
         promise = first.settled(method_on(asked_scores([]), pool, first), pool)
         screening = self._recorded(SCREENING).rows
-        return planned_rows(self.record.screened, screening, promise, pool)
+        return planned_rows(self.record.screened, screening, promise, pool, all_lost=asked.all_lost)
 
     def _other_files(self, certificate: Evidence) -> Iterator[str]:
         """Yield which rows, adapters and reports are not those of a certificate."""

@@ -35,7 +35,7 @@ from tools.auto.decide import CONFIDENCE, SIZES, Pool, Setting
 from tools.auto.replay import mean_of, outcome, setting_of
 from tools.auto.stored import FULL, Stored
 
-PROMISES = (0.01, 0.005)
+PROMISES = (0.02, 0.01, 0.005)
 _UNION = 3  # sizes whose rows are labelled together, of least favourable promises
 _MOST_SCREENING = 500
 
@@ -130,7 +130,8 @@ class AskedPool(Pool):
         )  # fmt: skip
         sizes = [screened[place].model_copy(update={"named": True}) for place in named]
         about = promise_of(max_drop)
-        return [*named, planned_rows(sizes, self.setting.screening, about, self.setting.test)]
+        most, screening = self.setting.test, self.setting.screening
+        return [*named, planned_rows(sizes, screening, about, most, all_lost=True)]
 
     def test(
         self, plan: Sequence[int], max_drop: float, draw: Sequence[int], fills: Sequence[Fill]

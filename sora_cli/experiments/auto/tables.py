@@ -59,15 +59,14 @@ def promised(promise: Promise, rows: RowPlan, bound: BoundMethod) -> Iterator[st
 
 def _labels_line(promise: Promise, available: int) -> str:
     """Return a line on the labels that a promise will take, as far as it is known by now."""
-    from sora_cli.search.certifiable import rows_needed  # scipy
+    from sora_cli.search.asked_search import rows_for_shares  # numpy
 
-    most = promise.labels or 0
-    needed = rows_needed(min(promise.max_drop, 0.99), confidence=promise.confidence)
-    tested = min(needed, available, int(most / DIFFERING))
+    tested = rows_for_shares([DIFFERING], promise, available, all_lost=True)
     return (
         "labels are asked for where answers differ: of about "
         f"{math.ceil(tested * DIFFERING)} rows, "
-        f"if {DIFFERING:.1%} of {count(tested)} test rows do; of at most {most} (--labels)"
+        f"if {DIFFERING:.1%} of {count(tested)} test rows do; "
+        f"of at most {promise.labels or 0} (--labels)"
     )
 
 

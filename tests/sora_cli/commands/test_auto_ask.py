@@ -26,7 +26,7 @@ from tests.present import present
 from tests.sora_cli.experiments.auto.support import auto_recipe, certificate_of
 
 Output = pytest.CaptureFixture[str]
-SIZES = {"epochs": 8, "learning_rate": 0.005, "seed": 1}
+SIZES = {"epochs": 8, "learning_rate": 0.005, "seed": 2}
 """A training whose sizes differ on some rows."""
 
 
@@ -221,6 +221,8 @@ def test_a_half_filled_table_gives_a_wider_bound_and_can_be_filled_further(
     assert whole.asked.answered == len(rows)
     assert not whole.asked.changed
     assert way.verify() == OK
+    fill(way.table, lambda row: row["label"] or truth(row))
+    assert way.run() in (OK, NO_VERDICT)
     assert "holds a finished run" in way.error(capsys)[0]
 
 

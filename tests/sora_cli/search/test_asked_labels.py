@@ -13,12 +13,12 @@ import pytest
 
 from sora_cli.search.asked import Asked, digest_of
 from sora_cli.search.asked_labels import AskedLabels, best_of, bound_of, more_labels
-from sora_cli.search.asked_search import planned_rows
+from sora_cli.search.asked_search import planned_rows, rows_for_shares
 from sora_cli.search.paired import exact_bound
 from sora_cli.search.promise import Promise
 from sora_cli.search.statistic import Bound, Labelled
 from sora_cli.search.statistics import drop_bound, statistic_in, statistic_of
-from sora_cli.tasks.row_scores import ASKED, UNLABELLED, RowScores
+from sora_cli.tasks.row_scores import ASKED, UNLABELLED, RowScores, asked_scores
 from sora_cli.verify.tolerances import close
 from tests.present import present
 from tests.sora_cli.experiments.auto.support import screened
@@ -133,6 +133,19 @@ def test_the_labels_and_the_rows_there_are_limit_the_plan() -> None:
     assert planned(0.02, max_drop=0.0) == 60 / 0.02
 
 
+def test_more_rows_test_if_every_row_that_differs_may_be_lost() -> None:
+    """Of one point: half of 0.5 % lost takes 586 rows."""
+
+    def more(*shares: float, labels: int = 60, there: int = 10**6) -> int:
+        return rows_for_shares(shares, promise(0.01, labels), there, all_lost=True)
+
+    assert more(0.005) == 1941
+    assert more(0.005, there=1000) == 1000  # none of these numbers is enough: all come nearest
+    assert more(0.005, labels=5) == planned(0.005, max_drop=0.01, labels=5)
+    assert more(0.02) == planned(0.02, max_drop=0.01)  # more than a point would be lost
+    assert more(0.005, 0.02) == more(0.005)
+
+
 def test_the_bound_of_a_number_of_labels_beforehand() -> None:
     """60 labels reach 2,400 rows, if 2.5 % of them differ."""
     limited = AskedLabels(labels=60)
@@ -171,3 +184,16 @@ def test_figures_of_another_machine_follow_from_the_counts() -> None:
     assert close(again.labelled.strict, found.labelled.strict)
     full = scores(np.zeros(ROWS), np.full(ROWS, NO), np.full(ROWS, NO))
     assert 0 < statistic.apart(full, found, 0.95, 1) < statistic.apart(full, found, 0.95, 2)
+
+
+def test_the_first_size_is_planned_as_if_every_row_that_differs_were_lost() -> None:
+    """Eight of 500 rows differ: two points hold if half of such rows are lost, not if all are."""
+    whole = asked_scores(["full"] * 500)
+
+    def planned(differ: int) -> float:
+        small = asked_scores(["size"] * differ + ["full"] * (500 - differ))
+        expected = AskedLabels().expected(0.3, whole, small, 1500, 0.95)
+        return expected.drop + (expected.certifiable or 0)
+
+    assert planned(0) < 0.02
+    assert planned(8) > 0.02

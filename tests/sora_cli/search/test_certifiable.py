@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 
 from sora_cli.search.any_metric import AnyMetric
-from sora_cli.search.certifiable import certifiable_drop, rows_needed
+from sora_cli.search.certifiable import (
+    certifiable_drop,
+    drop_if_lost,
+    rows_if_lost,
+    rows_needed,
+)
 from sora_cli.search.paired import exact_bound
 from sora_cli.search.right_or_wrong import RightOrWrong
 from sora_cli.tasks.row_scores import RowScores, row_scores
+from tests.present import present
 
 ROWS = 300
 
@@ -34,6 +40,19 @@ def test_the_rows_needed_are_enough_and_not_one_fewer(drop: float, confidence: f
     rows = rows_needed(drop, confidence=confidence)
     assert certifiable_drop(rows, confidence=confidence) <= drop
     assert certifiable_drop(rows - 1, confidence=confidence) > drop
+
+
+@pytest.mark.parametrize(("drop", "differing"), [(0.005, 0.002), (0.01, 0.005), (0.02, 0.013)])
+def test_rows_that_certify_a_drop_though_each_row_that_differs_is_lost(
+    drop: float, differing: float
+) -> None:
+    rows = present(rows_if_lost(drop, differing, 10_000))
+    assert 0.999 * drop < drop_if_lost(rows, differing) <= drop
+    # with fewer rows a test of as many lost rows fails, or more rows differ in a fifth of the draws
+    assert all(drop_if_lost(n, differing) > drop for n in range(max(rows - 50, 1), rows))
+    assert rows > rows_needed(drop, differing=differing)
+    assert rows_if_lost(drop, differing, rows - 1) is None
+    assert rows_if_lost(drop, 1.5 * drop, 3000) is None
 
 
 def test_what_277_rows_can_certify() -> None:
