@@ -95,11 +95,19 @@ class AutoPlan:
                 wanted=self.wanted(total),
                 total=total,
                 healing=healing,
-                fewest=1 if rows_are_right_or_wrong(recipe) else AnyMetric.fewest,
+                fewest=self._fewest,
                 unlabelled=unlabelled,
             )
         self._check_steps(recipe.training.total_steps(rows.trained))
         return rows
+
+    @property
+    def _fewest(self) -> int:
+        """Test rows without which there is no bound, as far as the recipe tells."""
+        recipe = self.loaded.recipe
+        # of a search only the rows tell whether each query has one document, and is found or not
+        may_be_exact = rows_are_right_or_wrong(recipe) or recipe.task.options.searches
+        return 1 if may_be_exact else AnyMetric.fewest
 
     def _check_steps(self, steps: int) -> None:
         """Raise `SoraError` if a size would have no step left after its cut."""
