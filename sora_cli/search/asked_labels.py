@@ -118,13 +118,11 @@ class AskedLabels(OfRows):
         may be lost ones. So it is planned as if all of them were, of the largest share of rows that
         is likely to differ.
         """
-        from scipy.stats import beta
-
         from sora_cli.search.certifiable import drop_if_lost
 
         seen, screening = int(full.differs(small).sum()), len(full)
         drop = expected_share(share, seen / screening, screening) / 2
-        most = 1.0 if seen == screening else float(beta.ppf(_SURE, seen + 1, screening - seen))
+        most = largest_share(seen, screening)
         reached = max(min(rows, int(self.labels / most)), 1)
         return Expected(drop, drop_if_lost(reached, most, confidence) - drop)
 
@@ -260,6 +258,18 @@ def expected_share(share: float, seen: float, rows: int) -> float:
     """
     # twice: `mixed` takes half of its prior share for the drop, and this is all of it
     return max(mixed(share, seen, seen, rows, worth=2.0)[0], _LEAST)
+
+
+def largest_share(seen: int, rows: int) -> float:
+    """Return the largest share of rows on which a size is likely to differ: Clopper and Pearson's.
+
+    Args:
+        seen: number of screening rows that differ.
+        rows: number of screening rows.
+    """
+    from scipy.stats import beta
+
+    return 1.0 if seen >= rows else float(beta.ppf(_SURE, seen + 1, rows - seen))
 
 
 _SURE = 0.8

@@ -30,6 +30,7 @@ from sora_cli.search.asked_labels import (
     AskedLabels,
     best_of,
     expected_share,
+    largest_share,
     more_labels,
     sorted_rows,
 )
@@ -140,15 +141,19 @@ def planned_rows(
         available: rows that could test.
         expected: returns the share on which a size is expected to differ, by the number of
             screening rows; None: that of a cut before healing.
-        all_lost: see `rows_for_shares`.
+        all_lost: at least as many as the first size needs if each row that differs is lost.
     """
     share_of = expected or (lambda size, n: expected_share(size.share, size.screening.drop, n))
     shares = [share_of(size, screening) for size in screened if size.named]
-    return rows_for_shares(shares, promise, available, all_lost=all_lost)
+    if not all_lost:
+        return rows_for_shares(shares, promise, available)
+    first = next(size for size in screened if size.named)
+    largest = largest_share(round(first.screening.drop * screening), screening)
+    return rows_for_shares(shares, promise, available, largest=largest)
 
 
 def rows_for_shares(
-    shares: Sequence[float], promise: Promise, available: int, *, all_lost: bool
+    shares: Sequence[float], promise: Promise, available: int, *, largest: float | None = None
 ) -> int:
     """Return how many rows test sizes that differ on these shares of them.
 
@@ -157,8 +162,9 @@ def rows_for_shares(
 
     Args:
         shares: from the largest size on.
-        all_lost: as many as the first size needs if each row that differs is lost, if these are
-            more, and its labels few enough.
+        largest: the largest share on which the first size is likely to differ: then at least as
+            many rows test as it needs if each row that differs is lost, if its labels are few
+            enough even then. None: no more rows test.
     """
     from sora_cli.search.certifiable import rows_if_lost, rows_needed  # scipy
 
@@ -168,8 +174,8 @@ def rows_for_shares(
         drop, sure = min(promise.max_drop, _NEARLY_ALL), promise.confidence
         rows = [(rows_needed(drop, differing=share, confidence=sure), share) for share in shares]
         needed = [n for n, share in rows if n * share <= labels] or needed
-        if all_lost:
-            most = min(int(labels / shares[0]), available)
+        if largest is not None:
+            most = min(int(labels / max(largest, shares[0])), available)
             reached = rows_if_lost(drop, shares[0], most, sure)
             # where no number of the rows there is enough, all of them come nearest
             needed.append(reached or (available if available <= most else 0))

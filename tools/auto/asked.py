@@ -8,7 +8,7 @@ pools that are made to break them, and on the stored runs whose rows are right o
 accuracy). The truth of the pool labels the rows that are asked: all of them, a random half, or only
 those on which the small model is right. Rows are drawn with replacement, so that the pool is what a
 promise is about. Screening rows are drawn `--screenings` times, and test rows often for each of
-these draws: the plan of the rows takes most of the time. `--table` prints, for one point and half
+these draws: the plan of the rows takes most of the time. `--table` prints, for two, one and half
 a point, the labels that are asked and the sizes that are certified, beside promises by labels alone
 and by answers alone. Labels are asked for size by size, or with `--ask-all` for all sizes at once.
 """
@@ -107,7 +107,12 @@ class AskedPool(Pool):
     """
 
     def __init__(self, stored: Stored, rows: int, sizes: int, *, ask_all: bool = False) -> None:
-        super().__init__(stored, setting_for(rows))
+        unhealed = {
+            name: _with(scores, np.full(len(scores), UNLABELLED))
+            for name, scores in stored.unhealed.items()
+        }
+        # nobody labels screening rows: every row that differs counts
+        super().__init__(replace(stored, unhealed=unhealed), setting_for(rows))
         self.sizes, self.ask_all = sizes, ask_all
         self._verdicts: dict[tuple[int, float], Verdicts] = {}
 

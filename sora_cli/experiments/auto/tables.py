@@ -61,7 +61,7 @@ def _labels_line(promise: Promise, available: int) -> str:
     """Return a line on the labels that a promise will take, as far as it is known by now."""
     from sora_cli.search.asked_search import rows_for_shares  # numpy
 
-    tested = rows_for_shares([DIFFERING], promise, available, all_lost=True)
+    tested = rows_for_shares([DIFFERING], promise, available, largest=DIFFERING)
     return (
         "labels are asked for where answers differ: of about "
         f"{math.ceil(tested * DIFFERING)} rows, "

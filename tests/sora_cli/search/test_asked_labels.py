@@ -136,11 +136,13 @@ def test_the_labels_and_the_rows_there_are_limit_the_plan() -> None:
 def test_more_rows_test_if_every_row_that_differs_may_be_lost() -> None:
     """Of one point: half of 0.5 % lost takes 586 rows."""
 
-    def more(*shares: float, labels: int = 60, there: int = 10**6) -> int:
-        return rows_for_shares(shares, promise(0.01, labels), there, all_lost=True)
+    def more(*shares: float, labels: int = 60, there: int = 10**6, largest: float = 0.0) -> int:
+        return rows_for_shares(shares, promise(0.01, labels), there, largest=largest)
 
     assert more(0.005) == 1941
     assert more(0.005, there=1000) == 1000  # none of these numbers is enough: all come nearest
+    assert more(0.005, largest=0.03) == 1941  # 58 labels
+    assert more(0.005, largest=0.031) == planned(0.005, max_drop=0.01)
     assert more(0.005, labels=5) == planned(0.005, max_drop=0.01, labels=5)
     assert more(0.02) == planned(0.02, max_drop=0.01)  # more than a point would be lost
     assert more(0.005, 0.02) == more(0.005)
