@@ -158,12 +158,12 @@ def ask_table(
     return AskTable.beside(Path(options.ask).expanduser(), force=force)
 
 
-def open_notes(found: Outcome, evidence: Evidence) -> Iterator[str]:
-    """Yield a note on each result that more labels could change."""
+def open_notes(found: Outcome, evidence: Evidence, table: AskTable | None) -> Iterator[str]:
+    """Yield a note on each result that more labels could change, and on what to do now."""
     if found.left is not None:
         from sora_cli.search.asking import notes_on
 
-        yield from notes_on(found.left, evidence)
+        yield from notes_on(found.left, evidence, table)
 
 
 def show_evidence(evidence: Evidence) -> None:

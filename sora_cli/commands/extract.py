@@ -122,7 +122,7 @@ def extract(
             search = smallest_cut(adapter, *tests, say, against=source, labels=table)
             place = Path(resolve_model_path(source))
             evidence = search.evidence("extract", place, recipe_facts)
-            say_notes(open_notes(search, evidence))
+            say_notes(open_notes(search, evidence, table))
             layers, _ = cut_to(layers, search.written(evidence.chosen))
             rule = {**evidence.promise.rule, **evidence.lineage()}
         certify = None if evidence is None else evidence.certify

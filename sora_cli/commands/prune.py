@@ -221,7 +221,7 @@ def _heal_sizes(
             publish(output, chosen, directory)
             rewrite_card(output / ADAPTER, evidence.lines())
             evidence.write(output)
-    say_notes(open_notes(search, evidence))
+    say_notes(open_notes(search, evidence, table))
     show_evidence(evidence)
     say(f"wrote {output}")
     return OK if evidence.certified else NO_VERDICT
@@ -253,7 +253,7 @@ def _search(
         adapter, loaded.recipe, rows, promise, say, rounding=rounding, labels=table
     )
     evidence = found.evidence("prune", place, recipe_of(asked, loaded.resolved(), promise))
-    say_notes(open_notes(found, evidence))
+    say_notes(open_notes(found, evidence, table))
     return *cut_to(adapter.layers, found.written(evidence.chosen)), evidence
 
 

@@ -204,7 +204,7 @@ def _gate(
         references = (a, served.reference)
         found = gate_server(sides[0], served, loaded.recipe, rows, on, say)
     evidence = found.evidence("verify", sides[0].place, recipe_of(promise, loaded.resolved(), on))
-    say_notes(open_notes(found, evidence))
+    say_notes(open_notes(found, evidence, table))
     if gate.output is not None:
         write_text_atomic(gate.output, evidence.text())
     code = OK if evidence.certified else FAILED if evidence.worse else NO_VERDICT

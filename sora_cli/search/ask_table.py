@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sora_cli.core.atomic import write_bytes_atomic
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import first_few, listed, shown_path, shown_value
 from sora_cli.data.csv_form import csv_records
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 ID, LABEL, SECOND, ALLOWED = "id", "label", "label_2", "allowed"
 Given = tuple[str, str]
@@ -80,6 +85,17 @@ def write_table(path: Path, rows: Sequence[Question], given: Mapping[str, Given]
 def guide_of(path: Path) -> Path:
     """Return the place of the guide beside a table."""
     return path.with_suffix(".txt")
+
+
+def rest_of(path: Path) -> Path:
+    """Return the place of the rows that have not tested, beside a table."""
+    return path.with_suffix(".unused.jsonl")
+
+
+def write_rest(path: Path, rows: Dataset) -> None:
+    """Write rows that have not tested, one JSON object a line."""
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows.to_list()]
+    write_bytes_atomic(rest_of(path), "".join(f"{line}\n" for line in lines).encode(), private=True)
 
 
 def is_guide(path: Path) -> bool:

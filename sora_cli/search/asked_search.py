@@ -108,6 +108,7 @@ class Wanted:
         more: about so many more labels certify the first size that is open; None: not known.
         kept: number of sizes that are certified already.
         left: labels that the next size would take, if it did not go in; None: all went in.
+        rest: the rows that were not drawn to test.
     """
 
     rows: dict[str, Question] = field(default_factory=dict)
@@ -116,6 +117,7 @@ class Wanted:
     more: int | None = None
     kept: int = 0
     left: int | None = None
+    rest: TestRows | None = None
 
     @property
     def answered(self) -> int:
@@ -233,7 +235,7 @@ class AskedSearch(AutoSearch):
         part = self.maker.draw(rows)
         self.bound = AskedLabels().about(self.promise).method_on(rows, self.promise.confidence)
         yield None
-        self.wanted = Wanted()
+        self.wanted = Wanted(rest=part.rest)
         assert record.full is not None
         self._questions = Questions.of(part, self.seeds["rows"], record.full.digest)
         entered, asked = yield from self._entered(rows)

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,16 @@ from sora_cli.search.ask_table import (
     guide_of,
     is_guide,
     read_table,
+    rest_of,
     write_guide,
+    write_rest,
     write_table,
 )
 from sora_cli.search.asked_search import AskedSearch, Wanted
 from sora_cli.search.evidence import Evidence
+from sora_cli.search.failed_asking import advice, has_failed
 from sora_cli.search.kept_answers import Kept, Memory
+from sora_cli.search.test_rows import TestRows
 
 
 class Labels(ABC):
@@ -120,7 +124,7 @@ class AskTable(Labels):
     def check_free(self) -> None:
         """Check that a new search can write its table: a file with labels is never replaced."""
         check_writable(self.path)
-        for file in (self.path, guide_of(self.path)):
+        for file in (self.path, guide_of(self.path), rest_of(self.path)):
             if os.path.lexists(file) and not is_guide(file):
                 raise SoraError(
                     f"{shown_path(file)} is there already, and is not replaced",
@@ -232,14 +236,47 @@ class AskTable(Labels):
                     "keeps it", *more]  # fmt: skip
         return what, [guide, *more, "then the same command:", f"  {self.same_command()}"]
 
+    def keep_rest(self, rest: TestRows | None) -> Path | None:
+        """Write the rows that have not tested; return the place, or None if there are none."""
+        if rest is None or not len(rest) or rest.answers is None:
+            return None
+        if is_main():
+            write_rest(self.path, rest.rows.select_columns(list(rest.answers.columns)))
+        return rest_of(self.path)
+
+    def command_anew(self, output: Path | None) -> str:
+        """Return the command that searches anew, on the rows that have not tested.
+
+        Args:
+            output: directory of a search; None: the command has none, or names it by -o.
+        """
+        words = [word for word in sys.argv[1:] if word != "--force"]
+        given = {"--unlabelled": rest_of(self.path), "--ask": _second(self.path)}
+        for option, value in given.items():
+            words = [*_without(words, option), option, shown_path(value)]
+        for n, word in enumerate(words[:-1]):
+            if word in {"-o", "--output"}:
+                words[n + 1] = str(_second(Path(words[n + 1])))
+        if output is not None:
+            words = [word for word in words if not word.startswith("output.dir=")]
+            words.append(f"output.dir={shown_path(_second(output))}")
+        return shlex.join(["sora", *words])
+
     def same_command(self) -> str:
         """Return the command that goes on; a `--force` that would start again is left out."""
         dropped = {"--force"} if self._anew else set[str]()
         return shlex.join(["sora", *(word for word in sys.argv[1:] if word not in dropped)])
 
 
-def notes_on(wanted: Wanted, evidence: Evidence) -> Iterator[str]:
-    """Yield a note on each result that more labels could change."""
+def notes_on(
+    wanted: Wanted, evidence: Evidence, table: AskTable | None, output: Path | None = None
+) -> Iterator[str]:
+    """Yield a note on each result that more labels could change, and what to do after a failure.
+
+    Args:
+        table: keeps the rows that have not tested.
+        output: directory of a search.
+    """
     alone = sum(size.test.labelled.alone for size in evidence.candidates
                 if size.test is not None and size.test.labelled is not None)  # fmt: skip
     if alone:
@@ -256,6 +293,21 @@ def notes_on(wanted: Wanted, evidence: Evidence) -> Iterator[str]:
         )
     if wanted.left is not None:
         yield _for_more(wanted.left)
+    if table is not None and not wanted.open and has_failed(evidence):
+        rest = table.keep_rest(wanted.rest)
+        yield from advice(evidence, None if rest is None else shown_path(rest))
+        if rest is not None:
+            yield f"to test on them: {table.command_anew(output)}"
+
+
+def _second(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-2{path.suffix}")
+
+
+def _without(words: Sequence[str], option: str) -> list[str]:
+    """Return the words of a command without an option and its value."""
+    pairs = zip(["", *words], words, strict=False)
+    return [word for last, word in pairs if option not in {last, word.partition("=")[0]}]
 
 
 def _for_more(labels: int) -> str:

@@ -83,7 +83,7 @@ def run(
                 rewrite_card(plan.output / ADAPTER, certificate.lines())
     # only now: until the certificate is written, an interrupted search continues from these states
     if isinstance(search, AskedSearch):  # other labels may still be read
-        say_notes(notes_on(search.wanted, certificate))
+        say_notes(notes_on(search.wanted, certificate, table, plan.output))
     else:
         maker.forget()
     return certificate, trained, final

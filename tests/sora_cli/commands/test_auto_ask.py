@@ -323,6 +323,32 @@ def test_the_limit_of_labels_can_be_raised(tmp_path: Path, capsys: Output) -> No
 
 
 @pytest.mark.long
+def test_after_a_failure_the_rows_that_have_not_tested_are_kept(
+    tmp_path: Path, capsys: Output
+) -> None:
+    """The command that is told tests on them alone."""
+    way, few = Way(tmp_path, "2pt"), ("--labels", "8", "training.epochs=2")
+    small(way.folder)
+    inputs = [{k: v for k, v in row.items() if k != "label"} for row in pair_rows(700, seed=9)]
+    write_rows(way.folder / "inputs.jsonl", inputs)
+    capsys.readouterr()
+    while (code := way.run(*few)) == LABELS_WANTED:
+        way.label()
+    assert code == NO_VERDICT
+    said = " ".join(capsys.readouterr().err.split())
+    assert "certify the largest size in four of five draws" in said
+    record, unused = present(read_auto(way.out)), way.folder / "ask.unused.jsonl"
+    kept = [json.loads(line) for line in unused.read_text().splitlines()]
+    assert len(kept) == record.rows["pool"].rows - record.rows["test"].rows
+    assert all(row in inputs for row in kept)
+    assert mode(unused) == 0o600
+    asked = [(row["sentence1"], row["sentence2"]) for row in way.rows()]
+    assert not {*asked} & {(row["sentence1"], row["sentence2"]) for row in kept}
+    command = present(re.search(r"to test on them: sora (.*? output\.dir=\S+)", said))[1]
+    assert command.endswith("--unlabelled ask.unused.jsonl --ask ask-2.csv output.dir=out-2")
+
+
+@pytest.mark.long
 def test_two_people_label_and_one_of_them_is_contradicted(way: Way) -> None:
     way.label()
     way.label(column="label_2")
