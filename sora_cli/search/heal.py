@@ -206,7 +206,10 @@ def smallest_healed(
         return run[0].output_dir
 
     recipe, sizes = runs[0][0].recipe, [int(run[0].output_dir.name) for run in runs]
-    return tested_runs(directory, sizes, healed, rows, promise, tell, recipe=recipe, labels=labels)
+    return tested_runs(
+        directory, sizes, healed, rows, promise, tell,
+        recipe=recipe, labels=labels, refuse_few=True,
+    )  # fmt: skip
 
 
 def is_finished(run: Path) -> bool:
@@ -225,6 +228,7 @@ def tested_runs(
     *,
     recipe: Recipe,
     labels: Labels | None,
+    refuse_few: bool,
 ) -> Outcome:
     """Test sizes that are runs, from the largest to the smallest, until one fails.
 
@@ -234,9 +238,11 @@ def tested_runs(
             None: it is not there.
         recipe: recipe that scores them.
         labels: of a promise that asks for labels.
+        refuse_few: too few rows for any bound are an error, before a size is trained.
     """
     with importing():
         from sora_cli.search.cut import UNCUT, method_told, reference_of, score_adapter
+        from sora_cli.search.fewest import check_number
         from sora_cli.search.search import Outcome, Scored, sizes_tested
         from sora_cli.search.statistics import statistic_of
 
@@ -245,6 +251,8 @@ def tested_runs(
     size, encoded, full = score_adapter(directory, recipe, rows)
     size, full = from_first_process((size, full))
     say_notes(encoded.notes())
+    if refuse_few:
+        check_number(statistic_of(full), len(full), promise.metric, recipe, held_out=False)
     bound, promise = method_told(full, promise, tell)
 
     def scored(number: int) -> Scored | None:

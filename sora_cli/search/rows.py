@@ -27,7 +27,7 @@ from sora_cli.run.lineage import inherited
 from sora_cli.run.prepare import Prepared, check_rows, load_task, raw_keys
 from sora_cli.search.answers import read_answer_rows
 from sora_cli.search.basis import BASES, basis_line, choose_basis
-from sora_cli.search.fewest import check_number, unlabelled_way
+from sora_cli.search.fewest import check_number
 from sora_cli.search.promise import Promise, promise_of
 from sora_cli.search.row_set import POOL, SCREENING, TEST, TRAIN, RowSet, part_of
 from sora_cli.search.screening import part_rows
@@ -203,7 +203,7 @@ def method_by(recipe: Recipe, ready: Prepared, rows: int, promise: Promise) -> B
     """
     scores = _blank_scores(recipe, ready, promise)
     with recipe.placing("auto.rows"):
-        check_number(statistic_of(scores), rows, promise.metric, unlabelled_way(recipe))
+        check_number(statistic_of(scores), rows, promise.metric, recipe)
     return method_on(scores, rows, promise)
 
 

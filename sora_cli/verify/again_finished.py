@@ -147,8 +147,9 @@ class FinishedAgain:
 
         labels = self._labels(promise)
         return tested_runs(
-            self.reference, sizes, stored, rows, promise, _quiet, recipe=recipe, labels=labels
-        )
+            self.reference, sizes, stored, rows, promise, _quiet,
+            recipe=recipe, labels=labels, refuse_few=False,
+        )  # fmt: skip
 
     def _labels(self, promise: Promise) -> Labels | None:
         """Return the labels that the result has kept; None: none were asked for."""

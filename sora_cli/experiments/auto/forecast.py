@@ -54,7 +54,7 @@ def forecast(loaded: LoadedRecipe, task: Task, train: Dataset) -> Forecast:
     try:
         rows = held_out_rows(plan, len(train), count_inputs(task.raw_keys(train)))
         if block.unlabelled is None and not rows_are_right_or_wrong(recipe):
-            check_number(AnyMetric(), rows.test, task.best, unlabelled_way(recipe))
+            check_number(AnyMetric(), rows.test, task.best, recipe)
     except SoraError as error:
         way = f"; {unlabelled_way(recipe)}" if _others_can_test(plan, len(train)) else ""
         return Forecast(None, (f"{_NOT}: {error.what}{way}",))

@@ -13,7 +13,7 @@ from sora_cli.adapter.reading import read_adapter
 from sora_cli.app import run
 from sora_cli.report import RunReport, read_report
 from sora_cli.search.heal import healing_recipe
-from tests.helpers_errors import refused
+from tests.helpers_errors import error_of, refused
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import train, write_recipe
 from tests.present import present
@@ -101,6 +101,17 @@ def test_an_adapter_alone_needs_a_recipe(
     words = ["prune", str(alone), "-o", f"{tmp_path}/out", "--rank", "1", "--heal", "2"]
     refused(capsys, *words)
     assert run([*words, "--recipe", str(origin.parent / "tiny.yaml"), "--no-verify"]) == 0
+
+
+def test_a_promise_that_cannot_be_computed_is_refused_before_training(
+    origin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["prune", origin, "-o", out, "--heal", "2", "--max-drop", "5pt", "task.metrics=[f1]"]
+    lines = error_of(capsys, *words)
+    assert "a bound of f1 needs 50 test rows with different inputs" in lines[0]
+    assert "--max-differ 1% --unlabelled FILE" in lines[-1]
+    assert not list(out.rglob("report.json"))
 
 
 @pytest.mark.parametrize(

@@ -268,6 +268,8 @@ def test_too_few_pairs_are_trained_without_a_promise(
     chat = write_chat_base(tmp_path / "chat")
     text, commands = _proposed(capsys, "pairs.jsonl", "--model", str(chat))
     assert "48 rows, and 96 are needed" in text
-    assert "rows without labels: --max-differ 1% --unlabelled FILE" in " ".join(text.split())
+    assert "400 rows or more without labels: --max-differ 1% --unlabelled FILE" in " ".join(
+        text.split()
+    )
     assert [command[0] for command in commands] == ["train"]
     assert run([*commands[0], *FEW, "--no-verify"]) == 0

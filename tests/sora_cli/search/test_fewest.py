@@ -48,7 +48,7 @@ def test_few_inputs_are_refused_before_training(
     out = tmp_path / "out"
     lines = error_of(capsys, "auto", recipe, "--max-drop", "2pt", f"output.dir={out}")
     assert "needs 50 test rows with different inputs" in lines[0]
-    assert "--max-differ 1% --unlabelled FILE data.corpus=FILE" in lines[-1]
+    assert "--max-differ 1% --unlabelled QUERIES data.corpus=DOCUMENTS" in lines[-1]
     assert not list(out.glob("sizes/*"))
 
 
@@ -62,5 +62,5 @@ def test_init_counts_inputs_and_names_what_can_be_had(
     said = " ".join(capsys.readouterr().err.split())
     assert "sora auto is not proposed: the promise cannot be computed" in said
     assert "needs 50 test rows with different inputs, and there are 24" in said
-    assert "--max-differ 1% --unlabelled FILE data.corpus=FILE" in said
+    assert "--max-differ 1% --unlabelled QUERIES data.corpus=DOCUMENTS" in said
     assert "sora auto pairs" not in said
