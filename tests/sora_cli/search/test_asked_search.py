@@ -73,7 +73,9 @@ class Invented(Maker):
         texts = [f"{row}" for row in range(rows)]
         answers = [{label: label for label in (LOST, WON, "other")}] * rows
         shown = Shown({"text": texts}, answers)
-        return SimpleNamespace(task=SimpleNamespace(questions=lambda *_: shown), rows=None)
+        return SimpleNamespace(
+            task=SimpleNamespace(questions=lambda *_: shown), rows=None, rest=None
+        )
 
 
 class Search:

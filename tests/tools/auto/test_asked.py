@@ -47,7 +47,9 @@ class Drawn(Invented):
         rng = np.random.default_rng((self.pool.stored.seed, 0, 7))
         self.drawn = rng.integers(self.pool.stored.rows, size=rows)
         shown = Questions({"text": [str(n) for n in range(rows)]}, [{"1.0": "1.0"}] * rows)
-        return SimpleNamespace(task=SimpleNamespace(questions=lambda *_: shown), rows=None)
+        return SimpleNamespace(
+            task=SimpleNamespace(questions=lambda *_: shown), rows=None, rest=None
+        )
 
     def _answers(self, model: str) -> RowScores:
         codes = self.pool.stored.scores[model].parts[self.drawn, 0]
