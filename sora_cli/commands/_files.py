@@ -23,7 +23,7 @@ from sora_cli.recipe.plugins import loaded_code
 from sora_cli.report import FILE_NAME, HISTORY_FILE, PAGE_FILE
 from sora_cli.run.opening import ELSEWHERE
 from sora_cli.run.output import RANKS_PLOT, REFERENCE
-from sora_cli.search.ask_table import guide_of, rest_of
+from sora_cli.search.ask_table import guide_of, unused_of
 from sora_cli.search.evidence import FILE_NAME as CERTIFICATE
 from sora_cli.search.evidence import PICTURE, SIZES
 from sora_cli.search.kept_answers import FILE_NAME as ASKED
@@ -62,7 +62,7 @@ def output_folder(option: str, path: Path) -> list[Output]:
 
 
 def table_files(ask: str | Path | None, *, beside: bool = True) -> list[Output]:
-    """Name the table in which labels are asked for, with its guide and the rows that do not test.
+    """Name the table in which labels are asked for, with its guide and its unused rows.
 
     Args:
         ask: None: none are asked for.
@@ -72,7 +72,7 @@ def table_files(ask: str | Path | None, *, beside: bool = True) -> list[Output]:
         return []
     path = Path(ask).expanduser()
     kept = Kept.beside(path).path if beside else None
-    return output_file("--ask", path, guide_of(path), rest_of(path), kept)
+    return output_file("--ask", path, guide_of(path), unused_of(path), kept)
 
 
 def run_files(directory: Path, *names: str) -> list[Output]:

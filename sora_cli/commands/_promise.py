@@ -159,7 +159,7 @@ def ask_table(
 
 
 def open_notes(found: Outcome, evidence: Evidence, table: AskTable | None) -> Iterator[str]:
-    """Yield a note on each result that more labels could change, and on what to do now."""
+    """Yield notes on results that more labels could change, and advice after a failure."""
     if found.left is not None:
         from sora_cli.search.asking import notes_on
 

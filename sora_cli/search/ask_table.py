@@ -87,15 +87,17 @@ def guide_of(path: Path) -> Path:
     return path.with_suffix(".txt")
 
 
-def rest_of(path: Path) -> Path:
+def unused_of(path: Path) -> Path:
     """Return the place of the rows that have not tested, beside a table."""
     return path.with_suffix(".unused.jsonl")
 
 
-def write_rest(path: Path, rows: Dataset) -> None:
+def write_unused(path: Path, rows: Dataset) -> None:
     """Write rows that have not tested, one JSON object a line."""
     lines = [json.dumps(row, ensure_ascii=False) for row in rows.to_list()]
-    write_bytes_atomic(rest_of(path), "".join(f"{line}\n" for line in lines).encode(), private=True)
+    write_bytes_atomic(
+        unused_of(path), "".join(f"{line}\n" for line in lines).encode(), private=True
+    )
 
 
 def is_guide(path: Path) -> bool:

@@ -112,7 +112,7 @@ class AskedLabels(OfRows):
     def expected(
         self, share: float, full: RowScores, small: RowScores, rows: int, confidence: float
     ) -> Expected:
-        """Return what is expected if half of the differing rows are lost before healing.
+        """Return the drop before healing if half of the differing rows are lost, and its bound.
 
         Few labels should be spent on a test that nearly surely passes, and most answers that change
         may be lost ones. So it is planned as if all of them were, of the largest share of rows that

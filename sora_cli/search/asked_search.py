@@ -108,7 +108,7 @@ class Wanted:
         more: about so many more labels certify the first size that is open; None: not known.
         kept: number of sizes that are certified already.
         left: labels that the next size would take, if it did not go in; None: all went in.
-        rest: the rows that were not drawn to test.
+        unused: the rows that were not drawn to test.
     """
 
     rows: dict[str, Question] = field(default_factory=dict)
@@ -117,7 +117,7 @@ class Wanted:
     more: int | None = None
     kept: int = 0
     left: int | None = None
-    rest: TestRows | None = None
+    unused: TestRows | None = None
 
     @property
     def answered(self) -> int:
@@ -146,11 +146,10 @@ def planned_rows(
         all_lost: at least as many as the first size needs if each row that differs is lost.
     """
     share_of = expected or (lambda size, n: expected_share(size.share, size.screening.drop, n))
-    shares = [share_of(size, screening) for size in screened if size.named]
-    if not all_lost:
-        return rows_for_shares(shares, promise, available)
-    first = next(size for size in screened if size.named)
-    largest = largest_share(round(first.screening.drop * screening), screening)
+    named = [size for size in screened if size.named]
+    shares, largest = [share_of(size, screening) for size in named], None
+    if all_lost:
+        largest = largest_share(round(named[0].screening.drop * screening), screening)
     return rows_for_shares(shares, promise, available, largest=largest)
 
 
@@ -227,15 +226,17 @@ class AskedSearch(AutoSearch):
         yield from self.beginning()
         record = self.record
         if record.asked is None:
-            # nothing is known of the sizes of another model: `expected` says what to plan with
-            new = {"by_size": True, "all_lost": self.expected is None}
-            record.asked = Asked(planned=self.promise.labels or 0, rows=0, **new)
+            # of another model nothing is known beforehand: `expected` gives the share
+            record.asked = Asked(
+                planned=self.promise.labels or 0, rows=0,
+                by_size=True, all_lost=self.expected is None,
+            )  # fmt: skip
         rows = record.asked.rows = self.planned
         record.asked.by_size &= not self.promise.ask_all
         part = self.maker.draw(rows)
         self.bound = AskedLabels().about(self.promise).method_on(rows, self.promise.confidence)
         yield None
-        self.wanted = Wanted(rest=part.rest)
+        self.wanted = Wanted(unused=part.unused)
         assert record.full is not None
         self._questions = Questions.of(part, self.seeds["rows"], record.full.digest)
         entered, asked = yield from self._entered(rows)

@@ -23,10 +23,10 @@ from sora_cli.search.ask_table import (
     guide_of,
     is_guide,
     read_table,
-    rest_of,
+    unused_of,
     write_guide,
-    write_rest,
     write_table,
+    write_unused,
 )
 from sora_cli.search.asked_search import AskedSearch, Wanted
 from sora_cli.search.evidence import Evidence
@@ -124,7 +124,7 @@ class AskTable(Labels):
     def check_free(self) -> None:
         """Check that a new search can write its table: a file with labels is never replaced."""
         check_writable(self.path)
-        for file in (self.path, guide_of(self.path), rest_of(self.path)):
+        for file in (self.path, guide_of(self.path), unused_of(self.path)):
             if os.path.lexists(file) and not is_guide(file):
                 raise SoraError(
                     f"{shown_path(file)} is there already, and is not replaced",
@@ -236,13 +236,13 @@ class AskTable(Labels):
                     "keeps it", *more]  # fmt: skip
         return what, [guide, *more, "then the same command:", f"  {self.same_command()}"]
 
-    def keep_rest(self, rest: TestRows | None) -> Path | None:
+    def keep_unused(self, unused: TestRows | None) -> Path | None:
         """Write the rows that have not tested; return the place, or None if there are none."""
-        if rest is None or not len(rest) or rest.answers is None:
+        if unused is None or not len(unused) or unused.answers is None:
             return None
         if is_main():
-            write_rest(self.path, rest.rows.select_columns(list(rest.answers.columns)))
-        return rest_of(self.path)
+            write_unused(self.path, unused.rows.select_columns(list(unused.answers.columns)))
+        return unused_of(self.path)
 
     def command_anew(self, output: Path | None) -> str:
         """Return the command that searches anew, on the rows that have not tested.
@@ -251,7 +251,7 @@ class AskTable(Labels):
             output: directory of a search; None: the command has none, or names it by -o.
         """
         words = [word for word in sys.argv[1:] if word != "--force"]
-        given = {"--unlabelled": rest_of(self.path), "--ask": _second(self.path)}
+        given = {"--unlabelled": unused_of(self.path), "--ask": _second(self.path)}
         for option, value in given.items():
             words = [*_without(words, option), option, shown_path(value)]
         for n, word in enumerate(words[:-1]):
@@ -271,7 +271,7 @@ class AskTable(Labels):
 def notes_on(
     wanted: Wanted, evidence: Evidence, table: AskTable | None, output: Path | None = None
 ) -> Iterator[str]:
-    """Yield a note on each result that more labels could change, and what to do after a failure.
+    """Yield notes on results that more labels could change, and advice after a failure.
 
     Args:
         table: keeps the rows that have not tested.
@@ -294,9 +294,9 @@ def notes_on(
     if wanted.left is not None:
         yield _for_more(wanted.left)
     if table is not None and not wanted.open and has_failed(evidence):
-        rest = table.keep_rest(wanted.rest)
-        yield from advice(evidence, None if rest is None else shown_path(rest))
-        if rest is not None:
+        unused = table.keep_unused(wanted.unused)
+        yield from advice(evidence, None if unused is None else shown_path(unused))
+        if unused is not None:
             yield f"to test on them: {table.command_anew(output)}"
 
 

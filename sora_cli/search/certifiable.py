@@ -102,6 +102,25 @@ def rows_needed(
     return high
 
 
+def rows_for_drop(
+    drop: float, differing: float, max_drop: float, confidence: float, power: float = POWER
+) -> int | None:
+    """Return about how many right-or-wrong rows certify that a true drop is at most `max_drop`.
+
+    Args:
+        drop: the true drop, as far as it is known.
+        differing: share of rows that are lost or won.
+
+    Returns:
+        The number, by the normal approximation; None: the drop is not below `max_drop`.
+    """
+    left = max_drop - drop
+    if left <= 0:
+        return None
+    deviations = float(ndtri(confidence) + ndtri(power))
+    return math.ceil(deviations**2 * (differing - drop**2) / left**2)
+
+
 def drop_if_lost(
     rows: int, differing: float, confidence: float = CONFIDENCE, power: float = POWER
 ) -> float:

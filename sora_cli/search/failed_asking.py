@@ -10,55 +10,36 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sora_cli.search.row_set import POOL, SCREENING, TEST
-from sora_cli.search.statistic import POWER, Labelled
 
 if TYPE_CHECKING:
     from sora_cli.search.evidence import Evidence
-    from sora_cli.search.promise import Promise
 
 
 def has_failed(evidence: Evidence) -> bool:
-    """Return True if the first size failed, although no label that is missing could save it."""
+    """Return True if the first size failed the test of its labels."""
     first = evidence.candidates[0].test if evidence.candidates else None
     return first is not None and first.labelled is not None and first.failed
 
 
-def rows_wanted(counts: Labelled, rows: int, promise: Promise) -> int | None:
-    """Return about how many rows certify in four of five draws, with the shares of these.
-
-    Args:
-        counts: of the rows that differ.
-        rows: number of test rows.
-
-    Returns:
-        The number; None: the drop on these rows is not within the promise.
-    """
-    from scipy.special import ndtri
-
-    lost = counts.lost + counts.missing + counts.disagree
-    drop, differing = (lost - counts.won) / rows, (lost + counts.won) / rows
-    left = promise.max_drop - drop
-    if left <= 0:
-        return None
-    deviations = float(ndtri(promise.confidence) + ndtri(POWER))
-    return math.ceil(deviations**2 * (differing - drop**2) / left**2)
-
-
 def advice(evidence: Evidence, unused: str | None) -> Iterator[str]:
-    """Yield what would help after the first size has failed.
+    """Yield sentences of advice after the first size has failed.
 
     Args:
         unused: name of the file with the rows that have not tested; None: all of them have.
     """
+    from sora_cli.search.certifiable import rows_for_drop  # scipy
+
     size, promise = evidence.candidates[0], evidence.promise
     name = "B" if evidence.command == "verify" else "the largest size"
     assert size.test is not None
-    assert size.test.labelled is not None
+    counts = size.test.labelled
+    assert counts is not None
     tested, pool = evidence.rows[TEST].rows, evidence.rows[POOL].rows
-    rows = rows_wanted(size.test.labelled, tested, promise)
+    drop, differing = size.test.drop, (counts.differing - counts.neither) / tested
+    rows = rows_for_drop(drop, differing, promise.max_drop, promise.confidence)
     if rows is None:
         yield (
-            f"{name} loses {size.test.drop:.4f} on these rows, and {promise.max_drop:g} is "
+            f"{name} loses {drop:.4f} on these rows, and {promise.max_drop:g} is "
             "promised: more rows of this kind do not help, but a larger promise (--max-drop) may"
         )
     else:

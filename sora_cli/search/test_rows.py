@@ -77,7 +77,7 @@ class TestRows:
         trained: the inputs that the models were trained on; they must not be repeated, either.
         also_read: the family as another of the models reads rows, if it reads them otherwise.
         notes: remarks for the user: rows that were left out, and labels that are ignored.
-        rest: the rows that could have been drawn to test, too; None: all are here.
+        unused: the rows that could have been drawn to test, too; None: all are here.
     """
 
     __test__: ClassVar[bool] = False  # no test of pytest's
@@ -92,7 +92,7 @@ class TestRows:
     trained: TrainedOn = NOTHING
     also_read: Task | None = None
     notes: tuple[str, ...] = ()
-    rest: TestRows | None = None
+    unused: TestRows | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -326,8 +326,8 @@ class EncodedRows:
         counted = np.arange(len(self.part)) if self.counted is None else self.counted
         # not the stream that dealt the parts: a draw of the same length would be in its order
         order = np.random.default_rng((seed, 1)).permutation(counted)
-        rest = self.part.take(np.sort(order[number:]))
-        part = replace(self.part.take(np.sort(order[:number])), rest=rest)
+        unused = self.part.take(np.sort(order[number:]))
+        part = replace(self.part.take(np.sort(order[:number])), unused=unused)
         every = np.arange(len(part))
         return replace(self, part=part, rows=part.encoded(base), counted=every, seen=0, repeated=0)
 

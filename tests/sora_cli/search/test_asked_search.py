@@ -74,7 +74,7 @@ class Invented(Maker):
         answers = [{label: label for label in (LOST, WON, "other")}] * rows
         shown = Shown({"text": texts}, answers)
         return SimpleNamespace(
-            task=SimpleNamespace(questions=lambda *_: shown), rows=None, rest=None
+            task=SimpleNamespace(questions=lambda *_: shown), rows=None, unused=None
         )
 
 

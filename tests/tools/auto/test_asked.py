@@ -48,7 +48,7 @@ class Drawn(Invented):
         self.drawn = rng.integers(self.pool.stored.rows, size=rows)
         shown = Questions({"text": [str(n) for n in range(rows)]}, [{"1.0": "1.0"}] * rows)
         return SimpleNamespace(
-            task=SimpleNamespace(questions=lambda *_: shown), rows=None, rest=None
+            task=SimpleNamespace(questions=lambda *_: shown), rows=None, unused=None
         )
 
     def _answers(self, model: str) -> RowScores:
